@@ -1,0 +1,45 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format lint types layers tests bench-start train-demo clean
+
+demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
+	$(BIN)/seqloss score samples/story.txt
+
+test: $(INSTALLED) check  ## set up, then check
+
+check: $(INSTALLED) format lint types layers tests
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+layers:
+	$(BIN)/lint-imports --no-logo
+
+tests:
+	$(BIN)/python -m pytest
+
+bench-start: $(INSTALLED)  ## start-up times against bare scripts
+	$(BIN)/python benchmarks/startup.py
+
+train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
+	$(BIN)/python tools/train_demo.py
+
+clean:
+	rm -rf $(VENV)

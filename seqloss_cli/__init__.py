@@ -1,0 +1,51 @@
+"""seqloss: exact losses and likelihoods of causal language models.
+
+The documented Python API: `score`, `Scorer` and the records. Importing this package loads
+neither torch nor transformers; using it does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from seqloss_cli.config import ModelChoice, TokenPolicy
+from seqloss_cli.errors import RunError, SeqlossError, UsageError
+
+if TYPE_CHECKING:
+    from seqloss_cli.api import Scorer, score
+    from seqloss_cli.metrics import Totals, totals_of
+    from seqloss_cli.records import Rejected, Sample, SequenceScore
+
+__all__ = [
+    "ModelChoice",
+    "Rejected",
+    "RunError",
+    "Sample",
+    "Scorer",
+    "SeqlossError",
+    "SequenceScore",
+    "TokenPolicy",
+    "Totals",
+    "UsageError",
+    "score",
+    "totals_of",
+]
+
+_HOMES = {
+    "Scorer": "api",
+    "score": "api",
+    "Totals": "metrics",
+    "totals_of": "metrics",
+    "Rejected": "records",
+    "Sample": "records",
+    "SequenceScore": "records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `seqloss --help` stays quick."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

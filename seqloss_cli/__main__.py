@@ -1,0 +1,5 @@
+"""`python -m seqloss_cli`."""
+
+from seqloss_cli.cli.main import main
+
+main()

@@ -1,0 +1,68 @@
+"""`--config FILE` or `./seqloss.yaml`: defaults for options, by their long names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+LOCAL_FILE = Path("seqloss.yaml")
+
+
+def use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Option callback (eager): make the file's values the defaults of this command.
+
+    Raises BadParameter (exit code 2) naming file and key for a key that no command has and for a
+    value that its option does not take.
+    """
+    if path is None and LOCAL_FILE.is_file():
+        path = LOCAL_FILE
+    if path is None:
+        return None
+    values = _read(path)
+    parameters = {name: p for p in context.command.params for name in _long_names(p)}
+    known_elsewhere = _names_of_all_commands(context)
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in parameters:
+            defaults[str(parameters[key].name)] = _converted(context, path, key, value, parameters)
+        elif key not in known_elsewhere:
+            raise typer.BadParameter(f"{path}: unknown key {key!r}")
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise typer.BadParameter(f"{path}: must be a mapping from option names to values")
+    return values
+
+
+def _converted(
+    context: typer.Context, path: Path, key: str, value: Any, parameters: dict[str, Any]
+) -> Any:
+    try:
+        return parameters[key].type_cast_value(context, value)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{path}: {key}: {error.message}") from error
+
+
+def _long_names(parameter: Any) -> list[str]:
+    return [option[2:] for option in parameter.opts if option.startswith("--")]
+
+
+def _names_of_all_commands(context: typer.Context) -> set[str]:
+    group: Any = context.find_root().command
+    commands = getattr(group, "commands", {}).values()
+    return {name for command in commands for p in command.params for name in _long_names(p)}

@@ -1,0 +1,65 @@
+"""What ends a command, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EPIPE
+
+import typer
+
+from seqloss_cli.errors import SeqlossError
+from seqloss_cli.escaping import escape
+
+BUG, INTERRUPTED, REJECTED = 70, 130, 3
+
+
+def say(message: str) -> None:
+    """A line on stderr, safe for a terminal."""
+    typer.echo(f"seqloss: {escape(message)}", err=True)
+
+
+@contextmanager
+def exit_codes(debug: bool, on_interrupt: str = "") -> Iterator[None]:
+    """Turn exceptions into one message on stderr and an exit code.
+
+    `on_interrupt` says, after Ctrl-C, where finished results are.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("interrupted" + (f"; {on_interrupt}" if on_interrupt else ""))
+        raise typer.Exit(INTERRUPTED) from None
+    except SeqlossError as error:
+        _traceback(debug)
+        say(f"error: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno == EPIPE:
+            _close_stdout_quietly()
+            raise typer.Exit(0) from None
+        _traceback(debug)
+        say(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        _close_stdout_quietly()
+        raise typer.Exit(1) from None
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        _traceback(debug)
+        hint = "" if debug else "; --debug shows where"
+        say(f"bug: {type(error).__name__}: {error}{hint}; please report it")
+        raise typer.Exit(BUG) from None
+
+
+def _traceback(debug: bool) -> None:
+    if debug:
+        typer.echo(escape(traceback.format_exc()).replace("\\n", "\n"), err=True)
+
+
+def _close_stdout_quietly() -> None:
+    """Whoever read stdout is gone or its disk is full: Python must not try again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,60 @@
+"""The `seqloss` program."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+import typer
+from rich.markup import escape
+
+from seqloss_cli.cli import score
+
+app = typer.Typer(
+    name="seqloss",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _help_of(command: object, examples: tuple[str, ...] = ()) -> str:
+    """The docstring, its paragraphs for the terminal to wrap, and examples, a line each."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+    if not examples:
+        return text
+    shown = "\n".join(f"  {escape(example)}" for example in examples)
+    return f"{text}\n\n\b\n[bold]Examples[/bold]\n{shown}"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seqloss {version('seqloss')}")
+        raise typer.Exit
+
+
+def seqloss(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Exact losses and likelihoods of causal language models.
+
+    Losses are in nats unless said otherwise. Data goes to stdout, everything else to stderr.
+
+    [bold]Configuration[/bold]: flag > SEQLOSS_* variable > --config FILE or ./seqloss.yaml (keys
+    are the long option names) > default.
+
+    [bold]Exit codes[/bold]: 0 done · 1 the run failed · 2 wrong flags or configuration · 3 some
+    inputs were rejected · 70 a bug · 130 interrupted.
+    """
+
+
+app.callback(help=_help_of(seqloss))(seqloss)
+app.command(help=_help_of(score.score, score.EXAMPLES))(score.score)
+
+
+def main() -> None:
+    app()

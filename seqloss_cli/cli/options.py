@@ -1,0 +1,189 @@
+"""Options that several commands share, each with its variable and its help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqloss_cli.cli.configuration import use_config
+
+INPUT, MODEL, POLICY, SHOW, OUTPUT, OTHER = (
+    "Input",
+    "Model",
+    "Policies",
+    "What to show",
+    "Output",
+    "Other",
+)
+
+
+class Bos(StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class SpecialTokens(StrEnum):
+    parse = "parse"
+    text = "text"
+    error = "error"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+class Unit(StrEnum):
+    nats = "nats"
+    bits = "bits"
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    openai = "openai"
+
+
+def option(panel: str, name: str, text: str, **settings: object) -> object:
+    """An option with its SEQLOSS_* variable."""
+    variable = "SEQLOSS_" + name.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(
+        name,
+        *settings.pop("aliases", ()),  # type: ignore[misc]
+        envvar=variable,
+        show_envvar=False,
+        help=text,
+        rich_help_panel=panel,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def flag(panel: str, name: str, text: str) -> object:
+    """An option without a value and without a `--no-` twin."""
+    return option(panel, name, text, is_flag=True)
+
+
+Model = Annotated[
+    str | None,
+    option(
+        MODEL,
+        "--model",
+        "Directory of a checkpoint, hub name, or 'demo' (built in; the default).",
+        aliases=("-m",),
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None, option(MODEL, "--revision", "Branch, tag or commit of a hub model.")
+]
+Tokenizer = Annotated[
+    str | None, option(MODEL, "--tokenizer", "Another tokenizer: directory or hub name.")
+]
+DtypeOption = Annotated[
+    Dtype,
+    option(MODEL, "--dtype", "auto: the checkpoint's own on a GPU, float32 on a CPU."),
+]
+Device = Annotated[str, option(MODEL, "--device", "auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[
+    int | None, option(MODEL, "--threads", "CPU threads; torch chooses by default.", min=1)
+]
+AllowPickle = Annotated[
+    bool, flag(MODEL, "--allow-pickle", "Load pickled weights, which can run code.")
+]
+TrustRemoteCode = Annotated[
+    bool, flag(MODEL, "--trust-remote-code", "Run code that the checkpoint brings.")
+]
+Offline = Annotated[bool, flag(MODEL, "--offline", "Use the hub's local cache only.")]
+
+BosOption = Annotated[
+    Bos,
+    option(
+        POLICY,
+        "--bos",
+        "auto: the tokenizer's BOS, else the model's, else the first token is unscored.",
+    ),
+]
+BosToken = Annotated[str | None, option(POLICY, "--bos-token", "Token or id to use as BOS.")]
+Eos = Annotated[bool, flag(POLICY, "--eos", "Append the end-of-sequence token and score it.")]
+SpecialTokensOption = Annotated[
+    SpecialTokens,
+    option(POLICY, "--special-tokens", "Control tokens written in a text: what to make of them."),
+]
+ContextOption = Annotated[
+    int | None,
+    option(
+        POLICY,
+        "--context",
+        "Most tokens fed at a time; the model's own length by default.",
+        min=1,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    option(POLICY, "--stride", "Targets a later window scores; half the context.", min=1),
+]
+BatchTokens = Annotated[
+    int, option(POLICY, "--batch-tokens", "Tokens in a batch, padding counted.", min=1)
+]
+
+Ranks = Annotated[bool, flag(SHOW, "--ranks", "Rank of each token: 1 is the model's favourite.")]
+Entropy = Annotated[
+    bool, flag(SHOW, "--entropy", "Entropy of the model's distribution at each token.")
+]
+TopK = Annotated[
+    int, option(SHOW, "--top-k", "Alternatives at each token with their log-probabilities.", min=0)
+]
+Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
+UnitOption = Annotated[
+    Unit, option(SHOW, "--unit", "Unit of losses in tables; JSON stays in nats.")
+]
+AllTokens = Annotated[
+    bool, flag(SHOW, "--all-tokens", "Tables without folding, for any number of sequences.")
+]
+Summary = Annotated[bool, flag(SHOW, "--summary", "Totals only.")]
+
+Json = Annotated[bool, flag(OUTPUT, "--json", "One JSON document.")]
+Jsonl = Annotated[bool, flag(OUTPUT, "--jsonl", "A JSON line for each input as it is ready.")]
+FormatOption = Annotated[
+    Format | None,
+    option(OUTPUT, "--format", "openai: the completions logprobs object.", show_default=False),
+]
+Output = Annotated[
+    Path | None,
+    option(
+        OUTPUT,
+        "--output",
+        "Write to FILE (.json or .jsonl); FILE.partial until it is whole.",
+        aliases=("-o",),
+    ),
+]
+Force = Annotated[bool, flag(OUTPUT, "--force", "Write over FILE or its FILE.partial.")]
+NoText = Annotated[bool, flag(OUTPUT, "--no-text", "Leave the texts out of JSON.")]
+NoTokens = Annotated[bool, flag(OUTPUT, "--no-tokens", "Leave the per-token arrays out of JSON.")]
+ContextLengths = Annotated[
+    bool, flag(OUTPUT, "--context-lengths", "How many tokens each target could see, in JSON.")
+]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar="SEQLOSS_CONFIG",
+        show_envvar=False,
+        is_eager=True,
+        callback=use_config,
+        help="YAML file of option values; ./seqloss.yaml by default.",
+        rich_help_panel=OTHER,
+        show_default=False,
+    ),
+]
+Strict = Annotated[bool, flag(OTHER, "--strict", "Stop at the first rejected input.")]
+Debug = Annotated[bool, flag(OTHER, "--debug", "Show tracebacks.")]

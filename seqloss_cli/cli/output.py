@@ -1,0 +1,149 @@
+"""Run the pipeline to its end and write what comes out of it: shared by the scoring commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import typer
+from rich.console import Console
+
+from seqloss_cli.api import Scorer
+from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.progress import ProgressBar, progress_bar
+from seqloss_cli.errors import SeqlossError, UsageError
+from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.reading import ReadStats
+from seqloss_cli.records import Rejected, Sample, Wants
+from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.writing import (
+    JsonlWriter,
+    JsonWriter,
+    OpenAIWriter,
+    RowOptions,
+    Writer,
+    open_sink,
+)
+
+_BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
+_JSON_WRITERS: dict[Format, Callable[[BinaryIO, RowOptions], Writer]] = {
+    Format.json: JsonWriter,
+    Format.jsonl: JsonlWriter,
+    Format.openai: OpenAIWriter,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    format: Format
+    path: Path | None
+    force: bool
+    text: bool
+    tokens: bool
+    words: bool
+    context_lengths: bool
+    bits: bool
+    all_tokens: bool
+    summary: bool
+    strict: bool
+
+
+class StrictStopError(SeqlossError):
+    """--strict met a rejected input."""
+
+    exit_code = REJECTED
+
+
+def choose_format(json: bool, jsonl: bool, named: Format | None, output: Path | None) -> Format:
+    """The one format that the flags ask for, else the one of the output's extension, else tables.
+
+    Raises UsageError when flags contradict each other or the extension says nothing.
+    """
+    asked = [Format.json] * json + [Format.jsonl] * jsonl + ([named] if named else [])
+    if len(set(asked)) > 1:
+        raise UsageError("choose one of --json, --jsonl and --format")
+    if asked:
+        return asked[0]
+    if output is None:
+        return Format.table
+    if output.suffix not in _BY_EXTENSION:
+        raise UsageError(
+            f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, "
+            "--jsonl or --format"
+        )
+    return _BY_EXTENSION[output.suffix]
+
+
+def run_to_end(
+    scorer: Scorer,
+    items: Iterable[Sample | Rejected],
+    stats: ReadStats,
+    total_bytes: int | None,
+    wants: Wants,
+    choice: OutputChoice,
+    command: str,
+) -> None:
+    """Score everything, write it, and exit with 3 if something was rejected."""
+    totals, n_rejected = Totals(), 0
+    with open_sink(choice.path, choice.force) as sink, progress_bar(total_bytes) as bar:
+        writer = _writer(scorer, sink, choice)
+        writer.begin(scorer.run_info(command))
+        for outcome in scorer.score(items, wants, bar.on_tokens):
+            if isinstance(outcome, Rejected):
+                n_rejected += 1
+                _reject(outcome, writer, bar)
+                if choice.strict:
+                    break
+                continue
+            totals += totals_of(outcome)
+            writer.sequence(outcome)
+            sample = outcome.sequence.sample
+            bar.on_input(sample.source, sample.end)
+        bar.stop()
+        writer.end(totals, n_rejected, stats.n_empty_lines)
+        if n_rejected and choice.strict:
+            raise StrictStopError("--strict: stopped at the first rejected input")
+    _say_what_was_noticed(stats)
+    if choice.path is not None:
+        say(f"wrote {choice.path}: {totals.n_sequences} sequences, {n_rejected} rejected")
+    if n_rejected:
+        raise typer.Exit(REJECTED)
+
+
+def _reject(rejected: Rejected, writer: Writer, bar: ProgressBar) -> None:
+    writer.reject(rejected)
+    bar.on_input(rejected.source, rejected.end)
+    where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
+    say(f"rejected {where}: {rejected.message} ({rejected.reason})")
+
+
+def _say_what_was_noticed(stats: ReadStats) -> None:
+    if stats.n_duplicate_ids:
+        say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
+    if stats.n_unchecked_ids:
+        say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
+
+
+def _writer(scorer: Scorer, sink: BinaryIO, choice: OutputChoice) -> Writer:
+    texts, name = scorer.tokenization.token_texts, scorer.tokenization.name_token
+    if choice.format is not Format.table:
+        options = RowOptions(
+            texts, name, choice.text, choice.tokens, choice.words, choice.context_lengths
+        )
+        return _JSON_WRITERS[choice.format](sink, options)
+    table = TableOptions(texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words)
+    return TableWriter(_console(choice.path, sink), table)
+
+
+def _console(path: Path | None, sink: BinaryIO) -> Console:
+    if path is not None:
+        import io
+
+        return Console(file=io.TextIOWrapper(sink, encoding="utf-8", write_through=True), width=120)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(markup=False, highlight=False, emoji=False)

@@ -1,0 +1,172 @@
+"""`seqloss score`: the losses of whole texts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli.failures import exit_codes, say
+from seqloss_cli.config import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MODEL,
+    ModelChoice,
+    TokenPolicy,
+)
+from seqloss_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from seqloss_cli.reading import ReadStats
+    from seqloss_cli.records import Rejected, Sample
+
+EXAMPLES = (
+    "seqloss score README.md",
+    'seqloss score --text "The cat sat on the mat." --top-k 3 --ranks',
+    "cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals",
+)
+
+
+def score(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILES…|-]", help="Texts or JSONL; .gz, .zst.")
+    ] = None,
+    text: Annotated[
+        str | None, o.option(o.INPUT, "--text", "Score this text.", show_default=False)
+    ] = None,
+    lines: Annotated[bool, o.flag(o.INPUT, "--lines", "Each non-empty line is a text.")] = False,
+    jsonl_input: Annotated[
+        bool, o.flag(o.INPUT, "--jsonl-input", "Inputs are JSONL, whatever they are called.")
+    ] = False,
+    text_field: Annotated[
+        str, o.option(o.INPUT, "--text-field", "Field of a JSONL row that holds the text.")
+    ] = "text",
+    keep_meta: Annotated[
+        bool, o.flag(o.INPUT, "--keep-meta", "Carry a row's other fields through as meta.")
+    ] = False,
+    limit: Annotated[
+        int | None, o.option(o.INPUT, "--limit", "Take the first N inputs.", min=1)
+    ] = None,
+    max_bytes: Annotated[
+        int, o.option(o.INPUT, "--max-bytes", "Longest text or line that is taken.", min=1)
+    ] = DEFAULT_MAX_BYTES,
+    model: o.Model = None,
+    revision: o.Revision = None,
+    tokenizer: o.Tokenizer = None,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    threads: o.Threads = None,
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    offline: o.Offline = False,
+    bos: o.BosOption = o.Bos.auto,
+    bos_token: o.BosToken = None,
+    eos: o.Eos = False,
+    special_tokens: o.SpecialTokensOption = o.SpecialTokens.parse,
+    context: o.ContextOption = None,
+    stride: o.Stride = None,
+    batch_tokens: o.BatchTokens = DEFAULT_BATCH_TOKENS,
+    ranks: o.Ranks = False,
+    entropy: o.Entropy = False,
+    top_k: o.TopK = 0,
+    words: o.Words = False,
+    unit: o.UnitOption = o.Unit.nats,
+    all_tokens: o.AllTokens = False,
+    summary: o.Summary = False,
+    json: o.Json = False,
+    jsonl: o.Jsonl = False,
+    format: o.FormatOption = None,
+    output: o.Output = None,
+    force: o.Force = False,
+    no_text: o.NoText = False,
+    no_tokens: o.NoTokens = False,
+    context_lengths: o.ContextLengths = False,
+    config: o.Config = None,
+    strict: o.Strict = False,
+    debug: o.Debug = False,
+) -> None:
+    """Score texts: the loss of every token, and totals.
+
+    Reads files, stdin (-) or --text. A plain file is one text; .jsonl and .ndjson are one row a
+    line. Long texts are scored in windows: nothing is cut, every token is scored once.
+    """
+    from seqloss_cli.cli.output import OutputChoice, choose_format, run_to_end
+
+    with exit_codes(debug, on_interrupt=_where(output)):
+        choice = OutputChoice(
+            format=choose_format(json, jsonl, format, output),
+            path=output,
+            force=force,
+            text=not no_text,
+            tokens=not no_tokens,
+            words=words,
+            context_lengths=context_lengths,
+            bits=unit == o.Unit.bits,
+            all_tokens=all_tokens,
+            summary=summary,
+            strict=strict,
+        )
+        names = _input_names(files, text)
+        if model is None:
+            say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
+        from seqloss_cli.api import Scorer
+        from seqloss_cli.reading import ReadOptions, ReadStats, stored_size
+        from seqloss_cli.records import Wants
+
+        scorer = Scorer(
+            ModelChoice(
+                model or DEFAULT_MODEL,
+                revision,
+                tokenizer,
+                dtype.value,
+                device,
+                threads,
+                allow_pickle,
+                trust_remote_code,
+                offline,
+            ),
+            TokenPolicy(bos.value, bos_token, eos, special_tokens.value),
+            context,
+            stride,
+            batch_tokens,
+        )
+        for warning in scorer.warnings:
+            say(f"warning: {warning}")
+        stats = ReadStats()
+        reading = ReadOptions(lines, jsonl_input, text_field, keep_meta, limit, max_bytes)
+        items = _items(names, text, reading, stats)
+        total_bytes = None if text is not None else stored_size(names)
+        run_to_end(scorer, items, stats, total_bytes, Wants(ranks, entropy, top_k), choice, "score")
+
+
+def _where(output: Path | None) -> str:
+    if output is None:
+        return ""
+    return f"the results that were finished are in {output}.partial"
+
+
+def _input_names(files: list[str] | None, text: str | None) -> list[str]:
+    if text is not None:
+        if files:
+            raise UsageError("--text and FILES exclude each other")
+        return []
+    if files:
+        if files.count("-") > 1:
+            raise UsageError("'-' (stdin) can be read once only")
+        return files
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("nothing to score: name FILES, pipe a text in, or give --text")
+    return ["-"]
+
+
+def _items(
+    names: list[str], text: str | None, reading: object, stats: ReadStats
+) -> Iterator[Sample | Rejected] | Iterable[Sample | Rejected]:
+    from seqloss_cli.reading import ReadOptions, read_inputs, text_sample
+
+    assert isinstance(reading, ReadOptions)
+    return [text_sample(text)] if text is not None else read_inputs(names, reading, stats)

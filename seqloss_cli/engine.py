@@ -1,0 +1,234 @@
+"""A local torch model as a `Backend`: ids in, losses out, by the fastest path that is exact.
+
+Three paths, tried in this order, the first that equals a plain forward being used:
+1. batched: right-padded rows, no attention mask, hidden states once, then the head on the scored
+   positions only, a bounded number at a time;
+2. single: the same, one row at a time (models whose states or positions mind the padding);
+3. plain: `model(ids).logits`, one row at a time (heads that cannot be run on their own).
+
+Shape letters: B rows, T positions, M scored positions, R of them at a time, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqloss_cli.errors import RunError
+from seqloss_cli.head import score_positions
+from seqloss_cli.records import IGNORED, Batch, TokenScores, Wants, Window
+
+Path = Literal["batched", "single", "plain"]
+PATHS: tuple[Path, ...] = ("batched", "single", "plain")
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
+"""Nats per token between two ways of computing the same, by the model's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BackboneOutput:
+    """What a backbone returns, as far as a head looks at it: hidden states, nothing else."""
+
+    last_hidden_state: Tensor
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return
+
+
+class Engine:
+    """Scores batches with a transformers causal LM. `warnings` says what it had to fall back to."""
+
+    def __init__(self, model: Any, max_tokens: int, path: Path | None = None) -> None:
+        """`max_tokens` is the most tokens that the model may be fed; `path` skips the choice.
+
+        Raises RunError when the model is not causal: its losses would see their own targets.
+        """
+        self.model = model
+        self.warnings: list[str] = []
+        self._backbones = _possible_backbones(model)
+        self._backbone = self._backbones[0] if self._backbones else None
+        self.path: Path = path or self._choose_path(min(12, max_tokens))
+
+    @torch.inference_mode()
+    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+        """Score every target of the batch that is not -100, row by row.
+
+        Raises RunError when memory does not suffice, naming what helps.
+        """
+        try:
+            return self._score_by(self.path, batch, wants)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            rows, width = batch.input_ids.shape
+            raise RunError(
+                f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
+                + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
+            ) from error
+
+    def _score_by(self, path: Path, batch: Batch, wants: Wants) -> TokenScores:
+        if path == "batched":
+            return self._score_rows(batch, wants)
+        one_row = self._score_rows if path == "single" else self._score_plain
+        return _concatenate([one_row(row, wants) for row in _single_rows(batch)])
+
+    def _score_rows(self, batch: Batch, wants: Wants) -> TokenScores:
+        ids_BT, targets_BT = self._on_device(batch)
+        assert self._backbone is not None
+        hidden_BTD = self._backbone(input_ids=ids_BT, use_cache=False)[0]
+        wanted_BT = targets_BT != IGNORED
+        hidden_MD, targets_M = hidden_BTD[wanted_BT], targets_BT[wanted_BT]
+        vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
+        return score_positions(
+            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, vocabulary, wants
+        )
+
+    def _score_plain(self, batch: Batch, wants: Wants) -> TokenScores:
+        ids_BT, targets_BT = self._on_device(batch)
+        logits_TV = self.model(input_ids=ids_BT, use_cache=False).logits[0]
+        wanted_T = targets_BT[0] != IGNORED
+        logits_MV = logits_TV[wanted_T]
+        return score_positions(
+            lambda rows: logits_MV[rows], targets_BT[0][wanted_T], logits_MV.shape[1], wants
+        )
+
+    def _logits_of(self, hidden_RD: Tensor) -> Tensor:
+        """The model's own forward with its backbone replaced: soft caps, scales and biases that
+        stand between hidden states and logits are applied, whatever they are."""
+        assert self._backbone is not None
+        with _returning(self._backbone, _BackboneOutput(hidden_RD[None])):
+            ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
+            logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
+            return logits
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        return (
+            torch.from_numpy(batch.input_ids).to(device),
+            torch.from_numpy(batch.targets).to(device),
+        )
+
+    # -- the check at load ------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _choose_path(self, n_tokens: int) -> Path:
+        """The first path whose losses equal those of plain forwards on a few tokens."""
+        if n_tokens < 2:
+            return "plain"
+        probe, short = _probe_batch(n_tokens, self._n_ids()), max(2, n_tokens * 2 // 3)
+        plain = self._score_plain(_first_tokens(probe, n_tokens), Wants()).losses
+        plain_short = self._score_plain(_first_tokens(probe, short), Wants()).losses
+        if not self._equal(plain[: short - 1], plain_short[: short - 1]):
+            raise RunError(
+                "this model is not causal: what it predicts depends on the tokens that come after "
+                "(an encoder?), so its losses would mean nothing"
+            )
+        both = np.concatenate([plain, plain_short])
+        ragged = _concatenate_batches(_first_tokens(probe, n_tokens), _first_tokens(probe, short))
+        for path in PATHS[:-1]:
+            for backbone in self._backbones:
+                self._backbone = backbone
+                if self._agrees(path, ragged, both):
+                    return self._said(path)
+        return self._said("plain")
+
+    def _agrees(self, path: Path, ragged: Batch, expected: Any) -> bool:
+        try:
+            losses = self._score_by(path, ragged, Wants()).losses
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # whatever a model raises when it is not called as it expects
+            return False
+        return self._equal(losses, expected)
+
+    def _equal(self, a: Any, b: Any) -> bool:
+        """Within the dtype's tolerance, which grows with the losses; NaN equals NaN."""
+        tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
+        return bool(np.allclose(a, b, rtol=tolerance / 10, atol=tolerance, equal_nan=True))
+
+    def _said(self, path: Path) -> Path:
+        why = {
+            "single": "in padded batches it differs from a plain forward: one sequence at a time",
+            "plain": "its head cannot be run apart: one sequence at a time with full logits",
+        }
+        if path in why:
+            self.warnings.append(f"{type(self.model).__name__}: {why[path]} (exact, but slower)")
+        return path
+
+    def _n_ids(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def _possible_backbones(model: Any) -> list[Any]:
+    """The modules that may turn ids into hidden states; which one does is found by trying."""
+    found = []
+    for candidate in (model.get_decoder(), model.base_model):
+        if candidate is not None and candidate is not model and candidate not in found:
+            found.append(candidate)
+    return found
+
+
+@contextmanager
+def _returning(module: Any, output: Any) -> Iterator[None]:
+    """While it lasts, calling the module returns `output`."""
+    replaced = module.__dict__.get("forward")
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del module.forward
+        else:
+            module.forward = replaced
+
+
+def _probe_batch(n_tokens: int, n_ids: int) -> Any:
+    return (np.arange(n_tokens, dtype=np.int64) * 7919 + 17) % n_ids
+
+
+def _first_tokens(ids: Any, n_tokens: int) -> Batch:
+    """One row that feeds the first tokens and scores all of those but the first."""
+    targets = np.full((1, n_tokens), IGNORED, dtype=np.int64)
+    targets[0, :-1] = ids[1:n_tokens]
+    window = Window(0, n_tokens, 1, False)
+    return Batch(ids[None, :n_tokens], targets, np.array([n_tokens]), ((0, window),))
+
+
+def _concatenate_batches(a: Batch, b: Batch) -> Batch:
+    """Two rows, the second shorter: padded on the right."""
+    gap = a.input_ids.shape[1] - b.input_ids.shape[1]
+    padding = ((0, 0), (0, gap))
+    return Batch(
+        np.concatenate([a.input_ids, np.pad(b.input_ids, padding)]),
+        np.concatenate([a.targets, np.pad(b.targets, padding, constant_values=IGNORED)]),
+        np.concatenate([a.lengths, b.lengths]),
+        a.rows + b.rows,
+    )
+
+
+def _single_rows(batch: Batch) -> Iterator[Batch]:
+    """Each row as a batch of its own, without padding."""
+    for b, row in enumerate(batch.rows):
+        cut = slice(0, int(batch.lengths[b]))
+        yield Batch(
+            batch.input_ids[b : b + 1, cut],
+            batch.targets[b : b + 1, cut],
+            batch.lengths[b : b + 1],
+            (row,),
+        )
+
+
+def _concatenate(parts: list[TokenScores]) -> TokenScores:
+    def joined(name: str) -> Any:
+        columns = [getattr(part, name) for part in parts]
+        return None if columns[0] is None else np.concatenate(columns)
+
+    return TokenScores(**{name: joined(name) for name in TokenScores.__slots__})

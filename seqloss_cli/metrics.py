@@ -1,0 +1,183 @@
+"""Sums of losses and the rates made from them.
+
+Sums are exact: a float64 is a whole number of units of 2^-1074, and whole numbers add without
+rounding, in any order. So `Totals(a) + Totals(b) == Totals(a + b)`, to the last bit. Rates are
+computed at the edge, from the sums.
+
+Units: nats, unless a name says bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from seqloss_cli.records import SequenceScore
+from seqloss_cli.spans import char_end_bytes
+
+_UNIT = 1 << 1074  # the smallest positive float64 is 1 / _UNIT
+
+
+def to_units(value: float) -> int:
+    """A finite float64 as a whole number of units of 2^-1074."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator * (_UNIT // denominator)
+
+
+def from_units(units: int) -> float:
+    """The float64 nearest to an exact sum (Python rounds a quotient of whole numbers correctly)."""
+    return units / _UNIT
+
+
+def exp_or_none(value: float | None) -> float | None:
+    """e^value; None where it would overflow or the value is not known."""
+    if value is None:
+        return None
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over one sequence or many; `+` joins two sets of sequences."""
+
+    n_sequences: int = 0
+    n_sequences_scored: int = 0
+    """Sequences with at least one scored token: the means over sequences are over these."""
+    n_tokens: int = 0
+    n_scored: int = 0
+    n_bytes: int = 0
+    n_scored_bytes: int = 0
+    n_chars: int = 0
+    n_scored_chars: int = 0
+    n_words: int = 0
+    n_without_text: int = 0
+    """Sequences given as ids: with any of them, rates per byte, character and word are unknown."""
+    n_unscored_text_tokens: int = 0
+    """Tokens that cover text and do not count."""
+    n_infinite: int = 0
+    """Infinite losses; with any of them the sums are not numbers."""
+    loss_units: int = 0
+    """Exact sum of the sequences' total losses, in units of 2^-1074 nats."""
+    mean_loss_units: int = 0
+    """Exact sum of the sequences' mean losses, in the same units."""
+    flags: Mapping[str, int] = field(default_factory=dict)
+    """Name of a flag to how often it was raised."""
+
+    def __add__(self, other: Totals) -> Totals:
+        sums = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in fields(self)
+            if f.name != "flags"
+        }
+        flags = Counter(self.flags)
+        flags.update(other.flags)
+        return Totals(**sums, flags=dict(flags))
+
+    @property
+    def total_loss(self) -> float | None:
+        """Sum over the scored tokens, nats; over sequences, the pre-training objective."""
+        return self._of(self.loss_units)
+
+    @property
+    def log_prob(self) -> float | None:
+        return None if self.total_loss is None else 0.0 - self.total_loss  # never -0.0
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Token-weighted (micro) mean, nats per token."""
+        return None if self.total_loss is None else self.total_loss / self.n_scored
+
+    @property
+    def perplexity(self) -> float | None:
+        return exp_or_none(self.mean_loss)
+
+    @property
+    def mean_sequence_loss(self) -> float | None:
+        """Nats per sequence."""
+        total = self.total_loss
+        return None if total is None else total / self.n_sequences_scored
+
+    @property
+    def mean_of_mean_losses(self) -> float | None:
+        """Macro mean, nats per token."""
+        total = self._of(self.mean_loss_units)
+        return None if total is None else total / self.n_sequences_scored
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self._bits_per(self.n_scored_bytes)
+
+    @property
+    def bits_per_char(self) -> float | None:
+        return self._bits_per(self.n_scored_chars)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """exp(total loss / words of the text); None when a text token has no loss that counts."""
+        if self.total_loss is None or self.n_without_text or self.n_unscored_text_tokens:
+            return None
+        return exp_or_none(self.total_loss / self.n_words) if self.n_words else None
+
+    def _of(self, units: int) -> float | None:
+        return None if self.n_infinite or not self.n_scored else from_units(units)
+
+    def _bits_per(self, count: int) -> float | None:
+        if self.total_loss is None or self.n_without_text or not count:
+            return None
+        return self.total_loss / (math.log(2) * count)
+
+
+def totals_of(score: SequenceScore) -> Totals:
+    """The sums of one sequence."""
+    counted = score.counted
+    losses = score.losses[counted]
+    n_infinite = int(np.isinf(losses).sum())
+    n_scored = len(losses)
+    total = math.fsum(losses.tolist()) if n_scored and not n_infinite else 0.0
+    return Totals(
+        n_sequences=1,
+        n_sequences_scored=int(n_scored > 0),
+        n_tokens=len(counted),
+        n_scored=n_scored,
+        n_infinite=n_infinite,
+        loss_units=to_units(total),
+        mean_loss_units=to_units(total / n_scored) if n_scored else 0,
+        flags={name: int(count) for name, count in score_flags(score).items()},
+        **_text_counts(score),
+    )
+
+
+def score_flags(score: SequenceScore) -> dict[str, int | bool]:
+    """The sequence's flags with those that only its losses can tell."""
+    flags = dict(score.sequence.flags)
+    if infinite := int(np.isinf(score.losses[score.counted]).sum()):
+        flags["inf_loss"] = infinite
+    if not score.counted.any():
+        flags["nothing_scored"] = True
+    return flags
+
+
+def _text_counts(score: SequenceScore) -> dict[str, int]:
+    text, offsets = score.sequence.sample.text, score.sequence.byte_offsets
+    if text is None or offsets is None:
+        return {"n_without_text": 1}
+    widths = np.diff(offsets)
+    counted = score.counted
+    char_ends = char_end_bytes(text)
+    # The token that covers a byte b is the first whose end lies beyond b.
+    owners = np.searchsorted(offsets[1:], char_ends - 1, side="right")
+    return {
+        "n_bytes": int(offsets[-1]),
+        "n_scored_bytes": int(widths[counted].sum()),
+        "n_chars": len(char_ends),
+        "n_scored_chars": int(counted[owners].sum()),
+        "n_words": len(text.split()),
+        "n_unscored_text_tokens": int((widths[~counted] > 0).sum()),
+    }

@@ -1,0 +1,16 @@
+"""From files, stdin and command-line text to samples, one at a time.
+
+An input that cannot be read becomes a `Rejected` record with its file and line, and the others go
+on. Memory is bounded by the longest single input (`max_bytes`).
+"""
+
+from seqloss_cli.reading.inputs import (
+    ReadOptions,
+    ReadStats,
+    read_inputs,
+    stored_size,
+    text_sample,
+)
+from seqloss_cli.reading.streams import STDIN
+
+__all__ = ["STDIN", "ReadOptions", "ReadStats", "read_inputs", "stored_size", "text_sample"]

@@ -1,0 +1,48 @@
+"""Colours by loss, visible white space, and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+from seqloss_cli.escaping import escape
+
+NATS_PER_BIT = math.log(2)
+_VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+
+# Upper bounds in nats and the style below each: probabilities above 0.61, 0.14, 0.018, 0.0009, and
+# the rest. Blue to orange, with weight and underline beside the hue, tells them apart without it.
+_STYLES = (
+    (0.5, "dim"),
+    (2.0, ""),
+    (4.0, "cyan"),
+    (7.0, "yellow"),
+    (math.inf, "bold bright_red"),
+)
+
+
+def loss_style(loss: float | None) -> str:
+    """A rich style for a loss in nats."""
+    if loss is None:
+        return "dim"
+    return next(style for bound, style in _STYLES if loss < bound or bound == math.inf)
+
+
+def visible(text: str) -> str:
+    """The text of a token with its white space shown, and nothing a terminal would act on."""
+    return "".join(_VISIBLE.get(char) or escape(char) for char in text)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Fixed digits; `-` for null; large and tiny ones in powers of ten."""
+    if value is None:
+        return "-"
+    if value != 0 and not 10**-digits <= abs(value) < 1e7:
+        return f"{value:.{digits}g}"
+    return f"{value:.{digits}f}"
+
+
+def probability(loss: float | None) -> str:
+    if loss is None:
+        return "-"
+    value = math.exp(-loss)
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"

@@ -1,0 +1,26 @@
+"""Characters, words and bytes of a text."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from seqloss_cli.records import Ints
+
+_WORD = re.compile(r"\S+")
+
+
+def char_end_bytes(text: str) -> Ints:
+    """For each code point of the text, the byte of its UTF-8 form at which it ends."""
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF).astype(np.int64)
+    widths += code_points > 0xFFFF
+    return np.cumsum(widths, dtype=np.int64)
+
+
+def word_bytes(text: str) -> Ints:
+    """Bytes [start, end) of each maximal run of non-white-space, shape words x 2."""
+    chars = [match.span() for match in _WORD.finditer(text)]
+    byte_at = np.concatenate([[0], char_end_bytes(text)])
+    return np.asarray(byte_at[np.array(chars, dtype=np.int64).reshape(-1, 2)], dtype=np.int64)

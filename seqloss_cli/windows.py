@@ -1,0 +1,31 @@
+"""Which token is scored in which window: integers only (rule 7 of the numbers contract).
+
+Window 1 scores targets 1 … min(C, n - 1). A later window whose first unscored target is u scores
+u … e, e = min(u + S - 1, n - 1), and feeds the C tokens that end at e - 1; where the sequence
+began with BOS, BOS and the C - 1 tokens that end at e - 1. x_{n-1} is never fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from seqloss_cli.records import Window
+
+
+def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Iterator[Window]:
+    """The windows of a sequence: every target 1 … n_tokens - 1 is scored exactly once.
+
+    `context` is the most tokens one forward pass is fed, `stride` (1 … context) the most targets
+    that a window after the first scores.
+    """
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride must be from 1 to the context {context}, not {stride}")
+    last = n_tokens - 1
+    end = min(context, last)
+    if end < 1:
+        return
+    yield Window(start=0, end=end, score_from=1, bos_first=False)
+    while end < last:
+        first, end = end + 1, min(end + stride, last)
+        start = end - context + has_bos
+        yield Window(start=start, end=end, score_from=first, bos_first=has_bos)

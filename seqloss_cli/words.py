@@ -1,0 +1,69 @@
+"""Losses of words (rule 16 of the numbers contract).
+
+A word owns the tokens whose first non-white-space byte lies in it. A token of white space only
+goes to the next word, one after the last word to the last. BOS and EOS belong to no word.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqloss_cli.records import Ints, SequenceScore
+from seqloss_cli.spans import word_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WordLosses:
+    words: list[str]
+    losses: list[float | None]
+    """Nats; None where a token of the word has no loss that counts, or the word owns no token."""
+    byte_offsets: Ints
+    """Shape words x 2: bytes [start, end) of each."""
+    n_shared_tokens: int
+    """Tokens that reach into a second word; they count on the first."""
+
+
+def word_losses(score: SequenceScore) -> WordLosses | None:
+    """None for a sequence without a text."""
+    sequence = score.sequence
+    text, offsets = sequence.sample.text, sequence.byte_offsets
+    if text is None or offsets is None:
+        return None
+    spans = word_bytes(text)
+    first = int(sequence.bos in ("tokenizer", "prepended"))
+    stop = sequence.n_tokens - (sequence.eos == "appended")
+    owners = _owners(spans, offsets[first:stop])
+    parts: list[list[float | None]] = [[] for _ in spans]
+    counted = score.counted
+    for token, owner in enumerate(owners.tolist(), start=first):
+        parts[owner].append(float(score.losses[token]) if counted[token] else None)
+    return WordLosses(
+        words=text.split(),
+        losses=[_sum_or_none(part) for part in parts],
+        byte_offsets=spans,
+        n_shared_tokens=_count_shared(spans, offsets[first : stop + 1], owners),
+    )
+
+
+def _owners(spans: Ints, starts: Ints) -> Ints:
+    """For each token the first word that ends after the token's first byte: it is the word which
+    holds that byte, and where the byte is white space the next word."""
+    if not len(spans):
+        return np.empty(0, dtype=np.int64)
+    owners = np.searchsorted(spans[:, 1], starts, side="right")
+    return np.minimum(owners, len(spans) - 1)
+
+
+def _count_shared(spans: Ints, edges: Ints, owners: Ints) -> int:
+    next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
+    return int((edges[1:][: len(owners)] > next_starts[owners]).sum()) if len(owners) else 0
+
+
+def _sum_or_none(parts: list[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    if not parts or len(known) < len(parts) or any(map(math.isinf, known)):
+        return None
+    return math.fsum(known)

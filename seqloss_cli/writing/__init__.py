@@ -1,0 +1,16 @@
+"""Results for machines, streamed: JSON, JSONL, and the completions format."""
+
+from seqloss_cli.writing.formats import JsonlWriter, JsonWriter, OpenAIWriter, Writer
+from seqloss_cli.writing.rows import RowOptions, sequence_row, totals_row
+from seqloss_cli.writing.sinks import open_sink
+
+__all__ = [
+    "JsonWriter",
+    "JsonlWriter",
+    "OpenAIWriter",
+    "RowOptions",
+    "Writer",
+    "open_sink",
+    "sequence_row",
+    "totals_row",
+]

@@ -1,0 +1,160 @@
+"""Records as JSON objects. Losses are written as the float64 that was summed; what is unscored or
+infinite is null (rule 3 of the numbers contract)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.metrics import Totals, score_flags, totals_of
+from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
+from seqloss_cli.words import word_losses
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What a sequence's row holds beside its sums."""
+
+    token_texts: Callable[[TokenSequence], list[str]]
+    name_token: Callable[[int], str]
+    text: bool = True
+    tokens: bool = True
+    """The per-token arrays."""
+    words: bool = False
+    context_lengths: bool = False
+
+
+def sequence_row(score: SequenceScore, options: RowOptions) -> Row:
+    sequence, sample = score.sequence, score.sequence.sample
+    totals = totals_of(score)
+    flags = score_flags(score)
+    words = word_losses(score) if options.words else None
+    if words is not None and words.n_shared_tokens:
+        flags["shared_token"] = words.n_shared_tokens
+    row: Row = {
+        "id": sample.id,
+        "source": sample.source,
+        "line": sample.line,
+        "text_sha256": _sha256(sample.text),
+    }
+    if options.text:
+        row["text"] = sample.text
+    if sample.meta is not None:
+        row["meta"] = sample.meta
+    row |= {"bos": sequence.bos, "eos": sequence.eos} | _sums(totals, one_sequence=True)
+    row["flags"] = flags
+    infinite = np.flatnonzero(np.isinf(score.losses) & score.scored)
+    if len(infinite):
+        row["inf_losses"] = infinite.tolist()
+    if options.tokens:
+        row |= _token_arrays(score, options)
+    if options.words:
+        row["words"] = None if words is None else words.words
+        row["word_losses"] = None if words is None else words.losses
+        row["word_byte_offsets"] = None if words is None else words.byte_offsets.tolist()
+    return row
+
+
+def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
+    return {
+        "n_sequences": totals.n_sequences,
+        "n_rejected": n_rejected,
+        "n_empty_lines": n_empty_lines,
+        **_sums(totals, one_sequence=False),
+        "mean_sequence_loss": totals.mean_sequence_loss,
+        "mean_of_mean_losses": totals.mean_of_mean_losses,
+        "flags": totals.flags,
+    }
+
+
+def rejected_row(rejected: Rejected) -> Row:
+    return {
+        "id": rejected.id,
+        "source": rejected.source,
+        "line": rejected.line,
+        "reason": rejected.reason,
+        "message": rejected.message,
+    }
+
+
+def numbers_or_null(values: Floats, known: Bools) -> list[float | None]:
+    """Floats where known and finite, else None."""
+    kept = known & np.isfinite(values)
+    return [
+        value if keep else None for value, keep in zip(values.tolist(), kept.tolist(), strict=True)
+    ]
+
+
+def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[Row] | None]:
+    """For each scored token its alternatives, best first."""
+    assert score.top_ids is not None
+    assert score.top_log_probs is not None
+    rows = zip(
+        score.scored.tolist(), score.top_ids.tolist(), score.top_log_probs.tolist(), strict=True
+    )
+    return [
+        [
+            {"id": i, "token": name(i), "log_prob": p if math.isfinite(p) else None}
+            for i, p in zip(ids, log_probs, strict=True)
+        ]
+        if scored
+        else None
+        for scored, ids, log_probs in rows
+    ]
+
+
+def _sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sums(totals: Totals, one_sequence: bool) -> Row:
+    """Counts, sums and rates; of a row without a text, what is counted in it is not known."""
+    row: Row = {"n_tokens": totals.n_tokens, "n_scored": totals.n_scored}
+    without_text = one_sequence and totals.n_without_text
+    for name in ("n_bytes", "n_scored_bytes", "n_chars", "n_scored_chars", "n_words"):
+        row[name] = None if without_text else getattr(totals, name)
+    for name in (
+        "total_loss",
+        "mean_loss",
+        "log_prob",
+        "perplexity",
+        "bits_per_byte",
+        "bits_per_char",
+        "word_perplexity",
+    ):
+        row[name] = getattr(totals, name)
+    return row
+
+
+def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
+    sequence = score.sequence
+    offsets = sequence.byte_offsets
+    row: Row = {
+        "token_ids": sequence.token_ids.tolist(),
+        "tokens": options.token_texts(sequence),
+        "token_losses": numbers_or_null(score.losses, score.scored),
+        "byte_offsets": None if offsets is None else offsets.tolist(),
+    }
+    if sequence.sample.labels is not None:
+        row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
+        row["labels"] = np.where(sequence.loss_mask, sequence.token_ids, IGNORED).tolist()
+    if score.ranks is not None:
+        row["ranks"] = _ints_or_null(score.ranks.tolist(), score.scored)
+    if score.entropies is not None:
+        row["entropies"] = numbers_or_null(score.entropies, score.scored)
+    if score.top_ids is not None:
+        row["top_logprobs"] = top_log_probs(score, options.name_token)
+    if options.context_lengths:
+        row["context_lengths"] = _ints_or_null(score.context_lengths.tolist(), score.scored)
+    return row
+
+
+def _ints_or_null(values: list[int], known: Bools) -> list[int | None]:
+    return [value if keep else None for value, keep in zip(values, known.tolist(), strict=True)]
