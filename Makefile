@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check format lint types layers tests bench-start train-demo clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
-	$(BIN)/seqloss score samples/story.txt
+	$(BIN)/seqloss score samples/text.txt
 
 test: $(INSTALLED) check  ## set up, then check
 

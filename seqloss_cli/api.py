@@ -80,7 +80,7 @@ class Scorer:
             revision=checkpoint.revision,
             weights_sha256=checkpoint.weights_sha256,
             tokenizer=checkpoint.tokenizer_name,
-            tokenizer_sha256=tokenization.fingerprint(),
+            tokenizer_sha256=tokenization.sha256,
             dtype=checkpoint.dtype,
             device=checkpoint.device,
             threads=torch.get_num_threads(),

@@ -46,13 +46,13 @@ class Checkpoint:
 
 def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     """Load weights and tokenizer. Raises RunError or UsageError with what mends it."""
+    path = str(DEMO_FOLDER) if choice.name == DEFAULT_MODEL else choice.name
+    _check_local_path(path)
     _set_environment(choice)
     import torch
 
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
-    path = str(DEMO_FOLDER) if choice.name == DEFAULT_MODEL else choice.name
-    _check_local_path(path)
     config = _load_config(path, choice)
     device = _device(choice.device)
     model, warnings = _load_model(path, config, choice, device)

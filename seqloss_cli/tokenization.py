@@ -61,7 +61,14 @@ class Tokenization:
         if self._fast is not None:
             self._fast.no_truncation()
             self._fast.no_padding()
-        self._spellings = self._possible_spellings()
+        serialized = self._serialized()
+        self.sha256 = hashlib.sha256(serialized.encode()).hexdigest()
+        """Of the tokenizer's serialized form."""
+        self._spellings = (
+            [spell_byte_level, spell_sentencepiece, spell_plain]
+            if self._fast is None
+            else [spelling_of(serialized)]
+        )
         self._special = _special_tokens(tokenizer)
         self._special_text = _any_of(self._special.values())
         self._unk_id = self._unknown_id()
@@ -72,16 +79,7 @@ class Tokenization:
         if self._fast is not None:  # last: the probes above, made by transformers, set it back
             self._fast.encode_special_tokens = policy.special_tokens == "text"
 
-    # -- what a run says of its tokenizer ---------------------------------------------------
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's serialized form."""
-        if self._fast is not None:
-            serialized = self._fast.to_str()
-        else:
-            vocabulary = sorted(self.tokenizer.get_vocab().items())
-            serialized = json.dumps([type(self.tokenizer).__name__, vocabulary])
-        return hashlib.sha256(serialized.encode()).hexdigest()
+    # -- what tokens are called -------------------------------------------------------------
 
     def name_token(self, token_id: int) -> str:
         """What an id spells: special tokens by name, parts of characters as `<0xF0>`."""
@@ -146,7 +144,7 @@ class Tokenization:
         if bos == "none":
             flags["first_token_unscored"] = True
         mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
-        loss_mask = np.pad(mask, (put_before, put_after), constant_values=True)
+        loss_mask = np.pad(mask, (put_before, put_after), constant_values=(False, True))
         return TokenSequence(sample, token_ids, offsets, loss_mask, bos, eos, flags)
 
     def _bos_origin(self, ids: list[int], wants_bos: bool) -> BosOrigin:
@@ -217,10 +215,12 @@ class Tokenization:
         encoding = self._fast.encode(text, add_special_tokens=False)
         return offsets_from_chars(encoding.offsets, text)
 
-    def _possible_spellings(self) -> list[Spelling]:
+    def _serialized(self) -> str:
         if self._fast is not None:
-            return [spelling_of(self._fast.to_str())]
-        return [spell_byte_level, spell_sentencepiece, spell_plain]
+            written: str = self._fast.to_str()
+            return written
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return json.dumps([type(self.tokenizer).__name__, vocabulary])
 
     def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
         if name := self._special.get(token_id):

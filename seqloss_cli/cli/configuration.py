@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from seqloss_cli.cli.failures import say
+
 LOCAL_FILE = Path("seqloss.yaml")
 
 
@@ -18,15 +20,18 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None and LOCAL_FILE.is_file():
         path = LOCAL_FILE
+        say(f"defaults from ./{path}")
     if path is None:
         return None
     values = _read(path)
     parameters = {name: p for p in context.command.params for name in _long_names(p)}
+    del parameters["config"]  # a file cannot name another one
     known_elsewhere = _names_of_all_commands(context)
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         if key in parameters:
-            defaults[str(parameters[key].name)] = _converted(context, path, key, value, parameters)
+            _check(context, path, key, value, parameters[key])
+            defaults[str(parameters[key].name)] = value
         elif key not in known_elsewhere:
             raise typer.BadParameter(f"{path}: unknown key {key!r}")
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -49,11 +54,10 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _converted(
-    context: typer.Context, path: Path, key: str, value: Any, parameters: dict[str, Any]
-) -> Any:
+def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: Any) -> None:
+    """Let the option itself look at the value: typer's own message would not name the file."""
     try:
-        return parameters[key].type_cast_value(context, value)
+        parameter.process_value(context, value)
     except typer.BadParameter as error:
         raise typer.BadParameter(f"{path}: {key}: {error.message}") from error
 
@@ -65,4 +69,5 @@ def _long_names(parameter: Any) -> list[str]:
 def _names_of_all_commands(context: typer.Context) -> set[str]:
     group: Any = context.find_root().command
     commands = getattr(group, "commands", {}).values()
-    return {name for command in commands for p in command.params for name in _long_names(p)}
+    names = {name for command in commands for p in command.params for name in _long_names(p)}
+    return names - {"config"}

@@ -49,10 +49,15 @@ def exit_codes(debug: bool, on_interrupt: str = "") -> Iterator[None]:
     except (typer.Exit, typer.BadParameter):
         raise
     except Exception as error:
-        _traceback(debug)
-        hint = "" if debug else "; --debug shows where"
-        say(f"bug: {type(error).__name__}: {error}{hint}; please report it")
-        raise typer.Exit(BUG) from None
+        raise typer.Exit(report_bug(error, debug)) from None
+
+
+def report_bug(error: Exception, debug: bool) -> int:
+    """A short notice (with `debug` the traceback, too); returns the exit code."""
+    _traceback(debug)
+    hint = "" if debug else "; --debug shows where"
+    say(f"bug: {type(error).__name__}: {error}{hint}; please report it")
+    return BUG
 
 
 def _traceback(debug: bool) -> None:

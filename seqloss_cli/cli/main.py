@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from importlib.metadata import version
+import sys
 
 import typer
 from rich.markup import escape
 
 from seqloss_cli.cli import score
+from seqloss_cli.cli.failures import report_bug
 
 app = typer.Typer(
     name="seqloss",
@@ -31,6 +32,8 @@ def _help_of(command: object, examples: tuple[str, ...] = ()) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"seqloss {version('seqloss')}")
         raise typer.Exit
 
@@ -57,4 +60,8 @@ app.command(help=_help_of(score.score, score.EXAMPLES))(score.score)
 
 
 def main() -> None:
-    app()
+    """The console script. Commands see to their own errors; what escapes from parsing is a bug."""
+    try:
+        app()
+    except Exception as error:
+        sys.exit(report_bug(error, debug="--debug" in sys.argv))

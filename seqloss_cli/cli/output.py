@@ -93,6 +93,7 @@ def run_to_end(
         writer = _writer(scorer, sink, choice)
         writer.begin(scorer.run_info(command))
         for outcome in scorer.score(items, wants, bar.on_tokens):
+            bar.make_way()
             if isinstance(outcome, Rejected):
                 n_rejected += 1
                 _reject(outcome, writer, bar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -20,20 +23,39 @@ _PATIENCE = 1.0  # seconds
 
 
 class ProgressBar:
-    """Told of tokens and of inputs as they are done; shows itself when it is worth it."""
+    """Told of tokens and of inputs as they are done; shows itself when it is worth it.
 
-    def __init__(self, total_bytes: int | None, n_inputs: int | None = None) -> None:
+    `total_bytes` is the size of all inputs as stored; None when it is not known: then there is a
+    count and a rate, but no time left.
+    """
+
+    def __init__(self, total_bytes: int | None) -> None:
         self._console = Console(stderr=True)
+        self._shares_terminal = sys.stdout.isatty()
         self._total_bytes = total_bytes
         self._started = time.monotonic()
         self._tokens = self._inputs = 0
         self._bytes_before = self._bytes_here = 0
         self._source: str | None = None
-        self._progress: Progress | None = None
+        self._progress = Progress(*self._columns(), console=self._console, transient=True)
+        self._task: TaskID | None = None
+        self._shown = False
 
     def on_tokens(self, n_tokens: int) -> None:
         self._tokens += n_tokens
-        self._update()
+        elapsed = time.monotonic() - self._started
+        if not self._console.is_terminal or elapsed < _PATIENCE:
+            return
+        if self._task is None:
+            self._task = self._progress.add_task("", total=self._total_bytes)
+        if not self._shown:
+            self._progress.start()
+            self._shown = True
+        self._progress.update(
+            self._task,
+            completed=self._bytes_before + self._bytes_here,
+            description=f"{self._inputs} inputs, {self._tokens / elapsed:,.0f} tokens/s",
+        )
 
     def on_input(self, source: str, end: int) -> None:
         """An input is done that reaches to byte `end` of its source."""
@@ -43,33 +65,22 @@ class ProgressBar:
             self._source = source
         self._bytes_here = end
         self._inputs += 1
-        self._update()
+
+    def make_way(self) -> None:
+        """Before results are printed: on the terminal of stdout the bar goes, and comes back."""
+        if self._shares_terminal:
+            self.stop()
 
     def stop(self) -> None:
-        if self._progress is not None:
+        if self._shown:
             self._progress.stop()
-            self._progress = None
+            self._shown = False
 
-    def _update(self) -> None:
-        elapsed = time.monotonic() - self._started
-        if self._progress is None:
-            if not self._console.is_terminal or elapsed < _PATIENCE:
-                return
-            self._progress = self._bar()
-            self._task = self._progress.add_task("", total=self._total_bytes)
-            self._progress.start()
-        self._progress.update(
-            self._task,
-            completed=self._bytes_before + self._bytes_here,
-            description=f"{self._inputs} inputs, {self._tokens / elapsed:,.0f} tokens/s",
-        )
-
-    def _bar(self) -> Progress:
-        columns = [TextColumn("{task.description}")]
-        if self._total_bytes:
-            timed = [BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-            return Progress(*columns, *timed, console=self._console, transient=True)
-        return Progress(*columns, console=self._console, transient=True)
+    def _columns(self) -> list[ProgressColumn]:
+        count = TextColumn("{task.description}")
+        if not self._total_bytes:
+            return [count]
+        return [count, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
 
 
 @contextmanager

@@ -262,9 +262,7 @@ def totals_panel(
         ("total loss", f"{number(options.in_unit(totals.total_loss))} {unit}"),
         ("mean loss", f"{number(options.in_unit(totals.mean_loss))} {unit} per token"),
         ("perplexity", number(totals.perplexity)),
-        ("bits per byte", f"{number(totals.bits_per_byte)} over {totals.n_scored_bytes} bytes"),
-        ("bits per char", f"{number(totals.bits_per_char)} over {totals.n_scored_chars} chars"),
-        ("word perplexity", f"{number(totals.word_perplexity)} over {totals.n_words} words"),
+        *_text_rates(totals),
     ]
     if totals.n_sequences > 1:
         rows += [
@@ -283,6 +281,19 @@ def totals_panel(
     for name, value in rows:
         grid.add_row(name, escape(value))
     return Panel(grid, title="totals", title_align="left", expand=False)
+
+
+def _text_rates(totals: Totals) -> list[tuple[str, str]]:
+    if totals.n_without_text:
+        return [("rates of text", f"- ({totals.n_without_text} sequences are ids without a text)")]
+    words = f"{number(totals.word_perplexity)} over {totals.n_words} words"
+    if totals.n_unscored_text_tokens:
+        words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
+    return [
+        ("bits per byte", f"{number(totals.bits_per_byte)} over {totals.n_scored_bytes} bytes"),
+        ("bits per char", f"{number(totals.bits_per_char)} over {totals.n_scored_chars} chars"),
+        ("word perplexity", words),
+    ]
 
 
 def _policies(run: RunInfo) -> list[tuple[str, str]]:

@@ -1,0 +1,66 @@
+"""Shared fixtures. No test needs a network, a GPU, or a file outside the repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_from_outside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("SEQLOSS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def demo() -> Any:
+    """The built-in model, loaded once."""
+    from seqloss_cli import ModelChoice, Scorer
+
+    return Scorer(ModelChoice())
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def seqloss(tmp_path: Path) -> Run:
+    """Run the real program in a process of its own, in an empty directory."""
+
+    def run(
+        *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "seqloss_cli", *map(str, arguments)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            cwd=cwd or tmp_path,
+            env=os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)} | env,
+            timeout=120,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,63 @@
+"""`samples/` under the demo model, as it was when it was last looked at.
+
+`python tests/test_golden.py` writes the golden file anew; a changed number needs its own heading
+in the changelog.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from seqloss_cli.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "samples.json"
+COMMAND = (
+    "score samples/text.txt samples/texts.jsonl --model demo --json --keep-meta --ranks --entropy "
+    "--top-k 2 --words --context-lengths --eos --context 48 --stride 16"
+).split()
+VOLATILE = ("started_at", "versions", "threads")
+
+
+def current() -> dict[str, Any]:
+    previous = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        done = CliRunner().invoke(app, COMMAND)
+    finally:
+        os.chdir(previous)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    for name in VOLATILE:
+        del document["run"][name]
+    return document
+
+
+def assert_alike(found: Any, expected: Any, where: str) -> None:
+    """Equal, floats to 1e-4 nats per token (more for sums, which have more tokens)."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key, value in expected.items():
+            assert_alike(found[key], value, f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for n, value in enumerate(expected):
+            assert_alike(found[n], value, f"{where}[{n}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), where
+    else:
+        assert found == expected, where
+
+
+def test_samples_are_scored_as_before() -> None:
+    assert_alike(current(), json.loads(GOLDEN.read_text()), "document")
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(current(), indent=1, ensure_ascii=False) + "\n")
