@@ -57,7 +57,14 @@ class Scorer:
         wants: Wants | None = None,
         on_tokens: Callable[[int], None] = lambda n: None,
     ) -> Iterator[Outcome]:
-        """A score or a rejection for each item, in order, as soon as it is ready."""
+        """A score or a rejection for each item, in order, as soon as it is ready.
+
+        Raises UsageError when more alternatives are wanted than the model has ids.
+        """
+        if wants is not None and wants.top_k > self.checkpoint.n_ids:
+            raise UsageError(
+                f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
+            )
         return score_samples(
             items,
             self.tokenization.tokenize,

@@ -57,6 +57,7 @@ class Engine:
         self.warnings: list[str] = []
         self._backbones = _possible_backbones(model)
         self._backbone = self._backbones[0] if self._backbones else None
+        self._vocabulary: int | None = None  # as wide as the first logits turn out to be
         self.path: Path = path or self._choose_path(min(12, max_tokens))
 
     @torch.inference_mode()
@@ -67,7 +68,9 @@ class Engine:
         """
         try:
             return self._score_by(self.path, batch, wants)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
             rows, width = batch.input_ids.shape
             raise RunError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
@@ -86,9 +89,10 @@ class Engine:
         hidden_BTD = self._backbone(input_ids=ids_BT, use_cache=False)[0]
         wanted_BT = targets_BT != IGNORED
         hidden_MD, targets_M = hidden_BTD[wanted_BT], targets_BT[wanted_BT]
-        vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
+        if self._vocabulary is None:
+            self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
         return score_positions(
-            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, vocabulary, wants
+            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, self._vocabulary, wants
         )
 
     def _score_plain(self, batch: Batch, wants: Wants) -> TokenScores:
@@ -143,9 +147,9 @@ class Engine:
     def _agrees(self, path: Path, ragged: Batch, expected: Any) -> bool:
         try:
             losses = self._score_by(path, ragged, Wants()).losses
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # whatever a model raises when it is not called as it expects
+        except Exception as error:  # whatever a model raises when it is not called as it expects
+            if _is_out_of_memory(error):
+                raise
             return False
         return self._equal(losses, expected)
 
@@ -165,6 +169,12 @@ class Engine:
 
     def _n_ids(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an exception for it on accelerators; on a CPU it is any RuntimeError."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _possible_backbones(model: Any) -> list[Any]:

@@ -68,7 +68,7 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTens
     losses_M1 = log_sum_M1 + (max_M1.double() - target_M1.double())
     top_ids = top_log_probs = None
     if wants.top_k:
-        top_logits, top_ids = top_logits_of(logits_MV, min(wants.top_k, logits_MV.shape[1]))
+        top_logits, top_ids = top_logits_of(logits_MV, wants.top_k)
         top_log_probs = -(log_sum_M1 + (max_M1.double() - top_logits.double()))
     return HeadTensors(
         losses=losses_M1[:, 0],

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EPIPE
+from pathlib import Path
 
 import typer
 
@@ -23,16 +24,17 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def exit_codes(debug: bool, on_interrupt: str = "") -> Iterator[None]:
+def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
     """Turn exceptions into one message on stderr and an exit code.
 
-    `on_interrupt` says, after Ctrl-C, where finished results are.
+    `partial` is where finished results are after Ctrl-C, once that file exists.
     """
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        say("interrupted" + (f"; {on_interrupt}" if on_interrupt else ""))
+        kept = partial is not None and partial.exists()
+        say("interrupted" + (f"; what was finished is in {partial}" if kept else ""))
         raise typer.Exit(INTERRUPTED) from None
     except SeqlossError as error:
         _traceback(debug)

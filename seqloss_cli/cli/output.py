@@ -14,7 +14,7 @@ from rich.console import Console
 from seqloss_cli.api import Scorer
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import Format
-from seqloss_cli.cli.progress import ProgressBar, progress_bar
+from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.errors import SeqlossError, UsageError
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.reading import ReadStats
@@ -89,10 +89,12 @@ def run_to_end(
 ) -> None:
     """Score everything, write it, and exit with 3 if something was rejected."""
     totals, n_rejected = Totals(), 0
-    with open_sink(choice.path, choice.force) as sink, progress_bar(total_bytes) as bar:
+    bar = ProgressBar(total_bytes)
+    outcomes = scorer.score(items, wants, bar.on_tokens)  # first of all: it may refuse
+    with open_sink(choice.path, choice.force) as sink, bar:
         writer = _writer(scorer, sink, choice)
         writer.begin(scorer.run_info(command))
-        for outcome in scorer.score(items, wants, bar.on_tokens):
+        for outcome in outcomes:
             bar.make_way()
             if isinstance(outcome, Rejected):
                 n_rejected += 1
@@ -133,7 +135,13 @@ def _writer(scorer: Scorer, sink: BinaryIO, choice: OutputChoice) -> Writer:
     texts, name = scorer.tokenization.token_texts, scorer.tokenization.name_token
     if choice.format is not Format.table:
         options = RowOptions(
-            texts, name, choice.text, choice.tokens, choice.words, choice.context_lengths
+            texts,
+            name,
+            text=choice.text,
+            tokens=choice.tokens,
+            summary=choice.summary,
+            words=choice.words,
+            context_lengths=choice.context_lengths,
         )
         return _JSON_WRITERS[choice.format](sink, options)
     table = TableOptions(texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -71,6 +69,12 @@ class ProgressBar:
         if self._shares_terminal:
             self.stop()
 
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         if self._shown:
             self._progress.stop()
@@ -81,15 +85,6 @@ class ProgressBar:
         if not self._total_bytes:
             return [count]
         return [count, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-
-
-@contextmanager
-def progress_bar(total_bytes: int | None) -> Iterator[ProgressBar]:
-    bar = ProgressBar(total_bytes)
-    try:
-        yield bar
-    finally:
-        bar.stop()
 
 
 def _size(source: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,7 @@ from seqloss_cli.config import (
     TokenPolicy,
 )
 from seqloss_cli.errors import UsageError
+from seqloss_cli.paths import partial_path
 
 if TYPE_CHECKING:
     from seqloss_cli.reading import ReadStats
@@ -95,8 +95,9 @@ def score(
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
     from seqloss_cli.cli.output import OutputChoice, choose_format, run_to_end
+    from seqloss_cli.writing import refuse_to_overwrite
 
-    with exit_codes(debug, on_interrupt=_where(output)):
+    with exit_codes(debug, partial_path(output) if output else None):
         choice = OutputChoice(
             format=choose_format(json, jsonl, format, output),
             path=output,
@@ -110,6 +111,8 @@ def score(
             summary=summary,
             strict=strict,
         )
+        if output is not None:
+            refuse_to_overwrite(output, force)
         names = _input_names(files, text)
         if model is None:
             say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
@@ -141,12 +144,6 @@ def score(
         items = _items(names, text, reading, stats)
         total_bytes = None if text is not None else stored_size(names)
         run_to_end(scorer, items, stats, total_bytes, Wants(ranks, entropy, top_k), choice, "score")
-
-
-def _where(output: Path | None) -> str:
-    if output is None:
-        return ""
-    return f"the results that were finished are in {output}.partial"
 
 
 def _input_names(files: list[str] | None, text: str | None) -> list[str]:

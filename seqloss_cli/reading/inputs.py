@@ -13,6 +13,7 @@ import orjson
 
 from seqloss_cli.config import DEFAULT_MAX_BYTES
 from seqloss_cli.errors import RowError
+from seqloss_cli.paths import shown_path
 from seqloss_cli.reading.duplicates import DuplicateIds
 from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.records import IGNORED, Ints, Rejected, Sample
@@ -79,7 +80,7 @@ def stored_size(names: Sequence[str]) -> int | None:
 
 
 def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
-    source = "<stdin>" if name == STDIN else name
+    source = "<stdin>" if name == STDIN else shown_path(name)
     line: int | None = None
     try:
         with open_input(name) as (stream, position):

@@ -2,7 +2,7 @@
 
 from seqloss_cli.writing.formats import JsonlWriter, JsonWriter, OpenAIWriter, Writer
 from seqloss_cli.writing.rows import RowOptions, sequence_row, totals_row
-from seqloss_cli.writing.sinks import open_sink
+from seqloss_cli.writing.sinks import open_sink, refuse_to_overwrite
 
 __all__ = [
     "JsonWriter",
@@ -11,6 +11,7 @@ __all__ = [
     "RowOptions",
     "Writer",
     "open_sink",
+    "refuse_to_overwrite",
     "sequence_row",
     "totals_row",
 ]

@@ -48,6 +48,8 @@ class JsonlWriter:
         self._line("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
     def sequence(self, score: SequenceScore) -> None:
+        if self._options.summary:
+            return
         self._line("sequence", sequence_row(score, self._options))
 
     def reject(self, rejected: Rejected) -> None:
@@ -94,6 +96,8 @@ class JsonWriter(_Document):
         )
 
     def sequence(self, score: SequenceScore) -> None:
+        if self._options.summary:
+            return
         self._element(sequence_row(score, self._options))
 
     def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
@@ -115,6 +119,8 @@ class OpenAIWriter(_Document):
         self._sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % _json(run.model))
 
     def sequence(self, score: SequenceScore) -> None:
+        if self._options.summary:
+            return
         tokens = self._options.token_texts(score.sequence)
         top = None
         if score.top_ids is not None:

@@ -27,6 +27,8 @@ class RowOptions:
     text: bool = True
     tokens: bool = True
     """The per-token arrays."""
+    summary: bool = False
+    """No sequences at all: totals and rejected rows only."""
     words: bool = False
     context_lengths: bool = False
 
@@ -67,6 +69,7 @@ def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
         "n_sequences": totals.n_sequences,
         "n_rejected": n_rejected,
         "n_empty_lines": n_empty_lines,
+        "n_without_text": totals.n_without_text,
         **_sums(totals, one_sequence=False),
         "mean_sequence_loss": totals.mean_sequence_loss,
         "mean_of_mean_losses": totals.mean_of_mean_losses,

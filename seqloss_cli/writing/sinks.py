@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.paths import partial_path
+
+
+def refuse_to_overwrite(path: Path, force: bool) -> None:
+    """Raises UsageError when the file or its partial one exists, unless `force` is given."""
+    for existing in (path, partial_path(path)):
+        if existing.exists() and not force:
+            raise UsageError(f"{existing} exists; --force writes over it")
 
 
 @contextmanager
@@ -23,10 +31,8 @@ def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    refuse_to_overwrite(path, force)
     partial = partial_path(path)
-    for existing in (path, partial):
-        if existing.exists() and not force:
-            raise UsageError(f"{existing} exists; --force writes over it")
     try:
         with partial.open("wb" if force else "xb") as sink:
             yield sink
@@ -37,7 +43,3 @@ def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
         if isinstance(error, BrokenPipeError):
             raise
         raise RunError(f"{partial} cannot be written: {error.strerror}") from error
-
-
-def partial_path(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
