@@ -49,7 +49,7 @@ class Scorer:
             checkpoint.tokenizer, policy, checkpoint.n_ids, checkpoint.bos_id, checkpoint.eos_id
         )
         self.engine = Engine(checkpoint.model, self.windows.context)
-        self.warnings = [*checkpoint.warnings, *self.engine.warnings]
+        self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
 
     def score(
         self,

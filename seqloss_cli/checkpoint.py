@@ -6,14 +6,14 @@ Turns what transformers raises into one message that names the flag which helps.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seqloss_cli.config import DEFAULT_CONTEXT, DEFAULT_MODEL, ModelChoice, WindowPolicy
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.fingerprints import weights_sha256
-from seqloss_cli.tokenization import check_own_tokenizer
+from seqloss_cli.loading_tokenizers import load_tokenizer
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -46,7 +46,7 @@ class Checkpoint:
 
 def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     """Load weights and tokenizer. Raises RunError or UsageError with what mends it."""
-    path = str(DEMO_FOLDER) if choice.name == DEFAULT_MODEL else choice.name
+    path = _path_of(choice.name)
     _check_local_path(path)
     _set_environment(choice)
     import torch
@@ -56,7 +56,11 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     config = _load_config(path, choice)
     device = _device(choice.device)
     model, warnings = _load_model(path, config, choice, device)
-    tokenizer, tokenizer_warning = _load_tokenizer(path, choice)
+    tokenizer, tokenizer_warning = load_tokenizer(
+        _path_of(choice.tokenizer or choice.name),
+        None if choice.tokenizer else choice.revision,
+        choice.trust_remote_code,
+    )
     if tokenizer_warning:
         warnings.append(tokenizer_warning)
     text_config = config.get_text_config()
@@ -97,6 +101,10 @@ def window_policy(checkpoint: Checkpoint, context: int | None, stride: int | Non
     if stride > context:
         raise UsageError(f"--stride {stride} is more than the context of {context} (--context)")
     return WindowPolicy(context, source, stride)
+
+
+def _path_of(name: str) -> str:
+    return str(DEMO_FOLDER) if name == DEFAULT_MODEL else name
 
 
 def _set_environment(choice: ModelChoice) -> None:
@@ -232,43 +240,6 @@ def _require_weights(path: str, choice: ModelChoice) -> None:
         )
     if not safe and not pickled:
         raise RunError(f"model {path}: no weights in it (no .safetensors file)")
-
-
-def _load_tokenizer(path: str, choice: ModelChoice) -> tuple[Any, str | None]:
-    from transformers import AutoTokenizer
-
-    named = choice.tokenizer or path
-    if choice.tokenizer == DEFAULT_MODEL:
-        named = str(DEMO_FOLDER)
-    common = (
-        _common(choice) if choice.tokenizer is None else _common(replace(choice, revision=None))
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(named, **common)
-        empty = not tokenizer.encode("a b", add_special_tokens=False)
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"no tokenizer could be loaded from {named}; name one with --tokenizer ({text})"
-        ) from error
-    if empty:  # transformers makes an empty one where the files are missing
-        raise RunError(f"{named} has no tokenizer; name one with --tokenizer")
-    return _own_tokenizer_if_different(tokenizer, Path(named))
-
-
-def _own_tokenizer_if_different(tokenizer: Any, folder: Path) -> tuple[Any, str | None]:
-    """The directory's own `tokenizer.json` where AutoTokenizer put another in its place."""
-    own = folder / "tokenizer.json"
-    warning = check_own_tokenizer(tokenizer, own.read_text() if own.is_file() else None)
-    if warning is None:
-        return tokenizer, None
-    from transformers import PreTrainedTokenizerFast
-
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name)}
-    rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own), **special)
-    rebuilt.chat_template = getattr(tokenizer, "chat_template", None)
-    return rebuilt, f"{warning}: {own} is used instead (--tokenizer names another)"
 
 
 def _id_in_range(name: str, config: Any, n_ids: int) -> tuple[int | None, str | None]:

@@ -69,7 +69,7 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTens
     top_ids = top_log_probs = None
     if wants.top_k:
         top_logits, top_ids = top_logits_of(logits_MV, wants.top_k)
-        top_log_probs = -(log_sum_M1 + (max_M1.double() - top_logits.double()))
+        top_log_probs = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
     return HeadTensors(
         losses=losses_M1[:, 0],
         ranks=1 + (logits_MV > target_M1).sum(dim=1) if wants.ranks else None,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,9 +52,8 @@ def spell_plain(piece: str) -> bytes:
     return piece.encode(errors="replace")
 
 
-def spelling_of(tokenizer_json: str) -> Spelling:
-    """How the pieces of a serialized `tokenizers.Tokenizer` spell bytes."""
-    parts = json.loads(tokenizer_json)
+def spelling_of(parts: Mapping[str, Any]) -> Spelling:
+    """How the pieces of a `tokenizers.Tokenizer`, serialized as `parts`, spell bytes."""
     steps = [parts.get(name) or {} for name in ("decoder", "pre_tokenizer", "normalizer")]
     written = json.dumps(steps, ensure_ascii=False)
     if '"ByteLevel"' in written:
@@ -63,27 +63,29 @@ def spelling_of(tokenizer_json: str) -> Spelling:
     return spell_plain
 
 
-def offsets_from_spelling(pieces: Sequence[bytes], source: bytes) -> Ints | None:
+def offsets_from_spelling(
+    pieces: Sequence[bytes], source: bytes, heads: Collection[int] = (0,)
+) -> Ints | None:
     """Byte offsets, shape len(pieces) + 1, when the pieces spell the source; None when they do not.
 
-    A space that the tokenizer put in front of a piece covers no byte of the source.
+    A space that the tokenizer put in covers no byte of the source. `heads` are the pieces before
+    which it may put one in: the first, and those that follow a special token.
     """
-    spelled = b"".join(pieces)
+    if b"".join(pieces) != source:
+        stripped = [p.removeprefix(b" ") if n in heads else p for n, p in enumerate(pieces)]
+        if b"".join(stripped) != source:
+            return _offsets_with_some_spaces_inserted(pieces, source)
+        pieces = stripped
     widths = np.fromiter((len(piece) for piece in pieces), dtype=np.int64, count=len(pieces))
-    offsets: Ints = np.concatenate([[0], np.cumsum(widths)])
-    if spelled == source:
-        return offsets
-    if spelled == b" " + source:
-        return np.maximum(offsets - 1, 0)
-    return _offsets_with_inserted_spaces(pieces, source)
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(widths)])
 
 
-def _offsets_with_inserted_spaces(pieces: Sequence[bytes], source: bytes) -> Ints | None:
-    """The slow way: after a special token, too, some tokenizers put a space in."""
+def _offsets_with_some_spaces_inserted(pieces: Sequence[bytes], source: bytes) -> Ints | None:
+    """The slow way, for tokenizers that put a space in at some places and not at others."""
     offsets, cursor = [0], 0
     for piece in pieces:
         if not source.startswith(piece, cursor):
-            piece = piece[1:] if piece.startswith(b" ") else piece
+            piece = piece.removeprefix(b" ")
             if not source.startswith(piece, cursor):
                 return None
         cursor += len(piece)

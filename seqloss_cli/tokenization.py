@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.config import TokenPolicy
-from seqloss_cli.errors import RowError, RunError, UsageError
+from seqloss_cli.errors import RowError, UsageError
 from seqloss_cli.pieces import (
     Spelling,
     offsets_from_chars,
@@ -37,6 +37,8 @@ from seqloss_cli.records import (
     Sample,
     TokenSequence,
 )
+
+_SPELLINGS = (spell_byte_level, spell_sentencepiece, spell_plain)
 
 
 class Tokenization:
@@ -64,14 +66,16 @@ class Tokenization:
         serialized = self._serialized()
         self.sha256 = hashlib.sha256(serialized.encode()).hexdigest()
         """Of the tokenizer's serialized form."""
-        self._spellings = (
-            [spell_byte_level, spell_sentencepiece, spell_plain]
-            if self._fast is None
-            else [spelling_of(serialized)]
-        )
+        parts = {} if self._fast is None else json.loads(serialized)
+        self._spellings = [spelling_of(parts)] if parts else list(_SPELLINGS)
         self._special = _special_tokens(tokenizer)
-        self._special_text = _any_of(self._special.values())
-        self._unk_id = self._unknown_id()
+        self._literal = self._literal_tokens()
+        self._unk_id = self._unknown_id(parts.get("model", {}))
+        self._special_text = _any_of(
+            name for token_id, name in self._special.items() if token_id != self._unk_id
+        )
+        self.warnings: list[str] = []
+        """For stderr."""
         self._added_bos = self._bos_that_the_tokenizer_adds()
         self.bos_id = self._resolve_bos(model_bos)
         self.eos_id = self._resolve_eos(model_eos)
@@ -171,7 +175,7 @@ class Tokenization:
 
     def _count_special_text(self, text: str, ids: list[int], flags: dict[str, int | bool]) -> None:
         if self.policy.special_tokens == "parse":
-            count = sum(token_id in self._special for token_id in ids)
+            count = sum(i in self._special and i != self._unk_id for i in ids)
         else:
             count = len(self._special_text.findall(text))
         if count and self.policy.special_tokens == "error":
@@ -200,9 +204,10 @@ class Tokenization:
 
     def _offsets(self, text: str, ids: list[int], flags: dict[str, int | bool]) -> Ints:
         source = text.encode()
+        heads = {0} | {n for n, token_id in enumerate(ids, start=1) if token_id in self._special}
         for spell in self._spellings:
             pieces = [self._piece(token_id, spell) for token_id in ids]
-            offsets = offsets_from_spelling(pieces, source)
+            offsets = offsets_from_spelling(pieces, source, heads)
             if offsets is not None:
                 return offsets
         if self._fast is None:
@@ -223,7 +228,7 @@ class Tokenization:
         return json.dumps([type(self.tokenizer).__name__, vocabulary])
 
     def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
-        if name := self._special.get(token_id):
+        if name := self._literal.get(token_id):
             return name.encode()
         if self._fast is not None:
             piece = self._fast.id_to_token(token_id)
@@ -233,12 +238,22 @@ class Tokenization:
             return f"<id {token_id}>".encode()
         return (spell or self._spellings[0])(piece)
 
-    def _unknown_id(self) -> int | None:
+    def _literal_tokens(self) -> dict[int, str]:
+        """Tokens that stand for their own text: special ones, and in byte-level vocabularies every
+        added one (its letters are no stand-ins for bytes)."""
+        if self._spellings[0] is not spell_byte_level:
+            return self._special
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return {i: token.content for i, token in added.items()} | self._special
+
+    def _unknown_id(self, model: Mapping[str, Any]) -> int | None:
+        """`model` is the part of that name of the serialized tokenizer."""
         if self._fast is not None:
-            model = self._fast.model
             if self._spellings[0] is spell_byte_level:
                 return None  # every byte has a piece; GPT-2 names its end-of-text "unknown"
-            if name := getattr(model, "unk_token", None):
+            if (unk_id := model.get("unk_id")) is not None:
+                return int(unk_id)
+            if name := model.get("unk_token"):
                 return self._id_of(name)
         unknown: int | None = self.tokenizer.unk_token_id
         return unknown
@@ -268,7 +283,7 @@ class Tokenization:
             if self.policy.bos == "never":
                 raise UsageError("--bos-token and --bos never exclude each other")
             return self._token_or_id(self.policy.bos_token)
-        candidates = (self._added_bos, self.tokenizer.bos_token_id, model_bos)
+        candidates = (self._added_bos, self._own_id("bos"), model_bos)
         found = next((candidate for candidate in candidates if candidate is not None), None)
         if found is None and self.policy.bos == "always":
             raise UsageError(
@@ -278,11 +293,22 @@ class Tokenization:
         return found
 
     def _resolve_eos(self, model_eos: int | None) -> int | None:
-        found = self.tokenizer.eos_token_id
-        found = model_eos if found is None else found
+        own = self._own_id("eos")
+        found = model_eos if own is None else own
         if found is None and self.policy.eos:
             raise UsageError("--eos: neither the tokenizer nor the model names an EOS")
         return found
+
+    def _own_id(self, kind: str) -> int | None:
+        """The tokenizer's BOS or EOS; None, with a warning, where the model does not embed it."""
+        token_id: int | None = getattr(self.tokenizer, f"{kind}_token_id")
+        if token_id is None or token_id < self.n_ids:
+            return token_id
+        self.warnings.append(
+            f"the tokenizer's {kind}_token_id {token_id} is none of the model's {self.n_ids} ids: "
+            "left out"
+        )
+        return None
 
     def _token_or_id(self, written: str) -> int:
         by_name = {name: token_id for token_id, name in self._special.items()}.get(written)
@@ -306,30 +332,6 @@ def _special_tokens(tokenizer: Any) -> dict[int, str]:
     return special
 
 
-def _any_of(names: Any) -> re.Pattern[str]:
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def check_own_tokenizer(tokenizer: Any, own_json: str | None) -> str | None:
-    """A warning when AutoTokenizer built something else than the directory's `tokenizer.json`.
-
-    For some model types it replaces the file's tokenizer with a class of its choice, and losses
-    are then wrong by nats with no error. Both must encode a probe alike.
-    """
-    if own_json is None or getattr(tokenizer, "backend_tokenizer", None) is None:
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        own = Tokenizer.from_str(own_json)
-    except Exception as error:
-        raise RunError(f"tokenizer.json cannot be read: {error}") from error
-    probe = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
-    loaded_ids = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=False).ids
-    if own.encode(probe, add_special_tokens=False).ids == loaded_ids:
-        return None
-    return (
-        f"AutoTokenizer chose {type(tokenizer).__name__}, which encodes text differently from the "
-        "directory's own tokenizer.json"
-    )

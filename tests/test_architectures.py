@@ -1,0 +1,469 @@
+"""Every kind of model against its own plain forward, one window at a time.
+
+The oracle plans its windows by the wording of rule 7 of the contract and takes a float64
+log-softmax of `model(ids).logits`; it knows neither batches nor padding nor heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
+
+from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
+from seqloss_cli.batching import plan_batches
+from seqloss_cli.config import WindowPolicy
+from seqloss_cli.engine import PATHS, Engine
+from seqloss_cli.records import SequenceScore, Wants
+from seqloss_cli.scoring import score_samples
+from seqloss_cli.tokenization import Tokenization
+
+CONTEXT, STRIDE = 32, 12
+TEXTS = [
+    "a",
+    "The cat sat on the mat.",
+    "Ragged rows",
+    "One text is longer than the context: it needs several windows, with 日本語 and 🐕 in it. "
+    "Its last window is short.",
+]
+EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
+
+IDS = {"vocab_size": N_BYTE_IDS, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+GEMMA = GROUPED | {"head_dim": 8, "sliding_window": 16, "final_logit_softcapping": 4.0}
+HYBRID = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "cohere": ("Cohere", GROUPED | {"logit_scale": 0.25}),
+    "falcon-h1": ("FalconH1", GROUPED | HYBRID | {"mamba_n_groups": 1, "lm_head_multiplier": 0.2}),
+    "gemma2": ("Gemma2", GEMMA),
+    "gpt-neox": ("GPTNeoX", SMALL),
+    "gpt2": ("GPT2", {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "granite": ("Granite", GROUPED | {"logits_scaling": 3.0}),
+    "llama": ("Llama", GROUPED),
+    "mamba": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "mixtral": ("Mixtral", GROUPED | {"num_local_experts": 4}),
+    "opt": ("OPT", SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 16}),
+    "phi3": ("Phi3", GROUPED | {"sliding_window": 16}),
+    "qwen3": ("Qwen3", GROUPED | {"head_dim": 8}),
+    "rwkv": ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}),
+}
+SCALED_HEADS = ["cohere", "falcon-h1", "gemma2", "granite"]
+
+
+def build(name: str, **config: Any) -> Any:
+    """A random model, sharp enough that a wrong position or scale moves a loss by nats."""
+    family, settings = ARCHITECTURES[name]
+    model_class = getattr(hf, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(**IDS, **(settings | config))).eval()
+    with torch.no_grad():
+        if name not in ("mamba", "rwkv"):  # which are sharp enough as they are
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(8)
+        model.get_output_embeddings().weight.mul_(4)
+    return model
+
+
+def samples(texts: list[str]) -> list[Sample]:
+    return [Sample(str(n), "<text>", text=text) for n, text in enumerate(texts)]
+
+
+def scored(outcomes: Any) -> list[SequenceScore]:
+    listed = list(outcomes)
+    assert all(isinstance(outcome, SequenceScore) for outcome in listed), listed
+    return listed
+
+
+def scores_of(engine: Engine, bos: Any = "auto", wants: Wants = EVERYTHING) -> list[SequenceScore]:
+    """TEXTS through the pipeline with an engine of the test's own."""
+    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
+    policy = WindowPolicy(CONTEXT, "--context", STRIDE)
+    return scored(score_samples(samples(TEXTS), tokenization.tokenize, engine, policy, wants, 4096))
+
+
+# -- the oracle -------------------------------------------------------------------------------
+
+
+@dataclass
+class Truth:
+    log_probs: dict[int, np.ndarray]
+    """Target to its distribution, float64."""
+    context_lengths: dict[int, int]
+
+
+@torch.no_grad()
+def truth_of(
+    model: Any, ids: list[int], has_bos: bool, context: int = CONTEXT, stride: int = STRIDE
+) -> Truth:
+    truth = Truth({}, {})
+    last = len(ids) - 1
+    unscored, end = 1, min(context, last)
+    fed = ids[:end]
+    while unscored <= last:
+        logits = model(input_ids=torch.tensor([fed])).logits[0].double()
+        for target in range(unscored, end + 1):
+            seen = len(fed) - (end - target)
+            assert target not in truth.log_probs
+            truth.log_probs[target] = logits[seen - 1].log_softmax(-1).numpy()
+            truth.context_lengths[target] = seen
+        unscored, end = end + 1, min(end + stride, last)
+        fed = [ids[0], *ids[end - (context - 1) : end]] if has_bos else ids[end - context : end]
+    return truth
+
+
+def losses_of(truth: Truth, ids: list[int]) -> list[float]:
+    return [-truth.log_probs[t][ids[t]] for t in range(1, len(ids))]
+
+
+def assert_right(model: Any, scores: list[SequenceScore], tolerance: float = 1e-4) -> None:
+    """Every loss of every text equals the oracle's, and what stands beside it agrees."""
+    assert len(scores) == len(TEXTS)
+    for score in scores:
+        ids = score.sequence.token_ids.tolist()
+        truth = truth_of(model, ids, score.sequence.begins_with_bos)
+        assert score.scored.tolist() == [False, *[True] * (len(ids) - 1)]
+        np.testing.assert_allclose(score.losses[1:], losses_of(truth, ids), rtol=0, atol=tolerance)
+        assert score.context_lengths[1:].tolist() == list(truth.context_lengths.values())
+        if score.ranks is not None:
+            assert_alternatives_right(score, ids, truth, tolerance)
+
+
+def assert_alternatives_right(
+    score: SequenceScore, ids: list[int], truth: Truth, tolerance: float
+) -> None:
+    for t in range(1, len(ids)):
+        log_probs = truth.log_probs[t]
+        at_target = log_probs[ids[t]]
+        surely_above = int((log_probs > at_target + tolerance).sum())
+        maybe_above = int((log_probs > at_target - tolerance).sum()) - 1
+        assert 1 + surely_above <= score.ranks[t] <= 1 + maybe_above
+        entropy = -float((np.exp(log_probs) * log_probs).sum())
+        assert score.entropies[t] == pytest.approx(entropy, abs=10 * tolerance)
+        best = np.sort(log_probs)[::-1][:3]
+        np.testing.assert_allclose(score.top_log_probs[t], best, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(log_probs[score.top_ids[t]], best, rtol=0, atol=tolerance)
+        assert len(set(score.top_ids[t].tolist())) == 3
+
+
+def test_the_oracle_plans_the_windows_of_the_worked_example() -> None:
+    truth = truth_of(llama(), list(range(8)), has_bos=False, context=4, stride=2)
+    assert truth.context_lengths == {1: 1, 2: 2, 3: 3, 4: 4, 5: 3, 6: 4, 7: 4}
+
+
+# -- checkpoints, from the directory to the loss ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    folder = save_checkpoint(tmp_path, model, byte_tokenizer())
+    scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
+    assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
+    assert scorer.engine.path == "batched"
+    assert scorer.warnings == []
+
+
+@pytest.mark.parametrize("name", SCALED_HEADS)
+def test_these_heads_are_more_than_a_matrix_product(name: str) -> None:
+    """Else the test above would not notice a forgotten scale or cap."""
+    model, ids = build(name), torch.arange(2, 12)[None]
+    with torch.no_grad():
+        bare = model.get_output_embeddings()(model.get_decoder()(input_ids=ids)[0])
+        logits = model(input_ids=ids).logits
+    assert (bare - logits).abs().max() > 1
+
+
+@pytest.mark.parametrize("bos", ["auto", "never"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["bloom", "gemma2", "gpt2", "llama", "mamba", "mixtral", "rwkv"])
+def test_each_path_gives_the_same_numbers(name: str, path: Any, bos: Any) -> None:
+    model = build(name)
+    engine = Engine(model, CONTEXT, path=path)
+    assert engine.path == path
+    assert_right(model, scores_of(engine, bos))
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    scorer = Scorer(ModelChoice(name=str(tmp_path)), context=CONTEXT, stride=STRIDE)
+    assert_right(model, scored(scorer.score(samples(TEXTS))))
+    assert scorer.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("gpt2", 1e-9), ("opt", 1e-9), ("gemma2", 1e-6), ("mamba", 1e-6)]
+)
+def test_float64_losses(name: str, tolerance: float, tmp_path: Path) -> None:
+    """The latter two compute their norms in float32 whatever the dtype."""
+    model = build(name)
+    folder = save_checkpoint(tmp_path, model, byte_tokenizer())
+    choice = ModelChoice(name=str(folder), dtype="float64")
+    scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
+    assert scorer.checkpoint.dtype == "float64"
+    assert scorer.engine.path == "batched"
+    double = type(model).from_pretrained(folder, dtype=torch.float64).eval()
+    assert_right(double, scored(scorer.score(samples(TEXTS))), tolerance)
+
+
+@pytest.mark.parametrize("name", ["cohere", "gpt2", "llama", "qwen3"])
+def test_bfloat16_is_no_further_from_the_truth_than_a_plain_forward(
+    name: str, tmp_path: Path
+) -> None:
+    """The truth: the same rounded weights in float64. Plain: bfloat16, then float64 softmax.
+
+    Both are loaded anew: a model cast in memory rounds its rotary frequencies, too.
+    """
+    model_class = type(build(name))
+    folder = save_checkpoint(tmp_path, build(name).to(torch.bfloat16), byte_tokenizer())
+    choice = ModelChoice(name=str(folder), dtype="bfloat16")
+    scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
+    assert scorer.checkpoint.dtype == "bfloat16"
+    scores = scored(scorer.score(samples(TEXTS)))
+    exact = model_class.from_pretrained(folder, dtype=torch.float64).eval()
+    rounded = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ours, plain = [], []
+    for score in scores:
+        ids = score.sequence.token_ids.tolist()
+        truth = np.array(losses_of(truth_of(exact, ids, True), ids))
+        ours += np.abs(score.losses[1:] - truth).tolist()
+        plain += np.abs(losses_of(truth_of(rounded, ids, True), ids) - truth).tolist()
+    assert max(plain) > 1e-3, "bfloat16 should be seen to round"
+    assert all(a <= b + 0.08 for a, b in zip(ours, plain, strict=True))
+    assert math.fsum(ours) <= 1.1 * math.fsum(plain)
+
+
+def test_rotary_factors_that_change_with_the_length_of_the_row(tmp_path: Path) -> None:
+    """Phi-3's long rotary factors: a short text must not get those of a long one beside it."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 8.0, 16.0, 32.0],
+        "original_max_position_embeddings": 16,
+    }
+    model = build("phi3", original_max_position_embeddings=16, rope_parameters=rope)
+    folder = save_checkpoint(tmp_path, model, byte_tokenizer())
+    scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
+    assert_right(model, scored(scorer.score(samples(TEXTS))))
+
+
+# -- models that cannot take the fast path ----------------------------------------------------
+
+
+def modified(model_class: type, model: Any) -> Any:
+    """The same weights under another forward."""
+    changed = model_class(model.config).eval()
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+class CopyBias(hf.LlamaForCausalLM):
+    """Logits that look at the ids, past backbone and head."""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **kwargs)
+        seen = torch.nn.functional.one_hot(input_ids, output.logits.shape[-1])
+        output.logits = output.logits + 5 * seen
+        return output
+
+
+class ColderWithPosition(hf.LlamaForCausalLM):
+    """Logits that look at their position: right alone, wrong when only some are computed."""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **kwargs)
+        positions = torch.arange(output.logits.shape[1])
+        output.logits = output.logits * (1 + 0.1 * positions[:, None])
+        return output
+
+
+class HiddenStatesHead(hf.LlamaForCausalLM):
+    """A head that reads the states between the layers."""
+
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, output_hidden_states=True, **kwargs)
+        output.logits = self.lm_head(output.hidden_states[0] + output.hidden_states[-1])
+        return output
+
+
+class MixingBackbone(hf.LlamaModel):
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **kwargs)
+        states = output.last_hidden_state
+        output.last_hidden_state = (states + states.flip(0)) / 2
+        return output
+
+
+class MixesRows(hf.LlamaForCausalLM):
+    """Each row sees the others of its batch."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = MixingBackbone(config)
+
+
+class Unbatched(hf.LlamaForCausalLM):
+    """A forward that takes one row only."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        inner = self.model.forward
+
+        def one_row(input_ids: Any = None, **kwargs: Any) -> Any:
+            if len(input_ids) > 1:
+                raise NotImplementedError("one row at a time")
+            return inner(input_ids=input_ids, **kwargs)
+
+        self.model.forward = one_row
+
+
+@pytest.mark.parametrize(
+    ("model_class", "path"),
+    [
+        (CopyBias, "plain"),
+        (ColderWithPosition, "plain"),
+        (HiddenStatesHead, "plain"),
+        (MixesRows, "single"),
+        (Unbatched, "single"),
+    ],
+)
+def test_unusual_models_fall_back_with_a_warning(model_class: type, path: str) -> None:
+    model = modified(model_class, build("llama"))
+    engine = Engine(model, CONTEXT)
+    assert_right(model, scores_of(engine))
+    assert engine.path == path
+    (warning,) = engine.warnings
+    assert model_class.__name__ in warning
+    assert "one sequence at a time" in warning
+
+
+def test_the_unusual_models_would_be_wrong_on_the_fast_path() -> None:
+    """Else the test above would prove nothing."""
+    for model_class, path in [(CopyBias, "single"), (ColderWithPosition, "single")]:
+        model = modified(model_class, build("llama"))
+        with pytest.raises(AssertionError):
+            assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
+    model = modified(MixesRows, build("llama"))
+    with pytest.raises(AssertionError):
+        assert_right(model, scores_of(Engine(model, CONTEXT, path="batched")))
+
+
+# -- models that are refused ------------------------------------------------------------------
+
+
+def tiny_bert() -> Any:
+    config = hf.BertConfig(**SMALL, vocab_size=N_BYTE_IDS, is_decoder=False, pad_token_id=None)
+    torch.manual_seed(0)
+    model = hf.BertLMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("context", [None, 3, 2])
+def test_a_model_that_sees_the_future_is_refused(context: int | None, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_bert(), byte_tokenizer())
+    with pytest.raises(RunError, match="not causal"):
+        Scorer(ModelChoice(name=str(folder)), context=context)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        hf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
+        hf.BartConfig(d_model=32, encoder_layers=1, decoder_layers=1),
+    ],
+    ids=["t5", "bart"],
+)
+def test_an_encoder_decoder_is_refused(config: Any, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match=r"encoder-decoder.*causal"):
+        Scorer(ModelChoice(name=str(tmp_path)))
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+def _gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _python_memory() -> None:
+    raise MemoryError
+
+
+def _cpu_memory() -> None:
+    torch.empty(1 << 50)
+
+
+SHORTAGES = [_gpu_memory, _python_memory, _cpu_memory]
+
+
+class Hungry(hf.LlamaForCausalLM):
+    """A model that fails as it is told to, once it is told."""
+
+    shortage: Callable[[], None] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.shortage is not None:
+            self.shortage()
+        return super().forward(*args, **kwargs)
+
+
+def hungry(shortage: Callable[[], None]) -> Any:
+    model = modified(Hungry, llama())
+    model.shortage = shortage
+    return model
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_too_little_memory_names_the_flag_that_helps(
+    shortage: Callable[[], None], path: Any
+) -> None:
+    engine = Engine(hungry(shortage), CONTEXT, path=path)
+    with pytest.raises(RunError, match="--batch-tokens"):
+        scores_of(engine)
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_too_little_memory_for_the_check_at_load_is_no_bug_report(
+    shortage: Callable[[], None],
+) -> None:
+    with pytest.raises(RunError, match="memory"):
+        Engine(hungry(shortage), CONTEXT)
+
+
+def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
+    def broken() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    engine = Engine(hungry(broken), CONTEXT, path="plain")
+    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
+    sequence: Any = tokenization.tokenize(samples(["abc"]))[0]
+    (batch,) = plan_batches([sequence], WindowPolicy(CONTEXT, "--context", STRIDE), 4096)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        engine.score(batch, Wants())

@@ -1,0 +1,216 @@
+"""The head against float64 arithmetic written out by hand: losses, ranks, entropies, top k."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqloss_cli import Sample, totals_of
+from seqloss_cli import head as head_module
+from seqloss_cli.head import score_logits, score_positions
+from seqloss_cli.records import SequenceScore, TokenSequence, Wants
+
+TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
+EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
+RANK_AND_ENTROPY = Wants(ranks=True, entropy=True)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+ordinary = st.floats(-50, 50, width=32)
+near_ties = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-23, 5.0, -3.0])
+huge = st.floats(-FLOAT32_MAX, FLOAT32_MAX, width=32)
+impossible = st.just(-math.inf)
+
+
+@st.composite
+def rows_with_targets(draw: st.DrawFn, *kinds: st.SearchStrategy[float]) -> Any:
+    """Logits, M x V, each row with a finite one; and a target per row."""
+    width = draw(st.integers(1, 12))
+    row = st.lists(st.one_of(*kinds), min_size=width, max_size=width)
+    finite = row.filter(lambda values: any(map(math.isfinite, values)))
+    rows = draw(st.lists(finite, min_size=1, max_size=5))
+    targets = [draw(st.integers(0, width - 1)) for _ in rows]
+    return rows, targets
+
+
+def loss_by_hand(row: list[float], target: int) -> float:
+    """ln Σ exp(z - z_target), float64, the sum split off at the greatest logit."""
+    top = max(row)
+    total = math.fsum(math.exp(z - top) for z in row)
+    return math.log(total) + (top - row[target])
+
+
+def probabilities_by_hand(row: list[float]) -> list[float]:
+    return [math.exp(-loss_by_hand(row, v)) for v in range(len(row))]
+
+
+def score(
+    rows: Any,
+    targets: Any,
+    wants: Wants = RANK_AND_ENTROPY,
+    dtype: Any = torch.float32,
+) -> Any:
+    return score_logits(torch.tensor(rows, dtype=dtype), torch.tensor(targets), wants)
+
+
+@given(rows_with_targets(ordinary, near_ties, huge, impossible))
+def test_losses_are_the_negative_log_softmax_and_never_below_zero(case: Any) -> None:
+    rows, targets = case
+    losses = score(rows, targets).losses.tolist()
+    expected = [loss_by_hand(row, target) for row, target in zip(rows, targets, strict=True)]
+    assert min(losses) >= 0
+    assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert np.isinf(losses).tolist() == [
+        row[t] == -math.inf for row, t in zip(rows, targets, strict=True)
+    ]
+
+
+@given(rows_with_targets(ordinary, near_ties, impossible))
+def test_float64_logits_stay_in_float64(case: Any) -> None:
+    rows, targets = case
+    losses = score(rows, targets, dtype=torch.float64).losses.tolist()
+    expected = [loss_by_hand(row, target) for row, target in zip(rows, targets, strict=True)]
+    assert losses == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@given(rows_with_targets(ordinary, near_ties), st.sampled_from([torch.bfloat16, torch.float16]))
+def test_half_precision_logits_are_summed_in_float32(case: Any, dtype: torch.dtype) -> None:
+    rows, targets = case
+    rounded = torch.tensor(rows, dtype=dtype)
+    losses = score_logits(rounded, torch.tensor(targets), Wants()).losses.tolist()
+    expected = [loss_by_hand(row.tolist(), t) for row, t in zip(rounded, targets, strict=True)]
+    assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_losses_of_hundreds_of_nats_are_not_clamped() -> None:
+    losses = score([[0.0, -1e4, -1e30], [0.0, -1e4, -1e30]], [1, 2]).losses.tolist()
+    assert losses == pytest.approx([1e4, 1e30], rel=1e-6)
+
+
+def test_the_span_of_two_huge_logits_may_exceed_float32() -> None:
+    scores = score([[FLOAT32_MAX, -FLOAT32_MAX]], [1])
+    assert scores.losses.tolist() == pytest.approx([2 * FLOAT32_MAX])
+    assert scores.entropies.tolist() == [0.0]
+
+
+def test_a_target_of_probability_zero_has_an_infinite_loss_and_finite_entropy() -> None:
+    scores = score([[0.0, 0.0, -math.inf]], [2], EVERYTHING)
+    assert scores.losses.tolist() == [math.inf]
+    assert scores.entropies.tolist() == pytest.approx([math.log(2)])
+    assert scores.top_ids.tolist() == [[0, 1, 2]]
+    expected = [-math.log(2), -math.log(2), -math.inf]
+    assert scores.top_log_probs[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[0.0, math.nan, 1.0], [math.nan] * 3, [-math.inf] * 3, [math.inf, 0.0, 0.0]],
+    ids=["one NaN", "all NaN", "nothing possible", "one infinite"],
+)
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_row_that_is_no_distribution_has_a_nan_loss(row: list[float], target: int) -> None:
+    bad, good = score([row, [1.0, 2.0, 3.0]], [target, 0], Wants()).losses.tolist()
+    assert math.isnan(bad)
+    assert good == pytest.approx(loss_by_hand([1.0, 2.0, 3.0], 0), rel=1e-6)
+
+
+@given(rows_with_targets(ordinary, near_ties, huge, impossible))
+def test_a_rank_is_one_more_than_the_number_of_strictly_greater_logits(case: Any) -> None:
+    rows, targets = case
+    ranks = score(rows, targets).ranks.tolist()
+    assert ranks == [
+        1 + sum(z > row[target] for z in row) for row, target in zip(rows, targets, strict=True)
+    ]
+
+
+@given(rows_with_targets(ordinary, near_ties, impossible))
+def test_entropies_are_the_mean_surprise_of_the_distribution(case: Any) -> None:
+    rows, targets = case
+    entropies = score(rows, targets).entropies.tolist()
+    expected = [
+        -math.fsum(p * math.log(p) for p in probabilities_by_hand(row) if p > 0) for row in rows
+    ]
+    assert entropies == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert all(-1e-6 <= entropy <= math.log(len(rows[0])) + 1e-6 for entropy in entropies)
+
+
+@given(rows_with_targets(ordinary, near_ties, huge, impossible), st.integers(0, 11))
+def test_top_k_is_a_sort_with_ties_by_id(case: Any, number: int) -> None:
+    rows, targets = case
+    k = 1 + number % len(rows[0])
+    scores = score(rows, targets, Wants(top_k=k))
+    for row, ids, log_probs in zip(rows, scores.top_ids, scores.top_log_probs, strict=True):
+        best = sorted(range(len(row)), key=lambda v: (-row[v], v))[:k]
+        assert ids.tolist() == best
+        assert log_probs.tolist() == pytest.approx(
+            [-loss_by_hand(row, v) for v in best], rel=1e-5, abs=1e-6
+        )
+        assert max(log_probs.tolist()) <= 0
+
+
+def test_a_wide_row_of_equal_logits_lists_the_first_ids() -> None:
+    scores = score([[0.0] * 5000], [4999], Wants(ranks=True, top_k=7))
+    assert scores.top_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert scores.ranks.tolist() == [1]
+
+
+def test_the_target_among_the_top_has_its_own_loss_there() -> None:
+    """Both figures come from the same logits: not even the last bit may differ."""
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(200, 11)
+    targets = torch.randint(11, (200,))
+    scores = score_logits(logits, targets, Wants(top_k=11))
+    where = (scores.top_ids == targets[:, None]).nonzero()[:, 1]
+    assert torch.equal(-scores.top_log_probs.gather(1, where[:, None])[:, 0], scores.losses)
+
+
+@pytest.mark.parametrize("at_once", [1, 10, 64])
+def test_the_number_of_logits_held_at_once_changes_nothing(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits, targets = 5 * torch.randn(37, 10), torch.randint(10, (37,))
+    asked: list[int] = []
+
+    def logits_of(rows: slice) -> torch.Tensor:
+        asked.append(len(logits[rows]))
+        return logits[rows]
+
+    whole = score_positions(logits_of, targets, 10, EVERYTHING)
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", at_once)
+    asked.clear()
+    parts = score_positions(logits_of, targets, 10, EVERYTHING)
+    assert max(asked) == max(1, at_once // 10)
+    assert sum(asked) == 37
+    for name in TOKEN_FIGURES:
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_only_what_is_wanted_is_computed() -> None:
+    scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Wants())
+    assert [getattr(scores, name) is None for name in TOKEN_FIGURES] == [False, *[True] * 4]
+
+
+def test_worked_examples_of_the_contract() -> None:
+    for probability, loss in [(0.75, 0.287682), (0.15, 1.897120), (0.8, 0.223144), (0.2, 1.609438)]:
+        row = [math.log(probability), math.log(1 - probability)]
+        assert score([row], [0]).losses.tolist() == pytest.approx([loss], abs=1e-6)
+
+
+def test_a_thousand_equal_losses_sum_without_rounding() -> None:
+    """In bfloat16 the sum would be 2304."""
+    n = 1001
+    ids = np.zeros(n, dtype=np.int64)
+    sequence = TokenSequence(
+        Sample("a", "<text>", input_ids=ids), ids, None, np.ones(n, dtype=bool), "text", "none", {}
+    )
+    scored = np.arange(n) > 0
+    totals = totals_of(SequenceScore(sequence, np.full(n, 2.296875), scored, ids))
+    assert totals.n_scored == 1000
+    assert totals.total_loss == 2296.875
+    assert totals.mean_loss == 2.296875
