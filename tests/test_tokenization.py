@@ -184,7 +184,7 @@ def tokens_of(text: str, tokenization: Tokenization) -> TokenSequence:
 
 
 def pieces_of(sequence: TokenSequence, tokenization: Tokenization) -> list[str]:
-    backend = tokenization.tokenizer.backend_tokenizer
+    backend = tokenization.vocabulary.tokenizer.backend_tokenizer
     return [backend.id_to_token(token_id) for token_id in sequence.token_ids.tolist()]
 
 

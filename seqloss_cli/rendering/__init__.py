@@ -1,5 +1,6 @@
 """Results for people, in a terminal. Every text from outside is escaped before it is shown."""
 
-from seqloss_cli.rendering.tables import TableOptions, TableWriter
+from seqloss_cli.rendering.options import TableOptions
+from seqloss_cli.rendering.writer import TableWriter
 
 __all__ = ["TableOptions", "TableWriter"]

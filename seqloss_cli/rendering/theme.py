@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from seqloss_cli.escaping import escape
+from seqloss_cli.records import Flags
 
 NATS_PER_BIT = math.log(2)
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
@@ -46,3 +47,8 @@ def probability(loss: float | None) -> str:
         return "-"
     value = math.exp(-loss)
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def flags_text(flags: Flags) -> str:
+    """`name` or `name count` of each flag."""
+    return ", ".join(name if count is True else f"{name} {count}" for name, count in flags.items())

@@ -1,0 +1,28 @@
+"""What a person asked to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from seqloss_cli.records import TokenSequence
+from seqloss_cli.rendering.theme import NATS_PER_BIT
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    token_texts: Callable[[TokenSequence], list[str]]
+    name_token: Callable[[int], str]
+    bits: bool = False
+    """Show losses in bits."""
+    all_tokens: bool = False
+    summary: bool = False
+    """Totals only."""
+    words: bool = False
+
+    @property
+    def unit(self) -> str:
+        return "bits" if self.bits else "nats"
+
+    def in_unit(self, nats: float | None) -> float | None:
+        return nats / NATS_PER_BIT if self.bits and nats is not None else nats

@@ -1,0 +1,102 @@
+"""Results as they come: a table each for a few sequences, a line each for many, then the totals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from seqloss_cli.escaping import escape
+from seqloss_cli.metrics import Totals, score_flags, totals_of
+from seqloss_cli.records import Rejected, RunInfo, SequenceScore
+from seqloss_cli.rendering.options import TableOptions
+from seqloss_cli.rendering.panel import totals_panel
+from seqloss_cli.rendering.tables import token_table, word_table
+from seqloss_cli.rendering.theme import flags_text, loss_style, number
+
+MOST_TABLES = 10
+"""More sequences than this are shown a line each."""
+_LINE_COLUMNS = (("tokens", 8), ("scored", 8), ("total loss", 12), ("mean", 9), ("bits/byte", 10))
+_LEAST_ID_WIDTH = 12
+
+
+class TableWriter:
+    """A `Writer` for a terminal (the same calls as the writers of JSON)."""
+
+    def __init__(self, console: Console, options: TableOptions) -> None:
+        self._console, self._options = console, options
+        self._waiting: list[SequenceScore] = []
+        self._as_lines = False
+
+    def begin(self, run: RunInfo) -> None:
+        self._run = run
+
+    def sequence(self, score: SequenceScore) -> None:
+        if self._options.summary:
+            return
+        if self._as_lines:
+            self._line(score)
+        elif self._options.all_tokens:
+            self._show_tables(score)
+        else:
+            self._waiting.append(score)
+            if len(self._waiting) > MOST_TABLES:
+                self._as_lines = True
+                self._line_header()
+                self._show_waiting(self._line)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Rejected inputs are named on stderr as they come, and counted in the panel."""
+
+    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
+        self._show_waiting(self._show_tables)
+        panel = totals_panel(totals, n_rejected, n_empty_lines, self._run, self._options)
+        self._console.print(panel)
+
+    def _show_waiting(self, show: Callable[[SequenceScore], None]) -> None:
+        for score in self._waiting:
+            show(score)
+        self._waiting.clear()
+
+    def _show_tables(self, score: SequenceScore) -> None:
+        self._console.print(token_table(score, self._options))
+        if self._options.words and (table := word_table(score, self._options)):
+            self._console.print(table)
+        if flags := score_flags(score):
+            self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
+        self._console.print()
+
+    def _line_header(self) -> None:
+        header = "".join(f"{name:>{width}}" for name, width in _LINE_COLUMNS)
+        self._print_line("sequence", header, "", "bold")
+
+    def _line(self, score: SequenceScore) -> None:
+        totals, options = totals_of(score), self._options
+        values = (
+            str(totals.n_tokens),
+            str(totals.n_scored),
+            number(options.in_unit(totals.total_loss), 3),
+            number(options.in_unit(totals.mean_loss)),
+            number(totals.bits_per_byte),
+        )
+        sizes = (width for _, width in _LINE_COLUMNS)
+        figures = "".join(f"{value:>{width}}" for value, width in zip(values, sizes, strict=True))
+        flags = score_flags(score)
+        self._print_line(
+            escape(score.sequence.sample.id),
+            figures,
+            flags_text(flags) if flags else "",
+            loss_style(totals.mean_loss),
+        )
+
+    def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
+        width = max(_LEAST_ID_WIDTH, self._console.width - len(figures))
+        if cell_len(name) > width:
+            name = "…" + name[-(width - 1) :]
+        text = Text(set_cell_size(name, width))
+        text.append(figures, style=style)
+        if flags:
+            text.append(f"\n  {flags}", style="yellow")
+        self._console.print(text, soft_wrap=True)
