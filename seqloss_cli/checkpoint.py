@@ -199,22 +199,12 @@ def _load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tup
             dtype=dtype,
             use_safetensors=None if choice.allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with names and shapes
             **_common(choice),
         )
-    except RuntimeError as error:
-        if "size mismatch" in str(error) or "ize mismatch" in str(error):
-            raise RunError(
-                f"model {path}: its weights do not match its config.json: {_first_lines(error)}"
-            ) from error
-        raise RunError(f"model {path} cannot be loaded: {_first_lines(error)}") from error
     except Exception as error:
         raise RunError(_explain(choice, path, error)) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise RunError(
-            f"model {path}: its weights do not match its config.json: {len(missing)} are missing "
-            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
-        )
+    _check_weights(path, loading)
     warnings = []
     if unused := sorted(loading["unexpected_keys"]):
         warnings.append(
@@ -223,8 +213,16 @@ def _load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tup
     return model.to(device).eval(), warnings
 
 
-def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _check_weights(path: str, loading: Any) -> None:
+    """No weight may be missing or of another shape: transformers would fill it at random."""
+    wrong = [
+        f"{name} is {tuple(stored)}, not {tuple(expected)}"
+        for name, stored, expected in sorted(loading["mismatched_keys"])
+    ]
+    wrong += [f"{name} is missing" for name in sorted(loading["missing_keys"])]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise RunError(f"model {path}: its weights do not match its config.json: {wrong[0]}{more}")
 
 
 def _require_weights(path: str, choice: ModelChoice) -> None:

@@ -26,3 +26,5 @@ class RowError(SeqlossError):
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.row_id: str | None = None
+        """The row's own id, when it was read before the row turned out to be wrong."""

@@ -119,11 +119,15 @@ class Totals:
         return self._bits_per(self.n_scored_chars)
 
     @property
-    def word_perplexity(self) -> float | None:
-        """exp(total loss / words of the text); None when a text token has no loss that counts."""
+    def word_loss(self) -> float | None:
+        """Nats per word of the text; None when a text token has no loss that counts."""
         if self.total_loss is None or self.n_without_text or self.n_unscored_text_tokens:
             return None
-        return exp_or_none(self.total_loss / self.n_words) if self.n_words else None
+        return self.total_loss / self.n_words if self.n_words else None
+
+    @property
+    def word_perplexity(self) -> float | None:
+        return exp_or_none(self.word_loss)
 
     def _of(self, units: int) -> float | None:
         return None if self.n_infinite or not self.n_scored else from_units(units)
@@ -162,6 +166,14 @@ def score_flags(score: SequenceScore) -> dict[str, int | bool]:
     if not score.counted.any():
         flags["nothing_scored"] = True
     return flags
+
+
+def overflow_flags(totals: Totals) -> dict[str, int | bool]:
+    """`overflow` when a perplexity is beyond what a float64 holds, and so null."""
+    overflows = (totals.mean_loss is not None and totals.perplexity is None) or (
+        totals.word_loss is not None and totals.word_perplexity is None
+    )
+    return {"overflow": True} if overflows else {}
 
 
 def _text_counts(score: SequenceScore) -> dict[str, int]:

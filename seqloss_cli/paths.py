@@ -7,7 +7,7 @@ from pathlib import Path
 
 def partial_path(path: Path) -> Path:
     """Where an output file grows until it is whole."""
-    return path.with_name(path.name + ".partial")
+    return Path(f"{path}.partial")
 
 
 def shown_path(name: str) -> str:

@@ -25,6 +25,10 @@ class WordLosses:
     n_shared_tokens: int
     """Tokens that reach into a second word; they count on the first."""
 
+    @property
+    def flags(self) -> dict[str, int | bool]:
+        return {"shared_token": self.n_shared_tokens} if self.n_shared_tokens else {}
+
 
 def word_losses(score: SequenceScore) -> WordLosses | None:
     """None for a sequence without a text."""

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny products wait for each other on busy cores
 ROOT = Path(__file__).resolve().parents[1]
 
 settings.register_profile(

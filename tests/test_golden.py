@@ -18,10 +18,11 @@ from seqloss_cli.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "samples.json"
-COMMAND = (
-    "score samples/text.txt samples/texts.jsonl --model demo --json --keep-meta --ranks --entropy "
-    "--top-k 2 --words --context-lengths --eos --context 48 --stride 16"
-).split()
+COMMAND = [
+    *("score", "samples/text.txt", "samples/texts.jsonl", "--model", "demo", "--json"),
+    *("--keep-meta", "--ranks", "--entropy", "--top-k", "2", "--words", "--context-lengths"),
+    *("--eos", "--context", "48", "--stride", "16"),
+]
 VOLATILE = ("started_at", "versions", "threads")
 
 

@@ -70,7 +70,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
 
 
 def test_totals_of_the_readme_are_those_of_the_oracle(workplace: Path, demo: object) -> None:
-    """`seqloss score README.md --json | jq .totals` against one plain forward per window, float64."""
+    """`seqloss score README.md --json | jq .totals` against a plain float64 forward per window."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -10,6 +10,7 @@ import bz2
 import lzma
 from pathlib import Path
 
+import train_demo
 from demo_corpus import documents, held_out_text
 
 from seqloss_cli import ModelChoice, Sample, Scorer, Totals, totals_of
@@ -52,6 +53,11 @@ def main() -> None:
         train_bytes=train_bytes,
         held_out_bytes=len(held_out),
         rows="\n".join(rows),
+        steps=train_demo.STEPS,
+        batch=train_demo.BATCH,
+        context=train_demo.CONTEXT,
+        rate=train_demo.PEAK_RATE,
+        seed=train_demo.SEED,
     )
     (ROOT / "seqloss_cli" / "demo" / "README.md").write_text(card)
 
@@ -72,16 +78,16 @@ documentation and nothing else: use it to try `seqloss`, not to judge texts.
 |---|---|
 | architecture | Llama: 5 layers, hidden size 128, 4 heads, feed-forward size 384, tied embeddings |
 | parameters | 1,590,656, stored in float16 (3.2 MB) |
-| context | 512 tokens |
+| context | {context} tokens |
 | tokenizer | byte-level BPE, 4096 ids; puts `<|begin_of_text|>` before a text |
-| data | the documentation in a CPython 3.11 installation: the topics of `pydoc_data.topics` and the \
-docstrings of the standard library (© Python Software Foundation, PSF licence) |
+| data | the documentation in a CPython 3.11 installation: the topics of `pydoc_data.topics` and \
+the docstrings of the standard library (© Python Software Foundation, PSF licence) |
 | split | by document, by a hash of its name: {n_train} documents ({train_bytes:,} bytes) to train \
 on, {n_held_out} ({held_out_bytes:,} bytes) held out; a paragraph that occurs in several documents \
 is kept once |
-| training | 2600 steps of 8 × 512 tokens, AdamW, peak rate 4e-3 with a cosine, BPE dropout 0.1, \
-seed \
-20261121, 24 minutes on two CPU cores |
+| training | {steps} steps of {batch} × {context} tokens, AdamW, peak rate {rate} with a cosine, a \
+tenth of the merges undone at random three times over, seed {seed}; under 30 minutes on two CPU \
+cores |
 | made by | `python tools/train_demo.py`; this card by `python tools/model_card.py` |
 
 Held-out bits per byte, measured with `seqloss` (a sequence for each document, context 512, stride

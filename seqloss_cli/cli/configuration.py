@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from seqloss_cli.cli.failures import say
+from seqloss_cli.escaping import escape
 
 LOCAL_FILE = Path("seqloss.yaml")
 
@@ -33,7 +34,7 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
             _check(context, path, key, value, parameters[key])
             defaults[str(parameters[key].name)] = value
         elif key not in known_elsewhere:
-            raise typer.BadParameter(f"{path}: unknown key {key!r}")
+            raise _bad(path, f"unknown key {key!r}")
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -44,22 +45,28 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+        raise _bad(path, error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+        raise _bad(path, f"is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise typer.BadParameter(f"{path}: must be a mapping from option names to values")
+        raise _bad(path, "must be a mapping from option names to values")
     return values
 
 
 def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: Any) -> None:
     """Let the option itself look at the value: typer's own message would not name the file."""
+    if isinstance(value, list | dict):
+        raise _bad(path, f"{key}: takes a single value")
     try:
         parameter.process_value(context, value)
     except typer.BadParameter as error:
-        raise typer.BadParameter(f"{path}: {key}: {error.message}") from error
+        raise _bad(path, f"{key}: {error.message}") from error
+
+
+def _bad(path: Path, what: str) -> typer.BadParameter:
+    return typer.BadParameter(escape(f"{path}: {what}"))
 
 
 def _long_names(parameter: Any) -> list[str]:

@@ -31,7 +31,8 @@ def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         kept = partial is not None and partial.exists()
         say("interrupted" + (f"; what was finished is in {partial}" if kept else ""))
@@ -69,4 +70,6 @@ def _traceback(debug: bool) -> None:
 
 def _close_stdout_quietly() -> None:
     """Whoever read stdout is gone or its disk is full: Python must not try again at exit."""
+    if sys.stdout is None:
+        return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -67,8 +67,8 @@ def option(panel: str, name: str, text: str, **settings: object) -> object:
 
 
 def flag(panel: str, name: str, text: str) -> object:
-    """An option without a value and without a `--no-` twin."""
-    return option(panel, name, text, is_flag=True)
+    """An option without a value and, since it is named, without a `--no-` twin."""
+    return option(panel, name, text)
 
 
 Model = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _JSON_WRITERS: dict[Format, Callable[[BinaryIO, RowOptions], Writer]] = {
 }
 
 
+_FILE_WIDTH = 120  # columns of tables that go to a file
+
+
 @dataclass(frozen=True, slots=True)
 class OutputChoice:
     format: Format
@@ -58,24 +62,40 @@ class StrictStopError(SeqlossError):
     exit_code = REJECTED
 
 
-def choose_format(json: bool, jsonl: bool, named: Format | None, output: Path | None) -> Format:
-    """The one format that the flags ask for, else the one of the output's extension, else tables.
+def choose_format(context: typer.Context, output: Path | None) -> Format:
+    """The format that --json, --jsonl or --format ask for, else the one that the extension of -o
+    names, else tables. What the command line says goes before a variable, and that before a file.
 
     Raises UsageError when flags contradict each other or the extension says nothing.
     """
-    asked = [Format.json] * json + [Format.jsonl] * jsonl + ([named] if named else [])
-    if len(set(asked)) > 1:
-        raise UsageError("choose one of --json, --jsonl and --format")
-    if asked:
-        return asked[0]
+    for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
+        asked = _asked_at(context, level)
+        if len(asked) > 1:
+            raise UsageError("choose one of --json, --jsonl and --format")
+        if asked:
+            return asked.pop()
+        if _is_from(context, "output", level) and output and output.suffix in _BY_EXTENSION:
+            return _BY_EXTENSION[output.suffix]
     if output is None:
         return Format.table
-    if output.suffix not in _BY_EXTENSION:
-        raise UsageError(
-            f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, "
-            "--jsonl or --format"
-        )
-    return _BY_EXTENSION[output.suffix]
+    raise UsageError(
+        f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, --jsonl "
+        "or --format"
+    )
+
+
+def _asked_at(context: typer.Context, level: str) -> set[Format]:
+    values = {name: context.params[name] for name in ("json", "jsonl", "format")}
+    return {
+        Format(value if name == "format" else name)
+        for name, value in values.items()
+        if value and _is_from(context, name, level)
+    }
+
+
+def _is_from(context: typer.Context, name: str, level: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == level
 
 
 def run_to_end(
@@ -148,11 +168,16 @@ def _writer(scorer: Scorer, sink: BinaryIO, choice: OutputChoice) -> Writer:
     return TableWriter(_console(choice.path, sink), table)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would exit with 1 here; the error goes on to where exit codes are decided."""
+        raise
+
+
 def _console(path: Path | None, sink: BinaryIO) -> Console:
     if path is not None:
-        import io
-
-        return Console(file=io.TextIOWrapper(sink, encoding="utf-8", write_through=True), width=120)
-    if hasattr(sys.stdout, "reconfigure"):
+        text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
+        return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows \\u2026, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(markup=False, highlight=False, emoji=False)
+    return _Console(markup=False, highlight=False, emoji=False)

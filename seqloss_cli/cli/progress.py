@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -29,7 +29,7 @@ class ProgressBar:
 
     def __init__(self, total_bytes: int | None) -> None:
         self._console = Console(stderr=True)
-        self._shares_terminal = sys.stdout.isatty()
+        self._shares_terminal = sys.stdout is not None and sys.stdout.isatty()
         self._total_bytes = total_bytes
         self._started = time.monotonic()
         self._tokens = self._inputs = 0
@@ -88,5 +88,4 @@ class ProgressBar:
 
 
 def _size(source: str) -> int:
-    path = Path(source)
-    return path.stat().st_size if path.is_file() else 0
+    return os.path.getsize(source) if os.path.isfile(source) else 0  # noqa: PTH202, PTH113

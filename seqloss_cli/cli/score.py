@@ -32,6 +32,7 @@ EXAMPLES = (
 
 
 def score(
+    ctx: typer.Context,
     files: Annotated[
         list[str] | None, typer.Argument(metavar="[FILES…|-]", help="Texts or JSONL; .gz, .zst.")
     ] = None,
@@ -99,7 +100,7 @@ def score(
 
     with exit_codes(debug, partial_path(output) if output else None):
         choice = OutputChoice(
-            format=choose_format(json, jsonl, format, output),
+            format=choose_format(ctx, output),
             path=output,
             force=force,
             text=not no_text,
@@ -114,6 +115,12 @@ def score(
         if output is not None:
             refuse_to_overwrite(output, force)
         names = _input_names(files, text)
+        if text is not None and (lines or jsonl_input):
+            raise UsageError(
+                "--text is one text; --lines and --jsonl-input are for FILES and stdin"
+            )
+        if choice.format is o.Format.openai and no_tokens:
+            raise UsageError("--format openai is made of tokens; leave --no-tokens out")
         if model is None:
             say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
         from seqloss_cli.api import Scorer
@@ -166,4 +173,6 @@ def _items(
     from seqloss_cli.reading import ReadOptions, read_inputs, text_sample
 
     assert isinstance(reading, ReadOptions)
-    return [text_sample(text)] if text is not None else read_inputs(names, reading, stats)
+    if text is not None:
+        return [text_sample(text, max_bytes=reading.max_bytes)]
+    return read_inputs(names, reading, stats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -63,20 +64,21 @@ def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) ->
         yield item
 
 
-def text_sample(text: str, source: str = "<text>") -> Item:
+def text_sample(text: str, source: str = "<text>", max_bytes: int = DEFAULT_MAX_BYTES) -> Item:
     """A text from the command line or the API."""
     try:
-        return Sample(id=source, source=source, text=_checked(text))
+        if len(_checked(text).encode()) > max_bytes:
+            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
+        return Sample(id=source, source=source, text=text)
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
 
 
 def stored_size(names: Sequence[str]) -> int | None:
     """Bytes of all input files as stored; None when one of them is no regular file."""
-    paths = [Path(name) for name in names]
-    if STDIN in names or not all(path.is_file() for path in paths):
+    if STDIN in names or not all(map(os.path.isfile, names)):
         return None
-    return sum(path.stat().st_size for path in paths)
+    return sum(map(os.path.getsize, names))
 
 
 def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
@@ -96,7 +98,8 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
             if line == 0:
                 raise RowError("empty", "holds nothing")
     except RowError as error:
-        yield Rejected(source, source, line, error.reason, error.message)
+        after = f" (after line {line})" if line else ""
+        yield Rejected(source, source, None, error.reason, error.message + after)
 
 
 def _is_jsonl(name: str, options: ReadOptions) -> bool:
@@ -113,10 +116,14 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
             f"is longer than --max-bytes {max_bytes}; raise it, or score line by line with --lines",
         )
     flags: dict[str, int | bool] = {"bom_dropped": True} if raw.startswith(_BOM) else {}
-    text = _decode(raw.removeprefix(_BOM))
+    return _plain_text(raw.removeprefix(_BOM)), flags
+
+
+def _plain_text(raw: bytes) -> str:
+    text = _checked(_decode(raw))
     if "\0" in text:
         raise RowError("binary_data", f"holds a NUL at character {text.index(chr(0))}: not a text")
-    return _checked(text), flags
+    return text
 
 
 def _decode(raw: bytes) -> str:
@@ -169,11 +176,12 @@ def _lines(
             parts: dict[str, Any] = {"id": identity} | parse(raw, options)
             yield Sample(source=source, line=number, flags=flags, end=position(), **parts)
         except RowError as error:
-            yield Rejected(identity, source, number, error.reason, error.message, end=position())
+            own = error.row_id or identity
+            yield Rejected(own, source, number, error.reason, error.message, end=position())
 
 
 def _parse_line(raw: bytes, options: ReadOptions) -> dict[str, Any]:
-    return {"text": _checked(_decode(raw))}
+    return {"text": _plain_text(raw)}
 
 
 def _parse_row(raw: bytes, options: ReadOptions) -> dict[str, Any]:
@@ -183,19 +191,22 @@ def _parse_row(raw: bytes, options: ReadOptions) -> dict[str, Any]:
         raise RowError("bad_json", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise RowError("wrong_type", "is not a JSON object")
-    fields = _content(row, options.text_field)
-    used = {"id", *fields} - {"text"} | ({options.text_field} if "text" in fields else set())
-    if "id" in row:
-        fields["id"] = _own_id(row["id"])
+    own_id = _own_id(row.get("id"))
+    try:
+        fields = _content(row, options.text_field)
+    except RowError as error:
+        error.row_id = own_id
+        raise
     if options.keep_meta:
+        used = {"id", options.text_field} if "text" in fields else {"id", *fields}
         fields["meta"] = {key: value for key, value in row.items() if key not in used}
-    return fields
+    return fields if own_id is None else fields | {"id": own_id}
 
 
-def _own_id(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+def _own_id(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise RowError("wrong_type", "field 'id' is neither a string nor a whole number")
-    return str(value)
+    return None if value is None else str(value)
 
 
 def _content(row: dict[str, Any], text_field: str) -> dict[str, Any]:

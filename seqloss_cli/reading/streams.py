@@ -15,6 +15,7 @@ from seqloss_cli.errors import RowError
 
 STDIN = "-"
 _CHUNK = 1 << 16
+_COMPRESSED_CHUNK = 256  # zstd may make megabytes of it, and cannot be told to stop
 
 
 @contextmanager
@@ -24,14 +25,16 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     Raises RowError when it cannot be opened, and when reading it fails half-way.
     """
     if name == STDIN:
+        if sys.stdin is None:
+            raise RowError("unreadable", "stdin is closed")
         yield sys.stdin.buffer, lambda: 0
         return
     path = Path(name)
-    if path.is_dir():
-        raise RowError("directory", "is a directory; name the files in it")
     try:
         with path.open("rb") as stored:
             yield _decompressed(stored, path.suffix), stored.tell
+    except IsADirectoryError:
+        raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:
         raise RowError("no_such_file", "no such file") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -61,7 +64,7 @@ class _ZstdStream(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame = self._new_frame()
         self._begun = False
-        self._ready = b""
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -73,14 +76,14 @@ class _ZstdStream(io.RawIOBase):
                 self._frame, self._begun = self._new_frame(), False
             else:
                 rest = b""
-            compressed = rest or self._stored.read(_CHUNK)
+            compressed = rest or self._stored.read(_COMPRESSED_CHUNK)
             if not compressed:
                 if self._begun:
                     raise EOFError("compressed file ended before the end of its last frame")
                 return 0
             self._begun = True
             try:
-                self._ready = self._frame.decompress(compressed)
+                self._ready = memoryview(self._frame.decompress(compressed))
             except self._error as error:
                 raise OSError(str(error)) from error
         taken = self._ready[: len(buffer)]

@@ -6,7 +6,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from seqloss_cli.escaping import escape
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics import Totals, overflow_flags
 from seqloss_cli.records import RunInfo
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import flags_text, number
@@ -27,8 +27,8 @@ def totals_panel(
         rows.append(("empty lines", str(n_empty_lines)))
     rows += [
         ("tokens", f"{totals.n_tokens}, scored {totals.n_scored}"),
-        ("total loss", f"{number(options.in_unit(totals.total_loss))} {unit}"),
-        ("mean loss", f"{number(options.in_unit(totals.mean_loss))} {unit} per token"),
+        ("total loss", _figure(options.in_unit(totals.total_loss), unit)),
+        ("mean loss", _figure(options.in_unit(totals.mean_loss), f"{unit} per token")),
         ("perplexity", number(totals.perplexity)),
         *_text_rates(totals),
     ]
@@ -36,15 +36,15 @@ def totals_panel(
         rows += [
             (
                 "mean sequence loss",
-                f"{number(options.in_unit(totals.mean_sequence_loss))} {unit} per sequence",
+                _figure(options.in_unit(totals.mean_sequence_loss), f"{unit} per sequence"),
             ),
             (
                 "mean of mean losses",
-                f"{number(options.in_unit(totals.mean_of_mean_losses))} {unit} per token",
+                _figure(options.in_unit(totals.mean_of_mean_losses), f"{unit} per token"),
             ),
         ]
-    if totals.flags:
-        rows.append(("flags", flags_text(totals.flags)))
+    if flags := {**totals.flags, **overflow_flags(totals)}:
+        rows.append(("flags", flags_text(flags)))
     rows += _policies(run)
     for name, value in rows:
         grid.add_row(name, escape(value))
@@ -54,14 +54,18 @@ def totals_panel(
 def _text_rates(totals: Totals) -> list[tuple[str, str]]:
     if totals.n_without_text:
         return [("rates of text", f"- ({totals.n_without_text} sequences are ids without a text)")]
-    words = f"{number(totals.word_perplexity)} over {totals.n_words} words"
+    words = _figure(totals.word_perplexity, f"over {totals.n_words} words")
     if totals.n_unscored_text_tokens:
         words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
     return [
-        ("bits per byte", f"{number(totals.bits_per_byte)} over {totals.n_scored_bytes} bytes"),
-        ("bits per char", f"{number(totals.bits_per_char)} over {totals.n_scored_chars} chars"),
+        ("bits per byte", _figure(totals.bits_per_byte, f"over {totals.n_scored_bytes} bytes")),
+        ("bits per char", _figure(totals.bits_per_char, f"over {totals.n_scored_chars} chars")),
         ("word perplexity", words),
     ]
+
+
+def _figure(value: float | None, what: str) -> str:
+    return "-" if value is None else f"{number(value)} {what}"
 
 
 def _policies(run: RunInfo) -> list[tuple[str, str]]:

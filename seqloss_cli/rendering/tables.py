@@ -13,7 +13,7 @@ from seqloss_cli.escaping import escape
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import loss_style, number, probability, visible
-from seqloss_cli.words import word_losses
+from seqloss_cli.words import WordLosses
 
 _HEAD_ROWS, _TAIL_ROWS = 24, 16
 
@@ -45,6 +45,7 @@ def _table(title: str) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,
+        caption_justify="left",
     )
 
 
@@ -58,9 +59,11 @@ def _add_rows(
 ) -> None:
     """All rows, or the first and the last of many."""
     folded = _folded(n_rows, options)
+    if folded:
+        table.caption = Text(f"{len(folded)} {what} folded; --all-tokens shows them")
     for n, row in enumerate(rows):
         if n == folded.start:
-            table.add_row("⋮", Text(f"({len(folded)} {what} folded: --all-tokens)", style="dim"))
+            table.add_row("⋮", Text(f"({len(folded)} more)", style="dim"))
         if n not in folded:
             table.add_row(*row)
 
@@ -102,15 +105,12 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
     if not score.scored[t] or score.top_ids is None or score.top_log_probs is None:
         return Text("-")
     pairs = zip(score.top_ids[t].tolist(), score.top_log_probs[t].tolist(), strict=True)
-    shown = (f"{visible(options.name_token(i))}({probability(-p)})" for i, p in pairs)
+    shown = (f"{probability(-p)} {visible(options.name_token(i))}" for i, p in pairs)
     return Text("  ".join(shown))
 
 
-def word_table(score: SequenceScore, options: TableOptions) -> Table | None:
-    """Losses of words; None for a sequence without a text."""
-    found = word_losses(score)
-    if found is None:
-        return None
+def word_table(found: WordLosses, options: TableOptions) -> Table:
+    """Bytes, text and loss of each word."""
     table = _table(f"words, {options.unit}")
     _add_figures(table, "bytes")
     table.add_column("word", overflow="fold")
@@ -126,6 +126,4 @@ def word_table(score: SequenceScore, options: TableOptions) -> Table | None:
         )
     )
     _add_rows(table, rows, len(found.words), options, "words")
-    if found.n_shared_tokens:
-        table.caption = Text(f"shared_token: {found.n_shared_tokens}")
     return table

@@ -15,11 +15,12 @@ from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.panel import totals_panel
 from seqloss_cli.rendering.tables import token_table, word_table
 from seqloss_cli.rendering.theme import flags_text, loss_style, number
+from seqloss_cli.words import word_losses
 
 MOST_TABLES = 10
 """More sequences than this are shown a line each."""
 _LINE_COLUMNS = (("tokens", 8), ("scored", 8), ("total loss", 12), ("mean", 9), ("bits/byte", 10))
-_LEAST_ID_WIDTH = 12
+_LEAST_ID_WIDTH, _MOST_ID_WIDTH = 12, 60
 
 
 class TableWriter:
@@ -52,6 +53,8 @@ class TableWriter:
 
     def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
         self._show_waiting(self._show_tables)
+        if self._as_lines:
+            self._console.print()
         panel = totals_panel(totals, n_rejected, n_empty_lines, self._run, self._options)
         self._console.print(panel)
 
@@ -62,9 +65,12 @@ class TableWriter:
 
     def _show_tables(self, score: SequenceScore) -> None:
         self._console.print(token_table(score, self._options))
-        if self._options.words and (table := word_table(score, self._options)):
-            self._console.print(table)
-        if flags := score_flags(score):
+        flags = score_flags(score)
+        if self._options.words and (found := word_losses(score)):
+            self._console.print()
+            self._console.print(word_table(found, self._options))
+            flags |= found.flags
+        if flags:
             self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
         self._console.print()
 
@@ -92,11 +98,20 @@ class TableWriter:
         )
 
     def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
-        width = max(_LEAST_ID_WIDTH, self._console.width - len(figures))
+        room = self._console.width - len(figures)
+        width = min(max(_LEAST_ID_WIDTH, room), _MOST_ID_WIDTH)
         if cell_len(name) > width:
-            name = "…" + name[-(width - 1) :]
+            name = "…" + _last_cells(name, width - 1)
         text = Text(set_cell_size(name, width))
         text.append(figures, style=style)
         if flags:
             text.append(f"\n  {flags}", style="yellow")
         self._console.print(text, soft_wrap=True)
+
+
+def _last_cells(text: str, width: int) -> str:
+    """The end of a text, at most `width` terminal cells of it."""
+    start, cells = len(text), 0
+    while start and (cells := cells + cell_len(text[start - 1])) <= width:
+        start -= 1
+    return text[start:]

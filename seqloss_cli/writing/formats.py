@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import asdict
 from typing import Any, BinaryIO, Protocol
@@ -22,6 +23,9 @@ from seqloss_cli.writing.rows import (
 
 SCHEMA_VERSION = 1
 _SPOOLED_IN_MEMORY = 1 << 20
+_TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line separators
+    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
 
 class Writer(Protocol):
@@ -34,8 +38,16 @@ class Writer(Protocol):
 
 
 def _json(value: Any) -> bytes:
-    """Compact UTF-8; floats in the shortest form that reads back as the same float64."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    """Compact UTF-8; floats in the shortest form that reads back as the same float64.
+
+    Characters that a terminal would act on are escaped: JSON itself only asks for those below
+    U+0020.
+    """
+    raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = raw.decode()
+    if text.isascii() and "\x7f" not in text:
+        return raw
+    return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
 
 
 class JsonlWriter:
@@ -130,7 +142,7 @@ class OpenAIWriter(_Document):
             ]
         choice = {
             "index": self._index,
-            "text": score.sequence.sample.text,
+            "text": score.sequence.sample.text if self._options.text else None,
             "finish_reason": "length",
             "logprobs": {
                 "tokens": tokens,

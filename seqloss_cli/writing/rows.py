@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.metrics import Totals, score_flags, totals_of
+from seqloss_cli.metrics import Totals, overflow_flags, score_flags, totals_of
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
 
@@ -36,10 +36,10 @@ class RowOptions:
 def sequence_row(score: SequenceScore, options: RowOptions) -> Row:
     sequence, sample = score.sequence, score.sequence.sample
     totals = totals_of(score)
-    flags = score_flags(score)
+    flags = score_flags(score) | overflow_flags(totals)
     words = word_losses(score) if options.words else None
-    if words is not None and words.n_shared_tokens:
-        flags["shared_token"] = words.n_shared_tokens
+    if words is not None:
+        flags |= words.flags
     row: Row = {
         "id": sample.id,
         "source": sample.source,
@@ -73,7 +73,7 @@ def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
         **_sums(totals, one_sequence=False),
         "mean_sequence_loss": totals.mean_sequence_loss,
         "mean_of_mean_losses": totals.mean_of_mean_losses,
-        "flags": totals.flags,
+        "flags": {**totals.flags, **overflow_flags(totals)},
     }
 
 

@@ -28,6 +28,8 @@ def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
     fails (a full disk). After an error the partial file stays, so that its rows can be used.
     """
     if path is None:
+        if sys.stdout is None:
+            raise RunError("stdout is closed; -o FILE writes to a file")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return

@@ -1,0 +1,354 @@
+"""Tables and totals as a terminal shows them: whole outputs, and what holds for every output.
+
+The outputs are in tests/snapshots; `UPDATE_SNAPSHOTS=1 pytest tests/test_rendering.py` writes them
+anew (look at the difference before you commit it). ESC stands there as `\\e`; white space at the
+end of a line is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.records import RunInfo, Sample, SequenceScore, TokenSequence
+from seqloss_cli.rendering import TableOptions, TableWriter
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|9[0-7])(?:;\d+)*m")
+TOKENS = ("The", " cat", "\tsat", " 日本", "語", "🐕", "\r\n", " \x1b[31m", "\u202e", "e\u0301.")
+LOSSES = (0.1234, 0.5, 1.9999, 2.5, 4.0, 6.75, 9.125, 22.5, 0.0, 1e-5)
+VOCABULARY = (" the", ".", "猫", "\n", "\x9b2J", " quite a long alternative")
+RUN = RunInfo(
+    command="score",
+    started_at="2030-01-01T00:00:00+00:00",
+    model="some/model",
+    revision="0123456789abcdef",
+    weights_sha256="0" * 64,
+    tokenizer="some/model",
+    tokenizer_sha256="1" * 64,
+    dtype="float32",
+    device="cpu",
+    threads=2,
+    bos="auto",
+    bos_token_id=1,
+    bos_token="<s>",
+    eos=False,
+    eos_token_id=2,
+    special_tokens="parse",
+    context=512,
+    context_source="max_position_embeddings",
+    stride=256,
+    boundary=None,
+    batch_tokens=4096,
+    path="batched",
+    gold="one-hot",
+    versions={},
+)
+
+
+@pytest.fixture(autouse=True)
+def _colours_are_chosen_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def score_of(
+    tokens: Sequence[str] = TOKENS,
+    losses: Sequence[float] = LOSSES,
+    identity: str = "sample.txt",
+    flags: Mapping[str, Any] | None = None,
+    first_id: int = 100,
+    **asked: Any,
+) -> SequenceScore:
+    """BOS, which is not scored, and then the tokens, each with its loss."""
+    text = "".join(tokens)
+    ends = np.cumsum([0, 0, *(len(token.encode()) for token in tokens)])
+    n = len(tokens) + 1
+    sequence = TokenSequence(
+        sample=Sample(identity, identity, text=text),
+        token_ids=np.array([1, *range(first_id, first_id + len(tokens))]),
+        byte_offsets=ends,
+        loss_mask=np.ones(n, dtype=bool),
+        bos="tokenizer",
+        eos="none",
+        flags=flags or {},
+    )
+    return SequenceScore(
+        sequence=sequence,
+        losses=np.array([0.0, *losses]),
+        scored=np.arange(n) > 0,
+        context_lengths=np.arange(n),
+        **asked,
+    )
+
+
+def asked_for(n_tokens: int, names: Sequence[int], largest_rank: int = 4096) -> dict[str, Any]:
+    """Ranks, entropies and alternatives for BOS and `n_tokens` tokens."""
+    n = n_tokens + 1
+    halves = -np.log(2.0) * np.arange(1, len(names) + 1)
+    return {
+        "ranks": np.linspace(1, largest_rank, n).astype(int),
+        "entropies": np.linspace(0, 8.3177, n),
+        "top_ids": np.tile(np.array(names), (n, 1)),
+        "top_log_probs": np.tile(halves, (n, 1)),
+    }
+
+
+def token_texts(sequence: TokenSequence) -> list[str]:
+    assert sequence.sample.text is not None
+    assert sequence.byte_offsets is not None
+    source, edges = sequence.sample.text.encode(), sequence.byte_offsets.tolist()
+    pieces = [source[a:b].decode() for a, b in pairwise(edges[1:])]
+    return ["<s>", *pieces]
+
+
+def shown(
+    *scores: SequenceScore,
+    width: int = 80,
+    colour: bool = False,
+    n_rejected: int = 0,
+    n_empty_lines: int = 0,
+    run: RunInfo = RUN,
+    **options: Any,
+) -> str:
+    """What the writer prints for these scores."""
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    named = TableOptions(token_texts, VOCABULARY.__getitem__, **options)
+    writer = TableWriter(console, named)
+    writer.begin(run)
+    for score in scores:
+        writer.sequence(score)
+    writer.end(_sum(map(totals_of, scores)), n_rejected, n_empty_lines)
+    return file.getvalue()
+
+
+def _sum(parts: Iterable[Totals]) -> Totals:
+    return sum(parts, Totals())
+
+
+def assert_snapshot(name: str, output: str) -> None:
+    lines = (line.rstrip() + "\n" for line in output.replace("\x1b", "\\e").splitlines())
+    written, path = "".join(lines), SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(written, encoding="utf-8")
+    assert written == path.read_text(encoding="utf-8")
+
+
+def many_scores(n: int) -> list[SequenceScore]:
+    return [
+        score_of(TOKENS[: 1 + i % 9], LOSSES[: 1 + i % 9], identity=f"rows.jsonl:{i + 1}")
+        for i in range(n)
+    ]
+
+
+# -- whole outputs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_table_and_its_totals(width: int) -> None:
+    assert_snapshot(f"table-{width}", shown(score_of(), width=width))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_ranks_entropies_and_alternatives(width: int) -> None:
+    score = score_of(**asked_for(len(TOKENS), (0, 1, 2)))
+    assert_snapshot(f"everything-{width}", shown(score, width=width))
+
+
+def test_words_in_bits() -> None:
+    assert_snapshot("words-bits", shown(score_of(), words=True, bits=True))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_many_sequences_are_a_line_each(width: int) -> None:
+    odd = [
+        score_of(identity="文書" * 3 + ":7"),
+        score_of(identity="a/rather/long/path/" * 3 + "x.txt", flags={"bom_dropped": True}),
+        score_of(("a", "b"), (np.inf, 1.0), identity="impossible"),
+    ]
+    output = shown(*many_scores(9), *odd, width=width, n_rejected=2, n_empty_lines=3)
+    assert_snapshot(f"lines-{width}", output)
+
+
+def test_colours() -> None:
+    output = shown(score_of(), colour=True)
+    assert COLOUR.search(output)
+    assert_snapshot("colour", output)
+
+
+def test_a_long_sequence_is_folded() -> None:
+    tokens = [f" w{n}" for n in range(60)]
+    assert_snapshot("folded", shown(score_of(tokens, [1.0] * 60), words=True))
+
+
+# -- what is shown and what is not --------------------------------------------------------------
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = shown(score_of())
+    monkeypatch.setenv("NO_COLOR", "1")
+    output = shown(score_of(), colour=True)
+    assert not COLOUR.search(output)
+    assert re.sub(r"\x1b\[[\d;]*m", "", output) == plain
+
+
+def test_colour_is_the_only_difference() -> None:
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown(score_of(), colour=True)) == shown(score_of())
+
+
+@pytest.mark.parametrize(("n", "folded"), [(40, False), (41, True)])
+def test_folding_begins_where_it_saves_rows(n: int, folded: bool) -> None:
+    output = shown(score_of(["a"] * n, [1.0] * n))
+    assert ("folded" in output) == folded
+    assert ("2 tokens folded; --all-tokens" in output) == folded
+
+
+def test_all_tokens_folds_nothing() -> None:
+    tokens = [f" w{n}" for n in range(60)]
+    output = shown(score_of(tokens, [1.0] * 60), all_tokens=True, words=True)
+    assert "folded" not in output
+    assert all(f"·w{n} " in output and f" w{n} " in output for n in range(60))
+
+
+def test_ten_sequences_are_tables_and_eleven_are_lines() -> None:
+    assert shown(*many_scores(10)).count("losses in nats") == 10
+    assert "losses in nats" not in shown(*many_scores(11))
+    assert shown(*many_scores(11), all_tokens=True).count("losses in nats") == 11
+
+
+def test_a_summary_is_the_totals_alone() -> None:
+    summary = shown(score_of(), summary=True)
+    assert summary.startswith("╭─ totals")
+    assert shown(score_of()).endswith(summary)
+
+
+def test_totals_of_nothing() -> None:
+    output = shown(n_rejected=1)
+    assert "0, rejected 1" in output
+    assert not re.search(r"nan|inf\b|None", output)
+
+
+def test_an_infinite_loss_is_shown_and_its_sums_are_not() -> None:
+    output = shown(score_of(("a", "b"), (1.0, np.inf)))
+    assert re.search(r"2  b +101 +inf +0\.0000 +inf", output)
+    assert re.search(r"total loss +- +│", output)
+    assert "inf_loss 1" in output
+
+
+def test_figures_in_bits() -> None:
+    output = shown(score_of(("a",), (2 * np.log(2),)), bits=True)
+    assert re.search(r"a +100 +2\.0000 +0\.2500 +2\.000", output)
+    assert "2.0000 bits per token" in output
+    assert re.search(r"perplexity +4\.0000", output)
+
+
+# -- what holds for every output ----------------------------------------------------------------
+
+
+def loss_columns(output: str, losses: Iterable[float]) -> set[int]:
+    """The cells in which the losses end, each loss being found as a whole."""
+    ends = set()
+    for loss in losses:
+        line = next(line for line in output.splitlines() if f" {loss:.4f} " in line)
+        ends.add(cell_len(line[: line.index(f" {loss:.4f} ") + 7]))
+    return ends
+
+
+def test_wide_and_narrow_characters_keep_the_columns_aligned() -> None:
+    tokens = ["日本語", "🐕", "한국어", "e\u0301", "ａ", " x", "\u200d", "\ufeff", "👨‍👩‍👧", "−"]
+    losses = [1 + n / 16 for n in range(len(tokens))]
+    for width in (80, 200):
+        output = shown(score_of(tokens, losses), width=width)
+        assert len(loss_columns(output, losses)) == 1
+        assert all(cell_len(line) <= width for line in output.splitlines())
+
+
+@given(
+    tokens=st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=9),
+    width=st.sampled_from([80, 200]),
+    words=st.booleans(),
+)
+def test_nothing_a_terminal_acts_on_and_no_line_too_long(
+    tokens: list[str], width: int, words: bool
+) -> None:
+    output = shown(score_of(tokens, LOSSES[: len(tokens)]), width=width, words=words)
+    assert not UNSAFE.search(output)
+    assert all(cell_len(line) <= width for line in output.splitlines())
+    assert "…" in "".join(tokens) or "…" not in output
+
+
+def test_names_from_outside_are_escaped() -> None:
+    evil = "\x1b]0;title\x07\x9b2J\u202e"
+    scores = [score_of(identity=f"{evil}{n}") for n in range(11)]
+    run = RunInfo(**{name: getattr(RUN, name) for name in RUN.__slots__} | {"model": evil})
+    for output in (shown(*scores, run=run), shown(scores[0], run=run)):
+        assert not UNSAFE.search(output)
+        assert r"\x1b]0;title\x07\x9b2J\u202e" in output
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_figure_of_a_wide_table_is_complete(width: int) -> None:
+    tokens = [" international"] * 30
+    losses = [100 + n / 16 for n in range(30)]
+    asked = asked_for(30, (0, 5, 4), largest_rank=151_936)
+    output = shown(score_of(tokens, losses, first_id=151_000, **asked), width=width)
+    rows = output[: output.index("╭─ totals")]
+    sums = np.cumsum(losses)
+    for t, loss in enumerate(losses):
+        figures = (151_000 + t, f"{loss:.4f}", f"{np.exp(-loss):.1e}", f"{sums[t]:.3f}")
+        asked_figures = (asked["ranks"][t + 1], f"{asked['entropies'][t + 1]:.3f}")
+        row = r" +".join(re.escape(str(figure)) for figure in (*figures, *asked_figures))
+        assert re.search(rf" {row} ", rows), (t, row)
+    assert "…" not in rows
+    for probability in ("0.5000", "0.2500", "0.1250"):
+        found = re.findall(rf"(?<![\d.]){probability}(?!\d)", rows)
+        assert len(found) == 30, "none is broken in two"
+
+
+def test_lines_end_in_the_same_column() -> None:
+    identities = ["short", "x" * 200, "語" * 100, "e\u0301" * 50, "🐕" * 17, "a" * 33, "語" * 16]
+    scores = [score_of(identity=identity) for identity in identities]
+    for width in (80, 200):
+        output = shown(*scores, *many_scores(5), width=width)
+        lines = output[: output.index("╭─ totals")].splitlines()
+        assert lines.pop() == ""
+        assert {cell_len(line) for line in lines} == {min(width, 60 + 47)}
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "語" * 100], ids=["narrow", "wide"])
+def test_a_long_name_keeps_its_end(name: str) -> None:
+    scores = [score_of(identity=f"{name}:{n + 1}") for n in range(11)]
+    output = shown(*scores)
+    assert all(f":{n + 1} " in output for n in range(11))
+
+
+def test_a_long_model_path_is_folded_whole() -> None:
+    path = "/".join(["a-folder-of-some-length"] * 8)
+    run = RunInfo(**{name: getattr(RUN, name) for name in RUN.__slots__} | {"model": path})
+    output = shown(score_of(), run=run, summary=True)
+    assert {cell_len(line) for line in output.splitlines()} == {80}
+    assert path in re.sub(r"[│\s]", "", output)
