@@ -30,7 +30,12 @@ from seqloss_cli.records import Rejected, Sample
 BOM = "\ufeff"
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 # One line of a file that holds several: no line feed, no lone carriage return at its end.
-LINES = st.lists(st.text().map(lambda text: text.replace("\n", " ").rstrip("\r")), min_size=1)
+LINES = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])).map(
+        lambda text: text.replace("\n", " ").rstrip("\r")
+    ),
+    min_size=1,
+)
 
 
 def read(*names: Path | str, **options: Any) -> list[Any]:
@@ -164,6 +169,12 @@ def test_any_lines_come_back(path: Path, lines: list[str], end: str, last_end: b
     items = read_bytes(path, (end.join(lines) + end * last_end).encode(), lines=True)
     expected = [(number, line) for number, line in enumerate(lines, start=1) if line]
     assert [(item.line, item.text) for item in items if isinstance(item, Sample)] == expected
+
+
+def test_a_line_with_a_nul_is_binary_data(path: Path) -> None:
+    first, broken, last = read_bytes(path, b"one\ntw\0o\nthree\n", lines=True)
+    assert (first.text, last.text) == ("one", "three")
+    assert (broken.reason, broken.line) == ("binary_data", 2)
 
 
 def test_a_broken_line_costs_only_itself(path: Path) -> None:
