@@ -33,7 +33,7 @@ layers:
 	$(BIN)/lint-imports --no-logo
 
 tests:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench-start: $(INSTALLED)  ## start-up times against bare scripts
 	$(BIN)/python benchmarks/startup.py

@@ -14,7 +14,7 @@ from seqloss_cli.errors import RunError, SeqlossError, UsageError
 if TYPE_CHECKING:
     from seqloss_cli.api import Scorer, score
     from seqloss_cli.metrics import Totals, totals_of
-    from seqloss_cli.records import Rejected, Sample, SequenceScore
+    from seqloss_cli.records import Rejected, Sample, SequenceScore, Wants
 
 __all__ = [
     "ModelChoice",
@@ -27,6 +27,7 @@ __all__ = [
     "TokenPolicy",
     "Totals",
     "UsageError",
+    "Wants",
     "score",
     "totals_of",
 ]
@@ -39,6 +40,7 @@ _HOMES = {
     "Rejected": "records",
     "Sample": "records",
     "SequenceScore": "records",
+    "Wants": "records",
 }
 
 

@@ -2,7 +2,8 @@
 
     import seqloss_cli
     for outcome in seqloss_cli.score(["The cat sat.", "Another text."], model="demo"):
-        print(outcome.losses)          # nats per token, where outcome.scored
+        if isinstance(outcome, seqloss_cli.SequenceScore):
+            print(outcome.losses)      # nats per token, where outcome.scored
 
 `Scorer` keeps a model loaded over several calls.
 """
@@ -10,16 +11,27 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from seqloss_cli.checkpoint import load_checkpoint, window_policy
-from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MODEL, ModelChoice, TokenPolicy
+from seqloss_cli.config import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_MODEL,
+    ModelChoice,
+    TokenPolicy,
+    require_whole,
+)
 from seqloss_cli.errors import UsageError
+from seqloss_cli.reading import text_sample
 from seqloss_cli.records import Outcome, Rejected, RunInfo, Sample, Wants
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring import OnProgress, ignore_progress, score_samples
 from seqloss_cli.tokenization import Tokenization
 
 
@@ -39,6 +51,7 @@ class Scorer:
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> None:
         policy = policy or TokenPolicy()
+        require_whole("--batch-tokens", batch_tokens, 1)
         checkpoint = load_checkpoint(choice)
         from seqloss_cli.engine import Engine
 
@@ -55,13 +68,15 @@ class Scorer:
         self,
         items: Iterable[Sample | Rejected],
         wants: Wants | None = None,
-        on_tokens: Callable[[int], None] = lambda n: None,
+        on_progress: OnProgress = ignore_progress,
     ) -> Iterator[Outcome]:
         """A score or a rejection for each item, in order, as soon as it is ready.
 
         Raises UsageError when more alternatives are wanted than the model has ids.
         """
-        if wants is not None and wants.top_k > self.checkpoint.n_ids:
+        wants = wants or Wants()
+        require_whole("--top-k", wants.top_k, 0)
+        if wants.top_k > self.checkpoint.n_ids:
             raise UsageError(
                 f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
             )
@@ -70,9 +85,9 @@ class Scorer:
             self.tokenization.tokenize,
             self.engine,
             self.windows,
-            wants or Wants(),
+            wants,
             self.batch_tokens,
-            on_tokens,
+            on_progress,
         )
 
     def run_info(self, command: str = "api") -> RunInfo:
@@ -123,23 +138,48 @@ def score(
     """Score texts (or samples) with a model; yields a `SequenceScore` or `Rejected` for each.
 
     `options` are the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy` (bos, eos, …);
-    another name raises UsageError.
+    another name or value raises UsageError. What the command line would say on stderr (a tokenizer
+    that was replaced, a slower path) is given to `warnings.warn`. Loading a model sets the number
+    of torch's threads and the verbosity of transformers for the whole process.
     """
-    choice = {k: options.pop(k) for k in ModelChoice.__dataclass_fields__ if k in options}
+    names = set(ModelChoice.__dataclass_fields__) - {"name"}
+    choice = {name: options.pop(name) for name in names if name in options}
     policy = {k: options.pop(k) for k in TokenPolicy.__dataclass_fields__ if k in options}
     if options:
         raise UsageError(f"score() has no option {', '.join(sorted(options))}")
     scorer = Scorer(
         ModelChoice(name=model, **choice), TokenPolicy(**policy), context, stride, batch_tokens
     )
+    for message in scorer.warnings:
+        warnings.warn(message, stacklevel=2)
     return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
 
 
 def as_samples(texts: str | Iterable[str | Sample]) -> Iterator[Sample | Rejected]:
-    from seqloss_cli.reading import text_sample
+    """Samples of texts. A text that cannot be encoded or is empty becomes a `Rejected`.
 
+    Raises UsageError for what is neither a text nor a sample of one text or of ids.
+    """
     for number, text in enumerate([texts] if isinstance(texts, str) else texts, start=1):
-        yield text if isinstance(text, Sample) else text_sample(text, f"<text {number}>")
+        if isinstance(text, str):
+            yield text_sample(text, f"<text {number}>", max_bytes=None)
+        elif isinstance(text, Sample):
+            yield _checked_sample(text)
+        else:
+            raise UsageError(f"text {number} is neither a string nor a Sample: {text!r:.100}")
+
+
+def _checked_sample(sample: Sample) -> Sample | Rejected:
+    if isinstance(sample.text, str) and sample.input_ids is None and sample.labels is None:
+        checked = text_sample(sample.text, sample.source, max_bytes=None)
+        return replace(checked, id=sample.id) if isinstance(checked, Rejected) else sample
+    if sample.text is not None or sample.input_ids is None:
+        raise UsageError(f"sample {sample.id!r} must have either a text or input_ids")
+    ids = np.asarray(sample.input_ids, dtype=np.int64)
+    labels = None if sample.labels is None else np.asarray(sample.labels, dtype=np.int64)
+    if ids.ndim != 1 or (labels is not None and labels.shape != ids.shape):
+        raise UsageError(f"sample {sample.id!r}: labels must be as many as input_ids, in one row")
+    return replace(sample, input_ids=ids, labels=labels)
 
 
 def _versions() -> dict[str, str]:

@@ -6,11 +6,18 @@ Turns what transformers raises into one message that names the flag which helps.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.config import DEFAULT_CONTEXT, DEFAULT_MODEL, ModelChoice, WindowPolicy
+from seqloss_cli.config import (
+    DEFAULT_CONTEXT,
+    DEFAULT_MODEL,
+    ModelChoice,
+    WindowPolicy,
+    require_whole,
+)
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.fingerprints import weights_sha256
 from seqloss_cli.loading_tokenizers import load_tokenizer
@@ -60,6 +67,7 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
         _path_of(choice.tokenizer or choice.name),
         None if choice.tokenizer else choice.revision,
         choice.trust_remote_code,
+        choice.offline,
     )
     if tokenizer_warning:
         warnings.append(tokenizer_warning)
@@ -89,6 +97,9 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
 def window_policy(checkpoint: Checkpoint, context: int | None, stride: int | None) -> WindowPolicy:
     """C and S of rule 7; raises UsageError where the flags do not fit the model."""
     longest, key = checkpoint.max_context, checkpoint.max_context_key
+    for flag, value in (("--context", context), ("--stride", stride)):
+        if value is not None:
+            require_whole(flag, value, 1)
     if context is None:
         source = key or "default (the model's configuration names none)"
         context = longest or DEFAULT_CONTEXT
@@ -132,7 +143,11 @@ def _check_local_path(path: str) -> None:
 
 
 def _common(choice: ModelChoice) -> dict[str, Any]:
-    return {"revision": choice.revision, "trust_remote_code": choice.trust_remote_code}
+    return {
+        "revision": choice.revision,
+        "trust_remote_code": choice.trust_remote_code,
+        "local_files_only": choice.offline,
+    }
 
 
 def _load_config(path: str, choice: ModelChoice) -> Any:
@@ -170,6 +185,8 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
 def _device(wanted: str) -> str:
     import torch
 
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", wanted):
+        raise UsageError(f"--device {wanted}: choose auto, cpu, cuda, cuda:N or mps")
     if wanted == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -202,27 +219,44 @@ def _load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tup
             ignore_mismatched_sizes=True,  # reported below, with names and shapes
             **_common(choice),
         )
+        model = model.to(device).eval()
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise RunError(
+                f"model {path} does not fit into the memory of {device}: choose a smaller --dtype "
+                "or another --device"
+            ) from error
         raise RunError(_explain(choice, path, error)) from error
-    _check_weights(path, loading)
+    _check_weights(path, model, loading)
     warnings = []
     if unused := sorted(loading["unexpected_keys"]):
         warnings.append(
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
-    return model.to(device).eval(), warnings
+    return model, warnings
 
 
-def _check_weights(path: str, loading: Any) -> None:
-    """No weight may be missing or of another shape: transformers would fill it at random."""
+def _check_weights(path: str, model: Any, loading: Any) -> None:
+    """No weight may be missing or of another shape (transformers would fill it at random), and no
+    layer may be left over (the configuration says fewer)."""
     wrong = [
         f"{name} is {tuple(stored)}, not {tuple(expected)}"
         for name, stored, expected in sorted(loading["mismatched_keys"])
     ]
     wrong += [f"{name} is missing" for name in sorted(loading["missing_keys"])]
+    known = {_any_layer(name) for name in model.state_dict()}
+    wrong += [
+        f"{name} belongs to a layer that config.json does not have"
+        for name in sorted(loading["unexpected_keys"])
+        if _any_layer(name) != name and _any_layer(name) in known
+    ]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise RunError(f"model {path}: its weights do not match its config.json: {wrong[0]}{more}")
+
+
+def _any_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
 
 
 def _require_weights(path: str, choice: ModelChoice) -> None:

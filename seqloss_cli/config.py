@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
+
+from seqloss_cli.errors import UsageError
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]
@@ -12,6 +15,7 @@ DtypeChoice = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 DEFAULT_MODEL = "demo"
 DEFAULT_CONTEXT = 2048
 """Where the model's configuration names none (rule 7)."""
+_OPTIONAL = ("revision", "tokenizer")
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 
@@ -25,6 +29,16 @@ class TokenPolicy:
     """A token or an id in place of the model's own BOS."""
     eos: bool = False
     special_tokens: SpecialChoice = "parse"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no flag could have."""
+        _require_choice("--bos", self.bos, BosChoice)
+        _require_choice("--special-tokens", self.special_tokens, SpecialChoice)
+        _require_flag("--eos", self.eos)
+        if isinstance(self.bos_token, int) and not isinstance(self.bos_token, bool):
+            object.__setattr__(self, "bos_token", str(self.bos_token))
+        if not isinstance(self.bos_token, str | None):
+            raise UsageError(f"--bos-token takes a token or an id, not {self.bos_token!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,21 @@ class ModelChoice:
     trust_remote_code: bool = False
     offline: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no flag could have; paths may be path objects."""
+        for field in ("name", "tokenizer"):
+            if isinstance(value := getattr(self, field), os.PathLike):
+                object.__setattr__(self, field, os.fspath(value))
+        for field in ("name", "device", "revision", "tokenizer"):
+            value = getattr(self, field)
+            if not isinstance(value, str) and not (value is None and field in _OPTIONAL):
+                raise UsageError(f"--{field.replace('name', 'model')} takes a name, not {value!r}")
+        _require_choice("--dtype", self.dtype, DtypeChoice)
+        if self.threads is not None:
+            require_whole("--threads", self.threads, 1)
+        for flag in ("allow_pickle", "trust_remote_code", "offline"):
+            _require_flag(f"--{flag.replace('_', '-')}", getattr(self, flag))
+
 
 @dataclass(frozen=True, slots=True)
 class WindowPolicy:
@@ -50,3 +79,19 @@ class WindowPolicy:
     context_source: str
     """Where `context` comes from: `--context`, the name of a configuration key, or `default`."""
     stride: int
+
+
+def require_whole(flag: str, value: Any, least: int) -> None:
+    """Raises UsageError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{flag} takes a whole number of at least {least}, not {value!r}")
+
+
+def _require_choice(flag: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"{flag} takes one of {', '.join(get_args(choices))}, not {value!r}")
+
+
+def _require_flag(flag: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UsageError(f"{flag} is true or false, not {value!r}")

@@ -24,8 +24,8 @@ from seqloss_cli.errors import RunError
 from seqloss_cli.head import score_positions
 from seqloss_cli.records import IGNORED, Batch, Floats, Ints, TokenScores, Wants, Window
 
-Path = Literal["batched", "single", "plain"]
-PATHS: tuple[Path, ...] = ("batched", "single", "plain")
+RunPath = Literal["batched", "single", "plain"]
+PATHS: tuple[RunPath, ...] = ("batched", "single", "plain")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models
 run in float32 whatever it is)."""
@@ -51,7 +51,7 @@ class _BackboneOutput:
 class Engine:
     """Scores batches with a transformers causal LM. `warnings` says what it had to fall back to."""
 
-    def __init__(self, model: Any, max_tokens: int, path: Path | None = None) -> None:
+    def __init__(self, model: Any, max_tokens: int, path: RunPath | None = None) -> None:
         """`max_tokens` is the most tokens that the model may be fed; `path` skips the choice.
 
         Raises RunError when the model is not causal: its losses would see their own targets.
@@ -61,7 +61,7 @@ class Engine:
         self._backbones = _possible_backbones(model)
         self._backbone = self._backbones[0] if self._backbones else None
         self._vocabulary: int | None = None  # as wide as the first logits turn out to be
-        self.path: Path = path or self._checked_path(min(12, max_tokens))
+        self.path: RunPath = path or self._checked_path(min(12, max_tokens))
 
     @torch.inference_mode()
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
@@ -80,7 +80,7 @@ class Engine:
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
             ) from error
 
-    def _score_by(self, path: Path, batch: Batch, wants: Wants) -> TokenScores:
+    def _score_by(self, path: RunPath, batch: Batch, wants: Wants) -> TokenScores:
         if path == "batched":
             return self._score_rows(batch, wants)
         one_row = self._score_rows if path == "single" else self._score_plain
@@ -125,7 +125,7 @@ class Engine:
 
     # -- the check at load ------------------------------------------------------------------
 
-    def _checked_path(self, n_tokens: int) -> Path:
+    def _checked_path(self, n_tokens: int) -> RunPath:
         name = type(self.model).__name__
         try:
             return self._choose_path(n_tokens)
@@ -141,7 +141,7 @@ class Engine:
             ) from error
 
     @torch.inference_mode()
-    def _choose_path(self, n_tokens: int) -> Path:
+    def _choose_path(self, n_tokens: int) -> RunPath:
         """The first path whose losses equal those of plain forwards on a few tokens."""
         if n_tokens < 2:
             return "plain"
@@ -166,7 +166,7 @@ class Engine:
                     return self._said(path)
         return self._said("plain")
 
-    def _agrees(self, path: Path, ragged: Batch, expected: Any) -> bool:
+    def _agrees(self, path: RunPath, ragged: Batch, expected: Any) -> bool:
         try:
             losses = self._score_by(path, ragged, Wants()).losses
         except Exception as error:  # whatever a model raises when it is not called as it expects
@@ -187,7 +187,7 @@ class Engine:
         spread = float(np.nanstd(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else 0.0
         return tolerance if tolerance > 1e-4 else max(5e-6, min(tolerance, spread / 1000))
 
-    def _said(self, path: Path) -> Path:
+    def _said(self, path: RunPath) -> RunPath:
         why = {
             "single": "a row's numbers would depend on its batch: one sequence at a time",
             "plain": "its head cannot be run apart: one sequence at a time with full logits",

@@ -17,7 +17,7 @@ _CONFIGURATIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_to
 
 
 def load_tokenizer(
-    name: str, revision: str | None, trust_remote_code: bool
+    name: str, revision: str | None, trust_remote_code: bool, offline: bool
 ) -> tuple[Any, str | None]:
     """The tokenizer of a directory or hub name, and a warning when it is not AutoTokenizer's.
 
@@ -25,14 +25,14 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    own_file = Path(name) / "tokenizer.json"
     try:
         loaded = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
         )
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        own_file = _own_file(name, revision, offline)
         if own_file.is_file():
             why = f"AutoTokenizer cannot load {name} ({reason})"
             return _from_file(own_file, None), f"{why}: its tokenizer.json is used as it is"
@@ -41,6 +41,7 @@ def load_tokenizer(
         ) from error
     if empty:  # transformers makes an empty one where the files are missing
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
+    own_file = _own_file(name, revision, offline)
     difference = difference_from_own(loaded, own_file)
     if difference is None:
         return loaded, None
@@ -49,6 +50,20 @@ def load_tokenizer(
         f"AutoTokenizer chose {type(loaded).__name__}, {difference}: {own_file} is used instead "
         "(--tokenizer names another)",
     )
+
+
+def _own_file(name: str, revision: str | None, offline: bool) -> Path:
+    """The `tokenizer.json` of a directory or of a hub name; it may not exist."""
+    if not Path(name).is_dir():
+        from transformers.utils import cached_file
+
+        try:
+            found = cached_file(name, "tokenizer.json", revision=revision, local_files_only=offline)
+        except OSError:  # the hub has none under this name
+            found = None
+        if found is not None:
+            return Path(found)
+    return Path(name) / "tokenizer.json"
 
 
 def difference_from_own(loaded: Any, own_file: Path) -> str | None:

@@ -176,6 +176,12 @@ def overflow_flags(totals: Totals) -> dict[str, int | bool]:
     return {"overflow": True} if overflows else {}
 
 
+def corpus_flags(totals: Totals) -> dict[str, int | bool]:
+    """Flags of all sequences, and those that only the corpus has."""
+    nothing = {} if totals.n_scored or totals.flags else {"nothing_scored": True}
+    return {**totals.flags, **nothing, **overflow_flags(totals)}
+
+
 def _text_counts(score: SequenceScore) -> dict[str, int]:
     text, offsets = score.sequence.sample.text, score.sequence.byte_offsets
     if text is None or offsets is None:

@@ -43,6 +43,8 @@ class Sample:
     flags: Flags = field(default_factory=dict)
     end: int = 0
     """How far into its source this sample reaches, in bytes as stored; for progress only."""
+    n_bytes_read: int = 0
+    """Bytes that were read for it, other fields of a row included: they bound the read-ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,15 @@ class Rejected:
     message: str
     """The same for people."""
     end: int = 0
-    """As in `Sample`."""
+    n_bytes_read: int = 0
+    """Both as in `Sample`."""
+
+
+def rejection(sample: Sample, reason: str, message: str) -> Rejected:
+    """A sample that was read and cannot be scored."""
+    return Rejected(
+        sample.id, sample.source, sample.line, reason, message, sample.end, sample.n_bytes_read
+    )
 
 
 @dataclass(frozen=True, slots=True)

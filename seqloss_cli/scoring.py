@@ -24,12 +24,18 @@ from seqloss_cli.records import (
     TokenSequence,
     Wants,
     Window,
+    rejection,
 )
 
-FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 8, 1024
+FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 BLOCK_BYTES = 1 << 20
 Item = Sample | Rejected
+OnProgress = Callable[[int, float, Item], None]
 Tokenize = Callable[[Sequence[Sample]], list[TokenSequence | Rejected]]
+
+
+def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
+    """Nobody watches."""
 
 
 def score_samples(
@@ -39,18 +45,21 @@ def score_samples(
     windows: WindowPolicy,
     wants: Wants,
     batch_tokens: int,
-    on_tokens: Callable[[int], None] = lambda n: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Iterator[Outcome]:
-    """A score or a rejection for each item, in order. `on_tokens` hears of tokens as they are
-    scored."""
+    """A score or a rejection for each item, in order. `on_progress` hears of tokens as they are
+    scored: how many, the share of the block that is done, and the block's last item."""
     for block in read_ahead(items):
         sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
         tokenized = [next(sequences) if isinstance(item, Sample) else item for item in block]
         good = [entry for entry in tokenized if isinstance(entry, TokenSequence)]
         collected = [_Collected(sequence, wants) for sequence in good]
+        n_targets, n_done = sum(max(0, sequence.n_tokens - 1) for sequence in good), 0
         for batch in plan_batches(good, windows, batch_tokens):
             _distribute(batch, backend.score(batch, wants), collected)
-            on_tokens(int((batch.targets != IGNORED).sum()))
+            n_scored = int((batch.targets != IGNORED).sum())
+            n_done += n_scored
+            on_progress(n_scored, n_done / n_targets, block[-1])
         scores = iter(collected)
         for entry in tokenized:
             yield next(scores).outcome() if isinstance(entry, TokenSequence) else entry
@@ -72,8 +81,8 @@ def read_ahead(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _size(item: Item) -> int:
-    if isinstance(item, Rejected):
-        return 0
+    if item.n_bytes_read or isinstance(item, Rejected):
+        return item.n_bytes_read
     return 4 * len(item.input_ids) if item.input_ids is not None else len(item.text or "")
 
 
@@ -114,15 +123,11 @@ class _Collected:
         assert self.scored[1:].all(), "every target is scored exactly once"
         broken = np.isnan(self.losses)
         if broken.any():
-            sample = self.sequence.sample
-            return Rejected(
-                sample.id,
-                sample.source,
-                sample.line,
+            return rejection(
+                self.sequence.sample,
                 "nan_loss",
                 f"the model gives NaN at {int(broken.sum())} tokens, first at token "
                 f"{int(np.argmax(broken))}; another --dtype may mend it",
-                sample.end,
             )
         return SequenceScore(
             sequence=self.sequence,

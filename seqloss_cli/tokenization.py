@@ -23,6 +23,7 @@ from seqloss_cli.records import (
     Rejected,
     Sample,
     TokenSequence,
+    rejection,
 )
 from seqloss_cli.vocabulary import Vocabulary
 
@@ -71,18 +72,26 @@ class Tokenization:
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
         """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
         texts = [sample.text for sample in samples if sample.text is not None]
-        bare = iter(self.vocabulary.encode(texts))
+        bare = iter(self._encode(texts))
         results: list[TokenSequence | Rejected] = []
         for sample in samples:
             text_ids = next(bare) if sample.text is not None else None
             try:
+                if isinstance(text_ids, RowError):
+                    raise text_ids
                 results.append(self._sequence(sample, text_ids))
             except RowError as error:
-                rejected = Rejected(
-                    sample.id, sample.source, sample.line, error.reason, error.message, sample.end
-                )
-                results.append(rejected)
+                results.append(rejection(sample, error.reason, error.message))
         return results
+
+    def _encode(self, texts: list[str]) -> list[list[int] | RowError]:
+        """Ids of each text; where a tokenizer gives up on one text, the others go on."""
+        try:
+            return [*self.vocabulary.encode(texts)]
+        except Exception as error:  # the tokenizers library raises nothing more exact
+            if len(texts) == 1:
+                return [RowError("tokenizer_error", f"the tokenizer cannot take it: {error}")]
+            return [result for text in texts for result in self._encode([text])]
 
     def _sequence(self, sample: Sample, text_ids: list[int] | None) -> TokenSequence:
         flags = dict(sample.flags)

@@ -180,11 +180,13 @@ def test_read_ahead_is_bounded_lazy_and_keeps_order():
             n += 1
 
     blocks = read_ahead(endless())
-    sizes = [len(next(blocks)) for _ in range(10)]
-    assert sizes == [8, 16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
+    sizes = [len(next(blocks)) for _ in range(13)]
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024, 1024]
     assert len(taken) == sum(sizes)
 
 
-def test_read_ahead_cuts_after_a_mebibyte():
-    long = [Sample(str(n), "test", text="x" * 600_000) for n in range(5)]
-    assert [len(block) for block in read_ahead(long)] == [2, 2, 1]
+def test_read_ahead_cuts_after_a_mebibyte_of_what_was_read():
+    long = [Sample(str(n), "test", text="x" * 600_000) for n in range(6)]
+    assert [len(block) for block in read_ahead(long)] == [1, 2, 2, 1]
+    other_fields = [Sample(str(n), "test", text="x", n_bytes_read=600_000) for n in range(6)]
+    assert [len(block) for block in read_ahead(other_fields)] == [1, 2, 2, 1]

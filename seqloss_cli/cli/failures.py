@@ -43,11 +43,11 @@ def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         if error.errno == EPIPE:
-            _close_stdout_quietly()
+            close_stdout_quietly()
             raise typer.Exit(0) from None
         _traceback(debug)
         say(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-        _close_stdout_quietly()
+        close_stdout_quietly()
         raise typer.Exit(1) from None
     except (typer.Exit, typer.BadParameter):
         raise
@@ -68,7 +68,7 @@ def _traceback(debug: bool) -> None:
         typer.echo(escape(traceback.format_exc()).replace("\\n", "\n"), err=True)
 
 
-def _close_stdout_quietly() -> None:
+def close_stdout_quietly() -> None:
     """Whoever read stdout is gone or its disk is full: Python must not try again at exit."""
     if sys.stdout is None:
         return

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from seqloss_cli.cli import score
-from seqloss_cli.cli.failures import report_bug
+from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
 
 app = typer.Typer(
     name="seqloss",
@@ -63,5 +63,13 @@ def main() -> None:
     """The console script. Commands see to their own errors; what escapes from parsing is a bug."""
     try:
         app()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # typer and rich would say 1
+            sys.exit(0)
+        raise
+    except OSError as error:  # while help is printed
+        say(f"error: {error.strerror or error}")
+        close_stdout_quietly()
+        sys.exit(1)
     except Exception as error:
         sys.exit(report_bug(error, debug="--debug" in sys.argv))

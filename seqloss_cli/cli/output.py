@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -102,15 +102,15 @@ def run_to_end(
     scorer: Scorer,
     items: Iterable[Sample | Rejected],
     stats: ReadStats,
-    total_bytes: int | None,
+    names: Sequence[str],
     wants: Wants,
     choice: OutputChoice,
     command: str,
 ) -> None:
     """Score everything, write it, and exit with 3 if something was rejected."""
     totals, n_rejected = Totals(), 0
-    bar = ProgressBar(total_bytes)
-    outcomes = scorer.score(items, wants, bar.on_tokens)  # first of all: it may refuse
+    bar = ProgressBar(names)
+    outcomes = scorer.score(items, wants, bar.on_progress)  # first of all: it may refuse
     with open_sink(choice.path, choice.force) as sink, bar:
         writer = _writer(scorer, sink, choice)
         writer.begin(scorer.run_info(command))
@@ -124,8 +124,7 @@ def run_to_end(
                 continue
             totals += totals_of(outcome)
             writer.sequence(outcome)
-            sample = outcome.sequence.sample
-            bar.on_input(sample.source, sample.end)
+            bar.on_input(outcome.sequence.sample)
         bar.stop()
         writer.end(totals, n_rejected, stats.n_empty_lines)
         if n_rejected and choice.strict:
@@ -139,7 +138,7 @@ def run_to_end(
 
 def _reject(rejected: Rejected, writer: Writer, bar: ProgressBar) -> None:
     writer.reject(rejected)
-    bar.on_input(rejected.source, rejected.end)
+    bar.on_input(rejected)
     where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
     say(f"rejected {where}: {rejected.message} ({rejected.reason})")
 

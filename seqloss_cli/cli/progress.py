@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -17,29 +18,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from seqloss_cli.paths import shown_path
+from seqloss_cli.records import Rejected, Sample
+
 _PATIENCE = 1.0  # seconds
 
 
 class ProgressBar:
     """Told of tokens and of inputs as they are done; shows itself when it is worth it.
 
-    `total_bytes` is the size of all inputs as stored; None when it is not known: then there is a
-    count and a rate, but no time left.
+    With input files whose sizes are known there is a time left, else only a count and a rate.
     """
 
-    def __init__(self, total_bytes: int | None) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self._console = Console(stderr=True)
         self._shares_terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._total_bytes = total_bytes
+        self._starts, self._total_bytes = _starts(names)
         self._started = time.monotonic()
         self._tokens = self._inputs = 0
-        self._bytes_before = self._bytes_here = 0
-        self._source: str | None = None
+        self._bytes_done = 0
         self._progress = Progress(*self._columns(), console=self._console, transient=True)
         self._task: TaskID | None = None
         self._shown = False
 
-    def on_tokens(self, n_tokens: int) -> None:
+    def on_progress(self, n_tokens: int, share: float, last: Sample | Rejected) -> None:
+        """Tokens were scored: a `share` of the block of inputs that ends with `last` is done."""
         self._tokens += n_tokens
         elapsed = time.monotonic() - self._started
         if not self._console.is_terminal or elapsed < _PATIENCE:
@@ -49,20 +52,20 @@ class ProgressBar:
         if not self._shown:
             self._progress.start()
             self._shown = True
+        ahead = self._position(last) - self._bytes_done
         self._progress.update(
             self._task,
-            completed=self._bytes_before + self._bytes_here,
+            completed=self._bytes_done + share * ahead,
             description=f"{self._inputs} inputs, {self._tokens / elapsed:,.0f} tokens/s",
         )
 
-    def on_input(self, source: str, end: int) -> None:
-        """An input is done that reaches to byte `end` of its source."""
-        if source != self._source:
-            if self._source is not None:
-                self._bytes_before += _size(self._source)
-            self._source = source
-        self._bytes_here = end
+    def on_input(self, item: Sample | Rejected) -> None:
+        """An input is done."""
+        self._bytes_done = self._position(item)
         self._inputs += 1
+
+    def _position(self, item: Sample | Rejected) -> int:
+        return self._starts.get(item.source, 0) + item.end
 
     def make_way(self) -> None:
         """Before results are printed: on the terminal of stdout the bar goes, and comes back."""
@@ -87,5 +90,12 @@ class ProgressBar:
         return [count, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
 
 
-def _size(source: str) -> int:
-    return os.path.getsize(source) if os.path.isfile(source) else 0  # noqa: PTH202, PTH113
+def _starts(names: Sequence[str]) -> tuple[dict[str, int], int | None]:
+    """Where each file begins when all are laid end to end, and their size; None if unknown."""
+    starts, total = {}, 0
+    for name in names:
+        if not os.path.isfile(name):  # noqa: PTH113 - a name may be too long for Path
+            return {}, None
+        starts[shown_path(name)] = total
+        total += os.path.getsize(name)  # noqa: PTH202
+    return starts, total or None

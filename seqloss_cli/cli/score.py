@@ -21,7 +21,7 @@ from seqloss_cli.errors import UsageError
 from seqloss_cli.paths import partial_path
 
 if TYPE_CHECKING:
-    from seqloss_cli.reading import ReadStats
+    from seqloss_cli.reading import ReadOptions, ReadStats
     from seqloss_cli.records import Rejected, Sample
 
 EXAMPLES = (
@@ -121,10 +121,12 @@ def score(
             )
         if choice.format is o.Format.openai and no_tokens:
             raise UsageError("--format openai is made of tokens; leave --no-tokens out")
-        if model is None:
+        if lines and jsonl_input:
+            raise UsageError("choose one of --lines and --jsonl-input")
+        if not model:
             say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
         from seqloss_cli.api import Scorer
-        from seqloss_cli.reading import ReadOptions, ReadStats, stored_size
+        from seqloss_cli.reading import ReadOptions, ReadStats
         from seqloss_cli.records import Wants
 
         scorer = Scorer(
@@ -149,8 +151,7 @@ def score(
         stats = ReadStats()
         reading = ReadOptions(lines, jsonl_input, text_field, keep_meta, limit, max_bytes)
         items = _items(names, text, reading, stats)
-        total_bytes = None if text is not None else stored_size(names)
-        run_to_end(scorer, items, stats, total_bytes, Wants(ranks, entropy, top_k), choice, "score")
+        run_to_end(scorer, items, stats, names, Wants(ranks, entropy, top_k), choice, "score")
 
 
 def _input_names(files: list[str] | None, text: str | None) -> list[str]:
@@ -168,11 +169,10 @@ def _input_names(files: list[str] | None, text: str | None) -> list[str]:
 
 
 def _items(
-    names: list[str], text: str | None, reading: object, stats: ReadStats
+    names: list[str], text: str | None, reading: ReadOptions, stats: ReadStats
 ) -> Iterator[Sample | Rejected] | Iterable[Sample | Rejected]:
-    from seqloss_cli.reading import ReadOptions, read_inputs, text_sample
+    from seqloss_cli.reading import read_inputs, text_sample
 
-    assert isinstance(reading, ReadOptions)
     if text is not None:
         return [text_sample(text, max_bytes=reading.max_bytes)]
     return read_inputs(names, reading, stats)

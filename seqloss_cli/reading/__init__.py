@@ -8,9 +8,8 @@ from seqloss_cli.reading.inputs import (
     ReadOptions,
     ReadStats,
     read_inputs,
-    stored_size,
     text_sample,
 )
 from seqloss_cli.reading.streams import STDIN
 
-__all__ = ["STDIN", "ReadOptions", "ReadStats", "read_inputs", "stored_size", "text_sample"]
+__all__ = ["STDIN", "ReadOptions", "ReadStats", "read_inputs", "text_sample"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +20,7 @@ from seqloss_cli.records import IGNORED, Ints, Rejected, Sample
 
 _BOM = b"\xef\xbb\xbf"
 _COMPRESSED = (".gz", ".zst")
+_MOST_NAMES = 10
 _JSONL = (".jsonl", ".ndjson")
 Item = Sample | Rejected
 
@@ -64,21 +64,16 @@ def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) ->
         yield item
 
 
-def text_sample(text: str, source: str = "<text>", max_bytes: int = DEFAULT_MAX_BYTES) -> Item:
+def text_sample(
+    text: str, source: str = "<text>", max_bytes: int | None = DEFAULT_MAX_BYTES
+) -> Item:
     """A text from the command line or the API."""
     try:
-        if len(_checked(text).encode()) > max_bytes:
+        if max_bytes is not None and len(_checked(text).encode()) > max_bytes:
             raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
-        return Sample(id=source, source=source, text=text)
+        return Sample(id=source, source=source, text=_checked(text))
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
-
-
-def stored_size(names: Sequence[str]) -> int | None:
-    """Bytes of all input files as stored; None when one of them is no regular file."""
-    if STDIN in names or not all(map(os.path.isfile, names)):
-        return None
-    return sum(map(os.path.getsize, names))
 
 
 def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
@@ -88,7 +83,10 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
         with open_input(name) as (stream, position):
             if not (options.lines or _is_jsonl(name, options)):
                 text, flags = _whole_text(stream, options.max_bytes)
-                yield Sample(source, source, text=text, flags=flags, end=position())
+                n_bytes = len(text.encode())
+                yield Sample(
+                    source, source, text=text, flags=flags, end=position(), n_bytes_read=n_bytes
+                )
                 return
             parse = _parse_line if options.lines else _parse_row
             line = 0
@@ -174,10 +172,12 @@ def _lines(
             if raw is None:
                 raise RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
             parts: dict[str, Any] = {"id": identity} | parse(raw, options)
-            yield Sample(source=source, line=number, flags=flags, end=position(), **parts)
+            place: dict[str, Any] = {"end": position(), "n_bytes_read": len(raw)}
+            yield Sample(source=source, line=number, flags=flags, **place, **parts)
         except RowError as error:
             own = error.row_id or identity
-            yield Rejected(own, source, number, error.reason, error.message, end=position())
+            n_bytes = len(raw or b"")
+            yield Rejected(own, source, number, error.reason, error.message, position(), n_bytes)
 
 
 def _parse_line(raw: bytes, options: ReadOptions) -> dict[str, Any]:
@@ -218,7 +218,8 @@ def _content(row: dict[str, Any], text_field: str) -> dict[str, Any]:
             raise RowError("wrong_type", f"field {text_field!r} is not a string")
         return {"text": _checked(row[text_field])}
     if "input_ids" not in row:
-        names = ", ".join(map(repr, sorted(row))) or "none"
+        names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
+        names += ", …" if len(row) > _MOST_NAMES else ""
         raise RowError(
             "missing_field", f"has no field {text_field!r} (its fields: {names}); see --text-field"
         )

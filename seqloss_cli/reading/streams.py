@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from seqloss_cli.errors import RowError
 
 STDIN = "-"
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _CHUNK = 1 << 16
 _COMPRESSED_CHUNK = 256  # zstd may make megabytes of it, and cannot be told to stop
 
@@ -27,18 +28,26 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     if name == STDIN:
         if sys.stdin is None:
             raise RowError("unreadable", "stdin is closed")
-        yield sys.stdin.buffer, lambda: 0
+        yield _decompressed(sys.stdin.buffer, _suffix_by_magic(sys.stdin.buffer)), lambda: 0
         return
     path = Path(name)
     try:
         with path.open("rb") as stored:
-            yield _decompressed(stored, path.suffix), stored.tell
+            position = stored.tell if stored.seekable() else lambda: 0
+            yield _decompressed(stored, path.suffix), position
     except IsADirectoryError:
         raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:
         raise RowError("no_such_file", "no such file") from None
     except (OSError, EOFError, zlib.error) as error:
         raise RowError("unreadable", f"cannot be read: {_reason(error)}") from error
+
+
+def _suffix_by_magic(stream: BinaryIO) -> str:
+    """stdin has no name to go by; no UTF-8 text begins like these."""
+    peek = getattr(stream, "peek", None)
+    beginning = peek(4)[:4] if peek else b""
+    return next((suffix for magic, suffix in _MAGIC.items() if beginning.startswith(magic)), "")
 
 
 def _reason(error: BaseException) -> str:

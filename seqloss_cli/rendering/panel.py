@@ -6,7 +6,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from seqloss_cli.escaping import escape
-from seqloss_cli.metrics import Totals, overflow_flags
+from seqloss_cli.metrics import Totals, corpus_flags
 from seqloss_cli.records import RunInfo
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import flags_text, number
@@ -43,7 +43,7 @@ def totals_panel(
                 _figure(options.in_unit(totals.mean_of_mean_losses), f"{unit} per token"),
             ),
         ]
-    if flags := {**totals.flags, **overflow_flags(totals)}:
+    if flags := corpus_flags(totals):
         rows.append(("flags", flags_text(flags)))
     rows += _policies(run)
     for name, value in rows:

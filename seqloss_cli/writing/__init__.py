@@ -1,7 +1,7 @@
 """Results for machines, streamed: JSON, JSONL, and the completions format."""
 
 from seqloss_cli.writing.formats import JsonlWriter, JsonWriter, OpenAIWriter, Writer
-from seqloss_cli.writing.rows import RowOptions, sequence_row, totals_row
+from seqloss_cli.writing.rows import RowOptions
 from seqloss_cli.writing.sinks import open_sink, refuse_to_overwrite
 
 __all__ = [
@@ -12,6 +12,4 @@ __all__ = [
     "Writer",
     "open_sink",
     "refuse_to_overwrite",
-    "sequence_row",
-    "totals_row",
 ]

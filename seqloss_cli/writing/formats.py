@@ -142,6 +142,7 @@ class OpenAIWriter(_Document):
             ]
         choice = {
             "index": self._index,
+            "id": score.sequence.sample.id,
             "text": score.sequence.sample.text if self._options.text else None,
             "finish_reason": "length",
             "logprobs": {

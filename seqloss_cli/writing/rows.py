@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.metrics import Totals, overflow_flags, score_flags, totals_of
+from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags, totals_of
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
 
@@ -67,13 +67,14 @@ def sequence_row(score: SequenceScore, options: RowOptions) -> Row:
 def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
     return {
         "n_sequences": totals.n_sequences,
+        "n_sequences_scored": totals.n_sequences_scored,
         "n_rejected": n_rejected,
         "n_empty_lines": n_empty_lines,
         "n_without_text": totals.n_without_text,
         **_sums(totals, one_sequence=False),
         "mean_sequence_loss": totals.mean_sequence_loss,
         "mean_of_mean_losses": totals.mean_of_mean_losses,
-        "flags": {**totals.flags, **overflow_flags(totals)},
+        "flags": corpus_flags(totals),
     }
 
 

@@ -14,7 +14,12 @@ from seqloss_cli.paths import partial_path
 
 
 def refuse_to_overwrite(path: Path, force: bool) -> None:
-    """Raises UsageError when the file or its partial one exists, unless `force` is given."""
+    """Raises UsageError when the file or its partial one exists, unless `force` is given, and when
+    it could not be written at all."""
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no directory {path.parent}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"-o {path} is no regular file; leave -o out to write to stdout")
     for existing in (path, partial_path(path)):
         if existing.exists() and not force:
             raise UsageError(f"{existing} exists; --force writes over it")
@@ -40,8 +45,23 @@ def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
-        partial.replace(path)
+        _rename(partial, path, force)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise RunError(f"{partial} cannot be written: {error.strerror}") from error
+
+
+def _rename(partial: Path, path: Path, force: bool) -> None:
+    """Without `force` a file that came while we worked is left alone."""
+    if force:
+        partial.replace(path)
+        return
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        raise RunError(f"{path} came into being meanwhile; the results are in {partial}") from None
+    except OSError:  # a file system without hard links
+        partial.replace(path)
+    else:
+        partial.unlink()
