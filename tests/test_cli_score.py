@@ -355,7 +355,9 @@ def test_lines_and_limit(score: Score) -> None:
     assert [row["id"] for row in found["sequences"]] == ["<stdin>:1", "<stdin>:3", "<stdin>:5"]
     assert found["totals"]["n_empty_lines"] == 2
     limited = document(score("--lines", "--limit", 2, "--json", stdin=b"one\n\ntwo\r\n\nthree"))
-    assert limited["sequences"] == found["sequences"][:2]
+    for short, long in zip(limited["sequences"], found["sequences"][:2], strict=True):
+        assert short["id"] == long["id"]
+        assert short["total_loss"] == pytest.approx(long["total_loss"], abs=1e-4)
 
 
 def test_compressed_rows_with_meta(score: Score, tmp_path: Path) -> None:
@@ -536,7 +538,7 @@ def test_nothing_is_written_over_without_force(score: Score, tmp_path: Path, exi
 
 def test_a_directory_that_is_not_there(score: Score) -> None:
     result = score("--text", TEXT, "-o", "nowhere/out.json")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nowhere/out.json" in result.stderr
 
 
@@ -927,14 +929,14 @@ def _feed(process: subprocess.Popen[bytes], n_lines: int) -> None:
 def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     partial = tmp_path / "out.jsonl.partial"
     with _slowly_fed(tmp_path, subprocess.PIPE) as process:
-        _feed(process, 20)  # a block of 8, and part of the next
-        _wait_for(partial, 8)
+        _feed(process, 20)  # blocks of 1, 2, 4 and 8, and part of the next
+        _wait_for(partial, 15)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
         assert process.stderr is not None
         said = process.stderr.read()
     kinds = [line["type"] for line in lines_of(partial.read_text())]
-    assert kinds == ["run"] + ["sequence"] * 8
+    assert kinds == ["run"] + ["sequence"] * 15
     assert not (tmp_path / "out.jsonl").exists()
     assert said.count(b"\n") == 1, "nor was there a progress bar"
     assert b"out.jsonl.partial" in said
@@ -944,10 +946,10 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
 def test_the_progress_bar_is_for_terminals(tmp_path: Path, on_terminal: bool) -> None:
     reader, writer = pty.openpty() if on_terminal else os.pipe()
     with _slowly_fed(tmp_path, writer) as process:
-        _feed(process, 8)
-        _wait_for(tmp_path / "out.jsonl.partial", 8)
+        _feed(process, 7)
+        _wait_for(tmp_path / "out.jsonl.partial", 7)
         time.sleep(1.1)
-        _feed(process, 16)
+        _feed(process, 17)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=60) == 0
@@ -956,7 +958,7 @@ def test_the_progress_bar_is_for_terminals(tmp_path: Path, on_terminal: bool) ->
     os.close(reader)
     wrote = "seqloss: wrote out.jsonl: 24 sequences, 0 rejected\n"
     assert (shown == wrote) != on_terminal
-    assert bool(re.search(r"8 inputs, [\d,]+ tokens/s", shown)) == on_terminal
+    assert bool(re.search(r"\d+ inputs, [\d,]+ tokens/s", shown)) == on_terminal
 
 
 # -- what a terminal would act on ---------------------------------------------------------------

@@ -21,7 +21,6 @@ from seqloss_cli.reading import (
     ReadOptions,
     ReadStats,
     read_inputs,
-    stored_size,
     text_sample,
 )
 from seqloss_cli.reading.duplicates import DuplicateIds
@@ -405,14 +404,6 @@ def test_a_text_from_the_command_line() -> None:
     lone = text_sample("a\udc80")
     assert reason(lone) == "lone_surrogate"
     assert "position 1" in lone.message  # type: ignore[union-attr]
-
-
-def test_the_size_of_all_inputs(path: Path) -> None:
-    path.write_bytes(b"12345")
-    assert stored_size([str(path), str(path)]) == 10
-    assert stored_size([str(path), "-"]) is None
-    assert stored_size([str(path), str(path.parent)]) is None
-    assert stored_size([str(path), "x" * 300]) is None
 
 
 # -- duplicates ---------------------------------------------------------------------------------
