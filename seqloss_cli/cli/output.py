@@ -16,7 +16,7 @@ from seqloss_cli.api import Scorer
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.errors import SeqlossError, UsageError
+from seqloss_cli.errors import SeqlossError
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.reading import ReadStats
 from seqloss_cli.records import Rejected, Sample, Wants
@@ -30,14 +30,11 @@ from seqloss_cli.writing import (
     open_sink,
 )
 
-_BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
 _JSON_WRITERS: dict[Format, Callable[[BinaryIO, RowOptions], Writer]] = {
     Format.json: JsonWriter,
     Format.jsonl: JsonlWriter,
     Format.openai: OpenAIWriter,
 }
-
-
 _FILE_WIDTH = 120  # columns of tables that go to a file
 
 
@@ -60,42 +57,6 @@ class StrictStopError(SeqlossError):
     """--strict met a rejected input."""
 
     exit_code = REJECTED
-
-
-def choose_format(context: typer.Context, output: Path | None) -> Format:
-    """The format that --json, --jsonl or --format ask for, else the one that the extension of -o
-    names, else tables. What the command line says goes before a variable, and that before a file.
-
-    Raises UsageError when flags contradict each other or the extension says nothing.
-    """
-    for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
-        asked = _asked_at(context, level)
-        if len(asked) > 1:
-            raise UsageError("choose one of --json, --jsonl and --format")
-        if asked:
-            return asked.pop()
-        if _is_from(context, "output", level) and output and output.suffix in _BY_EXTENSION:
-            return _BY_EXTENSION[output.suffix]
-    if output is None:
-        return Format.table
-    raise UsageError(
-        f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, --jsonl "
-        "or --format"
-    )
-
-
-def _asked_at(context: typer.Context, level: str) -> set[Format]:
-    values = {name: context.params[name] for name in ("json", "jsonl", "format")}
-    return {
-        Format(value if name == "format" else name)
-        for name, value in values.items()
-        if value and _is_from(context, name, level)
-    }
-
-
-def _is_from(context: typer.Context, name: str, level: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == level
 
 
 def run_to_end(

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqloss_cli.cli import options as o
-from seqloss_cli.cli.failures import exit_codes, say
-from seqloss_cli.config import (
-    DEFAULT_BATCH_TOKENS,
-    DEFAULT_MAX_BYTES,
-    DEFAULT_MODEL,
-    ModelChoice,
-    TokenPolicy,
-)
+from seqloss_cli.cli.failures import exit_codes
+from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 from seqloss_cli.errors import UsageError
 from seqloss_cli.paths import partial_path
 
@@ -95,59 +89,21 @@ def score(
     Reads files, stdin (-) or --text. A plain file is one text; .jsonl and .ndjson are one row a
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
-    from seqloss_cli.cli.output import OutputChoice, choose_format, run_to_end
-    from seqloss_cli.writing import refuse_to_overwrite
-
     with exit_codes(debug, partial_path(output) if output else None):
-        choice = OutputChoice(
-            format=choose_format(ctx, output),
-            path=output,
-            force=force,
-            text=not no_text,
-            tokens=not no_tokens,
-            words=words,
-            context_lengths=context_lengths,
-            bits=unit == o.Unit.bits,
-            all_tokens=all_tokens,
-            summary=summary,
-            strict=strict,
-        )
-        if output is not None:
-            refuse_to_overwrite(output, force)
+        from seqloss_cli.cli.choices import choose_output, load_scorer
+        from seqloss_cli.cli.output import run_to_end
+        from seqloss_cli.reading import ReadOptions, ReadStats
+        from seqloss_cli.records import Wants
+
+        choice = choose_output(ctx, output)
         names = _input_names(files, text)
         if text is not None and (lines or jsonl_input):
             raise UsageError(
                 "--text is one text; --lines and --jsonl-input are for FILES and stdin"
             )
-        if choice.format is o.Format.openai and no_tokens:
-            raise UsageError("--format openai is made of tokens; leave --no-tokens out")
         if lines and jsonl_input:
             raise UsageError("choose one of --lines and --jsonl-input")
-        if not model:
-            say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
-        from seqloss_cli.api import Scorer
-        from seqloss_cli.reading import ReadOptions, ReadStats
-        from seqloss_cli.records import Wants
-
-        scorer = Scorer(
-            ModelChoice(
-                model or DEFAULT_MODEL,
-                revision,
-                tokenizer,
-                dtype.value,
-                device,
-                threads,
-                allow_pickle,
-                trust_remote_code,
-                offline,
-            ),
-            TokenPolicy(bos.value, bos_token, eos, special_tokens.value),
-            context,
-            stride,
-            batch_tokens,
-        )
-        for warning in scorer.warnings:
-            say(f"warning: {warning}")
+        scorer = load_scorer(ctx)
         stats = ReadStats()
         reading = ReadOptions(lines, jsonl_input, text_field, keep_meta, limit, max_bytes)
         items = _items(names, text, reading, stats)

@@ -1,0 +1,110 @@
+"""From the parsed options of a command to the records of a run: the same for every command that
+has the options of `cli/options.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from seqloss_cli.api import Scorer
+from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.output import OutputChoice
+from seqloss_cli.config import DEFAULT_MODEL, ModelChoice, TokenPolicy
+from seqloss_cli.errors import UsageError
+from seqloss_cli.writing import refuse_to_overwrite
+
+_BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
+
+
+def load_scorer(context: typer.Context) -> Scorer:
+    """The model and policies that the options name; says on stderr what a user should know."""
+    values = context.params
+    name = values["model"]
+    if not name:
+        say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
+    scorer = Scorer(
+        ModelChoice(
+            name=name or DEFAULT_MODEL,
+            revision=values["revision"],
+            tokenizer=values["tokenizer"],
+            dtype=str(values["dtype"]),  # type: ignore[arg-type]  # typer knows the choices
+            device=values["device"],
+            threads=values["threads"],
+            allow_pickle=values["allow_pickle"],
+            trust_remote_code=values["trust_remote_code"],
+            offline=values["offline"],
+        ),
+        TokenPolicy(
+            bos=str(values["bos"]),  # type: ignore[arg-type]
+            bos_token=values["bos_token"],
+            eos=values["eos"],
+            special_tokens=str(values["special_tokens"]),  # type: ignore[arg-type]
+        ),
+        context=values["context"],
+        stride=values["stride"],
+        batch_tokens=values["batch_tokens"],
+    )
+    for warning in scorer.warnings:
+        say(f"warning: {warning}")
+    return scorer
+
+
+def choose_output(context: typer.Context, path: Path | None) -> OutputChoice:
+    """Where results go and what they hold; refuses, before a model is loaded, what cannot be."""
+    values = context.params
+    choice = OutputChoice(
+        format=choose_format(context, path),
+        path=path,
+        force=values["force"],
+        text=not values["no_text"],
+        tokens=not values["no_tokens"],
+        words=values["words"],
+        context_lengths=values["context_lengths"],
+        bits=values["unit"] == "bits",
+        all_tokens=values["all_tokens"],
+        summary=values["summary"],
+        strict=values["strict"],
+    )
+    if choice.format is Format.openai and not choice.tokens:
+        raise UsageError("--format openai is made of tokens; leave --no-tokens out")
+    if path is not None:
+        refuse_to_overwrite(path, choice.force)
+    return choice
+
+
+def choose_format(context: typer.Context, output: Path | None) -> Format:
+    """The format that --json, --jsonl or --format ask for, else the one that the extension of -o
+    names, else tables. What the command line says goes before a variable, and that before a file.
+
+    Raises UsageError when flags contradict each other or the extension says nothing.
+    """
+    for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
+        asked = _asked_at(context, level)
+        if len(asked) > 1:
+            raise UsageError("choose one of --json, --jsonl and --format")
+        if asked:
+            return asked.pop()
+        if _is_from(context, "output", level) and output and output.suffix in _BY_EXTENSION:
+            return _BY_EXTENSION[output.suffix]
+    if output is None:
+        return Format.table
+    raise UsageError(
+        f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, --jsonl "
+        "or --format"
+    )
+
+
+def _asked_at(context: typer.Context, level: str) -> set[Format]:
+    values = {name: context.params[name] for name in ("json", "jsonl", "format")}
+    return {
+        Format(value if name == "format" else name)
+        for name, value in values.items()
+        if value and _is_from(context, name, level)
+    }
+
+
+def _is_from(context: typer.Context, name: str, level: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == level
