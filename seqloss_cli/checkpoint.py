@@ -55,6 +55,8 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     """Load weights and tokenizer. Raises RunError or UsageError with what mends it."""
     path = _path_of(choice.name)
     _check_local_path(path)
+    if choice.revision is not None and Path(path).is_dir():
+        raise UsageError(f"--revision is for names of the hub; {choice.name} is a directory")
     _set_environment(choice)
     import torch
 

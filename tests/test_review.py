@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
         {"eos": "no"},
         {"dtype": "fp16"},
         {"device": "meta"},
+        {"revision": "main"},
         {"threads": 0},
         {"context": 0},
         {"context": "64"},
