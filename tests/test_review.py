@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import seqloss_cli
 from seqloss_cli import ModelChoice, Sample, Scorer, TokenPolicy, UsageError
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.errors import RunError
+from seqloss_cli.reading import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.records import Rejected
 from seqloss_cli.writing import open_sink
 
@@ -156,6 +158,17 @@ def test_pipes_by_name_and_compressed_stdin(seqloss: Any, tmp_path: Path) -> Non
     assert json.loads(done.stdout)["totals"]["n_bytes"] == 5
     done = seqloss("score", "-", "--json", "--no-tokens", stdin=gzip.compress(b"hello"))
     assert json.loads(done.stdout)["totals"]["n_bytes"] == 5
+
+
+def test_stdin_that_cannot_be_read_is_a_rejected_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def read(self, size: int = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Broken()))
+    (rejected,) = read_inputs(["-"], ReadOptions(), ReadStats())
+    assert isinstance(rejected, Rejected)
+    assert (rejected.source, rejected.reason) == ("<stdin>", "unreadable")
 
 
 def test_help_into_a_closed_pipe_is_quiet(seqloss: Any, tmp_path: Path) -> None:

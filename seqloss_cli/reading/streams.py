@@ -25,13 +25,14 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
 
     Raises RowError when it cannot be opened, and when reading it fails half-way.
     """
-    if name == STDIN:
-        if sys.stdin is None:
-            raise RowError("unreadable", "stdin is closed")
-        yield _decompressed(sys.stdin.buffer, _suffix_by_magic(sys.stdin.buffer)), lambda: 0
-        return
-    path = Path(name)
     try:
+        if name == STDIN:
+            if sys.stdin is None:
+                raise RowError("unreadable", "stdin is closed")
+            stdin = sys.stdin.buffer
+            yield _decompressed(stdin, _suffix_by_magic(stdin)), lambda: 0
+            return
+        path = Path(name)
         with path.open("rb") as stored:
             position = stored.tell if stored.seekable() else lambda: 0
             yield _decompressed(stored, path.suffix), position
