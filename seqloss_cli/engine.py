@@ -143,8 +143,6 @@ class Engine:
     @torch.inference_mode()
     def _choose_path(self, n_tokens: int) -> RunPath:
         """The first path whose losses equal those of plain forwards on a few tokens."""
-        if n_tokens < 2:
-            return "plain"
         ids, short = _probe_ids(n_tokens + 1, self._n_ids()), max(1, n_tokens * 2 // 3)
         plain = self._score_plain(_first_tokens(ids, n_tokens), Wants()).losses
         plain_short = self._score_plain(_first_tokens(ids, short), Wants()).losses

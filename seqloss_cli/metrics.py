@@ -178,7 +178,7 @@ def overflow_flags(totals: Totals) -> dict[str, int | bool]:
 
 def corpus_flags(totals: Totals) -> dict[str, int | bool]:
     """Flags of all sequences, and those that only the corpus has."""
-    nothing = {} if totals.n_scored or totals.flags else {"nothing_scored": True}
+    nothing = {} if totals.n_sequences else {"nothing_scored": True}
     return {**totals.flags, **nothing, **overflow_flags(totals)}
 
 

@@ -63,6 +63,10 @@ class Rejected:
     """Both as in `Sample`."""
 
 
+Item = Sample | Rejected
+"""What reading gives."""
+
+
 def rejection(sample: Sample, reason: str, message: str) -> Rejected:
     """A sample that was read and cannot be scored."""
     return Rejected(

@@ -13,9 +13,9 @@ import numpy as np
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import WindowPolicy
 from seqloss_cli.records import (
-    IGNORED,
     Backend,
     Batch,
+    Item,
     Outcome,
     Rejected,
     Sample,
@@ -29,7 +29,6 @@ from seqloss_cli.records import (
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 BLOCK_BYTES = 1 << 20
-Item = Sample | Rejected
 OnProgress = Callable[[int, float, Item], None]
 Tokenize = Callable[[Sequence[Sample]], list[TokenSequence | Rejected]]
 
@@ -56,13 +55,13 @@ def score_samples(
         collected = [_Collected(sequence, wants) for sequence in good]
         n_targets, n_done = sum(max(0, sequence.n_tokens - 1) for sequence in good), 0
         for batch in plan_batches(good, windows, batch_tokens):
-            _distribute(batch, backend.score(batch, wants), collected)
-            n_scored = int((batch.targets != IGNORED).sum())
-            n_done += n_scored
-            on_progress(n_scored, n_done / n_targets, block[-1])
-        scores = iter(collected)
+            scores = backend.score(batch, wants)
+            _distribute(batch, scores, collected)
+            n_done += len(scores.losses)
+            on_progress(len(scores.losses), n_done / n_targets, block[-1])
+        finished = iter(collected)
         for entry in tokenized:
-            yield next(scores).outcome() if isinstance(entry, TokenSequence) else entry
+            yield next(finished).outcome() if isinstance(entry, TokenSequence) else entry
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -111,7 +111,8 @@ class Tokenization:
                 flags["unk_tokens"] = unknown
         if not ids:
             raise RowError("no_tokens", "the tokenizer makes no token of it")
-        bos, eos = self._bos_origin(ids, wants_bos), self._eos_origin(ids)
+        bos = self._bos_origin(ids, wants_bos)
+        eos = self._eos_origin(ids[1:] if bos == "text" else ids)
         put_before = int(bos in ("tokenizer", "prepended"))
         put_after = int(eos == "appended")
         token_ids = np.array(
@@ -134,7 +135,7 @@ class Tokenization:
         return "tokenizer" if self.vocabulary.put_before == [self.bos_id] else "prepended"
 
     def _eos_origin(self, ids: list[int]) -> EosOrigin:
-        if self.eos_id is not None and ids[-1] == self.eos_id:
+        if ids and ids[-1] == self.eos_id:
             return "text"
         return "appended" if self.policy.eos else "none"
 

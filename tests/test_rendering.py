@@ -140,7 +140,7 @@ def shown(
     writer = TableWriter(console, named)
     writer.begin(run)
     for score in scores:
-        writer.sequence(score)
+        writer.sequence(score, totals_of(score))
     writer.end(_sum(map(totals_of, scores)), n_rejected, n_empty_lines)
     return file.getvalue()
 

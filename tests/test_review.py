@@ -252,3 +252,19 @@ def test_bos_of_rows_of_ids_is_put_in_only_when_asked(demo: Scorer) -> None:
     (around,) = always.score([sample])
     assert around.sequence.token_ids.tolist() == [0, 450, 271, 1]
     assert around.sequence.loss_mask.tolist() == [False, True, True, True]
+
+
+def test_the_bos_of_a_text_is_not_its_eos_as_well(demo: Scorer) -> None:
+    """GPT-2 has one token for both: a text that is only its BOS still gets the EOS asked for."""
+    policy = TokenPolicy(bos_token="<|end_of_text|>", eos=True)
+    scorer = Scorer(ModelChoice(), policy)
+    (score,) = scorer.score([Sample("x", "x", text="<|end_of_text|>")])
+    assert (score.sequence.bos, score.sequence.eos) == ("text", "appended")
+    assert score.sequence.token_ids.tolist() == [1, 1]
+    assert score.scored.tolist() == [False, True]
+
+
+def test_a_context_of_one_token_is_checked_like_any_other() -> None:
+    scorer = Scorer(ModelChoice(), context=1)
+    assert scorer.engine.path == "batched"
+    assert scorer.warnings == []

@@ -83,8 +83,9 @@ def run_to_end(
                 if choice.strict:
                     break
                 continue
-            totals += totals_of(outcome)
-            writer.sequence(outcome)
+            of_sequence = totals_of(outcome)
+            totals += of_sequence
+            writer.sequence(outcome, of_sequence)
             bar.on_input(outcome.sequence.sample)
         bar.stop()
         writer.end(totals, n_rejected, stats.n_empty_lines)

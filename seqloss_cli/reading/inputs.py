@@ -16,13 +16,12 @@ from seqloss_cli.errors import RowError
 from seqloss_cli.paths import shown_path
 from seqloss_cli.reading.duplicates import DuplicateIds
 from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
-from seqloss_cli.records import IGNORED, Ints, Rejected, Sample
+from seqloss_cli.records import IGNORED, Ints, Item, Rejected, Sample
 
 _BOM = b"\xef\xbb\xbf"
 _COMPRESSED = (".gz", ".zst")
 _MOST_NAMES = 10
 _JSONL = (".jsonl", ".ndjson")
-Item = Sample | Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,10 @@ def text_sample(
 ) -> Item:
     """A text from the command line or the API."""
     try:
-        if max_bytes is not None and len(_checked(text).encode()) > max_bytes:
+        n_bytes = len(_checked(text).encode())
+        if max_bytes is not None and n_bytes > max_bytes:
             raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
-        return Sample(id=source, source=source, text=_checked(text))
+        return Sample(id=source, source=source, text=text, n_bytes_read=n_bytes)
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
 

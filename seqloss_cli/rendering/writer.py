@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from seqloss_cli.escaping import escape
-from seqloss_cli.metrics import Totals, score_flags, totals_of
+from seqloss_cli.metrics import Totals, overflow_flags, score_flags
 from seqloss_cli.records import Rejected, RunInfo, SequenceScore
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.panel import totals_panel
@@ -28,21 +28,21 @@ class TableWriter:
 
     def __init__(self, console: Console, options: TableOptions) -> None:
         self._console, self._options = console, options
-        self._waiting: list[SequenceScore] = []
+        self._waiting: list[tuple[SequenceScore, Totals]] = []
         self._as_lines = False
 
     def begin(self, run: RunInfo) -> None:
         self._run = run
 
-    def sequence(self, score: SequenceScore) -> None:
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
         if self._options.summary:
             return
         if self._as_lines:
-            self._line(score)
+            self._line(score, totals)
         elif self._options.all_tokens:
-            self._show_tables(score)
+            self._show_tables(score, totals)
         else:
-            self._waiting.append(score)
+            self._waiting.append((score, totals))
             if len(self._waiting) > MOST_TABLES:
                 self._as_lines = True
                 self._line_header()
@@ -58,14 +58,14 @@ class TableWriter:
         panel = totals_panel(totals, n_rejected, n_empty_lines, self._run, self._options)
         self._console.print(panel)
 
-    def _show_waiting(self, show: Callable[[SequenceScore], None]) -> None:
-        for score in self._waiting:
-            show(score)
+    def _show_waiting(self, show: Callable[[SequenceScore, Totals], None]) -> None:
+        for score, totals in self._waiting:
+            show(score, totals)
         self._waiting.clear()
 
-    def _show_tables(self, score: SequenceScore) -> None:
+    def _show_tables(self, score: SequenceScore, totals: Totals) -> None:
         self._console.print(token_table(score, self._options))
-        flags = score_flags(score)
+        flags = score_flags(score) | overflow_flags(totals)
         if self._options.words and (found := word_losses(score)):
             self._console.print()
             self._console.print(word_table(found, self._options))
@@ -78,8 +78,8 @@ class TableWriter:
         header = "".join(f"{name:>{width}}" for name, width in _LINE_COLUMNS)
         self._print_line("sequence", header, "", "bold")
 
-    def _line(self, score: SequenceScore) -> None:
-        totals, options = totals_of(score), self._options
+    def _line(self, score: SequenceScore, totals: Totals) -> None:
+        options = self._options
         values = (
             str(totals.n_tokens),
             str(totals.n_scored),
@@ -89,7 +89,7 @@ class TableWriter:
         )
         sizes = (width for _, width in _LINE_COLUMNS)
         figures = "".join(f"{value:>{width}}" for value, width in zip(values, sizes, strict=True))
-        flags = score_flags(score)
+        flags = score_flags(score) | overflow_flags(totals)
         self._print_line(
             escape(score.sequence.sample.id),
             figures,

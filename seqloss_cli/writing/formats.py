@@ -32,7 +32,7 @@ class Writer(Protocol):
     """`begin`, then `sequence` and `reject` in input order, then `end`."""
 
     def begin(self, run: RunInfo) -> None: ...
-    def sequence(self, score: SequenceScore) -> None: ...
+    def sequence(self, score: SequenceScore, totals: Totals) -> None: ...
     def reject(self, rejected: Rejected) -> None: ...
     def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None: ...
 
@@ -44,10 +44,9 @@ def _json(value: Any) -> bytes:
     U+0020.
     """
     raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    text = raw.decode()
-    if text.isascii() and "\x7f" not in text:
+    if raw.isascii() and b"\x7f" not in raw:
         return raw
-    return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
+    return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
 
 
 class JsonlWriter:
@@ -59,10 +58,10 @@ class JsonlWriter:
     def begin(self, run: RunInfo) -> None:
         self._line("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
-    def sequence(self, score: SequenceScore) -> None:
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
         if self._options.summary:
             return
-        self._line("sequence", sequence_row(score, self._options))
+        self._line("sequence", sequence_row(score, totals, self._options))
 
     def reject(self, rejected: Rejected) -> None:
         self._line("rejected", rejected_row(rejected))
@@ -107,10 +106,10 @@ class JsonWriter(_Document):
             b'{"schema_version":%d,"run":%s,\n"sequences":[' % (SCHEMA_VERSION, _json(asdict(run)))
         )
 
-    def sequence(self, score: SequenceScore) -> None:
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
         if self._options.summary:
             return
-        self._element(sequence_row(score, self._options))
+        self._element(sequence_row(score, totals, self._options))
 
     def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
         self._sink.write(b'],\n"rejected":[')
@@ -130,7 +129,7 @@ class OpenAIWriter(_Document):
         self._run, self._index = _json(asdict(run)), 0
         self._sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % _json(run.model))
 
-    def sequence(self, score: SequenceScore) -> None:
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
         if self._options.summary:
             return
         tokens = self._options.token_texts(score.sequence)

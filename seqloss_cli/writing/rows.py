@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags, totals_of
+from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
 
@@ -33,9 +33,9 @@ class RowOptions:
     context_lengths: bool = False
 
 
-def sequence_row(score: SequenceScore, options: RowOptions) -> Row:
+def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> Row:
+    """`totals` are those of this sequence."""
     sequence, sample = score.sequence, score.sequence.sample
-    totals = totals_of(score)
     flags = score_flags(score) | overflow_flags(totals)
     words = word_losses(score) if options.words else None
     if words is not None:
