@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seqloss_cli.config import ModelChoice, TokenPolicy
+from seqloss_cli.config import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 from seqloss_cli.errors import RunError, SeqlossError, UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.api import Scorer, score
+    from seqloss_cli.api import Scorer, cond, score
+    from seqloss_cli.backend import Wants
+    from seqloss_cli.conditional import ChainRule, chain_rule
     from seqloss_cli.metrics import Totals, totals_of
-    from seqloss_cli.records import Rejected, Sample, SequenceScore, Wants
+    from seqloss_cli.records import Chat, Pair, Rejected, Sample, SequenceScore
 
 __all__ = [
+    "BatchPolicy",
+    "ChainRule",
+    "Chat",
     "ModelChoice",
+    "Pair",
+    "PairPolicy",
     "Rejected",
     "RunError",
     "Sample",
@@ -28,19 +35,26 @@ __all__ = [
     "Totals",
     "UsageError",
     "Wants",
+    "chain_rule",
+    "cond",
     "score",
     "totals_of",
 ]
 
 _HOMES = {
     "Scorer": "api",
+    "cond": "api",
     "score": "api",
+    "ChainRule": "conditional",
+    "chain_rule": "conditional",
     "Totals": "metrics",
     "totals_of": "metrics",
+    "Chat": "records",
+    "Pair": "records",
     "Rejected": "records",
     "Sample": "records",
     "SequenceScore": "records",
-    "Wants": "records",
+    "Wants": "backend",
 }
 
 

@@ -20,17 +20,21 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.backend import Wants
 from seqloss_cli.checkpoint import load_checkpoint, window_policy
 from seqloss_cli.config import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_MODEL,
+    BatchPolicy,
     ModelChoice,
+    PairPolicy,
     TokenPolicy,
     require_whole,
 )
 from seqloss_cli.errors import UsageError
-from seqloss_cli.reading import text_sample
-from seqloss_cli.records import Outcome, Rejected, RunInfo, Sample, Wants
+from seqloss_cli.pairing import PairTokenization
+from seqloss_cli.reading import checked_pair, text_sample
+from seqloss_cli.records import Outcome, Pair, Rejected, RunInfo, Sample
 from seqloss_cli.scoring import OnProgress, ignore_progress, score_samples
 from seqloss_cli.tokenization import Tokenization
 
@@ -48,20 +52,25 @@ class Scorer:
         policy: TokenPolicy | None = None,
         context: int | None = None,
         stride: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batches: BatchPolicy | None = None,
+        pairs: PairPolicy | None = None,
     ) -> None:
-        policy = policy or TokenPolicy()
-        require_whole("--batch-tokens", batch_tokens, 1)
+        """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
+        policy, self.batches = policy or TokenPolicy(), batches or BatchPolicy()
         checkpoint = load_checkpoint(choice)
         from seqloss_cli.engine import Engine
 
-        self.checkpoint = checkpoint
-        self.batch_tokens = batch_tokens
+        self.checkpoint, self._pair_policy = checkpoint, pairs
         self.windows = window_policy(checkpoint, context, stride)
         self.tokenization = Tokenization(
             checkpoint.tokenizer, policy, checkpoint.n_ids, checkpoint.bos_id, checkpoint.eos_id
         )
-        self.engine = Engine(checkpoint.model, self.windows.context)
+        self.pairing: PairTokenization | None = None
+        if pairs is not None:
+            self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
+        self.engine = Engine(
+            checkpoint.model, self.windows.context, share_prefix=self.batches.share_prefix
+        )
         self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
 
     def score(
@@ -80,14 +89,9 @@ class Scorer:
             raise UsageError(
                 f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
             )
+        tokenize = (self.pairing or self.tokenization).tokenize
         return score_samples(
-            items,
-            self.tokenization.tokenize,
-            self.engine,
-            self.windows,
-            wants,
-            self.batch_tokens,
-            on_progress,
+            items, tokenize, self.engine, self.windows, wants, self.batches, on_progress
         )
 
     def run_info(self, command: str = "api") -> RunInfo:
@@ -114,9 +118,11 @@ class Scorer:
             special_tokens=tokenization.policy.special_tokens,
             context=self.windows.context,
             context_source=self.windows.context_source,
-            stride=self.windows.stride,
-            boundary=None,
-            batch_tokens=self.batch_tokens,
+            stride=None if self.pairing else self.windows.stride,
+            boundary=None if self._pair_policy is None else self._pair_policy.boundary,
+            pairs=None if self.pairing is None else self.pairing.described(),
+            share_prefix=self.engine.longest_shared > 0,
+            batch_tokens=self.batches.tokens,
             path=self.engine.path,
             gold="one-hot",
             versions=_versions(),
@@ -142,17 +148,65 @@ def score(
     that was replaced, a slower path) is given to `warnings.warn`. Loading a model sets the number
     of torch's threads and the verbosity of transformers for the whole process.
     """
+    choice, policy = _choices("score", model, options)
+    scorer = Scorer(choice, policy, context, stride, BatchPolicy(batch_tokens))
+    _warn(scorer)
+    return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
+
+
+def cond(
+    pairs: Iterable[tuple[str, str] | Sample],
+    model: str = DEFAULT_MODEL,
+    *,
+    ranks: bool = False,
+    entropy: bool = False,
+    top_k: int = 0,
+    context: int | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    share_prefix: bool = True,
+    **options: Any,
+) -> Iterator[Outcome]:
+    """Score responses given their prompts: pairs of (prompt, response), or samples that hold a
+    `Pair` or a `Chat`. `options` are as in `score`, and the fields of `PairPolicy`.
+
+    The figures of an outcome are made by `chain_rule(outcome, totals_of(outcome))`.
+    """
+    own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
+    choice, policy = _choices("cond", model, options)
+    batches = BatchPolicy(batch_tokens, share_prefix)
+    scorer = Scorer(choice, policy, context, None, batches, PairPolicy(**own))
+    _warn(scorer)
+    return scorer.score(as_pairs(pairs), Wants(ranks, entropy, top_k))
+
+
+def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelChoice, TokenPolicy]:
+    """Raises UsageError for an option that is a field of neither."""
     names = set(ModelChoice.__dataclass_fields__) - {"name"}
     choice = {name: options.pop(name) for name in names if name in options}
     policy = {k: options.pop(k) for k in TokenPolicy.__dataclass_fields__ if k in options}
     if options:
-        raise UsageError(f"score() has no option {', '.join(sorted(options))}")
-    scorer = Scorer(
-        ModelChoice(name=model, **choice), TokenPolicy(**policy), context, stride, batch_tokens
-    )
+        raise UsageError(f"{caller}() has no option {', '.join(sorted(options))}")
+    return ModelChoice(name=model, **choice), TokenPolicy(**policy)
+
+
+def _warn(scorer: Scorer) -> None:
     for message in scorer.warnings:
-        warnings.warn(message, stacklevel=2)
-    return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
+        warnings.warn(message, stacklevel=3)
+
+
+def as_pairs(pairs: Iterable[tuple[str, str] | Sample]) -> Iterator[Sample | Rejected]:
+    """Samples of pairs. One whose texts cannot be encoded, or without a response, is `Rejected`.
+
+    Raises UsageError for what is neither two strings nor a sample of a pair or a chat.
+    """
+    for number, pair in enumerate(pairs, start=1):
+        place = f"<pair {number}>"
+        if isinstance(pair, Sample) and (pair.pair is not None or pair.chat is not None):
+            yield pair
+        elif isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]:
+            yield checked_pair(Pair(*pair), place)
+        else:
+            raise UsageError(f"pair {number} is neither two strings nor a Sample: {pair!r:.100}")
 
 
 def as_samples(texts: str | Iterable[str | Sample]) -> Iterator[Sample | Rejected]:

@@ -1,58 +1,246 @@
 """From the sequences of a read-ahead block to padded batches of similar length, and back.
 
 Batches depend on the block's sequences and the budget alone. Numbers do not depend on them
-(rule 11): padding stands on the right, where a causal model cannot see it.
+(rule 11): padding stands on the right, where a causal model cannot see it, and the branches of a
+trunk do not see one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from seqloss_cli.config import WindowPolicy
-from seqloss_cli.records import IGNORED, Batch, Ints, TokenSequence, Window
+from seqloss_cli.backend import Batch, Branches, Part, Window
+from seqloss_cli.config import BatchPolicy, WindowPolicy
+from seqloss_cli.records import Ints, TokenSequence
+from seqloss_cli.sharing import group_by_prefix
 from seqloss_cli.windows import plan_windows
 
-Row = tuple[int, Window]
+WIDEST_BRANCHES = 512
+"""Tokens of a row's branches that are fed at a time: each is compared with all of them."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """A window of a sequence, with the targets in it that are wanted."""
+
+    index: int
+    window: Window
+    ids: Ints
+    targets: Ints
+    """Positions in the sequence."""
+    target_ids: Ints
+
+    @property
+    def sources(self) -> Ints:
+        """For each target the fed position that predicts it."""
+        return self.targets - 1 - self.window.start + self.window.bos_first
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """Fed sequences that begin with the same `trunk` tokens; what follows of each is a branch."""
+
+    trunk: int
+    chunks: tuple[tuple[_Fed, ...], ...]
+    """Those whose branches are fed side by side."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of the trunk and of all branches."""
+        return self.trunk + sum(_branch_tokens(chunk, self.trunk) for chunk in self.chunks)
+
+
+def _branch_tokens(chunk: Sequence[_Fed], trunk: int) -> int:
+    return sum(len(fed.ids) - trunk for fed in chunk)
 
 
 def plan_batches(
-    sequences: Sequence[TokenSequence], policy: WindowPolicy, batch_tokens: int
+    sequences: Sequence[TokenSequence],
+    windows: WindowPolicy,
+    policy: BatchPolicy,
+    one_row: bool,
+    longest_shared: int,
 ) -> Iterator[Batch]:
-    """Batches of at most `batch_tokens` tokens, padding counted (one window at least), longest
-    first, so that a budget too large for the machine shows at once."""
-    rows = [
-        (index, window)
-        for index, sequence in enumerate(sequences)
-        for window in plan_windows(
-            sequence.n_tokens, policy.context, policy.stride, sequence.begins_with_bos
-        )
-    ]
-    rows.sort(key=lambda row: -row[1].n_fed)
+    """Batches of at most `policy.tokens` tokens, padding counted (one window at least), longest
+    first, so that a budget too large for the machine shows at once.
+
+    `one_row` and `longest_shared` are those of the `Backend`.
+    """
+    rows = [fed for index, s in enumerate(sequences) for fed in _fed_windows(index, s, windows)]
+    trees: list[_Tree] = []
+    if policy.share_prefix and not one_row:
+        trees, rows = _trees(rows, policy.tokens, longest_shared)
+    tokens = 1 if one_row else policy.tokens
+    for some_trees in _fill(trees, [tree.width for tree in trees], tokens):
+        yield _tree_batch(some_trees)
+    for some_rows in _fill(rows, [row.window.n_fed for row in rows], tokens):
+        yield _row_batch(some_rows)
+
+
+def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Iterator[_Fed]:
+    """The sequence's windows, as far as they have wanted targets."""
+    ids, wanted = sequence.token_ids, sequence.wanted
+    for window in plan_windows(len(ids), policy.context, policy.stride, sequence.begins_with_bos):
+        targets = window.score_from + np.flatnonzero(wanted[window.score_from : window.end + 1])
+        if len(targets):
+            window = replace(window, end=int(targets[-1]))  # nobody asks for what comes after
+            fed = ids[window.start : window.end]
+            if window.bos_first:
+                fed = np.concatenate([ids[:1], fed])
+            yield _Fed(index, window, fed, targets, ids[targets])
+
+
+def _fill(entries: list[T], widths: list[int], tokens: int) -> Iterator[list[T]]:
+    """Entries of similar width together, as many as the widest of them leaves room for."""
+    order = sorted(range(len(entries)), key=lambda n: -widths[n])
     start = 0
-    while start < len(rows):
-        width = rows[start][1].n_fed
-        stop = start + max(1, batch_tokens // width)
-        yield _batch(sequences, rows[start:stop])
+    while start < len(order):
+        stop = start + max(1, tokens // widths[order[start]])
+        yield [entries[n] for n in order[start:stop]]
         start = stop
 
 
-def _batch(sequences: Sequence[TokenSequence], rows: Sequence[Row]) -> Batch:
-    lengths = np.array([window.n_fed for _, window in rows], dtype=np.int64)
-    shape = (len(rows), int(lengths.max()))
-    input_ids = np.zeros(shape, dtype=np.int64)
-    targets = np.full(shape, IGNORED, dtype=np.int64)
-    for b, (index, window) in enumerate(rows):
-        fed, wanted = _fed_and_wanted(sequences[index].token_ids, window)
-        input_ids[b, : len(fed)] = fed
-        targets[b, len(fed) - len(wanted) : len(fed)] = wanted
-    return Batch(input_ids, targets, lengths, tuple(rows))
+def _row_batch(rows: list[_Fed]) -> Batch:
+    lengths = np.array([len(fed.ids) for fed in rows], dtype=np.int64)
+    width = int(lengths.max())
+    collected = _Targets()
+    for b, fed in enumerate(rows):
+        scores = collected.add(b * width + fed.sources, fed.target_ids)
+        collected.parts.append(Part(fed.index, fed.window, fed.targets, scores))
+    return collected.batch(_padded([fed.ids for fed in rows], width), lengths, ())
 
 
-def _fed_and_wanted(token_ids: Ints, window: Window) -> tuple[Ints, Ints]:
-    """The ids that a window feeds, and those that its last positions predict."""
-    fed = token_ids[window.start : window.end]
-    if window.bos_first:
-        fed = np.concatenate([token_ids[:1], fed])
-    return fed, token_ids[window.score_from : window.end + 1]
+# -- sequences that begin alike ---------------------------------------------------------------
+
+
+def _trees(rows: list[_Fed], tokens: int, longest: int) -> tuple[list[_Tree], list[_Fed]]:
+    """Trees of the rows that begin alike, and the rows that remain."""
+    eligible = [fed for fed in rows if fed.window.start == 0 and len(fed.ids) <= longest]
+    trees: list[_Tree] = []
+    taken: set[int] = set()
+    for group in group_by_prefix([fed.ids for fed in eligible]):
+        members = [eligible[n] for n in group.members]
+        taken.update(fed.index for fed in members)
+        trees += _cut(group.trunk, members, max(tokens - group.trunk, group.trunk))
+    alone = [fed for fed in rows if fed.window.start != 0 or fed.index not in taken]
+    return trees, alone
+
+
+def _cut(trunk: int, members: list[_Fed], most: int) -> Iterator[_Tree]:
+    """Trees of at most `most` tokens in branches (one branch at least)."""
+    chunks: list[tuple[_Fed, ...]] = []
+    used = 0
+    for chunk in _side_by_side(trunk, members, min(most, WIDEST_BRANCHES)):
+        size = _branch_tokens(chunk, trunk)
+        if chunks and used + size > most:
+            yield _Tree(trunk, tuple(chunks))
+            chunks, used = [], 0
+        chunks.append(chunk)
+        used += size
+    yield _Tree(trunk, tuple(chunks))
+
+
+def _side_by_side(trunk: int, members: list[_Fed], most: int) -> Iterator[tuple[_Fed, ...]]:
+    chunk: list[_Fed] = []
+    for fed in members:
+        if chunk and _branch_tokens([*chunk, fed], trunk) > most:
+            yield tuple(chunk)
+            chunk = []
+        chunk.append(fed)
+    yield tuple(chunk)
+
+
+def _tree_batch(trees: list[_Tree]) -> Batch:
+    lengths = np.array([tree.trunk for tree in trees], dtype=np.int64)
+    width = int(lengths.max())
+    collected = _Targets()
+    shared = [_add_trunk(collected, tree, b * width) for b, tree in enumerate(trees)]
+    n_before = len(trees) * width
+    branches = []
+    for c in range(max(len(tree.chunks) for tree in trees)):
+        row_chunks = [tree.chunks[c] if c < len(tree.chunks) else () for tree in trees]
+        sizes = [_branch_tokens(k, t.trunk) for k, t in zip(row_chunks, trees, strict=True)]
+        for b, (tree, chunk) in enumerate(zip(trees, row_chunks, strict=True)):
+            first_branch = n_before + b * max(sizes)
+            _add_branches(collected, tree.trunk, chunk, shared[b], b * width, first_branch)
+        if max(sizes):
+            branches.append(_branches(trees, row_chunks, max(sizes)))
+            n_before += len(trees) * max(sizes)
+    trunks = [tree.chunks[0][0].ids[: tree.trunk] for tree in trees]
+    return collected.batch(_padded(trunks, width), lengths, tuple(branches))
+
+
+def _add_trunk(collected: _Targets, tree: _Tree, row_start: int) -> tuple[Ints, slice]:
+    """The targets within the trunk that any of its sequences wants, and where their scores are."""
+    wanted = [fed.targets[fed.targets < tree.trunk] for chunk in tree.chunks for fed in chunk]
+    targets = np.unique(np.concatenate(wanted))
+    ids = tree.chunks[0][0].ids
+    return targets, collected.add(row_start + targets - 1, ids[targets])
+
+
+def _add_branches(
+    collected: _Targets,
+    trunk: int,
+    chunk: Sequence[_Fed],
+    shared: tuple[Ints, slice],
+    row_start: int,
+    branch_start: int,
+) -> None:
+    """Each sequence's targets: those in the trunk, which are there already, and its own, of which
+    the trunk's last position predicts the first."""
+    trunk_targets, trunk_scores = shared
+    for fed in chunk:
+        in_trunk = fed.targets < trunk
+        found = trunk_scores.start + np.searchsorted(trunk_targets, fed.targets[in_trunk])
+        own = fed.targets[~in_trunk]
+        at = np.where(own == trunk, row_start + trunk - 1, branch_start + own - 1 - trunk)
+        scores = collected.add(at, fed.target_ids[~in_trunk])
+        places = np.concatenate([found, np.arange(scores.start, scores.stop)])
+        collected.parts.append(Part(fed.index, fed.window, fed.targets, places))
+        branch_start += len(fed.ids) - trunk
+
+
+def _branches(trees: list[_Tree], chunks: Sequence[Sequence[_Fed]], width: int) -> Branches:
+    ids, positions, numbers = [], [], []
+    for tree, chunk in zip(trees, chunks, strict=True):
+        tails = [fed.ids[tree.trunk :] for fed in chunk]
+        nothing = [np.empty(0, dtype=np.int64)]
+        ids.append(np.concatenate(tails + nothing))
+        positions.append(np.concatenate([tree.trunk + np.arange(len(t)) for t in tails] + nothing))
+        numbers.append(np.repeat(np.arange(len(tails)), [len(tail) for tail in tails]))
+    return Branches(_padded(ids, width), _padded(positions, width), _padded(numbers, width, -1))
+
+
+def _padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
+    padded = np.full((len(rows), width), padding, dtype=np.int64)
+    for b, row in enumerate(rows):
+        padded[b, : len(row)] = row
+    return padded
+
+
+class _Targets:
+    """The targets of a batch while it is put together."""
+
+    def __init__(self) -> None:
+        self._sources: list[Ints] = []
+        self._ids: list[Ints] = []
+        self._n = 0
+        self.parts: list[Part] = []
+
+    def add(self, sources: Ints, ids: Ints) -> slice:
+        """Where the scores of these will stand."""
+        self._sources.append(sources)
+        self._ids.append(ids)
+        start, self._n = self._n, self._n + len(ids)
+        return slice(start, self._n)
+
+    def batch(self, input_ids: Ints, lengths: Ints, branches: tuple[Branches, ...]) -> Batch:
+        sources, ids = np.concatenate(self._sources), np.concatenate(self._ids)
+        return Batch(input_ids, lengths, sources, ids, tuple(self.parts), branches)

@@ -10,6 +10,9 @@ from seqloss_cli.errors import UsageError
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]
+BoundaryChoice = Literal["joint", "separate", "compare"]
+TruncateChoice = Literal["error", "left"]
+TurnChoice = Literal["assistant", "last", "all"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 DEFAULT_MODEL = "demo"
@@ -39,6 +42,33 @@ class TokenPolicy:
             object.__setattr__(self, "bos_token", str(self.bos_token))
         if not isinstance(self.bos_token, str | None):
             raise UsageError(f"--bos-token takes a token or an id, not {self.bos_token!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class PairPolicy:
+    """What of prompts, responses and chats is scored, and how (rules 8, 9, 13, 14)."""
+
+    boundary: BoundaryChoice = "joint"
+    truncate: TruncateChoice = "error"
+    marginal: bool = True
+    """Score the prompts, too."""
+    pmi: bool = False
+    """Score the responses without their prompts, too."""
+    turns: TurnChoice = "assistant"
+    """Which turns of a chat are scored."""
+    end_of_turn: bool = True
+    """Whether a scored turn reaches through the token that ends it."""
+    chat_template: str | None = None
+    """In place of the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no flag could have."""
+        _require_choice("--boundary", self.boundary, BoundaryChoice)
+        _require_choice("--truncate", self.truncate, TruncateChoice)
+        _require_choice("--score", self.turns, TurnChoice)
+        _require_flag("--no-marginal", self.marginal)
+        _require_flag("--pmi", self.pmi)
+        _require_flag("--no-end-of-turn", self.end_of_turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +109,21 @@ class WindowPolicy:
     context_source: str
     """Where `context` comes from: `--context`, the name of a configuration key, or `default`."""
     stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How sequences are put together for a forward pass."""
+
+    tokens: int = DEFAULT_BATCH_TOKENS
+    """The most tokens of a batch, padding counted."""
+    share_prefix: bool = False
+    """Compute what sequences of a read-ahead block begin with in common once."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no flag could have."""
+        require_whole("--batch-tokens", self.tokens, 1)
+        _require_flag("--no-share-prefix", self.share_prefix)
 
 
 def require_whole(flag: str, value: Any, least: int) -> None:

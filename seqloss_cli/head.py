@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqloss_cli.records import TokenScores, Wants
+from seqloss_cli.backend import TokenScores, Wants
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time: 64 MiB in float32, whatever the vocabulary."""

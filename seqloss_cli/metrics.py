@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -60,25 +61,33 @@ class Totals:
     n_without_text: int = 0
     """Sequences given as ids: with any of them, rates per byte, character and word are unknown."""
     n_unscored_text_tokens: int = 0
-    """Tokens that cover text and do not count."""
+    """Tokens that cover text and were to count, and have no loss."""
     n_infinite: int = 0
     """Infinite losses; with any of them the sums are not numbers."""
     loss_units: int = 0
     """Exact sum of the sequences' total losses, in units of 2^-1074 nats."""
     mean_loss_units: int = 0
     """Exact sum of the sequences' mean losses, in the same units."""
+    n_pairs: int = 0
+    """Sequences with a prompt and a response, chats included."""
+    n_response_tokens: int = 0
+    """Of those; their other tokens are the prompts'."""
+    n_pair_tokens: int = 0
     flags: Mapping[str, int] = field(default_factory=dict)
     """Name of a flag to how often it was raised."""
+    boundaries: Mapping[str, int] = field(default_factory=dict)
+    """Pairs whose texts meet in each of the ways."""
+    other_boundary: Totals | None = None
+    """The same pairs under the boundary policy that they are compared with."""
 
     def __add__(self, other: Totals) -> Totals:
-        sums = {
-            f.name: getattr(self, f.name) + getattr(other, f.name)
-            for f in fields(self)
-            if f.name != "flags"
-        }
-        flags = Counter(self.flags)
-        flags.update(other.flags)
-        return Totals(**sums, flags=dict(flags))
+        return Totals(
+            **{f.name: _joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        return self.n_pair_tokens - self.n_response_tokens
 
     @property
     def total_loss(self) -> float | None:
@@ -138,6 +147,17 @@ class Totals:
         return self.total_loss / (math.log(2) * count)
 
 
+def _joined(a: Any, b: Any) -> Any:
+    """Two sums added, two counts by name added; what one side lacks is the other's."""
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, Mapping):
+        counts = Counter(a)
+        counts.update(b)
+        return dict(counts)
+    return a + b
+
+
 def totals_of(score: SequenceScore) -> Totals:
     """The sums of one sequence."""
     counted = score.counted
@@ -155,6 +175,7 @@ def totals_of(score: SequenceScore) -> Totals:
         mean_loss_units=to_units(total / n_scored) if n_scored else 0,
         flags={name: int(count) for name, count in score_flags(score).items()},
         **_text_counts(score),
+        **_pair_counts(score),
     )
 
 
@@ -182,8 +203,8 @@ def corpus_flags(totals: Totals) -> dict[str, int | bool]:
     return {**totals.flags, **nothing, **overflow_flags(totals)}
 
 
-def _text_counts(score: SequenceScore) -> dict[str, int]:
-    text, offsets = score.sequence.sample.text, score.sequence.byte_offsets
+def _text_counts(score: SequenceScore) -> dict[str, Any]:
+    text, offsets, seam = score.sequence.text, score.sequence.byte_offsets, score.sequence.seam
     if text is None or offsets is None:
         return {"n_without_text": 1}
     widths = np.diff(offsets)
@@ -196,6 +217,19 @@ def _text_counts(score: SequenceScore) -> dict[str, int]:
         "n_scored_bytes": int(widths[counted].sum()),
         "n_chars": len(char_ends),
         "n_scored_chars": int(counted[owners].sum()),
-        "n_words": len(text.split()),
-        "n_unscored_text_tokens": int((widths[~counted] > 0).sum()),
+        "n_words": len(text.split()) if seam is None else seam.n_words,
+        "n_unscored_text_tokens": int(((widths > 0) & score.sequence.loss_mask & ~counted).sum()),
+    }
+
+
+def _pair_counts(score: SequenceScore) -> dict[str, Any]:
+    seam = score.sequence.seam
+    if seam is None:
+        return {}
+    return {
+        "n_pairs": 1,
+        "n_response_tokens": int(score.sequence.loss_mask.sum()),
+        "n_pair_tokens": score.sequence.n_tokens,
+        "boundaries": {} if seam.boundary is None else {seam.boundary: 1},
+        "other_boundary": totals_of(score.other_boundary) if score.other_boundary else None,
     }

@@ -6,9 +6,9 @@ Arrays run parallel per sequence; there is never an object per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,40 @@ Bools = NDArray[np.bool_]
 Flags = Mapping[str, int | bool]
 BosOrigin = Literal["tokenizer", "prepended", "text", "none"]
 EosOrigin = Literal["appended", "text", "none"]
+Boundary = Literal["clean", "merged", "differs"]
 
 IGNORED = -100
 """The label of a position that is not scored, as trainers write it."""
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt x and a response y; the separator between them is scored with the response."""
+
+    prompt: str
+    response: str
+    separator: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.separator + self.response
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages that a chat template makes a text of."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """Each with a `role`, most with a `content`."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """JSON schemas, for the template."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What else the template is given."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One input as it was read: a text, or token ids that stand in for one."""
+    """One input as it was read: a text, ids that stand in for one, a pair, or a chat."""
 
     id: str
     source: str
@@ -38,6 +64,9 @@ class Sample:
     """Shape N, instead of `text`."""
     labels: Ints | None = None
     """Shape N, with `input_ids`: the id where the loss counts, -100 elsewhere, unshifted."""
+    pair: Pair | None = None
+    chat: Chat | None = None
+    """With `pair` when that was wrapped as one turn of each side."""
     meta: Mapping[str, Any] | None = None
     """The row's other fields, when they are to be carried through."""
     flags: Flags = field(default_factory=dict)
@@ -75,19 +104,54 @@ def rejection(sample: Sample, reason: str, message: str) -> Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A message of a chat in the rendered text."""
+
+    role: str
+    start: int
+    """First token."""
+    end: int
+    """One past the last; what the template puts after a turn belongs to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """Where prompt and response meet, or what of a chat is scored (rules 8 and 9)."""
+
+    boundary: Boundary | None
+    """Of a pair: how its two texts meet in the joint tokenization. None for chats."""
+    empty_prompt: bool
+    """No text stands before the response."""
+    n_words: int
+    """Words of the response."""
+    n_dropped: int = 0
+    """Tokens that were cut from the start of the prompt."""
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSequence:
     """A sample as the model will see it."""
 
     sample: Sample
+    text: str | None
+    """What the model is given, as text: of a pair both parts, of a chat the rendered template."""
     token_ids: Ints
     """Shape N, with BOS and EOS."""
     byte_offsets: Ints | None
     """Shape N + 1: token t covers bytes [t, t + 1) of the UTF-8 text. None without a text."""
     loss_mask: Bools
     """Shape N: where a loss counts, if there is one."""
+    wanted: Bools
+    """Shape N: where a loss is computed, if there is one."""
     bos: BosOrigin
     eos: EosOrigin
     flags: Flags
+    seam: Seam | None = None
+    alone: TokenSequence | None = None
+    """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
+    other_boundary: TokenSequence | None = None
+    """The same pair tokenized by the other policy, when both are to be compared."""
 
     @property
     def n_tokens(self) -> int:
@@ -97,74 +161,18 @@ class TokenSequence:
     def begins_with_bos(self) -> bool:
         return self.bos != "none"
 
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What one forward pass is fed of a sequence, and which targets it scores."""
-
-    start: int
-    """First token fed (after BOS, when `bos_first`)."""
-    end: int
-    """Tokens [start, end) are fed; `end` is also the last target."""
-    score_from: int
-    """Targets score_from … end are scored here and nowhere else."""
-    bos_first: bool
-    """The sequence's BOS, x_0, is fed before them."""
+    @property
+    def one_stretch(self) -> tuple[int, int] | None:
+        """The tokens [start, end) that count, where they stand side by side."""
+        places = np.flatnonzero(self.loss_mask)
+        if not len(places) or places[-1] - places[0] != len(places) - 1:
+            return None
+        return int(places[0]), int(places[-1]) + 1
 
     @property
-    def n_fed(self) -> int:
-        return self.end - self.start + self.bos_first
-
-    def context_length(self, target: int) -> int:
-        """Number of tokens, BOS included, that `target` can see."""
-        return target - self.start + self.bos_first
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Windows of one or several sequences, padded on the right."""
-
-    input_ids: Ints
-    """Shape B x T; padding is 0, which no earlier position can see."""
-    targets: Ints
-    """Shape B x T: the id that position t predicts, -100 where nothing is scored."""
-    lengths: Ints
-    """Shape B: tokens before the padding."""
-    rows: tuple[tuple[int, Window], ...]
-    """For each row the index of its sequence in the read-ahead block, and its window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wants:
-    """What to compute at a position beside its loss."""
-
-    ranks: bool = False
-    entropy: bool = False
-    top_k: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """Figures of M scored positions, in the order of a batch's targets that are not -100."""
-
-    losses: Floats
-    """Shape M, nats, >= 0, infinite where the probability is zero, NaN where the model's is."""
-    ranks: Ints | None = None
-    """Shape M: 1 + the number of logits strictly greater than the target's."""
-    entropies: Floats | None = None
-    """Shape M, nats."""
-    top_ids: Ints | None = None
-    """Shape M x K, best first, ties by id."""
-    top_log_probs: Floats | None = None
-    """Shape M x K, nats, <= 0."""
-
-
-class Backend(Protocol):
-    """Whatever turns token ids into losses: a local model, a server, a fake in the tests."""
-
-    def score(self, batch: Batch, wants: Wants) -> TokenScores:
-        """Score every target of the batch that is not -100, row by row."""
-        ...
+    def companions(self) -> tuple[TokenSequence, ...]:
+        """Other sequences that are scored for the same sample."""
+        return tuple(s for s in (self.alone, self.other_boundary) if s is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +191,10 @@ class SequenceScore:
     top_ids: Ints | None = None
     """Shape N x K."""
     top_log_probs: Floats | None = None
+    alone: SequenceScore | None = None
+    """Scores of `sequence.alone`."""
+    other_boundary: SequenceScore | None = None
+    """Scores of `sequence.other_boundary`."""
 
     @property
     def counted(self) -> Bools:
@@ -217,9 +229,14 @@ class RunInfo:
     special_tokens: str
     context: int
     context_source: str
-    stride: int
+    stride: int | None
+    """None where a sequence must fit the context."""
     boundary: str | None
-    """Of prompt and response; None where there is no such seam."""
+    """The policy for the seam of prompt and response; None where there is no such seam."""
+    pairs: Mapping[str, Any] | None
+    """The other policies for pairs and chats; None where there are none."""
+    share_prefix: bool
+    """Whether prompts that rows have in common are computed once."""
     batch_tokens: int
     path: str
     """`batched`, `single` or `plain`: how the model was run."""

@@ -7,27 +7,26 @@ together again. A block's cut depends on the samples alone, so a run can be repe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from seqloss_cli.backend import Backend, Part, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
-from seqloss_cli.config import WindowPolicy
+from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.records import (
-    Backend,
-    Batch,
     Item,
     Outcome,
     Rejected,
     Sample,
     SequenceScore,
-    TokenScores,
     TokenSequence,
-    Wants,
-    Window,
     rejection,
 )
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
+FIRST_SHARED_ROWS = 256
+"""Where common beginnings are shared, rows wait for others that begin alike."""
 BLOCK_BYTES = 1 << 20
 OnProgress = Callable[[int, float, Item], None]
 Tokenize = Callable[[Sequence[Sample]], list[TokenSequence | Rejected]]
@@ -43,32 +42,56 @@ def score_samples(
     backend: Backend,
     windows: WindowPolicy,
     wants: Wants,
-    batch_tokens: int,
+    policy: BatchPolicy,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[Outcome]:
     """A score or a rejection for each item, in order. `on_progress` hears of tokens as they are
     scored: how many, the share of the block that is done, and the block's last item."""
-    for block in read_ahead(items):
+    first_rows = FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS
+    for block in read_ahead(items, first_rows):
         sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
         tokenized = [next(sequences) if isinstance(item, Sample) else item for item in block]
-        good = [entry for entry in tokenized if isinstance(entry, TokenSequence)]
+        good = [
+            sequence
+            for entry in tokenized
+            if isinstance(entry, TokenSequence)
+            for sequence in (entry, *entry.companions)
+        ]
         collected = [_Collected(sequence, wants) for sequence in good]
-        n_targets, n_done = sum(max(0, sequence.n_tokens - 1) for sequence in good), 0
-        for batch in plan_batches(good, windows, batch_tokens):
+        n_targets, n_done = sum(int(sequence.wanted[1:].sum()) for sequence in good), 0
+        for batch in plan_batches(good, windows, policy, backend.one_row, backend.longest_shared):
             scores = backend.score(batch, wants)
-            _distribute(batch, scores, collected)
-            n_done += len(scores.losses)
+            assert len(scores.losses) == len(batch.targets)
+            for part in batch.parts:
+                collected[part.sequence].take(part, scores)
+                n_done += len(part.targets)
             on_progress(len(scores.losses), n_done / n_targets, block[-1])
         finished = iter(collected)
         for entry in tokenized:
-            yield next(finished).outcome() if isinstance(entry, TokenSequence) else entry
+            yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
-def read_ahead(items: Iterable[Item]) -> Iterator[list[Item]]:
+def _outcome(sequence: TokenSequence, finished: Iterator[_Collected]) -> Outcome:
+    """The sequence's score with those of its companions; what rejects one rejects the sample."""
+    score = next(finished).outcome()
+    of_companions = [next(finished).outcome() for _ in sequence.companions]
+    for outcome in (score, *of_companions):
+        if isinstance(outcome, Rejected):
+            return outcome
+    assert isinstance(score, SequenceScore)
+    scores = {id(s.sequence): s for s in of_companions if isinstance(s, SequenceScore)}
+    return replace(
+        score,
+        alone=scores.get(id(sequence.alone)),
+        other_boundary=scores.get(id(sequence.other_boundary)),
+    )
+
+
+def read_ahead(items: Iterable[Item], first_rows: int = FIRST_BLOCK_ROWS) -> Iterator[list[Item]]:
     """Blocks cut by the row's position (small ones first, so that first results come soon) or
     after a mebibyte of text."""
     block: list[Item] = []
-    rows, size = FIRST_BLOCK_ROWS, 0
+    rows, size = first_rows, 0
     for item in items:
         block.append(item)
         size += _size(item)
@@ -82,6 +105,8 @@ def read_ahead(items: Iterable[Item]) -> Iterator[list[Item]]:
 def _size(item: Item) -> int:
     if item.n_bytes_read or isinstance(item, Rejected):
         return item.n_bytes_read
+    if item.pair is not None:
+        return len(item.pair.text)
     return 4 * len(item.input_ids) if item.input_ids is not None else len(item.text or "")
 
 
@@ -99,27 +124,25 @@ class _Collected:
         self.top_ids: np.ndarray | None = None  # as wide as the first scores say
         self.top_log_probs: np.ndarray | None = None
 
-    def take(self, window: Window, scores: TokenScores, part: slice) -> None:
-        """The window's targets are `part` of a batch's scores."""
-        targets = slice(window.score_from, window.end + 1)
+    def take(self, part: Part, scores: TokenScores) -> None:
+        targets, places = part.targets, part.scores
         assert not self.scored[targets].any(), "every target is scored exactly once"
-        self.losses[targets] = scores.losses[part]
+        self.losses[targets] = scores.losses[places]
         self.scored[targets] = True
-        positions = np.arange(window.score_from, window.end + 1)
-        self.context_lengths[targets] = window.context_length(0) + positions
+        self.context_lengths[targets] = part.window.context_length(0) + targets
         if self.ranks is not None and scores.ranks is not None:
-            self.ranks[targets] = scores.ranks[part]
+            self.ranks[targets] = scores.ranks[places]
         if self.entropies is not None and scores.entropies is not None:
-            self.entropies[targets] = scores.entropies[part]
+            self.entropies[targets] = scores.entropies[places]
         if scores.top_ids is not None and scores.top_log_probs is not None:
             if self.top_ids is None or self.top_log_probs is None:
                 shape = (len(self.losses), scores.top_ids.shape[1])
                 self.top_ids, self.top_log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-            self.top_ids[targets] = scores.top_ids[part]
-            self.top_log_probs[targets] = scores.top_log_probs[part]
+            self.top_ids[targets] = scores.top_ids[places]
+            self.top_log_probs[targets] = scores.top_log_probs[places]
 
     def outcome(self) -> Outcome:
-        assert self.scored[1:].all(), "every target is scored exactly once"
+        assert (self.scored[1:] == self.sequence.wanted[1:]).all(), "each target is scored once"
         broken = np.isnan(self.losses)
         if broken.any():
             return rejection(
@@ -138,12 +161,3 @@ class _Collected:
             top_ids=self.top_ids,
             top_log_probs=self.top_log_probs,
         )
-
-
-def _distribute(batch: Batch, scores: TokenScores, collected: list[_Collected]) -> None:
-    start = 0
-    for index, window in batch.rows:
-        stop = start + window.end + 1 - window.score_from
-        collected[index].take(window, scores, slice(start, stop))
-        start = stop
-    assert start == len(scores.losses)

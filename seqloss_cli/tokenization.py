@@ -17,8 +17,10 @@ from seqloss_cli.errors import RowError, UsageError
 from seqloss_cli.pieces import show_bytes
 from seqloss_cli.records import (
     IGNORED,
+    Bools,
     BosOrigin,
     EosOrigin,
+    Flags,
     Ints,
     Rejected,
     Sample,
@@ -58,8 +60,8 @@ class Tokenization:
         ids, offsets = sequence.token_ids.tolist(), sequence.byte_offsets
         if offsets is None:
             return [self.name_token(token_id) for token_id in ids]
-        assert sequence.sample.text is not None
-        source, edges = sequence.sample.text.encode(), offsets.tolist()
+        assert sequence.text is not None
+        source, edges = sequence.text.encode(), offsets.tolist()
         texts = [show_bytes(source[start:end]) for start, end in pairwise(edges)]
         if sequence.bos in ("tokenizer", "prepended"):
             texts[0] = self.name_token(ids[0])
@@ -72,7 +74,7 @@ class Tokenization:
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
         """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
         texts = [sample.text for sample in samples if sample.text is not None]
-        bare = iter(self._encode(texts))
+        bare = iter(self.encode(texts))
         results: list[TokenSequence | Rejected] = []
         for sample in samples:
             text_ids = next(bare) if sample.text is not None else None
@@ -84,33 +86,45 @@ class Tokenization:
                 results.append(rejection(sample, error.reason, error.message))
         return results
 
-    def _encode(self, texts: list[str]) -> list[list[int] | RowError]:
-        """Ids of each text; where a tokenizer gives up on one text, the others go on."""
+    def encode(self, texts: list[str]) -> list[list[int] | RowError]:
+        """Ids of each text's own tokens; where a tokenizer gives up on one, the others go on."""
         try:
             return [*self.vocabulary.encode(texts)]
         except Exception as error:  # the tokenizers library raises nothing more exact
             if len(texts) == 1:
                 return [RowError("tokenizer_error", f"the tokenizer cannot take it: {error}")]
-            return [result for text in texts for result in self._encode([text])]
+            return [result for text in texts for result in self.encode([text])]
 
-    def _sequence(self, sample: Sample, text_ids: list[int] | None) -> TokenSequence:
-        flags = dict(sample.flags)
-        if sample.text is None:
-            assert sample.input_ids is not None
-            ids, offsets = sample.input_ids.tolist(), None
-            wants_bos = self.policy.bos == "always"  # ids are taken as they are
-        else:
-            assert text_ids is not None
-            ids, wants_bos = text_ids, self.policy.bos != "never"
-            offsets, spelled = self.vocabulary.byte_offsets(sample.text, ids)
-            if not spelled:
-                flags["lossy_tokenizer"] = True
-            flags |= self._special_text_flags(sample.text, ids)
-            unk_id = self.vocabulary.unk_id
-            if unk_id is not None and (unknown := ids.count(unk_id)):
-                flags["unk_tokens"] = unknown
+    def cover(self, text: str, ids: list[int]) -> tuple[Ints, dict[str, int | bool]]:
+        """The bytes that each of the text's own tokens covers, and what is to be said of them.
+
+        Raises RowError when bytes are not known, or the text holds what the policy refuses.
+        """
+        offsets, spelled = self.vocabulary.byte_offsets(text, ids)
+        flags: dict[str, int | bool] = {} if spelled else {"lossy_tokenizer": True}
+        flags |= self._special_text_flags(text, ids)
+        unk_id = self.vocabulary.unk_id
+        if unk_id is not None and (unknown := ids.count(unk_id)):
+            flags["unk_tokens"] = unknown
+        return offsets, flags
+
+    def between(
+        self,
+        sample: Sample,
+        text: str | None,
+        ids: list[int],
+        offsets: Ints | None,
+        mask: Bools,
+        flags: Flags,
+    ) -> TokenSequence:
+        """The ids between BOS and EOS, as the policy has it; of a text they are all its tokens.
+
+        `mask` says where their loss counts. Raises RowError for ids that the model does not embed.
+        """
         if not ids:
             raise RowError("no_tokens", "the tokenizer makes no token of it")
+        # Rows of ids are taken as they are.
+        wants_bos = self.policy.bos == "always" if text is None else self.policy.bos != "never"
         bos = self._bos_origin(ids, wants_bos)
         eos = self._eos_origin(ids[1:] if bos == "text" else ids)
         put_before = int(bos in ("tokenizer", "prepended"))
@@ -122,10 +136,22 @@ class Tokenization:
         if offsets is not None:
             offsets = np.pad(offsets, (put_before, put_after), mode="edge")
         if bos == "none":
-            flags["first_token_unscored"] = True
-        mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
+            flags = {**flags, "first_token_unscored": True}
         loss_mask = np.pad(mask, (put_before, put_after), constant_values=(False, True))
-        return TokenSequence(sample, token_ids, offsets, loss_mask, bos, eos, flags)
+        wanted = np.ones(len(token_ids), dtype=bool)
+        return TokenSequence(sample, text, token_ids, offsets, loss_mask, wanted, bos, eos, flags)
+
+    def _sequence(self, sample: Sample, text_ids: list[int] | None) -> TokenSequence:
+        flags = dict(sample.flags)
+        if sample.text is None or text_ids is None:
+            assert sample.input_ids is not None
+            ids, offsets = sample.input_ids.tolist(), None
+        else:
+            ids = text_ids
+            offsets, more = self.cover(sample.text, ids)
+            flags |= more
+        mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
+        return self.between(sample, sample.text, ids, offsets, mask, flags)
 
     def _bos_origin(self, ids: list[int], wants_bos: bool) -> BosOrigin:
         if self.bos_id is not None and ids[0] == self.bos_id:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from seqloss_cli.records import Window
+from seqloss_cli.backend import Window
 
 
 def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Iterator[Window]:

@@ -33,7 +33,7 @@ class WordLosses:
 def word_losses(score: SequenceScore) -> WordLosses | None:
     """None for a sequence without a text."""
     sequence = score.sequence
-    text, offsets = sequence.sample.text, sequence.byte_offsets
+    text, offsets = sequence.text, sequence.byte_offsets
     if text is None or offsets is None:
         return None
     spans = word_bytes(text)

@@ -19,10 +19,11 @@ import transformers as hf
 from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
+from seqloss_cli.backend import Wants
 from seqloss_cli.batching import plan_batches
-from seqloss_cli.config import WindowPolicy
+from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import PATHS, Engine
-from seqloss_cli.records import SequenceScore, Wants
+from seqloss_cli.records import SequenceScore
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization import Tokenization
 
@@ -96,7 +97,11 @@ def scores_of(engine: Engine, bos: Any = "auto", wants: Wants = EVERYTHING) -> l
     """TEXTS through the pipeline with an engine of the test's own."""
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
     policy = WindowPolicy(CONTEXT, "--context", STRIDE)
-    return scored(score_samples(samples(TEXTS), tokenization.tokenize, engine, policy, wants, 4096))
+    return scored(
+        score_samples(
+            samples(TEXTS), tokenization.tokenize, engine, policy, wants, BatchPolicy(4096)
+        )
+    )
 
 
 # -- the oracle -------------------------------------------------------------------------------
@@ -464,6 +469,8 @@ def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
     engine = Engine(hungry(broken), CONTEXT, path="plain")
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     sequence: Any = tokenization.tokenize(samples(["abc"]))[0]
-    (batch,) = plan_batches([sequence], WindowPolicy(CONTEXT, "--context", STRIDE), 4096)
+    (batch,) = plan_batches(
+        [sequence], WindowPolicy(CONTEXT, "--context", STRIDE), BatchPolicy(), False, 0
+    )
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         engine.score(batch, Wants())

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from seqloss_cli import Sample, totals_of
 from seqloss_cli import head as head_module
+from seqloss_cli.backend import Wants
 from seqloss_cli.head import score_logits, score_positions
-from seqloss_cli.records import SequenceScore, TokenSequence, Wants
+from seqloss_cli.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
 EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
@@ -207,7 +208,14 @@ def test_a_thousand_equal_losses_sum_without_rounding() -> None:
     n = 1001
     ids = np.zeros(n, dtype=np.int64)
     sequence = TokenSequence(
-        Sample("a", "<text>", input_ids=ids), ids, None, np.ones(n, dtype=bool), "text", "none", {}
+        Sample("a", "<text>", input_ids=ids),
+        None,
+        ids,
+        None,
+        *[np.ones(n, dtype=bool)] * 2,
+        "text",
+        "none",
+        {},
     )
     scored = np.arange(n) > 0
     totals = totals_of(SequenceScore(sequence, np.full(n, 2.296875), scored, ids))

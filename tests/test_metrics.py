@@ -31,9 +31,11 @@ def scored(
     offsets = None if text is None else np.cumsum([0, *(widths or [0] * n)])
     sequence = TokenSequence(
         sample=Sample("x", "x", text=text),
+        text=text,
         token_ids=np.arange(n),
         byte_offsets=offsets,
         loss_mask=np.array(mask or [1] * n, dtype=bool),
+        wanted=np.ones(n, dtype=bool),
         bos=bos,
         eos=eos,
         flags={},
@@ -212,8 +214,8 @@ def test_worked_examples_of_single_probabilities(probability, loss):
     """Through the head: logits whose softmax gives the probability."""
     import torch
 
+    from seqloss_cli.backend import Wants
     from seqloss_cli.head import score_logits
-    from seqloss_cli.records import Wants
 
     logits = torch.tensor([[probability, 1 - probability]]).log()
     found = score_logits(logits, torch.tensor([0]), Wants()).losses

@@ -53,6 +53,8 @@ RUN = RunInfo(
     context_source="max_position_embeddings",
     stride=256,
     boundary=None,
+    pairs=None,
+    share_prefix=False,
     batch_tokens=4096,
     path="batched",
     gold="one-hot",
@@ -79,9 +81,11 @@ def score_of(
     n = len(tokens) + 1
     sequence = TokenSequence(
         sample=Sample(identity, identity, text=text),
+        text=text,
         token_ids=np.array([1, *range(first_id, first_id + len(tokens))]),
         byte_offsets=ends,
         loss_mask=np.ones(n, dtype=bool),
+        wanted=np.ones(n, dtype=bool),
         bos="tokenizer",
         eos="none",
         flags=flags or {},

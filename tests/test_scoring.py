@@ -19,10 +19,11 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli.config import TokenPolicy, WindowPolicy
+from seqloss_cli.backend import Wants
+from seqloss_cli.config import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.metrics import totals_of
-from seqloss_cli.records import Rejected, Sample, SequenceScore, Wants
+from seqloss_cli.records import Rejected, Sample, SequenceScore
 from seqloss_cli.scoring import read_ahead, score_samples
 from seqloss_cli.tokenization import Tokenization
 
@@ -45,7 +46,12 @@ def run(
     tokenization = Tokenization(byte_tokenizer(), policy or TokenPolicy(), N_BYTE_IDS)
     windows = WindowPolicy(context, "test", stride)
     outcomes = score_samples(
-        samples(texts), tokenization.tokenize, engine, windows, wants or Wants(), batch_tokens
+        samples(texts),
+        tokenization.tokenize,
+        engine,
+        windows,
+        wants or Wants(),
+        BatchPolicy(batch_tokens),
     )
     found = list(outcomes)
     assert all(isinstance(outcome, SequenceScore) for outcome in found)
@@ -129,7 +135,9 @@ def test_output_order_is_input_order_with_rejected_rows_between(engine):
     items[3] = Rejected("3", "test", 3, "empty", "holds no text")
     items[40] = Sample("40", "test", input_ids=np.array([5, 9999]))
     policy = WindowPolicy(64, "test", 32)
-    found = list(score_samples(items, tokenization.tokenize, engine, policy, Wants(), 200))
+    found = list(
+        score_samples(items, tokenization.tokenize, engine, policy, Wants(), BatchPolicy(200))
+    )
     ids = [o.id if isinstance(o, Rejected) else o.sequence.sample.id for o in found]
     assert ids == [str(n) for n in range(100)]
     assert [n for n, o in enumerate(found) if isinstance(o, Rejected)] == [3, 40]
@@ -158,7 +166,11 @@ def test_a_nan_from_the_model_rejects_the_row():
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     policy = WindowPolicy(64, "test", 32)
     engine = Engine(broken, 64)
-    found = list(score_samples(samples(["ab"]), tokenization.tokenize, engine, policy, Wants(), 64))
+    found = list(
+        score_samples(
+            samples(["ab"]), tokenization.tokenize, engine, policy, Wants(), BatchPolicy(64)
+        )
+    )
     assert isinstance(found[0], Rejected)
     assert found[0].reason == "nan_loss"
 

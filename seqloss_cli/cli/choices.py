@@ -3,57 +3,90 @@ has the options of `cli/options.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from seqloss_cli.api import Scorer
+from seqloss_cli.backend import Wants
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.output import OutputChoice
-from seqloss_cli.config import DEFAULT_MODEL, ModelChoice, TokenPolicy
+from seqloss_cli.config import DEFAULT_MODEL, BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 from seqloss_cli.errors import UsageError
+from seqloss_cli.reading import ReadOptions
 from seqloss_cli.writing import refuse_to_overwrite
 
 _BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
 
 
-def load_scorer(context: typer.Context) -> Scorer:
+def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scorer:
     """The model and policies that the options name; says on stderr what a user should know."""
+    values = context.params
+    shares = "no_share_prefix" in values and not values["no_share_prefix"]
+    scorer = Scorer(
+        choose_model(context),
+        choose_tokens(context),
+        context=values["context"],
+        stride=values.get("stride"),
+        batches=BatchPolicy(values["batch_tokens"], shares),
+        pairs=pairs,
+    )
+    say_warnings(scorer.warnings)
+    return scorer
+
+
+def say_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+def choose_model(context: typer.Context) -> ModelChoice:
+    """The checkpoint that the options name; says so when they name none."""
     values = context.params
     name = values["model"]
     if not name:
         say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
-    scorer = Scorer(
-        ModelChoice(
-            name=name or DEFAULT_MODEL,
-            revision=values["revision"],
-            tokenizer=values["tokenizer"],
-            dtype=str(values["dtype"]),  # type: ignore[arg-type]  # typer knows the choices
-            device=values["device"],
-            threads=values["threads"],
-            allow_pickle=values["allow_pickle"],
-            trust_remote_code=values["trust_remote_code"],
-            offline=values["offline"],
-        ),
-        TokenPolicy(
-            bos=str(values["bos"]),  # type: ignore[arg-type]
-            bos_token=values["bos_token"],
-            eos=values["eos"],
-            special_tokens=str(values["special_tokens"]),  # type: ignore[arg-type]
-        ),
-        context=values["context"],
-        stride=values["stride"],
-        batch_tokens=values["batch_tokens"],
+    return ModelChoice(
+        name=name or DEFAULT_MODEL,
+        revision=values["revision"],
+        tokenizer=values["tokenizer"],
+        dtype=str(values["dtype"]),  # type: ignore[arg-type]  # typer knows the choices
+        device=values["device"],
+        threads=values["threads"],
+        allow_pickle=values["allow_pickle"],
+        trust_remote_code=values["trust_remote_code"],
+        offline=values["offline"],
     )
-    for warning in scorer.warnings:
-        say(f"warning: {warning}")
-    return scorer
 
 
-def choose_output(context: typer.Context, path: Path | None) -> OutputChoice:
+def choose_tokens(context: typer.Context) -> TokenPolicy:
+    values = context.params
+    return TokenPolicy(
+        bos=str(values["bos"]),  # type: ignore[arg-type]
+        bos_token=values["bos_token"],
+        eos=values["eos"],
+        special_tokens=str(values["special_tokens"]),  # type: ignore[arg-type]
+    )
+
+
+def choose_wants(context: typer.Context) -> Wants:
+    return Wants(context.params["ranks"], context.params["entropy"], context.params["top_k"])
+
+
+def choose_reading(context: typer.Context, **own: Any) -> ReadOptions:
+    """The options of every command that reads, and those of one command."""
+    values = context.params
+    shared = {name: values[name] for name in ("keep_meta", "limit", "max_bytes")}
+    return ReadOptions(**shared, **own)
+
+
+def choose_output(context: typer.Context) -> OutputChoice:
     """Where results go and what they hold; refuses, before a model is loaded, what cannot be."""
     values = context.params
+    path: Path | None = values["output"]
     choice = OutputChoice(
         format=choose_format(context, path),
         path=path,
@@ -66,6 +99,7 @@ def choose_output(context: typer.Context, path: Path | None) -> OutputChoice:
         all_tokens=values["all_tokens"],
         summary=values["summary"],
         strict=values["strict"],
+        pmi=values.get("pmi", False),
     )
     if choice.format is Format.openai and not choice.tokens:
         raise UsageError("--format openai is made of tokens; leave --no-tokens out")

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from errno import EPIPE
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import typer
 
 from seqloss_cli.errors import SeqlossError
 from seqloss_cli.escaping import escape
+from seqloss_cli.paths import partial_path
 
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
 
@@ -53,6 +54,12 @@ def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         raise typer.Exit(report_bug(error, debug)) from None
+
+
+def command_errors(context: typer.Context) -> AbstractContextManager[None]:
+    """`exit_codes` by the command's own --debug and -o."""
+    output: Path | None = context.params.get("output")
+    return exit_codes(context.params["debug"], partial_path(output) if output else None)
 
 
 def report_bug(error: Exception, debug: bool) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from seqloss_cli.cli.configuration import use_config
+from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SHOW, OUTPUT, OTHER = (
     "Input",
@@ -70,6 +74,14 @@ def flag(panel: str, name: str, text: str) -> object:
     """An option without a value and, since it is named, without a `--no-` twin."""
     return option(panel, name, text)
 
+
+KeepMeta = Annotated[
+    bool, flag(INPUT, "--keep-meta", "Carry a row's other fields through as meta.")
+]
+Limit = Annotated[int | None, option(INPUT, "--limit", "Take the first N inputs.", min=1)]
+MaxBytes = Annotated[
+    int, option(INPUT, "--max-bytes", "Longest text or line that is taken.", min=1)
+]
 
 Model = Annotated[
     str | None,
@@ -187,3 +199,80 @@ Config = Annotated[
 ]
 Strict = Annotated[bool, flag(OTHER, "--strict", "Stop at the first rejected input.")]
 Debug = Annotated[bool, flag(OTHER, "--debug", "Show tracebacks.")]
+
+Group = Mapping[str, tuple[Any, Any]]
+"""Name of a parameter to its annotation and default."""
+INPUT_OPTIONS: Group = {
+    "keep_meta": (KeepMeta, False),
+    "limit": (Limit, None),
+    "max_bytes": (MaxBytes, DEFAULT_MAX_BYTES),
+}
+MODEL_OPTIONS: Group = {
+    "model": (Model, None),
+    "revision": (Revision, None),
+    "tokenizer": (Tokenizer, None),
+    "dtype": (DtypeOption, Dtype.auto),
+    "device": (Device, "auto"),
+    "threads": (Threads, None),
+    "allow_pickle": (AllowPickle, False),
+    "trust_remote_code": (TrustRemoteCode, False),
+    "offline": (Offline, False),
+}
+POLICY_OPTIONS: Group = {
+    "bos": (BosOption, Bos.auto),
+    "bos_token": (BosToken, None),
+    "eos": (Eos, False),
+    "special_tokens": (SpecialTokensOption, SpecialTokens.parse),
+    "context": (ContextOption, None),
+}
+BATCH_OPTIONS: Group = {"batch_tokens": (BatchTokens, DEFAULT_BATCH_TOKENS)}
+SHOW_OPTIONS: Group = {
+    "ranks": (Ranks, False),
+    "entropy": (Entropy, False),
+    "top_k": (TopK, 0),
+    "words": (Words, False),
+    "unit": (UnitOption, Unit.nats),
+    "all_tokens": (AllTokens, False),
+    "summary": (Summary, False),
+}
+OUTPUT_OPTIONS: Group = {
+    "json": (Json, False),
+    "jsonl": (Jsonl, False),
+    "format": (FormatOption, None),
+    "output": (Output, None),
+    "force": (Force, False),
+    "no_text": (NoText, False),
+    "no_tokens": (NoTokens, False),
+    "context_lengths": (ContextLengths, False),
+}
+OTHER_OPTIONS: Group = {
+    "config": (Config, None),
+    "strict": (Strict, False),
+    "debug": (Debug, False),
+}
+
+
+def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the groups after its own. It reads them from its context."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+        shared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+            )
+            for group in groups
+            for name, (annotation, default) in group.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(**{name: values[name] for name in own})
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
+        signature = inspect.Signature([*parameters, *shared])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer looks at
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return run
+
+    return decorate

@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 
 from seqloss_cli.api import Scorer
+from seqloss_cli.backend import Wants
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.errors import SeqlossError
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.reading import ReadStats
-from seqloss_cli.records import Rejected, Sample, Wants
+from seqloss_cli.records import Rejected, Sample
 from seqloss_cli.rendering import TableOptions, TableWriter
 from seqloss_cli.writing import (
     JsonlWriter,
@@ -51,6 +52,7 @@ class OutputChoice:
     all_tokens: bool
     summary: bool
     strict: bool
+    pmi: bool
 
 
 class StrictStopError(SeqlossError):
@@ -123,9 +125,12 @@ def _writer(scorer: Scorer, sink: BinaryIO, choice: OutputChoice) -> Writer:
             summary=choice.summary,
             words=choice.words,
             context_lengths=choice.context_lengths,
+            pmi=choice.pmi,
         )
         return _JSON_WRITERS[choice.format](sink, options)
-    table = TableOptions(texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words)
+    table = TableOptions(
+        texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words, choice.pmi
+    )
     return TableWriter(_console(choice.path, sink), table)
 
 

@@ -7,9 +7,19 @@ on. Memory is bounded by the longest single input (`max_bytes`).
 from seqloss_cli.reading.inputs import (
     ReadOptions,
     ReadStats,
+    checked_pair,
     read_inputs,
     text_sample,
 )
+from seqloss_cli.reading.rows import PairFields
 from seqloss_cli.reading.streams import STDIN
 
-__all__ = ["STDIN", "ReadOptions", "ReadStats", "read_inputs", "text_sample"]
+__all__ = [
+    "STDIN",
+    "PairFields",
+    "ReadOptions",
+    "ReadStats",
+    "checked_pair",
+    "read_inputs",
+    "text_sample",
+]

@@ -8,19 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import orjson
-
 from seqloss_cli.config import DEFAULT_MAX_BYTES
 from seqloss_cli.errors import RowError
 from seqloss_cli.paths import shown_path
 from seqloss_cli.reading.duplicates import DuplicateIds
+from seqloss_cli.reading.rows import PairFields, checked_text, pair_content, parse_row
 from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
-from seqloss_cli.records import IGNORED, Ints, Item, Rejected, Sample
+from seqloss_cli.records import Item, Pair, Rejected, Sample
 
 _BOM = b"\xef\xbb\xbf"
 _COMPRESSED = (".gz", ".zst")
-_MOST_NAMES = 10
 _JSONL = (".jsonl", ".ndjson")
 
 
@@ -31,6 +28,8 @@ class ReadOptions:
     jsonl: bool = False
     """Inputs are JSONL, whatever they are called."""
     text_field: str = "text"
+    pairs: PairFields | None = None
+    """Rows are prompts with responses, or chats; inputs are JSONL, whatever they are called."""
     keep_meta: bool = False
     limit: int | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
@@ -68,10 +67,24 @@ def text_sample(
 ) -> Item:
     """A text from the command line or the API."""
     try:
-        n_bytes = len(_checked(text).encode())
+        n_bytes = len(checked_text(text).encode())
         if max_bytes is not None and n_bytes > max_bytes:
             raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
         return Sample(id=source, source=source, text=text, n_bytes_read=n_bytes)
+    except RowError as error:
+        return Rejected(source, source, None, error.reason, error.message)
+
+
+def checked_pair(
+    pair: Pair, source: str = "<pair>", chat: bool = False, max_bytes: int | None = None
+) -> Item:
+    """A pair from the command line or the API; with `chat` as one turn of each side."""
+    try:
+        fields = pair_content(pair, chat)
+        n_bytes = len(pair.text.encode())
+        if max_bytes is not None and n_bytes > max_bytes:
+            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
+        return Sample(id=source, source=source, n_bytes_read=n_bytes, **fields)
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
 
@@ -103,7 +116,7 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
 def _is_jsonl(name: str, options: ReadOptions) -> bool:
     path = Path(name)
     suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
-    return options.jsonl or suffix in _JSONL
+    return options.jsonl or options.pairs is not None or suffix in _JSONL
 
 
 def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | bool]]:
@@ -118,7 +131,7 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
 
 
 def _plain_text(raw: bytes) -> str:
-    text = _checked(_decode(raw))
+    text = checked_text(_decode(raw))
     if "\0" in text:
         raise RowError("binary_data", f"holds a NUL at character {text.index(chr(0))}: not a text")
     return text
@@ -134,18 +147,6 @@ def _decode(raw: bytes) -> str:
         raise RowError(
             "invalid_utf8", f"is not UTF-8: byte 0x{byte:02x} at offset {error.start}"
         ) from None
-
-
-def _checked(text: str) -> str:
-    if not text:
-        raise RowError("empty", "holds no text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(
-            "lone_surrogate", f"holds half of a character at position {error.start}"
-        ) from None
-    return text
 
 
 Parse = Callable[[bytes, ReadOptions], dict[str, Any]]
@@ -185,71 +186,4 @@ def _parse_line(raw: bytes, options: ReadOptions) -> dict[str, Any]:
 
 
 def _parse_row(raw: bytes, options: ReadOptions) -> dict[str, Any]:
-    try:
-        row = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise RowError("bad_json", f"is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise RowError("wrong_type", "is not a JSON object")
-    own_id = _own_id(row.get("id"))
-    try:
-        fields = _content(row, options.text_field)
-    except RowError as error:
-        error.row_id = own_id
-        raise
-    if options.keep_meta:
-        used = {"id", options.text_field} if "text" in fields else {"id", *fields}
-        fields["meta"] = {key: value for key, value in row.items() if key not in used}
-    return fields if own_id is None else fields | {"id": own_id}
-
-
-def _own_id(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise RowError("wrong_type", "field 'id' is neither a string nor a whole number")
-    return None if value is None else str(value)
-
-
-def _content(row: dict[str, Any], text_field: str) -> dict[str, Any]:
-    """The sample's text, or its ids and labels."""
-    if text_field in row and "input_ids" in row:
-        raise RowError("ambiguous", f"has both {text_field!r} and 'input_ids'; give one of them")
-    if text_field in row:
-        if not isinstance(row[text_field], str):
-            raise RowError("wrong_type", f"field {text_field!r} is not a string")
-        return {"text": _checked(row[text_field])}
-    if "input_ids" not in row:
-        names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
-        names += ", …" if len(row) > _MOST_NAMES else ""
-        raise RowError(
-            "missing_field", f"has no field {text_field!r} (its fields: {names}); see --text-field"
-        )
-    ids = _whole_numbers(row["input_ids"], "input_ids")
-    if not len(ids):
-        raise RowError("empty", "field 'input_ids' is empty")
-    return {"input_ids": ids} | _labels(row, ids)
-
-
-def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
-    if "labels" not in row:
-        return {}
-    labels = _whole_numbers(row["labels"], "labels")
-    if len(labels) != len(ids):
-        raise RowError("bad_labels", f"has {len(labels)} labels for {len(ids)} input_ids")
-    wrong = (labels != IGNORED) & (labels != ids)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise RowError(
-            "bad_labels",
-            f"labels[{at}] is {labels[at]}, neither -100 nor input_ids[{at}] = {ids[at]} (labels "
-            "are not shifted)",
-        )
-    return {"labels": labels}
-
-
-def _whole_numbers(value: object, name: str) -> Ints:
-    if not isinstance(value, list) or not all(type(entry) is int for entry in value):
-        raise RowError("wrong_type", f"field {name!r} is not a list of whole numbers")
-    try:
-        return np.array(value, dtype=np.int64)
-    except OverflowError:
-        raise RowError("wrong_type", f"field {name!r} holds a number beyond 64 bits") from None
+    return parse_row(raw, options.pairs or options.text_field, options.keep_meta)

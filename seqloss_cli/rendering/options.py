@@ -19,6 +19,7 @@ class TableOptions:
     summary: bool = False
     """Totals only."""
     words: bool = False
+    pmi: bool = False
 
     @property
     def unit(self) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.panel import Panel
 from rich.table import Table
 
+from seqloss_cli.conditional import boundary_difference
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals, corpus_flags
 from seqloss_cli.records import RunInfo
@@ -27,7 +31,9 @@ def totals_panel(
         rows.append(("empty lines", str(n_empty_lines)))
     rows += [
         ("tokens", f"{totals.n_tokens}, scored {totals.n_scored}"),
+        *_pairs(totals),
         ("total loss", _figure(options.in_unit(totals.total_loss), unit)),
+        *_comparison(totals, options),
         ("mean loss", _figure(options.in_unit(totals.mean_loss), f"{unit} per token")),
         ("perplexity", number(totals.perplexity)),
         *_text_rates(totals),
@@ -51,6 +57,27 @@ def totals_panel(
     return Panel(grid, title="totals", title_align="left", expand=False)
 
 
+def _pairs(totals: Totals) -> list[tuple[str, str]]:
+    """What pairs have beside: tokens on each side, and how texts meet."""
+    if not totals.n_pairs:
+        return []
+    sides = f"prompts {totals.n_prompt_tokens} tokens, responses {totals.n_response_tokens}"
+    rows = [("sides", sides)]
+    if totals.boundaries:
+        counts = (f"{name} {count}" for name, count in totals.boundaries.items())
+        rows.append(("boundaries", ", ".join(counts)))
+    return rows
+
+
+def _comparison(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
+    """The loss with prompts and responses tokenized apart, where both ways were asked for."""
+    if (apart := totals.other_boundary) is None:
+        return []
+    difference = _figure(options.in_unit(boundary_difference(totals)), options.unit)
+    loss = _figure(options.in_unit(apart.total_loss), f"{options.unit} over {apart.n_scored}")
+    return [("loss, apart", f"{loss} tokens"), ("apart - joint", difference)]
+
+
 def _text_rates(totals: Totals) -> list[tuple[str, str]]:
     if totals.n_without_text:
         return [("rates of text", f"- ({totals.n_without_text} sequences are ids without a text)")]
@@ -71,9 +98,19 @@ def _figure(value: float | None, what: str) -> str:
 def _policies(run: RunInfo) -> list[tuple[str, str]]:
     revision = f" at {run.revision[:12]}" if run.revision else ""
     bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
+    stride = "" if run.stride is None else f", stride {run.stride}"
+    pairs = [] if run.pairs is None else [("pairs", _pair_policies(run, run.pairs))]
     return [
         ("model", f"{run.model}{revision}, {run.dtype} on {run.device}, {run.path}"),
-        ("window", f"context {run.context} ({run.context_source}), stride {run.stride}"),
+        ("window", f"context {run.context} ({run.context_source}){stride}"),
+        *pairs,
         ("policies", f"BOS {bos}, EOS {'scored' if run.eos else 'no'}, special tokens "
                      f"{run.special_tokens}"),
     ]  # fmt: skip
+
+
+def _pair_policies(run: RunInfo, pairs: Mapping[str, Any]) -> str:
+    said = [f"boundary {run.boundary}", f"too long: {pairs['truncate']}"]
+    said += ["prompts not scored"] * (not pairs["marginal"])
+    said += ["common prompts computed once"] * run.share_prefix
+    return ", ".join(said)

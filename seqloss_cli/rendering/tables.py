@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.rendering.options import TableOptions
-from seqloss_cli.rendering.theme import loss_style, number, probability, visible
+from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
 from seqloss_cli.words import WordLosses
 
 _HEAD_ROWS, _TAIL_ROWS = 24, 16
@@ -23,35 +22,16 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
 
     Columns of figures keep their width; on a narrow terminal tokens and alternatives wrap.
     """
-    table = _table(f"{escape(score.sequence.sample.id)}  (losses in {options.unit})")
-    _add_figures(table, "pos")
-    table.add_column("token", overflow="fold")
-    _add_figures(table, "id", "loss", "prob", "sum")
-    if score.ranks is not None:
-        _add_figures(table, "rank")
-    if score.entropies is not None:
-        _add_figures(table, "entropy")
+    title = f"{escape(score.sequence.sample.id)}  (losses in {options.unit})"
+    positions = ("pos", *(("part",) if score.sequence.seam else ()))
+    figures = ["id", "loss", "prob", "sum"]
+    figures += ["rank"] * (score.ranks is not None) + ["entropy"] * (score.entropies is not None)
+    table = figures_table(title, positions, ("token",), figures)
     if score.top_ids is not None:
         table.add_column("alternatives", overflow="fold")
     rows = _token_rows(score, options)
     _add_rows(table, rows, len(score.losses), options, "tokens")
     return table
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        caption_justify="left",
-    )
-
-
-def _add_figures(table: Table, *names: str) -> None:
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
 
 
 def _add_rows(
@@ -83,8 +63,10 @@ def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Te
         loss = float(score.losses[t]) if score.scored[t] else None
         counts = bool(score.counted[t])
         style = loss_style(loss) if counts else "dim"
-        row = [
-            Text(str(t), style="dim"),
+        row = [Text(str(t), style="dim")]
+        if score.sequence.seam is not None:
+            row.append(Text(*("y", "") if score.sequence.loss_mask[t] else ("x", "dim")))
+        row += [
             Text(visible(text), style=style),
             Text(str(ids[t]), style="dim"),
             Text(number(options.in_unit(loss)), style=style),
@@ -111,10 +93,7 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
 
 def word_table(found: WordLosses, options: TableOptions) -> Table:
     """Bytes, text and loss of each word."""
-    table = _table(f"words, {options.unit}")
-    _add_figures(table, "bytes")
-    table.add_column("word", overflow="fold")
-    _add_figures(table, "loss")
+    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), ("loss",))
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),

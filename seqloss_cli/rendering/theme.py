@@ -1,8 +1,13 @@
-"""Colours by loss, visible white space, and numbers as people read them."""
+"""Tables, colours by loss, visible white space, and numbers as people read them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import Flags
@@ -52,3 +57,24 @@ def probability(loss: float | None) -> str:
 def flags_text(flags: Flags) -> str:
     """`name` or `name count` of each flag."""
     return ", ".join(name if count is True else f"{name} {count}" for name, count in flags.items())
+
+
+def figures_table(
+    title: str, before: Iterable[str], texts: Iterable[str], figures: Iterable[str]
+) -> Table:
+    """A table whose columns of figures keep their width; on a narrow terminal texts wrap."""
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        caption_justify="left",
+    )
+    for name in before:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -12,6 +12,12 @@ from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals, overflow_flags, score_flags
 from seqloss_cli.records import Rejected, RunInfo, SequenceScore
 from seqloss_cli.rendering.options import TableOptions
+from seqloss_cli.rendering.pairs import (
+    LINE_COLUMNS,
+    chain_rule_table,
+    line_values,
+    turn_table,
+)
 from seqloss_cli.rendering.panel import totals_panel
 from seqloss_cli.rendering.tables import token_table, word_table
 from seqloss_cli.rendering.theme import flags_text, loss_style, number
@@ -19,7 +25,15 @@ from seqloss_cli.words import word_losses
 
 MOST_TABLES = 10
 """More sequences than this are shown a line each."""
-_LINE_COLUMNS = (("tokens", 8), ("scored", 8), ("total loss", 12), ("mean", 9), ("bits/byte", 10))
+Columns = tuple[tuple[str, int], ...]
+"""Name and width of each."""
+_LINE_COLUMNS: Columns = (
+    ("tokens", 8),
+    ("scored", 8),
+    ("total loss", 12),
+    ("mean", 9),
+    ("bits/byte", 10),
+)
 _LEAST_ID_WIDTH, _MOST_ID_WIDTH = 12, 60
 
 
@@ -44,8 +58,6 @@ class TableWriter:
         else:
             self._waiting.append((score, totals))
             if len(self._waiting) > MOST_TABLES:
-                self._as_lines = True
-                self._line_header()
                 self._show_waiting(self._line)
 
     def reject(self, rejected: Rejected) -> None:
@@ -66,6 +78,12 @@ class TableWriter:
     def _show_tables(self, score: SequenceScore, totals: Totals) -> None:
         self._console.print(token_table(score, self._options))
         flags = score_flags(score) | overflow_flags(totals)
+        if (seam := score.sequence.seam) is not None:
+            if seam.turns:
+                self._console.print()
+                self._console.print(turn_table(score, self._options))
+            self._console.print()
+            self._console.print(chain_rule_table(score, totals, self._options))
         if self._options.words and (found := word_losses(score)):
             self._console.print()
             self._console.print(word_table(found, self._options))
@@ -74,22 +92,29 @@ class TableWriter:
             self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
         self._console.print()
 
-    def _line_header(self) -> None:
-        header = "".join(f"{name:>{width}}" for name, width in _LINE_COLUMNS)
+    def _line_header(self, columns: Columns) -> None:
+        header = "".join(f"{name:>{width}}" for name, width in columns)
         self._print_line("sequence", header, "", "bold")
 
     def _line(self, score: SequenceScore, totals: Totals) -> None:
-        options = self._options
-        values = (
+        options, seam = self._options, score.sequence.seam
+        values: tuple[str, ...] = (
             str(totals.n_tokens),
             str(totals.n_scored),
             number(options.in_unit(totals.total_loss), 3),
             number(options.in_unit(totals.mean_loss)),
             number(totals.bits_per_byte),
         )
-        sizes = (width for _, width in _LINE_COLUMNS)
+        flags, columns = score_flags(score) | overflow_flags(totals), _LINE_COLUMNS
+        if seam is not None:
+            columns, values = LINE_COLUMNS, line_values(score, totals, options)
+            if seam.boundary != "clean" and seam.boundary is not None:
+                flags[f"boundary {seam.boundary}"] = True
+        if not self._as_lines:
+            self._as_lines = True
+            self._line_header(columns)
+        sizes = (width for _, width in columns)
         figures = "".join(f"{value:>{width}}" for value, width in zip(values, sizes, strict=True))
-        flags = score_flags(score) | overflow_flags(totals)
         self._print_line(
             escape(score.sequence.sample.id),
             figures,

@@ -142,7 +142,7 @@ class OpenAIWriter(_Document):
         choice = {
             "index": self._index,
             "id": score.sequence.sample.id,
-            "text": score.sequence.sample.text if self._options.text else None,
+            "text": score.sequence.text if self._options.text else None,
             "finish_reason": "length",
             "logprobs": {
                 "tokens": tokens,
@@ -163,7 +163,7 @@ class OpenAIWriter(_Document):
 
 def _char_offsets(score: SequenceScore) -> list[int] | None:
     """For each token the character in which its first byte lies."""
-    text, offsets = score.sequence.sample.text, score.sequence.byte_offsets
+    text, offsets = score.sequence.text, score.sequence.byte_offsets
     if text is None or offsets is None:
         return None
     starts = char_end_bytes(text).searchsorted(offsets[:-1], side="right")

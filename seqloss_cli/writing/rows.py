@@ -14,6 +14,7 @@ import numpy as np
 from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
+from seqloss_cli.writing.pairs import pair_row, pair_totals_row, texts_row
 
 Row = dict[str, Any]
 
@@ -31,6 +32,7 @@ class RowOptions:
     """No sequences at all: totals and rejected rows only."""
     words: bool = False
     context_lengths: bool = False
+    pmi: bool = False
 
 
 def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> Row:
@@ -44,13 +46,16 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
         "id": sample.id,
         "source": sample.source,
         "line": sample.line,
-        "text_sha256": _sha256(sample.text),
+        "text_sha256": _sha256(sequence.text),
     }
     if options.text:
-        row["text"] = sample.text
+        row |= texts_row(sequence)
     if sample.meta is not None:
         row["meta"] = sample.meta
-    row |= {"bos": sequence.bos, "eos": sequence.eos} | _sums(totals, one_sequence=True)
+    row |= {"bos": sequence.bos, "eos": sequence.eos}
+    if sequence.seam is not None:
+        row |= pair_row(score, totals, options.pmi)
+    row |= _sums(totals, one_sequence=True)
     row["flags"] = flags
     infinite = np.flatnonzero(np.isinf(score.losses) & score.scored)
     if len(infinite):
@@ -71,6 +76,7 @@ def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
         "n_rejected": n_rejected,
         "n_empty_lines": n_empty_lines,
         "n_without_text": totals.n_without_text,
+        **pair_totals_row(totals),
         **_sums(totals, one_sequence=False),
         "mean_sequence_loss": totals.mean_sequence_loss,
         "mean_of_mean_losses": totals.mean_of_mean_losses,
@@ -146,7 +152,7 @@ def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
         "token_losses": numbers_or_null(score.losses, score.scored),
         "byte_offsets": None if offsets is None else offsets.tolist(),
     }
-    if sequence.sample.labels is not None:
+    if sequence.sample.labels is not None or sequence.seam is not None:
         row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
         row["labels"] = np.where(sequence.loss_mask, sequence.token_ids, IGNORED).tolist()
     if score.ranks is not None:

@@ -1,0 +1,122 @@
+"""What goes to a backend and comes back: windows of sequences in batches, and their scores.
+
+Shape letters: B rows of a batch, T positions of a row, R of its branches, M targets, K top ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from seqloss_cli.records import Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one forward pass is fed of a sequence, and which targets it scores."""
+
+    start: int
+    """First token fed (after BOS, when `bos_first`)."""
+    end: int
+    """Tokens [start, end) are fed; `end` is also the last target."""
+    score_from: int
+    """Targets score_from … end are scored here and nowhere else."""
+    bos_first: bool
+    """The sequence's BOS, x_0, is fed before them."""
+
+    @property
+    def n_fed(self) -> int:
+        return self.end - self.start + self.bos_first
+
+    def context_length(self, target: int) -> int:
+        """Number of tokens, BOS included, that `target` can see."""
+        return target - self.start + self.bos_first
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """What some sequences go on with after a row of the batch, their trunk, side by side: each sees
+    the trunk and itself, not the others."""
+
+    input_ids: Ints
+    """Shape B x R."""
+    position_ids: Ints
+    """Shape B x R: each branch goes on where its trunk ends."""
+    numbers: Ints
+    """Shape B x R: which branch of the row a token belongs to, from 0; -1 is padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which of a batch's scores are those of a sequence's targets."""
+
+    sequence: int
+    """Its index in the read-ahead block."""
+    window: Window
+    targets: Ints
+    """Positions in the sequence, ascending."""
+    scores: slice | Ints
+    """Where they stand among the batch's M; parts that share a trunk share its scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows of one or several sequences, padded on the right.
+
+    Hidden states are counted row by row: T of each, then R of each in the first `branches`, ….
+    """
+
+    input_ids: Ints
+    """Shape B x T; padding is 0, which no earlier position can see."""
+    lengths: Ints
+    """Shape B: tokens before the padding."""
+    sources: Ints
+    """Shape M: the hidden state that predicts each target."""
+    targets: Ints
+    """Shape M: ids."""
+    parts: tuple[Part, ...]
+    branches: tuple[Branches, ...] = ()
+    """Fed one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What to compute at a position beside its loss."""
+
+    ranks: bool = False
+    entropy: bool = False
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Figures of a batch's M targets, in their order."""
+
+    losses: Floats
+    """Shape M, nats, >= 0, infinite where the probability is zero, NaN where the model's is."""
+    ranks: Ints | None = None
+    """Shape M: 1 + the number of logits strictly greater than the target's."""
+    entropies: Floats | None = None
+    """Shape M, nats."""
+    top_ids: Ints | None = None
+    """Shape M x K, best first, ties by id."""
+    top_log_probs: Floats | None = None
+    """Shape M x K, nats, <= 0."""
+
+
+class Backend(Protocol):
+    """Whatever turns token ids into losses: a local model, a server, a fake in the tests."""
+
+    @property
+    def one_row(self) -> bool:
+        """Whether rows must come one at a time: others in a batch would change their numbers."""
+        ...
+
+    @property
+    def longest_shared(self) -> int:
+        """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
+        ...
+
+    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+        """Score every target of the batch."""
+        ...

@@ -1,0 +1,66 @@
+"""`seqloss cond`: the losses of responses given their prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli import pairs as p
+from seqloss_cli.cli.failures import command_errors
+
+EXAMPLES = (
+    'seqloss cond --prompt "The list is" --response " sorted in place."',
+    "seqloss cond samples/pairs.jsonl --boundary compare --pmi",
+    "seqloss cond samples/chats.jsonl --chat-template samples/chat.jinja --score last --json",
+)
+
+
+@o.with_options(
+    p.PAIR_INPUTS,
+    p.CHAT_OPTIONS,
+    o.MODEL_OPTIONS,
+    o.POLICY_OPTIONS,
+    p.SEAM_OPTIONS,
+    {
+        "pmi": (
+            Annotated[
+                bool, o.flag(o.POLICY, "--pmi", "Score the response without its prompt, too.")
+            ],
+            False,
+        ),
+        "no_marginal": (
+            Annotated[bool, o.flag(o.POLICY, "--no-marginal", "Do not score prompts: faster.")],
+            False,
+        ),
+        "no_share_prefix": (
+            Annotated[
+                bool,
+                o.flag(o.POLICY, "--no-share-prefix", "Compute a common beginning for each row."),
+            ],
+            False,
+        ),
+    },
+    o.BATCH_OPTIONS,
+    o.SHOW_OPTIONS,
+    o.OUTPUT_OPTIONS,
+    o.OTHER_OPTIONS,
+)
+def cond(ctx: typer.Context) -> None:
+    """Score responses given their prompts: ln Pr(y|x), ln Pr(x) and the joint.
+
+    Rows have a prompt and a response, or the messages of a chat. One pass over both gives the
+    losses of all tokens; only the response's count. A common beginning is computed once.
+    """
+    with command_errors(ctx):
+        from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
+        from seqloss_cli.cli.output import run_to_end
+        from seqloss_cli.reading import ReadStats
+
+        choice = choose_output(ctx)
+        names, policy = p.pair_names(ctx), p.choose_pairs(ctx)
+        stats = ReadStats()
+        items = p.pair_items(ctx, names, stats)
+        scorer = load_scorer(ctx, policy)
+        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond")

@@ -1,0 +1,43 @@
+"""Where a command's inputs come from: files, stdin, or values on the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from seqloss_cli.errors import UsageError
+
+STDIN = "-"
+
+
+def input_names(files: list[str] | None, otherwise: str) -> list[str]:
+    """The files, or stdin when something is piped in. Raises UsageError when there is nothing."""
+    if files:
+        if files.count(STDIN) > 1:
+            raise UsageError("'-' (stdin) can be read once only")
+        return files
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(f"nothing to score: name FILES, pipe a file in, or {otherwise}")
+    return [STDIN]
+
+
+def text_of(flag: str, value: str) -> str:
+    """A text as it stands, of a file (`@FILE`) or of stdin (`-`); `@@` stands for one `@`.
+
+    Nothing is cut off: a file's last line break is part of the text. Raises UsageError when the
+    file cannot be read as UTF-8.
+    """
+    if value.startswith("@@"):
+        return value[1:]
+    if value != STDIN and not value.startswith("@"):
+        return value
+    try:
+        if value == STDIN:
+            if sys.stdin is None:
+                raise UsageError(f"{flag} -: stdin is closed")
+            return sys.stdin.buffer.read().decode()
+        return Path(value[1:]).read_bytes().decode()
+    except OSError as error:
+        raise UsageError(f"{flag} {value}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{flag} {value}: is not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,127 @@
+"""The figures of a prompt x and a response y: conditional, marginal, joint, and turns of chats.
+
+Units: nats. The chain rule is ln Pr(x, y) = ln Pr(x) + ln Pr(y | x), so the joint is never above
+the marginal; figures that say otherwise are refused, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.errors import RowError
+from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.records import Bools, SequenceScore, Turn
+
+_ROUNDING = 1e-9  # relative: a joint may have been added up by others
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRule:
+    """Three log-probabilities, any of which may be unknown.
+
+    Raises RowError (`impossible`) for what no distribution can have: one above 0, a joint above
+    its marginal or its conditional, or a joint that is not their sum.
+    """
+
+    log_prob_x: float | None
+    """Marginal ln Pr(x)."""
+    log_prob_y_given_x: float | None
+    """Conditional ln Pr(y | x)."""
+    log_prob_xy: float | None
+    """Joint ln Pr(x, y)."""
+
+    def __post_init__(self) -> None:
+        x, y, xy = self.log_prob_x, self.log_prob_y_given_x, self.log_prob_xy
+        for name, value in (("log_prob_x", x), ("log_prob_y_given_x", y), ("log_prob_xy", xy)):
+            if value is not None and not value <= 0:
+                raise RowError("impossible", f"{name} is {value}: no probability is above 1")
+        for name, part in (("log_prob_x", x), ("log_prob_y_given_x", y)):
+            if part is not None and xy is not None and xy > part + _slack(xy):
+                raise RowError("impossible", f"log_prob_xy {xy} is above {name} {part}")
+        if x is not None and y is not None and xy is not None and abs(x + y - xy) > _slack(xy):
+            raise RowError(
+                "impossible", f"log_prob_xy {xy} is not log_prob_x {x} + log_prob_y_given_x {y}"
+            )
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> ChainRule:
+        """The figures of a row that was written before, refused if they cannot be."""
+        values = {}
+        for name in cls.__slots__:
+            value = row.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise RowError("wrong_type", f"field {name!r} is not a number")
+            values[name] = value
+        return cls(**values)
+
+
+def _slack(value: float) -> float:
+    return _ROUNDING * max(1.0, abs(value))
+
+
+@dataclass(frozen=True, slots=True)
+class TurnScore:
+    turn: Turn
+    n_scored: int
+    loss: float | None
+    """Sum over the turn's tokens that count; None where none does or one is infinite."""
+
+    @property
+    def mean_loss(self) -> float | None:
+        return None if self.loss is None else self.loss / self.n_scored
+
+
+def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
+    """Rules 1, 8 and 13, of a sequence and its totals: the marginal is null when a prompt that is
+    not empty has no scored token or was cut, when prompts are not scored, and when more than one
+    stretch of a chat is; the joint with it."""
+    sequence, seam = score.sequence, score.sequence.seam
+    assert seam is not None
+    conditional, marginal = totals.log_prob, None
+    response = sequence.one_stretch
+    if response and sequence.wanted.all() and not seam.n_dropped:
+        prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
+        loss = 0.0 if seam.empty_prompt else _sum(score, prompt)
+        marginal = None if loss is None else 0.0 - loss
+    joint = None if marginal is None or conditional is None else marginal + conditional
+    return ChainRule(marginal, conditional, joint)
+
+
+def log_prob_y(score: SequenceScore) -> float | None:
+    """ln Pr(y) of exactly the response's ids after BOS (rule 14)."""
+    return None if score.alone is None else totals_of(score.alone).log_prob
+
+
+def pointwise_mutual_information(given: float | None, alone: float | None) -> float | None:
+    """ln Pr(y | x) - ln Pr(y), nats (rule 14)."""
+    return None if given is None or alone is None else given - alone
+
+
+def boundary_difference(totals: Totals) -> float | None:
+    """Loss of the responses with their parts tokenized apart, minus the joint tokenization's."""
+    if totals.other_boundary is None:
+        return None
+    joint, separate = totals.total_loss, totals.other_boundary.total_loss
+    return None if joint is None or separate is None else separate - joint
+
+
+def turn_scores(score: SequenceScore) -> list[TurnScore]:
+    """Of each message of a chat, in order."""
+    seam, found = score.sequence.seam, []
+    for turn in () if seam is None else seam.turns:
+        inside = np.zeros(score.sequence.n_tokens, dtype=bool)
+        inside[turn.start : turn.end] = True
+        counted = inside & score.counted
+        found.append(TurnScore(turn, int(counted.sum()), _sum(score, counted)))
+    return found
+
+
+def _sum(score: SequenceScore, places: Bools) -> float | None:
+    """None where there is nothing to add, or an infinite loss is among it."""
+    losses = score.losses[places]
+    return math.fsum(losses.tolist()) if len(losses) and np.isfinite(losses).all() else None

@@ -1,0 +1,325 @@
+"""Prompts with responses, and chats, as token sequences whose mask is on what was responded.
+
+Rules 8, 9, 13 and 14 of the numbers contract: where the seam lies, what is cut from a prompt that
+is too long, and which ids stand for the response alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.chats import ChatTemplate, RenderedChat
+from seqloss_cli.config import PairPolicy
+from seqloss_cli.errors import RowError
+from seqloss_cli.records import (
+    Bools,
+    Boundary,
+    Flags,
+    Ints,
+    Pair,
+    Rejected,
+    Sample,
+    Seam,
+    TokenSequence,
+    Turn,
+    rejection,
+)
+from seqloss_cli.spans import char_end_bytes
+from seqloss_cli.tokenization import Tokenization
+
+Encoded = Mapping[str, list[int] | RowError]
+
+
+class PairTokenization:
+    """Tokenizes samples that are pairs or chats.
+
+    `longest` is the most tokens of a sequence, None where there is no limit.
+    """
+
+    def __init__(self, tokenization: Tokenization, policy: PairPolicy, longest: int | None) -> None:
+        self._tokenization, self._policy, self._longest = tokenization, policy, longest
+        self._template = ChatTemplate(
+            tokenization.vocabulary, policy.chat_template, policy.turns, policy.end_of_turn
+        )
+
+    def described(self) -> dict[str, Any]:
+        """The policies, for the run's record."""
+        policy = self._policy
+        return {
+            "truncate": policy.truncate,
+            "marginal": policy.marginal,
+            "pmi": policy.pmi,
+            "scored_turns": policy.turns,
+            "end_of_turn": policy.end_of_turn,
+            "chat_template_sha256": self._template.sha256,
+        }
+
+    def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
+        """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
+        rendered = [self._rendered(sample) for sample in samples]
+        texts: dict[str, None] = {}
+        for sample, chat in zip(samples, rendered, strict=True):
+            texts |= dict.fromkeys(self._texts_of(sample, chat))
+        encoded = dict(zip(texts, self._tokenization.encode(list(texts)), strict=True))
+        results: list[TokenSequence | Rejected] = []
+        for sample, chat in zip(samples, rendered, strict=True):
+            try:
+                results.append(self._sequence(sample, chat, encoded))
+            except RowError as error:
+                results.append(rejection(sample, error.reason, error.message))
+        return results
+
+    def _rendered(self, sample: Sample) -> RenderedChat | RowError | None:
+        try:
+            return None if sample.chat is None else self._template.render(sample.chat)
+        except RowError as error:
+            return error
+
+    def _texts_of(self, sample: Sample, chat: RenderedChat | RowError | None) -> list[str]:
+        """What is to be encoded for a sample."""
+        if isinstance(chat, RenderedChat):
+            return [chat.text]
+        if isinstance(chat, RowError) or sample.pair is None:
+            return []
+        pair = sample.pair
+        apart = [] if self._policy.boundary == "joint" else [pair.separator + pair.response]
+        return [pair.text, pair.prompt, *apart]
+
+    def _sequence(
+        self, sample: Sample, chat: RenderedChat | RowError | None, encoded: Encoded
+    ) -> TokenSequence:
+        policy = self._policy
+        if isinstance(chat, RowError):
+            raise chat
+        if chat is not None:
+            return self._finished(self._chat_sequence(sample, chat, encoded))
+        if sample.pair is None:
+            raise RowError("no_pair", "has neither a prompt with a response nor messages")
+        tokenized = self._pair_sequences(sample, sample.pair, encoded)
+        if policy.boundary == "compare":
+            other = self._finished(tokenized["separate"]())
+            joint = self._finished(tokenized["joint"]())
+            return replace(joint, other_boundary=replace(other, alone=None))
+        return self._finished(tokenized[policy.boundary]())
+
+    # -- pairs ------------------------------------------------------------------------------
+
+    def _pair_sequences(
+        self, sample: Sample, pair: Pair, encoded: Encoded
+    ) -> dict[str, Callable[[], TokenSequence]]:
+        """What each boundary policy makes of a pair; the joint tokens tell how its texts meet."""
+        response, seam = pair.separator + pair.response, len(pair.prompt.encode())
+        ids, prompt_ids = _ids(encoded, pair.text), _ids(encoded, pair.prompt)
+        offsets, flags = self._tokenization.cover(pair.text, ids)
+        first = first_response_token(offsets, seam)
+        meeting = Seam(_boundary(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
+
+        def joint() -> TokenSequence:
+            return self._pair_sequence(sample, pair, ids, offsets, first, flags, meeting)
+
+        def separate() -> TokenSequence:
+            response_ids = _ids(encoded, response)
+            before, prompt_flags = self._tokenization.cover(pair.prompt, prompt_ids)
+            after, response_flags = self._tokenization.cover(response, response_ids)
+            return self._pair_sequence(
+                sample,
+                pair,
+                prompt_ids + response_ids,
+                np.concatenate([before, seam + after[1:]]),
+                len(prompt_ids),
+                _summed(prompt_flags, response_flags),
+                meeting,
+            )
+
+        return {"joint": joint, "separate": separate}
+
+    def _pair_sequence(
+        self,
+        sample: Sample,
+        pair: Pair,
+        ids: list[int],
+        offsets: Ints,
+        first: int,
+        flags: Flags,
+        seam: Seam,
+    ) -> TokenSequence:
+        """`first` is the first of the ids that belongs to the response."""
+        if first == len(ids):
+            raise RowError("no_response_token", "the response has no token of its own")
+        mask = np.arange(len(ids)) >= first
+        flags = {**sample.flags, **flags}
+        sequence = self._tokenization.between(sample, pair.text, ids, offsets, mask, flags)
+        if sequence.bos == "text" and first == 0 and len(ids) == 1:
+            raise RowError("no_response_token", "the response is nothing but BOS")
+        return replace(_without_bos(sequence), seam=seam)
+
+    # -- chats ------------------------------------------------------------------------------
+
+    def _chat_sequence(self, sample: Sample, chat: RenderedChat, encoded: Encoded) -> TokenSequence:
+        """A token counts where it covers part of a scored span; one that reaches over its edge is
+        counted in the flag `span_merged`."""
+        assert sample.chat is not None
+        ids = _ids(encoded, chat.text)
+        offsets, flags = self._tokenization.cover(chat.text, ids)
+        flags = {**sample.flags, **flags}
+        byte_at = np.concatenate([[0], char_end_bytes(chat.text)])
+        mask = np.zeros(len(ids), dtype=bool)
+        n_merged = 0
+        for start, end in (byte_at[list(span)].tolist() for span in chat.scored):
+            inside = tokens_of_span(offsets, start, end)
+            mask |= inside
+            n_merged += int((inside & ((offsets[:-1] < start) | (offsets[1:] > end))).sum())
+        if n_merged:
+            flags["span_merged"] = n_merged
+        if chat.n_changed:
+            flags["content_changed"] = chat.n_changed
+        sequence = self._tokenization.between(sample, chat.text, ids, offsets, mask, flags)
+        ids = sequence.token_ids[:2].tolist()
+        if sequence.begins_with_bos and ids[1:] == ids[:1]:
+            raise RowError(
+                "double_bos",
+                "the rendered chat begins with two BOS: the chat template adds one to one that is "
+                "there",
+            )
+        sequence = _without_bos(sequence)
+        self._check_mask(sequence, chat)
+        ends = byte_at[list(chat.turn_ends)]
+        return replace(sequence, seam=self._chat_seam(sample.chat.messages, sequence, chat, ends))
+
+    def _check_mask(self, sequence: TokenSequence, chat: RenderedChat) -> None:
+        text_tokens = sequence.loss_mask[int(sequence.begins_with_bos) :]
+        if not text_tokens.any():
+            raise RowError(
+                "all_masked",
+                f"no token of it counts: the scored turns are empty in {chat.text!r:.200}",
+            )
+        if self._policy.turns != "all" and text_tokens.all():
+            raise RowError(
+                "nothing_masked",
+                f"every token of it counts, from {chat.text!r:.60} on: the chat template writes "
+                "nothing before the response (--score all takes it)",
+            )
+
+    def _chat_seam(
+        self, messages: Sequence[Mapping[str, str]], sequence: TokenSequence, chat: RenderedChat,
+        end_bytes: Ints,
+    ) -> Seam:  # fmt: skip
+        assert sequence.byte_offsets is not None
+        starts = sequence.byte_offsets[:-1]
+        ends = [*np.searchsorted(starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
+        roles = (message["role"] for message in messages)
+        turns = tuple(
+            Turn(role, start, end)
+            for role, start, end in zip(roles, [0, *ends], ends, strict=False)
+        )
+        n_words = sum(len(chat.text[start:end].split()) for start, end in chat.scored)
+        return Seam(None, not chat.text[: chat.scored[0][0]], n_words, turns=turns)
+
+    # -- length, and what else is scored ------------------------------------------------------
+
+    def _finished(self, sequence: TokenSequence) -> TokenSequence:
+        sequence = self._fitted(sequence)
+        if self._policy.pmi:
+            sequence = replace(sequence, alone=_response_alone(sequence))
+        if not self._policy.marginal:
+            sequence = replace(sequence, wanted=sequence.loss_mask)
+        return sequence
+
+    def _fitted(self, sequence: TokenSequence) -> TokenSequence:
+        """Rule 8: what is too long is rejected, or cut at the start of its prompt."""
+        excess = 0 if self._longest is None else sequence.n_tokens - self._longest
+        if excess <= 0:
+            return sequence
+        assert sequence.seam is not None
+        much = f"has {sequence.n_tokens} tokens, {excess} more than the context takes"
+        if self._policy.truncate == "error":
+            raise RowError("too_long", f"{much}; --truncate left cuts its prompt")
+        kept_before = 1  # BOS; without one, something for the response to follow
+        first = int(np.argmax(sequence.loss_mask))
+        cut = slice(kept_before, kept_before + excess)
+        if not sequence.begins_with_bos:
+            cut = slice(0, excess)
+        if first - kept_before < excess:
+            raise RowError("response_too_long", f"{much}, and the response is never cut")
+        assert sequence.byte_offsets is not None
+        # The first token, which is never scored, stands for the bytes of those that were cut.
+        offsets = np.delete(sequence.byte_offsets, cut)
+        offsets[0] = 0
+        turns = tuple(
+            replace(turn, start=_moved(turn.start, cut), end=_moved(turn.end, cut))
+            for turn in sequence.seam.turns
+        )
+        return replace(
+            sequence,
+            token_ids=np.delete(sequence.token_ids, cut),
+            byte_offsets=offsets,
+            loss_mask=np.delete(sequence.loss_mask, cut),
+            wanted=np.delete(sequence.wanted, cut),
+            flags={**sequence.flags, "truncated_left": excess},
+            seam=replace(sequence.seam, n_dropped=excess, turns=turns),
+        )
+
+
+def _boundary(joint: list[int], prompt: list[int], offsets: Ints, seam: int) -> Boundary:
+    """How the texts meet in the joint tokenization, whichever policy runs."""
+    first = first_response_token(offsets, seam)
+    if first < len(joint) and offsets[first] < seam:
+        return "merged"
+    return "clean" if joint[:first] == prompt else "differs"
+
+
+def _without_bos(sequence: TokenSequence) -> TokenSequence:
+    """BOS is the prompt's, wherever it was written."""
+    mask = sequence.loss_mask.copy()
+    mask[: int(sequence.begins_with_bos)] = False
+    return replace(sequence, loss_mask=mask)
+
+
+def first_response_token(offsets: Ints, seam: int) -> int:
+    """The first token that begins at the seam or after it, or straddles it (rule 9)."""
+    of_response = (offsets[:-1] >= seam) | (offsets[1:] > seam)
+    return int(np.argmax(of_response)) if of_response.any() else len(of_response)
+
+
+def tokens_of_span(offsets: Ints, start: int, end: int) -> Bools:
+    """Tokens that cover, or stand in front of, a byte of the span [start, end)."""
+    inside: Bools = ((offsets[:-1] >= start) | (offsets[1:] > start)) & (offsets[:-1] < end)
+    return inside
+
+
+def _response_alone(sequence: TokenSequence) -> TokenSequence | None:
+    """Rule 14: exactly the response's ids, after BOS. None without one, and for chats of which
+    more than one stretch is scored."""
+    ids, response = sequence.token_ids, sequence.one_stretch
+    if not sequence.begins_with_bos or response is None:
+        return None
+    alone = np.concatenate([ids[:1], ids[slice(*response)]])
+    counts = np.arange(len(alone)) > 0
+    return replace(
+        sequence, text=None, token_ids=alone, byte_offsets=None, loss_mask=counts, wanted=counts,
+        seam=None, flags={},
+    )  # fmt: skip
+
+
+def _moved(position: int, cut: slice) -> int:
+    """A token's place once the tokens of `cut` are gone."""
+    return position - len(range(cut.start, min(position, cut.stop)))
+
+
+def _ids(encoded: Encoded, text: str) -> list[int]:
+    ids = encoded[text]
+    if isinstance(ids, RowError):
+        raise ids
+    return ids
+
+
+def _summed(a: Flags, b: Flags) -> Flags:
+    """Flags of two texts: counts are added."""
+    return {
+        name: True if (a.get(name) or b.get(name)) is True else a.get(name, 0) + b.get(name, 0)
+        for name in {**a, **b}
+    }

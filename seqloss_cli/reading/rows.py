@@ -1,0 +1,207 @@
+"""What the fields of a JSONL row say: a text, ids with labels, a pair, or a chat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from seqloss_cli.errors import RowError
+from seqloss_cli.records import IGNORED, Chat, Ints, Pair
+
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PairFields:
+    """Where a row's prompt and response are, and what is made of them."""
+
+    prompt: str = "prompt"
+    response: str = "response"
+    separator: str = ""
+    chat: bool = False
+    """Wrap them as one turn of the user and one of the assistant."""
+
+
+def parse_row(raw: bytes, fields: str | PairFields, keep_meta: bool) -> dict[str, Any]:
+    """The fields of the `Sample` that a line holds: a text (`fields` is its name) or ids, or what
+    `PairFields` names. Raises RowError."""
+    row = parse_object(raw)
+    own_id = own_id_of(row)
+    try:
+        if isinstance(fields, str):
+            content, used = _content(row, fields)
+        else:
+            content, used = _pair_or_chat(row, fields)
+    except RowError as error:
+        error.row_id = own_id
+        raise
+    if keep_meta:
+        content["meta"] = {key: value for key, value in row.items() if key not in {"id", *used}}
+    return content if own_id is None else content | {"id": own_id}
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    try:
+        row = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RowError("bad_json", f"is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RowError("wrong_type", "is not a JSON object")
+    return row
+
+
+def own_id_of(row: dict[str, Any]) -> str | None:
+    value = row.get("id")
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise RowError("wrong_type", "field 'id' is neither a string nor a whole number")
+    return None if value is None else str(value)
+
+
+def _content(row: dict[str, Any], text_field: str) -> tuple[dict[str, Any], set[str]]:
+    """The sample's text, or its ids and labels; and the fields that were used."""
+    if text_field in row and "input_ids" in row:
+        raise RowError("ambiguous", f"has both {text_field!r} and 'input_ids'; give one of them")
+    if text_field in row:
+        return {"text": checked_text(_string(row, text_field))}, {text_field}
+    if "input_ids" not in row:
+        raise _missing(row, text_field, "--text-field")
+    fields = ids_and_labels(row)
+    return fields, set(fields)
+
+
+def ids_and_labels(row: dict[str, Any]) -> dict[str, Ints]:
+    """`input_ids` and, where the row has them, `labels`."""
+    ids = _whole_numbers(row["input_ids"], "input_ids")
+    if not len(ids):
+        raise RowError("empty", "field 'input_ids' is empty")
+    return {"input_ids": ids} | _labels(row, ids)
+
+
+def _missing(row: dict[str, Any], field: str, flag: str) -> RowError:
+    names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
+    names += ", …" if len(row) > _MOST_NAMES else ""
+    return RowError("missing_field", f"has no field {field!r} (its fields: {names}); see {flag}")
+
+
+def _string(row: dict[str, Any], field: str) -> str:
+    value = row[field]
+    if not isinstance(value, str):
+        raise RowError("wrong_type", f"field {field!r} is not a string")
+    return value
+
+
+def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
+    if "labels" not in row:
+        return {}
+    labels = _whole_numbers(row["labels"], "labels")
+    if len(labels) != len(ids):
+        raise RowError("bad_labels", f"has {len(labels)} labels for {len(ids)} input_ids")
+    wrong = (labels != IGNORED) & (labels != ids)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise RowError(
+            "bad_labels",
+            f"labels[{at}] is {labels[at]}, neither -100 nor input_ids[{at}] = {ids[at]} (labels "
+            "are not shifted)",
+        )
+    return {"labels": labels}
+
+
+def _whole_numbers(value: object, name: str) -> Ints:
+    if not isinstance(value, list) or not all(type(entry) is int for entry in value):
+        raise RowError("wrong_type", f"field {name!r} is not a list of whole numbers")
+    try:
+        return np.array(value, dtype=np.int64)
+    except OverflowError:
+        raise RowError("wrong_type", f"field {name!r} holds a number beyond 64 bits") from None
+
+
+def checked_text(text: str, what: str = "") -> str:
+    """The text, if it holds something that can be encoded."""
+    if not text:
+        raise RowError("empty", f"{what} is empty" if what else "holds no text")
+    return encodable(text, what)
+
+
+def encodable(text: str, what: str = "") -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"{what} holds" if what else "holds"
+        raise RowError(
+            "lone_surrogate", f"{where} half of a character at position {error.start}"
+        ) from None
+    return text
+
+
+# -- pairs and chats --------------------------------------------------------------------------
+
+
+def pair_content(
+    pair: Pair, as_chat: bool, template: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A pair, checked; with `as_chat` also the chat that it makes. Prompts may be empty."""
+    encodable(pair.prompt, "the prompt")
+    encodable(pair.separator, "the separator")
+    checked_text(pair.response, "the response")
+    if not as_chat:
+        return {"pair": pair}
+    messages = [
+        {"role": "user", "content": pair.prompt},
+        {"role": "assistant", "content": pair.response},
+    ]
+    return {"pair": pair, "chat": Chat(messages, **(template or {}))}
+
+
+def _pair_or_chat(row: dict[str, Any], fields: PairFields) -> tuple[dict[str, Any], set[str]]:
+    """A pair, or the messages of a row without a response; and the fields that were used."""
+    if "messages" in row and fields.response not in row:
+        template = _template_fields(row)
+        return {"chat": Chat(_messages(row["messages"]), **template)}, {"messages", *_TEMPLATE}
+    for field, flag in ((fields.prompt, "--prompt-field"), (fields.response, "--response-field")):
+        if field not in row:
+            raise _missing(row, field, flag)
+    if "messages" in row:
+        raise RowError(
+            "ambiguous", f"has both 'messages' and {fields.response!r}; give one of them"
+        )
+    pair = Pair(_string(row, fields.prompt), _string(row, fields.response), fields.separator)
+    template = _template_fields(row) if fields.chat else {}
+    used = {fields.prompt, fields.response, *(_TEMPLATE if fields.chat else ())}
+    return pair_content(pair, fields.chat, template), used
+
+
+_TEMPLATE = ("tools", "chat_template_kwargs")
+
+
+def _template_fields(row: dict[str, Any]) -> dict[str, Any]:
+    tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    if tools is not None and not _is_list_of_objects(tools):
+        raise RowError("wrong_type", "field 'tools' is not a list of objects")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise RowError("wrong_type", "field 'chat_template_kwargs' is not an object")
+    return {"tools": tools or None, "template_kwargs": kwargs or {}}
+
+
+def _messages(messages: object) -> list[dict[str, Any]]:
+    if not _is_list_of_objects(messages):
+        raise RowError("wrong_type", "field 'messages' is not a list of objects")
+    assert isinstance(messages, list)
+    if not messages:
+        raise RowError("empty", "field 'messages' is empty")
+    for n, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise RowError("missing_field", f"message {n} has no 'role' that is a string")
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            raise RowError("missing_field", f"message {n} has no 'content'")
+        if not isinstance(content, str | list | None):
+            raise RowError("wrong_type", f"the content of message {n} is no text")
+    return messages
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)

@@ -1,0 +1,208 @@
+"""Common beginnings are computed once, and no number minds: rule 11 of the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import N_BYTE_IDS, byte_tokenizer, llama
+from hypothesis import given
+from hypothesis import strategies as st
+from test_architectures import ARCHITECTURES, build
+
+from seqloss_cli import PairPolicy, Sample, SequenceScore
+from seqloss_cli.backend import Wants
+from seqloss_cli.batching import WIDEST_BRANCHES, plan_batches
+from seqloss_cli.config import BatchPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.engine import Engine
+from seqloss_cli.pairing import PairTokenization
+from seqloss_cli.records import Pair, TokenSequence
+from seqloss_cli.scoring import score_samples
+from seqloss_cli.sharing import SHORTEST_TRUNK, group_by_prefix
+from seqloss_cli.tokenization import Tokenization
+
+CONTEXT = 64
+UNSHARED = ("bloom", "falcon-h1", "mamba", "rwkv")
+"""ALiBi and recurrent states: what they carry is no cache of keys and values at positions."""
+PROMPTS = ("The quick brown fox jumps over", "The quick brown dog", "Another prompt altogether, ")
+PAIRS = [
+    Pair(prompt, response)
+    for prompt in PROMPTS
+    for response in (" it.", " the lazy dog", " the lazy cat", "!", " 日本語🐕")
+]
+
+
+def outcomes(
+    engine: Any,
+    share: bool,
+    pairs: list[Pair] = PAIRS,
+    tokens: int = 4096,
+    policy: PairPolicy | None = None,
+    wants: Wants | None = None,
+) -> list[SequenceScore]:
+    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
+    pairing = PairTokenization(tokenization, policy or PairPolicy(), CONTEXT + 1)
+    samples = [Sample(str(n), "test", pair=pair) for n, pair in enumerate(pairs)]
+    windows = WindowPolicy(CONTEXT, "test", CONTEXT)
+    batches = BatchPolicy(tokens, share)
+    found = list(
+        score_samples(samples, pairing.tokenize, engine, windows, wants or Wants(), batches)
+    )
+    assert all(isinstance(outcome, SequenceScore) for outcome in found), found
+    return found  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def plain_losses(model: Any, ids: list[int]) -> list[float]:
+    logits = model(torch.tensor([ids[:-1]])).logits[0].double()
+    return (-logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]).tolist()
+
+
+class Counting:
+    """An engine that counts the tokens it was fed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.fed, self.batches = engine, 0, []
+        self.one_row, self.longest_shared = engine.one_row, engine.longest_shared
+
+    def score(self, batch: Any, wants: Wants) -> Any:
+        self.batches.append(batch)
+        self.fed += int(batch.lengths.sum())
+        self.fed += sum(int((branches.numbers >= 0).sum()) for branches in batch.branches)
+        return self.engine.score(batch, wants)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    found = Engine(llama(context=CONTEXT), CONTEXT, share_prefix=True)
+    assert found.longest_shared == CONTEXT
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_shares_exactly_or_says_that_it_cannot(name: str) -> None:
+    model = build(name, sliding_window=64) if name in ("gemma2", "phi3") else build(name)
+    engine = Engine(model, CONTEXT, share_prefix=True)
+    counting = Counting(engine)
+    for score in outcomes(counting, share=True):
+        ids = score.sequence.token_ids.tolist()
+        expected = plain_losses(model, ids)
+        np.testing.assert_allclose(score.losses[1:], expected, rtol=0, atol=1e-4)
+    shares = any(batch.branches for batch in counting.batches)
+    assert shares == (name not in UNSHARED)
+    assert any("computed for each" in w for w in engine.warnings) == (name in UNSHARED)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3"])
+def test_nothing_beyond_a_sliding_window_is_shared(name: str) -> None:
+    engine = Engine(build(name, sliding_window=30), CONTEXT, share_prefix=True)
+    assert engine.longest_shared == 30
+    counting = Counting(engine)
+    for score in outcomes(counting, share=True):
+        ids = score.sequence.token_ids.tolist()
+        np.testing.assert_allclose(score.losses[1:], plain_losses(engine.model, ids), atol=1e-4)
+    assert any(batch.branches for batch in counting.batches)
+
+
+def test_a_common_prompt_is_fed_once(engine: Engine) -> None:
+    pairs = [Pair("a common prompt of 27 bytes", f"response {n}") for n in range(8)]
+    counting = Counting(engine)
+    outcomes(counting, True, pairs)
+    (batch,) = counting.batches
+    assert batch.lengths.tolist() == [1 + 27 + len("response ")]
+    assert batch.branches == ()  # the last token of each is never fed
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PROMPTS), st.text("ab ", min_size=1, max_size=20)),
+        min_size=1,
+        max_size=24,
+    ),
+    st.sampled_from([1, 40, 100, 4096]),
+    st.booleans(),
+)
+def test_sharing_changes_no_number(
+    engine: Engine, texts: list[tuple[str, str]], tokens: int, marginal: bool
+) -> None:
+    pairs = [Pair(*both) for both in texts]
+    policy = PairPolicy(marginal=marginal, pmi=True)
+    wants = Wants(ranks=True, entropy=True, top_k=2)
+    apart = outcomes(engine, False, pairs, tokens, policy, wants)
+    shared = outcomes(engine, True, pairs, tokens, policy, wants)
+    for a, b in zip(apart, shared, strict=True):
+        assert (a.scored == b.scored).all()
+        assert (a.context_lengths == b.context_lengths).all()
+        np.testing.assert_allclose(a.losses[a.scored], b.losses[b.scored], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(a.entropies, b.entropies, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(a.top_log_probs, b.top_log_probs, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(a.alone.losses, b.alone.losses, rtol=0, atol=1e-4)
+
+
+def probe(ids: list[int]) -> TokenSequence:
+    array = np.array(ids, dtype=np.int64)
+    wanted = np.arange(len(ids)) > 0
+    return TokenSequence(Sample("", ""), None, array, None, wanted, wanted, "none", "none", {})
+
+
+def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
+    trunk = list(range(100))
+    rows = [probe([*trunk, *[200 + n] * 120, 7]) for n in range(30)]
+    windows = WindowPolicy(1000, "test", 1000)
+    batches = list(plan_batches(rows, windows, BatchPolicy(1200, True), False, 1000))
+    widths = [branches.input_ids.shape[1] for batch in batches for branches in batch.branches]
+    assert max(widths) <= WIDEST_BRANCHES
+    fed = [b.input_ids.size + sum(c.input_ids.size for c in b.branches) for b in batches]
+    assert max(fed) <= 1200
+    assert sum(fed) < 30 * 120 + 6 * 100
+    seen = sorted(part.sequence for batch in batches for part in batch.parts)
+    assert seen == list(range(30))
+    for batch in batches:
+        for part in batch.parts:
+            assert part.targets.tolist() == list(range(1, 221))
+
+
+# -- groups -----------------------------------------------------------------------------------
+
+
+def saved(groups: Any) -> int:
+    return sum(group.trunk * (len(group.members) - 1) for group in groups)
+
+
+def test_groups_save_the_most_tokens() -> None:
+    """Five examples that all rows begin with, then four endings for each question."""
+    few_shot = list(range(30))
+    rows = [np.array(few_shot + [100 + q] * 5 + [n]) for q in range(3) for n in range(4)]
+    (group,) = group_by_prefix(rows)
+    assert (group.trunk, len(group.members)) == (30, 12)
+    longer = [np.array(few_shot + [100 + q] * 60 + [n]) for q in range(3) for n in range(4)]
+    groups = group_by_prefix(longer)
+    assert [(g.trunk, sorted(g.members)) for g in groups] == [
+        (90, [0, 1, 2, 3]), (90, [4, 5, 6, 7]), (90, [8, 9, 10, 11]),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.integers(0, 1), max_size=8), max_size=10), st.integers(1, 4))
+def test_groups_share_what_they_say(rows: list[list[int]], shortest: int) -> None:
+    groups = group_by_prefix([np.array(row, dtype=np.int64) for row in rows], shortest)
+    members = [n for group in groups for n in group.members]
+    assert len(members) == len(set(members))
+    for group in groups:
+        assert group.trunk >= shortest
+        assert len(group.members) >= 2
+        assert len({tuple(rows[n][: group.trunk]) for n in group.members}) == 1
+        assert min(len(rows[n]) for n in group.members) >= group.trunk
+    grouped = set(members)
+    by_prefix: dict[tuple[int, ...], int] = {}
+    for n, row in enumerate(rows):
+        if n not in grouped and len(row) >= shortest:
+            key = tuple(row[:shortest])
+            assert key not in by_prefix, "two rows that begin alike were left out"
+            by_prefix[key] = n
+
+
+def test_texts_that_grow_word_by_word_need_no_deep_recursion() -> None:
+    groups = group_by_prefix([np.arange(n) for n in range(SHORTEST_TRUNK, 1024)])
+    assert saved(groups) > 0
