@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lint types layers tests bench-start train-demo clean
+TRL := .venv-trl
+
+.PHONY: demo test check format lint types layers tests test-trl bench-start bench-prompts train-demo clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -35,6 +37,16 @@ layers:
 tests:
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(TRL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev \
+		--requirement benchmarks/trl-requirements.txt
+	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
+
+bench-prompts: $(INSTALLED)  ## common prompts computed once, against each time
+	$(BIN)/python benchmarks/shared_prompts.py
+
 bench-start: $(INSTALLED)  ## start-up times against bare scripts
 	$(BIN)/python benchmarks/startup.py
 
@@ -42,4 +54,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TRL)

@@ -48,12 +48,26 @@ class Checkpoint:
     """For stderr: nothing here changes silently."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerOnly:
+    """A checkpoint's tokenizer, with what its configuration says of tokens; no weights."""
+
+    tokenizer: Any
+    name: str
+    bos_id: int | None
+    eos_id: int | None
+    n_ids: int
+    max_context: int | None
+    """None where there is no configuration, or it names none."""
+    max_context_key: str | None
+    warnings: tuple[str, ...]
+
+
 def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     """Load weights and tokenizer. Raises RunError or UsageError with what mends it."""
     path = _path_of(choice.name)
     _check_local_path(path)
-    if choice.revision is not None and Path(path).is_dir():
-        raise UsageError(f"--revision is for names of the hub; {choice.name} is a directory")
+    _check_revision(choice, path)
     _set_environment(choice)
     import torch
 
@@ -62,19 +76,11 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     config = load_config(path, choice)
     device = find_device(choice.device)
     model, warnings = load_model(path, config, choice, device)
-    tokenizer, tokenizer_warning = load_tokenizer(
-        _path_of(choice.tokenizer or choice.name),
-        None if choice.tokenizer else choice.revision,
-        choice.trust_remote_code,
-        choice.offline,
-    )
-    if tokenizer_warning:
-        warnings.append(tokenizer_warning)
-    text_config = config.get_text_config()
+    tokenizer, tokenizer_warning = _load_tokenizer(choice)
     n_ids = model.get_input_embeddings().weight.shape[0]
-    bos_id, bos_warning = _id_in_range("bos_token_id", text_config, n_ids)
-    eos_id, eos_warning = _id_in_range("eos_token_id", text_config, n_ids)
-    key = next((key for key in _CONTEXT_KEYS if _positive(text_config, key)), None)
+    bos_id, bos_warning = _id_in_range("bos_token_id", config, n_ids)
+    eos_id, eos_warning = _id_in_range("eos_token_id", config, n_ids)
+    longest, key = _longest(config)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
@@ -87,13 +93,36 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
         bos_id=bos_id,
         eos_id=eos_id,
         n_ids=n_ids,
-        max_context=getattr(text_config, key) if key else None,
+        max_context=longest,
         max_context_key=key,
-        warnings=tuple(w for w in (*warnings, bos_warning, eos_warning) if w),
+        warnings=tuple(w for w in (*warnings, tokenizer_warning, bos_warning, eos_warning) if w),
     )
 
 
-def window_policy(checkpoint: Checkpoint, context: int | None, stride: int | None) -> WindowPolicy:
+def load_tokenizer_only(choice: ModelChoice) -> TokenizerOnly:
+    """The tokenizer of a checkpoint, or of a directory that holds nothing else.
+
+    Raises RunError or UsageError with what mends it.
+    """
+    path = _path_of(choice.name)
+    _check_revision(choice, path)
+    _set_environment(choice)
+    tokenizer, warning = _load_tokenizer(choice)
+    name = choice.tokenizer or choice.name
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        said = (warning,) if warning else ()
+        return TokenizerOnly(tokenizer, name, None, None, len(tokenizer), None, None, said)
+    config = load_config(path, choice)
+    n_ids = max(len(tokenizer), config.get_text_config().vocab_size)
+    bos_id, bos_warning = _id_in_range("bos_token_id", config, n_ids)
+    eos_id, eos_warning = _id_in_range("eos_token_id", config, n_ids)
+    warnings = tuple(w for w in (warning, bos_warning, eos_warning) if w)
+    return TokenizerOnly(tokenizer, name, bos_id, eos_id, n_ids, *_longest(config), warnings)
+
+
+def window_policy(
+    checkpoint: Checkpoint | TokenizerOnly, context: int | None, stride: int | None
+) -> WindowPolicy:
     """C and S of rule 7; raises UsageError where the flags do not fit the model."""
     longest, key = checkpoint.max_context, checkpoint.max_context_key
     for flag, value in (("--context", context), ("--stride", stride)):
@@ -111,6 +140,27 @@ def window_policy(checkpoint: Checkpoint, context: int | None, stride: int | Non
     if stride > context:
         raise UsageError(f"--stride {stride} is more than the context of {context} (--context)")
     return WindowPolicy(context, source, stride)
+
+
+def _load_tokenizer(choice: ModelChoice) -> tuple[Any, str | None]:
+    return load_tokenizer(
+        _path_of(choice.tokenizer or choice.name),
+        None if choice.tokenizer else choice.revision,
+        choice.trust_remote_code,
+        choice.offline,
+    )
+
+
+def _longest(config: Any) -> tuple[int | None, str | None]:
+    """The longest sequence that a configuration names, and the key that names it."""
+    text_config = config.get_text_config()
+    key = next((key for key in _CONTEXT_KEYS if _positive(text_config, key)), None)
+    return (getattr(text_config, key) if key else None), key
+
+
+def _check_revision(choice: ModelChoice, path: str) -> None:
+    if choice.revision is not None and Path(path).is_dir():
+        raise UsageError(f"--revision is for names of the hub; {choice.name} is a directory")
 
 
 def _path_of(name: str) -> str:
@@ -143,7 +193,7 @@ def _check_local_path(path: str) -> None:
 
 def _id_in_range(name: str, config: Any, n_ids: int) -> tuple[int | None, str | None]:
     """A token id of the configuration, and a warning where the model does not embed it."""
-    value = getattr(config, name, None)
+    value = getattr(config.get_text_config(), name, None)
     if isinstance(value, list | tuple):
         value = value[0] if value else None
     if value is None or 0 <= value < n_ids:

@@ -82,7 +82,7 @@ class Totals:
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
-            **{f.name: _joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+            **{f.name: joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         )
 
     @property
@@ -147,7 +147,7 @@ class Totals:
         return self.total_loss / (math.log(2) * count)
 
 
-def _joined(a: Any, b: Any) -> Any:
+def joined(a: Any, b: Any) -> Any:
     """Two sums added, two counts by name added; what one side lacks is the other's."""
     if a is None or b is None:
         return b if a is None else a

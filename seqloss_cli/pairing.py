@@ -41,14 +41,14 @@ class PairTokenization:
     """
 
     def __init__(self, tokenization: Tokenization, policy: PairPolicy, longest: int | None) -> None:
-        self._tokenization, self._policy, self._longest = tokenization, policy, longest
+        self._tokenization, self.policy, self._longest = tokenization, policy, longest
         self._template = ChatTemplate(
             tokenization.vocabulary, policy.chat_template, policy.turns, policy.end_of_turn
         )
 
     def described(self) -> dict[str, Any]:
         """The policies, for the run's record."""
-        policy = self._policy
+        policy = self.policy
         return {
             "truncate": policy.truncate,
             "marginal": policy.marginal,
@@ -86,13 +86,13 @@ class PairTokenization:
         if isinstance(chat, RowError) or sample.pair is None:
             return []
         pair = sample.pair
-        apart = [] if self._policy.boundary == "joint" else [pair.separator + pair.response]
+        apart = [] if self.policy.boundary == "joint" else [pair.separator + pair.response]
         return [pair.text, pair.prompt, *apart]
 
     def _sequence(
         self, sample: Sample, chat: RenderedChat | RowError | None, encoded: Encoded
     ) -> TokenSequence:
-        policy = self._policy
+        policy = self.policy
         if isinstance(chat, RowError):
             raise chat
         if chat is not None:
@@ -197,7 +197,7 @@ class PairTokenization:
                 "all_masked",
                 f"no token of it counts: the scored turns are empty in {chat.text!r:.200}",
             )
-        if self._policy.turns != "all" and text_tokens.all():
+        if self.policy.turns != "all" and text_tokens.all():
             raise RowError(
                 "nothing_masked",
                 f"every token of it counts, from {chat.text!r:.60} on: the chat template writes "
@@ -223,9 +223,9 @@ class PairTokenization:
 
     def _finished(self, sequence: TokenSequence) -> TokenSequence:
         sequence = self._fitted(sequence)
-        if self._policy.pmi:
+        if self.policy.pmi:
             sequence = replace(sequence, alone=_response_alone(sequence))
-        if not self._policy.marginal:
+        if not self.policy.marginal:
             sequence = replace(sequence, wanted=sequence.loss_mask)
         return sequence
 
@@ -236,7 +236,7 @@ class PairTokenization:
             return sequence
         assert sequence.seam is not None
         much = f"has {sequence.n_tokens} tokens, {excess} more than the context takes"
-        if self._policy.truncate == "error":
+        if self.policy.truncate == "error":
             raise RowError("too_long", f"{much}; --truncate left cuts its prompt")
         kept_before = 1  # BOS; without one, something for the response to follow
         first = int(np.argmax(sequence.loss_mask))

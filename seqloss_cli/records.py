@@ -212,14 +212,15 @@ class RunInfo:
     command: str
     started_at: str
     """UTC, ISO 8601."""
-    model: str
+    model: str | None
+    """None, as with the other figures of the model, where no weights were loaded."""
     revision: str | None
-    weights_sha256: str
+    weights_sha256: str | None
     tokenizer: str
     tokenizer_sha256: str
-    dtype: str
-    device: str
-    threads: int
+    dtype: str | None
+    device: str | None
+    threads: int | None
     bos: str
     """The policy; what was done stands in each sequence."""
     bos_token_id: int | None
@@ -227,8 +228,8 @@ class RunInfo:
     eos: bool
     eos_token_id: int | None
     special_tokens: str
-    context: int
-    context_source: str
+    context: int | None
+    context_source: str | None
     stride: int | None
     """None where a sequence must fit the context."""
     boundary: str | None
@@ -237,9 +238,9 @@ class RunInfo:
     """The other policies for pairs and chats; None where there are none."""
     share_prefix: bool
     """Whether prompts that rows have in common are computed once."""
-    batch_tokens: int
-    path: str
+    batch_tokens: int | None
+    path: str | None
     """`batched`, `single` or `plain`: how the model was run."""
-    gold: str
+    gold: str | None
     """The distribution that losses are taken against."""
     versions: Mapping[str, str]

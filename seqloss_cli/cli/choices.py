@@ -62,6 +62,18 @@ def choose_model(context: typer.Context) -> ModelChoice:
     )
 
 
+def choose_tokenizer(context: typer.Context) -> ModelChoice | None:
+    """The checkpoint of --tokenizer alone, for commands that need no model; None without it."""
+    values = context.params
+    if values["model"] or not values["tokenizer"]:
+        return None
+    return ModelChoice(
+        name=values["tokenizer"],
+        trust_remote_code=values["trust_remote_code"],
+        offline=values["offline"],
+    )
+
+
 def choose_tokens(context: typer.Context) -> TokenPolicy:
     values = context.params
     return TokenPolicy(
@@ -93,8 +105,8 @@ def choose_output(context: typer.Context) -> OutputChoice:
         force=values["force"],
         text=not values["no_text"],
         tokens=not values["no_tokens"],
-        words=values["words"],
-        context_lengths=values["context_lengths"],
+        words=values.get("words", False),
+        context_lengths=values.get("context_lengths", False),
         bits=values["unit"] == "bits",
         all_tokens=values["all_tokens"],
         summary=values["summary"],

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,10 +18,12 @@ from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.errors import SeqlossError
+from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.reading import ReadStats
-from seqloss_cli.records import Rejected, Sample
+from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
 from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (
     JsonlWriter,
     JsonWriter,
@@ -29,13 +31,10 @@ from seqloss_cli.writing import (
     RowOptions,
     Writer,
     open_sink,
+    score_rows,
 )
 
-_JSON_WRITERS: dict[Format, Callable[[BinaryIO, RowOptions], Writer]] = {
-    Format.json: JsonWriter,
-    Format.jsonl: JsonlWriter,
-    Format.openai: OpenAIWriter,
-}
+JSON_WRITERS: dict[Format, Any] = {Format.json: JsonWriter, Format.jsonl: JsonlWriter}
 _FILE_WIDTH = 120  # columns of tables that go to a file
 
 
@@ -61,6 +60,27 @@ class StrictStopError(SeqlossError):
     exit_code = REJECTED
 
 
+class HasSequence(Protocol):
+    @property
+    def sequence(self) -> TokenSequence: ...
+
+
+Result = TypeVar("Result", bound=HasSequence)
+Sums = TypeVar("Sums", Totals, MaskTotals)
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[Result, Sums]):
+    """What a command computes and how it is written."""
+
+    results: Iterable[Result | Rejected]
+    """In input order, as they are ready."""
+    sums_of: Callable[[Result], Sums]
+    nothing: Sums
+    run: RunInfo
+    writer: Callable[[BinaryIO], Writer[Result, Sums]]
+
+
 def run_to_end(
     scorer: Scorer,
     items: Iterable[Sample | Rejected],
@@ -71,36 +91,56 @@ def run_to_end(
     command: str,
 ) -> None:
     """Score everything, write it, and exit with 3 if something was rejected."""
-    totals, n_rejected = Totals(), 0
     bar = ProgressBar(names)
-    outcomes = scorer.score(items, wants, bar.on_progress)  # first of all: it may refuse
+    outcomes = scorer.score(items, wants, bar.on_progress)
+    _, n_rejected = write_all(
+        Work(
+            outcomes,
+            totals_of,
+            Totals(),
+            scorer.run_info(command),
+            lambda sink: _writer(scorer.tokenization, sink, choice),
+        ),
+        stats,
+        bar,
+        choice,
+    )
+    if n_rejected:
+        raise typer.Exit(REJECTED)
+
+
+def write_all(
+    work: Work[Result, Sums], stats: ReadStats, bar: ProgressBar, choice: OutputChoice
+) -> tuple[Sums, int]:
+    """Write every result as it comes; gives the sums of all, and how many inputs were rejected."""
+    totals, n_rejected, n_written = work.nothing, 0, 0
     with open_sink(choice.path, choice.force) as sink, bar:
-        writer = _writer(scorer, sink, choice)
-        writer.begin(scorer.run_info(command))
-        for outcome in outcomes:
+        writer = work.writer(sink)
+        writer.begin(work.run)
+        for result in work.results:
             bar.make_way()
-            if isinstance(outcome, Rejected):
+            if isinstance(result, Rejected):
                 n_rejected += 1
-                _reject(outcome, writer, bar)
+                _reject(result, writer, bar)
                 if choice.strict:
                     break
                 continue
-            of_sequence = totals_of(outcome)
-            totals += of_sequence
-            writer.sequence(outcome, of_sequence)
-            bar.on_input(outcome.sequence.sample)
+            sums = work.sums_of(result)
+            totals += sums
+            n_written += 1
+            writer.sequence(result, sums)
+            bar.on_input(result.sequence.sample)
         bar.stop()
         writer.end(totals, n_rejected, stats.n_empty_lines)
         if n_rejected and choice.strict:
             raise StrictStopError("--strict: stopped at the first rejected input")
     _say_what_was_noticed(stats)
     if choice.path is not None:
-        say(f"wrote {choice.path}: {totals.n_sequences} sequences, {n_rejected} rejected")
-    if n_rejected:
-        raise typer.Exit(REJECTED)
+        say(f"wrote {choice.path}: {n_written} sequences, {n_rejected} rejected")
+    return totals, n_rejected
 
 
-def _reject(rejected: Rejected, writer: Writer, bar: ProgressBar) -> None:
+def _reject(rejected: Rejected, writer: Writer[Any, Any], bar: ProgressBar) -> None:
     writer.reject(rejected)
     bar.on_input(rejected)
     where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
@@ -114,24 +154,36 @@ def _say_what_was_noticed(stats: ReadStats) -> None:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
 
 
-def _writer(scorer: Scorer, sink: BinaryIO, choice: OutputChoice) -> Writer:
-    texts, name = scorer.tokenization.token_texts, scorer.tokenization.name_token
-    if choice.format is not Format.table:
-        options = RowOptions(
-            texts,
-            name,
-            text=choice.text,
-            tokens=choice.tokens,
-            summary=choice.summary,
-            words=choice.words,
-            context_lengths=choice.context_lengths,
-            pmi=choice.pmi,
-        )
-        return _JSON_WRITERS[choice.format](sink, options)
-    table = TableOptions(
+def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
+    return RowOptions(
+        tokenization.token_texts,
+        tokenization.name_token,
+        text=choice.text,
+        tokens=choice.tokens,
+        summary=choice.summary,
+        words=choice.words,
+        context_lengths=choice.context_lengths,
+        pmi=choice.pmi,
+    )
+
+
+def table_options(tokenization: Tokenization, choice: OutputChoice) -> TableOptions:
+    texts, name = tokenization.token_texts, tokenization.name_token
+    return TableOptions(
         texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words, choice.pmi
     )
-    return TableWriter(_console(choice.path, sink), table)
+
+
+def _writer(
+    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice
+) -> Writer[SequenceScore, Totals]:
+    if choice.format is Format.table:
+        return TableWriter(console(choice.path, sink), table_options(tokenization, choice))
+    options = row_options(tokenization, choice)
+    if choice.format is Format.openai:
+        return OpenAIWriter(sink, options)
+    writer: Writer[SequenceScore, Totals] = JSON_WRITERS[choice.format](sink, score_rows(options))
+    return writer
 
 
 class _Console(Console):
@@ -140,7 +192,7 @@ class _Console(Console):
         raise
 
 
-def _console(path: Path | None, sink: BinaryIO) -> Console:
+def console(path: Path | None, sink: BinaryIO) -> Console:
     if path is not None:
         text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
         return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)

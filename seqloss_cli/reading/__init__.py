@@ -11,11 +11,13 @@ from seqloss_cli.reading.inputs import (
     read_inputs,
     text_sample,
 )
+from seqloss_cli.reading.labels import LabelFile
 from seqloss_cli.reading.rows import PairFields
 from seqloss_cli.reading.streams import STDIN
 
 __all__ = [
     "STDIN",
+    "LabelFile",
     "PairFields",
     "ReadOptions",
     "ReadStats",

@@ -74,7 +74,7 @@ def _content(row: dict[str, Any], text_field: str) -> tuple[dict[str, Any], set[
 
 def ids_and_labels(row: dict[str, Any]) -> dict[str, Ints]:
     """`input_ids` and, where the row has them, `labels`."""
-    ids = _whole_numbers(row["input_ids"], "input_ids")
+    ids = whole_numbers(row["input_ids"], "input_ids")
     if not len(ids):
         raise RowError("empty", "field 'input_ids' is empty")
     return {"input_ids": ids} | _labels(row, ids)
@@ -96,7 +96,7 @@ def _string(row: dict[str, Any], field: str) -> str:
 def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
     if "labels" not in row:
         return {}
-    labels = _whole_numbers(row["labels"], "labels")
+    labels = whole_numbers(row["labels"], "labels")
     if len(labels) != len(ids):
         raise RowError("bad_labels", f"has {len(labels)} labels for {len(ids)} input_ids")
     wrong = (labels != IGNORED) & (labels != ids)
@@ -110,7 +110,7 @@ def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
     return {"labels": labels}
 
 
-def _whole_numbers(value: object, name: str) -> Ints:
+def whole_numbers(value: object, name: str) -> Ints:
     if not isinstance(value, list) or not all(type(entry) is int for entry in value):
         raise RowError("wrong_type", f"field {name!r} is not a list of whole numbers")
     try:

@@ -1,6 +1,7 @@
 """Results for people, in a terminal. Every text from outside is escaped before it is shown."""
 
+from seqloss_cli.rendering.masks import MaskTableWriter
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.writer import TableWriter
 
-__all__ = ["TableOptions", "TableWriter"]
+__all__ = ["MaskTableWriter", "TableOptions", "TableWriter"]

@@ -61,8 +61,10 @@ def _lines(
     ln = "log2" if options.bits else "ln"
     seam = score.sequence.seam
     assert seam is not None
-    cut = f", {seam.n_dropped} cut" if seam.n_dropped else ""
-    yield f"{ln} Pr(x)", rule.log_prob_x, f"prompt, {totals.n_prompt_tokens} tokens{cut}"
+    why = f"; unknown, {seam.n_dropped} were cut" if seam.n_dropped else ""
+    if score.sequence.one_stretch is None:
+        why = "; unknown, more than one stretch counts"
+    yield f"{ln} Pr(x)", rule.log_prob_x, f"prompt, {totals.n_prompt_tokens} tokens{why}"
     meeting = f", boundary {seam.boundary}" if seam.boundary else ""
     response = f"response, {totals.n_response_tokens} tokens{meeting}"
     yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
@@ -76,8 +78,8 @@ def _lines(
         pmi = pointwise_mutual_information(rule.log_prob_y_given_x, alone)
         yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
     mean = number(options.in_unit(totals.mean_loss))
-    rates = f"{mean} {options.unit} per token, perplexity {number(totals.perplexity)}"
-    yield "loss", totals.total_loss, f"of the response; {rates}"
+    rates = f"mean {mean} per token, perplexity {number(totals.perplexity)}"
+    yield "loss", totals.total_loss, f"of the response, {rates}"
     if totals.other_boundary is not None:
         apart = totals.other_boundary
         yield "loss, apart", apart.total_loss, f"{apart.n_scored} tokens, tokenized separately"

@@ -43,9 +43,15 @@ def _add_rows(
         table.caption = Text(f"{len(folded)} {what} folded; --all-tokens shows them")
     for n, row in enumerate(rows):
         if n == folded.start:
-            table.add_row("⋮", Text(f"({len(folded)} more)", style="dim"))
+            gap = [""] * (_text_column(table) - 1)
+            table.add_row("⋮", *gap, Text(f"({len(folded)} more)", style="dim"))
         if n not in folded:
             table.add_row(*row)
+
+
+def _text_column(table: Table) -> int:
+    """The first column that wraps."""
+    return next(n for n, column in enumerate(table.columns) if not column.no_wrap)
 
 
 def _folded(n_tokens: int, options: TableOptions) -> range:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import asdict
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import orjson
 
@@ -13,6 +14,7 @@ from seqloss_cli.metrics import Totals
 from seqloss_cli.records import Rejected, RunInfo, SequenceScore
 from seqloss_cli.spans import char_end_bytes
 from seqloss_cli.writing.rows import (
+    Row,
     RowOptions,
     numbers_or_null,
     rejected_row,
@@ -28,13 +30,37 @@ _TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line sep
 )
 
 
-class Writer(Protocol):
-    """`begin`, then `sequence` and `reject` in input order, then `end`."""
+Result = TypeVar("Result", contravariant=True)
+Sums = TypeVar("Sums", contravariant=True)
+
+
+class Writer(Protocol[Result, Sums]):
+    """`begin`, then `sequence` and `reject` in input order, then `end`.
+
+    A `Result` comes with its own sums; `end` is given those of all.
+    """
 
     def begin(self, run: RunInfo) -> None: ...
-    def sequence(self, score: SequenceScore, totals: Totals) -> None: ...
+    def sequence(self, result: Result, sums: Sums) -> None: ...
     def reject(self, rejected: Rejected) -> None: ...
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None: ...
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowMakers(Generic[Result, Sums]):
+    """How results and sums become JSON objects."""
+
+    of_sequence: Callable[[Result, Sums], Row]
+    of_totals: Callable[[Sums, int, int], Row]
+    """Of the sums, and the numbers of rejected inputs and empty lines."""
+    summary: bool = False
+    """Leave the sequences out."""
+
+
+def score_rows(options: RowOptions) -> RowMakers[SequenceScore, Totals]:
+    return RowMakers(
+        lambda score, totals: sequence_row(score, totals, options), totals_row, options.summary
+    )
 
 
 def _json(value: Any) -> bytes:
@@ -49,25 +75,24 @@ def _json(value: Any) -> bytes:
     return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
 
 
-class JsonlWriter:
+class JsonlWriter(Generic[Result, Sums]):
     """A line `run`, a line for each input as soon as it is ready, a line `totals`."""
 
-    def __init__(self, sink: BinaryIO, options: RowOptions) -> None:
-        self._sink, self._options = sink, options
+    def __init__(self, sink: BinaryIO, rows: RowMakers[Result, Sums]) -> None:
+        self._sink, self._rows = sink, rows
 
     def begin(self, run: RunInfo) -> None:
         self._line("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
-    def sequence(self, score: SequenceScore, totals: Totals) -> None:
-        if self._options.summary:
-            return
-        self._line("sequence", sequence_row(score, totals, self._options))
+    def sequence(self, result: Result, sums: Sums) -> None:
+        if not self._rows.summary:
+            self._line("sequence", self._rows.of_sequence(result, sums))
 
     def reject(self, rejected: Rejected) -> None:
         self._line("rejected", rejected_row(rejected))
 
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        self._line("totals", totals_row(totals, n_rejected, n_empty_lines))
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        self._line("totals", self._rows.of_totals(sums, n_rejected, n_empty_lines))
 
     def _line(self, kind: str, fields: dict[str, Any]) -> None:
         self._sink.write(_json({"type": kind, **fields}) + b"\n")
@@ -78,8 +103,8 @@ class JsonlWriter:
 class _Document:
     """One JSON object with a long array in it, and rejected rows after that."""
 
-    def __init__(self, sink: BinaryIO, options: RowOptions) -> None:
-        self._sink, self._options = sink, options
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
         self._separator = b""
         self._rejected = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115
 
@@ -98,23 +123,26 @@ class _Document:
         self._rejected.close()
 
 
-class JsonWriter(_Document):
+class JsonWriter(_Document, Generic[Result, Sums]):
     """`{"schema_version", "run", "sequences", "rejected", "totals"}`."""
+
+    def __init__(self, sink: BinaryIO, rows: RowMakers[Result, Sums]) -> None:
+        super().__init__(sink)
+        self._rows = rows
 
     def begin(self, run: RunInfo) -> None:
         self._sink.write(
             b'{"schema_version":%d,"run":%s,\n"sequences":[' % (SCHEMA_VERSION, _json(asdict(run)))
         )
 
-    def sequence(self, score: SequenceScore, totals: Totals) -> None:
-        if self._options.summary:
-            return
-        self._element(sequence_row(score, totals, self._options))
+    def sequence(self, result: Result, sums: Sums) -> None:
+        if not self._rows.summary:
+            self._element(self._rows.of_sequence(result, sums))
 
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
         self._sink.write(b'],\n"rejected":[')
         self._write_rejected()
-        closing = _json(totals_row(totals, n_rejected, n_empty_lines))
+        closing = _json(self._rows.of_totals(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"totals":' + closing + b"}\n")
 
 
@@ -125,14 +153,18 @@ class OpenAIWriter(_Document):
     asked for it. `seqloss` holds the run, rejected inputs and totals.
     """
 
+    def __init__(self, sink: BinaryIO, options: RowOptions) -> None:
+        super().__init__(sink)
+        self._options = options
+
     def begin(self, run: RunInfo) -> None:
         self._run, self._index = _json(asdict(run)), 0
         self._sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % _json(run.model))
 
-    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+    def sequence(self, result: SequenceScore, sums: Totals) -> None:
         if self._options.summary:
             return
-        tokens = self._options.token_texts(score.sequence)
+        score, tokens = result, self._options.token_texts(result.sequence)
         top = None
         if score.top_ids is not None:
             top = [
@@ -154,8 +186,8 @@ class OpenAIWriter(_Document):
         self._index += 1
         self._element(choice)
 
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        closing = _json(totals_row(totals, n_rejected, n_empty_lines))
+    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
+        closing = _json(totals_row(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"seqloss":{"run":' + self._run + b',"rejected":[')
         self._write_rejected()
         self._sink.write(b'],"totals":' + closing + b"}}\n")

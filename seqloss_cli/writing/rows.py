@@ -42,12 +42,7 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     words = word_losses(score) if options.words else None
     if words is not None:
         flags |= words.flags
-    row: Row = {
-        "id": sample.id,
-        "source": sample.source,
-        "line": sample.line,
-        "text_sha256": _sha256(sequence.text),
-    }
+    row = identity_row(sequence)
     if options.text:
         row |= texts_row(sequence)
     if sample.meta is not None:
@@ -67,6 +62,17 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
         row["word_losses"] = None if words is None else words.losses
         row["word_byte_offsets"] = None if words is None else words.byte_offsets.tolist()
     return row
+
+
+def identity_row(sequence: TokenSequence) -> Row:
+    """Which input it is."""
+    sample = sequence.sample
+    return {
+        "id": sample.id,
+        "source": sample.source,
+        "line": sample.line,
+        "text_sha256": _sha256(sequence.text),
+    }
 
 
 def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:

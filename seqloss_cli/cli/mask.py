@@ -1,0 +1,180 @@
+"""`seqloss mask`: which tokens a training loss falls on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli import pairs as p
+from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.masking import Mask, MaskTotals
+    from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
+    from seqloss_cli.tokenization import Tokenization
+    from seqloss_cli.trl import TrlTrainer
+    from seqloss_cli.writing import Writer
+
+EXAMPLES = (
+    'seqloss mask --prompt "The list is" --response " sorted in place."',
+    "seqloss mask samples/chats.jsonl --chat-template samples/chat.jinja --like trl",
+    "seqloss mask samples/pairs.jsonl --eos --check labels.jsonl",
+)
+TRAINER = "TRL"
+
+
+class Like(StrEnum):
+    trl = "trl"
+    trl_assistant = "trl-assistant-only"
+
+
+@o.with_options(
+    p.PAIR_INPUTS,
+    {
+        "check": (
+            Annotated[
+                str | None,
+                o.option(o.INPUT, "--check", "JSONL of input_ids and labels to compare with."),
+            ],
+            None,
+        ),
+        "like": (
+            Annotated[
+                Like | None,
+                o.option(o.POLICY, "--like", "Also the labels that TRL's SFTTrainer makes."),
+            ],
+            None,
+        ),
+        "max_length": (
+            Annotated[
+                int,
+                o.option(o.POLICY, "--max-length", "With --like: the trainer's; 0: none.", min=0),
+            ],
+            1024,
+        ),
+        "loss": (
+            Annotated[bool, o.flag(o.SHOW, "--loss", "Load the model, and say what the loss is.")],
+            False,
+        ),
+    },
+    p.CHAT_OPTIONS,
+    o.MODEL_OPTIONS,
+    o.POLICY_OPTIONS,
+    p.SEAM_OPTIONS,
+    o.BATCH_OPTIONS,
+    {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
+    {name: value for name, value in o.OUTPUT_OPTIONS.items() if name != "context_lengths"},
+    o.OTHER_OPTIONS,
+)
+def mask(ctx: typer.Context) -> None:
+    """Show which tokens a training loss falls on, and where other labels differ.
+
+    Needs a tokenizer only; --loss loads the model. Labels are unshifted, -100 where masked.
+    --check compares with labels that a training pipeline wrote; a difference exits with 3.
+    """
+    with command_errors(ctx):
+        from seqloss_cli.cli.choices import choose_output
+        from seqloss_cli.cli.output import Work, write_all
+        from seqloss_cli.cli.progress import ProgressBar
+        from seqloss_cli.masking import MaskTotals, mask_totals, masks
+        from seqloss_cli.reading import LabelFile, ReadStats
+
+        values, choice = ctx.params, choose_output(ctx)
+        _refuse(ctx, choice)
+        names, stats = p.pair_names(ctx), ReadStats()
+        items = p.pair_items(ctx, names, stats)
+        bar = ProgressBar(names)
+        tokens, run, entries = _entries(ctx, items, bar)
+        labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
+        find = None if labels is None else labels.find
+        found = masks(entries, tokens.vocabulary, _trainer(ctx, tokens), find)
+        trainer = TRAINER if values["like"] else None
+        work = Work(
+            found,
+            mask_totals,
+            MaskTotals(),
+            run,
+            lambda sink: _writer(sink, tokens, choice, trainer),
+        )
+        totals, n_rejected = write_all(work, stats, bar, choice)
+        if labels is not None and (unused := labels.count_unused()):
+            say(f"warning: {unused} rows of {values['check']} belong to no input")
+        if totals.n_different:
+            say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
+        if n_rejected or totals.n_different:
+            raise typer.Exit(REJECTED)
+
+
+def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
+    """Raises UsageError for what this command cannot do, before anything is loaded."""
+    values = ctx.params
+    if choice.format is o.Format.openai:
+        raise UsageError("--format openai is made of losses; mask writes --json or --jsonl")
+    if values["boundary"] == "compare":
+        raise UsageError("mask shows one boundary policy at a time: joint or separate")
+    if values["like"] and values["special_tokens"] != "parse":
+        raise UsageError(
+            "--like trl parses control tokens, as TRL does; leave --special-tokens out"
+        )
+
+
+def _entries(
+    ctx: typer.Context, items: Iterable[Sample | Rejected], bar: ProgressBar
+) -> tuple[Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected]]:
+    """The tokenization, what the run's record says, and sequences: with --loss their scores."""
+    from seqloss_cli.api import PairTokens
+    from seqloss_cli.cli.choices import (
+        choose_model,
+        choose_tokenizer,
+        choose_tokens,
+        load_scorer,
+        say_warnings,
+    )
+
+    pairs = p.choose_pairs(ctx)
+    if ctx.params["loss"]:
+        scorer = load_scorer(ctx, pairs)
+        return (
+            scorer.tokenization,
+            scorer.run_info("mask"),
+            scorer.score(items, None, bar.on_progress),
+        )
+    choice = choose_tokenizer(ctx) or choose_model(ctx)
+    tokens = PairTokens(choice, choose_tokens(ctx), pairs, ctx.params["context"])
+    say_warnings(tokens.warnings)
+    return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items)
+
+
+def _trainer(ctx: typer.Context, tokens: Tokenization) -> TrlTrainer | None:
+    from seqloss_cli.trl import TrlTrainer
+
+    values = ctx.params
+    if values["like"] is None:
+        return None
+    template = p.choose_pairs(ctx).chat_template
+    assistant_only = values["like"] == Like.trl_assistant
+    return TrlTrainer(
+        tokens.vocabulary.tokenizer, template, assistant_only, values["max_length"] or None
+    )
+
+
+def _writer(
+    sink: BinaryIO, tokens: Tokenization, choice: OutputChoice, trainer: str | None
+) -> Writer[Mask, MaskTotals]:
+    from seqloss_cli.cli.output import JSON_WRITERS, console, row_options, table_options
+    from seqloss_cli.rendering import MaskTableWriter
+    from seqloss_cli.writing import mask_rows
+
+    if choice.format is o.Format.table:
+        return MaskTableWriter(console(choice.path, sink), table_options(tokens, choice), trainer)
+    writer: Writer[Mask, MaskTotals] = JSON_WRITERS[choice.format](
+        sink, mask_rows(row_options(tokens, choice))
+    )
+    return writer

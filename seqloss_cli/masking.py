@@ -1,0 +1,143 @@
+"""Which tokens a training loss falls on: our labels, a trainer's, and those of a user's file.
+
+Works on sequences, with losses or without; loads nothing and prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.labels import Finding, Labels, compare_labels
+from seqloss_cli.metrics import Totals, joined, totals_of
+from seqloss_cli.records import Rejected, Sample, SequenceScore, TokenSequence
+from seqloss_cli.trl import TrainerLabels, TrlTrainer
+from seqloss_cli.vocabulary import Vocabulary
+
+FindLabels = Callable[[Sample | Rejected], Labels | Rejected]
+"""The labels that belong to an input, or why there are none. Asked once for each, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    sequence: TokenSequence
+    score: SequenceScore | None
+    """Where losses were asked for."""
+    trainer: TrainerLabels | None = None
+    trainer_findings: tuple[Finding, ...] = ()
+    """How the trainer's labels differ from ours."""
+    checked: bool = False
+    findings: tuple[Finding, ...] = ()
+    """How the user's labels differ from ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTotals:
+    n_sequences: int = 0
+    n_tokens: int = 0
+    n_counted: int = 0
+    """Tokens that the loss falls on."""
+    n_checked: int = 0
+    n_different: int = 0
+    """Of the checked, those with a finding."""
+    findings: Mapping[str, int] = field(default_factory=dict)
+    """Kind of finding to the number of sequences that have it."""
+    n_trainer_different: int = 0
+    n_not_trained: int = 0
+    """Sequences that the trainer drops or stops at."""
+    trainer_findings: Mapping[str, int] = field(default_factory=dict)
+    responses: Totals | None = None
+    """Losses of the tokens that count."""
+    everything: Totals | None = None
+    """Losses of all tokens, as if nothing were masked."""
+
+    def __add__(self, other: MaskTotals) -> MaskTotals:
+        return MaskTotals(
+            **{f.name: joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+    @property
+    def prompt_share(self) -> float | None:
+        """How much of what a trainer that masks nothing learns from is prompt: a share of tokens,
+        and of gradients."""
+        if self.everything is None or self.responses is None or not self.everything.n_scored:
+            return None
+        return 1 - self.responses.n_scored / self.everything.n_scored
+
+
+def masks(
+    entries: Iterable[TokenSequence | SequenceScore | Rejected],
+    vocabulary: Vocabulary,
+    trainer: TrlTrainer | None,
+    find_labels: FindLabels | None,
+) -> Iterator[Mask | Rejected]:
+    """What the loss falls on in each sequence, and how others' labels differ."""
+    ends = {*vocabulary.special}
+    for entry in entries:
+        if isinstance(entry, Rejected):
+            if find_labels is not None:
+                find_labels(entry)
+            yield entry
+            continue
+        score = entry if isinstance(entry, SequenceScore) else None
+        sequence = entry.sequence if isinstance(entry, SequenceScore) else entry
+
+        def compared(labels: Labels, sequence: TokenSequence = sequence) -> tuple[Finding, ...]:
+            found = compare_labels(sequence, labels, vocabulary.name_token, ends.__contains__)
+            return tuple(found)
+
+        mask = Mask(sequence, score)
+        if trainer is not None:
+            theirs = trainer.labels(sequence.sample)
+            findings = () if theirs.labels is None else compared(theirs.labels)
+            mask = replace(mask, trainer=theirs, trainer_findings=findings)
+        if find_labels is not None:
+            found = find_labels(sequence.sample)
+            if isinstance(found, Rejected):
+                yield found
+                continue
+            mask = replace(mask, checked=True, findings=compared(found))
+        yield mask
+
+
+def mask_totals(mask: Mask) -> MaskTotals:
+    """The sums of one sequence."""
+    score, trainer = mask.score, mask.trainer
+    return MaskTotals(
+        n_sequences=1,
+        n_tokens=mask.sequence.n_tokens,
+        n_counted=int(mask.sequence.loss_mask.sum()),
+        n_checked=int(mask.checked),
+        n_different=int(bool(mask.findings)),
+        findings=_kinds(mask.findings),
+        n_trainer_different=int(bool(mask.trainer_findings)),
+        n_not_trained=int(trainer is not None and trainer.labels is None),
+        trainer_findings=_kinds(mask.trainer_findings),
+        responses=None if score is None else totals_of(score),
+        everything=None if score is None else totals_of(unmasked(score)),
+    )
+
+
+def unmasked(score: SequenceScore) -> SequenceScore:
+    """The same losses, all of which count."""
+    everywhere = np.ones(score.sequence.n_tokens, dtype=bool)
+    return replace(score, sequence=replace(score.sequence, loss_mask=everywhere, seam=None))
+
+
+def tokenized(
+    blocks: Iterable[list[Sample | Rejected]],
+    tokenize: Callable[[list[Sample]], list[TokenSequence | Rejected]],
+) -> Iterator[TokenSequence | Rejected]:
+    """Sequences of samples, in order, without losses."""
+    for block in blocks:
+        sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
+        for item in block:
+            yield next(sequences) if isinstance(item, Sample) else item
+
+
+def _kinds(findings: tuple[Finding, ...]) -> Mapping[str, Any]:
+    return dict(Counter({finding.kind for finding in findings}))

@@ -1,0 +1,127 @@
+"""The labels that TRL's SFTTrainer would train on (TRL 1.16, `SFTConfig` defaults but for what is
+said here). Written from its behaviour, and held to it by `make test-trl`; TRL is not imported.
+
+- A pair: prompt and prompt + completion are each tokenized with the tokenizer's special tokens; the
+  loss falls on what follows their longest common beginning. EOS is put after a completion that does
+  not end with it.
+- A chat: the template's rendering; the loss falls on every token, or with `assistant_only` on the
+  template's `{% generation %}` marks.
+- Then the sequence is cut to `max_length` at its end, and dropped if nothing that counts is left.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.errors import RowError
+from seqloss_cli.labels import Labels
+from seqloss_cli.records import IGNORED, Chat, Pair, Sample
+
+DEFAULT_MAX_LENGTH = 1024
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerLabels:
+    """What becomes of a row."""
+
+    labels: Labels | None
+    """None where the row is not trained on."""
+    note: str | None = None
+    """Why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrlTrainer:
+    tokenizer: Any
+    """As `AutoTokenizer` gives it."""
+    chat_template: str | None = None
+    assistant_only: bool = False
+    max_length: int | None = DEFAULT_MAX_LENGTH
+
+    def labels(self, sample: Sample) -> TrainerLabels:
+        """Of one row, as if it were the first of its data set."""
+        try:
+            ids, counted = self._tokenized(sample)
+        except RowError as error:
+            return TrainerLabels(None, error.message)
+        except Exception as error:  # whatever templates and tokenizers raise, training stops
+            return TrainerLabels(None, f"the trainer stops: {' '.join(str(error).split())[:200]}")
+        labels = np.where(counted, ids, IGNORED)
+        if self.max_length is not None:
+            ids, labels = ids[: self.max_length], labels[: self.max_length]
+            if not (labels != IGNORED).any():
+                return TrainerLabels(
+                    None, f"dropped: nothing that counts is in its first {len(ids)} tokens"
+                )
+        return TrainerLabels(Labels(ids, labels))
+
+    def _tokenized(self, sample: Sample) -> tuple[Any, Any]:
+        if sample.chat is None:
+            assert sample.pair is not None
+            if self.assistant_only:
+                raise RowError("refused", "the trainer stops: assistant_only_loss is for chats")
+            return self._pair(sample.pair)
+        if sample.pair is not None:
+            return self._chat_pair(sample.chat)
+        ids, marked = self._rendered(sample.chat, sample.chat.messages)
+        return ids, marked if self.assistant_only else np.ones(len(ids), dtype=bool)
+
+    def _pair(self, pair: Pair) -> tuple[Any, Any]:
+        completion, eos = pair.separator + pair.response, self.tokenizer.eos_token
+        if eos is None:
+            raise RowError("refused", "the trainer stops: the tokenizer has no EOS to append")
+        if not completion.endswith(eos):
+            completion += eos
+        prompt = np.array(self.tokenizer(pair.prompt)["input_ids"], dtype=np.int64)
+        joint = np.array(self.tokenizer(pair.prompt + completion)["input_ids"], dtype=np.int64)
+        return joint, np.arange(len(joint)) >= _common(prompt, joint)
+
+    def _chat_pair(self, chat: Chat) -> tuple[Any, Any]:
+        prompt, _ = self._rendered(chat, chat.messages[:-1], generation_prompt=True)
+        joint, marked = self._rendered(chat, chat.messages)
+        counted = np.arange(len(joint)) >= _common(prompt, joint)
+        return joint, counted & marked if self.assistant_only else counted
+
+    def _rendered(
+        self, chat: Chat, messages: Any, generation_prompt: bool = False
+    ) -> tuple[Any, Any]:
+        """Ids, and which of them the template marks."""
+        marks = self.assistant_only and not generation_prompt
+        template = self.chat_template
+        if template is None:
+            template = self.tokenizer.get_chat_template(None, chat.tools)
+        if self.assistant_only and not _MARKS.search(template):
+            raise RowError(
+                "refused",
+                "the trainer stops, or replaces the chat template if it knows it: it has no "
+                "{% generation %} marks for assistant_only_loss",
+            )
+        padding = {} if self.tokenizer.pad_token else {"pad_token": self.tokenizer.eos_token}
+        found = self.tokenizer.apply_chat_template(
+            list(messages),
+            tools=chat.tools,
+            chat_template=template,
+            add_generation_prompt=generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=marks,
+            **{**padding, **chat.template_kwargs},
+        )
+        ids = np.array(found["input_ids"], dtype=np.int64)
+        if not marks:
+            return ids, np.ones(len(ids), dtype=bool)
+        marked = np.array(found["assistant_masks"], dtype=bool)
+        if not marked.any():
+            raise RowError("refused", "the trainer stops: no token is the assistant's")
+        return ids, marked
+
+
+def _common(a: Any, b: Any) -> int:
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
