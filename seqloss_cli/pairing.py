@@ -163,6 +163,10 @@ class PairTokenization:
         """A token counts where it covers part of a scored span; one that reaches over its edge is
         counted in the flag `span_merged`."""
         assert sample.chat is not None
+        if self._tokenization.policy.eos:
+            raise RowError(
+                "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
+            )
         ids = _ids(encoded, chat.text)
         offsets, flags = self._tokenization.cover(chat.text, ids)
         flags = {**sample.flags, **flags}

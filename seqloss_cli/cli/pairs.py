@@ -132,6 +132,8 @@ def choose_pairs(context: typer.Context) -> PairPolicy:
     values = context.params
     if values["separator"] and values["chat"]:
         raise UsageError("--separator is for plain pairs; with --chat the template separates them")
+    if values["eos"] and values["chat"]:
+        raise UsageError("--eos is for plain pairs; with --chat the template ends the turns")
     template: Path | None = values["chat_template"]
     return PairPolicy(
         boundary=str(values["boundary"]),  # type: ignore[arg-type]  # typer knows the choices

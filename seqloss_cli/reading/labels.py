@@ -47,12 +47,15 @@ class LabelFile:
 
     def count_unused(self) -> int:
         """Rows that belong to no input."""
-        return len(self._kept) + sum(1 for _ in self._next_rows())
+        n_left = 0
+        while self._next_row() is not None:
+            n_left += 1
+        return len(self._kept) + n_left
 
     def _row(self, identity: str) -> _LabelRow | None:
         if self._by_id and identity in self._kept:
             return self._kept.pop(identity)
-        for row in self._next_rows():
+        while (row := self._next_row()) is not None:
             if self._by_id is None:
                 self._by_id = row.id is not None
             if not self._by_id or row.id == identity:
@@ -60,11 +63,12 @@ class LabelFile:
             self._kept[row.id] = row
         return None
 
-    def _next_rows(self) -> Iterator[_LabelRow]:
+    def _next_row(self) -> _LabelRow | None:
         try:
-            yield from self._rows
+            return next(self._rows, None)
         except RowError as error:
             self._broken = RowError(error.reason, f"{self._source} {error.message}")
+            return None
 
     def _read(self, max_bytes: int) -> Iterator[_LabelRow]:
         with open_input(self._name) as (stream, _):
