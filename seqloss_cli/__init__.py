@@ -12,11 +12,12 @@ from seqloss_cli.config import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 from seqloss_cli.errors import RunError, SeqlossError, UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.api import Scorer, cond, score
+    from seqloss_cli.api import cond, score
     from seqloss_cli.backend import Wants
     from seqloss_cli.conditional import ChainRule, chain_rule
     from seqloss_cli.metrics import Totals, totals_of
     from seqloss_cli.records import Chat, Pair, Rejected, Sample, SequenceScore
+    from seqloss_cli.scorer import Scorer
 
 __all__ = [
     "BatchPolicy",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Scorer": "api",
+    "Scorer": "scorer",
     "cond": "api",
     "score": "api",
     "ChainRule": "conditional",

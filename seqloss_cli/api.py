@@ -10,18 +10,14 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.backend import Wants
-from seqloss_cli.checkpoint import load_checkpoint, load_tokenizer_only, window_policy
 from seqloss_cli.config import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_MODEL,
@@ -29,165 +25,11 @@ from seqloss_cli.config import (
     ModelChoice,
     PairPolicy,
     TokenPolicy,
-    WindowPolicy,
-    require_whole,
 )
 from seqloss_cli.errors import UsageError
-from seqloss_cli.masking import tokenized
-from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.reading import checked_pair, text_sample
-from seqloss_cli.records import Outcome, Pair, Rejected, RunInfo, Sample, TokenSequence
-from seqloss_cli.scoring import OnProgress, ignore_progress, read_ahead, score_samples
-from seqloss_cli.tokenization import Tokenization
-
-
-class Scorer:
-    """A loaded model with the policies of a run.
-
-    Raises RunError when the model cannot be loaded and UsageError when options do not fit it.
-    `warnings` holds what should be said on stderr.
-    """
-
-    def __init__(
-        self,
-        choice: ModelChoice,
-        policy: TokenPolicy | None = None,
-        context: int | None = None,
-        stride: int | None = None,
-        batches: BatchPolicy | None = None,
-        pairs: PairPolicy | None = None,
-    ) -> None:
-        """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
-        policy, self.batches = policy or TokenPolicy(), batches or BatchPolicy()
-        checkpoint = load_checkpoint(choice)
-        from seqloss_cli.engine import Engine
-
-        self.checkpoint = checkpoint
-        self.windows = window_policy(checkpoint, context, stride)
-        self.tokenization = Tokenization(
-            checkpoint.tokenizer, policy, checkpoint.n_ids, checkpoint.bos_id, checkpoint.eos_id
-        )
-        self.pairing: PairTokenization | None = None
-        if pairs is not None:
-            self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
-        self.engine = Engine(
-            checkpoint.model, self.windows.context, share_prefix=self.batches.share_prefix
-        )
-        self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
-
-    def score(
-        self,
-        items: Iterable[Sample | Rejected],
-        wants: Wants | None = None,
-        on_progress: OnProgress = ignore_progress,
-    ) -> Iterator[Outcome]:
-        """A score or a rejection for each item, in order, as soon as it is ready.
-
-        Raises UsageError when more alternatives are wanted than the model has ids.
-        """
-        wants = wants or Wants()
-        require_whole("--top-k", wants.top_k, 0)
-        if wants.top_k > self.checkpoint.n_ids:
-            raise UsageError(
-                f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
-            )
-        tokenize = (self.pairing or self.tokenization).tokenize
-        return score_samples(
-            items, tokenize, self.engine, self.windows, wants, self.batches, on_progress
-        )
-
-    def run_info(self, command: str = "api") -> RunInfo:
-        import torch
-
-        checkpoint = self.checkpoint
-        return replace(
-            _run_info(command, self.tokenization, checkpoint.tokenizer_name, self.pairing),
-            model=checkpoint.name,
-            revision=checkpoint.revision,
-            weights_sha256=checkpoint.weights_sha256,
-            dtype=checkpoint.dtype,
-            device=checkpoint.device,
-            threads=torch.get_num_threads(),
-            context=self.windows.context,
-            context_source=self.windows.context_source,
-            stride=None if self.pairing else self.windows.stride,
-            share_prefix=self.engine.longest_shared > 0,
-            batch_tokens=self.batches.tokens,
-            path=self.engine.path,
-            gold="one-hot",
-        )
-
-
-class PairTokens:
-    """Pairs and chats as token sequences, without a model: no weights are loaded.
-
-    Raises RunError when there is no tokenizer and UsageError when options do not fit it.
-    """
-
-    def __init__(
-        self,
-        choice: ModelChoice,
-        policy: TokenPolicy | None = None,
-        pairs: PairPolicy | None = None,
-        context: int | None = None,
-    ) -> None:
-        found = load_tokenizer_only(choice)
-        self._name = found.name
-        self.tokenization = Tokenization(
-            found.tokenizer, policy or TokenPolicy(), found.n_ids, found.bos_id, found.eos_id
-        )
-        self.windows: WindowPolicy | None = None
-        if context is not None or found.max_context is not None:
-            self.windows = window_policy(found, context, None)
-        longest = None if self.windows is None else self.windows.context + 1
-        self.pairing = PairTokenization(self.tokenization, pairs or PairPolicy(), longest)
-        self.warnings = [*found.warnings, *self.tokenization.warnings]
-
-    def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
-        """A sequence or a rejection for each item, in order."""
-        return tokenized(read_ahead(items), self.pairing.tokenize)
-
-    def run_info(self, command: str = "api") -> RunInfo:
-        info = _run_info(command, self.tokenization, self._name, self.pairing)
-        if self.windows is None:
-            return info
-        windows = self.windows
-        return replace(info, context=windows.context, context_source=windows.context_source)
-
-
-def _run_info(
-    command: str, tokenization: Tokenization, tokenizer_name: str, pairing: PairTokenization | None
-) -> RunInfo:
-    """What is known without a model."""
-    bos_id, policy = tokenization.bos_id, tokenization.policy
-    return RunInfo(
-        command=command,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=None,
-        revision=None,
-        weights_sha256=None,
-        tokenizer=tokenizer_name,
-        tokenizer_sha256=tokenization.sha256,
-        dtype=None,
-        device=None,
-        threads=None,
-        bos=policy.bos,
-        bos_token_id=bos_id,
-        bos_token=None if bos_id is None else tokenization.name_token(bos_id),
-        eos=policy.eos,
-        eos_token_id=tokenization.eos_id,
-        special_tokens=policy.special_tokens,
-        context=None,
-        context_source=None,
-        stride=None,
-        boundary=None if pairing is None else pairing.policy.boundary,
-        pairs=None if pairing is None else pairing.described(),
-        share_prefix=False,
-        batch_tokens=None,
-        path=None,
-        gold=None,
-        versions=_versions(),
-    )
+from seqloss_cli.records import Outcome, Pair, Rejected, Sample
+from seqloss_cli.scorer import Scorer
 
 
 def score(
@@ -295,8 +137,3 @@ def _checked_sample(sample: Sample) -> Sample | Rejected:
     if ids.ndim != 1 or (labels is not None and labels.shape != ids.shape):
         raise UsageError(f"sample {sample.id!r}: labels must be as many as input_ids, in one row")
     return replace(sample, input_ids=ids, labels=labels)
-
-
-def _versions() -> dict[str, str]:
-    names = ("seqloss", "torch", "transformers", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

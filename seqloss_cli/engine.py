@@ -5,32 +5,25 @@ Three paths, tried in this order, the first that equals a plain forward being us
    positions only, a bounded number at a time;
 2. single: the same, one row at a time (models whose states or positions mind the padding);
 3. plain: `model(ids).logits`, one row at a time (heads that cannot be run on their own).
-
-Shape letters: B rows, T positions, M scored positions, R of them at a time, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from seqloss_cli.backend import Batch, Branches, TokenScores, Wants
+from seqloss_cli.backend import Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import RunError
-from seqloss_cli.head import score_positions
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
+from seqloss_cli.running import PATHS, Runner, RunPath
 from seqloss_cli.sharing import SHORTEST_TRUNK
 
 T = TypeVar("T")
-RunPath = Literal["batched", "single", "plain"]
-PATHS: tuple[RunPath, ...] = ("batched", "single", "plain")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models
 run in float32 whatever it is)."""
@@ -38,21 +31,6 @@ _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
 _REACHES = ("sliding_window", "attention_chunk_size", "window_size")
 """How far layers look back, by the names that configurations have for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _BackboneOutput:
-    """What a backbone returns, as far as a head looks at it: hidden states, nothing else."""
-
-    last_hidden_state: Tensor
-
-    def __getitem__(self, index: Any) -> Any:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return
 
 
 class Engine:
@@ -73,14 +51,17 @@ class Engine:
         self.model = model
         self.warnings: list[str] = []
         self._backbones = _possible_backbones(model)
-        self._backbone = self._backbones[0] if self._backbones else None
-        self._vocabulary: int | None = None  # as wide as the first logits turn out to be
-        self.path: RunPath = path or "plain"
+        first = self._backbones[0] if self._backbones else None
+        self._runner = Runner(model, first, path or "plain")
         self._longest_shared = 0
         if path is None:
-            self.path = self._at_load(lambda: self._choose_path(min(12, max_tokens)))
+            self._runner.path = self._at_load(lambda: self._choose_path(min(12, max_tokens)))
         if share_prefix and not self.one_row:
             self._longest_shared = self._at_load(lambda: self._choose_longest_shared(max_tokens))
+
+    @property
+    def path(self) -> RunPath:
+        return self._runner.path
 
     @property
     def one_row(self) -> bool:
@@ -97,7 +78,7 @@ class Engine:
         Raises RunError when memory does not suffice, naming what helps.
         """
         try:
-            return self._score(batch, wants)
+            return self._runner.score(batch, wants)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,74 +87,6 @@ class Engine:
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
             ) from error
-
-    def _score(self, batch: Batch, wants: Wants) -> TokenScores:
-        assert not self.one_row or len(batch.input_ids) == 1
-        sources_M, targets_M = self._on_device(batch.sources), self._on_device(batch.targets)
-        if self.path == "plain":
-            ids_BT = self._on_device(batch.input_ids)
-            logits_TV = self.model(input_ids=ids_BT, use_cache=False).logits[0]
-            logits_MV = logits_TV[sources_M]
-            return score_positions(
-                lambda rows: logits_MV[rows], targets_M, logits_MV.shape[1], wants
-            )
-        hidden_MD = self._hidden(batch)[sources_M]
-        if self._vocabulary is None:
-            self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
-        return score_positions(
-            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, self._vocabulary, wants
-        )
-
-    def _hidden(self, batch: Batch) -> Tensor:
-        """The hidden states of all fed positions, in the order that `batch.sources` counts."""
-        assert self._backbone is not None
-        ids_BT = self._on_device(batch.input_ids)
-        if not batch.branches:
-            hidden_BTD: Tensor = self._backbone(input_ids=ids_BT, use_cache=False)[0]
-            return hidden_BTD.flatten(0, 1)
-        from transformers import DynamicCache
-
-        cache, width = DynamicCache(), ids_BT.shape[1]
-        hidden = [self._backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
-        lengths_B = self._on_device(batch.lengths)
-        for branches in batch.branches:
-            hidden.append(
-                self._backbone(
-                    input_ids=self._on_device(branches.input_ids),
-                    position_ids=self._on_device(branches.position_ids),
-                    attention_mask=self._mask(lengths_B, width, branches),
-                    past_key_values=cache,
-                    use_cache=True,
-                )[0]
-            )
-            cache.crop(-branches.input_ids.shape[1])
-        return torch.cat([hidden_BRD.flatten(0, 1) for hidden_BRD in hidden])
-
-    def _mask(self, lengths_B: Tensor, width: int, branches: Branches) -> Tensor:
-        """B x 1 x R x (T + R), 0 where a token of a branch sees: its trunk, and what comes before
-        it in its own branch. Padding sees the trunk, so that no row of the mask is empty."""
-        numbers_BR = self._on_device(branches.numbers)
-        n_rows, n_branch = numbers_BR.shape
-        device = lengths_B.device
-        trunk_BT = torch.arange(width, device=device) < lengths_B[:, None]
-        same_BRR = numbers_BR[:, :, None] == numbers_BR[:, None, :]
-        own_BRR = same_BRR & (numbers_BR >= 0)[:, None, :]
-        own_BRR &= torch.ones(n_branch, n_branch, dtype=torch.bool, device=device).tril()
-        sees = torch.cat([trunk_BT[:, None].expand(n_rows, n_branch, width), own_BRR], dim=2)
-        mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)
-        return mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)[:, None]
-
-    def _logits_of(self, hidden_RD: Tensor) -> Tensor:
-        """The model's own forward with its backbone replaced: soft caps, scales and biases that
-        stand between hidden states and logits are applied, whatever they are."""
-        assert self._backbone is not None
-        with _returning(self._backbone, _BackboneOutput(hidden_RD[None])):
-            ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
-            logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
-            return logits
-
-    def _on_device(self, array: Ints) -> Tensor:
-        return torch.from_numpy(array).to(self.model.device)
 
     # -- the checks at load -----------------------------------------------------------------
 
@@ -209,7 +122,7 @@ class Engine:
         probes, expected = [_probe(ids, skipped), short], [plain[skipped:], plain_short]
         for path in PATHS[1:-1] if _rope_minds_length(self.model) else PATHS[:-1]:
             for backbone in self._backbones:
-                self.path, self._backbone = path, backbone
+                self._runner = Runner(self.model, backbone, path)
                 if self._agrees(probes, expected):
                     return self._said(path)
         return self._said("plain")
@@ -242,7 +155,7 @@ class Engine:
         policy = BatchPolicy(share_prefix=longest_shared > 0)
         losses = [np.empty(0)] * len(probes)
         for batch in plan_batches(probes, windows, policy, self.one_row, longest_shared):
-            scores = self._score(batch, Wants())
+            scores = self._runner.score(batch, Wants())
             for part in batch.parts:
                 losses[part.sequence] = scores.losses[part.scores]
         return losses
@@ -305,20 +218,6 @@ def _possible_backbones(model: Any) -> list[Any]:
         if candidate is not None and candidate is not model and candidate not in found:
             found.append(candidate)
     return found
-
-
-@contextmanager
-def _returning(module: Any, output: Any) -> Iterator[None]:
-    """While it lasts, calling the module returns `output`."""
-    replaced = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del module.forward
-        else:
-            module.forward = replaced
 
 
 def _probe_ids(n_tokens: int, n_ids: int) -> Ints:

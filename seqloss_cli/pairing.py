@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.chats import ChatTemplate, RenderedChat
+from seqloss_cli.chat_templates import ChatTemplate
+from seqloss_cli.chats import RenderedChat, render_chat
 from seqloss_cli.config import PairPolicy
 from seqloss_cli.errors import RowError
 from seqloss_cli.records import (
-    Bools,
-    Boundary,
     Flags,
     Ints,
     Pair,
@@ -28,6 +27,7 @@ from seqloss_cli.records import (
     Turn,
     rejection,
 )
+from seqloss_cli.seams import boundary_of, first_response_token, tokens_of_span
 from seqloss_cli.spans import char_end_bytes
 from seqloss_cli.tokenization import Tokenization
 
@@ -42,9 +42,7 @@ class PairTokenization:
 
     def __init__(self, tokenization: Tokenization, policy: PairPolicy, longest: int | None) -> None:
         self._tokenization, self.policy, self._longest = tokenization, policy, longest
-        self._template = ChatTemplate(
-            tokenization.vocabulary, policy.chat_template, policy.turns, policy.end_of_turn
-        )
+        self._template = ChatTemplate(tokenization.vocabulary.tokenizer, policy.chat_template)
 
     def described(self) -> dict[str, Any]:
         """The policies, for the run's record."""
@@ -74,8 +72,13 @@ class PairTokenization:
         return results
 
     def _rendered(self, sample: Sample) -> RenderedChat | RowError | None:
+        control, policy = self._tokenization.vocabulary.special_text, self.policy
         try:
-            return None if sample.chat is None else self._template.render(sample.chat)
+            if sample.chat is None:
+                return None
+            return render_chat(
+                self._template, sample.chat, control, policy.turns, policy.end_of_turn
+            )
         except RowError as error:
             return error
 
@@ -116,7 +119,7 @@ class PairTokenization:
         ids, prompt_ids = _ids(encoded, pair.text), _ids(encoded, pair.prompt)
         offsets, flags = self._tokenization.cover(pair.text, ids)
         first = first_response_token(offsets, seam)
-        meeting = Seam(_boundary(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
+        meeting = Seam(boundary_of(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
 
         def joint() -> TokenSequence:
             return self._pair_sequence(sample, pair, ids, offsets, first, flags, meeting)
@@ -182,17 +185,23 @@ class PairTokenization:
         if chat.n_changed:
             flags["content_changed"] = chat.n_changed
         sequence = self._tokenization.between(sample, chat.text, ids, offsets, mask, flags)
-        ids = sequence.token_ids[:2].tolist()
-        if sequence.begins_with_bos and ids[1:] == ids[:1]:
-            raise RowError(
-                "double_bos",
-                "the rendered chat begins with two BOS: the chat template adds one to one that is "
-                "there",
-            )
+        self._check_bos(sequence)
         sequence = _without_bos(sequence)
         self._check_mask(sequence, chat)
         ends = byte_at[list(chat.turn_ends)]
         return replace(sequence, seam=self._chat_seam(sample.chat.messages, sequence, chat, ends))
+
+    def _check_bos(self, sequence: TokenSequence) -> None:
+        """Exactly one: a second may stand beside it, or behind what a template writes before it."""
+        bos, *others = sequence.token_ids.tolist()
+        ends_turns = bos == self._tokenization.eos_id
+        twice = others[:1] == [bos] or (bos in others and sequence.bos != "text" and not ends_turns)
+        if sequence.begins_with_bos and twice:
+            raise RowError(
+                "double_bos",
+                "the rendered chat has two BOS: the chat template adds one to one that is there, "
+                "or writes something before it (--bos never)",
+            )
 
     def _check_mask(self, sequence: TokenSequence, chat: RenderedChat) -> None:
         text_tokens = sequence.loss_mask[int(sequence.begins_with_bos) :]
@@ -220,8 +229,15 @@ class PairTokenization:
             Turn(role, start, end)
             for role, start, end in zip(roles, [0, *ends], ends, strict=False)
         )
-        n_words = sum(len(chat.text[start:end].split()) for start, end in chat.scored)
-        return Seam(None, not chat.text[: chat.scored[0][0]], n_words, turns=turns)
+        control = self._tokenization.vocabulary.special_text
+        spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
+        return Seam(
+            boundary=None,
+            empty_prompt=chat.scored[0][0] == 0,
+            n_words=sum(len(span.split()) for span in spans),
+            n_spans=len(chat.scored),
+            turns=turns,
+        )
 
     # -- length, and what else is scored ------------------------------------------------------
 
@@ -268,31 +284,11 @@ class PairTokenization:
         )
 
 
-def _boundary(joint: list[int], prompt: list[int], offsets: Ints, seam: int) -> Boundary:
-    """How the texts meet in the joint tokenization, whichever policy runs."""
-    first = first_response_token(offsets, seam)
-    if first < len(joint) and offsets[first] < seam:
-        return "merged"
-    return "clean" if joint[:first] == prompt else "differs"
-
-
 def _without_bos(sequence: TokenSequence) -> TokenSequence:
     """BOS is the prompt's, wherever it was written."""
     mask = sequence.loss_mask.copy()
     mask[: int(sequence.begins_with_bos)] = False
     return replace(sequence, loss_mask=mask)
-
-
-def first_response_token(offsets: Ints, seam: int) -> int:
-    """The first token that begins at the seam or after it, or straddles it (rule 9)."""
-    of_response = (offsets[:-1] >= seam) | (offsets[1:] > seam)
-    return int(np.argmax(of_response)) if of_response.any() else len(of_response)
-
-
-def tokens_of_span(offsets: Ints, start: int, end: int) -> Bools:
-    """Tokens that cover, or stand in front of, a byte of the span [start, end)."""
-    inside: Bools = ((offsets[:-1] >= start) | (offsets[1:] > start)) & (offsets[:-1] < end)
-    return inside
 
 
 def _response_alone(sequence: TokenSequence) -> TokenSequence | None:

@@ -124,6 +124,8 @@ class Seam:
     """No text stands before the response."""
     n_words: int
     """Words of the response."""
+    n_spans: int = 1
+    """Stretches of text that are scored."""
     n_dropped: int = 0
     """Tokens that were cut from the start of the prompt."""
     turns: tuple[Turn, ...] = ()

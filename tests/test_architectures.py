@@ -22,8 +22,9 @@ from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
 from seqloss_cli.backend import Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.engine import PATHS, Engine
+from seqloss_cli.engine import Engine
 from seqloss_cli.records import SequenceScore
+from seqloss_cli.running import PATHS
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization import Tokenization
 

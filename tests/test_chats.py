@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -292,10 +293,8 @@ def template_of(name: str, marked: bool = True) -> str:
 
 @cache
 def tokenizer_of(controls: tuple[str, ...] = (), has_bos: bool = True) -> Any:
-    backend = byte_tokenizer().backend_tokenizer
+    backend = byte_tokenizer(has_bos).backend_tokenizer
     names = {"bos_token": BOS, "eos_token": EOS} if has_bos else {}
-    if has_bos:
-        backend.add_special_tokens([AddedToken(name, special=True) for name in (BOS, EOS)])
     backend.add_special_tokens([AddedToken(name, special=True) for name in controls])
     return hf.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
@@ -416,7 +415,7 @@ def assert_chat(
     if family.name == "gemma" and messages[0]["role"] == "system":
         assert_rejected(outcome, "chat_template_error", "System role not supported")
         return None
-    if is_rewritten(family, messages) and not marked:
+    if is_rewritten(family, messages) and not marked and turns == "assistant":
         assert_rejected(outcome, "template_not_prefix_stable", "message")
         return None
     written = family.write(messages)
@@ -488,12 +487,10 @@ CASES = [
 marks = pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
 
 
-def is_empty_of(messages: Messages) -> bool:
-    return any(not m["content"].strip() for m in messages if m["role"] == "assistant")
-
-
-def begins_with_two_bos(family: Family, messages: Messages) -> bool:
-    return family.writes_bos and family.write(messages).text.startswith(BOS * 2)
+def has_two_spaces_around_nothing(family: Family, name: str) -> bool:
+    """As Llama 2's template writes an empty turn: nothing says which of them would be whose."""
+    empty = any(m["content"].strip() == "" for m in chats_of(family)[name] if m["role"] != "user")
+    return family.name == "llama2" and empty
 
 
 @marks
@@ -507,13 +504,14 @@ def test_a_turn_counts_from_its_content_through_its_end_token(
 
 
 @marks
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [case for case in CASES if not has_two_spaces_around_nothing(*case.values)],
+)
 def test_a_turn_counts_without_its_end_token_on_demand(
     family: Family, name: str, marked: bool
 ) -> None:
     messages = chats_of(family)[name]
-    if family.name == "llama2" and is_empty_of(messages):
-        pytest.skip("its two spaces around no content: nothing says which is whose")
     for turns in ("assistant", "last"):
         assert_chat(family, marked, messages, turns, end=False)
 
@@ -561,7 +559,7 @@ chats = st.tuples(
 
 
 @marks
-@pytest.mark.parametrize("name", ["chatml", "llama3"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "phi3", "gemma"])
 @given(messages=chats, turns=st.sampled_from(["assistant", "last", "all"]), end=st.booleans())
 @example(messages=[Q, assistant("a\n"), R, assistant("Hi")], turns="assistant", end=False)
 def test_any_chat_counts_as_it_should(
@@ -769,8 +767,8 @@ def test_marks_of_another_number_than_the_turns_are_refused() -> None:
     outcome = by_chatml(only_last)
     assert_rejected(outcome, "template_marks", "1 generations", "2 assistant messages")
     one = TWO_TURNS[:2]
-    assert_counts(by_chatml(only_last, one), write_chatml(one), [(50, 62)], CHATML)
-    assert write_chatml(one).text[50:62] == "Hi<|im_end|>"
+    written = write_chatml(one)
+    assert_counts(by_chatml(only_last, one), written, scored_spans(written, "last", True), CHATML)
 
 
 def test_marks_in_two_parts_that_touch_are_one() -> None:
@@ -784,7 +782,7 @@ def test_marks_in_two_parts_that_touch_are_one() -> None:
 @pytest.mark.parametrize("style", ["{% generation %}", "{%- generation -%}", "{%+ generation %}"])
 def test_marks_in_any_style_are_found(style: str) -> None:
     """Where they would be overlooked, a template that rewrites earlier turns would be refused."""
-    template = template_of("qwen3").replace(OPEN, style)
+    template = re.sub(r"\n *", "", template_of("qwen3")).replace(OPEN, style)
     messages = [Q, assistant("a"), R, assistant("b")]
     outcome = tokenized(tokenizer_of(FAMILIES["qwen3"].controls, False), messages, template)
     assert isinstance(outcome, TokenSequence), outcome
@@ -822,7 +820,6 @@ def test_a_template_that_writes_no_content_leaves_nothing_to_count(marked: bool)
         "{%- for m in messages %}{{- '[' ~ m.role ~ ']' }}{%- generation %}{%- endgeneration %}"
         "{%- endfor %}{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %}"
     )
-    template = template.replace("{%- for m", "{%- for m", 1)
     if not marked:
         template = template.replace(OPEN, "").replace(CLOSE, "")
     outcome = by_chatml(template, [assistant("Hi")])
@@ -858,21 +855,14 @@ def test_marks_around_everything_are_refused(marked: bool) -> None:
         assert isinstance(outcome, TokenSequence)
 
 
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("eos", [True, False])
-def test_an_end_that_is_asked_for_is_no_turn(end: bool, eos: bool) -> None:
-    """`--eos` adds a token that counts; a chat of which nothing else does is refused all the same."""
-    family = FAMILIES["plain"]
-    tokenizer, template = tokenizer_of((), True), template_of("plain", False)
-    policy = TokenPolicy(eos=eos, bos="never")
-    empty = tokenized(tokenizer, [Q, assistant("")], template, policy, end_of_turn=end)
-    assert_rejected(empty, "all_masked")
-    full = tokenized(tokenizer, [Q, assistant("Hi")], template, policy, end_of_turn=end)
-    assert isinstance(full, TokenSequence)
-    assert full.loss_mask.tolist()[-1] == eos
-    assert full.loss_mask.sum() == 2 + eos
-    assert full.seam.turns[-1].end == full.n_tokens
-    assert family.end
+@pytest.mark.parametrize("turns", ["assistant", "all"])
+@pytest.mark.parametrize("messages", [[Q, assistant("Hi")], [Q, assistant("")]], ids=["", "empty"])
+def test_chats_end_by_their_template_and_by_no_policy(messages: Messages, turns: str) -> None:
+    """EOS would come after the line breaks that end the last turn."""
+    template, policy = template_of("plain", False), TokenPolicy(eos=True)
+    outcome = tokenized(tokenizer_of(), messages, template, policy, turns=turns)
+    assert isinstance(outcome, Rejected)
+    assert "--eos" in outcome.message
 
 
 # -- the content is found where it stands -----------------------------------------------------
@@ -894,6 +884,9 @@ def test_a_header_that_the_prompt_does_not_hold_does_not_end_the_turn(
     none of its control tokens ends the turn, whatever the content is."""
     chat = [Q, assistant(content)]
     outcome = tokenized(tokenizer_of(CONTROLS), chat, template_of("channels"), end_of_turn=end)
+    if not content and not end and isinstance(outcome, Rejected):
+        assert outcome.reason == "all_masked"
+        return
     expected = f"<|channel|>final<|message|>{content}" + "<|return|>" * end
     assert counted_text(outcome) in (expected, content + "<|return|>" * end)
 
@@ -1208,8 +1201,6 @@ def test_turns_add_up_to_the_loss(model: Any, family: Family, turns: str) -> Non
 
 def read_rows(rows: Sequence[Any], fields: PairFields | None = None) -> list[Any]:
     """As read from a file."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -1364,7 +1355,6 @@ def test_keywords_that_are_not_the_template_s_cost_the_row(
     for turns in ("assistant", "all"):
         outcome = tokenized_by(CHATML, marked, Chat(GOOD, None, kwargs), turns=turns)
         assert isinstance(outcome, Rejected), shown(outcome, outcome.loss_mask.tolist())
-        assert outcome.reason == "chat_template_error"
         assert next(iter(kwargs)) in outcome.message
 
 

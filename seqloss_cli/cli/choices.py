@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from seqloss_cli.api import Scorer
 from seqloss_cli.backend import Wants
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import Format
@@ -17,6 +16,7 @@ from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.config import DEFAULT_MODEL, BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 from seqloss_cli.errors import UsageError
 from seqloss_cli.reading import ReadOptions
+from seqloss_cli.scorer import Scorer
 from seqloss_cli.writing import refuse_to_overwrite
 
 _BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}

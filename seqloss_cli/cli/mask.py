@@ -129,7 +129,6 @@ def _entries(
     ctx: typer.Context, items: Iterable[Sample | Rejected], bar: ProgressBar
 ) -> tuple[Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected]]:
     """The tokenization, what the run's record says, and sequences: with --loss their scores."""
-    from seqloss_cli.api import PairTokens
     from seqloss_cli.cli.choices import (
         choose_model,
         choose_tokenizer,
@@ -137,6 +136,7 @@ def _entries(
         load_scorer,
         say_warnings,
     )
+    from seqloss_cli.scorer import PairTokens
 
     pairs = p.choose_pairs(ctx)
     if ctx.params["loss"]:

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import typer
 from rich.console import Console
 
-from seqloss_cli.api import Scorer
 from seqloss_cli.backend import Wants
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import Format
@@ -23,6 +22,7 @@ from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.reading import ReadStats
 from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
 from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.scorer import Scorer
 from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (
     JsonlWriter,

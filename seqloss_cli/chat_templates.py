@@ -1,0 +1,120 @@
+"""Render chats with a chat template, whole or in part, and see what it writes around a message."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from seqloss_cli.errors import RowError
+from seqloss_cli.records import Chat
+
+Span = tuple[int, int]
+"""Characters [start, end) of a rendered text."""
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_STAND_IN = "\ue000seqloss\ue001"  # private use: no template treats it as anything but content
+_RESERVED = ("continue_final_message", "return_assistant_tokens_mask", "conversations")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, or another one given as text."""
+
+    def __init__(self, tokenizer: Any, given: str | None) -> None:
+        self._tokenizer, self._given = tokenizer, given
+
+    def text_for(self, tools: object) -> str:
+        """The template as text; some tokenizers have another one for chats with tools.
+
+        Raises RowError when there is none.
+        """
+        if self._given is not None:
+            return self._given
+        try:
+            template: str = self._tokenizer.get_chat_template(None, tools)
+        except ValueError as error:
+            raise RowError(
+                "no_chat_template",
+                "the tokenizer has no chat template for it; --chat-template FILE names one",
+            ) from error
+        return template
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the template; None where there is none."""
+        try:
+            return hashlib.sha256(self.text_for(None).encode()).hexdigest()
+        except RowError:
+            return None
+
+    def render(self, chat: Chat) -> Rendering:
+        """Raises RowError when there is no template or it does not take the chat."""
+        return Rendering(self._tokenizer, self.text_for(chat.tools), chat)
+
+
+class Rendering:
+    """A chat as the template writes it."""
+
+    def __init__(self, tokenizer: Any, template: str, chat: Chat) -> None:
+        self._tokenizer, self._template, self._chat = tokenizer, template, chat
+        self._has_marks = _MARKS.search(_COMMENT.sub("", template)) is not None
+        for name in _RESERVED:
+            if name in chat.template_kwargs:
+                raise RowError("chat_template_error", f"chat_template_kwargs must not hold {name}")
+        self.text, marks = self._render(chat.messages, False)
+        self.marks = _joined(marks) if self._has_marks else None
+        """What the template's own `{% generation %}` blocks wrote; None where it has none."""
+        if not self.text:
+            raise RowError("no_tokens", "the chat template makes nothing of it")
+
+    def beginning(self, n_messages: int, prompt: bool = False) -> str | None:
+        """The first messages rendered, with `prompt` and the prompt for an answer; None where the
+        template does not take them alone."""
+        return self._or_none(self._chat.messages[:n_messages], prompt)
+
+    def around(self, n: int) -> tuple[str, str] | None:
+        """What the template writes before and after the content of message n, when that is the
+        last; None where something other than the content depends on it."""
+        messages = [dict(message) for message in self._chat.messages[: n + 1]]
+        messages[n]["content"] = _STAND_IN
+        written = self._or_none(messages, False)
+        parts = () if written is None else written.split(_STAND_IN)
+        return (parts[0], parts[1]) if len(parts) == 2 else None
+
+    def _or_none(self, messages: Sequence[Any], prompt: bool) -> str | None:
+        try:
+            return self._render(messages, prompt)[0]
+        except RowError:
+            return None
+
+    def _render(self, messages: Sequence[Any], prompt: bool) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        known = [{key: v for key, v in message.items() if v is not None} for message in messages]
+        try:
+            texts, found = render_jinja_template(
+                conversations=[known],
+                tools=self._chat.tools,
+                chat_template=self._template,
+                return_assistant_tokens_mask=self._has_marks,
+                add_generation_prompt=prompt,
+                **{**self._tokenizer.special_tokens_map, **self._chat.template_kwargs},
+            )
+            texts[0].encode()
+        except Exception as error:  # whatever a template does
+            reason = " ".join(str(error).split())[:200]
+            raise RowError(
+                "chat_template_error", f"the chat template does not take it: {reason}"
+            ) from error
+        return texts[0], found[0] if self._has_marks else []
+
+
+def _joined(marks: list[Span]) -> list[Span]:
+    """Marks that touch are one."""
+    joined: list[Span] = []
+    for start, end in marks:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined

@@ -1,0 +1,127 @@
+"""Run a torch model: the ids of a batch in, the scores of its targets out, by a given path.
+
+Shape letters: B rows, T positions, M scored positions, R of them at a time, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from seqloss_cli.backend import Batch, Branches, TokenScores, Wants
+from seqloss_cli.head import score_positions
+from seqloss_cli.records import Ints
+
+RunPath = Literal["batched", "single", "plain"]
+PATHS: tuple[RunPath, ...] = ("batched", "single", "plain")
+
+
+@dataclass(frozen=True, slots=True)
+class _BackboneOutput:
+    """What a backbone returns, as far as a head looks at it: hidden states, nothing else."""
+
+    last_hidden_state: Tensor
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return
+
+
+class Runner:
+    """A transformers causal LM and the way it is run: which of `PATHS`, with which `backbone`, the
+    module that turns ids into hidden states."""
+
+    def __init__(self, model: Any, backbone: Any, path: RunPath) -> None:
+        self.model, self.backbone, self.path = model, backbone, path
+        self._vocabulary: int | None = None  # as wide as the first logits turn out to be
+
+    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+        assert self.path == "batched" or len(batch.input_ids) == 1
+        sources_M, targets_M = self._on_device(batch.sources), self._on_device(batch.targets)
+        if self.path == "plain":
+            ids_BT = self._on_device(batch.input_ids)
+            logits_TV = self.model(input_ids=ids_BT, use_cache=False).logits[0]
+            logits_MV = logits_TV[sources_M]
+            return score_positions(
+                lambda rows: logits_MV[rows], targets_M, logits_MV.shape[1], wants
+            )
+        hidden_MD = self._hidden(batch)[sources_M]
+        if self._vocabulary is None:
+            self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
+        return score_positions(
+            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, self._vocabulary, wants
+        )
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """The hidden states of all fed positions, in the order that `batch.sources` counts."""
+        assert self.backbone is not None
+        ids_BT = self._on_device(batch.input_ids)
+        if not batch.branches:
+            hidden_BTD: Tensor = self.backbone(input_ids=ids_BT, use_cache=False)[0]
+            return hidden_BTD.flatten(0, 1)
+        from transformers import DynamicCache
+
+        cache, width = DynamicCache(), ids_BT.shape[1]
+        hidden = [self.backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
+        lengths_B = self._on_device(batch.lengths)
+        for branches in batch.branches:
+            hidden.append(
+                self.backbone(
+                    input_ids=self._on_device(branches.input_ids),
+                    position_ids=self._on_device(branches.position_ids),
+                    attention_mask=self._mask(lengths_B, width, branches),
+                    past_key_values=cache,
+                    use_cache=True,
+                )[0]
+            )
+            cache.crop(-branches.input_ids.shape[1])
+        return torch.cat([hidden_BRD.flatten(0, 1) for hidden_BRD in hidden])
+
+    def _mask(self, lengths_B: Tensor, width: int, branches: Branches) -> Tensor:
+        """B x 1 x R x (T + R), 0 where a token of a branch sees: its trunk, and what comes before
+        it in its own branch. Padding sees the trunk, so that no row of the mask is empty."""
+        numbers_BR = self._on_device(branches.numbers)
+        n_rows, n_branch = numbers_BR.shape
+        device = lengths_B.device
+        trunk_BT = torch.arange(width, device=device) < lengths_B[:, None]
+        same_BRR = numbers_BR[:, :, None] == numbers_BR[:, None, :]
+        own_BRR = same_BRR & (numbers_BR >= 0)[:, None, :]
+        own_BRR &= torch.ones(n_branch, n_branch, dtype=torch.bool, device=device).tril()
+        sees = torch.cat([trunk_BT[:, None].expand(n_rows, n_branch, width), own_BRR], dim=2)
+        mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)
+        return mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)[:, None]
+
+    def _logits_of(self, hidden_RD: Tensor) -> Tensor:
+        """The model's own forward with its backbone replaced: soft caps, scales and biases that
+        stand between hidden states and logits are applied, whatever they are."""
+        assert self.backbone is not None
+        with _returning(self.backbone, _BackboneOutput(hidden_RD[None])):
+            ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
+            logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
+            return logits
+
+    def _on_device(self, array: Ints) -> Tensor:
+        return torch.from_numpy(array).to(self.model.device)
+
+
+@contextmanager
+def _returning(module: Any, output: Any) -> Iterator[None]:
+    """While it lasts, calling the module returns `output`."""
+    replaced = module.__dict__.get("forward")
+    module.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del module.forward
+        else:
+            module.forward = replaced
