@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.chat_templates import ChatTemplate
+from seqloss_cli.chat_tokens import chat_sequence, without_bos
 from seqloss_cli.chats import RenderedChat, render_chat
 from seqloss_cli.config import PairPolicy
 from seqloss_cli.errors import RowError
@@ -24,11 +25,9 @@ from seqloss_cli.records import (
     Sample,
     Seam,
     TokenSequence,
-    Turn,
     rejection,
 )
-from seqloss_cli.seams import boundary_of, first_response_token, tokens_of_span
-from seqloss_cli.spans import char_end_bytes
+from seqloss_cli.seams import boundary_of, first_response_token
 from seqloss_cli.tokenization import Tokenization
 
 Encoded = Mapping[str, list[int] | RowError]
@@ -99,7 +98,10 @@ class PairTokenization:
         if isinstance(chat, RowError):
             raise chat
         if chat is not None:
-            return self._finished(self._chat_sequence(sample, chat, encoded))
+            ids = _ids(encoded, chat.text)
+            return self._finished(
+                chat_sequence(self._tokenization, sample, chat, ids, policy.turns)
+            )
         if sample.pair is None:
             raise RowError("no_pair", "has neither a prompt with a response nor messages")
         tokenized = self._pair_sequences(sample, sample.pair, encoded)
@@ -122,6 +124,8 @@ class PairTokenization:
         meeting = Seam(boundary_of(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
 
         def joint() -> TokenSequence:
+            if ids == prompt_ids:  # a tokenizer that drops characters dropped all of it
+                raise RowError("no_response_token", "the response has no token of its own")
             return self._pair_sequence(sample, pair, ids, offsets, first, flags, meeting)
 
         def separate() -> TokenSequence:
@@ -158,86 +162,7 @@ class PairTokenization:
         sequence = self._tokenization.between(sample, pair.text, ids, offsets, mask, flags)
         if sequence.bos == "text" and first == 0 and len(ids) == 1:
             raise RowError("no_response_token", "the response is nothing but BOS")
-        return replace(_without_bos(sequence), seam=seam)
-
-    # -- chats ------------------------------------------------------------------------------
-
-    def _chat_sequence(self, sample: Sample, chat: RenderedChat, encoded: Encoded) -> TokenSequence:
-        """A token counts where it covers part of a scored span; one that reaches over its edge is
-        counted in the flag `span_merged`."""
-        assert sample.chat is not None
-        if self._tokenization.policy.eos:
-            raise RowError(
-                "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
-            )
-        ids = _ids(encoded, chat.text)
-        offsets, flags = self._tokenization.cover(chat.text, ids)
-        flags = {**sample.flags, **flags}
-        byte_at = np.concatenate([[0], char_end_bytes(chat.text)])
-        mask = np.zeros(len(ids), dtype=bool)
-        n_merged = 0
-        for start, end in (byte_at[list(span)].tolist() for span in chat.scored):
-            inside = tokens_of_span(offsets, start, end)
-            mask |= inside
-            n_merged += int((inside & ((offsets[:-1] < start) | (offsets[1:] > end))).sum())
-        if n_merged:
-            flags["span_merged"] = n_merged
-        if chat.n_changed:
-            flags["content_changed"] = chat.n_changed
-        sequence = self._tokenization.between(sample, chat.text, ids, offsets, mask, flags)
-        self._check_bos(sequence)
-        sequence = _without_bos(sequence)
-        self._check_mask(sequence, chat)
-        ends = byte_at[list(chat.turn_ends)]
-        return replace(sequence, seam=self._chat_seam(sample.chat.messages, sequence, chat, ends))
-
-    def _check_bos(self, sequence: TokenSequence) -> None:
-        """Exactly one: a second may stand beside it, or behind what a template writes before it."""
-        bos, *others = sequence.token_ids.tolist()
-        ends_turns = bos == self._tokenization.eos_id
-        twice = others[:1] == [bos] or (bos in others and sequence.bos != "text" and not ends_turns)
-        if sequence.begins_with_bos and twice:
-            raise RowError(
-                "double_bos",
-                "the rendered chat has two BOS: the chat template adds one to one that is there, "
-                "or writes something before it (--bos never)",
-            )
-
-    def _check_mask(self, sequence: TokenSequence, chat: RenderedChat) -> None:
-        text_tokens = sequence.loss_mask[int(sequence.begins_with_bos) :]
-        if not text_tokens.any():
-            raise RowError(
-                "all_masked",
-                f"no token of it counts: the scored turns are empty in {chat.text!r:.200}",
-            )
-        if self.policy.turns != "all" and text_tokens.all():
-            raise RowError(
-                "nothing_masked",
-                f"every token of it counts, from {chat.text!r:.60} on: the chat template writes "
-                "nothing before the response (--score all takes it)",
-            )
-
-    def _chat_seam(
-        self, messages: Sequence[Mapping[str, str]], sequence: TokenSequence, chat: RenderedChat,
-        end_bytes: Ints,
-    ) -> Seam:  # fmt: skip
-        assert sequence.byte_offsets is not None
-        starts = sequence.byte_offsets[:-1]
-        ends = [*np.searchsorted(starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
-        roles = (message["role"] for message in messages)
-        turns = tuple(
-            Turn(role, start, end)
-            for role, start, end in zip(roles, [0, *ends], ends, strict=False)
-        )
-        control = self._tokenization.vocabulary.special_text
-        spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
-        return Seam(
-            boundary=None,
-            empty_prompt=chat.scored[0][0] == 0,
-            n_words=sum(len(span.split()) for span in spans),
-            n_spans=len(chat.scored),
-            turns=turns,
-        )
+        return replace(without_bos(sequence), seam=seam)
 
     # -- length, and what else is scored ------------------------------------------------------
 
@@ -282,13 +207,6 @@ class PairTokenization:
             flags={**sequence.flags, "truncated_left": excess},
             seam=replace(sequence.seam, n_dropped=excess, turns=turns),
         )
-
-
-def _without_bos(sequence: TokenSequence) -> TokenSequence:
-    """BOS is the prompt's, wherever it was written."""
-    mask = sequence.loss_mask.copy()
-    mask[: int(sequence.begins_with_bos)] = False
-    return replace(sequence, loss_mask=mask)
 
 
 def _response_alone(sequence: TokenSequence) -> TokenSequence | None:

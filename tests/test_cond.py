@@ -822,3 +822,38 @@ def test_figures_that_are_unknown_are_said_to_be(cond: Cond) -> None:
         assert re.match(r"ln Pr\(x\) +- ", x)
         assert re.match(r"ln Pr\(x,y\) +- *", xy)
         assert number_after("ln Pr(y|x)", lines) < 0
+
+
+# -- what is infinite, and what only one of two boundaries had to lose ----------------------------
+
+
+class WithInfinity(Counting):
+    """An engine to which the byte `~` is impossible."""
+
+    def score(self, batch: Any, wants: Wants) -> Any:
+        found = super().score(batch, wants)
+        found.losses[batch.targets == ids_of("~")[0]] = math.inf
+        return found
+
+
+def test_an_infinite_loss_makes_null_what_holds_it_and_is_flagged(engine: Engine) -> None:
+    in_response = one(WithInfinity(engine), "a prompt", "a ~")
+    assert rule_of(in_response).log_prob_x < 0
+    assert rule_of(in_response).log_prob_y_given_x is rule_of(in_response).log_prob_xy is None
+    assert totals_of(in_response).total_loss is None
+    assert totals_of(in_response).flags == {"inf_loss": 1}
+    in_prompt = one(WithInfinity(engine), "a ~ prompt", "abc")
+    assert rule_of(in_prompt).log_prob_x is rule_of(in_prompt).log_prob_xy is None
+    assert rule_of(in_prompt).log_prob_y_given_x < 0
+    assert totals_of(in_prompt).total_loss == math.fsum(in_prompt.losses[-3:])
+    assert totals_of(in_prompt).flags == {"inf_loss": 1}
+
+
+def test_what_was_cut_from_the_texts_apart_is_said(cond: Cond) -> None:
+    """Joint they fit the context; apart they have a token more."""
+    pair = ("--prompt", "of the The li", "--response", "st", "--context", 4, "--json")
+    assert sequence(cond(*pair))["flags"] == {}
+    only = sequence(cond(*pair, "--truncate", "left", "--boundary", "separate"))
+    assert only["flags"] == {"truncated_left": 1}
+    row = sequence(cond(*pair, "--truncate", "left", "--boundary", "compare"))
+    assert "truncated_left" in json.dumps(row)
