@@ -114,6 +114,9 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 
 
 def test_options_named_in_the_readme_exist(workplace: Path) -> None:
-    known = shell("COLUMNS=200 seqloss score --help", workplace).stdout
+    known = "".join(
+        shell(f"COLUMNS=200 seqloss {name} --help", workplace).stdout
+        for name in ("score", "cond", "mask")
+    )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

@@ -68,7 +68,7 @@ def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Te
     for t, text in enumerate(texts):
         loss = float(score.losses[t]) if score.scored[t] else None
         counts = bool(score.counted[t])
-        style = loss_style(loss) if counts else "dim"
+        style = loss_style(loss, score.sequence.seam is not None) if counts else "dim"
         row = [Text(str(t), style="dim")]
         if score.sequence.seam is not None:
             row.append(Text(*("y", "") if score.sequence.loss_mask[t] else ("x", "dim")))

@@ -26,11 +26,13 @@ _STYLES = (
 )
 
 
-def loss_style(loss: float | None) -> str:
-    """A rich style for a loss in nats."""
+def loss_style(loss: float | None, beside_masked: bool = False) -> str:
+    """A rich style for a loss in nats; `beside_masked`, where dim means masked, low ones are green
+    instead."""
     if loss is None:
         return "dim"
-    return next(style for bound, style in _STYLES if loss < bound or bound == math.inf)
+    style = next(style for bound, style in _STYLES if loss < bound or bound == math.inf)
+    return "green" if beside_masked and style == "dim" else style
 
 
 def visible(text: str) -> str:
