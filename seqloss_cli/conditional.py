@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.errors import RowError
-from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.metrics import Totals
 from seqloss_cli.records import Bools, SequenceScore, Turn
 
 _ROUNDING = 1e-9  # relative: a joint may have been added up by others
@@ -92,13 +92,15 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     return ChainRule(marginal, conditional, joint)
 
 
-def log_prob_y(score: SequenceScore) -> float | None:
-    """ln Pr(y) of exactly the response's ids after BOS (rule 14)."""
-    return None if score.alone is None else totals_of(score.alone).log_prob
+def log_prob_y(totals: Totals) -> float | None:
+    """ln Pr(y) of exactly the responses' ids after BOS (rule 14); None where one has no BOS."""
+    alone = totals.alone
+    return None if alone is None or alone.n_sequences < totals.n_pairs else alone.log_prob
 
 
-def pointwise_mutual_information(given: float | None, alone: float | None) -> float | None:
+def pointwise_mutual_information(totals: Totals) -> float | None:
     """ln Pr(y | x) - ln Pr(y), nats (rule 14)."""
+    given, alone = totals.log_prob, log_prob_y(totals)
     return None if given is None or alone is None else given - alone
 
 

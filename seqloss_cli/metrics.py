@@ -77,6 +77,8 @@ class Totals:
     """Name of a flag to how often it was raised."""
     boundaries: Mapping[str, int] = field(default_factory=dict)
     """Pairs whose texts meet in each of the ways."""
+    alone: Totals | None = None
+    """The responses without their prompts, where that was asked for (rule 14)."""
     other_boundary: Totals | None = None
     """The same pairs under the boundary policy that they are compared with."""
 
@@ -182,7 +184,7 @@ def totals_of(score: SequenceScore) -> Totals:
 def score_flags(score: SequenceScore) -> dict[str, int | bool]:
     """The sequence's flags with those that only its losses can tell."""
     flags = dict(score.sequence.flags)
-    if infinite := int(np.isinf(score.losses[score.counted]).sum()):
+    if infinite := int(np.isinf(score.losses[score.scored]).sum()):
         flags["inf_loss"] = infinite
     if not score.counted.any():
         flags["nothing_scored"] = True
@@ -231,5 +233,6 @@ def _pair_counts(score: SequenceScore) -> dict[str, Any]:
         "n_response_tokens": int(score.sequence.loss_mask.sum()),
         "n_pair_tokens": score.sequence.n_tokens,
         "boundaries": {} if seam.boundary is None else {seam.boundary: 1},
+        "alone": totals_of(score.alone) if score.alone else None,
         "other_boundary": totals_of(score.other_boundary) if score.other_boundary else None,
     }

@@ -106,9 +106,8 @@ class PairTokenization:
             raise RowError("no_pair", "has neither a prompt with a response nor messages")
         tokenized = self._pair_sequences(sample, sample.pair, encoded)
         if policy.boundary == "compare":
-            other = self._finished(tokenized["separate"]())
             joint = self._finished(tokenized["joint"]())
-            return replace(joint, other_boundary=replace(other, alone=None))
+            return _compared(joint, self._finished(tokenized["separate"]()))
         return self._finished(tokenized[policy.boundary]())
 
     # -- pairs ------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ class PairTokenization:
         meeting = Seam(boundary_of(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
 
         def joint() -> TokenSequence:
-            if ids == prompt_ids:  # a tokenizer that drops characters dropped all of it
+            if ids == prompt_ids and self._tokenization.encode([response]) == [[]]:
                 raise RowError("no_response_token", "the response has no token of its own")
             return self._pair_sequence(sample, pair, ids, offsets, first, flags, meeting)
 
@@ -189,7 +188,10 @@ class PairTokenization:
         if not sequence.begins_with_bos:
             cut = slice(0, excess)
         if first - kept_before < excess:
-            raise RowError("response_too_long", f"{much}, and the response is never cut")
+            raise RowError(
+                "response_too_long",
+                f"{much}: the response is never cut, nor the one token before it",
+            )
         assert sequence.byte_offsets is not None
         # The first token, which is never scored, stands for the bytes of those that were cut.
         offsets = np.delete(sequence.byte_offsets, cut)
@@ -207,6 +209,14 @@ class PairTokenization:
             flags={**sequence.flags, "truncated_left": excess},
             seam=replace(sequence.seam, n_dropped=excess, turns=turns),
         )
+
+
+def _compared(joint: TokenSequence, separate: TokenSequence) -> TokenSequence:
+    """Both ways to tokenize a pair; a cut of the other one is said, too."""
+    flags, cut = dict(joint.flags), separate.flags.get("truncated_left")
+    if cut is not None:
+        flags["separate_truncated_left"] = cut
+    return replace(joint, flags=flags, other_boundary=replace(separate, alone=None))
 
 
 def _response_alone(sequence: TokenSequence) -> TokenSequence | None:

@@ -19,7 +19,7 @@ from seqloss_cli.spans import word_bytes
 class WordLosses:
     words: list[str]
     losses: list[float | None]
-    """Nats; None where a token of the word has no loss that counts, or the word owns no token."""
+    """Nats; None where a token of the word has no loss, or the word owns no token."""
     byte_offsets: Ints
     """Shape words x 2: bytes [start, end) of each."""
     n_shared_tokens: int
@@ -41,9 +41,8 @@ def word_losses(score: SequenceScore) -> WordLosses | None:
     stop = sequence.n_tokens - (sequence.eos == "appended")
     owners = _owners(spans, offsets[first:stop])
     parts: list[list[float | None]] = [[] for _ in spans]
-    counted = score.counted
     for token, owner in enumerate(owners.tolist(), start=first):
-        parts[owner].append(float(score.losses[token]) if counted[token] else None)
+        parts[owner].append(float(score.losses[token]) if score.scored[token] else None)
     return WordLosses(
         words=text.split(),
         losses=[_sum_or_none(part) for part in parts],

@@ -141,8 +141,8 @@ def test_the_worked_examples_of_a_bigram_model() -> None:
     assert totals_of(unlikely).perplexity == pytest.approx(5, abs=1e-5)
     assert rule_of(likely).log_prob_x == pytest.approx(math.log(0.25), abs=1e-6)
     assert rule_of(likely).log_prob_xy == pytest.approx(math.log(0.25 * 0.8), abs=1e-6)
-    assert log_prob_y(likely) == pytest.approx(math.log(0.5), abs=1e-6)
-    pmi = pointwise_mutual_information(rule_of(likely).log_prob_y_given_x, log_prob_y(likely))
+    assert log_prob_y(totals_of(likely)) == pytest.approx(math.log(0.5), abs=1e-6)
+    pmi = pointwise_mutual_information(totals_of(likely))
     assert pmi == pytest.approx(math.log(0.8 / 0.5), abs=1e-6)
 
 
@@ -413,7 +413,7 @@ def test_a_scorer_gives_the_figures_of_the_command(cond: Cond) -> None:
     row = sequence(cond(*ONE, "--pmi", "--json"))
     assert row["log_prob_xy"] == rule_of(score).log_prob_xy
     assert row["token_losses"][1:] == score.losses[1:].tolist()
-    assert row["log_prob_y"] == log_prob_y(score)
+    assert row["log_prob_y"] == log_prob_y(totals_of(score))
     (outcome,) = seqloss_cli.cond([(PROMPT, RESPONSE)], pmi=True)
     assert rule_of(outcome) == rule_of(score)
     (bad,) = seqloss_cli.cond([(PROMPT, "")])

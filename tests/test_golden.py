@@ -1,6 +1,6 @@
 """`samples/` under the demo model, as it was when it was last looked at.
 
-`python tests/test_golden.py` writes the golden file anew; a changed number needs its own heading
+`python tests/test_golden.py` writes the golden files anew; a changed number needs its own heading
 in the changelog.
 """
 
@@ -17,20 +17,32 @@ from typer.testing import CliRunner
 from seqloss_cli.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "samples.json"
-COMMAND = [
-    *("score", "samples/text.txt", "samples/texts.jsonl", "--model", "demo", "--json"),
-    *("--keep-meta", "--ranks", "--entropy", "--top-k", "2", "--words", "--context-lengths"),
-    *("--eos", "--context", "48", "--stride", "16"),
-]
+GOLDEN = ROOT / "tests" / "golden"
+EVERYTHING = (
+    *("--model", "demo", "--json", "--keep-meta", "--ranks", "--entropy", "--top-k", "2"),
+    *("--words", "--context-lengths"),
+)
+TEMPLATE = ("--chat-template", "samples/chat.jinja")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "samples": (
+        *("score", "samples/text.txt", "samples/texts.jsonl", *EVERYTHING),
+        *("--eos", "--context", "48", "--stride", "16"),
+    ),
+    "pairs": (
+        *("cond", "samples/pairs.jsonl", *EVERYTHING, "--eos", "--pmi"),
+        *("--boundary", "compare", "--context", "16", "--truncate", "left"),
+    ),
+    "chats": ("cond", "samples/chats.jsonl", *EVERYTHING, *TEMPLATE),
+    "masks": ("mask", "samples/chats.jsonl", "--json", *TEMPLATE, "--like", "trl", "--loss"),
+}
 VOLATILE = ("started_at", "versions", "threads")
 
 
-def current() -> dict[str, Any]:
+def current(command: tuple[str, ...]) -> dict[str, Any]:
     previous = Path.cwd()
     os.chdir(ROOT)
     try:
-        done = CliRunner().invoke(app, COMMAND)
+        done = CliRunner().invoke(app, list(command))
     finally:
         os.chdir(previous)
     assert done.exit_code == 0, done.output
@@ -56,9 +68,13 @@ def assert_alike(found: Any, expected: Any, where: str) -> None:
         assert found == expected, where
 
 
-def test_samples_are_scored_as_before() -> None:
-    assert_alike(current(), json.loads(GOLDEN.read_text()), "document")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_samples_are_scored_as_before(name: str) -> None:
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert_alike(current(COMMANDS[name]), expected, "document")
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(current(), indent=1, ensure_ascii=False) + "\n")
+    for name, command in COMMANDS.items():
+        written = json.dumps(current(command), indent=1, ensure_ascii=False)
+        (GOLDEN / f"{name}.json").write_text(written + "\n")

@@ -19,27 +19,32 @@ from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.rendering.options import TableOptions
-from seqloss_cli.rendering.theme import figures_table, loss_style, number
+from seqloss_cli.rendering.theme import figures_table, loss_style, many, number
 
-LINE_COLUMNS = (
-    ("x", 6),
-    ("y", 6),
-    ("ln Pr(x)", 12),
-    ("ln Pr(y|x)", 12),
-    ("mean loss", 10),
-)
-"""Of a pair's line: tokens of prompt and response, and log-probabilities."""
+
+def line_columns(options: TableOptions, totals: Totals) -> tuple[tuple[str, int], ...]:
+    """Name and width of the columns of a pair's line."""
+    columns = [("x", 6), ("y", 6), ("ln Pr(x)", 12), ("ln Pr(y|x)", 12), ("mean loss", 10)]
+    columns += [("pmi", 10)] * options.pmi
+    columns += [("apart-joint", 12)] * (totals.other_boundary is not None)
+    return tuple(columns)
 
 
 def line_values(score: SequenceScore, totals: Totals, options: TableOptions) -> tuple[str, ...]:
+    """Tokens of prompt and response, log-probabilities, and what else was asked for."""
     rule = chain_rule(score, totals)
-    return (
+    values = [
         str(totals.n_prompt_tokens),
         str(totals.n_response_tokens),
         number(options.in_unit(rule.log_prob_x), 3),
         number(options.in_unit(rule.log_prob_y_given_x), 3),
         number(options.in_unit(totals.mean_loss)),
-    )
+    ]
+    if options.pmi:
+        values.append(number(options.in_unit(pointwise_mutual_information(totals)), 3))
+    if totals.other_boundary is not None:
+        values.append(number(options.in_unit(boundary_difference(totals)), 3))
+    return tuple(values)
 
 
 def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions) -> Table:
@@ -61,29 +66,41 @@ def _lines(
     ln = "log2" if options.bits else "ln"
     seam = score.sequence.seam
     assert seam is not None
-    why = f"; unknown, {seam.n_dropped} were cut" if seam.n_dropped else ""
-    if score.sequence.one_stretch is None:
-        why = "; unknown, more than one stretch counts"
-    yield f"{ln} Pr(x)", rule.log_prob_x, f"prompt, {totals.n_prompt_tokens} tokens{why}"
+    prompt = f"prompt, {many(totals.n_prompt_tokens, 'token')}{_why_unknown(score, rule)}"
+    yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if seam.empty_prompt else prompt
     meeting = f", boundary {seam.boundary}" if seam.boundary else ""
-    response = f"response, {totals.n_response_tokens} tokens{meeting}"
+    response = f"response, {many(totals.n_response_tokens, 'token')}{meeting}"
     yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
     parts = (rule.log_prob_x, rule.log_prob_y_given_x)
     summands = " + ".join(f"({number(options.in_unit(part))})" for part in parts)
     known = rule.log_prob_xy is not None
     yield f"{ln} Pr(x,y)", rule.log_prob_xy, f"= {summands}" if known else ""
     if options.pmi:
-        alone = log_prob_y(score)
-        yield f"{ln} Pr(y)", alone, "response after BOS alone"
-        pmi = pointwise_mutual_information(rule.log_prob_y_given_x, alone)
+        yield f"{ln} Pr(y)", log_prob_y(totals), "response after BOS alone"
+        pmi = pointwise_mutual_information(totals)
         yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
     mean = number(options.in_unit(totals.mean_loss))
     rates = f"mean {mean} per token, perplexity {number(totals.perplexity)}"
-    yield "loss", totals.total_loss, f"of the response, {rates}"
+    yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
     if totals.other_boundary is not None:
         apart = totals.other_boundary
-        yield "loss, apart", apart.total_loss, f"{apart.n_scored} tokens, tokenized separately"
+        yield "loss, apart", apart.total_loss, f"{many(apart.n_scored, 'token')} tokenized apart"
         yield "apart - joint", boundary_difference(totals), ""
+
+
+def _why_unknown(score: SequenceScore, rule: ChainRule) -> str:
+    """Of a marginal: rules 8 and 13."""
+    sequence, seam = score.sequence, score.sequence.seam
+    assert seam is not None
+    if rule.log_prob_x is not None:
+        return ""
+    if not sequence.wanted.all():
+        return ", not scored"
+    if seam.n_dropped:
+        return f"; unknown, {seam.n_dropped} were cut"
+    if seam.n_spans != 1:
+        return "; unknown, more than one stretch counts"
+    return "; unknown, none has a finite loss"
 
 
 def turn_table(score: SequenceScore, options: TableOptions) -> Table:

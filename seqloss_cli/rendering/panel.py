@@ -8,12 +8,12 @@ from typing import Any
 from rich.panel import Panel
 from rich.table import Table
 
-from seqloss_cli.conditional import boundary_difference
+from seqloss_cli.conditional import boundary_difference, pointwise_mutual_information
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals, corpus_flags
 from seqloss_cli.records import RunInfo
 from seqloss_cli.rendering.options import TableOptions
-from seqloss_cli.rendering.theme import flags_text, number
+from seqloss_cli.rendering.theme import flags_text, many, number
 
 
 def totals_panel(
@@ -33,6 +33,7 @@ def totals_panel(
         ("tokens", f"{totals.n_tokens}, scored {totals.n_scored}"),
         *_pairs(totals),
         ("total loss", _figure(options.in_unit(totals.total_loss), unit)),
+        *_pmi(totals, options),
         *_comparison(totals, options),
         ("mean loss", _figure(options.in_unit(totals.mean_loss), f"{unit} per token")),
         ("perplexity", number(totals.perplexity)),
@@ -61,12 +62,21 @@ def _pairs(totals: Totals) -> list[tuple[str, str]]:
     """What pairs have beside: tokens on each side, and how texts meet."""
     if not totals.n_pairs:
         return []
-    sides = f"prompts {totals.n_prompt_tokens} tokens, responses {totals.n_response_tokens}"
-    rows = [("sides", sides)]
+    rows = [
+        ("prompts", many(totals.n_prompt_tokens, "token")),
+        ("responses", many(totals.n_response_tokens, "token")),
+    ]
     if totals.boundaries:
         counts = (f"{name} {count}" for name, count in totals.boundaries.items())
         rows.append(("boundaries", ", ".join(counts)))
     return rows
+
+
+def _pmi(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
+    if totals.alone is None:
+        return []
+    pmi = options.in_unit(pointwise_mutual_information(totals))
+    return [("pmi", _figure(pmi, f"{options.unit} in all"))]
 
 
 def _comparison(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
@@ -81,12 +91,18 @@ def _comparison(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
 def _text_rates(totals: Totals) -> list[tuple[str, str]]:
     if totals.n_without_text:
         return [("rates of text", f"- ({totals.n_without_text} sequences are ids without a text)")]
-    words = _figure(totals.word_perplexity, f"over {totals.n_words} words")
+    words = _figure(totals.word_perplexity, f"over {many(totals.n_words, 'word')}")
     if totals.n_unscored_text_tokens:
         words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
     return [
-        ("bits per byte", _figure(totals.bits_per_byte, f"over {totals.n_scored_bytes} bytes")),
-        ("bits per char", _figure(totals.bits_per_char, f"over {totals.n_scored_chars} chars")),
+        (
+            "bits per byte",
+            _figure(totals.bits_per_byte, f"over {many(totals.n_scored_bytes, 'byte')}"),
+        ),
+        (
+            "bits per char",
+            _figure(totals.bits_per_char, f"over {many(totals.n_scored_chars, 'char')}"),
+        ),
         ("word perplexity", words),
     ]
 

@@ -14,7 +14,7 @@ from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
 from seqloss_cli.words import WordLosses
 
-_HEAD_ROWS, _TAIL_ROWS = 24, 16
+_HEAD_ROWS, _TAIL_ROWS, _SEAM_ROWS = 24, 16, 4
 
 
 def token_table(score: SequenceScore, options: TableOptions) -> Table:
@@ -30,35 +30,49 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     if score.top_ids is not None:
         table.add_column("alternatives", overflow="fold")
     rows = _token_rows(score, options)
-    _add_rows(table, rows, len(score.losses), options, "tokens")
+    stretch = score.sequence.one_stretch if score.sequence.seam else None
+    seam = None if stretch is None else stretch[0]
+    _add_rows(table, rows, len(score.losses), options, "tokens", seam)
     return table
 
 
 def _add_rows(
-    table: Table, rows: Iterator[list[Text]], n_rows: int, options: TableOptions, what: str
+    table: Table,
+    rows: Iterator[list[Text]],
+    n_rows: int,
+    options: TableOptions,
+    what: str,
+    seam: int | None = None,
 ) -> None:
-    """All rows, or the first and the last of many."""
-    folded = _folded(n_rows, options)
-    if folded:
-        table.caption = Text(f"{len(folded)} {what} folded; --all-tokens shows them")
+    """All rows, or the first and the last of many, and those around a seam."""
+    folds = _folds(n_rows, options, seam)
+    n_folded = sum(map(len, folds))
+    if folds:
+        table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
     for n, row in enumerate(rows):
-        if n == folded.start:
-            gap = [""] * (_text_column(table) - 1)
-            table.add_row("⋮", *gap, Text(f"({len(folded)} more)", style="dim"))
-        if n not in folded:
+        for fold in folds:
+            if n == fold.start:
+                gap = [""] * (_text_column(table) - 1)
+                table.add_row("⋮", *gap, Text(f"({len(fold)} more)", style="dim"))
+        if not any(n in fold for fold in folds):
             table.add_row(*row)
+
+
+def _folds(n_rows: int, options: TableOptions, seam: int | None) -> list[range]:
+    """Rows that a long table leaves out (`--all-tokens` shows them)."""
+    if options.all_tokens or n_rows <= _HEAD_ROWS + _TAIL_ROWS + 1:
+        return []
+    start, stop = _HEAD_ROWS, n_rows - _TAIL_ROWS
+    if seam is None:
+        return [range(start, stop)]
+    before = range(start, min(stop, max(start, seam - _SEAM_ROWS)))
+    after = range(max(start, min(stop, seam + _SEAM_ROWS)), stop)
+    return [fold for fold in (before, after) if len(fold) > 1]
 
 
 def _text_column(table: Table) -> int:
     """The first column that wraps."""
     return next(n for n, column in enumerate(table.columns) if not column.no_wrap)
-
-
-def _folded(n_tokens: int, options: TableOptions) -> range:
-    """Positions that a long table leaves out (`--all-tokens` shows them)."""
-    if options.all_tokens or n_tokens <= _HEAD_ROWS + _TAIL_ROWS + 1:
-        return range(-1, -1)
-    return range(_HEAD_ROWS, n_tokens - _TAIL_ROWS)
 
 
 def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:

@@ -56,6 +56,11 @@ def probability(loss: float | None) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
+def many(n: int, what: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def flags_text(flags: Flags) -> str:
     """`name` or `name count` of each flag."""
     return ", ".join(name if count is True else f"{name} {count}" for name, count in flags.items())

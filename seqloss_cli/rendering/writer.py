@@ -13,8 +13,8 @@ from seqloss_cli.metrics import Totals, overflow_flags, score_flags
 from seqloss_cli.records import Rejected, RunInfo, SequenceScore
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.pairs import (
-    LINE_COLUMNS,
     chain_rule_table,
+    line_columns,
     line_values,
     turn_table,
 )
@@ -107,7 +107,8 @@ class TableWriter:
         )
         flags, columns = score_flags(score) | overflow_flags(totals), _LINE_COLUMNS
         if seam is not None:
-            columns, values = LINE_COLUMNS, line_values(score, totals, options)
+            columns = line_columns(options, totals)
+            values = line_values(score, totals, options)
             if seam.boundary != "clean" and seam.boundary is not None:
                 flags[f"boundary {seam.boundary}"] = True
         if not self._as_lines:

@@ -43,10 +43,7 @@ def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
         "log_prob_y_given_x": rule.log_prob_y_given_x,
         "log_prob_xy": rule.log_prob_xy,
     }
-    if pmi:
-        alone = log_prob_y(score)
-        row["log_prob_y"] = alone
-        row["pmi"] = pointwise_mutual_information(rule.log_prob_y_given_x, alone)
+    row |= _pmi_row(totals) if pmi else {}
     if seam.turns:
         row["turns"] = [
             {
@@ -63,6 +60,10 @@ def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
     return row | comparison_row(totals) | {"loss": totals.total_loss}
 
 
+def _pmi_row(totals: Totals) -> Row:
+    return {"log_prob_y": log_prob_y(totals), "pmi": pointwise_mutual_information(totals)}
+
+
 def pair_totals_row(totals: Totals) -> Row:
     """Of a set of pairs; nothing where there are none."""
     if not totals.n_pairs:
@@ -71,6 +72,7 @@ def pair_totals_row(totals: Totals) -> Row:
         "n_prompt_tokens": totals.n_prompt_tokens,
         "n_response_tokens": totals.n_response_tokens,
         "boundaries": totals.boundaries,
+        **({} if totals.alone is None else _pmi_row(totals)),
         **comparison_row(totals),
         "loss": totals.total_loss,
     }
