@@ -660,9 +660,11 @@ def test_wrong_flags_exit_2(
     assert said in unwrapped(result.stderr)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("score", "--help"), ("score", "-h")])
-def test_help(arguments: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "100"})
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("score", "-h"), *((c, "--help") for c in ("score", "cond", "mask"))]
+)
+def test_help(command: tuple[str, ...], flag: str) -> None:
+    result = CliRunner().invoke(app, (*command, flag), env={"COLUMNS": "100"})
     assert (result.exit_code, result.stderr) == (0, "")
     assert "Usage: seqloss" in result.stdout
 

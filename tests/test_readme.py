@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from seqloss_cli.cli import cond, mask, score
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -67,6 +69,14 @@ def test_commands_run(command: str, workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     shown = done.stdout or (workplace / "results.jsonl").read_text()
     assert "total" in shown
+
+
+@pytest.mark.parametrize(
+    "example", [*cond.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2]], ids=str.split
+)
+def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
+    done = shell(example, workplace)
+    assert done.returncode == 0, done.stderr
 
 
 def test_totals_of_the_readme_are_those_of_the_oracle(workplace: Path, demo: object) -> None:

@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from seqloss_cli.labels import Finding
+from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
-from seqloss_cli.records import RunInfo, Sample, SequenceScore, TokenSequence
-from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.records import RunInfo, Sample, Seam, SequenceScore, TokenSequence, Turn
+from seqloss_cli.rendering import MaskTableWriter, TableOptions, TableWriter
+from seqloss_cli.trl import TrainerLabels
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -207,6 +211,96 @@ def test_colours() -> None:
 def test_a_long_sequence_is_folded() -> None:
     tokens = [f" w{n}" for n in range(60)]
     assert_snapshot("folded", shown(score_of(tokens, [1.0] * 60), words=True))
+
+
+# -- pairs, chats and masks -----------------------------------------------------------------------
+
+
+def pair_of(n_prompt: int = 4, identity: str = "pair", **asked: Any) -> SequenceScore:
+    """BOS and the first tokens are the prompt's."""
+    score = score_of(identity=identity, **asked)
+    mask = np.arange(len(TOKENS) + 1) >= n_prompt
+    seam = Seam(boundary="merged", empty_prompt=False, n_words=3)
+    return replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+
+
+def chat_of() -> SequenceScore:
+    score = pair_of()
+    assert score.sequence.seam is not None
+    mask = np.isin(np.arange(len(TOKENS) + 1), (4, 5, 8, 9))
+    turns = (Turn("system", 0, 2), Turn("user", 2, 4), Turn("assistant", 4, 6))
+    turns += (Turn("\x1b[31mtool", 6, 8), Turn("assistant", 8, 11))
+    seam = replace(score.sequence.seam, boundary=None, n_spans=2, turns=turns)
+    return replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+
+
+PAIRED = replace(
+    RUN,
+    command="cond",
+    boundary="joint",
+    share_prefix=True,
+    stride=None,
+    pairs={"truncate": "error", "marginal": True, "chat_template_sha256": None},
+)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_pair_and_the_chain_rule(width: int) -> None:
+    assert_snapshot(f"pair-{width}", shown(pair_of(), width=width, run=PAIRED, pmi=True))
+
+
+def test_a_chat_and_its_turns() -> None:
+    assert_snapshot("chat", shown(chat_of(), run=PAIRED, bits=True))
+
+
+def test_many_pairs_are_a_line_each() -> None:
+    pairs = [pair_of(2 + n % 8, f"pairs.jsonl:{n + 1}") for n in range(12)]
+    assert_snapshot("pair-lines", shown(*pairs, run=PAIRED, pmi=True))
+
+
+def test_masked_tokens_are_dim_and_responses_coloured() -> None:
+    output = shown(pair_of(), colour=True, run=PAIRED)
+    assert "\x1b[2mThe" in output
+    assert "\x1b[1;91m" in output
+    assert "\x1b[32m" in output, "a low loss that counts is not dim"
+
+
+@pytest.mark.parametrize("n_prompt", [12, 25, 30, 43, 44, 55])
+def test_the_rows_around_the_seam_are_never_folded(n_prompt: int) -> None:
+    score = score_of([f" w{n}" for n in range(60)], [1.0] * 60)
+    mask = np.arange(61) >= n_prompt
+    seam = Seam(boundary="clean", empty_prompt=False, n_words=3)
+    pair = replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+    output = shown(pair, run=PAIRED)
+    for t in range(n_prompt - 4, n_prompt + 4):
+        assert re.search(rf"^ *{t} +{'y' if t >= n_prompt else 'x'} ", output, re.M), t
+    rows = len(re.findall(r"^ *\d+ +[xy] ", output, re.M))
+    folded = re.search(r"(\d+) tokens folded", output)
+    assert rows + int(folded[1] if folded else 0) == 61
+
+
+def masked(score: SequenceScore, colour: bool = False, **options: Any) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, width=80, force_terminal=colour, markup=False, highlight=False, emoji=False,
+        color_system="standard" if colour else None, legacy_windows=False,
+    )  # fmt: skip
+    table = TableOptions(token_texts, VOCABULARY.__getitem__, **options)
+    theirs = TrainerLabels(None, "dropped: \x1b[2J")
+    finding = Finding("loss_on_prompt", 0, 3, "the loss falls on 3 tokens of the prompt")
+    mask = Mask(score.sequence, score, theirs, (), True, (finding,))
+    writer = MaskTableWriter(console, table, "TRL")
+    writer.begin(PAIRED)
+    writer.sequence(mask, mask_totals(mask))
+    writer.end(mask_totals(mask), 1, 0)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("name", "score"), [("pair", pair_of()), ("chat", chat_of())])
+def test_what_counts_is_in_brackets_or_highlighted(name: str, score: SequenceScore) -> None:
+    assert_snapshot(f"mask-{name}", masked(score))
+    assert_snapshot(f"mask-{name}-colour", masked(score, colour=True))
+    assert not UNSAFE.search(masked(score))
 
 
 # -- what is shown and what is not --------------------------------------------------------------
