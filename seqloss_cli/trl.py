@@ -21,6 +21,7 @@ from seqloss_cli.errors import RowError
 from seqloss_cli.labels import Labels
 from seqloss_cli.records import IGNORED, Chat, Pair, Sample
 
+NAME = "TRL 1.16"
 DEFAULT_MAX_LENGTH = 1024
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

@@ -660,9 +660,8 @@ def test_wrong_flags_exit_2(
     assert said in unwrapped(result.stderr)
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("score", "-h"), *((c, "--help") for c in ("score", "cond", "mask"))]
-)
+@pytest.mark.parametrize("command", [(), ("score",), ("cond",), ("mask",)])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(command: tuple[str, ...], flag: str) -> None:
     result = CliRunner().invoke(app, (*command, flag), env={"COLUMNS": "100"})
     assert (result.exit_code, result.stderr) == (0, "")

@@ -25,7 +25,7 @@ _BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
 def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scorer:
     """The model and policies that the options name; says on stderr what a user should know."""
     values = context.params
-    shares = "no_share_prefix" in values and not values["no_share_prefix"]
+    shares = pairs is not None and not values.get("no_share_prefix", False)
     scorer = Scorer(
         choose_model(context),
         choose_tokens(context),

@@ -27,7 +27,6 @@ EXAMPLES = (
     "seqloss mask samples/chats.jsonl --chat-template samples/chat.jinja --like trl",
     "seqloss mask samples/pairs.jsonl --eos --check labels.jsonl",
 )
-TRAINER = "TRL"
 
 
 class Like(StrEnum):
@@ -85,6 +84,7 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.masking import MaskTotals, mask_totals, masks
         from seqloss_cli.reading import LabelFile, ReadStats
+        from seqloss_cli.trl import NAME as TRAINER_NAME
 
         values, choice = ctx.params, choose_output(ctx)
         _refuse(ctx, choice)
@@ -95,7 +95,7 @@ def mask(ctx: typer.Context) -> None:
         labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
         find = None if labels is None else labels.find
         found = masks(entries, tokens.vocabulary, _trainer(ctx, tokens), find)
-        trainer = TRAINER if values["like"] else None
+        trainer = TRAINER_NAME if values["like"] else None
         work = Work(
             found,
             mask_totals,

@@ -9,6 +9,7 @@ from seqloss_cli.conditional import turn_scores
 from seqloss_cli.labels import Finding, labels_of
 from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
+from seqloss_cli.trl import NAME as TRAINER_NAME
 from seqloss_cli.writing.formats import RowMakers
 from seqloss_cli.writing.pairs import Row, texts_row
 from seqloss_cli.writing.rows import RowOptions, identity_row, numbers_or_null
@@ -46,6 +47,7 @@ def mask_row(mask: Mask, sums: MaskTotals, options: RowOptions) -> Row:
     if mask.trainer is not None:
         theirs = mask.trainer.labels
         row["trainer"] = {
+            "name": TRAINER_NAME,
             "input_ids": None if theirs is None else theirs.input_ids.tolist(),
             "labels": None if theirs is None else theirs.labels.tolist(),
             "not_trained": mask.trainer.note,
