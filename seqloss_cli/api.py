@@ -76,10 +76,10 @@ def cond(
     """
     own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
     choice, policy = _choices("cond", model, options)
-    batches = BatchPolicy(batch_tokens, share_prefix)
-    scorer = Scorer(choice, policy, context, None, batches, PairPolicy(**own))
+    batches, pair_policy = BatchPolicy(batch_tokens, share_prefix), PairPolicy(**own)
+    scorer = Scorer(choice, policy, context, None, batches, pair_policy)
     _warn(scorer)
-    return scorer.score(as_pairs(pairs), Wants(ranks, entropy, top_k))
+    return scorer.score(as_pairs(pairs, pair_policy.separator), Wants(ranks, entropy, top_k))
 
 
 def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelChoice, TokenPolicy]:
@@ -97,17 +97,23 @@ def _warn(scorer: Scorer) -> None:
         warnings.warn(message, stacklevel=3)
 
 
-def as_pairs(pairs: Iterable[tuple[str, str] | Sample]) -> Iterator[Sample | Rejected]:
-    """Samples of pairs. One whose texts cannot be encoded, or without a response, is `Rejected`.
+def as_pairs(
+    pairs: Iterable[tuple[str, str] | Sample], separator: str = ""
+) -> Iterator[Sample | Rejected]:
+    """Samples of pairs; two strings are joined by the separator.
 
-    Raises UsageError for what is neither two strings nor a sample of a pair or a chat.
+    One whose texts cannot be encoded, or without a response, is `Rejected`. Raises UsageError for
+    what is neither two strings nor a sample of a pair or a chat.
     """
     for number, pair in enumerate(pairs, start=1):
         place = f"<pair {number}>"
-        if isinstance(pair, Sample) and (pair.pair is not None or pair.chat is not None):
+        if isinstance(pair, Sample) and pair.pair is not None:
+            checked = checked_pair(pair.pair, pair.source)
+            yield replace(checked, id=pair.id) if isinstance(checked, Rejected) else pair
+        elif isinstance(pair, Sample) and pair.chat is not None:
             yield pair
         elif isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]:
-            yield checked_pair(Pair(*pair), place)
+            yield checked_pair(Pair(*pair, separator), place)
         else:
             raise UsageError(f"pair {number} is neither two strings nor a Sample: {pair!r:.100}")
 

@@ -21,6 +21,9 @@ from seqloss_cli.windows import plan_windows
 
 WIDEST_BRANCHES = 512
 """Tokens of a row's branches that are fed at a time: each is compared with all of them."""
+LONGEST_BRANCH = 2048
+"""Tokens after a common beginning that may branch off it, if they are no more than the beginning or
+`WIDEST_BRANCHES`: what a branch sees is a mask of its length times that of the whole row."""
 
 
 T = TypeVar("T")
@@ -126,7 +129,10 @@ def _trees(rows: list[_Fed], tokens: int, longest: int) -> tuple[list[_Tree], li
     trees: list[_Tree] = []
     taken: set[int] = set()
     for group in group_by_prefix([fed.ids for fed in eligible]):
-        members = [eligible[n] for n in group.members]
+        most = min(LONGEST_BRANCH, max(WIDEST_BRANCHES, group.trunk))
+        members = [eligible[n] for n in group.members if len(eligible[n].ids) - group.trunk <= most]
+        if len(members) < 2:
+            continue
         taken.update(fed.index for fed in members)
         trees += _cut(group.trunk, members, max(tokens - group.trunk, group.trunk))
     alone = [fed for fed in rows if fed.window.start != 0 or fed.index not in taken]

@@ -15,7 +15,10 @@ Span = tuple[int, int]
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _STAND_IN = "\ue000seqloss\ue001"  # private use: no template treats it as anything but content
-_RESERVED = ("continue_final_message", "return_assistant_tokens_mask", "conversations")
+_RESERVED = (
+    *("conversations", "messages", "tools", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
 
 
 class ChatTemplate:
@@ -45,6 +48,13 @@ class ChatTemplate:
         """Of the template; None where there is none."""
         try:
             return hashlib.sha256(self.text_for(None).encode()).hexdigest()
+        except RowError:
+            return None
+
+    def text_of(self, chat: Chat) -> str | None:
+        """The chat rendered; None where the template does not take it."""
+        try:
+            return self.render(chat).text
         except RowError:
             return None
 

@@ -45,8 +45,13 @@ def chat_sequence(
         n_merged += int((inside & ((offsets[:-1] < start) | (offsets[1:] > end))).sum())
     if n_merged:
         flags["span_merged"] = n_merged
-    if chat.n_changed:
-        flags["content_changed"] = chat.n_changed
+    for name, count in (
+        ("content_changed", chat.n_changed),
+        ("tools_not_rendered", chat.n_not_rendered),
+        ("no_end_of_turn", chat.n_open),
+    ):
+        if count:
+            flags[name] = count
     sequence = tokenization.between(sample, chat.text, ids, offsets, mask, flags)
     _check_bos(sequence, tokenization.eos_id)
     sequence = without_bos(sequence)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seqloss_cli.chat_templates import ChatTemplate, Rendering, Span
@@ -30,6 +30,10 @@ class RenderedChat:
     """For each message the character at which the template is done with it."""
     n_changed: int
     """Messages whose content is not in the text as it was written, but for white space around."""
+    n_not_rendered: int
+    """Messages whose tool calls, and lists of tools, that the template leaves out."""
+    n_open: int
+    """Scored turns that no control token ends."""
 
 
 def render_chat(
@@ -49,13 +53,30 @@ def render_chat(
     finder = _Finder(chat, rendering, control, end_of_turn)
     wanted = [n for n, message in enumerate(chat.messages) if message["role"] == "assistant"]
     spans: dict[int, Span] = {}
-    scored = [(0, len(rendering.text))]
+    scored, n_open = [(0, len(rendering.text))], 0
     if turns != "all":
-        spans = finder.spans(wanted, wanted[-1:] if turns == "last" else wanted)
-        scored = list(spans.values())
-    changed = sum(_content(message).strip() not in rendering.text for message in chat.messages)
-    kept = tuple(span for span in scored if span[0] < span[1])
-    return RenderedChat(rendering.text, kept, tuple(finder.turn_ends(spans)), changed)
+        found = finder.turns(wanted, wanted[-1:] if turns == "last" else wanted)
+        spans = {n: (turn.start, turn.end) for n, turn in found.items()}
+        scored = [span for span in spans.values() if span[0] < span[1]]
+        n_open = sum(turn.is_open for turn in found.values()) if end_of_turn else 0
+    return RenderedChat(
+        text=rendering.text,
+        scored=tuple(scored),
+        turn_ends=tuple(finder.turn_ends(spans)),
+        n_changed=sum(_is_changed(message, rendering.text) for message in chat.messages),
+        n_not_rendered=_count_not_rendered(template, chat, rendering.text),
+        n_open=n_open,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What of a turn is scored."""
+
+    start: int
+    end: int
+    is_open: bool
+    """No control token follows the content: where the turn ends is not known by that."""
 
 
 class _Finder:
@@ -67,8 +88,8 @@ class _Finder:
         self._messages, self._rendering = chat.messages, rendering
         self._control, self._end_of_turn = control, end_of_turn
 
-    def spans(self, of_assistant: Sequence[int], wanted: Sequence[int]) -> dict[int, Span]:
-        """The scored span of each wanted message; the marks are those of all the assistant's."""
+    def turns(self, of_assistant: Sequence[int], wanted: Sequence[int]) -> dict[int, _Turn]:
+        """The wanted messages; the marks are those of all the assistant's."""
         marks = self._rendering.marks
         if marks is None:
             return {n: _stable(n, self._by_prefix(n)) for n in wanted}
@@ -79,14 +100,14 @@ class _Finder:
                 f"{len(of_assistant)} assistant messages",
             )
         mark_of, text = dict(zip(of_assistant, marks, strict=True)), self._rendering.text
-        spans = {}
+        turns = {}
         for n in wanted:
             content = _content(self._messages[n]).strip()
             marked = self._by_mark(n, mark_of[n])
-            spans[n] = _agreed(n, text, content, marked, self._by_prefix(n))
-        return spans
+            turns[n] = _agreed(n, text, content, marked, self._by_prefix(n))
+        return turns
 
-    def _by_prefix(self, n: int) -> Span | None:
+    def _by_prefix(self, n: int) -> _Turn | None:
         """None where the renderings do not begin one another."""
         render, text = self._rendering.beginning, self._rendering.text
         before, unprompted, through = render(n, True), render(n), render(n + 1)
@@ -101,26 +122,30 @@ class _Finder:
                 return None
             header = before_content[start:]
             start += len(header) if header.strip() else 0
-        end = start + self._end_in(n, through[start:], after)
-        return (start, end) if text.startswith(through[:end]) else None
+        turn = self._turn(n, start, through[start:], after)
+        return turn if text.startswith(through[: turn.end]) else None
 
-    def _by_mark(self, n: int, mark: Span) -> list[Span]:
-        """The spans that a mark may stand for, the likeliest first: how much of it is content and
-        how much what the template writes after that, a text alone does not tell."""
-        (start, end), text = mark, self._rendering.text
-        written, content = text[start:end], _content(self._messages[n])
-        around = self._rendering.around(n)
+    def _by_mark(self, n: int, mark: Span) -> list[_Turn]:
+        """What a mark may stand for, the likeliest first: how much of it is content and how much
+        what the template writes after that, a text alone does not tell."""
+        start, written = mark[0], self._rendering.text[slice(*mark)]
+        content, around = _content(self._messages[n]), self._rendering.around(n)
         if around is None:
-            return [(start, start + self._end_in(n, written, None))]
+            return [self._turn(n, start, written, None, marked=True)]
         afters = [around[1][:size] for size in range(len(around[1]), -1, -1)]
         afters = [after for after in afters if written.endswith(after)]
         afters.sort(key=lambda after: not written.removesuffix(after).endswith(content))
-        return [(start, start + self._end_in(n, written, after)) for after in afters]
+        return [self._turn(n, start, written, after, marked=True) for after in afters]
 
-    def _end_in(self, n: int, written: str, after: str | None) -> int:
-        """Where the scored part of a message ends in what the template wrote for it: after the
-        first control token that follows its content, or before it; without one, after the content.
-        `after` is what the template wrote after the content, where that is known."""
+    def _turn(
+        self, n: int, start: int, written: str, after: str | None, marked: bool = False
+    ) -> _Turn:
+        """What is scored of a message's text, which begins at `start` with `written`: through the
+        first control token that follows the content, or up to it. Without one it is the content,
+        and where a mark says so (`marked`) what else it holds but for white space at its end.
+
+        `after` is what the template wrote after the content, where that is known.
+        """
         message = self._messages[n]
         content = _content(message).strip()
         if message.get("tool_calls") or (after is None and content not in written):
@@ -133,7 +158,12 @@ class _Finder:
             else:
                 content_end = len(written) - len(after)
             token = self._control.search(written, content_end)
-        return token.end() if token and self._end_of_turn else content_end
+        end = content_end
+        if token is not None and self._end_of_turn:
+            end = token.end()
+        elif token is None and marked and self._end_of_turn:
+            end = max(content_end, len(written.rstrip()))
+        return _Turn(start, start + end, token is None)
 
     def turn_ends(self, spans: Mapping[int, Span]) -> list[int]:
         """Where the text of each message ends: as far as a rendering of the chat up to it agrees
@@ -193,7 +223,30 @@ def _content(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _stable(n: int, by_prefix: Span | None) -> Span:
+def _is_changed(message: Mapping[str, Any], text: str) -> bool:
+    """Whether the content is not in the text as it was written; a list of parts that was printed as
+    it stands is not either."""
+    content = message.get("content")
+    printed = isinstance(content, list) and str(content) in text
+    return printed or _content(message).strip() not in text
+
+
+def _count_not_rendered(template: ChatTemplate, chat: Chat, text: str) -> int:
+    """Tool calls and tools that make no difference to the text."""
+    calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
+    without = [
+        {key: value for key, value in message.items() if key != "tool_calls"}
+        for message in chat.messages
+    ]
+    count = 0
+    if calls and template.text_of(replace(chat, messages=without)) == text:
+        count += calls
+    if chat.tools and template.text_of(replace(chat, tools=None)) == text:
+        count += 1
+    return count
+
+
+def _stable(n: int, by_prefix: _Turn | None) -> _Turn:
     if by_prefix is None:
         raise RowError(
             "template_not_prefix_stable",
@@ -204,26 +257,33 @@ def _stable(n: int, by_prefix: Span | None) -> Span:
     return by_prefix
 
 
-def _agreed(n: int, text: str, content: str, marked: list[Span], by_prefix: Span | None) -> Span:
+def _agreed(n: int, text: str, content: str, marked: list[_Turn], by_prefix: _Turn | None) -> _Turn:
     """What the marks say, where the renderings do not contradict them."""
-    if by_prefix in marked:
-        return by_prefix
-    (start, end), *_ = marked
-    shown = f"{start}–{end} ({text[start:end]!r:.60})"
+    found = marked[0]
+    shown = f"{found.start}–{found.end} ({text[found.start : found.end]!r:.60})"
     if by_prefix is None:
-        if content in text and content not in text[start:end]:
+        if content in text and content not in text[found.start : found.end]:
             raise RowError(
                 "template_marks",
                 f"message {n}: what the chat template marks, characters {shown}, does not hold its "
                 "content",
             )
-        return start, end
+        return found
+    same = next((turn for turn in marked if _span(turn) == _span(by_prefix)), None)
+    if same is None and by_prefix.is_open and found.start == by_prefix.start:
+        same = found if found.end >= by_prefix.end else None  # the mark alone knows the end
+    if same is not None:
+        return same
     hint = ""
-    if start == by_prefix[0] and end < by_prefix[1]:
+    if found.start == by_prefix.start and found.end < by_prefix.end:
         hint = "; --no-end-of-turn leaves the token that ends the turn out"
     raise RowError(
         "template_marks_disagree",
         f"message {n}: by the chat template's own marks characters {shown} are the assistant's, by "
-        f"its rendered beginnings {by_prefix[0]}–{by_prefix[1]} "
-        f"({text[slice(*by_prefix)]!r:.60}){hint}",
+        f"its rendered beginnings {by_prefix.start}–{by_prefix.end} "
+        f"({text[by_prefix.start : by_prefix.end]!r:.60}){hint}",
     )
+
+
+def _span(turn: _Turn) -> Span:
+    return turn.start, turn.end

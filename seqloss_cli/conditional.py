@@ -84,7 +84,7 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     assert seam is not None
     conditional, marginal = totals.log_prob, None
     response = sequence.one_stretch
-    if response and seam.n_spans == 1 and sequence.wanted.all() and not seam.n_dropped:
+    if response and seam.n_spans == 1 and seam.prompt_wanted and not seam.n_dropped:
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
         loss = 0.0 if seam.empty_prompt else _sum(score, prompt)
         marginal = None if loss is None else 0.0 - loss

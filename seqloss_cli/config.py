@@ -60,9 +60,13 @@ class PairPolicy:
     """Whether a scored turn reaches through the token that ends it."""
     chat_template: str | None = None
     """In place of the tokenizer's own."""
+    separator: str = ""
+    """Between a prompt and its response; scored with the response."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no flag could have."""
+        if not isinstance(self.separator, str):
+            raise UsageError(f"--separator takes a text, not {self.separator!r}")
         _require_choice("--boundary", self.boundary, BoundaryChoice)
         _require_choice("--truncate", self.truncate, TruncateChoice)
         _require_choice("--score", self.turns, TurnChoice)

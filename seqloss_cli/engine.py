@@ -83,9 +83,11 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             rows, width = batch.input_ids.shape
+            width += sum(branches.input_ids.shape[1] for branches in batch.branches)
             raise RunError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
+                + (", or give --no-share-prefix" if batch.branches else "")
             ) from error
 
     # -- the checks at load -----------------------------------------------------------------

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 import numpy as np
 
+from seqloss_cli.alignment import aligned, common_prefix, run_length
 from seqloss_cli.records import IGNORED, Bools, Ints, TokenSequence
-
-_MOST_COMPARED = 2000  # tokens between what two sequences have in common at both ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +52,19 @@ def compare_labels(
     `name` spells an id; `is_control` tells the tokens that end turns and texts. Padding at either
     end, masked, is no difference.
     """
-    if not (theirs.labels != IGNORED).any():
-        return [Finding("everything_masked", None, len(theirs.labels), "every label is -100")]
-    found = list(_wrong_labels(theirs))
+    theirs = _without_padding(ours.token_ids, theirs)
     counted = _counted(theirs)
-    pairs = _aligned(ours.token_ids, theirs.input_ids)
-    only_ours = np.setdiff1d(np.arange(ours.n_tokens), pairs[:, 0])
-    only_theirs = np.setdiff1d(np.arange(len(theirs.input_ids)), pairs[:, 1])
-    only_theirs = _without_padding(only_theirs, theirs.input_ids, counted)
-    words = _Words(ours, theirs, name, is_control)
-    found += words.missing(only_ours, only_theirs)
-    found += words.extra(only_theirs, counted)
-    found += words.masks(pairs, counted)
+    comparison = _Comparison(
+        ours, theirs, aligned(ours.token_ids, theirs.input_ids), name, is_control
+    )
+    if not counted.any():
+        n = len(theirs.labels)
+        cut = [f for f in comparison.missing() if f.kind == "response_truncated"]
+        return [*cut, Finding("everything_masked", None, n, "every label is -100")]
+    found = list(_wrong_labels(theirs))
+    found += comparison.missing()
+    found += comparison.extra(counted)
+    found += comparison.masks(counted)
     return found
 
 
@@ -113,39 +112,25 @@ def _counted(theirs: Labels) -> Bools:
             moved = np.zeros_like(counted)
             places = np.flatnonzero(counted) + step
             moved[places[(places >= 0) & (places < len(moved))]] = True
+            moved[-1] |= step == -1 and moved[-2:-1].any()  # its label fell off the end
             return moved
     return counted
 
 
-def _aligned(ours: Ints, theirs: Ints) -> Ints:
-    """Positions of the same token in both, shape pairs x 2, ascending."""
-    shortest = min(len(ours), len(theirs))
-    differ = np.flatnonzero(ours[:shortest] != theirs[:shortest])
-    head = int(differ[0]) if len(differ) else shortest
-    back = np.flatnonzero(ours[::-1][: shortest - head] != theirs[::-1][: shortest - head])
-    tail = int(back[0]) if len(back) else shortest - head
-    blocks = [(0, 0, head)]
-    middle = ours[head : len(ours) - tail].tolist(), theirs[head : len(theirs) - tail].tolist()
-    if max(map(len, middle)) <= _MOST_COMPARED:
-        matcher = SequenceMatcher(None, *middle, autojunk=False)
-        blocks += [(head + a, head + b, n) for a, b, n in matcher.get_matching_blocks()]
-    blocks.append((len(ours) - tail, len(theirs) - tail, tail))
-    steps = [np.arange(n)[:, None] + [[a, b]] for a, b, n in blocks]
-    return np.concatenate(steps).astype(np.int64)
-
-
-def _without_padding(only_theirs: Ints, ids: Ints, counted: Bools) -> Ints:
-    """Leaves out a run of one masked id at the beginning or the end."""
-    extra = only_theirs[~counted[only_theirs]]
-    padding: set[int] = set()
-    for end, step in ((0, 1), (len(ids) - 1, -1)):
-        place, inside = end, set(extra.tolist())
-        while place in inside and ids[place] == ids[end]:
-            padding.add(place)
-            place += step
-    if len(padding) < 2 and 0 in padding:
-        padding.discard(0)  # a single masked token in front is more likely a BOS
-    return np.array([p for p in only_theirs.tolist() if p not in padding], dtype=np.int64)
+def _without_padding(ours: Ints, theirs: Labels) -> Labels:
+    """Leaves out what was put before and behind to fill a batch: a masked run of one id, beyond
+    what ours have there."""
+    ids, masked = theirs.input_ids, theirs.labels == IGNORED
+    left = run_length(ids, masked)
+    if left and ids[0] == ours[0]:  # padded with BOS; one BOS before another is no padding
+        left -= run_length(ours, np.ones(len(ours), dtype=bool))
+        left = left if left > 1 else 0
+    elif ids[left : left + 1].tolist() != ours[:1].tolist():
+        left = 0
+    ids, labels, masked = ids[left:], theirs.labels[left:], masked[left:]
+    right = run_length(ids[::-1], masked[::-1])
+    end = max(len(ids) - right, common_prefix(ours, ids))
+    return Labels(ids[:end], labels[:end])
 
 
 def _tokens(n: int) -> str:
@@ -153,23 +138,41 @@ def _tokens(n: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Words:
+class _Comparison:
     ours: TokenSequence
     theirs: Labels
+    pairs: Ints
+    """Positions of the same token in ours and theirs, ascending."""
     name: Callable[[int], str]
     is_control: Callable[[int], bool]
 
-    def missing(self, places: Ints, extra: Ints) -> Iterator[Finding]:
+    @property
+    def _only_ours(self) -> Ints:
+        return np.setdiff1d(np.arange(self.ours.n_tokens), self.pairs[:, 0])
+
+    @property
+    def _only_theirs(self) -> Ints:
+        return np.setdiff1d(np.arange(len(self.theirs.input_ids)), self.pairs[:, 1])
+
+    def missing(self) -> Iterator[Finding]:
         """Tokens of ours that they do not have."""
-        ids, mask = self.ours.token_ids, self.ours.loss_mask
+        ids, mask, places, extra = (
+            self.ours.token_ids,
+            self.ours.loss_mask,
+            self._only_ours,
+            self._only_theirs,
+        )
         if len(places) and places[0] == 0 and self.ours.begins_with_bos and 0 not in extra:
             yield Finding("missing_bos", 0, 1, f"no BOS {self._shown(ids, 0)} in front")
             places = places[1:]
+        ends = np.array([mask[t] and self._ends_a_turn(int(t)) for t in places], dtype=bool)
+        theirs_end = len(self.theirs.input_ids) - 1
         ending = places[places >= self.ours.n_tokens - len(places)]  # a run up to our end
+        if theirs_end in extra:  # they go on with something else
+            ending = ending[:0]
         lost = ending[mask[ending]]
-        if len(lost) == 1 and len(ending) == 1 and self.is_control(int(ids[lost[0]])):
-            yield self._no_end(int(lost[0]), "is not there")
-        elif len(lost):
+        only_the_end = len(lost) == 1 and bool(ends[places == lost[0]].all())
+        if len(lost) and not only_the_end:
             n, total = len(lost), int(mask.sum())
             yield Finding(
                 "response_truncated",
@@ -178,7 +181,10 @@ class _Words:
                 f"{n} of {total} response tokens cut off, from token {lost[0]} "
                 f"{self._shown(ids, lost[0])} on; theirs have {len(self.theirs.labels)} tokens",
             )
-        rest = np.setdiff1d(places, ending)
+            ends &= ~np.isin(places, ending)
+        if ends.any():
+            yield self._no_end(int(places[ends][0]), "is not there", int(ends.sum()))
+        rest = np.setdiff1d(places[~ends], ending)
         if len(rest):
             first = int(rest[0])
             yield Finding(
@@ -189,24 +195,28 @@ class _Words:
                 f"{self._shown(ids, first)}; another text, template, tokenizer or seam",
             )
 
-    def extra(self, places: Ints, counted: Bools) -> Iterator[Finding]:
+    def extra(self, counted: Bools) -> Iterator[Finding]:
         """Tokens of theirs that we do not have."""
-        ids = self.theirs.input_ids
-        ours_first, n_theirs = int(self.ours.token_ids[0]), len(ids)
-        doubled = n_theirs > 1 and ids[0] == ids[1] == ours_first and self.ours.begins_with_bos
-        if doubled and self.ours.token_ids[1:2].tolist() != [ours_first]:
+        ids, places = self.theirs.input_ids, self._only_theirs
+        first_two, bos = ids[:2].tolist(), self.ours.token_ids[:1].tolist()
+        if self.ours.begins_with_bos and first_two == bos * 2 and len(places):
             yield Finding(
-                "double_bos", 0, 1, f"begins with BOS {self._shown(ids, 0)} twice: it was added to "
-                "a text that holds it"
-            )  # fmt: skip
-            places = places[places > 1] if len(places) and places[0] <= 1 else places
-        last = n_theirs - 1
+                "double_bos",
+                0,
+                1,
+                f"begins with BOS {self._shown(ids, 0)} twice: it was added to a text that had it",
+            )
+            places = places[places > 1] if places[0] <= 1 else places
+        last = len(ids) - 1
         if len(places) and places[-1] == last and self.is_control(int(ids[last])):
             counts = "and counts" if counted[last] else "masked"
             yield Finding(
-                "extra_end", last, 1, f"ends with {self._shown(ids, last)}, {counts}, which ours "
-                "do not have (--eos adds EOS)"
-            )  # fmt: skip
+                "extra_end",
+                last,
+                1,
+                f"ends with {self._shown(ids, last)}, {counts}, which ours do not have (--eos adds "
+                "EOS)",
+            )
             places = places[:-1]
         if len(places):
             first = int(places[0])
@@ -218,15 +228,15 @@ class _Words:
                 f"{self._shown(ids, first)}",
             )
 
-    def masks(self, pairs: Ints, counted: Bools) -> Iterator[Finding]:
+    def masks(self, counted: Bools) -> Iterator[Finding]:
         """Tokens that both have and one of them counts."""
         ids, mask = self.ours.token_ids, self.ours.loss_mask
-        at, theirs = pairs[:, 0], counted[pairs[:, 1]]
-        first_counted = int(np.argmax(mask))
+        at, theirs = self.pairs[:, 0], counted[self.pairs[:, 1]]
         too_much = at[theirs & ~mask[at]]
+        after = np.array([self._is_after_a_response(int(t)) for t in too_much], dtype=bool)
         for kind, places, what in (
-            ("loss_on_prompt", too_much[too_much < first_counted], "of the prompt"),
-            ("loss_on_template", too_much[too_much > first_counted], "after the response"),
+            ("loss_on_prompt", too_much[~after], "of the prompt"),
+            ("loss_on_template", too_much[after], "after the response"),
         ):
             if len(places):
                 first = int(places[0])
@@ -250,6 +260,14 @@ class _Words:
                 f"masked: {_tokens(len(rest))} of the response, first token {rest[0]} "
                 f"{self._shown(ids, rest[0])}",
             )
+
+    def _is_after_a_response(self, t: int) -> bool:
+        """Whether a masked token stands behind what counts of its turn."""
+        seam, start = self.ours.seam, 0
+        for turn in () if seam is None else seam.turns:
+            if turn.start <= t < turn.end:
+                start = turn.start
+        return bool(self.ours.loss_mask[start:t].any())
 
     def _ends_a_turn(self, t: int) -> bool:
         mask = self.ours.loss_mask

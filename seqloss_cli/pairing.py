@@ -47,6 +47,7 @@ class PairTokenization:
         """The policies, for the run's record."""
         policy = self.policy
         return {
+            "separator": policy.separator,
             "truncate": policy.truncate,
             "marginal": policy.marginal,
             "pmi": policy.pmi,
@@ -98,6 +99,11 @@ class PairTokenization:
         if isinstance(chat, RowError):
             raise chat
         if chat is not None:
+            if policy.boundary != "joint":
+                raise RowError(
+                    "boundary_with_chat",
+                    f"--boundary {policy.boundary} is for plain pairs; a chat is one text",
+                )
             ids = _ids(encoded, chat.text)
             return self._finished(
                 chat_sequence(self._tokenization, sample, chat, ids, policy.turns)
@@ -170,7 +176,9 @@ class PairTokenization:
         if self.policy.pmi:
             sequence = replace(sequence, alone=_response_alone(sequence))
         if not self.policy.marginal:
-            sequence = replace(sequence, wanted=sequence.loss_mask)
+            assert sequence.seam is not None
+            seam = replace(sequence.seam, prompt_wanted=False)
+            sequence = replace(sequence, wanted=sequence.loss_mask, seam=seam)
         return sequence
 
     def _fitted(self, sequence: TokenSequence) -> TokenSequence:

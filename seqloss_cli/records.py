@@ -124,6 +124,8 @@ class Seam:
     """No text stands before the response."""
     n_words: int
     """Words of the response."""
+    prompt_wanted: bool = True
+    """The prompt's losses are asked for, too."""
     n_spans: int = 1
     """Stretches of text that are scored."""
     n_dropped: int = 0

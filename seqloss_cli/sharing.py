@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
+from seqloss_cli.alignment import common_prefix
 from seqloss_cli.records import Ints
 
 SHORTEST_TRUNK = 16
@@ -35,7 +34,7 @@ def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_TRUNK) -
     A sequence is in one group at most; those in none are left out.
     """
     order = sorted(range(len(sequences)), key=lambda i: _sortable(sequences[i]))
-    common = [_common_prefix(sequences[a], sequences[b]) for a, b in pairwise(order)]
+    common = [common_prefix(sequences[a], sequences[b]) for a, b in pairwise(order)]
     groups: list[Group] = []
     start = 0
     for stop in range(1, len(order) + 1):
@@ -77,9 +76,3 @@ def _best_groups(
 def _sortable(ids: Ints) -> bytes:
     """Bytes that sort as the ids do."""
     return ids.astype(">u4").tobytes()
-
-
-def _common_prefix(a: Ints, b: Ints) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

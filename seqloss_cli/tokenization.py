@@ -63,7 +63,11 @@ class Tokenization:
         assert sequence.text is not None
         source, edges = sequence.text.encode(), offsets.tolist()
         texts = [show_bytes(source[start:end]) for start, end in pairwise(edges)]
-        if sequence.bos in ("tokenizer", "prepended"):
+        cut = sequence.seam is not None and sequence.seam.n_dropped
+        if cut or sequence.bos in (
+            "tokenizer",
+            "prepended",
+        ):  # of a cut text, all of that covers it
             texts[0] = self.name_token(ids[0])
         if sequence.eos == "appended":
             texts[-1] = self.name_token(ids[-1])

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.alignment import common_prefix
 from seqloss_cli.errors import RowError
 from seqloss_cli.labels import Labels
 from seqloss_cli.records import IGNORED, Chat, Pair, Sample
 
 NAME = "TRL 1.16"
 DEFAULT_MAX_LENGTH = 1024
+# As transformers looks for them: it knows no `{%+ generation %}`, and does look into comments.
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -80,12 +82,12 @@ class TrlTrainer:
             completion += eos
         prompt = np.array(self.tokenizer(pair.prompt)["input_ids"], dtype=np.int64)
         joint = np.array(self.tokenizer(pair.prompt + completion)["input_ids"], dtype=np.int64)
-        return joint, np.arange(len(joint)) >= _common(prompt, joint)
+        return joint, np.arange(len(joint)) >= common_prefix(prompt, joint)
 
     def _chat_pair(self, chat: Chat) -> tuple[Any, Any]:
         prompt, _ = self._rendered(chat, chat.messages[:-1], generation_prompt=True)
         joint, marked = self._rendered(chat, chat.messages)
-        counted = np.arange(len(joint)) >= _common(prompt, joint)
+        counted = np.arange(len(joint)) >= common_prefix(prompt, joint)
         return joint, counted & marked if self.assistant_only else counted
 
     def _rendered(
@@ -120,9 +122,3 @@ class TrlTrainer:
         if not marked.any():
             raise RowError("refused", "the trainer stops: no token is the assistant's")
         return ids, marked
-
-
-def _common(a: Any, b: Any) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

@@ -25,6 +25,7 @@ from seqloss_cli.pieces import (
 )
 from seqloss_cli.records import Ints
 
+_MOST_IDS = 1 << 32  # what the tokenizers library takes
 _SPELLINGS = (spell_byte_level, spell_sentencepiece, spell_plain)
 
 
@@ -118,7 +119,9 @@ class Vocabulary:
     def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
         if name := self._literal.get(token_id):
             return name.encode()
-        if self._fast is not None:
+        if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
+            piece = None
+        elif self._fast is not None:
             piece = self._fast.id_to_token(token_id)
         else:
             piece = self.tokenizer.convert_ids_to_tokens(token_id)

@@ -1537,3 +1537,27 @@ def test_the_command_rejects_bad_chats_and_scores_the_others(folder: Path, tmp_p
     reasons = [reason for _, reason, _ in BAD_ROWS] + [reason for _, reason in late]
     assert [row["reason"] for row in document["rejected"]] == reasons
     assert [row["line"] for row in document["rejected"]] == [*range(2, len(reasons) + 2)]
+
+
+# -- turns that no control token ends, and calls that are not written ---------------------------
+
+
+def test_an_end_that_is_no_control_token_is_known_by_marks_only() -> None:
+    """The tokenizer does not know `<|im_end|>`: it is text like any other."""
+    for marked, expected in ((True, "Hi<|im_end|>"), (False, "Hi")):
+        template = template_of("chatml", marked)
+        outcome = tokenized(tokenizer_of(), [Q, assistant("Hi")], template)
+        assert counted_text(outcome) == expected
+        assert outcome.flags["no_end_of_turn"] == 1
+        outcome = tokenized(tokenizer_of(), [Q, assistant("Hi")], template, end_of_turn=False)
+        assert counted_text(outcome) == "Hi"
+        assert "no_end_of_turn" not in outcome.flags
+
+
+def test_calls_and_tools_that_a_template_leaves_out_are_said() -> None:
+    call = {"role": "assistant", "content": "Hm", "tool_calls": [{"function": {"name": "f"}}]}
+    tokenizer = tokenizer_of(FAMILIES["zephyr"].controls)
+    chat = Chat([Q, call, R, assistant("Hi")], [TOOL])
+    outcome = tokenized(tokenizer, chat, template_of("zephyr"))
+    assert isinstance(outcome, TokenSequence), outcome
+    assert outcome.flags["tools_not_rendered"] == 2

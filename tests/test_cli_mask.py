@@ -193,5 +193,64 @@ def test_flags_that_do_not_go_together(arguments: tuple[str, ...], said: str, se
 
 def test_a_file_of_labels_that_is_not_there(seqloss: Run, tmp_path: Path) -> None:
     done = seqloss("mask", PAIRS, "--check", tmp_path / "none.jsonl")
-    assert done.returncode == 3
+    assert done.returncode == 2
     assert b"no such file" in done.stderr
+    done = seqloss("mask", "-", "--check", "-", stdin=b"")
+    assert done.returncode == 2
+    assert b"can be read once only" in done.stderr
+    done = seqloss("mask", PAIRS, "--max-length", "5")
+    assert done.returncode == 2
+    assert b"goes with --like" in done.stderr
+
+
+def test_ids_that_no_tokenizer_knows_are_shown_as_they_are(seqloss: Run, tmp_path: Path) -> None:
+    rows = labels_of(seqloss, PAIRS)
+    rows[0]["input_ids"][2:4] = [-100, 1 << 40]
+    done = seqloss("mask", PAIRS, "--check", write_rows(tmp_path / "labels.jsonl", rows), "--json")
+    assert done.returncode == 3
+    (first, *_) = document(done)["sequences"]
+    kinds = {finding["kind"]: finding["message"] for finding in first["check"]}
+    assert set(kinds) == {"tokens_differ", "extra_tokens"}
+    assert "'<id -100>'" in kinds["extra_tokens"]
+
+
+def test_results_of_our_own_are_labels_too(seqloss: Run, tmp_path: Path) -> None:
+    """The run and totals lines are passed over; a byte order mark is no part of the first row."""
+    written = seqloss("cond", PAIRS, "--jsonl").stdout
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + written)
+    done = seqloss("mask", PAIRS, "--check", path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_first_row_does_not_hide_the_ids_of_the_others(
+    seqloss: Run, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in seqloss("mask", PAIRS, "--jsonl").stdout.splitlines()]
+    good = [json.dumps(row) for row in rows if row["type"] == "sequence"]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("\n".join(["{", *good[1:][::-1]]) + "\n")
+    done = seqloss("mask", PAIRS, "--check", path, "--json")
+    assert done.returncode == 3
+    found = document(done)
+    assert [row["check"] for row in found["sequences"]] == [[]] * 4
+    (rejected,) = found["rejected"]
+    assert (rejected["id"], rejected["reason"], rejected["line"]) == ("sorted", "bad_json", 1)
+    ordered = write_rows(tmp_path / "ordered.jsonl", [{**json.loads(line)} for line in good])
+    lines = ordered.read_text().splitlines()
+    swapped = [json.dumps({k: v for k, v in json.loads(lines[0]).items() if k != "id"}), *lines[2:]]
+    ordered.write_text("\n".join(swapped) + "\n")
+    done = seqloss("mask", PAIRS, "--check", ordered, "--json")
+    (first, *others) = document(done)["rejected"]
+    assert "holds the labels of 'merged', not of 'list'" in first["message"]
+    assert len(others) == 3
+
+
+def test_chats_take_no_flags_of_plain_pairs(seqloss: Run) -> None:
+    for flags, reason in (
+        (("--separator", "ZZ"), "separator_with_chat"),
+        (("--boundary", "separate"), "boundary_with_chat"),
+        (("--eos",), "eos_with_chat"),
+    ):
+        done = seqloss("mask", CHATS, "--chat-template", TEMPLATE, *flags, "--json")
+        assert [row["reason"] for row in document(done)["rejected"]] == [reason] * 2

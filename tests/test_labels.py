@@ -80,7 +80,8 @@ def test_response_truncated_away() -> None:
     (finding,) = found_in(ids[:-4], labels[:-4])
     assert (finding.kind, finding.position, finding.count) == ("response_truncated", 17, 4)
     assert "4 of 8 response tokens cut off" in finding.message
-    assert kinds(found_in(ids[:N_PROMPT], labels[:N_PROMPT])) == ["everything_masked"]
+    cut = kinds(found_in(ids[:N_PROMPT], labels[:N_PROMPT]))
+    assert cut == ["response_truncated", "everything_masked"]
     assert "response_truncated" in kinds(found_in(ids[:N_PROMPT], ids[:N_PROMPT]))
 
 
@@ -107,7 +108,7 @@ def test_shifted_by_one(step: int) -> None:
     findings = found_in(ids, shifted)
     assert findings[0].kind == "shifted"
     assert ("the next token" if step == 1 else "the previous token") in findings[0].message
-    assert set(kinds(findings[1:])) <= {"end_of_turn_missing"}  # the last label fell off the end
+    assert findings[1:] == []
 
 
 def test_everything_masked() -> None:
@@ -140,6 +141,59 @@ def test_padding_is_no_difference(n: int) -> None:
         assert found_in([*[pad] * n, *ids], [*[IGNORED] * n, *labels]) == []
 
 
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_padding_with_tokens_that_texts_hold(n: int) -> None:
+    """Left with BOS, right with EOS, behind a text that was cut or has its EOS."""
+    ids, labels = ours()
+    padded = found_in([*[BOS_ID] * n, *ids], [*[IGNORED] * n, *labels])
+    assert kinds(padded) == []
+    cut = found_in([*ids[:-4], *[EOS_ID] * n], [*labels[:-4], *[IGNORED] * n])
+    assert kinds(cut) == ["response_truncated"]
+    cut = found_in([*ids[:N_PROMPT], *[EOS_ID] * n], [IGNORED] * (N_PROMPT + n))
+    assert kinds(cut) == ["response_truncated", "everything_masked"]
+    masked = found_in([*ids, *[EOS_ID] * n], [*labels[:-1], *[IGNORED] * (n + 1)])
+    assert kinds(masked) == ["end_of_turn_missing"]
+    plain = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
+    sample = Sample("x", "test", pair=Pair(PROMPT, RESPONSE))
+    (without,) = PairTokenization(plain, PairPolicy(), None).tokenize([sample])
+    ended = found_in([*ids, *[EOS_ID] * n], [*labels, *[IGNORED] * n], without)
+    assert kinds(ended) == ["extra_end"]
+    assert "--eos adds EOS" in ended[0].message
+
+
+def test_another_tokenizer_is_not_a_cut() -> None:
+    ids, labels = ours()
+    other = [i + 7 for i in ids]
+    found = found_in(other, [i + 7 if i != IGNORED else i for i in labels])
+    assert "tokens_differ" in kinds(found)
+    assert "response_truncated" not in kinds(found)
+
+
+def test_an_end_of_turn_that_is_gone_from_a_chat() -> None:
+    ids, labels = ours(chat())
+    kept = [n for n, token in enumerate(ids) if token != EOS_ID or n == 0]
+    (finding,) = found_in([ids[n] for n in kept], [labels[n] for n in kept], chat())
+    assert (finding.kind, finding.count) == ("end_of_turn_missing", 2)
+
+
+def test_a_later_turn_of_the_user_is_prompt() -> None:
+    sequence = chat()
+    ids, labels = ours(sequence)
+    user = sequence.seam.turns[2]
+    labels[user.start : user.end] = ids[user.start : user.end]
+    (finding,) = found_in(ids, labels, sequence)
+    assert (finding.kind, finding.position) == ("loss_on_prompt", user.start)
+    ids, labels = ours(sequence)
+    answer = sequence.seam.turns[3]
+    labels[answer.start] = ids[answer.start]  # its header
+    (finding,) = found_in(ids, labels, sequence)
+    assert (finding.kind, finding.position) == ("loss_on_prompt", answer.start)
+    ids, labels = ours(sequence)
+    labels[-1] = ids[-1]
+    (finding,) = found_in(ids, labels, sequence)
+    assert (finding.kind, finding.position) == ("loss_on_template", len(ids) - 1)
+
+
 def test_other_tokens_and_masked_responses() -> None:
     ids, labels = ours()
     other = [*ids[:5], 99, *ids[6:]]
@@ -149,8 +203,8 @@ def test_other_tokens_and_masked_responses() -> None:
     (finding,) = found_in(ids, [*labels[:-1], 55])
     assert finding.kind == "wrong_labels"
     ids, labels = ours(chat())
-    (finding,) = found_in(ids, ids[:5] + labels[5:8] + ids[8:], chat())[1:]
-    assert finding.kind == "loss_on_template"
+    found = found_in(ids, ids[:5] + labels[5:8] + ids[8:], chat())
+    assert set(kinds(found)) == {"loss_on_prompt", "loss_on_template"}
 
 
 @given(st.data())

@@ -164,6 +164,16 @@ def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
             assert part.targets.tolist() == list(range(1, 221))
 
 
+def test_long_tails_are_not_branches() -> None:
+    """A mask of their length squared would cost more than the few tokens in common save."""
+    trunk = list(range(100))
+    rows = [probe([*trunk, *[200 + n] * tail]) for n, tail in enumerate((600, 600, 30, 30))]
+    windows = WindowPolicy(1000, "test", 1000)
+    shared, *apart = plan_batches(rows, windows, BatchPolicy(4096, True), False, 1000)
+    assert sorted(part.sequence for part in shared.parts) == [2, 3]
+    assert sorted(part.sequence for batch in apart for part in batch.parts) == [0, 1]
+
+
 # -- groups -----------------------------------------------------------------------------------
 
 

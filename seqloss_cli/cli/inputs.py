@@ -31,13 +31,23 @@ def text_of(flag: str, value: str) -> str:
         return value[1:]
     if value != STDIN and not value.startswith("@"):
         return value
+    if value != STDIN:
+        return file_text(flag, Path(value[1:]))
+    if sys.stdin is None:
+        raise UsageError(f"{flag} -: stdin is closed")
+    return _decoded(f"{flag} -", sys.stdin.buffer.read())
+
+
+def file_text(flag: str, path: Path) -> str:
+    """What a file holds. Raises UsageError when it cannot be read as UTF-8."""
     try:
-        if value == STDIN:
-            if sys.stdin is None:
-                raise UsageError(f"{flag} -: stdin is closed")
-            return sys.stdin.buffer.read().decode()
-        return Path(value[1:]).read_bytes().decode()
+        return _decoded(f"{flag} {path}", path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{flag} {value}: {error.strerror or error}") from error
+        raise UsageError(f"{flag} {path}: {error.strerror or error}") from error
+
+
+def _decoded(where: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{flag} {value}: is not UTF-8 at byte {error.start}") from error
+        raise UsageError(f"{where}: is not UTF-8 at byte {error.start}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
@@ -11,12 +12,14 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import pairs as p
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.masking import Mask, MaskTotals
+    from seqloss_cli.reading import LabelFile
     from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
     from seqloss_cli.tokenization import Tokenization
     from seqloss_cli.trl import TrlTrainer
@@ -87,8 +90,8 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.trl import NAME as TRAINER_NAME
 
         values, choice = ctx.params, choose_output(ctx)
-        _refuse(ctx, choice)
         names, stats = p.pair_names(ctx), ReadStats()
+        _refuse(ctx, choice, names)
         items = p.pair_items(ctx, names, stats)
         bar = ProgressBar(names)
         tokens, run, entries = _entries(ctx, items, bar)
@@ -104,15 +107,14 @@ def mask(ctx: typer.Context) -> None:
             lambda sink: _writer(sink, tokens, choice, trainer),
         )
         totals, n_rejected = write_all(work, stats, bar, choice)
-        if labels is not None and (unused := labels.count_unused()):
-            say(f"warning: {unused} rows of {values['check']} belong to no input")
+        _say_what_is_left(labels, values["check"])
         if totals.n_different:
             say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
         if n_rejected or totals.n_different:
             raise typer.Exit(REJECTED)
 
 
-def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
+def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     values = ctx.params
     if choice.format is o.Format.openai:
@@ -123,6 +125,23 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
         raise UsageError(
             "--like trl parses control tokens, as TRL does; leave --special-tokens out"
         )
+    given = ctx.get_parameter_source("max_length")
+    if not values["like"] and given is not None and given.name == "COMMANDLINE":
+        raise UsageError("--max-length is the trainer's; it goes with --like")
+    check = values["check"]
+    if check == STDIN and STDIN in (*names, values["prompt"], values["response"]):
+        raise UsageError("'-' (stdin) can be read once only")
+    if check not in (None, STDIN) and not Path(check).exists():
+        raise UsageError(f"--check {check}: no such file")
+
+
+def _say_what_is_left(labels: LabelFile | None, name: str) -> None:
+    if labels is None:
+        return
+    if unused := labels.count_unused():
+        say(f"warning: {unused} rows of {name} belong to no input")
+    for message in labels.unmatched:
+        say(f"warning: {message}")
 
 
 def _entries(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqloss_cli.cli import options as o
-from seqloss_cli.cli.inputs import STDIN, input_names, text_of
+from seqloss_cli.cli.inputs import STDIN, file_text, input_names, text_of
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,13 +136,14 @@ def choose_pairs(context: typer.Context) -> PairPolicy:
         raise UsageError("--eos is for plain pairs; with --chat the template ends the turns")
     template: Path | None = values["chat_template"]
     return PairPolicy(
+        separator=values["separator"],
         boundary=str(values["boundary"]),  # type: ignore[arg-type]  # typer knows the choices
         truncate=str(values["truncate"]),  # type: ignore[arg-type]
         marginal=not values.get("no_marginal", False),
         pmi=values.get("pmi", False),
         turns=str(values["score"]),  # type: ignore[arg-type]
         end_of_turn=not values["no_end_of_turn"],
-        chat_template=None if template is None else text_of("--chat-template", f"@{template}"),
+        chat_template=None if template is None else file_text("--chat-template", template),
     )
 
 

@@ -13,10 +13,9 @@ from seqloss_cli.errors import RowError
 from seqloss_cli.paths import shown_path
 from seqloss_cli.reading.duplicates import DuplicateIds
 from seqloss_cli.reading.rows import PairFields, checked_text, pair_content, parse_row
-from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
+from seqloss_cli.reading.streams import BOM, STDIN, bounded_lines, open_input
 from seqloss_cli.records import Item, Pair, Rejected, Sample
 
-_BOM = b"\xef\xbb\xbf"
 _COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")
 
@@ -126,8 +125,8 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
             "too_long",
             f"is longer than --max-bytes {max_bytes}; raise it, or score line by line with --lines",
         )
-    flags: dict[str, int | bool] = {"bom_dropped": True} if raw.startswith(_BOM) else {}
-    return _plain_text(raw.removeprefix(_BOM)), flags
+    flags: dict[str, int | bool] = {"bom_dropped": True} if raw.startswith(BOM) else {}
+    return _plain_text(raw.removeprefix(BOM)), flags
 
 
 def _plain_text(raw: bytes) -> str:
@@ -163,8 +162,8 @@ def _lines(
     """One sample for each line that is not empty; `parse` makes the sample's fields of a line."""
     for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
         flags: dict[str, int | bool] = {}
-        if number == 1 and raw is not None and raw.startswith(_BOM):
-            raw, flags = raw.removeprefix(_BOM), {"bom_dropped": True}
+        if number == 1 and raw is not None and raw.startswith(BOM):
+            raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
         if raw == b"":
             stats.n_empty_lines += 1
             continue

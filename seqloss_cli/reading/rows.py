@@ -159,6 +159,10 @@ def pair_content(
 def _pair_or_chat(row: dict[str, Any], fields: PairFields) -> tuple[dict[str, Any], set[str]]:
     """A pair, or the messages of a row without a response; and the fields that were used."""
     if "messages" in row and fields.response not in row:
+        if fields.separator:
+            raise RowError(
+                "separator_with_chat", "--separator is for plain pairs; a chat's template separates"
+            )
         template = _template_fields(row)
         return {"chat": Chat(_messages(row["messages"]), **template)}, {"messages", *_TEMPLATE}
     for field, flag in ((fields.prompt, "--prompt-field"), (fields.response, "--response-field")):

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from seqloss_cli.errors import RowError
 
 STDIN = "-"
+BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _CHUNK = 1 << 16
 _COMPRESSED_CHUNK = 256  # zstd may make megabytes of it, and cannot be told to stop

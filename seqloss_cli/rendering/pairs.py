@@ -90,11 +90,11 @@ def _lines(
 
 def _why_unknown(score: SequenceScore, rule: ChainRule) -> str:
     """Of a marginal: rules 8 and 13."""
-    sequence, seam = score.sequence, score.sequence.seam
+    seam = score.sequence.seam
     assert seam is not None
     if rule.log_prob_x is not None:
         return ""
-    if not sequence.wanted.all():
+    if not seam.prompt_wanted:
         return ", not scored"
     if seam.n_dropped:
         return f"; unknown, {seam.n_dropped} were cut"
