@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import byte_tokenizer, llama, save_checkpoint
 from conftest import ROOT, Run
+from typer.testing import CliRunner
+
+from seqloss_cli.cli.main import app
 
 SAMPLES = ROOT / "samples"
 PAIRS, CHATS, TEMPLATE = SAMPLES / "pairs.jsonl", SAMPLES / "chats.jsonl", SAMPLES / "chat.jinja"
 IGNORED = -100
+
+
+@pytest.fixture
+def seqloss() -> Run:
+    """The program in this process: imports once, not at each run."""
+
+    def run(
+        *arguments: str | Path, stdin: bytes | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        words = [str(argument) for argument in arguments]
+        done = CliRunner().invoke(app, words, input=stdin, env={"COLUMNS": "80"} | env)
+        return subprocess.CompletedProcess(
+            words, done.exit_code, done.stdout_bytes, done.stderr_bytes
+        )
+
+    return run
 
 
 def document(done: Any) -> Any:
