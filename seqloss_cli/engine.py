@@ -10,6 +10,7 @@ Three paths, tried in this order, the first that equals a plain forward being us
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import RunError
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
-from seqloss_cli.running import PATHS, Runner, RunPath
+from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
 from seqloss_cli.sharing import SHORTEST_TRUNK
 
 T = TypeVar("T")
@@ -122,11 +123,14 @@ class Engine:
             )
         skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
         probes, expected = [_probe(ids, skipped), short], [plain[skipped:], plain_short]
-        for path in PATHS[1:-1] if _rope_minds_length(self.model) else PATHS[:-1]:
-            for backbone in self._backbones:
-                self._runner = Runner(self.model, backbone, path)
-                if self._agrees(probes, expected):
-                    return self._said(path)
+        paths = PATHS[1:-1] if _rope_minds_length(self.model) else PATHS[:-1]
+        blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
+        for path, backbone, in_blocks in product(paths, self._backbones, blocks):
+            self._runner = Runner(self.model, backbone, path, in_blocks)
+            self._runner.block_width = -(-self._n_ids() // 3)  # else a few positions need one block
+            if self._agrees(probes, expected):
+                self._runner.block_width = None
+                return self._said(path)
         return self._said("plain")
 
     def _choose_longest_shared(self, max_tokens: int) -> int:

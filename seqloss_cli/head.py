@@ -19,6 +19,9 @@ from seqloss_cli.backend import TokenScores, Wants
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time: 64 MiB in float32, whatever the vocabulary."""
+BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 2048, 1 << 22, 1024
+"""Positions, logits, and words at least of a block of the vocabulary: small enough for what is made
+of them to stay near the cores, large enough for matrix products to run at their rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,101 @@ def score_positions(
         rows = slice(start, start + step)
         parts.append(score_logits(logits_of(rows), targets_M[rows], wants))
     return _to_host(parts)
+
+
+def score_in_blocks(
+    logits_of: Callable[[slice, slice], Tensor],
+    targets_M: Tensor,
+    vocabulary: int,
+    wants: Wants,
+    width: int | None = None,
+) -> TokenScores:
+    """The same a block of the vocabulary at a time; `logits_of` gives the logits of some positions
+    and some words. The logits of all words never exist at once.
+
+    Ranks are not among them: they would need the target's logit before the first block.
+    `width` is that of a block, where it is not to be chosen here.
+    """
+    if wants.ranks:
+        raise ValueError("ranks need whole rows of logits")
+    parts = []
+    for start in range(0, len(targets_M), BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, len(targets_M)))
+        running = _Running(targets_M[rows], wants)
+        step = width or max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - start))
+        for first in range(0, vocabulary, step):
+            words = slice(first, min(first + step, vocabulary))
+            running.add(logits_of(rows, words), first)
+        parts.append(running.result())
+    return _to_host(parts)
+
+
+class _Running:
+    """What is kept of the blocks that were seen: greatest logit, sums relative to it, and the best.
+
+    With s = Σ exp(z - max) and u = Σ exp(z - max) (z - max) over the words so far, a greater max'
+    turns them into s e^d and e^d (u + d s), d = max - max' (Milakov & Gimelshein 2018).
+    """
+
+    def __init__(self, targets_M: Tensor, wants: Wants) -> None:
+        self._targets_M1, self._wants = targets_M[:, None], wants
+        shape, device = self._targets_M1.shape, targets_M.device
+        self._max_M1 = torch.full(shape, -torch.inf, device=device)
+        self._target_M1 = torch.zeros(shape, device=device)
+        self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._spread_M1 = torch.zeros_like(self._sum_M1)
+        self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
+
+    def add(self, logits_MB: Tensor, first: int) -> None:
+        """Logits of the words from `first` on; they are overwritten."""
+        if logits_MB.dtype != torch.float64:
+            logits_MB = logits_MB.float()
+        width = logits_MB.shape[1]
+        place_M1 = self._targets_M1 - first
+        inside_M1 = (place_M1 >= 0) & (place_M1 < width)
+        here_M1 = logits_MB.gather(1, place_M1.clamp(0, width - 1))
+        self._target_M1 = torch.where(inside_M1, here_M1, self._target_M1)
+        if self._wants.top_k:
+            self._keep_best(logits_MB, first)
+        greatest_M1 = torch.maximum(self._max_M1, logits_MB.amax(dim=1, keepdim=True))
+        base_M1 = greatest_M1.masked_fill(greatest_M1 == -torch.inf, 0.0)  # nothing possible yet
+        drop_M1 = (self._max_M1 - base_M1).double()
+        scale_M1 = drop_M1.exp()
+        shifted_MB = logits_MB.sub_(base_M1)
+        if self._wants.entropy:
+            weights_MB = shifted_MB.exp()
+            products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
+            moved_M1 = torch.where(scale_M1 > 0, self._spread_M1 + drop_M1 * self._sum_M1, 0.0)
+            self._spread_M1 = scale_M1 * moved_M1 + products_MB.sum(dim=1, keepdim=True)
+        else:
+            weights_MB = shifted_MB.exp_()
+        self._sum_M1 = scale_M1 * self._sum_M1 + weights_MB.sum(dim=1, keepdim=True)
+        self._max_M1 = greatest_M1
+
+    def _keep_best(self, logits_MB: Tensor, first: int) -> None:
+        k, width = self._wants.top_k, logits_MB.shape[1]
+        values, ids = top_logits_of(logits_MB, min(k, width))
+        ids = ids + first
+        if self._top is not None:  # earlier words stand first, so a stable sort keeps ties by id
+            values = torch.cat([self._top[0], values], dim=1)
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            ids = torch.cat([self._top[1], ids], dim=1).gather(1, order)
+        self._top = values[:, :k], ids[:, :k]
+
+    def result(self) -> HeadTensors:
+        log_sum_M1, max_M1 = self._sum_M1.log(), self._max_M1.double()
+        top_ids = top_log_probs = None
+        if self._top is not None:
+            top_logits, top_ids = self._top
+            top_log_probs = 0.0 - (log_sum_M1 + (max_M1 - top_logits.double()))
+        spread_M1 = self._spread_M1 / self._sum_M1
+        return HeadTensors(
+            losses=(log_sum_M1 + (max_M1 - self._target_M1.double()))[:, 0],
+            ranks=None,
+            entropies=(log_sum_M1 - spread_M1)[:, 0] if self._wants.entropy else None,
+            top_ids=top_ids,
+            top_log_probs=top_log_probs,
+        )
 
 
 def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTensors:

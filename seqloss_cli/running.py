@@ -5,16 +5,17 @@ Shape letters: B rows, T positions, M scored positions, R of them at a time, D h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from seqloss_cli.backend import Batch, Branches, TokenScores, Wants
-from seqloss_cli.head import score_positions
+from seqloss_cli.head import score_in_blocks, score_positions
 from seqloss_cli.records import Ints
 
 RunPath = Literal["batched", "single", "plain"]
@@ -40,8 +41,13 @@ class Runner:
     """A transformers causal LM and the way it is run: which of `PATHS`, with which `backbone`, the
     module that turns ids into hidden states."""
 
-    def __init__(self, model: Any, backbone: Any, path: RunPath) -> None:
+    def __init__(self, model: Any, backbone: Any, path: RunPath, in_blocks: bool = False) -> None:
+        """`in_blocks`: the head is run for a block of the vocabulary at a time, where that is
+        enough."""
         self.model, self.backbone, self.path = model, backbone, path
+        self.in_blocks = in_blocks
+        self.block_width: int | None = None
+        """Words of a block; None leaves it to the head."""
         self._vocabulary: int | None = None  # as wide as the first logits turn out to be
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
@@ -57,6 +63,14 @@ class Runner:
         hidden_MD = self._hidden(batch)[sources_M]
         if self._vocabulary is None:
             self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
+        if self.in_blocks and not wants.ranks:
+            return score_in_blocks(
+                lambda rows, words: self._logits_of(hidden_MD[rows], words),
+                targets_M,
+                self._vocabulary,
+                wants,
+                self.block_width,
+            )
         return score_positions(
             lambda rows: self._logits_of(hidden_MD[rows]), targets_M, self._vocabulary, wants
         )
@@ -100,24 +114,40 @@ class Runner:
         mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)
         return mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)[:, None]
 
-    def _logits_of(self, hidden_RD: Tensor) -> Tensor:
+    def _logits_of(self, hidden_RD: Tensor, words: slice | None = None) -> Tensor:
         """The model's own forward with its backbone replaced: soft caps, scales and biases that
         stand between hidden states and logits are applied, whatever they are."""
         assert self.backbone is not None
-        with _returning(self.backbone, _BackboneOutput(hidden_RD[None])):
+        output = _BackboneOutput(hidden_RD[None])
+        with _computing(self.backbone, lambda *args, **kwargs: output), self._only(words):
             ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
             logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
-            return logits
+        if words is not None and logits.shape[1] != words.stop - words.start:
+            raise ValueError("the head computes other words than its output layer was asked for")
+        return logits
+
+    def _only(self, words: slice | None) -> AbstractContextManager[None]:
+        """While it lasts, the output layer computes some words only."""
+        if words is None:
+            return nullcontext()
+        layer = self.model.get_output_embeddings()
+        weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
+        return _computing(layer, lambda hidden: linear(hidden, weight, bias))
 
     def _on_device(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self.model.device)
 
 
+def can_run_in_blocks(model: Any) -> bool:
+    """Whether the output layer is a plain matrix, of which some rows can be taken."""
+    return type(model.get_output_embeddings()) is torch.nn.Linear
+
+
 @contextmanager
-def _returning(module: Any, output: Any) -> Iterator[None]:
-    """While it lasts, calling the module returns `output`."""
+def _computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, calling the module calls `forward`."""
     replaced = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: output
+    module.forward = forward
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ import torch
 import transformers as hf
 from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 
-from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
+from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
 from seqloss_cli.backend import Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
@@ -205,6 +205,38 @@ def test_each_path_gives_the_same_numbers(name: str, path: Any, bos: Any) -> Non
     engine = Engine(model, CONTEXT, path=path)
     assert engine.path == path
     assert_right(model, scores_of(engine, bos))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_in_blocks_give_the_same_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soft caps, scales and biases apply to a block as to the whole; all but the first block are
+    further words."""
+    monkeypatch.setattr(head, "BLOCK_ROWS", 13)
+    monkeypatch.setattr(head, "BLOCK_LOGITS", 1)
+    monkeypatch.setattr(head, "LEAST_WIDTH", 50)
+    model, widths = build(name), set()
+    engine = Engine(model, CONTEXT)
+    layer = model.get_output_embeddings()
+    wants = Wants(entropy=True, top_k=3)
+    monkeypatch.setattr(
+        running, "linear", lambda x, w, b: widths.add(len(w)) or torch.nn.functional.linear(x, w, b)
+    )
+    assert_right(model, scores_of(engine, wants=wants))
+    assert widths == {50, N_BYTE_IDS % 50}
+    assert layer.forward.__self__ is layer, "the layer's own forward is back"
+
+
+def test_a_head_that_cannot_be_cut_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+
+    class Sorted(torch.nn.Linear):
+        """Of another class: what it does with its weights is not known."""
+
+    layer = model.get_output_embeddings()
+    layer.__class__ = Sorted
+    engine = Engine(model, CONTEXT)
+    monkeypatch.setattr(running, "linear", None)
+    assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
 
 
 def test_weights_in_several_files(tmp_path: Path) -> None:

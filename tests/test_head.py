@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from seqloss_cli import Sample, totals_of
 from seqloss_cli import head as head_module
 from seqloss_cli.backend import Wants
-from seqloss_cli.head import score_logits, score_positions
+from seqloss_cli.head import score_in_blocks, score_logits, score_positions
 from seqloss_cli.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
@@ -190,6 +190,65 @@ def test_the_number_of_logits_held_at_once_changes_nothing(
     assert sum(asked) == 37
     for name in TOKEN_FIGURES:
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+@given(
+    rows_with_targets(ordinary, near_ties, huge, impossible),
+    st.integers(1, 12),
+    st.integers(0, 4),
+)
+def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: int) -> None:
+    rows, targets = drawn
+    logits, ids = torch.tensor(rows, dtype=torch.float32), torch.tensor(targets)
+    n_words = logits.shape[1]
+    wants = Wants(entropy=True, top_k=min(top_k, n_words))
+    whole = score_logits(logits, ids, wants)
+    found = score_in_blocks(
+        lambda some, words: logits[some, words].clone(), ids, n_words, wants, width
+    )
+    np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-6, atol=1e-6)
+    assert (found.losses >= 0).all()
+    np.testing.assert_allclose(found.entropies, whole.entropies, rtol=1e-5, atol=1e-5)
+    assert found.ranks is None
+    if wants.top_k:
+        np.testing.assert_array_equal(found.top_ids, whole.top_ids)
+        np.testing.assert_allclose(found.top_log_probs, whole.top_log_probs, rtol=1e-6, atol=1e-6)
+        at_top = found.top_ids == np.array(targets)[:, None]
+        np.testing.assert_array_equal(
+            -found.top_log_probs[at_top], np.repeat(found.losses, at_top.sum(axis=1))
+        )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_logit_in_any_block_breaks_the_loss(bad: float) -> None:
+    logits = torch.zeros(3, 9)
+    logits[1, 7] = bad
+    for target in (0, 7):
+        ids = torch.full((3,), target)
+        found = score_in_blocks(lambda r, w: logits[r, w].clone(), ids, 9, Wants(), 2)
+        assert np.isnan(found.losses).tolist() == [False, True, False]
+
+
+def test_ranks_are_refused_in_blocks() -> None:
+    with pytest.raises(ValueError, match="whole rows"):
+        score_in_blocks(lambda r, w: torch.zeros(1, 1), torch.tensor([0]), 1, Wants(ranks=True))
+
+
+def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(head_module, "BLOCK_LOGITS", 20)
+    monkeypatch.setattr(head_module, "LEAST_WIDTH", 3)
+    logits, asked = torch.randn(12, 11), []
+
+    def logits_of(rows: slice, words: slice) -> torch.Tensor:
+        asked.append(logits[rows, words].shape)
+        return logits[rows, words].clone()
+
+    ids = torch.arange(12) % 11
+    found = score_in_blocks(logits_of, ids, 11, Wants())
+    assert max(rows * words for rows, words in asked) == 20
+    assert sum(rows * words for rows, words in asked) == 12 * 11
+    np.testing.assert_allclose(found.losses, score_logits(logits, ids, Wants()).losses, atol=1e-6)
 
 
 def test_only_what_is_wanted_is_computed() -> None:
