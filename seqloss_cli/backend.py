@@ -118,5 +118,5 @@ class Backend(Protocol):
         ...
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
-        """Score every target of the batch."""
+        """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""
         ...

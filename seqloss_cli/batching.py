@@ -87,6 +87,24 @@ def plan_batches(
         yield _row_batch(some_rows)
 
 
+def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Batch]:
+    """The same targets in batches of at most half the tokens, nothing shared; none when the batch
+    is a single window, which cannot be made smaller."""
+    if len(batch.parts) == 1:
+        return []
+    rows = [_fed(part, sequences[part.sequence].token_ids) for part in batch.parts]
+    fed = batch.input_ids.size + sum(branches.input_ids.size for branches in batch.branches)
+    widths = [len(row.ids) for row in rows]
+    return [_row_batch(some) for some in _fill(rows, widths, max(1, fed // 2))]
+
+
+def _fed(part: Part, token_ids: Ints) -> _Fed:
+    fed = token_ids[part.window.start : part.window.end]
+    if part.window.bos_first:
+        fed = np.concatenate([token_ids[:1], fed])
+    return _Fed(part.sequence, part.window, fed, part.targets, token_ids[part.targets])
+
+
 def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Iterator[_Fed]:
     """The sequence's windows, as far as they have wanted targets."""
     ids, wanted = sequence.token_ids, sequence.wanted
@@ -94,10 +112,7 @@ def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> I
         targets = window.score_from + np.flatnonzero(wanted[window.score_from : window.end + 1])
         if len(targets):
             window = replace(window, end=int(targets[-1]))  # nobody asks for what comes after
-            fed = ids[window.start : window.end]
-            if window.bos_first:
-                fed = np.concatenate([ids[:1], fed])
-            yield _Fed(index, window, fed, targets, ids[targets])
+            yield _fed(Part(index, window, targets, slice(0)), ids)
 
 
 def _fill(entries: list[T], widths: list[int], tokens: int) -> Iterator[list[T]]:

@@ -19,7 +19,7 @@ import torch
 from seqloss_cli.backend import Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.errors import RunError
+from seqloss_cli.errors import OutOfMemoryError, RunError
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
 from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
 from seqloss_cli.sharing import SHORTEST_TRUNK
@@ -55,6 +55,8 @@ class Engine:
         first = self._backbones[0] if self._backbones else None
         self._runner = Runner(model, first, path or "plain")
         self._longest_shared = 0
+        self.n_too_large = 0
+        """Batches that did not fit in memory."""
         if path is None:
             self._runner.path = self._at_load(lambda: self._choose_path(min(12, max_tokens)))
         if share_prefix and not self.one_row:
@@ -76,16 +78,17 @@ class Engine:
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
         """Score every target of the batch.
 
-        Raises RunError when memory does not suffice, naming what helps.
+        Raises OutOfMemoryError when memory does not suffice, naming what helps.
         """
         try:
             return self._runner.score(batch, wants)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            self.n_too_large += 1
             rows, width = batch.input_ids.shape
             width += sum(branches.input_ids.shape[1] for branches in batch.branches)
-            raise RunError(
+            raise OutOfMemoryError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
                 + (", or give --no-share-prefix" if batch.branches else "")

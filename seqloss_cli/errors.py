@@ -13,6 +13,10 @@ class RunError(SeqlossError):
     """The run failed: a model that cannot load, a full disk, memory too small."""
 
 
+class OutOfMemoryError(RunError):
+    """A batch did not fit; a smaller one may."""
+
+
 class UsageError(SeqlossError):
     """Wrong flags or configuration."""
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from seqloss_cli.backend import Backend, Part, TokenScores, Wants
-from seqloss_cli.batching import plan_batches
+from seqloss_cli.backend import Backend, Batch, Part, TokenScores, Wants
+from seqloss_cli.batching import plan_batches, smaller_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
+from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.records import (
     Item,
     Outcome,
@@ -60,15 +61,32 @@ def score_samples(
         collected = [_Collected(sequence, wants) for sequence in good]
         n_targets, n_done = sum(int(sequence.wanted[1:].sum()) for sequence in good), 0
         for batch in plan_batches(good, windows, policy, backend.one_row, backend.longest_shared):
-            scores = backend.score(batch, wants)
-            assert len(scores.losses) == len(batch.targets)
-            for part in batch.parts:
-                collected[part.sequence].take(part, scores)
-                n_done += len(part.targets)
-            on_progress(len(scores.losses), n_done / n_targets, block[-1])
+            for fitting, scores in _fitting(batch, good, backend, wants):
+                assert len(scores.losses) == len(fitting.targets)
+                for part in fitting.parts:
+                    collected[part.sequence].take(part, scores)
+                    n_done += len(part.targets)
+                on_progress(len(scores.losses), n_done / n_targets, block[-1])
         finished = iter(collected)
         for entry in tokenized:
             yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
+
+
+def _fitting(
+    batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, wants: Wants
+) -> Iterator[tuple[Batch, TokenScores]]:
+    """The batch with its scores, or halves of it where it does not fit in memory."""
+    try:
+        scores = backend.score(batch, wants)
+    except OutOfMemoryError:
+        halves = smaller_batches(batch, sequences)
+        if not halves:
+            raise
+    else:
+        yield batch, scores
+        return
+    for half in halves:  # outside the except block: the error would keep the tensors alive
+        yield from _fitting(half, sequences, backend, wants)
 
 
 def _outcome(sequence: TokenSequence, finished: Iterator[_Collected]) -> Outcome:

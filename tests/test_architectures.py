@@ -487,6 +487,41 @@ def test_too_little_memory_names_the_flag_that_helps(
         scores_of(engine)
 
 
+class Narrow(hf.LlamaForCausalLM):
+    """A model whose backbone has room for so many tokens."""
+
+    room: int | None = None
+
+    def get_decoder(self) -> Any:
+        decoder = super().get_decoder()
+        if "forward" not in decoder.__dict__:
+            bare = decoder.forward
+
+            def forward(**kwargs: Any) -> Any:
+                if self.room is not None and kwargs["input_ids"].numel() > self.room:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return bare(**kwargs)
+
+            decoder.forward = forward
+        return decoder
+
+
+@pytest.mark.parametrize("room", [CONTEXT, 2 * CONTEXT, 100])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room: int) -> None:
+    model = modified(Narrow, llama())
+    engine = Engine(model, CONTEXT)
+    expected = [score.losses for score in scores_of(engine)]
+    model.room = room
+    assert engine.n_too_large == 0
+    found = [score.losses for score in scores_of(engine)]
+    assert engine.n_too_large > 0
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+    model.room = CONTEXT - 1
+    with pytest.raises(RunError, match=r"1 rows of 32 tokens.*--context"):
+        scores_of(engine)
+
+
 @pytest.mark.parametrize("shortage", SHORTAGES)
 def test_too_little_memory_for_the_check_at_load_is_no_bug_report(
     shortage: Callable[[], None],

@@ -17,6 +17,7 @@ from seqloss_cli.backend import Wants
 from seqloss_cli.batching import WIDEST_BRANCHES, plan_batches
 from seqloss_cli.config import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
+from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.records import Pair, TokenSequence
 from seqloss_cli.scoring import score_samples
@@ -172,6 +173,21 @@ def test_long_tails_are_not_branches() -> None:
     shared, *apart = plan_batches(rows, windows, BatchPolicy(4096, True), False, 1000)
     assert sorted(part.sequence for part in shared.parts) == [2, 3]
     assert sorted(part.sequence for batch in apart for part in batch.parts) == [0, 1]
+
+
+def test_trees_that_do_not_fit_are_fed_row_by_row(engine: Engine) -> None:
+    class Tight(Counting):
+        def score(self, batch: Any, wants: Wants) -> Any:
+            if batch.branches or batch.input_ids.size > 100:
+                raise OutOfMemoryError("no room")
+            return super().score(batch, wants)
+
+    tight = Tight(engine)
+    found, expected = outcomes(tight, share=True), outcomes(engine, share=True)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
+    assert tight.batches
+    assert not any(batch.branches for batch in tight.batches)
 
 
 # -- groups -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from seqloss_cli.masking import Mask, MaskTotals
     from seqloss_cli.reading import LabelFile
     from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
+    from seqloss_cli.scorer import Scorer
     from seqloss_cli.tokenization import Tokenization
     from seqloss_cli.trl import TrlTrainer
     from seqloss_cli.writing import Writer
@@ -83,7 +84,7 @@ def mask(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output
-        from seqloss_cli.cli.output import Work, write_all
+        from seqloss_cli.cli.output import Work, say_what_did_not_fit, write_all
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.masking import MaskTotals, mask_totals, masks
         from seqloss_cli.reading import LabelFile, ReadStats
@@ -94,7 +95,7 @@ def mask(ctx: typer.Context) -> None:
         _refuse(ctx, choice, names)
         items = p.pair_items(ctx, names, stats)
         bar = ProgressBar(names)
-        tokens, run, entries = _entries(ctx, items, bar)
+        tokens, run, entries, scorer = _entries(ctx, items, bar)
         labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
         find = None if labels is None else labels.find
         found = masks(entries, tokens.vocabulary, _trainer(ctx, tokens), find)
@@ -107,6 +108,8 @@ def mask(ctx: typer.Context) -> None:
             lambda sink: _writer(sink, tokens, choice, trainer),
         )
         totals, n_rejected = write_all(work, stats, bar, choice)
+        if scorer is not None:
+            say_what_did_not_fit(scorer)
         _say_what_is_left(labels, values["check"])
         if totals.n_different:
             say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
@@ -146,8 +149,11 @@ def _say_what_is_left(labels: LabelFile | None, name: str) -> None:
 
 def _entries(
     ctx: typer.Context, items: Iterable[Sample | Rejected], bar: ProgressBar
-) -> tuple[Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected]]:
-    """The tokenization, what the run's record says, and sequences: with --loss their scores."""
+) -> tuple[
+    Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected], Scorer | None
+]:
+    """The tokenization, what the run's record says, and sequences: with --loss their scores, and
+    who makes them."""
     from seqloss_cli.cli.choices import (
         choose_model,
         choose_tokenizer,
@@ -164,11 +170,12 @@ def _entries(
             scorer.tokenization,
             scorer.run_info("mask"),
             scorer.score(items, None, bar.on_progress),
+            scorer,
         )
     choice = choose_tokenizer(ctx) or choose_model(ctx)
     tokens = PairTokens(choice, choose_tokens(ctx), pairs, ctx.params["context"])
     say_warnings(tokens.warnings)
-    return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items)
+    return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items), None
 
 
 def _trainer(ctx: typer.Context, tokens: Tokenization) -> TrlTrainer | None:

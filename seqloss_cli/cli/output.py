@@ -105,8 +105,14 @@ def run_to_end(
         bar,
         choice,
     )
+    say_what_did_not_fit(scorer)
     if n_rejected:
         raise typer.Exit(REJECTED)
+
+
+def say_what_did_not_fit(scorer: Scorer) -> None:
+    if n := scorer.engine.n_too_large:
+        say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
 
 
 def write_all(
