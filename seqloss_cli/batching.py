@@ -89,8 +89,8 @@ def plan_batches(
 
 def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Batch]:
     """The same targets in batches of at most half the tokens, nothing shared; none when the batch
-    is a single window, which cannot be made smaller."""
-    if len(batch.parts) == 1:
+    is a single row of one window, which cannot be made smaller."""
+    if len(batch.parts) == 1 and not batch.branches:
         return []
     rows = [_fed(part, sequences[part.sequence].token_ids) for part in batch.parts]
     fed = batch.input_ids.size + sum(branches.input_ids.size for branches in batch.branches)

@@ -133,6 +133,11 @@ class Engine:
             self._runner.block_width = -(-self._n_ids() // 3)  # else a few positions need one block
             if self._agrees(probes, expected):
                 self._runner.block_width = None
+                if blocks[0] and not in_blocks:
+                    self.warnings.append(
+                        f"{type(self.model).__name__}: its head cannot be run for a part of the "
+                        "vocabulary: whole rows of logits (exact, but slower)"
+                    )
                 return self._said(path)
         return self._said("plain")
 

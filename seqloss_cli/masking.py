@@ -6,12 +6,12 @@ Works on sequences, with losses or without; loads nothing and prints nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from seqloss_cli.labels import Finding, Labels, compare_labels
-from seqloss_cli.metrics import Totals, joined, totals_of
+from seqloss_cli.metrics import Totals, added, totals_of
 from seqloss_cli.records import Rejected, Sample, SequenceScore, TokenSequence
 from seqloss_cli.trl import TrainerLabels, TrlTrainer
 from seqloss_cli.vocabulary import Vocabulary
@@ -54,9 +54,7 @@ class MaskTotals:
     """Losses of all tokens, as if nothing were masked."""
 
     def __add__(self, other: MaskTotals) -> MaskTotals:
-        return MaskTotals(
-            **{f.name: joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        )
+        return added(self, other)
 
     @property
     def prompt_share(self) -> float | None:

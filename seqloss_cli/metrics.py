@@ -13,13 +13,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.spans import char_end_bytes
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Sums = TypeVar("Sums", bound="DataclassInstance")
 _UNIT = 1 << 1074  # the smallest positive float64 is 1 / _UNIT
 
 
@@ -83,9 +87,7 @@ class Totals:
     """The same pairs under the boundary policy that they are compared with."""
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            **{f.name: joined(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        )
+        return added(self, other)
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -149,7 +151,12 @@ class Totals:
         return self.total_loss / (math.log(2) * count)
 
 
-def joined(a: Any, b: Any) -> Any:
+def added(a: Sums, b: Sums) -> Sums:
+    """Two records of sums, field by field."""
+    return type(a)(**{f.name: _joined(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
+
+
+def _joined(a: Any, b: Any) -> Any:
     """Two sums added, two counts by name added; what one side lacks is the other's."""
     if a is None or b is None:
         return b if a is None else a

@@ -231,7 +231,8 @@ def _response_alone(sequence: TokenSequence) -> TokenSequence | None:
     """Rule 14: exactly the response's ids, after BOS. None without one, and for chats of which
     more than one stretch is scored."""
     ids, response = sequence.token_ids, sequence.one_stretch
-    if not sequence.begins_with_bos or response is None:
+    assert sequence.seam is not None
+    if not sequence.begins_with_bos or response is None or sequence.seam.n_spans != 1:
         return None
     alone = np.concatenate([ids[:1], ids[slice(*response)]])
     counts = np.arange(len(alone)) > 0

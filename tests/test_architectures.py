@@ -239,6 +239,23 @@ def test_a_head_that_cannot_be_cut_is_run_whole(monkeypatch: pytest.MonkeyPatch)
     assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
 
 
+class Centred(hf.LlamaForCausalLM):
+    """Logits that depend on those of all other words."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * output.logits.std(dim=-1, keepdim=True)
+        return output
+
+
+def test_a_head_that_looks_at_all_words_is_run_whole_and_says_so() -> None:
+    model = modified(Centred, llama())
+    engine = Engine(model, CONTEXT)
+    assert engine.path == "batched"
+    assert any("whole rows of logits" in warning for warning in engine.warnings)
+    assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
+
+
 def test_weights_in_several_files(tmp_path: Path) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path, max_shard_size="30KB")

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import torch
 from builders import bigram_model, byte_tokenizer, llama, save_checkpoint
-from conftest import ROOT, Run
+from conftest import ROOT, Run, document, in_process, strictly
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -80,27 +80,9 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, stdin: bytes | None = None, **env: str) -> Any:
-        result = CliRunner().invoke(app, ["score", *map(str, arguments)], input=stdin, env=env)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code != 70, result.stderr
-        return result
+        return in_process("score", *arguments, stdin=stdin, **env)
 
     return run
-
-
-def strictly(text: str) -> Any:
-    """JSON as its standard has it: no NaN, no Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} in the output")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def document(result: Any, exit_code: int = 0) -> Any:
-    assert result.exit_code == exit_code, result.stderr
-    return strictly(result.stdout)
 
 
 def lines_of(text: str) -> list[Any]:

@@ -24,7 +24,7 @@ from builders import (
     reference_losses,
     save_checkpoint,
 )
-from conftest import Run
+from conftest import Run, document, in_process, strictly
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -288,26 +288,9 @@ def cond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cond:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, stdin: bytes | None = None, **env: str) -> Any:
-        env = {"COLUMNS": "80"} | env
-        result = CliRunner().invoke(app, ["cond", *map(str, arguments)], input=stdin, env=env)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code != 70, result.stderr
-        return result
+        return in_process("cond", *arguments, stdin=stdin, **({"COLUMNS": "80"} | env))
 
     return run
-
-
-def strictly(text: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} in the output")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def document(result: Any, exit_code: int = 0) -> Any:
-    assert result.exit_code == exit_code, result.stderr
-    return strictly(result.stdout)
 
 
 def sequence(result: Any) -> Any:

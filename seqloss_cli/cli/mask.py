@@ -18,6 +18,7 @@ from seqloss_cli.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.config import PairPolicy
     from seqloss_cli.masking import Mask, MaskTotals
     from seqloss_cli.reading import LabelFile
     from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
@@ -95,10 +96,11 @@ def mask(ctx: typer.Context) -> None:
         _refuse(ctx, choice, names)
         items = p.pair_items(ctx, names, stats)
         bar = ProgressBar(names)
-        tokens, run, entries, scorer = _entries(ctx, items, bar)
+        pairs = p.choose_pairs(ctx)
+        tokens, run, entries, scorer = _entries(ctx, pairs, items, bar)
         labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
         find = None if labels is None else labels.find
-        found = masks(entries, tokens.vocabulary, _trainer(ctx, tokens), find)
+        found = masks(entries, tokens.vocabulary, _trainer(ctx, pairs, tokens), find)
         trainer = TRAINER_NAME if values["like"] else None
         work = Work(
             found,
@@ -148,7 +150,7 @@ def _say_what_is_left(labels: LabelFile | None, name: str) -> None:
 
 
 def _entries(
-    ctx: typer.Context, items: Iterable[Sample | Rejected], bar: ProgressBar
+    ctx: typer.Context, pairs: PairPolicy, items: Iterable[Sample | Rejected], bar: ProgressBar
 ) -> tuple[
     Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected], Scorer | None
 ]:
@@ -163,7 +165,6 @@ def _entries(
     )
     from seqloss_cli.scorer import PairTokens
 
-    pairs = p.choose_pairs(ctx)
     if ctx.params["loss"]:
         scorer = load_scorer(ctx, pairs)
         return (
@@ -178,16 +179,17 @@ def _entries(
     return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items), None
 
 
-def _trainer(ctx: typer.Context, tokens: Tokenization) -> TrlTrainer | None:
+def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
     from seqloss_cli.trl import TrlTrainer
 
     values = ctx.params
     if values["like"] is None:
         return None
-    template = p.choose_pairs(ctx).chat_template
-    assistant_only = values["like"] == Like.trl_assistant
     return TrlTrainer(
-        tokens.vocabulary.tokenizer, template, assistant_only, values["max_length"] or None
+        tokens.vocabulary.tokenizer,
+        pairs.chat_template,
+        assistant_only=values["like"] == Like.trl_assistant,
+        max_length=values["max_length"] or None,
     )
 
 
