@@ -1,12 +1,16 @@
 """What goes to a backend and comes back: windows of sequences in batches, and their scores.
 
-Shape letters: B rows of a batch, T positions of a row, R of its branches, M targets, K top ids.
+Shape letters: B rows of a batch, N their tokens, R tokens of a row's branches, M targets,
+K top ids.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from seqloss_cli.records import Floats, Ints
 
@@ -61,15 +65,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Windows of one or several sequences, padded on the right.
+    """Windows of one or several sequences, their rows.
 
-    Hidden states are counted row by row: T of each, then R of each in the first `branches`, ….
+    Hidden states are counted row by row, N in all, then R of each row in the first `branches`, ….
     """
 
     input_ids: Ints
-    """Shape B x T; padding is 0, which no earlier position can see."""
+    """Shape N: the tokens of a row after those of the one before."""
     lengths: Ints
-    """Shape B: tokens before the padding."""
+    """Shape B: tokens of each row, which add up to N."""
     sources: Ints
     """Shape M: the hidden state that predicts each target."""
     targets: Ints
@@ -77,6 +81,19 @@ class Batch:
     parts: tuple[Part, ...]
     branches: tuple[Branches, ...] = ()
     """Fed one after another."""
+
+    @property
+    def n_fed(self) -> int:
+        """Tokens fed, the padding of branches counted."""
+        return self.input_ids.size + sum(branch.input_ids.size for branch in self.branches)
+
+
+def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
+    """Shape B x width: each row followed by padding."""
+    array = np.full((len(rows), width), padding, dtype=np.int64)
+    for b, row in enumerate(rows):
+        array[b, : len(row)] = row
+    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +121,23 @@ class TokenScores:
     """Shape M x K, nats, <= 0."""
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What batches a backend takes."""
+
+    one_row: bool = False
+    """Rows must come one at a time: others in a batch would change their numbers."""
+    longest_packed: int = 0
+    """The longest row, in tokens, that is fed beside others without padding; 0 where none is."""
+    longest_shared: int = 0
+    """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
+
+
 class Backend(Protocol):
     """Whatever turns token ids into losses: a local model, a server, a fake in the tests."""
 
     @property
-    def one_row(self) -> bool:
-        """Whether rows must come one at a time: others in a batch would change their numbers."""
-        ...
-
-    @property
-    def longest_shared(self) -> int:
-        """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
-        ...
+    def abilities(self) -> Abilities: ...
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
         """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""

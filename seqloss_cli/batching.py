@@ -1,8 +1,7 @@
-"""From the sequences of a read-ahead block to padded batches of similar length, and back.
+"""From the sequences of a read-ahead block to batches of rows of similar length, and back.
 
-Batches depend on the block's sequences and the budget alone. Numbers do not depend on them
-(rule 11): padding stands on the right, where a causal model cannot see it, and the branches of a
-trunk do not see one another.
+Batches depend on the block's sequences, the budget and what the backend takes alone. Numbers do not
+depend on them (rule 11): rows do not see one another, nor do the branches of a trunk.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from seqloss_cli.backend import Batch, Branches, Part, Window
+from seqloss_cli.backend import Abilities, Batch, Branches, Part, Window, padded
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.records import Ints, TokenSequence
 from seqloss_cli.sharing import group_by_prefix
@@ -68,22 +67,22 @@ def plan_batches(
     sequences: Sequence[TokenSequence],
     windows: WindowPolicy,
     policy: BatchPolicy,
-    one_row: bool,
-    longest_shared: int,
+    abilities: Abilities,
 ) -> Iterator[Batch]:
-    """Batches of at most `policy.tokens` tokens, padding counted (one window at least), longest
-    first, so that a budget too large for the machine shows at once.
-
-    `one_row` and `longest_shared` are those of the `Backend`.
-    """
+    """Batches of at most `policy.tokens` tokens (one window at least), longest rows first, so that
+    a budget too large for the machine shows at once. Padding counts, where rows are padded."""
     rows = [fed for index, s in enumerate(sequences) for fed in _fed_windows(index, s, windows)]
     trees: list[_Tree] = []
-    if policy.share_prefix and not one_row:
-        trees, rows = _trees(rows, policy.tokens, longest_shared)
-    tokens = 1 if one_row else policy.tokens
+    if policy.share_prefix and not abilities.one_row:
+        trees, rows = _trees(rows, policy.tokens, abilities.longest_shared)
+    tokens = 1 if abilities.one_row else policy.tokens
     for some_trees in _fill(trees, [tree.width for tree in trees], tokens):
         yield _tree_batch(some_trees)
-    for some_rows in _fill(rows, [row.window.n_fed for row in rows], tokens):
+    padded = [row for row in rows if row.window.n_fed > abilities.longest_packed]
+    for some_rows in _fill(padded, [row.window.n_fed for row in padded], tokens):
+        yield _row_batch(some_rows)
+    packed = [row for row in rows if row.window.n_fed <= abilities.longest_packed]
+    for some_rows in _fill(packed, [row.window.n_fed for row in packed], tokens, padded=False):
         yield _row_batch(some_rows)
 
 
@@ -93,9 +92,8 @@ def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Ba
     if len(batch.parts) == 1 and not batch.branches:
         return []
     rows = [_fed(part, sequences[part.sequence].token_ids) for part in batch.parts]
-    fed = batch.input_ids.size + sum(branches.input_ids.size for branches in batch.branches)
     widths = [len(row.ids) for row in rows]
-    return [_row_batch(some) for some in _fill(rows, widths, max(1, fed // 2))]
+    return [_row_batch(some) for some in _fill(rows, widths, max(1, batch.n_fed // 2))]
 
 
 def _fed(part: Part, token_ids: Ints) -> _Fed:
@@ -115,24 +113,33 @@ def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> I
             yield _fed(Part(index, window, targets, slice(0)), ids)
 
 
-def _fill(entries: list[T], widths: list[int], tokens: int) -> Iterator[list[T]]:
-    """Entries of similar width together, as many as the widest of them leaves room for."""
+def _fill(
+    entries: list[T], widths: list[int], tokens: int, padded: bool = True
+) -> Iterator[list[T]]:
+    """Entries of similar width together, as many as there is room for, widest first. Each takes the
+    room of the widest where they are padded."""
     order = sorted(range(len(entries)), key=lambda n: -widths[n])
     start = 0
     while start < len(order):
-        stop = start + max(1, tokens // widths[order[start]])
+        widest = widths[order[start]]
+        stop, used = start, 0
+        while stop < len(order):
+            width = widest if padded else widths[order[stop]]
+            if stop > start and used + width > tokens:
+                break
+            used, stop = used + width, stop + 1
         yield [entries[n] for n in order[start:stop]]
         start = stop
 
 
 def _row_batch(rows: list[_Fed]) -> Batch:
-    lengths = np.array([len(fed.ids) for fed in rows], dtype=np.int64)
-    width = int(lengths.max())
     collected = _Targets()
-    for b, fed in enumerate(rows):
-        scores = collected.add(b * width + fed.sources, fed.target_ids)
+    n_before = 0
+    for fed in rows:
+        scores = collected.add(n_before + fed.sources, fed.target_ids)
         collected.parts.append(Part(fed.index, fed.window, fed.targets, scores))
-    return collected.batch(_padded([fed.ids for fed in rows], width), lengths, ())
+        n_before += len(fed.ids)
+    return collected.batch([fed.ids for fed in rows], ())
 
 
 # -- sequences that begin alike ---------------------------------------------------------------
@@ -179,23 +186,22 @@ def _side_by_side(trunk: int, members: list[_Fed], most: int) -> Iterator[tuple[
 
 
 def _tree_batch(trees: list[_Tree]) -> Batch:
-    lengths = np.array([tree.trunk for tree in trees], dtype=np.int64)
-    width = int(lengths.max())
+    lengths = [tree.trunk for tree in trees]
+    starts = [0, *np.cumsum(lengths).tolist()]
     collected = _Targets()
-    shared = [_add_trunk(collected, tree, b * width) for b, tree in enumerate(trees)]
-    n_before = len(trees) * width
+    shared = [_add_trunk(collected, *both) for both in zip(trees, starts, strict=False)]
+    n_before = starts[-1]
     branches = []
     for c in range(max(len(tree.chunks) for tree in trees)):
         row_chunks = [tree.chunks[c] if c < len(tree.chunks) else () for tree in trees]
         sizes = [_branch_tokens(k, t.trunk) for k, t in zip(row_chunks, trees, strict=True)]
         for b, (tree, chunk) in enumerate(zip(trees, row_chunks, strict=True)):
             first_branch = n_before + b * max(sizes)
-            _add_branches(collected, tree.trunk, chunk, shared[b], b * width, first_branch)
+            _add_branches(collected, tree.trunk, chunk, shared[b], starts[b], first_branch)
         if max(sizes):
             branches.append(_branches(trees, row_chunks, max(sizes)))
             n_before += len(trees) * max(sizes)
-    trunks = [tree.chunks[0][0].ids[: tree.trunk] for tree in trees]
-    return collected.batch(_padded(trunks, width), lengths, tuple(branches))
+    return collected.batch([t.chunks[0][0].ids[: t.trunk] for t in trees], tuple(branches))
 
 
 def _add_trunk(collected: _Targets, tree: _Tree, row_start: int) -> tuple[Ints, slice]:
@@ -236,14 +242,7 @@ def _branches(trees: list[_Tree], chunks: Sequence[Sequence[_Fed]], width: int) 
         ids.append(np.concatenate(tails + nothing))
         positions.append(np.concatenate([tree.trunk + np.arange(len(t)) for t in tails] + nothing))
         numbers.append(np.repeat(np.arange(len(tails)), [len(tail) for tail in tails]))
-    return Branches(_padded(ids, width), _padded(positions, width), _padded(numbers, width, -1))
-
-
-def _padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
-    padded = np.full((len(rows), width), padding, dtype=np.int64)
-    for b, row in enumerate(rows):
-        padded[b, : len(row)] = row
-    return padded
+    return Branches(padded(ids, width), padded(positions, width), padded(numbers, width, -1))
 
 
 class _Targets:
@@ -262,6 +261,7 @@ class _Targets:
         start, self._n = self._n, self._n + len(ids)
         return slice(start, self._n)
 
-    def batch(self, input_ids: Ints, lengths: Ints, branches: tuple[Branches, ...]) -> Batch:
+    def batch(self, rows: list[Ints], branches: tuple[Branches, ...]) -> Batch:
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
         sources, ids = np.concatenate(self._sources), np.concatenate(self._ids)
-        return Batch(input_ids, lengths, sources, ids, tuple(self.parts), branches)
+        return Batch(np.concatenate(rows), lengths, sources, ids, tuple(self.parts), branches)

@@ -1,15 +1,18 @@
 """A local torch model as a `Backend`: ids in, losses out, by the fastest path that is exact.
 
-Three paths, tried in this order, the first that equals a plain forward being used:
-1. batched: right-padded rows, no attention mask, hidden states once, then the head on the scored
-   positions only, a bounded number at a time;
-2. single: the same, one row at a time (models whose states or positions mind the padding);
-3. plain: `model(ids).logits`, one row at a time (heads that cannot be run on their own).
+Four paths, tried in this order, the first that equals a plain forward being used:
+1. packed: rows one after another without padding, hidden states once, then the head on the scored
+   positions only, a bounded number at a time (rows beyond a sliding window are batched);
+2. batched: the same with rows padded on the right, without an attention mask (models whose
+   attention cannot be told where rows begin);
+3. single: the same, one row at a time (models whose states or positions mind the padding);
+4. plain: `model(ids).logits`, one row at a time (heads that cannot be run on their own).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -52,27 +55,22 @@ class Engine:
         self.model = model
         self.warnings: list[str] = []
         self._backbones = _possible_backbones(model)
-        first = self._backbones[0] if self._backbones else None
-        self._runner = Runner(model, first, path or "plain")
-        self._longest_shared = 0
+        self._longest = self._longest_seen_whole(max_tokens)
+        self._runner = Runner(model, self._longest)
         self.n_too_large = 0
         """Batches that did not fit in memory."""
         if path is None:
-            self._runner.path = self._at_load(lambda: self._choose_path(min(12, max_tokens)))
-        if share_prefix and not self.one_row:
-            self._longest_shared = self._at_load(lambda: self._choose_longest_shared(max_tokens))
+            self._at_load(lambda: self._choose_path(min(12, max_tokens)))
+        elif path != "plain":
+            self._runner.go_by(path, self._backbones[0])
+        self.abilities = self._runner.abilities
+        if share_prefix and not self.abilities.one_row:
+            longest_shared = self._at_load(self._choose_longest_shared)
+            self.abilities = replace(self.abilities, longest_shared=longest_shared)
 
     @property
     def path(self) -> RunPath:
         return self._runner.path
-
-    @property
-    def one_row(self) -> bool:
-        return self.path != "batched"
-
-    @property
-    def longest_shared(self) -> int:
-        return self._longest_shared
 
     @torch.inference_mode()
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
@@ -86,7 +84,7 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             self.n_too_large += 1
-            rows, width = batch.input_ids.shape
+            rows, width = len(batch.lengths), int(batch.lengths.max())
             width += sum(branches.input_ids.shape[1] for branches in batch.branches)
             raise OutOfMemoryError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
@@ -112,8 +110,8 @@ class Engine:
                 f"{name} cannot be run in {self.model.dtype} ({reason}); try another --dtype"
             ) from error
 
-    def _choose_path(self, n_tokens: int) -> RunPath:
-        """The first path whose losses equal those of plain forwards on a few tokens."""
+    def _choose_path(self, n_tokens: int) -> None:
+        """Go by the first path whose losses equal those of plain forwards on a few tokens."""
         ids, n_short = _probe_ids(n_tokens + 1, self._n_ids()), max(1, n_tokens * 2 // 3)
         short = _probe(ids[: n_short + 1])
         plain, plain_short = self._losses([_probe(ids), short])
@@ -126,27 +124,28 @@ class Engine:
             )
         skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
         probes, expected = [_probe(ids, skipped), short], [plain[skipped:], plain_short]
-        paths = PATHS[1:-1] if _rope_minds_length(self.model) else PATHS[:-1]
+        paths = ("single",) if _rope_minds_length(self.model) else PATHS[:-1]
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
         for path, backbone, in_blocks in product(paths, self._backbones, blocks):
-            self._runner = Runner(self.model, backbone, path, in_blocks)
+            self._runner.go_by(path, backbone, in_blocks)
             self._runner.block_width = -(-self._n_ids() // 3)  # else a few positions need one block
             if self._agrees(probes, expected):
                 self._runner.block_width = None
-                if blocks[0] and not in_blocks:
-                    self.warnings.append(
-                        f"{type(self.model).__name__}: its head cannot be run for a part of the "
-                        "vocabulary: whole rows of logits (exact, but slower)"
-                    )
-                return self._said(path)
-        return self._said("plain")
+                self._say_what_is_slow(slow_head=blocks[0] and not in_blocks)
+                return
+        self._runner.go_by("plain", None)
+        self._say_what_is_slow()
 
-    def _choose_longest_shared(self, max_tokens: int) -> int:
-        """The longest sequence that can share its beginning: 0 where one that does so gets other
-        losses, or where a cache cannot be shared. Masks for branches know no sliding windows."""
+    def _longest_seen_whole(self, max_tokens: int) -> int:
+        """The longest row of which every token sees all before it: no layer slides a window."""
         config = self.model.config.get_text_config()
         reaches = [getattr(config, name, None) for name in _REACHES]
-        longest = min([max_tokens, *(reach for reach in reaches if isinstance(reach, int))])
+        return min([max_tokens, *(reach for reach in reaches if isinstance(reach, int))])
+
+    def _choose_longest_shared(self) -> int:
+        """The longest sequence that can share its beginning: 0 where one that does so gets other
+        losses, or where a cache cannot be shared. Masks for branches know no sliding windows."""
+        longest = self._longest
         a, b = SHORTEST_TRUNK, SHORTEST_TRUNK + 3
         ids = _probe_ids(b + 22, self._n_ids())
         rows = [ids[: a + 1], ids[: a + 6], np.append(ids[:a], ids[b : b + 4])]
@@ -167,8 +166,9 @@ class Engine:
         """Of each probe, batched as sequences are, by the path and backbone that are set."""
         windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
         policy = BatchPolicy(share_prefix=longest_shared > 0)
+        abilities = replace(self._runner.abilities, longest_shared=longest_shared)
         losses = [np.empty(0)] * len(probes)
-        for batch in plan_batches(probes, windows, policy, self.one_row, longest_shared):
+        for batch in plan_batches(probes, windows, policy, abilities):
             scores = self._runner.score(batch, Wants())
             for part in batch.parts:
                 losses[part.sequence] = scores.losses[part.scores]
@@ -197,14 +197,16 @@ class Engine:
         spread = float(np.nanstd(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else 0.0
         return tolerance if tolerance > 1e-4 else max(5e-6, min(tolerance, spread / 1000))
 
-    def _said(self, path: RunPath) -> RunPath:
+    def _say_what_is_slow(self, slow_head: bool = False) -> None:
         why = {
             "single": "a row's numbers would depend on its batch: one sequence at a time",
             "plain": "its head cannot be run apart: one sequence at a time with full logits",
         }
-        if path in why:
-            self.warnings.append(f"{type(self.model).__name__}: {why[path]} (exact, but slower)")
-        return path
+        reasons = [why[self.path]] if self.path in why else []
+        if slow_head:
+            reasons += ["its head cannot be run for a part of the vocabulary: whole rows of logits"]
+        name = type(self.model).__name__
+        self.warnings += [f"{name}: {reason} (exact, but slower)" for reason in reasons]
 
     def _n_ids(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])

@@ -1,6 +1,7 @@
 """Run a torch model: the ids of a batch in, the scores of its targets out, by a given path.
 
-Shape letters: B rows, T positions, M scored positions, R of them at a time, D hidden, V vocabulary.
+Shape letters: B rows, N their tokens, T those of the longest, M scored positions, R of them at a
+time, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from seqloss_cli.backend import Batch, Branches, TokenScores, Wants
+from seqloss_cli.attention import PACKED, packed
+from seqloss_cli.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
 from seqloss_cli.head import score_in_blocks, score_positions
 from seqloss_cli.records import Ints
 
-RunPath = Literal["batched", "single", "plain"]
-PATHS: tuple[RunPath, ...] = ("batched", "single", "plain")
+RunPath = Literal["packed", "batched", "single", "plain"]
+PATHS: tuple[RunPath, ...] = ("packed", "batched", "single", "plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +41,38 @@ class _BackboneOutput:
 
 
 class Runner:
-    """A transformers causal LM and the way it is run: which of `PATHS`, with which `backbone`, the
-    module that turns ids into hidden states."""
+    """A transformers causal LM and the way it is run."""
 
-    def __init__(self, model: Any, backbone: Any, path: RunPath, in_blocks: bool = False) -> None:
-        """`in_blocks`: the head is run for a block of the vocabulary at a time, where that is
-        enough."""
-        self.model, self.backbone, self.path = model, backbone, path
-        self.in_blocks = in_blocks
+    def __init__(self, model: Any, longest_packed: int) -> None:
+        """Longer rows than `longest_packed` are padded on the packed path, too."""
+        self.model, self.longest_packed = model, longest_packed
         self.block_width: int | None = None
         """Words of a block; None leaves it to the head."""
+        self.go_by("plain", None)
+
+    def go_by(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
+        """`backbone` is the module that turns ids into hidden states. `in_blocks`: the head is run
+        for a block of the vocabulary at a time, where that is enough."""
+        self.path, self.backbone, self.in_blocks = path, backbone, in_blocks
         self._vocabulary: int | None = None  # as wide as the first logits turn out to be
 
+    @property
+    def abilities(self) -> Abilities:
+        """What batches are taken by this path; nothing is said of sharing."""
+        together = self.path in ("packed", "batched")
+        return Abilities(not together, self.longest_packed if self.path == "packed" else 0)
+
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
-        assert self.path == "batched" or len(batch.input_ids) == 1
-        sources_M, targets_M = self._on_device(batch.sources), self._on_device(batch.targets)
+        assert len(batch.lengths) == 1 or not self.abilities.one_row
+        targets_M = self._on_device(batch.targets)
         if self.path == "plain":
-            ids_BT = self._on_device(batch.input_ids)
-            logits_TV = self.model(input_ids=ids_BT, use_cache=False).logits[0]
-            logits_MV = logits_TV[sources_M]
+            ids_1N = self._on_device(batch.input_ids)[None]
+            logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
+            logits_MV = logits_NV[self._on_device(batch.sources)]
             return score_positions(
                 lambda rows: logits_MV[rows], targets_M, logits_MV.shape[1], wants
             )
-        hidden_MD = self._hidden(batch)[sources_M]
+        hidden_MD = self._hidden(batch)
         if self._vocabulary is None:
             self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
         if self.in_blocks and not wants.ranks:
@@ -76,15 +88,37 @@ class Runner:
         )
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """The hidden states of all fed positions, in the order that `batch.sources` counts."""
+        """The hidden states that predict the targets, M x D."""
+        packs = self.path == "packed" and batch.lengths.max() <= self.longest_packed
+        if packs and not batch.branches:
+            return self._packed(batch)[self._on_device(batch.sources)]
+        return self._padded(batch)[self._on_device(_sources_in_padded(batch))]
+
+    def _packed(self, batch: Batch) -> Tensor:
+        """Of all tokens, N x D, without padding."""
+        positions_N = np.concatenate([np.arange(length) for length in batch.lengths])
+        with self._attending_packed(), packed(batch.lengths.tolist()) as packing:
+            hidden_1ND: Tensor = self.backbone(
+                input_ids=self._on_device(batch.input_ids)[None],
+                position_ids=self._on_device(positions_N)[None],
+                use_cache=False,
+            )[0]
+        if not packing.n_calls:
+            raise ValueError(f"{type(self.model).__name__} does not look attention up by name")
+        return hidden_1ND[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        """Of all positions, B T (padding on the right), then those of the branches."""
         assert self.backbone is not None
-        ids_BT = self._on_device(batch.input_ids)
+        width = int(batch.lengths.max())
+        rows = np.split(batch.input_ids, np.cumsum(batch.lengths)[:-1])
+        ids_BT = self._on_device(padded(rows, width))
         if not batch.branches:
             hidden_BTD: Tensor = self.backbone(input_ids=ids_BT, use_cache=False)[0]
             return hidden_BTD.flatten(0, 1)
         from transformers import DynamicCache
 
-        cache, width = DynamicCache(), ids_BT.shape[1]
+        cache = DynamicCache()
         hidden = [self.backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
         lengths_B = self._on_device(batch.lengths)
         for branches in batch.branches:
@@ -99,6 +133,17 @@ class Runner:
             )
             cache.crop(-branches.input_ids.shape[1])
         return torch.cat([hidden_BRD.flatten(0, 1) for hidden_BRD in hidden])
+
+    @contextmanager
+    def _attending_packed(self) -> Iterator[None]:
+        """While it lasts, the model calls our attention; it is left as it was found."""
+        config = self.model.config.get_text_config()
+        own = config._attn_implementation
+        self.model.set_attn_implementation(PACKED)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
 
     def _mask(self, lengths_B: Tensor, width: int, branches: Branches) -> Tensor:
         """B x 1 x R x (T + R), 0 where a token of a branch sees: its trunk, and what comes before
@@ -136,6 +181,16 @@ class Runner:
 
     def _on_device(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def _sources_in_padded(batch: Batch) -> Ints:
+    """Where the hidden states of `batch.sources` are when its rows are padded."""
+    n_rows, n_tokens, width = len(batch.lengths), batch.input_ids.size, int(batch.lengths.max())
+    padding = width - batch.lengths
+    before_N = np.repeat(np.cumsum(padding) - padding, batch.lengths)  # padding of earlier rows
+    moved_by = np.append(before_N, n_rows * width - n_tokens)
+    places: Ints = batch.sources + moved_by[np.minimum(batch.sources, n_tokens)]
+    return places
 
 
 def can_run_in_blocks(model: Any) -> bool:

@@ -96,7 +96,7 @@ class Scorer:
             context=self.windows.context,
             context_source=self.windows.context_source,
             stride=None if self.pairing else self.windows.stride,
-            share_prefix=self.engine.longest_shared > 0,
+            share_prefix=self.engine.abilities.longest_shared > 0,
             batch_tokens=self.batches.tokens,
             path=self.engine.path,
             gold="one-hot",

@@ -60,7 +60,7 @@ def score_samples(
         ]
         collected = [_Collected(sequence, wants) for sequence in good]
         n_targets, n_done = sum(int(sequence.wanted[1:].sum()) for sequence in good), 0
-        for batch in plan_batches(good, windows, policy, backend.one_row, backend.longest_shared):
+        for batch in plan_batches(good, windows, policy, backend.abilities):
             for fitting, scores in _fitting(batch, good, backend, wants):
                 assert len(scores.losses) == len(fitting.targets)
                 for part in fitting.parts:

@@ -19,7 +19,7 @@ import transformers as hf
 from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
-from seqloss_cli.backend import Wants
+from seqloss_cli.backend import Abilities, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
@@ -66,6 +66,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", GROUPED | {"head_dim": 8}),
     "rwkv": ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}),
 }
+PADDED = {"bloom", "falcon-h1", "gemma2", "mamba", "rwkv"}
+"""Whose attention wants more than causality, or whose states do not come from attention alone."""
+SLIDES = {"qwen3": {"use_sliding_window": True, "max_window_layers": 0}}
 SCALED_HEADS = ["cohere", "falcon-h1", "gemma2", "granite"]
 
 
@@ -94,13 +97,15 @@ def scored(outcomes: Any) -> list[SequenceScore]:
     return listed
 
 
-def scores_of(engine: Engine, bos: Any = "auto", wants: Wants = EVERYTHING) -> list[SequenceScore]:
-    """TEXTS through the pipeline with an engine of the test's own."""
+def scores_of(
+    engine: Engine, bos: Any = "auto", wants: Wants = EVERYTHING, texts: list[str] = TEXTS
+) -> list[SequenceScore]:
+    """Texts through the pipeline with an engine of the test's own."""
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
     policy = WindowPolicy(CONTEXT, "--context", STRIDE)
     return scored(
         score_samples(
-            samples(TEXTS), tokenization.tokenize, engine, policy, wants, BatchPolicy(4096)
+            samples(texts), tokenization.tokenize, engine, policy, wants, BatchPolicy(4096)
         )
     )
 
@@ -183,7 +188,7 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
-    assert scorer.engine.path == "batched"
+    assert scorer.engine.path == ("batched" if name in PADDED else "packed")
     assert scorer.warnings == []
 
 
@@ -204,7 +209,45 @@ def test_each_path_gives_the_same_numbers(name: str, path: Any, bos: Any) -> Non
     model = build(name)
     engine = Engine(model, CONTEXT, path=path)
     assert engine.path == path
-    assert_right(model, scores_of(engine, bos))
+    if path == "packed" and name in PADDED:
+        with pytest.raises((ValueError, AssertionError)):
+            assert_right(model, scores_of(engine, bos))
+    else:
+        assert_right(model, scores_of(engine, bos))
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - PADDED))
+def test_packed_rows_do_not_see_one_another(name: str) -> None:
+    """Nor their own place in the pack: any order, with any neighbours, the same losses."""
+    model, fed = build(name, **({"sliding_window": 64} if name == "phi3" else {})), []
+    engine = Engine(model, CONTEXT)
+    backbone = model.get_decoder()
+    bare = backbone.forward
+
+    def forward(**values: Any) -> Any:
+        fed.append(values["input_ids"].shape)
+        return bare(**values)
+
+    backbone.forward = forward
+    together = scores_of(engine)
+    assert {rows for rows, _ in fed} == {1}, "no padding"
+    assert max(tokens for _, tokens in fed) > 2 * CONTEXT
+    for text, score in zip(TEXTS, together, strict=True):
+        (alone,) = scores_of(engine, texts=[text])
+        np.testing.assert_allclose(score.losses, alone.losses, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["phi3", "qwen3"])
+def test_rows_beyond_a_sliding_window_are_padded(name: str) -> None:
+    model = build(name, sliding_window=10, **SLIDES.get(name, {}))
+    engine = Engine(model, CONTEXT)
+    assert (engine.path, engine.abilities.longest_packed) == ("packed", 10)
+    assert_right(model, scores_of(engine))
+    unaware = Engine(model, CONTEXT)
+    unaware.abilities = Abilities(longest_packed=CONTEXT)
+    unaware._runner.longest_packed = CONTEXT
+    with pytest.raises(AssertionError):  # else this test would prove nothing
+        assert_right(model, scores_of(unaware))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -251,7 +294,7 @@ class Centred(hf.LlamaForCausalLM):
 def test_a_head_that_looks_at_all_words_is_run_whole_and_says_so() -> None:
     model = modified(Centred, llama())
     engine = Engine(model, CONTEXT)
-    assert engine.path == "batched"
+    assert engine.path == "packed"
     assert any("whole rows of logits" in warning for warning in engine.warnings)
     assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
 
@@ -276,7 +319,7 @@ def test_float64_losses(name: str, tolerance: float, tmp_path: Path) -> None:
     choice = ModelChoice(name=str(folder), dtype="float64")
     scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
     assert scorer.checkpoint.dtype == "float64"
-    assert scorer.engine.path == "batched"
+    assert scorer.engine.path == ("batched" if name in PADDED else "packed")
     double = type(model).from_pretrained(folder, dtype=torch.float64).eval()
     assert_right(double, scored(scorer.score(samples(TEXTS))), tolerance)
 
@@ -366,31 +409,16 @@ class MixingBackbone(hf.LlamaModel):
     def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         output = super().forward(input_ids=input_ids, **kwargs)
         states = output.last_hidden_state
-        output.last_hidden_state = (states + states.flip(0)) / 2
+        output.last_hidden_state = (states + states.flip(0) + states.cumsum(1)) / 3
         return output
 
 
-class MixesRows(hf.LlamaForCausalLM):
-    """Each row sees the others of its batch."""
+class MixesTokens(hf.LlamaForCausalLM):
+    """Each row sees the others of its batch, and each token all before it."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = MixingBackbone(config)
-
-
-class Unbatched(hf.LlamaForCausalLM):
-    """A forward that takes one row only."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        inner = self.model.forward
-
-        def one_row(input_ids: Any = None, **kwargs: Any) -> Any:
-            if len(input_ids) > 1:
-                raise NotImplementedError("one row at a time")
-            return inner(input_ids=input_ids, **kwargs)
-
-        self.model.forward = one_row
 
 
 @pytest.mark.parametrize(
@@ -399,8 +427,7 @@ class Unbatched(hf.LlamaForCausalLM):
         (CopyBias, "plain"),
         (ColderWithPosition, "plain"),
         (HiddenStatesHead, "plain"),
-        (MixesRows, "single"),
-        (Unbatched, "single"),
+        (MixesTokens, "single"),
     ],
 )
 def test_unusual_models_fall_back_with_a_warning(model_class: type, path: str) -> None:
@@ -419,9 +446,10 @@ def test_the_unusual_models_would_be_wrong_on_the_fast_path() -> None:
         model = modified(model_class, build("llama"))
         with pytest.raises(AssertionError):
             assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
-    model = modified(MixesRows, build("llama"))
-    with pytest.raises(AssertionError):
-        assert_right(model, scores_of(Engine(model, CONTEXT, path="batched")))
+    model = modified(MixesTokens, build("llama"))
+    for path in ("packed", "batched"):
+        with pytest.raises(AssertionError):
+            assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
 
 
 # -- models that are refused ------------------------------------------------------------------
@@ -555,7 +583,7 @@ def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     sequence: Any = tokenization.tokenize(samples(["abc"]))[0]
     (batch,) = plan_batches(
-        [sequence], WindowPolicy(CONTEXT, "--context", STRIDE), BatchPolicy(), False, 0
+        [sequence], WindowPolicy(CONTEXT, "--context", STRIDE), BatchPolicy(), engine.abilities
     )
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         engine.score(batch, Wants())

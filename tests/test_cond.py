@@ -76,7 +76,7 @@ class Counting:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.n_targets = engine, 0
-        self.one_row, self.longest_shared = engine.one_row, engine.longest_shared
+        self.abilities = engine.abilities
 
     def score(self, batch: Any, wants: Wants) -> Any:
         self.n_targets += len(batch.targets)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_architectures import ARCHITECTURES, build
 
 from seqloss_cli import PairPolicy, Sample, SequenceScore
-from seqloss_cli.backend import Wants
+from seqloss_cli.backend import Abilities, Wants
 from seqloss_cli.batching import WIDEST_BRANCHES, plan_batches
 from seqloss_cli.config import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
@@ -66,7 +66,7 @@ class Counting:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.fed, self.batches = engine, 0, []
-        self.one_row, self.longest_shared = engine.one_row, engine.longest_shared
+        self.abilities = engine.abilities
 
     def score(self, batch: Any, wants: Wants) -> Any:
         self.batches.append(batch)
@@ -78,7 +78,7 @@ class Counting:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     found = Engine(llama(context=CONTEXT), CONTEXT, share_prefix=True)
-    assert found.longest_shared == CONTEXT
+    assert found.abilities.longest_shared == CONTEXT
     return found
 
 
@@ -99,7 +99,7 @@ def test_every_architecture_shares_exactly_or_says_that_it_cannot(name: str) -> 
 @pytest.mark.parametrize("name", ["gemma2", "phi3"])
 def test_nothing_beyond_a_sliding_window_is_shared(name: str) -> None:
     engine = Engine(build(name, sliding_window=30), CONTEXT, share_prefix=True)
-    assert engine.longest_shared == 30
+    assert engine.abilities.longest_shared == 30
     counting = Counting(engine)
     for score in outcomes(counting, share=True):
         ids = score.sequence.token_ids.tolist()
@@ -142,6 +142,9 @@ def test_sharing_changes_no_number(
         np.testing.assert_allclose(a.alone.losses, b.alone.losses, rtol=0, atol=1e-4)
 
 
+SHARING = Abilities(longest_shared=1000)
+
+
 def probe(ids: list[int]) -> TokenSequence:
     array = np.array(ids, dtype=np.int64)
     wanted = np.arange(len(ids)) > 0
@@ -152,10 +155,10 @@ def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
     trunk = list(range(100))
     rows = [probe([*trunk, *[200 + n] * 120, 7]) for n in range(30)]
     windows = WindowPolicy(1000, "test", 1000)
-    batches = list(plan_batches(rows, windows, BatchPolicy(1200, True), False, 1000))
+    batches = list(plan_batches(rows, windows, BatchPolicy(1200, True), SHARING))
     widths = [branches.input_ids.shape[1] for batch in batches for branches in batch.branches]
     assert max(widths) <= WIDEST_BRANCHES
-    fed = [b.input_ids.size + sum(c.input_ids.size for c in b.branches) for b in batches]
+    fed = [batch.n_fed for batch in batches]
     assert max(fed) <= 1200
     assert sum(fed) < 30 * 120 + 6 * 100
     seen = sorted(part.sequence for batch in batches for part in batch.parts)
@@ -170,7 +173,7 @@ def test_long_tails_are_not_branches() -> None:
     trunk = list(range(100))
     rows = [probe([*trunk, *[200 + n] * tail]) for n, tail in enumerate((600, 600, 30, 30))]
     windows = WindowPolicy(1000, "test", 1000)
-    shared, *apart = plan_batches(rows, windows, BatchPolicy(4096, True), False, 1000)
+    shared, *apart = plan_batches(rows, windows, BatchPolicy(4096, True), SHARING)
     assert sorted(part.sequence for part in shared.parts) == [2, 3]
     assert sorted(part.sequence for batch in apart for part in batch.parts) == [0, 1]
 

@@ -1,0 +1,145 @@
+"""Attention of rows that stand one after another without padding: each sees itself, causally.
+
+transformers lets a name stand for an attention function; ours finds the rows in a context that is
+set around the forward. A model whose attention wants more than causality (soft caps, sinks, biases)
+raises, and is fed padded rows instead.
+
+Shape letters: N tokens of all rows, H heads, D their size; L tokens of each of R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PACKED = "seqloss_packed"
+"""What the function is called in a model's configuration."""
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
+"""Arguments that change what attention computes, which these kernels do not take."""
+
+
+@dataclass
+class Packing:
+    """Where the rows are among the N tokens."""
+
+    lengths: Sequence[int]
+    n_calls: int = 0
+    """How often attention was asked for: never by a model that does not look it up by name."""
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Rows of one length that are neighbours: their first token, R and L. One kernel each."""
+        found, start = [], 0
+        for length, rows in groupby(self.lengths):
+            n_rows = len(list(rows))
+            found.append((start, n_rows, length))
+            start += n_rows * length
+        return found
+
+    def edges(self, device: torch.device) -> Tensor:
+        """First token of each row, and N."""
+        edges = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return edges.to(device)
+
+
+_current: ContextVar[Packing] = ContextVar("packing")
+
+
+@contextmanager
+def packed(lengths: Sequence[int]) -> Iterator[Packing]:
+    """While it lasts, attention called by the name `PACKED` is that of rows of these lengths."""
+    packing = Packing(lengths)
+    token = _current.set(packing)
+    try:
+        yield packing
+    finally:
+        _current.reset(token)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Query, key and value 1 x H x N x D (key and value may have fewer heads); 1 x N x H x D."""
+    asked = [name for name in _UNKNOWN if others.get(name) is not None]
+    if attention_mask is not None or is_causal is False or asked:
+        raise ValueError(f"attention with {asked or 'a mask'} cannot be packed")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # What is compiled calls an operator that cannot be looked into: rows differ at each call.
+    attend = _attend_opaquely if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, float(scale)), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    packing = _current.get()
+    packing.n_calls += 1
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _attend_varlen(query, key, value, scale, packing)
+    grouped = query.shape[1] != key.shape[1]
+    out_NHD = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+    for start, n_rows, length in packing.runs:
+        span = slice(start, start + n_rows * length)
+        q, k, v = (
+            x[0, :, span]
+            .view(x.shape[1], n_rows, length, x.shape[3])
+            .transpose(0, 1)  # R x H x L x D
+            for x in (query, key, value)
+        )
+        seen_RHLD = scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+        )
+        out_NHD[span].view(n_rows, length, *out_NHD.shape[1:]).copy_(seen_RHLD.transpose(1, 2))
+    return out_NHD[None]
+
+
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, packing: Packing
+) -> Tensor:
+    """All rows by one flash kernel, which is there for half precision on a GPU only."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    edges, longest = packing.edges(query.device), max(packing.lengths)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    seen_NHD = varlen_attn(
+        q,
+        k,
+        v,
+        edges,
+        edges,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(seen_NHD, Tensor)
+    return seen_NHD[None]
+
+
+@torch.library.custom_op("seqloss::attend", mutates_args=())
+def _attend_opaquely(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return _attend(query, key, value, scale)
+
+
+@_attend_opaquely.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+AttentionInterface.register(PACKED, _attention)
