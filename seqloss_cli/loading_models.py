@@ -11,6 +11,7 @@ from typing import Any
 
 from seqloss_cli.config import ModelChoice
 from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.tuning import fuse_activations, keep_freed_memory
 
 
 def _common(choice: ModelChoice) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             **_common(choice),
         )
         model = model.to(device).eval()
+        fuse_activations(model)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise RunError(
@@ -102,6 +104,8 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             ) from error
         raise RunError(_explain(choice, path, error)) from error
     _check_weights(path, model, loading)
+    if device == "cpu":
+        keep_freed_memory()
     warnings = []
     if unused := sorted(loading["unexpected_keys"]):
         warnings.append(

@@ -6,7 +6,7 @@ time, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from seqloss_cli.attention import PACKED, packed
 from seqloss_cli.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
+from seqloss_cli.compiling import CompiledLayers, computing
 from seqloss_cli.head import score_in_blocks, score_positions
 from seqloss_cli.records import Ints
 
@@ -48,6 +49,8 @@ class Runner:
         self.model, self.longest_packed = model, longest_packed
         self.block_width: int | None = None
         """Words of a block; None leaves it to the head."""
+        self.compiled: CompiledLayers | None = None
+        """The backbone's, used for packed rows."""
         self.go_by("plain", None)
 
     def go_by(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
@@ -97,7 +100,9 @@ class Runner:
     def _packed(self, batch: Batch) -> Tensor:
         """Of all tokens, N x D, without padding."""
         positions_N = np.concatenate([np.arange(length) for length in batch.lengths])
-        with self._attending_packed(), packed(batch.lengths.tolist()) as packing:
+        compiled = self.compiled.on() if self.compiled else nullcontext()
+        lengths = batch.lengths.tolist()
+        with self._attending_packed(), compiled, packed(lengths) as packing:
             hidden_1ND: Tensor = self.backbone(
                 input_ids=self._on_device(batch.input_ids)[None],
                 position_ids=self._on_device(positions_N)[None],
@@ -164,7 +169,7 @@ class Runner:
         stand between hidden states and logits are applied, whatever they are."""
         assert self.backbone is not None
         output = _BackboneOutput(hidden_RD[None])
-        with _computing(self.backbone, lambda *args, **kwargs: output), self._only(words):
+        with computing(self.backbone, lambda *args, **kwargs: output), self._only(words):
             ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
             logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
         if words is not None and logits.shape[1] != words.stop - words.start:
@@ -177,7 +182,7 @@ class Runner:
             return nullcontext()
         layer = self.model.get_output_embeddings()
         weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
-        return _computing(layer, lambda hidden: linear(hidden, weight, bias))
+        return computing(layer, lambda hidden: linear(hidden, weight, bias))
 
     def _on_device(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self.model.device)
@@ -196,17 +201,3 @@ def _sources_in_padded(batch: Batch) -> Ints:
 def can_run_in_blocks(model: Any) -> bool:
     """Whether the output layer is a plain matrix, of which some rows can be taken."""
     return type(model.get_output_embeddings()) is torch.nn.Linear
-
-
-@contextmanager
-def _computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, calling the module calls `forward`."""
-    replaced = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if replaced is None:
-            del module.forward
-        else:
-            module.forward = replaced
