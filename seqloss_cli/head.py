@@ -18,7 +18,8 @@ from torch import Tensor
 from seqloss_cli.backend import TokenScores, Wants
 
 LOGITS_AT_ONCE = 1 << 24
-"""Logits held at a time: 64 MiB in float32, whatever the vocabulary."""
+"""Logits held at a time where whole rows of them are needed: 64 MiB in float32, whatever the
+vocabulary."""
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 2048, 1 << 22, 1024
 """Positions, logits, and words at least of a block of the vocabulary: small enough for what is made
 of them to stay near the cores, large enough for matrix products to run at their rate."""
@@ -62,16 +63,15 @@ def score_in_blocks(
     width: int | None = None,
 ) -> TokenScores:
     """The same a block of the vocabulary at a time; `logits_of` gives the logits of some positions
-    and some words. The logits of all words never exist at once.
+    and some words. The logits of all words never exist at once, unless ranks are wanted: then for
+    fewer positions at a time.
 
-    Ranks are not among them: they would need the target's logit before the first block.
     `width` is that of a block, where it is not to be chosen here.
     """
-    if wants.ranks:
-        raise ValueError("ranks need whole rows of logits")
+    n_rows = min(BLOCK_ROWS, rows_at_once(vocabulary)) if wants.ranks else BLOCK_ROWS
     parts = []
-    for start in range(0, len(targets_M), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(targets_M)))
+    for start in range(0, len(targets_M), n_rows):
+        rows = slice(start, min(start + n_rows, len(targets_M)))
         running = _Running(targets_M[rows], wants)
         step = width or max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - start))
         for first in range(0, vocabulary, step):
@@ -96,9 +96,13 @@ class _Running:
         self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
         self._spread_M1 = torch.zeros_like(self._sum_M1)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
+        self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
 
     def add(self, logits_MB: Tensor, first: int) -> None:
         """Logits of the words from `first` on; they are overwritten."""
+        if self._wants.ranks:
+            self._blocks.append(logits_MB)
+            logits_MB = logits_MB.clone()
         if logits_MB.dtype != torch.float64:
             logits_MB = logits_MB.float()
         width = logits_MB.shape[1]
@@ -142,11 +146,15 @@ class _Running:
         spread_M1 = self._spread_M1 / self._sum_M1
         return HeadTensors(
             losses=(log_sum_M1 + (max_M1 - self._target_M1.double()))[:, 0],
-            ranks=None,
+            ranks=self._ranks() if self._wants.ranks else None,
             entropies=(log_sum_M1 - spread_M1)[:, 0] if self._wants.entropy else None,
             top_ids=top_ids,
             top_log_probs=top_log_probs,
         )
+
+    def _ranks(self) -> Tensor:
+        above = [(block > self._target_M1).sum(dim=1) for block in self._blocks]
+        return 1 + torch.stack(above).sum(dim=0)
 
 
 def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTensors:

@@ -78,7 +78,7 @@ class Runner:
         hidden_MD = self._hidden(batch)
         if self._vocabulary is None:
             self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
-        if self.in_blocks and not wants.ranks:
+        if self.in_blocks:
             return score_in_blocks(
                 lambda rows, words: self._logits_of(hidden_MD[rows], words),
                 targets_M,

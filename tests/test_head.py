@@ -201,7 +201,7 @@ def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: 
     rows, targets = drawn
     logits, ids = torch.tensor(rows, dtype=torch.float32), torch.tensor(targets)
     n_words = logits.shape[1]
-    wants = Wants(entropy=True, top_k=min(top_k, n_words))
+    wants = Wants(ranks=True, entropy=True, top_k=min(top_k, n_words))
     whole = score_logits(logits, ids, wants)
     found = score_in_blocks(
         lambda some, words: logits[some, words].clone(), ids, n_words, wants, width
@@ -209,7 +209,7 @@ def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: 
     np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-6, atol=1e-6)
     assert (found.losses >= 0).all()
     np.testing.assert_allclose(found.entropies, whole.entropies, rtol=1e-5, atol=1e-5)
-    assert found.ranks is None
+    np.testing.assert_array_equal(found.ranks, whole.ranks)
     if wants.top_k:
         np.testing.assert_array_equal(found.top_ids, whole.top_ids)
         np.testing.assert_allclose(found.top_log_probs, whole.top_log_probs, rtol=1e-6, atol=1e-6)
@@ -229,9 +229,23 @@ def test_a_broken_logit_in_any_block_breaks_the_loss(bad: float) -> None:
         assert np.isnan(found.losses).tolist() == [False, True, False]
 
 
-def test_ranks_are_refused_in_blocks() -> None:
-    with pytest.raises(ValueError, match="whole rows"):
-        score_in_blocks(lambda r, w: torch.zeros(1, 1), torch.tensor([0]), 1, Wants(ranks=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_ranks_hold_a_bounded_number_of_logits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 40)
+    torch.manual_seed(0)
+    logits, ids = torch.randn(37, 10).to(dtype), torch.randint(10, (37,))
+    asked: list[int] = []
+
+    def logits_of(rows: slice, words: slice) -> torch.Tensor:
+        asked.append(len(logits[rows]))
+        return logits[rows, words].clone()
+
+    found = score_in_blocks(logits_of, ids, 10, RANK_AND_ENTROPY, width=3)
+    assert set(asked) == {4, 1}
+    above = (logits > logits.gather(1, ids[:, None])).sum(dim=1)
+    assert found.ranks.tolist() == (1 + above).tolist()
 
 
 def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
