@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 TRL := .venv-trl
+PEERS := .venv-bench
 
-.PHONY: demo test check format lint types layers tests test-trl bench-start bench-prompts train-demo clean
+.PHONY: demo test check format lint types layers tests test-trl bench bench-quick bench-full \
+	bench-start bench-prompts train-demo clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -44,6 +46,22 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
 
+bench: $(PEERS)/.installed  ## speed and memory against the peers (under half an hour)
+	$(PEERS)/bin/python benchmarks/bench.py
+
+bench-quick: $(PEERS)/.installed  ## the same with few rounds (under three minutes)
+	$(PEERS)/bin/python benchmarks/bench.py --quick
+
+bench-full: $(PEERS)/.installed  ## the same with all documents and a million rows
+	$(PEERS)/bin/python benchmarks/bench.py --full
+
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+		--requirement benchmarks/peers-requirements.txt
+	touch $@
+
 bench-prompts: $(INSTALLED)  ## common prompts computed once, against each time
 	$(BIN)/python benchmarks/shared_prompts.py
 
@@ -54,4 +72,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV) $(TRL)
+	rm -rf $(VENV) $(TRL) $(PEERS)

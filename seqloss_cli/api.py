@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from seqloss_cli.config import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_MODEL,
     BatchPolicy,
+    CompileChoice,
     ModelChoice,
     PairPolicy,
+    SpeedPolicy,
     TokenPolicy,
 )
 from seqloss_cli.errors import UsageError
@@ -41,7 +43,9 @@ def score(
     top_k: int = 0,
     context: int | None = None,
     stride: int | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
+    compile: CompileChoice = "auto",
+    devices: int = 1,
     **options: Any,
 ) -> Iterator[Outcome]:
     """Score texts (or samples) with a model; yields a `SequenceScore` or `Rejected` for each.
@@ -52,7 +56,8 @@ def score(
     of torch's threads and the verbosity of transformers for the whole process.
     """
     choice, policy = _choices("score", model, options)
-    scorer = Scorer(choice, policy, context, stride, BatchPolicy(batch_tokens))
+    batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
+    scorer = Scorer(choice, policy, context, stride, batches, speed=speed)
     _warn(scorer)
     return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
 
@@ -65,7 +70,9 @@ def cond(
     entropy: bool = False,
     top_k: int = 0,
     context: int | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
+    compile: CompileChoice = "auto",
+    devices: int = 1,
     share_prefix: bool = True,
     **options: Any,
 ) -> Iterator[Outcome]:
@@ -76,10 +83,17 @@ def cond(
     """
     own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
     choice, policy = _choices("cond", model, options)
-    batches, pair_policy = BatchPolicy(batch_tokens, share_prefix), PairPolicy(**own)
-    scorer = Scorer(choice, policy, context, None, batches, pair_policy)
+    batches, pair_policy = _batches(batch_tokens, share_prefix), PairPolicy(**own)
+    speed = SpeedPolicy(compile, None, devices)
+    scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
     _warn(scorer)
     return scorer.score(as_pairs(pairs, pair_policy.separator), Wants(ranks, entropy, top_k))
+
+
+def _batches(tokens: int | Literal["auto"], share_prefix: bool = False) -> BatchPolicy:
+    if tokens == "auto":
+        return BatchPolicy(share_prefix=share_prefix, auto=True)
+    return BatchPolicy(tokens, share_prefix)
 
 
 def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelChoice, TokenPolicy]:

@@ -131,6 +131,8 @@ class Abilities:
     """The longest row, in tokens, that is fed beside others without padding; 0 where none is."""
     longest_shared: int = 0
     """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
+    at_once: int = 1
+    """How many batches it can score at the same time."""
 
 
 class Backend(Protocol):

@@ -16,7 +16,7 @@ from seqloss_cli.config import (
 )
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.fingerprints import weights_sha256
-from seqloss_cli.loading_models import find_device, load_config, load_model, weights_folder
+from seqloss_cli.loading_models import find_devices, load_config, load_model, weights_folder
 from seqloss_cli.loading_tokenizers import load_tokenizer
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -46,6 +46,8 @@ class Checkpoint:
     max_context_key: str | None
     warnings: tuple[str, ...]
     """For stderr: nothing here changes silently."""
+    copies: tuple[Any, ...] = ()
+    """The same model on further devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,11 @@ class TokenizerOnly:
     warnings: tuple[str, ...]
 
 
-def load_checkpoint(choice: ModelChoice) -> Checkpoint:
-    """Load weights and tokenizer. Raises RunError or UsageError with what mends it."""
+def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
+    """Load weights, once for each device, and tokenizer.
+
+    Raises RunError or UsageError with what mends it.
+    """
     path = _path_of(choice.name)
     _check_local_path(path)
     _check_revision(choice, path)
@@ -74,8 +79,9 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
     config = load_config(path, choice)
-    device = find_device(choice.device)
+    device, *more_devices = find_devices(choice.device, n_devices)
     model, warnings = load_model(path, config, choice, device)
+    copies = [load_model(path, config, choice, other)[0] for other in more_devices]
     tokenizer, tokenizer_warning = _load_tokenizer(choice)
     n_ids = model.get_input_embeddings().weight.shape[0]
     bos_id, bos_warning = _id_in_range("bos_token_id", config, n_ids)
@@ -96,6 +102,7 @@ def load_checkpoint(choice: ModelChoice) -> Checkpoint:
         max_context=longest,
         max_context_key=key,
         warnings=tuple(w for w in (*warnings, tokenizer_warning, bos_warning, eos_warning) if w),
+        copies=tuple(copies),
     )
 
 

@@ -36,10 +36,10 @@ class CompiledLayers:
 
 def _layers_of(backbone: nn.Module) -> list[nn.Module]:
     """The longest list of modules: the layers that hidden states go through one after another."""
-    lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [list(m) for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ValueError(f"{type(backbone).__name__} has no list of layers")
-    return list(max(lists, key=len))
+    return max(lists, key=len)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ SpecialChoice = Literal["parse", "text", "error"]
 BoundaryChoice = Literal["joint", "separate", "compare"]
 TruncateChoice = Literal["error", "left"]
 TurnChoice = Literal["assistant", "last", "all"]
+CompileChoice = Literal["auto", "on", "off"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 DEFAULT_MODEL = "demo"
@@ -106,6 +107,23 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedPolicy:
+    """How the machine is used; numbers do not depend on it beyond rounding."""
+
+    compile: CompileChoice = "auto"
+    """auto: if what it saves on `work_bytes` is more than it takes."""
+    work_bytes: int | None = None
+    """How much text there is to score, where that is known."""
+    devices: int = 1
+    """GPUs of this machine, each with the whole model, that share the batches."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no flag could have."""
+        _require_choice("--compile", self.compile, CompileChoice)
+        require_whole("--devices", self.devices, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class WindowPolicy:
     """C and S of rule 7, once the model's own length is known."""
 
@@ -123,6 +141,10 @@ class BatchPolicy:
     """The most tokens of a batch, padding counted."""
     share_prefix: bool = False
     """Compute what sequences of a read-ahead block begin with in common once."""
+    ahead: bool = False
+    """Read and tokenize on another thread, while the model is at work on the block before."""
+    auto: bool = False
+    """Choose `tokens` by a probe, once the model is loaded."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no flag could have."""

@@ -21,6 +21,7 @@ import torch
 
 from seqloss_cli.backend import Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
+from seqloss_cli.compiling import CompiledLayers
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import OutOfMemoryError, RunError
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
@@ -71,6 +72,37 @@ class Engine:
     @property
     def path(self) -> RunPath:
         return self._runner.path
+
+    @property
+    def compiled(self) -> bool:
+        """Whether packed rows go through compiled layers."""
+        return self._runner.compiled is not None
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Compile the layers, which takes a while, and see that losses stay the same.
+
+        Raises RunError when that cannot be done; then nothing is changed.
+        """
+        name = type(self.model).__name__
+        if self.path != "packed":
+            raise RunError(f"{name} is run one way only, which cannot be compiled: --compile off")
+        ids = _probe_ids(min(24, self._longest) + 1, self._n_ids())
+        probes = [_probe(ids), _probe(ids[: len(ids) // 2 + 1])]
+        expected = self._losses(probes)
+        try:
+            self._runner.compiled = CompiledLayers(self._runner.backbone)
+            equal = self._equal(*(np.concatenate(x) for x in (self._losses(probes), expected)))
+        except Exception as error:  # the compiler has many ways to fail
+            self._runner.compiled = None
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{name} cannot be compiled here ({type(error).__name__}: {reason}): --compile off "
+                "does without"
+            ) from error
+        if not equal:
+            self._runner.compiled = None
+            raise RunError(f"{name} gives other losses when it is compiled: --compile off")
 
     @torch.inference_mode()
     def score(self, batch: Batch, wants: Wants) -> TokenScores:

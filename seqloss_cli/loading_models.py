@@ -73,6 +73,22 @@ def find_device(wanted: str) -> str:
     return wanted
 
 
+def find_devices(wanted: str, n_devices: int) -> list[str]:
+    """As many GPUs, beginning with the first; UsageError where there are fewer."""
+    import torch
+
+    device = find_device(wanted)
+    if n_devices == 1:
+        return [device]
+    n_there = torch.cuda.device_count() if device == "cuda" else 0
+    if n_devices > n_there:
+        raise UsageError(
+            f"--devices {n_devices}: there are {n_there} CUDA devices to share the work"
+            + ("" if device == "cuda" else f" (--device is {device})")
+        )
+    return [f"cuda:{n}" for n in range(n_devices)]
+
+
 def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tuple[Any, list[str]]:
     """The model in eval mode on its device, and warnings. RunError when it cannot be had whole."""
     import torch

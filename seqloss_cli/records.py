@@ -244,7 +244,11 @@ class RunInfo:
     """Whether prompts that rows have in common are computed once."""
     batch_tokens: int | None
     path: str | None
-    """`batched`, `single` or `plain`: how the model was run."""
+    """`packed`, `batched`, `single` or `plain`: how the model was run."""
+    compiled: bool | None
+    """Whether its layers were compiled."""
+    devices: int | None
+    """How many shared the batches."""
     gold: str | None
     """The distribution that losses are taken against."""
     versions: Mapping[str, str]

@@ -23,6 +23,7 @@ from seqloss_cli.head import score_in_blocks, score_positions
 from seqloss_cli.records import Ints
 
 RunPath = Literal["packed", "batched", "single", "plain"]
+_HALF = (torch.float16, torch.bfloat16)
 PATHS: tuple[RunPath, ...] = ("packed", "batched", "single", "plain")
 
 
@@ -182,10 +183,14 @@ class Runner:
             return nullcontext()
         layer = self.model.get_output_embeddings()
         weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
-        return computing(layer, lambda hidden: linear(hidden, weight, bias))
+        product = _float32_product if weight.is_cuda and weight.dtype in _HALF else linear
+        return computing(layer, lambda hidden: product(hidden, weight, bias))
 
     def _on_device(self, array: Ints) -> Tensor:
-        return torch.from_numpy(array).to(self.model.device)
+        tensor, device = torch.from_numpy(array), self.model.device
+        if device.type == "cuda":  # pinned, so that the copy does not wait for the work before it
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
 
 
 def _sources_in_padded(batch: Batch) -> Ints:
@@ -196,6 +201,13 @@ def _sources_in_padded(batch: Batch) -> Ints:
     moved_by = np.append(before_N, n_rows * width - n_tokens)
     places: Ints = batch.sources + moved_by[np.minimum(batch.sources, n_tokens)]
     return places
+
+
+def _float32_product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear`, of half-precision factors, rounded to float32 only; there for GPUs alone."""
+    product = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+    product = product.view(*hidden.shape[:-1], len(weight))
+    return product if bias is None else product + bias
 
 
 def can_run_in_blocks(model: Any) -> bool:

@@ -7,23 +7,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from seqloss_cli.backend import Wants
-from seqloss_cli.checkpoint import load_checkpoint, load_tokenizer_only, window_policy
+from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, load_tokenizer_only, window_policy
 from seqloss_cli.config import (
     BatchPolicy,
     ModelChoice,
     PairPolicy,
+    SpeedPolicy,
     TokenPolicy,
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.errors import UsageError
+from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.masking import tokenized
 from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.records import Outcome, Rejected, RunInfo, Sample, TokenSequence
 from seqloss_cli.scoring import OnProgress, ignore_progress, read_ahead, score_samples
 from seqloss_cli.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    from seqloss_cli.engine import Engine
+    from seqloss_cli.fleet import Fleet
 
 
 class Scorer:
@@ -41,12 +47,11 @@ class Scorer:
         stride: int | None = None,
         batches: BatchPolicy | None = None,
         pairs: PairPolicy | None = None,
+        speed: SpeedPolicy | None = None,
     ) -> None:
         """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
-        policy, self.batches = policy or TokenPolicy(), batches or BatchPolicy()
-        checkpoint = load_checkpoint(choice)
-        from seqloss_cli.engine import Engine
-
+        policy, speed = policy or TokenPolicy(), speed or SpeedPolicy()
+        checkpoint = load_checkpoint(choice, speed.devices)
         self.checkpoint = checkpoint
         self.windows = window_policy(checkpoint, context, stride)
         self.tokenization = Tokenization(
@@ -55,8 +60,8 @@ class Scorer:
         self.pairing: PairTokenization | None = None
         if pairs is not None:
             self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
-        self.engine = Engine(
-            checkpoint.model, self.windows.context, share_prefix=self.batches.share_prefix
+        self.engine, self.batches = _engine(
+            checkpoint, self.windows.context, batches or BatchPolicy(), speed
         )
         self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
 
@@ -99,8 +104,36 @@ class Scorer:
             share_prefix=self.engine.abilities.longest_shared > 0,
             batch_tokens=self.batches.tokens,
             path=self.engine.path,
+            compiled=self.engine.compiled,
+            devices=self.engine.abilities.at_once,
             gold="one-hot",
         )
+
+
+def _engine(
+    checkpoint: Checkpoint, context: int, batches: BatchPolicy, speed: SpeedPolicy
+) -> tuple[Engine | Fleet, BatchPolicy]:
+    """The model, or its copies, ready to score, and the budget of a batch that was settled on."""
+    from seqloss_cli.engine import Engine
+    from seqloss_cli.estimates import choose_batch_tokens, compiling_pays
+    from seqloss_cli.fleet import Fleet
+
+    first, *others = (
+        Engine(model, context, share_prefix=batches.share_prefix)
+        for model in (checkpoint.model, *checkpoint.copies)
+    )
+    pays = speed.compile == "auto" and compiling_pays(checkpoint.model, speed.work_bytes)
+    if speed.compile == "on" or (pays and first.path == "packed"):
+        try:
+            for engine in (first, *others):
+                engine.compile()
+        except RunError as error:
+            if speed.compile == "on":
+                raise
+            first.warnings.append(f"not compiled: {error}")
+    if batches.auto:
+        batches = replace(batches, tokens=choose_batch_tokens(first, context), auto=False)
+    return (Fleet([first, *others]) if others else first), batches
 
 
 class PairTokens:
@@ -170,6 +203,8 @@ def _run_info(
         share_prefix=False,
         batch_tokens=None,
         path=None,
+        compiled=None,
+        devices=None,
         gold=None,
         versions=_versions(),
     )

@@ -1,17 +1,21 @@
 """The pipeline from samples to scores, in input order, in bounded memory.
 
-Samples are read ahead in blocks, tokenized, cut into windows, batched by length, scored, and put
-together again. A block's cut depends on the samples alone, so a run can be repeated exactly.
+Samples are read ahead in blocks, tokenized, cut into windows and batched by length (if asked on
+another thread), then scored and put together again. A block's cut depends on the samples alone, so
+a run can be repeated exactly.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from seqloss_cli.backend import Backend, Batch, Part, TokenScores, Wants
+from seqloss_cli.ahead import ahead
+from seqloss_cli.backend import Abilities, Backend, Batch, Part, TokenScores, Wants
 from seqloss_cli.batching import plan_batches, smaller_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import OutOfMemoryError
@@ -48,28 +52,72 @@ def score_samples(
 ) -> Iterator[Outcome]:
     """A score or a rejection for each item, in order. `on_progress` hears of tokens as they are
     scored: how many, the share of the block that is done, and the block's last item."""
-    first_rows = FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS
-    for block in read_ahead(items, first_rows):
-        sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
-        tokenized = [next(sequences) if isinstance(item, Sample) else item for item in block]
-        good = [
-            sequence
-            for entry in tokenized
-            if isinstance(entry, TokenSequence)
-            for sequence in (entry, *entry.companions)
-        ]
-        collected = [_Collected(sequence, wants) for sequence in good]
-        n_targets, n_done = sum(int(sequence.wanted[1:].sum()) for sequence in good), 0
-        for batch in plan_batches(good, windows, policy, backend.abilities):
-            for fitting, scores in _fitting(batch, good, backend, wants):
-                assert len(scores.losses) == len(fitting.targets)
-                for part in fitting.parts:
-                    collected[part.sequence].take(part, scores)
-                    n_done += len(part.targets)
-                on_progress(len(scores.losses), n_done / n_targets, block[-1])
+    blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
+
+    def prepare(block: list[Item]) -> _Block:
+        return _prepared(block, tokenize, backend.abilities, windows, policy)
+
+    for block in ahead(blocks, prepare) if policy.ahead else map(prepare, blocks):
+        collected = [_Collected(sequence, wants) for sequence in block.sequences]
+        n_targets, n_done = sum(int(s.wanted[1:].sum()) for s in block.sequences), 0
+        for batch, scores in _scored(block, backend, wants):
+            assert len(scores.losses) == len(batch.targets)
+            for part in batch.parts:
+                collected[part.sequence].take(part, scores)
+                n_done += len(part.targets)
+            on_progress(len(scores.losses), n_done / n_targets, block.last)
         finished = iter(collected)
-        for entry in tokenized:
+        for entry in block.entries:
             yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Items that were read together, ready to be scored."""
+
+    last: Item
+    entries: list[TokenSequence | Rejected]
+    """One for each item, in order."""
+    sequences: list[TokenSequence]
+    """Those of the entries, each followed by its companions."""
+    batches: Iterator[Batch]
+    """Planned as they are asked for."""
+
+
+def _prepared(
+    block: list[Item],
+    tokenize: Tokenize,
+    abilities: Abilities,
+    windows: WindowPolicy,
+    policy: BatchPolicy,
+) -> _Block:
+    tokenized = iter(tokenize([item for item in block if isinstance(item, Sample)]))
+    entries = [next(tokenized) if isinstance(item, Sample) else item for item in block]
+    good = (entry for entry in entries if isinstance(entry, TokenSequence))
+    sequences = [sequence for entry in good for sequence in (entry, *entry.companions)]
+    batches = plan_batches(sequences, windows, policy, abilities)
+    return _Block(block[-1], entries, sequences, batches)
+
+
+def _scored(block: _Block, backend: Backend, wants: Wants) -> Iterator[tuple[Batch, TokenScores]]:
+    """Every batch, or halves of it, with its scores; as many at a time as the backend can take."""
+    n_at_once = backend.abilities.at_once
+    if n_at_once == 1:
+        for batch in block.batches:
+            yield from _fitting(batch, block.sequences, backend, wants)
+        return
+
+    def score(batch: Batch) -> list[tuple[Batch, TokenScores]]:
+        return list(_fitting(batch, block.sequences, backend, wants))
+
+    with ThreadPoolExecutor(n_at_once) as pool:
+        waiting: deque[Future[list[tuple[Batch, TokenScores]]]] = deque()
+        for batch in block.batches:
+            waiting.append(pool.submit(score, batch))
+            if len(waiting) > 2 * n_at_once:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def _fitting(

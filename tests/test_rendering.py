@@ -61,6 +61,8 @@ RUN = RunInfo(
     share_prefix=False,
     batch_tokens=4096,
     path="batched",
+    compiled=False,
+    devices=1,
     gold="one-hot",
     versions={},
 )

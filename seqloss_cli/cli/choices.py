@@ -3,7 +3,9 @@ has the options of `cli/options.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ from seqloss_cli.backend import Wants
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.output import OutputChoice
-from seqloss_cli.config import DEFAULT_MODEL, BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
+from seqloss_cli.config import (
+    DEFAULT_MODEL,
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    SpeedPolicy,
+    TokenPolicy,
+)
 from seqloss_cli.errors import UsageError
-from seqloss_cli.reading import ReadOptions
+from seqloss_cli.reading import COMPRESSED, ReadOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.writing import refuse_to_overwrite
 
@@ -31,11 +40,34 @@ def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scor
         choose_tokens(context),
         context=values["context"],
         stride=values.get("stride"),
-        batches=BatchPolicy(values["batch_tokens"], shares),
+        batches=replace(
+            choose_batch_tokens(values["batch_tokens"]), share_prefix=shares, ahead=True
+        ),
         pairs=pairs,
+        speed=SpeedPolicy(
+            str(values["compile"]),  # type: ignore[arg-type]
+            _work_bytes(values.get("files")),
+            values["devices"],
+        ),
     )
     say_warnings(scorer.warnings)
     return scorer
+
+
+def choose_batch_tokens(written: str) -> BatchPolicy:
+    """Raises UsageError for what is neither a whole number nor `auto`."""
+    if written == "auto":
+        return BatchPolicy(auto=True)
+    if not (written.isascii() and written.isdigit()) or int(written) < 1:
+        raise UsageError(f"--batch-tokens takes a whole number of at least 1, or auto: {written!r}")
+    return BatchPolicy(int(written))
+
+
+def _work_bytes(names: Sequence[str] | None) -> int | None:
+    """Size of the inputs, where all are files that are not compressed."""
+    if not names or any(n.endswith(COMPRESSED) or not os.path.isfile(n) for n in names):  # noqa: PTH113 - a name may be too long for Path
+        return None
+    return sum(os.path.getsize(name) for name in names)  # noqa: PTH202
 
 
 def say_warnings(warnings: Iterable[str]) -> None:

@@ -37,12 +37,12 @@ EXAMPLES = (
         "no_share_prefix": (
             Annotated[
                 bool,
-                o.flag(o.POLICY, "--no-share-prefix", "Compute a common beginning for each row."),
+                o.flag(o.SPEED, "--no-share-prefix", "Compute a common beginning for each row."),
             ],
             False,
         ),
     },
-    o.BATCH_OPTIONS,
+    o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.OTHER_OPTIONS,

@@ -72,7 +72,7 @@ class Like(StrEnum):
     o.MODEL_OPTIONS,
     o.POLICY_OPTIONS,
     p.SEAM_OPTIONS,
-    o.BATCH_OPTIONS,
+    o.SPEED_OPTIONS,
     {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
     {name: value for name, value in o.OUTPUT_OPTIONS.items() if name != "context_lengths"},
     o.OTHER_OPTIONS,

@@ -14,10 +14,11 @@ import typer
 from seqloss_cli.cli.configuration import use_config
 from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
-INPUT, MODEL, POLICY, SHOW, OUTPUT, OTHER = (
+INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
     "Input",
     "Model",
     "Policies",
+    "Speed",
     "What to show",
     "Output",
     "Other",
@@ -42,6 +43,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float64 = "float64"
+
+
+class Compile(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 class Unit(StrEnum):
@@ -143,7 +150,20 @@ Stride = Annotated[
     option(POLICY, "--stride", "Targets a later window scores; half the context.", min=1),
 ]
 BatchTokens = Annotated[
-    int, option(POLICY, "--batch-tokens", "Tokens in a batch, padding counted.", min=1)
+    str,
+    option(
+        SPEED,
+        "--batch-tokens",
+        "Tokens in a batch; auto: by free memory and a short probe.",
+        metavar="N|auto",
+    ),
+]
+CompileOption = Annotated[
+    Compile,
+    option(SPEED, "--compile", "Compile the layers; auto: if the files are large enough to pay."),
+]
+Devices = Annotated[
+    int, option(SPEED, "--devices", "GPUs that share the work, each with the model.", min=1)
 ]
 
 Ranks = Annotated[bool, flag(SHOW, "--ranks", "Rank of each token: 1 is the model's favourite.")]
@@ -225,7 +245,11 @@ POLICY_OPTIONS: Group = {
     "special_tokens": (SpecialTokensOption, SpecialTokens.parse),
     "context": (ContextOption, None),
 }
-BATCH_OPTIONS: Group = {"batch_tokens": (BatchTokens, DEFAULT_BATCH_TOKENS)}
+SPEED_OPTIONS: Group = {
+    "batch_tokens": (BatchTokens, str(DEFAULT_BATCH_TOKENS)),
+    "compile": (CompileOption, Compile.auto),
+    "devices": (Devices, 1),
+}
 SHOW_OPTIONS: Group = {
     "ranks": (Ranks, False),
     "entropy": (Entropy, False),

@@ -28,7 +28,7 @@ EXAMPLES = (
     o.MODEL_OPTIONS,
     o.POLICY_OPTIONS,
     {"stride": (o.Stride, None)},
-    o.BATCH_OPTIONS,
+    o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.OTHER_OPTIONS,

@@ -5,6 +5,7 @@ on. Memory is bounded by the longest single input (`max_bytes`).
 """
 
 from seqloss_cli.reading.inputs import (
+    COMPRESSED,
     ReadOptions,
     ReadStats,
     checked_pair,
@@ -16,6 +17,7 @@ from seqloss_cli.reading.rows import PairFields
 from seqloss_cli.reading.streams import STDIN
 
 __all__ = [
+    "COMPRESSED",
     "STDIN",
     "LabelFile",
     "PairFields",

@@ -16,7 +16,7 @@ from seqloss_cli.reading.rows import PairFields, checked_text, pair_content, par
 from seqloss_cli.reading.streams import BOM, STDIN, bounded_lines, open_input
 from seqloss_cli.records import Item, Pair, Rejected, Sample
 
-_COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")
 
 
@@ -114,7 +114,7 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
 
 def _is_jsonl(name: str, options: ReadOptions) -> bool:
     path = Path(name)
-    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
     return options.jsonl or options.pairs is not None or suffix in _JSONL
 
 

@@ -30,7 +30,7 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
         if name == STDIN:
             if sys.stdin is None:
                 raise RowError("unreadable", "stdin is closed")
-            stdin = sys.stdin.buffer
+            stdin = _own_stdin()
             yield _decompressed(stdin, _suffix_by_magic(stdin)), lambda: 0
             return
         path = Path(name)
@@ -43,6 +43,15 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
         raise RowError("no_such_file", "no such file") from None
     except (OSError, EOFError, zlib.error) as error:
         raise RowError("unreadable", f"cannot be read: {_reason(error)}") from error
+
+
+def _own_stdin() -> BinaryIO:
+    """stdin by a buffer of our own: a thread that waits in Python's own keeps it locked, which the
+    end of the process does not survive."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (OSError, AttributeError):  # no file, as in tests
+        return sys.stdin.buffer
 
 
 def _suffix_by_magic(stream: BinaryIO) -> str:

@@ -117,12 +117,18 @@ def _policies(run: RunInfo) -> list[tuple[str, str]]:
     stride = "" if run.stride is None else f", stride {run.stride}"
     pairs = [] if run.pairs is None else [("pairs", _pair_policies(run, run.pairs))]
     return [
-        ("model", f"{run.model}{revision}, {run.dtype} on {run.device}, {run.path}"),
+        ("model", f"{run.model}{revision}, {run.dtype} on {_how(run)}"),
         ("window", f"context {run.context} ({run.context_source}){stride}"),
         *pairs,
         ("policies", f"BOS {bos}, EOS {'scored' if run.eos else 'no'}, special tokens "
                      f"{run.special_tokens}"),
     ]  # fmt: skip
+
+
+def _how(run: RunInfo) -> str:
+    n_others = (run.devices or 1) - 1
+    devices = f" and {n_others} more" if n_others else ""
+    return f"{run.device}{devices}, {run.path}" + (", compiled" if run.compiled else "")
 
 
 def _pair_policies(run: RunInfo, pairs: Mapping[str, Any]) -> str:

@@ -1,0 +1,79 @@
+"""Work done ahead of time on another thread, a bounded amount of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from typing import Generic, TypeVar
+
+from seqloss_cli.errors import RunError
+
+T = TypeVar("T")
+Made = TypeVar("Made")
+_TICK = 0.2  # seconds between looks at whether the other side is still there
+
+
+def ahead(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> Iterator[Made]:
+    """What `make` makes of each item, on another thread, while the last one is used: `most` may
+    wait. The items are taken on that thread, too.
+
+    What is raised there is raised here, in its place. Raises RunError when the thread is gone
+    without a word. The thread ends when this generator does.
+    """
+    worker = _Worker(items, make, most)
+    worker.start()
+    try:
+        yield from worker.results()
+    finally:
+        worker.stop()
+
+
+class _Worker(threading.Thread, Generic[T, Made]):
+    def __init__(self, items: Iterable[T], make: Callable[[T], Made], most: int) -> None:
+        super().__init__(name="seqloss-ahead", daemon=True)
+        self._items, self._make = items, make
+        self._ready: Queue[list[Made]] = Queue(most)
+        self._stopped = threading.Event()
+        self._making = threading.Lock()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            for item in self._items:
+                with self._making:
+                    if self._stopped.is_set():
+                        return
+                    box = [self._make(item)]
+                self._put(box)
+        except BaseException as error:  # raised again by whoever waits for the items
+            self._error = error
+        self._put([])
+
+    def results(self) -> Iterator[Made]:
+        while box := self._get():
+            yield box[0]
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Waits for what is being made: a tokenizer that is cut off at the end of the process
+        crashes it. A read that may take forever is not waited for."""
+        self._stopped.set()
+        with self._making:
+            return
+
+    def _put(self, box: list[Made]) -> None:
+        while not self._stopped.is_set():
+            with suppress(Full):
+                self._ready.put(box, timeout=_TICK)
+                return
+
+    def _get(self) -> list[Made]:
+        while True:
+            try:
+                return self._ready.get(timeout=_TICK)
+            except Empty:
+                if not self.is_alive() and self._ready.empty():
+                    raise RunError("the thread that reads and tokenizes died") from self._error

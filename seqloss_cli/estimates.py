@@ -1,0 +1,111 @@
+"""What a run may cost on this machine: guesses that choose a setting, never a number."""
+
+from __future__ import annotations
+
+import time
+from itertools import takewhile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from seqloss_cli.backend import Wants
+from seqloss_cli.batching import plan_batches
+from seqloss_cli.config import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
+from seqloss_cli.engine import Engine
+from seqloss_cli.errors import OutOfMemoryError
+from seqloss_cli.records import Sample, TokenSequence
+
+_BYTES_PER_TOKEN = 4
+_COMPILE_SECONDS, _COMPILE_SAVES = 20.0, {"cpu": 0.05, "cuda": 0.15}
+"""What compiling takes, and the share of the work that it saves (measured on the CPU)."""
+_BUDGETS = tuple(1 << n for n in range(10, 17))
+_WORTHWHILE, _LONG_ENOUGH = 1.05, 1.0
+"""A larger batch must be faster by this factor; no probe is made after one of so many seconds."""
+_MEMORY_SHARE = 0.5  # of what is free
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def compiling_pays(model: Any, work_bytes: int | None) -> bool:
+    """Whether compiled layers would save more than compiling takes, of a text of so many bytes;
+    False where that is not known (stdin, compressed files)."""
+    if not work_bytes:
+        return False
+    output = model.get_output_embeddings().weight.numel()
+    flop = 2 * (model.num_parameters(exclude_embeddings=True) + output)
+    seconds = work_bytes / _BYTES_PER_TOKEN * flop / _product_rate(model)
+    saved = seconds * _COMPILE_SAVES.get(model.device.type, 0.0)
+    return bool(saved > _COMPILE_SECONDS)
+
+
+def _product_rate(model: Any, n_rows: int = 512, repeats: int = 3) -> float:
+    """FLOP per second of products as wide as the model's hidden states."""
+    width = model.get_output_embeddings().weight.shape[1]
+    a = torch.zeros(n_rows, width, dtype=model.dtype, device=model.device)
+    b = torch.zeros(4 * width, width, dtype=model.dtype, device=model.device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            linear(a, b).sum().item()  # waits for the device
+            seconds.append(time.perf_counter() - start)
+    return 2 * n_rows * b.numel() / median(seconds)
+
+
+def choose_batch_tokens(engine: Engine, context: int) -> int:
+    """The smallest budget beyond which batches get no faster, as far as half of the free memory
+    allows; at least one row of the context. Where a probe takes long, the default."""
+    allowed = max(int(_MEMORY_SHARE * free_memory(engine.model)) // _token_bytes(engine.model), 1)
+    best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
+    for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):
+        try:
+            seconds = _probe_seconds(engine, tokens, min(context, 256))
+        except OutOfMemoryError:
+            break
+        if tokens / seconds > _WORTHWHILE * best_rate:
+            best_rate, best = tokens / seconds, tokens
+        if seconds > _LONG_ENOUGH:
+            return max(best, min(DEFAULT_BATCH_TOKENS, allowed))
+    return best
+
+
+def free_memory(model: Any) -> int:
+    """Bytes that can still be had where the model is."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    found = []
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if _MEMINFO.is_file():
+        lines = (line.split() for line in _MEMINFO.read_text().splitlines())
+        found += [1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"]
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        found.append(int(limit.read_text()) - int(used.read_text()))
+    return min(found, default=1 << 32)  # elsewhere: as if 4 GiB were free
+
+
+def _token_bytes(model: Any) -> int:
+    """About what a token takes while a layer is computed."""
+    config = model.config.get_text_config()
+    hidden = config.hidden_size
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    return int(model.dtype.itemsize * (8 * hidden + 4 * wide))
+
+
+def _probe_seconds(engine: Engine, tokens: int, row: int) -> float:
+    """Of the second forward of a batch of rows of ids."""
+    ids = np.arange(row + 1, dtype=np.int64) % int(
+        engine.model.get_input_embeddings().num_embeddings
+    )
+    wanted = np.arange(row + 1) > 0
+    sample = Sample("", "<probe>")
+    probe = TokenSequence(sample, None, ids, None, wanted, wanted, "none", "none", {})
+    rows = [probe] * max(1, tokens // row)
+    policy = BatchPolicy(tokens=max(tokens, row))
+    (batch, *_) = plan_batches(rows, WindowPolicy(row, "probe", 1), policy, engine.abilities)
+    engine.score(batch, Wants())
+    start = time.perf_counter()
+    engine.score(batch, Wants())
+    return time.perf_counter() - start
