@@ -53,7 +53,8 @@ def score(
     `options` are the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy` (bos, eos, …);
     another name or value raises UsageError. What the command line would say on stderr (a tokenizer
     that was replaced, a slower path) is given to `warnings.warn`. Loading a model sets the number
-    of torch's threads and the verbosity of transformers for the whole process.
+    of torch's threads and the verbosity of transformers for the whole process, and on a CPU has the
+    C library keep what is freed for the next batch.
     """
     choice, policy = _choices("score", model, options)
     batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)

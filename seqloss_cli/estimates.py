@@ -57,7 +57,9 @@ def _product_rate(model: Any, n_rows: int = 512, repeats: int = 3) -> float:
 
 def choose_batch_tokens(engine: Engine, context: int) -> int:
     """The smallest budget beyond which batches get no faster, as far as half of the free memory
-    allows; at least one row of the context. Where a probe takes long, the default."""
+    allows. Where a probe takes long, or rows come one at a time anyway, the default."""
+    if engine.abilities.one_row:
+        return DEFAULT_BATCH_TOKENS
     allowed = max(int(_MEMORY_SHARE * free_memory(engine.model)) // _token_bytes(engine.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
     for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):

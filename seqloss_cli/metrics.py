@@ -158,6 +158,8 @@ def added(a: Sums, b: Sums) -> Sums:
 
 def _joined(a: Any, b: Any) -> Any:
     """Two sums added, two counts by name added; what one side lacks is the other's."""
+    if isinstance(a, int):
+        return a + b
     if a is None or b is None:
         return b if a is None else a
     if isinstance(a, Mapping):

@@ -13,6 +13,8 @@ _WORD = re.compile(r"\S+")
 
 def char_end_bytes(text: str) -> Ints:
     """For each code point of the text, the byte of its UTF-8 form at which it ends."""
+    if text.isascii():
+        return np.arange(1, len(text) + 1, dtype=np.int64)
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF).astype(np.int64)
     widths += code_points > 0xFFFF

@@ -138,10 +138,13 @@ class Tokenization:
         )
         self._check_range(token_ids)
         if offsets is not None:
-            offsets = np.pad(offsets, (put_before, put_after), mode="edge")
+            edges = offsets[:1].repeat(put_before), offsets, offsets[-1:].repeat(put_after)
+            offsets = np.concatenate(edges)
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
-        loss_mask = np.pad(mask, (put_before, put_after), constant_values=(False, True))
+        loss_mask = np.ones(len(token_ids), dtype=bool)
+        loss_mask[:put_before] = False
+        loss_mask[put_before : len(token_ids) - put_after] = mask
         wanted = np.ones(len(token_ids), dtype=bool)
         return TokenSequence(sample, text, token_ids, offsets, loss_mask, wanted, bos, eos, flags)
 
