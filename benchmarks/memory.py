@@ -1,0 +1,111 @@
+"""Peak memory of one long sequence beside that of the backbone's own activations.
+
+Each point is a process of its own: it loads the model, notes what it holds (VmRSS), resets the
+high-water mark, works, and reads the mark (VmHWM).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import goals
+import numpy as np
+import torch
+from figures import Figure, Found, table
+from settings import Settings
+from sides import load_scorer
+from workers import in_process
+from workload import wide_checkpoint
+
+from seqloss_cli.backend import Wants
+from seqloss_cli.config import BatchPolicy
+from seqloss_cli.records import Sample, SequenceScore
+
+MB = 1e6
+
+
+def run(settings: Settings) -> Found:
+    points: dict[tuple[str, int], dict[str, float]] = {}
+    for vocabulary in settings.vocabularies:
+        folder = wide_checkpoint(vocabulary, settings.memory_tokens + 8)
+        for dtype in settings.dtypes:
+            points[dtype, vocabulary] = {
+                what: in_process(
+                    "memory_point", settings, folder=str(folder), dtype=dtype, what=what
+                )["peak"]
+                for what in ("seqloss", "backbone")
+            }
+        shutil.rmtree(folder)  # gigabytes
+    return _found(settings, points)
+
+
+def _found(settings: Settings, points: dict[tuple[str, int], dict[str, float]]) -> Found:
+    found = Found()
+    beyond = {key: (p["seqloss"] - p["backbone"]) / MB for key, p in points.items()}
+    for dtype in settings.dtypes:
+        own = {v: mb for (d, v), mb in beyond.items() if d == dtype}
+        title = f"{dtype}, {settings.memory_tokens} tokens, hidden 1024"
+        for vocabulary, mb in own.items():
+            found.figures.append(
+                Figure(
+                    "memory",
+                    f"{title}, vocabulary {vocabulary}: beyond the backbone's activations",
+                    mb,
+                    goals.MEMORY_MB,
+                    at_most=True,
+                    unit="MB",
+                )
+            )
+        growth = own[max(own)] - own[min(own)]
+        name = f"{title}: growth of that from vocabulary {min(own)} to {max(own)}"
+        note = "the goal says flat, without a number; a tenth of the allowance is taken for noise"
+        figure = Figure("memory", name, growth, goals.MEMORY_MB / 10, True, unit="MB", note=note)
+        found.figures.append(figure)
+    rows = [
+        [d, v, *(f"{p[what] / MB:.0f}" for what in ("seqloss", "backbone")), f"{beyond[d, v]:.0f}"]
+        for (d, v), p in points.items()
+    ]
+    columns = ["dtype", "vocabulary", "seqloss, MB", "backbone alone, MB", "difference, MB"]
+    found.tables.append(table("memory", "Peak above weights", columns, rows))
+    return found
+
+
+def point(settings: Settings, folder: str, dtype: str, what: str) -> dict[str, float]:
+    """Bytes beyond what is held once the model is loaded."""
+    scorer = load_scorer(folder, dtype, batches=BatchPolicy(tokens=4096))
+    model = scorer.checkpoint.model
+    for weight in model.parameters():  # pages mapped from the file would come and go
+        weight.data = weight.data.clone()
+    ids = np.random.default_rng(4).integers(2, 30_000, settings.memory_tokens)
+
+    def score() -> None:
+        (result,) = scorer.score([Sample("long", "b", input_ids=ids)], Wants())
+        assert isinstance(result, SequenceScore)
+        assert result.scored.sum() == len(ids) - 1
+
+    @torch.inference_mode()
+    def backbone() -> None:
+        model.get_decoder()(input_ids=torch.from_numpy(ids)[None], use_cache=False)
+
+    return {"peak": _peak_beyond(score if what == "seqloss" else backbone)}
+
+
+def _peak_beyond(work: Callable[[], Any]) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024.0 * int(line.split()[1])
+    raise KeyError(name)

@@ -1,0 +1,175 @@
+"""Many short rows on the built-in model: what is around the forward, memory, and growth of time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import goals
+import numpy as np
+from figures import Figure, Found, Times, table
+from settings import ROOT, Settings
+from sides import Watch, load_scorer
+from workload import cache, jsonl
+
+from seqloss_cli.backend import TokenScores, Wants
+from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.output import OutputChoice, run_to_end
+from seqloss_cli.config import BatchPolicy
+from seqloss_cli.reading import ReadOptions, ReadStats, read_inputs
+
+MB = 1e6
+
+
+# -- around the forward ------------------------------------------------------------------------
+
+
+def run_around(settings: Settings) -> Found:
+    """Reading, tokenizing, planning, scoring and writing, against the engine alone."""
+    path, out = jsonl(settings.around_rows), cache() / "around-out.jsonl"
+    scorer = load_scorer("demo", "float32", batches=BatchPolicy(tokens=4096, ahead=True))
+
+    def whole() -> None:
+        _score_file(scorer, path, out)
+
+    def bare() -> None:
+        for batch in batches:
+            scorer.engine.score(batch, Wants())
+
+    with Watch(scorer) as watch:
+        whole()
+    batches = watch.batches
+    times = Times()
+    for number in range(settings.around_rounds):
+        times.round(number, {"whole": whole, "bare": bare})
+    out.unlink()
+    ratios = [w / b for w, b in zip(times["whole"], times["bare"], strict=True)]
+    medians = [statistics.median(times[name]) for name in ("whole", "bare")]
+    return Found(
+        [
+            Figure(
+                "around",
+                f"built-in model, {settings.around_rows} rows of about 20 tokens: whole run / "
+                "engine alone",
+                statistics.median(ratios),
+                goals.AROUND,
+                at_most=True,
+                ratios=ratios,
+                note=f"medians {medians[0]:.1f} s and {medians[1]:.1f} s; eager; "
+                f"{len(batches)} batches of {watch.mean_tokens} tokens",
+            )
+        ]
+    )
+
+
+def _score_file(scorer: Any, path: Path, out: Path) -> None:
+    """As `seqloss score FILE --jsonl --no-tokens --no-text -o OUT` does it once it is loaded."""
+    stats = ReadStats()
+    choice = OutputChoice(
+        format=Format.jsonl,
+        path=out,
+        force=True,
+        text=False,
+        tokens=False,
+        words=False,
+        context_lengths=False,
+        bits=False,
+        all_tokens=False,
+        summary=False,
+        strict=False,
+        pmi=False,
+    )
+    items = read_inputs([str(path)], ReadOptions(), stats)
+    run_to_end(scorer, items, stats, [str(path)], Wants(), choice, "score")
+
+
+# -- a corpus through the program --------------------------------------------------------------
+
+
+def run_corpus(settings: Settings) -> Found:
+    """Whole processes: peak memory and time as the corpus grows."""
+    counts = settings.corpus_rows
+    start_up = min(_process(16)[0] for _ in range(2))
+    measured = {n: min(_process(n) for _ in range(2 if n <= 10_000 else 1)) for n in counts}
+    each = {n: (seconds - start_up) / n for n, (seconds, _) in measured.items()}
+    found = Found(_time_figures(each), tables=[_table(measured, each, start_up)])
+    few, many = counts[1], counts[-1]
+    growth = (measured[many][1] - measured[few][1]) / MB
+    name = f"peak memory, from {few} to {many} rows"
+    note = "" if many >= 1_000_000 else "the goal is for a million rows: `--full`"
+    figure = Figure("corpus", name, growth, goals.CORPUS_GROWTH_MB, True, unit="MB", note=note)
+    fed = {n: _tokens_fed(n) for n in counts}
+    off = max(abs(tokens * counts[0] - fed[counts[0]] * n) for n, tokens in fed.items())
+    name = "forwarded tokens, off a straight line by"
+    note = ", ".join(f"{tokens} of {n} rows" for n, tokens in fed.items())
+    found.figures += [figure, Figure("corpus", name, off, 0.0, True, unit="tokens", note=note)]
+    return found
+
+
+def _time_figures(each: dict[int, float]) -> list[Figure]:
+    counts = list(each)
+    return [
+        Figure(
+            "corpus",
+            f"time per row at {more} rows / at {fewer}, start-up taken off",
+            each[more] / each[fewer],
+            goals.ROW_GROWTH,
+            at_most=True,
+            ratios=[each[more] / each[fewer]],
+            note="" if more == 100_000 else "the goal is for 100,000 to 10,000 rows",
+        )
+        for fewer, more in pairwise(counts[1:])
+    ]
+
+
+def _table(measured: dict[int, tuple[float, float]], each: dict[int, float], base: float) -> Any:
+    rows = [
+        [
+            n,
+            f"{seconds:.1f}",
+            f"{1e6 * each[n]:.0f}",
+            f"{1e6 * seconds / n:.0f}",
+            f"{peak / MB:.0f}",
+        ]
+        for n, (seconds, peak) in measured.items()
+    ]
+    columns = ["rows", "seconds", "µs a row", "µs a row, start-up counted", "peak, MB"]
+    return table("corpus", f"`seqloss score` of short rows; start-up {base:.1f} s", columns, rows)
+
+
+def _process(n_rows: int) -> tuple[float, float]:
+    """Seconds, and bytes at the most, of the program on a file of so many rows."""
+    path, out = jsonl(n_rows), cache() / "corpus-out.jsonl"
+    command = [sys.executable, "-m", "seqloss_cli", "score", str(path), "--model", "demo"]
+    command += ["--jsonl", "--no-tokens", "--no-text", "--threads", "2", "-o", str(out), "--force"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    out.unlink()
+    return seconds, 1024.0 * used.ru_maxrss
+
+
+def _tokens_fed(n_rows: int) -> int:
+    """Tokens that are handed to the engine, which is not asked to compute."""
+    scorer = load_scorer("demo", "float32", batches=BatchPolicy(tokens=4096))
+    fed = 0
+
+    def score(batch: Any, wants: Wants) -> TokenScores:
+        nonlocal fed
+        fed += batch.n_fed
+        return TokenScores(np.ones(len(batch.targets)))
+
+    scorer.engine.score = score  # type: ignore[method-assign,assignment]
+    for _ in scorer.score(read_inputs([str(jsonl(n_rows))], ReadOptions(), ReadStats())):
+        pass
+    return fed

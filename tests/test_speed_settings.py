@@ -1,0 +1,194 @@
+"""Settings of speed: they choose well, they are obeyed, and they never change a number."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import byte_tokenizer, llama, save_checkpoint
+from conftest import document, in_process
+from test_architectures import CONTEXT, build
+from test_engine_paths import LONGEST, NEEDS_COMPILER, assert_true, random_rows, scores_by
+from test_sharing import Counting
+from transformers.activations import FastGELUActivation, NewGELUActivation, QuickGELUActivation
+
+from seqloss_cli import engine, estimates
+from seqloss_cli.config import BatchPolicy
+from seqloss_cli.engine import Engine
+from seqloss_cli.tuning import fuse_activations
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def ready() -> Engine:
+    return Engine(llama(context=LONGEST), LONGEST)
+
+
+# -- activations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [NewGELUActivation, FastGELUActivation])
+def test_a_fused_activation_is_the_one_that_was_written_out(kind: Any) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-20, 100.0, -100.0])])
+    parent = torch.nn.Sequential(kind(), torch.nn.ReLU(), QuickGELUActivation())
+    written = [child(x) for child in parent]
+    assert fuse_activations(parent) == 1
+    assert isinstance(parent[0], torch.nn.GELU)
+    fused = [child(x) for child in parent]
+    torch.testing.assert_close(fused[0], written[0], rtol=1e-6, atol=2e-6)
+    assert all(torch.equal(a, b) for a, b in zip(fused[1:], written[1:], strict=True))
+    assert (torch.nn.functional.gelu(x) - written[0]).abs().max() > 1e-4, "erf is another function"
+
+
+def test_gpt2_scores_the_same_with_fused_activations() -> None:
+    model = build("gpt2")
+    exact, sequences = copy.deepcopy(model).double(), random_rows(2, 12)
+    before = scores_by(Engine(model, LONGEST), sequences, BatchPolicy())
+    assert fuse_activations(model) == 2
+    assert fuse_activations(model) == 0
+    after = scores_by(Engine(model, LONGEST), sequences, BatchPolicy())
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
+        assert_true(exact, a)
+
+
+# -- estimates --------------------------------------------------------------------------------
+
+
+def test_compiling_pays_for_much_text_only(ready: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "_product_rate", lambda model: 1e10)
+    for unknown in (None, 0):
+        assert not estimates.compiling_pays(ready.model, unknown)
+    verdicts = [estimates.compiling_pays(ready.model, 10**n) for n in range(14)]
+    assert verdicts == sorted(verdicts)
+    assert not verdicts[0]
+    assert verdicts[-1]
+    monkeypatch.undo()
+    assert estimates.compiling_pays(ready.model, 10**18)
+
+
+@pytest.mark.parametrize(
+    ("seconds_of", "allowed", "chosen", "most_probed"),
+    [
+        (lambda n: n * 1e-5, 1 << 30, 1024, 65536),  # never faster
+        (lambda n: 0.01 + n * 1e-9, 1 << 30, 65536, 65536),  # always faster
+        (lambda n: max(n, 8192) * 1e-6, 1 << 30, 8192, 65536),
+        (lambda n: max(n, 8192) * 1e-6, 5000, 4096, 4096),  # no memory for more
+        (lambda n: 1e-3, 700, 700, 0),  # not for the smallest, either
+        (lambda n: n * 2e-3, 1 << 30, 4096, 1024),  # too slow to go on
+        (lambda n: n * 2e-3, 2000, 2000, 1024),
+    ],
+)
+def test_the_budget_obeys_memory_and_stops_growing(
+    ready: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_of: Callable[[int], float],
+    allowed: int,
+    chosen: int,
+    most_probed: int,
+) -> None:
+    probed = [0]
+
+    def seconds(backend: Any, tokens: int, row: int) -> float:
+        probed.append(tokens)
+        return seconds_of(tokens)
+
+    free = 2 * allowed * estimates._token_bytes(ready.model)
+    monkeypatch.setattr(estimates, "free_memory", lambda model: free)
+    monkeypatch.setattr(estimates, "_probe_seconds", seconds)
+    assert estimates.choose_batch_tokens(ready, CONTEXT) == chosen
+    assert max(probed) == most_probed
+
+
+def test_a_probe_is_a_batch_of_the_budget(ready: Engine) -> None:
+    counting: Any = Counting(ready)
+    counting.model = ready.model
+    assert estimates._probe_seconds(counting, 1024, CONTEXT) > 0
+    assert [batch.n_fed for batch in counting.batches] == [1024, 1024]
+
+
+# -- the program ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, ready: Engine) -> Path:
+    found = tmp_path_factory.mktemp("checkpoint")
+    (found / "rows.txt").write_text("one\na longer row\nanother longer row\nx\n" * 3)
+    return save_checkpoint(found, ready.model, byte_tokenizer())
+
+
+def score(folder: Path, *flags: object) -> Any:
+    return in_process(
+        "score", folder / "rows.txt", "--lines", "--model", folder, "--device", "cpu",
+        "--json", *flags,
+    )  # fmt: skip
+
+
+def losses_in(found: Any) -> list[float]:
+    rows = [row["token_losses"] for row in found["sequences"]]
+    return [math.nan if loss is None else loss for row in rows for loss in row]
+
+
+def test_batch_tokens_auto_says_what_was_chosen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = document(score(folder))
+    monkeypatch.setattr(estimates, "_probe_seconds", lambda _, tokens, row: max(tokens, 2048) / 1e6)
+    found = document(score(folder, "--batch-tokens", "auto"))
+    assert (plain["run"]["batch_tokens"], found["run"]["batch_tokens"]) == (4096, 2048)
+    np.testing.assert_allclose(losses_in(found), losses_in(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *[("--batch-tokens", value) for value in ("0", "-1", "x", "1.5", "", "²")],
+        *[("--devices", value) for value in ("0", "2", "x")],
+        ("--compile", "maybe"),
+    ],
+)
+def test_wrong_values_name_the_flag(folder: Path, flags: tuple[str, str]) -> None:
+    result = score(folder, *flags)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert flags[0] in result.stderr
+
+
+@NEEDS_COMPILER
+def test_compile_on_gives_the_same_numbers(folder: Path) -> None:
+    off = document(score(folder, "--compile", "off"))
+    on = document(score(folder, "--compile", "on"))
+    assert (off["run"]["compiled"], on["run"]["compiled"]) == (False, True)
+    np.testing.assert_allclose(losses_in(on), losses_in(off), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", ["on", "auto"])
+def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    def refuse(backbone: Any) -> None:
+        raise RuntimeError("no working C++ compiler found")
+
+    plain = document(score(folder))
+    monkeypatch.setattr(engine, "CompiledLayers", refuse)
+    monkeypatch.setattr(estimates, "compiling_pays", lambda model, work_bytes: True)
+    result = score(folder, "--compile", choice)
+    assert "no working C++ compiler found" in result.stderr
+    if choice == "on":
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "--compile off" in result.stderr
+        return
+    found = document(result)
+    assert "warning: not compiled" in result.stderr
+    assert not found["run"]["compiled"]
+    assert losses_in(found) == pytest.approx(losses_in(plain), abs=1e-9, nan_ok=True)
