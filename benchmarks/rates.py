@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
+from seqloss_cli.tuning import keep_freed_memory
+
 Shape = tuple[int, int]
 """Of a layer: what goes in and what comes out."""
 
@@ -53,7 +55,12 @@ class PlainRate:
         self.measure()  # warms up
 
     def measure(self) -> tuple[float, dict[str, float]]:
-        """The FLOP-weighted harmonic mean, and each shape's rate, in FLOP/s."""
+        """The FLOP-weighted harmonic mean, and each shape's rate, in FLOP/s.
+
+        Freed memory is kept, as while ours runs: else it is largely the mapping of results that is
+        timed.
+        """
+        keep_freed_memory()
         seconds = total = 0.0
         rates = {}
         for (i, o), count in self._counts.items():

@@ -13,6 +13,7 @@ from seqloss_cli.errors import RunError
 T = TypeVar("T")
 Made = TypeVar("Made")
 _TICK = 0.2  # seconds between looks at whether the other side is still there
+_MOMENT = 0.5
 
 
 def ahead(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> Iterator[Made]:
@@ -58,11 +59,12 @@ class _Worker(threading.Thread, Generic[T, Made]):
             raise self._error
 
     def stop(self) -> None:
-        """Waits for what is being made: a tokenizer that is cut off at the end of the process
-        crashes it. A read that may take forever is not waited for."""
+        """Waits for what is being made: a thread that is cut off in the middle at the end of the
+        process may crash it. A read that may take forever is left after a moment."""
         self._stopped.set()
         with self._making:
-            return
+            pass
+        self.join(_MOMENT)
 
     def _put(self, box: list[Made]) -> None:
         while not self._stopped.is_set():

@@ -50,6 +50,7 @@ def score(
 ) -> Iterator[Outcome]:
     """Score texts (or samples) with a model; yields a `SequenceScore` or `Rejected` for each.
 
+    `compile="on"` compiles the layers ("auto" does not: how much text will come is not known).
     `options` are the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy` (bos, eos, …);
     another name or value raises UsageError. What the command line would say on stderr (a tokenizer
     that was replaced, a slower path) is given to `warnings.warn`. Loading a model sets the number

@@ -24,8 +24,12 @@ from transformers import AttentionInterface
 
 PACKED = "seqloss_packed"
 """What the function is called in a model's configuration."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
-"""Arguments that change what attention computes, which these kernels do not take."""
+_NEUTRAL = {
+    *("dropout", "position_ids", "sliding_window", "use_cache", "cache_position", "training"),
+    *("output_attentions", "output_hidden_states", "return_dict", "logits_to_keep"),
+}
+"""Arguments that change nothing here: rows are no longer than a window that slides. What is not
+among them (soft caps, sinks, biases, blocks of keys) may change what attention computes."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Packing:
     lengths: Sequence[int]
     n_calls: int = 0
     """How often attention was asked for: never by a model that does not look it up by name."""
+    _edges: Tensor | None = None
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -47,9 +52,11 @@ class Packing:
         return found
 
     def edges(self, device: torch.device) -> Tensor:
-        """First token of each row, and N."""
-        edges = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        return edges.to(device)
+        """First token of each row, and N; copied to the device once, for all layers."""
+        if self._edges is None:
+            edges = torch.tensor([0, *self.lengths]).cumsum(0, dtype=torch.int32)
+            self._edges = edges.to(device)
+        return self._edges
 
 
 _current: ContextVar[Packing] = ContextVar("packing")
@@ -77,7 +84,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Query, key and value 1 x H x N x D (key and value may have fewer heads); 1 x N x H x D."""
-    asked = [name for name in _UNKNOWN if others.get(name) is not None]
+    asked = [n for n, value in others.items() if value is not None and n not in _NEUTRAL]
     if attention_mask is not None or is_causal is False or asked:
         raise ValueError(f"attention with {asked or 'a mask'} cannot be packed")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

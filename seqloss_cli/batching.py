@@ -78,11 +78,11 @@ def plan_batches(
     tokens = 1 if abilities.one_row else policy.tokens
     for some_trees in _fill(trees, [tree.width for tree in trees], tokens):
         yield _tree_batch(some_trees)
-    padded = [row for row in rows if row.window.n_fed > abilities.longest_packed]
-    for some_rows in _fill(padded, [row.window.n_fed for row in padded], tokens):
+    longer = [row for row in rows if row.window.n_fed > abilities.longest_packed]
+    for some_rows in _fill(longer, [row.window.n_fed for row in longer], tokens):
         yield _row_batch(some_rows)
-    packed = [row for row in rows if row.window.n_fed <= abilities.longest_packed]
-    for some_rows in _fill(packed, [row.window.n_fed for row in packed], tokens, padded=False):
+    others = [row for row in rows if row.window.n_fed <= abilities.longest_packed]
+    for some_rows in _fill(others, [row.window.n_fed for row in others], tokens, pad=False):
         yield _row_batch(some_rows)
 
 
@@ -113,18 +113,16 @@ def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> I
             yield _fed(Part(index, window, targets, slice(0)), ids)
 
 
-def _fill(
-    entries: list[T], widths: list[int], tokens: int, padded: bool = True
-) -> Iterator[list[T]]:
+def _fill(entries: list[T], widths: list[int], tokens: int, pad: bool = True) -> Iterator[list[T]]:
     """Entries of similar width together, as many as there is room for, widest first. Each takes the
-    room of the widest where they are padded."""
+    room of the widest where they are to be padded."""
     order = sorted(range(len(entries)), key=lambda n: -widths[n])
     start = 0
     while start < len(order):
         widest = widths[order[start]]
         stop, used = start, 0
         while stop < len(order):
-            width = widest if padded else widths[order[stop]]
+            width = widest if pad else widths[order[stop]]
             if stop > start and used + width > tokens:
                 break
             used, stop = used + width, stop + 1

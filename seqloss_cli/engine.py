@@ -27,15 +27,21 @@ from seqloss_cli.errors import OutOfMemoryError, RunError
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
 from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
 from seqloss_cli.sharing import SHORTEST_TRUNK
+from seqloss_cli.traits import (
+    longest_seen_whole,
+    minds_its_place,
+    possible_backbones,
+    rope_minds_length,
+)
+from seqloss_cli.tuning import is_out_of_memory
 
 T = TypeVar("T")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models
 run in float32 whatever it is)."""
-_LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
-"""Rotary factors that change, for all rows, with the longest row of a batch."""
-_REACHES = ("sliding_window", "attention_chunk_size", "window_size")
-"""How far layers look back, by the names that configurations have for it."""
+_APART = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Nats by which a row's losses may change with the ids of another: the rounding of experts that
+take other numbers of tokens."""
 
 
 class Engine:
@@ -55,8 +61,8 @@ class Engine:
         """
         self.model = model
         self.warnings: list[str] = []
-        self._backbones = _possible_backbones(model)
-        self._longest = self._longest_seen_whole(max_tokens)
+        self._backbones = possible_backbones(model)
+        self._longest = longest_seen_whole(model, max_tokens)
         self._runner = Runner(model, self._longest)
         self.n_too_large = 0
         """Batches that did not fit in memory."""
@@ -94,15 +100,19 @@ class Engine:
             self._runner.compiled = CompiledLayers(self._runner.backbone)
             equal = self._equal(*(np.concatenate(x) for x in (self._losses(probes), expected)))
         except Exception as error:  # the compiler has many ways to fail
-            self._runner.compiled = None
+            self.stop_compiled()
             reason = " ".join(str(error).split())[:200]
             raise RunError(
                 f"{name} cannot be compiled here ({type(error).__name__}: {reason}): --compile off "
                 "does without"
             ) from error
         if not equal:
-            self._runner.compiled = None
+            self.stop_compiled()
             raise RunError(f"{name} gives other losses when it is compiled: --compile off")
+
+    def stop_compiled(self) -> None:
+        """Run the layers as they are again."""
+        self._runner.compiled = None
 
     @torch.inference_mode()
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
@@ -156,23 +166,28 @@ class Engine:
             )
         skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
         probes, expected = [_probe(ids, skipped), short], [plain[skipped:], plain_short]
-        paths = ("single",) if _rope_minds_length(self.model) else PATHS[:-1]
+        paths = ("single",) if rope_minds_length(self.model) else PATHS[:-1]
+        if "packed" in paths and (not self._longest or minds_its_place(self.model)):
+            paths = PATHS[1:-1]
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
         for path, backbone, in_blocks in product(paths, self._backbones, blocks):
             self._runner.go_by(path, backbone, in_blocks)
             self._runner.block_width = -(-self._n_ids() // 3)  # else a few positions need one block
-            if self._agrees(probes, expected):
+            if self._agrees(probes, expected) and self._keeps_apart(*probes):
                 self._runner.block_width = None
                 self._say_what_is_slow(slow_head=blocks[0] and not in_blocks)
                 return
         self._runner.go_by("plain", None)
         self._say_what_is_slow()
 
-    def _longest_seen_whole(self, max_tokens: int) -> int:
-        """The longest row of which every token sees all before it: no layer slides a window."""
-        config = self.model.config.get_text_config()
-        reaches = [getattr(config, name, None) for name in _REACHES]
-        return min([max_tokens, *(reach for reach in reaches if isinstance(reach, int))])
+    def _keeps_apart(self, long: TokenSequence, short: TokenSequence) -> bool:
+        """Whether a row's losses stay as they are when the ids of the row before it change."""
+        if self._runner.abilities.one_row:
+            return True
+        other = _probe((long.token_ids[::-1] + 1) % self._n_ids())
+        before, after = (self._losses([first, short])[1] for first in (long, other))
+        atol = _APART.get(self.model.dtype, 1e-5)
+        return bool(np.allclose(before, after, rtol=0, atol=atol, equal_nan=True))
 
     def _choose_longest_shared(self) -> int:
         """The longest sequence that can share its beginning: 0 where one that does so gets other
@@ -242,30 +257,6 @@ class Engine:
 
     def _n_ids(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
-
-
-def _rope_minds_length(model: Any) -> bool:
-    """Whether rotary factors depend on the longest row: then a row's numbers depend on its batch.
-
-    A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
-    """
-    written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
-    return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """torch has an exception for it on accelerators; on a CPU it is any RuntimeError."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def _possible_backbones(model: Any) -> list[Any]:
-    """The modules that may turn ids into hidden states; which one does is found by trying."""
-    found = []
-    for candidate in (model.get_decoder(), model.base_model):
-        if candidate is not None and candidate is not model and candidate not in found:
-            found.append(candidate)
-    return found
 
 
 def _probe_ids(n_tokens: int, n_ids: int) -> Ints:

@@ -32,10 +32,10 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 def compiling_pays(model: Any, work_bytes: int | None) -> bool:
     """Whether compiled layers would save more than compiling takes, of a text of so many bytes;
     False where that is not known (stdin, compressed files)."""
-    if not work_bytes:
+    head = model.get_output_embeddings()
+    if not work_bytes or head is None:
         return False
-    output = model.get_output_embeddings().weight.numel()
-    flop = 2 * (model.num_parameters(exclude_embeddings=True) + output)
+    flop = 2 * (model.num_parameters(exclude_embeddings=True) + head.weight.numel())
     seconds = work_bytes / _BYTES_PER_TOKEN * flop / _product_rate(model)
     saved = seconds * _COMPILE_SAVES.get(model.device.type, 0.0)
     return bool(saved > _COMPILE_SECONDS)
@@ -62,15 +62,18 @@ def choose_batch_tokens(engine: Engine, context: int) -> int:
         return DEFAULT_BATCH_TOKENS
     allowed = max(int(_MEMORY_SHARE * free_memory(engine.model)) // _token_bytes(engine.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
+    n_too_large = engine.n_too_large
     for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):
         try:
             seconds = _probe_seconds(engine, tokens, min(context, 256))
         except OutOfMemoryError:
-            break
-        if tokens / seconds > _WORTHWHILE * best_rate:
-            best_rate, best = tokens / seconds, tokens
+            engine.n_too_large = n_too_large  # a probe is no batch that did not fit
+            return min(best, tokens // 2)
         if seconds > _LONG_ENOUGH:
             return max(best, min(DEFAULT_BATCH_TOKENS, allowed))
+        if tokens / seconds < _WORTHWHILE * best_rate:
+            break
+        best_rate, best = tokens / seconds, tokens
     return best
 
 

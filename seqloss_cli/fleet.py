@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from seqloss_cli.backend import Abilities, Batch, TokenScores, Wants
 from seqloss_cli.engine import Engine
+from seqloss_cli.errors import RunError
 
 
 class Fleet:
@@ -15,12 +16,20 @@ class Fleet:
     engines."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
+        """Raises RunError when the model does not run the same way on all of them."""
+        ways = {(engine.path, engine.abilities) for engine in engines}
+        if len(ways) > 1:
+            paths = ", ".join(engine.path for engine in engines)
+            raise RunError(
+                f"the model runs in different ways on the devices ({paths}): --devices 1"
+            )
         self._engines = engines
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
         first = engines[0]
-        self.path, self.warnings, self.compiled = first.path, first.warnings, first.compiled
+        self.path, self.compiled = first.path, first.compiled
+        self.warnings = list(dict.fromkeys(w for engine in engines for w in engine.warnings))
         self.abilities: Abilities = replace(first.abilities, at_once=len(engines))
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 from seqloss_cli.config import ModelChoice
 from seqloss_cli.errors import RunError, UsageError
-from seqloss_cli.tuning import fuse_activations, keep_freed_memory
+from seqloss_cli.tuning import fuse_activations, is_out_of_memory, keep_freed_memory
 
 
 def _common(choice: ModelChoice) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         model = model.to(device).eval()
         fuse_activations(model)
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if is_out_of_memory(error):
             raise RunError(
                 f"model {path} does not fit into the memory of {device}: choose a smaller --dtype "
                 "or another --device"

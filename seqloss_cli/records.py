@@ -246,7 +246,8 @@ class RunInfo:
     path: str | None
     """`packed`, `batched`, `single` or `plain`: how the model was run."""
     compiled: bool | None
-    """Whether its layers were compiled."""
+    """Whether its layers were compiled: packed rows go through them; branches of a common prompt
+    and rows beyond a sliding window do not."""
     devices: int | None
     """How many shared the batches."""
     gold: str | None

@@ -115,25 +115,39 @@ def _engine(
 ) -> tuple[Engine | Fleet, BatchPolicy]:
     """The model, or its copies, ready to score, and the budget of a batch that was settled on."""
     from seqloss_cli.engine import Engine
-    from seqloss_cli.estimates import choose_batch_tokens, compiling_pays
+    from seqloss_cli.estimates import choose_batch_tokens
     from seqloss_cli.fleet import Fleet
 
-    first, *others = (
+    engines = [
         Engine(model, context, share_prefix=batches.share_prefix)
         for model in (checkpoint.model, *checkpoint.copies)
-    )
-    pays = speed.compile == "auto" and compiling_pays(checkpoint.model, speed.work_bytes)
-    if speed.compile == "on" or (pays and first.path == "packed"):
-        try:
-            for engine in (first, *others):
-                engine.compile()
-        except RunError as error:
-            if speed.compile == "on":
-                raise
-            first.warnings.append(f"not compiled: {error}")
+    ]
+    _compile(engines, speed)
     if batches.auto:
-        batches = replace(batches, tokens=choose_batch_tokens(first, context), auto=False)
-    return (Fleet([first, *others]) if others else first), batches
+        budget = min(choose_batch_tokens(engine, context) for engine in engines)
+        batches = replace(batches, tokens=budget, auto=False)
+    return (Fleet(engines) if len(engines) > 1 else engines[0]), batches
+
+
+def _compile(engines: list[Engine], speed: SpeedPolicy) -> None:
+    """All or none. Raises RunError when it is demanded and cannot be done."""
+    from seqloss_cli.estimates import compiling_pays
+
+    first = engines[0]
+    if speed.compile == "off" or (
+        speed.compile == "auto"
+        and not (first.path == "packed" and compiling_pays(first.model, speed.work_bytes))
+    ):
+        return
+    try:
+        for engine in engines:
+            engine.compile()
+    except RunError as error:
+        if speed.compile == "on":
+            raise
+        for engine in engines:
+            engine.stop_compiled()
+        first.warnings.append(f"not compiled: {error}")
 
 
 class PairTokens:

@@ -91,7 +91,14 @@ def _prepared(
     windows: WindowPolicy,
     policy: BatchPolicy,
 ) -> _Block:
-    tokenized = iter(tokenize([item for item in block if isinstance(item, Sample)]))
+    samples = [item for item in block if isinstance(item, Sample)]
+    try:
+        tokenized = iter(tokenize(samples))
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory while tokenizing {len(samples)} inputs, first {samples[0].id!r}: lower "
+            "--max-bytes, or cut long inputs"
+        ) from error
     entries = [next(tokenized) if isinstance(item, Sample) else item for item in block]
     good = (entry for entry in entries if isinstance(entry, TokenSequence))
     sequences = [sequence for entry in good for sequence in (entry, *entry.companions)]
@@ -110,7 +117,8 @@ def _scored(block: _Block, backend: Backend, wants: Wants) -> Iterator[tuple[Bat
     def score(batch: Batch) -> list[tuple[Batch, TokenScores]]:
         return list(_fitting(batch, block.sequences, backend, wants))
 
-    with ThreadPoolExecutor(n_at_once) as pool:
+    pool = ThreadPoolExecutor(n_at_once)
+    try:
         waiting: deque[Future[list[tuple[Batch, TokenScores]]]] = deque()
         for batch in block.batches:
             waiting.append(pool.submit(score, batch))
@@ -118,6 +126,8 @@ def _scored(block: _Block, backend: Backend, wants: Wants) -> Iterator[tuple[Bat
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _fitting(

@@ -94,6 +94,8 @@ class Tokenization:
         """Ids of each text's own tokens; where a tokenizer gives up on one, the others go on."""
         try:
             return [*self.vocabulary.encode(texts)]
+        except MemoryError:
+            raise
         except Exception as error:  # the tokenizers library raises nothing more exact
             if len(texts) == 1:
                 return [RowError("tokenizer_error", f"the tokenizer cannot take it: {error}")]

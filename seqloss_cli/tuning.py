@@ -1,4 +1,5 @@
-"""Make a loaded model and its process faster without changing what is computed."""
+"""The process and the memory that a model runs in: what makes it faster without changing what is
+computed, and what tells that there is too little."""
 
 from __future__ import annotations
 
@@ -38,3 +39,11 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # another C library
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch has an exception for it on accelerators; on a CPU it is any RuntimeError."""
+    import torch
+
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

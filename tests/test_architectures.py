@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import pytest
 import torch
 import transformers as hf
 from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
+from transformers import AttentionInterface
 
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
+from seqloss_cli import engine as engine_module
 from seqloss_cli.backend import Abilities, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
@@ -450,6 +453,71 @@ def test_the_unusual_models_would_be_wrong_on_the_fast_path() -> None:
     for path in ("packed", "batched"):
         with pytest.raises(AssertionError):
             assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
+
+
+class FaintlyMixingBackbone(hf.LlamaModel):
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        output = super().forward(input_ids=input_ids, **kwargs)
+        states = output.last_hidden_state
+        output.last_hidden_state = states + 0.1 * states.cumsum(1)
+        return output
+
+
+class FaintlyMixesTokens(hf.LlamaForCausalLM):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = FaintlyMixingBackbone(config)
+
+
+def test_a_leak_within_the_tolerance_of_half_precision_is_noticed() -> None:
+    """Losses of a model that is nearly flat differ by less than bfloat16 rounds others by."""
+    model = modified(FaintlyMixesTokens, llama())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.02)
+    model = model.to(torch.bfloat16)
+    engine = Engine(model, CONTEXT)
+    assert engine.path == "batched"
+    probes = [engine_module._probe(np.arange(12)), engine_module._probe(np.arange(7))]
+    with torch.inference_mode():
+        expected = engine._losses(probes)
+        engine._runner.go_by("packed", model.get_decoder())
+        assert engine._agrees(probes, expected), "else this test would prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "longest"),
+    [
+        ({"attn_temperature_tuning": True}, "batched", 0),
+        ({"sliding_window": [4, 8]}, "batched", 0),
+        ({"sliding_window": -1}, "packed", CONTEXT),
+        ({"sliding_window": 7}, "packed", 7),
+    ],
+)
+def test_what_a_probe_cannot_tell_is_read_from_the_configuration(
+    setting: dict[str, Any], path: str, longest: int
+) -> None:
+    model = build("llama")
+    for name, value in setting.items():
+        setattr(model.config, name, value)
+    engine = Engine(model, CONTEXT)
+    assert (engine.path, engine.abilities.longest_packed) == (path, longest)
+
+
+@pytest.mark.parametrize("unknown", ["softcap", "s_aux", "block_indices", "a_thing_to_come"])
+def test_attention_that_asks_for_more_is_not_packed(unknown: str) -> None:
+    model = build("llama")
+    attention = [layer.self_attn for layer in model.model.layers]
+    for module in attention:
+        module.forward = partial(module.forward, **{unknown: torch.ones(1)})
+    registered = AttentionInterface()["sdpa"]
+
+    def lenient(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(unknown, None)
+        return registered(*args, **kwargs)
+
+    AttentionInterface.register("lenient", lenient)
+    model.set_attn_implementation("lenient")
+    assert Engine(model, CONTEXT).path == "batched"
 
 
 # -- models that are refused ------------------------------------------------------------------

@@ -130,3 +130,14 @@ def test_options_named_in_the_readme_exist(workplace: Path) -> None:
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option
+
+
+def test_the_table_of_speed_is_that_of_the_report() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "summary.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = README.split("<!-- made by benchmarks/summary.py -->")[1].split("<!-- end -->")[0]
+    assert shown.strip() == made.stdout.strip()

@@ -83,9 +83,9 @@ def test_compiling_pays_for_much_text_only(ready: Engine, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("seconds_of", "allowed", "chosen", "most_probed"),
     [
-        (lambda n: n * 1e-5, 1 << 30, 1024, 65536),  # never faster
+        (lambda n: n * 1e-5, 1 << 30, 1024, 2048),  # never faster
         (lambda n: 0.01 + n * 1e-9, 1 << 30, 65536, 65536),  # always faster
-        (lambda n: max(n, 8192) * 1e-6, 1 << 30, 8192, 65536),
+        (lambda n: max(n, 8192) * 1e-6, 1 << 30, 8192, 16384),
         (lambda n: max(n, 8192) * 1e-6, 5000, 4096, 4096),  # no memory for more
         (lambda n: 1e-3, 700, 700, 0),  # not for the smallest, either
         (lambda n: n * 2e-3, 1 << 30, 4096, 1024),  # too slow to go on

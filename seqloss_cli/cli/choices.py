@@ -40,13 +40,11 @@ def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scor
         choose_tokens(context),
         context=values["context"],
         stride=values.get("stride"),
-        batches=replace(
-            choose_batch_tokens(values["batch_tokens"]), share_prefix=shares, ahead=True
-        ),
+        batches=replace(choose_batches(values["batch_tokens"]), share_prefix=shares, ahead=True),
         pairs=pairs,
         speed=SpeedPolicy(
             str(values["compile"]),  # type: ignore[arg-type]
-            _work_bytes(values.get("files")),
+            None if values.get("limit") else _work_bytes(values.get("files")),
             values["devices"],
         ),
     )
@@ -54,7 +52,7 @@ def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scor
     return scorer
 
 
-def choose_batch_tokens(written: str) -> BatchPolicy:
+def choose_batches(written: str) -> BatchPolicy:
     """Raises UsageError for what is neither a whole number nor `auto`."""
     if written == "auto":
         return BatchPolicy(auto=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
@@ -73,7 +74,7 @@ Sums = TypeVar("Sums", Totals, MaskTotals)
 class Work(Generic[Result, Sums]):
     """What a command computes and how it is written."""
 
-    results: Iterable[Result | Rejected]
+    results: Iterator[Result | Rejected]
     """In input order, as they are ready."""
     sums_of: Callable[[Result], Sums]
     nothing: Sums
@@ -120,7 +121,7 @@ def write_all(
 ) -> tuple[Sums, int]:
     """Write every result as it comes; gives the sums of all, and how many inputs were rejected."""
     totals, n_rejected, n_written = work.nothing, 0, 0
-    with open_sink(choice.path, choice.force) as sink, bar:
+    with open_sink(choice.path, choice.force) as sink, bar, _closing(work.results):
         writer = work.writer(sink)
         writer.begin(work.run)
         for result in work.results:
@@ -144,6 +145,16 @@ def write_all(
     if choice.path is not None:
         say(f"wrote {choice.path}: {n_written} sequences, {n_rejected} rejected")
     return totals, n_rejected
+
+
+@contextmanager
+def _closing(results: Iterator[Any]) -> Iterator[None]:
+    """However it ends, a thread that reads ahead ends with it."""
+    try:
+        yield
+    finally:
+        if isinstance(results, Generator):
+            results.close()
 
 
 def _reject(rejected: Rejected, writer: Writer[Any, Any], bar: ProgressBar) -> None:
