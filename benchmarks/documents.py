@@ -90,11 +90,14 @@ class Documents:
         if products:
             self._products(times, flop, plain, shares)
         for peer in self.peers:
+            limit = _limit(times[peer], flop, plain) if products else ""
             for mode in self.ours:
                 goal = goals.MINICONS if peer == "minicons" else goals.TEXTBOOK[self.dtype, mode]
                 name = f"{self.title}, {mode}"
                 theirs = times[peer]  # of the first rounds only, if it is slow
-                figure = ratio_figure(peer, name, theirs, times[mode][: len(theirs)], goal)
+                figure = ratio_figure(
+                    peer, name, theirs, times[mode][: len(theirs)], goal, note=limit
+                )
                 self.found.figures.append(figure)
 
     def _products(
@@ -133,6 +136,13 @@ class Documents:
         rows += [[f"best square ({side})", _giga(best)]]
         title = f"{self.title}: plain F.linear with {self._mean_batch} rows"
         self.found.tables.append(table("products", title, ["in x out", "GFLOP/s"], rows))
+
+
+def _limit(theirs: Sequence[float], flop: Sequence[float], plain: Sequence[Any]) -> str:
+    """What the ratio would be if ours did nothing but its products, at the plain rate."""
+    rounds = zip(theirs, flop, plain, strict=False)
+    ratios = [t * (before[0] + after[0]) / 2 / f for t, f, (before, after) in rounds]
+    return f"products alone, at the plain rate, would be {statistics.median(ratios):.2f} times"
 
 
 def _giga(rate: float) -> str:

@@ -15,17 +15,20 @@ KINDS = {
     "lm-eval": "times lm-evaluation-harness",
     "minicons": "times minicons",
 }
-OTHERS = ("shared", "memory", "around", "corpus")
+OTHERS = ("shared", "around", "corpus")
 
 
 def summary(report: dict[str, Any]) -> Iterator[str]:
-    """Lines of Markdown: eager / compiled of each model and dtype, then the figures beside."""
+    """Lines of Markdown: eager / compiled of each model and dtype, then the figures beside, of memory
+    the worst. What was not measured is left out."""
     columns = [(model, dtype) for model in MODELS for dtype in ("float32", "bfloat16")]
     heads = [f"{NAMES[model]}, {dtype}" for model, dtype in columns]
     yield "| eager / compiled | " + " | ".join(heads) + " |"
     yield "|---" * (1 + len(heads)) + "|"
     for section, name in KINDS.items():
         cells = [_cell(report, section, *column) for column in columns]
+        if not any(cells):
+            continue
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
     for section in OTHERS:
@@ -37,6 +40,10 @@ def summary(report: dict[str, Any]) -> Iterator[str]:
                     f"- {figure['name']}: {figure['value']:.{digits}f}{unit} "
                     f"(goal {'at most' if figure['at_most'] else 'at least'} {figure['goal']:g})"
                 )
+    memory = [figure for figure in report["figures"] if figure["section"] == "memory"]
+    if memory:
+        worst = max(memory, key=lambda figure: figure["value"])
+        yield f"- memory, {worst['name']}: {worst['value']:.0f} MB (at most {worst['goal']:g})"
 
 
 def _cell(report: dict[str, Any], section: str, model: str, dtype: str) -> str:
