@@ -19,8 +19,8 @@ OTHERS = ("shared", "around", "corpus")
 
 
 def summary(report: dict[str, Any]) -> Iterator[str]:
-    """Lines of Markdown: eager / compiled of each model and dtype, then the figures beside, of memory
-    the worst. What was not measured is left out."""
+    """Lines of Markdown: eager / compiled of each model and dtype, then the figures beside, of
+    memory the worst. What was not measured is left out."""
     columns = [(model, dtype) for model in MODELS for dtype in ("float32", "bfloat16")]
     heads = [f"{NAMES[model]}, {dtype}" for model, dtype in columns]
     yield "| eager / compiled | " + " | ".join(heads) + " |"
