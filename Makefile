@@ -46,10 +46,10 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
 
-bench: $(PEERS)/.installed  ## speed and memory against the peers (under half an hour)
+bench: $(PEERS)/.installed  ## speed and memory against the peers (about three quarters of an hour)
 	$(PEERS)/bin/python benchmarks/bench.py
 
-bench-quick: $(PEERS)/.installed  ## the same with few rounds (under three minutes)
+bench-quick: $(PEERS)/.installed  ## the same with few rounds and short documents
 	$(PEERS)/bin/python benchmarks/bench.py --quick
 
 bench-full: $(PEERS)/.installed  ## the same with all documents and a million rows

@@ -1,7 +1,8 @@
 """Measure seqloss against its goals and its peers: `make bench`.
 
-Writes report.md and report.json after each part. The default run takes under 30 minutes on two
-cores, `--quick` under three; `--full` takes all 256 documents and a million rows.
+Writes report.md and report.json after each part. The goal for the default run is 30 minutes on two
+cores, and three for `--quick`; both take longer yet. `--full` takes all 256 documents and a million
+rows.
 """
 
 from __future__ import annotations
