@@ -47,8 +47,7 @@ class Documents:
 
     def _check_and_warm_up(self, texts: list[str]) -> None:
         counts = [len(tokenizer().encode(text).ids) - 1 for text in texts]
-        for mode, ours in self.ours.items():  # twice: what is compiled sees other shapes
-            ours.texts(ragged(self.settings.longest, STRATA - 2))
+        for mode, ours in self.ours.items():
             with Watch(ours.scorer) as watch:
                 found = ours.texts(texts)
             self._mean_batch = watch.mean_tokens
@@ -70,14 +69,12 @@ class Documents:
         products = "products" in self.sections
         rate = PlainRate(self.shapes, self._mean_batch, getattr(torch, self.dtype))
         times, plain, flop = Times(), [], []
-        for number in self.settings.round_numbers():
+        for number in range(self.settings.rounds):
             texts = ragged(self.settings.longest, number)
             n_fed = sum(len(tokenizer().encode(text).ids) - 1 for text in texts)
             flop.append(self.shapes.flop(n_fed, n_fed))
             ours: dict[str, Side] = {m: partial(o.texts, texts) for m, o in self.ours.items()}
             peers: dict[str, Side] = {n: partial(p, texts) for n, p in self.peers.items()}
-            if number >= self.settings.slow_rounds:
-                peers.pop("minicons", None)
             if number % 2:
                 times.round(number, peers)
             before = rate.measure() if products else None
@@ -94,10 +91,7 @@ class Documents:
             for mode in self.ours:
                 goal = goals.MINICONS if peer == "minicons" else goals.TEXTBOOK[self.dtype, mode]
                 name = f"{self.title}, {mode}"
-                theirs = times[peer]  # of the first rounds only, if it is slow
-                figure = ratio_figure(
-                    peer, name, theirs, times[mode][: len(theirs)], goal, note=limit
-                )
+                figure = ratio_figure(peer, name, times[peer], times[mode], goal, note=limit)
                 self.found.figures.append(figure)
 
     def _products(
@@ -140,7 +134,7 @@ class Documents:
 
 def _limit(theirs: Sequence[float], flop: Sequence[float], plain: Sequence[Any]) -> str:
     """What the ratio would be if ours did nothing but its products, at the plain rate."""
-    rounds = zip(theirs, flop, plain, strict=False)
+    rounds = zip(theirs, flop, plain, strict=True)
     ratios = [t * (before[0] + after[0]) / 2 / f for t, f, (before, after) in rounds]
     return f"products alone, at the plain rate, would be {statistics.median(ratios):.2f} times"
 

@@ -31,7 +31,7 @@ def _lengths(tokens: Tokenizer, pairs: Sequence[PairTexts]) -> list[int]:
     return [len(tokens.encode(response, add_special_tokens=False).ids) for _, response in pairs]
 
 
-def _peers(settings: Settings, model: str, dtype: str) -> Peers:
+def _peers(model: str, dtype: str) -> Peers:
     """In bfloat16 the harness also with its softmax in float32."""
     peer = Harness(checkpoint(model), dtype)
     peers: Peers = {"its default": peer.pairs()}
@@ -52,12 +52,9 @@ def _checks(
             yield Check(section, f"{title}, {mode} and the harness ({name})", worst, tolerance)
 
 
-def _measured(
-    settings: Settings, rounds: Sequence[Sequence[PairTexts]], ours: dict[str, Ours], peers: Peers
-) -> Times:
+def _measured(rounds: Sequence[Sequence[PairTexts]], ours: dict[str, Ours], peers: Peers) -> Times:
     times = Times()
-    for number in settings.round_numbers(len(rounds)):
-        pairs = rounds[number]
+    for number, pairs in enumerate(rounds):
         sides: dict[str, Side] = {mode: partial(side.pairs, pairs) for mode, side in ours.items()}
         sides |= {name: partial(peer, pairs) for name, peer in peers.items()}
         times.round(number, sides)
@@ -68,12 +65,9 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
     """Documents of neighbouring lengths; with `mixed_harness` also of all lengths at once."""
     tokens, found, title = tokenizer(), Found(), f"{model}, {dtype}"
     ours = {m: Ours(checkpoint(model), dtype, m, pairs=True) for m in settings.modes}
-    peers = _peers(settings, model, dtype)
+    peers = _peers(model, dtype)
 
-    def split(texts: Sequence[str]) -> list[PairTexts]:
-        return [split_cleanly(tokens, text) for text in texts]
-
-    warm = [split(texts) for texts in neighbours(settings.longest, 4)]
+    warm = [split_cleanly(tokens, texts) for texts in neighbours(settings.longest, 4)]
     for pairs in warm[:2]:
         for side in ours.values():
             side.pairs(pairs)
@@ -83,8 +77,8 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
     if settings.mixed_harness:
         kinds["all lengths in a batch"] = [ragged(settings.longest, n) for n in range(STRATA)]
     for kind, texts in kinds.items():
-        rounds = [split(some) for some in texts]
-        times = _measured(settings, rounds, ours, peers)
+        rounds = [split_cleanly(tokens, some) for some in texts]
+        times = _measured(rounds, ours, peers)
         for mode in ours:
             for peer in peers:
                 found.figures.append(
@@ -104,19 +98,19 @@ def run_shared(settings: Settings) -> Found:
     """Rows that begin alike, GPT-2 small's shape in float32, eager."""
     found, modes = Found(), ("eager",)
     ours: Any = {m: Ours(checkpoint("gpt2"), "float32", m, pairs=True) for m in modes}
-    peers = _peers(settings, "gpt2", "float32")
+    peers = _peers("gpt2", "float32")
     kinds = {
-        "HellaSwag-like": (settings.hellaswag, goals.HELLASWAG, settings.rounds),
-        "one prompt": (settings.one_prompt, goals.ONE_PROMPT, settings.slow_rounds),
+        "HellaSwag-like": (settings.hellaswag, goals.HELLASWAG),
+        "one prompt": (settings.one_prompt, goals.ONE_PROMPT),
     }
-    for kind, (shape, goal, n_rounds) in kinds.items():
+    for kind, (shape, goal) in kinds.items():
         title = f"{kind}: {shape[0]} of {shape[1]} tokens, {shape[2]} responses of {shape[3]}"
         for side in ours.values():
             side.pairs(prompts_with_endings(shape, 98))
-        rounds = [prompts_with_endings(shape, seed) for seed in range(n_rounds)]
+        rounds = [prompts_with_endings(shape, seed) for seed in range(settings.rounds)]
         warm = prompts_with_endings(shape, 99)[:16]
         found.checks += _checks("shared", f"{title}, float32", ours, peers, warm)
-        times = _measured(settings, rounds, ours, peers)
+        times = _measured(rounds, ours, peers)
         for mode in ours:
             name = f"{title}; {mode}"
             figure = ratio_figure("shared", name, times["its default"], times[mode], goal)

@@ -30,18 +30,23 @@ MB = 1e6
 
 
 def run(settings: Settings) -> Found:
+    """The backbone's activations do not depend on the vocabulary: they are measured once."""
     points: dict[tuple[str, int], dict[str, float]] = {}
+    backbone: dict[str, float] = {}
     for vocabulary in settings.vocabularies:
-        folder = wide_checkpoint(vocabulary, settings.memory_tokens + 8)
+        folder = str(wide_checkpoint(vocabulary, settings.memory_tokens + 8))
         for dtype in settings.dtypes:
-            points[dtype, vocabulary] = {
-                what: in_process(
-                    "memory_point", settings, folder=str(folder), dtype=dtype, what=what
-                )["peak"]
-                for what in ("seqloss", "backbone")
-            }
+            if dtype not in backbone:
+                backbone[dtype] = _peak(settings, folder, dtype, "backbone")
+            peak = _peak(settings, folder, dtype, "seqloss")
+            points[dtype, vocabulary] = {"seqloss": peak, "backbone": backbone[dtype]}
         shutil.rmtree(folder)  # gigabytes
     return _found(settings, points)
+
+
+def _peak(settings: Settings, folder: str, dtype: str, what: str) -> float:
+    found = in_process("memory_point", settings, folder=folder, dtype=dtype, what=what)
+    return float(found["peak"])
 
 
 def _found(settings: Settings, points: dict[tuple[str, int], dict[str, float]]) -> Found:

@@ -45,10 +45,16 @@ class Shapes:
 class PlainRate:
     """`F.linear` at each of the shapes, with as many rows as a batch has tokens."""
 
-    def __init__(self, shapes: Shapes, n_rows: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shapes: Shapes, n_rows: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        self.shapes = shapes
         self._counts = shapes.layers + Counter([shapes.head])
         self._operands = {
-            (i, o): (torch.randn(n_rows, i).to(dtype), torch.randn(o, i).to(dtype))
+            (i, o): (
+                torch.randn(n_rows, i, device=device).to(dtype),
+                torch.randn(o, i, device=device).to(dtype),
+            )
             for i, o in self._counts
         }
         self._n_rows = n_rows
@@ -73,14 +79,22 @@ class PlainRate:
 
 
 def _seconds_of_linear(x: torch.Tensor, weight: torch.Tensor, least: float = 0.1) -> float:
-    started, n_calls = time.perf_counter(), 0
+    n_calls = 0
+    _wait_for(x)
+    started = time.perf_counter()
     with torch.inference_mode():
         while True:
             linear(x, weight)
+            _wait_for(x)
             n_calls += 1
             seconds = time.perf_counter() - started
             if seconds >= least:
                 return seconds / n_calls
+
+
+def _wait_for(x: torch.Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
 
 
 def best_square(dtype: torch.dtype) -> tuple[float, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,55 +19,48 @@ SECTIONS = (
     "around",
     "corpus",
     "profile",
+    "gpu",
 )
 MODELS, DTYPES, MODES = ("gpt2", "llama"), ("float32", "bfloat16"), ("eager", "compiled")
+EACH = tuple((model, dtype) for model in MODELS for dtype in DTYPES)
 STRATA = 16
-LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Rounds end at `rounds`, or after `seconds` of a part once `LEAST_ROUNDS` are done: the report
-    says how many there were."""
-
     name: str = "default"
     threads: int = 2
     rounds: int = 7
-    seconds: float = 90.0
     longest: int = 1000
     """Tokens of the longest document."""
     models: tuple[str, ...] = MODELS
     dtypes: tuple[str, ...] = DTYPES
     modes: tuple[str, ...] = MODES
+    harness: tuple[tuple[str, str], ...] = (("gpt2", "float32"), ("llama", "bfloat16"))
+    """Models and dtypes that lm-evaluation-harness scores documents with."""
     mixed_harness: bool = False
     """Also give lm-evaluation-harness batches of documents of all lengths."""
     minicons_models: tuple[str, ...] = ("gpt2",)
-    hellaswag: tuple[int, int, int, int] = (32, 60, 4, 25)
+    hellaswag: tuple[int, int, int, int] = (16, 60, 4, 25)
     """Prompts, their tokens, endings of each, their tokens."""
-    one_prompt: tuple[int, int, int, int] = (1, 512, 64, 16)
-    slow_rounds: int = LEAST_ROUNDS
-    """Of a peer that takes a minute a round: minicons, and the harness on one long prompt."""
+    one_prompt: tuple[int, int, int, int] = (1, 512, 32, 8)
     vocabularies: tuple[int, ...] = (32_000, 152_000, 256_000)
     memory_tokens: int = 8192
     corpus_rows: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Multiples of the first, whose tokens are then exact multiples, too."""
-    around_rows: int = 100_000
-    around_rounds: int = 2
+    around_rows: int = 10_000
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**{name: _tuples(value) for name, value in values.items()})
 
-    def round_numbers(self, most: int | None = None) -> Iterator[int]:
-        """0, 1, … as long as there is time."""
-        started = time.monotonic()
-        for number in range(most or self.rounds):
-            if number >= LEAST_ROUNDS and time.monotonic() - started > self.seconds:
-                return
-            yield number
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of."""
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 DEFAULT = Settings()
@@ -77,26 +68,25 @@ FULL = replace(
     DEFAULT,
     name="full",
     rounds=STRATA,  # a round takes one document of each stratum: all 256
-    seconds=1e9,
+    harness=EACH,
     mixed_harness=True,
-    slow_rounds=7,
+    hellaswag=(32, 60, 4, 25),
+    one_prompt=(1, 512, 64, 16),
     minicons_models=MODELS,
     corpus_rows=(1_000, 10_000, 100_000, 1_000_000),
-    around_rounds=7,
+    around_rows=100_000,
 )
 QUICK = replace(
     DEFAULT,
     name="quick",
     rounds=2,
-    slow_rounds=1,
-    seconds=10.0,
     longest=100,
     models=("gpt2",),
-    hellaswag=(8, 60, 4, 25),
-    one_prompt=(1, 512, 16, 16),
+    harness=(("gpt2", "float32"),),
+    hellaswag=(4, 60, 4, 25),
+    one_prompt=(1, 128, 16, 8),
     vocabularies=(32_000, 152_000),
     memory_tokens=2048,
-    corpus_rows=(1_000, 2_000, 10_000),
-    around_rows=10_000,
-    around_rounds=2,
+    corpus_rows=(1_000, 2_000),
+    around_rows=1_000,
 )

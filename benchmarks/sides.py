@@ -30,10 +30,11 @@ def load_scorer(
     mode: str = "eager",
     batches: BatchPolicy | None = None,
     pairs: PairPolicy | None = None,
+    device: str = "cpu",
 ) -> Scorer:
     """`mode` is eager or compiled."""
     return Scorer(
-        ModelChoice(name=name, dtype=dtype),  # type: ignore[arg-type]
+        ModelChoice(name=name, dtype=dtype, device=device),  # type: ignore[arg-type]
         batches=batches,
         pairs=pairs,
         speed=SpeedPolicy(compile="on" if mode == "compiled" else "off"),
@@ -68,13 +69,22 @@ class Ours:
     """seqloss from strings to losses. Rows of a call are planned together (`share_prefix` makes the
     first read-ahead block 256 rows), as they are in the middle of a long run."""
 
-    def __init__(self, folder: Path, dtype: str, mode: str, pairs: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        mode: str,
+        pairs: bool = False,
+        device: str = "cpu",
+        tokens: int = BATCH_TOKENS,
+    ) -> None:
         self.scorer = load_scorer(
             str(folder),
             dtype,
             mode,
-            BatchPolicy(tokens=BATCH_TOKENS, share_prefix=True),
+            BatchPolicy(tokens=tokens, share_prefix=True),
             PairPolicy(marginal=False) if pairs else None,
+            device,
         )
 
     def scores(self, samples: Sequence[Sample]) -> list[SequenceScore]:
@@ -132,7 +142,7 @@ def textbook(model: Any, tokenizer: Any) -> Callable[[Sequence[str]], list[float
 class Harness:
     """lm-evaluation-harness, with BOS as ours."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str = "cpu") -> None:
         logging.disable(logging.WARNING)
         with _quiet():
             from lm_eval.models.huggingface import HFLM
@@ -140,7 +150,7 @@ class Harness:
             self._model = HFLM(
                 pretrained=str(folder),
                 dtype=dtype,
-                device="cpu",
+                device=device,
                 batch_size=PEER_BATCH,
                 add_bos_token=True,
             )
