@@ -34,8 +34,8 @@ NOTES = {
     "summed times is taken, too, and the lower of the two is held against the goal.",
     "minicons": "minicons keeps the order that texts come in, so its batches are of all lengths.",
     "memory": "VmHWM less VmRSS after loading, each point a process of its own.",
-    "around": "The engine alone is given the batches that the whole run made. The output is written "
-    "without texts and tokens.",
+    "around": "The engine alone is given the batches that the whole run made. The output is "
+    "written without texts and tokens.",
     "gpu": "Llama's shape with 1.2 billion parameters, bfloat16; a round is 128 documents.",
     "profile": "By torch.profiler, eager; it makes Python slower than it is.",
 }
@@ -125,9 +125,9 @@ def _head(everything: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "Both sides of a ratio ran in one process, taking turns at who goes first; values are "
     yield "medians of the rounds' ratios. While ours runs, the C library keeps freed memory, as "
-    yield "loading our model has it (`tuning.py`); peers run as in a process of their own. Ours plans "
-    yield "the texts of a round together, as in the middle of a long run. The harness also finds out "
-    yield "whether each response is the greedy one, which ours was not asked for."
+    yield "loading our model has it (`tuning.py`); peers run as in a process of their own. "
+    yield "Ours plans the texts of a round together, as in the middle of a long run. The harness "
+    yield "also finds out whether each response is the greedy one, which ours was not asked for."
 
 
 def _figure_row(figure: dict[str, Any]) -> list[str]:

@@ -97,7 +97,7 @@ def run_corpus(settings: Settings) -> Found:
     """Whole processes: peak memory and time as the corpus grows."""
     counts = settings.corpus_rows
     start_up = min(_process(16)[0] for _ in range(2))
-    measured = {n: min(_process(n) for _ in range(2 if n <= 10_000 else 1)) for n in counts}
+    measured = {n: min(_process(n) for _ in range(2 if n <= counts[1] else 1)) for n in counts}
     each = {n: (seconds - start_up) / n for n, (seconds, _) in measured.items()}
     found = Found(_time_figures(each), tables=[_table(measured, each, start_up)])
     few, many = counts[1], counts[-1]
