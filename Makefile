@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 TRL := .venv-trl
 PEERS := .venv-bench
 
-.PHONY: demo test check format lint types layers tests test-trl bench bench-quick bench-full \
-	bench-start bench-prompts train-demo clean
+.PHONY: demo test check format lint types layers tests test-kill test-trl bench \
+	bench-quick bench-full bench-start bench-prompts train-demo clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -38,6 +38,9 @@ layers:
 
 tests:
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)
+	$(BIN)/python -m pytest -m slow tests/test_resume.py
 
 test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 	$(PYTHON) -m venv $(TRL)

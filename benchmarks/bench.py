@@ -40,12 +40,14 @@ def parts(settings: Settings, sections: Sequence[str]) -> Iterator[Part]:
             yield section, section, {}
 
 
-def run(settings: Settings, sections: Sequence[str], output: Path) -> bool:
+def run(settings: Settings, sections: Sequence[str], output: Path, add: bool = False) -> bool:
     """Whether every part could be run, and all sides gave the same numbers."""
     from machine import describe
     from report import Report
 
-    report, failed = Report(output, describe(settings.threads), settings.as_json()), False
+    kept = [section for section in SECTIONS if add and section not in sections]
+    machine = describe(settings.threads)
+    report, failed = Report(output, machine, settings.as_json(), kept), False
     _make_workload(settings)
     for name, part, arguments in parts(settings, sections):
         print(f"{name} …", end=" ", flush=True)
@@ -76,6 +78,7 @@ def main() -> None:
     size.add_argument("--quick", action="store_true", help="a few rounds of short documents")
     size.add_argument("--full", action="store_true", help="all documents, a million rows (hours)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="NAME")
+    parser.add_argument("--add", action="store_true", help="keep the last report's other sections")
     parser.add_argument("--output", type=Path, default=HERE / "report", metavar="DIR")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
@@ -84,7 +87,7 @@ def main() -> None:
         do(options.task, options.result)
         return
     settings = QUICK if options.quick else FULL if options.full else DEFAULT
-    sys.exit(0 if run(settings, options.only, options.output) else 1)
+    sys.exit(0 if run(settings, options.only, options.output, options.add) else 1)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,14 @@ NOTES = {
 
 
 class Report:
-    def __init__(self, folder: Path, machine: dict[str, Any], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        machine: dict[str, Any],
+        settings: dict[str, Any],
+        kept: Sequence[str] = (),
+    ) -> None:
+        """`kept` are sections of the last report in the folder that stay in this one."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._all: dict[str, Any] = {
@@ -53,6 +60,19 @@ class Report:
             "checks": [],
             "tables": [],
         }
+        if kept:
+            self._keep(json.loads((folder / "report.json").read_text()), kept)
+
+    def _keep(self, last: dict[str, Any], sections: Sequence[str]) -> None:
+        """Raises ValueError when it is of another processor: its rates are others."""
+        if last["machine"]["processor"] != self._all["machine"]["processor"]:
+            raise ValueError("the last report is of another processor")
+        for kind in ("figures", "checks", "tables"):
+            self._all[kind] = [e for e in last[kind] if e["section"] in sections]
+        run = {"date": last["machine"]["date"], "commit": last["machine"]["commit"]}
+        self._all["parts"] = [
+            run | part for part in last["parts"] if set(_sections_of(part["name"])) & set(sections)
+        ]
 
     def add(self, name: str, seconds: float, found: dict[str, Any], error: str | None) -> None:
         part = {"name": name, "seconds": round(seconds, 1), "error": error}
@@ -163,8 +183,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[st
         yield "| " + " | ".join(str(cell) for cell in row) + " |"
 
 
+def _sections_of(part: str) -> list[str]:
+    return part.split()[0].split("/")
+
+
 def _parts(parts: list[dict[str, Any]]) -> Iterator[str]:
     total = sum(part["seconds"] for part in parts) / 60
     yield from ["", f"## Parts of this run ({total:.1f} minutes)", ""]
-    rows = [[p["name"], f"{p['seconds']:.0f}", p["error"] or ""] for p in parts]
-    yield from _table(["part", "seconds", "failed with"], rows)
+    rows = [
+        [p["name"], f"{p['seconds']:.0f}", p.get("date", ""), p.get("commit", ""), p["error"] or ""]
+        for p in parts
+    ]
+    yield from _table(["part", "seconds", "of an earlier run", "commit", "failed with"], rows)

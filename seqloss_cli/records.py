@@ -21,6 +21,8 @@ BosOrigin = Literal["tokenizer", "prepended", "text", "none"]
 EosOrigin = Literal["appended", "text", "none"]
 Boundary = Literal["clean", "merged", "differs"]
 
+SCHEMA_VERSION = 1
+"""Of the JSON that is written; a reader refuses what is newer than it knows."""
 IGNORED = -100
 """The label of a position that is not scored, as trainers write it."""
 
@@ -253,3 +255,7 @@ class RunInfo:
     gold: str | None
     """The distribution that losses are taken against."""
     versions: Mapping[str, str]
+    reading: Mapping[str, Any] | None = None
+    """Which inputs, and how they are read; None where no command read them."""
+    rows: Mapping[str, Any] | None = None
+    """What a sequence's row holds; None where no command wrote it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,14 @@ from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.masking import tokenized
 from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.records import Outcome, Rejected, RunInfo, Sample, TokenSequence
-from seqloss_cli.scoring import OnProgress, ignore_progress, read_ahead, score_samples
+from seqloss_cli.scoring import (
+    Entry,
+    OnProgress,
+    ignore_finished,
+    ignore_progress,
+    read_ahead,
+    score_samples,
+)
 from seqloss_cli.tokenization import Tokenization
 
 if TYPE_CHECKING:
@@ -70,8 +77,11 @@ class Scorer:
         items: Iterable[Sample | Rejected],
         wants: Wants | None = None,
         on_progress: OnProgress = ignore_progress,
+        n_finished: int = 0,
+        on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[Outcome]:
-        """A score or a rejection for each item, in order, as soon as it is ready.
+        """A score or a rejection for each item, in order, as soon as it is ready. The first
+        `n_finished` are not scored, but handed to `on_finished` as they would be.
 
         Raises UsageError when more alternatives are wanted than the model has ids.
         """
@@ -83,7 +93,15 @@ class Scorer:
             )
         tokenize = (self.pairing or self.tokenization).tokenize
         return score_samples(
-            items, tokenize, self.engine, self.windows, wants, self.batches, on_progress
+            items,
+            tokenize,
+            self.engine,
+            self.windows,
+            wants,
+            self.batches,
+            on_progress,
+            n_finished,
+            on_finished,
         )
 
     def run_info(self, command: str = "api") -> RunInfo:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -34,11 +35,16 @@ FIRST_SHARED_ROWS = 256
 """Where common beginnings are shared, rows wait for others that begin alike."""
 BLOCK_BYTES = 1 << 20
 OnProgress = Callable[[int, float, Item], None]
-Tokenize = Callable[[Sequence[Sample]], list[TokenSequence | Rejected]]
+Entry = TokenSequence | Rejected
+Tokenize = Callable[[Sequence[Sample]], list[Entry]]
 
 
 def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
     """Nobody watches."""
+
+
+def ignore_finished(entry: Entry) -> None:
+    """Nothing was finished before."""
 
 
 def score_samples(
@@ -49,15 +55,28 @@ def score_samples(
     wants: Wants,
     policy: BatchPolicy,
     on_progress: OnProgress = ignore_progress,
+    n_finished: int = 0,
+    on_finished: Callable[[Entry], None] = ignore_finished,
 ) -> Iterator[Outcome]:
     """A score or a rejection for each item, in order. `on_progress` hears of tokens as they are
-    scored: how many, the share of the block that is done, and the block's last item."""
+    scored: how many, the share of the block that is done, and the block's last item.
+
+    The first `n_finished` items were scored by an earlier run: `on_finished` hears of them. Blocks
+    are cut, and one that is finished in part is scored, as without it, so that the outcomes of the
+    others are those of one whole run, to the last bit.
+    """
     blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:
         return _prepared(block, tokenize, backend.abilities, windows, policy)
 
     for block in ahead(blocks, prepare) if policy.ahead else map(prepare, blocks):
+        finished_here = block.entries[:n_finished]
+        n_finished -= len(finished_here)
+        for entry in finished_here:
+            on_finished(entry)
+        if len(finished_here) == len(block.entries):
+            continue
         collected = [_Collected(sequence, wants) for sequence in block.sequences]
         n_targets, n_done = sum(int(s.wanted[1:].sum()) for s in block.sequences), 0
         for batch, scores in _scored(block, backend, wants):
@@ -66,9 +85,7 @@ def score_samples(
                 collected[part.sequence].take(part, scores)
                 n_done += len(part.targets)
             on_progress(len(scores.losses), n_done / n_targets, block.last)
-        finished = iter(collected)
-        for entry in block.entries:
-            yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
+        yield from islice(_outcomes(block, iter(collected)), len(finished_here), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +93,7 @@ class _Block:
     """Items that were read together, ready to be scored."""
 
     last: Item
-    entries: list[TokenSequence | Rejected]
+    entries: list[Entry]
     """One for each item, in order."""
     sequences: list[TokenSequence]
     """Those of the entries, each followed by its companions."""
@@ -145,6 +162,11 @@ def _fitting(
         return
     for half in halves:  # outside the except block: the error would keep the tensors alive
         yield from _fitting(half, sequences, backend, wants)
+
+
+def _outcomes(block: _Block, finished: Iterator[_Collected]) -> Iterator[Outcome]:
+    for entry in block.entries:
+        yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
 def _outcome(sequence: TokenSequence, finished: Iterator[_Collected]) -> Outcome:

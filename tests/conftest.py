@@ -57,6 +57,13 @@ def in_process(*words: object, stdin: bytes | None = None, **env: str) -> Any:
     return result
 
 
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`in_process`, in the repository's root."""
+    monkeypatch.chdir(ROOT)
+    return in_process
+
+
 def strictly(text: str | bytes) -> Any:
     """JSON as its standard has it: no NaN, no Infinity."""
 

@@ -496,7 +496,7 @@ def test_a_flag_is_stronger_than_the_extension(score: Score, tmp_path: Path) -> 
     assert "total loss" in (tmp_path / "c.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out", "out.json.gz", "."])
+@pytest.mark.parametrize("name", ["out.txt", "out", "out.json.gz", "."])
 def test_an_extension_that_names_no_format(score: Score, tmp_path: Path, name: str) -> None:
     result = score("--text", TEXT, "-o", name)
     assert result.exit_code == 2
@@ -982,7 +982,7 @@ def test_control_characters_in_json(score: Score, tmp_path: Path, form: str) -> 
         ("--device", EVIL),
         ("--bos-token", EVIL),
         ("--unit", EVIL),
-        ("-o", f"{EVIL}.csv"),
+        ("-o", f"{EVIL}.txt"),
         ("-o", f"{EVIL}/a.json"),
         ("--config", f"{EVIL}.yaml"),
         ("--config", f"{EVIL}-key.yaml"),

@@ -419,7 +419,15 @@ def test_rows_are_written_in_the_manner_of_score(cond: Cond) -> None:
     assert list(of_cond) == list(of_score)
     assert set(of_cond["run"]) == set(of_score["run"])
     own = {"prompt", "response", "boundary", "n_prompt_tokens", "n_response_tokens"}
-    own |= {"log_prob_x", "log_prob_y_given_x", "log_prob_xy", "loss", "loss_mask", "labels"}
+    own |= {
+        "response_sha256",
+        "log_prob_x",
+        "log_prob_y_given_x",
+        "log_prob_xy",
+        "loss",
+        "loss_mask",
+        "labels",
+    }
     a, b = of_score["sequences"][0], of_cond["sequences"][0]
     assert set(b) == (set(a) - {"text"}) | own
     assert set(of_cond["totals"]) == set(of_score["totals"]) | {

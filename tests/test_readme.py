@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_results import row, write
 
-from seqloss_cli.cli import cond, mask, score
+from seqloss_cli.cli import compare, cond, mask, objective, score, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,13 +69,19 @@ def test_commands_run(command: str, workplace: Path) -> None:
     done = shell(command, workplace)
     assert done.returncode == 0, done.stderr
     shown = done.stdout or (workplace / "results.jsonl").read_text()
-    assert "total" in shown
+    assert "total" in shown or "nats per token" in shown
 
 
 @pytest.mark.parametrize(
-    "example", [*cond.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2]], ids=str.split
-)
+    "example",
+    [*cond.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2], *summarize.EXAMPLES,
+     *compare.EXAMPLES[:2], objective.EXAMPLES[0]],
+    ids=str.split,
+)  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
+    rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta={"document": n // 2}) for n in range(6)]
+    for name in ("results", "a", "b", "shard-1"):
+        write(workplace / f"{name}.jsonl", rows)
     done = shell(example, workplace)
     assert done.returncode == 0, done.stderr
 
@@ -126,7 +133,7 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 def test_options_named_in_the_readme_exist(workplace: Path) -> None:
     known = "".join(
         shell(f"COLUMNS=200 seqloss {name} --help", workplace).stdout
-        for name in ("score", "cond", "mask")
+        for name in ("score", "cond", "mask", "summarize", "compare", "objective")
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

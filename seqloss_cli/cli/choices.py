@@ -12,9 +12,11 @@ from typing import Any
 import typer
 
 from seqloss_cli.backend import Wants
+from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.formats import BY_EXTENSION, require_possible
 from seqloss_cli.cli.output import OutputChoice
+from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
 from seqloss_cli.config import (
     DEFAULT_MODEL,
     BatchPolicy,
@@ -28,28 +30,45 @@ from seqloss_cli.reading import COMPRESSED, ReadOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.writing import refuse_to_overwrite
 
-_BY_EXTENSION = {".json": Format.json, ".jsonl": Format.jsonl}
 
-
-def load_scorer(context: typer.Context, pairs: PairPolicy | None = None) -> Scorer:
-    """The model and policies that the options name; says on stderr what a user should know."""
+def load_scorer(
+    context: typer.Context, pairs: PairPolicy | None = None, model: str | None = None
+) -> Scorer:
+    """The model (or `model`) and policies that the options name; says on stderr what a user should
+    know."""
     values = context.params
     shares = pairs is not None and not values.get("no_share_prefix", False)
+    measured = _measured_settings(context)
     scorer = Scorer(
-        choose_model(context),
+        choose_model(context, model),
         choose_tokens(context),
         context=values["context"],
         stride=values.get("stride"),
-        batches=replace(choose_batches(values["batch_tokens"]), share_prefix=shares, ahead=True),
+        batches=replace(choose_batches(measured["batch_tokens"]), share_prefix=shares, ahead=True),
         pairs=pairs,
         speed=SpeedPolicy(
-            str(values["compile"]),  # type: ignore[arg-type]
-            None if values.get("limit") else _work_bytes(values.get("files")),
+            measured["compile"],  # type: ignore[arg-type]
+            None if values.get("limit") else _work_bytes(values.get("files") or values.get("data")),
             values["devices"],
         ),
     )
     say_warnings(scorer.warnings)
     return scorer
+
+
+def _measured_settings(context: typer.Context) -> dict[str, str]:
+    """What `auto` may settle by measuring: with --resume as the earlier run did, since a second
+    measurement may come out otherwise."""
+    values = context.params
+    settings = {name: str(values[name]) for name in ("batch_tokens", "compile")}
+    earlier = settings_of_earlier(values["output"]) if values.get("resume") else {}
+    tokens, compiled = earlier.get("batch_tokens"), earlier.get("compiled")
+    asked_for = _is_from(context, "batch_tokens", "COMMANDLINE")
+    if isinstance(tokens, int) and not (asked_for and settings["batch_tokens"] != "auto"):
+        settings["batch_tokens"] = str(tokens)
+    if isinstance(compiled, bool) and settings["compile"] == "auto":
+        settings["compile"] = "on" if compiled else "off"
+    return settings
 
 
 def choose_batches(written: str) -> BatchPolicy:
@@ -73,10 +92,10 @@ def say_warnings(warnings: Iterable[str]) -> None:
         say(f"warning: {warning}")
 
 
-def choose_model(context: typer.Context) -> ModelChoice:
-    """The checkpoint that the options name; says so when they name none."""
+def choose_model(context: typer.Context, name: str | None = None) -> ModelChoice:
+    """The checkpoint `name`, or that the options name; says so when they name none."""
     values = context.params
-    name = values["model"]
+    name = name or values["model"]
     if not name:
         say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
     return ModelChoice(
@@ -142,11 +161,18 @@ def choose_output(context: typer.Context) -> OutputChoice:
         summary=values["summary"],
         strict=values["strict"],
         pmi=values.get("pmi", False),
+        level=Level(values.get("level", Level.sequence)),
+        ranks=values.get("ranks", False),
+        entropies=values.get("entropy", False),
+        alternatives=bool(values.get("top_k")),
+        resume=values.get("resume", False),
     )
-    if choice.format is Format.openai and not choice.tokens:
-        raise UsageError("--format openai is made of tokens; leave --no-tokens out")
-    if path is not None:
-        refuse_to_overwrite(path, choice.force)
+    require_possible(choice, level_given=_is_from(context, "level", "COMMANDLINE"))
+    if choice.resume:
+        require_resumable(choice)
+    elif path is not None:
+        resumable = "resume" in values and choice.format is Format.jsonl
+        refuse_to_overwrite(path, choice.force, resumable)
     return choice
 
 
@@ -162,13 +188,13 @@ def choose_format(context: typer.Context, output: Path | None) -> Format:
             raise UsageError("choose one of --json, --jsonl and --format")
         if asked:
             return asked.pop()
-        if _is_from(context, "output", level) and output and output.suffix in _BY_EXTENSION:
-            return _BY_EXTENSION[output.suffix]
+        if _is_from(context, "output", level) and output and output.suffix in BY_EXTENSION:
+            return BY_EXTENSION[output.suffix]
     if output is None:
         return Format.table
     raise UsageError(
-        f"-o {output}: its extension names no format; use .json or .jsonl, or say --json, --jsonl "
-        "or --format"
+        f"-o {output}: its extension names no format; use {', '.join(BY_EXTENSION)}, or "
+        "say --json, --jsonl or --format"
     )
 
 

@@ -45,6 +45,7 @@ EXAMPLES = (
     o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
     o.OUTPUT_OPTIONS,
+    o.RESUME_OPTION,
     o.OTHER_OPTIONS,
 )
 def cond(ctx: typer.Context) -> None:
@@ -56,11 +57,12 @@ def cond(ctx: typer.Context) -> None:
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
         from seqloss_cli.cli.output import run_to_end
-        from seqloss_cli.reading import ReadStats
+        from seqloss_cli.reading import ReadStats, described
 
         choice = choose_output(ctx)
         names, policy = p.pair_names(ctx), p.choose_pairs(ctx)
         stats = ReadStats()
         items = p.pair_items(ctx, names, stats)
         scorer = load_scorer(ctx, policy)
-        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond")
+        read = described(names or ["<pair>"], p.pair_reading(ctx))
+        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond", read)

@@ -25,7 +25,12 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     values = _read(path)
-    parameters = {name: p for p in context.command.params for name in _long_names(p)}
+    parameters = {
+        name: p
+        for p in context.command.params
+        if not getattr(p, "multiple", False)  # `model:` is not one of the models to compare
+        for name in _long_names(p)
+    }
     del parameters["config"]  # a file cannot name another one
     known_elsewhere = _names_of_all_commands(context)
     defaults: dict[str, Any] = {}

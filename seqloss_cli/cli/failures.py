@@ -19,6 +19,12 @@ from seqloss_cli.paths import partial_path
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
 
 
+class StrictStopError(SeqlossError):
+    """--strict met a rejected input."""
+
+    exit_code = REJECTED
+
+
 def say(message: str) -> None:
     """A line on stderr, safe for a terminal."""
     typer.echo(f"seqloss: {escape(message)}", err=True)

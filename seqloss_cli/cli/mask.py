@@ -11,6 +11,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import pairs as p
+from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.errors import UsageError
@@ -74,7 +75,7 @@ class Like(StrEnum):
     p.SEAM_OPTIONS,
     o.SPEED_OPTIONS,
     {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
-    {name: value for name, value in o.OUTPUT_OPTIONS.items() if name != "context_lengths"},
+    {n: value for n, value in o.OUTPUT_OPTIONS.items() if n not in ("level", "context_lengths")},
     o.OTHER_OPTIONS,
 )
 def mask(ctx: typer.Context) -> None:
@@ -85,11 +86,17 @@ def mask(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output
-        from seqloss_cli.cli.output import Work, say_what_did_not_fit, write_all
+        from seqloss_cli.cli.output import (
+            Work,
+            say_what_did_not_fit,
+            say_what_was_written,
+            write_all,
+        )
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.masking import MaskTotals, mask_totals, masks
         from seqloss_cli.reading import LabelFile, ReadStats
         from seqloss_cli.trl import NAME as TRAINER_NAME
+        from seqloss_cli.writing import open_sink
 
         values, choice = ctx.params, choose_output(ctx)
         names, stats = p.pair_names(ctx), ReadStats()
@@ -102,28 +109,28 @@ def mask(ctx: typer.Context) -> None:
         find = None if labels is None else labels.find
         found = masks(entries, tokens.vocabulary, _trainer(ctx, pairs, tokens), find)
         trainer = TRAINER_NAME if values["like"] else None
-        work = Work(
-            found,
-            mask_totals,
-            MaskTotals(),
-            run,
-            lambda sink: _writer(sink, tokens, choice, trainer),
-        )
-        totals, n_rejected = write_all(work, stats, bar, choice)
+        with open_sink(choice.path, choice.force) as sink:
+            writer = _writer(sink, tokens, choice, trainer)
+            work = Work(found, mask_totals, MaskTotals(), run, writer)
+            written = write_all(work, stats, bar, choice)
+        totals = written.totals
+        say_what_was_written(written, stats, choice)
         if scorer is not None:
             say_what_did_not_fit(scorer)
         _say_what_is_left(labels, values["check"])
         if totals.n_different:
             say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
-        if n_rejected or totals.n_different:
+        if written.n_rejected or totals.n_different:
             raise typer.Exit(REJECTED)
 
 
 def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     values = ctx.params
-    if choice.format is o.Format.openai:
+    if choice.format is Format.openai:
         raise UsageError("--format openai is made of losses; mask writes --json or --jsonl")
+    if choice.format not in (Format.table, Format.json, Format.jsonl):
+        raise UsageError(f"mask does not write {choice.format.value}, but --json and --jsonl")
     if values["boundary"] == "compare":
         raise UsageError("mask shows one boundary policy at a time: joint or separate")
     if values["like"] and values["special_tokens"] != "parse":
@@ -200,7 +207,7 @@ def _writer(
     from seqloss_cli.rendering import MaskTableWriter
     from seqloss_cli.writing import mask_rows
 
-    if choice.format is o.Format.table:
+    if choice.format is Format.table:
         return MaskTableWriter(console(choice.path, sink), table_options(tokens, choice), trainer)
     writer: Writer[Mask, MaskTotals] = JSON_WRITERS[choice.format](
         sink, mask_rows(row_options(tokens, choice))

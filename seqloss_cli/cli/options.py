@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from seqloss_cli.cli.configuration import use_config
+from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, SpecialTokens, Unit
 from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
@@ -23,44 +23,6 @@ INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
     "Output",
     "Other",
 )
-
-
-class Bos(StrEnum):
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class SpecialTokens(StrEnum):
-    parse = "parse"
-    text = "text"
-    error = "error"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
-
-
-class Compile(StrEnum):
-    auto = "auto"
-    on = "on"
-    off = "off"
-
-
-class Unit(StrEnum):
-    nats = "nats"
-    bits = "bits"
-
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    openai = "openai"
 
 
 def option(panel: str, name: str, text: str, **settings: object) -> object:
@@ -188,16 +150,18 @@ FormatOption = Annotated[
     Format | None,
     option(OUTPUT, "--format", "openai: the completions logprobs object.", show_default=False),
 ]
+LevelOption = Annotated[Level, option(OUTPUT, "--level", "What a line of CSV or TSV is.")]
 Output = Annotated[
     Path | None,
     option(
         OUTPUT,
         "--output",
-        "Write to FILE (.json or .jsonl); FILE.partial until it is whole.",
+        "Write to FILE (.json, .jsonl, .parquet, .csv, .tsv); FILE.partial until it is whole.",
         aliases=("-o",),
     ),
 ]
 Force = Annotated[bool, flag(OUTPUT, "--force", "Write over FILE or its FILE.partial.")]
+Resume = Annotated[bool, flag(OUTPUT, "--resume", "Go on with the JSONL in FILE.partial.")]
 NoText = Annotated[bool, flag(OUTPUT, "--no-text", "Leave the texts out of JSON.")]
 NoTokens = Annotated[bool, flag(OUTPUT, "--no-tokens", "Leave the per-token arrays out of JSON.")]
 ContextLengths = Annotated[
@@ -263,12 +227,14 @@ OUTPUT_OPTIONS: Group = {
     "json": (Json, False),
     "jsonl": (Jsonl, False),
     "format": (FormatOption, None),
+    "level": (LevelOption, Level.sequence),
     "output": (Output, None),
     "force": (Force, False),
     "no_text": (NoText, False),
     "no_tokens": (NoTokens, False),
     "context_lengths": (ContextLengths, False),
 }
+RESUME_OPTION: Group = {"resume": (Resume, False)}
 OTHER_OPTIONS: Group = {
     "config": (Config, None),
     "strict": (Strict, False),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 
 from seqloss_cli.backend import Wants
-from seqloss_cli.cli.failures import REJECTED, say
-from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.enums import Format, Level
+from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
+from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.errors import SeqlossError
+from seqloss_cli.cli.resuming import take_up, whole_already
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.paths import partial_path
 from seqloss_cli.reading import ReadStats
 from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
 from seqloss_cli.rendering import TableOptions, TableWriter
@@ -28,8 +30,12 @@ from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (
     JsonlWriter,
     JsonWriter,
+    KeptRows,
     OpenAIWriter,
+    ParquetWriter,
     RowOptions,
+    SequenceLines,
+    TokenLines,
     Writer,
     open_sink,
     score_rows,
@@ -53,12 +59,11 @@ class OutputChoice:
     summary: bool
     strict: bool
     pmi: bool
-
-
-class StrictStopError(SeqlossError):
-    """--strict met a rejected input."""
-
-    exit_code = REJECTED
+    level: Level = Level.sequence
+    ranks: bool = False
+    entropies: bool = False
+    alternatives: bool = False
+    resume: bool = False
 
 
 class HasSequence(Protocol):
@@ -79,7 +84,20 @@ class Work(Generic[Result, Sums]):
     sums_of: Callable[[Result], Sums]
     nothing: Sums
     run: RunInfo
-    writer: Callable[[BinaryIO], Writer[Result, Sums]]
+    writer: Writer[Result, Sums]
+    kept: KeptRows[Sums] | None = None
+    """Of an earlier run, which this one goes on with: they stand before the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[Sums]):
+    """What a results file holds at the end."""
+
+    totals: Sums
+    n_sequences: int
+    n_rejected: int
+    n_kept: int
+    """Rows of an earlier run among these."""
 
 
 def run_to_end(
@@ -90,25 +108,40 @@ def run_to_end(
     wants: Wants,
     choice: OutputChoice,
     command: str,
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Score everything, write it, and exit with 3 if something was rejected."""
+    """Score everything, write it, and exit with 3 if something was rejected. `reading` says how
+    the items are read, for the run's record."""
+    say_what_is_left_out(choice)
+    run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, wants))
+    if choice.resume and choice.path and (file := whole_already(choice.path, run)):
+        raise typer.Exit(REJECTED if file.n_rejected else 0)
     bar = ProgressBar(names)
-    outcomes = scorer.score(items, wants, bar.on_progress)
-    _, n_rejected = write_all(
-        Work(
-            outcomes,
-            totals_of,
-            Totals(),
-            scorer.run_info(command),
-            lambda sink: _writer(scorer.tokenization, sink, choice),
-        ),
-        stats,
-        bar,
-        choice,
-    )
+    with open_sink(choice.path, choice.force, choice.resume) as sink:
+        kept = None
+        if choice.resume and choice.path:
+            kept = take_up(sink, partial_path(choice.path), run, choice.strict)
+
+        def meet(entry: TokenSequence | Rejected) -> None:
+            assert kept is not None
+            kept.meet(entry)
+            bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
+
+        n_kept = kept.n_rows if kept is not None else 0
+        outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
+        writer = _writer(scorer.tokenization, sink, choice)
+        work = Work(outcomes, totals_of, Totals(), run, writer, kept)
+        written = write_all(work, stats, bar, choice)
+    say_what_was_written(written, stats, choice)
     say_what_did_not_fit(scorer)
-    if n_rejected:
+    if written.n_rejected:
         raise typer.Exit(REJECTED)
+
+
+def _described(choice: OutputChoice, wants: Wants) -> dict[str, Any]:
+    """What a sequence's row holds, for the run's record."""
+    names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
+    return {name: getattr(choice, name) for name in names} | asdict(wants)
 
 
 def say_what_did_not_fit(scorer: Scorer) -> None:
@@ -118,12 +151,13 @@ def say_what_did_not_fit(scorer: Scorer) -> None:
 
 def write_all(
     work: Work[Result, Sums], stats: ReadStats, bar: ProgressBar, choice: OutputChoice
-) -> tuple[Sums, int]:
-    """Write every result as it comes; gives the sums of all, and how many inputs were rejected."""
-    totals, n_rejected, n_written = work.nothing, 0, 0
-    with open_sink(choice.path, choice.force) as sink, bar, _closing(work.results):
-        writer = work.writer(sink)
-        writer.begin(work.run)
+) -> Written[Sums]:
+    """Write every result as it comes, after the rows that are kept."""
+    totals, n_rejected, n_sequences = work.nothing, 0, 0
+    writer, kept = work.writer, work.kept
+    with bar, _closing(work.results):
+        if kept is None:
+            writer.begin(work.run)
         for result in work.results:
             bar.make_way()
             if isinstance(result, Rejected):
@@ -134,17 +168,38 @@ def write_all(
                 continue
             sums = work.sums_of(result)
             totals += sums
-            n_written += 1
+            n_sequences += 1
             writer.sequence(result, sums)
             bar.on_input(result.sequence.sample)
         bar.stop()
-        writer.end(totals, n_rejected, stats.n_empty_lines)
+        written = Written(totals, n_sequences, n_rejected, 0)
+        if kept is not None:
+            written = _with_kept(kept, written)
+        writer.end(written.totals, written.n_rejected, stats.n_empty_lines)
         if n_rejected and choice.strict:
             raise StrictStopError("--strict: stopped at the first rejected input")
+    return written
+
+
+def _with_kept(kept: KeptRows[Sums], later: Written[Sums]) -> Written[Sums]:
+    """Raises UsageError when the inputs ended among the rows that are kept."""
+    kept.require_all_met()
+    return Written(
+        kept.sums + later.totals,
+        kept.n_sequences + later.n_sequences,
+        kept.n_rejected + later.n_rejected,
+        kept.n_rows,
+    )
+
+
+def say_what_was_written(written: Written[Sums], stats: ReadStats, choice: OutputChoice) -> None:
     _say_what_was_noticed(stats)
     if choice.path is not None:
-        say(f"wrote {choice.path}: {n_written} sequences, {n_rejected} rejected")
-    return totals, n_rejected
+        kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
+        say(
+            f"wrote {choice.path}: {written.n_sequences} sequences, {written.n_rejected} rejected"
+            f"{kept}"
+        )
 
 
 @contextmanager
@@ -181,6 +236,9 @@ def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
         words=choice.words,
         context_lengths=choice.context_lengths,
         pmi=choice.pmi,
+        ranks=choice.ranks,
+        entropies=choice.entropies,
+        alternatives=choice.alternatives,
     )
 
 
@@ -199,6 +257,12 @@ def _writer(
     options = row_options(tokenization, choice)
     if choice.format is Format.openai:
         return OpenAIWriter(sink, options)
+    if choice.format is Format.parquet:
+        return ParquetWriter(sink, score_rows(options), options)
+    if choice.format in DELIMITERS:
+        if choice.level is Level.token:
+            return TokenLines(sink, options, DELIMITERS[choice.format])
+        return SequenceLines(sink, options, DELIMITERS[choice.format])
     writer: Writer[SequenceScore, Totals] = JSON_WRITERS[choice.format](sink, score_rows(options))
     return writer
 

@@ -15,7 +15,7 @@ from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.config import PairPolicy
-    from seqloss_cli.reading import ReadStats
+    from seqloss_cli.reading import ReadOptions, ReadStats
     from seqloss_cli.records import Rejected, Sample
 
 
@@ -166,8 +166,7 @@ def pair_items(
     context: typer.Context, names: list[str], stats: ReadStats
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one pair of the command line."""
-    from seqloss_cli.cli.choices import choose_reading
-    from seqloss_cli.reading import PairFields, checked_pair, read_inputs
+    from seqloss_cli.reading import checked_pair, read_inputs
     from seqloss_cli.records import Pair
 
     values = context.params
@@ -176,7 +175,16 @@ def pair_items(
         response = text_of("--response", values["response"])
         pair = Pair(prompt, response, values["separator"])
         return [checked_pair(pair, "<pair>", values["chat"], values["max_bytes"])]
+    return read_inputs(names, pair_reading(context), stats)
+
+
+def pair_reading(context: typer.Context) -> ReadOptions:
+    """How rows are read."""
+    from seqloss_cli.cli.choices import choose_reading
+    from seqloss_cli.reading import PairFields
+
+    values = context.params
     fields = PairFields(
         values["prompt_field"], values["response_field"], values["separator"], values["chat"]
     )
-    return read_inputs(names, choose_reading(context, pairs=fields), stats)
+    return choose_reading(context, pairs=fields)

@@ -31,6 +31,7 @@ EXAMPLES = (
     o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
     o.OUTPUT_OPTIONS,
+    o.RESUME_OPTION,
     o.OTHER_OPTIONS,
 )
 def score(
@@ -57,7 +58,7 @@ def score(
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, choose_reading, choose_wants, load_scorer
         from seqloss_cli.cli.output import run_to_end
-        from seqloss_cli.reading import ReadStats
+        from seqloss_cli.reading import ReadStats, described
 
         choice = choose_output(ctx)
         names = [] if text is not None else input_names(files, "give --text")
@@ -73,7 +74,8 @@ def score(
         stats = ReadStats()
         reading = choose_reading(ctx, lines=lines, jsonl=jsonl_input, text_field=text_field)
         items = _items(names, text, reading, stats)
-        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "score")
+        read = described(["<text>"] if text is not None else names, reading)
+        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "score", read)
 
 
 def _items(

@@ -9,6 +9,7 @@ from seqloss_cli.reading.inputs import (
     ReadOptions,
     ReadStats,
     checked_pair,
+    described,
     read_inputs,
     text_sample,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "ReadOptions",
     "ReadStats",
     "checked_pair",
+    "described",
     "read_inputs",
     "text_sample",
 ]

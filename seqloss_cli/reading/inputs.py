@@ -34,6 +34,22 @@ class ReadOptions:
     max_bytes: int = DEFAULT_MAX_BYTES
 
 
+def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
+    """Which inputs, and how they are read, for the run's record."""
+    shared = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
+    found = {"inputs": [shown_path(name) for name in names]}
+    found |= {name: getattr(options, name) for name in shared}
+    if options.pairs is None:
+        return found
+    fields = options.pairs
+    return found | {
+        "prompt_field": fields.prompt,
+        "response_field": fields.response,
+        "separator": fields.separator,
+        "chat": fields.chat,
+    }
+
+
 @dataclass(slots=True)
 class ReadStats:
     """What reading left out or noticed, for the command to report at the end."""

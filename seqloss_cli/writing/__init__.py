@@ -1,5 +1,6 @@
-"""Results for machines, streamed: JSON, JSONL, and the completions format."""
+"""Results for machines, streamed: JSON, JSONL, the completions format, Parquet, CSV, TSV."""
 
+from seqloss_cli.writing.delimited import SequenceLines, TokenLines
 from seqloss_cli.writing.formats import (
     JsonlWriter,
     JsonWriter,
@@ -8,19 +9,32 @@ from seqloss_cli.writing.formats import (
     Writer,
     score_rows,
 )
+from seqloss_cli.writing.kept import KeptRows, LeftFile, look_at, recorded_run
 from seqloss_cli.writing.masks import mask_rows
+from seqloss_cli.writing.parquet import ParquetWriter
 from seqloss_cli.writing.rows import RowOptions
-from seqloss_cli.writing.sinks import open_sink, refuse_to_overwrite
+from seqloss_cli.writing.same_run import require_same_run
+from seqloss_cli.writing.sinks import cut, left_behind, open_sink, refuse_to_overwrite
 
 __all__ = [
     "JsonWriter",
     "JsonlWriter",
+    "KeptRows",
+    "LeftFile",
     "OpenAIWriter",
+    "ParquetWriter",
     "RowMakers",
     "RowOptions",
+    "SequenceLines",
+    "TokenLines",
     "Writer",
+    "cut",
+    "left_behind",
+    "look_at",
     "mask_rows",
     "open_sink",
+    "recorded_run",
     "refuse_to_overwrite",
+    "require_same_run",
     "score_rows",
 ]

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import orjson
 
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Rejected, RunInfo, SequenceScore
+from seqloss_cli.records import SCHEMA_VERSION, Rejected, RunInfo, SequenceScore
 from seqloss_cli.spans import char_end_bytes
 from seqloss_cli.writing.rows import (
     Row,
@@ -23,7 +23,6 @@ from seqloss_cli.writing.rows import (
     totals_row,
 )
 
-SCHEMA_VERSION = 1
 _SPOOLED_IN_MEMORY = 1 << 20
 _TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line separators
     "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -63,7 +62,7 @@ def score_rows(options: RowOptions) -> RowMakers[SequenceScore, Totals]:
     )
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
     """Compact UTF-8; floats in the shortest form that reads back as the same float64.
 
     Characters that a terminal would act on are escaped: JSON itself only asks for those below
@@ -95,7 +94,7 @@ class JsonlWriter(Generic[Result, Sums]):
         self._line("totals", self._rows.of_totals(sums, n_rejected, n_empty_lines))
 
     def _line(self, kind: str, fields: dict[str, Any]) -> None:
-        self._sink.write(_json({"type": kind, **fields}) + b"\n")
+        self._sink.write(json_bytes({"type": kind, **fields}) + b"\n")
         if kind != "totals":
             self._sink.flush()
 
@@ -110,10 +109,10 @@ class _Document:
 
     def reject(self, rejected: Rejected) -> None:
         comma = b",\n" if self._rejected.tell() else b""
-        self._rejected.write(comma + _json(rejected_row(rejected)))
+        self._rejected.write(comma + json_bytes(rejected_row(rejected)))
 
     def _element(self, value: Any) -> None:
-        self._sink.write(self._separator + _json(value))
+        self._sink.write(self._separator + json_bytes(value))
         self._separator = b",\n"
 
     def _write_rejected(self) -> None:
@@ -132,7 +131,8 @@ class JsonWriter(_Document, Generic[Result, Sums]):
 
     def begin(self, run: RunInfo) -> None:
         self._sink.write(
-            b'{"schema_version":%d,"run":%s,\n"sequences":[' % (SCHEMA_VERSION, _json(asdict(run)))
+            b'{"schema_version":%d,"run":%s,\n"sequences":['
+            % (SCHEMA_VERSION, json_bytes(asdict(run)))
         )
 
     def sequence(self, result: Result, sums: Sums) -> None:
@@ -142,7 +142,7 @@ class JsonWriter(_Document, Generic[Result, Sums]):
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
         self._sink.write(b'],\n"rejected":[')
         self._write_rejected()
-        closing = _json(self._rows.of_totals(sums, n_rejected, n_empty_lines))
+        closing = json_bytes(self._rows.of_totals(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"totals":' + closing + b"}\n")
 
 
@@ -158,8 +158,10 @@ class OpenAIWriter(_Document):
         self._options = options
 
     def begin(self, run: RunInfo) -> None:
-        self._run, self._index = _json(asdict(run)), 0
-        self._sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % _json(run.model))
+        self._run, self._index = json_bytes(asdict(run)), 0
+        self._sink.write(
+            b'{"object":"text_completion","model":%s,\n"choices":[' % json_bytes(run.model)
+        )
 
     def sequence(self, result: SequenceScore, sums: Totals) -> None:
         if self._options.summary:
@@ -187,7 +189,7 @@ class OpenAIWriter(_Document):
         self._element(choice)
 
     def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        closing = _json(totals_row(sums, n_rejected, n_empty_lines))
+        closing = json_bytes(totals_row(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"seqloss":{"run":' + self._run + b',"rejected":[')
         self._write_rejected()
         self._sink.write(b'],"totals":' + closing + b"}}\n")

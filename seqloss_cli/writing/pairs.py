@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from seqloss_cli.conditional import (
@@ -15,6 +16,10 @@ from seqloss_cli.metrics import Totals
 from seqloss_cli.records import SequenceScore, TokenSequence
 
 Row = dict[str, Any]
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def texts_row(sequence: TokenSequence) -> Row:
@@ -34,8 +39,9 @@ def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
     """The log-probabilities of a pair and its parts; `totals` are those of this sequence."""
     seam = score.sequence.seam
     assert seam is not None
-    rule = chain_rule(score, totals)
+    rule, pair = chain_rule(score, totals), score.sequence.sample.pair
     row: Row = {
+        "response_sha256": None if pair is None else sha256(pair.response),
         "boundary": seam.boundary,
         "n_prompt_tokens": totals.n_prompt_tokens,
         "n_response_tokens": totals.n_response_tokens,

@@ -3,7 +3,6 @@ infinite is null (rule 3 of the numbers contract)."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
-from seqloss_cli.writing.pairs import pair_row, pair_totals_row, texts_row
+from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
 
 Row = dict[str, Any]
 
@@ -33,6 +32,10 @@ class RowOptions:
     words: bool = False
     context_lengths: bool = False
     pmi: bool = False
+    ranks: bool = False
+    entropies: bool = False
+    alternatives: bool = False
+    """These three are there when scores have them; formats with a fixed header must know before."""
 
 
 def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> Row:
@@ -71,7 +74,7 @@ def identity_row(sequence: TokenSequence) -> Row:
         "id": sample.id,
         "source": sample.source,
         "line": sample.line,
-        "text_sha256": _sha256(sequence.text),
+        "text_sha256": None if sequence.text is None else sha256(sequence.text),
     }
 
 
@@ -126,15 +129,18 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
     ]
 
 
-def _sha256(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
-
-
 def _sums(totals: Totals, one_sequence: bool) -> Row:
     """Counts, sums and rates; of a row without a text, what is counted in it is not known."""
     row: Row = {"n_tokens": totals.n_tokens, "n_scored": totals.n_scored}
     without_text = one_sequence and totals.n_without_text
-    for name in ("n_bytes", "n_scored_bytes", "n_chars", "n_scored_chars", "n_words"):
+    for name in (
+        "n_bytes",
+        "n_scored_bytes",
+        "n_chars",
+        "n_scored_chars",
+        "n_words",
+        "n_unscored_text_tokens",
+    ):
         row[name] = None if without_text else getattr(totals, name)
     for name in (
         "total_loss",

@@ -1,9 +1,16 @@
-"""Where output bytes go: stdout, or a file that exists under its name only when it is whole."""
+"""Where output bytes go: stdout, or a file that exists under its name only when it is whole.
+
+Until then it is FILE.partial, which one process at a time writes, and whose rows outlive a crash of
+that process at once, and one of the machine but for the last seconds.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,26 +18,51 @@ from typing import BinaryIO
 
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.paths import partial_path
+from seqloss_cli.writing.locks import RENAMES_OPEN_FILES, try_to_lock
+
+SYNC_SECONDS = 2.0
+"""Flushed rows are forced to the disk this often, while rows come."""
 
 
-def refuse_to_overwrite(path: Path, force: bool) -> None:
+def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> None:
     """Raises UsageError when the file or its partial one exists, unless `force` is given, and when
-    it could not be written at all."""
-    if not path.parent.is_dir():
-        raise UsageError(f"-o {path}: there is no directory {path.parent}")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"-o {path} is no regular file; leave -o out to write to stdout")
-    for existing in (path, partial_path(path)):
+    it could not be written at all. `resumable`: --resume would go on with a partial one."""
+    _refuse_odd_places(path)
+    partial = partial_path(path)
+    for existing in (path, partial):
         if existing.exists() and not force:
-            raise UsageError(f"{existing} exists; --force writes over it")
+            other = "--resume goes on with it, " if resumable and existing == partial else ""
+            raise UsageError(f"{existing} exists; {other}--force writes over it")
+
+
+def left_behind(path: Path) -> Path | None:
+    """The file that --resume looks at: FILE.partial, else FILE, else none.
+
+    Raises UsageError when both are there, which one run never leaves (but in the middle of its
+    renaming, which is brought to an end here), or when FILE could not be written at all.
+    """
+    _refuse_odd_places(path)
+    _end_renaming(path)
+    partial = partial_path(path)
+    if not partial.exists():
+        return path if path.exists() else None
+    if path.exists():
+        raise UsageError(
+            f"both {path} and {partial} exist; --resume goes on with the partial one once the "
+            "other is away, --force writes over both"
+        )
+    return partial
 
 
 @contextmanager
-def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
+def open_sink(path: Path | None, force: bool, resume: bool = False) -> Iterator[BinaryIO]:
     """Stdout, or `FILE.partial`, renamed to FILE when the block ends without an exception.
 
-    Raises UsageError when one of the two exists and `force` is not given, RunError when writing
-    fails (a full disk). After an error the partial file stays, so that its rows can be used.
+    With `resume` it holds what was left behind, and nothing is written before `cut` is called.
+
+    Raises UsageError when one of the two exist and neither is given, and when another process
+    writes it; RunError when writing fails (a full disk). After an error the partial file stays, so
+    that its rows can be used.
     """
     if path is None:
         if sys.stdout is None:
@@ -38,18 +70,104 @@ def open_sink(path: Path | None, force: bool) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    refuse_to_overwrite(path, force)
     partial = partial_path(path)
     try:
-        with partial.open("wb" if force else "xb") as sink:
+        _refuse_what_is_there(path, force, resume)
+        with _locked(partial, new=not (force or resume)) as sink:
+            if force:
+                cut(sink, 0)
             yield sink
             sink.flush()
             os.fsync(sink.fileno())
-        _rename(partial, path, force)
+            if RENAMES_OPEN_FILES:  # before others can lock it
+                _rename(partial, path, force)
+        if not RENAMES_OPEN_FILES:
+            _rename(partial, path, force)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise RunError(f"{partial} cannot be written: {error.strerror}") from error
+
+
+def cut(sink: BinaryIO, length: int) -> None:
+    """Keep the first bytes of what is there, and write after them."""
+    if os.fstat(sink.fileno()).st_size != length:
+        sink.truncate(length)
+    sink.seek(length)
+
+
+def _refuse_odd_places(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no directory {path.parent}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"-o {path} is no regular file; leave -o out to write to stdout")
+
+
+def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
+    """As was done before a model was loaded; others may have been here since."""
+    if resume:
+        if left_behind(path) == path:
+            raise UsageError(f"{path} came into being meanwhile; run the same command again")
+        return
+    refuse_to_overwrite(path, force)
+    _end_renaming(path)
+
+
+def _end_renaming(path: Path) -> None:
+    """Where a machine stopped between the two steps of `_rename`, both names are one file."""
+    partial = partial_path(path)
+    if path.exists() and partial.exists() and path.samefile(partial):
+        with _locked(partial):
+            partial.unlink()
+
+
+@contextmanager
+def _locked(partial: Path, new: bool = False) -> Iterator[_LastingFile]:
+    """The file as it is, made if it is not there, and held against other processes.
+
+    Raises UsageError when another process writes it, or when it is there although `new`.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(partial, flags | (os.O_EXCL if new else 0), 0o666)
+    except FileExistsError:
+        raise UsageError(f"{partial} came into being: another process is writing it") from None
+    with _LastingFile(io.FileIO(descriptor, "wb")) as sink:
+        if sink.is_regular and not (try_to_lock(descriptor) and _names(partial, descriptor)):
+            raise UsageError(f"another process is writing {partial}, or just finished it")
+        try:
+            yield sink
+        except BaseException:
+            if sink.is_empty:  # what nothing was written to is in nobody's way
+                partial.unlink()
+            raise
+
+
+def _names(path: Path, descriptor: int) -> bool:
+    """Whether the path still names the open file: who had it before us may have renamed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+class _LastingFile(io.BufferedWriter):
+    """A file whose flushed bytes are forced to the disk from time to time."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.is_regular = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+        self._synced = time.monotonic()
+
+    @property
+    def is_empty(self) -> bool:
+        return self.is_regular and self.tell() == 0 == os.fstat(self.fileno()).st_size
+
+    def flush(self) -> None:
+        super().flush()
+        if self.is_regular and time.monotonic() - self._synced >= SYNC_SECONDS:
+            os.fsync(self.fileno())
+            self._synced = time.monotonic()
 
 
 def _rename(partial: Path, path: Path, force: bool) -> None:

@@ -1,0 +1,51 @@
+"""What options with a fixed set of values take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Bos(StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class SpecialTokens(StrEnum):
+    parse = "parse"
+    text = "text"
+    error = "error"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+class Compile(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Unit(StrEnum):
+    nats = "nats"
+    bits = "bits"
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    openai = "openai"
+    parquet = "parquet"
+    csv = "csv"
+    tsv = "tsv"
+
+
+class Level(StrEnum):
+    sequence = "sequence"
+    token = "token"

@@ -1,0 +1,59 @@
+"""What each output format can hold: what it cannot is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from seqloss_cli.cli.enums import Format, Level
+from seqloss_cli.cli.failures import say
+from seqloss_cli.errors import UsageError
+from seqloss_cli.extras import load_pyarrow
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+
+BY_EXTENSION = {
+    f".{format.value}": format
+    for format in (Format.json, Format.jsonl, Format.parquet, Format.csv, Format.tsv)
+}
+DELIMITERS = {Format.csv: ",", Format.tsv: "\t"}
+
+
+def require_possible(choice: OutputChoice, level_given: bool) -> None:
+    """Raises UsageError for what the format has no place for, or when its package is missing."""
+    if choice.format is Format.openai and not choice.tokens:
+        raise UsageError("--format openai is made of tokens; leave --no-tokens out")
+    if choice.format is Format.parquet:
+        if choice.path is None:
+            raise UsageError("--format parquet is no text: it needs -o FILE")
+        load_pyarrow()
+    if choice.format in DELIMITERS:
+        _require_columns(choice)
+    elif level_given:
+        raise UsageError("--level says what a line of --format csv or tsv is")
+
+
+def _require_columns(choice: OutputChoice) -> None:
+    name = choice.format.value
+    if choice.summary:
+        raise UsageError(f"{name} has lines of inputs and no totals; --summary goes with --json")
+    for flag, asked in (("--words", choice.words), ("--top-k", choice.alternatives)):
+        if asked:
+            raise UsageError(f"{name} has no place for {flag}; --jsonl has")
+    if choice.level is Level.token:
+        if not choice.tokens:
+            raise UsageError("--level token is made of tokens; leave --no-tokens out")
+        return
+    for flag, asked in (
+        ("--ranks", choice.ranks),
+        ("--entropy", choice.entropies),
+        ("--context-lengths", choice.context_lengths),
+    ):
+        if asked:
+            raise UsageError(f"{name} has a place for {flag} with --level token only")
+
+
+def say_what_is_left_out(choice: OutputChoice) -> None:
+    """A line on stderr where the format holds less than a run gives."""
+    if choice.format in DELIMITERS:
+        say(f"{choice.format.value} holds neither the run nor the totals; --jsonl holds both")

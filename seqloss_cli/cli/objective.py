@@ -1,0 +1,100 @@
+"""`seqloss objective`: which parameters make the total loss over a data set least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqloss_cli.cli import in_turn as t
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli import reports as r
+from seqloss_cli.cli.compare import say_what_was_left_out
+from seqloss_cli.cli.failures import REJECTED, command_errors, say
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from seqloss_cli.results import ResultsFile
+
+EXAMPLES = (
+    "seqloss objective samples/checkpoints/step-* demo --data README.md --lines",
+    "seqloss objective run/checkpoint-* --data held-out.jsonl --limit 500 --json",
+)
+
+
+@o.with_options(
+    t.TURN_OPTIONS,
+    r.STATISTICS_OPTIONS,
+    {
+        "bootstrap": (
+            Annotated[int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=1)],
+            2000,
+        ),
+    },
+    r.REPORT_OPTIONS,
+)
+def objective(
+    ctx: typer.Context,
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT", help="Directories or hub names.")
+    ],
+) -> None:
+    """The pre-training objective as a question: which checkpoint makes the total loss least.
+
+    Scores the data with each in turn, shows the curve over training steps, and says whether the
+    lead of the best one is more than noise.
+    """
+    with command_errors(ctx):
+        r.wants_json(ctx)
+        with t.scored_in_turn(ctx, checkpoints) as (names, n_rejected):
+            _find(ctx, names, checkpoints, n_rejected)
+
+
+def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
+    from seqloss_cli.comparisons import CompareOptions, find_objective, training_step
+    from seqloss_cli.rendering.comparisons import objective_view, plain_words
+    from seqloss_cli.rendering.reports import Scale
+    from seqloss_cli.results import TOKENIZER, run_differences
+    from seqloss_cli.statistics import Estimate
+    from seqloss_cli.summaries import SummaryOptions, summarize
+    from seqloss_cli.writing.reports import objective_report
+
+    values = ctx.params
+    options = CompareOptions(
+        values["worst"],
+        values["bootstrap"],
+        values["seed"],
+        values["cluster"],
+        values["confidence"],
+    )
+
+    def open_all() -> list[ResultsFile]:
+        return [r.open_one(*each) for each in zip(names, models, strict=True)]
+
+    reading = r.Reading(open_all())
+    files = reading.files
+    same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
+    found = find_objective(
+        lambda: [reading.rows(file, quiet=True) for file in open_all()], same, options
+    )
+    say_what_was_left_out(found.comparisons, found.comparisons.joined, files)
+    of_each = SummaryOptions(cluster=values["cluster"], n_extremes=0, confidence=options.confidence)
+    estimates = [
+        summarize(reading.rows(file), of_each).whole.estimates.get("mean_loss", Estimate(None))
+        for file in files
+    ]
+    bits = values["unit"] == "bits"
+
+    def views() -> Iterator[RenderableType]:
+        steps = [training_step(model) for model in models]
+        yield from objective_view(models, steps, found.totals, estimates, found.best, bits)
+        if found.lead is not None:
+            yield plain_words(found.lead, models, Scale(bits))
+
+    r.write_report(ctx, objective_report(found, files, estimates, values["data"]), views)
+    if found.best is None:
+        say("warning: no row can be compared: there is no best checkpoint")
+    if n_rejected:
+        raise typer.Exit(REJECTED)

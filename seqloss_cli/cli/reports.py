@@ -1,0 +1,150 @@
+"""What the commands on results have in common: their options, opening files, writing a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli.failures import say
+from seqloss_cli.errors import RowError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from seqloss_cli.results import Difference, ResultRow, ResultsFile
+
+STATISTICS = "Statistics"
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="RESULTS", help="What score or cond wrote: .jsonl, .json, .parquet."),
+]
+STATISTICS_OPTIONS: o.Group = {
+    "cluster": (
+        Annotated[
+            str | None,
+            o.option(
+                STATISTICS,
+                "--cluster",
+                "Field (or meta field) that rows share which were not drawn independently.",
+            ),
+        ],
+        None,
+    ),
+    "seed": (Annotated[int, o.option(STATISTICS, "--seed", "Of resampling.", min=0)], 0),
+    "confidence": (
+        Annotated[
+            float,
+            o.option(STATISTICS, "--confidence", "Of the intervals.", min=0.5, max=0.9999),
+        ],
+        0.95,
+    ),
+}
+REPORT_OPTIONS: o.Group = {
+    "allow_different": (
+        Annotated[
+            bool,
+            o.flag(o.POLICY, "--allow-different", "Take runs whose policies differ together."),
+        ],
+        False,
+    ),
+    "worst": (
+        Annotated[int, o.option(o.SHOW, "--worst", "How many extremes are listed.", min=0)],
+        10,
+    ),
+    "unit": o.SHOW_OPTIONS["unit"],
+    "json": o.OUTPUT_OPTIONS["json"],
+    "output": (
+        Annotated[
+            Path | None,
+            o.option(o.OUTPUT, "--output", "Write to FILE (.json or .txt).", aliases=("-o",)),
+        ],
+        None,
+    ),
+    "force": o.OUTPUT_OPTIONS["force"],
+    "config": o.OTHER_OPTIONS["config"],
+    "debug": o.OTHER_OPTIONS["debug"],
+}
+
+
+class Reading:
+    """Results files that are being read, and how many rows of them could not be used."""
+
+    def __init__(self, files: Sequence[ResultsFile]) -> None:
+        self.files, self.n_unusable = list(files), 0
+
+    def rows(self, file: ResultsFile, quiet: bool = False) -> Iterator[ResultRow]:
+        from seqloss_cli.records import Rejected
+
+        for row in file.rows:
+            if not isinstance(row, Rejected):
+                yield row
+            elif not quiet:
+                self.n_unusable += 1
+                say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
+        if not file.complete and not quiet:
+            say(f"warning: {file.name} is not complete: its run did not come to its end")
+
+    def all_rows(self) -> Iterator[ResultRow]:
+        for file in self.files:
+            yield from self.rows(file)
+
+
+def open_one(name: str, shown: str | None = None) -> ResultsFile:
+    """By the name that messages are to have. Raises RunError when it holds no results."""
+    from seqloss_cli.paths import shown_path
+    from seqloss_cli.results import open_results
+
+    try:
+        file = open_results(name)
+        file.name = shown or file.name
+        return file
+    except RowError as error:
+        raise RunError(f"{shown_path(name)}: {error.message} ({error.reason})") from error
+
+
+def require_same(
+    files: Sequence[ResultsFile],
+    differences: Callable[[ResultsFile], Iterable[Difference]],
+    why: str,
+) -> None:
+    """Raises UsageError naming what differs between the first run and another."""
+    for file in files[1:]:
+        if named := "; ".join(map(str, differences(file))):
+            raise UsageError(
+                f"{file.name} and {files[0].name} differ: {named}; {why} (--allow-different)"
+            )
+
+
+def write_report(
+    context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
+) -> None:
+    """As JSON, or as the views for a person."""
+    from seqloss_cli.cli.output import console
+    from seqloss_cli.writing import open_sink
+    from seqloss_cli.writing.reports import report_bytes
+
+    path: Path | None = context.params["output"]
+    as_json = wants_json(context)
+    with open_sink(path, context.params["force"]) as sink:
+        if as_json:
+            sink.write(report_bytes(report))
+            return
+        terminal = console(path, sink)
+        for n, view in enumerate(views()):
+            if n:
+                terminal.print()
+            terminal.print(view)
+
+
+def wants_json(context: typer.Context) -> bool:
+    """Raises UsageError when the extension of -o says neither."""
+    path: Path | None = context.params["output"]
+    if context.params["json"] or path is None or path.suffix == ".txt":
+        return bool(context.params["json"])
+    if path.suffix == ".json":
+        return True
+    raise UsageError(f"-o {path}: its extension names no format; use .json or .txt, or say --json")

@@ -1,0 +1,84 @@
+"""`--resume`: go on with what an earlier run of the same command left, or start where there is
+nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from seqloss_cli.cli.enums import Format
+from seqloss_cli.cli.failures import StrictStopError, say
+from seqloss_cli.errors import UsageError
+from seqloss_cli.metrics import Totals
+from seqloss_cli.records import RunInfo
+from seqloss_cli.results import totals_of_row
+from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_run, require_same_run
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.writing import LeftFile
+
+
+def require_resumable(choice: OutputChoice) -> None:
+    """Raises UsageError for what cannot be gone on with, before a model is loaded."""
+    if choice.path is None:
+        raise UsageError("--resume goes on with a file: give -o FILE.jsonl")
+    if choice.force:
+        raise UsageError("--resume keeps what --force writes over: choose one of them")
+    if choice.format is not Format.jsonl:
+        raise UsageError(
+            f"--resume goes on line by line, which {choice.format.value} does not have: give "
+            "-o FILE.jsonl or --jsonl"
+        )
+    if choice.summary:
+        raise UsageError("--resume needs the rows in the file: leave --summary out")
+    left_behind(choice.path)
+
+
+def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
+    """The run line of what an earlier run left; nothing where there is none."""
+    left = None if path is None else left_behind(path)
+    return {} if left is None else recorded_run(left) or {}
+
+
+def whole_already(path: Path, run: RunInfo) -> LeftFile | None:
+    """The finished file, if this very run came to its end before.
+
+    Raises UsageError when the file is another run's, or not whole.
+    """
+    if left_behind(path) != path:
+        return None
+    file = look_at(path)
+    if file.run is None or not file.has_totals or file.n_torn:
+        raise UsageError(
+            f"--resume: {path} is not whole; rename it to {path}.partial to go on with it, or give "
+            "--force to start anew"
+        )
+    require_same_run(path, file.run, run)
+    n_sequences = file.n_rows - file.n_rejected
+    say(f"{path} is whole: {n_sequences} sequences, {file.n_rejected} rejected; nothing to do")
+    return file
+
+
+def take_up(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRows[Totals] | None:
+    """The rows that are kept, with the sink placed after them; None where a run begins anew.
+
+    Raises UsageError when another run wrote them, and StrictStopError when `strict` would have
+    stopped among them.
+    """
+    file = look_at(partial)
+    if file.run is not None:
+        require_same_run(partial, file.run, run)
+    if strict and file.n_rejected:
+        raise StrictStopError(
+            f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out to "
+            "go on after them"
+        )
+    cut(sink, file.length)
+    if file.n_torn:
+        say(f"cut {file.n_torn} bytes of a torn end off {partial}")
+    if file.run is None:
+        return None
+    say(f"going on with {partial}: {file.n_rows} rows are kept")
+    return KeptRows(file, Totals(), totals_of_row)

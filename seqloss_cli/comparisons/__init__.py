@@ -1,0 +1,25 @@
+"""Models held against each other on the same inputs, by their results."""
+
+from seqloss_cli.comparisons.comparing import (
+    CompareOptions,
+    Comparison,
+    Comparisons,
+    SideTotals,
+    compare,
+)
+from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
+from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
+
+__all__ = [
+    "CompareOptions",
+    "Comparison",
+    "Comparisons",
+    "JoinReport",
+    "Objective",
+    "SideTotals",
+    "compare",
+    "find_objective",
+    "join",
+    "not_comparable",
+    "training_step",
+]

@@ -1,0 +1,282 @@
+"""Whether one model's losses are lower than another's on the same inputs, and where they differ.
+
+Differences are taken row by row and summed over documents, so that what makes a text hard for both
+drops out. With one tokenizer they are per token; across tokenizers per byte of the same text (rule
+15 of the numbers contract).
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
+from seqloss_cli.records import Floats
+from seqloss_cli.results import ResultRow, TokenLosses
+from seqloss_cli.statistics import (
+    FEW_UNITS,
+    Estimate,
+    SignFlip,
+    block_bootstrap,
+    bootstrap_ratio,
+    default_block,
+    holm,
+    ratio_estimate,
+    sign_flip_test,
+    unknown,
+)
+from seqloss_cli.summaries import Top, highest, token
+
+Unit = Literal["token", "byte"]
+TIE = 1e-5
+"""Nats per token or byte. Runs of one model differ by less between batches and machines; what does
+not differ by more is a tie, and no difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    n_extremes: int = 10
+    bootstrap: int = 2000
+    seed: int = 0
+    cluster: str | None = None
+    confidence: float = 0.95
+    alpha: float = 0.05
+    """A difference is shown when the adjusted p is below this and the interval leaves out 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDifference:
+    id: str
+    line: int | None
+    difference: float
+    """B - A, nats per token or byte of this document."""
+    first: float
+    second: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDifference:
+    id: str
+    line: int | None
+    position: int
+    token: str | None
+    difference: float
+    """B - A, nats."""
+    first: float
+    second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SideTotals:
+    """Of the rows that are compared."""
+
+    total_loss: float
+    per_unit: Estimate
+    """Nats per token or byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """B against A: differences are B - A, so that a negative one says that B is lower."""
+
+    first: int
+    """Place of A among the files."""
+    second: int
+    unit: Unit
+    n_documents: int
+    n_units: int
+    """Scored tokens or bytes of the rows that are compared."""
+    a: SideTotals
+    b: SideTotals
+    difference: Estimate
+    """Nats per unit: of sums over sums."""
+    bootstrap: Estimate
+    test: SignFlip
+    p_adjusted: float
+    """By Holm's method where several are compared."""
+    n_lower: int
+    """Documents on which B is lower; the others are ties and losses."""
+    n_tied: int
+    n_higher: int
+    correlation: float | None
+    """Pearson's, of the documents' losses per unit."""
+    shown: bool
+    """More than noise."""
+    documents: list[DocumentDifference]
+    tokens: list[TokenDifference]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    pairs: list[Comparison]
+    joined: JoinReport
+    left_out: Counter[str]
+    """Rows with a partner that could not be compared, by reason."""
+    left_out_ids: list[str]
+    """The first of them."""
+
+
+@dataclass(slots=True)
+class _Pairs:
+    """The rows of two files, as they are joined."""
+
+    same_tokenizer: bool
+    options: CompareOptions
+    a: array[float] = field(default_factory=lambda: array("d"))
+    b: array[float] = field(default_factory=lambda: array("d"))
+    units: array[float] = field(default_factory=lambda: array("d"))
+    clusters: list[Any] = field(default_factory=list)
+    only: tuple[Floats, Floats] | None = None
+    """Token losses of both, while there is one document."""
+    documents: Top = field(init=False)
+    tokens: Top = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
+
+    def add(self, a: ResultRow, b: ResultRow) -> None:
+        first, second = a.totals.total_loss, b.totals.total_loss
+        assert first is not None
+        assert second is not None
+        units = a.totals.n_scored if self.same_tokenizer else a.totals.n_scored_bytes
+        self.a.append(first)
+        self.b.append(second)
+        self.units.append(units)
+        self.clusters.append(a.field(self.options.cluster) if self.options.cluster else None)
+        difference = (second - first) / units
+        if self.documents.takes(abs(difference)):
+            found = DocumentDifference(
+                a.id, a.fields.get("line"), difference, first / units, second / units
+            )
+            self.documents.add(abs(difference), found)
+        self.only = None
+        if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
+            self._add_tokens(a, a.tokens, b.tokens)
+
+    def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
+        if len(self.a) == 1:
+            self.only = (a.losses[a.counted], b.losses[b.counted])
+        differences = np.where(a.counted & b.counted, b.losses - a.losses, 0.0)
+        for place in highest(np.abs(differences), self.options.n_extremes):
+            size = float(abs(differences[place]))
+            if self.tokens.takes(size) and size > 0:
+                first, second = float(a.losses[place]), float(b.losses[place])
+                text, line = token(row, place), row.fields.get("line")
+                found = TokenDifference(row.id, line, place, text, second - first, first, second)
+                self.tokens.add(size, found)
+
+
+def compare(
+    files: Sequence[Iterable[ResultRow]],
+    same_tokenizer: bool,
+    options: CompareOptions,
+    against: int | None = None,
+) -> Comparisons:
+    """Every two of the files, or each other one with `against` as B, on the rows that all of them
+    have and that can be compared."""
+    report, left_out, ids = JoinReport(), Counter[str](), list[str]()
+    chosen = list(combinations(range(len(files)), 2))
+    if against is not None:
+        chosen = [(n, against) for n in range(len(files)) if n != against]
+    pairs = {pair: _Pairs(same_tokenizer, options) for pair in chosen}
+    for rows in join(files, report):
+        if reason := not_comparable(rows, same_tokenizer):
+            left_out[reason] += 1
+            if len(ids) < options.n_extremes:
+                ids.append(rows[0].id)
+            continue
+        for (first, second), collected in pairs.items():
+            collected.add(rows[first], rows[second])
+    tests = {pair: _test(collected) for pair, collected in pairs.items()}
+    adjusted = dict(zip(chosen, holm([tests[pair].p for pair in chosen]), strict=True))
+    made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
+    return Comparisons(made, report, left_out, ids)
+
+
+def _test(collected: _Pairs) -> SignFlip:
+    """Over documents, or over clusters of them."""
+    differences = np.array(collected.b) - np.array(collected.a)
+    if collected.options.cluster and len(differences):
+        differences = np.bincount(_numbered(collected.clusters), weights=differences)
+    return sign_flip_test(differences, seed=collected.options.seed)
+
+
+def _comparison(
+    pair: tuple[int, int], collected: _Pairs, test: SignFlip, p_adjusted: float
+) -> Comparison:
+    options = collected.options
+    a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
+    clusters = _numbered(collected.clusters) if options.cluster and len(a) else None
+    d = b - a
+    ties = np.abs(d) <= TIE * units
+    if not len(a):
+        difference = bootstrap = unknown(None, 0, "no rows to compare")
+        sides = [SideTotals(0.0, difference)] * 2
+    else:
+        difference = ratio_estimate(d, units, clusters, options.confidence)
+        bootstrap = bootstrap_ratio(
+            d, units, options.bootstrap, options.seed, clusters, options.confidence
+        )
+        sides = [
+            SideTotals(math.fsum(y.tolist()), ratio_estimate(y, units, clusters)) for y in (a, b)
+        ]
+    notes = []
+    if len(a) == 1 and collected.only is not None:
+        difference = bootstrap = _of_one_text(*collected.only, options)
+    elif 1 < difference.n < FEW_UNITS:
+        notes.append(f"few documents ({difference.n}): the interval may be too narrow")
+    return Comparison(
+        first=pair[0],
+        second=pair[1],
+        unit="token" if collected.same_tokenizer else "byte",
+        n_documents=len(a),
+        n_units=int(units.sum()),
+        a=sides[0],
+        b=sides[1],
+        difference=difference,
+        bootstrap=bootstrap,
+        test=test,
+        p_adjusted=p_adjusted,
+        n_lower=int(((d < 0) & ~ties).sum()),
+        n_tied=int(ties.sum()),
+        n_higher=int(((d > 0) & ~ties).sum()),
+        correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
+        shown=_is_shown(difference, p_adjusted, options.alpha, len(a)),
+        documents=collected.documents.items(),
+        tokens=collected.tokens.items(),
+        notes=notes,
+    )
+
+
+def _is_shown(difference: Estimate, p: float, alpha: float, n: int) -> bool:
+    """With one document there is no test over documents: the interval over its blocks decides."""
+    if difference.low is None or difference.high is None or difference.value is None:
+        return False
+    if abs(difference.value) <= TIE:
+        return False
+    return not difference.low <= 0 <= difference.high and (p < alpha or n == 1)
+
+
+def _of_one_text(a: Floats, b: Floats, options: CompareOptions) -> Estimate:
+    block = default_block(len(a))
+    return block_bootstrap(b - a, block, options.bootstrap, options.seed, options.confidence)
+
+
+def _correlation(a: Floats, b: Floats) -> float | None:
+    if not (a.std() > 0 and b.std() > 0):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _numbered(values: list[Any]) -> Any:
+    """Clusters counted from 0 in the order in which they come."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(str(value), len(numbers)) for value in values])

@@ -1,0 +1,18 @@
+"""Results files as data: what `score` and `cond` wrote, read back and checked."""
+
+from seqloss_cli.results.files import ResultsFile, open_results
+from seqloss_cli.results.rows import ResultRow, TokenLosses, totals_of_row
+from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, Difference, run_differences
+
+__all__ = [
+    "NUMERICS",
+    "POLICIES",
+    "TOKENIZER",
+    "Difference",
+    "ResultRow",
+    "ResultsFile",
+    "TokenLosses",
+    "open_results",
+    "run_differences",
+    "totals_of_row",
+]

@@ -1,0 +1,30 @@
+"""How sure a figure is. The unit that is drawn at random is a document (or a cluster of them, or a
+block of one long text), never a token: tokens of a text are not independent."""
+
+from seqloss_cli.statistics.estimates import (
+    FEW_UNITS,
+    Estimate,
+    block_bootstrap,
+    bootstrap_ratio,
+    default_block,
+    quantile_estimate,
+    ratio_estimate,
+    unknown,
+)
+from seqloss_cli.statistics.permutation import SignFlip, holm, sign_flip_test
+from seqloss_cli.statistics.reservoir import Reservoir
+
+__all__ = [
+    "FEW_UNITS",
+    "Estimate",
+    "Reservoir",
+    "SignFlip",
+    "block_bootstrap",
+    "bootstrap_ratio",
+    "default_block",
+    "holm",
+    "quantile_estimate",
+    "ratio_estimate",
+    "sign_flip_test",
+    "unknown",
+]

@@ -1,0 +1,171 @@
+"""Ratios of sums over documents, with intervals.
+
+A mean loss is a ratio: nats over tokens, both sums over documents of unequal length. Its standard
+error is the linearised one (Cochran, Sampling Techniques, 1977, section 6.4): of the residuals
+e_i = y_i - R m_i of n documents, se^2 = n / (n - 1) * sum e_i^2 / (sum m_i)^2, with Student's t on
+n - 1 degrees of freedom. Where documents come in clusters, e is summed over each cluster first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqloss_cli.metrics import exp_or_none
+from seqloss_cli.records import Floats, Ints
+
+FEW_UNITS = 30
+"""Below this many, intervals are said to rest on few documents: they tend to be too narrow."""
+_ENTRIES = 1 << 21  # of a block of resamples
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval, null where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    """Units that were drawn: documents, clusters or blocks."""
+    method: str = ""
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def exp(self) -> Estimate:
+        """Of e to the figure: the ends go along, a standard error does not."""
+        ends = (exp_or_none(end) for end in (self.value, self.low, self.high))
+        value, low, high = ends
+        return replace(self, value=value, low=low, high=high, standard_error=None)
+
+    def times(self, factor: float) -> Estimate:
+        values = [
+            None if v is None else v * factor
+            for v in (self.value, self.low, self.high, self.standard_error)
+        ]
+        return replace(
+            self, value=values[0], low=values[1], high=values[2], standard_error=values[3]
+        )
+
+
+def unknown(value: float | None, n: int, why: str) -> Estimate:
+    """A figure without an interval."""
+    return Estimate(value, n=n, method=why)
+
+
+def ratio_estimate(
+    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+) -> Estimate:
+    """sum(y) / sum(m) over documents, with the linearised standard error.
+
+    `clusters` numbers the cluster of each document from 0.
+    """
+    total = math.fsum(m.tolist())
+    if total == 0:
+        return unknown(None, len(y), "nothing to divide by")
+    value = math.fsum(y.tolist()) / total
+    residuals = _summed(y - value * m, clusters)
+    n, unit = len(residuals), "document" if clusters is None else "cluster"
+    if n < 2:
+        return unknown(value, n, f"no interval: one {unit}")
+    error = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / abs(total)
+    reach = _student(n - 1, confidence) * error
+    method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
+    return Estimate(value, value - reach, value + reach, error, n, method)
+
+
+def bootstrap_ratio(
+    y: Floats,
+    m: Floats,
+    n_resamples: int,
+    seed: int,
+    clusters: Ints | None = None,
+    confidence: float = 0.95,
+) -> Estimate:
+    """The same ratio; documents (or clusters) are drawn with replacement, and the interval is that
+    of the percentiles (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
+    value = math.fsum(y.tolist()) / math.fsum(m.tolist()) if m.sum() else None
+    y, m = _summed(y, clusters), _summed(m, clusters)
+    n, unit = len(y), "document" if clusters is None else "cluster"
+    if n < 2 or value is None:
+        return unknown(value, n, f"no interval: {n} {unit}s")
+    generator, found = np.random.default_rng(seed), np.empty(n_resamples)
+    step = max(1, _ENTRIES // n)
+    for start in range(0, n_resamples, step):
+        drawn = generator.integers(0, n, (min(step, n_resamples - start), n))
+        sums = m[drawn].sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[start : start + step] = y[drawn].sum(1) / sums
+    method = f"bootstrap over {unit}s, percentiles of {n_resamples} resamples, seed {seed}"
+    return _percentiles(value, found[np.isfinite(found)], confidence, n, method)
+
+
+def default_block(n_tokens: int) -> int:
+    """Tokens of a block: the square root of the text's, long enough for most of what neighbouring
+    losses have in common, and short enough that there are many."""
+    return max(1, math.isqrt(n_tokens))
+
+
+def block_bootstrap(
+    losses: Floats, block: int, n_resamples: int, seed: int, confidence: float = 0.95
+) -> Estimate:
+    """The mean of one long text's losses; blocks of neighbouring tokens are drawn with replacement,
+    from a circle that the text makes (Politis & Romano 1992)."""
+    n, value = len(losses), math.fsum(losses.tolist()) / len(losses)
+    n_blocks = n // block
+    if n_blocks < 2:
+        return unknown(value, n_blocks, f"no interval: fewer than 2 blocks of {block} tokens")
+    ahead = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
+    block_sums = ahead[block:] - ahead[:-block]
+    generator, found = np.random.default_rng(seed), np.empty(n_resamples)
+    step = max(1, _ENTRIES // n_blocks)
+    for start in range(0, n_resamples, step):
+        drawn = generator.integers(0, n, (min(step, n_resamples - start), n_blocks))
+        found[start : start + step] = block_sums[drawn].sum(1) / (n_blocks * block)
+    method = (
+        f"circular block bootstrap of one text, {n_blocks} blocks of {block} tokens, percentiles "
+        f"of {n_resamples} resamples, seed {seed}"
+    )
+    return _percentiles(value, found, confidence, n_blocks, method)
+
+
+def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:
+    """A quantile of independent values with the interval of the order statistics (Conover,
+    Practical Nonparametric Statistics, 1999, section 3.2): by ranks alone, whatever the shape."""
+    from scipy.special import bdtr
+
+    ordered, n = np.sort(values), len(values)
+    value = float(np.quantile(ordered, share))
+    below = bdtr(np.arange(n + 1), n, share)  # P(at most so many values lie under the quantile)
+    tail = (1 - confidence) / 2
+    low = int(np.searchsorted(below, tail, side="right"))
+    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
+    if low < 1 or high > n:
+        return unknown(value, n, "no interval: too few documents for this quantile")
+    method = "order statistics of documents"
+    return Estimate(value, float(ordered[low - 1]), float(ordered[high - 1]), None, n, method)
+
+
+def _summed(values: Floats, clusters: Ints | None) -> Floats:
+    return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
+
+
+def _student(degrees: int, confidence: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + confidence / 2))
+
+
+def _percentiles(
+    value: float, found: NDArray[Any], confidence: float, n: int, method: str
+) -> Estimate:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), float(found.std(ddof=1)), n, method)

@@ -1,0 +1,27 @@
+"""What the rows of results files come to, without a model."""
+
+from seqloss_cli.summaries.extremes import SequenceExtreme, TokenExtreme, Top, highest, token
+from seqloss_cli.summaries.positions import PositionLoss
+from seqloss_cli.summaries.summarizing import (
+    QUANTILES,
+    GroupSummary,
+    Summarizer,
+    Summary,
+    SummaryOptions,
+    summarize,
+)
+
+__all__ = [
+    "QUANTILES",
+    "GroupSummary",
+    "PositionLoss",
+    "SequenceExtreme",
+    "Summarizer",
+    "Summary",
+    "SummaryOptions",
+    "TokenExtreme",
+    "Top",
+    "highest",
+    "summarize",
+    "token",
+]

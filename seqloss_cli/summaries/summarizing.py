@@ -1,0 +1,222 @@
+"""What rows of results come to: sums, means with intervals, quantiles, extremes, by group and by
+position. Nothing but a few numbers for each document is kept."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.metrics import Totals
+from seqloss_cli.records import Floats
+from seqloss_cli.results import ResultRow
+from seqloss_cli.statistics import (
+    FEW_UNITS,
+    Estimate,
+    Reservoir,
+    block_bootstrap,
+    bootstrap_ratio,
+    default_block,
+    quantile_estimate,
+    ratio_estimate,
+    unknown,
+)
+from seqloss_cli.summaries.extremes import Extremes, SequenceExtreme, TokenExtreme
+from seqloss_cli.summaries.positions import PositionLoss, PositionSums
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_BLOCK_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryOptions:
+    by: str | None = None
+    """Field of a row, or of its meta."""
+    cluster: str | None = None
+    """The same: rows that share its value were not drawn independently."""
+    n_extremes: int = 10
+    bootstrap: int = 0
+    """Resamples; 0 takes the linearised standard error."""
+    block: int | None = None
+    """Tokens of a block, for one long text; by default the square root of its length."""
+    seed: int = 0
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    value: Any
+    """Of the field that rows are grouped by; None for all rows."""
+    totals: Totals
+    estimates: dict[str, Estimate]
+    quantiles: dict[float, Estimate]
+    """Of the documents' mean losses."""
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    whole: GroupSummary
+    groups: list[GroupSummary]
+    token_quantiles: dict[float, float]
+    n_tokens_seen: int
+    """Scored tokens whose losses the files hold."""
+    n_tokens_drawn: int
+    """Of those, the uniform sample that the quantiles are of."""
+    positions: list[PositionLoss]
+    worst_sequences: list[SequenceExtreme]
+    best_sequences: list[SequenceExtreme]
+    worst_tokens: list[TokenExtreme]
+    best_tokens: list[TokenExtreme]
+    n_duplicates: int
+    """Rows whose id and text came before."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows of one value, as sums of each document."""
+
+    totals: Totals = field(default_factory=Totals)
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    n_scored: array[float] = field(default_factory=lambda: array("d"))
+    n_bytes: array[float] = field(default_factory=lambda: array("d"))
+    clusters: array[int] = field(default_factory=lambda: array("q"))
+    only: Floats | None = None
+    """The token losses of the first document, for when it stays the only one."""
+
+    def add(self, row: ResultRow, cluster: int) -> None:
+        sums = row.totals
+        self.totals += sums
+        if not sums.n_scored:
+            return
+        self.only = _counted(row) if not self.losses else None
+        self.losses.append(math.inf if sums.total_loss is None else sums.total_loss)
+        self.n_scored.append(sums.n_scored)
+        self.n_bytes.append(sums.n_scored_bytes)
+        self.clusters.append(cluster)
+
+
+class Summarizer:
+    """`add` rows, then ask for the `summary`."""
+
+    def __init__(self, options: SummaryOptions) -> None:
+        self._options = options
+        self._whole = _Group()
+        self._groups: dict[Any, _Group] = {}
+        self._clusters: dict[Any, int] = {}
+        self._positions = PositionSums()
+        self._tokens = Reservoir(seed=options.seed)
+        self._extremes = Extremes(options.n_extremes)
+        self._seen: set[int] = set()
+        self._n_duplicates = 0
+
+    def add(self, row: ResultRow) -> None:
+        options = self._options
+        key = row.field(options.cluster) if options.cluster else None
+        cluster = self._clusters.setdefault(key, len(self._clusters)) if options.cluster else 0
+        self._whole.add(row, cluster)
+        if options.by:
+            self._groups.setdefault(_hashable(row.field(options.by)), _Group()).add(row, cluster)
+        same = hash((row.id, row.fields.get("text_sha256")))
+        self._n_duplicates += same in self._seen
+        self._seen.add(same)
+        self._extremes.add_sequence(row)
+        if (tokens := row.tokens) is not None:
+            self._positions.add(tokens)
+            self._tokens.add(tokens.losses[tokens.counted])
+            self._extremes.add_tokens(row, tokens)
+
+    def summary(self) -> Summary:
+        drawn = self._tokens.values()
+        finite = drawn[np.isfinite(drawn)]
+        return Summary(
+            whole=self._summed(None, self._whole),
+            groups=[self._summed(value, group) for value, group in self._groups.items()],
+            token_quantiles={q: float(np.quantile(finite, q)) for q in QUANTILES if len(finite)},
+            n_tokens_seen=self._tokens.n_seen,
+            n_tokens_drawn=len(drawn),
+            positions=self._positions.figures(self._options.confidence),
+            worst_sequences=self._extremes.worst_sequences(),
+            best_sequences=self._extremes.best_sequences(),
+            worst_tokens=self._extremes.worst_tokens(),
+            best_tokens=self._extremes.best_tokens(),
+            n_duplicates=self._n_duplicates,
+        )
+
+    def _summed(self, value: Any, group: _Group) -> GroupSummary:
+        y, m = np.array(group.losses), np.array(group.n_scored)
+        known = bool(len(y)) and bool(np.isfinite(y).all())
+        estimates = dict(_estimates(group, self._options)) if known else {}
+        quantiles = {}
+        if known and len(y) > 1:
+            quantiles = {
+                q: quantile_estimate(y / m, q, self._options.confidence) for q in QUANTILES
+            }
+        return GroupSummary(value, group.totals, estimates, quantiles, list(_notes(estimates)))
+
+
+def _notes(estimates: dict[str, Estimate]) -> Iterator[str]:
+    mean = estimates.get("mean_loss")
+    if mean is None or mean.low is None:
+        return
+    if mean.n < FEW_UNITS:
+        yield f"few documents ({mean.n}): the intervals may be too narrow"
+
+
+def _estimates(group: _Group, options: SummaryOptions) -> Iterator[tuple[str, Estimate]]:
+    """Nats and rates, each with its interval, by name of the contract."""
+    y, m = np.array(group.losses), np.array(group.n_scored)
+    ones, n_docs = np.ones(len(y)), len(y)
+    if n_docs == 1 and group.only is not None:
+        mean = _of_one_text(group.only, options)
+    else:
+        mean = _ratio(y, m, group, options)
+    yield "mean_loss", mean
+    yield "perplexity", mean.exp()
+    if not group.totals.n_without_text and group.totals.n_scored_bytes:
+        per_byte = math.log(2) * np.array(group.n_bytes)
+        if n_docs == 1:
+            yield "bits_per_byte", mean.times(float(m[0] / per_byte[0]))
+        else:
+            yield "bits_per_byte", _ratio(y, per_byte, group, options)
+    each = _ratio(y, ones, group, options)
+    yield "total_loss", each.times(n_docs)
+    yield "mean_sequence_loss", each
+    yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
+
+
+def _ratio(y: Floats, m: Floats, group: _Group, options: SummaryOptions) -> Estimate:
+    clusters = None
+    if options.cluster:  # numbered anew within the group
+        clusters = np.unique(np.array(group.clusters), return_inverse=True)[1]
+    if options.bootstrap:
+        return bootstrap_ratio(y, m, options.bootstrap, options.seed, clusters, options.confidence)
+    return ratio_estimate(y, m, clusters, options.confidence)
+
+
+def _of_one_text(losses: Floats, options: SummaryOptions) -> Estimate:
+    block = options.block or default_block(len(losses))
+    resamples = options.bootstrap or _BLOCK_RESAMPLES
+    if not np.isfinite(losses).all():
+        return unknown(None, 1, "no interval: an infinite loss")
+    return block_bootstrap(losses, block, resamples, options.seed, options.confidence)
+
+
+def _counted(row: ResultRow) -> Floats | None:
+    tokens = row.tokens
+    return None if tokens is None else tokens.losses[tokens.counted]
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:
+    summarizer = Summarizer(options)
+    for row in rows:
+        summarizer.add(row)
+    return summarizer.summary()

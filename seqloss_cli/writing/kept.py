@@ -1,0 +1,179 @@
+"""What of a results file that a run left can be kept, and whether it belongs to what is read again.
+
+Read line by line. Of a file that a crash cut off, or that holds garbage after a loss of power, the
+longest beginning of whole lines is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic
+
+import orjson
+
+from seqloss_cli.errors import UsageError
+from seqloss_cli.metrics import Sums, added
+from seqloss_cli.records import Rejected, TokenSequence
+from seqloss_cli.writing.pairs import sha256, texts_row
+from seqloss_cli.writing.rows import Row, identity_row, rejected_row
+
+_RUN = b'{"type":"run"'
+_ROWS = ("sequence", "rejected")
+_FOUND_BY_SCORING = ("nan_loss",)
+"""Reasons for which a row is rejected that reading and tokenizing take."""
+_LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class LeftFile:
+    """What a results file holds."""
+
+    path: Path
+    run: Mapping[str, Any] | None
+    """The run line; None where there is none that is whole, and so nothing to keep."""
+    n_rows: int = 0
+    """After the run line, through the last that is whole."""
+    n_rejected: int = 0
+    length: int = 0
+    """Bytes through that row."""
+    has_totals: bool = False
+    """The run came to its end (or to that of --strict)."""
+    n_torn: int = 0
+    """Bytes after all that, which mean nothing."""
+
+
+def look_at(path: Path) -> LeftFile:
+    """Raises UsageError when the file holds something else than results."""
+    n_bytes = path.stat().st_size
+    with path.open("rb") as stream:
+        run = _run_line(stream, path)
+        if run is None:
+            return LeftFile(path, None, n_torn=n_bytes)
+        length, kinds = stream.tell(), dict.fromkeys(_ROWS, 0)
+        line = _whole_line(stream)
+        while line is not None and line["type"] in _ROWS:
+            kinds[line["type"]] += 1
+            length = stream.tell()
+            line = _whole_line(stream)
+        has_totals = line is not None and line["type"] == "totals"
+        end = stream.tell() if has_totals else length
+    return LeftFile(
+        path, run, sum(kinds.values()), kinds["rejected"], length, has_totals, n_bytes - end
+    )
+
+
+def recorded_run(path: Path) -> Mapping[str, Any] | None:
+    """The run line of a results file; None where it is torn or not there at all.
+
+    Raises UsageError when the file holds something else.
+    """
+    with path.open("rb") as stream:
+        return _run_line(stream, path)
+
+
+def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
+    start = stream.peek(len(_RUN))[: len(_RUN)].rstrip(b"\0")
+    if not _RUN.startswith(start):
+        raise UsageError(
+            f"--resume: {path} holds no results of seqloss: it does not begin with a run; --force "
+            "writes over it"
+        )
+    line = _whole_line(stream)
+    return None if line is None or line["type"] != "run" else line
+
+
+def _whole_line(stream: BufferedReader) -> Row | None:
+    """The next line's object; None at the end, and where a line is torn or garbage."""
+    if stream.peek(1)[:1] != b"{":  # NULs up to the end of a large file are not read
+        return None
+    raw = stream.readline()
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("type"), str) else None
+
+
+class KeptRows(Generic[Sums]):
+    """The rows that are kept, met one by one as the inputs are read again."""
+
+    def __init__(self, file: LeftFile, nothing: Sums, sums_of: Callable[[Row], Sums]) -> None:
+        """`nothing` and `sums_of`: the sums of no row, and of one that was written."""
+        self.path, self.n_rows = file.path, file.n_rows
+        self.sums, self._sums_of = nothing, sums_of
+        self.n_sequences = self.n_rejected = 0
+        self._rows = _rows(file.path, file.n_rows)
+
+    def meet(self, entry: TokenSequence | Rejected) -> None:
+        """The next input, not scored. Raises UsageError when it is not that of the next row."""
+        row = next(self._rows)
+        number = self.n_sequences + self.n_rejected + 2  # the run line is the first
+        for name, value in _expected(entry, row).items():
+            if row.get(name) != value:
+                raise UsageError(
+                    f"--resume: {self.path}:{number} belongs to another input than what is read "
+                    f"now: {name} is {_shown(row.get(name))} there and {_shown(value)} here; give "
+                    "the inputs of the first run, or --force to start anew"
+                )
+        if row["type"] == "rejected":
+            self.n_rejected += 1
+        else:
+            self.n_sequences += 1
+            self.sums = added(self.sums, self._sums_of(row))
+
+    def require_all_met(self) -> None:
+        """Raises UsageError when the inputs ended before the rows did."""
+        n_met = self.n_sequences + self.n_rejected
+        if n_met < self.n_rows:
+            raise UsageError(
+                f"--resume: the inputs end after {n_met}, and {self.path} has rows of {self.n_rows}"
+                f", the next in line {n_met + 2}; give the inputs of the first run, or --force to "
+                "start anew"
+            )
+
+
+def _rows(path: Path, n_rows: int) -> Iterator[Row]:
+    with path.open("rb") as stream:
+        for raw in islice(stream, 1, 1 + n_rows):
+            yield orjson.loads(raw)
+
+
+def _expected(entry: TokenSequence | Rejected, row: Row) -> Row:
+    """What a row of this input holds; of what can be left out of rows, what this one has."""
+    if isinstance(entry, Rejected):
+        own = rejected_row(entry)
+        return {"type": "rejected"} | {k: own[k] for k in ("id", "source", "line", "reason")}
+    if row.get("reason") in _FOUND_BY_SCORING:
+        sample = entry.sample
+        return {"type": "rejected", "id": sample.id, "source": sample.source, "line": sample.line}
+    optional = _texts_and_ids(entry)
+    return {
+        "type": "sequence",
+        **identity_row(entry),
+        "n_tokens": entry.n_tokens,
+        "n_scored": int((entry.wanted & entry.loss_mask)[1:].sum()),
+        **{name: value for name, value in optional.items() if name in row},
+    }
+
+
+def _texts_and_ids(entry: TokenSequence) -> Row:
+    pair = entry.sample.pair
+    return {
+        **texts_row(entry),
+        "response_sha256": None if pair is None else sha256(pair.response),
+        "n_response_tokens": int(entry.loss_mask.sum()),
+        "meta": entry.sample.meta,
+        "token_ids": entry.token_ids.tolist(),
+        "loss_mask": entry.loss_mask.astype(int).tolist(),
+    }
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"

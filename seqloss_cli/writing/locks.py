@@ -1,0 +1,39 @@
+"""One writer at a time: a lock on an open file, which ends with the process however that ends."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    import msvcrt
+    import os
+
+    RENAMES_OPEN_FILES = False
+    _FAR_AWAY = 1 << 62  # others cannot read what is locked, so it is no byte of the file
+
+    def try_to_lock(descriptor: int) -> bool:
+        """Whether this process now has the file; False where another one does."""
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(descriptor, place, os.SEEK_SET)
+        return True
+
+else:
+    import fcntl
+
+    RENAMES_OPEN_FILES = True
+
+    def try_to_lock(descriptor: int) -> bool:
+        """Whether this process now has the file; False where another one does."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks: nobody can have one
+            return True
+        return True

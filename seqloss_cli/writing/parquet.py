@@ -1,0 +1,120 @@
+"""Rows as a Parquet file, for tools that read columns. Needs pyarrow.
+
+The columns are the keys of the JSON rows, one row for each input in input order. What is nested is
+JSON in a column of text (its field's metadata says so). A column is null where the JSON row has no
+such key, too: `null_keys` names the keys that are there and null. The run and the totals are JSON
+in the file's metadata. `results/parquet.py` makes the lines of `--jsonl` of it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, BinaryIO, Generic
+
+from seqloss_cli.extras import load_pyarrow
+from seqloss_cli.records import SCHEMA_VERSION, Rejected, RunInfo
+from seqloss_cli.writing.columns import Columns, Kind, columns_of
+from seqloss_cli.writing.formats import Result, RowMakers, Sums, json_bytes
+from seqloss_cli.writing.rows import Row, RowOptions, rejected_row
+
+MOST_ROWS = 4096
+MOST_WEIGHT = 1 << 21
+"""Of a row group, in characters and list entries: what is in memory at a time."""
+
+
+class ParquetWriter(Generic[Result, Sums]):
+    """A row group whenever enough rows have come; the file can be read once `end` has been."""
+
+    def __init__(
+        self, sink: BinaryIO, makers: RowMakers[Result, Sums], options: RowOptions
+    ) -> None:
+        self._sink, self._makers, self._options = sink, makers, options
+        self._arrow = load_pyarrow()
+        self._rows: list[Row] = []
+        self._weight = 0
+
+    def begin(self, run: RunInfo) -> None:
+        self._run = json_bytes({"schema_version": SCHEMA_VERSION, **asdict(run)})
+        self._columns = columns_of(self._options, run)
+        self._schema = _schema(self._arrow, self._columns)
+        self._file = self._arrow.parquet.ParquetWriter(
+            _Sink(self._sink), self._schema, compression="zstd"
+        )
+
+    def sequence(self, result: Result, sums: Sums) -> None:
+        if not self._makers.summary:
+            self._take({"type": "sequence", **self._makers.of_sequence(result, sums)})
+
+    def reject(self, rejected: Rejected) -> None:
+        self._take({"type": "rejected", **rejected_row(rejected)})
+
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        self._write_group()
+        totals = json_bytes(self._makers.of_totals(sums, n_rejected, n_empty_lines))
+        self._file.add_key_value_metadata({"seqloss.run": self._run, "seqloss.totals": totals})
+        self._file.close()
+
+    def _take(self, row: Row) -> None:
+        cells = {name: _cell(value, self._columns[name]) for name, value in row.items()}
+        weight = sum(len(value) for value in cells.values() if isinstance(value, str | list))
+        if self._rows and (len(self._rows) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT):
+            self._write_group()
+        cells["null_keys"] = [name for name, value in row.items() if value is None]
+        self._rows.append(cells)
+        self._weight += weight
+
+    def _write_group(self) -> None:
+        if self._rows:
+            table = self._arrow.Table.from_pylist(self._rows, schema=self._schema)
+            self._file.write_table(table, row_group_size=len(self._rows))
+        self._rows, self._weight = [], 0
+
+
+def _cell(value: Any, kind: Kind) -> Any:
+    return value if value is None or kind is not Kind.nested else json_bytes(value).decode()
+
+
+def _schema(arrow: Any, columns: Columns) -> Any:
+    types = {
+        Kind.text: arrow.string(),
+        Kind.whole: arrow.int64(),
+        Kind.real: arrow.float64(),
+        Kind.nested: arrow.string(),
+        Kind.texts: arrow.list_(arrow.string()),
+        Kind.wholes: arrow.list_(arrow.int64()),
+        Kind.reals: arrow.list_(arrow.float64()),
+        Kind.spans: arrow.list_(arrow.list_(arrow.int64())),
+    }
+    fields = [
+        arrow.field(
+            name, types[kind], metadata={"seqloss": "json"} if kind is Kind.nested else None
+        )
+        for name, kind in columns.items()
+    ]
+    return arrow.schema([*fields, arrow.field("null_keys", types[Kind.texts])])
+
+
+class _Sink:
+    """A file as pyarrow wants it. After an error the file is closed before pyarrow's writer goes,
+    which would then write the end of the file into it, and complain."""
+
+    closed = False
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink, self._position = sink, 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if not self._sink.closed:
+            self._sink.write(data)
+        self._position += size
+        return size
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        """`open_sink` does it."""
+
+    def close(self) -> None:
+        """`open_sink` does it."""

@@ -1,0 +1,177 @@
+"""Summaries, comparisons and objectives as JSON documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from seqloss_cli.comparisons import Comparison, Comparisons, Objective, SideTotals, training_step
+from seqloss_cli.metrics import Totals
+from seqloss_cli.records import SCHEMA_VERSION
+from seqloss_cli.results import Difference, ResultsFile
+from seqloss_cli.statistics import Estimate
+from seqloss_cli.summaries import GroupSummary, Summary, SummaryOptions
+from seqloss_cli.writing.formats import json_bytes
+from seqloss_cli.writing.rows import totals_row
+
+Row = dict[str, Any]
+
+
+def report_bytes(report: Row) -> bytes:
+    return json_bytes({"schema_version": SCHEMA_VERSION, **report}) + b"\n"
+
+
+# -- summarize ---------------------------------------------------------------------------------
+
+
+def summary_report(
+    summary: Summary, files: Sequence[ResultsFile], options: SummaryOptions, n_unusable: int
+) -> Row:
+    """`n_unusable` rows of the files could not be read back."""
+    n_rejected = sum(file.n_rejected for file in files)
+    n_empty_lines = sum(file.n_empty_lines for file in files)
+    return {
+        "files": [file_row(file) for file in files],
+        "run": files[0].run,
+        "by": options.by,
+        "cluster": options.cluster,
+        "confidence": options.confidence,
+        "n_unusable": n_unusable,
+        "n_duplicates": summary.n_duplicates,
+        "totals": totals_row(summary.whole.totals, n_rejected, n_empty_lines),
+        **_estimates(summary.whole),
+        "groups": [
+            {"value": group.value, "totals": totals_row(group.totals, 0, 0), **_estimates(group)}
+            for group in summary.groups
+        ],
+        "token_quantiles": {str(q): value for q, value in summary.token_quantiles.items()},
+        "token_quantiles_of": {
+            "n": summary.n_tokens_drawn,
+            "n_tokens": summary.n_tokens_seen,
+            "method": "descriptive: no interval, as tokens of a text are not independent",
+        },
+        "positions": [asdict(position) for position in summary.positions],
+        "worst_sequences": [asdict(entry) for entry in summary.worst_sequences],
+        "best_sequences": [asdict(entry) for entry in summary.best_sequences],
+        "worst_tokens": [asdict(entry) for entry in summary.worst_tokens],
+        "best_tokens": [asdict(entry) for entry in summary.best_tokens],
+    }
+
+
+def file_row(file: ResultsFile) -> Row:
+    return {
+        "file": file.name,
+        "model": file.run.get("model"),
+        "complete": file.complete,
+        "n_sequences": file.n_sequences,
+        "n_rejected": file.n_rejected,
+    }
+
+
+def _estimates(group: GroupSummary) -> Row:
+    return {
+        "estimates": {name: asdict(estimate) for name, estimate in group.estimates.items()},
+        "sequence_quantiles": {str(q): asdict(value) for q, value in group.quantiles.items()},
+        "notes": group.notes,
+    }
+
+
+# -- compare -----------------------------------------------------------------------------------
+
+
+def comparison_report(
+    found: Comparisons, files: Sequence[ResultsFile], differences: Mapping[str, list[Difference]]
+) -> Row:
+    """`differences` of the runs, by the name of the file that has them."""
+    return {
+        "files": [file_row(file) for file in files],
+        "runs_differ": {
+            name: [asdict(difference) for difference in each] for name, each in differences.items()
+        },
+        "n_joined": found.joined.n_joined,
+        "n_joined_by_order": found.joined.n_joined_by_order,
+        "not_joined": [
+            {"file": file.name, "n": len(ids), "ids": ids[:20]}
+            for file, ids in zip(files, found.joined.alone, strict=True)
+        ],
+        "left_out": dict(found.left_out),
+        "left_out_ids": found.left_out_ids,
+        "comparisons": [comparison_row(pair, files) for pair in found.pairs],
+    }
+
+
+def comparison_row(pair: Comparison, files: Sequence[ResultsFile]) -> Row:
+    return {
+        "a": _side(files[pair.first], pair.a),
+        "b": _side(files[pair.second], pair.b),
+        "unit": f"nats per {pair.unit}",
+        "n_documents": pair.n_documents,
+        f"n_{pair.unit}s": pair.n_units,
+        "difference": asdict(pair.difference),
+        "bootstrap": asdict(pair.bootstrap),
+        "p": pair.test.p,
+        "p_adjusted": pair.p_adjusted,
+        "p_method": test_method(pair),
+        "n_b_lower": pair.n_lower,
+        "n_tied": pair.n_tied,
+        "n_b_higher": pair.n_higher,
+        "correlation": pair.correlation,
+        "difference_shown": pair.shown,
+        "notes": pair.notes,
+        "documents": [asdict(entry) for entry in pair.documents],
+        "tokens": [asdict(entry) for entry in pair.tokens],
+    }
+
+
+def test_method(pair: Comparison) -> str:
+    how = "every choice of signs" if pair.test.exact else f"{pair.test.n_flips} choices of signs"
+    return f"sign-flip permutation of documents, {how}, two-sided"
+
+
+def _side(file: ResultsFile, side: SideTotals) -> Row:
+    return {
+        "file": file.name,
+        "model": file.run.get("model"),
+        "total_loss": side.total_loss,
+        "loss_per_unit": asdict(side.per_unit),
+    }
+
+
+# -- objective ---------------------------------------------------------------------------------
+
+
+def objective_report(
+    found: Objective, files: Sequence[ResultsFile], estimates: Sequence[Estimate], data: list[str]
+) -> Row:
+    lead, best = found.lead, found.best
+    return {
+        "data": data,
+        "checkpoints": [
+            checkpoint_row(*each) for each in zip(files, found.totals, estimates, strict=True)
+        ],
+        "best": None if best is None else files[best].run.get("model"),
+        "lead": None if lead is None else comparison_row(lead, files),
+        "n_joined": found.comparisons.joined.n_joined,
+        "left_out": dict(found.comparisons.left_out),
+        "runs": [file.run for file in files],
+    }
+
+
+def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
+    """A point of the curve; sums are over the rows that every checkpoint has."""
+    model = str(file.run.get("model"))
+    return {
+        "model": model,
+        "step": training_step(model),
+        "total_loss": totals.total_loss,
+        "mean_loss": totals.mean_loss,
+        "mean_loss_low": mean.low,
+        "mean_loss_high": mean.high,
+        "perplexity": totals.perplexity,
+        "bits_per_byte": totals.bits_per_byte,
+        "n_sequences": totals.n_sequences,
+        "n_scored": totals.n_scored,
+        "n_rejected": file.n_rejected,
+        "weights_sha256": file.run.get("weights_sha256"),
+    }

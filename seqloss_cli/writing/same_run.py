@@ -1,0 +1,104 @@
+"""Whether a run may go on with what another one wrote: with the same model and settings only."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from seqloss_cli.errors import UsageError
+from seqloss_cli.records import SCHEMA_VERSION, RunInfo
+
+_MAY_DIFFER = ("type", "started_at")
+_SAME_NAME = (
+    *("model", "revision", "tokenizer", "dtype", "device", "threads", "bos", "bos_token", "eos"),
+    *("special_tokens", "context", "stride", "boundary", "batch_tokens", "devices"),
+    *("pairs.separator", "pairs.truncate", "pairs.pmi"),
+    *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
+    *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
+    *("reading.chat", "rows.words", "rows.ranks", "rows.entropy", "rows.top_k"),
+    *("rows.context_lengths", "rows.pmi", "rows.summary"),
+)
+_FLAGS = {key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME} | {
+    "compiled": "--compile",
+    "pairs.scored_turns": "--score",
+    "reading.jsonl": "--jsonl-input",
+}
+_NEGATIVE = {
+    "share_prefix": "--no-share-prefix",
+    "pairs.marginal": "--no-marginal",
+    "pairs.end_of_turn": "--no-end-of-turn",
+    "rows.text": "--no-text",
+    "rows.tokens": "--no-tokens",
+}
+_OTHER_ADVICE = {
+    "reading.inputs": "name the same FILES",
+    "pairs.chat_template_sha256": "--chat-template FILE with the same template",
+    "schema_version": "the seqloss that began it",
+    "weights_sha256": "the same weights",
+}
+_ABSENT = object()
+
+
+def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> None:
+    """Raises UsageError with every difference between a results file's run line and this run, and
+    the flag that would mend it."""
+    own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
+    there, here = dict(_flat(recorded)), dict(_flat(own))
+    differences = [
+        _difference(key, there.get(key, _ABSENT), here.get(key, _ABSENT))
+        for key in {**there, **here}
+        if there.get(key, _ABSENT) != here.get(key, _ABSENT)
+    ]
+    if differences:
+        raise UsageError(
+            f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "
+            "given then, or --force to start anew"
+        )
+
+
+def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys with their values, those of parts as `part.key`."""
+    for key, value in run.items():
+        if key in _MAY_DIFFER:
+            continue
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    advice = _advice(key, there)
+    return f"{key} is {_shown(there)} there and {_shown(here)} here" + (advice and f" ({advice})")
+
+
+def _advice(key: str, there: Any) -> str:
+    """What to give on the command line to have it as it is there."""
+    if key in _OTHER_ADVICE or there is _ABSENT:
+        return _OTHER_ADVICE.get(key, "")
+    if key.startswith("versions."):
+        return "the same version"
+    if key in _NEGATIVE:
+        return _switched(_NEGATIVE[key], not there)
+    flag = _FLAGS.get(key)
+    if flag is None:
+        return ""
+    if key == "compiled":
+        return f"{flag} {'on' if there else 'off'}"
+    if there is None or isinstance(there, bool):
+        return _switched(flag, bool(there))
+    return f"{flag} {shlex.quote(str(there))}"
+
+
+def _switched(flag: str, on: bool) -> str:
+    return f"give {flag}" if on else f"leave {flag} out"
+
+
+def _shown(value: Any) -> str:
+    text = "missing" if value is _ABSENT else repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"

@@ -1,0 +1,70 @@
+"""Results files written by hand, for tests that need no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqloss_cli.metrics import Totals
+from seqloss_cli.results import totals_of_row
+from seqloss_cli.writing.rows import totals_row
+
+RUN: dict[str, Any] = {
+    "command": "score", "started_at": "2026-01-01T00:00:00+00:00", "model": "made",
+    "revision": None, "weights_sha256": "w" * 64, "tokenizer": "made",
+    "tokenizer_sha256": "t" * 64, "dtype": "float32", "bos": "auto", "eos": False,
+    "special_tokens": "parse", "context": 512, "stride": 256, "boundary": None, "pairs": None,
+    "gold": "one-hot",
+}  # fmt: skip
+
+
+def row(
+    id: str,
+    losses: Sequence[float | None],
+    text: str | None = None,
+    meta: dict[str, Any] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Of tokens that cover two bytes each, the first of them BOS; None is unscored."""
+    infinite = [n for n, loss in enumerate(losses) if loss is not None and math.isinf(loss)]
+    known = [loss for loss in losses if loss is not None]
+    total = None if infinite or not known else math.fsum(known)
+    n_bytes, n_scored = 2 * (len(losses) - 1), len(known)
+    of_text = None if text == "" else hashlib.sha256((text or id).encode()).hexdigest()
+    made = {
+        "id": id, "source": "made.jsonl", "line": 1, "text_sha256": of_text, "bos": "prepended",
+        "eos": "none", "n_tokens": len(losses), "n_scored": n_scored,
+        "n_bytes": n_bytes, "n_scored_bytes": 2 * n_scored, "n_chars": n_bytes,
+        "n_scored_chars": 2 * n_scored, "n_words": 3, "n_unscored_text_tokens": 0,
+        "total_loss": total, "mean_loss": None if total is None else total / n_scored,
+        "flags": {}, "token_ids": list(range(len(losses))),
+        "tokens": [f"t{n}" for n in range(len(losses))],
+        "token_losses": [None if n in infinite else loss for n, loss in enumerate(losses)],
+        "byte_offsets": [0, *range(0, 2 * len(losses), 2)],
+    }  # fmt: skip
+    if infinite:
+        made |= {"inf_losses": infinite, "flags": {"inf_loss": len(infinite)}}
+    if meta is not None:
+        made["meta"] = meta
+    return made | fields
+
+
+def write(
+    path: Path,
+    rows: Iterable[dict[str, Any]],
+    run: dict[str, Any] | None = None,
+    complete: bool = True,
+    **changes: Any,
+) -> Path:
+    rows = list(rows)
+    lines: list[dict[str, Any]] = [{"type": "run", "schema_version": 1, **(run or RUN), **changes}]
+    lines += [{"type": "sequence", **each} for each in rows]
+    if complete:
+        totals = sum((totals_of_row(each) for each in rows), Totals())
+        lines.append({"type": "totals", **totals_row(totals, 0, 0)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

@@ -1,0 +1,247 @@
+"""`seqloss compare` and `seqloss objective`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_results import row, write
+from scipy import stats
+
+from seqloss_cli.comparisons import training_step
+
+Run = Callable[..., Any]
+STEPS = ["samples/checkpoints/step-100", "samples/checkpoints/step-600"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+
+
+def made(n: int, shift: float, seed: int = 0) -> list[dict[str, Any]]:
+    """Documents of 5 to 14 tokens; the same but for a shift that varies from token to token."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for k in range(n):
+        base = generator.exponential(2, 5 + k % 10) + 1
+        noise = shift + 0.05 * generator.standard_normal(len(base))
+        rows.append(row(f"d{k}", [None, *(base + noise * (shift != 0))]))
+    return rows
+
+
+def report(run_cli: Run, *arguments: str) -> dict[str, Any]:
+    done = run_cli("compare", *arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_shift_is_found_with_its_interval(run_cli: Run, files: tuple[Path, Path]) -> None:
+    a, b = files
+    write(a, made(200, 0.0), model="A")
+    write(b, made(200, -0.03), model="B", weights_sha256="x")
+    (pair,) = report(run_cli, str(a), str(b))["comparisons"]
+    d = pair["difference"]
+    assert d["low"] < -0.03 < d["high"]
+    assert pair["difference_shown"] is True
+    assert pair["p"] == 1 / 10_000
+    assert pair["n_b_lower"] + pair["n_tied"] + pair["n_b_higher"] == 200
+    assert pair["correlation"] > 0.99
+    assert pair["bootstrap"]["low"] == pytest.approx(d["low"], abs=0.2 * (d["high"] - d["low"]))
+    shown = run_cli("compare", str(a), str(b)).stdout
+    assert "B is lower by 0.03" in " ".join(shown.split())
+    assert "of 200 documents; p = 0.0001" in " ".join(shown.split())
+    other = run_cli("compare", str(b), str(a)).stdout
+    assert "B is lower by 0.03" in " ".join(other.split())
+
+
+def test_documents_of_one_length_give_the_paired_t_test(
+    run_cli: Run, files: tuple[Path, Path]
+) -> None:
+    generator = np.random.default_rng(3)
+    x, y = generator.exponential(2, (2, 40, 6)) + 1
+    for path, losses in zip(files, (x, y), strict=True):
+        write(path, [row(f"d{n}", [None, *each]) for n, each in enumerate(losses)])
+    (pair,) = report(run_cli, *map(str, files))["comparisons"]
+    theirs = stats.ttest_rel(y.mean(1), x.mean(1)).confidence_interval(0.95)
+    assert (pair["difference"]["low"], pair["difference"]["high"]) == pytest.approx(
+        (theirs.low, theirs.high)
+    )
+    assert pair["correlation"] == pytest.approx(stats.pearsonr(x.mean(1), y.mean(1)).statistic)
+
+
+def test_the_same_twice_is_no_difference(run_cli: Run, files: tuple[Path, Path]) -> None:
+    write(files[0], made(40, 0.0))
+    write(files[1], made(40, 0.0))
+    (pair,) = report(run_cli, *map(str, files))["comparisons"]
+    assert (pair["difference"]["value"], pair["p"], pair["n_tied"]) == (0.0, 1.0, 40)
+    assert pair["difference_shown"] is False
+    assert "no difference shown" in run_cli("compare", *map(str, files)).stdout
+
+
+def test_false_alarms_are_as_rare_as_they_should_be(tmp_path: Path) -> None:
+    """Under no difference, p below 0.05 in about 5 of 100 comparisons."""
+    from seqloss_cli.comparisons import CompareOptions, compare
+    from seqloss_cli.results import open_results
+
+    generator, alarms = np.random.default_rng(8), 0
+    for n in range(200):
+        paths = []
+        for side in "ab":
+            losses = generator.exponential(2, (20, 5)) + 1
+            rows = [row(f"d{k}", [None, *each]) for k, each in enumerate(losses)]
+            paths.append(write(tmp_path / f"{side}{n}.jsonl", rows))
+        options = CompareOptions(bootstrap=2)
+        found = compare([open_results(str(p)).rows for p in paths], True, options)  # type: ignore[misc]
+        alarms += found.pairs[0].shown
+    assert alarms <= 0.05 * 200 + 2.5 * (200 * 0.05 * 0.95) ** 0.5
+
+
+def test_rows_are_joined_on_their_text_whatever_their_order(
+    run_cli: Run, files: tuple[Path, Path]
+) -> None:
+    rows = made(30, 0.0)
+    write(files[0], [*rows, row("only a", [None, 1.0])])
+    renamed = [each | {"id": f"other {n}"} for n, each in enumerate(rows)]
+    write(files[1], [*renamed[::-1], row("only b", [None, 1.0])])
+    found = report(run_cli, *map(str, files))
+    assert (found["n_joined"], found["n_joined_by_order"]) == (30, 30)
+    assert [entry["ids"] for entry in found["not_joined"]] == [["only a"], ["only b"]]
+    assert found["comparisons"][0]["n_tied"] == 30
+    done = run_cli("compare", *map(str, files))
+    assert "1 rows have no partner: only a" in done.stderr
+
+
+def test_ids_tell_rows_of_one_text_apart(run_cli: Run, files: tuple[Path, Path]) -> None:
+    twins = [row("x", [None, 1.0], text="same"), row("y", [None, 5.0], text="same")]
+    write(files[0], twins)
+    write(files[1], twins[::-1])
+    found = report(run_cli, *map(str, files))
+    assert found["comparisons"][0]["n_tied"] == 2
+    assert found["n_joined_by_order"] == 0
+
+
+def test_policies_that_differ_are_refused_by_name(run_cli: Run, files: tuple[Path, Path]) -> None:
+    write(files[0], made(5, 0.0))
+    write(files[1], made(5, 0.0), eos=True, special_tokens="text")
+    done = run_cli("compare", *map(str, files))
+    assert done.exit_code == 2
+    assert "eos False and true; special_tokens parse and text" in done.stderr
+    assert run_cli("compare", *map(str, files), "--allow-different").exit_code == 0
+    write(files[1], made(5, 0.0), context=128, dtype="bfloat16")
+    done = run_cli("compare", *map(str, files))
+    assert done.exit_code == 0
+    assert "context 512 and 128" in done.stderr
+    assert "dtype float32 and bfloat16" in done.stderr
+
+
+def test_across_tokenizers_it_is_per_byte_of_the_same_bytes(
+    run_cli: Run, files: tuple[Path, Path]
+) -> None:
+    write(files[0], [row("same", [None, 2.0, 2.0]), row("differs", [None, 1.0, 1.0])])
+    fewer = row("same", [None, 3.0], n_bytes=4, n_scored_bytes=4, byte_offsets=[0, 0, 4])
+    other = row("differs", [None, 1.0], n_bytes=4)
+    write(files[1], [fewer, other], tokenizer_sha256="other")
+    found = report(run_cli, *map(str, files))
+    (pair,) = found["comparisons"]
+    assert pair["unit"] == "nats per byte"
+    assert pair["difference"]["value"] == pytest.approx(-1.0 / 4)
+    assert pair["n_bytes"] == 4
+    assert found["left_out"] == {"other bytes are scored": 1}
+    assert found["left_out_ids"] == ["differs"]
+    assert pair["tokens"] == []
+
+
+def test_three_are_adjusted_for(run_cli: Run, files: tuple[Path, Path], tmp_path: Path) -> None:
+    third = tmp_path / "c.jsonl"
+    for path, shift in ((files[0], 0.0), (files[1], -0.02), (third, 0.02)):
+        write(path, made(12, shift), model=path.stem)
+    pairs = report(run_cli, *map(str, (*files, third)))["comparisons"]
+    assert len(pairs) == 3
+    assert all(pair["p_adjusted"] >= pair["p"] for pair in pairs)
+    assert "few documents (12)" in pairs[0]["notes"][0]
+    assert "exact" not in pairs[0]["p_method"]
+    assert "every choice of signs" in pairs[0]["p_method"]
+
+
+def test_one_long_text_is_compared_in_blocks(run_cli: Run, files: tuple[Path, Path]) -> None:
+    losses = np.random.default_rng(1).exponential(2, 1000)
+    write(files[0], [row("long", [None, *losses])], model="A")
+    write(files[1], [row("long", [None, *(losses + 0.5)])], model="B")
+    (pair,) = report(run_cli, *map(str, files))["comparisons"]
+    assert "block bootstrap" in pair["difference"]["method"]
+    assert pair["difference"]["value"] == pytest.approx(0.5)
+    assert pair["difference_shown"] is True
+    shown = run_cli("compare", *map(str, files)).stdout
+    assert "one document: no test" in " ".join(shown.split())
+
+
+def test_where_they_differ_most(run_cli: Run, files: tuple[Path, Path]) -> None:
+    rows = made(20, 0.0)
+    write(files[0], rows)
+    changed = json.loads(json.dumps(rows))
+    changed[7]["token_losses"][3] += 9.0
+    changed[7]["total_loss"] += 9.0
+    write(files[1], changed)
+    (pair,) = report(run_cli, *map(str, files))["comparisons"]
+    assert pair["documents"][0]["id"] == "d7"
+    token = pair["tokens"][0]
+    assert (token["id"], token["position"], token["token"]) == ("d7", 3, "t3")
+    assert token["difference"] == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("one.jsonl",), ("--model", "a", "--model", "b")],
+    ids=str,
+)
+def test_what_is_missing_is_said(run_cli: Run, arguments: tuple[str, ...]) -> None:
+    done = run_cli("compare", *arguments)
+    assert done.exit_code == 2
+    assert "--data" in done.stderr
+
+
+def test_models_are_scored_in_turn(run_cli: Run) -> None:
+    arguments = ("--model", STEPS[0], "--model", "demo", "--data", "README.md", "--lines")
+    (pair,) = report(run_cli, *arguments)["comparisons"]
+    assert pair["a"]["model"] == STEPS[0]
+    assert pair["difference"]["value"] < 0
+    shown = run_cli("compare", *arguments, "--worst", "3")
+    assert "demo is lower by" in " ".join(shown.stdout.split())
+
+
+def test_the_objective_names_the_checkpoint_whose_total_is_least(run_cli: Run) -> None:
+    names = [STEPS[1], "demo", STEPS[0]]
+    done = run_cli("objective", *names, "--data", "README.md", "--lines", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [point["model"] for point in found["checkpoints"]] == names
+    assert [point["step"] for point in found["checkpoints"]] == [600, None, 100]
+    totals = [point["total_loss"] for point in found["checkpoints"]]
+    assert found["best"] == names[totals.index(min(totals))] != STEPS[0]
+    for name, total in zip(names, totals, strict=True):
+        scored = run_cli("score", "README.md", "--lines", "--model", name, "--json", "--no-tokens")
+        assert json.loads(scored.stdout)["totals"]["total_loss"] == total
+    assert {found["lead"][side]["model"] for side in "ab"} == {STEPS[1], "demo"}
+    shown = run_cli("objective", *names, "--data", "README.md", "--lines").stdout
+    assert "← least" in shown
+    assert "steps 100 to 600  █▁" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("run/checkpoint-1500", 1500), ("step_20", 20), ("iter=7/model", 7), ("demo", None),
+     ("gpt2-124", None), ("step1/step2", 2)],
+)  # fmt: skip
+def test_steps_are_read_from_names(name: str, step: int | None) -> None:
+    assert training_step(name) == step
+
+
+def test_a_step_is_read_from_the_trainers_state(tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 42}')
+    assert training_step(str(tmp_path)) == 42

@@ -1,0 +1,188 @@
+"""Statistics against scipy, against what is known by hand, and by simulation."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from seqloss_cli.statistics import (
+    Reservoir,
+    block_bootstrap,
+    bootstrap_ratio,
+    default_block,
+    holm,
+    quantile_estimate,
+    ratio_estimate,
+    sign_flip_test,
+)
+
+FLOATS = st.floats(-50, 50, allow_nan=False)
+
+
+@given(st.lists(FLOATS, min_size=2, max_size=40), st.sampled_from([0.8, 0.95, 0.99]))
+def test_with_documents_of_one_length_the_interval_is_that_of_a_mean(
+    values: list[float], confidence: float
+) -> None:
+    y = np.array(values)
+    found = ratio_estimate(y, np.full(len(y), 4.0), confidence=confidence)
+    error = stats.sem(y / 4)
+    assert found.value == pytest.approx(float(np.mean(y / 4)), abs=1e-12)
+    assert found.standard_error == pytest.approx(error, rel=1e-9, abs=1e-12)
+    if error > 1e-9:
+        low, high = stats.t.interval(confidence, len(y) - 1, np.mean(y / 4), error)
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+def test_the_ratio_by_hand() -> None:
+    """Rows of 1 and 99 tokens with mean losses 10 and 1 (the contract's example): R = 1.09,
+    e = (10 - 1.09, 99 - 1.09 * 99) = (8.91, -8.91), se^2 = 2 / 1 * 2 * 8.91^2 / 100^2."""
+    found = ratio_estimate(np.array([10.0, 99.0]), np.array([1.0, 99.0]))
+    assert found.value == pytest.approx(1.09)
+    assert found.standard_error == pytest.approx(math.sqrt(4 * 8.91**2) / 100)
+    assert found.n == 2
+    assert "1 degrees of freedom" in found.method
+
+
+def test_a_regression_through_the_origin_of_clusters_is_that_of_their_sums() -> None:
+    generator = np.random.default_rng(1)
+    y, m = generator.normal(5, 1, 30), generator.integers(1, 9, 30).astype(float)
+    clusters = np.repeat(np.arange(10), 3)
+    summed = ratio_estimate(y.reshape(10, 3).sum(1), m.reshape(10, 3).sum(1))
+    found = ratio_estimate(y, m, clusters)
+    assert found.standard_error == pytest.approx(summed.standard_error, rel=1e-12)
+    assert found.n == 10
+    assert "clusters" in found.method
+
+
+def test_one_document_has_no_interval() -> None:
+    found = ratio_estimate(np.array([3.0]), np.array([2.0]))
+    assert (found.value, found.low, found.high) == (1.5, None, None)
+    assert "one document" in found.method
+
+
+def draw(generator: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of log-normal lengths whose mean loss falls with length and varies: R is 3.0."""
+    m = np.ceil(generator.lognormal(5, 1, n))
+    y = m * (3.0 + 0.5 * generator.standard_normal(n)) + np.sqrt(m) * generator.standard_normal(n)
+    return y, m
+
+
+def coverage(n: int, n_runs: int = 4000) -> float:
+    generator, hits = np.random.default_rng(n), 0
+    for _ in range(n_runs):
+        found = ratio_estimate(*draw(generator, n))
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 3.0 <= found.high
+    return hits / n_runs
+
+
+@pytest.mark.parametrize("n", [200, 400])
+def test_intervals_cover_the_truth_where_there_are_documents(n: int) -> None:
+    assert 0.93 <= coverage(n) <= 0.97
+
+
+@pytest.mark.parametrize(("n", "documented"), [(10, 0.88), (30, 0.905), (100, 0.935)])
+def test_coverage_with_few_documents_is_what_the_readme_says(n: int, documented: float) -> None:
+    assert coverage(n) == pytest.approx(documented, abs=0.015)
+
+
+def test_the_bootstrap_agrees_with_scipy() -> None:
+    y, m = draw(np.random.default_rng(7), 120)
+    ours = bootstrap_ratio(y, m, 9000, seed=1)
+    theirs = stats.bootstrap(
+        (y, m),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=9000,
+        method="percentile",
+        random_state=2,
+    )
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
+    assert bootstrap_ratio(y, m, 100, seed=3) == bootstrap_ratio(y, m, 100, seed=3)
+
+
+def test_blocks_see_what_neighbours_have_in_common() -> None:
+    """Of a series in which each value resembles the one before, an error as of independent tokens
+    is several times too small; that of blocks comes near the truth (AR(1): sqrt((1+r)/(1-r)))."""
+    generator, r, n = np.random.default_rng(3), 0.8, 20_000
+    noise, series = generator.standard_normal(n), np.empty(n)
+    series[0] = noise[0]
+    for t in range(1, n):
+        series[t] = r * series[t - 1] + noise[t]
+    independent = series.std() / math.sqrt(n)
+    found = block_bootstrap(series, default_block(n), 1000, seed=0)
+    assert found.standard_error is not None
+    assert found.standard_error / independent == pytest.approx(3.0, rel=0.15)
+    assert found.value == pytest.approx(float(series.mean()))
+
+
+def test_blocks_of_one_token_are_the_bootstrap_of_tokens() -> None:
+    losses = np.random.default_rng(5).exponential(2, 3000)
+    found = block_bootstrap(losses, 1, 2000, seed=0)
+    assert found.standard_error == pytest.approx(losses.std() / math.sqrt(3000), rel=0.1)
+
+
+@given(st.lists(st.integers(-900, 900).map(float), min_size=1, max_size=9))
+def test_sign_flips_of_few_are_exact(values: list[float]) -> None:
+    d = np.array(values)
+    sums = [abs(math.fsum(s * v for s, v in zip(signs, values, strict=True)))
+            for signs in product((1, -1), repeat=len(values))]  # fmt: skip
+    found = sign_flip_test(d)
+    assert found.exact
+    assert found.p == np.mean(np.array(sums) >= abs(math.fsum(values)))
+
+
+def test_sign_flips_agree_with_scipy() -> None:
+    for n in (8, 16, 40):
+        d = np.random.default_rng(n).normal(0.3, 1, n)
+        theirs = stats.permutation_test(
+            (d,), np.sum, permutation_type="samples", n_resamples=100_000, random_state=1
+        )
+        assert sign_flip_test(d).p == pytest.approx(theirs.pvalue, abs=0.02 if n > 16 else 1e-12)
+
+
+def test_no_difference_has_p_1_and_p_is_never_0() -> None:
+    assert sign_flip_test(np.zeros(5)).p == 1.0
+    assert sign_flip_test(np.zeros(50)).p == 1.0
+    assert sign_flip_test(np.ones(200)).p == 1 / 10_000
+
+
+def test_holm_by_hand() -> None:
+    """p = 0.01, 0.04, 0.03, 0.005: in order times 4, 3, 2, 1, never falling."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_quantiles_by_order_statistics_cover() -> None:
+    generator, hits = np.random.default_rng(9), 0
+    for _ in range(1500):
+        found = quantile_estimate(generator.standard_normal(60), 0.75)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= stats.norm.ppf(0.75) <= found.high
+    assert 0.93 <= hits / 1500 <= 0.99  # ranks are whole: never below what was asked for, by much
+    assert quantile_estimate(np.arange(5.0), 0.95).low is None
+
+
+def test_a_reservoir_is_a_uniform_sample() -> None:
+    small = Reservoir(size=100)
+    small.add(np.arange(60.0))
+    assert sorted(small.values()) == list(range(60))
+    large = Reservoir(size=1000, seed=1)
+    for start in range(0, 50_000, 500):
+        large.add(np.arange(start, start + 500.0))
+    drawn = large.values()
+    assert len(drawn) == 1000 == len(set(drawn))
+    assert large.n_seen == 50_000
+    assert stats.kstest(drawn / 50_000, "uniform").pvalue > 0.001

@@ -1,0 +1,195 @@
+"""`seqloss summarize`: what it says of a file is what the run said, and how sure it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import row, write
+
+from seqloss_cli.results import open_results, totals_of_row
+from seqloss_cli.summaries import Summary, SummaryOptions, summarize
+
+Run = Callable[..., Any]
+LOSSES = st.lists(st.one_of(st.none(), st.floats(0, 30)), min_size=1, max_size=12)
+
+
+def summary_of(path: Path, **options: Any) -> Summary:
+    return summarize(open_results(str(path)).rows, SummaryOptions(**options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.jsonl"
+
+
+def scored(run_cli: Run, path: Path, *arguments: str) -> dict[str, Any]:
+    """The totals that the run itself printed."""
+    done = run_cli(*arguments, "-o", str(path), "--force")
+    assert done.exit_code in (0, 3), done.stderr
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {k: v for k, v in lines[-1].items() if k != "type"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "samples/texts.jsonl"),
+        ("score", "samples/texts.jsonl", "--no-tokens", "--no-text"),
+        ("score", "samples/text.txt", "--words", "--bos", "never"),
+        ("cond", "samples/pairs.jsonl", "--pmi", "--boundary", "compare"),
+        ("cond", "samples/pairs.jsonl", "--pmi", "--bos", "never"),
+        ("cond", "samples/chats.jsonl", "--chat-template", "samples/chat.jinja"),
+    ],
+    ids=" ".join,
+)
+def test_totals_are_those_that_the_run_printed_to_the_last_bit(
+    run_cli: Run, path: Path, arguments: tuple[str, ...]
+) -> None:
+    printed = scored(run_cli, path, *arguments)
+    report = json.loads(run_cli("summarize", str(path), "--json").stdout)
+    assert report["totals"] == printed
+
+
+def test_rejected_rows_and_empty_lines_are_counted(
+    run_cli: Run, path: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "One."}\n\nnot json\n{"text": "<|endoftext|> two"}\n')
+    printed = scored(run_cli, path, "score", str(data))
+    assert (printed["n_rejected"], printed["n_empty_lines"]) == (1, 1)
+    done = run_cli("summarize", str(path), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["totals"] == printed
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=8))
+def test_rows_sum_to_the_last_bit(texts: list[list[float | None]]) -> None:
+    rows = [row(str(n), [None, *losses]) for n, losses in enumerate(texts)]
+    totals = [totals_of_row(each) for each in rows]
+    total = sum(totals[1:], totals[0])
+    every = [loss for losses in texts for loss in losses if loss is not None]
+    if every:
+        expected = math.fsum(math.fsum(x for x in t if x is not None) for t in texts)
+        assert total.total_loss == expected
+        assert total.mean_loss == expected / len(every)
+    else:
+        assert total.total_loss is None
+
+
+def test_groups_add_up_and_have_intervals(path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        row(f"r{n}", [None, *generator.exponential(2, 3 + n % 5)], meta={"set": "ab"[n % 2]})
+        for n in range(60)
+    ]
+    write(path, rows)
+    found = summary_of(path, by="set")
+    assert [group.value for group in found.groups] == ["a", "b"]
+    sums = [group.totals for group in found.groups]
+    assert (sums[0] + sums[1]).total_loss == found.whole.totals.total_loss
+    mean = found.whole.estimates["mean_loss"]
+    assert mean.value == found.whole.totals.mean_loss
+    assert mean.low is not None
+    assert mean.high is not None
+    perplexity = found.whole.estimates["perplexity"]
+    assert (perplexity.low, perplexity.high) == (math.exp(mean.low), math.exp(mean.high))
+    assert not found.whole.notes
+    few = summary_of(path, by="meta.set", cluster="set").whole
+    assert few.estimates["mean_loss"].n == 2
+    assert "few documents (2)" in few.notes[0]
+
+
+def test_one_long_text_is_resampled_in_blocks(path: Path) -> None:
+    losses = np.random.default_rng(0).exponential(2, 900)
+    write(path, [row("long", [None, *losses])])
+    estimates = summary_of(path).whole.estimates
+    assert "900" not in estimates["mean_loss"].method
+    assert "30 blocks of 30 tokens" in estimates["mean_loss"].method
+    assert estimates["mean_sequence_loss"].low is None
+    bits = estimates["bits_per_byte"]
+    assert bits.value == pytest.approx(losses.sum() / math.log(2) / 1800)
+
+
+def test_extremes_quantiles_and_positions(path: Path) -> None:
+    rows = [row(f"r{n}", [None, *[float(n + t) for t in range(4)]]) for n in range(25)]
+    write(path, rows)
+    found = summary_of(path, n_extremes=3)
+    assert [entry.id for entry in found.worst_sequences] == ["r24", "r23", "r22"]
+    assert [entry.id for entry in found.best_sequences] == ["r0", "r1", "r2"]
+    assert [(e.id, e.position, e.loss) for e in found.worst_tokens[:2]] == [
+        ("r24", 4, 27.0), ("r23", 4, 26.0),
+    ]  # fmt: skip
+    assert found.best_tokens[0].loss == 0.0
+    every = [float(n + t) for n in range(25) for t in range(4)]
+    assert found.token_quantiles[0.5] == np.quantile(every, 0.5)
+    assert found.whole.quantiles[0.5].value == 13.5
+    assert [(p.first, p.last, p.n_scored) for p in found.positions] == [
+        (1, 1, 25), (2, 3, 50), (4, 7, 25),
+    ]  # fmt: skip
+    assert found.positions[0].mean_loss.value == 12.0
+    assert found.positions[1].mean_loss.value == 13.5
+
+
+def test_infinite_and_unscored_rows(path: Path) -> None:
+    write(path, [row("a", [None, 1.0]), row("b", [None]), row("c", [None, 2.0])])
+    found = summary_of(path)
+    assert found.whole.estimates["mean_loss"].n == 2
+    write(path, [row("a", [None, 1.0]), row("b", [None, math.inf])])
+    found = summary_of(path)
+    assert found.whole.estimates == {}
+    assert found.whole.totals.total_loss is None
+    assert [entry.id for entry in found.worst_sequences] == ["a"]
+
+
+def test_duplicates_are_said(run_cli: Run, path: Path) -> None:
+    write(path, [row("a", [None, 1.0]), row("a", [None, 1.0])])
+    done = run_cli("summarize", str(path), "--json")
+    assert json.loads(done.stdout)["n_duplicates"] == 1
+    assert "1 rows came before" in done.stderr
+
+
+def test_bad_rows_cost_only_themselves_and_exit_with_3(run_cli: Run, path: Path) -> None:
+    write(path, [row("a", [None, 1.0]), row("b", [None, 2.0])], complete=False)
+    path.write_bytes(path.read_bytes()[:-9])
+    done = run_cli("summarize", str(path), "--json")
+    assert done.exit_code == 3
+    report = json.loads(done.stdout)
+    assert (report["totals"]["n_sequences"], report["n_unusable"]) == (1, 1)
+    assert "results.jsonl:3" in done.stderr
+    assert "not complete" in done.stderr
+    assert report["files"][0]["complete"] is False
+
+
+def test_other_runs_are_refused_by_name(run_cli: Run, path: Path, tmp_path: Path) -> None:
+    write(path, [row("a", [None, 1.0])])
+    other = write(tmp_path / "b.jsonl", [row("b", [None, 1.0])], bos="never")
+    done = run_cli("summarize", str(path), str(other))
+    assert done.exit_code == 2
+    assert "bos auto and never" in done.stderr
+    assert run_cli("summarize", str(path), str(other), "--allow-different").exit_code == 0
+    assert run_cli("summarize", str(tmp_path / "none.jsonl")).exit_code == 1
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_tables(run_cli: Run, path: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    generator = np.random.default_rng(0)
+    rows = [
+        row(f"r{n}", [None, *generator.exponential(2, 3 + n % 5)], meta={"set": "ab"[n % 2]})
+        for n in range(40)
+    ]
+    write(path, rows)
+    shown = run_cli("summarize", str(path), "--by", "set", "--worst", "2").stdout
+    for text in ("linearised ratio over documents", "quantiles of loss", "worst tokens", "by set"):
+        assert text in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= width
+    bits = run_cli("summarize", str(path), "--unit", "bits").stdout
+    assert "bits per token" in bits
