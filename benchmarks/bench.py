@@ -16,7 +16,7 @@ from typing import Any
 from settings import DEFAULT, FULL, HERE, QUICK, SECTIONS, Settings
 from workers import do, in_process
 
-OF_DOCUMENTS = ("products", "textbook", "minicons", "profile")
+OF_DOCUMENTS = ("products", "textbook", "profile")
 Part = tuple[str, str, dict[str, Any]]
 
 
@@ -26,12 +26,12 @@ def parts(settings: Settings, sections: Sequence[str]) -> Iterator[Part]:
     each = [(model, dtype) for model in settings.models for dtype in settings.dtypes]
     if of_documents:
         for model, dtype in each:
-            if of_documents == ["minicons"] and (
-                dtype != "float32" or model not in settings.minicons_models
-            ):
-                continue
             arguments = {"model": model, "dtype": dtype, "sections": of_documents}
             yield f"{'/'.join(of_documents)} {model} {dtype}", "documents", arguments
+    if "minicons" in sections:
+        for model in settings.minicons_models:
+            arguments = {"model": model, "dtype": "float32", "sections": ["minicons"]}
+            yield f"minicons {model} float32", "documents", arguments
     if "lm-eval" in sections:
         for model, dtype in settings.harness:
             yield f"lm-eval {model} {dtype}", "lm-eval", {"model": model, "dtype": dtype}

@@ -24,6 +24,7 @@ class Documents:
     def __init__(self, settings: Settings, model: str, dtype: str, sections: Sequence[str]) -> None:
         self.settings, self.model, self.dtype, self.sections = settings, model, dtype, sections
         self.title = f"{model}, {dtype}"
+        self._longest = settings.minicons_longest if sections == ["minicons"] else settings.longest
         folder = checkpoint(model)
         self.shapes = Shapes(folder)
         modes = settings.modes if set(sections) - {"profile"} else ("eager",)
@@ -32,12 +33,12 @@ class Documents:
         plain = load_plain(folder, dtype)
         if "textbook" in sections:
             self.peers["textbook"] = textbook(*plain)
-        if "minicons" in sections and dtype == "float32" and model in settings.minicons_models:
+        if "minicons" in sections:
             self.peers["minicons"] = minicons(*plain)
         self.found = Found()
 
     def run(self) -> Found:
-        self._check_and_warm_up(ragged(self.settings.longest, STRATA - 1))
+        self._check_and_warm_up(ragged(self._longest, STRATA - 1))
         shares = {}
         if {"profile", "products"} & set(self.sections):
             shares = self._profile()
@@ -57,7 +58,7 @@ class Documents:
                 self.found.checks.append(Check(peer, name, worst, TOLERANCE[self.dtype]))
 
     def _profile(self) -> dict[str, float]:
-        texts = ragged(self.settings.longest, STRATA - 1)
+        texts = ragged(self._longest, STRATA - 1)
         shares = profile_round(partial(self.ours["eager"].texts, texts), self.shapes)
         if "profile" in self.sections:
             rows = [[kind, f"{share:.1%}"] for kind, share in shares.items()]
@@ -70,7 +71,7 @@ class Documents:
         rate = PlainRate(self.shapes, self._mean_batch, getattr(torch, self.dtype))
         times, plain, flop = Times(), [], []
         for number in range(self.settings.rounds):
-            texts = ragged(self.settings.longest, number)
+            texts = ragged(self._longest, number)
             n_fed = sum(len(tokenizer().encode(text).ids) - 1 for text in texts)
             flop.append(self.shapes.flop(n_fed, n_fed))
             ours: dict[str, Side] = {m: partial(o.texts, texts) for m, o in self.ours.items()}

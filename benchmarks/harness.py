@@ -6,14 +6,17 @@ neighbours in length. A round is one such batch: 16 documents of one stratum, sp
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import goals
+import torch
 from figures import TOLERANCE, Check, Found, Side, Times, difference, ratio_figure
+from rates import PlainRate, Shapes
 from settings import STRATA, Settings
-from sides import Harness, Ours, PairTexts
+from sides import BATCH_TOKENS, Harness, Ours, PairTexts
 from tokenizers import Tokenizer
 from workload import (
     checkpoint,
@@ -61,6 +64,28 @@ def _measured(rounds: Sequence[Sequence[PairTexts]], ours: dict[str, Ours], peer
     return times
 
 
+class Limit:
+    """What a ratio would be if ours did nothing but its products, at the plain rate: layers for all
+    tokens, the head for those of responses."""
+
+    def __init__(self, model: str, dtype: str, n_rows: int) -> None:
+        self._shapes = Shapes(checkpoint(model))
+        self._rate = PlainRate(self._shapes, n_rows, getattr(torch, dtype))
+        self._measured = [self._rate.measure()[0]]
+
+    def note(self, rounds: Sequence[Sequence[PairTexts]], theirs: Sequence[float]) -> str:
+        """Measures the rate again, and takes the mean."""
+        self._measured.append(self._rate.measure()[0])
+        tokens, rate = tokenizer(), sum(self._measured) / len(self._measured)
+        ratios = []
+        for pairs, seconds in zip(rounds, theirs, strict=True):
+            n_fed = sum(len(tokens.encode(a + b).ids) - 1 for a, b in pairs)
+            flop = self._shapes.flop(n_fed, sum(_lengths(tokens, pairs)))
+            ratios.append(seconds * rate / flop)
+        limit = statistics.median(ratios)
+        return f"products alone, at the plain rate, would be {limit:.2f} times"
+
+
 def run(settings: Settings, model: str, dtype: str) -> Found:
     """Documents of neighbouring lengths; with `mixed_harness` also of all lengths at once."""
     tokens, found, title = tokenizer(), Found(), f"{model}, {dtype}"
@@ -78,7 +103,9 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
         kinds["all lengths in a batch"] = [ragged(settings.longest, n) for n in range(STRATA)]
     for kind, texts in kinds.items():
         rounds = [split_cleanly(tokens, some) for some in texts]
+        limit = Limit(model, dtype, BATCH_TOKENS // 2)
         times = _measured(rounds, ours, peers)
+        notes = {peer: limit.note(rounds, times[peer]) for peer in peers}
         for mode in ours:
             for peer in peers:
                 found.figures.append(
@@ -89,6 +116,7 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
                         times[mode],
                         goals.HARNESS[dtype, mode],
                         of_sums=True,
+                        note=notes[peer],
                     )
                 )
     return found

@@ -32,7 +32,8 @@ NOTES = {
     "(`--full` measures that, too). Documents are split in halves at a clean seam; both sides "
     "score the second half, from strings to numbers. Rounds differ in work, so the ratio of the "
     "summed times is taken, too, and the lower of the two is held against the goal.",
-    "minicons": "minicons keeps the order that texts come in, so its batches are of all lengths.",
+    "minicons": "minicons keeps the order that texts come in, so its batches are of all lengths; "
+    "by default texts of up to 300 tokens, as it pads all to the longest and holds all logits.",
     "memory": "VmHWM less VmRSS after loading, each point a process of its own.",
     "around": "The engine alone is given the batches that the whole run made. The output is "
     "written without texts and tokens.",

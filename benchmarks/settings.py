@@ -41,14 +41,16 @@ class Settings:
     mixed_harness: bool = False
     """Also give lm-evaluation-harness batches of documents of all lengths."""
     minicons_models: tuple[str, ...] = ("gpt2",)
-    hellaswag: tuple[int, int, int, int] = (16, 60, 4, 25)
+    minicons_longest: int = 300
+    """It pads every batch to the longest text, and holds all its logits."""
+    hellaswag: tuple[int, int, int, int] = (8, 60, 4, 25)
     """Prompts, their tokens, endings of each, their tokens."""
-    one_prompt: tuple[int, int, int, int] = (1, 512, 32, 8)
+    one_prompt: tuple[int, int, int, int] = (1, 256, 32, 8)
     vocabularies: tuple[int, ...] = (32_000, 152_000, 256_000)
     memory_tokens: int = 8192
     corpus_rows: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Multiples of the first, whose tokens are then exact multiples, too."""
-    around_rows: int = 10_000
+    around_rows: int = 5_000
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +75,7 @@ FULL = replace(
     hellaswag=(32, 60, 4, 25),
     one_prompt=(1, 512, 64, 16),
     minicons_models=MODELS,
+    minicons_longest=1000,
     corpus_rows=(1_000, 10_000, 100_000, 1_000_000),
     around_rows=100_000,
 )
@@ -81,6 +84,7 @@ QUICK = replace(
     name="quick",
     rounds=2,
     longest=100,
+    minicons_longest=100,
     models=("gpt2",),
     dtypes=("float32",),
     harness=(("gpt2", "float32"),),

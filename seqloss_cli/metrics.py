@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -153,15 +154,20 @@ class Totals:
 
 def added(a: Sums, b: Sums) -> Sums:
     """Two records of sums, field by field."""
-    return type(a)(**{f.name: _joined(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)})
+    return type(a)(*[_joined(getattr(a, name), getattr(b, name)) for name in _names(type(a))])
+
+
+@cache
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 def _joined(a: Any, b: Any) -> Any:
     """Two sums added, two counts by name added; what one side lacks is the other's."""
+    if not b or not a:  # most fields of most rows: 0, None or no names
+        return a or b
     if isinstance(a, int):
         return a + b
-    if a is None or b is None:
-        return b if a is None else a
     if isinstance(a, Mapping):
         counts = Counter(a)
         counts.update(b)

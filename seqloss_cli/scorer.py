@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from seqloss_cli.ahead import leaves_cores
 from seqloss_cli.backend import Wants
 from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, load_tokenizer_only, window_policy
 from seqloss_cli.config import (
@@ -70,6 +71,8 @@ class Scorer:
         self.engine, self.batches = _engine(
             checkpoint, self.windows.context, batches or BatchPolicy(), speed
         )
+        if not leaves_cores(checkpoint.device):
+            self.batches = replace(self.batches, ahead=False)
         self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
 
     def score(

@@ -239,7 +239,7 @@ def test_an_empty_input(run: Run, tmp_path: Path) -> None:
     found = list(read_parquet_rows("out.parquet"))
     assert [row["type"] for row in found] == ["run", "rejected", "totals"]
     header, line = Path("out.csv").read_text().splitlines()
-    assert header.startswith("id,source,line,text_sha256,text,")
+    assert header.startswith("id,source,line,text_sha256,ids_sha256,text,")
     assert line.startswith(f"{nothing},{nothing},,,,")
     tokens = run("score", nothing, "--format", "csv", "--level", "token").stdout.splitlines()
     assert tokens[0] == "id,line,position,token_id,token,loss,scored,loss_mask,start,end,reason"

@@ -148,6 +148,7 @@ def test_what_the_program_says_of_its_thread(
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
         monkeypatch.setattr(ahead._Worker, "run", lambda worker: None)
+    monkeypatch.setattr("seqloss_cli.scorer.leaves_cores", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code
     assert said in result.stderr

@@ -81,7 +81,29 @@ def test_a_torn_last_line_costs_only_itself(path: Path) -> None:
         ({"n_tokens": True}, "wrong_type"),
         ({"total_loss": "1.0"}, "wrong_type"),
         ({"token_losses": [None]}, "wrong_length"),
-        ({"id": None}, "missing_field"),
+        ({"id": None}, "wrong_type"),
+        ({"meta": [1]}, "wrong_type"),
+        ({"flags": ["x"]}, "wrong_type"),
+        ({"flags": {"x": "y"}}, "wrong_type"),
+        ({"inf_losses": [7]}, "wrong_length"),
+        ({"inf_losses": "x"}, "wrong_type"),
+        ({"token_losses": "xy"}, "wrong_type"),
+        ({"token_losses": [None, "1.0"]}, "wrong_type"),
+        ({"token_losses": {"a": 1, "b": 2}}, "wrong_type"),
+        ({"byte_offsets": [0, 1]}, "wrong_length"),
+        ({"byte_offsets": [0, None, 2]}, "wrong_type"),
+        ({"loss_mask": [0, "y"]}, "wrong_type"),
+        ({"tokens": ["a"]}, "wrong_length"),
+        ({"tokens": [7, 7]}, "wrong_type"),
+        ({"token_losses": [None, -1.0], "total_loss": -1.0}, "impossible"),
+        ({"token_losses": [None, True]}, "wrong_type"),
+        ({"total_loss": 1.7e308, "token_losses": None}, "impossible"),
+        ({"n_words": 1 << 60}, "wrong_type"),
+        ({"source": 3}, "wrong_type"),
+        (
+            {"separate": {"n_scored": -1}, "n_response_tokens": 1, "n_prompt_tokens": 1},
+            "wrong_type",
+        ),
         ({"log_prob_x": -5.2, "log_prob_xy": -3.5, "log_prob_y_given_x": -1.0}, "impossible"),
         ({"log_prob_x": 0.5}, "impossible"),
     ],
@@ -104,7 +126,7 @@ def test_shards_of_one_run_are_one_and_others_are_refused(path: Path, tmp_path: 
     path.write_text(path.read_text() + second.read_text())
     file = open_results(str(path))
     assert len(list(file.rows)) == 2
-    assert len(file.totals) == 2
+    assert file.complete
     other = write(tmp_path / "3.jsonl", [row("c", [None, 2.0])], weights_sha256="x", model="other")
     path.write_text(path.read_text() + other.read_text())
     with pytest.raises(UsageError, match=r":7 goes on with another run: model made and other"):
@@ -129,3 +151,39 @@ def test_what_holds_no_results_is_refused(path: Path, content: str, reason: str)
     assert caught.value.reason == reason
     with pytest.raises(RowError):
         open_results(str(path / "missing"))
+
+
+def test_a_run_behind_a_torn_line_is_seen(path: Path, tmp_path: Path) -> None:
+    write(path, [row("a", [None, 1.0]), row("b", [None, 1.0])], complete=False)
+    path.write_bytes(path.read_bytes()[:-20])
+    other = write(tmp_path / "2.jsonl", [row("c", [None, 2.0])], bos="never")
+    second = other.read_text().replace('{"type": "run"', '{"type":"run"')
+    path.write_text(path.read_text() + second)
+    with pytest.raises(UsageError, match="goes on with another run: bos auto and never"):
+        rows_of(path)
+    again = write(tmp_path / "3.jsonl", [row("c", [None, 2.0])])
+    write(path, [row("a", [None, 1.0])], complete=False)
+    path.write_bytes(path.read_bytes()[:-20] + again.read_bytes().replace(b": ", b":"))
+    file = open_results(str(path))
+    assert [r.id for r in file.rows if isinstance(r, ResultRow)] == ["c"]
+    assert file.complete, "nothing of the first run is used"
+
+
+def test_a_newer_run_in_the_middle_ends_it(path: Path) -> None:
+    write(path, [row("a", [None, 1.0])])
+    newer = json.dumps({"type": "run", "schema_version": 99, **RUN})
+    path.write_text(path.read_text() + newer + "\n")
+    with pytest.raises(UsageError, match="newer seqloss"):
+        rows_of(path)
+
+
+def test_a_row_that_was_taken_out_is_missed(path: Path) -> None:
+    write(path, [row("a", [None, 1.0]), row("b", [None, 2.0])])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    assert reasons(path) == ["rows_missing"]
+    path.write_text(lines[0] + lines[-1])  # as --summary writes it
+    assert reasons(path) == ["rows_missing"]
+    changed = lines[1].replace("1.0", "1.5")
+    path.write_text("".join([lines[0], changed, *lines[2:]]))
+    assert reasons(path) == ["impossible"]

@@ -5,11 +5,15 @@ Most runs are in this process, with models that are loaded once; kills and locks
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +27,7 @@ from conftest import ROOT, in_process
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.cli import choices
 from seqloss_cli.config import BatchPolicy, PairPolicy
-from seqloss_cli.errors import UsageError
+from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.writing import look_at, open_sink, recorded_run, sinks
 
 TEMPLATE = ROOT / "samples" / "chat.jinja"
@@ -174,14 +178,62 @@ def test_garbage_after_the_rows_is_cut_off(
     run: Run, out: Path, partial: Path, whole: bytes, garbage: bytes, n_lines: int
 ) -> None:
     lines = whole.splitlines(keepends=True)
-    rest = garbage + lines[n_lines]  # a whole line after garbage means nothing either
-    move_back(out, partial, b"".join(lines[:n_lines]) + rest)
+    move_back(out, partial, b"".join(lines[:n_lines]) + garbage)
     result = run(*SCORE, "--resume")
     assert out.read_bytes() == whole
-    assert f"cut {len(rest)} bytes of a torn end off out.jsonl.partial" in result.stderr
+    assert f"cut {len(garbage)} bytes of a torn end off out.jsonl.partial" in result.stderr
 
 
-@pytest.mark.parametrize("start", [b"", b"\0" * 700, b'{"type":"run","sch', b'{"ty', b"{\0\0"])
+@pytest.mark.parametrize("n_lines", [1, 4, 12])
+@pytest.mark.parametrize("garbage", [*GARBAGE, b"{" + b"\0" * 3_000_000])
+def test_whole_rows_behind_garbage_are_counted_as_they_are_cut_off(
+    run: Run, out: Path, partial: Path, whole: bytes, garbage: bytes, n_lines: int
+) -> None:
+    lines = whole.splitlines(keepends=True)
+    rest = garbage.removesuffix(b"\n") + b"\n" + b"".join(lines[n_lines + 1 :])
+    move_back(out, partial, b"".join(lines[:n_lines]) + rest)
+    n_whole = len(lines) - n_lines - 2
+    if garbage == b'{"type":"sequence"}':  # with its newline it is a row, of another input
+        assert f":{n_lines + 1} belongs to another input" in refusal(run, partial, *SCORE)
+        return
+    result = run(*SCORE, "--resume")
+    assert out.read_bytes() == whole
+    assert (
+        f"out.jsonl.partial:{n_lines + 1} is damaged: cut {len(rest)} bytes off, with {n_whole} "
+        "whole rows behind it, which are scored again"
+    ) in result.stderr
+
+
+STARTS = [b"", b"\0" * 700, b'{"type":"run","sch', b'{"ty', b"{\0\0"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_rows_behind_a_damaged_run_line_are_not_given_up(
+    run: Run, out: Path, partial: Path, whole: bytes, start: bytes
+) -> None:
+    lines = whole.splitlines(keepends=True)
+    move_back(out, partial, b"".join([start + b"\n", *lines[1:]]))
+    found = refusal(run, partial, *SCORE)
+    if len(start) < 10:  # the newline makes it something else than the start of a run
+        assert "holds no results of seqloss" in found
+    else:
+        assert "out.jsonl.partial:1 is damaged" in found
+        assert f"{len(lines) - 2} whole rows after it are; --force" in found
+    run(*SCORE, "--force")
+    assert without_start(out.read_bytes()) == without_start(whole)
+
+
+def test_a_damaged_run_line_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl.partial"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 36)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b'\n{"type":"sequence"}\n')
+    with pytest.raises(UsageError, match=r"partial:1 is damaged.* the 1 whole rows"):
+        recorded_run(path)
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_without_a_whole_run_line_it_begins_anew(
     run: Run, out: Path, partial: Path, whole: bytes, start: bytes
 ) -> None:
@@ -284,6 +336,13 @@ def test_stdin_is_piped_in_again(run: Run, out: Path, partial: Path, tmp_path: P
     move_back(out, partial, whole[: len(whole) // 2])
     result = run(*command, "--resume", stdin=b"", exit_code=2)
     assert "belongs to another input" in result.stderr
+    move_back(out, partial, whole)
+    run(*command, "--resume", stdin=rows)
+    finished = out.read_bytes()
+    run(*command, "--resume", stdin=rows)
+    assert out.read_bytes() == finished
+    other = run(*command, "--resume", stdin=rows.replace(b"sorted", b"mixed"), exit_code=2)
+    assert "out.jsonl:2 belongs to another input" in other.stderr
 
 
 def test_a_single_text_and_a_single_pair(run: Run, out: Path, partial: Path) -> None:
@@ -312,6 +371,52 @@ def test_a_finished_file_is_left_alone(
     assert not partial.exists()
     different = run(*SCORE, "--resume", "--entropy", exit_code=2)
     assert "rows.entropy is False there and True here (leave --entropy out)" in different.stderr
+
+
+def lines_changed(path: Path, change: Callable[[list[str]], object]) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    change(lines)
+    path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda lines: lines.append('{"text": "One more."}\n'), "now there are more, first rows."),
+        (lambda lines: lines.append("no JSON\n"), "now there are more, first rows.jsonl:19 (id"),
+        (lambda lines: lines.pop(), "the inputs end after 16, and out.jsonl has rows of 17"),
+        (lambda lines: lines.pop(0), "out.jsonl:2 belongs to another input"),
+        (lambda lines: lines.insert(0, "\n"), "out.jsonl:2 belongs to another input"),
+        (lambda lines: lines.reverse(), "out.jsonl:2 belongs to another input"),
+        (
+            lambda lines: lines.append(lines.pop().replace("The end", "An end")),
+            "out.jsonl:18 belongs to another input than what is read now: text_sha256 is",
+        ),
+    ],
+)
+def test_a_finished_file_of_other_inputs(
+    run: Run,
+    out: Path,
+    whole: bytes,
+    tmp_path: Path,
+    scorers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[str]], object],
+    named: str,
+) -> None:
+    out.write_bytes(whole)
+    monkeypatch.setattr(scorers[False].engine, "score", None)
+    lines_changed(tmp_path / "rows.jsonl", change)
+    found = refusal(run, out, *SCORE)
+    assert named in found
+    assert "nothing to do" not in found
+
+
+def test_a_finished_file_of_pairs(run: Run, out: Path, tmp_path: Path) -> None:
+    run(*COND)
+    assert "nothing to do" in run(*COND, "--resume").stderr
+    replaced(tmp_path / "pairs.jsonl", "of tea", "of fish")
+    assert f"out.jsonl:{len(PAIRS) + 1} belongs to another input" in refusal(run, out, *COND)
 
 
 def test_a_machine_that_stopped_while_renaming(
@@ -421,6 +526,67 @@ def test_an_input_that_became_shorter(run: Run, half: Path, tmp_path: Path) -> N
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:3]))
     found = refusal(run, half, *SCORE)
     assert "the inputs end after 3, and out.jsonl.partial has rows of 7, the next in" in found
+
+
+def test_a_refusal_cuts_nothing_off(run: Run, half: Path, whole: bytes, tmp_path: Path) -> None:
+    """Neither what is torn, nor rows that are whole and the totals."""
+    replaced(tmp_path / "rows.jsonl", '{"id": 0,', '{"id": 1,')
+    rest = whole.splitlines(keepends=True)[8:]
+    for more in ([b'{"type":'], [b"{}\n", *rest], rest):
+        before = half.read_bytes()
+        half.write_bytes(before + b"".join(more))
+        found = refusal(run, half, *SCORE)
+        assert ":6 belongs to another input" in found
+        assert "cut" not in found
+        half.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("271, 12, 700]", "271, 13, 700]"), ("-100, 271, -100, 700", "-100, -100, 12, 700")],
+)
+def test_ids_that_changed_where_rows_do_not_hold_them(
+    run: Run, out: Path, partial: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    """As many of them count as before."""
+    command = ("score", "rows.jsonl", "--no-text", "--no-tokens")
+    run(*command)
+    whole = out.read_bytes()
+    move_back(out, partial, b"".join(whole.splitlines(keepends=True)[:8]))
+    run(*command, "--resume")
+    assert out.read_bytes() == whole
+    replaced(tmp_path / "rows.jsonl", before, after)
+    assert "out.jsonl:4 belongs to another input" in refusal(run, out, *command)
+    move_back(out, partial, b"".join(whole.splitlines(keepends=True)[:8]))
+    found = refusal(run, partial, *command)
+    assert ":4 belongs to another input than what is read now: ids_sha256 is" in found
+
+
+def total_loss(change: Callable[[float], object]) -> Callable[[dict[str, Any]], None]:
+    return lambda row: row.update(total_loss=change(row["total_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (total_loss(lambda loss: -loss), "no loss is below 0"),
+        (total_loss(lambda loss: loss + 0.5), "and its tokens' losses sum to"),
+        (total_loss(str), "field 'total_loss' is not a number"),
+        (lambda row: row.pop("total_loss"), "no field 'total_loss'"),
+        (lambda row: row["token_losses"].pop(), "token_losses is not as long"),
+    ],
+)
+def test_kept_figures_that_cannot_be_right(
+    run: Run, half: Path, damage: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    lines = half.read_bytes().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    damage(row)
+    lines[2] = json.dumps(row).encode() + b"\n"
+    half.write_bytes(b"".join(lines))
+    found = refusal(run, half, *SCORE)
+    assert "out.jsonl.partial:3 is damaged: " in found
+    assert named in found
 
 
 def test_a_seam_that_moved_within_the_same_text(
@@ -564,6 +730,48 @@ def test_a_file_that_another_finished_before_it_was_locked(
         path.unlink()
 
 
+def test_a_file_system_without_locks_is_told_of(
+    run: Run, out: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("seqloss_cli.writing.locks.fcntl.flock", no_locks)
+    result = run(*SCORE, "--force")
+    warning = "warning: out.jsonl.partial cannot be locked on this file system"
+    assert result.stderr.count(warning) == 1
+    assert without_start(out.read_bytes()) == without_start(whole)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_system_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def write(meanwhile: bytes | None) -> None:
+        with open_sink(path, force) as sink:
+            sink.write(b"ours")
+            if meanwhile is not None:
+                path.write_bytes(meanwhile)
+
+    path = tmp_path / "out.jsonl"
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    write(None)
+    assert path.read_bytes() == b"ours"
+    assert [*tmp_path.iterdir()] == [path]
+    path.unlink()
+    if force:
+        write(b"precious")
+        assert path.read_bytes() == b"ours"
+        return
+    with pytest.raises(RunError, match="came into being meanwhile; the results are in"):
+        write(b"precious")
+    assert path.read_bytes() == b"precious"
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == b"ours"
+
+
 def test_nobody_gets_in_before_the_file_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,17 +789,91 @@ def test_nobody_gets_in_before_the_file_has_its_name(
     assert path.read_bytes() == b"rows"
 
 
-def test_rows_reach_the_disk_from_time_to_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(sinks, "SYNC_SECONDS", 0.0)
-    monkeypatch.setattr(sinks.os, "fsync", synced.append)
+class Syncs:
+    """What was forced to the disk: of files how long they were, of directories their names."""
+
+    def __init__(self) -> None:
+        self.files: list[int] = []
+        self.folders: list[list[str]] = []
+
+    def __call__(self, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            self.folders.append(sorted(os.listdir(descriptor)))
+        else:
+            self.files.append(found.st_size)
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
+    found = Syncs()
+    monkeypatch.setattr(sinks, "SYNC_SECONDS", 0.02)
+    monkeypatch.setattr(sinks.os, "fsync", found)
+    return found
+
+
+def sync_threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name == "seqloss-sync"]
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_rows_reach_the_disk_though_no_other_follows(tmp_path: Path, syncs: Syncs) -> None:
+    """A burst of rows, and nothing after it: the last one gets there, and once is enough."""
     with open_sink(tmp_path / "out.jsonl", False) as sink:
-        for n in range(1, 4):
+        for n in (3, 6):
+            for _ in range(3):
+                sink.write(b"a row\n")
+                sink.flush()
+            wait_for(lambda n=n: syncs.files[-1:] == [6 * n])  # type: ignore[misc]
+        assert len(sync_threads()) == 1
+        n_syncs = len(syncs.files)
+        time.sleep(0.2)
+        assert len(syncs.files) <= n_syncs + 1, "what is on the disk is left in peace"
+    assert syncs.files[-1] == 36
+    assert sync_threads() == []
+
+
+def test_names_reach_the_disk(tmp_path: Path, syncs: Syncs) -> None:
+    for force in (False, True):
+        syncs.folders.clear()
+        with open_sink(tmp_path / "out.jsonl", force) as sink:
+            sink.write(b"a row\n")
+        first, last = syncs.folders
+        assert "out.jsonl.partial" in first
+        assert last == ["out.jsonl"]
+
+
+def test_a_disk_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although no write notices: the rows were only flushed so far."""
+    tried: list[int] = []
+
+    def fail(descriptor: int) -> None:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            tried.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def write() -> None:
+        with open_sink(tmp_path / "out.jsonl", False) as sink:
             sink.write(b"a row\n")
             sink.flush()
-            assert len(synced) >= n
+            wait_for(lambda: bool(tried) and not sync_threads())
+            sink.write(b"a row\n")
+            sink.flush()
+            pytest.fail("the second row was taken as if nothing had happened")
+
+    monkeypatch.setattr(sinks, "SYNC_SECONDS", 0.02)
+    monkeypatch.setattr(sinks.os, "fsync", fail)
+    with pytest.raises(RunError, match=r"partial cannot be written: Input/output error"):
+        write()
+    assert len(tried) == 1
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == b"a row\n" * 2
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_what_nothing_was_written_to_is_gone(tmp_path: Path) -> None:

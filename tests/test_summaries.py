@@ -47,6 +47,7 @@ def scored(run_cli: Run, path: Path, *arguments: str) -> dict[str, Any]:
         ("cond", "samples/pairs.jsonl", "--pmi", "--boundary", "compare"),
         ("cond", "samples/pairs.jsonl", "--pmi", "--bos", "never"),
         ("cond", "samples/chats.jsonl", "--chat-template", "samples/chat.jinja"),
+        ("cond", "samples/chats.jsonl", "--chat-template", "samples/chat.jinja", "--pmi"),
     ],
     ids=" ".join,
 )
@@ -104,7 +105,7 @@ def test_groups_add_up_and_have_intervals(path: Path) -> None:
     assert not found.whole.notes
     few = summary_of(path, by="meta.set", cluster="set").whole
     assert few.estimates["mean_loss"].n == 2
-    assert "few documents (2)" in few.notes[0]
+    assert "few clusters (2)" in few.notes[0]
 
 
 def test_one_long_text_is_resampled_in_blocks(path: Path) -> None:
@@ -114,6 +115,7 @@ def test_one_long_text_is_resampled_in_blocks(path: Path) -> None:
     assert "900" not in estimates["mean_loss"].method
     assert "30 blocks of 30 tokens" in estimates["mean_loss"].method
     assert estimates["mean_sequence_loss"].low is None
+    assert "one document" in summary_of(path).whole.notes[0]
     bits = estimates["bits_per_byte"]
     assert bits.value == pytest.approx(losses.sum() / math.log(2) / 1800)
 
@@ -193,3 +195,53 @@ def test_the_tables(run_cli: Run, path: Path, width: int, monkeypatch: pytest.Mo
     assert max(map(len, shown.splitlines())) <= width
     bits = run_cli("summarize", str(path), "--unit", "bits").stdout
     assert "bits per token" in bits
+
+
+def test_a_field_that_no_row_has_is_refused(run_cli: Run, path: Path) -> None:
+    write(path, [row("a", [None, 1.0], meta={"x": [1]}), row("b", [None, 1.0])])
+    done = run_cli("summarize", str(path), "--cluster", "sorce")
+    assert done.exit_code == 2
+    assert "--cluster sorce: no row has such a field" in done.stderr
+    done = run_cli("summarize", str(path), "--cluster", "x", "--by", "x", "--json")
+    assert done.exit_code == 0
+    assert "1 of 2 rows have no such field" in done.stderr
+    groups = json.loads(done.stdout)["groups"]
+    assert [group["value"] for group in groups] == ["[1]", None]
+    assert groups[0]["totals"]["n_rejected"] is None
+
+
+def test_an_input_is_not_written_over(run_cli: Run, path: Path) -> None:
+    document = path.with_suffix(".json")
+    document.write_text(write(path, [row("a", [None, 1.0])]).read_text())
+    done = run_cli("summarize", str(document), "-o", str(document), "--force")
+    assert done.exit_code == 2
+    assert "is one of the inputs" in done.stderr
+
+
+def test_clusters_reach_positions_and_quantiles(path: Path) -> None:
+    rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta={"book": n // 5}) for n in range(20)]
+    write(path, rows)
+    found = summary_of(path, cluster="book")
+    assert found.positions[0].mean_loss.n == 4
+    assert "clusters" in found.positions[0].mean_loss.method
+    assert found.whole.quantiles[0.5].low is None
+    assert "clusters" in found.whole.quantiles[0.5].method
+
+
+def test_estimates_are_the_totals_to_the_last_bit(path: Path) -> None:
+    generator = np.random.default_rng(2)
+    write(path, [row(f"d{n}", [None, *generator.exponential(3, 7)]) for n in range(50)])
+    whole = summary_of(path).whole
+    for name, estimate in whole.estimates.items():
+        assert estimate.value == getattr(whole.totals, name)
+
+
+def test_a_run_that_strict_stopped_is_not_complete(
+    run_cli: Run, path: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "One."}\nnot json\n{"text": "Two."}\n')
+    assert run_cli("score", str(data), "-o", str(path), "--strict").exit_code == 3
+    done = run_cli("summarize", f"{path}.partial", "--json")
+    assert json.loads(done.stdout)["files"][0]["complete"] is False
+    assert "not complete" in done.stderr

@@ -13,13 +13,13 @@ from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.comparisons import Comparisons, JoinReport
-    from seqloss_cli.results import Difference, ResultsFile
+    from seqloss_cli.comparisons import Comparisons
+    from seqloss_cli.results import ResultsFile
 
 EXAMPLES = (
     "seqloss compare a.jsonl b.jsonl",
-    "seqloss compare --model samples/checkpoints/step-600 --model demo --data README.md --lines",
-    "seqloss compare base.jsonl tuned.jsonl quantised.parquet --cluster source --json",
+    "seqloss compare -m samples/checkpoints/step-600 -m demo --data README.md --lines",
+    "seqloss compare a.jsonl b.jsonl c.parquet --cluster source --json",
 )
 
 
@@ -29,7 +29,9 @@ EXAMPLES = (
     r.STATISTICS_OPTIONS,
     {
         "bootstrap": (
-            Annotated[int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=1)],
+            Annotated[
+                int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=r.LEAST_RESAMPLES)
+            ],
             2000,
         ),
     },
@@ -39,7 +41,7 @@ def compare(
     ctx: typer.Context,
     results: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RESULTS…]", help="Two or more: .jsonl, .json, .parquet."),
+        typer.Argument(metavar="[RESULTS]", help="Two or more: .jsonl, .json, .parquet."),
     ] = None,
 ) -> None:
     """Compare models on the same inputs: results files, or models that are scored in turn.
@@ -48,7 +50,7 @@ def compare(
     per byte; documents are what was drawn at random.
     """
     with command_errors(ctx):
-        r.wants_json(ctx)
+        r.check_output(ctx, results or ())
         models = ctx.params["models"] or []
         if models and results:
             raise UsageError("name either RESULTS files, or --model A --model B with --data FILE")
@@ -61,6 +63,7 @@ def compare(
             return
         if not results or len(results) < 2:
             raise UsageError("name two or more RESULTS files, or --model A --model B --data FILE")
+        t.refuse_scoring_options(ctx)
         _compare(ctx, [r.open_one(name) for name in results], 0)
 
 
@@ -90,14 +93,17 @@ def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> N
         file.name: run_differences(files[0].run, file.run, (*POLICIES, *TOKENIZER, *NUMERICS))
         for file in files[1:]
     }
-    _say_differences(files, shown)
-    same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
+    r.say_differences(files, shown)
+    # with other policies other tokens are scored, of the same bytes
+    same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
     found = compared([reading.rows(file) for file in files], same, options)
-    say_what_was_left_out(found, found.joined, files)
-    report = comparison_report(found, files, shown)
-    labels = labels_of(files)
-    r.write_report(ctx, report, lambda: comparison_view(found, labels, values["unit"] == "bits"))
-    if reading.n_unusable or n_rejected:
+    say_what_was_left_out(found, files)
+    n_compared = found.pairs[0].n_documents
+    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
+    report = comparison_report(found, files, shown, options)
+    labels, bits = labels_of(files), values["unit"] == "bits"
+    r.write_report(ctx, report, lambda: comparison_view(found, labels, options.confidence, bits))
+    if reading.n_unusable or n_rejected or not n_compared:
         raise typer.Exit(REJECTED)
 
 
@@ -110,18 +116,12 @@ def labels_of(files: list[ResultsFile]) -> list[str]:
     return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
 
 
-def _say_differences(files: list[ResultsFile], shown: dict[str, list[Difference]]) -> None:
-    for name, differences in shown.items():
-        for difference in differences:
-            say(f"note: {name} against {files[0].name}: {difference}")
-
-
-def say_what_was_left_out(found: Comparisons, joined: JoinReport, files: list[ResultsFile]) -> None:
-    for file, ids in zip(files, joined.alone, strict=True):
+def say_what_was_left_out(found: Comparisons, files: list[ResultsFile]) -> None:
+    for file, ids in zip(files, found.joined.alone, strict=True):
         if ids:
             few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
             say(f"warning: {file.name}: {len(ids)} rows have no partner: {few}")
-    for reason, count in found.left_out.items():
-        say(f"warning: {count} rows are left out: {reason} (first {found.left_out_ids[0]})")
-    if joined.n_joined_by_order:
-        say(f"note: {joined.n_joined_by_order} rows of one text under other ids, taken in order")
+    for reason, ids in found.left_out.items():
+        say(f"warning: {len(ids)} rows are left out: {reason} (first {ids[0]})")
+    if n := found.joined.n_joined_by_order:
+        say(f"note: {n} rows of one text under other ids, taken in order")

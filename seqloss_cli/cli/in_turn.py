@@ -13,6 +13,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ TURN_OPTIONS: o.Group = {
 }
 
 
+def refuse_scoring_options(context: typer.Context) -> None:
+    """Raises UsageError for options of scoring where results are there already."""
+    for parameter in context.command.params:
+        if parameter.name in TURN_OPTIONS:
+            source = context.get_parameter_source(str(parameter.name))
+            if source is not None and source.name == "COMMANDLINE":
+                flag = parameter.opts[0]
+                raise UsageError(f"{flag} is for --model A --model B; RESULTS are scored already")
+
+
 @contextmanager
 def scored_in_turn(
     context: typer.Context, models: Sequence[str]
@@ -69,18 +80,22 @@ def scored_in_turn(
     names = context.params["data"]
     if not names:
         raise UsageError("--data FILE says what is scored")
+    if STDIN in names and len(models) > 1:
+        raise UsageError("--data - can be read once only: put it in a file for several models")
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
-        paths, n_rejected = [], 0
+        paths, n_rejected, said = [], 0, set[str]()
         for number, model in enumerate(models):
             path = Path(folder) / f"{number}.jsonl"
-            n_rejected = max(n_rejected, _score_to(context, model, names, path, number == 0))
+            n_rejected += _score_to(context, model, names, path, said)
             paths.append(str(path))
             gc.collect()  # the model, before the next one is loaded
         yield paths, n_rejected
 
 
-def _score_to(context: typer.Context, model: str, names: list[str], path: Path, first: bool) -> int:
-    """How many inputs were rejected; those of the first model are named."""
+def _score_to(
+    context: typer.Context, model: str, names: list[str], path: Path, said: set[str]
+) -> int:
+    """How many inputs were rejected; what was said of them before is not said again."""
     from seqloss_cli.cli.choices import choose_reading, load_scorer
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.reading import ReadStats, read_inputs
@@ -96,12 +111,10 @@ def _score_to(context: typer.Context, model: str, names: list[str], path: Path, 
     )
     bar = ProgressBar(names)
     with bar:
-        return _write(scorer, read_inputs(names, reading, stats), stats, path, bar, first)
+        return _write(scorer, read_inputs(names, reading, stats), stats, path, bar, said)
 
 
-def _write(
-    scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, names_rejected: bool
-) -> int:
+def _write(scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str]) -> int:
     from seqloss_cli.backend import Wants
     from seqloss_cli.metrics import Totals, totals_of
     from seqloss_cli.records import Rejected
@@ -118,9 +131,11 @@ def _write(
             if isinstance(outcome, Rejected):
                 n_rejected += 1
                 writer.reject(outcome)
-                if names_rejected:
-                    where = f"{outcome.source}:{outcome.line}" if outcome.line else outcome.source
-                    say(f"rejected {where}: {outcome.message} ({outcome.reason})")
+                where = f"{outcome.source}:{outcome.line}" if outcome.line else outcome.source
+                message = f"rejected {where}: {outcome.message} ({outcome.reason})"
+                if message not in said:
+                    said.add(message)
+                    say(message)
                 continue
             sums = totals_of(outcome)
             totals += sums

@@ -29,11 +29,13 @@ EXAMPLES = (
     r.STATISTICS_OPTIONS,
     {
         "bootstrap": (
-            Annotated[int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=1)],
+            Annotated[
+                int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=r.LEAST_RESAMPLES)
+            ],
             2000,
         ),
     },
-    r.REPORT_OPTIONS,
+    {name: r.REPORT_OPTIONS[name] for name in r.REPORT_OPTIONS if name != "allow_different"},
 )
 def objective(
     ctx: typer.Context,
@@ -47,7 +49,7 @@ def objective(
     lead of the best one is more than noise.
     """
     with command_errors(ctx):
-        r.wants_json(ctx)
+        r.check_output(ctx)
         with t.scored_in_turn(ctx, checkpoints) as (names, n_rejected):
             _find(ctx, names, checkpoints, n_rejected)
 
@@ -57,8 +59,6 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.rendering.comparisons import objective_view, plain_words
     from seqloss_cli.rendering.reports import Scale
     from seqloss_cli.results import TOKENIZER, run_differences
-    from seqloss_cli.statistics import Estimate
-    from seqloss_cli.summaries import SummaryOptions, summarize
     from seqloss_cli.writing.reports import objective_report
 
     values = ctx.params
@@ -79,22 +79,25 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     found = find_objective(
         lambda: [reading.rows(file, quiet=True) for file in open_all()], same, options
     )
-    say_what_was_left_out(found.comparisons, found.comparisons.joined, files)
-    of_each = SummaryOptions(cluster=values["cluster"], n_extremes=0, confidence=options.confidence)
-    estimates = [
-        summarize(reading.rows(file), of_each).whole.estimates.get("mean_loss", Estimate(None))
-        for file in files
-    ]
+    say_what_was_left_out(found.comparisons, files)
+    if options.cluster:
+        n_rows = found.totals[0].n_sequences
+        r.require_field("--cluster", options.cluster, found.comparisons.n_without_cluster, n_rows)
+    for model, totals in zip(models, found.totals, strict=True):
+        if totals.n_infinite:
+            say(f"warning: {model} gives an infinite loss: its total is unknown")
     bits = values["unit"] == "bits"
 
     def views() -> Iterator[RenderableType]:
         steps = [training_step(model) for model in models]
-        yield from objective_view(models, steps, found.totals, estimates, found.best, bits)
+        yield from objective_view(
+            models, steps, found.totals, found.means, found.best, options.confidence, bits
+        )
         if found.lead is not None:
             yield plain_words(found.lead, models, Scale(bits))
 
-    r.write_report(ctx, objective_report(found, files, estimates, values["data"]), views)
+    r.write_report(ctx, objective_report(found, files, values["data"], options), views)
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
-    if n_rejected:
+    if n_rejected or found.best is None:
         raise typer.Exit(REJECTED)

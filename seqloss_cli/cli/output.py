@@ -18,7 +18,7 @@ from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.resuming import take_up, whole_already
+from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.paths import partial_path
@@ -115,9 +115,10 @@ def run_to_end(
     say_what_is_left_out(choice)
     run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, wants))
     if choice.resume and choice.path and (file := whole_already(choice.path, run)):
+        say_nothing_to_do(file, scorer, items)
         raise typer.Exit(REJECTED if file.n_rejected else 0)
     bar = ProgressBar(names)
-    with open_sink(choice.path, choice.force, choice.resume) as sink:
+    with open_sink(choice.path, choice.force, choice.resume, warn=say) as sink:
         kept = None
         if choice.resume and choice.path:
             kept = take_up(sink, partial_path(choice.path), run, choice.strict)
@@ -175,10 +176,19 @@ def write_all(
         written = Written(totals, n_sequences, n_rejected, 0)
         if kept is not None:
             written = _with_kept(kept, written)
-        writer.end(written.totals, written.n_rejected, stats.n_empty_lines)
-        if n_rejected and choice.strict:
+        stopped = bool(n_rejected) and choice.strict
+        sums = _stopped(written.totals) if stopped else written.totals
+        writer.end(sums, written.n_rejected, stats.n_empty_lines)
+        if stopped:
             raise StrictStopError("--strict: stopped at the first rejected input")
     return written
+
+
+def _stopped(totals: Sums) -> Sums:
+    """Totals that say that inputs were left."""
+    if isinstance(totals, Totals):
+        return replace(totals, flags={**totals.flags, "stopped_early": 1})
+    return totals
 
 
 def _with_kept(kept: KeptRows[Sums], later: Written[Sums]) -> Written[Sums]:

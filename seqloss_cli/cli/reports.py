@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from seqloss_cli.results import Difference, ResultRow, ResultsFile
 
 STATISTICS = "Statistics"
+LEAST_RESAMPLES = 100
 Files = Annotated[
     list[str],
     typer.Argument(metavar="RESULTS", help="What score or cond wrote: .jsonl, .json, .parquet."),
@@ -79,12 +81,15 @@ class Reading:
     def rows(self, file: ResultsFile, quiet: bool = False) -> Iterator[ResultRow]:
         from seqloss_cli.records import Rejected
 
-        for row in file.rows:
-            if not isinstance(row, Rejected):
-                yield row
-            elif not quiet:
-                self.n_unusable += 1
-                say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
+        try:
+            for row in file.rows:
+                if not isinstance(row, Rejected):
+                    yield row
+                elif not quiet:
+                    self.n_unusable += 1
+                    say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
+        except RowError as error:  # the file itself: cut off, or damaged
+            raise RunError(f"{file.name}: {error.message} ({error.reason})") from error
         if not file.complete and not quiet:
             say(f"warning: {file.name} is not complete: its run did not come to its end")
 
@@ -119,6 +124,38 @@ def require_same(
             )
 
 
+def say_differences(
+    files: Sequence[ResultsFile], differences: Mapping[str, Iterable[Difference]]
+) -> None:
+    for name, found in differences.items():
+        for difference in found:
+            say(f"note: {name} against {files[0].name}: {difference}")
+
+
+def require_field(flag: str, name: str | None, n_without: int, n_rows: int) -> None:
+    """Raises UsageError when no row has the field that rows are to be grouped by."""
+    if name is None or not n_rows:
+        return
+    if n_without == n_rows:
+        raise UsageError(f"{flag} {name}: no row has such a field, nor in its meta (--keep-meta)")
+    if n_without:
+        say(f"warning: {flag} {name}: {n_without} of {n_rows} rows have no such field")
+
+
+def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
+    """Before any work is done. Raises UsageError for an output that cannot be, or is an input."""
+    from seqloss_cli.writing import refuse_to_overwrite
+
+    wants_json(context)
+    path: Path | None = context.params["output"]
+    if path is None:
+        return
+    refuse_to_overwrite(path, context.params["force"])
+    for name in inputs:
+        if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
+            raise UsageError(f"-o {path} is one of the inputs")
+
+
 def write_report(
     context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
 ) -> None:
@@ -129,7 +166,7 @@ def write_report(
 
     path: Path | None = context.params["output"]
     as_json = wants_json(context)
-    with open_sink(path, context.params["force"]) as sink:
+    with open_sink(path, context.params["force"], warn=say) as sink:
         if as_json:
             sink.write(report_bytes(report))
             return

@@ -3,7 +3,9 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -11,12 +13,13 @@ from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import StrictStopError, say
 from seqloss_cli.errors import UsageError
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import RunInfo
-from seqloss_cli.results import totals_of_row
+from seqloss_cli.records import Rejected, RunInfo, Sample
+from seqloss_cli.results.rows import read_row
 from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_run, require_same_run
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.scorer import Scorer
     from seqloss_cli.writing import LeftFile
 
 
@@ -43,7 +46,7 @@ def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
 
 
 def whole_already(path: Path, run: RunInfo) -> LeftFile | None:
-    """The finished file, if this very run came to its end before.
+    """The finished file, if a run with the same model and settings came to its end before.
 
     Raises UsageError when the file is another run's, or not whole.
     """
@@ -56,13 +59,27 @@ def whole_already(path: Path, run: RunInfo) -> LeftFile | None:
             "--force to start anew"
         )
     require_same_run(path, file.run, run)
-    n_sequences = file.n_rows - file.n_rejected
-    say(f"{path} is whole: {n_sequences} sequences, {file.n_rejected} rejected; nothing to do")
     return file
 
 
+def say_nothing_to_do(file: LeftFile, scorer: Scorer, items: Iterable[Sample | Rejected]) -> None:
+    """Say that a finished file is the one that was asked for, once the inputs were read again:
+    nothing is scored, as every one of them is said to be finished.
+
+    Raises UsageError when an input changed, came or went since, or a row cannot be right.
+    """
+    kept = KeptRows(file, Totals(), _checked_totals)
+    deque(scorer.score(items, n_finished=sys.maxsize, on_finished=kept.meet), maxlen=0)
+    kept.require_all_met()
+    say(
+        f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
+        "nothing to do"
+    )
+
+
 def take_up(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRows[Totals] | None:
-    """The rows that are kept, with the sink placed after them; None where a run begins anew.
+    """The rows that are kept; None where a run begins anew. Once they were all met, and not before,
+    what stands after them is cut off and the sink is placed there.
 
     Raises UsageError when another run wrote them, and StrictStopError when `strict` would have
     stopped among them.
@@ -75,10 +92,25 @@ def take_up(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRo
             f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out to "
             "go on after them"
         )
-    cut(sink, file.length)
-    if file.n_torn:
-        say(f"cut {file.n_torn} bytes of a torn end off {partial}")
+    if not file.n_rows:
+        _cut_off(sink, file)
     if file.run is None:
         return None
     say(f"going on with {partial}: {file.n_rows} rows are kept")
-    return KeptRows(file, Totals(), totals_of_row)
+    return KeptRows(file, Totals(), _checked_totals, lambda: _cut_off(sink, file))
+
+
+def _cut_off(sink: BinaryIO, file: LeftFile) -> None:
+    cut(sink, file.length)
+    if file.n_lost:
+        say(
+            f"warning: {file.path}:{file.torn_line} is damaged: cut {file.n_torn} bytes off, with "
+            f"{file.n_lost} whole rows behind it, which are scored again"
+        )
+    elif file.n_torn:
+        say(f"cut {file.n_torn} bytes of a torn end off {file.path}")
+
+
+def _checked_totals(row: Mapping[str, Any], place: str) -> Totals:
+    """Like those of any results file that is read: RowError where they cannot be right."""
+    return read_row(row, place).totals

@@ -9,6 +9,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.errors import UsageError
 
 EXAMPLES = (
     "seqloss summarize results.jsonl",
@@ -63,7 +64,7 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         from seqloss_cli.summaries import summarize as summed
         from seqloss_cli.writing.reports import summary_report
 
-        r.wants_json(ctx)
+        r.check_output(ctx, results)
         values = ctx.params
         options = SummaryOptions(
             by=values["by"],
@@ -76,19 +77,24 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         )
         reading = r.Reading([r.open_one(name) for name in results])
         files = reading.files
+        if 0 < options.bootstrap < r.LEAST_RESAMPLES:
+            raise UsageError(f"--bootstrap takes 0, or {r.LEAST_RESAMPLES} and more")
+        shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
         if not values["allow_different"]:
-            r.require_same(
-                files,
-                lambda file: run_differences(files[0].run, file.run),
-                "a summary is of one run",
-            )
+            r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
+        r.say_differences(files, shown)
         summary = summed(reading.all_rows(), options)
+        n_rows = summary.whole.totals.n_sequences
+        r.require_field("--by", options.by, summary.n_without_by, n_rows)
+        r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
+        if options.block and summary.whole.totals.n_sequences_scored != 1:
+            say("warning: --block is for one text; the intervals are over documents")
         if summary.n_duplicates:
             say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
         n_rejected = sum(file.n_rejected for file in files)
         r.write_report(
             ctx,
-            summary_report(summary, files, options, reading.n_unusable),
+            summary_report(summary, files, options, reading.n_unusable, shown),
             lambda: summary_view(summary, options, values["unit"] == "bits", n_rejected),
         )
         if reading.n_unusable:

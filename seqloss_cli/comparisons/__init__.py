@@ -1,6 +1,7 @@
 """Models held against each other on the same inputs, by their results."""
 
 from seqloss_cli.comparisons.comparing import (
+    TIE,
     CompareOptions,
     Comparison,
     Comparisons,
@@ -11,6 +12,7 @@ from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
 from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
 
 __all__ = [
+    "TIE",
     "CompareOptions",
     "Comparison",
     "Comparisons",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -21,13 +20,13 @@ from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
 from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow, TokenLosses
 from seqloss_cli.statistics import (
-    FEW_UNITS,
     Estimate,
     SignFlip,
     block_bootstrap,
     bootstrap_ratio,
     default_block,
     holm,
+    interval_notes,
     ratio_estimate,
     sign_flip_test,
     unknown,
@@ -35,6 +34,7 @@ from seqloss_cli.statistics import (
 from seqloss_cli.summaries import Top, highest, token
 
 Unit = Literal["token", "byte"]
+_FLIPS = 9_999
 TIE = 1e-5
 """Nats per token or byte. Runs of one model differ by less between batches and machines; what does
 not differ by more is a tie, and no difference."""
@@ -47,8 +47,8 @@ class CompareOptions:
     seed: int = 0
     cluster: str | None = None
     confidence: float = 0.95
-    alpha: float = 0.05
-    """A difference is shown when the adjusted p is below this and the interval leaves out 0."""
+    """A difference is shown when the adjusted p is below 1 less this, the interval leaves out 0,
+    and it is larger than `TIE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class TokenDifference:
 class SideTotals:
     """Of the rows that are compared."""
 
-    total_loss: float
+    total_loss: float | None
+    """None where no row can be compared."""
     per_unit: Estimate
     """Nats per token or byte."""
 
@@ -117,11 +118,11 @@ class Comparison:
 @dataclass(frozen=True, slots=True)
 class Comparisons:
     pairs: list[Comparison]
+    n_without_cluster: int
+    """Rows that lack the field of clusters."""
     joined: JoinReport
-    left_out: Counter[str]
-    """Rows with a partner that could not be compared, by reason."""
-    left_out_ids: list[str]
-    """The first of them."""
+    left_out: dict[str, list[str]]
+    """Ids of rows with partners that could not be compared, by reason."""
 
 
 @dataclass(slots=True)
@@ -136,6 +137,8 @@ class _Pairs:
     clusters: list[Any] = field(default_factory=list)
     only: tuple[Floats, Floats] | None = None
     """Token losses of both, while there is one document."""
+    notes: list[str] = field(default_factory=list)
+    n_without_cluster: int = 0
     documents: Top = field(init=False)
     tokens: Top = field(init=False)
 
@@ -150,7 +153,11 @@ class _Pairs:
         self.a.append(first)
         self.b.append(second)
         self.units.append(units)
-        self.clusters.append(a.field(self.options.cluster) if self.options.cluster else None)
+        self._add_cluster(a)
+        if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
+            self.notes = [
+                "written without tokens: how many bytes are scored is compared, not which"
+            ]
         difference = (second - first) / units
         if self.documents.takes(abs(difference)):
             found = DocumentDifference(
@@ -160,6 +167,14 @@ class _Pairs:
         self.only = None
         if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
             self._add_tokens(a, a.tokens, b.tokens)
+
+    def _add_cluster(self, row: ResultRow) -> None:
+        if not self.options.cluster:
+            return
+        if (value := row.field(self.options.cluster)) is None:
+            self.n_without_cluster += 1  # a cluster of its own
+            value = (row.id, len(self.clusters))
+        self.clusters.append(value)
 
     def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
         if len(self.a) == 1:
@@ -182,31 +197,31 @@ def compare(
 ) -> Comparisons:
     """Every two of the files, or each other one with `against` as B, on the rows that all of them
     have and that can be compared."""
-    report, left_out, ids = JoinReport(), Counter[str](), list[str]()
+    report, left_out = JoinReport(), dict[str, list[str]]()
     chosen = list(combinations(range(len(files)), 2))
     if against is not None:
         chosen = [(n, against) for n in range(len(files)) if n != against]
     pairs = {pair: _Pairs(same_tokenizer, options) for pair in chosen}
     for rows in join(files, report):
         if reason := not_comparable(rows, same_tokenizer):
-            left_out[reason] += 1
-            if len(ids) < options.n_extremes:
-                ids.append(rows[0].id)
+            left_out.setdefault(reason, []).append(rows[0].id)
             continue
         for (first, second), collected in pairs.items():
             collected.add(rows[first], rows[second])
-    tests = {pair: _test(collected) for pair, collected in pairs.items()}
+    n_flips = _FLIPS * max(1, len(pairs))  # else no p could be small enough for Holm
+    tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
+    without = max((each.n_without_cluster for each in pairs.values()), default=0)
     adjusted = dict(zip(chosen, holm([tests[pair].p for pair in chosen]), strict=True))
     made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
-    return Comparisons(made, report, left_out, ids)
+    return Comparisons(made, without, report, left_out)
 
 
-def _test(collected: _Pairs) -> SignFlip:
+def _test(collected: _Pairs, n_flips: int) -> SignFlip:
     """Over documents, or over clusters of them."""
     differences = np.array(collected.b) - np.array(collected.a)
     if collected.options.cluster and len(differences):
         differences = np.bincount(_numbered(collected.clusters), weights=differences)
-    return sign_flip_test(differences, seed=collected.options.seed)
+    return sign_flip_test(differences, n_flips, collected.options.seed)
 
 
 def _comparison(
@@ -219,20 +234,20 @@ def _comparison(
     ties = np.abs(d) <= TIE * units
     if not len(a):
         difference = bootstrap = unknown(None, 0, "no rows to compare")
-        sides = [SideTotals(0.0, difference)] * 2
+        sides = [SideTotals(None, difference)] * 2
     else:
         difference = ratio_estimate(d, units, clusters, options.confidence)
         bootstrap = bootstrap_ratio(
             d, units, options.bootstrap, options.seed, clusters, options.confidence
         )
         sides = [
-            SideTotals(math.fsum(y.tolist()), ratio_estimate(y, units, clusters)) for y in (a, b)
+            SideTotals(
+                math.fsum(y.tolist()), ratio_estimate(y, units, clusters, options.confidence)
+            )
+            for y in (a, b)
         ]
-    notes = []
     if len(a) == 1 and collected.only is not None:
         difference = bootstrap = _of_one_text(*collected.only, options)
-    elif 1 < difference.n < FEW_UNITS:
-        notes.append(f"few documents ({difference.n}): the interval may be too narrow")
     return Comparison(
         first=pair[0],
         second=pair[1],
@@ -249,10 +264,10 @@ def _comparison(
         n_tied=int(ties.sum()),
         n_higher=int(((d > 0) & ~ties).sum()),
         correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
-        shown=_is_shown(difference, p_adjusted, options.alpha, len(a)),
+        shown=_is_shown(difference, p_adjusted, 1 - options.confidence, len(a)),
         documents=collected.documents.items(),
         tokens=collected.tokens.items(),
-        notes=notes,
+        notes=[*interval_notes(difference, len(a)), *collected.notes],
     )
 
 
@@ -279,4 +294,6 @@ def _correlation(a: Floats, b: Floats) -> float | None:
 def _numbered(values: list[Any]) -> Any:
     """Clusters counted from 0 in the order in which they come."""
     numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(str(value), len(numbers)) for value in values])
+    return np.array(
+        [numbers.setdefault((type(value).__name__, value), len(numbers)) for value in values]
+    )

@@ -12,7 +12,7 @@ from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals
 from seqloss_cli.rendering.reports import Scale, interval
 from seqloss_cli.rendering.theme import figures_table, many, number, visible
-from seqloss_cli.statistics import Estimate
+from seqloss_cli.statistics import Estimate, interval_notes
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -45,17 +45,19 @@ def _p(value: float) -> str:
 
 
 def comparison_view(
-    found: Comparisons, names: Sequence[str], bits: bool
+    found: Comparisons, names: Sequence[str], confidence: float, bits: bool
 ) -> Iterator[RenderableType]:
     scale = Scale(bits)
     for pair in found.pairs:
         yield Text(plain_words(pair, names, scale), style="bold" if pair.shown else "")
     for pair in found.pairs:
-        yield _figures(pair, names, scale, len(found.pairs))
+        yield _figures(pair, names, scale, len(found.pairs), confidence)
         yield from _where(pair, names, scale)
 
 
-def _figures(pair: Comparison, names: Sequence[str], scale: Scale, n: int) -> RenderableType:
+def _figures(
+    pair: Comparison, names: Sequence[str], scale: Scale, n: int, confidence: float
+) -> RenderableType:
     a, b = _names(pair, names)
     table = figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
     for name, side in ((a, pair.a), (b, pair.b)):
@@ -78,7 +80,7 @@ def _figures(pair: Comparison, names: Sequence[str], scale: Scale, n: int) -> Re
         "",
     )
     table.add_row("correlation of documents", number(pair.correlation), "")
-    lines = [pair.difference.method, *pair.notes]
+    lines = [f"{100 * confidence:g}% intervals", pair.difference.method, *pair.notes]
     table.caption = Text("; ".join(line for line in lines if line))
     return table
 
@@ -109,6 +111,7 @@ def objective_view(
     totals: Sequence[Totals],
     estimates: Sequence[Estimate],
     best: int | None,
+    confidence: float,
     bits: bool,
 ) -> Iterator[RenderableType]:
     """A line for each checkpoint, and the curve over training steps."""
@@ -131,12 +134,14 @@ def objective_view(
             interval(mean, scale),
             Text("← least" if n == best else number(scale(above), 3)),
         )
+    notes = interval_notes(estimates[0], totals[0].n_sequences)
+    table.caption = Text("; ".join([f"{100 * confidence:g}%", estimates[0].method, *notes]))
     yield table
     known = zip(steps, totals, strict=True)
     curve = sorted((s, t.mean_loss) for s, t in known if s is not None and t.mean_loss is not None)
     if len(curve) > 1:
         means = [mean for _, mean in curve]
-        ends = f"{number(scale(max(means)))} to {number(scale(min(means)))} {scale.unit} per token"
+        ends = f"{number(scale(means[0]))} to {number(scale(means[-1]))} {scale.unit} per token"
         yield Text(f"steps {curve[0][0]} to {curve[-1][0]}  {_sparkline(means)}  {ends}")
 
 

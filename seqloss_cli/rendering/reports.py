@@ -87,7 +87,7 @@ def summary_view(
 def _figures(
     group: GroupSummary, options: SummaryOptions, scale: Scale, n_rejected: int
 ) -> RenderableType:
-    totals, share = group.totals, f"{options.confidence:.0%}"
+    totals, share = group.totals, f"{100 * options.confidence:g}%"
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
@@ -137,8 +137,7 @@ def _groups(
             interval(mean, scale) if mean else "",
             number(totals.bits_per_byte),
         )
-    if any(group.notes for group in groups):
-        few = sum(bool(group.notes) for group in groups)
+    if few := sum(bool(group.notes) for group in groups):
         table.caption = Text(f"{many(few, 'group')} of few documents: intervals may be too narrow")
     return table
 
@@ -163,7 +162,7 @@ def _quantiles(summary: Summary, scale: Scale) -> RenderableType:
         table.caption = Text("no token losses in the file (--no-tokens)")
     elif summary.n_tokens_drawn < summary.n_tokens_seen:
         drawn, seen = summary.n_tokens_drawn, summary.n_tokens_seen
-        table.caption = Text(f"tokens: a uniform sample of {drawn} of {seen}")
+        table.caption = Text(f"tokens: a uniform sample of {drawn} of {seen}, no interval")
     return table
 
 
@@ -175,6 +174,9 @@ def _positions(positions: Sequence[PositionLoss], scale: Scale) -> RenderableTyp
         mean = bin.mean_loss
         value = Text(number(scale(mean.value)), style=loss_style(mean.value))
         table.add_row(span, str(bin.n_scored), value, interval(mean, scale), str(mean.n))
+    if any("cluster" in bin.mean_loss.method for bin in positions):
+        table.columns[-1].header = "clusters"
+    table.caption = Text("intervals: linearised ratio")
     return table
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from seqloss_cli.errors import RowError, UsageError
+from seqloss_cli.metrics import from_units
 from seqloss_cli.paths import shown_path
 from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.results.rows import ResultRow, read_row
 from seqloss_cli.results.runs import run_differences
 
-_PARQUET = b"PAR1"
+_PARQUET, _RUN_LINE = b"PAR1", b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
 _COMMANDS = ("score", "cond")
 Run = Mapping[str, Any]
@@ -34,9 +35,15 @@ class ResultsFile:
     """Inputs that the run itself rejected."""
     n_empty_lines: int = 0
     complete: bool = False
-    """The run came to its end: its totals are there."""
-    totals: list[Mapping[str, Any]] = field(default_factory=list)
-    """As they were printed, of each run that the file holds."""
+    """Every run in it came to its end: its totals are there."""
+    n_cut: int = 0
+    """Runs in it that did not."""
+    n_since: int = 0
+    """Sequences since the last totals, those that cannot be used counted."""
+    loss_since: int = 0
+    """Sum of their losses, in units of 2^-1074 nats."""
+    whole_since: bool = True
+    """All of them could be read, and their sums are numbers."""
 
 
 def open_results(name: str) -> ResultsFile:
@@ -81,12 +88,16 @@ def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[Res
         try:
             if isinstance(record, RowError):
                 raise record
+            file.n_since += record.get("type") == "sequence"
             row = _take(file, line, record)
         except RowError as error:
+            file.whole_since = False
             yield Rejected(f"{file.name}:{line}", file.name, line, error.reason, error.message)
             continue
         if row is not None:
             file.n_sequences += 1
+            file.loss_since += row.totals.loss_units
+            file.whole_since &= not row.totals.n_infinite
             yield row
 
 
@@ -99,19 +110,37 @@ def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
     if kind == "rejected":
         file.n_rejected += 1
     elif kind == "totals":
-        file.complete = True
-        file.totals.append(record)
-        file.n_empty_lines += int(record.get("n_empty_lines") or 0)
+        n_empty = record.get("n_empty_lines")
+        file.n_empty_lines += n_empty if isinstance(n_empty, int) else 0
+        file.complete = not file.n_cut and "stopped_early" not in (record.get("flags") or {})
+        _check_totals(file, record)
     elif kind == "run":
         file.complete = False
-        _require_same_run(file, line, _checked_run(record))
+        file.n_cut += file.n_since > 0
+        file.n_since, file.loss_since, file.whole_since = 0, 0, True
+        _require_same_run(file, line, record)
     else:
         raise RowError("bad_row", f"has no known type, but {kind!r:.40}")
     return None
 
 
-def _require_same_run(file: ResultsFile, line: int, run: Run) -> None:
+def _check_totals(file: ResultsFile, totals: Run) -> None:
+    """Raises RowError when the rows since the last totals are not those that were summed up."""
+    n, loss, whole = file.n_since, file.loss_since, file.whole_since
+    file.n_since, file.loss_since, file.whole_since = 0, 0, True
+    if (printed := totals.get("n_sequences")) != n:
+        raise RowError("rows_missing", f"its totals are of {printed} sequences, and {n} are there")
+    total = totals.get("total_loss")
+    if whole and total is not None and from_units(loss) != total:
+        raise RowError("impossible", f"its rows sum to {from_units(loss)}, its totals say {total}")
+
+
+def _require_same_run(file: ResultsFile, line: int, record: Run) -> None:
     """A file may be shards of one run, one after another, and of no other."""
+    try:
+        run = _checked_run(record)
+    except RowError as error:
+        raise UsageError(f"{file.name}:{line} goes on with a run that {error.message}") from error
     if differences := run_differences(file.run, run):
         named = "; ".join(str(difference) for difference in differences)
         raise UsageError(f"{file.name}:{line} goes on with another run: {named}")
@@ -133,7 +162,10 @@ def _records(name: str) -> Iterator[tuple[int, Any]]:
             if number == 1 and raw is not None and _is_document(raw):
                 yield from _of_document(raw + b"\n" + stream.read())
                 return
-            yield number, _parsed(raw)
+            record = _parsed(raw)
+            yield number, record
+            if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:
+                yield number, _parsed(raw[at:])  # the next run's, behind a line that was torn off
 
 
 def _begins_with(name: str, magic: bytes) -> bool:
@@ -145,8 +177,12 @@ def _begins_with(name: str, magic: bytes) -> bool:
 
 
 def _parsed(raw: bytes | None) -> Any:
+    if raw is None:
+        return RowError("too_long", f"is longer than {_LONGEST_LINE} bytes")
+    if not raw.strip():
+        return RowError("empty_line", "is empty")
     try:
-        record = orjson.loads(raw or b"")
+        record = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return RowError("torn_row", "is no whole JSON object: cut off or damaged")
     return record if isinstance(record, dict) else RowError("bad_row", "is no JSON object")
@@ -160,14 +196,17 @@ def _of_document(raw: bytes) -> Iterator[tuple[int, Any]]:
     """The records of `--json`, in the order of `--jsonl`."""
     try:
         document = orjson.loads(raw)
-        run, sequences = document["run"], document["sequences"]
-        rejected, totals = document["rejected"], document["totals"]
-    except (orjson.JSONDecodeError, KeyError) as error:
+    except orjson.JSONDecodeError as error:
         yield 1, RowError("torn_row", f"is no whole JSON document: {error}")
         return
-    yield 1, {"type": "run", "schema_version": document["schema_version"], **run}
-    number = 1
-    for kind, rows in (("sequence", sequences), ("rejected", rejected), ("totals", [totals])):
-        for row in rows:
-            number += 1
-            yield number, {"type": kind, **row}
+    for name, kind in (("run", dict), ("sequences", list), ("rejected", list), ("totals", dict)):
+        if not isinstance(document.get(name), kind):
+            yield 1, RowError("bad_row", f"is no document of results: {name!r} is not there")
+            return
+    yield 1, {"type": "run", "schema_version": document.get("schema_version"), **document["run"]}
+    rows = [("sequence", row) for row in document["sequences"]]
+    rows += [("rejected", row) for row in document["rejected"]]
+    rows.append(("totals", document["totals"]))
+    for number, (type_, row) in enumerate(rows, start=2):
+        is_object = isinstance(row, dict)
+        yield number, {"type": type_, **row} if is_object else RowError("bad_row", "is no object")

@@ -50,5 +50,5 @@ def _json_row(row: dict[str, Any], nested: set[str]) -> dict[str, Any]:
 def _damage_told(arrow: Any) -> Iterator[None]:
     try:
         yield
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, orjson.JSONDecodeError) as error:
         raise RowError("torn_row", f"is no whole Parquet file: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,37 @@ Fields = Mapping[str, Any]
 _ONLY_OF_ROWS = ("overflow", "shared_token")
 """Flags that a row has of its own and a corpus does not add up."""
 _ROUNDING = 1e-9
+_LARGEST, _MOST = 1e300, 1 << 53
+"""What a sum or a count of a row stays below, so that those of many rows can be written."""
+_ARRAYS = ("token_ids", "tokens", "token_losses", "loss_mask")
+_BULKY = frozenset(
+    [
+        "text",
+        "prompt",
+        "response",
+        "token_losses",
+        "loss_mask",
+        "labels",
+        "ranks",
+        "entropies",
+        "top_logprobs",
+        "context_lengths",
+        "words",
+        "word_losses",
+        "word_byte_offsets",
+        "turns",
+    ]
+)
+_KINDS: Mapping[str, Any] = {
+    "id": str,
+    "source": str | None,
+    "line": int | None,
+    "text_sha256": str | None,
+    "response_sha256": str | None,
+    "ids_sha256": str | None,
+    "meta": dict | None,
+    "inf_losses": list | None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +70,8 @@ class ResultRow:
     place: str
     """file:line, for messages."""
     fields: Fields
-    """The row as it was written."""
+    """The row as it was written, but for texts and for arrays that nobody asks for again: rows may
+    have to wait for their partners in another file."""
     totals: Totals
     tokens: TokenLosses | None
     """None where the row was written without them."""
@@ -48,26 +81,31 @@ class ResultRow:
         return str(self.fields["id"])
 
     def field(self, name: str) -> Any:
-        """A value to group by: a plain field of the row, else one of its `meta`; else None."""
+        """A value to group by: a plain field of the row, else one of its `meta` (what is nested as
+        JSON text); else None."""
         value = self.fields.get(name)
         if value is None or isinstance(value, list | dict):
             value = (self.fields.get("meta") or {}).get(name.removeprefix("meta."))
-        return value
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def read_row(fields: Fields, place: str) -> ResultRow:
     """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
     be: a joint above its marginal, a negative loss, a total that is not the sum of its tokens."""
-    if not isinstance(fields.get("id"), str):
-        raise RowError("missing_field", "no field 'id' that is a text")
+    _check_identity(fields)
     totals = totals_of_row(fields)
+    _check_arrays(fields, totals.n_tokens)
     ChainRule.read(fields)
     if totals.total_loss is not None and totals.total_loss < 0:
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
     tokens = _token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
-    return ResultRow(place, fields, totals, tokens)
+    kept = {name: value for name, value in fields.items() if name not in _BULKY}
+    for name in ("token_ids", "byte_offsets"):
+        if kept.get(name) is not None:
+            kept[name] = np.array(kept[name], dtype=np.int64)
+    return ResultRow(place, kept, totals, tokens)
 
 
 def totals_of_row(row: Fields) -> Totals:
@@ -90,11 +128,7 @@ def totals_of_row(row: Fields) -> Totals:
         n_without_text=int(without_text),
         loss_units=to_units(total or 0.0),
         mean_loss_units=to_units((total or 0.0) / n_scored) if n_scored else 0,
-        flags={
-            name: int(count)
-            for name, count in (row.get("flags") or {}).items()
-            if name not in _ONLY_OF_ROWS
-        },
+        flags={n: int(count) for n, count in _flags(row).items() if n not in _ONLY_OF_ROWS},
         **texts,
         **_pair_counts(row),
     )
@@ -125,14 +159,14 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
 
 
 def _alone(row: Fields, n_response: int) -> Totals | None:
-    """None where there was no BOS to begin the response with (rule 14)."""
-    if "log_prob_y" not in row or row.get("bos") == "none":
+    """None where the response could not be scored alone (rule 14)."""
+    value, infinite = _number(row, "log_prob_y"), row.get("n_inf_losses_y")
+    if value is None and not infinite:
         return None
-    value = _number(row, "log_prob_y")
-    sums: dict[str, Any] = {"n_sequences": 1, "n_scored": n_response}
-    if value is None:
-        return Totals(**sums, n_infinite=1)
-    return Totals(**sums, loss_units=to_units(0.0 - value))
+    units = 0 if value is None else to_units(0.0 - value)
+    return Totals(
+        n_sequences=1, n_scored=n_response, n_infinite=int(bool(infinite)), loss_units=units
+    )
 
 
 def _apart(separate: Any) -> Totals | None:
@@ -145,14 +179,44 @@ def _apart(separate: Any) -> Totals | None:
     )
 
 
+def _check_identity(row: Fields) -> None:
+    for name, kinds in _KINDS.items():
+        if not isinstance(row.get(name), kinds):
+            raise RowError("wrong_type", f"field {name!r} cannot be {row.get(name)!r:.40}")
+
+
+def _check_arrays(row: Fields, n: int) -> None:
+    """Arrays that are there are as long as the row has tokens."""
+    for name, length in {**dict.fromkeys(_ARRAYS, n), "byte_offsets": n + 1}.items():
+        if (array := row.get(name)) is not None and not isinstance(array, list):
+            raise RowError("wrong_type", f"field {name!r} is no array")
+        if array is not None and len(array) != length:
+            raise RowError("wrong_length", f"{name} is not as long as n_tokens {n} says")
+    for name in ("token_ids", "loss_mask", "byte_offsets", "inf_losses"):
+        if not all(isinstance(value, int) and value >= 0 for value in row.get(name) or ()):
+            raise RowError("wrong_type", f"field {name!r} holds what is no count")
+    if not all(isinstance(value, str) for value in row.get("tokens") or ()):
+        raise RowError("wrong_type", "field 'tokens' holds what is no text")
+    if any(place >= n for place in row.get("inf_losses") or ()):
+        raise RowError("wrong_length", f"inf_losses names a token beyond n_tokens {n}")
+
+
+def _flags(row: Fields) -> Mapping[str, int]:
+    flags = row.get("flags") or {}
+    if not isinstance(flags, Mapping) or not all(isinstance(n, int) for n in flags.values()):
+        raise RowError("wrong_type", f"field 'flags' cannot be {flags!r:.40}")
+    return flags
+
+
 def _token_losses(row: Fields, n: int) -> TokenLosses | None:
-    """Raises RowError when the arrays are not as long as the row has tokens."""
-    written = row.get("token_losses")
+    written, mask = row.get("token_losses"), row.get("loss_mask")
     if written is None:
         return None
-    mask = row.get("loss_mask")
-    if len(written) != n or (mask is not None and len(mask) != n):
-        raise RowError("wrong_length", f"its arrays are not as long as n_tokens {n} says")
+    for value in written:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, float | int)):
+            raise RowError("wrong_type", "field 'token_losses' holds what is no number")
+        if value is not None and not 0 <= value < _LARGEST:
+            raise RowError("impossible", f"a token's loss is {value}")
     losses = np.array(written, dtype=np.float64)  # None becomes NaN
     losses[list(row.get("inf_losses") or ())] = np.inf
     scored = ~np.isnan(losses)
@@ -175,7 +239,7 @@ def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
 
 def _count(row: Fields, name: str) -> int:
     value = row.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
         raise RowError("wrong_type", f"field {name!r} is not a count: {value!r:.40}")
     return value
 
@@ -184,6 +248,8 @@ def _number(row: Fields, name: str) -> float | None:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise RowError("wrong_type", f"field {name!r} is not a number: {value!r:.40}")
+    if value is not None and not abs(value) < _LARGEST:
+        raise RowError("impossible", f"field {name!r} is {value}")
     return None if value is None else float(value)
 
 

@@ -10,6 +10,8 @@ POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gol
 """What the tokens of a text are, and which of them count: other numbers for the same model."""
 MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)
+TOKENS = ("bos_token_id", "eos_token_id")
+"""Policies, too, between runs with one tokenizer."""
 NUMERICS = ("context", "stride", "dtype")
 """The same tokens, seen with more or less before them, or more or less exactly."""
 
@@ -22,8 +24,9 @@ class Difference:
 
     def __str__(self) -> str:
         if isinstance(self.first, Mapping) and isinstance(self.second, Mapping):
-            keys = [k for k in self.first if self.first[k] != self.second.get(k)]
-            parts = (f"{k} {_shown(self.first[k])} and {_shown(self.second.get(k))}" for k in keys)
+            a, b = self.first, self.second
+            keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+            parts = (f"{key} {_shown(a.get(key))} and {_shown(b.get(key))}" for key in keys)
             return f"{self.key}: {', '.join(parts)}"
         return f"{self.key} {_shown(self.first)} and {_shown(self.second)}"
 
@@ -36,9 +39,11 @@ def run_differences(
     """Of the keys that change numbers: a name alone does not where the weights are the same."""
     same_weights = first.get("weights_sha256") == second.get("weights_sha256") is not None
     skipped = ("model", "revision") if same_weights else ()
+    same_tokenizer = first.get("tokenizer_sha256") == second.get("tokenizer_sha256")
+    more = TOKENS if same_tokenizer and "bos" in keys else ()
     return [
         Difference(key, first.get(key), second.get(key))
-        for key in keys
+        for key in (*keys, *more)
         if first.get(key) != second.get(key) and key not in skipped
     ]
 

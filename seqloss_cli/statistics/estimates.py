@@ -55,6 +55,18 @@ class Estimate:
         )
 
 
+def interval_notes(estimate: Estimate, n_documents: int) -> list[str]:
+    """What to bear in mind about an interval."""
+    if estimate.low is None:
+        return []
+    if n_documents == 1:
+        return ["one document: the interval is of this text, not of others like it"]
+    if estimate.n < FEW_UNITS:
+        unit = "documents" if estimate.n == n_documents else "clusters"
+        return [f"few {unit} ({estimate.n}): the interval may be too narrow"]
+    return []
+
+
 def unknown(value: float | None, n: int, why: str) -> Estimate:
     """A figure without an interval."""
     return Estimate(value, n=n, method=why)

@@ -18,6 +18,8 @@ class Reservoir:
         self._n_held = self.n_seen = 0
 
     def add(self, values: Floats) -> None:
+        if not len(values):
+            return
         self._values.append(values)
         self._keys.append(self._generator.random(len(values)))
         self.n_seen += len(values)

@@ -25,13 +25,14 @@ class PositionLoss:
 
 
 class PositionSums:
-    """The sums of each document in bins that double: two numbers a document and bin."""
+    """The sums of each document in bins that double: three numbers a document and bin."""
 
     def __init__(self) -> None:
         self._losses = [array("d") for _ in range(_BINS)]
         self._counts = [array("d") for _ in range(_BINS)]
+        self._clusters = [array("q") for _ in range(_BINS)]
 
-    def add(self, tokens: TokenLosses) -> None:
+    def add(self, tokens: TokenLosses, cluster: int = 0) -> None:
         places = np.flatnonzero(tokens.counted)
         places = places[places > 0]
         bins = np.frexp(places.astype(np.float64))[1] - 1
@@ -39,15 +40,17 @@ class PositionSums:
         for n in np.flatnonzero(counts).tolist():
             self._losses[n].append(float(losses[n]))
             self._counts[n].append(float(counts[n]))
+            self._clusters[n].append(cluster)
 
-    def figures(self, confidence: float = 0.95) -> list[PositionLoss]:
+    def figures(self, clustered: object = None, confidence: float = 0.95) -> list[PositionLoss]:
         found = []
         for n in range(_BINS):
             if not self._counts[n]:
                 continue
             y, m = np.array(self._losses[n]), np.array(self._counts[n])
             if np.isfinite(y).all():
-                mean = ratio_estimate(y, m, confidence=confidence)
+                numbers = np.unique(np.array(self._clusters[n]), return_inverse=True)[1]
+                mean = ratio_estimate(y, m, numbers if clustered else None, confidence)
             else:
                 mean = unknown(None, len(y), "an infinite loss")
             found.append(PositionLoss(1 << n, (2 << n) - 1, int(math.fsum(m)), mean))

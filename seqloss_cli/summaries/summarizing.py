@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from seqloss_cli.metrics import Totals
 from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import (
-    FEW_UNITS,
     Estimate,
     Reservoir,
     block_bootstrap,
     bootstrap_ratio,
     default_block,
+    interval_notes,
     quantile_estimate,
     ratio_estimate,
     unknown,
@@ -74,6 +74,9 @@ class Summary:
     best_tokens: list[TokenExtreme]
     n_duplicates: int
     """Rows whose id and text came before."""
+    n_without_by: int
+    """Rows that lack the field of groups, or of clusters."""
+    n_without_cluster: int
 
 
 @dataclass(slots=True)
@@ -85,15 +88,12 @@ class _Group:
     n_scored: array[float] = field(default_factory=lambda: array("d"))
     n_bytes: array[float] = field(default_factory=lambda: array("d"))
     clusters: array[int] = field(default_factory=lambda: array("q"))
-    only: Floats | None = None
-    """The token losses of the first document, for when it stays the only one."""
 
     def add(self, row: ResultRow, cluster: int) -> None:
         sums = row.totals
         self.totals += sums
         if not sums.n_scored:
             return
-        self.only = _counted(row) if not self.losses else None
         self.losses.append(math.inf if sums.total_loss is None else sums.total_loss)
         self.n_scored.append(sums.n_scored)
         self.n_bytes.append(sums.n_scored_bytes)
@@ -113,20 +113,25 @@ class Summarizer:
         self._extremes = Extremes(options.n_extremes)
         self._seen: set[int] = set()
         self._n_duplicates = 0
+        self._only: Floats | None = None  # token losses of the first document, while it is alone
+        self._n_rows = self._n_without_by = self._n_without_cluster = 0
 
     def add(self, row: ResultRow) -> None:
-        options = self._options
-        key = row.field(options.cluster) if options.cluster else None
-        cluster = self._clusters.setdefault(key, len(self._clusters)) if options.cluster else 0
+        self._n_rows += 1
+        cluster = self._cluster_of(row)
+        if row.totals.n_scored:
+            self._only = None if self._whole.losses else _counted(row)
         self._whole.add(row, cluster)
-        if options.by:
-            self._groups.setdefault(_hashable(row.field(options.by)), _Group()).add(row, cluster)
+        if self._options.by:
+            value = row.field(self._options.by)
+            self._n_without_by += value is None
+            self._groups.setdefault((type(value).__name__, value), _Group()).add(row, cluster)
         same = hash((row.id, row.fields.get("text_sha256")))
         self._n_duplicates += same in self._seen
         self._seen.add(same)
         self._extremes.add_sequence(row)
         if (tokens := row.tokens) is not None:
-            self._positions.add(tokens)
+            self._positions.add(tokens, cluster)
             self._tokens.add(tokens.losses[tokens.counted])
             self._extremes.add_tokens(row, tokens)
 
@@ -135,44 +140,60 @@ class Summarizer:
         finite = drawn[np.isfinite(drawn)]
         return Summary(
             whole=self._summed(None, self._whole),
-            groups=[self._summed(value, group) for value, group in self._groups.items()],
+            groups=[self._summed(value, group) for (_, value), group in self._groups.items()],
             token_quantiles={q: float(np.quantile(finite, q)) for q in QUANTILES if len(finite)},
             n_tokens_seen=self._tokens.n_seen,
             n_tokens_drawn=len(drawn),
-            positions=self._positions.figures(self._options.confidence),
+            positions=self._positions.figures(self._options.cluster, self._options.confidence),
             worst_sequences=self._extremes.worst_sequences(),
             best_sequences=self._extremes.best_sequences(),
             worst_tokens=self._extremes.worst_tokens(),
             best_tokens=self._extremes.best_tokens(),
             n_duplicates=self._n_duplicates,
+            n_without_by=self._n_without_by,
+            n_without_cluster=self._n_without_cluster,
         )
+
+    def _cluster_of(self, row: ResultRow) -> int:
+        if not self._options.cluster:
+            return 0
+        value = row.field(self._options.cluster)
+        key = (type(value).__name__, value)
+        if value is None:  # a cluster of its own
+            self._n_without_cluster += 1
+            key = ("row", self._n_rows)
+        return self._clusters.setdefault(key, len(self._clusters))
 
     def _summed(self, value: Any, group: _Group) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)
         known = bool(len(y)) and bool(np.isfinite(y).all())
-        estimates = dict(_estimates(group, self._options)) if known else {}
+        only = self._only if group is self._whole else None
+        estimates = dict(_estimates(group, only, self._options)) if known else {}
         quantiles = {}
         if known and len(y) > 1:
-            quantiles = {
-                q: quantile_estimate(y / m, q, self._options.confidence) for q in QUANTILES
-            }
-        return GroupSummary(value, group.totals, estimates, quantiles, list(_notes(estimates)))
+            quantiles = {q: self._quantile(y / m, q) for q in QUANTILES}
+        mean = estimates.get("mean_loss")
+        notes = interval_notes(mean, len(y)) if mean else []
+        values = {name: getattr(group.totals, name) for name in estimates}
+        exact = {n: replace(e, value=values[n]) for n, e in estimates.items()}
+        return GroupSummary(value, group.totals, exact, quantiles, notes)
+
+    def _quantile(self, means: Floats, share: float) -> Estimate:
+        if self._options.cluster:
+            why = "no interval: order statistics know no clusters"
+            return unknown(float(np.quantile(means, share)), len(means), why)
+        return quantile_estimate(means, share, self._options.confidence)
 
 
-def _notes(estimates: dict[str, Estimate]) -> Iterator[str]:
-    mean = estimates.get("mean_loss")
-    if mean is None or mean.low is None:
-        return
-    if mean.n < FEW_UNITS:
-        yield f"few documents ({mean.n}): the intervals may be too narrow"
-
-
-def _estimates(group: _Group, options: SummaryOptions) -> Iterator[tuple[str, Estimate]]:
-    """Nats and rates, each with its interval, by name of the contract."""
+def _estimates(
+    group: _Group, only: Floats | None, options: SummaryOptions
+) -> Iterator[tuple[str, Estimate]]:
+    """Nats and rates, each with its interval, by name of the contract. `only` are the token losses
+    of a single document."""
     y, m = np.array(group.losses), np.array(group.n_scored)
     ones, n_docs = np.ones(len(y)), len(y)
-    if n_docs == 1 and group.only is not None:
-        mean = _of_one_text(group.only, options)
+    if n_docs == 1 and only is not None:
+        mean = _of_one_text(only, options)
     else:
         mean = _ratio(y, m, group, options)
     yield "mean_loss", mean
@@ -209,10 +230,6 @@ def _of_one_text(losses: Floats, options: SummaryOptions) -> Estimate:
 def _counted(row: ResultRow) -> Floats | None:
     tokens = row.tokens
     return None if tokens is None else tokens.losses[tokens.counted]
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:

@@ -54,6 +54,7 @@ def columns_of(options: RowOptions, run: RunInfo) -> Columns:
     """All columns that a row of this run can have, rejected ones included."""
     found: Columns = {"type": Kind.text, "id": Kind.text, "source": Kind.text}
     found |= {"line": Kind.whole, "text_sha256": Kind.text}
+    found |= {"ids_sha256": Kind.text}
     if options.text:
         names = ("text",) if run.pairs is None else ("prompt", "response", "separator", "text")
         found |= dict.fromkeys(names, Kind.text)
@@ -74,7 +75,7 @@ def _pair_columns(options: RowOptions, compared: bool) -> Columns:
     found |= dict.fromkeys(("n_prompt_tokens", "n_response_tokens"), Kind.whole)
     found |= dict.fromkeys(("log_prob_x", "log_prob_y_given_x", "log_prob_xy"), Kind.real)
     if options.pmi:
-        found |= {"log_prob_y": Kind.real, "pmi": Kind.real}
+        found |= {"log_prob_y": Kind.real, "pmi": Kind.real, "n_inf_losses_y": Kind.whole}
     found |= {"turns": Kind.nested}
     if compared:
         found |= {"separate": Kind.nested, "separate_minus_joint": Kind.real}

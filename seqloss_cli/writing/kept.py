@@ -1,13 +1,16 @@
 """What of a results file that a run left can be kept, and whether it belongs to what is read again.
 
 Read line by line. Of a file that a crash cut off, or that holds garbage after a loss of power, the
-longest beginning of whole lines is kept.
+longest beginning of whole lines is kept. Whole rows behind a damaged line are no torn end, but a
+damaged disk: they are counted, so that nobody loses them without a word.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from errno import ENXIO
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, Generic
 
 import orjson
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.errors import RowError, UsageError
 from seqloss_cli.metrics import Sums, added
 from seqloss_cli.records import Rejected, TokenSequence
 from seqloss_cli.writing.pairs import sha256, texts_row
@@ -26,6 +29,8 @@ _ROWS = ("sequence", "rejected")
 _FOUND_BY_SCORING = ("nan_loss",)
 """Reasons for which a row is rejected that reading and tokenizing take."""
 _LONGEST_SHOWN = 60
+_PIECE = 1 << 20
+_MEND = "give the inputs of the first run, or --force to start anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,17 @@ class LeftFile:
     """The run came to its end (or to that of --strict)."""
     n_torn: int = 0
     """Bytes after all that, which mean nothing."""
+    n_lost: int = 0
+    """Rows among these that are whole, but stand behind a line that is not."""
+
+    @property
+    def torn_line(self) -> int:
+        """Where the bytes that mean nothing begin, counted from 1."""
+        return 1 if self.run is None else self.n_rows + 2 + self.has_totals
 
 
 def look_at(path: Path) -> LeftFile:
-    """Raises UsageError when the file holds something else than results."""
+    """Raises UsageError when the file holds something else than results, or rows without a run."""
     n_bytes = path.stat().st_size
     with path.open("rb") as stream:
         run = _run_line(stream, path)
@@ -61,15 +73,16 @@ def look_at(path: Path) -> LeftFile:
             line = _whole_line(stream)
         has_totals = line is not None and line["type"] == "totals"
         end = stream.tell() if has_totals else length
-    return LeftFile(
-        path, run, sum(kinds.values()), kinds["rejected"], length, has_totals, n_bytes - end
-    )
+        stream.seek(end)
+        n_lost = _n_whole_rows(stream)
+    n_rows, n_rejected = sum(kinds.values()), kinds["rejected"]
+    return LeftFile(path, run, n_rows, n_rejected, length, has_totals, n_bytes - end, n_lost)
 
 
 def recorded_run(path: Path) -> Mapping[str, Any] | None:
     """The run line of a results file; None where it is torn or not there at all.
 
-    Raises UsageError when the file holds something else.
+    Raises UsageError when the file holds something else, or whole rows behind a damaged run line.
     """
     with path.open("rb") as stream:
         return _run_line(stream, path)
@@ -83,14 +96,23 @@ def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
             "writes over it"
         )
     line = _whole_line(stream)
-    return None if line is None or line["type"] != "run" else line
+    if line is not None and line["type"] == "run":
+        return line
+    stream.seek(0)
+    if n_whole := _n_whole_rows(stream):
+        raise UsageError(
+            f"--resume: {path}:1 is damaged, and only that line tells of which run the {n_whole} "
+            "whole rows after it are; --force starts anew and writes over them"
+        )
+    return None
 
 
 def _whole_line(stream: BufferedReader) -> Row | None:
     """The next line's object; None at the end, and where a line is torn or garbage."""
-    if stream.peek(1)[:1] != b"{":  # NULs up to the end of a large file are not read
-        return None
-    raw = stream.readline()
+    return _parsed(_raw_line(stream)) if stream.peek(1)[:1] == b"{" else None
+
+
+def _parsed(raw: bytes) -> Row | None:
     if not raw.endswith(b"\n"):
         return None
     try:
@@ -100,32 +122,87 @@ def _whole_line(stream: BufferedReader) -> Row | None:
     return line if isinstance(line, dict) and isinstance(line.get("type"), str) else None
 
 
+def _raw_line(stream: BufferedReader) -> bytes:
+    """The next line; of one with NULs in it, of which a crash can leave gigabytes, a piece."""
+    pieces = [stream.readline(_PIECE)]
+    while pieces[-1] and not pieces[-1].endswith(b"\n") and b"\0" not in pieces[-1]:
+        pieces.append(stream.readline(_PIECE))
+    return b"".join(pieces)
+
+
+def _n_whole_rows(stream: BufferedReader) -> int:
+    """How many rows are whole from here to the end, whatever is between them."""
+    n_whole = 0
+    while _pass_hole(stream) and (raw := _raw_line(stream)):
+        line = _parsed(raw)
+        n_whole += line is not None and line["type"] in _ROWS
+    return n_whole
+
+
+def _pass_hole(stream: BufferedReader) -> bool:
+    """Go on to the next bytes that are on the disk; False where none are."""
+    if stream.peek(1)[:1] == b"\0" and hasattr(os, "SEEK_DATA"):
+        try:
+            stream.seek(stream.tell(), os.SEEK_DATA)
+        except OSError as error:
+            return error.errno != ENXIO  # else the file system knows no holes
+    return True
+
+
+def ignore_met() -> None:
+    """Nobody waits for it."""
+
+
 class KeptRows(Generic[Sums]):
     """The rows that are kept, met one by one as the inputs are read again."""
 
-    def __init__(self, file: LeftFile, nothing: Sums, sums_of: Callable[[Row], Sums]) -> None:
-        """`nothing` and `sums_of`: the sums of no row, and of one that was written."""
-        self.path, self.n_rows = file.path, file.n_rows
+    def __init__(
+        self,
+        file: LeftFile,
+        nothing: Sums,
+        sums_of: Callable[[Row, str], Sums],
+        when_met: Callable[[], None] = ignore_met,
+    ) -> None:
+        """`nothing` and `sums_of`: the sums of no row, and of one that was written, with its place
+        (file:line); RowError is for one that cannot be right. `when_met` is called once the last
+        row was met: until then the file may turn out to be of other inputs."""
+        self.path, self.n_rows, self._when_met = file.path, file.n_rows, when_met
         self.sums, self._sums_of = nothing, sums_of
         self.n_sequences = self.n_rejected = 0
         self._rows = _rows(file.path, file.n_rows)
 
     def meet(self, entry: TokenSequence | Rejected) -> None:
-        """The next input, not scored. Raises UsageError when it is not that of the next row."""
-        row = next(self._rows)
-        number = self.n_sequences + self.n_rejected + 2  # the run line is the first
+        """The next input, not scored. Raises UsageError when it is not that of the next row, or
+        when that row's figures cannot be right."""
+        row = next(self._rows, None)
+        if row is None:
+            raise UsageError(
+                f"--resume: {self.path} has rows of {self.n_rows} inputs, and now there are more, "
+                f"first {_named(entry)}; {_MEND}"
+            )
+        place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"  # the run line is the first
         for name, value in _expected(entry, row).items():
             if row.get(name) != value:
                 raise UsageError(
-                    f"--resume: {self.path}:{number} belongs to another input than what is read "
-                    f"now: {name} is {_shown(row.get(name))} there and {_shown(value)} here; give "
-                    "the inputs of the first run, or --force to start anew"
+                    f"--resume: {place} belongs to another input than what is read now: {name} is "
+                    f"{_shown(row.get(name))} there and {_shown(value)} here; {_MEND}"
                 )
         if row["type"] == "rejected":
             self.n_rejected += 1
         else:
             self.n_sequences += 1
-            self.sums = added(self.sums, self._sums_of(row))
+            self.sums = added(self.sums, self._checked_sums(row, place))
+        if self.n_sequences + self.n_rejected == self.n_rows:
+            self._when_met()
+
+    def _checked_sums(self, row: Row, place: str) -> Sums:
+        try:
+            return self._sums_of(row, place)
+        except RowError as error:
+            raise UsageError(
+                f"--resume: {place} is damaged: {error}; delete that line and those after it to go "
+                "on from there, or give --force to start anew"
+            ) from error
 
     def require_all_met(self) -> None:
         """Raises UsageError when the inputs ended before the rows did."""
@@ -133,8 +210,7 @@ class KeptRows(Generic[Sums]):
         if n_met < self.n_rows:
             raise UsageError(
                 f"--resume: the inputs end after {n_met}, and {self.path} has rows of {self.n_rows}"
-                f", the next in line {n_met + 2}; give the inputs of the first run, or --force to "
-                "start anew"
+                f", the next in line {n_met + 2}; {_MEND}"
             )
 
 
@@ -172,6 +248,13 @@ def _texts_and_ids(entry: TokenSequence) -> Row:
         "token_ids": entry.token_ids.tolist(),
         "loss_mask": entry.loss_mask.astype(int).tolist(),
     }
+
+
+def _named(entry: TokenSequence | Rejected) -> str:
+    """Where an input was read, and its id."""
+    item = entry if isinstance(entry, Rejected) else entry.sample
+    where = item.source if item.line is None else f"{item.source}:{item.line}"
+    return f"{where} (id {_shown(item.id)})"
 
 
 def _shown(value: object) -> str:

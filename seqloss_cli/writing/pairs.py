@@ -50,6 +50,8 @@ def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
         "log_prob_xy": rule.log_prob_xy,
     }
     row |= _pmi_row(totals) if pmi else {}
+    if totals.alone is not None and totals.alone.n_infinite:
+        row["n_inf_losses_y"] = totals.alone.n_infinite
     if seam.turns:
         row["turns"] = [
             {

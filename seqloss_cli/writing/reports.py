@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seqloss_cli.comparisons import Comparison, Comparisons, Objective, SideTotals, training_step
+from seqloss_cli.comparisons import (
+    TIE,
+    CompareOptions,
+    Comparison,
+    Comparisons,
+    Objective,
+    SideTotals,
+    training_step,
+)
 from seqloss_cli.metrics import Totals
 from seqloss_cli.records import SCHEMA_VERSION
 from seqloss_cli.results import Difference, ResultsFile
@@ -16,6 +24,7 @@ from seqloss_cli.writing.formats import json_bytes
 from seqloss_cli.writing.rows import totals_row
 
 Row = dict[str, Any]
+_IDS = 20
 
 
 def report_bytes(report: Row) -> bytes:
@@ -26,14 +35,19 @@ def report_bytes(report: Row) -> bytes:
 
 
 def summary_report(
-    summary: Summary, files: Sequence[ResultsFile], options: SummaryOptions, n_unusable: int
+    summary: Summary,
+    files: Sequence[ResultsFile],
+    options: SummaryOptions,
+    n_unusable: int,
+    differences: Mapping[str, list[Difference]],
 ) -> Row:
-    """`n_unusable` rows of the files could not be read back."""
+    """`n_unusable` rows of the files could not be read back; `differences` as in a comparison."""
     n_rejected = sum(file.n_rejected for file in files)
     n_empty_lines = sum(file.n_empty_lines for file in files)
     return {
         "files": [file_row(file) for file in files],
         "run": files[0].run,
+        "runs_differ": _differences(differences),
         "by": options.by,
         "cluster": options.cluster,
         "confidence": options.confidence,
@@ -42,7 +56,7 @@ def summary_report(
         "totals": totals_row(summary.whole.totals, n_rejected, n_empty_lines),
         **_estimates(summary.whole),
         "groups": [
-            {"value": group.value, "totals": totals_row(group.totals, 0, 0), **_estimates(group)}
+            {"value": group.value, "totals": _group_totals(group.totals), **_estimates(group)}
             for group in summary.groups
         ],
         "token_quantiles": {str(q): value for q, value in summary.token_quantiles.items()},
@@ -57,6 +71,15 @@ def summary_report(
         "worst_tokens": [asdict(entry) for entry in summary.worst_tokens],
         "best_tokens": [asdict(entry) for entry in summary.best_tokens],
     }
+
+
+def _group_totals(totals: Totals) -> Row:
+    """To which group a rejected input would have belonged is not known."""
+    return totals_row(totals, 0, 0) | {"n_rejected": None, "n_empty_lines": None}
+
+
+def _differences(differences: Mapping[str, list[Difference]]) -> Row:
+    return {name: [asdict(each) for each in found] for name, found in differences.items()}
 
 
 def file_row(file: ResultsFile) -> Row:
@@ -81,23 +104,46 @@ def _estimates(group: GroupSummary) -> Row:
 
 
 def comparison_report(
-    found: Comparisons, files: Sequence[ResultsFile], differences: Mapping[str, list[Difference]]
+    found: Comparisons,
+    files: Sequence[ResultsFile],
+    differences: Mapping[str, list[Difference]],
+    options: CompareOptions,
 ) -> Row:
-    """`differences` of the runs, by the name of the file that has them."""
+    """`differences` of the runs from the first, by name of the file that has them."""
     return {
         "files": [file_row(file) for file in files],
-        "runs_differ": {
-            name: [asdict(difference) for difference in each] for name, each in differences.items()
-        },
+        "runs_differ": _differences(differences),
+        **_settings(options),
         "n_joined": found.joined.n_joined,
         "n_joined_by_order": found.joined.n_joined_by_order,
+        **_left_out(found, files),
+        "comparisons": [comparison_row(pair, files) for pair in found.pairs],
+        "runs": [file.run for file in files],
+    }
+
+
+def _settings(options: CompareOptions) -> Row:
+    return {
+        "confidence": options.confidence,
+        "bootstrap": options.bootstrap,
+        "seed": options.seed,
+        "cluster": options.cluster,
+        "tie": TIE,
+    }
+
+
+def _left_out(found: Comparisons, files: Sequence[ResultsFile]) -> Row:
+    """Rows that are in no figure, the first ids of each kind."""
+    return {
         "not_joined": [
-            {"file": file.name, "n": len(ids), "ids": ids[:20]}
+            {"file": file.name, "n": len(ids), "ids": ids[:_IDS]}
             for file, ids in zip(files, found.joined.alone, strict=True)
         ],
-        "left_out": dict(found.left_out),
-        "left_out_ids": found.left_out_ids,
-        "comparisons": [comparison_row(pair, files) for pair in found.pairs],
+        "left_out": [
+            {"reason": reason, "n": len(ids), "ids": ids[:_IDS]}
+            for reason, ids in found.left_out.items()
+        ],
+        "n_without_cluster": found.n_without_cluster,
     }
 
 
@@ -142,18 +188,19 @@ def _side(file: ResultsFile, side: SideTotals) -> Row:
 
 
 def objective_report(
-    found: Objective, files: Sequence[ResultsFile], estimates: Sequence[Estimate], data: list[str]
+    found: Objective, files: Sequence[ResultsFile], data: list[str], options: CompareOptions
 ) -> Row:
     lead, best = found.lead, found.best
     return {
         "data": data,
         "checkpoints": [
-            checkpoint_row(*each) for each in zip(files, found.totals, estimates, strict=True)
+            checkpoint_row(*each) for each in zip(files, found.totals, found.means, strict=True)
         ],
         "best": None if best is None else files[best].run.get("model"),
         "lead": None if lead is None else comparison_row(lead, files),
         "n_joined": found.comparisons.joined.n_joined,
-        "left_out": dict(found.comparisons.left_out),
+        **_left_out(found.comparisons, files),
+        **_settings(options),
         "runs": [file.run for file in files],
     }
 
@@ -168,6 +215,7 @@ def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
         "mean_loss": totals.mean_loss,
         "mean_loss_low": mean.low,
         "mean_loss_high": mean.high,
+        "interval_method": mean.method,
         "perplexity": totals.perplexity,
         "bits_per_byte": totals.bits_per_byte,
         "n_sequences": totals.n_sequences,

@@ -3,6 +3,7 @@ infinite is null (rule 3 of the numbers contract)."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,13 +70,18 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
 
 def identity_row(sequence: TokenSequence) -> Row:
     """Which input it is."""
-    sample = sequence.sample
-    return {
-        "id": sample.id,
-        "source": sample.source,
-        "line": sample.line,
-        "text_sha256": None if sequence.text is None else sha256(sequence.text),
-    }
+    sample, text = sequence.sample, sequence.text
+    row: Row = {"id": sample.id, "source": sample.source, "line": sample.line}
+    row["text_sha256"] = None if text is None else sha256(text)
+    if text is None:
+        row["ids_sha256"] = _ids_sha256(sequence)
+    return row
+
+
+def _ids_sha256(sequence: TokenSequence) -> str:
+    """What stands in for a text: the ids, and which of them count."""
+    parts = (sequence.token_ids.astype("<i8"), sequence.loss_mask.astype("u1"))
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:

@@ -1,7 +1,7 @@
 """Where output bytes go: stdout, or a file that exists under its name only when it is whole.
 
-Until then it is FILE.partial, which one process at a time writes, and whose rows outlive a crash of
-that process at once, and one of the machine but for the last seconds.
+Until then it is FILE.partial, which one process at a time writes (where files can be locked). What
+was flushed to it outlives a crash of that process, and but for the last seconds one of the machine.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import io
 import os
 import stat
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,11 @@ from seqloss_cli.paths import partial_path
 from seqloss_cli.writing.locks import RENAMES_OPEN_FILES, try_to_lock
 
 SYNC_SECONDS = 2.0
-"""Flushed rows are forced to the disk this often, while rows come."""
+"""What was flushed is forced to the disk this often."""
+
+
+def ignore_warning(message: str) -> None:
+    """Nobody wants to know."""
 
 
 def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> None:
@@ -55,10 +59,16 @@ def left_behind(path: Path) -> Path | None:
 
 
 @contextmanager
-def open_sink(path: Path | None, force: bool, resume: bool = False) -> Iterator[BinaryIO]:
+def open_sink(
+    path: Path | None,
+    force: bool,
+    resume: bool = False,
+    warn: Callable[[str], None] = ignore_warning,
+) -> Iterator[BinaryIO]:
     """Stdout, or `FILE.partial`, renamed to FILE when the block ends without an exception.
 
     With `resume` it holds what was left behind, and nothing is written before `cut` is called.
+    `warn` hears of it when the file cannot be held against other processes.
 
     Raises UsageError when one of the two exist and neither is given, and when another process
     writes it; RunError when writing fails (a full disk). After an error the partial file stays, so
@@ -73,7 +83,7 @@ def open_sink(path: Path | None, force: bool, resume: bool = False) -> Iterator[
     partial = partial_path(path)
     try:
         _refuse_what_is_there(path, force, resume)
-        with _locked(partial, new=not (force or resume)) as sink:
+        with _locked(partial, new=not (force or resume), warn=warn) as sink:
             if force:
                 cut(sink, 0)
             yield sink
@@ -122,7 +132,9 @@ def _end_renaming(path: Path) -> None:
 
 
 @contextmanager
-def _locked(partial: Path, new: bool = False) -> Iterator[_LastingFile]:
+def _locked(
+    partial: Path, new: bool = False, warn: Callable[[str], None] = ignore_warning
+) -> Iterator[_LastingFile]:
     """The file as it is, made if it is not there, and held against other processes.
 
     Raises UsageError when another process writes it, or when it is there although `new`.
@@ -133,14 +145,27 @@ def _locked(partial: Path, new: bool = False) -> Iterator[_LastingFile]:
     except FileExistsError:
         raise UsageError(f"{partial} came into being: another process is writing it") from None
     with _LastingFile(io.FileIO(descriptor, "wb")) as sink:
-        if sink.is_regular and not (try_to_lock(descriptor) and _names(partial, descriptor)):
-            raise UsageError(f"another process is writing {partial}, or just finished it")
+        if sink.is_regular:
+            _hold(partial, descriptor, warn)
+            _sync_names(partial)
         try:
             yield sink
         except BaseException:
             if sink.is_empty:  # what nothing was written to is in nobody's way
                 partial.unlink()
             raise
+
+
+def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
+    """Raises UsageError when another process has the file, or had it and is done with it."""
+    is_ours = try_to_lock(descriptor)
+    if is_ours is False or not _names(partial, descriptor):
+        raise UsageError(f"another process is writing {partial}, or just finished it")
+    if is_ours is None:
+        warn(
+            f"warning: {partial} cannot be locked on this file system: make sure that no other "
+            "seqloss writes it"
+        )
 
 
 def _names(path: Path, descriptor: int) -> bool:
@@ -151,13 +176,33 @@ def _names(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _sync_names(path: Path) -> None:
+    """Force to the disk that a file was made, renamed or removed: its own fsync does not say so.
+
+    Where a directory cannot be forced, or not be opened (Windows), there is nothing to be done.
+    """
+    with suppress(OSError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class _LastingFile(io.BufferedWriter):
-    """A file whose flushed bytes are forced to the disk from time to time."""
+    """A file whose flushed bytes are forced to the disk within seconds.
+
+    By a thread of its own: rows come in bursts, and after the last of one nothing may be written
+    for minutes. What it cannot force is told by the next flush.
+    """
 
     def __init__(self, raw: io.FileIO) -> None:
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._is_unsynced = False
+        self._failure: OSError | None = None
         super().__init__(raw)
         self.is_regular = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
-        self._synced = time.monotonic()
 
     @property
     def is_empty(self) -> bool:
@@ -165,21 +210,55 @@ class _LastingFile(io.BufferedWriter):
 
     def flush(self) -> None:
         super().flush()
-        if self.is_regular and time.monotonic() - self._synced >= SYNC_SECONDS:
-            os.fsync(self.fileno())
-            self._synced = time.monotonic()
+        if self._closing.is_set() or not self.is_regular:
+            return
+        if self._failure is not None:
+            raise self._failure
+        self._is_unsynced = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._sync, name="seqloss-sync", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()  # or it might force whatever has the descriptor next
+        super().close()
+
+    def _sync(self) -> None:
+        while not self._closing.wait(SYNC_SECONDS):
+            if not self._is_unsynced:
+                continue
+            self._is_unsynced = False  # before: what is flushed meanwhile has to wait
+            try:
+                os.fsync(self.fileno())
+            except OSError as error:
+                self._failure = error
+                return
 
 
 def _rename(partial: Path, path: Path, force: bool) -> None:
     """Without `force` a file that came while we worked is left alone."""
-    if force:
-        partial.replace(path)
-        return
+    try:
+        if force:
+            partial.replace(path)
+        else:
+            _rename_to_free_name(partial, path)
+    except FileExistsError:
+        raise RunError(f"{path} came into being meanwhile; the results are in {partial}") from None
+    _sync_names(path)
+
+
+def _rename_to_free_name(partial: Path, path: Path) -> None:
+    """Raises FileExistsError when the name is taken: for certain where there are hard links (or on
+    Windows), else as far as a look just before the renaming tells."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:
-        raise RunError(f"{path} came into being meanwhile; the results are in {partial}") from None
+        raise
     except OSError:  # a file system without hard links
-        partial.replace(path)
+        if os.path.lexists(path):
+            raise FileExistsError from None
+        partial.rename(path)
     else:
         partial.unlink()
