@@ -49,7 +49,7 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
 
-bench: $(PEERS)/.installed  ## speed and memory against the peers (about three quarters of an hour)
+bench: $(PEERS)/.installed  ## speed and memory against the peers (half an hour or more)
 	$(PEERS)/bin/python benchmarks/bench.py
 
 bench-quick: $(PEERS)/.installed  ## the same with few rounds and short documents
