@@ -49,6 +49,27 @@ def exp_or_none(value: float | None) -> float | None:
         return None
 
 
+TEXT_COUNTS = (
+    "n_bytes",
+    "n_scored_bytes",
+    "n_chars",
+    "n_scored_chars",
+    "n_words",
+    "n_unscored_text_tokens",
+)
+"""Counts of `Totals` that are not known without a text."""
+RATES = (
+    "total_loss",
+    "mean_loss",
+    "log_prob",
+    "perplexity",
+    "bits_per_byte",
+    "bits_per_char",
+    "word_perplexity",
+)
+"""Sums and rates of `Totals`, as they are written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over one sequence or many; `+` joins two sets of sequences."""

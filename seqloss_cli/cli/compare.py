@@ -26,15 +26,7 @@ EXAMPLES = (
 @o.with_options(
     t.MODELS,
     t.TURN_OPTIONS,
-    r.STATISTICS_OPTIONS,
-    {
-        "bootstrap": (
-            Annotated[
-                int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=r.LEAST_RESAMPLES)
-            ],
-            2000,
-        ),
-    },
+    r.COMPARE_OPTIONS,
     r.REPORT_OPTIONS,
 )
 def compare(
@@ -68,20 +60,13 @@ def compare(
 
 
 def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> None:
-    from seqloss_cli.comparisons import CompareOptions
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
     from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
     from seqloss_cli.writing.reports import comparison_report
 
     values = ctx.params
-    options = CompareOptions(
-        values["worst"],
-        values["bootstrap"],
-        values["seed"],
-        values["cluster"],
-        values["confidence"],
-    )
+    options = r.choose_comparison(ctx)
     reading = r.Reading(files)
     if not values["allow_different"]:
         r.require_same(

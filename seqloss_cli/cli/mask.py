@@ -109,7 +109,7 @@ def mask(ctx: typer.Context) -> None:
         find = None if labels is None else labels.find
         found = masks(entries, tokens.vocabulary, _trainer(ctx, pairs, tokens), find)
         trainer = TRAINER_NAME if values["like"] else None
-        with open_sink(choice.path, choice.force) as sink:
+        with open_sink(choice.path, choice.force, warn=say) as sink:
             writer = _writer(sink, tokens, choice, trainer)
             work = Work(found, mask_totals, MaskTotals(), run, writer)
             written = write_all(work, stats, bar, choice)

@@ -26,15 +26,7 @@ EXAMPLES = (
 
 @o.with_options(
     t.TURN_OPTIONS,
-    r.STATISTICS_OPTIONS,
-    {
-        "bootstrap": (
-            Annotated[
-                int, o.option(r.STATISTICS, "--bootstrap", "Resamples.", min=r.LEAST_RESAMPLES)
-            ],
-            2000,
-        ),
-    },
+    r.COMPARE_OPTIONS,
     {name: r.REPORT_OPTIONS[name] for name in r.REPORT_OPTIONS if name != "allow_different"},
 )
 def objective(
@@ -55,20 +47,14 @@ def objective(
 
 
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
-    from seqloss_cli.comparisons import CompareOptions, find_objective, training_step
+    from seqloss_cli.comparisons import find_objective, training_step
     from seqloss_cli.rendering.comparisons import objective_view, plain_words
     from seqloss_cli.rendering.reports import Scale
     from seqloss_cli.results import TOKENIZER, run_differences
     from seqloss_cli.writing.reports import objective_report
 
     values = ctx.params
-    options = CompareOptions(
-        values["worst"],
-        values["bootstrap"],
-        values["seed"],
-        values["cluster"],
-        values["confidence"],
-    )
+    options = r.choose_comparison(ctx)
 
     def open_all() -> list[ResultsFile]:
         return [r.open_one(*each) for each in zip(names, models, strict=True)]

@@ -16,6 +16,7 @@ from seqloss_cli.errors import RowError, RunError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from seqloss_cli.comparisons import CompareOptions
     from seqloss_cli.results import Difference, ResultRow, ResultsFile
 
 STATISTICS = "Statistics"
@@ -45,6 +46,13 @@ STATISTICS_OPTIONS: o.Group = {
         0.95,
     ),
 }
+COMPARE_OPTIONS: o.Group = {
+    **STATISTICS_OPTIONS,
+    "bootstrap": (
+        Annotated[int, o.option(STATISTICS, "--bootstrap", "Resamples.", min=LEAST_RESAMPLES)],
+        2000,
+    ),
+}
 REPORT_OPTIONS: o.Group = {
     "allow_different": (
         Annotated[
@@ -70,6 +78,19 @@ REPORT_OPTIONS: o.Group = {
     "config": o.OTHER_OPTIONS["config"],
     "debug": o.OTHER_OPTIONS["debug"],
 }
+
+
+def choose_comparison(context: typer.Context) -> CompareOptions:
+    from seqloss_cli.comparisons import CompareOptions
+
+    values = context.params
+    return CompareOptions(
+        n_extremes=values["worst"],
+        bootstrap=values["bootstrap"],
+        seed=values["seed"],
+        cluster=values["cluster"],
+        confidence=values["confidence"],
+    )
 
 
 class Reading:

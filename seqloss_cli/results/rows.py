@@ -12,7 +12,7 @@ import numpy as np
 
 from seqloss_cli.conditional import ChainRule
 from seqloss_cli.errors import RowError
-from seqloss_cli.metrics import Totals, to_units
+from seqloss_cli.metrics import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.records import Bools, Floats
 
 Fields = Mapping[str, Any]
@@ -117,7 +117,7 @@ def totals_of_row(row: Fields) -> Totals:
     n_scored, total = _count(row, "n_scored"), _loss(row, "total_loss")
     without_text = row.get("n_bytes") is None
     texts: dict[str, Any] = (
-        {} if without_text else {name: _count(row, name) for name in _TEXT_COUNTS}
+        {} if without_text else {name: _count(row, name) for name in TEXT_COUNTS}
     )
     return Totals(
         n_sequences=1,
@@ -132,16 +132,6 @@ def totals_of_row(row: Fields) -> Totals:
         **texts,
         **_pair_counts(row),
     )
-
-
-_TEXT_COUNTS = (
-    "n_bytes",
-    "n_scored_bytes",
-    "n_chars",
-    "n_scored_chars",
-    "n_words",
-    "n_unscored_text_tokens",
-)
 
 
 def _pair_counts(row: Fields) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from seqloss_cli.metrics import RATES, TEXT_COUNTS
 from seqloss_cli.records import RunInfo
 from seqloss_cli.writing.rows import RowOptions
 
@@ -29,25 +30,7 @@ class Kind(StrEnum):
 
 Columns = dict[str, Kind]
 
-_COUNTS = (
-    "n_tokens",
-    "n_scored",
-    "n_bytes",
-    "n_scored_bytes",
-    "n_chars",
-    "n_scored_chars",
-    "n_words",
-    "n_unscored_text_tokens",
-)
-_RATES = (
-    "total_loss",
-    "mean_loss",
-    "log_prob",
-    "perplexity",
-    "bits_per_byte",
-    "bits_per_char",
-    "word_perplexity",
-)
+_COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
 
 
 def columns_of(options: RowOptions, run: RunInfo) -> Columns:
@@ -61,7 +44,7 @@ def columns_of(options: RowOptions, run: RunInfo) -> Columns:
     found |= {"meta": Kind.nested, "bos": Kind.text, "eos": Kind.text}
     if run.pairs is not None:
         found |= _pair_columns(options, compared=run.boundary == "compare")
-    found |= dict.fromkeys(_COUNTS, Kind.whole) | dict.fromkeys(_RATES, Kind.real)
+    found |= dict.fromkeys(_COUNTS, Kind.whole) | dict.fromkeys(RATES, Kind.real)
     found |= {"flags": Kind.nested, "inf_losses": Kind.wholes}
     if options.tokens:
         found |= _token_columns(options)

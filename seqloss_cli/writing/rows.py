@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.metrics import Totals, corpus_flags, overflow_flags, score_flags
+from seqloss_cli.metrics import (
+    RATES,
+    TEXT_COUNTS,
+    Totals,
+    corpus_flags,
+    overflow_flags,
+    score_flags,
+)
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.words import word_losses
 from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
@@ -139,24 +146,9 @@ def _sums(totals: Totals, one_sequence: bool) -> Row:
     """Counts, sums and rates; of a row without a text, what is counted in it is not known."""
     row: Row = {"n_tokens": totals.n_tokens, "n_scored": totals.n_scored}
     without_text = one_sequence and totals.n_without_text
-    for name in (
-        "n_bytes",
-        "n_scored_bytes",
-        "n_chars",
-        "n_scored_chars",
-        "n_words",
-        "n_unscored_text_tokens",
-    ):
+    for name in TEXT_COUNTS:
         row[name] = None if without_text else getattr(totals, name)
-    for name in (
-        "total_loss",
-        "mean_loss",
-        "log_prob",
-        "perplexity",
-        "bits_per_byte",
-        "bits_per_char",
-        "word_perplexity",
-    ):
+    for name in RATES:
         row[name] = getattr(totals, name)
     return row
 
