@@ -16,7 +16,7 @@ from typing import Any
 from seqloss_cli.chat_templates import ChatTemplate, Rendering, Span
 from seqloss_cli.config import TurnChoice
 from seqloss_cli.errors import RowError
-from seqloss_cli.records import Chat
+from seqloss_cli.records import Chat, Pair
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
@@ -34,6 +34,12 @@ class RenderedChat:
     """Messages whose tool calls, and lists of tools, that the template leaves out."""
     n_open: int
     """Scored turns that no control token ends."""
+
+
+def chat_of_pair(pair: Pair, **template: Any) -> Chat:
+    """One turn of the user and one of the assistant; `template` holds the chat's other fields."""
+    turns = (("user", pair.prompt), ("assistant", pair.response))
+    return Chat([{"role": role, "content": content} for role, content in turns], **template)
 
 
 def render_chat(

@@ -32,6 +32,10 @@ class Mask:
     findings: tuple[Finding, ...] = ()
     """How the user's labels differ from ours."""
 
+    @property
+    def sample(self) -> Sample:
+        return self.sequence.sample
+
 
 @dataclass(frozen=True, slots=True)
 class MaskTotals:

@@ -41,6 +41,20 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """A prompt and the responses that are to be ranked."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    """Two or more."""
+    separator: str = ""
+    answers: tuple[int, ...] | None = None
+    """Which of them are right, counted from 0; None where that is not known."""
+    as_chat: bool = False
+    """Wrap each as a turn of the assistant, after the prompt as one of the user."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """Messages that a chat template makes a text of."""
 
@@ -69,6 +83,8 @@ class Sample:
     pair: Pair | None = None
     chat: Chat | None = None
     """With `pair` when that was wrapped as one turn of each side."""
+    choices: Choices | None = None
+    """Instead of a pair, for rankings."""
     meta: Mapping[str, Any] | None = None
     """The row's other fields, when they are to be carried through."""
     flags: Flags = field(default_factory=dict)
@@ -201,6 +217,10 @@ class SequenceScore:
     """Scores of `sequence.alone`."""
     other_boundary: SequenceScore | None = None
     """Scores of `sequence.other_boundary`."""
+
+    @property
+    def sample(self) -> Sample:
+        return self.sequence.sample
 
     @property
     def counted(self) -> Bools:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made_results import row, write
 
-from seqloss_cli.cli import compare, cond, mask, objective, score, summarize
+from seqloss_cli.cli import compare, cond, mask, objective, rank, score, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,7 +74,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [*cond.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2], *summarize.EXAMPLES,
+    [*cond.EXAMPLES, *rank.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2], *summarize.EXAMPLES,
      *compare.EXAMPLES[:2], objective.EXAMPLES[0]],
     ids=str.split,
 )  # fmt: skip
@@ -133,7 +133,7 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 def test_options_named_in_the_readme_exist(workplace: Path) -> None:
     known = "".join(
         shell(f"COLUMNS=200 seqloss {name} --help", workplace).stdout
-        for name in ("score", "cond", "mask", "summarize", "compare", "objective")
+        for name in ("score", "cond", "rank", "mask", "summarize", "compare", "objective")
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

@@ -34,13 +34,7 @@ EXAMPLES = (
             Annotated[bool, o.flag(o.POLICY, "--no-marginal", "Do not score prompts: faster.")],
             False,
         ),
-        "no_share_prefix": (
-            Annotated[
-                bool,
-                o.flag(o.SPEED, "--no-share-prefix", "Compute a common beginning for each row."),
-            ],
-            False,
-        ),
+        "no_share_prefix": p.NO_SHARE_PREFIX,
     },
     o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,

@@ -19,6 +19,7 @@ from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
+from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.paths import partial_path
@@ -66,13 +67,13 @@ class OutputChoice:
     resume: bool = False
 
 
-class HasSequence(Protocol):
+class HasSample(Protocol):
     @property
-    def sequence(self) -> TokenSequence: ...
+    def sample(self) -> Sample: ...
 
 
-Result = TypeVar("Result", bound=HasSequence)
-Sums = TypeVar("Sums", Totals, MaskTotals)
+Result = TypeVar("Result", bound=HasSample)
+Sums = TypeVar("Sums", Totals, MaskTotals, RankTotals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def write_all(
             totals += sums
             n_sequences += 1
             writer.sequence(result, sums)
-            bar.on_input(result.sequence.sample)
+            bar.on_input(result.sample)
         bar.stop()
         written = Written(totals, n_sequences, n_rejected, 0)
         if kept is not None:

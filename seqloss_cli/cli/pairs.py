@@ -124,9 +124,17 @@ SEAM_OPTIONS: o.Group = {
     ),
 }
 
+NO_SHARE_PREFIX = (
+    Annotated[
+        bool, o.flag(o.SPEED, "--no-share-prefix", "Compute a common beginning for each row.")
+    ],
+    False,
+)
 
-def choose_pairs(context: typer.Context) -> PairPolicy:
-    """Raises UsageError when flags exclude each other or a template cannot be read."""
+
+def choose_pairs(context: typer.Context, marginal: bool = True) -> PairPolicy:
+    """`marginal` where no option says it. Raises UsageError when flags exclude each other or a
+    template cannot be read."""
     from seqloss_cli.config import PairPolicy
 
     values = context.params
@@ -139,9 +147,9 @@ def choose_pairs(context: typer.Context) -> PairPolicy:
         separator=values["separator"],
         boundary=str(values["boundary"]),  # type: ignore[arg-type]  # typer knows the choices
         truncate=str(values["truncate"]),  # type: ignore[arg-type]
-        marginal=not values.get("no_marginal", False),
+        marginal=not values.get("no_marginal", not marginal),
         pmi=values.get("pmi", False),
-        turns=str(values["score"]),  # type: ignore[arg-type]
+        turns=str(values.get("score", ScoredTurns.assistant)),  # type: ignore[arg-type]
         end_of_turn=not values["no_end_of_turn"],
         chat_template=None if template is None else file_text("--chat-template", template),
     )

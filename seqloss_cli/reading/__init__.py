@@ -4,11 +4,13 @@ An input that cannot be read becomes a `Rejected` record with its file and line,
 on. Memory is bounded by the longest single input (`max_bytes`).
 """
 
+from seqloss_cli.reading.choices import ChoiceFields
 from seqloss_cli.reading.inputs import (
     COMPRESSED,
     ReadOptions,
     ReadStats,
     checked_pair,
+    choices_sample,
     described,
     read_inputs,
     text_sample,
@@ -20,11 +22,13 @@ from seqloss_cli.reading.streams import STDIN
 __all__ = [
     "COMPRESSED",
     "STDIN",
+    "ChoiceFields",
     "LabelFile",
     "PairFields",
     "ReadOptions",
     "ReadStats",
     "checked_pair",
+    "choices_sample",
     "described",
     "read_inputs",
     "text_sample",

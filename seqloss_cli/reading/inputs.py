@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,10 +12,19 @@ from typing import Any, BinaryIO
 from seqloss_cli.config import DEFAULT_MAX_BYTES
 from seqloss_cli.errors import RowError
 from seqloss_cli.paths import shown_path
+from seqloss_cli.reading.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.reading.duplicates import DuplicateIds
-from seqloss_cli.reading.rows import PairFields, checked_text, pair_content, parse_row
+from seqloss_cli.reading.rows import (
+    Content,
+    PairFields,
+    checked_text,
+    pair_content,
+    pair_or_chat,
+    parse_row,
+    text_or_ids,
+)
 from seqloss_cli.reading.streams import BOM, STDIN, bounded_lines, open_input
-from seqloss_cli.records import Item, Pair, Rejected, Sample
+from seqloss_cli.records import Choices, Item, Pair, Rejected, Sample
 
 COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")
@@ -27,7 +37,7 @@ class ReadOptions:
     jsonl: bool = False
     """Inputs are JSONL, whatever they are called."""
     text_field: str = "text"
-    pairs: PairFields | None = None
+    pairs: PairFields | ChoiceFields | None = None
     """Rows are prompts with responses, or chats; inputs are JSONL, whatever they are called."""
     keep_meta: bool = False
     limit: int | None = None
@@ -37,16 +47,18 @@ class ReadOptions:
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
     """Which inputs, and how they are read, for the run's record."""
     shared = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
-    found = {"inputs": [shown_path(name) for name in names]}
+    found: dict[str, Any] = {"inputs": [shown_path(name) for name in names]}
     found |= {name: getattr(options, name) for name in shared}
     if options.pairs is None:
         return found
     fields = options.pairs
+    found |= {"prompt_field": fields.prompt, "separator": fields.separator, "chat": fields.chat}
+    if isinstance(fields, PairFields):
+        return found | {"response_field": fields.response}
     return found | {
-        "prompt_field": fields.prompt,
-        "response_field": fields.response,
-        "separator": fields.separator,
-        "chat": fields.chat,
+        "choices_field": [*fields.choices],
+        "answer_field": fields.answer if fields.fixed_answer is None else None,
+        "answer": fields.fixed_answer,
     }
 
 
@@ -100,6 +112,20 @@ def checked_pair(
         if max_bytes is not None and n_bytes > max_bytes:
             raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
         return Sample(id=source, source=source, n_bytes_read=n_bytes, **fields)
+    except RowError as error:
+        return Rejected(source, source, None, error.reason, error.message)
+
+
+def choices_sample(
+    choices: Choices, source: str = "<choices>", max_bytes: int | None = None
+) -> Item:
+    """A prompt with several responses from the command line."""
+    try:
+        checked_choices(choices)
+        n_bytes = sum(len(text.encode()) for text in (choices.prompt, *choices.responses))
+        if max_bytes is not None and n_bytes > max_bytes:
+            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
+        return Sample(source, source, choices=choices, n_bytes_read=n_bytes)
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
 
@@ -201,4 +227,10 @@ def _parse_line(raw: bytes, options: ReadOptions) -> dict[str, Any]:
 
 
 def _parse_row(raw: bytes, options: ReadOptions) -> dict[str, Any]:
-    return parse_row(raw, options.pairs or options.text_field, options.keep_meta)
+    fields = options.pairs
+    content_of: Content = partial(text_or_ids, text_field=options.text_field)
+    if isinstance(fields, PairFields):
+        content_of = partial(pair_or_chat, fields=fields)
+    elif fields is not None:
+        content_of = partial(choice_content, fields=fields)
+    return parse_row(raw, content_of, options.keep_meta)

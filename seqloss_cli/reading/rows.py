@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
+from seqloss_cli.chats import chat_of_pair
 from seqloss_cli.errors import RowError
 from seqloss_cli.records import IGNORED, Chat, Ints, Pair
 
@@ -25,16 +27,16 @@ class PairFields:
     """Wrap them as one turn of the user and one of the assistant."""
 
 
-def parse_row(raw: bytes, fields: str | PairFields, keep_meta: bool) -> dict[str, Any]:
-    """The fields of the `Sample` that a line holds: a text (`fields` is its name) or ids, or what
-    `PairFields` names. Raises RowError."""
+Content = Callable[[dict[str, Any]], tuple[dict[str, Any], set[str]]]
+"""Fields of the `Sample` that a row makes, and the names of those of the row that were used."""
+
+
+def parse_row(raw: bytes, content_of: Content, keep_meta: bool) -> dict[str, Any]:
+    """The fields of the `Sample` that a line holds, `content_of` its row. Raises RowError."""
     row = parse_object(raw)
     own_id = own_id_of(row)
     try:
-        if isinstance(fields, str):
-            content, used = _content(row, fields)
-        else:
-            content, used = _pair_or_chat(row, fields)
+        content, used = content_of(row)
     except RowError as error:
         error.row_id = own_id
         raise
@@ -60,14 +62,14 @@ def own_id_of(row: dict[str, Any]) -> str | None:
     return None if value is None else str(value)
 
 
-def _content(row: dict[str, Any], text_field: str) -> tuple[dict[str, Any], set[str]]:
+def text_or_ids(row: dict[str, Any], text_field: str) -> tuple[dict[str, Any], set[str]]:
     """The sample's text, or its ids and labels; and the fields that were used."""
     if text_field in row and "input_ids" in row:
         raise RowError("ambiguous", f"has both {text_field!r} and 'input_ids'; give one of them")
     if text_field in row:
-        return {"text": checked_text(_string(row, text_field))}, {text_field}
+        return {"text": checked_text(string_field(row, text_field))}, {text_field}
     if "input_ids" not in row:
-        raise _missing(row, text_field, "--text-field")
+        raise missing_field(row, text_field, "--text-field")
     fields = ids_and_labels(row)
     return fields, set(fields)
 
@@ -80,13 +82,13 @@ def ids_and_labels(row: dict[str, Any]) -> dict[str, Ints]:
     return {"input_ids": ids} | _labels(row, ids)
 
 
-def _missing(row: dict[str, Any], field: str, flag: str) -> RowError:
+def missing_field(row: dict[str, Any], field: str, flag: str) -> RowError:
     names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
     names += ", …" if len(row) > _MOST_NAMES else ""
     return RowError("missing_field", f"has no field {field!r} (its fields: {names}); see {flag}")
 
 
-def _string(row: dict[str, Any], field: str) -> str:
+def string_field(row: dict[str, Any], field: str) -> str:
     value = row[field]
     if not isinstance(value, str):
         raise RowError("wrong_type", f"field {field!r} is not a string")
@@ -149,14 +151,10 @@ def pair_content(
     checked_text(pair.response, "the response")
     if not as_chat:
         return {"pair": pair}
-    messages = [
-        {"role": "user", "content": pair.prompt},
-        {"role": "assistant", "content": pair.response},
-    ]
-    return {"pair": pair, "chat": Chat(messages, **(template or {}))}
+    return {"pair": pair, "chat": chat_of_pair(pair, **(template or {}))}
 
 
-def _pair_or_chat(row: dict[str, Any], fields: PairFields) -> tuple[dict[str, Any], set[str]]:
+def pair_or_chat(row: dict[str, Any], fields: PairFields) -> tuple[dict[str, Any], set[str]]:
     """A pair, or the messages of a row without a response; and the fields that were used."""
     if "messages" in row and fields.response not in row:
         if fields.separator:
@@ -167,12 +165,14 @@ def _pair_or_chat(row: dict[str, Any], fields: PairFields) -> tuple[dict[str, An
         return {"chat": Chat(_messages(row["messages"]), **template)}, {"messages", *_TEMPLATE}
     for field, flag in ((fields.prompt, "--prompt-field"), (fields.response, "--response-field")):
         if field not in row:
-            raise _missing(row, field, flag)
+            raise missing_field(row, field, flag)
     if "messages" in row:
         raise RowError(
             "ambiguous", f"has both 'messages' and {fields.response!r}; give one of them"
         )
-    pair = Pair(_string(row, fields.prompt), _string(row, fields.response), fields.separator)
+    pair = Pair(
+        string_field(row, fields.prompt), string_field(row, fields.response), fields.separator
+    )
     template = _template_fields(row) if fields.chat else {}
     used = {fields.prompt, fields.response, *(_TEMPLATE if fields.chat else ())}
     return pair_content(pair, fields.chat, template), used

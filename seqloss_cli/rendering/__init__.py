@@ -2,6 +2,7 @@
 
 from seqloss_cli.rendering.masks import MaskTableWriter
 from seqloss_cli.rendering.options import TableOptions
+from seqloss_cli.rendering.rankings import RankTableWriter
 from seqloss_cli.rendering.writer import TableWriter
 
-__all__ = ["MaskTableWriter", "TableOptions", "TableWriter"]
+__all__ = ["MaskTableWriter", "RankTableWriter", "TableOptions", "TableWriter"]

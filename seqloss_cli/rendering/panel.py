@@ -52,7 +52,7 @@ def totals_panel(
         ]
     if flags := corpus_flags(totals):
         rows.append(("flags", flags_text(flags)))
-    rows += _policies(run)
+    rows += policies(run)
     for name, value in rows:
         grid.add_row(name, escape(value))
     return Panel(grid, title="totals", title_align="left", expand=False)
@@ -111,7 +111,8 @@ def _figure(value: float | None, what: str) -> str:
     return "-" if value is None else f"{number(value)} {what}"
 
 
-def _policies(run: RunInfo) -> list[tuple[str, str]]:
+def policies(run: RunInfo) -> list[tuple[str, str]]:
+    """What the run did, a name and a line each."""
     revision = f" at {run.revision[:12]}" if run.revision else ""
     bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
     stride = "" if run.stride is None else f", stride {run.stride}"

@@ -165,6 +165,21 @@ def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) ->
     return Estimate(value, float(ordered[low - 1]), float(ordered[high - 1]), None, n, method)
 
 
+def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estimate:
+    """A share of independent units with Wilson's score interval (Wilson 1927), which stays within
+    0 and 1 and has a width at either end, too; the standard error is the sample's own."""
+    from scipy.special import ndtri
+
+    if not n:
+        return unknown(None, 0, "nothing to divide by")
+    p, z2 = n_right / n, float(ndtri(0.5 + confidence / 2)) ** 2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    reach = math.sqrt(z2 * (p * (1 - p) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
+    error = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
+    return Estimate(p, low, high, error, n, "Wilson's score interval over rows")
+
+
 def _summed(values: Floats, clusters: Ints | None) -> Floats:
     return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
 

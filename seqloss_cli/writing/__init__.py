@@ -12,6 +12,7 @@ from seqloss_cli.writing.formats import (
 from seqloss_cli.writing.kept import KeptRows, LeftFile, look_at, recorded_run
 from seqloss_cli.writing.masks import mask_rows
 from seqloss_cli.writing.parquet import ParquetWriter
+from seqloss_cli.writing.rankings import RankedRows, ranking_rows
 from seqloss_cli.writing.rows import RowOptions
 from seqloss_cli.writing.same_run import require_same_run
 from seqloss_cli.writing.sinks import cut, left_behind, open_sink, refuse_to_overwrite
@@ -23,6 +24,7 @@ __all__ = [
     "LeftFile",
     "OpenAIWriter",
     "ParquetWriter",
+    "RankedRows",
     "RowMakers",
     "RowOptions",
     "SequenceLines",
@@ -33,6 +35,7 @@ __all__ = [
     "look_at",
     "mask_rows",
     "open_sink",
+    "ranking_rows",
     "recorded_run",
     "refuse_to_overwrite",
     "require_same_run",

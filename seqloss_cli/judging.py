@@ -1,0 +1,103 @@
+"""Whether the choice that a model prefers is the right one, and how often.
+
+`acc`, `acc_norm`, `acc_bytes` and `acc_mutual_info` are defined as in EleutherAI's
+lm-evaluation-harness: the best choice by sum, per character, per byte, and by the difference from
+the choice without the prompt; the first of equals is the best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from seqloss_cli.metrics import added
+from seqloss_cli.ranking import Ranking, flags_of
+from seqloss_cli.statistics import Estimate, proportion_estimate
+
+ACCURACIES = {
+    "acc": "sum",
+    "acc_norm": "char",
+    "acc_bytes": "byte",
+    "acc_tokens": "token",
+    "acc_pmi": "pmi",
+    "acc_mutual_info": "mutual_information",
+}
+"""Name of a figure to the score whose best choice it judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTotals:
+    """Counts over rows; `+` joins two sets of rows."""
+
+    n_rows: int = 0
+    n_choices: int = 0
+    n_tokens: int = 0
+    """Of prompts and choices together, each as often as it is scored."""
+    n_with_answer: int = 0
+    n_judged: Mapping[str, int] = field(default_factory=dict)
+    """Accuracy to the rows whose best choice was judged right or wrong."""
+    n_correct: Mapping[str, int] = field(default_factory=dict)
+    n_ordered: Mapping[str, int] = field(default_factory=dict)
+    """Score to the rows that have an order under it."""
+    n_tied: Mapping[str, int] = field(default_factory=dict)
+    """Score to the rows whose best choice has an equal."""
+    guesses: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Number of right choices and of all, to the rows with a right answer that have them."""
+    flags: Mapping[str, int] = field(default_factory=dict)
+    boundaries: Mapping[str, int] = field(default_factory=dict)
+    """Choices that meet their prompts in each of the ways."""
+
+    def __add__(self, other: RankTotals) -> RankTotals:
+        return added(self, other)
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy to expect of a guess."""
+        if not self.n_with_answer:
+            return None
+        right = math.fsum(n * right / among for (right, among), n in self.guesses.items())
+        return right / self.n_with_answer
+
+
+def judged(ranking: Ranking) -> dict[str, bool | None] | None:
+    """Accuracy to whether the best choice is a right one, of the scores that were asked for;
+    None where the order, or the right answer, is not known."""
+    answers = ranking.choices.answers
+    if answers is None:
+        return None
+    best: dict[str, int | None] = {
+        name: ranking.orders[score][0] if score in ranking.orders else None
+        for name, score in ACCURACIES.items()
+        if score in ranking.score_names
+    }
+    return {name: None if n is None else n in answers for name, n in best.items()}
+
+
+def rank_totals(ranking: Ranking) -> RankTotals:
+    """The counts of one row."""
+    answers, found = ranking.choices.answers, judged(ranking) or {}
+    scores = [choice.score for choice in ranking.scored]
+    seams = [s.sequence.seam.boundary for s in scores if s.sequence.seam is not None]
+    return RankTotals(
+        n_rows=1,
+        n_choices=len(scores),
+        n_tokens=sum(s.sequence.n_tokens for s in scores),
+        n_with_answer=int(answers is not None),
+        n_judged={name: 1 for name, right in found.items() if right is not None},
+        n_correct={name: int(right) for name, right in found.items() if right is not None},
+        n_ordered=dict.fromkeys(ranking.orders, 1),
+        n_tied=dict.fromkeys(ranking.tied, 1),
+        guesses={} if answers is None else {(len(set(answers)), len(scores)): 1},
+        flags=dict.fromkeys(flags_of(ranking), 1),
+        boundaries={kind: seams.count(kind) for kind in seams if kind is not None},
+    )
+
+
+def accuracies(totals: RankTotals) -> dict[str, Estimate]:
+    """Of those that could be judged."""
+    return {
+        name: proportion_estimate(totals.n_correct.get(name, 0), totals.n_judged[name])
+        for name in ACCURACIES
+        if name in totals.n_judged
+    }
