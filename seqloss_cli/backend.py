@@ -6,11 +6,12 @@ K top ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqloss_cli.records import Floats, Ints
 
@@ -81,6 +82,8 @@ class Batch:
     parts: tuple[Part, ...]
     branches: tuple[Branches, ...] = ()
     """Fed one after another."""
+    asked: Ints | None = None
+    """Shape M x K: ids whose log-probabilities are wanted beside each target's."""
 
     @property
     def n_fed(self) -> int:
@@ -103,6 +106,8 @@ class Wants:
     ranks: bool = False
     entropy: bool = False
     top_k: int = 0
+    mean_log_prob: bool = False
+    """The mean over the vocabulary, each word alike: for smoothed gold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,8 @@ class TokenScores:
     """Shape M x K, best first, ties by id."""
     top_log_probs: Floats | None = None
     """Shape M x K, nats, <= 0."""
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other figures of each target by name: M in the first dimension."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,14 +114,18 @@ class Engine:
         """Run the layers as they are again."""
         self._runner.compiled = None
 
-    @torch.inference_mode()
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
         """Score every target of the batch.
 
         Raises OutOfMemoryError when memory does not suffice, naming what helps.
         """
+        return self.run(batch, lambda runner: runner.score(batch, wants))
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, compute: Callable[[Runner], TokenScores]) -> TokenScores:
+        """What is computed of the batch; raises as `score` does."""
         try:
-            return self._runner.score(batch, wants)
+            return compute(self._runner)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -133,6 +137,14 @@ class Engine:
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
                 + (", or give --no-share-prefix" if batch.branches else "")
             ) from error
+
+    @torch.inference_mode()
+    def vocabulary(self) -> int:
+        """How many logits the model has."""
+        probe = _probe(_probe_ids(2, self._n_ids()))
+        windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
+        (batch,) = plan_batches([probe], windows, policy, self._runner.abilities)
+        return self._runner.logits(batch).vocabulary
 
     # -- the checks at load -----------------------------------------------------------------
 

@@ -8,7 +8,7 @@ Shape letters: M positions, V vocabulary, K alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,17 @@ class HeadTensors:
     entropies: Tensor | None
     top_ids: Tensor | None
     top_log_probs: Tensor | None
+    asked_log_probs: Tensor | None = None
+    rest_log_prob: Tensor | None = None
+    """Of all ids that were not asked for, together."""
+    least_log_prob: Tensor | None = None
+    """Of any id."""
+    mean_log_prob: Tensor | None = None
+    """Over all ids."""
+
+
+FURTHER = ("asked_log_probs", "rest_log_prob", "least_log_prob", "mean_log_prob")
+"""Figures of `HeadTensors` that go into `TokenScores.further`."""
 
 
 def rows_at_once(vocabulary: int) -> int:
@@ -41,9 +52,14 @@ def rows_at_once(vocabulary: int) -> int:
 
 
 def score_positions(
-    logits_of: Callable[[slice], Tensor], targets_M: Tensor, vocabulary: int, wants: Wants
+    logits_of: Callable[[slice], Tensor],
+    targets_M: Tensor,
+    vocabulary: int,
+    wants: Wants,
+    asked_MK: Tensor | None = None,
 ) -> TokenScores:
-    """Scores of M positions; `logits_of` gives the logits, R x V, of a slice of them.
+    """Scores of M positions; `logits_of` gives the logits, R x V, of a slice of them. Of the ids
+    `asked_MK` the log-probabilities are given, too.
 
     No more than `LOGITS_AT_ONCE` logits are asked for at a time (one position at least).
     """
@@ -51,8 +67,13 @@ def score_positions(
     parts = []
     for start in range(0, len(targets_M), step):
         rows = slice(start, start + step)
-        parts.append(score_logits(logits_of(rows), targets_M[rows], wants))
-    return _to_host(parts)
+        if asked_MK is None and not wants.mean_log_prob:
+            parts.append(score_logits(logits_of(rows), targets_M[rows], wants))
+            continue
+        running = Running(targets_M[rows], wants, None if asked_MK is None else asked_MK[rows])
+        running.add(logits_of(rows).clone(), 0)
+        parts.append(running.result())
+    return to_host(parts)
 
 
 def score_in_blocks(
@@ -61,6 +82,7 @@ def score_in_blocks(
     vocabulary: int,
     wants: Wants,
     width: int | None = None,
+    asked_MK: Tensor | None = None,
 ) -> TokenScores:
     """The same a block of the vocabulary at a time; `logits_of` gives the logits of some positions
     and some words. The logits of all words never exist at once, unless ranks are wanted: then for
@@ -72,24 +94,29 @@ def score_in_blocks(
     parts = []
     for start in range(0, len(targets_M), n_rows):
         rows = slice(start, min(start + n_rows, len(targets_M)))
-        running = _Running(targets_M[rows], wants)
-        step = width or max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - start))
-        for first in range(0, vocabulary, step):
-            words = slice(first, min(first + step, vocabulary))
-            running.add(logits_of(rows, words), first)
+        running = Running(targets_M[rows], wants, None if asked_MK is None else asked_MK[rows])
+        for words in word_blocks(rows, vocabulary, width):
+            running.add(logits_of(rows, words), words.start)
         parts.append(running.result())
-    return _to_host(parts)
+    return to_host(parts)
 
 
-class _Running:
+def word_blocks(rows: slice, vocabulary: int, width: int | None = None) -> Iterator[slice]:
+    """The vocabulary in blocks that fit so many rows."""
+    step = width or max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
+    for first in range(0, vocabulary, step):
+        yield slice(first, min(first + step, vocabulary))
+
+
+class Running:
     """What is kept of the blocks that were seen: greatest logit, sums relative to it, and the best.
 
     With s = Σ exp(z - max) and u = Σ exp(z - max) (z - max) over the words so far, a greater max'
     turns them into s e^d and e^d (u + d s), d = max - max' (Milakov & Gimelshein 2018).
     """
 
-    def __init__(self, targets_M: Tensor, wants: Wants) -> None:
-        self._targets_M1, self._wants = targets_M[:, None], wants
+    def __init__(self, targets_M: Tensor, wants: Wants, asked_MK: Tensor | None = None) -> None:
+        self._targets_M1, self._wants, self._asked_MK = targets_M[:, None], wants, asked_MK
         shape, device = self._targets_M1.shape, targets_M.device
         self._max_M1 = torch.full(shape, -torch.inf, device=device)
         self._target_M1 = torch.zeros(shape, device=device)
@@ -97,9 +124,25 @@ class _Running:
         self._spread_M1 = torch.zeros_like(self._sum_M1)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
         self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
+        self._total_M1, self._n_words = torch.zeros_like(self._sum_M1), 0
+        if asked_MK is not None:
+            self._asked_logits_MK = torch.full(asked_MK.shape, -torch.inf, device=device)
+            self._rest_M1 = torch.zeros_like(self._sum_M1)
+            self._min_M1 = torch.full(shape, torch.inf, device=device)
 
-    def add(self, logits_MB: Tensor, first: int) -> None:
-        """Logits of the words from `first` on; they are overwritten."""
+    @property
+    def weight_sum(self) -> Tensor:
+        """Σ exp(z - max) of the words so far, M x 1."""
+        return self._sum_M1
+
+    @property
+    def greatest(self) -> Tensor:
+        """Their greatest logit, M x 1."""
+        return self._max_M1.double()
+
+    def add(self, logits_MB: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Logits of the words from `first` on; they are overwritten. Gives exp(z - max) of these,
+        and by what factor earlier sums of such weights shrink."""
         if self._wants.ranks:
             self._blocks.append(logits_MB)
             logits_MB = logits_MB.clone()
@@ -112,6 +155,11 @@ class _Running:
         self._target_M1 = torch.where(inside_M1, here_M1, self._target_M1)
         if self._wants.top_k:
             self._keep_best(logits_MB, first)
+        if self._asked_MK is not None:
+            self._keep_asked(logits_MB, first)
+        if self._wants.mean_log_prob:
+            self._total_M1 += logits_MB.sum(dim=1, keepdim=True, dtype=torch.float64)
+            self._n_words += width
         greatest_M1 = torch.maximum(self._max_M1, logits_MB.amax(dim=1, keepdim=True))
         base_M1 = greatest_M1.masked_fill(greatest_M1 == -torch.inf, 0.0)  # nothing possible yet
         drop_M1 = (self._max_M1 - base_M1).double()
@@ -126,6 +174,28 @@ class _Running:
             weights_MB = shifted_MB.exp_()
         self._sum_M1 = scale_M1 * self._sum_M1 + weights_MB.sum(dim=1, keepdim=True)
         self._max_M1 = greatest_M1
+        if self._asked_MK is not None:
+            self._add_rest(weights_MB, scale_M1, first)
+        return weights_MB, scale_M1
+
+    def _keep_asked(self, logits_MB: Tensor, first: int) -> None:
+        """The logits of asked ids in this block, and the least of all so far."""
+        assert self._asked_MK is not None
+        width = logits_MB.shape[1]
+        place_MK = self._asked_MK - first
+        inside_MK = (place_MK >= 0) & (place_MK < width)
+        here_MK = logits_MB.gather(1, place_MK.clamp(0, width - 1))
+        self._asked_logits_MK = torch.where(inside_MK, here_MK, self._asked_logits_MK)
+        self._min_M1 = torch.minimum(self._min_M1, logits_MB.amin(dim=1, keepdim=True))
+
+    def _add_rest(self, weights_MB: Tensor, scale_M1: Tensor, first: int) -> None:
+        """The weights of ids that were not asked for: added up by themselves, since a difference of
+        sums would lose a small rest. The weights are overwritten."""
+        assert self._asked_MK is not None
+        place_MK = self._asked_MK - first
+        rows, columns = ((place_MK >= 0) & (place_MK < weights_MB.shape[1])).nonzero(as_tuple=True)
+        weights_MB[rows, place_MK[rows, columns]] = 0.0
+        self._rest_M1 = scale_M1 * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
     def _keep_best(self, logits_MB: Tensor, first: int) -> None:
         k, width = self._wants.top_k, logits_MB.shape[1]
@@ -138,7 +208,7 @@ class _Running:
         self._top = values[:, :k], ids[:, :k]
 
     def result(self) -> HeadTensors:
-        log_sum_M1, max_M1 = self._sum_M1.log(), self._max_M1.double()
+        log_sum_M1, max_M1 = self._sum_M1.log(), self.greatest
         top_ids = top_log_probs = None
         if self._top is not None:
             top_logits, top_ids = self._top
@@ -150,7 +220,20 @@ class _Running:
             entropies=(log_sum_M1 - spread_M1)[:, 0] if self._wants.entropy else None,
             top_ids=top_ids,
             top_log_probs=top_log_probs,
+            **self._further_result(log_sum_M1),
         )
+
+    def _further_result(self, log_sum_M1: Tensor) -> dict[str, Tensor]:
+        whole_M1 = log_sum_M1 + self.greatest
+        if self._wants.mean_log_prob:
+            return {"mean_log_prob": (self._total_M1 / self._n_words - whole_M1)[:, 0]}
+        if self._asked_MK is None:
+            return {}
+        return {
+            "asked_log_probs": self._asked_logits_MK.double() - whole_M1,
+            "rest_log_prob": (self._rest_M1.log() - log_sum_M1)[:, 0],
+            "least_log_prob": (self._min_M1.double() - whole_M1)[:, 0],
+        }
 
     def _ranks(self) -> Tensor:
         above = [(block > self._target_M1).sum(dim=1) for block in self._blocks]
@@ -209,11 +292,21 @@ def top_logits_of(logits_MV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def _to_host(parts: list[HeadTensors]) -> TokenScores:
-    def joined(name: str) -> Any:
-        columns = [getattr(part, name) for part in parts]
-        return None if columns[0] is None else torch.cat(columns).cpu().numpy()
-
+def to_host(parts: list[HeadTensors]) -> TokenScores:
+    """Of all parts, in their order."""
     if not parts:
         raise ValueError("a batch without a target has nothing to score")
-    return TokenScores(**{name: joined(name) for name in HeadTensors.__slots__})
+    joined = {name: joined_on_host([getattr(p, name) for p in parts]) for name in _NAMES}
+    further = {name: joined.pop(name) for name in FURTHER}
+    known = {name: values for name, values in further.items() if values is not None}
+    return TokenScores(**joined, further=known)
+
+
+_NAMES = tuple(HeadTensors.__slots__)
+
+
+def joined_on_host(columns: list[Tensor | None]) -> Any:
+    """One array of them all; None where there are none."""
+    if columns[0] is None:
+        return None
+    return torch.cat([column for column in columns if column is not None]).cpu().numpy()

@@ -152,6 +152,20 @@ class Seam:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedGold:
+    """What a file knows of a teacher's distributions at the tokens of a sequence."""
+
+    top_ids: Ints
+    """Shape N x K: the teacher's most probable ids, best first."""
+    top_log_probs: Floats
+    """Shape N x K."""
+    losses: Floats
+    """Shape N: the teacher's own, nats."""
+    entropies: Floats
+    """Shape N: of its whole distributions, nats."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSequence:
     """A sample as the model will see it."""
 
@@ -174,6 +188,8 @@ class TokenSequence:
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
     other_boundary: TokenSequence | None = None
     """The same pair tokenized by the other policy, when both are to be compared."""
+    saved: SavedGold | None = None
+    """Where the model is held to a teacher that is known from a file."""
 
     @property
     def n_tokens(self) -> int:
@@ -217,6 +233,8 @@ class SequenceScore:
     """Scores of `sequence.alone`."""
     other_boundary: SequenceScore | None = None
     """Scores of `sequence.other_boundary`."""
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other figures by name: N in the first dimension."""
 
     @property
     def sample(self) -> Sample:
@@ -275,6 +293,8 @@ class RunInfo:
     gold: str | None
     """The distribution that losses are taken against."""
     versions: Mapping[str, str]
+    teacher: Mapping[str, Any] | None = None
+    """Where the gold is a teacher's: which, and how it is known."""
     reading: Mapping[str, Any] | None = None
     """Which inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None

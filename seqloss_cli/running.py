@@ -6,7 +6,7 @@ time, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +42,17 @@ class _BackboneOutput:
         return
 
 
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """The logits of a batch's M targets, computed when they are asked for."""
+
+    of: Callable[[slice, slice | None], Tensor]
+    """For a slice of the targets, R x B: of a slice of the vocabulary, or of all of it."""
+    vocabulary: int
+    in_blocks: bool
+    """Whether a part of the vocabulary can be asked for."""
+
+
 class Runner:
     """A transformers causal LM and the way it is run."""
 
@@ -67,36 +78,39 @@ class Runner:
         return Abilities(not together, self.longest_packed if self.path == "packed" else 0)
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
-        assert len(batch.lengths) == 1 or not self.abilities.one_row
-        targets_M = self._on_device(batch.targets)
-        if self.path == "plain":
-            ids_1N = self._on_device(batch.input_ids)[None]
-            logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
-            logits_MV = logits_NV[self._on_device(batch.sources)]
-            return score_positions(
-                lambda rows: logits_MV[rows], targets_M, logits_MV.shape[1], wants
+        logits, targets_M = self.logits(batch), self.on_device(batch.targets)
+        asked_MK = None if batch.asked is None else self.on_device(batch.asked)
+        if logits.in_blocks:
+            return score_in_blocks(
+                logits.of, targets_M, logits.vocabulary, wants, self.block_width, asked_MK
             )
+        return score_positions(
+            lambda rows: logits.of(rows, None), targets_M, logits.vocabulary, wants, asked_MK
+        )
+
+    def logits(self, batch: Batch) -> Logits:
+        """Of all targets; the backbone is run at once, the head when it is asked for something."""
+        assert len(batch.lengths) == 1 or not self.abilities.one_row
+        if self.path == "plain":
+            ids_1N = self.on_device(batch.input_ids)[None]
+            logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
+            logits_MV = logits_NV[self.on_device(batch.sources)]
+            return Logits(lambda rows, _: logits_MV[rows], logits_MV.shape[1], False)
         hidden_MD = self._hidden(batch)
         if self._vocabulary is None:
             self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
-        if self.in_blocks:
-            return score_in_blocks(
-                lambda rows, words: self._logits_of(hidden_MD[rows], words),
-                targets_M,
-                self._vocabulary,
-                wants,
-                self.block_width,
-            )
-        return score_positions(
-            lambda rows: self._logits_of(hidden_MD[rows]), targets_M, self._vocabulary, wants
+        return Logits(
+            lambda rows, words: self._logits_of(hidden_MD[rows], words),
+            self._vocabulary,
+            self.in_blocks,
         )
 
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden states that predict the targets, M x D."""
         packs = self.path == "packed" and batch.lengths.max() <= self.longest_packed
         if packs and not batch.branches:
-            return self._packed(batch)[self._on_device(batch.sources)]
-        return self._padded(batch)[self._on_device(_sources_in_padded(batch))]
+            return self._packed(batch)[self.on_device(batch.sources)]
+        return self._padded(batch)[self.on_device(_sources_in_padded(batch))]
 
     def _packed(self, batch: Batch) -> Tensor:
         """Of all tokens, N x D, without padding."""
@@ -105,8 +119,8 @@ class Runner:
         lengths = batch.lengths.tolist()
         with self._attending_packed(), compiled, packed(lengths) as packing:
             hidden_1ND: Tensor = self.backbone(
-                input_ids=self._on_device(batch.input_ids)[None],
-                position_ids=self._on_device(positions_N)[None],
+                input_ids=self.on_device(batch.input_ids)[None],
+                position_ids=self.on_device(positions_N)[None],
                 use_cache=False,
             )[0]
         if not packing.n_calls:
@@ -118,7 +132,7 @@ class Runner:
         assert self.backbone is not None
         width = int(batch.lengths.max())
         rows = np.split(batch.input_ids, np.cumsum(batch.lengths)[:-1])
-        ids_BT = self._on_device(padded(rows, width))
+        ids_BT = self.on_device(padded(rows, width))
         if not batch.branches:
             hidden_BTD: Tensor = self.backbone(input_ids=ids_BT, use_cache=False)[0]
             return hidden_BTD.flatten(0, 1)
@@ -126,12 +140,12 @@ class Runner:
 
         cache = DynamicCache()
         hidden = [self.backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
-        lengths_B = self._on_device(batch.lengths)
+        lengths_B = self.on_device(batch.lengths)
         for branches in batch.branches:
             hidden.append(
                 self.backbone(
-                    input_ids=self._on_device(branches.input_ids),
-                    position_ids=self._on_device(branches.position_ids),
+                    input_ids=self.on_device(branches.input_ids),
+                    position_ids=self.on_device(branches.position_ids),
                     attention_mask=self._mask(lengths_B, width, branches),
                     past_key_values=cache,
                     use_cache=True,
@@ -154,7 +168,7 @@ class Runner:
     def _mask(self, lengths_B: Tensor, width: int, branches: Branches) -> Tensor:
         """B x 1 x R x (T + R), 0 where a token of a branch sees: its trunk, and what comes before
         it in its own branch. Padding sees the trunk, so that no row of the mask is empty."""
-        numbers_BR = self._on_device(branches.numbers)
+        numbers_BR = self.on_device(branches.numbers)
         n_rows, n_branch = numbers_BR.shape
         device = lengths_B.device
         trunk_BT = torch.arange(width, device=device) < lengths_B[:, None]
@@ -186,7 +200,8 @@ class Runner:
         product = _float32_product if weight.is_cuda and weight.dtype in _HALF else linear
         return computing(layer, lambda hidden: product(hidden, weight, bias))
 
-    def _on_device(self, array: Ints) -> Tensor:
+    def on_device(self, array: Ints) -> Tensor:
+        """Where the model is."""
         tensor, device = torch.from_numpy(array), self.model.device
         if device.type == "cuda":  # pinned, so that the copy does not wait for the work before it
             return tensor.pin_memory().to(device, non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from seqloss_cli.tokenization import Tokenization
 if TYPE_CHECKING:
     from seqloss_cli.engine import Engine
     from seqloss_cli.fleet import Fleet
+    from seqloss_cli.teaching import TaughtEngine
 
 
 class Scorer:
@@ -68,11 +69,14 @@ class Scorer:
         self.pairing: PairTokenization | None = None
         if pairs is not None:
             self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
+        self.engine: Engine | Fleet | TaughtEngine
         self.engine, self.batches = _engine(
             checkpoint, self.windows.context, batches or BatchPolicy(), speed
         )
         if not leaves_cores(checkpoint.device):
             self.batches = replace(self.batches, ahead=False)
+        self.prepare: Callable[[Sequence[Entry]], list[Entry]] | None = None
+        """What else is done to sequences before they are scored."""
         self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
 
     def score(
@@ -94,10 +98,9 @@ class Scorer:
             raise UsageError(
                 f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
             )
-        tokenize = (self.pairing or self.tokenization).tokenize
         return score_samples(
             items,
-            tokenize,
+            self._tokenize,
             self.engine,
             self.windows,
             wants,
@@ -106,6 +109,10 @@ class Scorer:
             n_finished,
             on_finished,
         )
+
+    def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
+        entries = (self.pairing or self.tokenization).tokenize(samples)
+        return entries if self.prepare is None else self.prepare(entries)
 
     def run_info(self, command: str = "api") -> RunInfo:
         import torch

@@ -151,6 +151,7 @@ def _fitting(
     batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, wants: Wants
 ) -> Iterator[tuple[Batch, TokenScores]]:
     """The batch with its scores, or halves of it where it does not fit in memory."""
+    batch = _with_asked(batch, sequences)
     try:
         scores = backend.score(batch, wants)
     except OutOfMemoryError:
@@ -162,6 +163,19 @@ def _fitting(
         return
     for half in halves:  # outside the except block: the error would keep the tensors alive
         yield from _fitting(half, sequences, backend, wants)
+
+
+def _with_asked(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
+    """With the ids that a teacher's file asks for at each target, where there is one."""
+    found = [(part, sequences[part.sequence].saved) for part in batch.parts]
+    width = next((saved.top_ids.shape[1] for _, saved in found if saved is not None), None)
+    if width is None:
+        return batch
+    asked = np.zeros((len(batch.targets), width), dtype=np.int64)
+    for part, saved in found:
+        assert saved is not None, "all sequences of a run have a teacher, or none"
+        asked[part.scores] = saved.top_ids[part.targets]
+    return replace(batch, asked=asked)
 
 
 def _outcomes(block: _Block, finished: Iterator[_Collected]) -> Iterator[Outcome]:
@@ -221,6 +235,7 @@ class _Collected:
         self.entropies = np.zeros(n) if wants.entropy else None
         self.top_ids: np.ndarray | None = None  # as wide as the first scores say
         self.top_log_probs: np.ndarray | None = None
+        self.further: dict[str, np.ndarray] = {}
 
     def take(self, part: Part, scores: TokenScores) -> None:
         targets, places = part.targets, part.scores
@@ -238,6 +253,11 @@ class _Collected:
                 self.top_ids, self.top_log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape)
             self.top_ids[targets] = scores.top_ids[places]
             self.top_log_probs[targets] = scores.top_log_probs[places]
+        for name, values in scores.further.items():
+            if name not in self.further:
+                shape = (len(self.losses), *values.shape[1:])
+                self.further[name] = np.zeros(shape, dtype=values.dtype)
+            self.further[name][targets] = values[places]
 
     def outcome(self) -> Outcome:
         assert (self.scored[1:] == self.sequence.wanted[1:]).all(), "each target is scored once"
@@ -258,4 +278,5 @@ class _Collected:
             entropies=self.entropies,
             top_ids=self.top_ids,
             top_log_probs=self.top_log_probs,
+            further=self.further,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made_results import row, write
 
-from seqloss_cli.cli import compare, cond, mask, objective, rank, score, summarize
+from seqloss_cli.cli import compare, cond, diverge, mask, objective, rank, score, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,8 +74,8 @@ def test_commands_run(command: str, workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [*cond.EXAMPLES, *rank.EXAMPLES, *mask.EXAMPLES[:2], *score.EXAMPLES[:2], *summarize.EXAMPLES,
-     *compare.EXAMPLES[:2], objective.EXAMPLES[0]],
+    [*cond.EXAMPLES, *rank.EXAMPLES, *diverge.EXAMPLES, *mask.EXAMPLES[:2],
+     *score.EXAMPLES[:2], *summarize.EXAMPLES, *compare.EXAMPLES[:2], objective.EXAMPLES[0]],
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
@@ -133,7 +133,16 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 def test_options_named_in_the_readme_exist(workplace: Path) -> None:
     known = "".join(
         shell(f"COLUMNS=200 seqloss {name} --help", workplace).stdout
-        for name in ("score", "cond", "rank", "mask", "summarize", "compare", "objective")
+        for name in (
+            "score",
+            "cond",
+            "rank",
+            "diverge",
+            "mask",
+            "summarize",
+            "compare",
+            "objective",
+        )
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

@@ -49,7 +49,7 @@ def load_scorer(
         speed=SpeedPolicy(
             measured["compile"],  # type: ignore[arg-type]
             None if values.get("limit") else _work_bytes(values.get("files") or values.get("data")),
-            values["devices"],
+            values.get("devices", 1),
         ),
     )
     say_warnings(scorer.warnings)

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from seqloss_cli.cli import compare, cond, mask, objective, rank, score, summarize
+from seqloss_cli.cli import compare, cond, diverge, mask, objective, rank, score, summarize
 from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ app.callback(help=_help_of(seqloss))(seqloss)
 app.command(help=_help_of(score.score, score.EXAMPLES))(score.score)
 app.command(help=_help_of(cond.cond, cond.EXAMPLES))(cond.cond)
 app.command(help=_help_of(rank.rank, rank.EXAMPLES))(rank.rank)
+app.command(help=_help_of(diverge.diverge, diverge.EXAMPLES))(diverge.diverge)
 app.command(help=_help_of(mask.mask, mask.EXAMPLES))(mask.mask)
 app.command(help=_help_of(summarize.summarize, summarize.EXAMPLES))(summarize.summarize)
 app.command(help=_help_of(compare.compare, compare.EXAMPLES))(compare.compare)

@@ -19,6 +19,7 @@ from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
+from seqloss_cli.diverging import DivergenceTotals
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
@@ -73,7 +74,7 @@ class HasSample(Protocol):
 
 
 Result = TypeVar("Result", bound=HasSample)
-Sums = TypeVar("Sums", Totals, MaskTotals, RankTotals)
+Sums = TypeVar("Sums", Totals, MaskTotals, RankTotals, DivergenceTotals)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     rows = _token_rows(score, options)
     stretch = score.sequence.one_stretch if score.sequence.seam else None
     seam = None if stretch is None else stretch[0]
-    _add_rows(table, rows, len(score.losses), options, "tokens", seam)
+    add_rows(table, rows, len(score.losses), options, "tokens", seam)
     return table
 
 
-def _add_rows(
+def add_rows(
     table: Table,
     rows: Iterator[list[Text]],
     n_rows: int,
@@ -124,5 +124,5 @@ def word_table(found: WordLosses, options: TableOptions) -> Table:
             found.words, found.losses, found.byte_offsets.tolist(), strict=True
         )
     )
-    _add_rows(table, rows, len(found.words), options, "words")
+    add_rows(table, rows, len(found.words), options, "words")
     return table

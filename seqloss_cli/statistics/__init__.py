@@ -6,11 +6,13 @@ from seqloss_cli.statistics.estimates import (
     Estimate,
     block_bootstrap,
     bootstrap_ratio,
+    cluster_quantiles,
     default_block,
     interval_notes,
     proportion_estimate,
     quantile_estimate,
     ratio_estimate,
+    share_estimate,
     unknown,
 )
 from seqloss_cli.statistics.permutation import SignFlip, holm, sign_flip_test
@@ -23,12 +25,14 @@ __all__ = [
     "SignFlip",
     "block_bootstrap",
     "bootstrap_ratio",
+    "cluster_quantiles",
     "default_block",
     "holm",
     "interval_notes",
     "proportion_estimate",
     "quantile_estimate",
     "ratio_estimate",
+    "share_estimate",
     "sign_flip_test",
     "unknown",
 ]

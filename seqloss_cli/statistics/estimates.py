@@ -9,6 +9,7 @@ n - 1 degrees of freedom. Where documents come in clusters, e is summed over eac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from seqloss_cli.records import Floats, Ints
 FEW_UNITS = 30
 """Below this many, intervals are said to rest on few documents: they tend to be too narrow."""
 _ENTRIES = 1 << 21  # of a block of resamples
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,36 @@ def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) ->
     return Estimate(value, float(ordered[low - 1]), float(ordered[high - 1]), None, n, method)
 
 
+def cluster_quantiles(
+    values: Floats,
+    clusters: Ints,
+    shares: Sequence[float],
+    n_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> dict[float, Estimate]:
+    """Quantiles of values that are alike within a cluster (tokens of a document): each the least
+    value that so large a share does not exceed; whole clusters are drawn with replacement, and the
+    intervals are those of the percentiles."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    codes = np.unique(clusters[order], return_inverse=True)[1]
+    n = int(codes.max()) + 1
+    found = np.empty((n_resamples + 1, len(shares)))
+    generator = np.random.default_rng(seed)
+    for row in range(n_resamples + 1):  # the first is of what was seen
+        drawn = np.bincount(generator.integers(0, n, n), minlength=n) if row else np.ones(n)
+        reached = np.cumsum(drawn[codes])
+        places = np.searchsorted(reached, np.asarray(shares) * reached[-1] * (1 - _ROUNDING))
+        found[row] = ordered[np.minimum(places, len(ordered) - 1)]
+    if n < 2:
+        why = "no interval: one document"
+        return {share: unknown(float(v), n, why) for share, v in zip(shares, found[0], strict=True)}
+    method = f"bootstrap over documents, percentiles of {n_resamples} resamples, seed {seed}"
+    columns = zip(shares, found[0].tolist(), found[1:].T, strict=True)
+    return {share: _percentiles(v, drawn, confidence, n, method) for share, v, drawn in columns}
+
+
 def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estimate:
     """A share of independent units with Wilson's score interval (Wilson 1927), which stays within
     0 and 1 and has a width at either end, too; the standard error is the sample's own."""
@@ -172,12 +204,31 @@ def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estim
 
     if not n:
         return unknown(None, 0, "nothing to divide by")
-    p, z2 = n_right / n, float(ndtri(0.5 + confidence / 2)) ** 2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    reach = math.sqrt(z2 * (p * (1 - p) + z2 / (4 * n)) / n) / (1 + z2 / n)
-    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
+    p = n_right / n
+    low, high = _wilson(p, n, float(ndtri(0.5 + confidence / 2)))
     error = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
     return Estimate(p, low, high, error, n, "Wilson's score interval over rows")
+
+
+def share_estimate(
+    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+) -> Estimate:
+    """sum(y) / sum(m) where y counts some of m: Wilson's interval for as many independent units as
+    would have the linearised standard error (Korn & Graubard 1998), so that it stays within 0
+    and 1. Where all documents have the same share that error is 0, and the units are counted."""
+    plain = ratio_estimate(y, m, clusters, confidence)
+    if plain.value is None or plain.standard_error is None:
+        return plain
+    p, error = plain.value, plain.standard_error
+    n_effective = p * (1 - p) / error**2 if error else float(m.sum())
+    low, high = _wilson(p, n_effective, _student(plain.n - 1, confidence))
+    return replace(plain, low=low, high=high, method=f"Wilson's score interval, {plain.method}")
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * math.sqrt((p * (1 - p) + z**2 / (4 * n)) / n) / (1 + z**2 / n)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def _summed(values: Floats, clusters: Ints | None) -> Floats:

@@ -1,6 +1,7 @@
 """Results for machines, streamed: JSON, JSONL, the completions format, Parquet, CSV, TSV."""
 
 from seqloss_cli.writing.delimited import SequenceLines, TokenLines
+from seqloss_cli.writing.divergences import divergence_rows
 from seqloss_cli.writing.formats import (
     JsonlWriter,
     JsonWriter,
@@ -31,6 +32,7 @@ __all__ = [
     "TokenLines",
     "Writer",
     "cut",
+    "divergence_rows",
     "left_behind",
     "look_at",
     "mask_rows",

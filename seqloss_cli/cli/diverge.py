@@ -1,0 +1,228 @@
+"""`seqloss diverge`: how far a model is from a teacher, or from smoothed gold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli import texts as t
+from seqloss_cli.cli.enums import Dtype, Format
+from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.diverging import Diverged, DivergenceTotals, Documents
+    from seqloss_cli.gold_scorer import GoldScorer
+    from seqloss_cli.records import Rejected
+    from seqloss_cli.teacher_files import SavedSums
+    from seqloss_cli.writing import Writer
+
+_GOLD = "Gold distributions"
+EXAMPLES = (
+    "seqloss diverge README.md --model samples/checkpoints/step-600 --teacher demo",
+    "seqloss diverge README.md --dtype bfloat16 --teacher demo --teacher-dtype float32",
+    "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
+)
+GOLD_OPTIONS: o.Group = {
+    "teacher": (
+        Annotated[
+            str | None,
+            o.option(_GOLD, "--teacher", "Checkpoint whose distributions are gold; or its FILE."),
+        ],
+        None,
+    ),
+    "teacher_dtype": (
+        Annotated[
+            Dtype | None,
+            o.option(_GOLD, "--teacher-dtype", "The teacher's; else --dtype.", show_default=False),
+        ],
+        None,
+    ),
+    "label_smoothing": (
+        Annotated[
+            float | None,
+            o.option(_GOLD, "--label-smoothing", "Gold: one-hot, E of it spread over all words."),
+        ],
+        None,
+    ),
+    "save_teacher": (
+        Annotated[
+            Path | None,
+            o.option(
+                _GOLD, "--save-teacher", "Keep the teacher's best ids in FILE, for --teacher."
+            ),
+        ],
+        None,
+    ),
+    "teacher_top_k": (
+        Annotated[
+            int,
+            o.option(_GOLD, "--teacher-top-k", "How many of them, at each token.", min=1),
+        ],
+        64,
+    ),
+}
+
+
+@o.with_options(
+    t.TEXT_INPUTS,
+    GOLD_OPTIONS,
+    o.MODEL_OPTIONS,
+    o.POLICY_OPTIONS,
+    {"stride": (o.Stride, None)},
+    {n: o.SPEED_OPTIONS[n] for n in ("batch_tokens", "compile")},
+    {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
+    {n: o.OUTPUT_OPTIONS[n]
+     for n in ("json", "jsonl", "format", "output", "force", "no_text", "no_tokens")},
+    o.OTHER_OPTIONS,
+)  # fmt: skip
+def diverge(ctx: typer.Context) -> None:
+    """Measure how far a model is from a teacher: cross-entropy, KL, changed probabilities.
+
+    Both see the same tokens, and whole distributions are compared, a block at a time: what a
+    quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
+    """
+    with command_errors(ctx):
+        from seqloss_cli.cli.choices import choose_output, load_scorer, say_warnings
+
+        choice, inputs = choose_output(ctx), t.text_inputs(ctx)
+        _refuse(ctx, choice)
+        scorer = load_scorer(ctx)
+        gold = _gold(ctx, scorer)
+        say_warnings(gold.warnings)
+        with _saving(ctx, gold) as saved:
+            _diverge(ctx, choice, inputs, gold, saved)
+
+
+def _diverge(
+    ctx: typer.Context,
+    choice: OutputChoice,
+    inputs: t.TextInputs,
+    gold: GoldScorer,
+    saved: SavedSums | None,
+) -> None:
+    from dataclasses import replace
+
+    from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
+    from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.diverging import DivergenceTotals, Documents, divergence_totals
+    from seqloss_cli.reading import ReadStats
+    from seqloss_cli.writing import open_sink
+
+    stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)
+
+    def sums_of(diverged: Diverged) -> DivergenceTotals:
+        totals = divergence_totals(diverged)
+        documents.add(diverged, totals)
+        if saved is not None:
+            saved.add(diverged.score)
+        return totals
+
+    found: Iterator[Diverged | Rejected] = gold.diverge(inputs.items(stats), bar.on_progress)
+    rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
+    run = replace(gold.run_info("diverge"), reading=inputs.described(), rows=rows)
+    with open_sink(choice.path, choice.force, warn=say) as sink:
+        writer = _writer(sink, choice, gold, documents, saved)
+        work = Work(found, sums_of, DivergenceTotals(), run, writer)
+        written = write_all(work, stats, bar, choice)
+    say_what_was_written(written, stats, choice)
+    say_what_did_not_fit(gold.scorer)
+    if written.n_rejected:
+        raise typer.Exit(REJECTED)
+
+
+def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
+    """Raises UsageError for what this command cannot do, before anything is loaded."""
+    from seqloss_cli.teacher_files import looks_saved
+    from seqloss_cli.writing import refuse_to_overwrite
+
+    values = ctx.params
+    teacher, smoothing, save = (values[n] for n in ("teacher", "label_smoothing", "save_teacher"))
+    if (teacher is None) == (smoothing is None):
+        raise UsageError("say what is gold: --teacher MODEL, or --label-smoothing E")
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
+    if choice.format not in (Format.table, Format.json, Format.jsonl):
+        raise UsageError(f"diverge does not write {choice.format.value}, but --json and --jsonl")
+    from_file = teacher is not None and looks_saved(teacher)
+    if values["teacher_dtype"] is not None and (teacher is None or from_file):
+        raise UsageError("--teacher-dtype is for a --teacher that is a model")
+    if save is None:
+        given = ctx.get_parameter_source("teacher_top_k")
+        if given is not None and given.name == "COMMANDLINE":
+            raise UsageError("--teacher-top-k goes with --save-teacher")
+        return
+    if teacher is None or from_file:
+        raise UsageError("--save-teacher needs a --teacher that is a model")
+    if choice.path is not None and save.absolute() == choice.path.absolute():
+        raise UsageError("--save-teacher and -o name the same file")
+    refuse_to_overwrite(save, choice.force)
+
+
+def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
+    """What the options take for gold."""
+    from dataclasses import replace
+
+    from seqloss_cli.cli.choices import choose_model
+    from seqloss_cli.gold_scorer import GoldScorer
+    from seqloss_cli.teacher_files import looks_saved
+
+    values = ctx.params
+    if values["label_smoothing"] is not None:
+        return GoldScorer.with_smoothing(scorer, values["label_smoothing"])
+    if looks_saved(values["teacher"]):
+        return GoldScorer.with_saved_teacher(scorer, Path(values["teacher"]))
+    choice = replace(choose_model(ctx, values["teacher"]), revision=None, tokenizer=None)
+    if values["teacher_dtype"] is not None:
+        dtype: Any = str(values["teacher_dtype"])
+        choice = replace(choice, dtype=dtype)
+    top_k = values["teacher_top_k"] if values["save_teacher"] else 0
+    return GoldScorer.with_teacher(scorer, choice, top_k)
+
+
+@contextmanager
+def _saving(ctx: typer.Context, gold: GoldScorer) -> Iterator[SavedSums | None]:
+    """The file that the teacher is saved to, if that is asked for, and its measured error."""
+    from seqloss_cli.teacher_files import SavedSums, TeacherWriter
+    from seqloss_cli.writing import open_sink
+
+    path: Path | None = ctx.params["save_teacher"]
+    if path is None:
+        yield None
+        return
+    top_k = ctx.params["teacher_top_k"]
+    with open_sink(path, ctx.params["force"], warn=say) as sink:
+        writer = TeacherWriter(sink, gold.file_header(top_k))
+        saved = SavedSums(writer, gold.scorer.checkpoint.name, top_k)
+        yield saved
+        writer.end(saved.measured())
+
+
+def _writer(
+    sink: BinaryIO,
+    choice: OutputChoice,
+    gold: GoldScorer,
+    documents: Documents,
+    saved: SavedSums | None,
+) -> Writer[Diverged, DivergenceTotals]:
+    from seqloss_cli.cli.output import JSON_WRITERS, console, row_options, table_options
+    from seqloss_cli.rendering import DivergenceTableWriter
+    from seqloss_cli.writing import divergence_rows
+
+    tokenization = gold.scorer.tokenization
+
+    def measured() -> dict[str, Any] | None:
+        return None if saved is None else saved.measured()
+
+    if choice.format is Format.table:
+        options = table_options(tokenization, choice)
+        return DivergenceTableWriter(console(choice.path, sink), options, documents, measured)
+    rows = divergence_rows(row_options(tokenization, choice), documents, measured)
+    writer: Writer[Diverged, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
+    return writer

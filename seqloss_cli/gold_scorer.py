@@ -1,0 +1,105 @@
+"""A scorer whose model is held to gold distributions: a teacher's, a file's, or smoothed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from seqloss_cli.backend import Wants
+from seqloss_cli.config import ModelChoice
+from seqloss_cli.divergence import (
+    SAVED_WANTS,
+    SMOOTHING_WANTS,
+    of_saved,
+    of_smoothing,
+    of_teacher,
+)
+from seqloss_cli.diverging import Diverged, diverged
+from seqloss_cli.engine import Engine
+from seqloss_cli.errors import UsageError
+from seqloss_cli.records import Item, Rejected, RunInfo
+from seqloss_cli.scorer import Scorer
+from seqloss_cli.scoring import OnProgress, ignore_progress
+from seqloss_cli.teacher_files import TeacherFile
+from seqloss_cli.teaching import SavedTeacher, load_teacher
+
+
+class GoldScorer:
+    """Made by one of its class methods. `warnings` holds what should be said on stderr.
+
+    The scorer that it takes is used up: its model is run together with the teacher's from then on.
+    """
+
+    def __init__(self, scorer: Scorer, gold: str, wants: Wants, of: Any) -> None:
+        self.scorer, self._gold, self._wants, self._of = scorer, gold, wants, of
+        self.teacher: dict[str, Any] | None = None
+        self.warnings: list[str] = []
+
+    @classmethod
+    def with_teacher(cls, scorer: Scorer, choice: ModelChoice, top_k: int = 0) -> GoldScorer:
+        """Loads the teacher beside the model. With `top_k` what is to be saved of it is kept.
+
+        Raises UsageError where the two have other vocabularies.
+        """
+        assert isinstance(scorer.engine, Engine)
+        taught, windows, record = load_teacher(
+            choice, scorer.checkpoint, scorer.engine, scorer.windows, top_k
+        )
+        if top_k > record["n_words"]:
+            raise UsageError(f"--teacher-top-k {top_k}: there are {record['n_words']} words")
+        n_ids = min(scorer.tokenization.n_ids, record["n_words"])
+        scorer.engine, scorer.windows, scorer.tokenization.n_ids = taught, windows, n_ids
+        found = cls(scorer, "teacher", Wants(), of_teacher)
+        found.teacher, found.warnings = record, taught.warnings
+        return found
+
+    @classmethod
+    def with_saved_teacher(cls, scorer: Scorer, path: Path) -> GoldScorer:
+        """Raises UsageError where the file is of other tokens or windows."""
+        assert isinstance(scorer.engine, Engine)
+        saved = SavedTeacher(TeacherFile(path))
+        saved.require_fits(described_windows(scorer.run_info()), scorer.engine.vocabulary())
+        scorer.prepare = saved.attach
+        found = cls(scorer, "saved teacher", SAVED_WANTS, partial(of_saved, n_words=saved.n_words))
+        found.teacher = saved.record()
+        return found
+
+    @classmethod
+    def with_smoothing(cls, scorer: Scorer, smoothing: float) -> GoldScorer:
+        """Gold is (1 - `smoothing`) one-hot + `smoothing` spread over all words."""
+        if not 0 <= smoothing < 1:
+            raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
+        assert isinstance(scorer.engine, Engine)
+        of = partial(of_smoothing, smoothing=smoothing, n_words=scorer.engine.vocabulary())
+        return cls(scorer, f"one-hot, label smoothing {smoothing:g}", SMOOTHING_WANTS, of)
+
+    def diverge(
+        self, items: Iterable[Item], on_progress: OnProgress = ignore_progress
+    ) -> Iterator[Diverged | Rejected]:
+        """Divergences or a rejection for each item, in order."""
+        return diverged(self.scorer.score(items, self._wants, on_progress), self._of)
+
+    def run_info(self, command: str = "api") -> RunInfo:
+        return replace(self.scorer.run_info(command), gold=self._gold, teacher=self.teacher)
+
+    def file_header(self, top_k: int) -> dict[str, Any]:
+        """What a file of this teacher begins with."""
+        assert self.teacher is not None
+        return {**self.teacher, **described_windows(self.run_info()), "top_k": top_k}
+
+
+def described_windows(run: RunInfo) -> dict[str, Any]:
+    """What must agree for a teacher's file to be of the same distributions."""
+    names = (
+        "tokenizer_sha256",
+        "context",
+        "stride",
+        "bos",
+        "bos_token_id",
+        "eos",
+        "special_tokens",
+    )
+    return {name: getattr(run, name) for name in names}

@@ -1,0 +1,189 @@
+"""Hold a scorer's model to gold distributions: a teacher's, a file's, or smoothed one-hot ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.backend import Abilities, Batch, TokenScores, Wants
+from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, window_policy
+from seqloss_cli.config import ModelChoice, WindowPolicy
+from seqloss_cli.divergence import SAVED_WANTS, diverge, kl_bounds
+from seqloss_cli.engine import Engine
+from seqloss_cli.errors import RowError, UsageError
+from seqloss_cli.records import Rejected, SavedGold, TokenSequence, rejection
+from seqloss_cli.running import Runner
+from seqloss_cli.teacher_files import TeacherFile
+
+Entry = TokenSequence | Rejected
+
+
+class TaughtEngine:
+    """A model and its teacher as one backend: the student's losses, and the divergences."""
+
+    def __init__(self, student: Engine, teacher: Engine, n_words: int, top_k: int = 0) -> None:
+        """`n_words` of both vocabularies count. With `top_k` the teacher's best ids are given, and
+        what divergences would be if only those were known."""
+        self._student, self._teacher = student, teacher
+        self._n_words, self._top_k = n_words, top_k
+        self.path, self.compiled = student.path, student.compiled
+        self.teacher_path = teacher.path
+        self.warnings = [*student.warnings, *(f"teacher: {each}" for each in teacher.warnings)]
+        a, b = student.abilities, teacher.abilities
+        self.abilities = Abilities(a.one_row or b.one_row, min(a.longest_packed, b.longest_packed))
+
+    @property
+    def n_too_large(self) -> int:
+        return self._student.n_too_large + self._teacher.n_too_large
+
+    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+        """As `Engine.score`; `wants` is not looked at."""
+        return self._student.run(
+            batch,
+            lambda runner: self._teacher.run(batch, lambda other: self._both(batch, runner, other)),
+        )
+
+    def _both(self, batch: Batch, student: Runner, teacher: Runner) -> TokenScores:
+        logits, targets_M = student.logits(batch), student.on_device(batch.targets)
+        scores = diverge(logits, teacher.logits(batch), targets_M, self._n_words, self._top_k)
+        if not self._top_k:
+            return scores
+        asked = student.score(replace(batch, asked=scores.further["top_ids"]), SAVED_WANTS)
+        saved = SavedGold(
+            scores.further["top_ids"],
+            scores.further["top_log_probs"].astype(np.float32).astype(np.float64),  # as in files
+            scores.further["teacher_losses"],
+            scores.further["teacher_entropies"],
+        )
+        further = asked.further
+        in_part, _ = kl_bounds(
+            saved,
+            further["asked_log_probs"],
+            further["rest_log_prob"],
+            further["least_log_prob"],
+            self._top_k >= self._n_words,
+        )
+        return replace(scores, further={**scores.further, "kls_in_part": in_part})
+
+
+def load_teacher(
+    choice: ModelChoice, student: Checkpoint, engine: Engine, windows: WindowPolicy, top_k: int
+) -> tuple[TaughtEngine, WindowPolicy, dict[str, Any]]:
+    """The two as one backend, the windows that fit both, and what the run's record says.
+
+    Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
+    """
+    checkpoint = load_checkpoint(choice)
+    _require_same_ids(student, checkpoint)
+    windows = _fitting(windows, checkpoint)
+    teacher = Engine(checkpoint.model, windows.context)
+    if engine.compiled:
+        teacher.compile()
+    widths = engine.vocabulary(), teacher.vocabulary()
+    n_words = widths[0]
+    if widths[0] != widths[1]:
+        n_words = _n_tokenizer_ids(student)
+        if n_words > min(widths):
+            raise UsageError(
+                f"--teacher {choice.name}: the tokenizer has {n_words} ids, the models' heads "
+                f"{widths[0]} and {widths[1]}: they have no common vocabulary"
+            )
+    taught = TaughtEngine(engine, teacher, n_words, top_k)
+    taught.warnings += [f"teacher: {each}" for each in checkpoint.warnings]
+    return taught, windows, teacher_record(checkpoint, teacher.path, widths, n_words)
+
+
+def teacher_record(
+    checkpoint: Checkpoint, path: str, widths: tuple[int, int], n_words: int
+) -> dict[str, Any]:
+    """Which teacher, and what of the vocabularies is compared."""
+    return {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "weights_sha256": checkpoint.weights_sha256,
+        "dtype": checkpoint.dtype,
+        "path": path,
+        "n_words": n_words,
+        "n_logits": widths[1],
+        "n_logits_student": widths[0],
+        "saved_as": None,
+        "top_k": None,
+    }
+
+
+def _require_same_ids(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Each id stands for the same token in both; raises UsageError naming one that does not."""
+    ours, theirs = (each.tokenizer.get_vocab() for each in (student, teacher))
+    if ours == theirs:
+        return
+    names = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+    first = names[0]
+    raise UsageError(
+        f"--teacher {teacher.name}: its vocabulary is not that of {student.name}: {len(names)} "
+        f"tokens differ, such as {first!r:.40} ({theirs.get(first)} and {ours.get(first)}); "
+        "divergence needs one vocabulary. `seqloss compare` compares models per byte"
+    )
+
+
+def _n_tokenizer_ids(checkpoint: Checkpoint) -> int:
+    return 1 + max(map(int, checkpoint.tokenizer.get_vocab().values()))
+
+
+def _fitting(windows: WindowPolicy, teacher: Checkpoint) -> WindowPolicy:
+    """Windows that the teacher takes, too."""
+    longest = teacher.max_context
+    if longest is None or longest >= windows.context:
+        return windows
+    if windows.context_source == "--context":
+        raise UsageError(
+            f"--context {windows.context} is more than the teacher takes "
+            f"({teacher.max_context_key}: {longest})"
+        )
+    fitting = window_policy(teacher, None, None)
+    source = f"{fitting.context_source} of the teacher"
+    return WindowPolicy(longest, source, min(windows.stride, fitting.stride))
+
+
+class SavedTeacher:
+    """A teacher that is known from a file."""
+
+    def __init__(self, file: TeacherFile) -> None:
+        self.file, self.header = file, file.header
+        self.n_words = int(file.header["n_words"])
+
+    def require_fits(self, own: dict[str, Any], n_logits: int) -> None:
+        """Raises UsageError where the file is of other tokens, windows or words; `own` is what a
+        file of this run would say of the first two."""
+        for name, value in own.items():
+            if self.header.get(name) != value:
+                flag = "" if name == "tokenizer_sha256" else f" (--{name.replace('_', '-')})"
+                raise UsageError(
+                    f"--teacher {self.file.path}: its {name} is {self.header.get(name)!r:.20}, "
+                    f"this run's {value!r:.20}{flag}"
+                )
+        if n_logits != self.n_words:
+            raise UsageError(
+                f"--teacher {self.file.path} is of {self.n_words} words, this model has {n_logits} "
+                "logits: name the teacher itself"
+            )
+
+    def attach(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Each sequence with what the file knows of it, or why it does not."""
+        return [self._attached(entry) for entry in entries]
+
+    def _attached(self, entry: Entry) -> Entry:
+        if isinstance(entry, Rejected):
+            return entry
+        try:
+            return replace(entry, saved=self.file.with_saved(entry))
+        except RowError as error:
+            return rejection(entry.sample, error.reason, error.message)
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record."""
+        names = ("model", "revision", "weights_sha256", "dtype", "path", "n_words", "top_k")
+        found = {name: self.header.get(name) for name in names}
+        return found | {"saved_as": str(self.file.path), "measured": self.file.measured}

@@ -1,0 +1,467 @@
+"""`seqloss diverge`: against float64 by hand, and the identities that define its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import bigram_model, byte_tokenizer, llama, save_checkpoint
+from conftest import document, in_process
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqloss_cli import ModelChoice, Scorer
+from seqloss_cli import divergence as module
+from seqloss_cli.backend import Wants
+from seqloss_cli.config import BatchPolicy
+from seqloss_cli.divergence import diverge, kl_bounds
+from seqloss_cli.diverging import Documents, divergence_totals
+from seqloss_cli.errors import UsageError
+from seqloss_cli.gold_scorer import GoldScorer
+from seqloss_cli.head import score_in_blocks
+from seqloss_cli.records import SavedGold
+from seqloss_cli.running import Logits
+from seqloss_cli.statistics import cluster_quantiles, share_estimate
+
+TEXT = "the cat sat on the mat, and the dog on the cat"
+
+
+def logits_of(matrix: torch.Tensor, in_blocks: bool = True) -> Logits:
+    """What a model would compute, for every use anew."""
+
+    def of(rows: slice, words: slice | None) -> torch.Tensor:
+        return (matrix[rows] if words is None else matrix[rows, words]).clone()
+
+    return Logits(of, matrix.shape[1], in_blocks)
+
+
+def by_hand(student: torch.Tensor, teacher: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:
+    """In float64, whole rows at once."""
+    p, q = (matrix.double().log_softmax(1) for matrix in (student, teacher))
+    terms = torch.where(q.exp() > 0, q.exp() * (q - p), 0.0)
+    own = torch.where(q.exp() > 0, q.exp() * q, 0.0)
+    return {
+        "kls": terms.sum(1).numpy(),
+        "teacher_entropies": -own.sum(1).numpy(),
+        "teacher_losses": -q.gather(1, ids[:, None])[:, 0].numpy(),
+        "student_losses": -p.gather(1, ids[:, None])[:, 0].numpy(),
+        "same_top1": (student.argmax(1) == teacher.argmax(1)).numpy(),
+    }
+
+
+def random_logits(n_rows: int, n_words: int, seed: int, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(n_rows, n_words, generator=torch.manual_seed(seed))
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 99), st.booleans(), st.integers(1, 50))
+def test_figures_against_float64(
+    n_rows: int, n_words: int, seed: int, in_blocks: bool, width: int
+) -> None:
+    student, teacher = random_logits(n_rows, n_words, seed), random_logits(n_rows, n_words, -seed)
+    ids = torch.arange(n_rows) % n_words
+    with pytest.MonkeyPatch.context() as patch:
+        blocks = module.word_blocks
+        patch.setattr(module, "word_blocks", lambda rows, n: blocks(rows, n, width))
+        found = diverge(logits_of(student, in_blocks), logits_of(teacher), ids, n_words)
+    expected = by_hand(student, teacher, ids)
+    np.testing.assert_allclose(found.losses, expected.pop("student_losses"), atol=1e-5)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.further[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_model_and_itself_have_exactly_no_divergence() -> None:
+    logits = random_logits(50, 3000, 1)
+    found = diverge(logits_of(logits), logits_of(logits), torch.arange(50), 3000)
+    assert (found.further["kls"] == 0).all()
+    assert found.further["same_top1"].all()
+    assert (found.losses == found.further["teacher_losses"]).all()
+
+
+def test_losses_are_those_of_score_to_the_last_bit() -> None:
+    student, teacher = random_logits(70, 5000, 1), random_logits(70, 5000, 2)
+    ids = torch.arange(70)
+    found = diverge(logits_of(student), logits_of(teacher), ids, 5000)
+    for logits, losses in ((student, found.losses), (teacher, found.further["teacher_losses"])):
+        alone = score_in_blocks(logits_of(logits).of, ids, 5000, Wants())
+        assert (losses == alone.losses).all()
+
+
+def test_what_only_the_teacher_thinks_possible_is_infinitely_far() -> None:
+    student, teacher = torch.zeros(2, 4), torch.zeros(2, 4)
+    student[0, 3] = teacher[1, 3] = -torch.inf
+    found = diverge(logits_of(student), logits_of(teacher), torch.tensor([0, 0]), 4)
+    assert found.further["kls"][0] == math.inf
+    assert found.further["kls"][1] == pytest.approx(math.log(4 / 3))
+
+
+def test_heads_that_differ_in_padding_are_cut_and_normalised() -> None:
+    student, teacher = random_logits(9, 23, 1), random_logits(9, 30, 2)
+    ids = torch.arange(9)
+    found = diverge(logits_of(student), logits_of(teacher), ids, 20)
+    expected = by_hand(student[:, :20], teacher[:, :20], ids)
+    np.testing.assert_allclose(found.losses, expected["student_losses"], atol=1e-5)
+    np.testing.assert_allclose(found.further["kls"], expected["kls"], atol=1e-5)
+    for name, logits in (("student_cut", student), ("teacher_cut", teacher)):
+        cut = logits.double().softmax(1)[:, 20:].sum(1)
+        np.testing.assert_allclose(found.further[name], cut, rtol=1e-5)
+
+
+def test_no_more_logits_than_a_loss_needs_whatever_the_vocabulary() -> None:
+    """Asked for in blocks of the same size for 20 times the words."""
+    asked: list[int] = []
+
+    def of(rows: slice, words: slice | None) -> torch.Tensor:
+        assert words is not None
+        asked.append((rows.stop - rows.start) * (words.stop - words.start))
+        return torch.zeros(rows.stop - rows.start, words.stop - words.start)
+
+    largest = []
+    for n_words in (32_000, 640_000):
+        asked.clear()
+        logits = Logits(of, n_words, True)
+        diverge(logits, logits, torch.zeros(300, dtype=torch.long), n_words)
+        largest.append(max(asked))
+    assert largest[0] == largest[1]
+
+
+@given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 99), st.sampled_from([0.5, 3, 20]))
+def test_what_is_saved_bounds_the_divergence(
+    n_words: int, top_k: int, seed: int, scale: float
+) -> None:
+    top_k = min(top_k, n_words)
+    student, teacher = random_logits(5, n_words, seed, scale), random_logits(5, n_words, -seed - 1)
+    ids = torch.arange(5) % n_words
+    whole = diverge(logits_of(student), logits_of(teacher), ids, n_words, top_k)
+    further = whole.further
+    asked = score_in_blocks(
+        logits_of(student).of, ids, n_words, Wants(), 7, torch.tensor(further["top_ids"])
+    ).further
+    p = student.double().log_softmax(1)
+    known = torch.tensor(further["top_ids"])
+    np.testing.assert_allclose(asked["asked_log_probs"], p.gather(1, known), atol=1e-5)
+    rest = p.exp().scatter(1, known, 0.0).sum(1)
+    np.testing.assert_allclose(np.exp(asked["rest_log_prob"]), rest, rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(asked["least_log_prob"], p.min(1).values, atol=1e-5)
+    saved = SavedGold(
+        further["top_ids"],
+        further["top_log_probs"],
+        further["teacher_losses"],
+        further["teacher_entropies"],
+    )
+    at_least, at_most = kl_bounds(
+        saved,
+        asked["asked_log_probs"],
+        asked["rest_log_prob"],
+        asked["least_log_prob"],
+        top_k >= n_words,
+    )
+    kls = by_hand(student, teacher, ids)["kls"]
+    slack = 1e-4 * scale
+    assert (at_least <= kls + slack).all()
+    assert (kls <= at_most + slack).all()
+    if top_k == n_words:
+        np.testing.assert_allclose(at_least, kls, atol=slack)
+        assert (at_least == at_most).all()
+
+
+# -- models -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`a`, `b`: random; `padded`: `a` with a wider head; `other`: another vocabulary."""
+    folder, tokenizer = tmp_path_factory.mktemp("models"), byte_tokenizer()
+    save_checkpoint(folder / "a", llama(), tokenizer)
+    other = llama()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_checkpoint(folder / "b", other, tokenizer)
+    padded = llama()
+    padded.resize_token_embeddings(272, mean_resizing=False)
+    save_checkpoint(folder / "padded", padded, tokenizer)
+    swapped = json.loads((folder / "a" / "tokenizer.json").read_text())
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    save_checkpoint(folder / "other", llama(), tokenizer)
+    (folder / "other" / "tokenizer.json").write_text(json.dumps(swapped))
+    return folder
+
+
+def oracle(student: Any, teacher: Any, ids: list[int]) -> dict[str, float]:
+    """One forward per prefix, in float64."""
+    sums = dict.fromkeys(("kl", "teacher_entropy", "student_loss", "teacher_loss"), 0.0)
+    for t in range(1, len(ids)):
+        prefix, target = torch.tensor([ids[:t]]), torch.tensor([ids[t]])
+        with torch.no_grad():
+            rows = [model(prefix).logits[0, -1:] for model in (student, teacher)]
+        found = by_hand(rows[0], rows[1], target)
+        sums["kl"] += found["kls"][0]
+        sums["teacher_entropy"] += found["teacher_entropies"][0]
+        sums["student_loss"] += found["student_losses"][0]
+        sums["teacher_loss"] += found["teacher_losses"][0]
+    return sums
+
+
+def test_the_command_against_one_forward_per_prefix(models: Path) -> None:
+    words = ["diverge", "--text", TEXT, "-m", models / "b", "--teacher", models / "a", "--json"]
+    found = document(in_process(*words))
+    (row,), totals = found["sequences"], found["totals"]
+    pair = [Scorer(ModelChoice(str(models / name))).checkpoint.model for name in ("b", "a")]
+    expected = oracle(pair[0], pair[1], row["token_ids"])
+    for name, value in expected.items():
+        assert totals[name] == pytest.approx(value, abs=1e-4 * totals["n_scored"])
+        assert totals[f"mean_{name}"] == totals[name] / totals["n_scored"]
+    assert totals["cross_entropy"] == pytest.approx(totals["kl"] + totals["teacher_entropy"])
+    assert math.fsum(filter(None, row["kls"])) == row["kl"]
+    deltas = [
+        math.exp(-ours) - math.exp(-theirs)
+        for ours, theirs in zip(row["student_losses"][1:], row["teacher_losses"][1:], strict=True)
+    ]
+    assert row["token_delta_p"][1:] == pytest.approx(deltas)
+    assert row["delta_p"]["rms"] == pytest.approx(np.sqrt(np.mean(np.square(deltas))))
+    assert found["run"]["gold"] == "teacher"
+    assert found["run"]["teacher"]["weights_sha256"] != found["run"]["weights_sha256"]
+    alone = document(in_process("score", "--text", TEXT, "-m", models / "b", "--json"))
+    assert totals["student_loss"] == alone["totals"]["total_loss"]
+
+
+def test_identical_models_have_no_divergence_at_all(models: Path) -> None:
+    words = ["diverge", "--text", TEXT, "-m", models / "a", "--teacher", models / "a", "--json"]
+    totals = document(in_process(*words))["totals"]
+    assert totals["kl"] == 0.0
+    assert totals["same_top1"] == 1.0
+    assert totals["delta_p"]["rms"] == 0.0
+    assert totals["student_loss"] == totals["teacher_loss"]
+
+
+def test_a_one_hot_gold_is_the_loss_of_score(models: Path) -> None:
+    words = ["--text", TEXT, "-m", models / "a", "--json"]
+    hard = document(in_process("diverge", *words, "--label-smoothing", "0"))
+    scored = document(in_process("score", *words))
+    assert hard["totals"]["cross_entropy"] == scored["totals"]["total_loss"]
+    assert hard["sequences"][0]["token_losses"] == scored["sequences"][0]["token_losses"]
+    assert hard["totals"]["teacher_entropy"] == 0
+    assert hard["totals"]["kl"] == hard["totals"]["cross_entropy"]
+
+
+def test_smoothed_gold_against_torch(models: Path) -> None:
+    words = ["diverge", "--text", TEXT, "-m", models / "a", "--label-smoothing", "0.3", "--json"]
+    found = document(in_process(*words))
+    ids = torch.tensor([found["sequences"][0]["token_ids"]])
+    model = Scorer(ModelChoice(str(models / "a"))).checkpoint.model
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1].double()
+    expected = torch.nn.functional.cross_entropy(
+        logits, ids[0, 1:], label_smoothing=0.3, reduction="sum"
+    )
+    assert found["totals"]["cross_entropy"] == pytest.approx(float(expected), rel=1e-5)
+    gold = torch.full_like(logits, 0.3 / logits.shape[1])
+    gold[torch.arange(len(logits)), ids[0, 1:]] += 0.7
+    entropy = -(gold * gold.log()).sum()
+    assert found["totals"]["teacher_entropy"] == pytest.approx(float(entropy))
+    assert found["totals"]["kl"] == pytest.approx(float(expected - entropy), rel=1e-5)
+
+
+def test_a_wider_head_is_cut_and_said(models: Path) -> None:
+    words = ["diverge", "--text", TEXT, "--json", "-m", models / "a"]
+    found = document(in_process(*words, "--teacher", models / "padded"))
+    teacher = found["run"]["teacher"]
+    assert (teacher["n_words"], teacher["n_logits"], teacher["n_logits_student"]) == (258, 272, 258)
+    assert found["totals"]["mean_student_cut"] == pytest.approx(0, abs=1e-12)
+    assert 0 < found["totals"]["mean_teacher_cut"] < 1
+    assert found["totals"]["kl"] == pytest.approx(0, abs=1e-4)  # its first 258 words are a's
+
+
+def test_another_vocabulary_is_refused(models: Path) -> None:
+    words = ["diverge", "--text", TEXT, "-m", models / "a", "--teacher"]
+    result = in_process(*words, models / "other")
+    assert result.exit_code == 2
+    assert "2 tokens differ, such as 'a'" in result.stderr
+    assert in_process(*words, "demo").exit_code == 2
+
+
+@pytest.mark.parametrize("flags", [["--batch-tokens", "9"], ["--context", "16", "--stride", "5"]])
+def test_batches_do_not_matter_and_windows_are_those_of_score(
+    models: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXT[n:] for n in range(0, 30, 3)) + "\n")
+    words = [path, "--lines", "-m", models / "b", "--json"]
+    teach = ["--teacher", models / "a"]
+    found = document(in_process("diverge", *words, *teach, *flags))
+    scored = document(in_process("score", *words, *flags))
+    for ours, theirs in zip(found["sequences"], scored["sequences"], strict=True):
+        assert ours["student_loss"] == pytest.approx(theirs["total_loss"], abs=1e-3)
+    if flags[0] == "--batch-tokens":
+        whole = document(in_process("diverge", *words, *teach))
+        assert found["totals"]["kl"] == pytest.approx(whole["totals"]["kl"], abs=1e-3)
+
+
+def test_a_saved_teacher_gives_the_same_but_for_what_it_says(models: Path, tmp_path: Path) -> None:
+    path, texts = tmp_path / "a.teacher", tmp_path / "texts.jsonl"
+    rows = [{"text": TEXT[n:]} for n in range(0, 20, 4)]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["diverge", texts, "-m", models / "b", "--json"]
+    save = ["--teacher", models / "a", "--save-teacher", path, "--teacher-top-k", "5"]
+    whole = document(in_process(*words, *save))
+    found = document(in_process(*words, "--teacher", path))
+    for name in ("student_loss", "teacher_loss", "teacher_entropy", "same_top1", "delta_p"):
+        assert found["totals"][name] == whole["totals"][name]
+    at_least, at_most = (found["totals"][name] for name in ("kl", "kl_at_most"))
+    assert at_least <= whole["totals"]["kl"] <= at_most
+    assert found["totals"]["kl_is"] == "at least"
+    measured = found["run"]["teacher"]["measured"]
+    assert measured == whole["totals"]["saved"]
+    assert measured["mean_kl"] == pytest.approx(whole["totals"]["mean_kl"])
+    assert measured["mean_kl_in_part"] == pytest.approx(found["totals"]["mean_kl"])
+    assert found["run"]["gold"] == "saved teacher"
+    unknown = in_process("diverge", "--text", "new", "-m", models / "b", "--teacher", path)
+    assert unknown.exit_code == 3
+    assert "not_in_teacher" in unknown.stderr
+    other = in_process(*words, "--teacher", path, "--context", "32")
+    assert other.exit_code == 2
+    assert "--context" in other.stderr
+    wider = in_process("diverge", texts, "-m", models / "padded", "--teacher", path)
+    assert wider.exit_code == 2
+    path.write_bytes(path.read_bytes()[:-20])
+    assert in_process(*words, "--teacher", path).exit_code == 2
+
+
+def test_what_is_saved_with_all_ids_is_exact(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.teacher"
+    words = ["diverge", "--text", TEXT, "-m", models / "b", "--json"]
+    save = ["--teacher", models / "a", "--save-teacher", path, "--teacher-top-k", "258"]
+    whole = document(in_process(*words, *save))["totals"]
+    found = document(in_process(*words, "--teacher", path))["totals"]
+    assert found["kl"] == pytest.approx(whole["kl"], rel=1e-5)
+    assert found["kl_at_most"] == found["kl"]
+
+
+def test_rows_of_ids_with_labels_count_where_the_labels_do(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    ids = [0, 5, 6, 7, 8]
+    path.write_text(json.dumps({"input_ids": ids, "labels": [-100, -100, 6, 7, -100]}) + "\n")
+    words = ["diverge", path, "-m", models / "b", "--teacher", models / "a", "--json"]
+    (row,) = document(in_process(*words))["sequences"]
+    assert row["n_scored"] == 2
+    assert row["kl"] == math.fsum([row["kls"][2], row["kls"][3]])
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ([], "--teacher"),
+        (["--teacher", "demo", "--label-smoothing", "0.1"], "--label-smoothing"),
+        (["--label-smoothing", "1"], "--label-smoothing"),
+        (["--label-smoothing", "0.1", "--teacher-dtype", "float32"], "--teacher-dtype"),
+        (["--label-smoothing", "0.1", "--save-teacher", "x"], "--save-teacher"),
+        (["--teacher", "demo", "--teacher-top-k", "3"], "--save-teacher"),
+        (["--teacher", "demo", "--format", "csv"], "csv"),
+    ],
+)
+def test_flags_that_contradict_each_other(words: list[str], flag: str) -> None:
+    result = in_process("diverge", "--text", "x", *words)
+    assert result.exit_code == 2
+    assert flag in result.stderr
+
+
+def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqloss_cli import teaching
+
+    texts = [TEXT[n:] for n in range(6)]
+    plain, n_failed = teaching.diverge, 0
+
+    def scarce(student: Any, teacher: Any, targets: Any, *rest: Any) -> Any:
+        nonlocal n_failed
+        if len(targets) > 100:
+            n_failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(student, teacher, targets, *rest)
+
+    def kls() -> list[float]:
+        scorer = Scorer(ModelChoice(str(models / "b")), batches=BatchPolicy())
+        gold = GoldScorer.with_teacher(scorer, ModelChoice(str(models / "a")))
+        from seqloss_cli.api import as_samples
+
+        return [divergence_totals(each).total("kl") for each in gold.diverge(as_samples(texts))]  # type: ignore[arg-type,misc]
+
+    expected = kls()
+    monkeypatch.setattr(teaching, "diverge", scarce)
+    assert kls() == pytest.approx(expected, abs=1e-3)
+    assert n_failed
+
+
+def test_a_bigram_pair_by_hand() -> None:
+    """H, H(q, p) and KL of two distributions that can be written down."""
+    q, p = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+    found = diverge(logits_of(p.log()), logits_of(q.log()), torch.tensor([0]), 3)
+    assert found.further["teacher_entropies"][0] == pytest.approx(1.5 * math.log(2))
+    assert found.further["kls"][0] == pytest.approx(0.25 * math.log(2))
+    assert found.losses[0] == pytest.approx(math.log(4))
+    assert not found.further["same_top1"][0]
+
+
+def test_a_teacher_of_shorter_texts_sets_the_context(models: Path, tmp_path: Path) -> None:
+    log_probs = torch.zeros(258, 258).log_softmax(-1)
+    short = save_checkpoint(tmp_path / "short", bigram_model(log_probs, 16), byte_tokenizer())
+    words = ["diverge", "--text", TEXT, "-m", models / "a", "--teacher", short]
+    run = document(in_process(*words, "--json"))["run"]
+    assert run["context"] == 16
+    assert "teacher" in run["context_source"]
+    assert in_process(*words, "--context", "32").exit_code == 2
+
+
+def test_smoothing_of_one_or_more_is_refused(models: Path) -> None:
+    with pytest.raises(UsageError, match="--label-smoothing"):
+        GoldScorer.with_smoothing(Scorer(ModelChoice(str(models / "a"))), 1.0)
+
+
+# -- estimates ----------------------------------------------------------------------------------
+
+
+def test_quantiles_of_clusters() -> None:
+    values, clusters = np.arange(100.0), np.repeat(np.arange(10), 10)
+    found = cluster_quantiles(values, clusters, (0.5, 1.0), 300, 0)
+    assert found[0.5].value == 49.0  # the least that half of the values do not exceed
+    assert found[1.0].value == 99.0
+    assert found[0.5].low < 49 < found[0.5].high  # type: ignore[operator]
+    shuffled = np.random.default_rng(0).permutation(100)
+    again = cluster_quantiles(values[shuffled], clusters[shuffled], (0.5,), 300, 0)
+    assert again[0.5] == found[0.5]
+    assert cluster_quantiles(values, 0 * clusters, (0.5,), 300, 0)[0.5].low is None
+
+
+def test_a_share_stays_between_0_and_1() -> None:
+    ones, counts = np.array([10.0, 9.0, 10.0]), np.full(3, 10.0)
+    found = share_estimate(ones, counts)
+    assert found.value == pytest.approx(29 / 30)
+    assert 0 < found.low < 29 / 30 < found.high <= 1  # type: ignore[operator]
+    whole = share_estimate(counts, counts)
+    assert whole.high == 1
+    assert whole.low < 1  # type: ignore[operator]
+
+
+def test_estimates_are_over_documents(models: Path) -> None:
+    from seqloss_cli.api import as_samples
+
+    gold = GoldScorer.with_teacher(
+        Scorer(ModelChoice(str(models / "b"))), ModelChoice(str(models / "a"))
+    )
+    documents, sums = Documents(), []
+    for each in gold.diverge(as_samples([TEXT[n:] for n in range(5)])):
+        totals = divergence_totals(each)  # type: ignore[arg-type]
+        documents.add(each, totals)  # type: ignore[arg-type]
+        sums.append(totals)
+    whole = sum(sums[1:], sums[0])
+    means = documents.means()
+    assert means["kl"].value == pytest.approx(whole.mean("kl"))
+    assert means["kl"].n == 5
+    difference = whole.mean("student_loss") - whole.mean("teacher_loss")  # type: ignore[operator]
+    assert means["loss_difference"].value == pytest.approx(difference)
+    assert means["rms_delta_p"].value == pytest.approx(whole.mean("squared_delta_p") ** 0.5)  # type: ignore[operator]
