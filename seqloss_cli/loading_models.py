@@ -65,6 +65,8 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"model {path} brings code of its own; --trust-remote-code runs it"
+    if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
+        return f"model {path}: its weights do not match its config.json: a part of one is missing"
     if Path(path).exists():
         return f"model {path}: {text}"
     hint = "" if not choice.offline else "; --offline looks into the local cache only"
@@ -151,7 +153,7 @@ def _source(path: str, config: Any, choice: ModelChoice, device: str) -> dict[st
     source |= {"pretrained_model_name_or_path": folder, "dtype": dtype}
     if is_gguf(path):
         return source | _unpacked(path, choice)
-    quantization = quantization_on_load(path, config, choice.quantize)
+    quantization = quantization_on_load(path, config, choice.quantize, choice.dtype)
     if quantization is not None:
         source["quantization_config"] = quantization
     if quantization is not None or settings_of(config) is not None:

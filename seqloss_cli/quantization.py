@@ -84,16 +84,20 @@ def require_packages(name: str, config: Any) -> None:
         load_extra("quantised", f"model {name} ({method})", *_PACKAGES[method])
 
 
-def quantization_on_load(name: str, config: Any, wanted: QuantizeChoice | None) -> Any:
+def quantization_on_load(name: str, config: Any, wanted: QuantizeChoice | None, dtype: str) -> Any:
     """What transformers takes as `quantization_config`; None where nothing is asked for.
 
-    Raises UsageError for a model that is quantised already, and for want of a package.
+    Raises UsageError for a model that is quantised already, for a dtype that torchao does not have,
+    and for want of a package.
     """
     if wanted is None:
         return None
+    flag = f"--quantize {wanted}"
     if (there := described(config)) is not None:
-        raise UsageError(f"--quantize {wanted}: model {name} is quantised already ({there})")
-    load_extra("quantised", f"--quantize {wanted}", "torchao", "accelerate")
+        raise UsageError(f"{flag}: model {name} is quantised already ({there})")
+    if dtype == "float64":
+        raise UsageError(f"{flag} goes with --dtype float32, bfloat16 or float16, not float64")
+    load_extra("quantised", flag, "torchao", "accelerate")
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 

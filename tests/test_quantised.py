@@ -130,7 +130,7 @@ def test_a_quantised_checkpoint_is_loaded_whole_or_not_at_all(
     weights = load_file(torchao / "model.safetensors")
     del weights[next(name for name in weights if left_out in name)]
     save_file(weights, tmp_path / "model.safetensors", metadata=metadata)
-    with pytest.raises(RunError, match=str(tmp_path)):
+    with pytest.raises(RunError, match=r"its weights do not match its config\.json: .* is missing"):
         Scorer(ModelChoice(name=str(tmp_path)))
 
 
@@ -184,6 +184,11 @@ def test_a_package_that_is_missing_is_named(
     assert package in str(caught.value)
     if package in ("torchao", "bitsandbytes"):
         assert "pip install 'seqloss[quantised]'" in str(caught.value)
+
+
+def test_quantising_in_double_precision_is_refused(plain: Path) -> None:
+    with pytest.raises(UsageError, match="--quantize int8 goes with --dtype float32, bfloat16"):
+        Scorer(ModelChoice(name=str(plain), quantize="int8", dtype="float64"))
 
 
 def test_quantising_without_the_package(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
