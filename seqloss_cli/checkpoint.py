@@ -210,12 +210,13 @@ def _set_environment(choice: ModelChoice) -> None:
 
 def _check_local_path(path: str) -> None:
     """A name that can only be a path must exist; others may be hub names."""
-    looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1
+    wants_file = path.lower().endswith(".gguf")
+    looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
     folder = Path(path)
     if folder.is_file() and not is_gguf(path):
         raise RunError(f"{path} is a file; --model takes the directory of a checkpoint, or a .gguf")
     if looks_local and not folder.exists():
-        raise RunError(f"model {path}: no such directory (--model)")
+        raise RunError(f"model {path}: no such {'file' if wants_file else 'directory'} (--model)")
     if folder.is_dir() and not (folder / "config.json").is_file():
         if (folder / CONFIGURATION).is_file():
             raise UsageError(

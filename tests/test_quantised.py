@@ -368,6 +368,7 @@ def test_gguf_files_on_the_command_line(model: Any, run_cli: Any, tmp_path: Path
         (("--model", path, "--revision", "main"), 2, "--revision is for names of the hub"),
         (("--model", path, "--quantize", "int8"), 2, "is not for GGUF files"),
         (("--model", "README.md"), 1, "or a .gguf"),
+        (("--model", "gone.gguf"), 1, "no such file (--model)"),
     ):
         done = run_cli("score", "--text", "a", *flags)
         assert done.exit_code == code, done.stderr
