@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqloss_cli.adapters import CONFIGURATION, adapter_files
 from seqloss_cli.config import (
     DEFAULT_CONTEXT,
     DEFAULT_MODEL,
@@ -16,10 +18,14 @@ from seqloss_cli.config import (
 )
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.fingerprints import weights_sha256
+from seqloss_cli.gguf_files import is_gguf, read_gguf
 from seqloss_cli.loading_models import find_devices, load_config, load_model, weights_folder
 from seqloss_cli.loading_tokenizers import load_tokenizer
+from seqloss_cli.quantization import described
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers that warn of what no user can mend, some of them for every product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
@@ -34,6 +40,9 @@ class Checkpoint:
     revision: str | None
     """The commit that a hub name resolved to."""
     weights_sha256: str
+    adapter: str | None
+    """As the user named it."""
+    quantization: str | None
     dtype: str
     device: str
     bos_id: int | None
@@ -78,6 +87,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
 
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
+    adapter = adapter_files(choice)
     config = load_config(path, choice)
     device, *more_devices = find_devices(choice.device, n_devices)
     model, warnings = load_model(path, config, choice, device)
@@ -93,7 +103,9 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
         name=choice.name,
         tokenizer_name=choice.tokenizer or choice.name,
         revision=getattr(config, "_commit_hash", None),
-        weights_sha256=weights_sha256(weights_folder(path, config)),
+        weights_sha256=weights_sha256(weights_folder(path, config), *adapter),
+        adapter=choice.adapter,
+        quantization=_quantization(path, model, choice),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         bos_id=bos_id,
@@ -149,6 +161,13 @@ def window_policy(
     return WindowPolicy(context, source, stride)
 
 
+def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
+    if is_gguf(path):
+        return read_gguf(path).quantization
+    name = described(model.config)
+    return f"{name} (on load)" if choice.quantize else name
+
+
 def _load_tokenizer(choice: ModelChoice) -> tuple[Any, str | None]:
     return load_tokenizer(
         _path_of(choice.tokenizer or choice.name),
@@ -166,8 +185,9 @@ def _longest(config: Any) -> tuple[int | None, str | None]:
 
 
 def _check_revision(choice: ModelChoice, path: str) -> None:
-    if choice.revision is not None and Path(path).is_dir():
-        raise UsageError(f"--revision is for names of the hub; {choice.name} is a directory")
+    if choice.revision is not None and Path(path).exists():
+        kind = "directory" if Path(path).is_dir() else "file"
+        raise UsageError(f"--revision is for names of the hub; {choice.name} is a {kind}")
 
 
 def _path_of(name: str) -> str:
@@ -180,21 +200,29 @@ def _set_environment(choice: ModelChoice) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("USE_HUB_KERNELS", "0")  # never run code fetched beside the weights
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as own_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    own_logging.set_verbosity_error()
+    own_logging.disable_progress_bar()
 
 
 def _check_local_path(path: str) -> None:
     """A name that can only be a path must exist; others may be hub names."""
-    looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1
+    wants_file = path.lower().endswith(".gguf")
+    looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
     folder = Path(path)
-    if folder.is_file():
-        raise RunError(f"{path} is a file; --model takes the directory of a checkpoint")
+    if folder.is_file() and not is_gguf(path):
+        raise RunError(f"{path} is a file; --model takes the directory of a checkpoint, or a .gguf")
     if looks_local and not folder.exists():
-        raise RunError(f"model {path}: no such directory (--model)")
+        raise RunError(f"model {path}: no such {'file' if wants_file else 'directory'} (--model)")
     if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / CONFIGURATION).is_file():
+            raise UsageError(
+                f"model {path} is an adapter: name the model that it was made for with --model, "
+                f"and give --adapter {path}"
+            )
         raise RunError(f"model {path}: no config.json in it, so it is no checkpoint (--model)")
 
 

@@ -15,11 +15,12 @@ TruncateChoice = Literal["error", "left"]
 TurnChoice = Literal["assistant", "last", "all"]
 CompileChoice = Literal["auto", "on", "off"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+QuantizeChoice = Literal["int8"]
 
 DEFAULT_MODEL = "demo"
 DEFAULT_CONTEXT = 2048
 """Where the model's configuration names none (rule 7)."""
-_OPTIONAL = ("revision", "tokenizer")
+_OPTIONAL = ("revision", "tokenizer", "adapter")
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 
@@ -83,6 +84,10 @@ class ModelChoice:
     name: str = DEFAULT_MODEL
     revision: str | None = None
     tokenizer: str | None = None
+    adapter: str | None = None
+    """LoRA or another of PEFT, beside the weights, not merged into them."""
+    quantize: QuantizeChoice | None = None
+    """Quantise the weights when they are loaded."""
     dtype: DtypeChoice = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -92,14 +97,16 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no flag could have; paths may be path objects."""
-        for field in ("name", "tokenizer"):
+        for field in ("name", "tokenizer", "adapter"):
             if isinstance(value := getattr(self, field), os.PathLike):
                 object.__setattr__(self, field, os.fspath(value))
-        for field in ("name", "device", "revision", "tokenizer"):
+        for field in ("name", "device", "revision", "tokenizer", "adapter"):
             value = getattr(self, field)
             if not isinstance(value, str) and not (value is None and field in _OPTIONAL):
                 raise UsageError(f"--{field.replace('name', 'model')} takes a name, not {value!r}")
         _require_choice("--dtype", self.dtype, DtypeChoice)
+        if self.quantize is not None:
+            _require_choice("--quantize", self.quantize, QuantizeChoice)
         if self.threads is not None:
             require_whole("--threads", self.threads, 1)
         for flag in ("allow_pickle", "trust_remote_code", "offline"):

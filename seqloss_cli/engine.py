@@ -32,6 +32,7 @@ from seqloss_cli.traits import (
     minds_its_place,
     possible_backbones,
     rope_minds_length,
+    rounds_what_comes_in,
 )
 from seqloss_cli.tuning import is_out_of_memory
 
@@ -64,6 +65,7 @@ class Engine:
         self._backbones = possible_backbones(model)
         self._longest = longest_seen_whole(model, max_tokens)
         self._runner = Runner(model, self._longest)
+        self._rounding = rounds_what_comes_in(model)
         self.n_too_large = 0
         """Batches that did not fit in memory."""
         if path is None:
@@ -178,7 +180,8 @@ class Engine:
             )
         skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
         probes, expected = [_probe(ids, skipped), short], [plain[skipped:], plain_short]
-        paths = ("single",) if rope_minds_length(self.model) else PATHS[:-1]
+        alone = rope_minds_length(self.model) or self._rounding is not None
+        paths: tuple[RunPath, ...] = ("single",) if alone else PATHS[:-1]
         if "packed" in paths and (not self._longest or minds_its_place(self.model)):
             paths = PATHS[1:-1]
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
@@ -251,9 +254,12 @@ class Engine:
 
     def _leak(self, losses: Floats) -> float:
         """A difference that is more than noise: a thousandth of how losses vary, since a model that
-        was never trained is nearly flat, but no less than the dtype's own grain."""
+        was never trained is nearly flat, but no less than the dtype's own grain, nor than what
+        rounded activations make of a token more or less."""
         tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
         spread = float(np.nanstd(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else 0.0
+        if self._rounding is not None:
+            return max(_TOLERANCE[torch.bfloat16], spread / 4)
         return tolerance if tolerance > 1e-4 else max(5e-6, min(tolerance, spread / 1000))
 
     def _say_what_is_slow(self, slow_head: bool = False) -> None:
@@ -261,7 +267,12 @@ class Engine:
             "single": "a row's numbers would depend on its batch: one sequence at a time",
             "plain": "its head cannot be run apart: one sequence at a time with full logits",
         }
-        reasons = [why[self.path]] if self.path in why else []
+        reasons = [why[self.path]] if self.path in why and self._rounding is None else []
+        if self._rounding is not None:
+            self.warnings.append(
+                f"{self._rounding} rounds what goes into a layer, too, by scales of all that "
+                "is fed at a time: one sequence at a time, and later tokens may move a loss a bit"
+            )
         if slow_head:
             reasons += ["its head cannot be run for a part of the vocabulary: whole rows of logits"]
         name = type(self.model).__name__

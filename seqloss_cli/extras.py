@@ -1,4 +1,4 @@
-"""Packages that only some formats need: loaded when asked for, and missed in words that help."""
+"""Packages that only some things need: loaded when asked for, and missed in words that help."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from types import ModuleType
 from seqloss_cli.errors import UsageError
 
 
+def load_extra(extra: str, what: str, *modules: str) -> ModuleType:
+    """The first of the modules, all of them imported. Raises UsageError when one is not installed;
+    `what` needs it, and `seqloss[extra]` brings it."""
+    found = []
+    for module in modules:
+        try:
+            found.append(import_module(module))
+        except ImportError as error:
+            package = module.partition(".")[0]
+            raise UsageError(f"{what} needs {package}: pip install 'seqloss[{extra}]'") from error
+    return found[0]
+
+
 def load_pyarrow() -> ModuleType:
     """`pyarrow`, with `pyarrow.parquet` in it. Raises UsageError when it is not installed."""
-    try:
-        module = import_module("pyarrow")
-        import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UsageError("Parquet needs pyarrow: pip install 'seqloss[parquet]'") from error
-    return module
+    return load_extra("parquet", "Parquet", "pyarrow", "pyarrow.parquet")

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the hexadecimal SHA-256 of each weight file, a line each, by file name."""
-    return combined(file_sha256(path) for path in weight_files(folder))
+def weights_sha256(*places: Path) -> str:
+    """SHA-256 over the hexadecimal SHA-256 of each weight file, a line each, by file name: of a
+    folder, and of files that are named by themselves, in their order."""
+    files = [path for place in places for path in weight_files(place)]
+    return combined(file_sha256(path) for path in files)
 
 
 def combined(digests: Iterable[str]) -> str:
@@ -19,7 +21,10 @@ def combined(digests: Iterable[str]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads weights from: safetensors first, shards by their index."""
+    """The files that transformers reads weights from: safetensors first, shards by their index; a
+    file by itself."""
+    if folder.is_file():
+        return [folder]
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if (folder / single).is_file():

@@ -6,11 +6,24 @@ What transformers raises becomes one message that names the flag which helps.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from seqloss_cli.adapters import CONFIGURATION, put_adapter_on
 from seqloss_cli.config import ModelChoice
 from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.gguf_files import (
+    GgufFile,
+    in_folder,
+    is_gguf,
+    make_whole,
+    read_gguf,
+    refuse_unread,
+)
+from seqloss_cli.quantization import quantization_on_load, require_packages, settings_of
 from seqloss_cli.tuning import fuse_activations, is_out_of_memory, keep_freed_memory
 
 
@@ -26,8 +39,11 @@ def load_config(path: str, choice: ModelChoice) -> Any:
     """The configuration of a causal LM; RunError for what is none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if is_gguf(path):
+        read_gguf(path)  # whether it can be read
+    folder, source = in_folder(path)
     try:
-        config = AutoConfig.from_pretrained(path, **_common(choice))
+        config = AutoConfig.from_pretrained(folder, **source, **_common(choice))
     except Exception as error:
         raise RunError(_explain(choice, path, error)) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -49,6 +65,8 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"model {path} brings code of its own; --trust-remote-code runs it"
+    if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
+        return f"model {path}: its weights do not match its config.json: a part of one is missing"
     if Path(path).exists():
         return f"model {path}: {text}"
     hint = "" if not choice.offline else "; --offline looks into the local cache only"
@@ -91,26 +109,18 @@ def find_devices(wanted: str, n_devices: int) -> list[str]:
 
 def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tuple[Any, list[str]]:
     """The model in eval mode on its device, and warnings. RunError when it cannot be had whole."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    dtype: Any = choice.dtype
-    if dtype == "auto" and device == "cpu":
-        dtype = "float32"
-    if dtype != "auto":
-        dtype = getattr(torch, dtype)
     _require_weights(path, choice)
+    require_packages(path, config)
+    file = read_gguf(path) if is_gguf(path) else None
+    if file is not None:
+        refuse_unread(file, config)
+    source = _source(path, config, choice, device)
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=None if choice.allow_pickle else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, with names and shapes
-            **_common(choice),
-        )
-        model = model.to(device).eval()
+        with _quiet(file):
+            model, loading = _from_pretrained(source, config, choice)
+        if "device_map" not in source:
+            model = model.to(device)
+        model = model.eval()
         fuse_activations(model)
     except Exception as error:
         if is_out_of_memory(error):
@@ -122,12 +132,84 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     _check_weights(path, model, loading)
     if device == "cpu":
         keep_freed_memory()
-    warnings = []
+    warnings = _made_fit(path, model, file, choice, source["dtype"])
     if unused := sorted(loading["unexpected_keys"]):
         warnings.append(
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
-    return model, warnings
+    return model, warnings + put_adapter_on(model, choice)
+
+
+def _source(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:
+    """From what a model is loaded, and as what."""
+    import torch
+
+    dtype: Any = choice.dtype
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    if dtype != "auto":
+        dtype = getattr(torch, dtype)
+    folder, source = in_folder(path)
+    source |= {"pretrained_model_name_or_path": folder, "dtype": dtype}
+    if is_gguf(path):
+        return source | _unpacked(path, choice)
+    quantization = quantization_on_load(path, config, choice.quantize, choice.dtype)
+    if quantization is not None:
+        source["quantization_config"] = quantization
+    if quantization is not None or settings_of(config) is not None:
+        source["device_map"] = {"": device}  # packed weights may refuse to be moved
+    return source
+
+
+def _unpacked(path: str, choice: ModelChoice) -> dict[str, Any]:
+    """For transformers to make floats of all blocks of a GGUF file."""
+    import transformers
+
+    if choice.quantize is not None:
+        raise UsageError(f"--quantize {choice.quantize} is not for GGUF files: {path}")
+    known = getattr(transformers, "GgufConfig", None)  # earlier versions unpack always
+    return {} if known is None else {"quantization_config": known(dequantize=True)}
+
+
+def _from_pretrained(source: dict[str, Any], config: Any, choice: ModelChoice) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        **source,
+        config=config,
+        use_safetensors=None if choice.allow_pickle else True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported, with names and shapes
+        # else an adapter that lies beside the weights would be put on them without a word
+        adapter_kwargs={"subfolder": "no-adapter-beside-the-weights"},
+        **_common(choice),
+    )
+    return model, loading
+
+
+@contextmanager
+def _quiet(file: GgufFile | None) -> Iterator[None]:
+    """No progress bar of transformers while a GGUF file is read: nothing turns that one off."""
+    if file is None:
+        yield
+        return
+    with redirect_stderr(StringIO()):
+        yield
+
+
+def _made_fit(
+    path: str, model: Any, file: GgufFile | None, choice: ModelChoice, dtype: Any
+) -> list[str]:
+    """Warnings of what the model is that was not asked for."""
+    own = str(model.dtype).removeprefix("torch.")
+    warnings = [] if file is None else make_whole(file, model, own)
+    if dtype not in ("auto", model.dtype):
+        warnings.append(f"the quantisation of {path} keeps it in {own}")
+    if choice.adapter is None and (Path(path) / CONFIGURATION).is_file():
+        warnings.append(
+            f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
+        )
+    return warnings
 
 
 def _check_weights(path: str, model: Any, loading: Any) -> None:
@@ -156,7 +238,7 @@ def _any_layer(name: str) -> str:
 def _require_weights(path: str, choice: ModelChoice) -> None:
     folder = Path(path)
     if not folder.is_dir():
-        return  # a hub name: transformers looks for the files
+        return  # a GGUF file, or a hub name: transformers looks for the files
     safe = any(folder.glob("*.safetensors"))
     pickled = any(folder.glob("*.bin"))
     if not safe and pickled and not choice.allow_pickle:
@@ -169,8 +251,8 @@ def _require_weights(path: str, choice: ModelChoice) -> None:
 
 
 def weights_folder(path: str, config: Any) -> Path:
-    """Where the weights lie: the directory itself, or the hub cache's snapshot of it."""
-    if Path(path).is_dir():
+    """Where the weights lie: the directory or file itself, or the hub cache's snapshot of it."""
+    if Path(path).exists():
         return Path(path)
     from transformers.utils import cached_file
 

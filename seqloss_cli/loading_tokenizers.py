@@ -6,10 +6,14 @@ choice, or adds tokens to it, without a word; losses are then wrong by nats.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloss_cli.errors import RunError
+from seqloss_cli.gguf_files import doubts_of_tokenizer, in_folder, is_gguf, read_gguf
 
 _PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -25,10 +29,17 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    file = read_gguf(name) if is_gguf(name) else None
     try:
-        loaded = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
-        )
+        with _alone(name) as place:
+            folder, source = in_folder(place)
+            loaded = AutoTokenizer.from_pretrained(
+                folder,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                local_files_only=offline,
+                **source,
+            )
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -41,6 +52,8 @@ def load_tokenizer(
         ) from error
     if empty:  # transformers makes an empty one where the files are missing
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
+    if file is not None:
+        return loaded, doubts_of_tokenizer(file, loaded)
     own_file = _own_file(name, revision, offline)
     difference = difference_from_own(loaded, own_file)
     if difference is None:
@@ -50,6 +63,19 @@ def load_tokenizer(
         f"AutoTokenizer chose {type(loaded).__name__}, {difference}: {own_file} is used instead "
         "(--tokenizer names another)",
     )
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[str]:
+    """A GGUF file in a folder of its own: else a tokenizer that lies beside it, of whatever model,
+    would be taken in its place."""
+    if not is_gguf(name):
+        yield name
+        return
+    with TemporaryDirectory(prefix="seqloss-") as folder:
+        link = Path(folder) / "model.gguf"
+        link.symlink_to(Path(name).resolve())
+        yield str(link)
 
 
 def _own_file(name: str, revision: str | None, offline: bool) -> Path:

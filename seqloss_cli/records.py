@@ -260,6 +260,10 @@ class RunInfo:
     """None, as with the other figures of the model, where no weights were loaded."""
     revision: str | None
     weights_sha256: str | None
+    adapter: str | None
+    """Put on the model beside its weights; its files count in `weights_sha256`."""
+    quantization: str | None
+    """How the weights are quantised, such as `torchao int8_weight_only (on load)`."""
     tokenizer: str
     tokenizer_sha256: str
     dtype: str | None
@@ -299,3 +303,10 @@ class RunInfo:
     """Which inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None
     """What a sequence's row holds; None where no command wrote it."""
+
+    @property
+    def made_of(self) -> str:
+        """What the model is beside its name: commit, adapter, quantisation."""
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        adapter = f" with {self.adapter}" if self.adapter else ""
+        return revision + adapter + (f", {self.quantization}" if self.quantization else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from seqloss_cli.quantization import described, rounds_activations
+
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
 _REACHES = ("sliding_window", "attention_chunk_size", "window_size")
@@ -37,6 +39,11 @@ def rope_minds_length(model: Any) -> bool:
     """
     written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
     return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
+
+
+def rounds_what_comes_in(model: Any) -> str | None:
+    """The quantisation, where it rounds activations by what they are computed together with."""
+    return described(model.config) if rounds_activations(model.config) else None
 
 
 def possible_backbones(model: Any) -> list[Any]:

@@ -25,6 +25,10 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class Quantize(StrEnum):
+    int8 = "int8"
+
+
 class Compile(StrEnum):
     auto = "auto"
     on = "on"

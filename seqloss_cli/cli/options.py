@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from seqloss_cli.cli.configuration import use_config
-from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, SpecialTokens, Unit
+from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, Quantize, SpecialTokens, Unit
 from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
@@ -57,7 +57,7 @@ Model = Annotated[
     option(
         MODEL,
         "--model",
-        "Directory of a checkpoint, hub name, or 'demo' (built in; the default).",
+        "Directory or .gguf file, hub name, or 'demo' (built in; the default).",
         aliases=("-m",),
         show_default=False,
     ),
@@ -67,6 +67,13 @@ Revision = Annotated[
 ]
 Tokenizer = Annotated[
     str | None, option(MODEL, "--tokenizer", "Another tokenizer: directory or hub name.")
+]
+Adapter = Annotated[
+    str | None, option(MODEL, "--adapter", "LoRA put on the model: directory or hub name.")
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    option(MODEL, "--quantize", "Make the weights int8 when they are loaded.", show_default=False),
 ]
 DtypeOption = Annotated[
     Dtype,
@@ -195,6 +202,8 @@ MODEL_OPTIONS: Group = {
     "model": (Model, None),
     "revision": (Revision, None),
     "tokenizer": (Tokenizer, None),
+    "adapter": (Adapter, None),
+    "quantize": (QuantizeOption, None),
     "dtype": (DtypeOption, Dtype.auto),
     "device": (Device, "auto"),
     "threads": (Threads, None),

@@ -154,7 +154,7 @@ class MaskTableWriter:
         run, pairs = self._run, self._run.pairs or {}
         yield "tokenizer", run.tokenizer
         if run.model is not None:
-            yield "model", f"{run.model}, {run.dtype} on {run.device}, {run.path}"
+            yield "model", f"{run.model}{run.made_of}, {run.dtype} on {run.device}, {run.path}"
         template = pairs.get("chat_template_sha256")
         chats = f", chats: {pairs.get('scored_turns')}, template {str(template)[:12]}"
         yield "policies", f"boundary {run.boundary}, BOS {run.bos}{chats if template else ''}"

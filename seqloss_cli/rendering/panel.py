@@ -113,12 +113,11 @@ def _figure(value: float | None, what: str) -> str:
 
 def policies(run: RunInfo) -> list[tuple[str, str]]:
     """What the run did, a name and a line each."""
-    revision = f" at {run.revision[:12]}" if run.revision else ""
     bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
     stride = "" if run.stride is None else f", stride {run.stride}"
     pairs = [] if run.pairs is None else [("pairs", _pair_policies(run, run.pairs))]
     return [
-        ("model", f"{run.model}{revision}, {run.dtype} on {_how(run)}"),
+        ("model", f"{run.model}{run.made_of}, {run.dtype} on {_how(run)}"),
         ("window", f"context {run.context} ({run.context_source}){stride}"),
         *pairs,
         ("policies", f"BOS {bos}, EOS {'scored' if run.eos else 'no'}, special tokens "

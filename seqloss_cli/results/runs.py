@@ -12,8 +12,9 @@ MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)
 TOKENS = ("bos_token_id", "eos_token_id")
 """Policies, too, between runs with one tokenizer."""
-NUMERICS = ("context", "stride", "dtype")
-"""The same tokens, seen with more or less before them, or more or less exactly."""
+NUMERICS = ("context", "stride", "dtype", "quantization", "adapter")
+"""The same tokens, seen with more or less before them, more or less exactly, or by a model that was
+adapted."""
 
 
 @dataclass(frozen=True, slots=True)

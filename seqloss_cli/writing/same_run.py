@@ -15,7 +15,18 @@ from seqloss_cli.records import SCHEMA_VERSION, RunInfo
 
 _MAY_DIFFER = ("type", "started_at")
 _SAME_NAME = (
-    *("model", "revision", "tokenizer", "dtype", "device", "threads", "bos", "bos_token", "eos"),
+    *(
+        "model",
+        "revision",
+        "tokenizer",
+        "adapter",
+        "dtype",
+        "device",
+        "threads",
+        "bos",
+        "bos_token",
+        "eos",
+    ),
     *("special_tokens", "context", "stride", "boundary", "batch_tokens", "devices"),
     *("pairs.separator", "pairs.truncate", "pairs.pmi"),
     *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
@@ -40,6 +51,7 @@ _OTHER_ADVICE = {
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",
     "weights_sha256": "the same weights",
+    "quantization": "--quantize as it was given then",
 }
 _ABSENT = object()
 
