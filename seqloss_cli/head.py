@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqloss_cli.backend import TokenScores, Wants
+from seqloss_cli.boundaries import MarkedIds
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time where whole rows of them are needed: 64 MiB in float32, whatever the
@@ -34,6 +35,7 @@ class HeadTensors:
     entropies: Tensor | None
     top_ids: Tensor | None
     top_log_probs: Tensor | None
+    boundaries: Tensor | None
 
 
 def rows_at_once(vocabulary: int) -> int:
@@ -95,6 +97,8 @@ class _Running:
         self._target_M1 = torch.zeros(shape, device=device)
         self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
         self._spread_M1 = torch.zeros_like(self._sum_M1)
+        self._marked = None if wants.marks is None else MarkedIds(wants.marks, device)
+        self._marked_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
         self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
 
@@ -117,6 +121,9 @@ class _Running:
         drop_M1 = (self._max_M1 - base_M1).double()
         scale_M1 = drop_M1.exp()
         shifted_MB = logits_MB.sub_(base_M1)
+        if self._marked is not None:
+            here_M3 = self._marked.sums(shifted_MB, first, self._targets_M1)
+            self._marked_M3 = scale_M1 * self._marked_M3 + here_M3
         if self._wants.entropy:
             weights_MB = shifted_MB.exp()
             products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
@@ -150,6 +157,7 @@ class _Running:
             entropies=(log_sum_M1 - spread_M1)[:, 0] if self._wants.entropy else None,
             top_ids=top_ids,
             top_log_probs=top_log_probs,
+            boundaries=None if self._marked is None else self._marked_M3.log() - log_sum_M1,
         )
 
     def _ranks(self) -> Tensor:
@@ -172,7 +180,10 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTens
     sum_M1 = weights_MV.sum(dim=1, keepdim=True)
     log_sum_M1 = sum_M1.double().log()
     losses_M1 = log_sum_M1 + (max_M1.double() - target_M1.double())
-    top_ids = top_log_probs = None
+    top_ids = top_log_probs = boundaries = None
+    if wants.marks is not None:
+        marked = MarkedIds(wants.marks, logits_MV.device)
+        boundaries = marked.sums(shifted_MV, 0, targets_M[:, None]).log() - log_sum_M1
     if wants.top_k:
         top_logits, top_ids = top_logits_of(logits_MV, wants.top_k)
         top_log_probs = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
@@ -182,6 +193,7 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTens
         entropies=_entropies(shifted_MV, weights_MV, sum_M1) if wants.entropy else None,
         top_ids=top_ids,
         top_log_probs=top_log_probs,
+        boundaries=boundaries,
     )
 
 

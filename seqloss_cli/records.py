@@ -158,6 +158,8 @@ class TokenSequence:
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
     other_boundary: TokenSequence | None = None
     """The same pair tokenized by the other policy, when both are to be compared."""
+    end_wanted: bool = False
+    """What comes after the last token is asked about, too; so that one is fed."""
 
     @property
     def n_tokens(self) -> int:
@@ -197,6 +199,9 @@ class SequenceScore:
     top_ids: Ints | None = None
     """Shape N x K."""
     top_log_probs: Floats | None = None
+    boundaries: Floats | None = None
+    """Shape N + 1 x 3, nats: of the distribution that predicts each token, and of what comes after
+    the last, the log-probabilities that `backend` names; NaN where they were not asked for."""
     alone: SequenceScore | None = None
     """Scores of `sequence.alone`."""
     other_boundary: SequenceScore | None = None

@@ -32,6 +32,7 @@ from seqloss_cli.scoring import (
     ignore_progress,
     read_ahead,
     score_samples,
+    with_ends,
 )
 from seqloss_cli.tokenization import Tokenization
 
@@ -89,15 +90,15 @@ class Scorer:
         Raises UsageError when more alternatives are wanted than the model has ids.
         """
         wants = wants or Wants()
+        tokenize = (self.pairing or self.tokenization).tokenize
         require_whole("--top-k", wants.top_k, 0)
         if wants.top_k > self.checkpoint.n_ids:
             raise UsageError(
                 f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
             )
-        tokenize = (self.pairing or self.tokenization).tokenize
         return score_samples(
             items,
-            tokenize,
+            tokenize if wants.marks is None else with_ends(tokenize),
             self.engine,
             self.windows,
             wants,

@@ -21,6 +21,7 @@ from seqloss_cli.batching import plan_batches, smaller_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.records import (
+    Ints,
     Item,
     Outcome,
     Rejected,
@@ -45,6 +46,21 @@ def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
 
 def ignore_finished(entry: Entry) -> None:
     """Nothing was finished before."""
+
+
+def with_ends(tokenize: Tokenize) -> Tokenize:
+    """The same for sequences of which is asked what comes after their last token, unless that is
+    an EOS which is scored."""
+
+    def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
+        return [
+            replace(entry, end_wanted=True)
+            if isinstance(entry, TokenSequence) and entry.eos != "appended"
+            else entry
+            for entry in tokenize(samples)
+        ]
+
+    return to_the_end
 
 
 def score_samples(
@@ -78,7 +94,7 @@ def score_samples(
         if len(finished_here) == len(block.entries):
             continue
         collected = [_Collected(sequence, wants) for sequence in block.sequences]
-        n_targets, n_done = sum(int(s.wanted[1:].sum()) for s in block.sequences), 0
+        n_targets, n_done = sum(int(s.wanted[1:].sum()) + s.end_wanted for s in block.sequences), 0
         for batch, scores in _scored(block, backend, wants):
             assert len(scores.losses) == len(batch.targets)
             for part in batch.parts:
@@ -221,9 +237,14 @@ class _Collected:
         self.entropies = np.zeros(n) if wants.entropy else None
         self.top_ids: np.ndarray | None = None  # as wide as the first scores say
         self.top_log_probs: np.ndarray | None = None
+        self.boundaries = np.full((n + 1, 3), np.nan) if wants.marks is not None else None
 
     def take(self, part: Part, scores: TokenScores) -> None:
         targets, places = part.targets, part.scores
+        if self.boundaries is not None and scores.boundaries is not None:
+            self.boundaries[targets] = scores.boundaries[places]
+        if targets[-1] == len(self.losses):  # what comes after the last token is no token
+            targets, places = targets[:-1], _all_but_the_last(places)
         assert not self.scored[targets].any(), "every target is scored exactly once"
         self.losses[targets] = scores.losses[places]
         self.scored[targets] = True
@@ -242,6 +263,8 @@ class _Collected:
     def outcome(self) -> Outcome:
         assert (self.scored[1:] == self.sequence.wanted[1:]).all(), "each target is scored once"
         broken = np.isnan(self.losses)
+        if self.sequence.end_wanted and self.boundaries is not None:
+            broken[-1] |= np.isnan(self.boundaries[-1, 0])
         if broken.any():
             return rejection(
                 self.sequence.sample,
@@ -258,4 +281,9 @@ class _Collected:
             entropies=self.entropies,
             top_ids=self.top_ids,
             top_log_probs=self.top_log_probs,
+            boundaries=self.boundaries,
         )
+
+
+def _all_but_the_last(places: slice | Ints) -> slice | Ints:
+    return slice(places.start, places.stop - 1) if isinstance(places, slice) else places[:-1]

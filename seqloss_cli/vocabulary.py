@@ -53,6 +53,7 @@ class Vocabulary:
             name for token_id, name in self.special.items() if token_id != self.unk_id
         )
         """Matches a control token in a text."""
+        self.control = {i for i in self.special if i != self.unk_id}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.put_before = self._tokens_put_before_a_text()
@@ -95,6 +96,16 @@ class Vocabulary:
     def name_token(self, token_id: int) -> str:
         """What an id spells: special tokens by name, parts of characters as `<0xF0>`."""
         return self.special.get(token_id) or show_bytes(self._piece(token_id))
+
+    def pieces(self, n_ids: int) -> list[bytes | None]:
+        """What each id below `n_ids` spells, by the spelling in which most begin with white space;
+        None for control tokens and for ids without a piece."""
+        tokens = self._fast or self.tokenizer
+        name = tokens.id_to_token if self._fast is not None else tokens.convert_ids_to_tokens
+        known = [i for i in range(n_ids) if i not in self.control and name(i) is not None]
+        ways = [{i: self._piece(i, spell) for i in known} for spell in self._spellings]
+        best = max(ways, key=lambda way: sum(piece[:1].isspace() for piece in way.values()))
+        return [best.get(i) for i in range(n_ids)]
 
     def id_of(self, token: str) -> int | None:
         if self._fast is not None:

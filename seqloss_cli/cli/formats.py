@@ -21,6 +21,8 @@ DELIMITERS = {Format.csv: ",", Format.tsv: "\t"}
 
 def require_possible(choice: OutputChoice, level_given: bool) -> None:
     """Raises UsageError for what the format has no place for, or when its package is missing."""
+    if choice.word_correction and not choice.words:
+        raise UsageError("--word-correction corrects the losses of words: give --words, too")
     if choice.format is Format.openai and not choice.tokens:
         raise UsageError("--format openai is made of tokens; leave --no-tokens out")
     if choice.format is Format.parquet:

@@ -136,6 +136,10 @@ TopK = Annotated[
     int, option(SHOW, "--top-k", "Alternatives at each token with their log-probabilities.", min=0)
 ]
 Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
+WordCorrection = Annotated[
+    bool,
+    flag(SHOW, "--word-correction", "With --words: also with a word's own end, not the last's."),
+]
 UnitOption = Annotated[
     Unit, option(SHOW, "--unit", "Unit of losses in tables; JSON stays in nats.")
 ]
@@ -219,6 +223,7 @@ SHOW_OPTIONS: Group = {
     "entropy": (Entropy, False),
     "top_k": (TopK, 0),
     "words": (Words, False),
+    "word_correction": (WordCorrection, False),
     "unit": (UnitOption, Unit.nats),
     "all_tokens": (AllTokens, False),
     "summary": (Summary, False),

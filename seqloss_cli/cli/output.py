@@ -6,14 +6,14 @@ import io
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import typer
 from rich.console import Console
 
-from seqloss_cli.backend import Wants
+from seqloss_cli.backend import Wants, WordMarks
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
@@ -27,6 +27,7 @@ from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenS
 from seqloss_cli.rendering import TableOptions, TableWriter
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.word_correction import SOURCE
 from seqloss_cli.writing import (
     JsonlWriter,
     JsonWriter,
@@ -64,6 +65,7 @@ class OutputChoice:
     entropies: bool = False
     alternatives: bool = False
     resume: bool = False
+    word_correction: bool = False
 
 
 class HasSequence(Protocol):
@@ -113,6 +115,8 @@ def run_to_end(
     """Score everything, write it, and exit with 3 if something was rejected. `reading` says how
     the items are read, for the run's record."""
     say_what_is_left_out(choice)
+    if choice.word_correction:
+        wants = replace(wants, marks=scorer.tokenization.word_marks())
     run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, wants))
     if choice.resume and choice.path and (file := whole_already(choice.path, run)):
         say_nothing_to_do(file, scorer, items)
@@ -130,7 +134,7 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
-        writer = _writer(scorer.tokenization, sink, choice)
+        writer = _writer(scorer.tokenization, sink, choice, wants.marks)
         work = Work(outcomes, totals_of, Totals(), run, writer, kept)
         written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
@@ -142,7 +146,11 @@ def run_to_end(
 def _described(choice: OutputChoice, wants: Wants) -> dict[str, Any]:
     """What a sequence's row holds, for the run's record."""
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
-    return {name: getattr(choice, name) for name in names} | asdict(wants)
+    found = {name: getattr(choice, name) for name in names}
+    found |= {name: getattr(wants, name) for name in ("ranks", "entropy", "top_k")}
+    if choice.word_correction:
+        found |= {"word_correction": True, "word_correction_source": SOURCE}
+    return found
 
 
 def say_what_did_not_fit(scorer: Scorer) -> None:
@@ -236,7 +244,9 @@ def _say_what_was_noticed(stats: ReadStats) -> None:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
 
 
-def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
+def row_options(
+    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+) -> RowOptions:
     return RowOptions(
         tokenization.token_texts,
         tokenization.name_token,
@@ -244,6 +254,7 @@ def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
         tokens=choice.tokens,
         summary=choice.summary,
         words=choice.words,
+        marks=marks,
         context_lengths=choice.context_lengths,
         pmi=choice.pmi,
         ranks=choice.ranks,
@@ -252,19 +263,27 @@ def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
     )
 
 
-def table_options(tokenization: Tokenization, choice: OutputChoice) -> TableOptions:
-    texts, name = tokenization.token_texts, tokenization.name_token
+def table_options(
+    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+) -> TableOptions:
     return TableOptions(
-        texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words, choice.pmi
+        tokenization.token_texts,
+        tokenization.name_token,
+        bits=choice.bits,
+        all_tokens=choice.all_tokens,
+        summary=choice.summary,
+        words=choice.words,
+        marks=marks,
+        pmi=choice.pmi,
     )
 
 
 def _writer(
-    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice
+    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice, marks: WordMarks | None
 ) -> Writer[SequenceScore, Totals]:
     if choice.format is Format.table:
-        return TableWriter(console(choice.path, sink), table_options(tokenization, choice))
-    options = row_options(tokenization, choice)
+        return TableWriter(console(choice.path, sink), table_options(tokenization, choice, marks))
+    options = row_options(tokenization, choice, marks)
     if choice.format is Format.openai:
         return OpenAIWriter(sink, options)
     if choice.format is Format.parquet:

@@ -113,15 +113,17 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
 
 def word_table(found: WordLosses, options: TableOptions) -> Table:
     """Bytes, text and loss of each word."""
-    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), ("loss",))
+    figures = ("loss",) if found.corrected is None else ("loss", "corrected")
+    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), figures)
+    columns = (found.losses,) if found.corrected is None else (found.losses, found.corrected)
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),
-            Text(visible(word), style=loss_style(loss)),
-            Text(number(options.in_unit(loss)), style=loss_style(loss)),
+            Text(visible(word), style=loss_style(losses[0])),
+            *(Text(number(options.in_unit(x)), style=loss_style(losses[0])) for x in losses),
         ]
-        for word, loss, (start, end) in zip(
-            found.words, found.losses, found.byte_offsets.tolist(), strict=True
+        for word, (start, end), *losses in zip(
+            found.words, found.byte_offsets.tolist(), *columns, strict=True
         )
     )
     _add_rows(table, rows, len(found.words), options, "words")

@@ -84,7 +84,7 @@ class TableWriter:
                 self._console.print(turn_table(score, self._options))
             self._console.print()
             self._console.print(chain_rule_table(score, totals, self._options))
-        if self._options.words and (found := word_losses(score)):
+        if self._options.words and (found := word_losses(score, self._options.marks)):
             self._console.print()
             self._console.print(word_table(found, self._options))
             flags |= found.flags

@@ -49,7 +49,9 @@ def columns_of(options: RowOptions, run: RunInfo) -> Columns:
     if options.tokens:
         found |= _token_columns(options)
     if options.words:
-        found |= {"words": Kind.texts, "word_losses": Kind.reals, "word_byte_offsets": Kind.spans}
+        found |= {"words": Kind.texts, "word_losses": Kind.reals}
+        found |= {"corrected_word_losses": Kind.reals} if options.marks else {}
+        found |= {"word_byte_offsets": Kind.spans}
     return found | {"reason": Kind.text, "message": Kind.text}
 
 

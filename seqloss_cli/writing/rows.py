@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.backend import WordMarks
 from seqloss_cli.metrics import (
     RATES,
     TEXT_COUNTS,
@@ -38,6 +39,8 @@ class RowOptions:
     summary: bool = False
     """No sequences at all: totals and rejected rows only."""
     words: bool = False
+    marks: WordMarks | None = None
+    """With `words`: corrected losses, too."""
     context_lengths: bool = False
     pmi: bool = False
     ranks: bool = False
@@ -50,7 +53,7 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     """`totals` are those of this sequence."""
     sequence, sample = score.sequence, score.sequence.sample
     flags = score_flags(score) | overflow_flags(totals)
-    words = word_losses(score) if options.words else None
+    words = word_losses(score, options.marks) if options.words else None
     if words is not None:
         flags |= words.flags
     row = identity_row(sequence)
@@ -71,6 +74,8 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     if options.words:
         row["words"] = None if words is None else words.words
         row["word_losses"] = None if words is None else words.losses
+        if options.marks is not None:
+            row["corrected_word_losses"] = None if words is None else words.corrected
         row["word_byte_offsets"] = None if words is None else words.byte_offsets.tolist()
     return row
 

@@ -21,7 +21,7 @@ _SAME_NAME = (
     *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
     *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
     *("reading.chat", "rows.words", "rows.ranks", "rows.entropy", "rows.top_k"),
-    *("rows.context_lengths", "rows.pmi", "rows.summary"),
+    *("rows.context_lengths", "rows.pmi", "rows.summary", "rows.word_correction"),
 )
 _FLAGS = {key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME} | {
     "compiled": "--compile",
