@@ -53,6 +53,27 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a text."""
+
+    name: str
+    start: int
+    """First character (code point)."""
+    end: int
+    """One past the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The parts of one text, in the order in which they were given."""
+
+    regions: tuple[Region, ...]
+    item: str | int | None = None
+    """Of an experiment, as the row named it."""
+    condition: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One input as it was read: a text, ids that stand in for one, a pair, or a chat."""
 
@@ -71,6 +92,8 @@ class Sample:
     """With `pair` when that was wrapped as one turn of each side."""
     meta: Mapping[str, Any] | None = None
     """The row's other fields, when they are to be carried through."""
+    regions: Regions | None = None
+    """Of a text or a pair, where their losses are asked for."""
     flags: Flags = field(default_factory=dict)
     end: int = 0
     """How far into its source this sample reaches, in bytes as stored; for progress only."""

@@ -49,13 +49,13 @@ def ignore_finished(entry: Entry) -> None:
 
 
 def with_ends(tokenize: Tokenize) -> Tokenize:
-    """The same for sequences of which is asked what comes after their last token, unless that is
-    an EOS which is scored."""
+    """The same; of sequences with a text is asked what comes after their last token, unless that
+    is an EOS which is scored."""
 
     def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
         return [
             replace(entry, end_wanted=True)
-            if isinstance(entry, TokenSequence) and entry.eos != "appended"
+            if isinstance(entry, TokenSequence) and entry.text and entry.eos != "appended"
             else entry
             for entry in tokenize(samples)
         ]

@@ -44,16 +44,21 @@ import math
 import numpy as np
 
 from seqloss_cli.backend import BEGINS, LONGER, UNSPACED, WordMarks
-from seqloss_cli.records import Bools, Floats, Ints, SequenceScore
+from seqloss_cli.records import Bools, Floats, SequenceScore
+from seqloss_cli.spans import word_bytes, word_owners
 
 SOURCE = "Pimentel & Meister 2024"
 
 
-def corrected_losses(
-    score: SequenceScore, marks: WordMarks, spans: Ints, owners: Ints, first: int
-) -> list[float | None]:
-    """Of each word, nats. `spans` are the words' bytes, `owners` the word of each token from
-    `first` on."""
+def corrected_losses(score: SequenceScore, marks: WordMarks) -> list[float | None]:
+    """Of each word, nats."""
+    sequence = score.sequence
+    assert sequence.text is not None
+    assert sequence.byte_offsets is not None
+    first = int(sequence.bos in ("tokenizer", "prepended"))
+    stop = sequence.n_tokens - (sequence.eos == "appended")
+    spans = word_bytes(sequence.text)
+    owners = word_owners(spans, sequence.byte_offsets[first:stop])
     text = _Text(score, marks, first)
     starts = first + np.searchsorted(owners, np.arange(len(spans)), side="left")
     stops = first + np.searchsorted(owners, np.arange(len(spans)), side="right")

@@ -14,7 +14,7 @@ import numpy as np
 
 from seqloss_cli.backend import WordMarks
 from seqloss_cli.records import Ints, SequenceScore
-from seqloss_cli.spans import word_bytes
+from seqloss_cli.spans import word_bytes, word_owners
 from seqloss_cli.word_correction import corrected_losses
 
 
@@ -48,7 +48,7 @@ def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLos
     spans = word_bytes(text)
     first = int(sequence.bos in ("tokenizer", "prepended"))
     stop = sequence.n_tokens - (sequence.eos == "appended")
-    owners = _owners(spans, offsets[first:stop])
+    owners = word_owners(spans, offsets[first:stop])
     parts: list[list[float | None]] = [[] for _ in spans]
     for token, owner in enumerate(owners.tolist(), start=first):
         parts[owner].append(float(score.losses[token]) if score.scored[token] else None)
@@ -57,17 +57,8 @@ def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLos
         losses=[_sum_or_none(part) for part in parts],
         byte_offsets=spans,
         n_shared_tokens=_count_shared(spans, offsets[first : stop + 1], owners),
-        corrected=corrected_losses(score, marks, spans, owners, first) if marks else None,
+        corrected=corrected_losses(score, marks) if marks else None,
     )
-
-
-def _owners(spans: Ints, starts: Ints) -> Ints:
-    """For each token the first word that ends after the token's first byte: it is the word which
-    holds that byte, and where the byte is white space the next word."""
-    if not len(spans):
-        return np.empty(0, dtype=np.int64)
-    owners = np.searchsorted(spans[:, 1], starts, side="right")
-    return np.minimum(owners, len(spans) - 1)
 
 
 def _count_shared(spans: Ints, edges: Ints, owners: Ints) -> int:

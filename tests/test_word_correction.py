@@ -504,17 +504,6 @@ def test_what_cannot_be_corrected_is_refused(tmp_path: Any) -> None:
     assert "do not mark where a word begins" in done.stderr
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_files_hold_corrected_losses(tmp_path: Any, form: str) -> None:
-    from seqloss_cli.results import open_results
-
-    out = tmp_path / f"out.{form}"
-    words = ("score", "samples/text.txt", "--model", "demo", "--words", "--word-correction")
-    assert in_process(*words, "-o", out).exit_code == 0
-    assert in_process("summarize", out).exit_code == 0
-    assert open_results is not None
-
-
 def test_a_resumed_run_must_correct_as_the_first_did(tmp_path: Any) -> None:
     out = tmp_path / "out.jsonl"
     words = ("score", "samples/texts.jsonl", "--model", "demo", "--words", "-o", out)

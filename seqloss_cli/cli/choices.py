@@ -167,6 +167,7 @@ def choose_output(context: typer.Context) -> OutputChoice:
         alternatives=bool(values.get("top_k")),
         resume=values.get("resume", False),
         word_correction=values.get("word_correction", False),
+        regions=values.get("regions") is not None,
     )
     require_possible(choice, level_given=_is_from(context, "level", "COMMANDLINE"))
     if choice.resume:

@@ -203,7 +203,7 @@ def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> Trl
 def _writer(
     sink: BinaryIO, tokens: Tokenization, choice: OutputChoice, trainer: str | None
 ) -> Writer[Mask, MaskTotals]:
-    from seqloss_cli.cli.output import JSON_WRITERS, console, row_options, table_options
+    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import MaskTableWriter
     from seqloss_cli.writing import mask_rows
 

@@ -52,6 +52,15 @@ MaxBytes = Annotated[
     int, option(INPUT, "--max-bytes", "Longest text or line that is taken.", min=1)
 ]
 
+Regions = Annotated[
+    str | None,
+    option(
+        INPUT,
+        "--regions",
+        "JSONL with regions of each text: spans of characters, or strings.",
+        metavar="FILE",
+    ),
+]
 Model = Annotated[
     str | None,
     option(
@@ -138,7 +147,9 @@ TopK = Annotated[
 Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
 WordCorrection = Annotated[
     bool,
-    flag(SHOW, "--word-correction", "With --words: also with a word's own end, not the last's."),
+    flag(
+        SHOW, "--word-correction", "With --words: also by the end of a word, not of the one before."
+    ),
 ]
 UnitOption = Annotated[
     Unit, option(SHOW, "--unit", "Unit of losses in tables; JSON stays in nats.")
@@ -239,6 +250,7 @@ OUTPUT_OPTIONS: Group = {
     "no_tokens": (NoTokens, False),
     "context_lengths": (ContextLengths, False),
 }
+REGIONS_OPTION: Group = {"regions": (Regions, None)}
 RESUME_OPTION: Group = {"resume": (Resume, False)}
 OTHER_OPTIONS: Group = {
     "config": (Config, None),

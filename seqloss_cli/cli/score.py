@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "seqloss score README.md",
     'seqloss score --text "The cat sat on the mat." --top-k 3 --ranks',
+    "seqloss score samples/sentences.jsonl --regions samples/regions.jsonl",
     "cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals",
 )
 
 
 @o.with_options(
     o.INPUT_OPTIONS,
+    o.REGIONS_OPTION,
     o.MODEL_OPTIONS,
     o.POLICY_OPTIONS,
     {"stride": (o.Stride, None)},
@@ -57,6 +59,7 @@ def score(
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, choose_reading, choose_wants, load_scorer
+        from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.reading import ReadStats, described
 
@@ -70,11 +73,14 @@ def score(
             )
         if lines and jsonl_input:
             raise UsageError("choose one of --lines and --jsonl-input")
+        regions = choose_regions(ctx)
         scorer = load_scorer(ctx)
         stats = ReadStats()
         reading = choose_reading(ctx, lines=lines, jsonl=jsonl_input, text_field=text_field)
         items = _items(names, text, reading, stats)
         read = described(["<text>"] if text is not None else names, reading)
+        if regions is not None:
+            items, read = regions.attach(items), read | regions.described()
         run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "score", read)
 
 

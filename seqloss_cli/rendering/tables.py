@@ -1,4 +1,4 @@
-"""Tables of tokens and of words."""
+"""Tables of tokens, words and regions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import SequenceScore
+from seqloss_cli.regions import RegionLosses
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
 from seqloss_cli.words import WordLosses
@@ -109,6 +110,28 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
     pairs = zip(score.top_ids[t].tolist(), score.top_log_probs[t].tolist(), strict=True)
     shown = (f"{probability(-p)} {visible(options.name_token(i))}" for i, p in pairs)
     return Text("  ".join(shown))
+
+
+def region_table(found: RegionLosses, options: TableOptions) -> Table:
+    """Name, text, tokens and loss of each region."""
+    figures = ("tokens", "loss", "mean", *(["corrected"] if found.corrected is not None else []))
+    table = figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
+    columns = [found.losses, found.means]
+    if found.corrected is not None:
+        columns.append(found.corrected)
+    rows = (
+        [
+            Text(escape(region.name), style="dim"),
+            Text(visible(text), style=loss_style(values[1])),
+            Text(str(n), style="dim"),
+            *(Text(number(options.in_unit(x)), style=loss_style(values[1])) for x in values),
+        ]
+        for region, text, n, *values in zip(
+            found.regions, found.texts, found.n_tokens, *columns, strict=True
+        )
+    )
+    _add_rows(table, rows, len(found.regions), options, "regions")
+    return table
 
 
 def word_table(found: WordLosses, options: TableOptions) -> Table:

@@ -1,6 +1,6 @@
 """Results for machines, streamed: JSON, JSONL, the completions format, Parquet, CSV, TSV."""
 
-from seqloss_cli.writing.delimited import SequenceLines, TokenLines
+from seqloss_cli.writing.delimited import RegionLines, SequenceLines, TokenLines, WordLines
 from seqloss_cli.writing.formats import (
     JsonlWriter,
     JsonWriter,
@@ -23,10 +23,12 @@ __all__ = [
     "LeftFile",
     "OpenAIWriter",
     "ParquetWriter",
+    "RegionLines",
     "RowMakers",
     "RowOptions",
     "SequenceLines",
     "TokenLines",
+    "WordLines",
     "Writer",
     "cut",
     "left_behind",

@@ -52,6 +52,8 @@ def columns_of(options: RowOptions, run: RunInfo) -> Columns:
         found |= {"words": Kind.texts, "word_losses": Kind.reals}
         found |= {"corrected_word_losses": Kind.reals} if options.marks else {}
         found |= {"word_byte_offsets": Kind.spans}
+    if options.regions:
+        found |= {"regions": Kind.nested}
     return found | {"reason": Kind.text, "message": Kind.text}
 
 
