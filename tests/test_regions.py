@@ -347,7 +347,7 @@ def test_what_belongs_to_no_input_is_said(tmp_path: Path) -> None:
         (("--regions", REGIONS, "--format", "openai"), "no place for --regions"),
         (
             ("--regions", REGIONS, "--format", "csv", "--level", "region", "--words"),
-            "--level region and --word-correction",
+            "--level region with --word-correction",
         ),
     ],
 )

@@ -66,8 +66,8 @@ def _require_parts(choice: OutputChoice, name: str) -> None:
     in_region = choice.level is Level.region and choice.word_correction
     if choice.words and choice.level is not Level.word and not in_region:
         raise UsageError(
-            f"{name} has a place for --words with --level word, or --level region and "
-            "--word-correction; --jsonl holds them beside everything else"
+            f"{name} has no place for --words at this level: give --level word (or --level region "
+            "with --word-correction), or --jsonl"
         )
 
 
