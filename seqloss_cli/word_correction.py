@@ -28,7 +28,8 @@ so the corrected losses of neighbours sum to the plain ones, but for the two E a
       E(after w) = Pr(white space or end | … t_k) + Σ_v Pr(v | …) / Pr(t_k | …)
 
   A word whose own last token is such a v is not corrected, nor is the one after it: what would have
-  come after the bare t_k is not known.
+  come after the bare t_k is not known. Where the part before the white space is no single piece,
+  no word's last token is it, and v adds to none.
 - **Not corrected** (None) is also a word without a loss, one that shares a token with another, one
   with a control token inside, and one beside white space that no piece begins with whole, such as a
   no-break space in single bytes.

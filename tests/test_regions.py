@@ -191,6 +191,14 @@ def test_regions_that_do_not_fit_are_rejected_with_their_place(
     assert message in rejected.message
 
 
+def test_rows_with_one_id_are_taken_one_after_another(tmp_path: Path) -> None:
+    rows = [{"id": 2, "regions": [text]} for text in ("b", "c")] + [{"id": 1, "regions": ["a"]}]
+    file = RegionFile(str(write(tmp_path / "r.jsonl", *rows)), 1 << 20)
+    items = [Sample(str(n), "in", n, text=text) for n, text in ((1, "a"), (2, "b"))]
+    assert all(isinstance(item, Sample) for item in file.attach(items))
+    assert file.count_unused() == 1
+
+
 def test_inputs_without_text_or_without_regions_are_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", {"id": "ids", "regions": ["a"]})
     found = [*attached(path, "a")]

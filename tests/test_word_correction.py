@@ -292,11 +292,8 @@ def test_windows_leave_losses_alone_and_boundaries_see_what_losses_see(
     assert score.boundaries is not None
     assert len(score.boundaries) == len(ids) + 1
     seen = [*score.context_lengths.tolist(), min(len(ids), context)]
-    last_window = [n for n in seen[1:-1] if n < context]
     for t in range(1, len(ids) + 1):
         n = seen[t]
-        if t == len(ids) and len(ids) > context and last_window:
-            n = min(context, seen[t - 1] + 1)  # the last window has room for one more
         fed = [ids[0], *ids[t - n + 1 : t]]
         for column in (BEGINS, UNSPACED):
             expected = boundary_by_hand(gpt2, fed, column)
@@ -379,6 +376,19 @@ def test_without_bos_the_first_word_has_neither_loss() -> None:
     assert not found.flags
 
 
+@given(st.text(alphabet="abcdehost .,\n\t\u00a0\u3000é", min_size=1, max_size=40))
+def test_any_text_has_losses_that_are_above_zero_or_none(gpt2: Scored, text: str) -> None:
+    for score in gpt2.scores([text], 16, 4):
+        found = word_losses(score, gpt2.marks)
+        assert found is not None
+        assert found.corrected is not None
+        assert len(found.corrected) == len(found.losses) == len(text.split())
+        for plain, corrected in zip(found.losses, found.corrected, strict=True):
+            assert corrected is None or (plain is not None and corrected > -1e-5)
+        none = sum(corrected is None for corrected in found.corrected)
+        assert found.flags.get("uncorrected_word", 0) + found.losses.count(None) == none
+
+
 # -- vocabularies -----------------------------------------------------------------------------
 
 
@@ -411,6 +421,14 @@ def test_pieces_of_several_words_are_refused_unless_they_are_few() -> None:
         (203, 202),
         (204, -1),
     ]
+
+
+def test_a_tokenizer_in_python_is_asked_as_well() -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenization = Tokenization(ByT5Tokenizer(), TokenPolicy(), 600)
+    with pytest.raises(UsageError, match=r"0 of \d+ pieces with letters begin with white space"):
+        tokenization.word_marks()
 
 
 def test_marks_of_the_demo_model(demo: Any) -> None:

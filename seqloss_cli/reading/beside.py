@@ -37,7 +37,7 @@ class RowsBeside(Generic[T]):
         self._name, self.source, self._what, self._parse = name, shown_path(name), what, parse
         self._rows = self._read(max_bytes)
         self._by_id: bool | None = None
-        self._kept: dict[str, BesideRow[T]] = {}
+        self._kept: dict[str, list[BesideRow[T]]] = {}
         self._failed: RowError | None = None
         self.unmatched: list[str] = []
         """Rows that could not be read and, ids being looked for, belong to no input."""
@@ -61,11 +61,11 @@ class RowsBeside(Generic[T]):
         n_left = 0
         while self._next_row() is not None:
             n_left += 1
-        return len(self._kept) + n_left
+        return sum(map(len, self._kept.values())) + n_left
 
     def _row(self, identity: str) -> BesideRow[T] | None:
-        if self._by_id and identity in self._kept:
-            return self._kept.pop(identity)
+        if self._by_id and self._kept.get(identity):
+            return self._kept[identity].pop(0)
         while (row := self._next_row()) is not None:
             if self._by_id is None and not isinstance(row.content, RowError):
                 self._by_id = row.id is not None
@@ -76,7 +76,7 @@ class RowsBeside(Generic[T]):
 
     def _keep(self, row: BesideRow[T]) -> None:
         if row.id is not None:
-            self._kept[row.id] = row
+            self._kept.setdefault(row.id, []).append(row)
         elif isinstance(row.content, RowError):
             self.unmatched.append(f"{self.source}:{row.line}: {row.content.message}")
 
