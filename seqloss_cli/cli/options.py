@@ -148,7 +148,9 @@ Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
 WordCorrection = Annotated[
     bool,
     flag(
-        SHOW, "--word-correction", "With --words: also by the end of a word, not of the one before."
+        SHOW,
+        "--word-correction",
+        "With --words: corrected losses, too, which count a word's own end.",
     ),
 ]
 UnitOption = Annotated[
@@ -165,7 +167,15 @@ FormatOption = Annotated[
     Format | None,
     option(OUTPUT, "--format", "openai: the completions logprobs object.", show_default=False),
 ]
-LevelOption = Annotated[Level, option(OUTPUT, "--level", "What a line of CSV or TSV is.")]
+LevelOption = Annotated[
+    Level,
+    option(
+        OUTPUT,
+        "--level",
+        "What a line of CSV or TSV is: sequence, token, word or region.",
+        metavar="LEVEL",
+    ),
+]
 Output = Annotated[
     Path | None,
     option(
