@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.records import Floats, Ints
+from seqloss_cli.records import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,28 @@ def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
     return array
 
 
+BEGINS, UNSPACED, LONGER = 0, 1, 2
+"""Columns of boundaries: the text goes on with white space or ends, goes on without white space or
+ends, and the next piece is the target's with white space after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordMarks:
+    """What the ids of a vocabulary of V say of where words begin and end."""
+
+    spaced: Bools
+    """Shape V: the piece begins with white space."""
+    ends: Bools
+    """Shape V: a control token, which ends a text."""
+    members: NDArray[np.float32]
+    """Shape V x 2: 1 for the ids that `BEGINS` and `UNSPACED` are the probabilities of. An id
+    without a piece is in neither."""
+    longer: Ints
+    """Ids, ascending, of pieces with white space after something else."""
+    stems: Ints
+    """For each of these the id that spells what stands before that white space; -1 if none does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wants:
     """What to compute at a position beside its loss."""
@@ -108,6 +130,8 @@ class Wants:
     top_k: int = 0
     mean_log_prob: bool = False
     """The mean over the vocabulary, each word alike: for smoothed gold."""
+    marks: WordMarks | None = field(default=None, compare=False)
+    """Probabilities of words' boundaries, by these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +150,8 @@ class TokenScores:
     """Shape M x K, nats, <= 0."""
     further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other figures of each target by name: M in the first dimension."""
+    boundaries: Floats | None = None
+    """Shape M x 3, nats: log-probabilities of `BEGINS`, `UNSPACED` and `LONGER`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from seqloss_cli.backend import Abilities, Batch, Branches, Part, Window, padded
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.records import Ints, TokenSequence
 from seqloss_cli.sharing import group_by_prefix
-from seqloss_cli.windows import plan_windows
+from seqloss_cli.windows import plan_windows, with_end
 
 WIDEST_BRANCHES = 512
 """Tokens of a row's branches that are fed at a time: each is compared with all of them."""
@@ -91,9 +91,16 @@ def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Ba
     is a single row of one window, which cannot be made smaller."""
     if len(batch.parts) == 1 and not batch.branches:
         return []
-    rows = [_fed(part, sequences[part.sequence].token_ids) for part in batch.parts]
+    rows = [_fed(part, _ids_with_end(sequences[part.sequence])) for part in batch.parts]
     widths = [len(row.ids) for row in rows]
     return [_row_batch(some) for some in _fill(rows, widths, max(1, batch.n_fed // 2))]
+
+
+def _ids_with_end(sequence: TokenSequence) -> Ints:
+    """Where the end is wanted it is one more target, with some id of the model's: its loss is the
+    loss of nothing."""
+    ids = sequence.token_ids
+    return np.append(ids, ids[-1]) if sequence.end_wanted else ids
 
 
 def _fed(part: Part, token_ids: Ints) -> _Fed:
@@ -105,8 +112,13 @@ def _fed(part: Part, token_ids: Ints) -> _Fed:
 
 def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Iterator[_Fed]:
     """The sequence's windows, as far as they have wanted targets."""
-    ids, wanted = sequence.token_ids, sequence.wanted
-    for window in plan_windows(len(ids), policy.context, policy.stride, sequence.begins_with_bos):
+    n, has_bos, wanted = sequence.n_tokens, sequence.begins_with_bos, sequence.wanted
+    ids = _ids_with_end(sequence)
+    windows = plan_windows(n, policy.context, policy.stride, has_bos)
+    if sequence.end_wanted:
+        wanted = np.append(wanted, True)
+        windows = with_end(windows, n, policy.context, has_bos)
+    for window in windows:
         targets = window.score_from + np.flatnonzero(wanted[window.score_from : window.end + 1])
         if len(targets):
             window = replace(window, end=int(targets[-1]))  # nobody asks for what comes after

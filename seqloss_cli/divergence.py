@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqloss_cli.backend import TokenScores, Wants
-from seqloss_cli.head import BLOCK_ROWS, Running, joined_on_host, rows_at_once, word_blocks
+from seqloss_cli.head import BLOCK_ROWS, joined_on_host, rows_at_once, word_blocks
 from seqloss_cli.records import Bools, Floats, SavedGold, SequenceScore
 from seqloss_cli.running import Logits
+from seqloss_cli.softmax import Running
 
 Figures = dict[str, NDArray[Any]]
 

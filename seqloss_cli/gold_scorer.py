@@ -20,7 +20,8 @@ from seqloss_cli.divergence import (
 from seqloss_cli.diverging import Diverged, diverged
 from seqloss_cli.engine import Engine
 from seqloss_cli.errors import UsageError
-from seqloss_cli.records import Item, Rejected, RunInfo
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Item, Rejected
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.scoring import OnProgress, ignore_progress
 from seqloss_cli.teacher_files import TeacherFile

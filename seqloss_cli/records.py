@@ -67,6 +67,27 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a text."""
+
+    name: str
+    start: int
+    """First character (code point)."""
+    end: int
+    """One past the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The parts of one text, in the order in which they were given."""
+
+    regions: tuple[Region, ...]
+    item: str | int | None = None
+    """Of an experiment, as the row named it."""
+    condition: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One input as it was read: a text, ids that stand in for one, a pair, or a chat."""
 
@@ -87,6 +108,8 @@ class Sample:
     """Instead of a pair, for rankings."""
     meta: Mapping[str, Any] | None = None
     """The row's other fields, when they are to be carried through."""
+    regions: Regions | None = None
+    """Of a text or a pair, where their losses are asked for."""
     flags: Flags = field(default_factory=dict)
     end: int = 0
     """How far into its source this sample reaches, in bytes as stored; for progress only."""
@@ -190,6 +213,8 @@ class TokenSequence:
     """The same pair tokenized by the other policy, when both are to be compared."""
     saved: SavedGold | None = None
     """Where the model is held to a teacher that is known from a file."""
+    end_wanted: bool = False
+    """What comes after the last token is asked about, too; so that one is fed."""
 
     @property
     def n_tokens(self) -> int:
@@ -229,6 +254,9 @@ class SequenceScore:
     top_ids: Ints | None = None
     """Shape N x K."""
     top_log_probs: Floats | None = None
+    boundaries: Floats | None = None
+    """Shape N + 1 x 3, nats: of the distribution that predicts each token, and of what comes after
+    the last, the log-probabilities that `backend` names; NaN where they were not asked for."""
     alone: SequenceScore | None = None
     """Scores of `sequence.alone`."""
     other_boundary: SequenceScore | None = None
@@ -247,66 +275,3 @@ class SequenceScore:
 
 
 Outcome = SequenceScore | Rejected
-
-
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """What a run did: rule 12 of the numbers contract. Field names are the keys in JSON."""
-
-    command: str
-    started_at: str
-    """UTC, ISO 8601."""
-    model: str | None
-    """None, as with the other figures of the model, where no weights were loaded."""
-    revision: str | None
-    weights_sha256: str | None
-    adapter: str | None
-    """Put on the model beside its weights; its files count in `weights_sha256`."""
-    quantization: str | None
-    """How the weights are quantised, such as `torchao int8_weight_only (on load)`."""
-    tokenizer: str
-    tokenizer_sha256: str
-    dtype: str | None
-    device: str | None
-    threads: int | None
-    bos: str
-    """The policy; what was done stands in each sequence."""
-    bos_token_id: int | None
-    bos_token: str | None
-    eos: bool
-    eos_token_id: int | None
-    special_tokens: str
-    context: int | None
-    context_source: str | None
-    stride: int | None
-    """None where a sequence must fit the context."""
-    boundary: str | None
-    """The policy for the seam of prompt and response; None where there is no such seam."""
-    pairs: Mapping[str, Any] | None
-    """The other policies for pairs and chats; None where there are none."""
-    share_prefix: bool
-    """Whether prompts that rows have in common are computed once."""
-    batch_tokens: int | None
-    path: str | None
-    """`packed`, `batched`, `single` or `plain`: how the model was run."""
-    compiled: bool | None
-    """Whether its layers were compiled: packed rows go through them; branches of a common prompt
-    and rows beyond a sliding window do not."""
-    devices: int | None
-    """How many shared the batches."""
-    gold: str | None
-    """The distribution that losses are taken against."""
-    versions: Mapping[str, str]
-    teacher: Mapping[str, Any] | None = None
-    """Where the gold is a teacher's: which, and how it is known."""
-    reading: Mapping[str, Any] | None = None
-    """Which inputs, and how they are read; None where no command read them."""
-    rows: Mapping[str, Any] | None = None
-    """What a sequence's row holds; None where no command wrote it."""
-
-    @property
-    def made_of(self) -> str:
-        """What the model is beside its name: commit, adapter, quantisation."""
-        revision = f" at {self.revision[:12]}" if self.revision else ""
-        adapter = f" with {self.adapter}" if self.adapter else ""
-        return revision + adapter + (f", {self.quantization}" if self.quantization else "")

@@ -24,7 +24,8 @@ from seqloss_cli.config import (
 from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.masking import tokenized
 from seqloss_cli.pairing import PairTokenization
-from seqloss_cli.records import Outcome, Rejected, RunInfo, Sample, TokenSequence
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.scoring import (
     Entry,
     OnProgress,
@@ -32,6 +33,7 @@ from seqloss_cli.scoring import (
     ignore_progress,
     read_ahead,
     score_samples,
+    with_ends,
 )
 from seqloss_cli.tokenization import Tokenization
 
@@ -100,7 +102,7 @@ class Scorer:
             )
         return score_samples(
             items,
-            self._tokenize,
+            self._tokenize if wants.marks is None else with_ends(self._tokenize),
             self.engine,
             self.windows,
             wants,

@@ -16,8 +16,9 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.ahead import ahead
-from seqloss_cli.backend import Abilities, Backend, Batch, Part, TokenScores, Wants
+from seqloss_cli.backend import Abilities, Backend, Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches, smaller_batches
+from seqloss_cli.collecting import Collected
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.records import (
@@ -27,7 +28,6 @@ from seqloss_cli.records import (
     Sample,
     SequenceScore,
     TokenSequence,
-    rejection,
 )
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
@@ -45,6 +45,21 @@ def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
 
 def ignore_finished(entry: Entry) -> None:
     """Nothing was finished before."""
+
+
+def with_ends(tokenize: Tokenize) -> Tokenize:
+    """The same; of sequences with a text is asked what comes after their last token, unless that
+    is an EOS which is scored."""
+
+    def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
+        return [
+            replace(entry, end_wanted=True)
+            if isinstance(entry, TokenSequence) and entry.text and entry.eos != "appended"
+            else entry
+            for entry in tokenize(samples)
+        ]
+
+    return to_the_end
 
 
 def score_samples(
@@ -77,8 +92,8 @@ def score_samples(
             on_finished(entry)
         if len(finished_here) == len(block.entries):
             continue
-        collected = [_Collected(sequence, wants) for sequence in block.sequences]
-        n_targets, n_done = sum(int(s.wanted[1:].sum()) for s in block.sequences), 0
+        collected = [Collected(sequence, wants) for sequence in block.sequences]
+        n_targets, n_done = sum(int(s.wanted[1:].sum()) + s.end_wanted for s in block.sequences), 0
         for batch, scores in _scored(block, backend, wants):
             assert len(scores.losses) == len(batch.targets)
             for part in batch.parts:
@@ -178,12 +193,12 @@ def _with_asked(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     return replace(batch, asked=asked)
 
 
-def _outcomes(block: _Block, finished: Iterator[_Collected]) -> Iterator[Outcome]:
+def _outcomes(block: _Block, finished: Iterator[Collected]) -> Iterator[Outcome]:
     for entry in block.entries:
         yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
-def _outcome(sequence: TokenSequence, finished: Iterator[_Collected]) -> Outcome:
+def _outcome(sequence: TokenSequence, finished: Iterator[Collected]) -> Outcome:
     """The sequence's score with those of its companions; what rejects one rejects the sample."""
     score = next(finished).outcome()
     of_companions = [next(finished).outcome() for _ in sequence.companions]
@@ -220,63 +235,3 @@ def _size(item: Item) -> int:
     if item.pair is not None:
         return len(item.pair.text)
     return 4 * len(item.input_ids) if item.input_ids is not None else len(item.text or "")
-
-
-class _Collected:
-    """The scores of one sequence while its windows come in."""
-
-    def __init__(self, sequence: TokenSequence, wants: Wants) -> None:
-        n = sequence.n_tokens
-        self.sequence = sequence
-        self.losses = np.zeros(n)
-        self.scored = np.zeros(n, dtype=bool)
-        self.context_lengths = np.zeros(n, dtype=np.int64)
-        self.ranks = np.zeros(n, dtype=np.int64) if wants.ranks else None
-        self.entropies = np.zeros(n) if wants.entropy else None
-        self.top_ids: np.ndarray | None = None  # as wide as the first scores say
-        self.top_log_probs: np.ndarray | None = None
-        self.further: dict[str, np.ndarray] = {}
-
-    def take(self, part: Part, scores: TokenScores) -> None:
-        targets, places = part.targets, part.scores
-        assert not self.scored[targets].any(), "every target is scored exactly once"
-        self.losses[targets] = scores.losses[places]
-        self.scored[targets] = True
-        self.context_lengths[targets] = part.window.context_length(0) + targets
-        if self.ranks is not None and scores.ranks is not None:
-            self.ranks[targets] = scores.ranks[places]
-        if self.entropies is not None and scores.entropies is not None:
-            self.entropies[targets] = scores.entropies[places]
-        if scores.top_ids is not None and scores.top_log_probs is not None:
-            if self.top_ids is None or self.top_log_probs is None:
-                shape = (len(self.losses), scores.top_ids.shape[1])
-                self.top_ids, self.top_log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-            self.top_ids[targets] = scores.top_ids[places]
-            self.top_log_probs[targets] = scores.top_log_probs[places]
-        for name, values in scores.further.items():
-            if name not in self.further:
-                shape = (len(self.losses), *values.shape[1:])
-                self.further[name] = np.zeros(shape, dtype=values.dtype)
-            self.further[name][targets] = values[places]
-
-    def outcome(self) -> Outcome:
-        assert (self.scored[1:] == self.sequence.wanted[1:]).all(), "each target is scored once"
-        broken = np.isnan(self.losses)
-        if broken.any():
-            return rejection(
-                self.sequence.sample,
-                "nan_loss",
-                f"the model gives NaN at {int(broken.sum())} tokens, first at token "
-                f"{int(np.argmax(broken))}; another --dtype may mend it",
-            )
-        return SequenceScore(
-            sequence=self.sequence,
-            losses=self.losses,
-            scored=self.scored,
-            context_lengths=self.context_lengths,
-            ranks=self.ranks,
-            entropies=self.entropies,
-            top_ids=self.top_ids,
-            top_log_probs=self.top_log_probs,
-            further=self.further,
-        )

@@ -26,3 +26,12 @@ def word_bytes(text: str) -> Ints:
     chars = [match.span() for match in _WORD.finditer(text)]
     byte_at = np.concatenate([[0], char_end_bytes(text)])
     return np.asarray(byte_at[np.array(chars, dtype=np.int64).reshape(-1, 2)], dtype=np.int64)
+
+
+def word_owners(spans: Ints, starts: Ints) -> Ints:
+    """For each token, by its first byte, the first word that ends after it: it is the word which
+    holds that byte, and where the byte is white space the next word, or the last."""
+    if not len(spans):
+        return np.empty(0, dtype=np.int64)
+    owners = np.searchsorted(spans[:, 1], starts, side="right")
+    return np.minimum(owners, len(spans) - 1)

@@ -104,6 +104,7 @@ def teacher_record(
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "weights_sha256": checkpoint.weights_sha256,
+        "quantization": checkpoint.quantization,
         "dtype": checkpoint.dtype,
         "path": path,
         "n_words": n_words,
@@ -184,6 +185,7 @@ class SavedTeacher:
 
     def record(self) -> dict[str, Any]:
         """For the run's record."""
-        names = ("model", "revision", "weights_sha256", "dtype", "path", "n_words", "top_k")
+        names = ("model", "revision", "weights_sha256", "quantization", "dtype", "path", "n_words")
         found = {name: self.header.get(name) for name in names}
+        found["top_k"] = self.header["top_k"]
         return found | {"saved_as": str(self.file.path), "measured": self.file.measured}

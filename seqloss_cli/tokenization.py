@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.backend import WordMarks
 from seqloss_cli.config import TokenPolicy
 from seqloss_cli.errors import RowError, UsageError
 from seqloss_cli.pieces import show_bytes
@@ -28,6 +29,7 @@ from seqloss_cli.records import (
     rejection,
 )
 from seqloss_cli.vocabulary import Vocabulary
+from seqloss_cli.word_marks import word_marks
 
 
 class Tokenization:
@@ -72,6 +74,11 @@ class Tokenization:
         if sequence.eos == "appended":
             texts[-1] = self.name_token(ids[-1])
         return texts
+
+    def word_marks(self) -> WordMarks:
+        """Raises UsageError where pieces do not mark where words begin."""
+        ends = {i for i in (*self.vocabulary.control, self.eos_id) if i is not None}
+        return word_marks(self.vocabulary.pieces(self.n_ids), {i for i in ends if i < self.n_ids})
 
     # -- samples to sequences ---------------------------------------------------------------
 

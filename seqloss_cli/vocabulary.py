@@ -53,6 +53,7 @@ class Vocabulary:
             name for token_id, name in self.special.items() if token_id != self.unk_id
         )
         """Matches a control token in a text."""
+        self.control = {i for i in self.special if i != self.unk_id}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.put_before = self._tokens_put_before_a_text()
@@ -96,6 +97,15 @@ class Vocabulary:
         """What an id spells: special tokens by name, parts of characters as `<0xF0>`."""
         return self.special.get(token_id) or show_bytes(self._piece(token_id))
 
+    def pieces(self, n_ids: int) -> list[bytes | None]:
+        """What each id below `n_ids` spells, by the spelling in which most begin with white space;
+        None for control tokens and for ids without a piece."""
+        stop = n_ids if self._fast is not None else min(n_ids, len(self.tokenizer))
+        known = [i for i in range(stop) if i not in self.control and self._listed(i) is not None]
+        ways = [{i: self._piece(i, spell) for i in known} for spell in self._spellings]
+        best = max(ways, key=lambda way: sum(piece[:1].isspace() for piece in way.values()))
+        return [best.get(i) for i in range(n_ids)]
+
     def id_of(self, token: str) -> int | None:
         if self._fast is not None:
             found: int | None = self._fast.token_to_id(token)
@@ -119,15 +129,20 @@ class Vocabulary:
     def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
         if name := self._literal.get(token_id):
             return name.encode()
-        if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
-            piece = None
-        elif self._fast is not None:
-            piece = self._fast.id_to_token(token_id)
-        else:
-            piece = self.tokenizer.convert_ids_to_tokens(token_id)
+        piece = self._listed(token_id)
         if piece is None:  # the model's head is wider than the vocabulary
             return f"<id {token_id}>".encode()
         return (spell or self._spellings[0])(piece)
+
+    def _listed(self, token_id: int) -> str | None:
+        """The piece as the vocabulary has it."""
+        if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
+            return None
+        if self._fast is not None:
+            piece: str | None = self._fast.id_to_token(token_id)
+        else:
+            piece = self.tokenizer.convert_ids_to_tokens(token_id)
+        return piece
 
     def _literal_tokens(self) -> dict[int, str]:
         """Tokens that stand for their own text: special ones, and in byte-level vocabularies every

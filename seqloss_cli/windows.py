@@ -7,7 +7,8 @@ began with BOS, BOS and the C - 1 tokens that end at e - 1. x_{n-1} is never fed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from seqloss_cli.backend import Window
 
@@ -29,3 +30,27 @@ def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Ite
         first, end = end + 1, min(end + stride, last)
         start = end - context + has_bos
         yield Window(start=start, end=end, score_from=first, bos_first=has_bos)
+
+
+def with_end(
+    windows: Iterable[Window], n_tokens: int, context: int, has_bos: bool
+) -> Iterator[Window]:
+    """The same windows with one target more, `n_tokens`: what comes after x_{n-1}, which is fed for
+    that alone.
+
+    The last window takes it in if it has room for one more token, else it gets a window that feeds
+    the last tokens. No other target sees more or less than without it.
+    """
+    last: Window | None = None
+    for window in windows:
+        if last is not None:
+            yield last
+        last = window
+    if last is not None and last.n_fed < context:
+        yield replace(last, end=n_tokens)
+        return
+    if last is not None:
+        yield last
+    is_cut = n_tokens > context
+    start = n_tokens - context + has_bos if is_cut else 0
+    yield Window(start=start, end=n_tokens, score_from=n_tokens, bos_first=has_bos and is_cut)

@@ -1,7 +1,8 @@
 """Losses of words (rule 16 of the numbers contract).
 
 A word owns the tokens whose first non-white-space byte lies in it. A token of white space only
-goes to the next word, one after the last word to the last. BOS and EOS belong to no word.
+goes to the next word, one after the last word to the last. BOS and EOS belong to no word. Corrected
+losses stand beside these: see `word_correction.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqloss_cli.backend import WordMarks
 from seqloss_cli.records import Ints, SequenceScore
-from seqloss_cli.spans import word_bytes
+from seqloss_cli.spans import word_bytes, word_owners
+from seqloss_cli.word_correction import corrected_losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,19 @@ class WordLosses:
     n_shared_tokens: int
     """Tokens that reach into a second word; they count on the first."""
 
+    corrected: list[float | None] | None = None
+    """Nats, where asked for; None where the word's beginning or end cannot be told."""
+
     @property
     def flags(self) -> dict[str, int | bool]:
-        return {"shared_token": self.n_shared_tokens} if self.n_shared_tokens else {}
+        pairs = zip(self.losses, self.corrected or self.losses, strict=True)
+        n_uncorrected = sum(plain is not None and moved is None for plain, moved in pairs)
+        counts = {"shared_token": self.n_shared_tokens, "uncorrected_word": n_uncorrected}
+        return {name: count for name, count in counts.items() if count}
 
 
-def word_losses(score: SequenceScore) -> WordLosses | None:
-    """None for a sequence without a text."""
+def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLosses | None:
+    """With `marks` corrected ones, too. None for a sequence without a text."""
     sequence = score.sequence
     text, offsets = sequence.text, sequence.byte_offsets
     if text is None or offsets is None:
@@ -39,7 +48,7 @@ def word_losses(score: SequenceScore) -> WordLosses | None:
     spans = word_bytes(text)
     first = int(sequence.bos in ("tokenizer", "prepended"))
     stop = sequence.n_tokens - (sequence.eos == "appended")
-    owners = _owners(spans, offsets[first:stop])
+    owners = word_owners(spans, offsets[first:stop])
     parts: list[list[float | None]] = [[] for _ in spans]
     for token, owner in enumerate(owners.tolist(), start=first):
         parts[owner].append(float(score.losses[token]) if score.scored[token] else None)
@@ -48,16 +57,8 @@ def word_losses(score: SequenceScore) -> WordLosses | None:
         losses=[_sum_or_none(part) for part in parts],
         byte_offsets=spans,
         n_shared_tokens=_count_shared(spans, offsets[first : stop + 1], owners),
+        corrected=corrected_losses(score, marks) if marks else None,
     )
-
-
-def _owners(spans: Ints, starts: Ints) -> Ints:
-    """For each token the first word that ends after the token's first byte: it is the word which
-    holds that byte, and where the byte is white space the next word."""
-    if not len(spans):
-        return np.empty(0, dtype=np.int64)
-    owners = np.searchsorted(spans[:, 1], starts, side="right")
-    return np.minimum(owners, len(spans) - 1)
 
 
 def _count_shared(spans: Ints, edges: Ints, owners: Ints) -> int:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqloss_cli.backend import Window
-from seqloss_cli.windows import plan_windows
+from seqloss_cli.windows import plan_windows, with_end
 
 lengths = st.integers(0, 60)
 contexts_and_strides = st.integers(1, 20).flatmap(
@@ -63,6 +63,20 @@ def test_later_windows_score_at_most_a_stride_and_are_full(n, sizes, has_bos):
     for window in list(plan_windows(n, context, stride, has_bos))[1:]:
         assert len(targets(window)) <= stride
         assert window.n_fed == context
+
+
+@given(st.integers(1, 60), contexts_and_strides, st.booleans())
+def test_the_end_is_a_target_more_and_changes_no_other(n, sizes, has_bos):
+    context, stride = sizes
+    plain = list(plan_windows(n, context, stride, has_bos))
+    found = list(with_end(plain, n, context, has_bos))
+    seen = {t: w.context_length(t) for w in plain for t in targets(w)}
+    with_it = {t: w.context_length(t) for w in found for t in targets(w)}
+    assert with_it == seen | {n: min(n, context)}
+    for window in found:
+        fed = fed_positions(window)
+        assert 1 <= len(fed) == window.n_fed <= context
+        assert len(set(fed)) == len(fed)
 
 
 def test_the_example_of_the_contract():

@@ -168,6 +168,8 @@ def choose_output(context: typer.Context) -> OutputChoice:
         entropies=values.get("entropy", False),
         alternatives=bool(values.get("top_k")),
         resume=values.get("resume", False),
+        word_correction=values.get("word_correction", False),
+        regions=values.get("regions") is not None,
     )
     require_possible(choice, level_given=_is_from(context, "level", "COMMANDLINE"))
     if choice.resume:

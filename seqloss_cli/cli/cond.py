@@ -19,6 +19,7 @@ EXAMPLES = (
 
 @o.with_options(
     p.PAIR_INPUTS,
+    o.REGIONS_OPTION,
     p.CHAT_OPTIONS,
     o.MODEL_OPTIONS,
     o.POLICY_OPTIONS,
@@ -50,13 +51,16 @@ def cond(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
+        from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.reading import ReadStats, described
 
         choice = choose_output(ctx)
         names, policy = p.pair_names(ctx), p.choose_pairs(ctx)
-        stats = ReadStats()
+        regions, stats = choose_regions(ctx), ReadStats()
         items = p.pair_items(ctx, names, stats)
         scorer = load_scorer(ctx, policy)
         read = described(names or ["<pair>"], p.pair_reading(ctx))
+        if regions is not None:
+            items, read = regions.attach(items), read | regions.described()
         run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond", read)

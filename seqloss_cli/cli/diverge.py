@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _GOLD = "Gold distributions"
 EXAMPLES = (
     "seqloss diverge README.md --model samples/checkpoints/step-600 --teacher demo",
-    "seqloss diverge README.md --dtype bfloat16 --teacher demo --teacher-dtype float32",
+    "seqloss diverge README.md --quantize int8 --teacher demo --summary",
     "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
 )
 GOLD_OPTIONS: o.Group = {
@@ -178,7 +178,8 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
         return GoldScorer.with_smoothing(scorer, values["label_smoothing"])
     if looks_saved(values["teacher"]):
         return GoldScorer.with_saved_teacher(scorer, Path(values["teacher"]))
-    choice = replace(choose_model(ctx, values["teacher"]), revision=None, tokenizer=None)
+    choice = choose_model(ctx, values["teacher"])  # what is said of the model is not of it, too
+    choice = replace(choice, revision=None, adapter=None, quantize=None)
     if values["teacher_dtype"] is not None:
         dtype: Any = str(values["teacher_dtype"])
         choice = replace(choice, dtype=dtype)
@@ -211,7 +212,7 @@ def _writer(
     documents: Documents,
     saved: SavedSums | None,
 ) -> Writer[Diverged, DivergenceTotals]:
-    from seqloss_cli.cli.output import JSON_WRITERS, console, row_options, table_options
+    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import DivergenceTableWriter
     from seqloss_cli.writing import divergence_rows
 

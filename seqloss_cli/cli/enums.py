@@ -53,3 +53,5 @@ class Format(StrEnum):
 class Level(StrEnum):
     sequence = "sequence"
     token = "token"
+    word = "word"
+    region = "region"

@@ -21,8 +21,12 @@ DELIMITERS = {Format.csv: ",", Format.tsv: "\t"}
 
 def require_possible(choice: OutputChoice, level_given: bool) -> None:
     """Raises UsageError for what the format has no place for, or when its package is missing."""
+    if choice.word_correction and not choice.words:
+        raise UsageError("--word-correction corrects the losses of words: give --words, too")
     if choice.format is Format.openai and not choice.tokens:
         raise UsageError("--format openai is made of tokens; leave --no-tokens out")
+    if choice.format is Format.openai and choice.regions:
+        raise UsageError("--format openai has no place for --regions; --json has")
     if choice.format is Format.parquet:
         if choice.path is None:
             raise UsageError("--format parquet is no text: it needs -o FILE")
@@ -37,9 +41,9 @@ def _require_columns(choice: OutputChoice) -> None:
     name = choice.format.value
     if choice.summary:
         raise UsageError(f"{name} has lines of inputs and no totals; --summary goes with --json")
-    for flag, asked in (("--words", choice.words), ("--top-k", choice.alternatives)):
-        if asked:
-            raise UsageError(f"{name} has no place for {flag}; --jsonl has")
+    if choice.alternatives:
+        raise UsageError(f"{name} has no place for --top-k; --jsonl has")
+    _require_parts(choice, name)
     if choice.level is Level.token:
         if not choice.tokens:
             raise UsageError("--level token is made of tokens; leave --no-tokens out")
@@ -51,6 +55,20 @@ def _require_columns(choice: OutputChoice) -> None:
     ):
         if asked:
             raise UsageError(f"{name} has a place for {flag} with --level token only")
+
+
+def _require_parts(choice: OutputChoice, name: str) -> None:
+    """Words and regions have lines of their own; a region may have the corrected loss of words."""
+    if choice.regions != (choice.level is Level.region):
+        raise UsageError(f"--regions and --level region go together in {name}: give both or none")
+    if choice.level is Level.word and not choice.words:
+        raise UsageError("--level word is made of words: give --words, too")
+    in_region = choice.level is Level.region and choice.word_correction
+    if choice.words and choice.level is not Level.word and not in_region:
+        raise UsageError(
+            f"{name} has no place for --words at this level: give --level word (or --level region "
+            "with --word-correction), or --jsonl"
+        )
 
 
 def say_what_is_left_out(choice: OutputChoice) -> None:

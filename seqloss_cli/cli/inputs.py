@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from seqloss_cli.cli.failures import say
 from seqloss_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import typer
+
+    from seqloss_cli.reading import RegionFile
 
 STDIN = "-"
 
@@ -51,3 +58,26 @@ def _decoded(where: str, raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: is not UTF-8 at byte {error.start}") from error
+
+
+def choose_regions(context: typer.Context) -> RegionFile | None:
+    """The file of --regions, if there is one; once the run is over, what of it was not used is
+    said. Raises UsageError when there is no such file."""
+    from seqloss_cli.reading import RegionFile
+
+    values = context.params
+    if values["regions"] is None:
+        return None
+    file = RegionFile(values["regions"], values["max_bytes"])
+    context.call_on_close(lambda: _say_unused(file, bool(values["limit"])))
+    return file
+
+
+def _say_unused(file: RegionFile, limited: bool) -> None:
+    """Of a run that came to the end of its inputs."""
+    if not file.all_asked:
+        return
+    if (unused := file.count_unused()) and not limited:
+        say(f"warning: {unused} rows of {file.source} belong to no input")
+    for message in file.unmatched:
+        say(f"warning: {message}")

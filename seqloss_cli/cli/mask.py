@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.config import PairPolicy
     from seqloss_cli.masking import Mask, MaskTotals
+    from seqloss_cli.provenance import RunInfo
     from seqloss_cli.reading import LabelFile
-    from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
+    from seqloss_cli.records import Rejected, Sample, SequenceScore, TokenSequence
     from seqloss_cli.scorer import Scorer
     from seqloss_cli.tokenization import Tokenization
     from seqloss_cli.trl import TrlTrainer
@@ -203,7 +204,7 @@ def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> Trl
 def _writer(
     sink: BinaryIO, tokens: Tokenization, choice: OutputChoice, trainer: str | None
 ) -> Writer[Mask, MaskTotals]:
-    from seqloss_cli.cli.output import JSON_WRITERS, console, row_options, table_options
+    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import MaskTableWriter
     from seqloss_cli.writing import mask_rows
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from seqloss_cli.cli.configuration import use_config
 from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, Quantize, SpecialTokens, Unit
+from seqloss_cli.cli.grouping import Group as Group
+from seqloss_cli.cli.grouping import with_options as with_options
 from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
@@ -52,6 +51,15 @@ MaxBytes = Annotated[
     int, option(INPUT, "--max-bytes", "Longest text or line that is taken.", min=1)
 ]
 
+Regions = Annotated[
+    str | None,
+    option(
+        INPUT,
+        "--regions",
+        "JSONL with regions of each text: spans of characters, or strings.",
+        metavar="FILE",
+    ),
+]
 Model = Annotated[
     str | None,
     option(
@@ -143,6 +151,14 @@ TopK = Annotated[
     int, option(SHOW, "--top-k", "Alternatives at each token with their log-probabilities.", min=0)
 ]
 Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
+WordCorrection = Annotated[
+    bool,
+    flag(
+        SHOW,
+        "--word-correction",
+        "With --words: corrected losses, too, which count a word's own end.",
+    ),
+]
 UnitOption = Annotated[
     Unit, option(SHOW, "--unit", "Unit of losses in tables; JSON stays in nats.")
 ]
@@ -157,7 +173,15 @@ FormatOption = Annotated[
     Format | None,
     option(OUTPUT, "--format", "openai: the completions logprobs object.", show_default=False),
 ]
-LevelOption = Annotated[Level, option(OUTPUT, "--level", "What a line of CSV or TSV is.")]
+LevelOption = Annotated[
+    Level,
+    option(
+        OUTPUT,
+        "--level",
+        "What a line of CSV or TSV is: sequence, token, word or region.",
+        metavar="LEVEL",
+    ),
+]
 Output = Annotated[
     Path | None,
     option(
@@ -191,8 +215,6 @@ Config = Annotated[
 Strict = Annotated[bool, flag(OTHER, "--strict", "Stop at the first rejected input.")]
 Debug = Annotated[bool, flag(OTHER, "--debug", "Show tracebacks.")]
 
-Group = Mapping[str, tuple[Any, Any]]
-"""Name of a parameter to its annotation and default."""
 INPUT_OPTIONS: Group = {
     "keep_meta": (KeepMeta, False),
     "limit": (Limit, None),
@@ -228,6 +250,7 @@ SHOW_OPTIONS: Group = {
     "entropy": (Entropy, False),
     "top_k": (TopK, 0),
     "words": (Words, False),
+    "word_correction": (WordCorrection, False),
     "unit": (UnitOption, Unit.nats),
     "all_tokens": (AllTokens, False),
     "summary": (Summary, False),
@@ -243,35 +266,10 @@ OUTPUT_OPTIONS: Group = {
     "no_tokens": (NoTokens, False),
     "context_lengths": (ContextLengths, False),
 }
+REGIONS_OPTION: Group = {"regions": (Regions, None)}
 RESUME_OPTION: Group = {"resume": (Resume, False)}
 OTHER_OPTIONS: Group = {
     "config": (Config, None),
     "strict": (Strict, False),
     "debug": (Debug, False),
 }
-
-
-def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of the groups after its own. It reads them from its context."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters
-        shared = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
-            )
-            for group in groups
-            for name, (annotation, default) in group.items()
-        ]
-
-        @functools.wraps(command)
-        def run(**values: Any) -> None:
-            command(**{name: values[name] for name in own})
-
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
-        signature = inspect.Signature([*parameters, *shared])
-        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer looks at
-        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        return run
-
-    return decorate

@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import typer
-from rich.console import Console
 
 from seqloss_cli.backend import Wants
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
-from seqloss_cli.cli.formats import DELIMITERS, say_what_is_left_out
+from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
+from seqloss_cli.cli.writers import score_writer
 from seqloss_cli.diverging import DivergenceTotals
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.paths import partial_path
+from seqloss_cli.provenance import RunInfo
 from seqloss_cli.reading import ReadStats
-from seqloss_cli.records import Rejected, RunInfo, Sample, SequenceScore, TokenSequence
-from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.records import Rejected, Sample, TokenSequence
 from seqloss_cli.scorer import Scorer
-from seqloss_cli.tokenization import Tokenization
-from seqloss_cli.writing import (
-    JsonlWriter,
-    JsonWriter,
-    KeptRows,
-    OpenAIWriter,
-    ParquetWriter,
-    RowOptions,
-    SequenceLines,
-    TokenLines,
-    Writer,
-    open_sink,
-    score_rows,
-)
-
-JSON_WRITERS: dict[Format, Any] = {Format.json: JsonWriter, Format.jsonl: JsonlWriter}
-_FILE_WIDTH = 120  # columns of tables that go to a file
+from seqloss_cli.word_correction import SOURCE
+from seqloss_cli.writing import KeptRows, Writer, open_sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +49,8 @@ class OutputChoice:
     entropies: bool = False
     alternatives: bool = False
     resume: bool = False
+    word_correction: bool = False
+    regions: bool = False
 
 
 class HasSample(Protocol):
@@ -115,6 +100,8 @@ def run_to_end(
     """Score everything, write it, and exit with 3 if something was rejected. `reading` says how
     the items are read, for the run's record."""
     say_what_is_left_out(choice)
+    if choice.word_correction:
+        wants = replace(wants, marks=scorer.tokenization.word_marks())
     run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, wants))
     if choice.resume and choice.path and (file := whole_already(choice.path, run)):
         say_nothing_to_do(file, scorer, items)
@@ -132,7 +119,7 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
-        writer = _writer(scorer.tokenization, sink, choice)
+        writer = score_writer(scorer.tokenization, sink, choice, wants.marks)
         work = Work(outcomes, totals_of, Totals(), run, writer, kept)
         written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
@@ -144,7 +131,11 @@ def run_to_end(
 def _described(choice: OutputChoice, wants: Wants) -> dict[str, Any]:
     """What a sequence's row holds, for the run's record."""
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
-    return {name: getattr(choice, name) for name in names} | asdict(wants)
+    found = {name: getattr(choice, name) for name in names}
+    found |= {name: getattr(wants, name) for name in ("ranks", "entropy", "top_k")}
+    if choice.word_correction:
+        found |= {"word_correction": True, "word_correction_source": SOURCE}
+    return found
 
 
 def say_what_did_not_fit(scorer: Scorer) -> None:
@@ -236,59 +227,3 @@ def _say_what_was_noticed(stats: ReadStats) -> None:
         say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
     if stats.n_unchecked_ids:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
-
-
-def row_options(tokenization: Tokenization, choice: OutputChoice) -> RowOptions:
-    return RowOptions(
-        tokenization.token_texts,
-        tokenization.name_token,
-        text=choice.text,
-        tokens=choice.tokens,
-        summary=choice.summary,
-        words=choice.words,
-        context_lengths=choice.context_lengths,
-        pmi=choice.pmi,
-        ranks=choice.ranks,
-        entropies=choice.entropies,
-        alternatives=choice.alternatives,
-    )
-
-
-def table_options(tokenization: Tokenization, choice: OutputChoice) -> TableOptions:
-    texts, name = tokenization.token_texts, tokenization.name_token
-    return TableOptions(
-        texts, name, choice.bits, choice.all_tokens, choice.summary, choice.words, choice.pmi
-    )
-
-
-def _writer(
-    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice
-) -> Writer[SequenceScore, Totals]:
-    if choice.format is Format.table:
-        return TableWriter(console(choice.path, sink), table_options(tokenization, choice))
-    options = row_options(tokenization, choice)
-    if choice.format is Format.openai:
-        return OpenAIWriter(sink, options)
-    if choice.format is Format.parquet:
-        return ParquetWriter(sink, score_rows(options), options)
-    if choice.format in DELIMITERS:
-        if choice.level is Level.token:
-            return TokenLines(sink, options, DELIMITERS[choice.format])
-        return SequenceLines(sink, options, DELIMITERS[choice.format])
-    writer: Writer[SequenceScore, Totals] = JSON_WRITERS[choice.format](sink, score_rows(options))
-    return writer
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """rich would exit with 1 here; the error goes on to where exit codes are decided."""
-        raise
-
-
-def console(path: Path | None, sink: BinaryIO) -> Console:
-    if path is not None:
-        text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
-        return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows \\u2026, not a traceback
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return _Console(markup=False, highlight=False, emoji=False)

@@ -281,7 +281,7 @@ def _also_ranked(
 def _writer(
     sink: BinaryIO, choice: OutputChoice, scorer: Scorer, by: str
 ) -> Writer[Ranking, RankTotals]:
-    from seqloss_cli.cli.output import JSON_WRITERS, console, table_options
+    from seqloss_cli.cli.writers import JSON_WRITERS, console, table_options
     from seqloss_cli.rendering import RankTableWriter
     from seqloss_cli.writing import ranking_rows
 

@@ -181,7 +181,7 @@ def write_report(
     context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
 ) -> None:
     """As JSON, or as the views for a person."""
-    from seqloss_cli.cli.output import console
+    from seqloss_cli.cli.writers import console
     from seqloss_cli.writing import open_sink
     from seqloss_cli.writing.reports import report_bytes
 

@@ -13,7 +13,8 @@ from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import StrictStopError, say
 from seqloss_cli.errors import UsageError
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Rejected, RunInfo, Sample
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected, Sample
 from seqloss_cli.results.rows import read_row
 from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_run, require_same_run
 

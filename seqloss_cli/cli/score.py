@@ -11,12 +11,14 @@ from seqloss_cli.cli.failures import command_errors
 EXAMPLES = (
     "seqloss score README.md",
     'seqloss score --text "The cat sat on the mat." --top-k 3 --ranks',
+    "seqloss score samples/sentences.jsonl --regions samples/regions.jsonl",
     "cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals",
 )
 
 
 @o.with_options(
     t.TEXT_INPUTS,
+    o.REGIONS_OPTION,
     o.MODEL_OPTIONS,
     o.POLICY_OPTIONS,
     {"stride": (o.Stride, None)},
@@ -34,10 +36,14 @@ def score(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
+        from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.reading import ReadStats
 
         choice, inputs, stats = choose_output(ctx), t.text_inputs(ctx), ReadStats()
+        regions = choose_regions(ctx)
         scorer, read = load_scorer(ctx), inputs.described()
         items = inputs.items(stats)
+        if regions is not None:
+            items, read = regions.attach(items), {**read, **regions.described()}
         run_to_end(scorer, items, stats, inputs.names, choose_wants(ctx), choice, "score", read)

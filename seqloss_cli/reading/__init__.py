@@ -16,6 +16,7 @@ from seqloss_cli.reading.inputs import (
     text_sample,
 )
 from seqloss_cli.reading.labels import LabelFile
+from seqloss_cli.reading.regions import RegionFile
 from seqloss_cli.reading.rows import PairFields
 from seqloss_cli.reading.streams import STDIN
 
@@ -27,6 +28,7 @@ __all__ = [
     "PairFields",
     "ReadOptions",
     "ReadStats",
+    "RegionFile",
     "checked_pair",
     "choices_sample",
     "described",

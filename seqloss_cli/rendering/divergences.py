@@ -12,7 +12,8 @@ from rich.text import Text
 
 from seqloss_cli.diverging import Diverged, DivergenceTotals, Documents
 from seqloss_cli.escaping import escape
-from seqloss_cli.records import Rejected, RunInfo
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.panel import policies
 from seqloss_cli.rendering.reports import interval

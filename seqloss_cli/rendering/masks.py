@@ -13,7 +13,8 @@ from seqloss_cli.escaping import escape
 from seqloss_cli.labels import Finding
 from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Rejected, RunInfo
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, flags_text, number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from seqloss_cli.backend import WordMarks
 from seqloss_cli.records import TokenSequence
 from seqloss_cli.rendering.theme import NATS_PER_BIT
 
@@ -19,6 +20,8 @@ class TableOptions:
     summary: bool = False
     """Totals only."""
     words: bool = False
+    marks: WordMarks | None = None
+    """With `words`: corrected losses, too."""
     pmi: bool = False
 
     @property

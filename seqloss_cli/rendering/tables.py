@@ -1,4 +1,4 @@
-"""Tables of tokens and of words."""
+"""Tables of tokens, words and regions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import SequenceScore
+from seqloss_cli.regions import RegionLosses
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
 from seqloss_cli.words import WordLosses
@@ -111,17 +112,41 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
     return Text("  ".join(shown))
 
 
+def region_table(found: RegionLosses, options: TableOptions) -> Table:
+    """Name, text, tokens and loss of each region."""
+    figures = ("tokens", "loss", "mean", *(["corrected"] if found.corrected is not None else []))
+    table = figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
+    columns = [found.losses, found.means]
+    if found.corrected is not None:
+        columns.append(found.corrected)
+    rows = (
+        [
+            Text(escape(region.name), style="dim"),
+            Text(visible(text), style=loss_style(values[1])),
+            Text(str(n), style="dim"),
+            *(Text(number(options.in_unit(x)), style=loss_style(values[1])) for x in values),
+        ]
+        for region, text, n, *values in zip(
+            found.regions, found.texts, found.n_tokens, *columns, strict=True
+        )
+    )
+    add_rows(table, rows, len(found.regions), options, "regions")
+    return table
+
+
 def word_table(found: WordLosses, options: TableOptions) -> Table:
     """Bytes, text and loss of each word."""
-    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), ("loss",))
+    figures = ("loss",) if found.corrected is None else ("loss", "corrected")
+    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), figures)
+    columns = (found.losses,) if found.corrected is None else (found.losses, found.corrected)
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),
-            Text(visible(word), style=loss_style(loss)),
-            Text(number(options.in_unit(loss)), style=loss_style(loss)),
+            Text(visible(word), style=loss_style(losses[0])),
+            *(Text(number(options.in_unit(x)), style=loss_style(losses[0])) for x in losses),
         ]
-        for word, loss, (start, end) in zip(
-            found.words, found.losses, found.byte_offsets.tolist(), strict=True
+        for word, (start, end), *losses in zip(
+            found.words, found.byte_offsets.tolist(), *columns, strict=True
         )
     )
     add_rows(table, rows, len(found.words), options, "words")

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals, overflow_flags, score_flags
-from seqloss_cli.records import Rejected, RunInfo, SequenceScore
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected, SequenceScore
+from seqloss_cli.regions import region_losses
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.pairs import (
     chain_rule_table,
@@ -19,7 +21,7 @@ from seqloss_cli.rendering.pairs import (
     turn_table,
 )
 from seqloss_cli.rendering.panel import totals_panel
-from seqloss_cli.rendering.tables import token_table, word_table
+from seqloss_cli.rendering.tables import region_table, token_table, word_table
 from seqloss_cli.rendering.theme import flags_text, loss_style, number
 from seqloss_cli.words import word_losses
 
@@ -84,10 +86,14 @@ class TableWriter:
                 self._console.print(turn_table(score, self._options))
             self._console.print()
             self._console.print(chain_rule_table(score, totals, self._options))
-        if self._options.words and (found := word_losses(score)):
+        if self._options.words and (found := word_losses(score, self._options.marks)):
             self._console.print()
             self._console.print(word_table(found, self._options))
             flags |= found.flags
+        if (regions := region_losses(score, self._options.marks)) is not None:
+            self._console.print()
+            self._console.print(region_table(regions, self._options))
+            flags |= regions.flags
         if flags:
             self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
         self._console.print()

@@ -16,7 +16,7 @@ from seqloss_cli.metrics import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.records import Bools, Floats
 
 Fields = Mapping[str, Any]
-_ONLY_OF_ROWS = ("overflow", "shared_token")
+_ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
 _ROUNDING = 1e-9
 _LARGEST, _MOST = 1e300, 1 << 53
@@ -36,7 +36,9 @@ _BULKY = frozenset(
         "context_lengths",
         "words",
         "word_losses",
+        "corrected_word_losses",
         "word_byte_offsets",
+        "regions",
         "turns",
     ]
 )

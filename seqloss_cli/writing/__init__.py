@@ -1,6 +1,6 @@
 """Results for machines, streamed: JSON, JSONL, the completions format, Parquet, CSV, TSV."""
 
-from seqloss_cli.writing.delimited import SequenceLines, TokenLines
+from seqloss_cli.writing.delimited import RegionLines, SequenceLines, TokenLines, WordLines
 from seqloss_cli.writing.divergences import divergence_rows
 from seqloss_cli.writing.formats import (
     JsonlWriter,
@@ -26,10 +26,12 @@ __all__ = [
     "OpenAIWriter",
     "ParquetWriter",
     "RankedRows",
+    "RegionLines",
     "RowMakers",
     "RowOptions",
     "SequenceLines",
     "TokenLines",
+    "WordLines",
     "Writer",
     "cut",
     "divergence_rows",

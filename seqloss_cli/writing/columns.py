@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from seqloss_cli.metrics import RATES, TEXT_COUNTS
-from seqloss_cli.records import RunInfo
+from seqloss_cli.provenance import RunInfo
 from seqloss_cli.writing.rows import RowOptions
 
 
@@ -49,7 +49,11 @@ def columns_of(options: RowOptions, run: RunInfo) -> Columns:
     if options.tokens:
         found |= _token_columns(options)
     if options.words:
-        found |= {"words": Kind.texts, "word_losses": Kind.reals, "word_byte_offsets": Kind.spans}
+        found |= {"words": Kind.texts, "word_losses": Kind.reals}
+        found |= {"corrected_word_losses": Kind.reals} if options.marks else {}
+        found |= {"word_byte_offsets": Kind.spans}
+    if options.regions:
+        found |= {"regions": Kind.nested}
     return found | {"reason": Kind.text, "message": Kind.text}
 
 

@@ -1,4 +1,5 @@
-"""CSV and TSV for spreadsheets and data frames: a header, then a line for each input or each token.
+"""CSV and TSV for spreadsheets and data frames: a header, then a line for each input, token, word
+or region.
 
 Neither the run nor the totals are in them, nor what is nested. UTF-8, lines end with a line feed,
 unknown cells are empty, floats read back as the same float64. Texts that a spreadsheet would take
@@ -9,19 +10,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Rejected, RunInfo, SequenceScore
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected, SequenceScore
+from seqloss_cli.regions import region_losses
+from seqloss_cli.words import word_losses
 from seqloss_cli.writing.columns import Kind, columns_of
 from seqloss_cli.writing.formats import json_bytes
 from seqloss_cli.writing.rows import (
     Row,
     RowOptions,
     numbers_or_null,
+    region_rows,
     rejected_row,
     sequence_row,
 )
@@ -30,6 +37,7 @@ Cell = str | int | float | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ROW_END = "\r\n"  # so that the csv module quotes texts that hold either of the two
 _APART = ("n_scored", "loss", "mean_loss", "log_prob_y_given_x")
+_ENDS = ("start", "end", "reason")
 _CELLS = (Kind.text, Kind.whole, Kind.real)
 
 
@@ -38,7 +46,7 @@ class SequenceLines:
 
     def __init__(self, sink: BinaryIO, options: RowOptions, delimiter: str) -> None:
         self._lines = _Lines(sink, delimiter)
-        self._options = replace(options, tokens=False, words=False)
+        self._options = replace(options, tokens=False, words=False, regions=False)
 
     def begin(self, run: RunInfo) -> None:
         self._names = [
@@ -88,6 +96,79 @@ class TokenLines:
 
     def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
         """The totals are no line."""
+
+
+class _PartLines(ABC):
+    """A line for each part of a text; a rejected input has one with its reason."""
+
+    def __init__(self, sink: BinaryIO, options: RowOptions, delimiter: str) -> None:
+        self._lines, self._options = _Lines(sink, delimiter), options
+        self._names = self._columns()
+
+    def begin(self, run: RunInfo) -> None:
+        self._lines.write([self._names])
+
+    def sequence(self, result: SequenceScore, sums: Totals) -> None:
+        sample = result.sequence.sample
+        for row in self._rows(result):
+            row |= {"id": sample.id, "line": sample.line, "bits": _bits(row["loss"])}
+            self._write(row)
+
+    def reject(self, rejected: Rejected) -> None:
+        self._write(rejected_row(rejected))
+
+    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:  # noqa: B027
+        """The totals are no line."""
+
+    def _write(self, row: Row) -> None:
+        self._lines.write([[row.get(name) for name in self._names]])
+
+    @abstractmethod
+    def _columns(self) -> list[str]: ...
+
+    @abstractmethod
+    def _rows(self, score: SequenceScore) -> Iterator[Row]: ...
+
+
+class WordLines(_PartLines):
+    """A line for each word; `start` and `end` in bytes. An input without a text has a bare one."""
+
+    def _columns(self) -> list[str]:
+        corrected = ["corrected_loss"] * (self._options.marks is not None)
+        return ["id", "line", "position", "word", "loss", "bits", *corrected, *_ENDS]
+
+    def _rows(self, score: SequenceScore) -> Iterator[Row]:
+        found = word_losses(score, self._options.marks)
+        if found is None:
+            yield {"loss": None}
+            return
+        for n, (start, end) in enumerate(found.byte_offsets.tolist()):
+            row: Row = {"position": n, "word": found.words[n], "loss": found.losses[n]}
+            if found.corrected is not None:
+                row["corrected_loss"] = found.corrected[n]
+            yield row | {"start": start, "end": end}
+
+
+class RegionLines(_PartLines):
+    """A line for each region; `start` and `end` in characters."""
+
+    def _columns(self) -> list[str]:
+        names = ["id", "line", "item", "condition", "region", "name"]
+        names += ["text"] * self._options.text + ["n_tokens", "loss", "bits", "mean_loss"]
+        names += ["corrected_loss"] * (self._options.marks is not None)
+        return [*names, "shared", *_ENDS]
+
+    def _rows(self, score: SequenceScore) -> Iterator[Row]:
+        found, asked = region_losses(score, self._options.marks), score.sequence.sample.regions
+        assert found is not None
+        assert asked is not None
+        for n, row in enumerate(region_rows(found, self._options.text)):
+            row |= {"item": asked.item, "condition": asked.condition, "region": n + 1}
+            yield row | {"shared": int(found.shared[n])}
+
+
+def _bits(nats: float | None) -> float | None:
+    return None if nats is None else nats / math.log(2)
 
 
 def _names_of(column: str, kind: Kind) -> Iterator[str]:

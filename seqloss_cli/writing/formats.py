@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import orjson
 
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import SCHEMA_VERSION, Rejected, RunInfo, SequenceScore
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import SCHEMA_VERSION, Rejected, SequenceScore
 from seqloss_cli.spans import char_end_bytes
 from seqloss_cli.writing.rows import (
     Row,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.backend import WordMarks
 from seqloss_cli.metrics import (
     RATES,
     TEXT_COUNTS,
@@ -20,6 +21,7 @@ from seqloss_cli.metrics import (
     score_flags,
 )
 from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
+from seqloss_cli.regions import RegionLosses, region_losses
 from seqloss_cli.words import word_losses
 from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
 
@@ -38,6 +40,9 @@ class RowOptions:
     summary: bool = False
     """No sequences at all: totals and rejected rows only."""
     words: bool = False
+    marks: WordMarks | None = None
+    """With `words`: corrected losses, too."""
+    regions: bool = False
     context_lengths: bool = False
     pmi: bool = False
     ranks: bool = False
@@ -50,9 +55,12 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     """`totals` are those of this sequence."""
     sequence, sample = score.sequence, score.sequence.sample
     flags = score_flags(score) | overflow_flags(totals)
-    words = word_losses(score) if options.words else None
+    words = word_losses(score, options.marks) if options.words else None
     if words is not None:
         flags |= words.flags
+    regions = region_losses(score, options.marks) if options.regions else None
+    if regions is not None:
+        flags |= regions.flags
     row = identity_row(sequence)
     if options.text:
         row |= texts_row(sequence)
@@ -71,8 +79,26 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     if options.words:
         row["words"] = None if words is None else words.words
         row["word_losses"] = None if words is None else words.losses
+        if options.marks is not None:
+            row["corrected_word_losses"] = None if words is None else words.corrected
         row["word_byte_offsets"] = None if words is None else words.byte_offsets.tolist()
+    if options.regions:
+        row["regions"] = None if regions is None else region_rows(regions, options.text)
     return row
+
+
+def region_rows(found: RegionLosses, with_text: bool) -> list[Row]:
+    """An object for each region; `start` and `end` in characters."""
+    rows: list[Row] = []
+    for n, region in enumerate(found.regions):
+        row: Row = {"name": region.name, "start": region.start, "end": region.end}
+        if with_text:
+            row["text"] = found.texts[n]
+        row |= {"n_tokens": found.n_tokens[n], "loss": found.losses[n], "mean_loss": found.means[n]}
+        if found.corrected is not None:
+            row["corrected_loss"] = found.corrected[n]
+        rows.append(row)
+    return rows
 
 
 def identity_row(sequence: TokenSequence) -> Row:

@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from seqloss_cli.errors import UsageError
-from seqloss_cli.records import SCHEMA_VERSION, RunInfo
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import SCHEMA_VERSION
 
 _MAY_DIFFER = ("type", "started_at")
 _SAME_NAME = (
@@ -32,7 +33,8 @@ _SAME_NAME = (
     *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
     *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
     *("reading.chat", "rows.words", "rows.ranks", "rows.entropy", "rows.top_k"),
-    *("rows.context_lengths", "rows.pmi", "rows.summary"),
+    *("rows.context_lengths", "rows.pmi", "rows.summary", "rows.word_correction"),
+    "reading.regions",
 )
 _FLAGS = {key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME} | {
     "compiled": "--compile",
@@ -48,6 +50,7 @@ _NEGATIVE = {
 }
 _OTHER_ADVICE = {
     "reading.inputs": "name the same FILES",
+    "reading.regions_sha256": "--regions FILE with the same content",
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",
     "weights_sha256": "the same weights",

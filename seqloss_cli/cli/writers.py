@@ -1,0 +1,112 @@
+"""The writer that an output choice asks for, and what its rows and tables hold."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rich.console import Console
+
+from seqloss_cli.backend import WordMarks
+from seqloss_cli.cli.enums import Format, Level
+from seqloss_cli.cli.formats import DELIMITERS
+from seqloss_cli.metrics import Totals
+from seqloss_cli.records import SequenceScore
+from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.writing import (
+    JsonlWriter,
+    JsonWriter,
+    OpenAIWriter,
+    ParquetWriter,
+    RegionLines,
+    RowOptions,
+    SequenceLines,
+    TokenLines,
+    WordLines,
+    Writer,
+    score_rows,
+)
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+
+JSON_WRITERS: dict[Format, Any] = {Format.json: JsonWriter, Format.jsonl: JsonlWriter}
+LINES: dict[Level, Any] = {
+    Level.sequence: SequenceLines,
+    Level.token: TokenLines,
+    Level.word: WordLines,
+    Level.region: RegionLines,
+}
+_FILE_WIDTH = 120  # columns of tables that go to a file
+
+
+def row_options(
+    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+) -> RowOptions:
+    return RowOptions(
+        tokenization.token_texts,
+        tokenization.name_token,
+        text=choice.text,
+        tokens=choice.tokens,
+        summary=choice.summary,
+        words=choice.words,
+        marks=marks,
+        regions=choice.regions,
+        context_lengths=choice.context_lengths,
+        pmi=choice.pmi,
+        ranks=choice.ranks,
+        entropies=choice.entropies,
+        alternatives=choice.alternatives,
+    )
+
+
+def table_options(
+    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+) -> TableOptions:
+    return TableOptions(
+        tokenization.token_texts,
+        tokenization.name_token,
+        bits=choice.bits,
+        all_tokens=choice.all_tokens,
+        summary=choice.summary,
+        words=choice.words,
+        marks=marks,
+        pmi=choice.pmi,
+    )
+
+
+def score_writer(
+    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice, marks: WordMarks | None
+) -> Writer[SequenceScore, Totals]:
+    if choice.format is Format.table:
+        return TableWriter(console(choice.path, sink), table_options(tokenization, choice, marks))
+    options = row_options(tokenization, choice, marks)
+    if choice.format is Format.openai:
+        return OpenAIWriter(sink, options)
+    if choice.format is Format.parquet:
+        return ParquetWriter(sink, score_rows(options), options)
+    if choice.format in DELIMITERS:
+        lines: Writer[SequenceScore, Totals] = LINES[choice.level](
+            sink, options, DELIMITERS[choice.format]
+        )
+        return lines
+    writer: Writer[SequenceScore, Totals] = JSON_WRITERS[choice.format](sink, score_rows(options))
+    return writer
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would exit with 1 here; the error goes on to where exit codes are decided."""
+        raise
+
+
+def console(path: Path | None, sink: BinaryIO) -> Console:
+    if path is not None:
+        text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
+        return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows \\u2026, not a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return _Console(markup=False, highlight=False, emoji=False)
