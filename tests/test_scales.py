@@ -1,0 +1,70 @@
+"""Colours that everybody can tell apart, and read a text on."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqloss_cli.scales import (
+    DIFFERENCE_EDGES,
+    DIVERGING,
+    LOSS_EDGES,
+    RANK_EDGES,
+    RANKED,
+    SEQUENTIAL,
+    Paint,
+    step_of,
+)
+
+GROUND = {"light": "#ffffff", "dark": "#000000"}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return math.fsum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_can_be_read_on_every_step(theme: str) -> None:
+    for palette in (SEQUENTIAL, DIVERGING, RANKED):
+        for paint in palette[theme]:  # type: ignore[index]
+            if paint != Paint(None, None):
+                assert contrast(paint.background, paint.text) >= 4.5
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lightness_alone_tells_the_order(theme: str) -> None:
+    sign = -1 if theme == "light" else 1
+    for paints in (SEQUENTIAL[theme], RANKED[theme], DIVERGING[theme][4:], DIVERGING[theme][4::-1]):  # type: ignore[index]
+        shades = [sign * luminance(p.background or GROUND[theme]) for p in paints]
+        assert all(b > a for a, b in pairwise(shades))
+        assert all(contrast(p.background or GROUND[theme], q.background) >= 1.12
+                   for p, q in pairwise(paints))  # fmt: skip
+
+
+def test_there_is_a_colour_for_every_step() -> None:
+    for theme in ("light", "dark"):
+        assert len(SEQUENTIAL[theme]) == len(LOSS_EDGES) + 1  # type: ignore[index]
+        assert len(DIVERGING[theme]) == len(DIFFERENCE_EDGES) + 1  # type: ignore[index]
+        assert len(RANKED[theme]) == len(RANK_EDGES) + 1  # type: ignore[index]
+
+
+@given(st.lists(st.floats(allow_nan=False), min_size=2))
+def test_steps_never_fall_as_values_rise(values: list[float]) -> None:
+    for edges in (LOSS_EDGES, DIFFERENCE_EDGES, RANK_EDGES):
+        steps = [step_of(value, edges) for value in sorted(values)]
+        assert steps == sorted(steps)
+    assert [step_of(rank, RANK_EDGES) for rank in (1, 2, 10, 11, 100, 101, 1000, 1001)] == [
+        *(0, 1, 1, 2, 2, 3, 3, 4),
+    ]
