@@ -12,17 +12,19 @@ from seqloss_cli.config import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 from seqloss_cli.errors import RunError, SeqlossError, UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.api import cond, score
+    from seqloss_cli.api import cond, diverge, rank, score
     from seqloss_cli.backend import Wants
     from seqloss_cli.conditional import ChainRule, chain_rule
+    from seqloss_cli.diverging import divergence_totals
     from seqloss_cli.metrics import Totals, totals_of
-    from seqloss_cli.records import Chat, Pair, Rejected, Sample, SequenceScore
+    from seqloss_cli.records import Chat, Choices, Pair, Rejected, Sample, SequenceScore
     from seqloss_cli.scorer import Scorer
 
 __all__ = [
     "BatchPolicy",
     "ChainRule",
     "Chat",
+    "Choices",
     "ModelChoice",
     "Pair",
     "PairPolicy",
@@ -38,6 +40,9 @@ __all__ = [
     "Wants",
     "chain_rule",
     "cond",
+    "diverge",
+    "divergence_totals",
+    "rank",
     "score",
     "totals_of",
 ]
@@ -45,12 +50,16 @@ __all__ = [
 _HOMES = {
     "Scorer": "scorer",
     "cond": "api",
+    "diverge": "api",
+    "divergence_totals": "diverging",
+    "rank": "api",
     "score": "api",
     "ChainRule": "conditional",
     "chain_rule": "conditional",
     "Totals": "metrics",
     "totals_of": "metrics",
     "Chat": "records",
+    "Choices": "records",
     "Pair": "records",
     "Rejected": "records",
     "Sample": "records",

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,9 +28,13 @@ from seqloss_cli.config import (
     SpeedPolicy,
     TokenPolicy,
 )
+from seqloss_cli.diverging import Diverged
 from seqloss_cli.errors import UsageError
-from seqloss_cli.reading import checked_pair, text_sample
-from seqloss_cli.records import Outcome, Pair, Rejected, Sample
+from seqloss_cli.gold_scorer import GoldScorer
+from seqloss_cli.ranking import Ranking
+from seqloss_cli.ranking import rank as ranked
+from seqloss_cli.reading import checked_pair, choices_sample, text_sample
+from seqloss_cli.records import Choices, Outcome, Pair, Rejected, Sample
 from seqloss_cli.scorer import Scorer
 
 
@@ -60,7 +64,7 @@ def score(
     choice, policy = _choices("score", model, options)
     batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, stride, batches, speed=speed)
-    _warn(scorer)
+    _warn(scorer.warnings)
     return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
 
 
@@ -88,8 +92,55 @@ def cond(
     batches, pair_policy = _batches(batch_tokens, share_prefix), PairPolicy(**own)
     speed = SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
-    _warn(scorer)
+    _warn(scorer.warnings)
     return scorer.score(as_pairs(pairs, pair_policy.separator), Wants(ranks, entropy, top_k))
+
+
+def rank(
+    rows: Iterable[tuple[str, Sequence[str]] | Sample],
+    model: str = DEFAULT_MODEL,
+    *,
+    pmi: bool = False,
+    context: int | None = None,
+    batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
+    share_prefix: bool = True,
+    **options: Any,
+) -> Iterator[Ranking | Rejected]:
+    """Rank responses: rows of (prompt, responses), or samples that hold `Choices`. `options` are as
+    in `cond`; `pmi` scores the responses without their prompts, too.
+
+    A ranking's `scored` choices have `score_by`, its `orders` the places under each score.
+    """
+    own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
+    policy_of_pairs = PairPolicy(**{"marginal": False, "pmi": pmi} | own)
+    choice, policy = _choices("rank", model, options)
+    batches = _batches(batch_tokens, share_prefix)
+    scorer = Scorer(choice, policy, context, None, batches, policy_of_pairs)
+    _warn(scorer.warnings)
+    return ranked(as_choices(rows, policy_of_pairs.separator), scorer.score, pmi)
+
+
+def diverge(
+    texts: str | Iterable[str | Sample],
+    teacher: str | ModelChoice,
+    model: str = DEFAULT_MODEL,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
+    **options: Any,
+) -> Iterator[Diverged | Rejected]:
+    """How far `model` is from `teacher` on the texts: `Diverged` with its `divergences`, arrays of
+    a figure for each token. `options` are as in `score`, of the model; of a teacher by name the
+    dtype and device are the same. `divergence_totals` gives sums.
+    """
+    choice, policy = _choices("diverge", model, options)
+    if isinstance(teacher, str):
+        teacher = replace(choice, name=teacher, revision=None, adapter=None, quantize=None)
+    scorer = Scorer(choice, policy, context, stride, _batches(batch_tokens))
+    gold = GoldScorer.with_teacher(scorer, teacher)
+    _warn([*scorer.warnings, *gold.warnings])
+    return gold.diverge(as_samples(texts))
 
 
 def _batches(tokens: int | Literal["auto"], share_prefix: bool = False) -> BatchPolicy:
@@ -108,8 +159,8 @@ def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelCho
     return ModelChoice(name=model, **choice), TokenPolicy(**policy)
 
 
-def _warn(scorer: Scorer) -> None:
-    for message in scorer.warnings:
+def _warn(messages: Iterable[str]) -> None:
+    for message in messages:
         warnings.warn(message, stacklevel=3)
 
 
@@ -132,6 +183,28 @@ def as_pairs(
             yield checked_pair(Pair(*pair, separator), place)
         else:
             raise UsageError(f"pair {number} is neither two strings nor a Sample: {pair!r:.100}")
+
+
+def as_choices(
+    rows: Iterable[tuple[str, Sequence[str]] | Sample], separator: str = ""
+) -> Iterator[Sample | Rejected]:
+    """Samples of a prompt with several responses.
+
+    One that cannot be scored is `Rejected`. Raises UsageError for what is neither a string with
+    strings nor a sample of choices.
+    """
+    for number, row in enumerate(rows, start=1):
+        place = f"<row {number}>"
+        if isinstance(row, Sample) and row.choices is not None:
+            checked = choices_sample(row.choices, row.source)
+            yield replace(checked, id=row.id) if isinstance(checked, Rejected) else row
+            continue
+        if not isinstance(row, tuple | list) or len(row) != 2 or not isinstance(row[0], str):
+            raise UsageError(f"row {number} is neither a prompt with responses nor a Sample")
+        responses = tuple(row[1])
+        if isinstance(row[1], str) or not all(isinstance(text, str) for text in responses):
+            raise UsageError(f"row {number}: its responses are no list of strings")
+        yield choices_sample(Choices(row[0], responses, separator), place)
 
 
 def as_samples(texts: str | Iterable[str | Sample]) -> Iterator[Sample | Rejected]:

@@ -422,6 +422,15 @@ def test_smoothing_of_one_or_more_is_refused(models: Path) -> None:
         GoldScorer.with_smoothing(Scorer(ModelChoice(str(models / "a"))), 1.0)
 
 
+def test_the_python_api(models: Path) -> None:
+    import seqloss_cli
+
+    (found,) = seqloss_cli.diverge(TEXT, str(models / "a"), str(models / "b"))
+    totals = seqloss_cli.divergence_totals(found)  # type: ignore[arg-type]
+    words = ["diverge", "--text", TEXT, "-m", models / "b", "--teacher", models / "a", "--json"]
+    assert totals.total("kl") == document(in_process(*words))["totals"]["kl"]
+
+
 # -- estimates ----------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from conftest import document, in_process, strictly
 from hypothesis import given
 from hypothesis import strategies as st
 
+import seqloss_cli
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
 from seqloss_cli.engine import Engine
 from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies, judged, rank_totals
@@ -340,3 +341,13 @@ def test_the_table_at_80_columns(run_cli: Any, monkeypatch: pytest.MonkeyPatch) 
     assert "sorted·in·place." in result.stdout
     assert "other scores prefer choice 1 by pmi" in result.stdout
     assert "Wilson" in result.stdout
+
+
+def test_the_python_api() -> None:
+    rows = [("The list is", [" sorted.", " sordid."]), ("x", ["y", ""])]
+    found = list(seqloss_cli.rank(rows, pmi=True))
+    assert isinstance(found[0], Ranking)
+    assert found[0].orders["sum"] == (0, 1)
+    assert isinstance(found[1], Rejected)
+    with pytest.raises(seqloss_cli.UsageError, match="row 1"):
+        list(seqloss_cli.rank([("a", "bc")]))
