@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _GOLD = "Gold distributions"
 EXAMPLES = (
-    "seqloss diverge README.md --model samples/checkpoints/step-600 --teacher demo",
-    "seqloss diverge README.md --quantize int8 --teacher demo --summary",
+    "seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo",
+    "seqloss diverge README.md --lines --quantize int8 --teacher demo --summary",
     "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
 )
 GOLD_OPTIONS: o.Group = {
