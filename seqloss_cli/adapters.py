@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def put_adapter_on(model: Any, choice: ModelChoice) -> list[str]:
 def _put_on(peft: Any, model: Any, choice: ModelChoice, folder: Path) -> None:
     config = peft.PeftConfig.from_pretrained(str(folder))
     _refuse_what_cannot_be_put_on(choice, config)
+    written = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
+    _refuse_unknown_settings(choice, config, written)
     stored = peft.load_peft_weights(str(folder), device="cpu")
     config.inference_mode = True
     whole = peft.PeftModel(model, config)
@@ -107,6 +110,17 @@ def _refuse_what_cannot_be_put_on(choice: ModelChoice, config: Any) -> None:
         raise RunError(
             f"adapter {choice.adapter} is on only after its invocation tokens (aLoRA); --adapter "
             "takes those that are on for every token"
+        )
+
+
+def _refuse_unknown_settings(choice: ModelChoice, config: Any, written: Mapping[str, Any]) -> None:
+    """PEFT drops what it does not know, which may be what makes the adapter's numbers."""
+    known = {field.name for field in fields(config)}
+    unknown = sorted(name for name, value in written.items() if name not in known and value)
+    if unknown:
+        raise RunError(
+            f"adapter {choice.adapter} has settings that this version of peft does not know: "
+            f"{', '.join(unknown)}; a newer one may"
         )
 
 
@@ -143,7 +157,9 @@ def _require_whole(
 def _other_base(choice: ModelChoice, configuration: Mapping[str, Any]) -> list[str]:
     """A warning where the adapter names another model than the one that it is put on."""
     base = configuration.get("base_model_name_or_path")
-    if not base or Path(base).name.lower() == Path(choice.name).resolve().name.lower():
+    if not base:
+        return [f"adapter {choice.adapter} does not say which model it was made for"]
+    if Path(base).name.lower() == Path(choice.name).resolve().name.lower():
         return []
     return [
         f"adapter {choice.adapter} was made for {base}, and is put on {choice.name}: unless they "

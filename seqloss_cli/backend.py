@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.records import Bools, Floats, Ints
+from seqloss_cli.records import Bools, Floats, Ints, SavedGold
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Batch:
     parts: tuple[Part, ...]
     branches: tuple[Branches, ...] = ()
     """Fed one after another."""
-    asked: Ints | None = None
-    """Shape M x K: ids whose log-probabilities are wanted beside each target's."""
+    saved: SavedGold | None = None
+    """What a file knows of a teacher at each of the M targets."""
 
     @property
     def n_fed(self) -> int:

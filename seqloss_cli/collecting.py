@@ -55,6 +55,9 @@ class Collected:
         broken = np.isnan(self.losses)
         if self.sequence.end_wanted and self.boundaries is not None:
             broken[-1] |= np.isnan(self.boundaries[-1, 0])
+        for values in self.further.values():
+            if values.ndim == 1 and values.dtype == np.float64:
+                broken |= np.isnan(values)
         if broken.any():
             return rejection(
                 self.sequence.sample,

@@ -3,7 +3,8 @@
 With gold q and model p at a position, over the words v (Cover & Thomas, Elements of Information
 Theory, 2006, chapter 2): H(q, p) = -Σ q ln p, H(q) = -Σ q ln q, and KL(q ‖ p) = H(q, p) - H(q) =
 Σ q (ln q - ln p). KL is computed as a sum of differences of logits, not as a difference of
-entropies: of a model and itself it is exactly 0. Units: nats.
+entropies, and in float64: of a model and itself it is exactly 0, and what int8 costs is not lost in
+rounding. Units: nats.
 
 Shape letters: M positions, R of them at a time, B words of a block, K ids that a file knows.
 """
@@ -11,7 +12,7 @@ Shape letters: M positions, R of them at a time, B words of a block, K ids that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqloss_cli.backend import TokenScores, Wants
-from seqloss_cli.head import BLOCK_ROWS, joined_on_host, rows_at_once, word_blocks
+from seqloss_cli.head import joined_on_host, rows_at_once, word_blocks
 from seqloss_cli.records import Bools, Floats, SavedGold, SequenceScore
 from seqloss_cli.running import Logits
 from seqloss_cli.softmax import Running
 
-Figures = dict[str, NDArray[Any]]
+BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
+"""As the head's, smaller: of two models, and in float64."""
+SMOOTHING_WANTS = Wants(top_k=1, mean_log_prob=True)
+Block = Callable[[slice], Tensor]
+"""The logits of some words at the rows in hand, in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +56,12 @@ class Divergences:
 
     @property
     def cross_entropies(self) -> Floats:
-        """H(gold, model) = H(gold) + KL(gold ‖ model)."""
+        """H(gold, model) = H(gold) + KL(gold ‖ model); where gold is known in part, at least."""
         return self.gold_entropies + self.kls
+
+    @property
+    def cross_entropies_at_most(self) -> Floats | None:
+        return None if self.kls_at_most is None else self.gold_entropies + self.kls_at_most
 
     @property
     def delta_p(self) -> Floats:
@@ -60,46 +69,148 @@ class Divergences:
         return np.exp(-self.student_losses) - np.exp(-self.gold_losses)
 
 
-# -- two models at once -------------------------------------------------------------------------
+# -- a model and its teacher, position by position ----------------------------------------------
 
 
 def diverge(
     student: Logits, teacher: Logits, targets_M: Tensor, n_words: int, top_k: int = 0
 ) -> TokenScores:
     """The student's losses at M positions, and by name in `further` what `of_teacher` reads; with
-    `top_k` the teacher's best ids and their log-probabilities, too.
+    `top_k` also what a file keeps of the teacher, and the KL that would be known from it.
 
     Words from `n_words` on are left out of both distributions, which are normalised without them.
-    No more logits exist at a time than the heads of both models compute for a loss.
     """
-    n_rows = BLOCK_ROWS
-    for logits in (student, teacher):
-        if not logits.in_blocks:
-            n_rows = min(n_rows, rows_at_once(logits.vocabulary))
     parts = []
-    for start in range(0, len(targets_M), n_rows):
-        rows = slice(start, min(start + n_rows, len(targets_M)))
+    for rows in _chunks(len(targets_M), student, teacher):
         running = _Both(targets_M[rows], top_k)
-        blocks = (_blocks(logits, rows) for logits in (student, teacher))
-        of_student, of_teacher = blocks
-        for words in word_blocks(rows, n_words):
+        of_student, of_teacher = _block(student, rows), _block(teacher, rows)
+        for words in _words(rows, n_words):
             running.add(of_student(words), of_teacher(words), words.start)
-        running.cut(student, of_student, teacher, of_teacher, rows, n_words)
-        parts.append(running.result())
-    joined = {name: joined_on_host([part[name] for part in parts]) for name in parts[0]}
+        found = running.result()
+        cuts = (("student_cut", student, of_student), ("teacher_cut", teacher, of_teacher))
+        if student.vocabulary != n_words or teacher.vocabulary != n_words:
+            for name, logits, block in cuts:
+                found[name] = _cut_share(block, rows, n_words, logits.vocabulary, targets_M.device)
+        if top_k:
+            theirs = _asked(of_teacher, rows, n_words, found["top_ids"])
+            ours = _asked(of_student, rows, n_words, found["top_ids"])
+            found |= {name: theirs[name] for name in ("rest_log_prob", "rest_own")}
+            found["kls_in_part"], _ = kl_bounds(theirs, ours)
+        parts.append(found)
+    return _joined(parts)
+
+
+def diverge_from_saved(
+    student: Logits, targets_M: Tensor, saved: SavedGold, n_words: int
+) -> TokenScores:
+    """The same with a teacher of which a file knows something at each of the M positions."""
+    device, parts = targets_M.device, []
+    on_device = {
+        name: torch.from_numpy(getattr(saved, name)).to(device)
+        for name in ("top_ids", "top_log_probs", "rest_log_prob", "rest_own")
+    }
+    for rows in _chunks(len(targets_M), student):
+        block, of = _block(student, rows), {name: each[rows] for name, each in on_device.items()}
+        ids_RK = of["top_ids"].long()
+        running, favourite = Running(targets_M[rows], Wants()), _Favourite(ids_RK)
+        for words in _words(rows, n_words):
+            logits_RB = block(words)
+            favourite.see(logits_RB, words.start)
+            running.add(logits_RB, words.start)
+        theirs = {**of, "log_probs": of["top_log_probs"]}
+        at_least, at_most = kl_bounds(theirs, _asked(block, rows, n_words, ids_RK))
+        found: dict[str, Tensor] = {
+            "student_losses": running.result().losses,
+            "kls": at_least,
+            "kls_at_most": at_most,
+            "same_top1": favourite.ids[:, 0] == ids_RK[:, 0],
+        }
+        if student.vocabulary != n_words:
+            cut = _cut_share(block, rows, n_words, student.vocabulary, device)
+            found["student_cut"] = cut
+        parts.append(found)
+    scores = _joined(parts)
+    known = {"teacher_losses": saved.losses, "teacher_entropies": saved.entropies}
+    return TokenScores(scores.losses, further={**scores.further, **known})
+
+
+def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Between what KL(teacher ‖ student) lies, of the teacher's best ids and what both say of all
+    others (`Running.asked`).
+
+    With P and Q the teacher's and the student's probability of the others: the sum over the known
+    ids plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above
+    that of the finer ones (Cover & Thomas 2006, section 2.7); and the others' part is at most their
+    Σ q ln q less P times the student's least log-probability. Where the known ids are all there
+    are, both are the divergence itself.
+    """
+    known = theirs["log_probs"].exp()
+    gaps = torch.where(known > 0, theirs["log_probs"] - ours["log_probs"], 0.0)
+    inside = (known * gaps).sum(dim=1)
+    others = theirs["rest_log_prob"].exp()
+    apart = torch.where(others > 0, theirs["rest_log_prob"] - ours["rest_log_prob"], 0.0)
+    at_least = inside + others * apart
+    least = torch.where(others > 0, ours["least_log_prob"], 0.0)
+    return at_least, torch.maximum(at_least, inside + theirs["rest_own"] - others * least)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
+    joined: dict[str, NDArray[Any]] = {
+        name: joined_on_host([part[name] for part in parts]) for name in parts[0]
+    }
     return TokenScores(joined.pop("student_losses"), further=joined)
 
 
-def _blocks(logits: Logits, rows: slice) -> Callable[[slice], Tensor]:
-    """What computes the logits of some words at these rows, in float32 or better."""
+def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
+    """The positions, as many at a time as all models can take."""
+    step = min([BLOCK_ROWS, *(rows_at_once(m.vocabulary) for m in models if not m.in_blocks)])
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _words(rows: slice, n_words: int) -> Iterator[slice]:
+    """The vocabulary in blocks."""
+    width = max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
+    return word_blocks(rows, n_words, width)
+
+
+def _block(logits: Logits, rows: slice) -> Block:
+    """What computes the logits of some words at these rows."""
     if logits.in_blocks:
-        return lambda words: _wide(logits.of(rows, words))
+        return lambda words: _own(logits.of(rows, words))
     whole = logits.of(rows, None)
-    return lambda words: _wide(whole[:, words]).clone()
+    return lambda words: _own(whole[:, words])
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _own(logits: Tensor) -> Tensor:
+    """In float64, and free to be overwritten."""
+    return logits.clone() if logits.dtype == torch.float64 else logits.double()
+
+
+def _asked(block: Block, rows: slice, n_words: int, ids_RK: Tensor) -> dict[str, Tensor]:
+    """What a model says of some ids, and of all others together."""
+    running = Running(ids_RK[:, 0], Wants(), ids_RK.long())
+    for words in _words(rows, n_words):
+        running.add(block(words), words.start)
+    return running.asked()
+
+
+def _cut_share(
+    block: Block, rows: slice, n_words: int, vocabulary: int, device: torch.device
+) -> Tensor:
+    """The probability of the words that are left out."""
+    nowhere_R = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=device)
+    kept, rest = Running(nowhere_R, Wants()), Running(nowhere_R, Wants())
+    for words in _words(rows, n_words):
+        kept.add(block(words), words.start)
+    for words in _words(rows, vocabulary - n_words):
+        place = slice(n_words + words.start, n_words + words.stop)
+        rest.add(block(place), place.start)
+    return torch.sigmoid(_log_sum(rest) - _log_sum(kept))[:, 0]
+
+
+def _log_sum(running: Running) -> Tensor:
+    return running.weight_sum.log() + running.greatest
 
 
 class _Both:
@@ -108,12 +219,10 @@ class _Both:
     def __init__(self, targets_R: Tensor, top_k: int) -> None:
         self._student = Running(targets_R, Wants())
         self._teacher = Running(targets_R, Wants(entropy=True, top_k=top_k))
-        shape, device = (len(targets_R), 1), targets_R.device
-        self._gap_R1 = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._gap_R1 = torch.zeros_like(targets_R[:, None], dtype=torch.float64)
         """Σ w (z_teacher - z_student), with the teacher's weights w = exp(z - max)."""
-        self._favourites = [_Favourite(shape, device), _Favourite(shape, device)]
-        self._targets_R, self._top_k = targets_R, top_k
-        self._cuts: dict[str, Tensor] = {}
+        self._favourites = _Favourite(targets_R[:, None]), _Favourite(targets_R[:, None])
+        self._top_k = top_k
 
     def add(self, student_RB: Tensor, teacher_RB: Tensor, first: int) -> None:
         """Logits of the words from `first` on; they are overwritten."""
@@ -124,83 +233,62 @@ class _Both:
         weights_RB, scale_R1 = self._teacher.add(teacher_RB, first)
         # a word that is impossible to the teacher adds nothing, whatever the student's logit
         products_RB = torch.where(weights_RB > 0, gaps_RB.mul_(weights_RB), 0.0)
-        here_R1 = products_RB.sum(dim=1, keepdim=True, dtype=torch.float64)
-        self._gap_R1 = scale_R1 * self._gap_R1 + here_R1
+        moved_R1 = torch.where(scale_R1 > 0, scale_R1 * self._gap_R1, 0.0)
+        self._gap_R1 = moved_R1 + products_RB.sum(dim=1, keepdim=True)
 
-    def cut(
-        self,
-        student: Logits,
-        of_student: Callable[[slice], Tensor],
-        teacher: Logits,
-        of_teacher: Callable[[slice], Tensor],
-        rows: slice,
-        n_words: int,
-    ) -> None:
-        """The shares of the words that are left out, where there are any."""
-        if student.vocabulary == teacher.vocabulary == n_words:
-            return
-        of = (self._student, student, of_student), (self._teacher, teacher, of_teacher)
-        for name, (kept, logits, block) in zip(("student_cut", "teacher_cut"), of, strict=True):
-            rest = Running(self._targets_R, Wants())
-            for words in word_blocks(rows, logits.vocabulary - n_words):
-                place = slice(n_words + words.start, n_words + words.stop)
-                rest.add(block(place), place.start)
-            apart = _log_sum(kept) - _log_sum(rest)
-            self._cuts[name] = torch.sigmoid(-apart)[:, 0]
-
-    def result(self) -> dict[str, Tensor | None]:
+    def result(self) -> dict[str, Tensor]:
         student, teacher = self._student, self._teacher
         logs_R1 = student.weight_sum.log() - teacher.weight_sum.log()
         kls_R1 = logs_R1 + (student.greatest - teacher.greatest)
         kls_R1 = kls_R1 + self._gap_R1 / teacher.weight_sum
-        of_student, of_teacher = student.result(), teacher.result()
+        of_teacher = teacher.result()
+        assert of_teacher.entropies is not None
         ours, theirs = self._favourites
-        found: dict[str, Tensor | None] = {
-            "student_losses": of_student.losses,
+        found = {
+            "student_losses": student.result().losses,
             "teacher_losses": of_teacher.losses,
             "teacher_entropies": of_teacher.entropies,
             "kls": kls_R1[:, 0],
             "same_top1": (ours.ids == theirs.ids)[:, 0],
-            **self._cuts,
         }
         if self._top_k:
-            found |= {"top_ids": of_teacher.top_ids, "top_log_probs": of_teacher.top_log_probs}
+            assert of_teacher.top_ids is not None
+            assert of_teacher.top_log_probs is not None
+            found["top_ids"] = of_teacher.top_ids.int()
+            found["top_log_probs"] = of_teacher.top_log_probs
         return found
-
-
-def _log_sum(running: Running) -> Tensor:
-    return running.weight_sum.log() + running.greatest
 
 
 class _Favourite:
     """The word with the greatest logit so far, of equals the first."""
 
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        self._best_R1 = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        self.ids = torch.zeros(shape, dtype=torch.long, device=device)
+    def __init__(self, like_RK: Tensor) -> None:
+        self.ids = torch.zeros_like(like_RK[:, :1], dtype=torch.long)
+        self._best_R1 = torch.full_like(self.ids, -torch.inf, dtype=torch.float64)
 
     def see(self, logits_RB: Tensor, first: int) -> None:
         values_R1, places_R1 = logits_RB.max(dim=1, keepdim=True)
         better_R1 = values_R1 > self._best_R1
         self.ids = torch.where(better_R1, places_R1 + first, self.ids)
-        self._best_R1 = torch.where(better_R1, values_R1.double(), self._best_R1)
+        self._best_R1 = torch.where(better_R1, values_R1, self._best_R1)
+
+
+# -- sequences ----------------------------------------------------------------------------------
 
 
 def of_teacher(score: SequenceScore) -> Divergences:
-    """Of a sequence that `diverge` scored."""
-    found = score.further
+    """Of a sequence that was scored by `diverge` or `diverge_from_saved`."""
+    found, nothing = score.further, np.zeros(len(score.losses))
     return Divergences(
-        kls=found["kls"],
-        gold_entropies=found["teacher_entropies"],
+        kls=found.get("kls", nothing),
+        gold_entropies=found.get("teacher_entropies", nothing),
         student_losses=score.losses,
-        gold_losses=found["teacher_losses"],
-        same_top1=found["same_top1"],
+        gold_losses=found.get("teacher_losses", nothing),
+        same_top1=found.get("same_top1", nothing > 0),
+        kls_at_most=found.get("kls_at_most"),
         student_cut=found.get("student_cut"),
         gold_cut=found.get("teacher_cut"),
     )
-
-
-# -- a smoothed one-hot gold --------------------------------------------------------------------
 
 
 def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Divergences:
@@ -209,76 +297,18 @@ def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Diverg
 
     With E = 0 the cross-entropy is the loss itself.
     """
-    assert score.top_ids is not None
     n, spread = len(score.losses), smoothing / n_words
     own = 1 - smoothing + spread
-    entropy = 0.0
+    entropy, cross = 0.0, score.losses
     if smoothing:
         entropy = -(own * math.log(own) + (n_words - 1) * spread * math.log(spread))
-    cross = score.losses
-    if smoothing:
-        cross = (1 - smoothing) * score.losses - smoothing * score.further["mean_log_prob"]
+        mean = score.further.get("mean_log_prob", np.zeros(n))
+        cross = (1 - smoothing) * score.losses - smoothing * mean
+    favourites = np.full(n, -1) if score.top_ids is None else score.top_ids[:, 0]
     return Divergences(
         kls=cross - entropy,
         gold_entropies=np.full(n, entropy),
         student_losses=score.losses,
-        gold_losses=np.full(n, -math.log(own)),
-        same_top1=score.top_ids[:, 0] == score.sequence.token_ids,
+        gold_losses=np.full(n, 0.0 - math.log(own)),
+        same_top1=favourites == score.sequence.token_ids,
     )
-
-
-SMOOTHING_WANTS = Wants(top_k=1, mean_log_prob=True)
-
-
-# -- a teacher that is known in part ------------------------------------------------------------
-
-
-def of_saved(score: SequenceScore, n_words: int) -> Divergences:
-    """Of a sequence that carries what a file knows of its teacher."""
-    saved, found = score.sequence.saved, score.further
-    assert saved is not None
-    at_least, at_most = kl_bounds(
-        saved,
-        found["asked_log_probs"],
-        found["rest_log_prob"],
-        found["least_log_prob"],
-        saved.top_ids.shape[1] >= n_words,
-    )
-    assert score.top_ids is not None
-    return Divergences(
-        kls=at_least,
-        gold_entropies=saved.entropies,
-        student_losses=score.losses,
-        gold_losses=saved.losses,
-        same_top1=saved.top_ids[:, 0] == score.top_ids[:, 0],
-        kls_at_most=at_most,
-    )
-
-
-SAVED_WANTS = Wants(top_k=1)
-
-
-def kl_bounds(
-    saved: SavedGold, log_probs: Floats, rest: Floats, least: Floats, whole: bool
-) -> tuple[Floats, Floats]:
-    """Between what KL(teacher ‖ student) lies at each token, by the student's log-probabilities of
-    the ids that are known (N x K), of all others together, and of the least probable of all.
-
-    With P and Q the teacher's and the student's probability of the others: the sum over the known
-    ids plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above
-    that of the finer ones (Cover & Thomas 2006, section 2.7); and the others' part is at most their
-    Σ q ln q, which the teacher's entropy leaves over, less P times the least log-probability.
-    `whole`: the known ids are all there are, and both are the divergence itself.
-    """
-    known = np.exp(saved.top_log_probs)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        terms = np.where(known > 0, known * (saved.top_log_probs - log_probs), 0.0)
-        inside = terms.sum(axis=1)
-        if whole:
-            return inside, inside
-        own = np.where(known > 0, known * saved.top_log_probs, 0.0).sum(axis=1)
-        others = np.maximum(1 - known.sum(axis=1), 0.0)  # a rounded sum may be above 1
-        tail = np.where(others > 0, others * (np.log(others) - rest), 0.0)
-        worst = np.where(others > 0, -saved.entropies - own - others * least, 0.0)
-    at_least = inside + tail
-    return at_least, np.maximum(at_least, inside + worst)

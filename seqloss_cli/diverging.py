@@ -55,6 +55,7 @@ class Diverged:
             "student_loss": found.student_losses,
             "teacher_loss": found.gold_losses,
             "kl_at_most": found.kls_at_most,
+            "cross_entropy_at_most": found.cross_entropies_at_most,
             "student_cut": found.student_cut,
             "teacher_cut": found.gold_cut,
         }
@@ -103,8 +104,12 @@ class DivergenceTotals:
 def names_of(diverged: Diverged) -> tuple[str, ...]:
     """The sums that there are."""
     found = diverged.divergences
-    further = (("kl_at_most", found.kls_at_most), ("student_cut", found.student_cut),
-               ("teacher_cut", found.gold_cut))  # fmt: skip
+    further = (
+        ("cross_entropy_at_most", found.kls_at_most),
+        ("kl_at_most", found.kls_at_most),
+        ("student_cut", found.student_cut),
+        ("teacher_cut", found.gold_cut),
+    )
     return (*SUMS, *(name for name, values in further if values is not None))
 
 
@@ -119,8 +124,9 @@ def divergence_totals(diverged: Diverged) -> DivergenceTotals:
             units[name] = to_units(math.fsum(values.tolist()))
     counted = score.counted
     flags = {name: int(count) for name, count in score_flags(score).items()}
-    if "kl" in infinite:
-        flags["inf_kl"] = infinite["kl"]
+    for name in ("kl", "kl_at_most", "teacher_loss"):
+        if name in infinite:
+            flags[f"inf_{name}"] = infinite[name]
     return DivergenceTotals(
         n_sequences=1,
         n_sequences_scored=int(counted.any()),

@@ -6,8 +6,7 @@ Four paths, tried in this order, the first that equals a plain forward being use
 2. batched: the same with rows padded on the right, without an attention mask (models whose
    attention cannot be told where rows begin);
 3. single: the same, one row at a time (models whose states or positions mind the padding);
-4. plain: `model(ids).logits`, one row at a time (heads that cannot be run on their own).
-"""
+4. plain: `model(ids).logits`, row by row (heads that cannot be run on their own)."""
 
 from __future__ import annotations
 
@@ -23,7 +22,8 @@ from seqloss_cli.backend import Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.compiling import CompiledLayers
 from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.errors import OutOfMemoryError, RunError
+from seqloss_cli.errors import OutOfMemoryError, RunError, SeqlossError
+from seqloss_cli.quantization import described
 from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
 from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
 from seqloss_cli.sharing import SHORTEST_TRUNK
@@ -155,13 +155,21 @@ class Engine:
         name = type(self.model).__name__
         try:
             return check()
-        except (RuntimeError, MemoryError) as error:
+        except SeqlossError:
+            raise
+        except Exception as error:  # quantised layers that were not made whole fail in many ways
             if is_out_of_memory(error):
                 raise RunError(
                     f"out of memory in the first forward of {name}: choose a smaller --dtype or "
                     "another --device"
                 ) from error
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if (kind := described(self.model.config)) is not None:
+                raise RunError(
+                    f"{name} cannot be run as it is quantised ({kind}: {reason})"
+                ) from error
+            if not isinstance(error, RuntimeError | MemoryError):
+                raise
             raise RunError(
                 f"{name} cannot be run in {self.model.dtype} ({reason}); try another --dtype"
             ) from error

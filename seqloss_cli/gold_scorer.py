@@ -10,13 +10,7 @@ from typing import Any
 
 from seqloss_cli.backend import Wants
 from seqloss_cli.config import ModelChoice
-from seqloss_cli.divergence import (
-    SAVED_WANTS,
-    SMOOTHING_WANTS,
-    of_saved,
-    of_smoothing,
-    of_teacher,
-)
+from seqloss_cli.divergence import SMOOTHING_WANTS, of_smoothing, of_teacher
 from seqloss_cli.diverging import Diverged, diverged
 from seqloss_cli.engine import Engine
 from seqloss_cli.errors import UsageError
@@ -25,7 +19,7 @@ from seqloss_cli.records import Item, Rejected
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.scoring import OnProgress, ignore_progress
 from seqloss_cli.teacher_files import TeacherFile
-from seqloss_cli.teaching import SavedTeacher, load_teacher
+from seqloss_cli.teaching import SavedTeacher, TaughtEngine, load_teacher
 
 
 class GoldScorer:
@@ -64,7 +58,8 @@ class GoldScorer:
         saved = SavedTeacher(TeacherFile(path))
         saved.require_fits(described_windows(scorer.run_info()), scorer.engine.vocabulary())
         scorer.prepare = saved.attach
-        found = cls(scorer, "saved teacher", SAVED_WANTS, partial(of_saved, n_words=saved.n_words))
+        scorer.engine = TaughtEngine(scorer.engine, None, saved.n_words)
+        found = cls(scorer, "saved teacher", Wants(), of_teacher)
         found.teacher = saved.record()
         return found
 
@@ -74,8 +69,17 @@ class GoldScorer:
         if not 0 <= smoothing < 1:
             raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
         assert isinstance(scorer.engine, Engine)
-        of = partial(of_smoothing, smoothing=smoothing, n_words=scorer.engine.vocabulary())
+        n_words = scorer.engine.vocabulary()
+        if smoothing and not smoothing / n_words:
+            raise UsageError(f"--label-smoothing {smoothing} is too little to be spread")
+        of = partial(of_smoothing, smoothing=smoothing, n_words=n_words)
         return cls(scorer, f"one-hot, label smoothing {smoothing:g}", SMOOTHING_WANTS, of)
+
+    @property
+    def knows_in_part(self) -> bool:
+        """Gold is known from a file that holds some of its words."""
+        teacher = self.teacher
+        return bool(teacher and teacher["saved_as"] and teacher["top_k"] < teacher["n_words"])
 
     def diverge(
         self, items: Iterable[Item], on_progress: OnProgress = ignore_progress

@@ -32,10 +32,8 @@ def score_positions(
     targets_M: Tensor,
     vocabulary: int,
     wants: Wants,
-    asked_MK: Tensor | None = None,
 ) -> TokenScores:
-    """Scores of M positions; `logits_of` gives the logits, R x V, of a slice of them. Of the ids
-    `asked_MK` the log-probabilities are given, too.
+    """Scores of M positions; `logits_of` gives the logits, R x V, of a slice of them.
 
     No more than `LOGITS_AT_ONCE` logits are asked for at a time (one position at least).
     """
@@ -43,10 +41,10 @@ def score_positions(
     parts = []
     for start in range(0, len(targets_M), step):
         rows = slice(start, start + step)
-        if asked_MK is None and not wants.mean_log_prob:
+        if not wants.mean_log_prob:
             parts.append(score_logits(logits_of(rows), targets_M[rows], wants))
             continue
-        running = Running(targets_M[rows], wants, None if asked_MK is None else asked_MK[rows])
+        running = Running(targets_M[rows], wants)
         running.add(logits_of(rows).clone(), 0)
         parts.append(running.result())
     return to_host(parts)
@@ -58,7 +56,6 @@ def score_in_blocks(
     vocabulary: int,
     wants: Wants,
     width: int | None = None,
-    asked_MK: Tensor | None = None,
 ) -> TokenScores:
     """The same a block of the vocabulary at a time; `logits_of` gives the logits of some positions
     and some words. The logits of all words never exist at once, unless ranks are wanted: then for
@@ -70,7 +67,7 @@ def score_in_blocks(
     parts = []
     for start in range(0, len(targets_M), n_rows):
         rows = slice(start, min(start + n_rows, len(targets_M)))
-        running = Running(targets_M[rows], wants, None if asked_MK is None else asked_MK[rows])
+        running = Running(targets_M[rows], wants)
         for words in word_blocks(rows, vocabulary, width):
             running.add(logits_of(rows, words), words.start)
         parts.append(running.result())

@@ -33,7 +33,7 @@ class RankTotals:
     n_rows: int = 0
     n_choices: int = 0
     n_tokens: int = 0
-    """Of prompts and choices together, each as often as it is scored."""
+    """Of prompts and choices together, a prompt as often as it has choices."""
     n_with_answer: int = 0
     n_judged: Mapping[str, int] = field(default_factory=dict)
     """Accuracy to the rows whose best choice was judged right or wrong."""

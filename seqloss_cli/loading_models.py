@@ -23,7 +23,7 @@ from seqloss_cli.gguf_files import (
     read_gguf,
     refuse_unread,
 )
-from seqloss_cli.quantization import quantization_on_load, require_packages, settings_of
+from seqloss_cli.quantization import described, quantization_on_load, require_packages, settings_of
 from seqloss_cli.tuning import fuse_activations, is_out_of_memory, keep_freed_memory
 
 
@@ -130,6 +130,8 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             ) from error
         raise RunError(_explain(choice, path, error)) from error
     _check_weights(path, model, loading)
+    if file is None and settings_of(config) is not None:
+        _require_quantised(path, model, config)
     if device == "cpu":
         keep_freed_memory()
     warnings = _made_fit(path, model, file, choice, source["dtype"])
@@ -138,6 +140,15 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
     return model, warnings + put_adapter_on(model, choice)
+
+
+def _require_quantised(path: str, model: Any, config: Any) -> None:
+    """transformers passes over a method that it does not know, and says so to nobody."""
+    if getattr(model, "hf_quantizer", None) is None:
+        raise RunError(
+            f"model {path}: its config.json names the quantisation {described(config)}, which this "
+            "version of transformers does not know"
+        )
 
 
 def _source(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:

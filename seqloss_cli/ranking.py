@@ -32,6 +32,15 @@ from seqloss_cli.records import (
 SCORES = ("sum", "token", "byte", "char", "pmi", "mutual_information")
 """ln Pr(y|x); the same per token, byte and character of y; ln Pr(y|x) - ln Pr(y), with the ids that
 y has after x; and that with the ids that separator and y have alone."""
+MEANINGS = {
+    "sum": "ln Pr(y|x), separator included",
+    "token": "sum / tokens of y",
+    "byte": "sum / bytes of y",
+    "char": "sum / characters of y",
+    "pmi": "sum - ln Pr(y), of the ids that y has after x",
+    "mutual_information": "sum - ln Pr(y), separator and y tokenized alone",
+}
+"""Score to its definition, for the run's record."""
 Score = Callable[[Iterable[Item]], Iterator[Outcome]]
 
 
@@ -145,8 +154,8 @@ def _ranked(sample: Sample, outcomes: list[Outcome], with_alone: bool) -> Rankin
     assert choices is not None
     places = {text: n for n, text in enumerate(dict.fromkeys(choices.responses))}
     found: list[SequenceScore] = []
-    for outcome, text in zip(outcomes, [*places] * 2, strict=False):
-        wrong = _why_not(outcome)
+    for number, (outcome, text) in enumerate(zip(outcomes, [*places] * 2, strict=False)):
+        wrong = _why_not(outcome, alone=number >= len(places))
         if wrong is not None:
             reason, message = wrong
             n = choices.responses.index(text)
@@ -161,17 +170,22 @@ def _ranked(sample: Sample, outcomes: list[Outcome], with_alone: bool) -> Rankin
     return _ordered(sample, choices, tuple(scored))
 
 
-def _why_not(outcome: Outcome) -> tuple[str, str] | None:
-    """Reason and message of a choice that has no log-probability."""
+def _why_not(outcome: Outcome, alone: bool) -> tuple[str, str] | None:
+    """Reason and message of a choice that has no log-probability. Alone it may have none: then what
+    is made of that is not known (rule 14)."""
     if isinstance(outcome, Rejected):
         return outcome.reason, outcome.message
-    mask = outcome.sequence.loss_mask
-    if (mask & ~outcome.scored).any():
+    if not alone and _lacks_a_token(outcome):
         return "first_token_unscored", (
             "its first token has no loss, since neither a prompt nor a BOS stands before it: "
             "--bos-token names a token to take for BOS"
         )
     return None
+
+
+def _lacks_a_token(score: SequenceScore) -> bool:
+    """A token that is to count has no loss."""
+    return bool((score.sequence.loss_mask & ~score.scored).any())
 
 
 def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -> ScoredChoice:
@@ -185,7 +199,7 @@ def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -
         n_chars=len(pair.response),
         with_alone=alone is not None,
         log_prob_y=None if score.alone is None else log_prob_of(score.alone),
-        log_prob_alone=None if alone is None else log_prob_of(alone),
+        log_prob_alone=None if alone is None or _lacks_a_token(alone) else log_prob_of(alone),
     )
 
 

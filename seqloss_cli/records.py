@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,16 +176,28 @@ class Seam:
 
 @dataclass(frozen=True, slots=True)
 class SavedGold:
-    """What a file knows of a teacher's distributions at the tokens of a sequence."""
+    """What a file knows of a teacher's distributions at M tokens, nats."""
 
-    top_ids: Ints
-    """Shape N x K: the teacher's most probable ids, best first."""
+    top_ids: NDArray[np.int32]
+    """Shape M x K: the teacher's most probable ids, best first."""
     top_log_probs: Floats
-    """Shape N x K."""
+    """Shape M x K."""
+    rest_log_prob: Floats
+    """Shape M: of all other ids together."""
+    rest_own: Floats
+    """Shape M: Σ q ln q over these."""
     losses: Floats
-    """Shape N: the teacher's own, nats."""
+    """Shape M: the teacher's own."""
     entropies: Floats
-    """Shape N: of its whole distributions, nats."""
+    """Shape M: of its whole distributions."""
+
+
+class SavedRows(Protocol):
+    """A sequence's part of such a file."""
+
+    def at(self, targets: Ints) -> SavedGold:
+        """Of these tokens of the sequence, which are scored, in this order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +223,7 @@ class TokenSequence:
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
     other_boundary: TokenSequence | None = None
     """The same pair tokenized by the other policy, when both are to be compared."""
-    saved: SavedGold | None = None
+    saved: SavedRows | None = None
     """Where the model is held to a teacher that is known from a file."""
     end_wanted: bool = False
     """What comes after the last token is asked about, too; so that one is fed."""

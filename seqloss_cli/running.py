@@ -79,13 +79,10 @@ class Runner:
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
         logits, targets_M = self.logits(batch), self.on_device(batch.targets)
-        asked_MK = None if batch.asked is None else self.on_device(batch.asked)
         if logits.in_blocks:
-            return score_in_blocks(
-                logits.of, targets_M, logits.vocabulary, wants, self.block_width, asked_MK
-            )
+            return score_in_blocks(logits.of, targets_M, logits.vocabulary, wants, self.block_width)
         return score_positions(
-            lambda rows: logits.of(rows, None), targets_M, logits.vocabulary, wants, asked_MK
+            lambda rows: logits.of(rows, None), targets_M, logits.vocabulary, wants
         )
 
     def logits(self, batch: Batch) -> Logits:

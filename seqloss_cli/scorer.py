@@ -139,6 +139,7 @@ class Scorer:
             compiled=self.engine.compiled,
             devices=self.engine.abilities.at_once,
             gold="one-hot",
+            versions=_versions(*_packages(checkpoint)),
         )
 
 
@@ -258,6 +259,15 @@ def _run_info(
     )
 
 
-def _versions() -> dict[str, str]:
-    names = ("seqloss", "torch", "transformers", "tokenizers", "numpy")
+def _packages(checkpoint: Checkpoint) -> list[str]:
+    """What else made the model's numbers."""
+    kinds = (checkpoint.quantization or "").split(" ")[0].lower()
+    return [
+        *(["peft"] if checkpoint.adapter else []),
+        *(name for name in ("torchao", "bitsandbytes", "gguf") if name == kinds),
+    ]
+
+
+def _versions(*further: str) -> dict[str, str]:
+    names = ("seqloss", "torch", "transformers", "tokenizers", "numpy", *further)
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

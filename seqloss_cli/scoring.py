@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 
 import numpy as np
@@ -26,6 +26,7 @@ from seqloss_cli.records import (
     Outcome,
     Rejected,
     Sample,
+    SavedGold,
     SequenceScore,
     TokenSequence,
 )
@@ -166,7 +167,7 @@ def _fitting(
     batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, wants: Wants
 ) -> Iterator[tuple[Batch, TokenScores]]:
     """The batch with its scores, or halves of it where it does not fit in memory."""
-    batch = _with_asked(batch, sequences)
+    batch = _with_saved(batch, sequences)
     try:
         scores = backend.score(batch, wants)
     except OutOfMemoryError:
@@ -180,17 +181,20 @@ def _fitting(
         yield from _fitting(half, sequences, backend, wants)
 
 
-def _with_asked(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
-    """With the ids that a teacher's file asks for at each target, where there is one."""
-    found = [(part, sequences[part.sequence].saved) for part in batch.parts]
-    width = next((saved.top_ids.shape[1] for _, saved in found if saved is not None), None)
-    if width is None:
+def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
+    """With what a teacher's file knows of each target, where there is one."""
+    parts = [(part, sequences[part.sequence].saved) for part in batch.parts]
+    found = [saved.at(part.targets) for part, saved in parts if saved is not None]
+    if not found:
         return batch
-    asked = np.zeros((len(batch.targets), width), dtype=np.int64)
-    for part, saved in found:
-        assert saved is not None, "all sequences of a run have a teacher, or none"
-        asked[part.scores] = saved.top_ids[part.targets]
-    return replace(batch, asked=asked)
+    assert len(found) == len(parts), "all sequences of a run have a teacher, or none"
+    places = np.concatenate([np.arange(len(batch.targets))[part.scores] for part, _ in parts])
+    order = np.argsort(places)
+    columns = (
+        np.concatenate([getattr(saved, field.name) for saved in found])[order]
+        for field in fields(SavedGold)
+    )
+    return replace(batch, saved=SavedGold(*columns))
 
 
 def _outcomes(block: _Block, finished: Iterator[Collected]) -> Iterator[Outcome]:

@@ -27,16 +27,11 @@ class HeadTensors:
     top_ids: Tensor | None
     top_log_probs: Tensor | None
     boundaries: Tensor | None
-    asked_log_probs: Tensor | None = None
-    rest_log_prob: Tensor | None = None
-    """Of all ids that were not asked for, together."""
-    least_log_prob: Tensor | None = None
-    """Of any id."""
     mean_log_prob: Tensor | None = None
     """Over all ids."""
 
 
-FURTHER = ("asked_log_probs", "rest_log_prob", "least_log_prob", "mean_log_prob")
+FURTHER = ("mean_log_prob",)
 """Figures of `HeadTensors` that go into `TokenScores.further`."""
 
 
@@ -62,6 +57,7 @@ class Running:
         if asked_MK is not None:
             self._asked_logits_MK = torch.full(asked_MK.shape, -torch.inf, device=device)
             self._rest_M1 = torch.zeros_like(self._sum_M1)
+            self._rest_spread_M1 = torch.zeros_like(self._sum_M1)
             self._min_M1 = torch.full(shape, torch.inf, device=device)
 
     @property
@@ -112,7 +108,7 @@ class Running:
         self._sum_M1 = scale_M1 * self._sum_M1 + weights_MB.sum(dim=1, keepdim=True)
         self._max_M1 = greatest_M1
         if self._asked_MK is not None:
-            self._add_rest(weights_MB, scale_M1, first)
+            self._add_rest(weights_MB, scale_M1, drop_M1, first)
         return weights_MB, scale_M1
 
     def _keep_asked(self, logits_MB: Tensor, first: int) -> None:
@@ -125,13 +121,16 @@ class Running:
         self._asked_logits_MK = torch.where(inside_MK, here_MK, self._asked_logits_MK)
         self._min_M1 = torch.minimum(self._min_M1, logits_MB.amin(dim=1, keepdim=True))
 
-    def _add_rest(self, weights_MB: Tensor, scale_M1: Tensor, first: int) -> None:
+    def _add_rest(self, weights_MB: Tensor, scale_M1: Tensor, drop_M1: Tensor, first: int) -> None:
         """The weights of ids that were not asked for: added up by themselves, since a difference of
         sums would lose a small rest. The weights are overwritten."""
         assert self._asked_MK is not None
         place_MK = self._asked_MK - first
         rows, columns = ((place_MK >= 0) & (place_MK < weights_MB.shape[1])).nonzero(as_tuple=True)
         weights_MB[rows, place_MK[rows, columns]] = 0.0
+        moved_M1 = self._rest_spread_M1 + drop_M1 * self._rest_M1
+        moved_M1 = torch.where(scale_M1 > 0, scale_M1 * moved_M1, 0.0)
+        self._rest_spread_M1 = moved_M1 + torch.xlogy(weights_MB, weights_MB).sum(1, keepdim=True)
         self._rest_M1 = scale_M1 * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
     def _keep_best(self, logits_MB: Tensor, first: int) -> None:
@@ -162,14 +161,21 @@ class Running:
         )
 
     def _further_result(self, log_sum_M1: Tensor) -> dict[str, Tensor]:
-        whole_M1 = log_sum_M1 + self.greatest
-        if self._wants.mean_log_prob:
-            return {"mean_log_prob": (self._total_M1 / self._n_words - whole_M1)[:, 0]}
-        if self._asked_MK is None:
+        if not self._wants.mean_log_prob:
             return {}
+        whole_M1 = log_sum_M1 + self.greatest
+        return {"mean_log_prob": (self._total_M1 / self._n_words - whole_M1)[:, 0]}
+
+    def asked(self) -> dict[str, Tensor]:
+        """Of the ids that were asked for, M x K; of all others, M: their probability, Σ p ln p over
+        them, and the least log-probability of any id."""
+        log_sum_M1 = self._sum_M1.log()
+        whole_M1 = log_sum_M1 + self.greatest
+        own_M1 = (self._rest_spread_M1 - log_sum_M1 * self._rest_M1) / self._sum_M1
         return {
-            "asked_log_probs": self._asked_logits_MK.double() - whole_M1,
+            "log_probs": self._asked_logits_MK.double() - whole_M1,
             "rest_log_prob": (self._rest_M1.log() - log_sum_M1)[:, 0],
+            "rest_own": own_M1[:, 0],
             "least_log_prob": (self._min_M1.double() - whole_M1)[:, 0],
         }
 

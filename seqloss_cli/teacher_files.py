@@ -1,17 +1,20 @@
 """What is kept of a teacher's distributions, so that it need not be loaded again.
 
-JSONL: a line that says which teacher, tokenizer and windows; a line for each sequence, by the
-SHA-256 of its ids, with the teacher's K most probable ids, their log-probabilities, its losses and
-the entropies of its whole distributions (base64 of little-endian int32, float32, float64 and
-float64); and a line with the error that the K ids make for the student they were saved beside.
+JSONL: a line that says which teacher, tokenizer and windows; for each sequence, by the SHA-256 of
+its ids, lines of at most `CHUNK` scored tokens with the columns of `SavedGold` (base64 of
+little-endian numbers); and a line with the error that the K ids make for the student that they were
+saved beside.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import math
+from array import array
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +22,24 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.records import Bools, SavedGold, SequenceScore, TokenSequence
+from seqloss_cli.errors import RowError, RunError, UsageError
+from seqloss_cli.records import Bools, Ints, SavedGold, SequenceScore, TokenSequence
 
 KIND, VERSION = "seqloss teacher", 1
-_DTYPES = {"top_ids": "<i4", "top_log_probs": "<f4", "losses": "<f8", "entropies": "<f8"}
-_KEY = slice(8, 72)
-"""Where a sequence's line has its key."""
+CHUNK = 2048
+_DTYPES = {
+    "top_ids": "<i4",
+    "top_log_probs": "<f8",
+    "rest_log_prob": "<f8",
+    "rest_own": "<f8",
+    "losses": "<f8",
+    "entropies": "<f8",
+}
+_FURTHER = {"losses": "teacher_losses", "entropies": "teacher_entropies"}
+"""Columns that have another name where they are computed."""
+_HEADER = {"top_k": int, "n_words": int}
+_PREFIX = b'{"key":"'
+_KEY_CHARS = slice(len(_PREFIX), len(_PREFIX) + 64)
 
 
 def key_of(sequence: TokenSequence) -> str:
@@ -49,19 +63,15 @@ class TeacherWriter:
 
     def write(self, score: SequenceScore) -> None:
         """A sequence that a teacher was asked about, with its best ids."""
-        sequence, further = score.sequence, score.further
-        scored = score.scored
-        columns = {
-            "top_ids": further["top_ids"],
-            "top_log_probs": further["top_log_probs"],
-            "losses": further["teacher_losses"],
-            "entropies": further["teacher_entropies"],
-        }
-        row: dict[str, Any] = {"key": key_of(sequence), "n": int(scored.sum())}
-        for name, dtype in _DTYPES.items():
-            raw = np.ascontiguousarray(columns[name][scored].astype(dtype)).tobytes()
-            row[name] = base64.b64encode(raw).decode()
-        self._line(row)
+        places = np.flatnonzero(score.scored)
+        key = key_of(score.sequence)
+        for start in range(0, len(places), CHUNK):
+            chunk = places[start : start + CHUNK]
+            row: dict[str, Any] = {"key": key, "n": len(chunk)}
+            for name, dtype in _DTYPES.items():
+                column = score.further[_FURTHER.get(name, name)][chunk].astype(dtype)
+                row[name] = base64.b64encode(np.ascontiguousarray(column).tobytes()).decode()
+            self._line(row)
 
     def end(self, measured: Mapping[str, Any]) -> None:
         self._line({"type": "end", "measured": measured})
@@ -71,29 +81,32 @@ class TeacherWriter:
 
 
 class TeacherFile:
-    """A file of a teacher that was read through once: `header`, `measured`, and where its rows are.
+    """A file of a teacher that was read through once: `header`, `measured`, and where its lines
+    are, in 16 bytes a line.
 
     Raises UsageError for what is no such file, or was cut off.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._places: dict[str, int] = {}
-        last = b""
+        keys, places, last = array("Q"), array("Q"), b""
         try:
             self._file = path.open("rb")
             self.header = self._header(self._file.readline())
             place = self._file.tell()
             for last in self._file:
-                if last.startswith(b'{"key":"'):
-                    self._places[last[_KEY].decode()] = place
+                if last.startswith(_PREFIX):
+                    keys.append(_short(last[_KEY_CHARS]))
+                    places.append(place)
                 place += len(last)
             end = orjson.loads(last)
-        except (OSError, orjson.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"--teacher {path}: cannot be read: {error}") from error
-        if end.get("type") != "end":
+        if not isinstance(end, dict) or end.get("type") != "end" or "measured" not in end:
             raise UsageError(f"--teacher {path}: is not whole: its end is missing")
         self.measured: dict[str, Any] = end["measured"]
+        order = np.argsort(np.asarray(keys), kind="stable")
+        self._keys, self._places = np.asarray(keys)[order], np.asarray(places)[order]
 
     def _header(self, line: bytes) -> dict[str, Any]:
         found = orjson.loads(line)
@@ -101,39 +114,77 @@ class TeacherFile:
             raise UsageError(f"--teacher {self.path}: is neither a model nor a saved teacher")
         if found.get("version") != VERSION:
             raise UsageError(f"--teacher {self.path}: was written by a newer seqloss")
+        if not all(isinstance(found.get(name), kind) for name, kind in _HEADER.items()):
+            raise UsageError(f"--teacher {self.path}: its first line is damaged")
         return found
 
-    def with_saved(self, sequence: TokenSequence) -> SavedGold:
+    def rows_of(self, sequence: TokenSequence) -> RowsOfFile:
         """What the file knows of a sequence; raises RowError where that is nothing."""
-        place = self._places.get(key_of(sequence))
-        if place is None:
+        key, scored = key_of(sequence), _scored(sequence)
+        n_lines = -(-int(scored.sum()) // CHUNK)
+        start = int(np.searchsorted(self._keys, _short(key.encode())))
+        places = self._places[start : start + n_lines].tolist()  # the same text twice: the first
+        if not n_lines:
+            return RowsOfFile(self, [], scored)
+        if len(places) < n_lines or self._key_at(places[0]) != key.encode():
             raise RowError("not_in_teacher", f"{self.path} knows nothing of this text's tokens")
-        self._file.seek(place)
-        row, scored = orjson.loads(self._file.readline()), _scored(sequence)
-        if row["n"] != scored.sum():
-            raise RowError("not_in_teacher", f"{self.path} is damaged at this text")
-        found = {name: self._column(row, name, scored) for name in _DTYPES}
-        return SavedGold(
-            top_ids=found["top_ids"].astype(np.int64),
-            top_log_probs=found["top_log_probs"].astype(np.float64),
-            losses=found["losses"],
-            entropies=found["entropies"],
-        )
+        return RowsOfFile(self, places, scored)
 
-    def _column(self, row: Mapping[str, Any], name: str, scored: Bools) -> NDArray[Any]:
-        """Values at their tokens; elsewhere 0."""
-        values = np.frombuffer(base64.b64decode(row[name]), dtype=_DTYPES[name])
-        width = int(self.header["top_k"])
-        if name.startswith("top_"):
-            values = values.reshape(-1, width)
-        column = np.zeros((len(scored), *values.shape[1:]), dtype=values.dtype)
-        column[scored] = values
-        return column
+    def _key_at(self, place: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(_KEY_CHARS.stop)[_KEY_CHARS]
+
+    def line_at(self, place: int, n_least: int) -> SavedGold:
+        """The columns of a line; raises RunError where they are damaged."""
+        self._file.seek(place)
+        try:
+            row = orjson.loads(self._file.readline())
+            columns = {name: self._column(row, name) for name in _DTYPES}
+            assert {len(column) for column in columns.values()} == {row["n"]}
+            assert row["n"] >= n_least
+        except (ValueError, KeyError, TypeError, AssertionError, binascii.Error) as error:
+            raise RunError(f"--teacher {self.path}: is damaged at byte {place}") from error
+        return SavedGold(**columns)
+
+    def _column(self, row: Mapping[str, Any], name: str) -> NDArray[Any]:
+        values = np.frombuffer(base64.b64decode(row[name], validate=True), dtype=_DTYPES[name])
+        return values.reshape(-1, int(self.header["top_k"])) if name.startswith("top_") else values
+
+
+class RowsOfFile:
+    """A sequence's lines of a teacher's file; one of them is in memory at a time."""
+
+    def __init__(self, file: TeacherFile, places: list[int], scored: Bools) -> None:
+        self._numbers = np.cumsum(scored) - 1
+        n_scored = int(scored.sum())
+
+        @lru_cache(maxsize=1)
+        def line(number: int) -> SavedGold:
+            return file.line_at(places[number], min(CHUNK, n_scored - number * CHUNK))
+
+        self._line = line
+
+    def at(self, targets: Ints) -> SavedGold:
+        """Of scored tokens, in their order."""
+        lines, places = np.divmod(self._numbers[targets], CHUNK)
+        parts: list[dict[str, NDArray[Any]]] = []
+        for number in np.unique(lines).tolist():
+            line, here = self._line(number), places[lines == number]
+            parts.append({name: getattr(line, name)[here] for name in _DTYPES})
+        return SavedGold(**{n: np.concatenate([part[n] for part in parts]) for n in _DTYPES})
+
+
+def _short(key: bytes) -> int:
+    """64 bits of a key."""
+    return int(key[:16], 16)
 
 
 def looks_saved(name: str) -> bool:
     """Whether a teacher's name is that of a file, not of a model."""
-    return Path(name).is_file() and not name.endswith(".gguf")
+    try:
+        return Path(name).is_file() and not name.lower().endswith(".gguf")
+    except OSError:  # longer than a name may be
+        return False
 
 
 class SavedSums:
@@ -147,6 +198,8 @@ class SavedSums:
         """A sequence that was scored beside its teacher."""
         self._writer.write(score)
         counted = score.counted
+        if not counted.any():
+            return
         self._n += int(counted.sum())
         for sums, name in ((self._whole, "kls"), (self._in_part, "kls_in_part")):
             sums.append(math.fsum(score.further[name][counted].tolist()))

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from seqloss_cli.backend import Abilities, Batch, TokenScores, Wants
 from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, window_policy
 from seqloss_cli.config import ModelChoice, WindowPolicy
-from seqloss_cli.divergence import SAVED_WANTS, diverge, kl_bounds
+from seqloss_cli.divergence import diverge, diverge_from_saved
 from seqloss_cli.engine import Engine
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.records import Rejected, SavedGold, TokenSequence, rejection
+from seqloss_cli.errors import RowError, RunError, UsageError
+from seqloss_cli.records import Rejected, TokenSequence, rejection
 from seqloss_cli.running import Runner
 from seqloss_cli.teacher_files import TeacherFile
 
@@ -24,49 +22,46 @@ Entry = TokenSequence | Rejected
 class TaughtEngine:
     """A model and its teacher as one backend: the student's losses, and the divergences."""
 
-    def __init__(self, student: Engine, teacher: Engine, n_words: int, top_k: int = 0) -> None:
-        """`n_words` of both vocabularies count. With `top_k` the teacher's best ids are given, and
-        what divergences would be if only those were known."""
+    def __init__(
+        self, student: Engine, teacher: Engine | None, n_words: int, top_k: int = 0
+    ) -> None:
+        """`n_words` of both vocabularies count. With `top_k` what a file keeps of the teacher is
+        given, too. Without a `teacher` batches come with what a file knows of it."""
         self._student, self._teacher = student, teacher
         self._n_words, self._top_k = n_words, top_k
         self.path, self.compiled = student.path, student.compiled
-        self.teacher_path = teacher.path
-        self.warnings = [*student.warnings, *(f"teacher: {each}" for each in teacher.warnings)]
-        a, b = student.abilities, teacher.abilities
-        self.abilities = Abilities(a.one_row or b.one_row, min(a.longest_packed, b.longest_packed))
+        self.warnings = [*student.warnings]
+        self.abilities = replace(student.abilities, longest_shared=0)
+        if teacher is not None:
+            self.warnings += [f"teacher: {each}" for each in teacher.warnings]
+            a, b = student.abilities, teacher.abilities
+            self.abilities = Abilities(
+                a.one_row or b.one_row, min(a.longest_packed, b.longest_packed)
+            )
 
     @property
     def n_too_large(self) -> int:
-        return self._student.n_too_large + self._teacher.n_too_large
+        """Batches that did not fit in memory."""
+        return self._student.n_too_large + (self._teacher.n_too_large if self._teacher else 0)
 
     def score(self, batch: Batch, wants: Wants) -> TokenScores:
         """As `Engine.score`; `wants` is not looked at."""
+        teacher = self._teacher
+        if teacher is None:
+            return self._student.run(batch, lambda runner: self._from_saved(batch, runner))
         return self._student.run(
             batch,
-            lambda runner: self._teacher.run(batch, lambda other: self._both(batch, runner, other)),
+            lambda runner: teacher.run(batch, lambda other: self._both(batch, runner, other)),
         )
 
     def _both(self, batch: Batch, student: Runner, teacher: Runner) -> TokenScores:
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
-        scores = diverge(logits, teacher.logits(batch), targets_M, self._n_words, self._top_k)
-        if not self._top_k:
-            return scores
-        asked = student.score(replace(batch, asked=scores.further["top_ids"]), SAVED_WANTS)
-        saved = SavedGold(
-            scores.further["top_ids"],
-            scores.further["top_log_probs"].astype(np.float32).astype(np.float64),  # as in files
-            scores.further["teacher_losses"],
-            scores.further["teacher_entropies"],
-        )
-        further = asked.further
-        in_part, _ = kl_bounds(
-            saved,
-            further["asked_log_probs"],
-            further["rest_log_prob"],
-            further["least_log_prob"],
-            self._top_k >= self._n_words,
-        )
-        return replace(scores, further={**scores.further, "kls_in_part": in_part})
+        return diverge(logits, teacher.logits(batch), targets_M, self._n_words, self._top_k)
+
+    def _from_saved(self, batch: Batch, student: Runner) -> TokenScores:
+        assert batch.saved is not None
+        logits, targets_M = student.logits(batch), student.on_device(batch.targets)
+        return diverge_from_saved(logits, targets_M, batch.saved, self._n_words)
 
 
 def load_teacher(
@@ -81,10 +76,18 @@ def load_teacher(
     windows = _fitting(windows, checkpoint)
     teacher = Engine(checkpoint.model, windows.context)
     if engine.compiled:
-        teacher.compile()
+        try:
+            teacher.compile()
+        except RunError as error:
+            teacher.warnings.append(f"not compiled: {error}")
     widths = engine.vocabulary(), teacher.vocabulary()
     n_words = widths[0]
     if widths[0] != widths[1]:
+        if top_k:
+            raise UsageError(
+                f"--save-teacher: the heads are {widths[0]} and {widths[1]} wide; save it beside a "
+                "model of its own width"
+            )
         n_words = _n_tokenizer_ids(student)
         if n_words > min(widths):
             raise UsageError(
@@ -165,7 +168,7 @@ class SavedTeacher:
                     f"--teacher {self.file.path}: its {name} is {self.header.get(name)!r:.20}, "
                     f"this run's {value!r:.20}{flag}"
                 )
-        if n_logits != self.n_words:
+        if n_logits < self.n_words:
             raise UsageError(
                 f"--teacher {self.file.path} is of {self.n_words} words, this model has {n_logits} "
                 "logits: name the teacher itself"
@@ -179,7 +182,7 @@ class SavedTeacher:
         if isinstance(entry, Rejected):
             return entry
         try:
-            return replace(entry, saved=self.file.with_saved(entry))
+            return replace(entry, saved=self.file.rows_of(entry))
         except RowError as error:
             return rejection(entry.sample, error.reason, error.message)
 

@@ -91,6 +91,9 @@ class _Text:
             stop -= 1  # white space after the last word
         if start == stop or self._ends[start:stop].any() or self._longer[start:stop].any():
             return None
+        begun = start + int(np.argmax(self._edges[start + 1 : stop + 1] > first_byte))
+        if self._spaced[begun + 1 : stop].any():
+            return None  # to the model another word begins inside: texts that were put together
         losses = self._losses[start:stop].tolist()
         known = [*losses, self._before(start, first_byte), -self._after(stop)]
         return math.fsum(known) if all(map(math.isfinite, known)) else None

@@ -255,6 +255,28 @@ def test_an_adapter_of_another_base_is_warned_of(base: Path, lora: Path, tmp_pat
     assert "was made for someone/other-7b" in warning
 
 
+def test_settings_that_peft_does_not_know_are_refused(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    """PEFT would drop them, and they may be what the adapter does."""
+    shutil.copytree(lora, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "adapter_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"brand_new_variant": True}))
+    with pytest.raises(RunError, match="brand_new_variant"):
+        Scorer(ModelChoice(name=str(base), adapter=str(tmp_path)))
+    path.write_text(json.dumps(written | {"variant": None, "base_model_name_or_path": None}))
+    scorer = Scorer(ModelChoice(name=str(base), adapter=str(tmp_path)))
+    assert any("does not say which model" in warning for warning in scorer.warnings)
+    assert "peft" in scorer.run_info().versions
+
+
+def test_mask_without_losses_takes_no_adapter(run_cli: Any, lora: Path) -> None:
+    words = ["mask", "--prompt", "a", "--response", "b", "-m", "demo"]
+    assert "--loss" in run_cli(*words, "--adapter", lora).stderr
+    assert run_cli(*words, "--quantize", "int8").exit_code == 2
+
+
 def test_an_adapter_beside_the_weights_is_left_out_and_said(
     base: Path, lora: Path, tmp_path: Path
 ) -> None:

@@ -134,6 +134,21 @@ def test_a_quantised_checkpoint_is_loaded_whole_or_not_at_all(
         Scorer(ModelChoice(name=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"quant_method": "nosuch", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_8bit": True}],
+)
+def test_weights_that_are_not_quantised_as_their_configuration_says(
+    plain: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """transformers passes over a method that it does not know."""
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    with pytest.raises(RunError, match=settings["quant_method"]):
+        Scorer(ModelChoice(str(tmp_path)))
+
+
 def test_rounded_activations_are_said_and_run_one_at_a_time(plain: Path, tmp_path: Path) -> None:
     """bitsandbytes' int8 treats columns in which any token of a forward is an outlier apart."""
     made = load(plain, quantization_config=BitsAndBytesConfig(load_in_8bit=True))

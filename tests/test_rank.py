@@ -286,6 +286,34 @@ def test_n_best_lists_are_re_ordered(tmp_path: Path, folder: Path) -> None:
         assert each["orders"]["byte"] == sorted(each["orders"]["byte"])
 
 
+def test_a_rejected_row_costs_neither_file(tmp_path: Path, folder: Path) -> None:
+    path, ranked = tmp_path / "rows.jsonl", tmp_path / "ranked.jsonl"
+    path.write_text('{"prompt": "a", "choices": ["b", "c"]}\n{"prompt": "a"}\n')
+    words = ["rank", path, "-m", folder, "--output-ranked", ranked, "--json"]
+    document(in_process(*words), exit_code=3)
+    assert len(list(lines(ranked))) == 1
+    strict = in_process(*words[:4], "--jsonl", "--strict")
+    assert strictly(strict.stdout.splitlines()[-1])["flags"] == {"stopped_early": 1}
+
+
+def test_an_answer_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [("0", ["1", "0"]), ("1", ["0", "1"]), ("9" * 5000, ["0", "1"])]
+    made = [{"prompt": "a", "choices": choices, "answer": answer} for answer, choices in rows]
+    path.write_text("".join(json.dumps(each) + "\n" for each in made))
+    found = document(in_process("rank", path, "-m", folder, "--json"), exit_code=3)
+    assert [each["reason"] for each in found["rejected"]] == ["bad_answer"] * 2
+    assert found["sequences"][0]["answers"] == [1]
+
+
+def test_without_bos_information_is_unknown_not_the_row(folder: Path) -> None:
+    words = ["rank", "-m", folder, "--bos", "never", "--pmi", "--json", "--prompt", "ab"]
+    found = document(in_process(*words, "--response", "ab", "--response", "b"))["sequences"][0]
+    assert [c["log_prob_y"] for c in found["choices"]] == [None, None]
+    assert [c["log_prob_alone"] for c in found["choices"]] == [None, None]
+    assert sorted(found["orders"]) == ["byte", "char", "sum", "token"]
+
+
 def test_batches_and_shared_prompts_do_not_matter(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [

@@ -338,7 +338,7 @@ def test_regions_of_pairs_are_of_prompt_and_response(tmp_path: Path) -> None:
 def test_what_belongs_to_no_input_is_said(tmp_path: Path) -> None:
     rows = [{"id": "raises-1", "regions": [{"start": 0, "end": 6}]}, {"id": "x", "regions": ["a"]}]
     path = write(tmp_path / "r.jsonl", *rows)
-    done = in_process("score", SENTENCES, "--regions", path, *DEMO, "--summary")
+    done = in_process("score", SENTENCES, "--regions", path, *DEMO, "--jsonl")
     assert done.exit_code == 3
     assert f"warning: 1 rows of {path} belong to no input" in done.stderr
     assert "has no regions for it (no_regions)" in done.stderr

@@ -489,6 +489,18 @@ def test_responses_are_corrected_given_their_prompts() -> None:
     )
 
 
+def test_a_word_that_was_put_together_of_two_has_no_corrected_loss(tmp_path: Any) -> None:
+    """Tokenized apart, the second part begins with a mark: to the model there are two words."""
+    tokenizer = trained("sentencepiece")
+    folder = save_checkpoint(tmp_path, llama(len(tokenizer)), tokenizer)
+    words = ["cond", "--prompt", "the", "--response", "cat", "-m", folder, "--words"]
+    apart = document(in_process(*words, "--word-correction", "--boundary", "separate", "--json"))
+    (row,) = apart["sequences"]
+    assert row["words"] == ["thecat"]
+    assert row["corrected_word_losses"] == [None]
+    assert row["flags"]["uncorrected_word"] == 1
+
+
 def test_a_pair_that_fills_the_context_keeps_its_losses() -> None:
     words = (
         "cond",

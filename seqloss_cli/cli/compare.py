@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,9 +93,16 @@ def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> N
         raise typer.Exit(REJECTED)
 
 
+def model_label(run: Mapping[str, Any]) -> str:
+    """A model with its adapter and quantisation."""
+    adapter, quantization = run.get("adapter"), run.get("quantization")
+    with_adapter = f" with {adapter}" if adapter else ""
+    return f"{run.get('model')}{with_adapter}" + (f", {quantization}" if quantization else "")
+
+
 def labels_of(files: list[ResultsFile]) -> list[str]:
     """Models by name where that tells them apart, else the files."""
-    models = [str(file.run.get("model")) for file in files]
+    models = [model_label(file.run) for file in files]
     if len(set(models)) == len(files):
         return models
     names = [file.name for file in files]

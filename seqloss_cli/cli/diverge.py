@@ -44,6 +44,18 @@ GOLD_OPTIONS: o.Group = {
         ],
         None,
     ),
+    "teacher_adapter": (
+        Annotated[
+            str | None, o.option(_GOLD, "--teacher-adapter", "Adapter that the teacher is to have.")
+        ],
+        None,
+    ),
+    "teacher_revision": (
+        Annotated[
+            str | None, o.option(_GOLD, "--teacher-revision", "Commit or tag of the teacher.")
+        ],
+        None,
+    ),
     "label_smoothing": (
         Annotated[
             float | None,
@@ -97,7 +109,9 @@ def diverge(ctx: typer.Context) -> None:
         gold = _gold(ctx, scorer)
         say_warnings(gold.warnings)
         with _saving(ctx, gold) as saved:
-            _diverge(ctx, choice, inputs, gold, saved)
+            n_rejected = _diverge(ctx, choice, inputs, gold, saved)
+        if n_rejected:  # once both files are whole
+            raise typer.Exit(REJECTED)
 
 
 def _diverge(
@@ -106,7 +120,8 @@ def _diverge(
     inputs: t.TextInputs,
     gold: GoldScorer,
     saved: SavedSums | None,
-) -> None:
+) -> int:
+    """How many inputs were rejected."""
     from dataclasses import replace
 
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
@@ -133,8 +148,7 @@ def _diverge(
         written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
     say_what_did_not_fit(gold.scorer)
-    if written.n_rejected:
-        raise typer.Exit(REJECTED)
+    return written.n_rejected
 
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
@@ -151,8 +165,10 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     if choice.format not in (Format.table, Format.json, Format.jsonl):
         raise UsageError(f"diverge does not write {choice.format.value}, but --json and --jsonl")
     from_file = teacher is not None and looks_saved(teacher)
-    if values["teacher_dtype"] is not None and (teacher is None or from_file):
-        raise UsageError("--teacher-dtype is for a --teacher that is a model")
+    for name in ("teacher_dtype", "teacher_adapter", "teacher_revision"):
+        if values[name] is not None and (teacher is None or from_file):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is for a --teacher that is a model")
     if save is None:
         given = ctx.get_parameter_source("teacher_top_k")
         if given is not None and given.name == "COMMANDLINE":
@@ -179,7 +195,13 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
     if looks_saved(values["teacher"]):
         return GoldScorer.with_saved_teacher(scorer, Path(values["teacher"]))
     choice = choose_model(ctx, values["teacher"])  # what is said of the model is not of it, too
-    choice = replace(choice, revision=None, adapter=None, quantize=None)
+    choice = replace(
+        choice,
+        revision=values["teacher_revision"],
+        adapter=values["teacher_adapter"],
+        tokenizer=None,  # its own: that of both is what is compared
+        quantize=None,
+    )
     if values["teacher_dtype"] is not None:
         dtype: Any = str(values["teacher_dtype"])
         choice = replace(choice, dtype=dtype)
@@ -224,6 +246,7 @@ def _writer(
     if choice.format is Format.table:
         options = table_options(tokenization, choice)
         return DivergenceTableWriter(console(choice.path, sink), options, documents, measured)
-    rows = divergence_rows(row_options(tokenization, choice), documents, measured)
+    of_rows = row_options(tokenization, choice)
+    rows = divergence_rows(of_rows, documents, measured, gold.knows_in_part)
     writer: Writer[Diverged, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
     return writer

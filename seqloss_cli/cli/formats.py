@@ -25,8 +25,15 @@ def require_possible(choice: OutputChoice, level_given: bool) -> None:
         raise UsageError("--word-correction corrects the losses of words: give --words, too")
     if choice.format is Format.openai and not choice.tokens:
         raise UsageError("--format openai is made of tokens; leave --no-tokens out")
-    if choice.format is Format.openai and choice.regions:
-        raise UsageError("--format openai has no place for --regions; --json has")
+    for flag, asked in (("--regions", choice.regions), ("--words", choice.words)):
+        if choice.format is Format.openai and asked:
+            raise UsageError(f"--format openai has no place for {flag}; --json has")
+    for flag, asked in (
+        ("--regions", choice.regions),
+        ("--word-correction", choice.word_correction),
+    ):
+        if choice.summary and asked:
+            raise UsageError(f"--summary shows totals, which {flag} has none of; leave one out")
     if choice.format is Format.parquet:
         if choice.path is None:
             raise UsageError("--format parquet is no text: it needs -o FILE")

@@ -141,6 +141,9 @@ def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     given = ctx.get_parameter_source("max_length")
     if not values["like"] and given is not None and given.name == "COMMANDLINE":
         raise UsageError("--max-length is the trainer's; it goes with --like")
+    for flag in ("adapter", "quantize"):
+        if values[flag] and not values["loss"]:
+            raise UsageError(f"--{flag} is for the model's numbers: mask loads none without --loss")
     check = values["check"]
     if check == STDIN and STDIN in (*names, values["prompt"], values["response"]):
         raise UsageError("'-' (stdin) can be read once only")

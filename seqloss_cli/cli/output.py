@@ -179,9 +179,9 @@ def write_all(
 
 def _stopped(totals: Sums) -> Sums:
     """Totals that say that inputs were left."""
-    if isinstance(totals, Totals):
-        return replace(totals, flags={**totals.flags, "stopped_early": 1})
-    return totals
+    if isinstance(totals, MaskTotals):
+        return totals
+    return replace(totals, flags={**totals.flags, "stopped_early": 1})
 
 
 def _with_kept(kept: KeptRows[Sums], later: Written[Sums]) -> Written[Sums]:

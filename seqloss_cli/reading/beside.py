@@ -77,8 +77,11 @@ class RowsBeside(Generic[T]):
     def _keep(self, row: BesideRow[T]) -> None:
         if row.id is not None:
             self._kept.setdefault(row.id, []).append(row)
-        elif isinstance(row.content, RowError):
-            self.unmatched.append(f"{self.source}:{row.line}: {row.content.message}")
+            return
+        why = "has no id, while the first row has one"
+        if isinstance(row.content, RowError):
+            why = row.content.message
+        self.unmatched.append(f"{self.source}:{row.line}: {why}")
 
     def _next_row(self) -> BesideRow[T] | None:
         try:

@@ -78,12 +78,20 @@ def _answer(value: Any, responses: list[str], field: str) -> int:
     if type(value) is int and 0 <= value < len(responses):
         return value
     if isinstance(value, str):
-        if value in responses:
-            return responses.index(value)
-        if value.isascii() and value.isdigit() and int(value) < len(responses):
-            return int(value)
+        places = {responses.index(value)} if value in responses else set()
+        short = value.isascii() and value.isdigit() and len(value) < 10
+        if short and int(value) < len(responses):
+            places.add(int(value))
+        if len(places) > 1:
+            raise RowError(
+                "bad_answer",
+                f"field {field!r} is {value!r}: that is a choice and the place of another; give a "
+                "number for a place",
+            )
+        if places:
+            return places.pop()
     raise RowError(
         "bad_answer",
-        f"field {field!r} is {value!r:.60}, neither the place of one of {len(responses)} choices, "
-        "counted from 0, nor the text of one",
+        f"the answer ({field!r}) is {value!r:.60}, neither the place of one of {len(responses)} "
+        "choices, counted from 0, nor the text of one",
     )

@@ -156,7 +156,8 @@ def _string(region: object, number: int) -> tuple[str, str]:
 
 def _name(region: Mapping[str, Any], number: int) -> str:
     """Its own, SyntaxGym's number, or which one of the row it is."""
-    return str(_plain(region, "name") or _plain(region, "region_number") or number)
+    names = (_plain(region, "name"), _plain(region, "region_number"), number)
+    return str(next(name for name in names if name is not None))
 
 
 def _plain(row: Mapping[str, Any], name: str) -> str | int | None:

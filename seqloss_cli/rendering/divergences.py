@@ -32,7 +32,7 @@ _FIGURES = (
     ("cross_entropy", "cross-entropy", "H(gold, model)"),
     ("teacher_entropy", "gold entropy", "H(gold)"),
     ("kl", "KL divergence", "KL(gold ‖ model)"),
-    ("kl_at_most", "KL at most", "gold is known in part: KL lies between the two"),
+    ("kl_at_most", "KL at most", "gold is known in part"),
     ("student_loss", "model's loss", "on the text"),
     ("teacher_loss", "gold's loss", "on the text"),
     ("loss_difference", "difference", "model's loss - gold's"),
@@ -99,8 +99,8 @@ class DivergenceTableWriter:
         options, means = self._options, self._documents.means()
         for name, shown, note in _FIGURES:
             if name in means:
-                if name == "kl" and "kl_at_most" in means:
-                    shown = "KL at least"
+                if f"{name}_at_most" in means:  # gold is known in part
+                    shown += " ≥"
                 unit = f"{options.unit} per token, {note}"
                 between = interval(means[name], options.in_unit)
                 yield shown, number(options.in_unit(means[name].value)), f"{between} {unit}"

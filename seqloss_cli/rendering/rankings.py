@@ -95,10 +95,12 @@ class RankTableWriter:
 
 def choices_table(ranking: Ranking, options: TableOptions, by: str) -> Table:
     """The choices, best first by the score that was asked for, with all their scores; those per
-    byte where they are not those per character."""
+    byte where they are not those per character, and those that equal `pmi` left out."""
     log = "log2" if options.bits else "ln"
     same = all(choice.n_bytes == choice.n_chars for choice in ranking.scored)
-    hidden = ("sum", "byte") if same else ("sum",)
+    hidden = ["sum", *(["byte"] if same else [])]
+    if all(each.score_by("pmi") == each.score_by("mutual_information") for each in ranking.scored):
+        hidden.append("mutual_information")
     names = [name for name in ranking.score_names if name not in hidden]
     headers = [f"{log} Pr(y|x)", *(_PER.get(name, "mutual") for name in names), "share"]
     title = f"{escape(ranking.sample.id)}  (in {options.unit}, by {by})"

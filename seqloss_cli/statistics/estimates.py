@@ -194,7 +194,7 @@ def cluster_quantiles(
         return {share: unknown(float(v), n, why) for share, v in zip(shares, found[0], strict=True)}
     method = f"bootstrap over documents, percentiles of {n_resamples} resamples, seed {seed}"
     columns = zip(shares, found[0].tolist(), found[1:].T, strict=True)
-    return {share: _percentiles(v, drawn, confidence, n, method) for share, v, drawn in columns}
+    return {share: _ordered(v, drawn, confidence, n, method) for share, v, drawn in columns}
 
 
 def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estimate:
@@ -215,14 +215,17 @@ def share_estimate(
 ) -> Estimate:
     """sum(y) / sum(m) where y counts some of m: Wilson's interval for as many independent units as
     would have the linearised standard error (Korn & Graubard 1998), so that it stays within 0
-    and 1. Where all documents have the same share that error is 0, and the units are counted."""
+    and 1; no more than there are, and where the share is 0 or 1 as many as there are documents."""
     plain = ratio_estimate(y, m, clusters, confidence)
     if plain.value is None or plain.standard_error is None:
         return plain
-    p, error = plain.value, plain.standard_error
-    n_effective = p * (1 - p) / error**2 if error else float(m.sum())
+    p, most = plain.value, float(m.sum())
+    n_effective = float(plain.n)  # where all have the same share of 0 or 1, that is all to go by
+    if 0 < p < 1:
+        n_effective = min(most, p * (1 - p) / max(plain.standard_error**2, p * (1 - p) / most))
     low, high = _wilson(p, n_effective, _student(plain.n - 1, confidence))
-    return replace(plain, low=low, high=high, method=f"Wilson's score interval, {plain.method}")
+    method = f"Wilson's score interval, {n_effective:.1f} effective units, {plain.method}"
+    return replace(plain, low=low, high=high, method=method)
 
 
 def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
@@ -239,6 +242,14 @@ def _student(degrees: int, confidence: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))
+
+
+def _ordered(value: float, found: NDArray[Any], confidence: float, n: int, method: str) -> Estimate:
+    """As `_percentiles`, by ranks alone: some may be infinite."""
+    tail = (1 - confidence) / 2
+    low = np.quantile(found, tail, method="inverted_cdf")
+    high = np.quantile(found, 1 - tail, method="inverted_cdf")
+    return Estimate(value, float(low), float(high), None, n, method)
 
 
 def _percentiles(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
+import numpy as np
+
 from seqloss_cli.diverging import (
     SUMS,
     Diverged,
@@ -14,19 +16,22 @@ from seqloss_cli.diverging import (
 from seqloss_cli.writing.formats import RowMakers
 from seqloss_cli.writing.rows import Row, RowOptions, identity_row, numbers_or_null
 
-FURTHER = ("kl_at_most", "student_cut", "teacher_cut")
+FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
 """Sums that not every run has."""
 
 
 def divergence_rows(
-    options: RowOptions, documents: Documents, measured: Callable[[], Row | None]
+    options: RowOptions,
+    documents: Documents,
+    measured: Callable[[], Row | None],
+    in_part: bool = False,
 ) -> RowMakers[Diverged, DivergenceTotals]:
     """`documents` are those of the rows, for the totals' intervals; `measured` says at the end what
     the error of a file is that was saved by the way."""
     return RowMakers(
         lambda diverged, sums: divergence_row(diverged, sums, options),
         lambda sums, n_rejected, n_empty: divergence_totals_row(
-            sums, documents, n_rejected, n_empty, measured()
+            sums, documents, n_rejected, n_empty, measured(), in_part
         ),
         options.summary,
     )
@@ -43,6 +48,7 @@ def divergence_row(diverged: Diverged, totals: DivergenceTotals, options: RowOpt
     row |= {"bos": sequence.bos, "eos": sequence.eos}
     row |= _sums(totals)
     row["flags"] = totals.flags
+    row |= _infinite(diverged)
     if options.tokens:
         row |= _tokens(diverged, options)
     return row
@@ -60,6 +66,18 @@ def _sums(totals: DivergenceTotals) -> Row:
         "rms": None if mean_square is None else mean_square**0.5,
     }
     return row
+
+
+def _infinite(diverged: Diverged) -> Row:
+    """Where losses and divergences are infinite, and so null."""
+    found, scored = diverged.divergences, diverged.score.scored
+    columns = {
+        "inf_losses": found.student_losses,
+        "inf_teacher_losses": found.gold_losses,
+        "inf_kls": found.kls,
+    }
+    places = {name: np.flatnonzero(np.isinf(each) & scored) for name, each in columns.items()}
+    return {name: each.tolist() for name, each in places.items() if len(each)}
 
 
 def _tokens(diverged: Diverged, options: RowOptions) -> Row:
@@ -96,7 +114,9 @@ def divergence_totals_row(
     n_rejected: int,
     n_empty_lines: int,
     measured: Row | None,
+    in_part: bool,
 ) -> Row:
+    """`in_part`: gold is known in part, and divergences and cross-entropies are lower bounds."""
     means = documents.means()
     deltas, kls = documents.quantiles("delta_p"), documents.quantiles("kl")
     row: Row = {
@@ -106,7 +126,7 @@ def divergence_totals_row(
         "n_empty_lines": n_empty_lines,
         **_sums(totals),
     }
-    row["kl_is"] = "at least" if "kl_at_most" in totals.units else "whole"
+    row["kl_is"] = "at least" if in_part else "whole"
     row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
     row["kl_quantiles"] = {str(q): each.value for q, each in kls.items()}
     row["estimates"] = {_estimate_name(name): asdict(each) for name, each in means.items()} | {

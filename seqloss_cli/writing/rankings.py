@@ -101,6 +101,7 @@ class RankedRows:
         row: Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
         row |= {
             "prompt": choices.prompt,
+            "separator": choices.separator,
             "choices": [choices.responses[n] for n in order],
             "by": self.by,
             "scores": [finite(score) for score in scores],
