@@ -9,7 +9,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
-from seqloss_cli.cli.enums import Metric, PlotKind, PlotLevel
+from seqloss_cli.cli.enums import Metric, PlotKind, PlotLevel, Unit
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.errors import UsageError
 
@@ -58,7 +58,7 @@ PLOT_OPTIONS: o.Group = {
         ],
         15,
     ),
-    "unit": (Annotated[o.Unit, o.option(o.SHOW, "--unit", "Unit of losses.")], o.Unit.nats),
+    "unit": (Annotated[Unit, o.option(o.SHOW, "--unit", "Unit of losses.")], Unit.nats),
     "title": (
         Annotated[str | None, o.option(PAPER, "--title", "Above the plot; none by default.")],
         None,

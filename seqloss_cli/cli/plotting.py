@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
 from typing import Any
 
 import typer
@@ -28,6 +27,7 @@ from seqloss_cli.plots import (
     position_plot,
     read_objective,
     scatter_plot,
+    without_directories,
 )
 from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, ResultsFile, run_differences
 from seqloss_cli.summaries import SummaryOptions
@@ -68,8 +68,8 @@ def made_plot(context: typer.Context, kind: PlotKind, results: Sequence[str]) ->
     values = context.params
     measure = Measure(values["metric"].value, values["unit"] == "bits")
     if kind is PlotKind.curve and len(results) == 1 and (document := read_objective(results[0])):
-        plot = curve_of_objective(document, measure)
-        return _made(context, plot, [{"file": results[0]}], [p.model for p in plot.points], 0)
+        curve = curve_of_objective(document, measure)
+        return _made(context, curve, [{"file": results[0]}], [p.model for p in curve.points], 0)
     _check_number(kind, len(results))
     if kind is PlotKind.groups and not values["by"]:
         raise UsageError("--by FIELD says which groups the bars are of")
@@ -118,14 +118,8 @@ def _opened(
         seed=values["seed"],
         confidence=values["confidence"],
     )
-    labels = _short(labels_of(files))
+    labels = without_directories(labels_of(files))
     return _Work(context, r.Reading(files), labels, not any(differ), measure, options)
-
-
-def _short(labels: list[str]) -> list[str]:
-    """Without the directories, where what is left tells them apart."""
-    names = [PurePath(label).name or label for label in labels]
-    return names if len(set(names)) == len(labels) else labels
 
 
 def _made(
@@ -150,7 +144,7 @@ def _made(
 def _curve(work: _Work) -> CurvePlot:
     models = [str(file.run.get("model")) for file in work.files]
     if len(set(models)) < len(models):
-        models = work.labels
+        models = [file.name for file in work.files]
     plot, together = curve_plot(
         work.rows(), models, work.same_tokenizer, work.measure, work.options
     )
@@ -158,7 +152,7 @@ def _curve(work: _Work) -> CurvePlot:
     _say_notes(plot.notes)
     for point in plot.points:
         if point.estimate.value is None:
-            say(f"warning: {point.model} has no point: {point.estimate.method}")
+            say(f"warning: {point.label} has no point: {point.estimate.method}")
     if not plot.by_step:
         say("note: no training step in every name: checkpoints are in the order given")
     return plot

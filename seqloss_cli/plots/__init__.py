@@ -11,7 +11,7 @@ from seqloss_cli.plots.curves import (
 )
 from seqloss_cli.plots.groups import MOST_GROUPS, GroupsPlot, groups_plot, position_plot
 from seqloss_cli.plots.histograms import HistogramPlot, histogram_plot
-from seqloss_cli.plots.measures import Measure
+from seqloss_cli.plots.measures import Measure, without_directories
 from seqloss_cli.plots.scatters import ScatterPlot, scatter_plot
 from seqloss_cli.plots.style import Paper, drawn, require_matplotlib
 
@@ -39,4 +39,5 @@ __all__ = [
     "require_matplotlib",
     "scatter_plot",
     "size_of",
+    "without_directories",
 ]

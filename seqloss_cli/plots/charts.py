@@ -72,7 +72,7 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         return
     axes.set_xlabel("Checkpoint")
-    names = [named(point.model) for point in plot.points]
+    names = [named(point.label) for point in plot.points]
     crowded = sum(map(len, names)) > 60
     axes.set_xticks(
         range(len(names)), names,
@@ -144,7 +144,7 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     lowest, highest = min(*plot.first, *plot.second), max(*plot.first, *plot.second)
     edge = 0.04 * (highest - lowest) or 0.5
     limits = (lowest - edge, highest + edge)
-    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
     many = len(plot.first) > _MANY_POINTS
     axes.scatter(
         plot.first, plot.second, s=3 if many else 11, alpha=0.25 if many else 0.6,
@@ -154,9 +154,8 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
     a, b = (named(label) for label in plot.labels)
-    share = "Mean loss" if plot.of == "document" else "Loss of a token"
-    axes.set_xlabel(f"{share}, A = {a}\n({plot.unit})")
-    axes.set_ylabel(f"{share}, B = {b}\n({plot.unit})")
+    axes.set_xlabel(f"Loss under A, {a}\n({plot.unit})")
+    axes.set_ylabel(f"Loss under B, {b}\n({plot.unit})")
     ties = f"\n{plot.n_tied:,} tied" if plot.n_tied else ""
     for text, x, y, left in (
         (f"B higher: {plot.n_higher:,} of {plot.n:,} {plot.of}s", 0.02, 0.98, True),
@@ -212,7 +211,7 @@ def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
             linestyle=_LINES[n],
         )  # fmt: skip
         most, least = max(most, *counts), min([least, *filter(None, counts)])
-    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="Favourite is the text's token\n(share of tokens)")
+    above.set(xlim=(0, 1), ylim=(-0.02, 1), ylabel="Favourite is right (share of tokens)")
     above.legend(loc="upper left")
     below.set_xlabel("Probability of the model's favourite")
     below.set_ylabel("Tokens")
@@ -222,6 +221,7 @@ def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
     else:
         below.set_ylim(bottom=0)
     below.minorticks_off()
+    below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
 
 
 # -- estimates -----------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def _value(estimate: Estimate) -> float:
 
 
 def _reach(estimates: Iterable[Estimate]) -> list[list[float]]:
-    """Below and above the value; 0 where there is no interval, so that nothing is drawn."""
+    """Below and above the value; not a number where there is no interval: nothing is drawn."""
     found: list[list[float]] = [[], []]
     for e in estimates:
         known = e.value is not None and e.low is not None and e.high is not None
-        found[0].append(max(0.0, (e.value or 0) - (e.low or 0)) if known else 0.0)
-        found[1].append(max(0.0, (e.high or 0) - (e.value or 0)) if known else 0.0)
+        found[0].append(max(0.0, (e.value or 0) - (e.low or 0)) if known else math.nan)
+        found[1].append(max(0.0, (e.high or 0) - (e.value or 0)) if known else math.nan)
     return found

@@ -10,7 +10,7 @@ import orjson
 
 from seqloss_cli.comparisons import JoinReport, join, scored_apart, training_step
 from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.plots.measures import Measure, Metric
+from seqloss_cli.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.reading.streams import open_input
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Estimate, unknown
@@ -20,6 +20,7 @@ from seqloss_cli.summaries import Summarizer, SummaryOptions
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
     model: str
+    label: str
     step: int | None
     estimate: Estimate
 
@@ -80,7 +81,8 @@ def made_curve(
     notes: list[str],
 ) -> CurvePlot:
     steps = [training_step(model) for model in models]
-    points = [CurvePoint(*each) for each in zip(models, steps, estimates, strict=True)]
+    labels = without_directories(models)
+    points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]
     by_step = None not in steps and len(set(steps)) == len(steps)
     if by_step:
         points.sort(key=lambda point: point.step or 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from seqloss_cli.statistics import Estimate
@@ -36,3 +38,9 @@ class Measure:
     def of(self, estimate: Estimate) -> Estimate:
         """An estimate of the metric, in nats if it is a loss, in the unit of the axis."""
         return estimate.times(1 / self.nats) if self.metric == "mean_loss" else estimate
+
+
+def without_directories(names: Sequence[str]) -> list[str]:
+    """Where what is left tells them apart."""
+    last = [PurePath(name).name or name for name in names]
+    return last if len(set(last)) == len(names) else list(names)
