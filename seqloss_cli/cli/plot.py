@@ -20,7 +20,7 @@ EXAMPLES = (
     "seqloss plot results.jsonl -o losses.svg",
     "seqloss plot a.jsonl b.jsonl -o paired.pdf",
     "seqloss plot results.jsonl --by source -o groups.png --force",
-    "seqloss plot step-*.jsonl --kind curve --unit bits --json",
+    "seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json",
 )
 PAPER = "Paper"
 PLOT_OPTIONS: o.Group = {
@@ -140,7 +140,9 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
     if path is None:
         if context.params["json"]:
             return
-        raise UsageError("-o FILE says where the plot goes (.svg, .png, .pdf), --json prints it")
+        raise UsageError(
+            "-o FILE says where the plot goes (.svg, .png, .pdf), --json prints numbers"
+        )
     if path.suffix.removeprefix(".") not in get_args(Format):
         raise UsageError(f"-o {path}: its extension names no format of plots: .svg, .png or .pdf")
     r.check_place(context, results)

@@ -29,7 +29,7 @@ _UNEVEN = 50
 def size_of(plot: Plot) -> tuple[float, float]:
     """Width and height in inches; a column of a paper is 3 to 3.5 wide, a page 5.5 to 7."""
     if isinstance(plot, GroupsPlot):
-        return 4.5, 0.75 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
+        return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
     if isinstance(plot, ScatterPlot):
         return 3.6, 3.6
     return (3.6, 4.4) if isinstance(plot, CalibrationPlot) else (4.5, 2.9)
@@ -181,7 +181,7 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
             xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
     names = [
-        f"{'(none)' if bar.value is None else named(str(bar.value))}  n={bar.n_documents:,}"
+        f"{'(none)' if bar.value is None else named(str(bar.value))} ({bar.n_documents:,})"
         for bar in plot.groups
     ]
     axes.set_yticks(range(len(names)), names)
@@ -189,7 +189,10 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(plot.axis)
-    axes.set_ylabel(f"{named(plot.by)} (n documents)")
+    axes.annotate(
+        f"{named(plot.by)} (documents)", (0, 1), xycoords="axes fraction", xytext=(-6, 3),
+        textcoords="offset points", ha="right", va="bottom", fontsize=7, color=MUTED,
+    )  # fmt: skip
     if n_series > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 

@@ -70,6 +70,7 @@ class Paper:
 
 def require_matplotlib() -> None:
     """Raises UsageError when it is not installed."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of caches that it cannot keep
     load_extra("plot", "seqloss plot -o", "matplotlib", "matplotlib.figure")
 
 
@@ -121,14 +122,8 @@ def _keys(format: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
 @contextmanager
 def _warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
     """Matplotlib's warnings, each once, in a line of ours."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
     for message in dict.fromkeys(str(each.message) for each in caught):
         warn(f"warning: {message}")
