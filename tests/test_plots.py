@@ -312,10 +312,10 @@ def test_calibration_of_the_demo_model(run_cli: Run, tmp_path: Path) -> None:
 
 KINDS = {
     "curve": ["Training step", "Mean loss (nats per token)"],
-    "histogram": ["Loss of a token (nats)", "Tokens (% per 0.25 nats)"],
+    "histogram": ["Loss of a token (nats)", "Tokens (% per 0.5 nats)"],
     "position": ["Position in the sequence (tokens; bins double)", "Mean loss (nats per token)"],
     "calibration": ["Probability of the model's favourite", "Favourite is right (share of tokens)"],
-    "scatter": ["Loss under A, step-100", "(nats per token)"],
+    "scatter": ["Loss under A (nats per token)", "A = step-100"],
     "groups": ["Mean loss (nats per token)", "set (documents)"],
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from seqloss_cli.plots.calibrations import CalibrationPlot
 from seqloss_cli.plots.curves import CurvePlot
@@ -24,6 +24,8 @@ MOST_SERIES = len(SERIES)
 _MARKERS, _LINES = "osD^vP", ("-", "--", "-.", ":", (0, (4, 1, 1, 1)), (0, (1, 1)))
 _MANY_POINTS = 3_000
 _UNEVEN = 50
+_FEW, _SHORT = 4, 75
+"""Series, and letters of all their names, that a legend between the data may have."""
 
 
 def size_of(plot: Plot) -> tuple[float, float]:
@@ -103,7 +105,7 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
     axes.set_xlabel(f"Loss of a token ({plot.unit})")
     axes.set_ylabel(f"Tokens (% per {plot.edges[1]:g} {plot.unit})")
     if not alone:
-        axes.legend(loc="upper right")
+        _legend(axes, "upper right")
     beyond = [series.share_beyond for series in plot.series]
     if any(beyond):
         shown = ", ".join(f"{100 * share:.2g} %" for share in beyond)
@@ -135,7 +137,7 @@ def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
     axes.set_xlabel("Position in the sequence (tokens; bins double)")
     axes.set_ylabel(plot.axis)
     if n_series > 1:
-        axes.legend()
+        _legend(axes, "best")
 
 
 def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
@@ -154,8 +156,8 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
     a, b = (named(label) for label in plot.labels)
-    axes.set_xlabel(f"Loss under A, {a}\n({plot.unit})")
-    axes.set_ylabel(f"Loss under B, {b}\n({plot.unit})")
+    axes.set_xlabel(f"Loss under A ({plot.unit})\nA = {a}")
+    axes.set_ylabel(f"B = {b}\nLoss under B ({plot.unit})")
     ties = f"\n{plot.n_tied:,} tied" if plot.n_tied else ""
     for text, x, y, left in (
         (f"B higher: {plot.n_higher:,} of {plot.n:,} {plot.of}s", 0.02, 0.98, True),
@@ -194,7 +196,7 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
         textcoords="offset points", ha="right", va="bottom", fontsize=7, color=MUTED,
     )  # fmt: skip
     if n_series > 1:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        _legend(axes, None)
 
 
 def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
@@ -214,8 +216,8 @@ def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
             linestyle=_LINES[n],
         )  # fmt: skip
         most, least = max(most, *counts), min([least, *filter(None, counts)])
-    above.set(xlim=(0, 1), ylim=(-0.02, 1), ylabel="Favourite is right (share of tokens)")
-    above.legend(loc="upper left")
+    above.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="Favourite is right (share of tokens)")
+    _legend(above, "upper left")
     below.set_xlabel("Probability of the model's favourite")
     below.set_ylabel("Tokens")
     if most > _UNEVEN * least:
@@ -225,6 +227,16 @@ def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
         below.set_ylim(bottom=0)
     below.minorticks_off()
     below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+
+
+def _legend(axes: Axes, place: Literal["best", "upper left", "upper right"] | None) -> None:
+    """Inside where that is small, else (or without a place) above the axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    if place is not None and len(labels) <= _FEW and sum(map(len, labels)) <= _SHORT:
+        axes.legend(handles, labels, loc=place)
+        return
+    columns = 1 if max(map(len, labels)) > _SHORT // 3 else min(3, len(labels))
+    axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.01), ncols=columns)
 
 
 # -- estimates -----------------------------------------------------------------------------------
