@@ -10,6 +10,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -335,7 +336,7 @@ def test_files_of_every_format(
     for label in KINDS[kind]:
         assert label in texts
     description = (tmp_path / "plot.svg").read_text()
-    for said in ("seqloss 0.1.0", "models/step-100", "models/step-600"):
+    for said in (f"seqloss {version('seqloss')}", "models/step-100", "models/step-600"):
         assert said in description
     png = (tmp_path / "plot.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n")
