@@ -85,6 +85,10 @@ RANKED: dict[Theme, tuple[Paint, ...]] = {
 }
 """For `RANK_EDGES`."""
 
+SERIES = ("#1d5a9e", "#e07b1f", "#5b5b5b", "#5fb0e8", "#77270a", "#b9a46a")
+"""Lines and bars on white paper, in this order: blue and orange, then what differs from both, and
+from each other, in lightness or in how blue it is."""
+
 
 def step_of(value: float, edges: Sequence[float]) -> int:
     """From 0 to the number of edges; a value at an edge is of the step above it."""

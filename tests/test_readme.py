@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made_results import row, write
 
-from seqloss_cli.cli import compare, cond, diverge, mask, objective, rank, score, summarize
+from seqloss_cli.cli import compare, cond, diverge, mask, objective, plot, rank, score, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,12 +70,15 @@ def test_commands_run(command: str, workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     shown = done.stdout or (workplace / "results.jsonl").read_text()
     assert "total" in shown or "nats per token" in shown or "\tloss\t" in shown
+    for name in re.findall(r"-o (\S+\.(?:svg|png|pdf))", command):
+        assert (workplace / name).stat().st_size
 
 
 @pytest.mark.parametrize(
     "example",
     [*cond.EXAMPLES, *rank.EXAMPLES, *diverge.EXAMPLES, *mask.EXAMPLES[:2],
-     *score.EXAMPLES[:3], *summarize.EXAMPLES, *compare.EXAMPLES[:2], objective.EXAMPLES[0]],
+     *score.EXAMPLES[:3], *summarize.EXAMPLES, *compare.EXAMPLES[:2], objective.EXAMPLES[0],
+     *plot.EXAMPLES],
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
@@ -142,6 +145,7 @@ def test_options_named_in_the_readme_exist(workplace: Path) -> None:
             "summarize",
             "compare",
             "objective",
+            "plot",
         )
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from seqloss_cli.scales import (
     RANK_EDGES,
     RANKED,
     SEQUENTIAL,
+    SERIES,
     Paint,
     step_of,
 )
@@ -51,6 +52,13 @@ def test_lightness_alone_tells_the_order(theme: str) -> None:
         assert all(b > a for a, b in pairwise(shades))
         assert all(contrast(p.background or GROUND[theme], q.background) >= 1.12
                    for p, q in pairwise(paints))  # fmt: skip
+
+
+def test_series_differ_in_lightness_or_in_blue() -> None:
+    """What people who confuse red and green still see."""
+    assert all(contrast(colour, "#ffffff") >= 2 for colour in SERIES)
+    for a, b in combinations(SERIES, 2):
+        assert contrast(a, b) >= 1.4 or abs(int(a[5:], 16) - int(b[5:], 16)) >= 0x40
 
 
 def test_there_is_a_colour_for_every_step() -> None:

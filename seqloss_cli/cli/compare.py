@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -14,7 +14,7 @@ from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.comparisons import Comparisons
+    from seqloss_cli.comparisons import JoinReport
     from seqloss_cli.results import ResultsFile
 
 EXAMPLES = (
@@ -109,7 +109,18 @@ def labels_of(files: list[ResultsFile]) -> list[str]:
     return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
 
 
-def say_what_was_left_out(found: Comparisons, files: list[ResultsFile]) -> None:
+class Joined(Protocol):
+    """Comparisons, and what else is made of rows that several files have."""
+
+    @property
+    def joined(self) -> JoinReport: ...
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Ids by reason."""
+
+
+def say_what_was_left_out(found: Joined, files: list[ResultsFile]) -> None:
     for file, ids in zip(files, found.joined.alone, strict=True):
         if ids:
             few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")

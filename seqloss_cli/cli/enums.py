@@ -55,3 +55,23 @@ class Level(StrEnum):
     token = "token"
     word = "word"
     region = "region"
+
+
+class PlotKind(StrEnum):
+    curve = "curve"
+    histogram = "histogram"
+    position = "position"
+    calibration = "calibration"
+    scatter = "scatter"
+    groups = "groups"
+
+
+class Metric(StrEnum):
+    mean_loss = "mean_loss"
+    bits_per_byte = "bits_per_byte"
+    perplexity = "perplexity"
+
+
+class PlotLevel(StrEnum):
+    sequence = "sequence"
+    token = "token"

@@ -119,13 +119,13 @@ class Reading:
             yield from self.rows(file)
 
 
-def open_one(name: str, shown: str | None = None) -> ResultsFile:
+def open_one(name: str, shown: str | None = None, favourites: bool = False) -> ResultsFile:
     """By the name that messages are to have. Raises RunError when it holds no results."""
     from seqloss_cli.paths import shown_path
     from seqloss_cli.results import open_results
 
     try:
-        file = open_results(name)
+        file = open_results(name, favourites)
         file.name = shown or file.name
         return file
     except RowError as error:
@@ -165,9 +165,14 @@ def require_field(flag: str, name: str | None, n_without: int, n_rows: int) -> N
 
 def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
     """Before any work is done. Raises UsageError for an output that cannot be, or is an input."""
+    wants_json(context)
+    check_place(context, inputs)
+
+
+def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
+    """Of -o. Raises UsageError where it is taken, or is one of the inputs."""
     from seqloss_cli.writing import refuse_to_overwrite
 
-    wants_json(context)
     path: Path | None = context.params["output"]
     if path is None:
         return

@@ -8,7 +8,7 @@ from seqloss_cli.comparisons.comparing import (
     SideTotals,
     compare,
 )
-from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
+from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable, scored_apart
 from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "find_objective",
     "join",
     "not_comparable",
+    "scored_apart",
     "training_step",
 ]

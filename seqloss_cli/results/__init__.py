@@ -1,7 +1,7 @@
 """Results files as data: what `score` and `cond` wrote, read back and checked."""
 
 from seqloss_cli.results.files import ResultsFile, open_results
-from seqloss_cli.results.rows import ResultRow, TokenLosses, totals_of_row
+from seqloss_cli.results.rows import Favourites, ResultRow, TokenLosses, totals_of_row
 from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, Difference, run_differences
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "POLICIES",
     "TOKENIZER",
     "Difference",
+    "Favourites",
     "ResultRow",
     "ResultsFile",
     "TokenLosses",

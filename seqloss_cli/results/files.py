@@ -46,9 +46,12 @@ class ResultsFile:
     """All of them could be read, and their sums are numbers."""
 
 
-def open_results(name: str) -> ResultsFile:
-    """Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
-    UsageError while rows are read when it goes on with another run's."""
+def open_results(name: str, favourites: bool = False) -> ResultsFile:
+    """`favourites` asks for those of its rows.
+
+    Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
+    UsageError while rows are read when it goes on with another run's.
+    """
     source = "<stdin>" if name == STDIN else shown_path(name)
     records = _records(name)
     try:
@@ -63,7 +66,7 @@ def open_results(name: str) -> ResultsFile:
         )
     run = _checked_run(first)
     file = ResultsFile(source, run, iter(()))
-    file.rows = _rows(file, records)
+    file.rows = _rows(file, records, favourites)
     return file
 
 
@@ -83,13 +86,15 @@ def _checked_run(record: Run) -> Run:
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}
 
 
-def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[ResultRow | Rejected]:
+def _rows(
+    file: ResultsFile, records: Iterator[tuple[int, Any]], favourites: bool
+) -> Iterator[ResultRow | Rejected]:
     for line, record in records:
         try:
             if isinstance(record, RowError):
                 raise record
             file.n_since += record.get("type") == "sequence"
-            row = _take(file, line, record)
+            row = _take(file, line, record, favourites)
         except RowError as error:
             file.whole_since = False
             yield Rejected(f"{file.name}:{line}", file.name, line, error.reason, error.message)
@@ -101,12 +106,12 @@ def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[Res
             yield row
 
 
-def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
+def _take(file: ResultsFile, line: int, record: Run, favourites: bool) -> ResultRow | None:
     """The row, or None where the record is about the run."""
     kind = record.get("type")
     if kind == "sequence":
         file.complete = False
-        return read_row(record, f"{file.name}:{line}")
+        return read_row(record, f"{file.name}:{line}", favourites)
     if kind == "rejected":
         file.n_rejected += 1
     elif kind == "totals":

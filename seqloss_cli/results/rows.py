@@ -13,7 +13,7 @@ import numpy as np
 from seqloss_cli.conditional import ChainRule
 from seqloss_cli.errors import RowError
 from seqloss_cli.metrics import TEXT_COUNTS, Totals, to_units
-from seqloss_cli.records import Bools, Floats
+from seqloss_cli.records import Bools, Floats, Ints
 
 Fields = Mapping[str, Any]
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
@@ -66,6 +66,14 @@ class TokenLosses:
 
 
 @dataclass(frozen=True, slots=True)
+class Favourites:
+    """The word that the model held most probable at each token; -1 and 0 where none is known."""
+
+    ids: Ints
+    probabilities: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class ResultRow:
     """A scored sequence as a results file tells of it."""
 
@@ -77,6 +85,8 @@ class ResultRow:
     totals: Totals
     tokens: TokenLosses | None
     """None where the row was written without them."""
+    favourites: Favourites | None = None
+    """None where nobody asked for them, or the row was written without alternatives."""
 
     @property
     def id(self) -> str:
@@ -91,9 +101,12 @@ class ResultRow:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def read_row(fields: Fields, place: str) -> ResultRow:
-    """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
-    be: a joint above its marginal, a negative loss, a total that is not the sum of its tokens."""
+def read_row(fields: Fields, place: str, favourites: bool = False) -> ResultRow:
+    """`favourites` asks for the first of the alternatives, of which nothing is kept otherwise.
+
+    Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
+    a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
+    """
     _check_identity(fields)
     totals = totals_of_row(fields)
     _check_arrays(fields, totals.n_tokens)
@@ -107,7 +120,8 @@ def read_row(fields: Fields, place: str) -> ResultRow:
     for name in ("token_ids", "byte_offsets"):
         if kept.get(name) is not None:
             kept[name] = np.array(kept[name], dtype=np.int64)
-    return ResultRow(place, kept, totals, tokens)
+    favourite = _favourites(fields, tokens) if favourites and tokens is not None else None
+    return ResultRow(place, kept, totals, tokens, favourite)
 
 
 def totals_of_row(row: Fields) -> Totals:
@@ -214,6 +228,25 @@ def _token_losses(row: Fields, n: int) -> TokenLosses | None:
     scored = ~np.isnan(losses)
     counted = scored if mask is None else scored & np.array(mask, dtype=bool)
     return TokenLosses(np.where(scored, losses, 0.0), scored, counted)
+
+
+def _favourites(row: Fields, tokens: TokenLosses) -> Favourites | None:
+    """Raises RowError where a token that counts has none."""
+    written, n = row.get("top_logprobs"), len(tokens.losses)
+    if written is None or row.get("token_ids") is None:
+        return None
+    if not isinstance(written, list) or len(written) != n:
+        raise RowError("wrong_length", f"top_logprobs is not as long as n_tokens {n} says")
+    ids, log_probs = np.full(n, -1, dtype=np.int64), np.full(n, -np.inf)
+    for place in np.flatnonzero(tokens.counted).tolist():
+        try:
+            first = written[place][0]
+            ids[place], log_probs[place] = first["id"], first["log_prob"]
+        except (TypeError, LookupError, ValueError, OverflowError):
+            raise RowError("wrong_type", f"top_logprobs holds nothing at token {place}") from None
+    if not (log_probs <= _ROUNDING).all():
+        raise RowError("impossible", "an alternative has a probability above 1")
+    return Favourites(ids, np.exp(np.minimum(log_probs, 0.0)))
 
 
 def _check_sum(tokens: TokenLosses, totals: Totals) -> None:

@@ -4,6 +4,7 @@ from seqloss_cli.summaries.extremes import SequenceExtreme, TokenExtreme, Top, h
 from seqloss_cli.summaries.positions import PositionLoss
 from seqloss_cli.summaries.summarizing import (
     QUANTILES,
+    Clusters,
     GroupSummary,
     Summarizer,
     Summary,
@@ -13,6 +14,7 @@ from seqloss_cli.summaries.summarizing import (
 
 __all__ = [
     "QUANTILES",
+    "Clusters",
     "GroupSummary",
     "PositionLoss",
     "SequenceExtreme",

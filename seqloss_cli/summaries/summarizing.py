@@ -100,6 +100,26 @@ class _Group:
         self.clusters.append(cluster)
 
 
+class Clusters:
+    """Numbers what rows share that were not drawn independently, by a field of theirs."""
+
+    def __init__(self, field: str | None) -> None:
+        self._field = field
+        self._numbers: dict[Any, int] = {}
+        self._n_rows = self.n_without = 0
+
+    def number(self, row: ResultRow) -> int:
+        if not self._field:
+            return 0
+        self._n_rows += 1
+        value = row.field(self._field)
+        key = (type(value).__name__, value)
+        if value is None:  # a cluster of its own
+            self.n_without += 1
+            key = ("row", self._n_rows)
+        return self._numbers.setdefault(key, len(self._numbers))
+
+
 class Summarizer:
     """`add` rows, then ask for the `summary`."""
 
@@ -107,18 +127,17 @@ class Summarizer:
         self._options = options
         self._whole = _Group()
         self._groups: dict[Any, _Group] = {}
-        self._clusters: dict[Any, int] = {}
+        self._clusters = Clusters(options.cluster)
         self._positions = PositionSums()
         self._tokens = Reservoir(seed=options.seed)
         self._extremes = Extremes(options.n_extremes)
         self._seen: set[int] = set()
         self._n_duplicates = 0
         self._only: Floats | None = None  # token losses of the first document, while it is alone
-        self._n_rows = self._n_without_by = self._n_without_cluster = 0
+        self._n_without_by = 0
 
     def add(self, row: ResultRow) -> None:
-        self._n_rows += 1
-        cluster = self._cluster_of(row)
+        cluster = self._clusters.number(row)
         if row.totals.n_scored:
             self._only = None if self._whole.losses else _counted(row)
         self._whole.add(row, cluster)
@@ -151,18 +170,8 @@ class Summarizer:
             best_tokens=self._extremes.best_tokens(),
             n_duplicates=self._n_duplicates,
             n_without_by=self._n_without_by,
-            n_without_cluster=self._n_without_cluster,
+            n_without_cluster=self._clusters.n_without,
         )
-
-    def _cluster_of(self, row: ResultRow) -> int:
-        if not self._options.cluster:
-            return 0
-        value = row.field(self._options.cluster)
-        key = (type(value).__name__, value)
-        if value is None:  # a cluster of its own
-            self._n_without_cluster += 1
-            key = ("row", self._n_rows)
-        return self._clusters.setdefault(key, len(self._clusters))
 
     def _summed(self, value: Any, group: _Group) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)

@@ -1,0 +1,43 @@
+"""Plots for papers: the numbers behind each kind, and its drawing."""
+
+from seqloss_cli.plots.calibrations import CalibrationPlot, calibration_plot
+from seqloss_cli.plots.charts import MOST_SERIES, Plot, draw, size_of
+from seqloss_cli.plots.curves import (
+    CurvePlot,
+    Together,
+    curve_of_objective,
+    curve_plot,
+    read_objective,
+)
+from seqloss_cli.plots.groups import MOST_GROUPS, GroupsPlot, groups_plot, position_plot
+from seqloss_cli.plots.histograms import HistogramPlot, histogram_plot
+from seqloss_cli.plots.measures import Measure, without_directories
+from seqloss_cli.plots.scatters import ScatterPlot, scatter_plot
+from seqloss_cli.plots.style import Paper, drawn, require_matplotlib
+
+__all__ = [
+    "MOST_GROUPS",
+    "MOST_SERIES",
+    "CalibrationPlot",
+    "CurvePlot",
+    "GroupsPlot",
+    "HistogramPlot",
+    "Measure",
+    "Paper",
+    "Plot",
+    "ScatterPlot",
+    "Together",
+    "calibration_plot",
+    "curve_of_objective",
+    "curve_plot",
+    "draw",
+    "drawn",
+    "groups_plot",
+    "histogram_plot",
+    "position_plot",
+    "read_objective",
+    "require_matplotlib",
+    "scatter_plot",
+    "size_of",
+    "without_directories",
+]
