@@ -56,27 +56,30 @@ class Drawing:
         """The steps with their bounds, and what else a reader has to know."""
         labels = self.scale.labels(self._factor)
         if self._palette.marks:
-            yield from self._prose(f"Steps of {what} in {self._unit} per token:")
+            yield from self.prose(f"Steps of {what} in {self._unit} per token:")
             yield from self._in_lines([(f"{n}: {label}", "") for n, label in enumerate(labels)])
-            yield from self._prose(
+            yield from self.prose(
                 "A line that begins with ^ gives the step of each token in the line above, under "
                 f"its first cell there; - is {dim}."
             )
         else:
-            yield from self._prose(f"Background: {what} in {self._unit} per token")
+            yield from self.prose(f"Background: {what} in {self._unit} per token")
             styles = self._palette.styles
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
             theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-            yield from self._prose(f"dim: {dim}; colours for a {theme}")
+            yield from self.prose(f"dim: {dim}; colours for a {theme}")
         if self._options.white_space:
             signs = self._signs
-            yield from self._prose(
+            yield from self.prose(
                 f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line"
             )
 
-    def _prose(self, words: str) -> Iterator[Text]:
-        for line in Text(words, style=DIM).wrap(self._console, self._width):
+    def prose(self, words: str) -> Iterator[Text]:
+        yield from self.wrapped(Text(words, style=DIM))
+
+    def wrapped(self, text: Text) -> Iterator[Text]:
+        for line in text.wrap(self._console, self._width):
             line.rstrip()
             yield line
 
@@ -101,10 +104,10 @@ class Drawing:
             yield from self._part(ink, range(start, first))
             if fold:
                 note = f"{many(last - first, 'token')} folded; --all-tokens shows them"
-                yield from self._prose(f"{self._signs.fold} {note}")
+                yield from self.prose(f"{self._signs.fold} {note}")
             start = last
         if ink.n_hidden:
-            yield from self._prose(
+            yield from self.prose(
                 f"{many(ink.n_hidden, 'scored token')} of no text: in the figures only"
             )
 
@@ -137,7 +140,10 @@ class Drawing:
         yield from self.histogram(self.counts(values))
 
     def by_position(self, values: Sequence[float | None], whose: str = "") -> Iterator[Text]:
-        yield from by_position(values, self._width, self._signs, self._unit, self._factor, whose)
+        title, line = by_position(values, self._width, self._signs, self._unit, self._factor, whose)
+        if line:
+            yield from self.prose(title)
+            yield Text(line)
 
     def counts(self, values: Iterable[float | None]) -> list[int]:
         return count_steps(values, self._palette)

@@ -41,17 +41,17 @@ def stretch(values: Sequence[float | None]) -> range:
 
 def by_position(
     values: Sequence[float | None], width: int, signs: Signs, unit: str, factor: float, whose: str
-) -> Iterator[Text]:
-    """A sparkline, and how it is to be read. `whose` names one of several."""
+) -> tuple[str, str]:
+    """How a sparkline is to be read, and the line itself. `whose` names one of several."""
     places = stretch(values)
     if not places:
-        return
+        return "", ""
     a_cell = math.ceil(len(places) / width)
     each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
     height = f"{signs.levels[0]} 0, {signs.levels[-1]} {_TOP * factor:.3g} {unit} or more"
     title = f"{whose} by position".lstrip()
-    yield Text(f"{title} (tokens {places[0]} to {places[-1]}{each}; {height})", style="dim")
-    yield Text(sparkline(values[places.start : places.stop], width, signs))
+    title = f"{title} (tokens {places[0]} to {places[-1]}{each}; {height})"
+    return title, sparkline(values[places.start : places.stop], width, signs)
 
 
 def count_steps(values: Iterable[float | None], palette: Palette) -> list[int]:

@@ -10,7 +10,7 @@ from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
-from seqloss_cli.rendering.heat.inked import Inked, inked
+from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.options import HeatOptions, TableOptions
 from seqloss_cli.rendering.theme import many, number
 from seqloss_cli.rendering.writer import MOST_TABLES, TableWriter
@@ -59,26 +59,30 @@ class HeatWriter(TableWriter):
         super().end(totals, n_rejected, n_empty_lines)
 
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
-        options, drawing, values = self._options, self._drawing, values_of(score)
-        sequence = score.sequence
+        options = self._options
         mean = f"mean {number(options.in_unit(totals.mean_loss))} {options.unit}"
         scored = f"{many(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
-        self._console.print(Text(f"{escape(sequence.sample.id)}  ({scored})", style="bold"))
-        place = sequence.one_stretch if sequence.seam else None
-        ink = inked_score(score, options)
-        seam = None if place is None else place[0]
-        self._console.print(Drawn(lambda _: drawing.text(ink, options.all_tokens, seam)))
-        self._console.print()
-        self._console.print(Drawn(lambda _: drawing.figures(values)))
+        self._console.print(Text(f"{escape(score.sample.id)}  ({scored})", style="bold"))
+        show_heat(self._console, self._drawing, score, options)
+
+
+def show_heat(
+    console: Console, drawing: Drawing, score: SequenceScore, options: TableOptions
+) -> None:
+    """The text of one sequence and its figures."""
+    sequence, values = score.sequence, values_of(score)
+    place = sequence.one_stretch if sequence.seam else None
+    seam = None if place is None else place[0]
+    offsets = sequence.byte_offsets
+    ink = inked(
+        options.token_texts(sequence), None if offsets is None else offsets.tolist(), values
+    )
+    console.print(Drawn(lambda _: drawing.text(ink, options.all_tokens, seam)))
+    console.print()
+    console.print(Drawn(lambda _: drawing.figures(values)))
 
 
 def values_of(score: SequenceScore) -> list[float | None]:
     """The losses that count."""
     pairs = zip(score.losses.tolist(), score.counted.tolist(), strict=True)
     return [loss if counts else None for loss, counts in pairs]
-
-
-def inked_score(score: SequenceScore, options: TableOptions) -> Inked:
-    offsets = score.sequence.byte_offsets
-    edges = None if offsets is None else offsets.tolist()
-    return inked(options.token_texts(score.sequence), edges, values_of(score))
