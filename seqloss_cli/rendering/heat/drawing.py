@@ -8,6 +8,8 @@ under its first cell; the text's own lines begin with two blanks, so that either
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
@@ -123,8 +125,9 @@ class Drawing:
 
     def _line(self, ink: Inked, line: Line) -> Text:
         text = Text(_TEXT_LINE[: self._gutter])
-        for run in line:
-            text.append(run.text, style=self._palette.style(ink.values[run.token]))
+        styled = ((run.text, self._palette.style(ink.values[run.token])) for run in line)
+        for style, runs in groupby(styled, key=itemgetter(1)):
+            text.append("".join(words for words, _ in runs), style=style)
         return text
 
     def _marks(self, ink: Inked, line: Line) -> str:

@@ -37,7 +37,7 @@ _SEQUENTIAL_256: Mapping[Theme, Sequence[_Entry]] = {
     ),
     "dark": (
         None,
-        *((n, _WHITE, False) for n in (52, 58, 94)),
+        *((n, _WHITE, False) for n in (236, 58, 94)),
         *((n, _BLACK, False) for n in (136, 179, 221)),
     ),
 }
