@@ -521,7 +521,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     for name, shift in (("a", 0.0), ("b", 0.6)):
         rows = []
         for n in range(3):
-            losses = [4 + (t - 4) * shift * (n + 1) for t in range(8)]
+            losses = [9 + (t - 4) * shift * (n + 1) for t in range(8)]
             made = row(f"d{n}\x1b[2J", [None, *losses], tokens=pieces, byte_offsets=edges)
             if n == 2:
                 for field in ("tokens", "token_losses", "token_ids", "byte_offsets"):
@@ -532,7 +532,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 
 
 def test_documents_that_differ_most(run_cli: Run, files: tuple[str, str]) -> None:
-    output = run_cli("compare", *files, "--view", "heat").stdout
+    result = run_cli("compare", *files, "--view", "heat")
+    output = result.stdout
+    assert result.exit_code == 0, result.stderr
     assert not UNSAFE.search(output)
     assert all(cell_len(line) <= 80 for line in output.splitlines())
     assert_snapshot("heat-compare-80", output[output.index("Steps of") :])

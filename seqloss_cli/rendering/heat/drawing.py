@@ -36,7 +36,7 @@ class Drawn:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line in self._draw(console):
-            yield from line.render(console, end="\n")
+            yield from Text.assemble(line).render(console, end="\n")  # with its own style
 
 
 class Drawing:
@@ -142,8 +142,8 @@ class Drawing:
         yield from self.by_position(values)
         yield from self.histogram(self.counts(values))
 
-    def by_position(self, values: Sequence[float | None], whose: str = "") -> Iterator[Text]:
-        title, line = by_position(values, self._width, self._signs, self._unit, self._factor, whose)
+    def by_position(self, values: Sequence[float | None], what: str = "loss") -> Iterator[Text]:
+        title, line = by_position(values, self._width, self._signs, self._unit, self._factor, what)
         if line:
             yield from self.prose(title)
             yield Text(line)
