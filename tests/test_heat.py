@@ -45,11 +45,12 @@ from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
-from seqloss_cli.rendering.heat.figures import bar_of, sparkline
+from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.heat.palette import DIFFERENCES, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
+from seqloss_cli.scales import step_of
 
 Run = Callable[..., Any]
 ESC = re.compile(r"\x1b\[[\d;]*m")
@@ -453,6 +454,12 @@ def test_a_sparkline_has_a_fixed_height() -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(1, 80))
 def test_a_sparkline_has_a_cell_for_each_bin(values: list[float], width: int) -> None:
     assert len(sparkline(values, width, FULL)) == min(width, len(values))
+
+
+@given(st.lists(st.none() | st.floats(0, 20) | st.sampled_from(LOSS_SCALE.edges)))
+def test_tokens_are_counted_by_their_steps(values: list[float | None]) -> None:
+    steps = [step_of(value, LOSS_SCALE.edges) for value in values if value is not None]
+    assert count_steps(values, LOSS_SCALE.edges) == [steps.count(n) for n in range(7)]
 
 
 def test_what_is_more_than_nothing_has_a_bar() -> None:

@@ -149,7 +149,7 @@ class Drawing:
             yield Text(line)
 
     def counts(self, values: Iterable[float | None]) -> list[int]:
-        return count_steps(values, self._palette)
+        return count_steps(values, self.scale.edges)
 
     def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
         yield from histogram(counts, self._palette, self._width, self._signs, self._factor)

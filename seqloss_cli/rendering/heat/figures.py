@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from rich.style import Style
 from rich.text import Text
 
@@ -53,13 +54,11 @@ def by_position(
     return title, sparkline(values[places.start : places.stop], width, signs)
 
 
-def count_steps(values: Iterable[float | None], palette: Palette) -> list[int]:
-    """How many of the values are of each step."""
-    counts = [0] * (len(palette.scale.edges) + 1)
-    for value in values:
-        if (step := palette.step(value)) is not None:
-            counts[step] += 1
-    return counts
+def count_steps(values: Iterable[float | None], edges: Sequence[float]) -> list[int]:
+    """How many of the values are of each step (`step_of`, all at once)."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    steps = np.searchsorted(np.array(edges), known, side="right")
+    return [*map(int, np.bincount(steps, minlength=len(edges) + 1))]
 
 
 def histogram(

@@ -57,6 +57,8 @@ class Inked:
 
     def owner(self, tokens: range) -> int:
         """Of tokens that share a character, the one whose value is shown."""
+        if len(tokens) == 1:
+            return tokens.start
         known = [t for t in tokens if self.values[t] is not None]
         return max(known, key=self._weight_of) if known else tokens.start
 

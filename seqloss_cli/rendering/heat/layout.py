@@ -43,13 +43,14 @@ def glyphs(
     """What a terminal of that encoding is sent for these tokens."""
     base, shared = "", range(0)
     for char, owners in ink.characters(tokens):
-        if base and _joins(char) and can_show(char, encoding):
+        plain = "!" <= char <= "~"  # most are
+        if base and not plain and _joins(char) and can_show(char, encoding):
             base, shared = base + char, range(min(shared.start, owners.start), owners.stop)
             continue
         if base:
             yield Glyph(base, ink.owner(shared), "base")
         base = ""
-        if char.isprintable() and cell_len(char) and char != " " and can_show(char, encoding):
+        if plain or (char != " " and _stands_alone(char) and can_show(char, encoding)):
             base, shared = char, owners
         else:
             yield _special(char, ink.owner(owners), signs, show_white_space)
@@ -72,6 +73,10 @@ def _special(char: str, token: int, signs: Signs, show_white_space: bool) -> Gly
     return Glyph(sign or escaped, token, "other")
 
 
+def _stands_alone(char: str) -> bool:
+    return char.isprintable() and cell_len(char) > 0
+
+
 def _joins(char: str) -> bool:
     """Whether a terminal sets it upon the character before."""
     if cell_len(char):
@@ -91,7 +96,7 @@ def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
             line, column = [], 0
             continue
         for text in _fitting(glyph, column, width):
-            cells = cell_len(text)
+            cells = 1 if len(text) == 1 and text <= "~" else cell_len(text)
             if column and column + cells > width:
                 yield line
                 line, column = [], 0
@@ -106,7 +111,8 @@ def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
     if glyph.kind == "tab":
         cells = _TAB - column % _TAB
         return [glyph.text.ljust(max(1, min(cells, width - column)))]
-    return [glyph.text] if cell_len(glyph.text) <= width else glyph.text
+    fits = len(glyph.text) == 1 or cell_len(glyph.text) <= width
+    return (glyph.text,) if fits else glyph.text
 
 
 def _put(line: Line, text: str, cells: int, token: int) -> None:
