@@ -11,65 +11,23 @@ Shape letters: M positions, R of them at a time, B words of a block, K ids that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from seqloss_cli.backend import TokenScores, Wants
 from seqloss_cli.head import joined_on_host, rows_at_once, word_blocks
-from seqloss_cli.records import Bools, Floats, SavedGold, SequenceScore
+from seqloss_cli.records import SavedGold
 from seqloss_cli.running import Logits
 from seqloss_cli.softmax import Running
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
 """As the head's, smaller: of two models, and in float64."""
-SMOOTHING_WANTS = Wants(top_k=1, mean_log_prob=True)
 Block = Callable[[slice], Tensor]
 """The logits of some words at the rows in hand, in float64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Divergences:
-    """Of the N tokens of a sequence; nats. Where a token has no loss they mean nothing."""
-
-    kls: Floats
-    """KL(gold ‖ model)."""
-    gold_entropies: Floats
-    student_losses: Floats
-    """The model's loss on the text's own token."""
-    gold_losses: Floats
-    """The gold distribution's."""
-    same_top1: Bools
-    """Both have the same favourite, of equals the one with the least id."""
-    kls_at_most: Floats | None = None
-    """Where gold is known in part: KL lies between `kls` and these."""
-    student_cut: Floats | None = None
-    """Where the heads are of different widths: how much probability the model gave to ids that are
-    left out."""
-    gold_cut: Floats | None = None
-
-    @property
-    def cross_entropies(self) -> Floats:
-        """H(gold, model) = H(gold) + KL(gold ‖ model); where gold is known in part, at least."""
-        return self.gold_entropies + self.kls
-
-    @property
-    def cross_entropies_at_most(self) -> Floats | None:
-        return None if self.kls_at_most is None else self.gold_entropies + self.kls_at_most
-
-    @property
-    def delta_p(self) -> Floats:
-        """How much more probable the text's own token is to the model than to gold."""
-        return np.exp(-self.student_losses) - np.exp(-self.gold_losses)
-
-
-# -- a model and its teacher, position by position ----------------------------------------------
 
 
 def diverge(
@@ -271,44 +229,3 @@ class _Favourite:
         better_R1 = values_R1 > self._best_R1
         self.ids = torch.where(better_R1, places_R1 + first, self.ids)
         self._best_R1 = torch.where(better_R1, values_R1, self._best_R1)
-
-
-# -- sequences ----------------------------------------------------------------------------------
-
-
-def of_teacher(score: SequenceScore) -> Divergences:
-    """Of a sequence that was scored by `diverge` or `diverge_from_saved`."""
-    found, nothing = score.further, np.zeros(len(score.losses))
-    return Divergences(
-        kls=found.get("kls", nothing),
-        gold_entropies=found.get("teacher_entropies", nothing),
-        student_losses=score.losses,
-        gold_losses=found.get("teacher_losses", nothing),
-        same_top1=found.get("same_top1", nothing > 0),
-        kls_at_most=found.get("kls_at_most"),
-        student_cut=found.get("student_cut"),
-        gold_cut=found.get("teacher_cut"),
-    )
-
-
-def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Divergences:
-    """Gold (1 - E) one-hot + E / V over the model's V words (Szegedy et al., Rethinking the
-    Inception Architecture, 2016, section 7), of a sequence that was scored with `SMOOTHING_WANTS`.
-
-    With E = 0 the cross-entropy is the loss itself.
-    """
-    n, spread = len(score.losses), smoothing / n_words
-    own = 1 - smoothing + spread
-    entropy, cross = 0.0, score.losses
-    if smoothing:
-        entropy = -(own * math.log(own) + (n_words - 1) * spread * math.log(spread))
-        mean = score.further.get("mean_log_prob", np.zeros(n))
-        cross = (1 - smoothing) * score.losses - smoothing * mean
-    favourites = np.full(n, -1) if score.top_ids is None else score.top_ids[:, 0]
-    return Divergences(
-        kls=cross - entropy,
-        gold_entropies=np.full(n, entropy),
-        student_losses=score.losses,
-        gold_losses=np.full(n, 0.0 - math.log(own)),
-        same_top1=favourites == score.sequence.token_ids,
-    )

@@ -10,10 +10,10 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seqloss_cli.gold import Divergences
 from seqloss_cli.metrics import added, from_units, score_flags, to_units
 from seqloss_cli.records import Floats, Outcome, Rejected, Sample, SequenceScore
 from seqloss_cli.statistics import (
@@ -23,9 +23,6 @@ from seqloss_cli.statistics import (
     ratio_estimate,
     share_estimate,
 )
-
-if TYPE_CHECKING:  # it would import torch
-    from seqloss_cli.divergence import Divergences
 
 SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
 """Sums over the scored tokens, nats."""

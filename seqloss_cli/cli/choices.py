@@ -17,6 +17,7 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.formats import BY_EXTENSION, require_possible
 from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
+from seqloss_cli.cli.views import choose_heat
 from seqloss_cli.config import (
     DEFAULT_MODEL,
     BatchPolicy,
@@ -150,8 +151,9 @@ def choose_output(context: typer.Context) -> OutputChoice:
     """Where results go and what they hold; refuses, before a model is loaded, what cannot be."""
     values = context.params
     path: Path | None = values["output"]
+    format = choose_format(context, path)
     choice = OutputChoice(
-        format=choose_format(context, path),
+        format=format,
         path=path,
         force=values["force"],
         text=not values["no_text"],
@@ -170,6 +172,7 @@ def choose_output(context: typer.Context) -> OutputChoice:
         resume=values.get("resume", False),
         word_correction=values.get("word_correction", False),
         regions=values.get("regions") is not None,
+        heat=choose_heat(context, _no_heat(context, format)),
     )
     require_possible(choice, level_given=_is_from(context, "level", "COMMANDLINE"))
     if choice.resume:
@@ -178,6 +181,15 @@ def choose_output(context: typer.Context) -> OutputChoice:
         resumable = "resume" in values and choice.format is Format.jsonl
         refuse_to_overwrite(path, choice.force, resumable)
     return choice
+
+
+def _no_heat(context: typer.Context, format: Format) -> str | None:
+    """Why texts cannot be coloured, if they cannot."""
+    if format is not Format.table:
+        return f"is for the terminal, and {format.value} is not"
+    if "loss" in context.params and not context.params["loss"]:
+        return "shows losses: give --loss, too"
+    return None
 
 
 def choose_format(context: typer.Context, output: Path | None) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -11,10 +11,15 @@ from seqloss_cli.cli import in_turn as t
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.inputs import STDIN
+from seqloss_cli.cli.views import VIEW_OPTIONS, choose_heat
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.comparisons import JoinReport
+    from rich.console import RenderableType
+
+    from seqloss_cli.comparisons import Comparisons, JoinReport
+    from seqloss_cli.rendering import HeatOptions
     from seqloss_cli.results import ResultsFile
 
 EXAMPLES = (
@@ -29,6 +34,8 @@ EXAMPLES = (
     t.TURN_OPTIONS,
     r.COMPARE_OPTIONS,
     r.REPORT_OPTIONS,
+    {"all_tokens": o.SHOW_OPTIONS["all_tokens"]},
+    VIEW_OPTIONS,
 )
 def compare(
     ctx: typer.Context,
@@ -44,6 +51,7 @@ def compare(
     """
     with command_errors(ctx):
         r.check_output(ctx, results or ())
+        heat = choose_heat(ctx, _no_heat(ctx, results or ()))
         models = ctx.params["models"] or []
         if models and results:
             raise UsageError("name either RESULTS files, or --model A --model B with --data FILE")
@@ -52,15 +60,30 @@ def compare(
                 raise UsageError("--model: name two or more to compare")
             with t.scored_in_turn(ctx, models) as (names, n_rejected):
                 files = [r.open_one(*each) for each in zip(names, models, strict=True)]
-                _compare(ctx, files, n_rejected)
+                _compare(ctx, files, n_rejected, heat, names)
             return
         if not results or len(results) < 2:
             raise UsageError("name two or more RESULTS files, or --model A --model B --data FILE")
         t.refuse_scoring_options(ctx)
-        _compare(ctx, [r.open_one(name) for name in results], 0)
+        _compare(ctx, [r.open_one(name) for name in results], 0, heat, results)
 
 
-def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> None:
+def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
+    """Why texts cannot be coloured, if they cannot."""
+    if r.wants_json(ctx):
+        return "is for the terminal, and json is not"
+    if STDIN in results:
+        return "reads its files twice: name a file instead of -"
+    return None
+
+
+def _compare(
+    ctx: typer.Context,
+    files: list[ResultsFile],
+    n_rejected: int,
+    heat: HeatOptions | None,
+    paths: Sequence[str],
+) -> None:
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
     from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
@@ -88,7 +111,13 @@ def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> N
     r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
     report = comparison_report(found, files, shown, options)
     labels, bits = labels_of(files), values["unit"] == "bits"
-    r.write_report(ctx, report, lambda: comparison_view(found, labels, options.confidence, bits))
+
+    def views() -> Iterator[RenderableType]:
+        yield from comparison_view(found, labels, options.confidence, bits)
+        if heat is not None:
+            yield from _texts(ctx, found, paths, same, labels, heat)
+
+    r.write_report(ctx, report, views)
     if reading.n_unusable or n_rejected or not n_compared:
         raise typer.Exit(REJECTED)
 
@@ -98,6 +127,31 @@ def model_label(run: Mapping[str, Any]) -> str:
     adapter, quantization = run.get("adapter"), run.get("quantization")
     with_adapter = f" with {adapter}" if adapter else ""
     return f"{run.get('model')}{with_adapter}" + (f", {quantization}" if quantization else "")
+
+
+def _texts(
+    ctx: typer.Context,
+    found: Comparisons,
+    paths: Sequence[str],
+    same_tokens: bool,
+    labels: Sequence[str],
+    heat: HeatOptions,
+) -> Iterator[RenderableType]:
+    """The documents that differ most, in colours; or why there are none."""
+    from rich.text import Text
+
+    from seqloss_cli.comparisons import documents_of
+    from seqloss_cli.rendering.heat.comparison import OTHER_TOKENS, difference_views
+
+    if not same_tokens:
+        yield Text(OTHER_TOKENS)
+        return
+    again = r.Reading([r.open_one(path) for path in paths])
+    rows = [again.rows(file, quiet=True) for file in again.files]
+    documents = documents_of(rows, found, same_tokens)
+    pairs = list(zip(found.pairs, documents, strict=True))
+    bits, all_tokens = ctx.params["unit"] == "bits", ctx.params["all_tokens"]
+    yield from difference_views(pairs, labels, heat, bits, all_tokens)
 
 
 def labels_of(files: list[ResultsFile]) -> list[str]:

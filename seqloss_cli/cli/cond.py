@@ -9,6 +9,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import pairs as p
 from seqloss_cli.cli.failures import command_errors
+from seqloss_cli.cli.views import VIEW_OPTIONS
 
 EXAMPLES = (
     'seqloss cond --prompt "The list is" --response " sorted in place."',
@@ -39,6 +40,7 @@ EXAMPLES = (
     },
     o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
+    VIEW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.RESUME_OPTION,
     o.OTHER_OPTIONS,

@@ -14,6 +14,7 @@ from seqloss_cli.cli import pairs as p
 from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.inputs import STDIN
+from seqloss_cli.cli.views import VIEW_OPTIONS
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Like(StrEnum):
     p.SEAM_OPTIONS,
     o.SPEED_OPTIONS,
     {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
+    VIEW_OPTIONS,
     {n: value for n, value in o.OUTPUT_OPTIONS.items() if n not in ("level", "context_lengths")},
     o.OTHER_OPTIONS,
 )

@@ -25,6 +25,7 @@ from seqloss_cli.paths import partial_path
 from seqloss_cli.provenance import RunInfo
 from seqloss_cli.reading import ReadStats
 from seqloss_cli.records import Rejected, Sample, TokenSequence
+from seqloss_cli.rendering import HeatOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.word_correction import SOURCE
 from seqloss_cli.writing import KeptRows, Writer, open_sink
@@ -51,6 +52,8 @@ class OutputChoice:
     resume: bool = False
     word_correction: bool = False
     regions: bool = False
+    heat: HeatOptions | None = None
+    """Texts in colours, in place of tables."""
 
 
 class HasSample(Protocol):

@@ -7,6 +7,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import texts as t
 from seqloss_cli.cli.failures import command_errors
+from seqloss_cli.cli.views import VIEW_OPTIONS
 
 EXAMPLES = (
     "seqloss score README.md",
@@ -24,6 +25,7 @@ EXAMPLES = (
     {"stride": (o.Stride, None)},
     o.SPEED_OPTIONS,
     o.SHOW_OPTIONS,
+    VIEW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.RESUME_OPTION,
     o.OTHER_OPTIONS,

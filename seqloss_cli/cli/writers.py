@@ -14,7 +14,7 @@ from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.formats import DELIMITERS
 from seqloss_cli.metrics import Totals
 from seqloss_cli.records import SequenceScore
-from seqloss_cli.rendering import TableOptions, TableWriter
+from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (
     JsonlWriter,
@@ -75,6 +75,7 @@ def table_options(
         words=choice.words,
         marks=marks,
         pmi=choice.pmi,
+        heat=choice.heat,
     )
 
 
@@ -82,7 +83,8 @@ def score_writer(
     tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice, marks: WordMarks | None
 ) -> Writer[SequenceScore, Totals]:
     if choice.format is Format.table:
-        return TableWriter(console(choice.path, sink), table_options(tokenization, choice, marks))
+        shows = TableWriter if choice.heat is None else HeatWriter
+        return shows(console(choice.path, sink), table_options(tokenization, choice, marks))
     options = row_options(tokenization, choice, marks)
     if choice.format is Format.openai:
         return OpenAIWriter(sink, options)

@@ -8,6 +8,7 @@ from seqloss_cli.comparisons.comparing import (
     SideTotals,
     compare,
 )
+from seqloss_cli.comparisons.documents import DocumentRows, documents_of
 from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable, scored_apart
 from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
 
@@ -16,10 +17,12 @@ __all__ = [
     "CompareOptions",
     "Comparison",
     "Comparisons",
+    "DocumentRows",
     "JoinReport",
     "Objective",
     "SideTotals",
     "compare",
+    "documents_of",
     "find_objective",
     "join",
     "not_comparable",

@@ -15,6 +15,8 @@ from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import Rejected
+from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.rendering.heat.writer import show_heat
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, flags_text, number
 
@@ -33,10 +35,18 @@ class MaskTableWriter:
         self._console, self._options, self._trainer = console, options, trainer
         self._marks = console.color_system is None or console.no_color
         self._n_shown = 0
+        heat = options.heat
+        self._drawing = None if heat is None else Drawing(console, heat, options.bits)
 
     def begin(self, run: RunInfo) -> None:
         self._run = run
-        if not self._options.summary:
+        drawing = self._drawing
+        if self._options.summary:
+            return
+        if drawing is not None:
+            self._console.print(Drawn(lambda _: drawing.legend(dim="masked, or not scored")))
+            self._console.print()
+        else:
             shown = f"{_OPEN}in brackets{_CLOSE}" if self._marks else "highlighted"
             self._console.print(Text(f"What counts is {shown}; what is masked is not.\n"))
 
@@ -50,7 +60,7 @@ class MaskTableWriter:
         identity = escape(mask.sequence.sample.id)
         title = f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)"
         self._console.print(Text(title, style="bold"))
-        self._console.print(self._text(mask))
+        self._show_text(mask)
         if mask.sequence.seam is not None and mask.sequence.seam.turns:
             self._console.print()
             self._console.print(self._turns(mask))
@@ -70,6 +80,12 @@ class MaskTableWriter:
         self._console.print(Panel(grid, title="totals", title_align="left", expand=False))
 
     # -- one sequence -----------------------------------------------------------------------
+
+    def _show_text(self, mask: Mask) -> None:
+        if self._drawing is None or mask.score is None:
+            self._console.print(self._text(mask))
+        else:
+            show_heat(self._console, self._drawing, mask.score, self._options)
 
     def _text(self, mask: Mask) -> Text:
         """The tokens as written, line breaks shown and kept."""

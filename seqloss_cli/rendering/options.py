@@ -8,6 +8,18 @@ from dataclasses import dataclass
 from seqloss_cli.backend import WordMarks
 from seqloss_cli.records import TokenSequence
 from seqloss_cli.rendering.theme import NATS_PER_BIT
+from seqloss_cli.scales import Theme
+
+
+@dataclass(frozen=True, slots=True)
+class HeatOptions:
+    """How coloured texts look."""
+
+    theme: Theme = "dark"
+    theme_note: str = "--theme light for a light one"
+    """What is to be said of the choice."""
+    white_space: bool = False
+    """Blanks, tabs and line ends are made visible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +35,8 @@ class TableOptions:
     marks: WordMarks | None = None
     """With `words`: corrected losses, too."""
     pmi: bool = False
+    heat: HeatOptions | None = None
+    """Texts are coloured by the losses of their tokens, instead of tables of tokens."""
 
     @property
     def unit(self) -> str:

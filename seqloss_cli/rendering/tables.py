@@ -11,11 +11,12 @@ from rich.text import Text
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.regions import RegionLosses
+from seqloss_cli.rendering.folding import Shown, folded
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
 from seqloss_cli.words import WordLosses
 
-_HEAD_ROWS, _TAIL_ROWS, _SEAM_ROWS = 24, 16, 4
+_ROWS = Shown(head=24, tail=16, around_seam=4)
 
 
 def token_table(score: SequenceScore, options: TableOptions) -> Table:
@@ -46,7 +47,7 @@ def add_rows(
     seam: int | None = None,
 ) -> None:
     """All rows, or the first and the last of many, and those around a seam."""
-    folds = _folds(n_rows, options, seam)
+    folds = [] if options.all_tokens else folded(n_rows, _ROWS, seam)
     n_folded = sum(map(len, folds))
     if folds:
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
@@ -57,18 +58,6 @@ def add_rows(
                 table.add_row("⋮", *gap, Text(f"({len(fold)} more)", style="dim"))
         if not any(n in fold for fold in folds):
             table.add_row(*row)
-
-
-def _folds(n_rows: int, options: TableOptions, seam: int | None) -> list[range]:
-    """Rows that a long table leaves out (`--all-tokens` shows them)."""
-    if options.all_tokens or n_rows <= _HEAD_ROWS + _TAIL_ROWS + 1:
-        return []
-    start, stop = _HEAD_ROWS, n_rows - _TAIL_ROWS
-    if seam is None:
-        return [range(start, stop)]
-    before = range(start, min(stop, max(start, seam - _SEAM_ROWS)))
-    after = range(max(start, min(stop, seam + _SEAM_ROWS)), stop)
-    return [fold for fold in (before, after) if len(fold) > 1]
 
 
 def _text_column(table: Table) -> int:

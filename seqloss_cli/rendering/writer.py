@@ -78,7 +78,7 @@ class TableWriter:
         self._waiting.clear()
 
     def _show_tables(self, score: SequenceScore, totals: Totals) -> None:
-        self._console.print(token_table(score, self._options))
+        self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
         if (seam := score.sequence.seam) is not None:
             if seam.turns:
@@ -97,6 +97,9 @@ class TableWriter:
         if flags:
             self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
         self._console.print()
+
+    def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
+        self._console.print(token_table(score, self._options))
 
     def _line_header(self, columns: Columns) -> None:
         header = "".join(f"{name:>{width}}" for name, width in columns)

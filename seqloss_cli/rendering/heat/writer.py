@@ -1,0 +1,88 @@
+"""Scored texts as they come, coloured by the losses of their tokens; then figures, then totals."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from seqloss_cli.escaping import escape
+from seqloss_cli.metrics import Totals
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import SequenceScore
+from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.rendering.heat.inked import inked
+from seqloss_cli.rendering.options import HeatOptions, TableOptions
+from seqloss_cli.rendering.theme import many, number
+from seqloss_cli.rendering.writer import MOST_TABLES, TableWriter
+
+NOT_COUNTED = "not scored, or a prompt"
+
+
+class HeatWriter(TableWriter):
+    """A `Writer` for a terminal: the first texts in colours, the others a line each."""
+
+    def __init__(self, console: Console, options: TableOptions) -> None:
+        super().__init__(console, options)
+        self._drawing = Drawing(console, options.heat or HeatOptions(), options.bits)
+        self._counts = self._drawing.counts(())
+        self._n_shown = 0
+
+    def begin(self, run: RunInfo) -> None:
+        super().begin(run)
+        if not self._options.summary:
+            dim = "not scored" if run.pairs is None else NOT_COUNTED
+            self._console.print(Drawn(lambda _: self._drawing.legend(dim=dim)))
+            self._console.print()
+
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+        if self._options.summary:
+            return
+        counts = self._drawing.counts(values_of(score))
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+        self._n_shown += 1
+        if self._n_shown <= MOST_TABLES or self._options.all_tokens:
+            self._show_tables(score, totals)
+            return
+        if self._n_shown == MOST_TABLES + 1:
+            note = f"After {MOST_TABLES} texts the others are a line each; --all-tokens shows them."
+            self._console.print(Text(note, style="dim"))
+        self._line(score, totals)
+
+    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
+        if self._n_shown > 1:
+            if self._as_lines:
+                self._console.print()
+            title = f"tokens by loss, {self._n_shown} sequences"
+            self._console.print(Text(title, style="bold"))
+            self._console.print(Drawn(lambda _: self._drawing.histogram(self._counts)))
+            self._as_lines = True  # a blank line is due
+        super().end(totals, n_rejected, n_empty_lines)
+
+    def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
+        options = self._options
+        mean = f"mean {number(options.in_unit(totals.mean_loss))} {options.unit}"
+        scored = f"{many(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
+        self._console.print(Text(f"{escape(score.sample.id)}  ({scored})", style="bold"))
+        show_heat(self._console, self._drawing, score, options)
+
+
+def show_heat(
+    console: Console, drawing: Drawing, score: SequenceScore, options: TableOptions
+) -> None:
+    """The text of one sequence and its figures."""
+    sequence, values = score.sequence, values_of(score)
+    place = sequence.one_stretch if sequence.seam else None
+    seam = None if place is None else place[0]
+    offsets = sequence.byte_offsets
+    ink = inked(
+        options.token_texts(sequence), None if offsets is None else offsets.tolist(), values
+    )
+    console.print(Drawn(lambda _: drawing.text(ink, options.all_tokens, seam)))
+    console.print()
+    console.print(Drawn(lambda _: drawing.figures(values)))
+
+
+def values_of(score: SequenceScore) -> list[float | None]:
+    """The losses that count."""
+    pairs = zip(score.losses.tolist(), score.counted.tolist(), strict=True)
+    return [loss if counts else None for loss, counts in pairs]

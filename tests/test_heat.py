@@ -1,0 +1,585 @@
+"""Texts coloured by their losses: whole outputs, and what holds for every text and terminal.
+
+On snapshots see tests/test_rendering.py.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import row, write
+from rich.cells import cell_len
+from rich.color import EIGHT_BIT_PALETTE, WINDOWS_PALETTE
+from rich.console import Console
+from rich.palette import Palette as Colours
+from test_rendering import (
+    LOSSES,
+    PAIRED,
+    RUN,
+    UNSAFE,
+    VOCABULARY,
+    assert_snapshot,
+    chat_of,
+    pair_of,
+    score_of,
+    shown,
+)
+from test_scales import GROUND, contrast, luminance
+
+from seqloss_cli.escaping import escape
+from seqloss_cli.masking import Mask, mask_totals
+from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.pieces import show_bytes
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import SequenceScore, TokenSequence
+from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
+from seqloss_cli.rendering.heat import choose_theme
+from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
+from seqloss_cli.rendering.heat.inked import inked
+from seqloss_cli.rendering.heat.palette import DIFFERENCES, Scale
+from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
+from seqloss_cli.rendering.heat.signs import FULL, PLAIN
+from seqloss_cli.scales import step_of
+
+Run = Callable[..., Any]
+ESC = re.compile(r"\x1b\[[\d;]*m")
+STEPS = (0.1, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
+"""A loss of each step."""
+XTERM_16 = Colours(
+    [(0, 0, 0), (205, 0, 0), (0, 205, 0), (205, 205, 0), (0, 0, 238), (205, 0, 205), (0, 205, 205),
+     (229, 229, 229), (127, 127, 127), (255, 0, 0), (0, 255, 0), (255, 255, 0), (92, 92, 255),
+     (255, 0, 255), (0, 255, 255), (255, 255, 255)]
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _colours_are_chosen_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORFGBG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def token_texts(sequence: TokenSequence) -> list[str]:
+    assert sequence.text is not None
+    assert sequence.byte_offsets is not None
+    source, edges = sequence.text.encode(), sequence.byte_offsets.tolist()
+    return ["<s>", *(show_bytes(source[a:b]) for a, b in pairwise(edges[1:]))]
+
+
+def a_console(width: int = 80, colour: str | None = None, encoding: str = "utf-8") -> Console:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True, newline="")
+    return Console(
+        file=file, width=width, force_terminal=colour is not None, markup=False, highlight=False,
+        color_system=colour, emoji=False, legacy_windows=False,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def output_of(console: Console) -> str:
+    file: Any = console.file
+    return str(file.buffer.getvalue().decode(file.encoding))
+
+
+def heat(
+    *scores: SequenceScore,
+    width: int = 80,
+    colour: str | None = None,
+    encoding: str = "utf-8",
+    run: RunInfo = RUN,
+    look: HeatOptions | None = None,
+    **options: Any,
+) -> str:
+    console = a_console(width, colour, encoding)
+    asked = TableOptions(token_texts, VOCABULARY.__getitem__, heat=look or HeatOptions(), **options)
+    writer = HeatWriter(console, asked)
+    writer.begin(run)
+    for score in scores:
+        writer.sequence(score, totals_of(score))
+    writer.end(_sum(map(totals_of, scores)), 0, 0)
+    return output_of(console)
+
+
+def _sum(parts: Iterable[Totals]) -> Totals:
+    return sum(parts, Totals())
+
+
+def in_bytes(text: str, edges: Sequence[int], losses: Sequence[float]) -> SequenceScore:
+    """BOS and tokens that end at these bytes."""
+    score = score_of([text], [0.0])
+    n = len(edges) + 1
+    sequence = replace(
+        score.sequence,
+        token_ids=np.arange(1, n + 1),
+        byte_offsets=np.array([0, 0, *edges]),
+        loss_mask=np.ones(n, dtype=bool),
+        wanted=np.ones(n, dtype=bool),
+    )
+    return replace(
+        score, sequence=sequence, losses=np.array([0.0, *losses]), scored=np.arange(n) > 0
+    )
+
+
+def text_lines(output: str) -> list[str]:
+    """The lines of the text in the form without colour, its margin taken off."""
+    lines = _below_title(output)
+    return [line[2:] for line in lines[: lines.index("")] if line.startswith("  ")]
+
+
+def mark_lines(output: str) -> list[str]:
+    return [line[2:] for line in _below_title(output) if line.startswith("^ ")]
+
+
+def _below_title(output: str) -> list[str]:
+    lines = output.splitlines()
+    title = next(n for n, line in enumerate(lines) if re.search(r"(nats|bits)\)$", line))
+    return lines[title + 1 :]
+
+
+# -- whole outputs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("colour", [None, "truecolor"])
+def test_a_text_its_legend_and_figures(width: int, colour: str | None) -> None:
+    name = f"heat-{width}{'-colour' if colour else ''}"
+    assert_snapshot(name, heat(score_of(), width=width, colour=colour))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("colour", ["standard", "256"])
+def test_fewer_colours(theme: Any, colour: str) -> None:
+    score = score_of([f" step{n}" for n in range(7)], STEPS)
+    look = HeatOptions(theme, "--theme")
+    assert_snapshot(f"heat-{theme}-{colour}", heat(score, colour=colour, look=look, summary=False))
+
+
+@pytest.mark.parametrize("colour", [None, "standard"])
+def test_a_pair_and_a_chat(colour: str | None) -> None:
+    output = heat(pair_of(), chat_of(), colour=colour, run=PAIRED, bits=True)
+    assert_snapshot(f"heat-pairs{'-colour' if colour else ''}", output)
+
+
+@pytest.mark.parametrize("colour", [None, "standard"])
+def test_a_mask(colour: str | None) -> None:
+    console, score = a_console(80, colour), chat_of()
+    options = TableOptions(token_texts, VOCABULARY.__getitem__, heat=HeatOptions())
+    writer, mask = MaskTableWriter(console, options, None), Mask(score.sequence, score)
+    writer.begin(PAIRED)
+    writer.sequence(mask, mask_totals(mask))
+    writer.end(mask_totals(mask), 0, 0)
+    assert_snapshot(f"heat-mask{'-colour' if colour else ''}", output_of(console))
+
+
+def test_white_space_is_visible_on_request() -> None:
+    score = score_of(("a b", "\tc", "\r\n", "  d"), (1.0, 2.0, 3.0, 4.0))
+    look = HeatOptions(white_space=True)
+    assert text_lines(heat(score, look=look)) == ["<s>a·b→ c␍↵", "··d"]
+    assert text_lines(heat(score)) == ["<s>a b  c\\r ", "  d"]
+    assert text_lines(heat(score, look=look, encoding="ascii")) == ["<s>a_b> c\\r$", "__d"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_that_lack_signs_and_characters(encoding: str) -> None:
+    output = heat(score_of(), encoding=encoding)
+    assert r"\u65e5\u672c" in output
+    assert "##" in output
+    assert_snapshot(f"heat-{encoding}", output)
+
+
+# -- the text -----------------------------------------------------------------------------------
+
+
+def test_marks_stand_under_the_first_cell_of_their_tokens() -> None:
+    score = score_of(("日本", "語", "🐕", "e\u0301", "x", " ab"), (0.1, 1.5, 3, 5, 8, 20))
+    output = heat(score)
+    assert text_lines(output) == ["<s>日本語🐕e\u0301x ab"]
+    assert mark_lines(output) == ["-  0   2 3 456"]
+
+
+def test_a_character_has_the_highest_loss_of_the_tokens_that_share_it() -> None:
+    score = in_bytes("a🐕b", [1, 3, 4, 6], [0.1, 1.5, 8.0, 5.0])
+    output = heat(score)
+    assert text_lines(output) == ["<s>a🐕b"]
+    assert mark_lines(output) == ["-  05 4"]
+    assert re.search(r"5 7 to 10 .* 1 +25.0 %", output), "each token counts in the figures"
+
+
+def test_differences_that_share_a_character_are_told_by_their_size() -> None:
+    ink = inked(["<0xF0><0x9F>", "<0x90><0x95>"], [0, 2, 4], [0.5, -3.0], weight=abs)
+    assert list(ink.characters(range(2))) == [("🐕", range(2))]
+    assert ink.owner(range(2)) == 1
+
+
+def test_spelled_out_bytes_are_told_from_bytes() -> None:
+    ink = inked(["<0xF0>", "<0x9F>", "<s>"], [0, 6, 7, 7], [1.0, 2.0, None])
+    assert ink.pieces[:2] == [b"<0xF0>", b"\x9f"]
+    assert ink.named == {2}
+    assert "".join(char for char, _ in ink.characters(range(3))) == "<0xF0><0x9F><s>"
+
+
+def test_tokens_of_no_text_are_said() -> None:
+    output = heat(in_bytes("ab", [0, 1, 2], [9.0, 1.0, 1.0]))
+    assert "1 scored token of no text: in the figures only" in output
+
+
+def test_ids_without_a_text_are_shown_by_name() -> None:
+    score = score_of(("a", "b"), (1.0, 2.0))
+    score = replace(score, sequence=replace(score.sequence, byte_offsets=None))
+    console = a_console()
+    options = TableOptions(lambda _: ["<s>", "one\n", "\x1btwo"], str, heat=HeatOptions())
+    HeatWriter(console, options).sequence(score, totals_of(score))
+    output = output_of(console)
+    assert r"<s>one\n\x1btwo" in output
+    assert mark_lines(output) == ["-  2    3"]
+
+
+def test_prompts_are_dim_and_have_no_background() -> None:
+    output = heat(pair_of(), colour="truecolor", run=PAIRED)
+    assert "\x1b[2m<s>The cat" in output
+    assert re.search(r"\x1b\[[\d;]*48;2;[\d;]*m日", output) is None
+    assert re.search(r"\x1b\[[\d;]*48;2;[\d;]*m語", output)
+
+
+def test_lines_of_a_prompt_have_no_marks() -> None:
+    score = pair_of(4)
+    score = replace(score, sequence=replace(score.sequence, loss_mask=np.arange(11) >= 9))
+    output = heat(score, run=PAIRED)
+    assert len(text_lines(output)) == 2
+    assert len(mark_lines(output)) == 1
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u3164", "\ufe0f", "\u200d", "\U0001f3fb", "\u1161"])
+def test_marks_that_nothing_carries_are_spelled_out(mark: str) -> None:
+    if cell_len(mark):
+        pytest.skip("this version of rich gives it a cell")
+    assert text_lines(heat(score_of((f"\n{mark}x",), (1.0,))))[1] == f"{_spelled(mark)}x"
+
+
+# -- long and many ------------------------------------------------------------------------------
+
+
+def test_a_long_text_is_folded_and_says_so() -> None:
+    score = score_of([f"w{n:04} " for n in range(2000)], [1.0] * 2000)
+    output = heat(score)
+    assert "⋮ 1401 tokens folded; --all-tokens shows them" in output
+    assert "w0398" in output
+    assert "w0399" not in output
+    assert "w1800" in output
+    assert re.search(r"2 1 to 2 .* 2000 100.0 %", output), "the figures are of the whole text"
+    assert "folded" not in heat(score, all_tokens=True)
+
+
+def test_no_character_is_folded_in_two() -> None:
+    text = "🐕" * 400
+    score = in_bytes(text, range(1, 1601), [1.0] * 1600)
+    output = heat(score)
+    dogs = sum(line.count("🐕") for line in text_lines(output))
+    folded = re.search(r"(\d+) tokens folded", output)
+    assert folded
+    assert 4 * dogs + int(folded[1]) == 1600
+    assert "<0x" not in output
+
+
+def test_the_text_around_the_seam_is_never_folded() -> None:
+    score = score_of([f"w{n:04} " for n in range(2000)], [1.0] * 2000)
+    assert score.sequence.text is not None
+    seam = pair_of().sequence.seam
+    mask = np.arange(2001) >= 1001
+    output = heat(
+        replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam)), run=PAIRED
+    )
+    text = "".join(text_lines(output))
+    assert all(f"w{n:04} " in text for n in range(850, 1150))
+    assert output.count("tokens folded") == 2
+
+
+def test_eleven_texts_are_ten_and_a_line() -> None:
+    scores = [score_of(identity=f"row {n}") for n in range(12)]
+    output = heat(*scores)
+    assert output.count("scored, mean") == 10
+    assert "After 10 texts the others are a line each; --all-tokens shows them." in output
+    assert re.search(r"^row 11 .* 11 ", output, re.M)
+    assert "tokens by loss, 12 sequences" in output
+    assert heat(*scores, all_tokens=True).count("scored, mean") == 12
+
+
+def test_a_summary_is_the_totals_alone() -> None:
+    assert heat(score_of(), summary=True) == shown(score_of(), summary=True)
+
+
+# -- what holds for every text ------------------------------------------------------------------
+
+
+def _spelled(text: str) -> str:
+    return text.encode("unicode_escape").decode()
+
+
+characters = st.one_of(
+    st.characters(),
+    st.sampled_from(" \n\r日🐕\u0301\u200d\ufe0f\x1b\x9b\u202e\u2028\u1100\u1161🇩🇪"),
+)
+
+
+@given(
+    tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9),
+    width=st.sampled_from([4, 40, 80]),
+    colour=st.sampled_from([None, "standard", "truecolor"]),
+)
+def test_nothing_a_terminal_acts_on_and_no_line_too_long(
+    tokens: list[str], width: int, colour: str | None
+) -> None:
+    tokens = [token.encode(errors="replace").decode() for token in tokens]
+    output = ESC.sub("", heat(score_of(tokens, LOSSES[: len(tokens)]), width=80, colour=colour))
+    assert not UNSAFE.search(output)
+    score = score_of(tokens, LOSSES[: len(tokens)])
+    text = heat(score, width=width, colour=colour).split("by position")[0].split("nats)")[-1]
+    assert all(cell_len(line) <= width for line in ESC.sub("", text).splitlines())
+
+
+@given(tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9))
+def test_without_wraps_it_is_the_escaped_text(tokens: list[str]) -> None:
+    tokens = [token.encode(errors="replace").decode().replace("\t", "") for token in tokens]
+    output = heat(score_of(tokens, LOSSES[: len(tokens)]), width=10_000)
+    lines = text_lines(output)
+    source = "<s>" + "".join(tokens)
+    parts = source.split("\n")
+    assert len(lines) == len(parts) - (parts[-1] == "")
+    for line, part in zip(lines, parts, strict=False):
+        spelled = iter(line)
+        for char in part:  # as it is, or where nothing carries it, spelled out
+            taken = next(spelled)
+            if taken != char or char == "\\":
+                rest = _spelled(char) if escape(char) == char else escape(char)
+                rest = "\\" if char == "\\" else rest
+                assert taken + "".join(next(spelled) for _ in rest[1:]) == rest
+        assert "".join(spelled).strip() == ""
+
+
+@given(
+    tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9),
+    width=st.integers(20, 60),
+)
+def test_wrapping_changes_nothing_but_lines(tokens: list[str], width: int) -> None:
+    tokens = [token.encode(errors="replace").decode().replace("\t", "") for token in tokens]
+    score = score_of([token.replace("\n", "") or "x" for token in tokens], LOSSES[: len(tokens)])
+    wide, narrow = text_lines(heat(score, width=10_000)), text_lines(heat(score, width=width))
+    assert "".join(narrow) == "".join(wide)
+
+
+def test_colour_is_the_only_difference_between_themes() -> None:
+    light, dark = (
+        heat(score_of(), colour="truecolor", look=HeatOptions(theme, "x"))
+        for theme in ("light", "dark")
+    )
+    assert light != dark
+    assert ESC.sub("", light).replace("a light", "a dark") == ESC.sub("", dark)
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    output = heat(score_of(), colour="truecolor")
+    assert not re.search(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m", output)
+    assert mark_lines(ESC.sub("", output))
+
+
+# -- colours and figures ------------------------------------------------------------------------
+
+
+def hex_of(palette: Colours, n: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*palette[n])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("scale", [LOSS_SCALE, DIFFERENCES])
+def test_256_colours_keep_the_order_of_lightness(theme: Any, scale: Scale) -> None:
+    entries = scale.entries_256[theme]
+    middle = entries.index(None)
+    for side in (entries[middle:], entries[middle::-1]):
+        shades = [GROUND[theme], *(hex_of(EIGHT_BIT_PALETTE, e[0]) for e in side if e)]
+        lightness = [luminance(shade) for shade in shades]
+        assert lightness == sorted(lightness, reverse=theme == "light")
+        assert all(contrast(a, b) >= 1.12 for a, b in pairwise(shades))
+    for entry in filter(None, entries):
+        background, text = (hex_of(EIGHT_BIT_PALETTE, n) for n in entry[:2])
+        assert contrast(background, text) >= 4.5
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("scale", [LOSS_SCALE, DIFFERENCES])
+@pytest.mark.parametrize("palette", [XTERM_16, WINDOWS_PALETTE], ids=["xterm", "windows"])
+def test_16_colours_keep_the_order_of_lightness(theme: Any, scale: Scale, palette: Colours) -> None:
+    entries = scale.entries_16[theme]
+    assert len(set(entries)) == len(entries)
+    middle = entries.index(None)
+    for side in (entries[middle:], entries[middle::-1]):
+        shades = [luminance(hex_of(palette, entry[0])) for entry in side if entry]
+        assert shades == sorted(shades, reverse=theme == "light")
+
+
+def test_every_step_has_its_own_colour() -> None:
+    for scale in (LOSS_SCALE, DIFFERENCES):
+        for by_theme in (scale.true_colours, scale.entries_256, scale.entries_16):
+            for entries in by_theme.values():
+                assert len(set(entries)) == len(scale.edges) + 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "colorfgbg", "theme"),
+    [
+        ("auto", None, "dark"), ("auto", "", "dark"), ("auto", "15;0", "dark"),
+        ("auto", "0;15", "light"), ("auto", "0;default;7", "light"), ("auto", "7;8", "dark"),
+        ("auto", "15;default", "dark"), ("light", "15;0", "light"), ("dark", "0;15", "dark"),
+    ],
+)  # fmt: skip
+def test_the_theme_is_asked_for_or_guessed(wanted: str, colorfgbg: str, theme: str) -> None:
+    assert choose_theme(wanted, colorfgbg)[0] == theme
+
+
+def test_a_sparkline_has_a_fixed_height() -> None:
+    assert sparkline([0.0, 5.0, 9.99, 10.0, math.inf, None, 1.5], 80, FULL) == "▁▄▇██ ▂"
+    assert sparkline([0.0, 2.0, 9.0, 11.0], 2, FULL) == "▁█"
+    assert sparkline([0.0, 20.0], 80, PLAIN) == "_#"
+    assert sparkline([], 80, FULL) == ""
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(1, 80))
+def test_a_sparkline_has_a_cell_for_each_bin(values: list[float], width: int) -> None:
+    assert len(sparkline(values, width, FULL)) == min(width, len(values))
+
+
+@given(st.lists(st.none() | st.floats(0, 20) | st.sampled_from(LOSS_SCALE.edges)))
+def test_tokens_are_counted_by_their_steps(values: list[float | None]) -> None:
+    steps = [step_of(value, LOSS_SCALE.edges) for value in values if value is not None]
+    assert count_steps(values, LOSS_SCALE.edges) == [steps.count(n) for n in range(7)]
+
+
+def test_what_is_more_than_nothing_has_a_bar() -> None:
+    assert bar_of(0.0, 40, FULL) == ""
+    assert bar_of(1e-9, 40, FULL) == "▏"
+    assert bar_of(1.0, 40, FULL) == "█" * 40
+    assert bar_of(0.5, 3, FULL) == "█▌"
+    assert bar_of(1e-9, 40, PLAIN) == "#"
+
+
+def test_an_infinite_loss_is_of_the_last_step() -> None:
+    output = heat(score_of(("a", "b"), (1.0, math.inf)))
+    assert mark_lines(output) == ["-  26"]
+    assert "inf_loss 1" in output
+
+
+# -- the commands -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [["--json"], ["--jsonl"], ["--format", "openai"]])
+def test_heat_is_for_the_terminal(run_cli: Run, flags: list[str]) -> None:
+    result = run_cli("score", "--text", "x", "--view", "heat", *flags)
+    assert result.exit_code == 2
+    assert "--view heat is for the terminal" in result.stderr
+
+
+def test_a_variable_gives_way_aloud(run_cli: Run) -> None:
+    result = run_cli("score", "--text", "x", "--json", SEQLOSS_VIEW="heat")
+    assert result.exit_code == 0
+    assert "--view heat is for the terminal, and json is not; left out" in result.stderr
+    result = run_cli("mask", "samples/pairs.jsonl", SEQLOSS_VIEW="heat")
+    assert "⟦" in result.stdout
+    assert "give --loss" in result.stderr
+
+
+def test_a_mask_without_losses_has_no_heat(run_cli: Run) -> None:
+    result = run_cli("mask", "samples/pairs.jsonl", "--view", "heat")
+    assert result.exit_code == 2
+    assert "give --loss" in result.stderr
+
+
+def test_what_only_tables_show_is_said(run_cli: Run) -> None:
+    result = run_cli("score", "--text", "x", "--view", "heat", "--ranks", "--top-k", "2")
+    assert "shows losses only; --ranks, --top-k" in result.stderr
+    assert mark_lines(result.stdout)
+
+
+def test_themes_of_the_terminal(run_cli: Run) -> None:
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    words = ("score", "--text", "x", "--view", "heat")
+    assert "light terminal (by COLORFGBG" in run_cli(*words, COLORFGBG="0;15", **colours).stdout
+    assert "light terminal (--theme)" in run_cli(*words, SEQLOSS_THEME="light", **colours).stdout
+    assert "dark terminal" in run_cli(*words, COLORFGBG="", **colours).stdout
+
+
+# -- comparisons --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Two documents and one that was written without tokens; what is in them tries to break out."""
+    monkeypatch.setenv("COLUMNS", "80")
+    pieces = ["<s>", "日本", "<0xF0><0x9F>", "<0x90><0x95>", "\n", "\x1b[31m", "\u202e", " x", "."]
+    sizes = [0, 6, 2, 2, 1, 5, 3, 2, 1]
+    edges = [0, *np.cumsum(sizes).tolist()]
+    for name, shift in (("a", 0.0), ("b", 0.6)):
+        rows = []
+        for n in range(3):
+            losses = [9 + (t - 4) * shift * (n + 1) for t in range(8)]
+            made = row(f"d{n}\x1b[2J", [None, *losses], tokens=pieces, byte_offsets=edges)
+            if n == 2:
+                for field in ("tokens", "token_losses", "token_ids", "byte_offsets"):
+                    del made[field]
+            rows.append(made)
+        write(tmp_path / f"{name}.jsonl", rows, model=f"models/{name}\x9b2J", weights_sha256=name)
+    return str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+
+
+def test_documents_that_differ_most(run_cli: Run, files: tuple[str, str]) -> None:
+    result = run_cli("compare", *files, "--view", "heat")
+    output = result.stdout
+    assert result.exit_code == 0, result.stderr
+    assert not UNSAFE.search(output)
+    assert all(cell_len(line) <= 80 for line in output.splitlines())
+    assert_snapshot("heat-compare-80", output[output.index("Steps of") :])
+    assert (
+        run_cli("compare", *files, "--view", "heat", "--worst", "1").stdout.count("scored tok") == 1
+    )
+
+
+def test_differences_in_colour(run_cli: Run, files: tuple[str, str]) -> None:
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"}
+    output = run_cli("compare", *files, "--view", "heat", "--unit", "bits", **colours).stdout
+    assert_snapshot("heat-compare-colour", output[output.index("Background") :])
+
+
+def test_other_tokenizers_are_not_subtracted(
+    run_cli: Run, files: tuple[str, str], tmp_path: Path
+) -> None:
+    other = write(tmp_path / "c.jsonl", [row("e", [None, 1.0])], tokenizer_sha256="u" * 64)
+    mine = write(tmp_path / "d.jsonl", [row("e", [None, 2.0])])
+    result = run_cli("compare", mine, other, "--view", "heat")
+    assert result.exit_code == 0, result.stderr
+    assert "Texts are not coloured: the tokenizers or policies differ" in result.stdout.replace(
+        "\n", " "
+    )
+
+
+def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str]) -> None:
+    result = run_cli("compare", *files, "--view", "heat", "--json")
+    assert result.exit_code == 2
+    assert "--view heat is for the terminal" in result.stderr
+    result = run_cli("compare", files[0], "-", "--view", "heat")
+    assert result.exit_code == 2
+    assert "reads its files twice" in result.stderr
+
+
+def test_models_scored_in_turn(run_cli: Run) -> None:
+    models = ("-m", "samples/checkpoints/step-600", "-m", "demo")
+    result = run_cli("compare", *models, "--data", "samples/text.txt", "--view", "heat")
+    assert result.exit_code == 0, result.stderr
+    assert "FileNotFoundError" in result.stdout
+    assert "loss of demo by position" in result.stdout
