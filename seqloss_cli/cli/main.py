@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from seqloss_cli.cli import compare, cond, diverge, mask, objective, rank, score, summarize
+from seqloss_cli.cli import compare, cond, diverge, mask, objective, rank, report, score, summarize
 from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
 
 app = typer.Typer(
@@ -64,6 +64,7 @@ app.command(help=_help_of(mask.mask, mask.EXAMPLES))(mask.mask)
 app.command(help=_help_of(summarize.summarize, summarize.EXAMPLES))(summarize.summarize)
 app.command(help=_help_of(compare.compare, compare.EXAMPLES))(compare.compare)
 app.command(help=_help_of(objective.objective, objective.EXAMPLES))(objective.objective)
+app.command(help=_help_of(report.report, report.EXAMPLES))(report.report)
 
 
 def main() -> None:

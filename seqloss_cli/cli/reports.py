@@ -119,13 +119,14 @@ class Reading:
             yield from self.rows(file)
 
 
-def open_one(name: str, shown: str | None = None) -> ResultsFile:
-    """By the name that messages are to have. Raises RunError when it holds no results."""
+def open_one(name: str, shown: str | None = None, bulky: bool = False) -> ResultsFile:
+    """By the name that messages are to have; `bulky`: with texts and all arrays. Raises RunError
+    when it holds no results."""
     from seqloss_cli.paths import shown_path
     from seqloss_cli.results import open_results
 
     try:
-        file = open_results(name)
+        file = open_results(name, bulky)
         file.name = shown or file.name
         return file
     except RowError as error:
@@ -165,13 +166,17 @@ def require_field(flag: str, name: str | None, n_without: int, n_rows: int) -> N
 
 def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
     """Before any work is done. Raises UsageError for an output that cannot be, or is an input."""
-    from seqloss_cli.writing import refuse_to_overwrite
-
     wants_json(context)
     path: Path | None = context.params["output"]
-    if path is None:
-        return
-    refuse_to_overwrite(path, context.params["force"])
+    if path is not None:
+        refuse_outputs(path, context.params["force"], inputs)
+
+
+def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
+    """Raises UsageError for a file that is there already, could not be written, or is an input."""
+    from seqloss_cli.writing import refuse_to_overwrite
+
+    refuse_to_overwrite(path, force)
     for name in inputs:
         if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
             raise UsageError(f"-o {path} is one of the inputs")

@@ -44,10 +44,14 @@ class ResultsFile:
     """Sum of their losses, in units of 2^-1074 nats."""
     whole_since: bool = True
     """All of them could be read, and their sums are numbers."""
+    bulky: bool = False
+    """Rows keep their texts and all arrays."""
 
 
-def open_results(name: str) -> ResultsFile:
-    """Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
+def open_results(name: str, bulky: bool = False) -> ResultsFile:
+    """`bulky`: with the texts and arrays of the rows, for those who show them.
+
+    Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
     UsageError while rows are read when it goes on with another run's."""
     source = "<stdin>" if name == STDIN else shown_path(name)
     records = _records(name)
@@ -62,7 +66,7 @@ def open_results(name: str) -> ResultsFile:
             "no_results", "holds no results of seqloss: it does not begin with a run; -o FILE.jsonl"
         )
     run = _checked_run(first)
-    file = ResultsFile(source, run, iter(()))
+    file = ResultsFile(source, run, iter(()), bulky=bulky)
     file.rows = _rows(file, records)
     return file
 
@@ -106,7 +110,7 @@ def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
     kind = record.get("type")
     if kind == "sequence":
         file.complete = False
-        return read_row(record, f"{file.name}:{line}")
+        return read_row(record, f"{file.name}:{line}", file.bulky)
     if kind == "rejected":
         file.n_rejected += 1
     elif kind == "totals":

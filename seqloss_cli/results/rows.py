@@ -91,8 +91,10 @@ class ResultRow:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def read_row(fields: Fields, place: str) -> ResultRow:
-    """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
+def read_row(fields: Fields, place: str, bulky: bool = False) -> ResultRow:
+    """`bulky`: keep texts and all arrays, too.
+
+    Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
     be: a joint above its marginal, a negative loss, a total that is not the sum of its tokens."""
     _check_identity(fields)
     totals = totals_of_row(fields)
@@ -103,7 +105,7 @@ def read_row(fields: Fields, place: str) -> ResultRow:
     tokens = _token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
-    kept = {name: value for name, value in fields.items() if name not in _BULKY}
+    kept = {name: value for name, value in fields.items() if bulky or name not in _BULKY}
     for name in ("token_ids", "byte_offsets"):
         if kept.get(name) is not None:
             kept[name] = np.array(kept[name], dtype=np.int64)
