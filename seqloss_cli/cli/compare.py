@@ -14,7 +14,7 @@ from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.comparisons import Comparisons
-    from seqloss_cli.results import ResultsFile
+    from seqloss_cli.results import Difference, ResultsFile
 
 EXAMPLES = (
     "seqloss compare a.jsonl b.jsonl",
@@ -62,13 +62,33 @@ def compare(
 def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> None:
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
-    from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
     from seqloss_cli.writing.reports import comparison_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)
     reading = r.Reading(files)
-    if not values["allow_different"]:
+    shown, same = settle_runs(files, values["allow_different"])
+    found = compared([reading.rows(file) for file in files], same, options)
+    say_what_was_left_out(found, files)
+    n_compared = found.pairs[0].n_documents
+    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
+    report = comparison_report(found, files, shown, options)
+    labels, bits = labels_of(files), values["unit"] == "bits"
+    r.write_report(ctx, report, lambda: comparison_view(found, labels, options.confidence, bits))
+    if reading.n_unusable or n_rejected or not n_compared:
+        raise typer.Exit(REJECTED)
+
+
+def settle_runs(
+    files: list[ResultsFile], allow_different: bool
+) -> tuple[dict[str, list[Difference]], bool]:
+    """How the runs differ from the first, by file, and whether they have the same tokens.
+
+    Raises UsageError when their policies differ and that is not allowed.
+    """
+    from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
+
+    if not allow_different:
         r.require_same(
             files,
             lambda file: run_differences(files[0].run, file.run, POLICIES),
@@ -81,15 +101,7 @@ def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> N
     r.say_differences(files, shown)
     # with other policies other tokens are scored, of the same bytes
     same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
-    found = compared([reading.rows(file) for file in files], same, options)
-    say_what_was_left_out(found, files)
-    n_compared = found.pairs[0].n_documents
-    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
-    report = comparison_report(found, files, shown, options)
-    labels, bits = labels_of(files), values["unit"] == "bits"
-    r.write_report(ctx, report, lambda: comparison_view(found, labels, options.confidence, bits))
-    if reading.n_unusable or n_rejected or not n_compared:
-        raise typer.Exit(REJECTED)
+    return shown, same
 
 
 def labels_of(files: list[ResultsFile]) -> list[str]:

@@ -10,10 +10,11 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.reports import PageOptions
+    from seqloss_cli.reports import Page, PageOptions
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
@@ -91,23 +92,70 @@ def write_page(
     force: bool,
     options: PageOptions,
     allow_different: bool = False,
-    shown: list[str] | None = None,
+    called: list[str] | None = None,
 ) -> int:
-    """How many rows of the results could not be used. `shown` are the names of the files in
+    """How many rows of the results could not be used. `called` are the names of the files in
     messages and on the page."""
-    from seqloss_cli.reports import gather, page_bytes, page_of
+    from seqloss_cli.reports import page_bytes
     from seqloss_cli.writing import open_sink
 
-    called = shown or names
-    files = [r.open_one(*each, bulky=True) for each in zip(names, called, strict=True)]
-    reading = r.Reading(files)
-    found = gather(reading.rows(files[0]), options)
-    n_rows = found.summary.whole.totals.n_sequences
-    for name, groups in found.groups.items():
-        n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
-        r.require_field("--by", name, n_without, n_rows)
-    made = page_bytes(page_of(files[0], found, options, reading.n_unusable))
+    known = list(zip(names, called or names, strict=True))
+    if len(names) == 1:
+        page, n_unusable = _page_of_one(*known[0], options)
+    else:
+        page, n_unusable = _page_of_two(known, options, allow_different)
+    made = page_bytes(page)
     with open_sink(path, force, warn=say) as sink:
         sink.write(made)
     say(f"wrote {path}: {len(made):,} bytes")
-    return reading.n_unusable
+    return n_unusable
+
+
+def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
+    from seqloss_cli.reports import gather, page_of
+
+    file = r.open_one(name, called, bulky=True)
+    reading = r.Reading([file])
+    found = gather(reading.rows(file), options)
+    n_rows = found.summary.whole.totals.n_sequences
+    for field, groups in found.groups.items():
+        n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
+        r.require_field("--by", field, n_without, n_rows)
+    return page_of(file, found, options, reading.n_unusable), reading.n_unusable
+
+
+def _page_of_two(
+    known: list[tuple[str, str]], options: PageOptions, allow_different: bool
+) -> tuple[Page, int]:
+    """The files are read twice: for the figures, and for the texts."""
+    from seqloss_cli.cli.compare import say_what_was_left_out, settle_runs
+    from seqloss_cli.comparisons import CompareOptions
+    from seqloss_cli.comparisons import compare as compared
+    from seqloss_cli.reports import gather_pair, page_of_pair
+
+    if options.by:
+        raise UsageError("--by is for the page of one results file")
+    if any(name == STDIN for name, _ in known):
+        raise UsageError("two results files are read twice: put what comes on stdin in a file")
+    files = [r.open_one(*each) for each in known]
+    reading = r.Reading(files)
+    _, same = settle_runs(files, allow_different)
+    found = compared(
+        [reading.rows(file) for file in files],
+        same,
+        CompareOptions(n_extremes=0, seed=options.seed),
+    )
+    say_what_was_left_out(found, files)
+    again = [r.open_one(*each, bulky=True) for each in known]
+    texts = gather_pair([reading.rows(file, quiet=True) for file in again], same, options)
+    left_out = [
+        f"{len(ids):,} rows of {side} have no partner, and are in no figure."
+        for side, ids in zip("AB", found.joined.alone, strict=True)
+        if ids
+    ]
+    left_out += [
+        f"{len(ids):,} rows are left out: {reason}." for reason, ids in found.left_out.items()
+    ]
+    pair = found.pairs[0]
+    page = page_of_pair(files, texts, pair, left_out, options, reading.n_unusable)
+    return page, reading.n_unusable or int(not pair.n_documents)

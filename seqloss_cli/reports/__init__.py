@@ -4,6 +4,7 @@ from seqloss_cli.reports.documents import page_bytes
 from seqloss_cli.reports.one_model import gather, page_of
 from seqloss_cli.reports.page import Page, PageOptions
 from seqloss_cli.reports.selecting import MOST_SEQUENCES, MOST_TOKENS, Limits
+from seqloss_cli.reports.two_models import gather_pair, page_of_pair
 
 __all__ = [
     "MOST_SEQUENCES",
@@ -12,6 +13,8 @@ __all__ = [
     "Page",
     "PageOptions",
     "gather",
+    "gather_pair",
     "page_bytes",
     "page_of",
+    "page_of_pair",
 ]

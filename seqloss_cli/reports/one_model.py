@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.charts import Cell, Chart, by_position, concentration, histogram
 from seqloss_cli.reports.page import (
     Column,
     Figure,
-    Group,
     Page,
     PageOptions,
     Place,
     ShownSequence,
+    Table,
     about_selection,
     about_sequence,
     flags_text,
@@ -156,7 +154,7 @@ def _method(group: GroupSummary, name: str) -> str:
     return estimate.method if estimate else ""
 
 
-def _group_table(field: str, groups: Sequence[GroupSummary]) -> Group:
+def _group_table(field: str, groups: Sequence[GroupSummary]) -> Table:
     rows: list[list[Cell | str]] = []
     for group in groups:
         totals, mean = group.totals, group.estimates.get("mean_loss")
@@ -171,7 +169,7 @@ def _group_table(field: str, groups: Sequence[GroupSummary]) -> Group:
         Column("total loss", is_loss=True), Column("mean loss", is_loss=True),
         Column("bits per byte"),
     ]  # fmt: skip
-    return Group(field, header, rows)
+    return Table(f"By {field}", header, rows)
 
 
 # -- the worst tokens ----------------------------------------------------------------------------
@@ -230,7 +228,3 @@ def _sequence(
         Cell(totals.bits_per_byte), flags_text(item.flags),
     ]  # fmt: skip
     return ShownSequence(number, item.id, where(item), cells, panes, about_sequence(item))
-
-
-def finite(values: Iterable[float | None]) -> Floats:
-    return np.array([value for value in values if value is not None], dtype=np.float64)

@@ -39,6 +39,8 @@ class Column:
     name: str
     is_text: bool = False
     is_loss: bool = False
+    unit: bool = False
+    """Its name is the unit that the page shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,11 @@ class ShownSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    field: str
+class Table:
+    title: str
     header: list[Column]
     rows: list[list[Cell | str]]
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Page:
     """What to bear in mind before reading anything else."""
     verdict: str
     figures: list[Figure]
-    tables: list[Group]
+    tables: list[Table]
     charts: list[Chart]
     places: list[Place]
     places_header: list[str]

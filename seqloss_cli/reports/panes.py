@@ -70,7 +70,12 @@ def spans_of(text: bytes, offsets: Sequence[int]) -> list[Span]:
 
 
 def token_pane(
-    shown: Shown, label: str, names: Names, anchors: str, marked: Collection[int]
+    shown: Shown,
+    label: str,
+    names: Names,
+    anchors: str,
+    marked: Collection[int],
+    side: str = "",
 ) -> Pane:
     """`marked` are the spans that can be linked to, as `anchors` and their number."""
     spans = spans_of(shown.text, shown.offsets)
@@ -89,7 +94,7 @@ def token_pane(
     data = _token_data(shown, names) | _groups(spans, shown.size)
     if exact:
         data["x"] = exact
-    return Pane(label, "tokens", Markup("").join(parts), data)
+    return Pane(label, "tokens", Markup("").join(parts), data, side)
 
 
 def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collect
         "l": [_loss(value) for value in aligned.first],
         "b": [_loss(value) for value in aligned.second],
     } | ({"x": exact} if exact else {})
-    return Pane("B − A", "difference", Markup("").join(parts), data)
+    return Pane("B − A", "difference", Markup("").join(parts), data, "difference")
 
 
 # -- texts in HTML -------------------------------------------------------------------------------

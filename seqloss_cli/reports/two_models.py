@@ -1,0 +1,292 @@
+"""The page of two results files: both models' losses side by side, and B − A."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqloss_cli.comparisons import Comparison, JoinReport, join, not_comparable
+from seqloss_cli.records import Floats
+from seqloss_cli.reports.charts import Cell, Chart, differences
+from seqloss_cli.reports.one_model import charts_of
+from seqloss_cli.reports.page import (
+    Column,
+    Page,
+    PageOptions,
+    Place,
+    ShownSequence,
+    Table,
+    about_selection,
+    about_sequence,
+    metrics_of,
+    model_name,
+    notes_of,
+    run_table,
+    surroundings,
+    where,
+)
+from seqloss_cli.reports.panes import (
+    Aligned,
+    Names,
+    Pane,
+    align,
+    difference_pane,
+    token_pane,
+    visible,
+)
+from seqloss_cli.reports.selecting import Chosen, Selection
+from seqloss_cli.reports.shown import Shown, cut, is_edge, shown
+from seqloss_cli.results import ResultRow, ResultsFile
+from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
+from seqloss_cli.statistics import Estimate, Reservoir
+from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
+
+SIDES = ["A", "B"]
+_PANES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPair:
+    """One input under both models."""
+
+    a: Shown
+    b: Shown
+    n_units: int
+    """Scored tokens, or bytes where the tokenizers differ."""
+
+    @property
+    def size(self) -> int:
+        return self.a.size + self.b.size + max(self.a.size, self.b.size)
+
+    @property
+    def has_text(self) -> bool:
+        return not self.a.why_plain and not self.b.why_plain and self.a.text == self.b.text
+
+    def per_unit(self) -> list[float]:
+        """Losses of A and B, and B - A."""
+        a, b = self.a.totals.total_loss, self.b.totals.total_loss
+        assert a is not None
+        assert b is not None
+        return [a / self.n_units, b / self.n_units, (b - a) / self.n_units]
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredPair:
+    summaries: list[Summary]
+    """Of the rows that are compared."""
+    losses: list[Floats]
+    chosen: Chosen[ShownPair]
+
+
+def gather_pair(
+    files: Sequence[Iterable[ResultRow]], same_tokenizer: bool, options: PageOptions
+) -> GatheredPair:
+    """Joined, and left out, as `compare` does."""
+    sums = [Summarizer(SummaryOptions(n_extremes=0, seed=options.seed)) for _ in files]
+    losses = [Reservoir(seed=options.seed) for _ in files]
+    selection = Selection[ShownPair](options.limits, options.seed, lambda p: p.size, cut_pair)
+    for order, rows in enumerate(join(files, JoinReport())):
+        if not_comparable(rows, same_tokenizer):
+            continue
+        for row, summarizer, reservoir in zip(rows, sums, losses, strict=True):
+            summarizer.add(row)
+            if row.tokens is not None:
+                reservoir.add(row.tokens.losses[row.tokens.counted])
+        totals = rows[0].totals
+        n_units = totals.n_scored if same_tokenizer else totals.n_scored_bytes
+        pair = ShownPair(shown(rows[0], order), shown(rows[1], order), n_units)
+        selection.add(pair, abs(pair.per_unit()[2]))
+    summaries = [summarizer.summary() for summarizer in sums]
+    return GatheredPair(summaries, [each.values() for each in losses], selection.chosen())
+
+
+def cut_pair(pair: ShownPair, n_tokens: int) -> ShownPair:
+    """Both at the same byte, so that the three panes have at most about so many tokens."""
+    if pair.size <= n_tokens or not pair.has_text:
+        return pair
+    most = max(1, n_tokens // _PANES)
+    ends = [side.offsets[min(most, side.size)] for side in (pair.a, pair.b)]
+    common = set(pair.a.offsets) & set(pair.b.offsets)
+    place = max(
+        (e for e in common if e <= min(ends) and is_edge(pair.a.text, e)), default=pair.a.offsets[0]
+    )
+    a, b = (cut(side, max(1, bisect_right(side.offsets, place) - 1)) for side in (pair.a, pair.b))
+    return ShownPair(a, b, pair.n_units)
+
+
+def page_of_pair(
+    files: Sequence[ResultsFile],
+    found: GatheredPair,
+    compared: Comparison,
+    left_out: Sequence[str],
+    options: PageOptions,
+    n_unusable: int = 0,
+) -> Page:
+    """`left_out` says, in sentences, which rows are not compared."""
+    names, pairs = Names(), found.chosen.items
+    aligned = [align(pair.a, pair.b) if pair.has_text else None for pair in pairs]
+    places = _places(pairs, aligned, options.n_worst)
+    sequences = [
+        _sequence(n, pair, each, names, _marked(places, n))
+        for n, (pair, each) in enumerate(zip(pairs, aligned, strict=True))
+    ]
+    panes = [pane for sequence in sequences for pane in sequence.panes]
+    titles = [_title(file, side) for file, side in zip(files, SIDES, strict=True)]
+    notes = [
+        note for file, side in zip(files, SIDES, strict=True) for note in notes_of(file, 0, side)
+    ]
+    if n_unusable:
+        notes.append(f"{n_unusable:,} rows of the files could not be used, and are in no figure.")
+    return Page(
+        title=options.title or "Two models on the same texts",
+        subtitle=" · ".join(titles),
+        is_comparison=True,
+        notes=[*notes, *left_out, *compared.notes],
+        verdict=verdict(compared),
+        figures=[],
+        tables=[_totals(compared, found.summaries)],
+        charts=_charts(found, aligned, compared.unit == "token"),
+        places=places,
+        places_header=["A", "B", "B − A"],
+        columns=_columns(compared.unit),
+        sequences=sequences,
+        chosen=about_selection(found.chosen, options.limits, options.seed, "absolute difference"),
+        provenance=[(t, run_table(f.run)) for t, f in zip(titles, files, strict=True)],
+        data={"names": names.all(), "panes": [pane.data for pane in panes]},
+        metrics=metrics_of(panes),
+        has_masked=any("k" in pane.data for pane in panes),
+    )
+
+
+def _title(file: ResultsFile, side: str) -> str:
+    return f"{side}: {model_name(file.run)} ({file.name})"
+
+
+def verdict(compared: Comparison) -> str:
+    value, unit = compared.difference.value, compared.unit
+    if value is None:
+        return "No row of the two files can be compared."
+    low, high = compared.difference.low, compared.difference.high
+    between = "" if low is None or high is None else f", 95 % interval {low:.4f} to {high:.4f}"
+    said = f"{value:+.4f} nats per {unit}{between}; p = {compared.p_adjusted:.2g}"
+    said = said.replace("-", "−")
+    if not compared.shown:
+        return f"No difference beyond noise: B − A is {said}."
+    return f"B is {'better' if value < 0 else 'worse'} than A: B − A is {said}."
+
+
+def _charts(found: GatheredPair, aligned: Sequence[Aligned | None], by_token: bool) -> list[Chart]:
+    """Positions of other tokens are other positions: they are not held against each other."""
+    values = [v for each in aligned if each for v in each.difference if v is not None]
+    charts = charts_of(found.summaries, found.losses, SIDES)
+    if not by_token:
+        charts = [chart for chart in charts if chart.name != "positions"]
+    own = differences(np.array(values, dtype=np.float64))
+    return [own, *charts] if own else charts
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def _totals(compared: Comparison, summaries: Sequence[Summary]) -> Table:
+    unit, sides = compared.unit, (compared.a, compared.b)
+    totals = [side.total_loss for side in sides]
+    gap = None if None in totals else (totals[1] or 0.0) - (totals[0] or 0.0)
+    rates = [
+        [getattr(s.whole.totals, name) for s in summaries]
+        for name in ("perplexity", "bits_per_byte")
+    ]
+    rows: list[list[Cell | str]] = [
+        [f"loss per {unit}", *(_cell(side.per_unit) for side in sides), _cell(compared.difference)],
+        ["total loss", *(Cell(total, 3) for total in totals), Cell(gap, 3)],
+    ]
+    header = [
+        Column("nats", is_text=True, unit=True),
+        *(Column(name, is_loss=True) for name in ("A", "B", "B − A")),
+    ]
+    about = [
+        f"{name}: A {a:.4f}, B {b:.4f}."
+        for name, (a, b) in zip(("Perplexity", "Bits per byte"), rates, strict=True)
+        if a is not None and b is not None
+    ]
+    about.append(
+        f"{compared.n_documents:,} sequences of {compared.n_units:,} {unit}s: B is lower on "
+        f"{compared.n_lower:,}, higher on {compared.n_higher:,}, the same on {compared.n_tied:,}."
+    )
+    about.append(f"Interval of the difference: {compared.difference.method}.")
+    return Table("", header, rows, " ".join(about))
+
+
+def _cell(estimate: Estimate) -> Cell:
+    return Cell(estimate.value, 4, estimate.low, estimate.high)
+
+
+def _columns(unit: str) -> list[Column]:
+    return [
+        Column(f"scored {unit}s"),
+        *(Column(f"{side}, per {unit}", is_loss=True) for side in ("A", "B")),
+        Column("B − A", is_loss=True),
+        Column("total B − A", is_loss=True),
+    ]
+
+
+# -- sequences and places ------------------------------------------------------------------------
+
+
+def _sequence(
+    number: int, pair: ShownPair, aligned: Aligned | None, names: Names, marked: set[int]
+) -> ShownSequence:
+    panes, about = (
+        list[Pane](),
+        list(dict.fromkeys(about_sequence(pair.a) + about_sequence(pair.b))),
+    )
+    if aligned is not None:
+        panes = [
+            token_pane(pair.a, "A", names, "", (), "a"),
+            token_pane(pair.b, "B", names, "", (), "b"),
+            difference_pane(pair.a.text, aligned, f"t{number}-2-", marked),
+        ]
+    elif not about:
+        about = ["No coloured text: the two files do not have the same text of it."]
+    values = pair.per_unit()
+    total = values[2] * pair.n_units
+    cells: list[Cell | str] = [f"{pair.n_units:,}", *map(Cell, values), Cell(total, 3)]
+    return ShownSequence(number, pair.a.id, where(pair.a), cells, panes, about)
+
+
+def _places(pairs: Sequence[ShownPair], aligned: Sequence[Aligned | None], n: int) -> list[Place]:
+    """The stretches that differ most, of the texts that are shown."""
+    every = (
+        (abs(value), -number, -span)
+        for number, each in enumerate(aligned)
+        if each is not None
+        for span, value in enumerate(each.difference)
+        if value
+    )
+    found = []
+    for _, number, span in heapq.nlargest(n, every):
+        each, pair = aligned[-number], pairs[-number]
+        assert each is not None
+        found.append(_place(pair, each, -number, -span))
+    return found
+
+
+def _place(pair: ShownPair, aligned: Aligned, number: int, span: int) -> Place:
+    start, end = aligned.spans[span][2:]
+    before, after = surroundings(pair.a.text, start, end)
+    value = aligned.difference[span]
+    assert value is not None
+    cells = [Cell(aligned.first[span]), Cell(aligned.second[span]), Cell(value)]
+    token = visible(pair.a.text[start:end].decode()) or "·"
+    step = f"d{step_of(value, DIFFERENCE_EDGES)}"
+    href = f"t{number}-2-{span}"
+    return Place(href, pair.a.id, token, visible(before), visible(after), cells, step)
+
+
+def _marked(places: Sequence[Place], number: int) -> set[int]:
+    start = f"t{number}-2-"
+    return {int(p.href.removeprefix(start)) for p in places if p.href.startswith(start)}
