@@ -48,6 +48,7 @@ def page_bytes(page: Page) -> bytes:
             policy=policy(style, script),
             data=Markup(json_text({**page.data, "edges": _EDGES})),
             edges=LOSS_EDGES,
+            difference_edges=DIFFERENCE_EDGES,
         )
     )
     return made.encode("utf-8", "backslashreplace")

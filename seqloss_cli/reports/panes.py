@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -174,6 +175,12 @@ def align(a: Shown, b: Shown) -> Aligned:
         for x, y in zip(first, second, strict=True)
     ]
     return Aligned(spans, first, second, differences)
+
+
+def places_in(spans: Sequence[Span], aligned: Aligned) -> list[int]:
+    """For each span of a text the stretch that it lies in, by where it ends."""
+    ends = [end for *_, end in aligned.spans]
+    return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
 
 
 def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[Span]:

@@ -35,6 +35,8 @@ from seqloss_cli.reports.panes import (
     Pane,
     align,
     difference_pane,
+    places_in,
+    spans_of,
     token_pane,
     visible,
 )
@@ -65,6 +67,10 @@ class ShownPair:
     @property
     def has_text(self) -> bool:
         return not self.a.why_plain and not self.b.why_plain and self.a.text == self.b.text
+
+    @property
+    def same_tokens(self) -> bool:
+        return self.a.offsets == self.b.offsets
 
     def per_unit(self) -> list[float]:
         """Losses of A and B, and B - A."""
@@ -246,8 +252,8 @@ def _sequence(
     )
     if aligned is not None:
         panes = [
-            token_pane(pair.a, "A", names, "", (), "a"),
-            token_pane(pair.b, "B", names, "", (), "b"),
+            _side(pair.a, "A", names, None if pair.same_tokens else aligned),
+            _side(pair.b, "B", names, None if pair.same_tokens else aligned),
             difference_pane(pair.a.text, aligned, f"t{number}-2-", marked),
         ]
     elif not about:
@@ -256,6 +262,14 @@ def _sequence(
     total = values[2] * pair.n_units
     cells: list[Cell | str] = [f"{pair.n_units:,}", *map(Cell, values), Cell(total, 3)]
     return ShownSequence(number, pair.a.id, where(pair.a), cells, panes, about)
+
+
+def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pane:
+    """With the stretch that each span lies in, where these are not the spans themselves."""
+    pane = token_pane(side, label, names, "", (), label.lower())
+    if aligned is not None:
+        pane.data["g"] = places_in(spans_of(side.text, side.offsets), aligned)
+    return pane
 
 
 def _places(pairs: Sequence[ShownPair], aligned: Sequence[Aligned | None], n: int) -> list[Place]:

@@ -16,6 +16,10 @@
     for (const [n, text] of Object.entries(own.x || {})) element.children[n].textContent = text;
     return { element, own, spans: [...element.children], more: null, places: null };
   });
+  for (const pane of panes) {
+    const beside = one('.pane.difference', pane.element.closest('.panes'));
+    pane.beside = beside && data.panes[Number(beside.dataset.p)];
+  }
   const paneOf = new Map(panes.map((pane) => [pane.element, pane]));
 
   function tokensOf(pane, n) {
@@ -28,6 +32,7 @@
   function valueOf(pane, n, metric) {
     const own = pane.own;
     if (own.d) return own.d[n];
+    if (metric === 'difference') return pane.beside ? pane.beside.d[own.g ? own.g[n] : n] : null;
     const values = { loss: own.l, rank: own.r, entropy: own.e }[metric];
     if (!values) return null;
     const [first, last] = tokensOf(pane, n);
@@ -82,7 +87,6 @@
     const edges = {};
     for (const pane of panes) {
       const metric = metricOf(pane);
-      if (metric === 'difference' && !pane.own.d) continue;
       edges[metric] = edges[metric] || edgesOf(metric);
       if (pane.more === null) {
         pane.more = pane.spans.map((span) => span.className.replace(/^(?:[sd]\d|u)\b ?/, ''));
@@ -99,14 +103,23 @@
   }
 
   function showLegend() {
-    const list = one('#legend');
-    if (!list) return;
-    const metric = state.metric;
+    if (!one('#legend')) return;
+    const differences = one('#legend-difference');
+    const of = differences && state.metric === 'difference' ? 'loss' : state.metric;
+    one('#legend').replaceChildren(...legendOf(of));
+    const unit = of === 'rank' ? '1 is the favourite' : state.unit;
+    one('#legend-title').textContent = `${of}, ${unit}`;
+    if (!differences) return;
+    differences.replaceChildren(...legendOf('difference'));
+    one('#legend-difference-title').textContent = `B − A, ${state.unit}: below 0 B is better`;
+  }
+
+  function legendOf(metric) {
     const edges = edgesOf(metric);
     const isRank = metric === 'rank';
     const factor = !isRank && state.unit === 'bits' ? 1 / NATS_PER_BIT : 1;
     const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−');
-    const items = [0, ...edges].map((edge, n) => {
+    return [0, ...edges].map((edge, n) => {
       const item = document.createElement('li');
       const key = document.createElement('span');
       key.className = `key ${KINDS[metric]}${n}`;
@@ -116,10 +129,6 @@
       item.append(key, n === edges.length && metric !== 'difference' ? `${said}+` : said);
       return item;
     });
-    list.replaceChildren(...items);
-    const unit = isRank ? '1 is the favourite' : state.unit;
-    const said = { loss: 'loss', rank: 'rank', entropy: 'entropy', difference: 'B − A' }[metric];
-    one('#legend-title').textContent = `${said}, ${unit}`;
   }
 
   // -- figures -----------------------------------------------------------------------------------
@@ -229,9 +238,8 @@
       const chance = found[i + 1] === null ? 0 : Math.exp(found[i + 1]);
       const row = document.createElement('tr');
       if (found[i] === own.t[t]) row.className = 'is-it';
-      const meter = document.createElement('meter');
-      meter.value = chance;
-      meter.setAttribute('aria-hidden', 'true');
+      const meter = make('span', document.createElement('span'), 'meter');
+      meter.firstChild.style.width = `${100 * chance}%`;
       row.append(make('td', make('bdi', visible(data.names[found[i]]))), make('td', meter, 'num'), make('td', chance.toFixed(4), 'num'));
       table.append(row);
     }
