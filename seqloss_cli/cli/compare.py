@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +30,7 @@ EXAMPLES = (
     t.TURN_OPTIONS,
     r.COMPARE_OPTIONS,
     r.REPORT_OPTIONS,
+    o.PAGE_OPTION,
 )
 def compare(
     ctx: typer.Context,
@@ -44,6 +47,7 @@ def compare(
     with command_errors(ctx):
         r.check_output(ctx, results or ())
         models = ctx.params["models"] or []
+        _check_page(ctx, results or (), len(models or results or ()))
         if models and results:
             raise UsageError("name either RESULTS files, or --model A --model B with --data FILE")
         if models:
@@ -51,17 +55,35 @@ def compare(
                 raise UsageError("--model: name two or more to compare")
             with t.scored_in_turn(ctx, models) as (names, n_rejected):
                 files = [r.open_one(*each) for each in zip(names, models, strict=True)]
-                _compare(ctx, files, n_rejected)
+                _compare(ctx, files, n_rejected, list(zip(names, models, strict=True)))
             return
         if not results or len(results) < 2:
             raise UsageError("name two or more RESULTS files, or --model A --model B --data FILE")
         t.refuse_scoring_options(ctx)
-        _compare(ctx, [r.open_one(name) for name in results], 0)
+        files = [r.open_one(name) for name in results]
+        _compare(ctx, files, 0, [(name, name) for name in results])
 
 
-def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> None:
+def _check_page(ctx: typer.Context, results: Sequence[str], n_files: int) -> None:
+    """Raises UsageError for a page that could not be."""
+    path: Path | None = ctx.params["report"]
+    if path is None:
+        return
+    r.refuse_outputs(path, ctx.params["force"], results)
+    if path == ctx.params["output"]:
+        raise UsageError(f"--report {path} and -o are one file")
+    if n_files > 2:
+        raise UsageError("--report shows two models; name two, or leave it out")
+
+
+def _compare(
+    ctx: typer.Context, files: list[ResultsFile], n_rejected: int, known: list[tuple[str, str]]
+) -> None:
+    """`known` are the files' names, and what they are called."""
+    from seqloss_cli.cli.report import page_of_compared, write_out
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
+    from seqloss_cli.reports import PageOptions
     from seqloss_cli.writing.reports import comparison_report
 
     values = ctx.params
@@ -75,6 +97,12 @@ def _compare(ctx: typer.Context, files: list[ResultsFile], n_rejected: int) -> N
     report = comparison_report(found, files, shown, options)
     labels, bits = labels_of(files), values["unit"] == "bits"
     r.write_report(ctx, report, lambda: comparison_view(found, labels, options.confidence, bits))
+    if values["report"] is not None:
+        page = PageOptions(
+            n_worst=max(options.n_extremes, 25), seed=options.seed, confidence=options.confidence
+        )
+        made = page_of_compared(known, files, found, same, page, reading.n_unusable)
+        write_out(made, values["report"], values["force"])
     if reading.n_unusable or n_rejected or not n_compared:
         raise typer.Exit(REJECTED)
 

@@ -14,7 +14,9 @@ from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from seqloss_cli.comparisons import Comparisons
     from seqloss_cli.reports import Page, PageOptions
+    from seqloss_cli.results import ResultsFile
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
@@ -96,18 +98,12 @@ def write_page(
 ) -> int:
     """How many rows of the results could not be used. `called` are the names of the files in
     messages and on the page."""
-    from seqloss_cli.reports import page_bytes
-    from seqloss_cli.writing import open_sink
-
     known = list(zip(names, called or names, strict=True))
     if len(names) == 1:
         page, n_unusable = _page_of_one(*known[0], options)
     else:
         page, n_unusable = _page_of_two(known, options, allow_different)
-    made = page_bytes(page)
-    with open_sink(path, force, warn=say) as sink:
-        sink.write(made)
-    say(f"wrote {path}: {len(made):,} bytes")
+    write_out(page, path, force)
     return n_unusable
 
 
@@ -131,7 +127,6 @@ def _page_of_two(
     from seqloss_cli.cli.compare import say_what_was_left_out, settle_runs
     from seqloss_cli.comparisons import CompareOptions
     from seqloss_cli.comparisons import compare as compared
-    from seqloss_cli.reports import gather_pair, page_of_pair
 
     if options.by:
         raise UsageError("--by is for the page of one results file")
@@ -146,8 +141,24 @@ def _page_of_two(
         CompareOptions(n_extremes=0, seed=options.seed),
     )
     say_what_was_left_out(found, files)
-    again = [r.open_one(*each, bulky=True) for each in known]
-    texts = gather_pair([reading.rows(file, quiet=True) for file in again], same, options)
+    page = page_of_compared(known, files, found, same, options, reading.n_unusable)
+    return page, reading.n_unusable or int(not found.pairs[0].n_documents)
+
+
+def page_of_compared(
+    known: list[tuple[str, str]],
+    files: list[ResultsFile],
+    found: Comparisons,
+    same_tokenizer: bool,
+    options: PageOptions,
+    n_unusable: int,
+) -> Page:
+    """Of two files that were read to their ends, and their comparison."""
+    from seqloss_cli.reports import gather_pair, page_of_pair
+
+    again = r.Reading([r.open_one(*each, bulky=True) for each in known])
+    rows = [again.rows(file, quiet=True) for file in again.files]
+    texts = gather_pair(rows, same_tokenizer, options)
     left_out = [
         f"{len(ids):,} rows of {side} have no partner, and are in no figure."
         for side, ids in zip("AB", found.joined.alone, strict=True)
@@ -156,6 +167,14 @@ def _page_of_two(
     left_out += [
         f"{len(ids):,} rows are left out: {reason}." for reason, ids in found.left_out.items()
     ]
-    pair = found.pairs[0]
-    page = page_of_pair(files, texts, pair, left_out, options, reading.n_unusable)
-    return page, reading.n_unusable or int(not pair.n_documents)
+    return page_of_pair(files, texts, found.pairs[0], left_out, options, n_unusable)
+
+
+def write_out(page: Page, path: Path, force: bool) -> None:
+    from seqloss_cli.reports import page_bytes
+    from seqloss_cli.writing import open_sink
+
+    made = page_bytes(page)
+    with open_sink(path, force, warn=say) as sink:
+        sink.write(made)
+    say(f"wrote {path}: {len(made):,} bytes")

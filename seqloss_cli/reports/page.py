@@ -22,6 +22,8 @@ class PageOptions:
     n_worst: int = 25
     by: tuple[str, ...] = ()
     seed: int = 0
+    confidence: float = 0.95
+    """Of the interval of a comparison."""
     limits: Limits = field(default_factory=Limits)
 
 
