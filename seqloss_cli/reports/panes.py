@@ -11,7 +11,7 @@ import math
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -56,8 +56,8 @@ class Pane:
     data: dict[str, Any]
     side: str = ""
     """`a`, `b` or `difference`, where there are several."""
-    about: list[str] = field(default_factory=list)
-    """What to know of it, in sentences."""
+    direction: str = "ltr"
+    """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
 
 
 def spans_of(text: bytes, offsets: Sequence[int]) -> list[Span]:
@@ -95,7 +95,15 @@ def token_pane(
     data = _token_data(shown, names) | _groups(spans, shown.size)
     if exact:
         data["x"] = exact
-    return Pane(label, "tokens", Markup("").join(parts), data, side)
+    return Pane(label, "tokens", Markup("").join(parts), data, side, direction_of(shown.text))
+
+
+def direction_of(text: bytes) -> str:
+    for char in text.decode():
+        kind = unicodedata.bidirectional(char)
+        if kind in ("L", "R", "AL"):
+            return "ltr" if kind == "L" else "rtl"
+    return "ltr"
 
 
 def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
@@ -219,7 +227,8 @@ def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collect
         "l": [_loss(value) for value in aligned.first],
         "b": [_loss(value) for value in aligned.second],
     } | ({"x": exact} if exact else {})
-    return Pane("B − A", "difference", Markup("").join(parts), data, "difference")
+    direction = direction_of(text)
+    return Pane("B − A", "difference", Markup("").join(parts), data, "difference", direction)
 
 
 # -- texts in HTML -------------------------------------------------------------------------------

@@ -338,6 +338,18 @@
     goal.scrollIntoView({ block: 'center', behavior: 'instant' });
   }
 
+  /** Browsers drop a last line end from what is copied; this is the text to the last character. */
+  document.addEventListener('copy', (event) => {
+    const selection = getSelection();
+    if (selection.isCollapsed || selection.rangeCount !== 1 || !event.clipboardData) return;
+    const range = selection.getRangeAt(0);
+    const common = range.commonAncestorContainer;
+    const around = common instanceof Element ? common : common.parentElement;
+    if (!around.closest('.pane')) return;
+    event.clipboardData.setData('text/plain', range.cloneContents().textContent);
+    event.preventDefault();
+  });
+
   // -- the tables: sort and search -----------------------------------------------------------------
 
   function keyOf(cell) {
