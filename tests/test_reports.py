@@ -216,9 +216,12 @@ def test_totals_are_those_of_summarize(
     assert done.exit_code == 0
     summary = json.loads(run_cli("summarize", results, "--json").stdout)
     page = report(results)
-    for figure in ("total_loss", "mean_loss", "perplexity"):
-        assert number(summary["totals"][figure], 3 if figure == "total_loss" else 4) in page.text
     values = [float(a["value"] or 0) for tag, a in page.tags if tag == "data"]
+    for figure in ("total_loss", "mean_loss", "perplexity"):
+        estimate = summary["estimates"][figure]
+        for end in ("value", "low", "high"):
+            assert any(math.isclose(estimate[end], value, rel_tol=1e-8) for value in values)
+    assert number(summary["totals"]["mean_loss"], 4) in page.text
     for entry in summary["worst_tokens"]:
         assert any(math.isclose(entry["loss"], value, rel_tol=1e-8) for value in values)
     lines = [json.loads(line) for line in results.read_text().splitlines()]

@@ -16,7 +16,8 @@ from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import PositionLoss
 
-_BIN = 0.25
+_BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
+"""Nats; wider ones where there are few tokens."""
 _LONGEST = 20.0
 _POINTS = 120
 SIDES = ("side-a", "side-b")
@@ -54,19 +55,20 @@ def histogram(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
     if not all(len(each) for each in known):
         return None
     top = min(_LONGEST, max(float(each.max()) for each in known))
-    n_bins = max(4, math.ceil(top / _BIN + 1e-9))
-    shares = [_shares(each, n_bins) for each in known]
+    bin = _bin_for(known)
+    n_bins = max(4, math.ceil(top / bin + 1e-9))
+    shares = [_shares(each, bin, n_bins) for each in known]
     highest = max(float(share.max()) for share in shares)
-    frame = svg.Frame(0, n_bins * _BIN, 0, highest * 1.05)
+    frame = svg.Frame(0, n_bins * bin, 0, highest * 1.05)
     parts = [*svg.y_axis(frame, "share of tokens", percent=True)]
     if len(shares) == 1:
-        parts += [_step_bar(frame, n, float(share)) for n, share in enumerate(shares[0])]
+        parts += [_step_bar(frame, n * bin, bin, float(share)) for n, share in enumerate(shares[0])]
     else:
         for share, side in zip(shares, SIDES, strict=False):
-            parts.append(svg.path(_outline(frame, share), f"line {side}"))
+            parts.append(svg.path(_outline(frame, bin, share), f"line {side}"))
     parts += svg.x_axis_of_losses(frame, "loss of a token")
     over = " The last bar holds all above." if top == _LONGEST else ""
-    about = f"Scored tokens by their loss, in steps of {_BIN} nats.{over}"
+    about = f"Scored tokens by their loss, in steps of {bin} nats.{over}"
     header = ["loss", *(f"{name} tokens".strip() for name in sides or [""])]
     header += [f"{name} share of the loss".strip() for name in sides or [""]]
     return Chart(
@@ -75,24 +77,28 @@ def histogram(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
     )  # fmt: skip
 
 
-def _shares(losses: Floats, n_bins: int) -> Floats:
-    places = np.minimum((losses / _BIN).astype(np.int64), n_bins - 1)
+def _bin_for(values: Sequence[Floats]) -> float:
+    return _WIDE_BIN if min(map(len, values)) < _FEW else _BIN
+
+
+def _shares(losses: Floats, bin: float, n_bins: int) -> Floats:
+    places = np.minimum((losses / bin).astype(np.int64), n_bins - 1)
     counts = np.bincount(places, minlength=n_bins).astype(np.float64)
     return counts * (100 / len(losses))
 
 
-def _step_bar(frame: svg.Frame, n: int, share: float) -> Markup:
-    low, high = n * _BIN, (n + 1) * _BIN
+def _step_bar(frame: svg.Frame, low: float, bin: float, share: float) -> Markup:
+    high = low + bin
     hint = f"{low:g} to {high:g} nats: {share:.2f}% of tokens"
     step = step_of(low, LOSS_EDGES)
     x1, x2 = frame.x(low) + 0.4, frame.x(high) - 0.4
     return svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar f{step}", hint)
 
 
-def _outline(frame: svg.Frame, shares: Floats) -> list[tuple[float, float]]:
+def _outline(frame: svg.Frame, bin: float, shares: Floats) -> list[tuple[float, float]]:
     points = [(frame.x(0), frame.y(0))]
     for n, share in enumerate(shares.tolist()):
-        points += [(frame.x(n * _BIN), frame.y(share)), (frame.x((n + 1) * _BIN), frame.y(share))]
+        points += [(frame.x(n * bin), frame.y(share)), (frame.x((n + 1) * bin), frame.y(share))]
     return points
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.charts import Cell, Chart, by_position, concentration, histogram
@@ -97,10 +98,9 @@ def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable
         for n, item in enumerate(chosen.items)
     ]
     panes = [pane for sequence in sequences for pane in sequence.panes]
-    name = model_name(file.run)
     return Page(
-        title=options.title or f"Losses of {file.name}",
-        subtitle=f"{name}, {file.run.get('command')}, {file.run.get('started_at')}",
+        title=options.title or f"Losses of {PurePath(file.name).name}",
+        subtitle=subtitle_of(file),
         is_comparison=False,
         notes=[*notes_of(file, n_unusable), *found.summary.whole.notes],
         verdict="",
@@ -117,6 +117,14 @@ def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable
         metrics=metrics_of(panes),
         has_masked=any("k" in pane.data for pane in panes),
     )
+
+
+def subtitle_of(file: ResultsFile) -> str:
+    """Which model, how it was asked, and when."""
+    run = file.run
+    when = str(run.get("started_at") or "")[:16].replace("T", " ")
+    parts = (model_name(run), f"seqloss {run.get('command')}", when and f"{when} UTC", file.name)
+    return " · ".join(part for part in parts if part)
 
 
 def charts_of(
@@ -139,7 +147,8 @@ def figures_of(summary: Summary) -> list[Figure]:
     for name, said, digits in _FIGURES:
         estimate = whole.estimates.get(name)
         low, high = (estimate.low, estimate.high) if estimate else (None, None)
-        cell = Cell(getattr(totals, name), digits, low, high)
+        value = getattr(totals, name)
+        cell = Cell(value, _digits(value, digits), low, high)
         found.append(Figure(said, cell, _method(whole, name), name in _LOSSES))
     found.append(Figure("scored tokens", f"{totals.n_scored:,}", f"of {totals.n_tokens:,}"))
     found.append(Figure("sequences", f"{totals.n_sequences:,}", ""))
@@ -147,6 +156,11 @@ def figures_of(summary: Summary) -> list[Figure]:
         about = f"over {totals.n_words:,} words"
         found.append(Figure("word perplexity", Cell(totals.word_perplexity), about))
     return found
+
+
+def _digits(value: float | None, most: int) -> int:
+    """Fewer after the point where there are many before it."""
+    return most if value is None or value < 100 else 2 if value < 10_000 else 1
 
 
 def _method(group: GroupSummary, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def page_of_pair(
 
 
 def _title(file: ResultsFile, side: str) -> str:
-    return f"{side}: {model_name(file.run)} ({file.name})"
+    return f"{side}: {model_name(file.run)} ({PurePath(file.name).name})"
 
 
 def verdict(compared: Comparison, confidence: float) -> str:

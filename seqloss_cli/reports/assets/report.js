@@ -118,7 +118,7 @@
     const edges = edgesOf(metric);
     const isRank = metric === 'rank';
     const factor = !isRank && state.unit === 'bits' ? 1 / NATS_PER_BIT : 1;
-    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−');
+    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−').replace('0.', metric === 'difference' ? '.' : '0.');
     return [0, ...edges].map((edge, n) => {
       const item = document.createElement('li');
       const key = document.createElement('span');
@@ -197,7 +197,7 @@
     const own = pane.own;
     const loss = (x) => (x === null ? 'not scored' : inBoth(x === INFINITE ? Infinity : x)[state.unit === 'bits' ? 1 : 0]);
     entries(list, [['loss of A', loss(own.l[n])], ['loss of B', loss(own.b[n])]]);
-    if (own.d[n] !== null) entries(list, [['B − A', inBoth(own.d[n])[0]], ['', inBoth(own.d[n])[1]]]);
+    if (own.d[n] !== null) entries(list, [['B − A', inBoth(own.d[n])[0]], ['in bits', inBoth(own.d[n])[1]]]);
     return [list];
   }
 
@@ -220,7 +220,7 @@
     if (several) entries(list, [['token', visible(data.names[own.t[t]])]]);
     entries(list, [['position', t], ['id', own.i && own.i[t]]]);
     if (loss === null) entries(list, [['loss', 'not scored']]);
-    else entries(list, [['loss', inBoth(loss)[0]], ['', inBoth(loss)[1]], ['probability', probability(loss)]]);
+    else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
     if (own.k && loss !== null) entries(list, [['counts', own.k[t] ? 'yes' : 'no: prompt']]);
     if (own.r && own.r[t] !== null) entries(list, [['rank', own.r[t].toLocaleString('en')]]);
     if (own.e && own.e[t] !== null) entries(list, [['entropy', inBoth(own.e[t])[state.unit === 'bits' ? 1 : 0]]]);
@@ -425,6 +425,7 @@
     if (event.target.value) root.dataset.theme = event.target.value;
     else delete root.dataset.theme;
   });
+  addEventListener('beforeprint', () => { for (const run of all('details.run')) run.open = true; });
   const marks = one('#marks');
   if (marks) marks.addEventListener('change', () => { root.dataset.marks = marks.checked ? 'on' : 'off'; });
   for (const box of all('[data-shows]')) {
