@@ -222,9 +222,9 @@ def concentration(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
         for share in (1, 5, 10, 25, 50)
     ]
     return Chart(
-        "concentration", "How few tokens make most of it",
+        "concentration", "Loss of the worst tokens",
         svg.drawing("Cumulative share of the total loss", parts),
-        "The dashed line is where every token would have the same loss.",
+        "How much of the loss how few tokens make up; on the dashed line all would have the same.",
         ["tokens", *(f"{name} share of the loss".strip() for name in sides or [""])], rows, sides,
     )  # fmt: skip
 

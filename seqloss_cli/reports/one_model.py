@@ -149,12 +149,16 @@ def figures_of(summary: Summary) -> list[Figure]:
         low, high = (estimate.low, estimate.high) if estimate else (None, None)
         value = getattr(totals, name)
         cell = Cell(value, _digits(value, digits), low, high)
-        found.append(Figure(said, cell, _method(whole, name), name in _LOSSES))
+        about = _method(whole, name)
+        if name == "bits_per_byte" and totals.n_without_text:
+            about = "not known: some rows have no text"
+        found.append(Figure(said, cell, about, name in _LOSSES))
     found.append(Figure("scored tokens", f"{totals.n_scored:,}", f"of {totals.n_tokens:,}"))
     found.append(Figure("sequences", f"{totals.n_sequences:,}", ""))
     if totals.word_perplexity is not None:
         about = f"over {totals.n_words:,} words"
-        found.append(Figure("word perplexity", Cell(totals.word_perplexity), about))
+        cell = Cell(totals.word_perplexity, _digits(totals.word_perplexity, 4))
+        found.append(Figure("word perplexity", cell, about))
     return found
 
 
