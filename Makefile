@@ -51,11 +51,11 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 
 test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed
 	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
-	$(BIN)/python -m pip install --quiet --group browser
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	$(BIN)/python -m pytest -m browser -s tests/test_browser.py
 
 picture: $(INSTALLED)  ## the README's picture of a page of results, with that Chromium
-	$(BIN)/python -m pip install --quiet --group browser
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	$(BIN)/python tools/report_picture.py
 
 test-peers: $(PEERS)/.installed  ## hold figures to lm-evaluation-harness, in its environment

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, in_process
 from made_results import write
 from test_reports import EVIL, text_row
-from test_scales import GROUND, luminance
+from test_scales import GROUND, contrast, luminance
 
 pytestmark = pytest.mark.browser
 FLAGS = (
@@ -355,6 +355,42 @@ UNLABELLED = """[...document.querySelectorAll(
   'select, input, button, [role=img], [role=region], svg')]
   .filter((e) => !(e.labels && e.labels.length) && !e.getAttribute('aria-label')
     && !e.getAttribute('aria-labelledby') && !e.textContent.trim()).map((e) => e.outerHTML)"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str) -> None:
+    """A contrast of 4.5, as WCAG 2.2 asks of text of this size."""
+    for name in ("demo", "pairs", "two", "plain"):
+        with opened(pages[name], color_scheme=theme) as watched:
+            page = watched.page
+            if page.locator(".pane").count():
+                page.locator(".pane").first.locator("span").nth(4).hover()
+            pairs = page.evaluate(COLOURS)
+        assert len(pairs) > 5
+        for text, ground in pairs:
+            ratio = contrast(*(f"#{''.join(f'{round(x):02x}' for x in c)}" for c in (text, ground)))
+            assert ratio >= 4.5, (name, text, ground)
+
+
+COLOURS = """(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const found = new Map();
+  for (const element of document.querySelectorAll('body *:not(script):not(svg *)')) {
+    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    let ground = null;
+    for (let up = element; up && !ground; up = up.parentElement) {
+      const [r, g, b, a = 1] = parts(getComputedStyle(up).backgroundColor);
+      if (a === 1) ground = [r, g, b];
+    }
+    const [r, g, b] = parts(element.closest('svg') ? style.fill : style.color);
+    const light = Number(style.opacity);
+    const text = [r, g, b].map((x, i) => x * light + ground[i] * (1 - light));
+    found.set(String([text, ground]), [text, ground]);
+  }
+  return [...found.values()];
+})()"""
 
 
 # -- large ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "report.png"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
-WIDTH, HEIGHT, POINTED_AT = 1320, 960, 17
+WIDTH, HEIGHT, POINTED_AT = 1320, 1010, 17
 
 
 def make_page(folder: Path) -> Path:
