@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 TRL := .venv-trl
 PEERS := .venv-bench
 
-.PHONY: demo test check format lint types layers tests test-kill test-trl test-peers bench \
-	bench-quick bench-full bench-start bench-prompts train-demo clean
+.PHONY: demo test check format lint types layers tests test-kill test-trl test-browser test-peers bench \
+	bench-quick bench-full bench-start bench-prompts train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -48,6 +48,15 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 	$(TRL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev \
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
+
+test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed
+	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
+	$(BIN)/python -m pytest -m browser -s tests/test_browser.py
+
+picture: $(INSTALLED)  ## the README's picture of a page of results, with that Chromium
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
+	$(BIN)/python tools/report_picture.py
 
 test-peers: $(PEERS)/.installed  ## hold figures to lm-evaluation-harness, in its environment
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --group dev

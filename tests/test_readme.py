@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 from made_results import row, write
 
-from seqloss_cli.cli import compare, cond, diverge, mask, objective, plot, rank, score, summarize
+from seqloss_cli.cli import (
+    compare,
+    cond,
+    diverge,
+    mask,
+    objective,
+    plot,
+    rank,
+    report,
+    score,
+    summarize,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,7 +89,7 @@ def test_commands_run(command: str, workplace: Path) -> None:
     "example",
     [*cond.EXAMPLES, *rank.EXAMPLES, *diverge.EXAMPLES, *mask.EXAMPLES[:2],
      *score.EXAMPLES[:3], *summarize.EXAMPLES, *compare.EXAMPLES[:2], objective.EXAMPLES[0],
-     *plot.EXAMPLES],
+     *plot.EXAMPLES, *report.EXAMPLES],
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
@@ -146,6 +157,7 @@ def test_options_named_in_the_readme_exist(workplace: Path) -> None:
             "compare",
             "objective",
             "plot",
+            "report",
         )
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from seqloss_cli.comparisons import Comparisons, JoinReport
     from seqloss_cli.rendering import HeatOptions
-    from seqloss_cli.results import ResultsFile
+    from seqloss_cli.results import Difference, ResultsFile
 
 EXAMPLES = (
     "seqloss compare a.jsonl b.jsonl",
@@ -36,6 +37,7 @@ EXAMPLES = (
     r.REPORT_OPTIONS,
     {"all_tokens": o.SHOW_OPTIONS["all_tokens"]},
     VIEW_OPTIONS,
+    o.PAGE_OPTION,
 )
 def compare(
     ctx: typer.Context,
@@ -53,6 +55,7 @@ def compare(
         r.check_output(ctx, results or ())
         heat = choose_heat(ctx, _no_heat(ctx, results or ()))
         models = ctx.params["models"] or []
+        _check_page(ctx, results or (), len(models or results or ()))
         if models and results:
             raise UsageError("name either RESULTS files, or --model A --model B with --data FILE")
         if models:
@@ -60,12 +63,13 @@ def compare(
                 raise UsageError("--model: name two or more to compare")
             with t.scored_in_turn(ctx, models) as (names, n_rejected):
                 files = [r.open_one(*each) for each in zip(names, models, strict=True)]
-                _compare(ctx, files, n_rejected, heat, names)
+                _compare(ctx, files, n_rejected, heat, list(zip(names, models, strict=True)))
             return
         if not results or len(results) < 2:
             raise UsageError("name two or more RESULTS files, or --model A --model B --data FILE")
         t.refuse_scoring_options(ctx)
-        _compare(ctx, [r.open_one(name) for name in results], 0, heat, results)
+        files = [r.open_one(name) for name in results]
+        _compare(ctx, files, 0, heat, [(name, name) for name in results])
 
 
 def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
@@ -77,22 +81,69 @@ def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
     return None
 
 
+def _check_page(ctx: typer.Context, results: Sequence[str], n_files: int) -> None:
+    """Raises UsageError for a page that could not be."""
+    path: Path | None = ctx.params["report"]
+    if path is None:
+        return
+    r.refuse_outputs(path, ctx.params["force"], results)
+    if path == ctx.params["output"]:
+        raise UsageError(f"--report {path} and -o are one file")
+    if n_files > 2:
+        raise UsageError("--report shows two models; name two, or leave it out")
+
+
 def _compare(
     ctx: typer.Context,
     files: list[ResultsFile],
     n_rejected: int,
     heat: HeatOptions | None,
-    paths: Sequence[str],
+    known: list[tuple[str, str]],
 ) -> None:
+    """`known` are the files' names, and what they are called."""
+    from seqloss_cli.cli.report import page_of_compared, write_out
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
-    from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
+    from seqloss_cli.reports import PageOptions
     from seqloss_cli.writing.reports import comparison_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)
     reading = r.Reading(files)
-    if not values["allow_different"]:
+    shown, same = settle_runs(files, values["allow_different"])
+    found = compared([reading.rows(file) for file in files], same, options)
+    say_what_was_left_out(found, files)
+    n_compared = found.pairs[0].n_documents
+    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
+    report = comparison_report(found, files, shown, options)
+    labels, bits = labels_of(files), values["unit"] == "bits"
+
+    def views() -> Iterator[RenderableType]:
+        yield from comparison_view(found, labels, options.confidence, bits)
+        if heat is not None:
+            yield from _texts(ctx, found, [name for name, _ in known], same, labels, heat)
+
+    r.write_report(ctx, report, views)
+    if values["report"] is not None:
+        page = PageOptions(
+            n_worst=max(options.n_extremes, 25), seed=options.seed, confidence=options.confidence
+        )
+        made = page_of_compared(known, files, found, same, page, reading.n_unusable)
+        write_out(made, values["report"], values["force"])
+    if reading.n_unusable or n_rejected or not n_compared:
+        raise typer.Exit(REJECTED)
+
+
+def settle_runs(
+    files: list[ResultsFile], allow_different: bool
+) -> tuple[dict[str, list[Difference]], bool]:
+    """How the runs differ from the first, by file, and whether they have the same tokens.
+
+    Raises UsageError when their policies differ and that is not allowed.
+    """
+    from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
+
+    if not allow_different:
         r.require_same(
             files,
             lambda file: run_differences(files[0].run, file.run, POLICIES),
@@ -105,21 +156,7 @@ def _compare(
     r.say_differences(files, shown)
     # with other policies other tokens are scored, of the same bytes
     same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
-    found = compared([reading.rows(file) for file in files], same, options)
-    say_what_was_left_out(found, files)
-    n_compared = found.pairs[0].n_documents
-    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
-    report = comparison_report(found, files, shown, options)
-    labels, bits = labels_of(files), values["unit"] == "bits"
-
-    def views() -> Iterator[RenderableType]:
-        yield from comparison_view(found, labels, options.confidence, bits)
-        if heat is not None:
-            yield from _texts(ctx, found, paths, same, labels, heat)
-
-    r.write_report(ctx, report, views)
-    if reading.n_unusable or n_rejected or not n_compared:
-        raise typer.Exit(REJECTED)
+    return shown, same
 
 
 def model_label(run: Mapping[str, Any]) -> str:

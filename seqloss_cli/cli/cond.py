@@ -43,6 +43,7 @@ EXAMPLES = (
     VIEW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.RESUME_OPTION,
+    o.PAGE_OPTION,
     o.OTHER_OPTIONS,
 )
 def cond(ctx: typer.Context) -> None:
@@ -55,9 +56,11 @@ def cond(ctx: typer.Context) -> None:
         from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
+        from seqloss_cli.cli.paging import page_after, refuse_page
         from seqloss_cli.reading import ReadStats, described
 
         choice = choose_output(ctx)
+        refuse_page(ctx, choice)
         names, policy = p.pair_names(ctx), p.choose_pairs(ctx)
         regions, stats = choose_regions(ctx), ReadStats()
         items = p.pair_items(ctx, names, stats)
@@ -65,4 +68,5 @@ def cond(ctx: typer.Context) -> None:
         read = described(names or ["<pair>"], p.pair_reading(ctx))
         if regions is not None:
             items, read = regions.attach(items), read | regions.described()
-        run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond", read)
+        with page_after(ctx, choice) as choice:
+            run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond", read)

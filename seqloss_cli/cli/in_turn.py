@@ -111,17 +111,20 @@ def _score_to(
     )
     bar = ProgressBar(names)
     with bar:
-        return _write(scorer, read_inputs(names, reading, stats), stats, path, bar, said)
+        items = read_inputs(names, reading, stats)
+        return _write(scorer, items, stats, path, bar, said, values.get("report") is not None)
 
 
-def _write(scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str]) -> int:
+def _write(
+    scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str], text: bool
+) -> int:
     from seqloss_cli.backend import Wants
     from seqloss_cli.metrics import Totals, totals_of
     from seqloss_cli.records import Rejected
     from seqloss_cli.writing import JsonlWriter, RowOptions, score_rows
 
     tokenization = scorer.tokenization
-    options = RowOptions(tokenization.token_texts, tokenization.name_token, text=False)
+    options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)
     totals, n_rejected = Totals(), 0
     outcomes: Any = scorer.score(items, Wants(), bar.on_progress)
     with path.open("wb") as sink, closing(outcomes):

@@ -8,7 +8,18 @@ import sys
 import typer
 from rich.markup import escape
 
-from seqloss_cli.cli import compare, cond, diverge, mask, objective, plot, rank, score, summarize
+from seqloss_cli.cli import (
+    compare,
+    cond,
+    diverge,
+    mask,
+    objective,
+    plot,
+    rank,
+    report,
+    score,
+    summarize,
+)
 from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
 
 app = typer.Typer(
@@ -65,6 +76,7 @@ app.command(help=_help_of(summarize.summarize, summarize.EXAMPLES))(summarize.su
 app.command(help=_help_of(compare.compare, compare.EXAMPLES))(compare.compare)
 app.command(help=_help_of(objective.objective, objective.EXAMPLES))(objective.objective)
 app.command(help=_help_of(plot.plot, plot.EXAMPLES))(plot.plot)
+app.command(help=_help_of(report.report, report.EXAMPLES))(report.report)
 
 
 def main() -> None:

@@ -199,6 +199,11 @@ ContextLengths = Annotated[
     bool, flag(OUTPUT, "--context-lengths", "How many tokens each target could see, in JSON.")
 ]
 
+Report = Annotated[
+    Path | None,
+    option(OUTPUT, "--report", "Also write a web page of the results to FILE (.html)."),
+]
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -267,6 +272,7 @@ OUTPUT_OPTIONS: Group = {
     "context_lengths": (ContextLengths, False),
 }
 REGIONS_OPTION: Group = {"regions": (Regions, None)}
+PAGE_OPTION: Group = {"report": (Report, None)}
 RESUME_OPTION: Group = {"resume": (Resume, False)}
 OTHER_OPTIONS: Group = {
     "config": (Config, None),

@@ -16,7 +16,7 @@ from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
-from seqloss_cli.cli.writers import score_writer
+from seqloss_cli.cli.writers import Both, score_writer, second_writer
 from seqloss_cli.diverging import DivergenceTotals
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
@@ -54,6 +54,8 @@ class OutputChoice:
     regions: bool = False
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
+    beside: Path | None = None
+    """Where the rows go a second time, as JSONL with texts and tokens: for a page of them."""
 
 
 class HasSample(Protocol):
@@ -122,9 +124,12 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
-        writer = score_writer(scorer.tokenization, sink, choice, wants.marks)
-        work = Work(outcomes, totals_of, Totals(), run, writer, kept)
-        written = write_all(work, stats, bar, choice)
+        with second_writer(scorer.tokenization, choice) as beside:
+            writer = score_writer(scorer.tokenization, sink, choice, wants.marks)
+            if beside is not None:
+                writer = Both(writer, beside)
+            work = Work(outcomes, totals_of, Totals(), run, writer, kept)
+            written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
     say_what_did_not_fit(scorer)
     if written.n_rejected:

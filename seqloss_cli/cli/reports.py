@@ -119,13 +119,16 @@ class Reading:
             yield from self.rows(file)
 
 
-def open_one(name: str, shown: str | None = None, favourites: bool = False) -> ResultsFile:
-    """By the name that messages are to have. Raises RunError when it holds no results."""
+def open_one(
+    name: str, shown: str | None = None, favourites: bool = False, bulky: bool = False
+) -> ResultsFile:
+    """By the name that messages are to have; `bulky`: with texts and all arrays. Raises RunError
+    when it holds no results."""
     from seqloss_cli.paths import shown_path
     from seqloss_cli.results import open_results
 
     try:
-        file = open_results(name, favourites)
+        file = open_results(name, favourites, bulky)
         file.name = shown or file.name
         return file
     except RowError as error:
@@ -171,12 +174,16 @@ def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
 
 def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
     """Of -o. Raises UsageError where it is taken, or is one of the inputs."""
+    path: Path | None = context.params["output"]
+    if path is not None:
+        refuse_outputs(path, context.params["force"], inputs)
+
+
+def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
+    """Raises UsageError for a file that is there already, could not be written, or is an input."""
     from seqloss_cli.writing import refuse_to_overwrite
 
-    path: Path | None = context.params["output"]
-    if path is None:
-        return
-    refuse_to_overwrite(path, context.params["force"])
+    refuse_to_overwrite(path, force)
     for name in inputs:
         if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
             raise UsageError(f"-o {path} is one of the inputs")

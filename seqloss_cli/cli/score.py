@@ -28,6 +28,7 @@ EXAMPLES = (
     VIEW_OPTIONS,
     o.OUTPUT_OPTIONS,
     o.RESUME_OPTION,
+    o.PAGE_OPTION,
     o.OTHER_OPTIONS,
 )
 def score(ctx: typer.Context) -> None:
@@ -40,12 +41,15 @@ def score(ctx: typer.Context) -> None:
         from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
+        from seqloss_cli.cli.paging import page_after, refuse_page
         from seqloss_cli.reading import ReadStats
 
         choice, inputs, stats = choose_output(ctx), t.text_inputs(ctx), ReadStats()
+        refuse_page(ctx, choice)
         regions = choose_regions(ctx)
         scorer, read = load_scorer(ctx), inputs.described()
         items = inputs.items(stats)
         if regions is not None:
             items, read = regions.attach(items), {**read, **regions.described()}
-        run_to_end(scorer, items, stats, inputs.names, choose_wants(ctx), choice, "score", read)
+        with page_after(ctx, choice) as choice:
+            run_to_end(scorer, items, stats, inputs.names, choose_wants(ctx), choice, "score", read)

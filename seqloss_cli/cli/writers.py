@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,7 +16,8 @@ from seqloss_cli.backend import WordMarks
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.formats import DELIMITERS
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import SequenceScore
+from seqloss_cli.provenance import RunInfo
+from seqloss_cli.records import Rejected, SequenceScore
 from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (
@@ -97,6 +101,42 @@ def score_writer(
         return lines
     writer: Writer[SequenceScore, Totals] = JSON_WRITERS[choice.format](sink, score_rows(options))
     return writer
+
+
+@contextmanager
+def second_writer(
+    tokenization: Tokenization, choice: OutputChoice
+) -> Iterator[Writer[SequenceScore, Totals] | None]:
+    """Of the rows that go to `choice.beside`, if they do."""
+    if choice.beside is None:
+        yield None
+        return
+    whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
+    with choice.beside.open("wb") as sink:
+        yield JsonlWriter(sink, score_rows(row_options(tokenization, whole)))
+
+
+class Both:
+    """Two writers as one."""
+
+    def __init__(self, *writers: Writer[SequenceScore, Totals]) -> None:
+        self._writers = writers
+
+    def begin(self, run: RunInfo) -> None:
+        for writer in self._writers:
+            writer.begin(run)
+
+    def sequence(self, result: SequenceScore, sums: Totals) -> None:
+        for writer in self._writers:
+            writer.sequence(result, sums)
+
+    def reject(self, rejected: Rejected) -> None:
+        for writer in self._writers:
+            writer.reject(rejected)
+
+    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
+        for writer in self._writers:
+            writer.end(sums, n_rejected, n_empty_lines)
 
 
 class _Console(Console):

@@ -44,10 +44,14 @@ class ResultsFile:
     """Sum of their losses, in units of 2^-1074 nats."""
     whole_since: bool = True
     """All of them could be read, and their sums are numbers."""
+    bulky: bool = False
+    """Rows keep their texts and all arrays."""
+    favourites: bool = False
+    """Rows keep the first of their alternatives."""
 
 
-def open_results(name: str, favourites: bool = False) -> ResultsFile:
-    """`favourites` asks for those of its rows.
+def open_results(name: str, favourites: bool = False, bulky: bool = False) -> ResultsFile:
+    """`favourites` asks for those of its rows, `bulky` for their texts and all arrays, too.
 
     Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
     UsageError while rows are read when it goes on with another run's.
@@ -65,8 +69,8 @@ def open_results(name: str, favourites: bool = False) -> ResultsFile:
             "no_results", "holds no results of seqloss: it does not begin with a run; -o FILE.jsonl"
         )
     run = _checked_run(first)
-    file = ResultsFile(source, run, iter(()))
-    file.rows = _rows(file, records, favourites)
+    file = ResultsFile(source, run, iter(()), bulky=bulky, favourites=favourites)
+    file.rows = _rows(file, records)
     return file
 
 
@@ -86,15 +90,13 @@ def _checked_run(record: Run) -> Run:
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}
 
 
-def _rows(
-    file: ResultsFile, records: Iterator[tuple[int, Any]], favourites: bool
-) -> Iterator[ResultRow | Rejected]:
+def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[ResultRow | Rejected]:
     for line, record in records:
         try:
             if isinstance(record, RowError):
                 raise record
             file.n_since += record.get("type") == "sequence"
-            row = _take(file, line, record, favourites)
+            row = _take(file, line, record)
         except RowError as error:
             file.whole_since = False
             yield Rejected(f"{file.name}:{line}", file.name, line, error.reason, error.message)
@@ -106,12 +108,12 @@ def _rows(
             yield row
 
 
-def _take(file: ResultsFile, line: int, record: Run, favourites: bool) -> ResultRow | None:
+def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
     """The row, or None where the record is about the run."""
     kind = record.get("type")
     if kind == "sequence":
         file.complete = False
-        return read_row(record, f"{file.name}:{line}", favourites)
+        return read_row(record, f"{file.name}:{line}", file.favourites, file.bulky)
     if kind == "rejected":
         file.n_rejected += 1
     elif kind == "totals":

@@ -101,8 +101,10 @@ class ResultRow:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def read_row(fields: Fields, place: str, favourites: bool = False) -> ResultRow:
-    """`favourites` asks for the first of the alternatives, of which nothing is kept otherwise.
+def read_row(
+    fields: Fields, place: str, favourites: bool = False, bulky: bool = False
+) -> ResultRow:
+    """`favourites` asks for the first of the alternatives, `bulky` for texts and all arrays.
 
     Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
@@ -116,7 +118,7 @@ def read_row(fields: Fields, place: str, favourites: bool = False) -> ResultRow:
     tokens = _token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
-    kept = {name: value for name, value in fields.items() if name not in _BULKY}
+    kept = {name: value for name, value in fields.items() if bulky or name not in _BULKY}
     for name in ("token_ids", "byte_offsets"):
         if kept.get(name) is not None:
             kept[name] = np.array(kept[name], dtype=np.int64)

@@ -1,0 +1,64 @@
+"""`--report FILE` of the commands that score: a web page of what they wrote."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from seqloss_cli.cli.enums import Format
+from seqloss_cli.cli.reports import refuse_outputs
+from seqloss_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+
+_READ_BACK = (Format.json, Format.jsonl, Format.parquet)
+
+
+def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
+    """Before a model is loaded. Raises UsageError for a page that could not be written."""
+    path: Path | None = context.params["report"]
+    if path is None:
+        return
+    refuse_outputs(path, choice.force, context.params.get("files") or ())
+    if choice.path is not None and choice.path.absolute() == path.absolute():
+        raise UsageError(f"--report {path} and -o are one file")
+
+
+@contextmanager
+def page_after(context: typer.Context, choice: OutputChoice) -> Iterator[OutputChoice]:
+    """The choice of output with which the page can be made once the block is done: of what -o
+    wrote where that holds all, else of rows that are written a second time."""
+    path: Path | None = context.params["report"]
+    if path is None:
+        yield choice
+        return
+    with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
+        rows = choice.path if choice.format in _READ_BACK and not choice.summary else None
+        called = "" if rows is None else str(rows)
+        if rows is None:
+            rows = Path(folder) / "results.jsonl"
+            choice = replace(choice, beside=rows)
+        code = 0
+        try:
+            yield choice
+        except typer.Exit as stop:  # some inputs were rejected
+            code = stop.exit_code
+        _write(context, rows, called, path, choice.force)
+        if code:
+            raise typer.Exit(code)
+
+
+def _write(context: typer.Context, rows: Path, called: str, path: Path, force: bool) -> None:
+    from seqloss_cli.cli.report import write_page
+    from seqloss_cli.reports import PageOptions
+
+    model = context.params.get("model") or "demo"
+    title = None if called else f"Losses under {model}"
+    write_page([str(rows)], path, force, PageOptions(title), called=[called or "the results"])

@@ -1,0 +1,21 @@
+"""Results as a web page in one file."""
+
+from seqloss_cli.reports.documents import page_bytes
+from seqloss_cli.reports.joined import gather_pair
+from seqloss_cli.reports.one_model import gather, page_of
+from seqloss_cli.reports.page import Page, PageOptions
+from seqloss_cli.reports.selecting import MOST_SEQUENCES, MOST_TOKENS, Limits
+from seqloss_cli.reports.two_models import page_of_pair
+
+__all__ = [
+    "MOST_SEQUENCES",
+    "MOST_TOKENS",
+    "Limits",
+    "Page",
+    "PageOptions",
+    "gather",
+    "gather_pair",
+    "page_bytes",
+    "page_of",
+    "page_of_pair",
+]

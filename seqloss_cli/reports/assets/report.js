@@ -1,0 +1,436 @@
+'use strict';
+(() => {
+  const root = document.documentElement;
+  root.classList.add('script');
+  const data = JSON.parse(document.getElementById('data').textContent);
+  const one = (selector, within = document) => within.querySelector(selector);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const NATS_PER_BIT = Math.LN2;
+  const INFINITE = -1;
+  const state = { metric: 'loss', scale: 'fixed', unit: 'nats' };
+
+  // -- what stands in the spans ------------------------------------------------------------------
+
+  const panes = all('.pane').map((element) => {
+    const own = data.panes[Number(element.dataset.p)];
+    for (const [n, text] of Object.entries(own.x || {})) element.children[n].textContent = text;
+    return { element, own, spans: [...element.children], more: null, places: null };
+  });
+  for (const pane of panes) {
+    const beside = one('.pane.difference', pane.element.closest('.panes'));
+    pane.beside = beside && data.panes[Number(beside.dataset.p)];
+  }
+  const paneOf = new Map(panes.map((pane) => [pane.element, pane]));
+
+  function tokensOf(pane, n) {
+    const firsts = pane.own.n;
+    if (!firsts) return [n, n + 1];
+    return [firsts[n], n + 1 < firsts.length ? firsts[n + 1] : pane.own.l.length];
+  }
+
+  /** Losses of a span's tokens add up; of ranks and entropies the highest is shown. */
+  function valueOf(pane, n, metric) {
+    const own = pane.own;
+    if (own.d) return own.d[n];
+    if (metric === 'difference') return pane.beside ? pane.beside.d[own.g ? own.g[n] : n] : null;
+    const values = { loss: own.l, rank: own.r, entropy: own.e }[metric];
+    if (!values) return null;
+    const [first, last] = tokensOf(pane, n);
+    let found = null;
+    for (let t = first; t < last; t += 1) {
+      let value = values[t];
+      if (value === null || value === undefined) continue;
+      if (metric === 'loss' && value === INFINITE) value = Infinity;
+      if (found === null) found = value;
+      else found = metric === 'loss' ? found + value : Math.max(found, value);
+    }
+    return found;
+  }
+
+  const stepOf = (value, edges) => {
+    let step = 0;
+    while (step < edges.length && value >= edges[step]) step += 1;
+    return step;
+  };
+
+  // -- colours -----------------------------------------------------------------------------------
+
+  const KINDS = { loss: 's', entropy: 's', rank: 'r', difference: 'd' };
+  const metricOf = (pane) => (pane.own.d ? 'difference' : state.metric);
+
+  /** Edges between equal shares of this page's values; of differences as many on either side. */
+  function ownEdges(metric) {
+    const found = [];
+    for (const pane of panes) {
+      if (metricOf(pane) !== metric) continue;
+      for (let n = 0; n < pane.spans.length; n += 1) {
+        const value = valueOf(pane, n, metric);
+        if (value !== null && Number.isFinite(value)) found.push(Math.abs(value));
+      }
+    }
+    found.sort((a, b) => a - b);
+    const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))] || 0;
+    if (metric !== 'difference') {
+      const n = metric === 'rank' ? data.edges.rank.length : data.edges.loss.length;
+      return Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
+    }
+    const sides = [0.5, 0.8, 0.92, 0.98].map(at);
+    return [...sides.map((x) => -x).reverse(), ...sides];
+  }
+
+  function edgesOf(metric) {
+    if (state.scale === 'own') return ownEdges(metric);
+    return data.edges[metric === 'entropy' ? 'loss' : metric];
+  }
+
+  function paint() {
+    const edges = {};
+    for (const pane of panes) {
+      const metric = metricOf(pane);
+      edges[metric] = edges[metric] || edgesOf(metric);
+      if (pane.more === null) {
+        pane.more = pane.spans.map((span) => span.className.replace(/^(?:[sd]\d|u)\b ?/, ''));
+      }
+      const kind = KINDS[metric];
+      for (let n = 0; n < pane.spans.length; n += 1) {
+        const value = valueOf(pane, n, metric);
+        const step = value === null ? 'u' : kind + stepOf(value, edges[metric]);
+        const name = pane.more[n] ? `${step} ${pane.more[n]}` : step;
+        if (pane.spans[n].className !== name) pane.spans[n].className = name;
+      }
+    }
+    showLegend();
+  }
+
+  function showLegend() {
+    if (!one('#legend')) return;
+    const differences = one('#legend-difference');
+    const of = differences && state.metric === 'difference' ? 'loss' : state.metric;
+    one('#legend').replaceChildren(...legendOf(of));
+    const unit = of === 'rank' ? '1 is the favourite' : state.unit;
+    one('#legend-title').textContent = `${of}, ${unit}`;
+    if (!differences) return;
+    differences.replaceChildren(...legendOf('difference'));
+    one('#legend-difference-title').textContent = `B − A, ${state.unit}: below 0 B is better`;
+  }
+
+  function legendOf(metric) {
+    const edges = edgesOf(metric);
+    const isRank = metric === 'rank';
+    const factor = !isRank && state.unit === 'bits' ? 1 / NATS_PER_BIT : 1;
+    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−').replace('0.', metric === 'difference' ? '.' : '0.');
+    return [0, ...edges].map((edge, n) => {
+      const item = document.createElement('li');
+      const key = document.createElement('span');
+      key.className = `key ${KINDS[metric]}${n}`;
+      let said = short(edge);
+      if (isRank) said = String(n ? edge : 1);
+      if (metric === 'difference' && n === 0) said = `<${short(edges[0])}`;
+      item.append(key, n === edges.length && metric !== 'difference' ? `${said}+` : said);
+      return item;
+    });
+  }
+
+  // -- figures -----------------------------------------------------------------------------------
+
+  function shown(value, digits = 4) {
+    if (value === null || value === undefined) return '–';
+    if (!Number.isFinite(value)) return '∞';
+    if (value !== 0 && Math.abs(value) < 10 ** -digits) return value.toPrecision(3).replace(/-/g, '−');
+    return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace('-', '−');
+  }
+
+  function showUnit() {
+    root.dataset.unit = state.unit;
+    for (const element of all('data.l')) {
+      if (element.dataset.nats === undefined) element.dataset.nats = element.textContent;
+      const nats = element.dataset.nats;
+      const digits = (nats.split('.')[1] || '').length;
+      element.textContent = state.unit === 'bits' && !nats.includes('e')
+        ? shown(Number(element.value) / NATS_PER_BIT, digits) : nats;
+    }
+    showLegend();
+    if (current) tell(current.pane, current.n);
+  }
+
+  // -- the token under the pointer or with the focus ----------------------------------------------
+
+  const details = one('#details');
+  let current = null;
+
+  function make(name, content, className) {
+    const element = document.createElement(name);
+    if (className) element.className = className;
+    element.append(content);
+    return element;
+  }
+
+  const NAMED = { ' ': '·', '\n': '↵', '\r': '␍', '\t': '→' };
+  const visible = (text) => [...text].map((char) => NAMED[char]
+    || (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(char) ? `⟨U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}⟩` : char)).join('');
+
+  const probability = (loss) => {
+    const value = Math.exp(-loss);
+    return value >= 0.001 || value === 0 ? value.toFixed(4) : value.toExponential(2).replace('-', '−');
+  };
+
+  const inBoth = (nats) => [`${shown(nats)} nats`, `${shown(nats / NATS_PER_BIT)} bits`];
+
+  function entries(list, pairs) {
+    for (const [name, value] of pairs) {
+      if (value === null || value === undefined) continue;
+      list.append(make('dt', name), make('dd', String(value)));
+    }
+    return list;
+  }
+
+  function tell(pane, n) {
+    current = { pane, n };
+    details.hidden = false;
+    const span = pane.spans[n];
+    const title = make('h3', make('span', make('bdi', visible(span.textContent) || span.dataset.m || '∅'), span.className.split(' ')[0]));
+    details.replaceChildren(title, ...(pane.own.d ? ofDifference(pane, n) : ofTokens(pane, n)));
+  }
+
+  function ofDifference(pane, n) {
+    const list = document.createElement('dl');
+    const own = pane.own;
+    const loss = (x) => (x === null ? 'not scored' : inBoth(x === INFINITE ? Infinity : x)[state.unit === 'bits' ? 1 : 0]);
+    entries(list, [['loss of A', loss(own.l[n])], ['loss of B', loss(own.b[n])]]);
+    if (own.d[n] !== null) entries(list, [['B − A', inBoth(own.d[n])[0]], ['in bits', inBoth(own.d[n])[1]]]);
+    return [list];
+  }
+
+  function ofTokens(pane, n) {
+    const [first, last] = tokensOf(pane, n);
+    const parts = [];
+    if (last - first > 1) {
+      const value = valueOf(pane, n, 'loss');
+      const said = value === null ? '' : ` Their losses add up to ${inBoth(value).join(', ')}, which colours them; of ranks and entropies the highest does.`;
+      parts.push(make('p', `${last - first} tokens that share a character.${said}`));
+    }
+    for (let t = first; t < last; t += 1) parts.push(...ofToken(pane.own, t, last - first > 1));
+    return parts;
+  }
+
+  function ofToken(own, t, several) {
+    const list = document.createElement('dl');
+    let loss = own.l[t];
+    if (loss === INFINITE) loss = Infinity;
+    if (several) entries(list, [['token', visible(data.names[own.t[t]])]]);
+    entries(list, [['position', t], ['id', own.i && own.i[t]]]);
+    if (loss === null) entries(list, [['loss', 'not scored']]);
+    else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
+    if (own.k && loss !== null) entries(list, [['counts', own.k[t] ? 'yes' : 'no: prompt']]);
+    if (own.r && own.r[t] !== null) entries(list, [['rank', own.r[t].toLocaleString('en')]]);
+    if (own.e && own.e[t] !== null) entries(list, [['entropy', inBoth(own.e[t])[state.unit === 'bits' ? 1 : 0]]]);
+    if (own.c && own.c[t] !== null) entries(list, [['context', `${own.c[t]} tokens`]]);
+    const parts = [list];
+    if (own.a && own.a[t]) parts.push(alternatives(own, t));
+    return parts;
+  }
+
+  function alternatives(own, t) {
+    const table = document.createElement('table');
+    table.append(make('caption', 'The model’s favourites here'));
+    const found = own.a[t];
+    for (let i = 0; i < found.length; i += 2) {
+      const chance = found[i + 1] === null ? 0 : Math.exp(found[i + 1]);
+      const row = document.createElement('tr');
+      if (found[i] === own.t[t]) row.className = 'is-it';
+      const meter = make('span', document.createElement('span'), 'meter');
+      meter.firstChild.style.width = `${100 * chance}%`;
+      row.append(make('td', make('bdi', visible(data.names[found[i]]))), make('td', meter, 'num'), make('td', chance.toFixed(4), 'num'));
+      table.append(row);
+    }
+    return table;
+  }
+
+  function spanAt(target) {
+    const span = target instanceof Element ? target.closest('.pane > span') : null;
+    if (!span) return null;
+    const pane = paneOf.get(span.parentElement);
+    if (!pane.places) pane.places = new Map(pane.spans.map((each, n) => [each, n]));
+    return { pane, n: pane.places.get(span) };
+  }
+
+  let focused = null;
+  document.addEventListener('pointerover', (event) => {
+    const found = spanAt(event.target);
+    if (found) tell(found.pane, found.n);
+    else if (focused && current && event.target instanceof Element && event.target.closest('.pane')) tell(focused.pane, focused.n);
+  });
+  document.addEventListener('focusin', (event) => {
+    focused = spanAt(event.target);
+    if (focused) tell(focused.pane, focused.n);
+  });
+
+  // -- keys: Tab goes from text to text, arrows from token to token --------------------------------
+
+  function rove(pane, n) {
+    const before = one('[tabindex="0"]', pane.element);
+    if (before) before.tabIndex = -1;
+    pane.spans[n].tabIndex = 0;
+    return pane.spans[n];
+  }
+
+  for (const pane of panes) {
+    const first = pane.spans.findIndex((span) => !span.className.startsWith('u'));
+    if (pane.spans.length) rove(pane, Math.max(0, first));
+  }
+
+  /** The token of the next line up or down that lies nearest. */
+  function beside(pane, n, sign) {
+    const from = pane.spans[n].getClientRects()[0];
+    if (!from) return n;
+    let best = n;
+    let nearest = Infinity;
+    let line = null;
+    for (let i = n + sign; i >= 0 && i < pane.spans.length; i += sign) {
+      const box = pane.spans[i].getClientRects()[0];
+      if (!box || Math.abs(box.top - from.top) < 4) continue;
+      if (line === null) line = box.top;
+      if (Math.abs(box.top - line) > 4) break;
+      const distance = Math.abs(box.left - from.left);
+      if (distance < nearest) [best, nearest] = [i, distance];
+    }
+    return best;
+  }
+
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') { details.hidden = true; current = null; return; }
+    const found = spanAt(event.target);
+    if (!found || event.ctrlKey || event.metaKey || event.altKey) return;
+    const last = found.pane.spans.length - 1;
+    const goal = {
+      ArrowRight: () => Math.min(last, found.n + 1),
+      ArrowLeft: () => Math.max(0, found.n - 1),
+      ArrowDown: () => beside(found.pane, found.n, 1),
+      ArrowUp: () => beside(found.pane, found.n, -1),
+      Home: () => 0,
+      End: () => last,
+    }[event.key];
+    if (!goal) return;
+    event.preventDefault();
+    const span = rove(found.pane, goal());
+    span.focus({ preventScroll: true });
+    span.scrollIntoView({ block: 'nearest', behavior: 'instant' });
+  });
+
+  document.addEventListener('click', (event) => {
+    if (!(event.target instanceof Element)) return;
+    const link = event.target.closest('a[href^="#"]');
+    if (link) return follow(link, event);
+    const found = spanAt(event.target);
+    if (found && getSelection().isCollapsed) rove(found.pane, found.n).focus({ preventScroll: true });
+    return undefined;
+  });
+
+  function follow(link, event) {
+    const goal = document.getElementById(link.hash.slice(1));
+    if (!goal) return;
+    const sequence = goal.closest('.sequence');
+    if (sequence) sequence.hidden = false;
+    const found = spanAt(goal);
+    if (!found) return;
+    event.preventDefault();
+    rove(found.pane, found.n).focus({ preventScroll: true });
+    goal.scrollIntoView({ block: 'center', behavior: 'instant' });
+  }
+
+  /** Browsers drop a last line end from what is copied; this is the text to the last character. */
+  document.addEventListener('copy', (event) => {
+    const selection = getSelection();
+    if (selection.isCollapsed || selection.rangeCount !== 1 || !event.clipboardData) return;
+    const range = selection.getRangeAt(0);
+    const common = range.commonAncestorContainer;
+    const around = common instanceof Element ? common : common.parentElement;
+    if (!around.closest('.pane')) return;
+    event.clipboardData.setData('text/plain', range.cloneContents().textContent);
+    event.preventDefault();
+  });
+
+  // -- the tables: sort and search -----------------------------------------------------------------
+
+  function keyOf(cell) {
+    const figure = one('data', cell);
+    if (figure) return Number(figure.value);
+    const text = cell.textContent.trim();
+    if (text === '–') return null;
+    const number = Number(text.replace(/,/g, ''));
+    return cell.classList.contains('num') && !Number.isNaN(number) ? number : text;
+  }
+
+  function compare(a, b, sign) {
+    if (a === null || b === null) return (a === null) - (b === null);
+    return sign * (typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b)));
+  }
+
+  function sort(table, column, header) {
+    const rising = header.getAttribute('aria-sort') === 'none' || !header.hasAttribute('aria-sort')
+      ? !header.classList.contains('num') : header.getAttribute('aria-sort') === 'descending';
+    for (const other of all('th', table.tHead)) other.setAttribute('aria-sort', 'none');
+    header.setAttribute('aria-sort', rising ? 'ascending' : 'descending');
+    const rows = [...table.tBodies[0].rows].map((row) => [keyOf(row.cells[column]), row]);
+    rows.sort((a, b) => compare(a[0], b[0], rising ? 1 : -1));
+    table.tBodies[0].append(...rows.map(([, row]) => row));
+    if (table.id !== 'sequences') return;
+    const articles = rows.map(([, row]) => document.getElementById(`q${row.dataset.s}`)).filter(Boolean);
+    if (articles.length) articles[0].parentElement.append(...articles);
+  }
+
+  for (const table of all('table.sortable')) {
+    all('thead th', table).forEach((header, column) => {
+      const button = document.createElement('button');
+      button.type = 'button';
+      button.append(...header.childNodes);
+      header.append(button);
+      button.addEventListener('click', () => sort(table, column, header));
+    });
+  }
+
+  const search = one('#search');
+  let texts = null;
+  function find() {
+    const wanted = search.value.trim().toLowerCase();
+    const rows = all('#sequences tbody tr');
+    if (!texts) {
+      texts = new Map(rows.map((row) => {
+        const article = document.getElementById(`q${row.dataset.s}`);
+        return [row, `${row.textContent}\n${article ? article.textContent : ''}`.toLowerCase()];
+      }));
+    }
+    let n = 0;
+    for (const row of rows) {
+      row.hidden = Boolean(wanted) && !texts.get(row).includes(wanted);
+      n += !row.hidden;
+      const article = document.getElementById(`q${row.dataset.s}`);
+      if (article) article.hidden = row.hidden;
+    }
+    one('#found').textContent = wanted ? `${n.toLocaleString('en')} of ${rows.length.toLocaleString('en')} sequences` : '';
+  }
+  if (search) search.addEventListener('input', find);
+
+  // -- switches ------------------------------------------------------------------------------------
+
+  for (const name of ['metric', 'scale', 'unit']) {
+    const select = one(`#${name}`);
+    select.addEventListener('change', () => {
+      state[name] = select.value;
+      if (name === 'unit') showUnit();
+      else paint();
+    });
+  }
+  one('#theme').addEventListener('change', (event) => {
+    if (event.target.value) root.dataset.theme = event.target.value;
+    else delete root.dataset.theme;
+  });
+  addEventListener('beforeprint', () => { for (const run of all('details.run')) run.open = true; });
+  const marks = one('#marks');
+  if (marks) marks.addEventListener('change', () => { root.dataset.marks = marks.checked ? 'on' : 'off'; });
+  for (const box of all('[data-shows]')) {
+    box.addEventListener('change', () => {
+      root.dataset.hides = all('[data-shows]').filter((each) => !each.checked).map((each) => each.dataset.shows).join(' ');
+    });
+  }
+})();

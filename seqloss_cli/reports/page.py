@@ -1,0 +1,197 @@
+"""What a page shows, as plain data for the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqloss_cli.reports.charts import Cell, Chart
+from seqloss_cli.reports.panes import Pane
+from seqloss_cli.reports.selecting import Chosen, Limits
+from seqloss_cli.reports.shown import Shown
+from seqloss_cli.results import ResultsFile
+
+NEAR = 32
+"""Characters of text shown before and after a token of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageOptions:
+    title: str | None = None
+    n_worst: int = 25
+    by: tuple[str, ...] = ()
+    seed: int = 0
+    confidence: float = 0.95
+    """Of the interval of a comparison."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    name: str
+    value: Cell | str
+    about: str = ""
+    is_loss: bool = False
+    """In nats, to be shown in bits, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    is_text: bool = False
+    is_loss: bool = False
+    unit: bool = False
+    """Its name is the unit that the page shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A token, or a stretch of text, of a list."""
+
+    href: str
+    """Empty where its text is not shown."""
+    sequence: str
+    token: str
+    before: str
+    after: str
+    cells: list[Cell]
+    step: str
+    """The class of its colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSequence:
+    number: int
+    """Of the page's sequences, from 0."""
+    id: str
+    where: str
+    cells: list[Cell | str]
+    panes: list[Pane]
+    about: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    title: str
+    header: list[Column]
+    rows: list[list[Cell | str]]
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    title: str
+    subtitle: str
+    is_comparison: bool
+    notes: list[str]
+    """What to bear in mind before reading anything else."""
+    verdict: str
+    figures: list[Figure]
+    tables: list[Table]
+    charts: list[Chart]
+    places: list[Place]
+    places_header: list[str]
+    columns: list[Column]
+    sequences: list[ShownSequence]
+    chosen: str
+    """Which sequences these are, where they are not all."""
+    provenance: list[tuple[str, list[tuple[str, str]]]]
+    data: dict[str, Any]
+    metrics: list[str]
+    """Of the colours, those that the files have figures for."""
+    has_masked: bool
+
+    @property
+    def has_texts(self) -> bool:
+        return any(sequence.panes for sequence in self.sequences)
+
+
+def where(shown: Shown) -> str:
+    """`file:line`, where it says more than the id does."""
+    place = shown.source if shown.line is None else f"{shown.source}:{shown.line}"
+    return "" if place == shown.id else place
+
+
+def about_sequence(shown: Shown) -> list[str]:
+    """What a reader must know of its text."""
+    said = []
+    if shown.why_plain:
+        said.append(f"No coloured text: {shown.why_plain}.")
+    if shown.of_ids:
+        said.append("Token ids without a text: the tokens stand here as their tokenizer has them.")
+    if shown.n_left_out:
+        said.append(
+            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}; the figures "
+            "are of all of them."
+        )
+    return said
+
+
+def about_selection(chosen: Chosen[Any], limits: Limits, seed: int, per: str) -> str:
+    """Empty where all are shown."""
+    if not chosen.n_worst:
+        return ""
+    sample = f" and {chosen.n_sampled:,} drawn at random (seed {seed})" if chosen.n_sampled else ""
+    return (
+        f"Of {chosen.n_seen:,} sequences these are the {chosen.n_worst:,} with the highest {per}"
+        f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
+        "sequences. Totals and charts are of all of them."
+    )
+
+
+def notes_of(file: ResultsFile, n_unusable: int, name: str = "") -> list[str]:
+    """What went wrong, or was left out, of a file that was read."""
+    prefix = f"{name}: " if name else ""
+    found = []
+    if not file.complete:
+        found.append("The run did not come to its end: rows may be missing.")
+    if file.n_rejected:
+        found.append(f"{file.n_rejected:,} inputs were rejected by the run, and are in no figure.")
+    if n_unusable:
+        found.append(f"{n_unusable:,} rows of the file could not be used, and are in no figure.")
+    return [prefix + note for note in found]
+
+
+def run_table(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys and values of a run, nested ones by dotted keys; what was not used is left out."""
+    found: list[tuple[str, str]] = []
+    for key, value in run.items():
+        if isinstance(value, Mapping):
+            found += [(f"{key}.{name}", text) for name, text in run_table(value)]
+        elif value is not None:
+            found.append((key, _said(value)))
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def surroundings(text: bytes, start: int, end: int) -> tuple[str, str]:
+    """The characters before and after a stretch of bytes, on its own line."""
+    before = text[max(0, start - 4 * NEAR) : start].decode("utf-8", "ignore")[-NEAR:]
+    after = text[end : end + 4 * NEAR].decode("utf-8", "ignore")[:NEAR]
+    return before, after
+
+
+def model_name(run: Mapping[str, Any]) -> str:
+    name = str(run.get("model"))
+    parts = [str(run[key]) for key in ("revision", "adapter", "quantization") if run.get(key)]
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def flags_text(flags: Mapping[str, Any]) -> str:
+    """`name`, or `name count`."""
+    return ", ".join(name if n is True else f"{name} {n}" for name, n in flags.items())
+
+
+def metrics_of(panes: Sequence[Pane]) -> list[str]:
+    """Loss, and what else the tokens have."""
+    found = ["loss"]
+    for name, key in (("rank", "r"), ("entropy", "e")):
+        if any(key in pane.data for pane in panes):
+            found.append(name)
+    return found

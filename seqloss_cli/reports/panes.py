@@ -1,0 +1,282 @@
+"""A text as coloured spans, one for each token, whose content is the text to the last character.
+
+Tokens that share a character are one span. A token that covers nothing (BOS, EOS, a space that the
+tokenizer put in) is an empty span with a mark that is no part of the text. What a browser shows
+for hovering and keys stands in `data`, by the number of the span.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from seqloss_cli.reports.shown import Shown, is_edge
+from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
+
+Span = tuple[int, int, int, int]
+"""Tokens from, to; bytes from, to."""
+_SPACES = "\n\r\t "
+_NAMES = {
+    "\x1b": "ESC", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
+    "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
+    "\u200e": "LRM", "\u200f": "RLM", "\u061c": "ALM", "\u200b": "ZWSP", "\u00ad": "SHY",
+    "\ufeff": "BOM", "\u2028": "LSEP", "\u2029": "PSEP", "\x00": "NUL", "\x7f": "DEL",
+}  # fmt: skip
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_INFINITE = -1
+"""Stands for an infinite loss in the data: no loss is below 0."""
+
+
+class Names:
+    """Texts of tokens, each once."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def place(self, name: str) -> int:
+        return self._places.setdefault(name, len(self._places))
+
+    def all(self) -> list[str]:
+        return list(self._places)
+
+
+@dataclass(frozen=True, slots=True)
+class Pane:
+    label: str
+    kind: str
+    """`tokens`, or `difference`."""
+    spans: Markup
+    data: dict[str, Any]
+    side: str = ""
+    """`a`, `b` or `difference`, where there are several."""
+    direction: str = "ltr"
+    """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
+
+
+def spans_of(text: bytes, offsets: Sequence[int]) -> list[Span]:
+    """Smallest runs of tokens at whose ends a character ends, too."""
+    found, first = list[Span](), 0
+    for last in range(1, len(offsets)):
+        if is_edge(text, offsets[last]):
+            found.append((first, last, offsets[first], offsets[last]))
+            first = last
+    return found
+
+
+def token_pane(
+    shown: Shown,
+    label: str,
+    names: Names,
+    anchors: str,
+    marked: Collection[int],
+    side: str = "",
+) -> Pane:
+    """`marked` are the spans that can be linked to, as `anchors` and their number."""
+    spans = spans_of(shown.text, shown.offsets)
+    parts = [Markup(escape_text(shown.text[: shown.offsets[0]].decode()))]
+    exact: dict[int, str] = {}
+    for n, (first, last, start, end) in enumerate(spans):
+        text = shown.text[start:end].decode()
+        if "\0" in text:
+            exact[n] = text
+        loss = summed(shown.losses[first:last])
+        step = "u" if loss is None else f"s{step_of(loss, LOSS_EDGES)}"
+        masked = loss is not None and not any(shown.counted[first:last])
+        more = "m" if masked else ""
+        anchor = f"{anchors}{n}" if n in marked else ""
+        parts.append(span_markup(text, step, more, anchor, "".join(shown.tokens[first:last])))
+    data = _token_data(shown, names) | _groups(spans, shown.size)
+    if exact:
+        data["x"] = exact
+    return Pane(label, "tokens", Markup("").join(parts), data, side, direction_of(shown.text))
+
+
+def direction_of(text: bytes) -> str:
+    for char in text.decode():
+        kind = unicodedata.bidirectional(char)
+        if kind in ("L", "R", "AL"):
+            return "ltr" if kind == "L" else "rtl"
+    return "ltr"
+
+
+def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "l": [_loss(loss) for loss in shown.losses],
+        "t": [names.place(token) for token in shown.tokens],
+    }
+    if shown.ids is not None:
+        data["i"] = shown.ids
+    if not all(c or loss is None for c, loss in zip(shown.counted, shown.losses, strict=True)):
+        data["k"] = [int(counted) for counted in shown.counted]
+    if shown.ranks is not None:
+        data["r"] = shown.ranks
+    if shown.entropies is not None:
+        data["e"] = [_short(value) for value in shown.entropies]
+    if shown.contexts is not None:
+        data["c"] = shown.contexts
+    if shown.alternatives is not None:
+        data["a"] = [_flat(each, names) for each in shown.alternatives]
+    return data
+
+
+def _groups(spans: Sequence[Span], n_tokens: int) -> dict[str, Any]:
+    """First tokens of the spans, where some have more than one."""
+    return {} if len(spans) == n_tokens else {"n": [first for first, *_ in spans]}
+
+
+def _flat(alternatives: Any, names: Names) -> list[Any] | None:
+    if not alternatives:
+        return None
+    return [x for name, value in alternatives for x in (names.place(name), _short(value))]
+
+
+def _loss(loss: float | None) -> float | None:
+    return _INFINITE if loss is not None and math.isinf(loss) else _short(loss)
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: more than anybody reads, and a third of the bytes."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def summed(losses: Sequence[float | None]) -> float | None:
+    """Of the tokens that are scored; None where none is."""
+    known = [loss for loss in losses if loss is not None]
+    return math.fsum(known) if known else None
+
+
+# -- two models ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """The smallest stretches at whose ends both models have a token's end."""
+
+    spans: list[Span]
+    """Tokens of A from, to; bytes from, to."""
+    first: list[float | None]
+    """Loss of A, nats."""
+    second: list[float | None]
+    difference: list[float | None]
+    """B - A; None where not both count there, or one is infinite."""
+
+
+def align(a: Shown, b: Shown) -> Aligned:
+    """Tokens of no bytes are told apart only where both have the same tokens."""
+    if a.offsets == b.offsets:
+        spans, other = spans_of(a.text, a.offsets), None
+    else:
+        edges = sorted(set(a.offsets) & set(b.offsets))
+        edges = [edge for edge in edges if is_edge(a.text, edge)]
+        spans, other = _between(a.offsets, edges), _between(b.offsets, edges)
+    first = [_of_counted(a, span) for span in spans]
+    second = [_of_counted(b, span) for span in other or spans]
+    differences = [
+        None if x is None or y is None or not math.isfinite(y - x) else y - x
+        for x, y in zip(first, second, strict=True)
+    ]
+    return Aligned(spans, first, second, differences)
+
+
+def places_in(spans: Sequence[Span], aligned: Aligned) -> list[int]:
+    """For each span of a text the stretch that it lies in, by where it ends."""
+    ends = [end for *_, end in aligned.spans]
+    return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
+
+
+def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[Span]:
+    """Tokens that cover what lies between neighbouring edges; those of no bytes go with what comes
+    after them, at the end with what came before."""
+    found, first = list[Span](), 0
+    for start, end in pairwise(edges):
+        last = first
+        while last < len(offsets) - 1 and (offsets[last + 1] < end or offsets[last] < end):
+            last += 1
+        found.append((first, last, start, end))
+        first = last
+    if found and first < len(offsets) - 1:
+        found[-1] = (found[-1][0], len(offsets) - 1, *found[-1][2:])
+    return found
+
+
+def _of_counted(shown: Shown, span: Span) -> float | None:
+    first, last = span[:2]
+    pairs = zip(shown.losses[first:last], shown.counted[first:last], strict=True)
+    return summed([loss for loss, counted in pairs if counted])
+
+
+def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collection[int]) -> Pane:
+    start = aligned.spans[0][2] if aligned.spans else 0
+    parts, exact = [Markup(escape_text(text[:start].decode()))], dict[int, str]()
+    for n, (span, value) in enumerate(zip(aligned.spans, aligned.difference, strict=True)):
+        piece = text[span[2] : span[3]].decode()
+        if "\0" in piece:
+            exact[n] = piece
+        step = "u" if value is None else f"d{step_of(value, DIFFERENCE_EDGES)}"
+        anchor = f"{anchors}{n}" if n in marked else ""
+        parts.append(span_markup(piece, step, "", anchor, "·"))
+    data = {
+        "d": [_short(value) for value in aligned.difference],
+        "l": [_loss(value) for value in aligned.first],
+        "b": [_loss(value) for value in aligned.second],
+    } | ({"x": exact} if exact else {})
+    direction = direction_of(text)
+    return Pane("B − A", "difference", Markup("").join(parts), data, "difference", direction)
+
+
+# -- texts in HTML -------------------------------------------------------------------------------
+
+
+def span_markup(text: str, step: str, more: str, anchor: str, name: str) -> Markup:
+    """`name` is what a token that covers nothing is called."""
+    kind, mark = _mark(text, name)
+    classes = " ".join(part for part in (step, more, kind) if part)
+    attributes = f'class="{classes}"' if " " in classes else f"class={classes}"
+    if anchor:
+        attributes += f" id={anchor}"
+    if mark:
+        attributes += f' data-m="{escape(mark)}"'
+    return Markup(f"<span {attributes}>{escape_text(text)}</span>")
+
+
+def escape_text(text: str) -> str:
+    """So that the page's text is this text. A NUL cannot be in HTML: the script puts it in."""
+    return str(escape(text)).replace("\r", "&#13;").replace("\0", "\ufffd")
+
+
+def _mark(text: str, name: str) -> tuple[str, str]:
+    """A class and a mark for what cannot be seen: no text at all, line ends, controls."""
+    if not text:
+        return "z", visible(name) or "∅"
+    if all(char in _SPACES for char in text):
+        return ("n", "") if "\n" in text or "\r" in text else ("", "")
+    hidden = [char for char in text if _is_hidden(char)]
+    is_blank = all(_is_hidden(char) or char in _SPACES for char in text)
+    if any(char in _BIDI or unicodedata.category(char) == "Cc" for char in hidden) or is_blank:
+        return "c", " ".join(_named(char) for char in dict.fromkeys(hidden))
+    return "", ""
+
+
+def _is_hidden(char: str) -> bool:
+    if char in _SPACES:
+        return False
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
+
+
+def _named(char: str) -> str:
+    return _NAMES.get(char) or f"U+{ord(char):04X}"
+
+
+def visible(text: str) -> str:
+    """For labels and lists: white space as marks, hidden characters by name."""
+    shown = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+    return "".join(
+        shown.get(char) or (f"⟨{_named(char)}⟩" if _is_hidden(char) else char) for char in text
+    )

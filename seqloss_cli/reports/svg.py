@@ -1,0 +1,127 @@
+"""Axes, bars and lines as SVG, without styles of their own: classes say what things are.
+
+What is drawn in nats gets a twin in bits where figures stand beside it; the page shows one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+NATS_PER_BIT = math.log(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where figures lie on a drawing of 440 by 240."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    left: float = 50
+    right: float = 428
+    top: float = 26
+    bottom: float = 196
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / ((self.x_high - self.x_low) or 1)
+        return round(self.left + share * (self.right - self.left), 2)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / ((self.y_high - self.y_low) or 1)
+        return round(self.bottom - share * (self.bottom - self.top), 2)
+
+
+def ticks(low: float, high: float, n: int = 5) -> list[float]:
+    """Round figures from `low` to `high`, about `n` of them."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / n
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def drawing(title: str, parts: Iterable[Markup]) -> Markup:
+    return Markup('<svg viewBox="0 0 440 240" role="img" aria-label="{}">{}</svg>').format(
+        title, Markup("").join(parts)
+    )
+
+
+def text(x: float, y: float, words: str, classes: str = "", anchor: str = "middle") -> Markup:
+    return Markup('<text x="{}" y="{}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, classes, words
+    )
+
+
+def line(x1: float, y1: float, x2: float, y2: float, classes: str) -> Markup:
+    made = f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="{escape(classes)}"/>'
+    return Markup(made)
+
+
+def path(points: Sequence[tuple[float, float]], classes: str, closed: bool = False) -> Markup:
+    where = "L".join(f"{x:g} {y:g}" for x, y in points)
+    return Markup(f'<path d="M{where}{"Z" if closed else ""}" class="{escape(classes)}"/>')
+
+
+def bar(x1: float, y1: float, x2: float, y2: float, classes: str, hint: str) -> Markup:
+    return Markup(
+        '<rect x="{}" y="{}" width="{}" height="{}" class="{}"><title>{}</title></rect>'
+    ).format(x1, y1, round(max(0.6, x2 - x1), 2), round(max(0.0, y2 - y1), 2), classes, hint)
+
+
+def y_axis(frame: Frame, label: str, percent: bool = False) -> list[Markup]:
+    """Lines across the drawing with their figures; `label` says the unit."""
+    parts = [text(frame.left - 38, frame.top - 13, label, "label", "start")]
+    for value in ticks(frame.y_low, frame.y_high, 4):
+        y = frame.y(value)
+        parts.append(line(frame.left, y, frame.right, y, "grid"))
+        shown = f"{value:.3g}%" if percent else f"{value:.3g}"
+        parts.append(text(frame.left - 6, y + 4, shown, "", "end"))
+    return parts
+
+
+def y_axis_of_losses(frame: Frame, label: str) -> list[Markup]:
+    """In nats, and in bits."""
+    nats = y_axis(frame, f"{label}, nats")
+    bits = [text(frame.left - 38, frame.top - 13, f"{label}, bits", "label", "start")]
+    for value in ticks(frame.y_low / NATS_PER_BIT, frame.y_high / NATS_PER_BIT, 4):
+        y = frame.y(value * NATS_PER_BIT)
+        bits.append(line(frame.left, y, frame.right, y, "grid"))
+        bits.append(text(frame.left - 6, y + 4, f"{value:.3g}", "", "end"))
+    return two_units(nats, bits)
+
+
+def x_axis_of_losses(frame: Frame, label: str) -> list[Markup]:
+    made = []
+    for unit, factor in (("nats", 1.0), ("bits", 1 / NATS_PER_BIT)):
+        values = ticks(frame.x_low * factor, frame.x_high * factor, 8)
+        parts = x_figures(frame, [(value / factor, f"{value:g}") for value in values])
+        made.append([*parts, x_label(frame, f"{label}, {unit}")])
+    return two_units(*made)
+
+
+def x_figures(frame: Frame, figures: Iterable[tuple[float, str]]) -> list[Markup]:
+    parts = [line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")]
+    for value, shown in figures:
+        x = frame.x(value)
+        parts.append(line(x, frame.bottom, x, frame.bottom + 4, "axis"))
+        parts.append(text(x, frame.bottom + 17, shown))
+    return parts
+
+
+def x_label(frame: Frame, label: str) -> Markup:
+    return text((frame.left + frame.right) / 2, frame.bottom + 37, label, "label")
+
+
+def two_units(nats: Iterable[Markup], bits: Iterable[Markup]) -> list[Markup]:
+    """The page shows one of them."""
+    return [
+        Markup('<g class="nats">{}</g>').format(Markup("").join(nats)),
+        Markup('<g class="bits">{}</g>').format(Markup("").join(bits)),
+    ]

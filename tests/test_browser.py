@@ -1,0 +1,441 @@
+"""Pages of results in a real Chromium (`make test-browser`): what a browser makes of them.
+
+Pictures of every view are written to a folder whose name is printed; SEQLOSS_PICTURES may name one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, in_process
+from made_results import write
+from test_reports import EVIL, text_row
+from test_scales import GROUND, contrast, luminance
+
+pytestmark = pytest.mark.browser
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+SECONDS = 3.0
+"""In which a page of 50,000 tokens is to be there."""
+
+
+class Watched:
+    """A page with what it asked for and complained of."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.requests, self.complaints = page, list[str](), list[str]()
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    named = os.environ.get("SEQLOSS_PICTURES")
+    folder = Path(named) if named else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(exist_ok=True)
+    print(f"\npictures: {folder}")
+    return folder
+
+
+@pytest.fixture
+def opened(browser: Any) -> Callable[..., Any]:
+    @contextmanager
+    def opening(path: Path, width: int = 1600, height: int = 1000, **context: Any) -> Iterator[Any]:
+        made = browser.new_context(viewport={"width": width, "height": height}, **context)
+        watched = Watched(made.new_page())
+        watched.page.goto(path.as_uri())
+        yield watched
+        assert watched.requests == [path.as_uri()]
+        assert watched.complaints == []
+        made.close()
+
+    return opening
+
+
+def report(*arguments: object) -> Path:
+    path = Path(str(arguments[-1]))
+    done = in_process("report", *arguments[:-1], "-o", path, "--force")
+    assert done.exit_code == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each kind."""
+    folder, found = tmp_path_factory.mktemp("pages"), {}
+    extras = ("--ranks", "--entropy", "--top-k", "5", "--context-lengths")
+    texts = (ROOT / "samples/text.txt", ROOT / "samples/texts.jsonl")
+    runs = {
+        "demo": ("score", *texts, *extras),
+        "earlier": ("score", *texts, *extras, "-m", ROOT / "samples/checkpoints/step-600"),
+        "pairs": ("cond", ROOT / "samples/pairs.jsonl", *extras),
+        "plain": ("score", texts[1], "--no-tokens"),
+    }
+    for name, words in runs.items():
+        done = in_process(*words, "-o", folder / f"{name}.jsonl")
+        assert done.exit_code == 0, done.stderr
+        found[name] = report(folder / f"{name}.jsonl", folder / f"{name}.html")
+    found["two"] = report(folder / "earlier.jsonl", folder / "demo.jsonl", folder / "two.html")
+    losses = [float(n) / 2 for n in range(len(EVIL))]
+    rows = [text_row("<b>evil</b>\u202e", [*EVIL, "nul\0"], [*losses, 1.0])]
+    evil = write(folder / "evil.jsonl", rows, model="</title><script>alert(3)</script>")
+    found["evil"] = report(evil, folder / "evil.html")
+    return found
+
+
+# -- safe ----------------------------------------------------------------------------------------
+
+
+def test_nothing_breaks_out(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["evil"]) as watched:
+        page, text = watched.page, "".join([*EVIL, "nul\0"])
+        assert page.evaluate("document.querySelector('.pane').textContent") == text
+        assert page.evaluate("document.scripts.length") == 2
+        assert page.locator("img, iframe, [onclick], [onerror]").count() == 0
+        assert page.title().startswith("Losses of ")
+        for n in range(len(EVIL)):
+            page.evaluate(f"document.querySelectorAll('.pane span')[{n + 1}].focus()")
+            page.locator(".pane span").nth(n + 1).hover(force=True)
+
+
+def test_the_policy_stops_what_would_get_in(
+    pages: dict[str, Path], browser: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.html"
+    bad = "<script>window.bad=1</script><img src=x onerror='window.bad=2'></body>"
+    path.write_text(pages["demo"].read_text().replace("</body>", bad))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.bad") is None
+    page.close()
+
+
+def test_texts_are_the_sources_and_are_copied_as_they_are(
+    pages: dict[str, Path], opened: Any
+) -> None:
+    source = (ROOT / "samples/text.txt").read_text()
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        assert page.evaluate("document.querySelector('.pane').textContent") == source
+        selected, copied = page.evaluate(COPY)
+        assert selected.rstrip("\n") == source.rstrip("\n")
+        assert copied == source
+
+
+COPY = """(() => {
+  const pane = document.querySelector('.pane');
+  getSelection().selectAllChildren(pane);
+  const event = new ClipboardEvent('copy', {
+    clipboardData: new DataTransfer(), bubbles: true, cancelable: true });
+  pane.dispatchEvent(event);
+  return [getSelection().toString(), event.clipboardData.getData('text/plain')];
+})()"""
+
+
+# -- seen and used -------------------------------------------------------------------------------
+
+
+def test_hover_and_keys(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        spans = page.locator(".pane").first.locator("span")
+        spans.nth(5).hover()
+        shown = page.locator("#details").inner_text()
+        for word in ("position", "id", "loss", "nats", "bits", "probability", "rank", "entropy",
+                     "context", "favourites"):  # fmt: skip
+            assert word in shown
+        assert page.locator("#details").get_attribute("aria-live") == "polite"
+        page.locator("#texts").scroll_into_view_if_needed()
+        stops = page.evaluate("document.querySelectorAll('.pane [tabindex=\"0\"]').length")
+        assert stops == page.locator(".pane").count()
+        page.evaluate("document.querySelector('.pane [tabindex=\"0\"]').focus()")
+        before = page.evaluate(FOCUS)
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(FOCUS) == [before[0], before[1] + 2]
+        assert f"position\n{before[1] + 2}" in page.locator("#details").inner_text()
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate(FOCUS)[1] > before[1] + 2
+        page.keyboard.press("Tab")
+        assert page.evaluate(FOCUS)[0] == before[0] + 1
+        page.keyboard.press("Shift+Tab")
+        assert page.evaluate(FOCUS)[0] == before[0]
+        page.keyboard.press("Escape")
+        assert page.locator("#details").is_hidden()
+
+
+FOCUS = """(() => {
+  const span = document.activeElement, pane = span.parentElement;
+  return [[...document.querySelectorAll('.pane')].indexOf(pane), [...pane.children].indexOf(span)];
+})()"""
+
+
+def test_tab_reaches_the_texts_in_order(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["pairs"]) as watched:
+        page, seen = watched.page, []
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            seen.append(page.evaluate("document.activeElement.closest('.pane') ? 'pane' : "
+                                      "document.activeElement.tagName"))  # fmt: skip
+        assert seen[0] == "A"  # to the texts at once
+        assert seen.count("pane") == page.locator(".pane").count()
+
+
+def test_worst_tokens_lead_to_their_places(pages: dict[str, Path], opened: Any) -> None:
+    for name in ("demo", "two"):
+        with opened(pages[name]) as watched:
+            page = watched.page
+            link = page.locator(".places a").nth(3)
+            target = link.get_attribute("href").removeprefix("#")
+            link.click()
+            assert page.evaluate("document.activeElement.id") == target
+            assert page.evaluate(
+                "(() => { const box = document.activeElement.getBoundingClientRect();"
+                " return box.top >= 0 && box.bottom <= innerHeight; })()"
+            )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("metric", ["loss", "rank", "entropy"])
+@pytest.mark.parametrize("scale", ["fixed", "own"])
+def test_colours_are_monotone(
+    pages: dict[str, Path], opened: Any, theme: str, metric: str, scale: str
+) -> None:
+    with opened(pages["demo"], color_scheme=theme) as watched:
+        page = watched.page
+        page.select_option("#metric", metric)
+        page.select_option("#scale", scale)
+        page.uncheck("#marks")
+        found = page.evaluate(SHADES, {"loss": "l", "rank": "r", "entropy": "e"}[metric])
+    colours: dict[float, set[float]] = {}
+    for value, colour in found:
+        parts = [
+            float(x) for x in colour.removeprefix("rgba(").removeprefix("rgb(")[:-1].split(",")
+        ]
+        shade = luminance("#{:02x}{:02x}{:02x}".format(*(int(p) for p in parts[:3])))
+        if len(parts) == 4 and not parts[3]:
+            shade = luminance(GROUND[theme])
+        colours.setdefault(value, set()).add(shade)
+    assert all(len(each) == 1 for each in colours.values())
+    shades = [next(iter(colours[value])) for value in sorted(colours)]
+    assert shades == sorted(shades, reverse=theme == "light")
+    assert len(set(shades)) >= 3
+
+
+SHADES = """(key) => {
+  const data = JSON.parse(document.getElementById('data').textContent), found = [];
+  for (const pane of document.querySelectorAll('.pane')) {
+    const own = data.panes[Number(pane.dataset.p)];
+    if (own.n || !own[key]) continue;
+    [...pane.children].forEach((span, n) => {
+      if (own[key][n] !== null) found.push([own[key][n], getComputedStyle(span).backgroundColor]);
+    });
+  }
+  return found;
+}"""
+
+
+def test_switches(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        figure = page.locator(".figure dd").nth(1).locator("data").first
+        nats = figure.inner_text()
+        page.select_option("#unit", "bits")
+        assert float(figure.inner_text()) == pytest.approx(float(nats) / np.log(2), abs=1e-4)
+        assert page.locator("svg .nats").first.is_hidden()
+        page.select_option("#unit", "nats")
+        assert figure.inner_text() == nats
+        page.select_option("#theme", "dark")
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == (
+            "rgb(12, 13, 15)"
+        )
+    with opened(pages["pairs"]) as watched:
+        page = watched.page
+        prompt = page.locator(".pane .m").first
+        colour = "el => getComputedStyle(el).backgroundColor"
+        assert prompt.evaluate(colour) == "rgba(0, 0, 0, 0)"
+        page.uncheck("#marks")
+        assert prompt.evaluate(colour) != "rgba(0, 0, 0, 0)"
+    with opened(pages["two"]) as watched:
+        page = watched.page
+        page.select_option("#metric", "difference")
+        assert page.locator(".pane-box.a span[class^=d]").count() > 10
+        page.uncheck("[data-shows=a]")
+        assert page.locator(".pane-box.a").first.is_hidden()
+        assert page.locator(".pane-box.b").first.is_visible()
+
+
+def test_sort_and_search(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        header = page.locator("#sequences th", has_text="mean loss")
+        cells = "rows => rows.map(r => Number(r.cells[4].querySelector('data').value))"
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == "descending"
+        values = page.locator("#sequences tbody tr").evaluate_all(cells)
+        assert values == sorted(values, reverse=True)
+        header.locator("button").focus()
+        page.keyboard.press("Enter")
+        assert header.get_attribute("aria-sort") == "ascending"
+        assert page.locator("#sequences tbody tr").evaluate_all(cells) == values[::-1]
+        page.fill("#search", "unicode")
+        assert page.locator("#sequences tbody tr:visible").count() == 1
+        assert page.locator(".sequence:visible").count() == 1
+        assert "1 of" in page.locator("#found").inner_text()
+        page.fill("#search", "")
+        assert page.locator(".sequence:visible").count() == len(values)
+
+
+def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"], java_script_enabled=False) as watched:
+        page = watched.page
+        assert page.locator(".pane span.s5").first.is_visible()
+        assert page.locator("#sequences tbody tr").count() > 3
+        assert page.locator("#metric").is_hidden()
+        assert page.locator("#legend .key").count() == 7
+
+
+@pytest.mark.parametrize("name", ["demo", "pairs", "two", "evil", "plain"])
+@pytest.mark.parametrize("width", [360, 1600])
+def test_nothing_is_wider_than_the_window(
+    pages: dict[str, Path], opened: Any, pictures: Path, name: str, width: int
+) -> None:
+    for theme in ("light", "dark"):
+        with opened(pages[name], width, 900, color_scheme=theme) as watched:
+            page = watched.page
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.screenshot(path=pictures / f"{name}-{width}-{theme}.png", full_page=True)
+            if page.locator(".pane").count():
+                page.locator(".pane").first.locator("span").nth(4).hover()
+                page.screenshot(path=pictures / f"{name}-{width}-{theme}-token.png")
+
+
+def test_print(pages: dict[str, Path], opened: Any, pictures: Path) -> None:
+    for name in ("demo", "two"):
+        with opened(pages[name], 800, 1100, color_scheme="dark") as watched:
+            page = watched.page
+            page.emulate_media(media="print")
+            colour = "getComputedStyle(document.querySelector('.pane .s5')).backgroundColor"
+            assert page.evaluate(colour) == "rgb(180, 80, 26)"  # light, whatever the screen is
+            assert page.locator("#metric").is_hidden()
+            page.screenshot(path=pictures / f"{name}-print.png", full_page=True)
+            page.pdf(path=pictures / f"{name}.pdf", print_background=True)
+
+
+def test_labels(pages: dict[str, Path], opened: Any) -> None:
+    for name in ("demo", "two"):
+        with opened(pages[name]) as watched:
+            assert watched.page.evaluate(UNLABELLED) == []
+
+
+UNLABELLED = """[...document.querySelectorAll(
+  'select, input, button, [role=img], [role=region], svg')]
+  .filter((e) => !(e.labels && e.labels.length) && !e.getAttribute('aria-label')
+    && !e.getAttribute('aria-labelledby') && !e.textContent.trim()).map((e) => e.outerHTML)"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str) -> None:
+    """A contrast of 4.5, as WCAG 2.2 asks of text of this size."""
+    for name in ("demo", "pairs", "two", "plain"):
+        with opened(pages[name], color_scheme=theme) as watched:
+            page = watched.page
+            if page.locator(".pane").count():
+                page.locator(".pane").first.locator("span").nth(4).hover()
+            pairs = page.evaluate(COLOURS)
+        assert len(pairs) > 5
+        for text, ground in pairs:
+            ratio = contrast(*(f"#{''.join(f'{round(x):02x}' for x in c)}" for c in (text, ground)))
+            assert ratio >= 4.5, (name, text, ground)
+
+
+COLOURS = """(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const found = new Map();
+  for (const element of document.querySelectorAll('body *:not(script):not(svg *)')) {
+    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    let ground = null;
+    for (let up = element; up && !ground; up = up.parentElement) {
+      const [r, g, b, a = 1] = parts(getComputedStyle(up).backgroundColor);
+      if (a === 1) ground = [r, g, b];
+    }
+    const [r, g, b] = parts(element.closest('svg') ? style.fill : style.color);
+    const light = Number(style.opacity);
+    const text = [r, g, b].map((x, i) => x * light + ground[i] * (1 - light));
+    found.set(String([text, ground]), [text, ground]);
+  }
+  return [...found.values()];
+})()"""
+
+
+# -- large ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_sequences", [1, 2000])
+def test_fifty_thousand_tokens(
+    opened: Any, tmp_path: Path, pictures: Path, n_sequences: int
+) -> None:
+    generator = np.random.default_rng(0)
+    words = [f" w{n}" if n % 17 else "\n" for n in range(400)]
+    n_tokens, rows = 50_000 // n_sequences - 1, []
+    for n in range(n_sequences):
+        tokens = [words[k] for k in generator.integers(0, len(words), n_tokens)]
+        rows.append(text_row(f"r{n}", tokens, generator.exponential(2.5, n_tokens).tolist()))
+    path = report(write(tmp_path / "r.jsonl", rows), tmp_path / "r.html")
+    start = time.perf_counter()
+    with opened(path) as watched:
+        page = watched.page
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        loaded = time.perf_counter() - start
+        slowest = page.evaluate(SCROLL)
+        before = time.perf_counter()
+        page.select_option("#scale", "own")
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        switched = time.perf_counter() - before
+        size = path.stat().st_size / 1e6
+        print(f"\n{n_sequences} sequences, 50,000 tokens, {size:.1f} MB: there after {loaded:.2f} s"
+              f"; frames while scrolling: median {slowest[0]:.0f} ms, slowest of 20 "
+              f"{slowest[1]:.0f} ms; recoloured in {switched:.2f} s")  # fmt: skip
+        page.screenshot(path=pictures / f"large-{n_sequences}.png")
+    assert loaded < SECONDS
+
+
+SCROLL = """async () => {
+  document.documentElement.style.scrollBehavior = 'auto';
+  const times = [];
+  document.getElementById('texts').scrollIntoView();
+  let last = null;
+  for (let i = 0; i < 90; i += 1) {
+    scrollBy(0, 120);
+    const now = await new Promise((done) => requestAnimationFrame(done));
+    if (last !== null) times.push(now - last);
+    last = now;
+  }
+  times.sort((a, b) => a - b);
+  return [times[Math.floor(times.length / 2)], times[Math.floor(times.length * 0.95)]];
+}"""

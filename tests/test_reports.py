@@ -1,0 +1,454 @@
+"""Pages of results: one file that says what the results say, and in which texts stay texts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import row, write
+
+from seqloss_cli.reports.documents import json_text, number
+from seqloss_cli.reports.panes import Names, align, places_in, spans_of, token_pane
+from seqloss_cli.reports.selecting import Limits, Selection
+from seqloss_cli.reports.shown import Shown, cut, is_edge
+from seqloss_cli.results import totals_of_row
+from seqloss_cli.scales import LOSS_EDGES, step_of
+
+Run = Callable[..., Any]
+EVIL = [
+    "</script><script>alert(1)</script>", "<!--", "-->", "<img src=x onerror=alert(1)>",
+    "\u2028\u2029", "\u202eabc", "\u2066", "&lt;", '"onclick="x', "\r\n", "\x1b[31m", "日本", "🐕",
+    " ", "\n", "<![CDATA[",
+    "\x85", "\x9b", "\u200b", "\ufeff", "'", "`", "{{ 7 * 7 }}", "{% raw %}",
+]  # fmt: skip
+
+
+def text_row(id: str, tokens: list[str], losses: list[float | None], **fields: Any) -> Any:
+    """With a text: BOS, then tokens that are its pieces."""
+    text, ends = "".join(tokens), [0, 0]
+    for token in tokens:
+        ends.append(ends[-1] + len(token.encode()))
+    made = row(id, [None, *losses], text or " ", **fields)
+    known = [x for x in losses if x is not None]
+    return made | {
+        "text": text, "tokens": ["<s>", *tokens], "byte_offsets": ends, "n_bytes": ends[-1],
+        "n_scored_bytes": ends[-1], "n_chars": len(text), "n_scored_chars": len(text),
+        "total_loss": math.fsum(known) if known else None,
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would see of the page: elements, texts of panes, scripts."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.panes: list[str] = []
+        self.spans: list[list[tuple[str, str]]] = []
+        self.raw: dict[str, str] = {}
+        self._depth, self._kind = 0, ""
+        self.text = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag in ("script", "style"):
+            self._kind = found.get("type") or tag
+        if self._depth:
+            self._depth += 1
+            self.spans[-1].append((found.get("class") or "", ""))
+        elif tag == "div" and "pane" in (found.get("class") or "").split():
+            self._depth = 1
+            self.panes.append("")
+            self.spans.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        self._kind = ""
+        self._depth = max(0, self._depth - 1)
+
+    def handle_data(self, data: str) -> None:
+        if self._kind:
+            self.raw[self._kind] = self.raw.get(self._kind, "") + data
+        elif self._depth:
+            self.panes[-1] += data
+            if self._depth == 2:
+                kind, text = self.spans[-1][-1]
+                self.spans[-1][-1] = (kind, text + data)
+        else:
+            self.text += data
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.raw["application/json"])
+
+
+@pytest.fixture
+def report(run_cli: Run, tmp_path: Path) -> Callable[..., Page]:
+    def made(*arguments: object) -> Page:
+        path = tmp_path / "page.html"
+        done = run_cli("report", *arguments, "-o", path, "--force")
+        assert done.exit_code in (0, 3), done.stderr
+        return Page(path.read_bytes().decode())
+
+    return made
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    losses = [float(n) / 2 for n in range(len(EVIL))]
+    rows = [
+        text_row("<script>alert(2)</script>\u202e", EVIL, losses, meta={"set": "<b>"}),
+        text_row("plain", ["The", " cat", "."], [0.2, 3.0, 12.0], meta={"set": "b"}),
+    ]
+    rows[0]["top_logprobs"] = [None] + [[{"id": 1, "token": t, "log_prob": -1.0}] for t in EVIL]
+    return write(tmp_path / "<evil>.jsonl", rows, model="</title><script>alert(3)</script>")
+
+
+# -- what is in the file -------------------------------------------------------------------------
+
+
+def test_one_file_that_loads_nothing(report: Callable[..., Page], evil: Path) -> None:
+    page = report(evil, "--by", "set", "--title", "</title><script>alert(4)</script>")
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base", "form", "img")
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("src", "href", "action", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("#") or value == "data:,"
+    assert [a for tag, a in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "data"}, {},
+    ]  # fmt: skip
+
+
+def test_the_policy_names_this_style_and_this_script(
+    report: Callable[..., Page], evil: Path
+) -> None:
+    page = report(evil)
+    (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert policy is not None
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'; ")
+    for name in ("style", "script"):
+        digest = base64.b64encode(hashlib.sha256(page.raw[name].encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+
+
+def test_texts_stay_texts(report: Callable[..., Page], evil: Path) -> None:
+    page = report(evil)
+    assert page.panes == ["".join(EVIL), "The cat."]
+    assert [text for _, text in page.spans[0]] == ["", *EVIL]
+    assert set(EVIL) <= set(page.data["names"])
+    assert "alert(1)" not in page.raw["script"]
+    assert not set("<>&\u2028\u2029") & set(page.raw["application/json"])
+
+
+def test_hidden_characters_are_shown_beside_the_text(
+    report: Callable[..., Page], evil: Path
+) -> None:
+    marks = [a.get("data-m") for tag, a in report(evil).tags if tag == "span" and "data-m" in a]
+    assert {"<s>", "RLO", "LRI", "ESC", "ZWSP", "BOM", "LSEP PSEP"} <= set(marks)
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1), st.data()
+)
+def test_spans_are_the_text_however_it_is_cut(words: list[str], data: st.DataObject) -> None:
+    raw = "".join(words).encode()
+    cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=12))
+    offsets = tuple(sorted([0, *cuts, len(raw)]))
+    n = len(offsets) - 1
+    whole = shown_of(raw, offsets, data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n)))
+    pane = token_pane(whole, "", Names(), "", ())
+    parsed = Page(f"<div class=pane>{pane.spans}</div>")
+    exact = pane.data.get("x", {})
+    found = [exact.get(k, text) for k, (_, text) in enumerate(parsed.spans[0])]
+    assert "".join(found) == raw.decode()
+    spans = spans_of(raw, offsets)
+    assert [s[0] for s in spans] == pane.data.get("n", list(range(n)))
+    assert all(is_edge(raw, start) and is_edge(raw, end) for *_, start, end in spans)
+    assert [a[1] for a in spans][:-1] == [b[0] for b in spans][1:]
+    for (first, last, *_), (kind, _) in zip(spans, parsed.spans[0], strict=True):
+        step = step_of(math.fsum(whole.losses[first:last]), LOSS_EDGES)  # type: ignore[arg-type]
+        assert kind.split()[0] == f"s{step}"
+
+
+def shown_of(raw: bytes, offsets: tuple[int, ...], losses: list[float]) -> Shown:
+    n = len(offsets) - 1
+    totals = totals_of_row(row("x", [None, 1.0]))
+    return Shown(0, "x", "", None, totals, {}, {}, "", raw, offsets, tuple(losses),
+                 (True,) * n, tuple(f"t{k}" for k in range(n)))  # fmt: skip
+
+
+@given(st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False)
+       | st.text(st.characters(exclude_categories=["Cs"])), st.lists))  # fmt: skip
+def test_data_ends_no_element_and_reads_back(value: Any) -> None:
+    text = json_text(value)
+    assert json.loads(text) == value
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+# -- what it says --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["texts", "pairs"])
+def test_totals_are_those_of_summarize(
+    run_cli: Run, report: Callable[..., Page], tmp_path: Path, name: str
+) -> None:
+    results = tmp_path / "results.jsonl"
+    command = "cond" if name == "pairs" else "score"
+    done = run_cli(command, f"samples/{name}.jsonl", "--ranks", "--entropy", "--top-k", "2",
+                   "-o", results)  # fmt: skip
+    assert done.exit_code == 0
+    summary = json.loads(run_cli("summarize", results, "--json").stdout)
+    page = report(results)
+    values = [float(a["value"] or 0) for tag, a in page.tags if tag == "data"]
+    for figure in ("total_loss", "mean_loss", "perplexity"):
+        estimate = summary["estimates"][figure]
+        for end in ("value", "low", "high"):
+            assert any(math.isclose(estimate[end], value, rel_tol=1e-8) for value in values)
+    assert number(summary["totals"]["mean_loss"], 4) in page.text
+    for entry in summary["worst_tokens"]:
+        assert any(math.isclose(entry["loss"], value, rel_tol=1e-8) for value in values)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = [line for line in lines if line["type"] == "sequence" and line["text_sha256"]]
+    for each in rows:
+        text = each.get("text") or each["prompt"] + each.get("separator", "") + each["response"]
+        assert text in page.panes
+    first = page.data["panes"][0]
+    assert len(first["l"]) == len(first["r"]) == len(first["a"]) == rows[0]["n_tokens"]
+    assert lines[0]["weights_sha256"] in page.text
+
+
+def test_rows_without_tokens_or_text_have_tables_and_say_why(
+    run_cli: Run, report: Callable[..., Page], tmp_path: Path
+) -> None:
+    for flag in ("--no-tokens", "--no-text"):
+        results = tmp_path / "results.jsonl"
+        run_cli("score", "samples/texts.jsonl", "--limit", "3", flag, "-o", results, "--force")
+        page = report(results)
+        assert page.panes == []
+        assert flag in page.text
+        assert "prose" in page.text
+        assert "mean loss" in page.text
+
+
+def test_prompts_are_told_from_responses(
+    run_cli: Run, report: Callable[..., Page], tmp_path: Path
+) -> None:
+    results = tmp_path / "results.jsonl"
+    run_cli("cond", "--prompt", "The list is", "--response", " sorted.", "-o", results)
+    spans = report(results).spans[0]
+    dimmed = "".join(text for kind, text in spans if "m" in kind.split())
+    assert dimmed == "The list is"
+
+
+def test_infinite_and_unscored_losses(report: Callable[..., Page], tmp_path: Path) -> None:
+    made = text_row("a", ["x", "y", "z"], [1.0, math.inf, None])
+    made |= {"inf_losses": [2], "total_loss": None, "flags": {"inf_loss": 1}, "n_scored": 2}
+    made["token_losses"] = [None, 1.0, None, None]
+    page = report(write(tmp_path / "r.jsonl", [made], complete=False))
+    assert [kind for kind, _ in page.spans[0]] == ["u z", "s2", "s6", "u"]
+    assert page.data["panes"][0]["l"] == [None, 1.0, -1, None]
+    assert "did not come to its end" in page.text
+
+
+def test_groups(report: Callable[..., Page], run_cli: Run, evil: Path, tmp_path: Path) -> None:
+    assert "By set" in report(evil, "--by", "set").text
+    done = run_cli("report", evil, "--by", "none", "-o", tmp_path / "x.html")
+    assert done.exit_code == 2
+    assert "--by none: no row has such a field" in done.stderr
+
+
+def test_files_that_are_there_are_kept(run_cli: Run, evil: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+    assert run_cli("report", evil, "-o", path).exit_code == 2
+    assert path.read_text() == "mine"
+    assert run_cli("report", evil, "-o", evil, "--force").exit_code == 2
+    assert run_cli("report", evil).exit_code == 2
+    assert run_cli("report", evil, evil, evil, "-o", path, "--force").exit_code == 2
+    assert run_cli("report", tmp_path / "no.jsonl", "-o", path, "--force").exit_code == 1
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", [[], ["--summary"], ["-o", "r.jsonl"], ["-o", "r.csv"]])
+def test_a_page_beside_any_output(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("score", "--text", "The cat.", *output, "--report", "page.html")
+    assert done.exit_code == 0, done.stderr
+    assert Page(Path("page.html").read_text()).panes == ["The cat."]
+    done = run_cli("score", "--text", "The cat.", "--report", "page.html")
+    assert done.exit_code == 2
+    assert "page.html exists" in done.stderr
+
+
+def test_a_page_comes_although_inputs_are_rejected(run_cli: Run, tmp_path: Path) -> None:
+    data, path = tmp_path / "data.jsonl", tmp_path / "page.html"
+    data.write_text('{"text": "One."}\nnot json\n')
+    assert run_cli("score", data, "--summary", "--report", path).exit_code == 3
+    page = Page(path.read_text())
+    assert page.panes == ["One."]
+    assert "1 inputs were rejected" in page.text
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 30)), max_size=40), st.randoms())
+def test_too_many_sequences_leave_the_worst_and_a_sample(
+    items: list[tuple[float, int]], shuffled: Any
+) -> None:
+    limits = Limits(tokens=100, sequences=12)
+
+    def chosen(entries: list[tuple[float, int]]) -> Any:
+        selection = Selection[int](limits, 0, lambda size: size, min)
+        for badness, size in entries:
+            selection.add(size, badness)
+        return selection.chosen()
+
+    found = chosen(items)
+    assert len(found.items) <= limits.sequences
+    assert sum(found.items) <= limits.tokens
+    assert found.n_seen == len(items)
+    if sum(size for _, size in items) <= limits.tokens and len(items) <= limits.sequences:
+        assert found.items == [size for _, size in items]
+        return
+    assert found.n_worst >= 1
+    assert found.n_worst + found.n_sampled == len(found.items)
+    mixed = list(items)
+    shuffled.shuffle(mixed)
+    assert chosen(mixed).n_worst == found.n_worst or len({b for b, _ in items}) < len(items)
+
+
+def test_a_large_file_shows_some_and_says_so(report: Callable[..., Page], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    words = [f"w{n} " for n in range(40)]
+    rows = [
+        text_row(f"r{n}", words, generator.exponential(2, 40).round(3).tolist())
+        for n in range(2200)
+    ]
+    page = report(write(tmp_path / "large.jsonl", rows))
+    assert len(page.panes) < 2000
+    assert sum(map(len, page.spans)) <= 60_000
+    assert "Of 2,200 sequences these are the" in page.text
+    assert "drawn at random (seed 0)" in page.text
+    worst = max(rows, key=lambda each: each["total_loss"])
+    assert f"{worst['id']}" in page.text
+    long = text_row("long", ["a "] * 70_000, [1.0] * 70_000)
+    page = report(write(tmp_path / "long.jsonl", [long]))
+    assert sum(map(len, page.spans)) <= 60_000
+    assert "of 70,001; the figures are of all of them" in page.text
+
+
+@given(st.text(min_size=1, max_size=20), st.integers(1, 20))
+def test_a_cut_text_ends_with_a_character(text: str, n: int) -> None:
+    raw = text.encode("utf-8", "replace")
+    whole = shown_of(raw, tuple(range(len(raw) + 1)), [1.0] * len(raw))
+    part = cut(whole, n)
+    part.text.decode()
+    assert part.size + part.n_left_out == whole.size
+    assert part.offsets[-1] == len(part.text)
+
+
+# -- two models ----------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1, max_size=20), st.data())
+def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> None:
+    raw = text.encode("utf-8", "replace")
+    sides = []
+    for _ in range(2):
+        cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=8))
+        offsets = tuple(sorted([0, *cuts, len(raw)]))
+        n = len(offsets) - 1
+        losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
+        sides.append(shown_of(raw, offsets, losses))
+    found = align(*sides)
+    assert found.spans[0][2] == 0
+    assert found.spans[-1][3] == len(raw)
+    assert all(a[3] == b[2] for a, b in pairwise(found.spans))
+    for side, sums in zip(sides, (found.first, found.second), strict=True):
+        known = [value for value in sums if value is not None]
+        assert math.fsum(known) == pytest.approx(math.fsum(side.losses))  # type: ignore[arg-type]
+        places = places_in(spans_of(side.text, side.offsets), found)
+        assert places == sorted(places)
+    for _, _, start, end in found.spans:
+        inner = set(range(start + 1, end)) & set(sides[0].offsets) & set(sides[1].offsets)
+        assert not [place for place in inner if is_edge(raw, place)]
+
+
+def test_two_models_side_by_side(run_cli: Run, report: Callable[..., Page], tmp_path: Path) -> None:
+    a = [text_row("x", ["The", " cat", "."], [1.0, 5.0, 2.0]), text_row("y", ["No"], [4.0])]
+    b = [text_row("x", ["The", " cat", "."], [1.0, 2.0, 2.5]), text_row("z", ["No!"], [4.0])]
+    files = [write(tmp_path / f"{n}.jsonl", rows, model=n, weights_sha256=n * 64)
+             for n, rows in (("a", a), ("b", b))]  # fmt: skip
+    page = report(*files)
+    assert page.panes == ["The cat."] * 3
+    assert [kind for kind, _ in page.spans[2]] == ["u z", "d4", "d1", "d5"]
+    assert page.data["panes"][2]["d"] == [None, 0.0, -3.0, 0.5]
+    assert "1 rows of A have no partner" in page.text
+    links = [a["href"] for tag, a in page.tags if tag == "a" and "t0-2" in (a.get("href") or "")]
+    assert links == ["#t0-2-2", "#t0-2-3"]
+    found = json.loads(run_cli("compare", *files, "--json").stdout)["comparisons"][0]
+    assert number(found["difference"]["value"], 4) in page.text
+
+
+def test_other_tokenizers_are_aligned_on_bytes(report: Callable[..., Page], tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", [text_row("x", ["Th", "e c", "at"], [1.0, 5.0, 2.0])])
+    b = write(tmp_path / "b.jsonl", [text_row("x", ["The", " c", "a", "t"], [1.0, 1.0, 1.0, 1.0])],
+              tokenizer_sha256="u" * 64)  # fmt: skip
+    page = report(a, b)
+    assert [text for _, text in page.spans[2]] == ["The c", "at"]
+    assert page.data["panes"][2]["d"] == [-4.0, 0.0]
+    assert page.data["panes"][0]["g"] == [0, 0, 0, 1]
+    assert "per byte" in page.text
+
+
+def test_compare_makes_the_page_too(run_cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    models = ["-m", "samples/checkpoints/step-600", "-m", "demo", "--data", "samples/texts.jsonl"]
+    done = run_cli("compare", *models, "--report", path)
+    assert done.exit_code == 0, done.stderr
+    page = Page(path.read_text())
+    assert len(page.panes) % 3 == 0
+    assert "A: samples/checkpoints/step-600" in page.text
+    assert run_cli("compare", *models, "-m", "demo", "--report", path, "--force").exit_code == 2
+
+
+# -- the package ---------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
+    builder = pytest.importorskip("hatchling.builders.wheel")
+    root = Path(__file__).resolve().parents[1]
+    (made,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))
+    names = zipfile.ZipFile(made).namelist()
+    for name in ("templates/report.html.j2", "templates/parts.html.j2", "assets/report.js",
+                 "assets/report.css"):  # fmt: skip
+        assert f"seqloss_cli/reports/{name}" in names
+
+
+def test_the_script_has_no_way_to_make_markup() -> None:
+    import seqloss_cli.reports
+
+    script = (Path(seqloss_cli.reports.__file__).parent / "assets" / "report.js").read_text()
+    assert not re.search(
+        "innerHTML|outerHTML|insertAdjacent|document.write|eval|Function\\(", script
+    )
