@@ -546,3 +546,56 @@ def test_many_groups(run_cli: Run, path: Path, tmp_path: Path) -> None:
     assert (len(found["groups"]), found["n_groups"]) == (40, 60)
     assert "40 of 60 groups are shown" in done.stderr
     assert ElementTree.parse(output)
+
+
+def test_a_mean_beyond_the_axis_is_written_above_it(run_cli: Run, tmp_path: Path) -> None:
+    for mean in (100.0, 1e9):
+        far = write(tmp_path / f"{mean}.jsonl", [row("a", [None, mean, mean])])
+        output = tmp_path / f"{mean}.svg"
+        done = run_cli("plot", far, "-o", output)
+        assert done.exit_code == 0
+        assert "100 % of the tokens lie beyond" in done.stderr
+        assert "beyond the axis" in output.read_text()
+
+
+def test_groups_and_positions_without_a_figure_are_named(run_cli: Run, tmp_path: Path) -> None:
+    rows = [
+        row("a", [None, 1.0, math.inf], meta={"grp": "one"}),
+        row("b", [None, 1.0, 2.0], meta={"grp": "two"}),
+    ]
+    some = write(tmp_path / "s.jsonl", rows, model="some")
+    done = run_cli("plot", some, "--by", "grp", "--json")
+    assert "some: one has no bar" in done.stderr
+    assert "are shown, the highest" not in done.stderr
+    places = run_cli("plot", some, "--kind", "position", "--json")
+    assert "have no point" in places.stderr
+
+
+def test_a_file_named_three_times_has_three_points(
+    run_cli: Run, path: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "c.svg"
+    done = run_cli("plot", path, path, path, "--kind", "curve", "-o", output, "--json")
+    assert len(document(done)["points"]) == 3
+
+
+def test_an_objective_report_keeps_its_own_confidence(run_cli: Run, tmp_path: Path) -> None:
+    checkpoint = {
+        "model": "step-1",
+        "mean_loss": 2.0,
+        "mean_loss_low": 1.5,
+        "mean_loss_high": 2.5,
+        "n_sequences": 4,
+        "interval_method": "made",
+        "bits_per_byte": 1.0,
+    }
+    report = tmp_path / "o.json"
+    report.write_text(json.dumps({"confidence": 0.9, "checkpoints": [checkpoint] * 2}))
+    words = ["plot", report, "--kind", "curve", "--json"]
+    assert document(run_cli(*words))["confidence"] == 0.9
+    assert "--confidence" in run_cli(*words, "--confidence", "0.5").stderr
+    for wrong in ({"mean_loss": -5.0}, {"mean_loss_low": 3.0}, {"bits_per_byte": "q"}):
+        bad = [checkpoint | wrong, checkpoint]
+        report.write_text(json.dumps({"checkpoints": bad}))
+        metric = ["--metric", "bits_per_byte"] if "bits_per_byte" in wrong else []
+        assert run_cli(*words, *metric).exit_code == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,8 +68,7 @@ def made_plot(context: typer.Context, kind: PlotKind, results: Sequence[str]) ->
     values = context.params
     measure = Measure(values["metric"].value, values["unit"] == "bits")
     if kind is PlotKind.curve and len(results) == 1 and (document := read_objective(results[0])):
-        curve = curve_of_objective(document, measure)
-        return _made(context, curve, [{"file": results[0]}], [p.model for p in curve.points], 0)
+        return _of_objective(context, results[0], document, measure)
     _check_number(kind, len(results))
     if kind is PlotKind.groups and not values["by"]:
         raise UsageError("--by FIELD says which groups the bars are of")
@@ -80,6 +79,21 @@ def made_plot(context: typer.Context, kind: PlotKind, results: Sequence[str]) ->
     models = list(dict.fromkeys(str(file.run.get("model")) for file in work.files))
     rows = [file_row(file) for file in work.files]
     return _made(context, plot, rows, models, work.reading.n_unusable)
+
+
+def _of_objective(
+    context: typer.Context, name: str, document: Mapping[str, Any], measure: Measure
+) -> Made:
+    """Its intervals were made by the other command: what makes intervals is refused."""
+    for option in ("confidence", "cluster", "seed", "allow_different"):
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = option.replace("_", "-")
+            raise UsageError(f"--{flag} is for results files; {name} has its intervals already")
+    curve = curve_of_objective(document, measure)
+    _say_gaps(curve)
+    models = [point.model for point in curve.points]
+    return _made(context, curve, [{"file": name}], models, 0, document.get("confidence"))
 
 
 def _check_number(kind: PlotKind, n: int) -> None:
@@ -123,9 +137,15 @@ def _opened(
 
 
 def _made(
-    context: typer.Context, plot: Plot, files: list[dict[str, Any]], models: list[str], n: int
+    context: typer.Context,
+    plot: Plot,
+    files: list[dict[str, Any]],
+    models: list[str],
+    n: int,
+    confidence: float | None = None,
 ) -> Made:
-    confidence = context.params["confidence"]
+    """`confidence` where it is not that of the options."""
+    confidence = confidence or context.params["confidence"]
     numbers = {"kind": plot.kind, **asdict(plot)}
     of_documents = plot.kind not in ("histogram", "scatter")
     intervals = f"; {100 * confidence:g} % intervals over documents" if of_documents else ""
@@ -150,12 +170,18 @@ def _curve(work: _Work) -> CurvePlot:
     )
     _say_together(work, together, plot.n_documents)
     _say_notes(plot.notes)
+    _say_gaps(plot)
+    return plot
+
+
+def _say_gaps(plot: CurvePlot) -> None:
+    """Raises RunError where no checkpoint has a point."""
     for point in plot.points:
         if point.estimate.value is None:
-            say(f"warning: {point.label} has no point: {point.estimate.method}")
+            say(f"warning: {point.label} has no point: its figure is infinite, or not known")
+    _require_something(any(point.estimate.value is not None for point in plot.points))
     if not plot.by_step:
         say("note: no training step in every name: checkpoints are in the order given")
-    return plot
 
 
 def _histogram(work: _Work) -> Plot:
@@ -164,7 +190,7 @@ def _histogram(work: _Work) -> Plot:
     for series in plot.series:
         if series.share_beyond:
             say(
-                f"note: {series.label}: {100 * series.share_beyond:.2g} % of the tokens lie beyond "
+                f"note: {series.label}: {100 * series.share_beyond:.3g} % of the tokens lie beyond "
                 f"{plot.edges[-1]:g} {plot.unit}"
             )
     return plot
@@ -176,6 +202,11 @@ def _position(work: _Work) -> Plot:
     n_without = sum(summary.n_without_cluster for summary in found)
     r.require_field("--cluster", work.options.cluster, n_without, n_rows)
     _say_notes(plot.notes)
+    for series in plot.series:
+        without = [p for p in series.positions if p.mean_loss.value is None]
+        for p in without:
+            say(f"warning: {series.label}: positions {p.first}-{p.last} have no point: infinite")
+        _require_something(len(without) < len(series.positions))
     return plot
 
 
@@ -202,8 +233,10 @@ def _groups(work: _Work) -> Plot:
     r.require_field("--by", plot.by, plot.n_without_by, plot.n_rows)
     r.require_field("--cluster", work.options.cluster, plot.n_without_cluster, plot.n_rows)
     _require_something(bool(plot.groups))
-    if plot.n_groups > len(plot.groups):
-        say(f"note: {len(plot.groups)} of {plot.n_groups} groups are shown, the highest")
+    if plot.n_known > len(plot.groups):
+        say(f"note: {len(plot.groups)} of {plot.n_known} groups are shown, the highest")
+    for name, label in plot.without_bar:
+        say(f"warning: {name}: {label} has no bar: a loss is infinite, or nothing is scored")
     return plot
 
 

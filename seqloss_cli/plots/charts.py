@@ -56,8 +56,8 @@ def draw(plot: Plot, figure: Figure) -> None:
 def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    points = [point for point in plot.points if point.estimate.value is not None]
-    places = [plot.points.index(point) for point in points]
+    known = [(n, p) for n, p in enumerate(plot.points) if p.estimate.value is not None]
+    places, points = [n for n, _ in known], [point for _, point in known]
     x = [point.step or 0 for point in points] if plot.by_step else places
     estimates = [point.estimate for point in points]
     line = "-" if plot.by_step else ""
@@ -87,7 +87,7 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
     alone = len(plot.series) == 1
     for n, series in enumerate(plot.series):
         shares = [100 * share for share in series.shares]
-        mean = "infinite" if series.mean is None else f"{series.mean:.2f}"
+        mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
         label = f"{named(series.label)} (mean {mean})"
         if alone:
             axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
@@ -96,10 +96,11 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
             linewidth=1.1, linestyle=line, label=label,
         )  # fmt: skip
-        if series.mean is not None:
+        if series.mean is not None and series.mean <= plot.edges[-1]:
             axes.axvline(series.mean, color=SERIES[n], linewidth=0.9, linestyle=(0, (2, 2)))
-    if alone and plot.series[0].mean is not None:
-        _beside_line(axes, plot.series[0].mean, plot.edges, f"mean {plot.series[0].mean:.2f}")
+    mean_of_one = plot.series[0].mean if alone else None
+    if mean_of_one is not None and mean_of_one <= plot.edges[-1]:
+        _beside_line(axes, mean_of_one, plot.edges, f"mean {mean_of_one:.2f}")
     axes.set_xlim(0, plot.edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"Loss of a token ({plot.unit})")
@@ -108,8 +109,10 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
         _legend(axes, "upper right")
     beyond = [series.share_beyond for series in plot.series]
     if any(beyond):
-        shown = ", ".join(f"{100 * share:.2g} %" for share in beyond)
+        shown = ", ".join(f"{100 * share:.3g} %" for share in beyond)
         axes.set_xlabel(f"{axes.get_xlabel()}; beyond: {shown}")
+    if mean_of_one is not None and mean_of_one > plot.edges[-1]:
+        axes.set_title(f"mean {mean_of_one:.4g}, beyond the axis", fontsize=7, color=SERIES[0])
 
 
 def _beside_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:

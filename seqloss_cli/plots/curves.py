@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -120,9 +121,17 @@ def curve_of_objective(document: Mapping[str, Any], measure: Measure) -> CurvePl
 def _estimate(row: Mapping[str, Any], metric: Metric) -> Estimate:
     ends = [row["mean_loss"], row["mean_loss_low"], row["mean_loss_high"]]
     value, low, high = (None if end is None else float(end) for end in ends)
+    for end in (value, low, high):
+        if end is not None and not math.isfinite(end):
+            raise ValueError(f"a mean loss of {end}")
+    if value is not None and (value < 0 or (low or value) > value or (high or value) < value):
+        raise ValueError(f"a mean loss of {value} between {low} and {high}")
     mean = Estimate(value, low, high, n=int(row["n_sequences"]), method=row["interval_method"])
     if metric == "perplexity":
         return mean.exp()
     if metric == "bits_per_byte":
-        return unknown(row["bits_per_byte"], mean.n, "no interval: the report has none")
+        bits = row["bits_per_byte"]
+        return unknown(
+            None if bits is None else float(bits), mean.n, "no interval: the report has none"
+        )
     return mean

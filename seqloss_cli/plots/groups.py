@@ -49,6 +49,10 @@ class GroupsPlot:
     """The highest first, by the first series that has them."""
     n_groups: int
     """With those that are not shown."""
+    n_known: int
+    """Of these, with a figure."""
+    without_bar: list[tuple[str, str]]
+    """Series and group where there is none: a loss is infinite, or nothing is scored."""
     n_rows: int
     n_without_by: int
     n_without_cluster: int
@@ -83,12 +87,15 @@ def groups_plot(
     found = [summarize(rows, options) for rows in files]
     by_value: dict[tuple[str, Any], list[Estimate | None]] = {}
     n_documents: dict[tuple[str, Any], int] = {}
+    without_bar: list[tuple[str, str]] = []
     for place, summary in enumerate(found):
         for group in summary.groups:
             key = (type(group.value).__name__, group.value)
             estimate = group.estimates.get(measure.metric)
             values = by_value.setdefault(key, [None] * len(found))
             values[place] = None if estimate is None else measure.of(estimate)
+            if estimate is None or estimate.value is None:
+                without_bar.append((labels[place], str(group.value)))
             n = group.totals.n_sequences_scored
             n_documents[key] = max(n, n_documents.get(key, 0))
     bars = [GroupBar(key[1], values, n_documents[key]) for key, values in by_value.items()]
@@ -100,6 +107,8 @@ def groups_plot(
         labels=list(labels),
         groups=known[:MOST_GROUPS],
         n_groups=len(bars),
+        n_known=len(known),
+        without_bar=without_bar,
         n_rows=sum(summary.whole.totals.n_sequences for summary in found),
         n_without_by=sum(summary.n_without_by for summary in found),
         n_without_cluster=sum(summary.n_without_cluster for summary in found),
