@@ -45,9 +45,9 @@ from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
-from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
+from seqloss_cli.rendering.heat.figures import bar_of, count_steps, histogram, sparkline
 from seqloss_cli.rendering.heat.inked import inked
-from seqloss_cli.rendering.heat.palette import DIFFERENCES, Scale
+from seqloss_cli.rendering.heat.palette import DIFFERENCES, Palette, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
 from seqloss_cli.scales import step_of
@@ -321,6 +321,25 @@ def test_a_summary_is_the_totals_alone() -> None:
 
 def _spelled(text: str) -> str:
     return text.encode("unicode_escape").decode()
+
+
+@pytest.mark.parametrize("width", [12, 16, 20, 24, 30, 40])
+def test_figures_lose_no_digit_on_a_narrow_terminal(width: int) -> None:
+    """Asked for directly: a console would crop what is too long."""
+    palette = Palette(Console(file=io.StringIO(), color_system="truecolor"), LOSS_SCALE, "dark")
+    counts = [12, 0, 3456, 7, 99, 1, 20]
+    lines = [line.plain for line in histogram(counts, palette, width, FULL, 1.0)]
+    assert all(cell_len(line) <= width for line in lines)
+    shown = "\n".join(lines)
+    for count in counts:
+        assert f"{100 * count / sum(counts):.1f} %" in shown
+
+
+def test_signs_of_the_other_view_are_refused(run_cli: Any) -> None:
+    for flag in (["--theme", "light"], ["--show-whitespace"]):
+        result = run_cli("score", "--text", "a", "-m", "demo", *flag)
+        assert result.exit_code == 2
+        assert "--view heat" in result.stderr
 
 
 characters = st.one_of(

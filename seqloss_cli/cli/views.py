@@ -64,6 +64,10 @@ def choose_heat(context: typer.Context, obstacle: str | None) -> HeatOptions | N
 
     values = context.params
     if values.get("view") != View.heat:
+        for name in ("theme", "show_whitespace"):
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise UsageError(f"--{name.replace('_', '-')} goes with --view heat")
         return None
     if obstacle is not None:
         source = context.get_parameter_source("view")

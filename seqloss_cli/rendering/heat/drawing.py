@@ -89,11 +89,11 @@ class Drawing:
         line = Text()
         for words, style in parts:
             if line and len(line) + 2 + len(words) > self._width:
-                yield line
+                yield from self.wrapped(line) if len(line) > self._width else [line]
                 line = Text()
             line.append("  " if line else "")
             line.append(words, style=style)  # type: ignore[arg-type]
-        yield line
+        yield from self.wrapped(line) if len(line) > self._width else [line]
 
     # -- the text ----------------------------------------------------------------------------
 

@@ -64,7 +64,8 @@ def count_steps(values: Iterable[float | None], edges: Sequence[float]) -> list[
 def histogram(
     counts: Sequence[int], palette: Palette, width: int, signs: Signs, factor: float
 ) -> Iterator[Text]:
-    """A bar for each step, with its count and share; its label has the step's colour."""
+    """A bar for each step, with its count and share; its label has the step's colour. Where there
+    is no room for both beside each other, the figures stand under it."""
     total, most = sum(counts), max(counts)
     if not total:
         return
@@ -76,6 +77,10 @@ def histogram(
     room = min(width - wide - len(figures[0]) - 2, _LONGEST_BAR)
     for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
         style = Style.null() if palette.marks else palette.styles[n]
+        if room < -1:
+            yield Text(f" {label} "[:width], style)
+            yield Text(figure[-width:].rjust(min(width, wide)))
+            continue
         bar = "" if room < _LEAST_BAR else bar_of(count / most, room, signs).ljust(room)
         yield Text.assemble((f" {label} ".ljust(wide), style), " ", bar, f" {figure}")
 
