@@ -59,10 +59,11 @@ class Collected:
             if values.ndim == 1 and values.dtype == np.float64:
                 broken |= np.isnan(values)
         if broken.any():
+            who = "the model or its teacher" if self.further else "the model"
             return rejection(
                 self.sequence.sample,
                 "nan_loss",
-                f"the model gives NaN at {int(broken.sum())} tokens, first at token "
+                f"{who} gives NaN at {int(broken.sum())} tokens, first at token "
                 f"{int(np.argmax(broken))}; another --dtype may mend it",
             )
         return SequenceScore(

@@ -30,7 +30,8 @@ class TaughtEngine:
         self._student, self._teacher = student, teacher
         self._n_words, self._top_k = n_words, top_k
         self.path, self.compiled = student.path, student.compiled
-        self.warnings = [*student.warnings]
+        self.warnings: list[str] = []
+        """Of the teacher: those of the student were said when it was loaded."""
         self.abilities = replace(student.abilities, longest_shared=0)
         if teacher is not None:
             self.warnings += [f"teacher: {each}" for each in teacher.warnings]
@@ -107,6 +108,7 @@ def teacher_record(
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "weights_sha256": checkpoint.weights_sha256,
+        "adapter": checkpoint.adapter,
         "quantization": checkpoint.quantization,
         "dtype": checkpoint.dtype,
         "path": path,
@@ -188,7 +190,7 @@ class SavedTeacher:
 
     def record(self) -> dict[str, Any]:
         """For the run's record."""
-        names = ("model", "revision", "weights_sha256", "quantization", "dtype", "path", "n_words")
+        names = ("model", "revision", "weights_sha256", "adapter", "quantization", "dtype", "path")
         found = {name: self.header.get(name) for name in names}
-        found["top_k"] = self.header["top_k"]
+        found |= {name: self.header[name] for name in ("n_words", "top_k")}
         return found | {"saved_as": str(self.file.path), "measured": self.file.measured}

@@ -239,6 +239,7 @@ def test_the_command_against_one_forward_per_prefix(models: Path) -> None:
     assert row["token_delta_p"][1:] == pytest.approx(deltas)
     assert row["delta_p"]["rms"] == pytest.approx(np.sqrt(np.mean(np.square(deltas))))
     assert found["run"]["gold"] == "teacher"
+    assert found["run"]["teacher"]["adapter"] is None
     assert found["run"]["teacher"]["weights_sha256"] != found["run"]["weights_sha256"]
     alone = document(in_process("score", "--text", TEXT, "-m", models / "b", "--json"))
     assert totals["student_loss"] == pytest.approx(alone["totals"]["total_loss"], rel=1e-6)
@@ -418,6 +419,7 @@ def test_a_teacher_that_gives_nan_rejects_the_row(models: Path, tmp_path: Path) 
     words = ["diverge", "--text", TEXT, "-m", models / "a", "--teacher", folder, "--json"]
     found = document(in_process(*words), exit_code=3)
     assert found["rejected"][0]["reason"] == "nan_loss"
+    assert "teacher" in found["rejected"][0]["message"]
 
 
 def test_what_is_infinite_is_null_and_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
