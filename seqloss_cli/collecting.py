@@ -59,7 +59,7 @@ class Collected:
             if values.ndim == 1 and values.dtype == np.float64:
                 broken |= np.isnan(values)
         if broken.any():
-            who = "the model or its teacher" if self.further else "the model"
+            who = "the model or its teacher" if "kls" in self.further else "the model"
             return rejection(
                 self.sequence.sample,
                 "nan_loss",
