@@ -95,12 +95,19 @@ class Runner:
             return Logits(lambda rows, _: logits_MV[rows], logits_MV.shape[1], False)
         hidden_MD = self._hidden(batch)
         if self._vocabulary is None:
-            self._vocabulary = self._logits_of(hidden_MD[:1]).shape[1]
+            self._vocabulary = self._width(hidden_MD[:1])
         return Logits(
             lambda rows, words: self._logits_of(hidden_MD[rows], words),
             self._vocabulary,
             self.in_blocks,
         )
+
+    def _width(self, hidden_1D: Tensor) -> int:
+        """How many logits there are. A head that is run in blocks has one for each row of its
+        matrix, or its last block would be found out."""
+        if self.in_blocks:
+            return int(self.model.get_output_embeddings().weight.shape[0])
+        return int(self._logits_of(hidden_1D).shape[1])
 
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden states that predict the targets, M x D."""
@@ -121,7 +128,7 @@ class Runner:
                 use_cache=False,
             )[0]
         if not packing.n_calls:
-            raise ValueError(f"{type(self.model).__name__} does not look attention up by name")
+            raise ValueError("it does not look attention up by name")
         return hidden_1ND[0]
 
     def _padded(self, batch: Batch) -> Tensor:

@@ -21,11 +21,11 @@ from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 from transformers import AttentionInterface
 
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
-from seqloss_cli import engine as engine_module
 from seqloss_cli.backend import Abilities, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
+from seqloss_cli.probing import probe_of
 from seqloss_cli.records import SequenceScore
 from seqloss_cli.running import PATHS
 from seqloss_cli.scoring import score_samples
@@ -192,7 +192,9 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
     assert scorer.engine.path == ("batched" if name in PADDED else "packed")
-    assert scorer.warnings == []
+    assert ["rows are padded, since" in each for each in scorer.warnings] == [True] * (
+        name in PADDED
+    )
 
 
 @pytest.mark.parametrize("name", SCALED_HEADS)
@@ -477,30 +479,32 @@ def test_a_leak_within_the_tolerance_of_half_precision_is_noticed() -> None:
     model = model.to(torch.bfloat16)
     engine = Engine(model, CONTEXT)
     assert engine.path == "batched"
-    probes = [engine_module._probe(np.arange(12)), engine_module._probe(np.arange(7))]
+    probes, prober = [probe_of(np.arange(12)), probe_of(np.arange(7))], engine._prober
     with torch.inference_mode():
-        expected = engine._losses(probes)
-        engine._runner.go_by("packed", model.get_decoder())
-        assert engine._agrees(probes, expected), "else this test would prove nothing"
+        expected = prober.losses(probes)
+        prober.runner.go_by("packed", model.get_decoder())
+        assert prober.agrees(probes, expected), "else this test would prove nothing"
 
 
 @pytest.mark.parametrize(
-    ("setting", "path", "longest"),
+    ("setting", "reason", "longest"),
     [
-        ({"attn_temperature_tuning": True}, "batched", 0),
-        ({"sliding_window": [4, 8]}, "batched", 0),
-        ({"sliding_window": -1}, "packed", CONTEXT),
-        ({"sliding_window": 7}, "packed", 7),
+        ({"attn_temperature_tuning": True}, "minds where in a batch a row stands", 0),
+        ({"sliding_window": [4, 8]}, "look back in ways that are not known", 0),
+        ({"sliding_window": -1}, None, CONTEXT),
+        ({"sliding_window": 7}, None, 7),
     ],
 )
 def test_what_a_probe_cannot_tell_is_read_from_the_configuration(
-    setting: dict[str, Any], path: str, longest: int
+    setting: dict[str, Any], reason: str | None, longest: int
 ) -> None:
     model = build("llama")
     for name, value in setting.items():
         setattr(model.config, name, value)
     engine = Engine(model, CONTEXT)
+    path = "batched" if reason else "packed"
     assert (engine.path, engine.abilities.longest_packed) == (path, longest)
+    assert [str(reason) in warning for warning in engine.warnings] == [True] * bool(reason)
 
 
 @pytest.mark.parametrize("unknown", ["softcap", "s_aux", "block_indices", "a_thing_to_come"])
@@ -517,7 +521,10 @@ def test_attention_that_asks_for_more_is_not_packed(unknown: str) -> None:
 
     AttentionInterface.register("lenient", lenient)
     model.set_attn_implementation("lenient")
-    assert Engine(model, CONTEXT).path == "batched"
+    engine = Engine(model, CONTEXT)
+    assert engine.path == "batched"
+    (warning,) = engine.warnings
+    assert f"attention with ['{unknown}'] cannot be packed" in warning
 
 
 # -- models that are refused ------------------------------------------------------------------

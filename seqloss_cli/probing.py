@@ -1,0 +1,197 @@
+"""Find out on a few tokens how a model may be run: the fastest path that equals plain forwards.
+
+Four paths, tried in this order, the first that is exact being used:
+1. packed: rows one after another without padding, hidden states once, then the head on the scored
+   positions only, a bounded number at a time (rows beyond a sliding window are batched);
+2. batched: the same with rows padded on the right, without an attention mask (models whose
+   attention cannot be told where rows begin);
+3. single: the same, one row at a time (models whose states or positions mind the padding);
+4. plain: `model(ids).logits`, row by row (heads that cannot be run on their own)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqloss_cli.backend import Wants
+from seqloss_cli.batching import plan_batches
+from seqloss_cli.config import BatchPolicy, WindowPolicy
+from seqloss_cli.errors import RunError
+from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
+from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
+from seqloss_cli.sharing import SHORTEST_TRUNK
+from seqloss_cli.traits import (
+    longest_seen_whole,
+    minds_its_place,
+    possible_backbones,
+    rope_minds_length,
+    rounds_what_comes_in,
+)
+from seqloss_cli.tuning import is_out_of_memory
+
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
+"""Nats per token between two ways of computing the same, by the model's dtype (parts of some models
+run in float32 whatever it is)."""
+_APART = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Nats by which a row's losses may change with the ids of another: the rounding of experts that
+take other numbers of tokens."""
+
+
+class Prober:
+    """Runs a few made-up ids through a model in every way. `warnings` says what is not the fastest,
+    and why."""
+
+    def __init__(self, model: Any, max_tokens: int) -> None:
+        """`max_tokens` is the most tokens that the model may be fed."""
+        self.model, self.warnings = model, list[str]()
+        self.longest = longest_seen_whole(model, max_tokens)
+        """The longest row of which every token sees all before it."""
+        self.runner = Runner(model, self.longest)
+        self.backbones = possible_backbones(model)
+        self._rounding = rounds_what_comes_in(model)
+        self._refusal = ""  # what the last way that was tried raised
+        self._not_packed = ""  # why rows are padded, or fed one at a time
+
+    def choose_path(self, n_tokens: int) -> None:
+        """Go by the first path whose losses equal those of plain forwards on a few tokens."""
+        ids, n_short = probe_ids(n_tokens + 1, self.n_ids), max(1, n_tokens * 2 // 3)
+        short = probe_of(ids[: n_short + 1])
+        plain, plain_short = self.losses([probe_of(ids), short])
+        if not np.allclose(
+            plain[:n_short], plain_short, rtol=1e-6, atol=self._leak(plain), equal_nan=True
+        ):
+            raise RunError(
+                f"{type(self.model).__name__} is not causal: what it predicts depends on the "
+                "tokens that come after (an encoder?), so its losses would mean nothing"
+            )
+        skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
+        probes, expected = [probe_of(ids, skipped), short], [plain[skipped:], plain_short]
+        paths = self._possible_paths()
+        blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
+        for path, backbone, in_blocks in product(paths, self.backbones, blocks):
+            self.runner.go_by(path, backbone, in_blocks)
+            self.runner.block_width = -(-self.n_ids // 3)  # else a few positions need one block
+            if self.agrees(probes, expected) and self._keeps_apart(*probes):
+                self.runner.block_width = None
+                self._say_what_is_slow(slow_head=blocks[0] and not in_blocks)
+                return
+            if path == "packed" and not self._not_packed:
+                self._not_packed = self._refusal or "packed, they would get other losses"
+        self.runner.go_by("plain", None)
+        self._say_what_is_slow()
+
+    def _possible_paths(self) -> tuple[RunPath, ...]:
+        """Those that what the model says of itself leaves to be tried."""
+        if rope_minds_length(self.model) or self._rounding is not None:
+            return ("single",)
+        if not self.longest:
+            self._not_packed = "its layers look back in ways that are not known"
+        elif minds_its_place(self.model):
+            self._not_packed = "its attention minds where in a batch a row stands"
+        return PATHS[1:-1] if self._not_packed else PATHS[:-1]
+
+    def _keeps_apart(self, long: TokenSequence, short: TokenSequence) -> bool:
+        """Whether a row's losses stay as they are when the ids of the row before it change."""
+        if self.runner.abilities.one_row:
+            return True
+        other = probe_of((long.token_ids[::-1] + 1) % self.n_ids)
+        before, after = (self.losses([first, short])[1] for first in (long, other))
+        atol = _APART.get(self.model.dtype, 1e-5)
+        return bool(np.allclose(before, after, rtol=0, atol=atol, equal_nan=True))
+
+    def choose_longest_shared(self) -> int:
+        """The longest sequence that can share its beginning: 0 where one that does so gets other
+        losses, or where a cache cannot be shared. Masks for branches know no sliding windows."""
+        longest = self.longest
+        a, b = SHORTEST_TRUNK, SHORTEST_TRUNK + 3
+        ids = probe_ids(b + 22, self.n_ids)
+        rows = [ids[: a + 1], ids[: a + 6], np.append(ids[:a], ids[b : b + 4])]
+        rows += [ids[1 : b + 3], np.append(ids[1:b], ids[-5:])]
+        rows = [row[: longest + 1] for row in rows]
+        if longest < b + 6:
+            return 0
+        probes = [probe_of(row) for row in rows]
+        if self.agrees(probes, self.losses(probes), longest):
+            return longest
+        self.warnings.append(
+            f"{type(self.model).__name__}: what prompts have in common is computed for each of "
+            "them, since its cache cannot be shared (exact, but slower)"
+        )
+        return 0
+
+    def losses(self, probes: list[TokenSequence], longest_shared: int = 0) -> list[Floats]:
+        """Of each probe, batched as sequences are, by the path and backbone that are set."""
+        windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
+        policy = BatchPolicy(share_prefix=longest_shared > 0)
+        abilities = replace(self.runner.abilities, longest_shared=longest_shared)
+        losses = [np.empty(0)] * len(probes)
+        for batch in plan_batches(probes, windows, policy, abilities):
+            scores = self.runner.score(batch, Wants())
+            for part in batch.parts:
+                losses[part.sequence] = scores.losses[part.scores]
+        return losses
+
+    def agrees(
+        self, probes: list[TokenSequence], expected: list[Floats], longest_shared: int = 0
+    ) -> bool:
+        self._refusal = ""
+        try:
+            losses = self.losses(probes, longest_shared)
+        except Exception as error:  # whatever a model raises when it is not called as it expects
+            if is_out_of_memory(error):
+                raise
+            self._refusal = " ".join(str(error).split())[:200] or type(error).__name__
+            return False
+        return self.equal(np.concatenate(losses), np.concatenate(expected))
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """Within the dtype's tolerance, which grows with the losses; NaN equals NaN."""
+        tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
+        return bool(np.allclose(a, b, rtol=tolerance / 10, atol=tolerance, equal_nan=True))
+
+    def _leak(self, losses: Floats) -> float:
+        """A difference that is more than noise: a thousandth of how losses vary, since a model that
+        was never trained is nearly flat, but no less than the dtype's own grain, nor than what
+        rounded activations make of a token more or less."""
+        tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
+        spread = float(np.nanstd(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else 0.0
+        if self._rounding is not None:
+            return max(_TOLERANCE[torch.bfloat16], spread / 4)
+        return tolerance if tolerance > 1e-4 else max(5e-6, min(tolerance, spread / 1000))
+
+    def _say_what_is_slow(self, slow_head: bool = False) -> None:
+        if self._rounding is not None:
+            self.warnings.append(
+                f"{self._rounding} rounds what goes into a layer, too, by scales of all that "
+                "is fed at a time: one sequence at a time, and later tokens may move a loss a bit"
+            )
+        why = {
+            "batched": f"rows are padded, since they cannot be packed ({self._not_packed})",
+            "single": "a row's numbers would depend on its batch: one sequence at a time",
+            "plain": "its head cannot be run apart: one sequence at a time with full logits",
+        }
+        path = self.runner.path
+        reasons = [why[path]] if path in why and self._rounding is None else []
+        if slow_head:
+            reasons += ["its head cannot be run for a part of the vocabulary: whole rows of logits"]
+        name = type(self.model).__name__
+        self.warnings += [f"{name}: {reason} (exact, but slower)" for reason in reasons]
+
+    @property
+    def n_ids(self) -> int:
+        """Rows of the table of embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def probe_ids(n_tokens: int, n_ids: int) -> Ints:
+    return (np.arange(n_tokens, dtype=np.int64) * 7919 + 17) % n_ids
+
+
+def probe_of(ids: Ints, skipped: int = 0) -> TokenSequence:
+    """A sequence that scores all its tokens but for the first few."""
+    wanted = np.arange(len(ids)) > skipped
+    return TokenSequence(Sample("", "<probe>"), None, ids, None, wanted, wanted, "none", "none", {})
