@@ -1,7 +1,10 @@
 """Peak memory of one long sequence beside that of the backbone's own activations.
 
 Each point is a process of its own: it loads the model, notes what it holds (VmRSS), resets the
-high-water mark, works, and reads the mark (VmHWM).
+high-water mark, works, and reads the mark (VmHWM). Freed memory is handed back at once meanwhile,
+so that what is measured is what is in use: where it is kept for the next batch, as in a run, the
+mark also rises by the gaps between blocks, which differ from run to run (beside the others, for the
+vocabulary that the goal names).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from figures import Figure, Found, table
 from settings import Settings
-from sides import load_scorer
+from sides import hand_back_freed_memory, load_scorer
 from workers import in_process
 from workload import wide_checkpoint
 
@@ -27,12 +30,16 @@ from seqloss_cli.config import BatchPolicy
 from seqloss_cli.records import Sample, SequenceScore
 
 MB = 1e6
+SIDES = ("seqloss", "backbone")
+Points = dict[tuple[str, int], dict[str, float]]
+"""Bytes of each side, by dtype and vocabulary."""
 
 
 def run(settings: Settings) -> Found:
     """The backbone's activations do not depend on the vocabulary: they are measured once."""
-    points: dict[tuple[str, int], dict[str, float]] = {}
+    points: Points = {}
     backbone: dict[str, float] = {}
+    as_run: Points = {}
     for vocabulary in settings.vocabularies:
         folder = str(wide_checkpoint(vocabulary, settings.memory_tokens + 8))
         for dtype in settings.dtypes:
@@ -40,16 +47,23 @@ def run(settings: Settings) -> Found:
                 backbone[dtype] = _peak(settings, folder, dtype, "backbone")
             peak = _peak(settings, folder, dtype, "seqloss")
             points[dtype, vocabulary] = {"seqloss": peak, "backbone": backbone[dtype]}
+            if vocabulary == settings.vocabulary_as_run:
+                as_run[dtype, vocabulary] = {
+                    what: _peak(settings, folder, dtype, what, keep=True) for what in SIDES
+                }
         shutil.rmtree(folder)  # gigabytes
-    return _found(settings, points)
+    found = _found(settings, points)
+    for title, some in (("in use", points), ("freed memory kept", as_run)):
+        found.tables.append(_table(f"Peak above weights, {title}", some))
+    return found
 
 
-def _peak(settings: Settings, folder: str, dtype: str, what: str) -> float:
-    found = in_process("memory_point", settings, folder=folder, dtype=dtype, what=what)
-    return float(found["peak"])
+def _peak(settings: Settings, folder: str, dtype: str, what: str, keep: bool = False) -> float:
+    arguments = {"folder": folder, "dtype": dtype, "what": what, "keep": keep}
+    return float(in_process("memory_point", settings, **arguments)["peak"])
 
 
-def _found(settings: Settings, points: dict[tuple[str, int], dict[str, float]]) -> Found:
+def _found(settings: Settings, points: Points) -> Found:
     found = Found()
     beyond = {key: (p["seqloss"] - p["backbone"]) / MB for key, p in points.items()}
     for dtype in settings.dtypes:
@@ -71,21 +85,31 @@ def _found(settings: Settings, points: dict[tuple[str, int], dict[str, float]]) 
         note = "the goal says flat, without a number; a tenth of the allowance is taken for noise"
         figure = Figure("memory", name, growth, goals.MEMORY_MB / 10, True, unit="MB", note=note)
         found.figures.append(figure)
-    rows = [
-        [d, v, *(f"{p[what] / MB:.0f}" for what in ("seqloss", "backbone")), f"{beyond[d, v]:.0f}"]
-        for (d, v), p in points.items()
-    ]
-    columns = ["dtype", "vocabulary", "seqloss, MB", "backbone alone, MB", "difference, MB"]
-    found.tables.append(table("memory", "Peak above weights", columns, rows))
     return found
 
 
-def point(settings: Settings, folder: str, dtype: str, what: str) -> dict[str, float]:
-    """Bytes beyond what is held once the model is loaded."""
+def _table(title: str, points: Points) -> Any:
+    rows = [
+        [
+            d,
+            v,
+            *(f"{p[what] / MB:.0f}" for what in SIDES),
+            f"{(p[SIDES[0]] - p[SIDES[1]]) / MB:.0f}",
+        ]
+        for (d, v), p in points.items()
+    ]
+    columns = ["dtype", "vocabulary", "seqloss, MB", "backbone alone, MB", "difference, MB"]
+    return table("memory", title, columns, rows)
+
+
+def point(settings: Settings, folder: str, dtype: str, what: str, keep: bool) -> dict[str, float]:
+    """Bytes beyond what is held once the model is loaded; with `keep` freed memory is kept."""
     scorer = load_scorer(folder, dtype, batches=BatchPolicy(tokens=4096))
     model = scorer.checkpoint.model
     for weight in model.parameters():  # pages mapped from the file would come and go
         weight.data = weight.data.clone()
+    if not keep:
+        hand_back_freed_memory()
     ids = np.random.default_rng(4).integers(2, 30_000, settings.memory_tokens)
 
     def score() -> None:

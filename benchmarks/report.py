@@ -34,7 +34,9 @@ NOTES = {
     "summed times is taken, too, and the lower of the two is held against the goal.",
     "minicons": "minicons keeps the order that texts come in, so its batches are of all lengths; "
     "by default texts of up to 300 tokens, as it pads all to the longest and holds all logits.",
-    "memory": "VmHWM less VmRSS after loading, each point a process of its own.",
+    "memory": "VmHWM less VmRSS after loading, each point a process of its own. Freed memory is "
+    "handed back at once, so that memory in use is measured; a run keeps it for the next batch, "
+    "and takes more by the gaps between blocks, which differ from run to run (second table).",
     "around": "The engine alone is given the batches that the whole run made. The output is "
     "written without texts and tokens.",
     "gpu": "Llama's shape with 1.2 billion parameters, bfloat16; a round is 128 documents.",

@@ -20,7 +20,7 @@ BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 VOCABULARY = 49_152  # both models have at least as many ids
 DOCUMENTS, SHORTEST = 256, 20
 DEMO = ROOT / "seqloss_cli" / "demo"
-ROW_TOKENS, DISTINCT_ROWS = 20, 1000
+ROW_TOKENS, DISTINCT_ROWS = 20, 200
 PLACE = f"v1-py{sys.version_info.major}{sys.version_info.minor}"  # the text is this Python's
 
 
@@ -169,9 +169,9 @@ def prompts_with_endings(shape: tuple[int, int, int, int], seed: int) -> list[tu
 
 
 def jsonl(n_rows: int) -> Path:
-    """A file of short rows: the same thousand over and over, so that ten times the rows are exactly
-    ten times the tokens. Ids differ."""
-    path = cache() / f"rows-{n_rows}.jsonl"
+    """A file of short rows: the same few over and over, so that ten times the rows are exactly ten
+    times the tokens. Ids differ."""
+    path = cache() / f"rows-{n_rows}-of-{DISTINCT_ROWS}.jsonl"
     if not path.exists():
         tokens = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
         cutter = Cutter(" ".join(corpus().split()), tokens)
