@@ -12,14 +12,12 @@ Shape letters: M positions, R of them at a time, B words of a block, K ids that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seqloss_cli.backend import TokenScores, Wants
-from seqloss_cli.head import joined_on_host, rows_at_once, word_blocks
+from seqloss_cli.head import on_host, rows_at_once, word_blocks
 from seqloss_cli.records import SavedGold
 from seqloss_cli.running import Logits
 from seqloss_cli.softmax import Running
@@ -113,9 +111,7 @@ def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tenso
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
-    joined: dict[str, NDArray[Any]] = {
-        name: joined_on_host([part[name] for part in parts]) for name in parts[0]
-    }
+    joined = on_host({name: [part[name] for part in parts] for name in parts[0]})
     return TokenScores(joined.pop("student_losses"), further=joined)
 
 

@@ -6,9 +6,10 @@ Shape letters: M positions, V vocabulary, K alternatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,17 +86,24 @@ def to_host(parts: list[HeadTensors]) -> TokenScores:
     """Of all parts, in their order."""
     if not parts:
         raise ValueError("a batch without a target has nothing to score")
-    joined = {name: joined_on_host([getattr(p, name) for p in parts]) for name in _NAMES}
-    further = {name: joined.pop(name) for name in FURTHER}
-    known = {name: values for name, values in further.items() if values is not None}
-    return TokenScores(**joined, further=known)
+    columns = {name: [getattr(part, name) for part in parts] for name in _NAMES}
+    found = on_host({name: column for name, column in columns.items() if column[0] is not None})
+    further = {name: found.pop(name) for name in FURTHER if name in found}
+    return TokenScores(**found, further=further)
 
 
 _NAMES = tuple(HeadTensors.__slots__)
 
 
-def joined_on_host(columns: list[Tensor | None]) -> Any:
-    """One array of them all; None where there are none."""
-    if columns[0] is None:
-        return None
-    return torch.cat([column for column in columns if column is not None]).cpu().numpy()
+def on_host(columns: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+    """One array of each column, M or M x K, of its parts. All come in one transfer, as bytes:
+    each transfer would wait for the device."""
+    joined = {name: torch.cat(list(parts)) for name, parts in columns.items()}
+    as_bytes = [c.reshape(len(c), -1).view(torch.uint8) for c in joined.values()]
+    widths = [column.shape[1] for column in as_bytes]
+    cut = np.split(torch.cat(as_bytes, dim=1).cpu().numpy(), np.cumsum(widths)[:-1], axis=1)
+    arrays = {}
+    for (name, column), part in zip(joined.items(), cut, strict=True):
+        dtype = column.new_empty(0, device="cpu").numpy().dtype
+        arrays[name] = np.ascontiguousarray(part).view(dtype).reshape(column.shape)
+    return arrays

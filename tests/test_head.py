@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from seqloss_cli import Sample, totals_of
 from seqloss_cli import head as head_module
 from seqloss_cli.backend import Wants
-from seqloss_cli.head import score_in_blocks, score_logits, score_positions
+from seqloss_cli.head import on_host, score_in_blocks, score_logits, score_positions
 from seqloss_cli.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
@@ -295,3 +295,28 @@ def test_a_thousand_equal_losses_sum_without_rounding() -> None:
     assert totals.n_scored == 1000
     assert totals.total_loss == 2296.875
     assert totals.mean_loss == 2.296875
+
+
+def test_what_goes_to_the_host_in_one_transfer_arrives_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of any dtype, in one dimension or two, in parts; infinities and NaN keep their bits."""
+    columns = {
+        "floats": torch.tensor([0.5, torch.inf, torch.nan], dtype=torch.float64),
+        "same": torch.tensor([True, False, True]),
+        "ids": torch.arange(6, dtype=torch.int32).reshape(3, 2).t().contiguous().t(),
+        "ranks": torch.tensor([1, 2**40, -3]),
+    }
+    n_transfers, cpu = 0, torch.Tensor.cpu
+
+    def counting(self: torch.Tensor) -> torch.Tensor:
+        nonlocal n_transfers
+        n_transfers += 1
+        return cpu(self)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counting)
+    found = on_host({name: [c[:1], c[1:]] for name, c in columns.items()})
+    assert n_transfers == 1
+    for name, column in columns.items():
+        assert found[name].dtype == column.numpy().dtype
+        np.testing.assert_array_equal(found[name], column.numpy())
