@@ -16,7 +16,7 @@ import torch
 from figures import TOLERANCE, Check, Found, Side, Times, difference, ratio_figure
 from rates import PlainRate, Shapes
 from settings import STRATA, Settings
-from sides import BATCH_TOKENS, Harness, Ours, PairTexts
+from sides import BATCH_TOKENS, Harness, Ours, PairTexts, Watch
 from tokenizers import Tokenizer
 from workload import (
     checkpoint,
@@ -64,26 +64,34 @@ def _measured(rounds: Sequence[Sequence[PairTexts]], ours: dict[str, Ours], peer
     return times
 
 
+Work = tuple[int, int]
+"""Of a round: tokens that are fed to the layers, and to the head."""
+
+
 class Limit:
-    """What a ratio would be if ours did nothing but its products, at the plain rate: layers for all
-    tokens, the head for those of responses."""
+    """What a ratio would be if ours did nothing but its products, at the plain rate."""
 
     def __init__(self, model: str, dtype: str, n_rows: int) -> None:
         self._shapes = Shapes(checkpoint(model))
         self._rate = PlainRate(self._shapes, n_rows, getattr(torch, dtype))
         self._measured = [self._rate.measure()[0]]
 
-    def note(self, rounds: Sequence[Sequence[PairTexts]], theirs: Sequence[float]) -> str:
+    def note(self, rounds: Sequence[Work], theirs: Sequence[float]) -> str:
         """Measures the rate again, and takes the mean."""
         self._measured.append(self._rate.measure()[0])
-        tokens, rate = tokenizer(), sum(self._measured) / len(self._measured)
-        ratios = []
-        for pairs, seconds in zip(rounds, theirs, strict=True):
-            n_fed = sum(len(tokens.encode(a + b).ids) - 1 for a, b in pairs)
-            flop = self._shapes.flop(n_fed, sum(_lengths(tokens, pairs)))
-            ratios.append(seconds * rate / flop)
+        rate = statistics.mean(self._measured)
+        ratios = [
+            seconds * rate / self._shapes.flop(*work)
+            for work, seconds in zip(rounds, theirs, strict=True)
+        ]
         limit = statistics.median(ratios)
         return f"products alone, at the plain rate, would be {limit:.2f} times"
+
+
+def _work(tokens: Tokenizer, pairs: Sequence[PairTexts]) -> Work:
+    """Layers for all tokens, the head for those of responses."""
+    n_fed = sum(len(tokens.encode(a + b).ids) - 1 for a, b in pairs)
+    return n_fed, sum(_lengths(tokens, pairs))
 
 
 def run(settings: Settings, model: str, dtype: str) -> Found:
@@ -105,7 +113,8 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
         rounds = [split_cleanly(tokens, some) for some in texts]
         limit = Limit(model, dtype, BATCH_TOKENS // 2)
         times = _measured(rounds, ours, peers)
-        notes = {peer: limit.note(rounds, times[peer]) for peer in peers}
+        work = [_work(tokens, pairs) for pairs in rounds]
+        notes = {peer: limit.note(work, times[peer]) for peer in peers}
         for mode in ours:
             for peer in peers:
                 found.figures.append(
@@ -133,14 +142,19 @@ def run_shared(settings: Settings) -> Found:
     }
     for kind, (shape, goal) in kinds.items():
         title = f"{kind}: {shape[0]} of {shape[1]} tokens, {shape[2]} responses of {shape[3]}"
-        for side in ours.values():
-            side.pairs(prompts_with_endings(shape, 98))
+        with Watch(ours["eager"].scorer) as watch:  # rounds are alike
+            ours["eager"].pairs(prompts_with_endings(shape, 98))
         rounds = [prompts_with_endings(shape, seed) for seed in range(settings.rounds)]
         warm = prompts_with_endings(shape, 99)[:16]
         found.checks += _checks("shared", f"{title}, float32", ours, peers, warm)
+        limit = Limit("gpt2", "float32", watch.mean_tokens)
         times = _measured(rounds, ours, peers)
+        theirs = times["its default"]
+        n_scored = sum(len(batch.targets) for batch in watch.batches)
+        work = (sum(batch.n_fed for batch in watch.batches), n_scored)
+        note = limit.note([work] * len(rounds), theirs)
         for mode in ours:
             name = f"{title}; {mode}"
-            figure = ratio_figure("shared", name, times["its default"], times[mode], goal)
+            figure = ratio_figure("shared", name, theirs, times[mode], goal, note=note)
             found.figures.append(figure)
     return found
