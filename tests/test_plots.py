@@ -265,7 +265,7 @@ def calibration_by_hand(rows: list[dict[str, Any]], n_bins: int) -> tuple[float,
 def test_calibration_is_that_of_the_definition(run_cli: Run, path: Path, n_bins: int) -> None:
     (series,) = numbers(run_cli, path, "--kind", "calibration", "--bins", n_bins)["series"]
     error, bins = calibration_by_hand(rows_of(40), n_bins)
-    assert series["expected_calibration_error"] == pytest.approx(error)
+    assert series["expected_calibration_error"]["value"] == pytest.approx(error)
     assert series["n_tokens"] == sum(n for n, _, _ in bins)
     for shown, (n, sure, right) in zip(series["bins"], bins, strict=True):
         assert shown["n_tokens"] == n
@@ -284,7 +284,7 @@ def test_calibration_of_three_tokens(run_cli: Run, tmp_path: Path) -> None:
     made = row("a", [None, 0.1, 3.0, 1.6], top_logprobs=top)
     file = write(tmp_path / "a.jsonl", [made, row("unscored", [None])])
     (series,) = numbers(run_cli, file, "--kind", "calibration")["series"]
-    assert series["expected_calibration_error"] == pytest.approx(1.6 / 3)
+    assert series["expected_calibration_error"]["value"] == pytest.approx(1.6 / 3)
     assert series["accuracy"] == pytest.approx(2 / 3)
     assert [n for n, each in enumerate(series["bins"]) if each["n_tokens"]] == [2, 13]
 
@@ -353,7 +353,7 @@ def test_sizes_in_inches(run_cli: Run, path: Path, tmp_path: Path) -> None:
     run_cli("plot", path, "-o", output, *size)
     assert struct.unpack(">II", output.read_bytes()[16:24]) == (650, 400)
     output = tmp_path / "plot.svg"
-    run_cli("plot", path, "-o", output, *size)
+    run_cli("plot", path, "-o", output, *size[:4], *size[6:])
     svg = ElementTree.fromstring(output.read_bytes())
     assert (svg.get("width"), svg.get("height")) == ("234pt", "144pt")
     assert "Losses & $x_1$" in [text.text for text in svg.iter(TEXT)]
@@ -582,6 +582,7 @@ def test_a_file_named_three_times_has_three_points(
 def test_an_objective_report_keeps_its_own_confidence(run_cli: Run, tmp_path: Path) -> None:
     checkpoint = {
         "model": "step-1",
+        "step": 1,
         "mean_loss": 2.0,
         "mean_loss_low": 1.5,
         "mean_loss_high": 2.5,
