@@ -315,7 +315,7 @@ KINDS = {
     "curve": ["Training step", "Mean loss (nats per token)"],
     "histogram": ["Loss of a token (nats)", "Tokens (% per 0.5 nats)"],
     "position": ["Position in the sequence (tokens; bins double)", "Mean loss (nats per token)"],
-    "calibration": ["Probability of the model's favourite", "Favourite is right (share of tokens)"],
+    "calibration": ["Probability of the model's favourite", "(share of tokens)"],
     "scatter": ["Loss under A (nats per token)", "A = step-100"],
     "groups": ["Mean loss (nats per token)", "set (documents)"],
 }
@@ -407,7 +407,10 @@ def test_what_the_font_lacks_is_said(run_cli: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows_of(5))
     done = run_cli("plot", file, "-o", tmp_path / "p.png", "--title", "損失")
     assert done.exit_code == 0
-    assert "warning: Glyph" in done.stderr
+    assert "warning: the font has no 損失: boxes stand in their place" in done.stderr
+    done = run_cli("plot", file, "-o", tmp_path / "p.svg", "--title", "損失")
+    assert "損失" in (tmp_path / "p.svg").read_text()
+    assert "warning" not in done.stderr
 
 
 # -- what is refused -----------------------------------------------------------------------------

@@ -178,7 +178,8 @@ def _say_gaps(plot: CurvePlot) -> None:
     for point in plot.points:
         if point.estimate.value is None:
             say(f"warning: {point.label} has no point: its figure is infinite, or not known")
-    _require_something(any(point.estimate.value is not None for point in plot.points))
+    known = any(point.estimate.value is not None for point in plot.points)
+    _require_something(known, "no checkpoint has a finite figure")
     if not plot.by_step:
         say("note: no training step in every name: checkpoints are in the order given")
 

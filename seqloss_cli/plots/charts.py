@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from seqloss_cli.plots.calibrations import CalibrationPlot
 from seqloss_cli.plots.curves import CurvePlot
 from seqloss_cli.plots.groups import GroupsPlot, PositionPlot
-from seqloss_cli.plots.histograms import HistogramPlot
-from seqloss_cli.plots.marks import GAP, LINES, legend, reach_of, remark, value_of, with_intervals
-from seqloss_cli.plots.reliability import draw_calibration
+from seqloss_cli.plots.histograms import HistogramPlot, HistogramSeries
+from seqloss_cli.plots.marks import (
+    GAP,
+    LINES,
+    legend,
+    legend_height,
+    reach_of,
+    remark,
+    value_of,
+    with_intervals,
+)
+from seqloss_cli.plots.reliability import draw_calibration, name_of
 from seqloss_cli.plots.scatters import ScatterPlot
 from seqloss_cli.plots.style import MUTED, named
 from seqloss_cli.plots.together import RowsTaken
@@ -24,15 +33,44 @@ if TYPE_CHECKING:
 Plot = CurvePlot | HistogramPlot | PositionPlot | ScatterPlot | GroupsPlot | CalibrationPlot
 MOST_SERIES = len(SERIES)
 _MANY_POINTS = 3_000
+_ABREAST = 60
+"""Letters below an axis."""
 
 
 def size_of(plot: Plot) -> tuple[float, float]:
     """Width and height in inches; a column of a paper is 3 to 3.5 wide, a page 5.5 to 7."""
-    if isinstance(plot, GroupsPlot):
-        return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
-    if isinstance(plot, ScatterPlot):
-        return 3.6, 3.6
-    return (3.6, 4.4) if isinstance(plot, CalibrationPlot) else (4.5, 2.9)
+    width, height = _size_of_axes(plot)
+    labels = _labels_of(plot)
+    return width, height + (legend_height(labels, width) if labels else 0.0)
+
+
+def _size_of_axes(plot: Plot) -> tuple[float, float]:
+    match plot:
+        case GroupsPlot():
+            return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
+        case ScatterPlot():
+            return 3.6, 3.75
+        case CalibrationPlot():
+            return 3.6, 4.4
+        case CurvePlot() if not plot.by_step and _crowded(plot):
+            return 4.5, 3.7
+        case _:
+            return 4.5, 2.9
+
+
+def _labels_of(plot: Plot) -> list[str]:
+    """In the legend."""
+    match plot:
+        case GroupsPlot():
+            return [named(label) for label in plot.labels]
+        case PositionPlot():
+            return [named(series.label) for series in plot.series]
+        case HistogramPlot():
+            return [_with_mean(series) for series in plot.series]
+        case CalibrationPlot():
+            return [name_of(series, len(plot.series) == 1) for series in plot.series]
+        case _:
+            return []
 
 
 def draw(plot: Plot, figure: Figure) -> None:
@@ -72,12 +110,17 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
         return
     axes.set_xlabel("Checkpoint")
     names = [named(point.label) for point in plot.points]
-    crowded = sum(map(len, names)) > 60
+    crowded = _crowded(plot)
     axes.set_xticks(
         range(len(names)), names,
         rotation=30 if crowded else 0, ha="right" if crowded else "center",
     )  # fmt: skip
     axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def _crowded(plot: CurvePlot) -> bool:
+    """Their names would not stand side by side."""
+    return sum(len(named(point.label)) for point in plot.points) > _ABREAST
 
 
 def _rows_taken(rows: RowsTaken) -> str:
@@ -88,20 +131,18 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
     alone = len(plot.series) == 1
     for n, series in enumerate(plot.series):
         shares = [100 * share for share in series.shares]
-        mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
-        label = f"{named(series.label)} (mean {mean})"
         if alone:
             axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
         line = LINES[n]
         axes.stairs(
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
-            linewidth=1.1, linestyle=line, label=label,
+            linewidth=1.1, linestyle=line, label=_with_mean(series),
         )  # fmt: skip
         if series.mean is not None and series.mean <= plot.edges[-1]:
             axes.axvline(series.mean, color=SERIES[n], linewidth=0.9, linestyle=(0, (2, 2)))
     mean_of_one = plot.series[0].mean if alone else None
     if mean_of_one is not None and mean_of_one <= plot.edges[-1]:
-        _beside_line(axes, mean_of_one, plot.edges, f"mean {mean_of_one:.2f}")
+        _above_line(axes, mean_of_one, plot.edges, f"mean {mean_of_one:.4g}")
     axes.set_xlim(0, plot.edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"Loss of a token ({plot.unit})")
@@ -116,12 +157,17 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
         remark(axes, f"mean {mean_of_one:.4g}, beyond the axis")
 
 
-def _beside_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
-    """On the side where there is more room."""
+def _with_mean(series: HistogramSeries) -> str:
+    mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
+    return f"{named(series.label)} (mean {mean})"
+
+
+def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
+    """Beyond the axes, where there is no data; on the side where there is more room."""
     right = x < edges[-1] / 2
     axes.annotate(
-        text, (x, 1), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, -2),
-        textcoords="offset points", ha="left" if right else "right", va="top", fontsize=7,
+        text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 2),
+        textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=7,
         color=SERIES[0],
     )  # fmt: skip
 
@@ -161,20 +207,18 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
-    if plot.rows.n_missing:
-        remark(axes, _rows_taken(plot.rows))
     a, b = (named(label) for label in plot.labels)
     axes.set_xlabel(f"Loss under A ({plot.unit})\nA = {a}")
     axes.set_ylabel(f"B = {b}\nLoss under B ({plot.unit})")
-    ties = f"\n{plot.n_tied:,} tied" if plot.n_tied else ""
-    for text, x, y, left in (
-        (f"B higher: {plot.n_higher:,} of {plot.n:,} {plot.of}s", 0.02, 0.98, True),
-        (f"B lower: {plot.n_lower:,} of {plot.n:,}{ties}", 0.98, 0.02, False),
-    ):
-        axes.text(
-            x, y, text, transform=axes.transAxes, fontsize=7, color=MUTED,
-            ha="left" if left else "right", va="top" if left else "bottom",
-        )  # fmt: skip
+    remark(axes, "\n".join(_who_is_lower(plot)))
+
+
+def _who_is_lower(plot: ScatterPlot) -> Iterator[str]:
+    if plot.rows.n_missing:
+        yield _rows_taken(plot.rows)
+    yield f"B is higher on {plot.n_higher:,} of {plot.n:,} {plot.of}s,"
+    ties = f", tied on {plot.n_tied:,}" if plot.n_tied else ""
+    yield f"lower on {plot.n_lower:,}{ties}"
 
 
 def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
@@ -200,8 +244,8 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel(plot.axis)
     axes.annotate(
-        f"{named(plot.by)} (documents)", (0, 1), xycoords="axes fraction", xytext=(-6, 3),
-        textcoords="offset points", ha="right", va="bottom", fontsize=7, color=MUTED,
+        f"{named(plot.by)} (documents)", (0, 0), xycoords="axes fraction", xytext=(-9, -5),
+        textcoords="offset points", ha="right", va="top", fontsize=7, color=MUTED,
     )  # fmt: skip
     if n_series > 1:
         legend(axes)

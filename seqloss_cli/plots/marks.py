@@ -17,17 +17,29 @@ LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vP"
 _LETTERS_PER_INCH, _HANDLE = 15, 6
 """Of a legend's size; and letters that the piece of line before a name takes up."""
+_LINE = 0.135
+"""Inches."""
 GAP = unknown(None, 0, "nothing is there")
 """Among estimates: the line is broken there."""
 
 
 def legend(axes: Axes) -> None:
-    """Above the axes, where it covers no data; in columns as far as the figure is wide."""
+    """Above the axes, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
-    longest = max(len(line) for label in labels for line in label.split("\n"))
-    room = _LETTERS_PER_INCH * axes.figure.bbox.width / axes.figure.dpi
-    columns = max(1, min(3, len(labels), int(room / (longest + _HANDLE))))
+    columns = _columns(labels, axes.figure.bbox.width / axes.figure.dpi)
     axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1.01), ncols=columns)
+
+
+def legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that the legend of several series takes, about, in a figure of that width."""
+    lines = max(label.count("\n") + 1 for label in labels)
+    rows = -(-len(labels) // _columns(labels, width))
+    return 0.0 if len(labels) == 1 else _LINE * rows * lines
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    return max(1, min(3, len(labels), int(_LETTERS_PER_INCH * width / (longest + _HANDLE))))
 
 
 def remark(axes: Axes, text: str) -> None:

@@ -24,19 +24,19 @@ def draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
         # an empty bin breaks the line, in its middle
         x = [(b.low + b.high) / 2 if b.confidence is None else b.confidence for b in series.bins]
         estimates = [GAP if each.accuracy is None else each.accuracy for each in series.bins]
-        with_intervals(above, x, estimates, n, "-", _name(series, alone))
+        with_intervals(above, x, estimates, n, "-", name_of(series, alone))
         edges = [series.bins[0].low, *(each.high for each in series.bins)]
         below.stairs(
             [_height(plot, each, series.n_tokens) for each in series.bins], edges,
             fill=alone, color=SERIES[n], linewidth=1, linestyle=LINES[n],
         )  # fmt: skip
-    above.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="Favourite is right (share of tokens)")
+    above.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="Favourite is right\n(share of tokens)")
     legend(above)
     below.set_xlabel("Probability of the model's favourite")
     _scale_of_heights(plot, below)
 
 
-def _name(series: CalibrationSeries, alone: bool) -> str:
+def name_of(series: CalibrationSeries, alone: bool) -> str:
     error = series.expected_calibration_error
     figures = f"ECE {error.value:.3f}"
     if error.low is not None and error.high is not None:
@@ -64,4 +64,4 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
     else:
         below.set_ylim(bottom=0)
     below.minorticks_off()
-    below.yaxis.set_major_formatter(lambda n, _: f"{n:,.4g}")
+    below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")
