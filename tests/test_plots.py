@@ -359,14 +359,17 @@ def test_sizes_in_inches(run_cli: Run, path: Path, tmp_path: Path) -> None:
     assert "Losses & $x_1$" in [text.text for text in svg.iter(TEXT)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_results_give_the_same_bytes(
-    run_cli: Run, path: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run_cli: Run, path: Path, other: Path, tmp_path: Path, suffix: str, kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     made = []
+    words = [path, other, "--kind", kind, *(["--by", "set"] if kind == "groups" else [])]
     for n in range(2):
         output = tmp_path / f"{n}.{suffix}"
-        run_cli("plot", path, "--kind", "position", "-o", output)
+        run_cli("plot", *words, "-o", output)
         made.append(output.read_bytes())
         monkeypatch.setattr(time, "time", lambda: 2e9)
     assert made[0] == made[1]
