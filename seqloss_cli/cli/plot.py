@@ -89,7 +89,9 @@ PLOT_OPTIONS: o.Group = {
         None,
     ),
     "dpi": (
-        Annotated[int, o.option(PAPER, "--dpi", "Pixels per inch (.png).", min=30, max=1200)],
+        Annotated[
+            int, o.option(PAPER, "--dpi", "Pixels per inch: .png, and scatter.", min=30, max=1200)
+        ],
         300,
     ),
     "json": (
