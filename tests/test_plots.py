@@ -265,7 +265,7 @@ def calibration_by_hand(rows: list[dict[str, Any]], n_bins: int) -> tuple[float,
 def test_calibration_is_that_of_the_definition(run_cli: Run, path: Path, n_bins: int) -> None:
     (series,) = numbers(run_cli, path, "--kind", "calibration", "--bins", n_bins)["series"]
     error, bins = calibration_by_hand(rows_of(40), n_bins)
-    assert series["expected_calibration_error"] == pytest.approx(error)
+    assert series["expected_calibration_error"]["value"] == pytest.approx(error)
     assert series["n_tokens"] == sum(n for n, _, _ in bins)
     for shown, (n, sure, right) in zip(series["bins"], bins, strict=True):
         assert shown["n_tokens"] == n
@@ -284,7 +284,7 @@ def test_calibration_of_three_tokens(run_cli: Run, tmp_path: Path) -> None:
     made = row("a", [None, 0.1, 3.0, 1.6], top_logprobs=top)
     file = write(tmp_path / "a.jsonl", [made, row("unscored", [None])])
     (series,) = numbers(run_cli, file, "--kind", "calibration")["series"]
-    assert series["expected_calibration_error"] == pytest.approx(1.6 / 3)
+    assert series["expected_calibration_error"]["value"] == pytest.approx(1.6 / 3)
     assert series["accuracy"] == pytest.approx(2 / 3)
     assert [n for n, each in enumerate(series["bins"]) if each["n_tokens"]] == [2, 13]
 
@@ -315,7 +315,7 @@ KINDS = {
     "curve": ["Training step", "Mean loss (nats per token)"],
     "histogram": ["Loss of a token (nats)", "Tokens (% per 0.5 nats)"],
     "position": ["Position in the sequence (tokens; bins double)", "Mean loss (nats per token)"],
-    "calibration": ["Probability of the model's favourite", "Favourite is right (share of tokens)"],
+    "calibration": ["Probability of the model's favourite", "(share of tokens)"],
     "scatter": ["Loss under A (nats per token)", "A = step-100"],
     "groups": ["Mean loss (nats per token)", "set (documents)"],
 }
@@ -353,20 +353,23 @@ def test_sizes_in_inches(run_cli: Run, path: Path, tmp_path: Path) -> None:
     run_cli("plot", path, "-o", output, *size)
     assert struct.unpack(">II", output.read_bytes()[16:24]) == (650, 400)
     output = tmp_path / "plot.svg"
-    run_cli("plot", path, "-o", output, *size)
+    run_cli("plot", path, "-o", output, *size[:4], *size[6:])
     svg = ElementTree.fromstring(output.read_bytes())
     assert (svg.get("width"), svg.get("height")) == ("234pt", "144pt")
     assert "Losses & $x_1$" in [text.text for text in svg.iter(TEXT)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
 def test_the_same_results_give_the_same_bytes(
-    run_cli: Run, path: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run_cli: Run, path: Path, other: Path, tmp_path: Path, suffix: str, kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     made = []
+    words = [path, other, "--kind", kind, *(["--by", "set"] if kind == "groups" else [])]
     for n in range(2):
         output = tmp_path / f"{n}.{suffix}"
-        run_cli("plot", path, "--kind", "position", "-o", output)
+        run_cli("plot", *words, "-o", output)
         made.append(output.read_bytes())
         monkeypatch.setattr(time, "time", lambda: 2e9)
     assert made[0] == made[1]
@@ -407,7 +410,10 @@ def test_what_the_font_lacks_is_said(run_cli: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows_of(5))
     done = run_cli("plot", file, "-o", tmp_path / "p.png", "--title", "損失")
     assert done.exit_code == 0
-    assert "warning: Glyph" in done.stderr
+    assert "warning: the font has no 損失: boxes stand in their place" in done.stderr
+    done = run_cli("plot", file, "-o", tmp_path / "p.svg", "--title", "損失")
+    assert "損失" in (tmp_path / "p.svg").read_text()
+    assert "warning" not in done.stderr
 
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -582,6 +588,7 @@ def test_a_file_named_three_times_has_three_points(
 def test_an_objective_report_keeps_its_own_confidence(run_cli: Run, tmp_path: Path) -> None:
     checkpoint = {
         "model": "step-1",
+        "step": 1,
         "mean_loss": 2.0,
         "mean_loss_low": 1.5,
         "mean_loss_high": 2.5,

@@ -72,6 +72,11 @@ class Metric(StrEnum):
     perplexity = "perplexity"
 
 
+class BinsBy(StrEnum):
+    width = "width"
+    mass = "mass"
+
+
 class PlotLevel(StrEnum):
     sequence = "sequence"
     token = "token"

@@ -9,8 +9,9 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
-from seqloss_cli.cli.enums import Metric, PlotKind, PlotLevel, Unit
+from seqloss_cli.cli.enums import BinsBy, Metric, PlotKind, PlotLevel, Unit
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.plot_flags import Asked, refuse_idle_flags
 from seqloss_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ PLOT_OPTIONS: o.Group = {
             o.option(
                 o.SHOW,
                 "--kind",
-                "By default groups with --by, else histogram of one file, scatter of two, curve "
-                "of more.",
+                "By default groups with --by, curve of what objective --json wrote, else histogram "
+                "of one file, scatter of two, curve of more.",
                 show_default=False,
             ),
         ],
@@ -53,10 +54,20 @@ PLOT_OPTIONS: o.Group = {
         PlotLevel.sequence,
     ),
     "bins": (
-        Annotated[
-            int, o.option(o.SHOW, "--bins", "calibration: bins of equal width.", min=2, max=1000)
-        ],
+        Annotated[int, o.option(o.SHOW, "--bins", "calibration: how many bins.", min=2, max=1000)],
         15,
+    ),
+    "bins_by": (
+        Annotated[
+            BinsBy,
+            o.option(
+                o.SHOW,
+                "--bins-by",
+                "calibration: bins of equal width, or of equally many tokens (mass), which are "
+                "all kept in memory.",
+            ),
+        ],
+        BinsBy.width,
     ),
     "unit": (Annotated[Unit, o.option(o.SHOW, "--unit", "Unit of losses.")], Unit.nats),
     "title": (
@@ -78,7 +89,9 @@ PLOT_OPTIONS: o.Group = {
         None,
     ),
     "dpi": (
-        Annotated[int, o.option(PAPER, "--dpi", "Pixels per inch of a PNG.", min=30, max=1200)],
+        Annotated[
+            int, o.option(PAPER, "--dpi", "Pixels per inch: .png, and scatter.", min=30, max=1200)
+        ],
         300,
     ),
     "json": (
@@ -95,15 +108,6 @@ PLOT_OPTIONS: o.Group = {
         None,
     ),
 }
-_ONLY_FOR = {
-    "by": ("groups",),
-    "metric": ("curve", "groups"),
-    "level": ("scatter",),
-    "bins": ("calibration",),
-    "unit": ("curve", "histogram", "position", "scatter", "groups"),
-    "cluster": ("curve", "position", "groups", "calibration"),
-    "confidence": ("curve", "position", "groups", "calibration"),
-}
 
 
 @o.with_options(
@@ -114,15 +118,17 @@ _ONLY_FOR = {
 def plot(ctx: typer.Context, results: r.Files) -> None:
     """Plots of results: curves over checkpoints, histograms, positions, calibration, groups.
 
-    Intervals are over documents, as those of summarize. The same results give the same bytes; the
-    file's metadata names the models. Needs the extra `plot`.
+    Intervals are over documents: those of summarize, and for calibration Wilson's, and a bootstrap
+    for its expected error. The same results give the same bytes; the file's metadata names the
+    models. Needs the extra `plot`.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.plotting import made_plot
+        from seqloss_cli.cli.plotting import made_plot, open_source
 
         _check_output(ctx, results)
-        kind = _chosen_kind(ctx, results)
-        made = made_plot(ctx, kind, results)
+        source = open_source(results, ctx.params["kind"] is PlotKind.calibration)
+        kind = _chosen_kind(ctx, source.name, len(results), source.objective is not None)
+        made = made_plot(ctx, kind, source)
         if ctx.params["output"] is not None:
             _draw(ctx, made)
         if ctx.params["json"]:
@@ -149,21 +155,47 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
     require_matplotlib()
 
 
-def _chosen_kind(context: typer.Context, results: list[str]) -> PlotKind:
-    """Raises UsageError for options that are for other kinds."""
-    kind: PlotKind | None = context.params["kind"]
-    if kind is None and context.params["by"]:
-        kind = PlotKind.groups
-    elif kind is None:
-        kind = {1: PlotKind.histogram, 2: PlotKind.scatter}.get(len(results), PlotKind.curve)
-        n = len(results)
-        say(f"note: --kind {kind}, as there {'is one file' if n == 1 else f'are {n} files'}")
-    for parameter in context.command.params:
-        kinds = _ONLY_FOR.get(str(parameter.name))
-        source = context.get_parameter_source(str(parameter.name))
-        if kinds and kind not in kinds and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{parameter.opts[0]} is for --kind {' and '.join(kinds)}, not {kind}")
+def _chosen_kind(context: typer.Context, name: str, n: int, is_objective: bool) -> PlotKind:
+    """Raises UsageError for options that are for other kinds, and for the wrong number of files."""
+    values = context.params
+    kind: PlotKind | None = values["kind"]
+    if is_objective and kind not in (None, PlotKind.curve):
+        raise UsageError(f"{name} is a report of objective, which --kind curve is for, not {kind}")
+    if kind is None:
+        kind, why = _default_kind(values["by"], n, is_objective)
+        say(f"note: --kind {kind}, as {why}")
+    output: Path | None = values["output"]
+    extension = "" if output is None else output.suffix
+    refuse_idle_flags(context, Asked(kind, values["metric"], extension, n, is_objective))
+    if not is_objective:
+        _check_number(kind, n)
+    if kind is PlotKind.groups and not values["by"]:
+        raise UsageError("--by FIELD says which groups the bars are of")
     return kind
+
+
+def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind, str]:
+    """And why it is this one."""
+    if is_objective:
+        return PlotKind.curve, "objective wrote this report"
+    if by:
+        return PlotKind.groups, "there is --by"
+    if n == 1:
+        return PlotKind.histogram, "there is one file"
+    return (PlotKind.scatter if n == 2 else PlotKind.curve), f"there are {n} files"
+
+
+def _check_number(kind: PlotKind, n: int) -> None:
+    from seqloss_cli.plots import MOST_SERIES
+
+    if kind is PlotKind.scatter and n != 2:
+        raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
+    if kind is PlotKind.curve and n < 2:
+        raise UsageError(
+            "--kind curve needs RESULTS of two checkpoints or more, or what objective --json wrote"
+        )
+    if kind is not PlotKind.curve and n > MOST_SERIES:
+        raise UsageError(f"--kind {kind} shows {MOST_SERIES} RESULTS files at most; {n} given")
 
 
 def _draw(context: typer.Context, made: Made) -> None:

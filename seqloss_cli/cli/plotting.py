@@ -9,27 +9,32 @@ from typing import Any
 import typer
 
 from seqloss_cli.cli import reports as r
-from seqloss_cli.cli.compare import labels_of, say_what_was_left_out
-from seqloss_cli.cli.enums import PlotKind, PlotLevel
+from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_runs
+from seqloss_cli.cli.enums import BinsBy, PlotKind, PlotLevel
 from seqloss_cli.cli.failures import say
-from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.cli.plot_flags import WITH_METRICS
+from seqloss_cli.errors import RowError, RunError, UsageError
+from seqloss_cli.paths import shown_path
 from seqloss_cli.plots import (
-    MOST_SERIES,
+    CalibrationOptions,
     CurvePlot,
     Measure,
+    Metric,
     Plot,
+    RowsTaken,
     Together,
     calibration_plot,
     curve_of_objective,
     curve_plot,
     groups_plot,
     histogram_plot,
+    is_objective,
     position_plot,
-    read_objective,
     scatter_plot,
     without_directories,
 )
-from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, ResultsFile, run_differences
+from seqloss_cli.reading.streams import STDIN
+from seqloss_cli.results import NoResultsError, ResultsFile, open_results
 from seqloss_cli.summaries import SummaryOptions
 from seqloss_cli.writing.reports import file_row
 
@@ -64,15 +69,39 @@ class _Work:
         return [self.reading.rows(file) for file in self.files]
 
 
-def made_plot(context: typer.Context, kind: PlotKind, results: Sequence[str]) -> Made:
+@dataclass(frozen=True, slots=True)
+class Source:
+    name: str
+    """Of the first file."""
+    files: list[ResultsFile]
+    objective: Mapping[str, Any] | None = None
+    """The report of `objective` that stands in place of results."""
+
+
+def open_source(results: Sequence[str], favourites: bool) -> Source:
+    """Raises RunError for a file that holds neither."""
+    if len(results) > 1:
+        files = [r.open_one(name, favourites=favourites) for name in results]
+        return Source(files[0].name, files)
+    name = results[0]
+    try:
+        file = open_results(name, favourites)
+        return Source(file.name, [file])
+    except NoResultsError as error:
+        if is_objective(error.document):
+            return Source("<stdin>" if name == STDIN else shown_path(name), [], error.document)
+        raise r.cannot_open(name, error) from error
+    except RowError as error:
+        raise r.cannot_open(name, error) from error
+
+
+def made_plot(context: typer.Context, kind: PlotKind, source: Source) -> Made:
     values = context.params
-    measure = Measure(values["metric"].value, values["unit"] == "bits")
-    if kind is PlotKind.curve and len(results) == 1 and (document := read_objective(results[0])):
-        return _of_objective(context, results[0], document, measure)
-    _check_number(kind, len(results))
-    if kind is PlotKind.groups and not values["by"]:
-        raise UsageError("--by FIELD says which groups the bars are of")
-    work = _opened(context, kind, results, measure)
+    metric: Metric = values["metric"].value if kind in WITH_METRICS else "mean_loss"
+    measure = Measure(metric, values["unit"] == "bits")
+    if source.objective is not None:
+        return _of_objective(context, source.name, source.objective, measure)
+    work = _work(context, source.files, measure)
     plot = _KINDS[kind](work)
     if measure.metric == "mean_loss" and not work.same_tokenizer and kind is not PlotKind.scatter:
         say("warning: tokens of other tokenizers are other units; --metric bits_per_byte compares")
@@ -84,47 +113,17 @@ def made_plot(context: typer.Context, kind: PlotKind, results: Sequence[str]) ->
 def _of_objective(
     context: typer.Context, name: str, document: Mapping[str, Any], measure: Measure
 ) -> Made:
-    """Its intervals were made by the other command: what makes intervals is refused."""
-    for option in ("confidence", "cluster", "seed", "allow_different"):
-        source = context.get_parameter_source(option)
-        if source is not None and source.name == "COMMANDLINE":
-            flag = option.replace("_", "-")
-            raise UsageError(f"--{flag} is for results files; {name} has its intervals already")
+    """Its intervals were made by the other command."""
     curve = curve_of_objective(document, measure)
     _say_gaps(curve)
     models = [point.model for point in curve.points]
     return _made(context, curve, [{"file": name}], models, 0, document.get("confidence"))
 
 
-def _check_number(kind: PlotKind, n: int) -> None:
-    if kind is PlotKind.scatter and n != 2:
-        raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
-    if kind is PlotKind.curve and n < 2:
-        raise UsageError(
-            "--kind curve needs RESULTS of two checkpoints or more, or what objective --json wrote"
-        )
-    if kind is not PlotKind.curve and n > MOST_SERIES:
-        raise UsageError(f"--kind {kind} shows {MOST_SERIES} RESULTS files at most; {n} given")
-
-
-def _opened(
-    context: typer.Context, kind: PlotKind, results: Sequence[str], measure: Measure
-) -> _Work:
+def _work(context: typer.Context, files: list[ResultsFile], measure: Measure) -> _Work:
     """Raises UsageError where the runs' policies differ."""
     values = context.params
-    favourites = kind is PlotKind.calibration
-    files = [r.open_one(name, favourites=favourites) for name in results]
-    if not values["allow_different"]:
-        r.require_same(
-            files,
-            lambda file: run_differences(files[0].run, file.run, POLICIES),
-            "their losses are not of the same tokens",
-        )
-    keys = (*POLICIES, *TOKENIZER, *NUMERICS)
-    r.say_differences(
-        files, {f.name: run_differences(files[0].run, f.run, keys) for f in files[1:]}
-    )
-    differ = (run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
+    _, same_tokens = settle_runs(files, values["allow_different"])
     options = SummaryOptions(
         by=values["by"],
         cluster=values["cluster"],
@@ -133,7 +132,7 @@ def _opened(
         confidence=values["confidence"],
     )
     labels = without_directories(labels_of(files))
-    return _Work(context, r.Reading(files), labels, not any(differ), measure, options)
+    return _Work(context, r.Reading(files), labels, same_tokens, measure, options)
 
 
 def _made(
@@ -168,7 +167,7 @@ def _curve(work: _Work) -> CurvePlot:
     plot, together = curve_plot(
         work.rows(), models, work.same_tokenizer, work.measure, work.options
     )
-    _say_together(work, together, plot.n_documents)
+    _say_together(work, together, together.taken(plot.n_documents))
     _say_notes(plot.notes)
     _say_gaps(plot)
     return plot
@@ -179,15 +178,16 @@ def _say_gaps(plot: CurvePlot) -> None:
     for point in plot.points:
         if point.estimate.value is None:
             say(f"warning: {point.label} has no point: its figure is infinite, or not known")
-    _require_something(any(point.estimate.value is not None for point in plot.points))
+    known = any(point.estimate.value is not None for point in plot.points)
+    _require_something(known, "no checkpoint has a finite figure")
     if not plot.by_step:
         say("note: no training step in every name: checkpoints are in the order given")
 
 
 def _histogram(work: _Work) -> Plot:
     plot = histogram_plot(work.rows(), work.labels, work.measure)
-    _require_something(all(series.n_tokens for series in plot.series))
     for series in plot.series:
+        _require_scored(series.label, series.n_tokens > 0)
         if series.share_beyond:
             say(
                 f"note: {series.label}: {100 * series.share_beyond:.3g} % of the tokens lie beyond "
@@ -203,10 +203,11 @@ def _position(work: _Work) -> Plot:
     r.require_field("--cluster", work.options.cluster, n_without, n_rows)
     _say_notes(plot.notes)
     for series in plot.series:
+        _require_scored(series.label, bool(series.positions))
         without = [p for p in series.positions if p.mean_loss.value is None]
         for p in without:
             say(f"warning: {series.label}: positions {p.first}-{p.last} have no point: infinite")
-        _require_something(len(without) < len(series.positions))
+        _require_something(len(without) < len(series.positions), f"{series.label}: no finite loss")
     return plot
 
 
@@ -222,7 +223,7 @@ def _scatter(work: _Work) -> Plot:
         "token" if tokens else "document",
         work.options.seed,
     )
-    _say_together(work, together, plot.n)
+    _say_together(work, together, plot.rows)
     if plot.n > len(plot.first):
         say(f"note: {len(plot.first):,} of {plot.n:,} {plot.of}s are drawn; all are counted")
     return plot
@@ -242,10 +243,21 @@ def _groups(work: _Work) -> Plot:
 
 def _calibration(work: _Work) -> Plot:
     values = work.context.params
-    plot = calibration_plot(
-        work.rows(), work.labels, values["bins"], values["cluster"], values["confidence"]
+    options = CalibrationOptions(
+        n_bins=values["bins"],
+        by_mass=values["bins_by"] is BinsBy.mass,
+        cluster=values["cluster"],
+        seed=values["seed"],
+        confidence=values["confidence"],
     )
-    _require_something(all(series.n_tokens for series in plot.series))
+    plot = calibration_plot(work.rows(), work.labels, options)
+    for series in plot.series:
+        _require_scored(series.label, series.n_tokens > 0)
+        if len(series.bins) < options.n_bins:
+            say(
+                f"note: {series.label}: {len(series.bins)} bins, as many probabilities are equal: "
+                "those are not parted"
+            )
     n_rows = sum(file.n_sequences for file in work.files)
     r.require_field("--cluster", values["cluster"], plot.n_without_cluster, n_rows)
     return plot
@@ -261,12 +273,13 @@ _KINDS: dict[PlotKind, Callable[[_Work], Plot]] = {
 }
 
 
-def _say_together(work: _Work, together: Together, n: int) -> None:
+def _say_together(work: _Work, together: Together, rows: RowsTaken) -> None:
     """Raises RunError where no row is left."""
     say_what_was_left_out(together, work.files)
-    _require_something(n > 0)
-    cluster = work.options.cluster
-    r.require_field("--cluster", cluster, together.n_without_cluster, together.joined.n_joined)
+    _require_something(rows.n_used > 0)
+    if rows.n_missing:
+        say(f"note: the plot is of {rows.n_used} of the rows of each file")
+    r.require_field("--cluster", work.options.cluster, together.n_without_cluster, rows.n_used)
 
 
 def _say_notes(notes: list[str]) -> None:
@@ -274,6 +287,10 @@ def _say_notes(notes: list[str]) -> None:
         say(f"note: {note}")
 
 
-def _require_something(there: bool) -> None:
+def _require_scored(label: str, there: bool) -> None:
+    _require_something(there, f"{label}: no token is scored")
+
+
+def _require_something(there: bool, why: str = "no row of the results can be used") -> None:
     if not there:
-        raise RunError("there is nothing to plot: no row of the results can be used")
+        raise RunError(f"there is nothing to plot: {why}")

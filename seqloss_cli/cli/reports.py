@@ -124,7 +124,6 @@ def open_one(
 ) -> ResultsFile:
     """By the name that messages are to have; `bulky`: with texts and all arrays. Raises RunError
     when it holds no results."""
-    from seqloss_cli.paths import shown_path
     from seqloss_cli.results import open_results
 
     try:
@@ -132,7 +131,13 @@ def open_one(
         file.name = shown or file.name
         return file
     except RowError as error:
-        raise RunError(f"{shown_path(name)}: {error.message} ({error.reason})") from error
+        raise cannot_open(name, error) from error
+
+
+def cannot_open(name: str, error: RowError) -> RunError:
+    from seqloss_cli.paths import shown_path
+
+    return RunError(f"{shown_path(name)}: {error.message} ({error.reason})")
 
 
 def require_same(

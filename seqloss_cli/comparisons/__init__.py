@@ -9,7 +9,7 @@ from seqloss_cli.comparisons.comparing import (
     compare,
 )
 from seqloss_cli.comparisons.documents import DocumentRows, documents_of
-from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable, scored_apart
+from seqloss_cli.comparisons.joining import Joined, JoinReport, join, not_comparable, scored_apart
 from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Comparisons",
     "DocumentRows",
     "JoinReport",
+    "Joined",
     "Objective",
     "SideTotals",
     "compare",

@@ -1,30 +1,32 @@
 """Plots for papers: the numbers behind each kind, and its drawing."""
 
-from seqloss_cli.plots.calibrations import CalibrationPlot, calibration_plot
-from seqloss_cli.plots.charts import MOST_SERIES, Plot, draw, size_of
-from seqloss_cli.plots.curves import (
-    CurvePlot,
-    Together,
-    curve_of_objective,
-    curve_plot,
-    read_objective,
+from seqloss_cli.plots.calibrations import (
+    CalibrationOptions,
+    CalibrationPlot,
+    calibration_plot,
 )
+from seqloss_cli.plots.charts import MOST_SERIES, Plot, draw, size_of
+from seqloss_cli.plots.curves import CurvePlot, curve_of_objective, curve_plot, is_objective
 from seqloss_cli.plots.groups import MOST_GROUPS, GroupsPlot, groups_plot, position_plot
 from seqloss_cli.plots.histograms import HistogramPlot, histogram_plot
-from seqloss_cli.plots.measures import Measure, without_directories
+from seqloss_cli.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.plots.scatters import ScatterPlot, scatter_plot
 from seqloss_cli.plots.style import Paper, drawn, require_matplotlib
+from seqloss_cli.plots.together import RowsTaken, Together
 
 __all__ = [
     "MOST_GROUPS",
     "MOST_SERIES",
+    "CalibrationOptions",
     "CalibrationPlot",
     "CurvePlot",
     "GroupsPlot",
     "HistogramPlot",
     "Measure",
+    "Metric",
     "Paper",
     "Plot",
+    "RowsTaken",
     "ScatterPlot",
     "Together",
     "calibration_plot",
@@ -34,8 +36,8 @@ __all__ = [
     "drawn",
     "groups_plot",
     "histogram_plot",
+    "is_objective",
     "position_plot",
-    "read_objective",
     "require_matplotlib",
     "scatter_plot",
     "size_of",

@@ -4,10 +4,14 @@ At each scored token the model's favourite has a probability, and either is the 
 not. In bins of that probability the share of tokens at which it is stands beside the mean
 probability; the expected calibration error is the mean of what lies between, weighted by tokens
 (Guo, Pleiss, Sun & Weinberger, On Calibration of Modern Neural Networks, 2017).
+
+Bins are of equal width, or hold about as many tokens each: these are cut at quantiles of the
+probabilities, and equal ones are never parted, so that no bin depends on the order of rows.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +20,22 @@ from typing import ClassVar
 import numpy as np
 
 from seqloss_cli.errors import UsageError
-from seqloss_cli.records import Floats
+from seqloss_cli.records import Floats, Ints
 from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import Estimate, share_estimate
+from seqloss_cli.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate
 from seqloss_cli.summaries import Clusters
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    n_bins: int = 15
+    by_mass: bool = False
+    """Bins of about as many tokens, else of equal width."""
+    cluster: str | None = None
+    seed: int = 0
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +53,14 @@ class CalibrationBin:
 @dataclass(frozen=True, slots=True)
 class CalibrationSeries:
     label: str
-    expected_calibration_error: float
-    accuracy: float
-    confidence: float
+    expected_calibration_error: Estimate
+    """Biased upward: chance alone makes gaps, too."""
+    resampling_bias: float | None
+    """By how much it lies higher on average in resamples; the figure's own bias is about that, or
+    more. None without an interval."""
+    accuracy: float | None
+    """None, as the confidence, where nothing is scored."""
+    confidence: float | None
     n_tokens: int
     bins: list[CalibrationBin]
 
@@ -47,67 +68,126 @@ class CalibrationSeries:
 @dataclass(frozen=True, slots=True)
 class CalibrationPlot:
     kind: ClassVar[str] = "calibration"
+    bins_by: str
+    """width or mass."""
     series: list[CalibrationSeries]
     n_without_cluster: int
 
 
-class _Bins:
-    """The sums of each document in bins of equal width."""
+class _Sums:
+    """Of each document in each bin that it has tokens in."""
 
-    def __init__(self, n_bins: int) -> None:
-        self.n_bins = n_bins
-        self._sums = [[array("d") for _ in range(3)] for _ in range(n_bins)]
-        self._clusters = [array("q") for _ in range(n_bins)]
+    def __init__(self, edges: Floats) -> None:
+        self._edges, self._n_bins = edges, len(edges) - 1
+        self._places, self._units = array("q"), array("q")
+        self._sums = [array("d") for _ in range(3)]
 
-    def add(self, sure: Floats, right: Floats, cluster: int) -> None:
-        places = np.clip(np.ceil(sure * self.n_bins).astype(np.int64) - 1, 0, self.n_bins - 1)
+    def add(self, sure: Floats, right: Floats, unit: int) -> None:
+        """Of one document: the favourites' probabilities, and 1 where they are right."""
+        places = np.searchsorted(self._edges[1:-1], sure, side="left")
         each_token = (np.ones_like(sure), sure, right)
-        sums = [np.bincount(places, values, self.n_bins) for values in each_token]
-        for place in np.flatnonzero(sums[0]).tolist():
-            for kept, each in zip(self._sums[place], sums, strict=True):
-                kept.append(float(each[place]))
-            self._clusters[place].append(cluster)
+        sums = [np.bincount(places, values, self._n_bins) for values in each_token]
+        filled = np.flatnonzero(sums[0])
+        self._places.extend(filled.tolist())
+        self._units.extend([unit] * len(filled))
+        for kept, each in zip(self._sums, sums, strict=True):
+            kept.extend(each[filled].tolist())
 
-    def series(self, label: str, clustered: bool, confidence: float) -> CalibrationSeries:
-        totals = np.array([[sum(each) for each in sums] for sums in self._sums])
-        n = max(1.0, totals[:, 0].sum())
+    def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
+        parts = _Parts(
+            np.array(self._places, dtype=np.int64),
+            np.unique(np.array(self._units, dtype=np.int64), return_inverse=True)[1],
+            *(np.array(each) for each in self._sums),
+        )
+        error, bias = _error(parts, options)
+        n = math.fsum(parts.n.tolist())
+        edges = self._edges.tolist()
         return CalibrationSeries(
             label=label,
-            expected_calibration_error=float(np.abs(totals[:, 2] - totals[:, 1]).sum() / n),
-            accuracy=float(totals[:, 2].sum() / n),
-            confidence=float(totals[:, 1].sum() / n),
-            n_tokens=int(totals[:, 0].sum()),
-            bins=[self._bin(place, clustered, confidence) for place in range(self.n_bins)],
+            expected_calibration_error=error,
+            resampling_bias=bias,
+            accuracy=math.fsum(parts.right.tolist()) / n if n else None,
+            confidence=math.fsum(parts.sure.tolist()) / n if n else None,
+            n_tokens=int(n),
+            bins=[_bin(parts, k, edges[k], edges[k + 1], options) for k in range(self._n_bins)],
         )
 
-    def _bin(self, place: int, clustered: bool, confidence: float) -> CalibrationBin:
-        edges = place / self.n_bins, (place + 1) / self.n_bins
-        n, sure, right = (np.array(each) for each in self._sums[place])
-        if not len(n):
-            return CalibrationBin(*edges, 0, None, None)
-        numbers = np.unique(np.array(self._clusters[place]), return_inverse=True)[1]
-        accuracy = share_estimate(right, n, numbers if clustered else None, confidence)
-        return CalibrationBin(*edges, int(n.sum()), float(sure.sum() / n.sum()), accuracy)
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A document (or cluster) in a bin, parallel."""
+
+    places: Ints
+    units: Ints
+    n: Floats
+    sure: Floats
+    right: Floats
+
+
+def _error(parts: _Parts, options: CalibrationOptions) -> tuple[Estimate, float | None]:
+    gaps = UnitGaps(parts.units, parts.places, parts.right - parts.sure, parts.n)
+    unit = "cluster" if options.cluster else "document"
+    return mean_gap_estimate(gaps, _RESAMPLES, options.seed, unit, options.confidence)
+
+
+def _bin(
+    parts: _Parts, place: int, low: float, high: float, options: CalibrationOptions
+) -> CalibrationBin:
+    here = parts.places == place
+    n, right = parts.n[here], parts.right[here]
+    if not len(n):
+        return CalibrationBin(low, high, 0, None, None)
+    units = np.unique(parts.units[here], return_inverse=True)[1] if options.cluster else None
+    accuracy = share_estimate(right, n, units, options.confidence)
+    total = math.fsum(n.tolist())
+    return CalibrationBin(
+        low, high, int(total), math.fsum(parts.sure[here].tolist()) / total, accuracy
+    )
+
+
+class _Tokens:
+    """All of a file's, as bins of equal mass are not known before the last of them."""
+
+    def __init__(self) -> None:
+        self._documents: list[tuple[Floats, Floats, int]] = []
+
+    def add(self, sure: Floats, right: Floats, unit: int) -> None:
+        self._documents.append((sure, right, unit))
+
+    def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
+        everything = [sure for sure, _, _ in self._documents]
+        sums = _Sums(edges_of_mass(np.concatenate([np.empty(0), *everything]), options.n_bins))
+        for document in self._documents:
+            sums.add(*document)
+        return sums.series(label, options)
+
+
+def edges_of_mass(values: Floats, n_bins: int) -> Floats:
+    """From 0 to 1; fewer bins than asked for where many values are equal."""
+    ordered, n = np.sort(values), len(values)
+    if not n:
+        return np.array([0.0, 1.0])
+    last_of_each = -(-np.arange(1, n_bins) * n // n_bins) - 1
+    inner = np.unique(ordered[np.maximum(last_of_each, 0)])
+    return np.concatenate([[0.0], inner[(inner > 0) & (inner < ordered[-1])], [1.0]])
 
 
 def calibration_plot(
-    files: Sequence[Iterable[ResultRow]],
-    labels: Sequence[str],
-    n_bins: int,
-    cluster: str | None,
-    confidence: float,
+    files: Sequence[Iterable[ResultRow]], labels: Sequence[str], options: CalibrationOptions
 ) -> CalibrationPlot:
     """Raises UsageError where rows have no alternatives."""
     series, n_without = [], 0
     for label, rows in zip(labels, files, strict=True):
-        bins, clusters = _Bins(n_bins), Clusters(cluster)
-        for row in rows:
-            number = clusters.number(row)
+        clusters = Clusters(options.cluster)
+        equal_width = np.arange(options.n_bins + 1) / options.n_bins
+        sums = _Tokens() if options.by_mass else _Sums(equal_width)
+        for number, row in enumerate(rows):
+            cluster = clusters.number(row)
             if row.totals.n_scored:
-                bins.add(*_favourites(row), number)
-        series.append(bins.series(label, cluster is not None, confidence))
+                sums.add(*_favourites(row), cluster if options.cluster else number)
+        series.append(sums.series(label, options))
         n_without += clusters.n_without
-    return CalibrationPlot(series, n_without)
+    return CalibrationPlot("mass" if options.by_mass else "width", series, n_without)
 
 
 def _favourites(row: ResultRow) -> tuple[Floats, Floats]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import orjson
-
-from seqloss_cli.comparisons import JoinReport, join, scored_apart, training_step
-from seqloss_cli.errors import RowError, UsageError
+from seqloss_cli.comparisons import Joined, join, scored_apart, training_step
+from seqloss_cli.errors import UsageError
 from seqloss_cli.plots.measures import Measure, Metric, without_directories
-from seqloss_cli.reading.streams import open_input
+from seqloss_cli.plots.together import RowsTaken, Together
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Estimate, unknown
 from seqloss_cli.summaries import Summarizer, SummaryOptions
@@ -34,17 +32,9 @@ class CurvePlot:
     """By training step where all of them have one of their own, else as they were given."""
     by_step: bool
     n_documents: int
+    rows: RowsTaken | None
+    """None of a report of `objective`, which tells of them itself."""
     notes: list[str]
-
-
-@dataclass(slots=True)
-class Together:
-    """Which rows of several files could be taken together."""
-
-    joined: JoinReport = field(default_factory=JoinReport)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Ids by reason."""
-    n_without_cluster: int = 0
 
 
 def curve_plot(
@@ -58,12 +48,10 @@ def curve_plot(
     sums = [Summarizer(options) for _ in files]
     n_rows = 0
     for rows in join(files, together.joined):
-        if not rows[0].totals.n_scored:
-            continue
-        if reason := scored_apart(rows, same_tokenizer):
+        if reason := _useless(rows, same_tokenizer):
             together.left_out.setdefault(reason, []).append(rows[0].id)
             continue
-        for summarizer, row in zip(sums, rows, strict=True):
+        for summarizer, row in zip(sums, _in_one_cluster(rows, options.cluster), strict=True):
             # tokens matter as long as there is one document, whose blocks are resampled
             summarizer.add(replace(row, tokens=None) if n_rows else row)
         n_rows += 1
@@ -71,40 +59,47 @@ def curve_plot(
     together.n_without_cluster = found[0].n_without_cluster
     nothing = unknown(None, n_rows, "an infinite loss, or nothing scored")
     estimates = [measure.of(each.whole.estimates.get(measure.metric, nothing)) for each in found]
-    return made_curve(models, estimates, measure, n_rows, found[0].whole.notes), together
+    steps = [training_step(model) for model in models]
+    curve = made_curve(models, steps, estimates, measure, n_rows, together.taken(n_rows))
+    return replace(curve, notes=found[0].whole.notes), together
+
+
+def _useless(rows: Joined, same_tokenizer: bool) -> str | None:
+    if not any(row.totals.n_scored for row in rows):
+        return "nothing scored"
+    return scored_apart(rows, same_tokenizer)
+
+
+def _in_one_cluster(rows: Joined, cluster: str | None) -> Joined:
+    """They are of one input: what only some files say of it holds for all."""
+    if cluster is None:
+        return rows
+    value = next((v for row in rows if (v := row.field(cluster)) is not None), None)
+    return tuple(replace(row, fields={**row.fields, cluster: value}) for row in rows)
 
 
 def made_curve(
     models: Sequence[str],
+    steps: Sequence[int | None],
     estimates: Sequence[Estimate],
     measure: Measure,
     n_documents: int,
-    notes: list[str],
+    rows: RowsTaken | None = None,
 ) -> CurvePlot:
-    steps = [training_step(model) for model in models]
     labels = without_directories(models)
     points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]
     by_step = None not in steps and len(set(steps)) == len(steps)
     if by_step:
         points.sort(key=lambda point: point.step or 0)
-    return CurvePlot(measure.label, points, by_step, n_documents, notes)
+    return CurvePlot(measure.label, points, by_step, n_documents, rows, [])
 
 
 # -- what `objective --json` wrote ---------------------------------------------------------------
 
 
-def read_objective(name: str) -> Mapping[str, Any] | None:
-    """The document, or None where the file holds something else."""
-    try:
-        with open_input(name) as (stream, _):
-            if not stream.read(1).startswith(b"{"):
-                return None
-        with open_input(name) as (stream, _):
-            document = orjson.loads(stream.read())
-    except (RowError, orjson.JSONDecodeError):
-        return None
+def is_objective(document: Mapping[str, Any]) -> bool:
     checkpoints = document.get("checkpoints")
-    return document if isinstance(checkpoints, list) and checkpoints else None
+    return isinstance(checkpoints, list) and bool(checkpoints)
 
 
 def curve_of_objective(document: Mapping[str, Any], measure: Measure) -> CurvePlot:
@@ -113,7 +108,8 @@ def curve_of_objective(document: Mapping[str, Any], measure: Measure) -> CurvePl
     try:
         estimates = [measure.of(_estimate(row, measure.metric)) for row in rows]
         models = [str(row["model"]) for row in rows]
-        return made_curve(models, estimates, measure, int(rows[0]["n_sequences"]), [])
+        steps = [None if row["step"] is None else int(row["step"]) for row in rows]
+        return made_curve(models, steps, estimates, measure, int(rows[0]["n_sequences"]))
     except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise UsageError(f"this is no report of seqloss objective --json: {error!r}") from error
 

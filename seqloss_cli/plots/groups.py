@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.plots.histograms import require_tokens
 from seqloss_cli.plots.measures import Measure
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Estimate
@@ -35,7 +35,8 @@ class GroupBar:
     """Of the field, None where a row has none."""
     estimates: list[Estimate | None]
     """One for each series; None where the file has no such rows, or no such figure for them."""
-    n_documents: int
+    n_documents: list[int]
+    """With something scored, in each series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +65,20 @@ def position_plot(
     measure: Measure,
     options: SummaryOptions,
 ) -> tuple[PositionPlot, list[Summary]]:
-    found = [summarize(rows, options) for rows in files]
+    """Raises UsageError where rows were written without the losses of their tokens."""
+    found = [summarize(_with_tokens(rows), options) for rows in files]
     series, notes = [], list[str]()
     for label, summary in zip(labels, found, strict=True):
-        if not summary.positions:
-            raise UsageError(
-                f"{label} has no losses of tokens, which this plot is of: score again without "
-                "--no-tokens"
-            )
         scaled = [replace(p, mean_loss=measure.of(p.mean_loss)) for p in summary.positions]
         series.append(PositionSeries(label, scaled))
         notes += [note for note in summary.whole.notes if note not in notes]
     return PositionPlot(measure.label, series, notes), found
+
+
+def _with_tokens(rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
+    for row in rows:
+        require_tokens(row)
+        yield row
 
 
 def groups_plot(
@@ -86,7 +89,7 @@ def groups_plot(
 ) -> GroupsPlot:
     found = [summarize(rows, options) for rows in files]
     by_value: dict[tuple[str, Any], list[Estimate | None]] = {}
-    n_documents: dict[tuple[str, Any], int] = {}
+    n_documents: dict[tuple[str, Any], list[int]] = {}
     without_bar: list[tuple[str, str]] = []
     for place, summary in enumerate(found):
         for group in summary.groups:
@@ -96,8 +99,8 @@ def groups_plot(
             values[place] = None if estimate is None else measure.of(estimate)
             if estimate is None or estimate.value is None:
                 without_bar.append((labels[place], str(group.value)))
-            n = group.totals.n_sequences_scored
-            n_documents[key] = max(n, n_documents.get(key, 0))
+            counts = n_documents.setdefault(key, [0] * len(found))
+            counts[place] = group.totals.n_sequences_scored
     bars = [GroupBar(key[1], values, n_documents[key]) for key, values in by_value.items()]
     known = [bar for bar in bars if _height(bar) is not None]
     known.sort(key=lambda bar: _height(bar) or 0.0, reverse=True)

@@ -62,14 +62,17 @@ class _Counts:
 
 def counted_losses(row: ResultRow) -> Floats:
     """In nats. Raises UsageError where the row was written without them."""
-    if row.tokens is None:
-        if row.totals.n_scored:
-            raise UsageError(
-                f"{row.place} has no losses of tokens, which this plot is of: score again without "
-                "--no-tokens"
-            )
-        return np.empty(0)
-    return row.tokens.losses[row.tokens.counted]
+    require_tokens(row)
+    return np.empty(0) if row.tokens is None else row.tokens.losses[row.tokens.counted]
+
+
+def require_tokens(row: ResultRow) -> None:
+    """Raises UsageError where something is scored, and the row was written without its losses."""
+    if row.tokens is None and row.totals.n_scored:
+        raise UsageError(
+            f"{row.place} has no losses of tokens, which this plot is of: score again without "
+            "--no-tokens"
+        )
 
 
 def histogram_plot(

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from seqloss_cli.comparisons import TIE, join, not_comparable
-from seqloss_cli.plots.curves import Together
 from seqloss_cli.plots.histograms import counted_losses
 from seqloss_cli.plots.measures import Measure
+from seqloss_cli.plots.together import RowsTaken, Together
 from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Reservoir
@@ -37,23 +37,27 @@ class ScatterPlot:
     """On which B is lower by more than a tie."""
     n_tied: int
     n_higher: int
+    rows: RowsTaken
 
 
 class _Points:
     def __init__(self, seed: int) -> None:
         # one seed: both draw the same places
         self._first, self._second = (Reservoir(_MOST_POINTS, seed) for _ in range(2))
-        self.n = self.n_lower = self.n_higher = 0
+        self.n = self.n_lower = self.n_higher = self.n_rows = 0
 
     def add(self, first: Floats, second: Floats) -> None:
         """In nats per token or byte."""
         self._first.add(first)
         self._second.add(second)
+        self.n_rows += 1
         self.n += len(first)
         self.n_lower += int((second - first < -TIE).sum())
         self.n_higher += int((second - first > TIE).sum())
 
-    def plot(self, unit: str, nats: float, labels: Sequence[str], of: Of) -> ScatterPlot:
+    def plot(
+        self, unit: str, nats: float, labels: Sequence[str], of: Of, together: Together
+    ) -> ScatterPlot:
         return ScatterPlot(
             unit=unit,
             labels=(labels[0], labels[1]),
@@ -64,6 +68,7 @@ class _Points:
             n_lower=self.n_lower,
             n_tied=self.n - self.n_lower - self.n_higher,
             n_higher=self.n_higher,
+            rows=together.taken(self.n_rows),
         )
 
 
@@ -91,4 +96,4 @@ def scatter_plot(
         points.add(*losses)
     per = "token" if same_tokenizer else "byte"
     unit = measure.unit if of == "token" else f"{measure.unit} per {per}"
-    return points.plot(unit, measure.nats, labels, of), together
+    return points.plot(unit, measure.nats, labels, of, together), together

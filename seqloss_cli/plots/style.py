@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ Format = Literal["svg", "png", "pdf"]
 MUTED = "#707070"
 """Of what is not data."""
 _LONGEST = 40
+_LACKS = re.compile(r"Glyph (\d+) .*missing from font")
 _STYLE: Mapping[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": ["sans-serif"],  # with the next line in that order: what SVG falls back to
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 9,
@@ -87,7 +90,7 @@ def drawn(
     from matplotlib.figure import Figure
 
     made = io.BytesIO()
-    with matplotlib.rc_context(), _warnings_to(warn):
+    with matplotlib.rc_context(), _warnings_to(warn, format):
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(paper.width, paper.height), layout="constrained")
@@ -120,10 +123,19 @@ def _keys(format: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
-    """Matplotlib's warnings, each once, in a line of ours."""
+def _warnings_to(warn: Callable[[str], None], format: Format) -> Iterator[None]:
+    """Matplotlib's warnings, each once, in a line of ours; letters that the font lacks in one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
+    lacking: dict[str, None] = {}
     for message in dict.fromkeys(str(each.message) for each in caught):
-        warn(f"warning: {message}")
+        if found := _LACKS.match(message):
+            lacking[chr(int(found[1]))] = None
+        else:
+            warn(f"warning: {message}")
+    if lacking and format != "svg":  # there texts are texts, in the reader's fonts
+        warn(
+            f"warning: the font has no {escape(''.join(lacking))}: boxes stand in their place; "
+            "-o FILE.svg keeps them"
+        )

@@ -1,6 +1,6 @@
 """Results files as data: what `score` and `cond` wrote, read back and checked."""
 
-from seqloss_cli.results.files import ResultsFile, open_results
+from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
 from seqloss_cli.results.rows import Favourites, ResultRow, TokenLosses, totals_of_row
 from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, Difference, run_differences
 
@@ -10,6 +10,7 @@ __all__ = [
     "TOKENIZER",
     "Difference",
     "Favourites",
+    "NoResultsError",
     "ResultRow",
     "ResultsFile",
     "TokenLosses",

@@ -50,6 +50,14 @@ class ResultsFile:
     """Rows keep the first of their alternatives."""
 
 
+class NoResultsError(RowError):
+    """A whole JSON object where results were looked for, which another command may have written."""
+
+    def __init__(self, message: str, document: Run) -> None:
+        super().__init__("no_results", f"holds no results of seqloss: {message}")
+        self.document = document
+
+
 def open_results(name: str, favourites: bool = False, bulky: bool = False) -> ResultsFile:
     """`favourites` asks for those of its rows, `bulky` for their texts and all arrays, too.
 
@@ -62,12 +70,12 @@ def open_results(name: str, favourites: bool = False, bulky: bool = False) -> Re
         line, first = next(records)
     except StopIteration:
         raise RowError("empty", "holds nothing") from None
+    if isinstance(first, NoResultsError):
+        raise first
     if isinstance(first, RowError):
         raise RowError("no_results", f"holds no results of seqloss: line {line} {first.message}")
     if first.get("type") != "run":
-        raise RowError(
-            "no_results", "holds no results of seqloss: it does not begin with a run; -o FILE.jsonl"
-        )
+        raise NoResultsError("it does not begin with a run; -o FILE.jsonl", first)
     run = _checked_run(first)
     file = ResultsFile(source, run, iter(()), bulky=bulky, favourites=favourites)
     file.rows = _rows(file, records)
@@ -208,7 +216,7 @@ def _of_document(raw: bytes) -> Iterator[tuple[int, Any]]:
         return
     for name, kind in (("run", dict), ("sequences", list), ("rejected", list), ("totals", dict)):
         if not isinstance(document.get(name), kind):
-            yield 1, RowError("bad_row", f"is no document of results: {name!r} is not there")
+            yield 1, NoResultsError(f"{name!r} is not there", document)
             return
     yield 1, {"type": "run", "schema_version": document.get("schema_version"), **document["run"]}
     rows = [("sequence", row) for row in document["sequences"]]

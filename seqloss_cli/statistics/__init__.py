@@ -15,6 +15,7 @@ from seqloss_cli.statistics.estimates import (
     share_estimate,
     unknown,
 )
+from seqloss_cli.statistics.gaps import UnitGaps, mean_gap_estimate
 from seqloss_cli.statistics.permutation import SignFlip, holm, sign_flip_test
 from seqloss_cli.statistics.reservoir import Reservoir
 
@@ -23,12 +24,14 @@ __all__ = [
     "Estimate",
     "Reservoir",
     "SignFlip",
+    "UnitGaps",
     "block_bootstrap",
     "bootstrap_ratio",
     "cluster_quantiles",
     "default_block",
     "holm",
     "interval_notes",
+    "mean_gap_estimate",
     "proportion_estimate",
     "quantile_estimate",
     "ratio_estimate",

@@ -21,7 +21,8 @@ from seqloss_cli.records import Floats, Ints
 
 FEW_UNITS = 30
 """Below this many, intervals are said to rest on few documents: they tend to be too narrow."""
-_ENTRIES = 1 << 21  # of a block of resamples
+MOST_ENTRIES = 1 << 21
+"""Of a block of resamples."""
 _ROUNDING = 1e-12
 
 
@@ -89,7 +90,9 @@ def ratio_estimate(
     n, unit = len(residuals), "document" if clusters is None else "cluster"
     if n < 2:
         return unknown(value, n, f"no interval: one {unit}")
-    error = math.sqrt(n / (n - 1) * float(residuals @ residuals)) / abs(total)
+    scaled, exponent = _scaled(residuals)
+    root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
+    error = math.ldexp(root, exponent) / abs(total)
     reach = _student(n - 1, confidence) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
     return Estimate(value, value - reach, value + reach, error, n, method)
@@ -111,14 +114,14 @@ def bootstrap_ratio(
     if n < 2 or value is None:
         return unknown(value, n, f"no interval: {n} {unit}s")
     generator, found = np.random.default_rng(seed), np.empty(n_resamples)
-    step = max(1, _ENTRIES // n)
+    step = max(1, MOST_ENTRIES // n)
     for start in range(0, n_resamples, step):
         drawn = generator.integers(0, n, (min(step, n_resamples - start), n))
         sums = m[drawn].sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             found[start : start + step] = y[drawn].sum(1) / sums
     method = f"bootstrap over {unit}s, percentiles of {n_resamples} resamples, seed {seed}"
-    return _percentiles(value, found[np.isfinite(found)], confidence, n, method)
+    return percentiles(value, found[np.isfinite(found)], confidence, n, method)
 
 
 def default_block(n_tokens: int) -> int:
@@ -139,7 +142,7 @@ def block_bootstrap(
     ahead = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
     block_sums = ahead[block:] - ahead[:-block]
     generator, found = np.random.default_rng(seed), np.empty(n_resamples)
-    step = max(1, _ENTRIES // n_blocks)
+    step = max(1, MOST_ENTRIES // n_blocks)
     for start in range(0, n_resamples, step):
         drawn = generator.integers(0, n, (min(step, n_resamples - start), n_blocks))
         found[start : start + step] = block_sums[drawn].sum(1) / (n_blocks * block)
@@ -147,7 +150,7 @@ def block_bootstrap(
         f"circular block bootstrap of one text, {n_blocks} blocks of {block} tokens, percentiles "
         f"of {n_resamples} resamples, seed {seed}"
     )
-    return _percentiles(value, found, confidence, n_blocks, method)
+    return percentiles(value, found, confidence, n_blocks, method)
 
 
 def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:
@@ -231,7 +234,15 @@ def share_estimate(
 def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z * math.sqrt((p * (1 - p) + z**2 / (4 * n)) / n) / (1 + z**2 / n)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # p lies between them, and at p = 0 or 1 is one of them: rounding must not part them
+    return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))
+
+
+def _scaled(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Values over a power of two, and its exponent: their squares stay within a float64, and what
+    is made of them has the same bits as it would have without."""
+    exponent = math.frexp(float(np.abs(values).max(initial=0.0)))[1]
+    return np.ldexp(values, -exponent), exponent
 
 
 def _summed(values: Floats, clusters: Ints | None) -> Floats:
@@ -245,16 +256,18 @@ def _student(degrees: int, confidence: float) -> float:
 
 
 def _ordered(value: float, found: NDArray[Any], confidence: float, n: int, method: str) -> Estimate:
-    """As `_percentiles`, by ranks alone: some may be infinite."""
+    """As `percentiles`, by ranks alone: some may be infinite."""
     tail = (1 - confidence) / 2
     low = np.quantile(found, tail, method="inverted_cdf")
     high = np.quantile(found, 1 - tail, method="inverted_cdf")
     return Estimate(value, float(low), float(high), None, n, method)
 
 
-def _percentiles(
+def percentiles(
     value: float, found: NDArray[Any], confidence: float, n: int, method: str
 ) -> Estimate:
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), float(found.std(ddof=1)), n, method)
+    scaled, exponent = _scaled(found)
+    error = math.ldexp(float(scaled.std(ddof=1)), exponent)
+    return Estimate(value, float(low), float(high), error, n, method)
