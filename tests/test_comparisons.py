@@ -272,10 +272,16 @@ def test_nothing_in_common_is_said(run_cli: Run, files: tuple[Path, Path]) -> No
     assert "first a" in done.stderr
 
 
-def test_clusters_are_what_is_drawn(run_cli: Run, files: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("who", ["both", "first", "second", "half"])
+def test_clusters_are_what_is_drawn(run_cli: Run, files: tuple[Path, Path], who: str) -> None:
+    """Whichever file names them: rows of one input are in one cluster."""
     for path, shift in ((files[0], 0.0), (files[1], -0.1)):
         rows = made(40, shift)
-        write(path, [each | {"meta": {"book": n // 10}} for n, each in enumerate(rows)])
+        first = path == files[0]
+        named = {"both": True, "first": first, "second": not first}
+        said = [named.get(who, (n % 2 == 0) == first) for n in range(40)]
+        meta = [{"meta": {"book": n // 10}} if said[n] else {} for n in range(40)]
+        write(path, [each | meta[n] for n, each in enumerate(rows)])
     (pair,) = report(run_cli, *map(str, files), "--cluster", "book")["comparisons"]
     assert pair["difference"]["n"] == 4
     assert pair["p"] == 2 / 2**4

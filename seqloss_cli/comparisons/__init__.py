@@ -9,7 +9,14 @@ from seqloss_cli.comparisons.comparing import (
     compare,
 )
 from seqloss_cli.comparisons.documents import DocumentRows, documents_of
-from seqloss_cli.comparisons.joining import Joined, JoinReport, join, not_comparable, scored_apart
+from seqloss_cli.comparisons.joining import (
+    Joined,
+    JoinReport,
+    cluster_of,
+    join,
+    not_comparable,
+    scored_apart,
+)
 from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "Joined",
     "Objective",
     "SideTotals",
+    "cluster_of",
     "compare",
     "documents_of",
     "find_objective",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
+from seqloss_cli.comparisons.joining import JoinReport, cluster_of, join, not_comparable
 from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow, TokenLosses
 from seqloss_cli.statistics import (
@@ -145,7 +145,7 @@ class _Pairs:
     def __post_init__(self) -> None:
         self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
 
-    def add(self, a: ResultRow, b: ResultRow) -> None:
+    def add(self, a: ResultRow, b: ResultRow, cluster: Any) -> None:
         first, second = a.totals.total_loss, b.totals.total_loss
         assert first is not None
         assert second is not None
@@ -153,7 +153,7 @@ class _Pairs:
         self.a.append(first)
         self.b.append(second)
         self.units.append(units)
-        self._add_cluster(a)
+        self._add_cluster(a.id, cluster)
         if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
             self.notes = [
                 "written without tokens: how many bytes are scored is compared, not which"
@@ -168,12 +168,10 @@ class _Pairs:
         if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
             self._add_tokens(a, a.tokens, b.tokens)
 
-    def _add_cluster(self, row: ResultRow) -> None:
-        if not self.options.cluster:
-            return
-        if (value := row.field(self.options.cluster)) is None:
+    def _add_cluster(self, row: str, value: Any) -> None:
+        if self.options.cluster and value is None:
             self.n_without_cluster += 1  # a cluster of its own
-            value = (row.id, len(self.clusters))
+            value = (row, len(self.clusters))
         self.clusters.append(value)
 
     def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
@@ -206,8 +204,9 @@ def compare(
         if reason := not_comparable(rows, same_tokenizer):
             left_out.setdefault(reason, []).append(rows[0].id)
             continue
+        cluster = cluster_of(rows, options.cluster)
         for (first, second), collected in pairs.items():
-            collected.add(rows[first], rows[second])
+            collected.add(rows[first], rows[second], cluster)
     n_flips = _FLIPS * max(1, len(pairs))  # else no p could be small enough for Holm
     tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
     without = max((each.n_without_cluster for each in pairs.values()), default=0)

@@ -92,6 +92,14 @@ def text_key(row: ResultRow) -> Key:
 # -- whether their numbers can be compared ------------------------------------------------------
 
 
+def cluster_of(rows: Joined, name: str | None) -> Any:
+    """The value of the field of that name; None where there is none, or none is asked for. Rows are
+    of one input: what only some of the files say of it holds for all."""
+    if name is None:
+        return None
+    return next((value for row in rows if (value := row.field(name)) is not None), None)
+
+
 def not_comparable(rows: Joined, same_tokenizer: bool) -> str | None:
     """Why rows of one input cannot be compared, in a few words."""
     for row in rows:

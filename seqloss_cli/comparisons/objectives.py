@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.comparisons.comparing import CompareOptions, Comparison, Comparisons, compare
-from seqloss_cli.comparisons.joining import Joined, JoinReport, join, scored_apart
+from seqloss_cli.comparisons.joining import Joined, JoinReport, cluster_of, join, scored_apart
 from seqloss_cli.metrics import Totals
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Estimate, ratio_estimate, unknown
@@ -82,7 +82,7 @@ def find_objective(open_rows: Rows, same_tokenizer: bool, options: CompareOption
     curve = _Curve(len(files))
     for number, rows in enumerate(join(files, JoinReport())):
         if rows[0].totals.n_scored and not scored_apart(rows, same_tokenizer):
-            cluster = rows[0].field(options.cluster) if options.cluster else None
+            cluster = cluster_of(rows, options.cluster)
             curve.add(rows, number if cluster is None else (type(cluster).__name__, cluster))
     losses = [sums.total_loss for sums in curve.totals]
     known = [n for n, loss in enumerate(losses) if loss is not None]

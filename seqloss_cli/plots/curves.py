@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from seqloss_cli.comparisons import Joined, join, scored_apart, training_step
+from seqloss_cli.comparisons import Joined, cluster_of, join, scored_apart, training_step
 from seqloss_cli.errors import UsageError
 from seqloss_cli.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.plots.together import RowsTaken, Together
@@ -71,10 +71,10 @@ def _useless(rows: Joined, same_tokenizer: bool) -> str | None:
 
 
 def _in_one_cluster(rows: Joined, cluster: str | None) -> Joined:
-    """They are of one input: what only some files say of it holds for all."""
+    """What only some files say of it holds for all."""
     if cluster is None:
         return rows
-    value = next((v for row in rows if (v := row.field(cluster)) is not None), None)
+    value = cluster_of(rows, cluster)
     return tuple(replace(row, fields={**row.fields, cluster: value}) for row in rows)
 
 
