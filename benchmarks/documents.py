@@ -11,7 +11,7 @@ from typing import Any
 import goals
 import torch
 from figures import TOLERANCE, Check, Figure, Found, Side, Times, difference, ratio_figure, table
-from profiling import profile_round
+from profiling import ceiling, limits, profile_round
 from rates import PlainRate, Shapes, best_square
 from settings import STRATA, Settings
 from sides import Ours, Watch, load_plain, minicons, textbook
@@ -88,7 +88,7 @@ class Documents:
         if products:
             self._products(times, flop, plain, shares)
         for peer in self.peers:
-            limit = _limit(times[peer], flop, plain) if products else ""
+            limit = _limit(times[peer], flop, plain, shares) if products else ""
             for mode in self.ours:
                 goal = goals.MINICONS if peer == "minicons" else goals.TEXTBOOK[self.dtype, mode]
                 name = f"{self.title}, {mode}"
@@ -115,12 +115,11 @@ class Documents:
                     f"tokens; best square product {_giga(best)} ({side})",
                 )
             )
-        all_products = shares["products of layers"] + shares["products of the head"]
         self.found.figures.append(
             Figure(
                 "products",
                 f"{self.title}: ceiling if all but products and attention were free",
-                1 / (1 + shares["attention"] / all_products),
+                ceiling(shares),
                 note="from the profile: 1 / (1 + attention / products)",
             )
         )
@@ -133,11 +132,12 @@ class Documents:
         self.found.tables.append(table("products", title, ["in x out", "GFLOP/s"], rows))
 
 
-def _limit(theirs: Sequence[float], flop: Sequence[float], plain: Sequence[Any]) -> str:
-    """What the ratio would be if ours did nothing but its products, at the plain rate."""
+def _limit(
+    theirs: Sequence[float], flop: Sequence[float], plain: Sequence[Any], shares: dict[str, float]
+) -> str:
     rounds = zip(theirs, flop, plain, strict=True)
     ratios = [t * (before[0] + after[0]) / 2 / f for t, f, (before, after) in rounds]
-    return f"products alone, at the plain rate, would be {statistics.median(ratios):.2f} times"
+    return limits(statistics.median(ratios), shares)
 
 
 def _giga(rate: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import goals
 import torch
 from figures import TOLERANCE, Check, Found, Side, Times, difference, ratio_figure
+from profiling import limits, profile_round
 from rates import PlainRate, Shapes
 from settings import STRATA, Settings
 from sides import BATCH_TOKENS, Harness, Ours, PairTexts, Watch
@@ -69,10 +70,11 @@ Work = tuple[int, int]
 
 
 class Limit:
-    """What a ratio would be if ours did nothing but its products, at the plain rate."""
+    """What a ratio could be, by the rate of plain products and a profile of ours."""
 
-    def __init__(self, model: str, dtype: str, n_rows: int) -> None:
+    def __init__(self, model: str, dtype: str, n_rows: int, ours: Side) -> None:
         self._shapes = Shapes(checkpoint(model))
+        self._shares = profile_round(ours, self._shapes)
         self._rate = PlainRate(self._shapes, n_rows, getattr(torch, dtype))
         self._measured = [self._rate.measure()[0]]
 
@@ -84,8 +86,7 @@ class Limit:
             seconds * rate / self._shapes.flop(*work)
             for work, seconds in zip(rounds, theirs, strict=True)
         ]
-        limit = statistics.median(ratios)
-        return f"products alone, at the plain rate, would be {limit:.2f} times"
+        return limits(statistics.median(ratios), self._shares)
 
 
 def _work(tokens: Tokenizer, pairs: Sequence[PairTexts]) -> Work:
@@ -111,7 +112,8 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
         kinds["all lengths in a batch"] = [ragged(settings.longest, n) for n in range(STRATA)]
     for kind, texts in kinds.items():
         rounds = [split_cleanly(tokens, some) for some in texts]
-        limit = Limit(model, dtype, BATCH_TOKENS // 2)
+        together = partial(ours["eager"].pairs, [pair for pairs in rounds for pair in pairs])
+        limit = Limit(model, dtype, BATCH_TOKENS // 2, together)
         times = _measured(rounds, ours, peers)
         work = [_work(tokens, pairs) for pairs in rounds]
         notes = {peer: limit.note(work, times[peer]) for peer in peers}
@@ -147,7 +149,7 @@ def run_shared(settings: Settings) -> Found:
         rounds = [prompts_with_endings(shape, seed) for seed in range(settings.rounds)]
         warm = prompts_with_endings(shape, 99)[:16]
         found.checks += _checks("shared", f"{title}, float32", ours, peers, warm)
-        limit = Limit("gpt2", "float32", watch.mean_tokens)
+        limit = Limit("gpt2", "float32", watch.mean_tokens, partial(ours["eager"].pairs, rounds[0]))
         times = _measured(rounds, ours, peers)
         theirs = times["its default"]
         n_scored = sum(len(batch.targets) for batch in watch.batches)

@@ -40,6 +40,22 @@ def profile_round(side: Callable[[], Any], shapes: Shapes) -> dict[str, float]:
     return {part: value / sum(seconds.values()) for part, value in seconds.items()}
 
 
+def ceiling(shares: dict[str, float]) -> float:
+    """The share of the plain rate if all but products and attention were free."""
+    products = shares["products of layers"] + shares["products of the head"]
+    return 1 / (1 + shares["attention"] / products)
+
+
+def limits(products_alone: float, shares: dict[str, float]) -> str:
+    """What a ratio could be: a goal above the second figure is out of reach on the machine, unless
+    its products or its attention get faster."""
+    both = products_alone * ceiling(shares)
+    return (
+        f"ours would be {products_alone:.2f} times as fast if it did nothing but products, at the "
+        f"plain rate, and {both:.2f} times with attention"
+    )
+
+
 def _part_of(name: str, inputs: list[Any], shapes: Shapes) -> str:
     operation = name.split("::")[-1]
     if "attention" in name or "seqloss::attend" in name:
