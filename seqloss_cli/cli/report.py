@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
     "seqloss report a.jsonl b.jsonl -o differences.html",
+    "seqloss report divergences.jsonl -o divergences.html",
     "seqloss score README.md --ranks --entropy --top-k 5 --report report.html --summary",
 )
 
@@ -69,7 +70,8 @@ EXAMPLES = (
 def report(ctx: typer.Context, results: r.Files) -> None:
     """A web page of results: texts coloured by loss, charts, tables. One file, no network.
 
-    Of two results files it shows both models side by side, and their differences.
+    Of two results files it shows both models side by side, and their differences; of what diverge
+    wrote, texts coloured by KL.
     """
     with command_errors(ctx):
         from seqloss_cli.reports import PageOptions

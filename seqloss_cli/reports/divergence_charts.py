@@ -33,14 +33,18 @@ def divergence_histogram(kls: Floats) -> Chart | None:
         step = step_of(10**low * (1 + 1e-9), KL_EDGES)
         x1, x2 = frame.x(low) + 0.4, frame.x(high) - 0.4
         parts.append(svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar f{step}", hint))
-    powers = range(_LOWEST, _HIGHEST + 1)
-    parts += svg.x_figures(frame, [(power, f"{10.0**power:g}") for power in powers])
+    parts += svg.x_figures(frame, [(power, _said(power)) for power in range(_LOWEST, _HIGHEST + 1)])
     parts.append(svg.x_label(frame, "KL of a token, nats"))
     return Chart(
         "histogram", "How divergences are spread", svg.drawing("Histogram of divergences", parts),
         "Scored tokens by their KL, over powers of ten. The outer bars hold what lies beyond.",
         ["KL", "tokens", "share of the KL"], _step_rows(known),
     )  # fmt: skip
+
+
+def _said(power: int) -> str:
+    """A power of ten without an exponent."""
+    return f"{10.0**power:.{-_LOWEST}f}".rstrip("0").rstrip(".")
 
 
 def _step_rows(known: Floats) -> list[list[str | Cell]]:

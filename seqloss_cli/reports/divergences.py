@@ -47,7 +47,7 @@ _METRICS = [
     Metric("gap", "difference of losses"),
 ]
 _FIGURES = (
-    ("kl", "KL divergence"),
+    ("kl", "KL"),
     ("kl_at_most", "KL at most"),
     ("cross_entropy", "cross-entropy"),
     ("cross_entropy_at_most", "cross-entropy at most"),
