@@ -48,9 +48,9 @@ _METRICS = [
 ]
 _FIGURES = (
     ("kl", "KL"),
-    ("kl_at_most", "KL at most"),
+    ("kl_at_most", "KL ≤"),
     ("cross_entropy", "cross-entropy"),
-    ("cross_entropy_at_most", "cross-entropy at most"),
+    ("cross_entropy_at_most", "cross-entropy ≤"),
     ("teacher_entropy", "gold entropy"),
     ("student_loss", "model's loss"),
     ("teacher_loss", "gold's loss"),
@@ -147,7 +147,7 @@ def page_of_divergences(
     means = found.documents.means()
     in_part = "kl_at_most" in means
     sequences = [
-        _sequence(n, item, found.of[item.order], names, marked.get(n, set()), in_part)
+        _sequence(n, item, found, names, marked.get(n, set()), in_part)
         for n, item in enumerate(chosen.items)
     ]
     panes = [pane for sequence in sequences for pane in sequence.panes]
@@ -165,7 +165,7 @@ def page_of_divergences(
         charts=[chart for chart in charts if chart is not None],
         places=worst,
         places_header=[kl],
-        columns=_columns(kl, in_part),
+        columns=_columns(kl, in_part, bool(found.sums.flags)),
         sequences=sequences,
         chosen=about_selection(chosen, options.limits, options.seed, f"mean {kl}"),
         provenance=_provenance(file.run),
@@ -232,24 +232,31 @@ def _quantiles(documents: Documents, kl: str) -> list[Table]:
 # -- sequences -----------------------------------------------------------------------------------
 
 
-def _columns(kl: str, in_part: bool) -> list[Column]:
+def _columns(kl: str, in_part: bool, has_flags: bool) -> list[Column]:
     at_most = [Column("KL at most", is_loss=True)] if in_part else []
+    flags = [Column("flags", is_text=True)] if has_flags else []
     return [
         Column("scored tokens"), Column(f"mean {kl}", is_loss=True), *at_most,
         Column("model's loss", is_loss=True), Column("gold's loss", is_loss=True),
-        Column("same favourite"), Column("flags", is_text=True),
+        Column("same favourite"), *flags,
     ]  # fmt: skip
 
 
 def _sequence(
-    number: int, item: Shown, sums: DivergenceTotals, names: Names, marked: set[int], in_part: bool
+    number: int,
+    item: Shown,
+    found: GatheredDivergences,
+    names: Names,
+    marked: set[int],
+    in_part: bool,
 ) -> ShownSequence:
-    panes = list[Pane]()
+    sums, panes = found.of[item.order], list[Pane]()
     if not item.why_plain:
         panes = [token_pane(item, "", names, f"t{number}-0-", marked, "", "kl", KL_EDGES)]
     at_most: list[Cell | str] = [Cell(sums.mean("kl_at_most"))] if in_part else []
+    flags = [flags_text(item.flags)] if found.sums.flags else []
     cells: list[Cell | str] = [
         f"{sums.n_scored:,}", Cell(sums.mean("kl")), *at_most, Cell(sums.mean("student_loss")),
-        Cell(sums.mean("teacher_loss")), Cell(sums.same_top1), flags_text(item.flags),
+        Cell(sums.mean("teacher_loss")), Cell(sums.same_top1), *flags,
     ]  # fmt: skip
     return ShownSequence(number, item.id, where(item), cells, panes, about_sequence(item))
