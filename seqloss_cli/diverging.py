@@ -28,6 +28,8 @@ SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss"
 """Sums over the scored tokens, nats."""
 WHO = ("student", "teacher")
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
+OF_TOKENS = ("delta_p", "kl")
+"""Figures whose quantiles over tokens are known."""
 _DRAWN, _RESAMPLES = 100_000, 200
 
 
@@ -62,6 +64,10 @@ class Diverged:
 
     def delta_p(self) -> Floats:
         return self.divergences.delta_p[self.score.counted]
+
+    def of_tokens(self) -> dict[str, Floats]:
+        """Per scored token, by the names of `OF_TOKENS`."""
+        return {name: _values(self, name) for name in OF_TOKENS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +156,23 @@ class Documents:
         self._seed = seed
         self._counts, self._same = array("d"), array("d")
         self._sums: dict[str, array[float]] = {}
-        self._tokens = {name: Reservoir(_DRAWN, seed) for name in ("delta_p", "kl")}
+        self._tokens = {name: Reservoir(_DRAWN, seed) for name in OF_TOKENS}
+        self._has_tokens = True
 
-    def add(self, diverged: Diverged, totals: DivergenceTotals) -> None:
+    def add(self, totals: DivergenceTotals, tokens: Mapping[str, Floats] | None) -> None:
+        """Of one document; `tokens` are the values of its scored tokens, by the names of
+        `OF_TOKENS`. Where one document's are not known, there are no quantiles."""
         if not totals.n_scored:
             return
+        self._has_tokens &= tokens is not None
         document = float(len(self._counts))
         self._counts.append(totals.n_scored)
         self._same.append(totals.n_same_top1)
         for name in {*totals.units, *totals.n_infinite}:
             total = totals.total(name)
             self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
-        for name, reservoir in self._tokens.items():
-            values = _values(diverged, name)
-            reservoir.add(np.column_stack([values, np.full(len(values), document)]))
+        for name, values in (tokens or {}).items():
+            self._tokens[name].add(np.column_stack([values, np.full(len(values), document)]))
 
     def means(self) -> dict[str, Estimate]:
         """Of each sum per token, and of what is made of two of them."""
@@ -185,7 +194,7 @@ class Documents:
     def quantiles(self, name: str) -> dict[float, Estimate]:
         """Of tokens; intervals from resampled documents."""
         drawn = self._tokens[name].values()
-        if not len(drawn):
+        if not len(drawn) or not self._has_tokens:
             return {}
         return cluster_quantiles(
             drawn[:, 0], drawn[:, 1].astype(np.int64), QUANTILES, _RESAMPLES, self._seed

@@ -20,6 +20,9 @@ LOSS_EDGES = (0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
 0.018, 0.0009, 0.00005. Entropies have the same."""
 DIFFERENCE_EDGES = (-4.0, -2.0, -1.0, -0.25, 0.25, 1.0, 2.0, 4.0)
 """Nats, B less A: step 4 is about the same, steps below it are where B is better."""
+KL_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Nats of KL(gold ‖ model): half a power of ten each, since what a quantised model loses and what
+an unfinished one lacks are powers of ten apart. The colours are those of losses."""
 RANK_EDGES = (2, 11, 101, 1001)
 """Step 0 is the model's favourite, then ranks to 10, to 100, to 1000, and beyond."""
 

@@ -68,3 +68,32 @@ def write(
         lines.append({"type": "totals", **totals_row(totals, 0, 0)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def write_divergences(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """As `diverge` would, without totals."""
+    run = {"type": "run", "schema_version": 1, **RUN, "command": "diverge"}
+    lines = [run, *({"type": "sequence", **row} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def diverged_row(tokens: list[str], kls: list[float | None]) -> dict[str, Any]:
+    """BOS, then tokens that are pieces of the text; null is unscored."""
+    ends, scored = [0, 0], [kl for kl in kls if kl is not None]
+    for token in tokens:
+        ends.append(ends[-1] + len(token.encode()))
+    ones = [None, *(None if kl is None else 1.0 for kl in kls)]
+    total, n = math.fsum(scored), len(scored)
+    return {
+        "id": "<b>x</b>\u202e", "source": "made", "line": 1, "text_sha256": "0" * 64,
+        "text": "".join(tokens), "n_tokens": len(tokens) + 1, "n_scored": n,
+        "cross_entropy": total + n, "teacher_entropy": float(n), "kl": total,
+        "student_loss": float(n), "teacher_loss": float(n), "same_top1": 1.0,
+        "delta_p": {"mean": 0.0, "rms": 0.0}, "flags": {},
+        "token_ids": list(range(len(tokens) + 1)), "tokens": ["<s>", *tokens],
+        "token_losses": [None, *(None if kl is None else kl + 1 for kl in kls)],
+        "teacher_entropies": ones, "kls": [None, *kls], "student_losses": ones,
+        "teacher_losses": ones, "token_delta_p": [None if x is None else 0.0 for x in ones],
+        "token_same_top1": [None if x is None else True for x in ones], "byte_offsets": ends,
+    }  # fmt: skip

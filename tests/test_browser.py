@@ -26,6 +26,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+_STUDENT = ("-m", ROOT / "samples/checkpoints/step-600")
 SECONDS = 3.0
 """In which a page of 50,000 tokens is to be there."""
 
@@ -89,9 +90,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     texts = (ROOT / "samples/text.txt", ROOT / "samples/texts.jsonl")
     runs = {
         "demo": ("score", *texts, *extras),
-        "earlier": ("score", *texts, *extras, "-m", ROOT / "samples/checkpoints/step-600"),
+        "earlier": ("score", *texts, *extras, *_STUDENT),
         "pairs": ("cond", ROOT / "samples/pairs.jsonl", *extras),
         "plain": ("score", texts[1], "--no-tokens"),
+        "diverged": ("diverge", *texts, *_STUDENT, "--teacher", "demo"),
     }
     for name, words in runs.items():
         done = in_process(*words, "-o", folder / f"{name}.jsonl")
@@ -232,17 +234,19 @@ def test_colours_are_monotone(
         found = page.evaluate(SHADES, {"loss": "l", "rank": "r", "entropy": "e"}[metric])
     colours: dict[float, set[float]] = {}
     for value, colour in found:
-        parts = [
-            float(x) for x in colour.removeprefix("rgba(").removeprefix("rgb(")[:-1].split(",")
-        ]
-        shade = luminance("#{:02x}{:02x}{:02x}".format(*(int(p) for p in parts[:3])))
-        if len(parts) == 4 and not parts[3]:
-            shade = luminance(GROUND[theme])
-        colours.setdefault(value, set()).add(shade)
+        colours.setdefault(value, set()).add(shade_of(colour, theme))
     assert all(len(each) == 1 for each in colours.values())
     shades = [next(iter(colours[value])) for value in sorted(colours)]
     assert shades == sorted(shades, reverse=theme == "light")
     assert len(set(shades)) >= 3
+
+
+def shade_of(colour: str, theme: str) -> float:
+    """Of a colour as browsers name it; what is transparent is the ground."""
+    parts = [float(x) for x in colour.removeprefix("rgba(").removeprefix("rgb(")[:-1].split(",")]
+    if len(parts) == 4 and not parts[3]:
+        return luminance(GROUND[theme])
+    return luminance("#{:02x}{:02x}{:02x}".format(*(int(p) for p in parts[:3])))
 
 
 SHADES = """(key) => {
@@ -288,6 +292,36 @@ def test_switches(pages: dict[str, Path], opened: Any) -> None:
         assert page.locator(".pane-box.b").first.is_visible()
 
 
+def test_divergences(pages: dict[str, Path], opened: Any) -> None:
+    source = (ROOT / "samples/text.txt").read_text()
+    with opened(pages["diverged"]) as watched:
+        page = watched.page
+        assert page.evaluate("document.querySelector('.pane').textContent") == source
+        page.locator(".pane").first.locator("span").nth(5).hover()
+        shown = page.locator("#details").inner_text()
+        for word in ("position", "KL", "cross-entropy", "gold entropy", "model’s loss", "p(gold)",
+                     "Δp", "same favourite"):  # fmt: skip
+            assert word in shown
+        page.locator(".pane span.u").first.hover()
+        assert "KL\nnot scored" in page.locator("#details").inner_text()
+        keys = {"kl": "kl", "cross": "ce", "gold_entropy": "te", "loss": "l", "gold_loss": "tl"}
+        page.uncheck("#marks")
+        for metric, key in keys.items():
+            page.select_option("#metric", metric)
+            found = sorted((value, shade_of(c, "light")) for value, c in page.evaluate(SHADES, key))
+            shades = [shade for _, shade in found]
+            assert shades == sorted(shades, reverse=True)
+            assert len(set(shades)) >= 3
+        page.select_option("#metric", "gap")
+        assert page.locator(".pane span[class^=d]").count() > 20
+        assert page.locator("#legend li").count() == 9
+        page.locator(".places a").first.click()
+        assert page.evaluate("document.activeElement.closest('.pane') !== null")
+    with opened(pages["diverged"], java_script_enabled=False) as watched:
+        assert watched.page.locator(".pane span.s4").first.is_visible()
+        assert watched.page.locator("#legend .key").count() == 7
+
+
 def test_sort_and_search(pages: dict[str, Path], opened: Any) -> None:
     with opened(pages["demo"]) as watched:
         page = watched.page
@@ -318,7 +352,7 @@ def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], ope
         assert page.locator("#legend .key").count() == 7
 
 
-@pytest.mark.parametrize("name", ["demo", "pairs", "two", "evil", "plain"])
+@pytest.mark.parametrize("name", ["demo", "pairs", "two", "evil", "plain", "diverged"])
 @pytest.mark.parametrize("width", [360, 1600])
 def test_nothing_is_wider_than_the_window(
     pages: dict[str, Path], opened: Any, pictures: Path, name: str, width: int
@@ -334,7 +368,7 @@ def test_nothing_is_wider_than_the_window(
 
 
 def test_print(pages: dict[str, Path], opened: Any, pictures: Path) -> None:
-    for name in ("demo", "two"):
+    for name in ("demo", "two", "diverged"):
         with opened(pages[name], 800, 1100, color_scheme="dark") as watched:
             page = watched.page
             page.emulate_media(media="print")
@@ -360,7 +394,7 @@ UNLABELLED = """[...document.querySelectorAll(
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str) -> None:
     """A contrast of 4.5, as WCAG 2.2 asks of text of this size."""
-    for name in ("demo", "pairs", "two", "plain"):
+    for name in ("demo", "pairs", "two", "plain", "diverged"):
         with opened(pages[name], color_scheme=theme) as watched:
             page = watched.page
             if page.locator(".pane").count():

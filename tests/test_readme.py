@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_results import row, write
+from made_results import diverged_row, row, write, write_divergences
 
 from seqloss_cli.cli import (
     compare,
@@ -96,6 +96,7 @@ def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
     rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta={"document": n // 2}) for n in range(6)]
     for name in ("results", "a", "b", "shard-1"):
         write(workplace / f"{name}.jsonl", rows)
+    write_divergences(workplace / "divergences.jsonl", [diverged_row(["a", "b"], [0.25, 0.5])])
     done = shell(example, workplace)
     assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from seqloss_cli.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
+    KL_EDGES,
     LOSS_EDGES,
     RANK_EDGES,
     RANKED,
@@ -64,13 +65,14 @@ def test_series_differ_in_lightness_or_in_blue() -> None:
 def test_there_is_a_colour_for_every_step() -> None:
     for theme in ("light", "dark"):
         assert len(SEQUENTIAL[theme]) == len(LOSS_EDGES) + 1  # type: ignore[index]
+        assert len(SEQUENTIAL[theme]) == len(KL_EDGES) + 1  # type: ignore[index]
         assert len(DIVERGING[theme]) == len(DIFFERENCE_EDGES) + 1  # type: ignore[index]
         assert len(RANKED[theme]) == len(RANK_EDGES) + 1  # type: ignore[index]
 
 
 @given(st.lists(st.floats(allow_nan=False), min_size=2))
 def test_steps_never_fall_as_values_rise(values: list[float]) -> None:
-    for edges in (LOSS_EDGES, DIFFERENCE_EDGES, RANK_EDGES):
+    for edges in (LOSS_EDGES, KL_EDGES, DIFFERENCE_EDGES, RANK_EDGES):
         steps = [step_of(value, edges) for value in sorted(values)]
         assert steps == sorted(steps)
     assert [step_of(rank, RANK_EDGES) for rank in (1, 2, 10, 11, 100, 101, 1000, 1001)] == [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from seqloss_cli.gold_scorer import GoldScorer
     from seqloss_cli.records import Rejected
     from seqloss_cli.teacher_files import SavedSums
-    from seqloss_cli.writing import Writer
+    from seqloss_cli.writing import RowMakers, RowOptions, Writer
 
 _GOLD = "Gold distributions"
 EXAMPLES = (
     "seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo",
     "seqloss diverge README.md --lines --quantize int8 --teacher demo --summary",
     "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
+    "seqloss diverge README.md -m samples/checkpoints/step-600 --teacher demo --report page.html",
 )
 GOLD_OPTIONS: o.Group = {
     "teacher": (
@@ -92,6 +94,7 @@ GOLD_OPTIONS: o.Group = {
     {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
     {n: o.OUTPUT_OPTIONS[n]
      for n in ("json", "jsonl", "format", "output", "force", "no_text", "no_tokens")},
+    o.PAGE_OPTION,
     o.OTHER_OPTIONS,
 )  # fmt: skip
 def diverge(ctx: typer.Context) -> None:
@@ -102,16 +105,18 @@ def diverge(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.choices import choose_output, load_scorer, say_warnings
+        from seqloss_cli.cli.paging import page_after
 
         choice, inputs = choose_output(ctx), t.text_inputs(ctx)
         _refuse(ctx, choice)
         scorer = load_scorer(ctx)
         gold = _gold(ctx, scorer)
         say_warnings(gold.warnings)
-        with _saving(ctx, gold) as saved:
-            n_rejected = _diverge(ctx, choice, inputs, gold, saved)
-        if n_rejected:  # once both files are whole
-            raise typer.Exit(REJECTED)
+        with page_after(ctx, choice, "Divergences of") as choice:
+            with _saving(ctx, gold) as saved:
+                n_rejected = _diverge(ctx, choice, inputs, gold, saved)
+            if n_rejected:  # once both files are whole
+                raise typer.Exit(REJECTED)
 
 
 def _diverge(
@@ -126,6 +131,7 @@ def _diverge(
 
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.writers import also_beside
     from seqloss_cli.diverging import DivergenceTotals, Documents, divergence_totals
     from seqloss_cli.reading import ReadStats
     from seqloss_cli.writing import open_sink
@@ -134,7 +140,7 @@ def _diverge(
 
     def sums_of(diverged: Diverged) -> DivergenceTotals:
         totals = divergence_totals(diverged)
-        documents.add(diverged, totals)
+        documents.add(totals, diverged.of_tokens())
         if saved is not None:
             saved.add(diverged.score)
         return totals
@@ -142,10 +148,12 @@ def _diverge(
     found: Iterator[Diverged | Rejected] = gold.diverge(inputs.items(stats), bar.on_progress)
     rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
     run = replace(gold.run_info("diverge"), reading=inputs.described(), rows=rows)
+    tokenization, rows_of = gold.scorer.tokenization, _rows_of(gold, documents, saved)
     with open_sink(choice.path, choice.force, warn=say) as sink:
-        writer = _writer(sink, choice, gold, documents, saved)
-        work = Work(found, sums_of, DivergenceTotals(), run, writer)
-        written = write_all(work, stats, bar, choice)
+        own = _writer(sink, choice, gold, documents, saved)
+        with also_beside(own, choice, tokenization, rows_of) as writer:
+            work = Work(found, sums_of, DivergenceTotals(), run, writer)
+            written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
     say_what_did_not_fit(gold.scorer)
     return written.n_rejected
@@ -153,10 +161,13 @@ def _diverge(
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
+    from seqloss_cli.cli.paging import refuse_page
     from seqloss_cli.teacher_files import looks_saved
     from seqloss_cli.writing import refuse_to_overwrite
 
     values = ctx.params
+    refuse_page(ctx, choice)
+    _refuse_page_over(values["report"], values["teacher"], values["save_teacher"])
     teacher, smoothing, save = (values[n] for n in ("teacher", "label_smoothing", "save_teacher"))
     if (teacher is None) == (smoothing is None):
         raise UsageError("say what is gold: --teacher MODEL, or --label-smoothing E")
@@ -179,6 +190,14 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     if choice.path is not None and save.absolute() == choice.path.absolute():
         raise UsageError("--save-teacher and -o name the same file")
     refuse_to_overwrite(save, choice.force)
+
+
+def _refuse_page_over(page: Path | None, teacher: str | None, save: Path | None) -> None:
+    """Raises UsageError where the page would take the place of the teacher's file."""
+    files = {"--teacher": Path(teacher) if teacher else None, "--save-teacher": save}
+    for flag, path in files.items():
+        if page is not None and path is not None and page.absolute() == path.absolute():
+            raise UsageError(f"--report {page} and {flag} are one file")
 
 
 def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
@@ -227,6 +246,20 @@ def _saving(ctx: typer.Context, gold: GoldScorer) -> Iterator[SavedSums | None]:
         writer.end(saved.measured())
 
 
+def _measured(saved: SavedSums | None) -> dict[str, Any] | None:
+    """The error of the file that is saved by the way, if one is."""
+    return None if saved is None else saved.measured()
+
+
+def _rows_of(
+    gold: GoldScorer, documents: Documents, saved: SavedSums | None
+) -> Callable[[RowOptions], RowMakers[Diverged, DivergenceTotals]]:
+    from seqloss_cli.writing import divergence_rows
+
+    measured = partial(_measured, saved)
+    return lambda options: divergence_rows(options, documents, measured, gold.knows_in_part)
+
+
 def _writer(
     sink: BinaryIO,
     choice: OutputChoice,
@@ -236,17 +269,12 @@ def _writer(
 ) -> Writer[Diverged, DivergenceTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import DivergenceTableWriter
-    from seqloss_cli.writing import divergence_rows
 
     tokenization = gold.scorer.tokenization
-
-    def measured() -> dict[str, Any] | None:
-        return None if saved is None else saved.measured()
-
     if choice.format is Format.table:
         options = table_options(tokenization, choice)
+        measured = partial(_measured, saved)
         return DivergenceTableWriter(console(choice.path, sink), options, documents, measured)
-    of_rows = row_options(tokenization, choice)
-    rows = divergence_rows(of_rows, documents, measured, gold.knows_in_part)
+    rows = _rows_of(gold, documents, saved)(row_options(tokenization, choice))
     writer: Writer[Diverged, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
     return writer

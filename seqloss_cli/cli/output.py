@@ -16,7 +16,7 @@ from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
-from seqloss_cli.cli.writers import Both, score_writer, second_writer
+from seqloss_cli.cli.writers import also_beside, score_writer
 from seqloss_cli.diverging import DivergenceTotals
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
@@ -28,7 +28,7 @@ from seqloss_cli.records import Rejected, Sample, TokenSequence
 from seqloss_cli.rendering import HeatOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.word_correction import SOURCE
-from seqloss_cli.writing import KeptRows, Writer, open_sink
+from seqloss_cli.writing import KeptRows, Writer, open_sink, score_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +124,8 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
-        with second_writer(scorer.tokenization, choice) as beside:
-            writer = score_writer(scorer.tokenization, sink, choice, wants.marks)
-            if beside is not None:
-                writer = Both(writer, beside)
+        own = score_writer(scorer.tokenization, sink, choice, wants.marks)
+        with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
             work = Work(outcomes, totals_of, Totals(), run, writer, kept)
             written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)

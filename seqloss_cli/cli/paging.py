@@ -32,9 +32,12 @@ def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
 
 
 @contextmanager
-def page_after(context: typer.Context, choice: OutputChoice) -> Iterator[OutputChoice]:
+def page_after(
+    context: typer.Context, choice: OutputChoice, what: str = "Losses under"
+) -> Iterator[OutputChoice]:
     """The choice of output with which the page can be made once the block is done: of what -o
-    wrote where that holds all, else of rows that are written a second time."""
+    wrote where that holds all, else of rows that are written a second time, and the page's title
+    begins with `what`."""
     path: Path | None = context.params["report"]
     if path is None:
         yield choice
@@ -50,15 +53,14 @@ def page_after(context: typer.Context, choice: OutputChoice) -> Iterator[OutputC
             yield choice
         except typer.Exit as stop:  # some inputs were rejected
             code = stop.exit_code
-        _write(context, rows, called, path, choice.force)
+        title = None if called else f"{what} {context.params.get('model') or 'demo'}"
+        _write(rows, called, path, choice.force, title)
         if code:
             raise typer.Exit(code)
 
 
-def _write(context: typer.Context, rows: Path, called: str, path: Path, force: bool) -> None:
+def _write(rows: Path, called: str, path: Path, force: bool, title: str | None) -> None:
     from seqloss_cli.cli.report import write_page
     from seqloss_cli.reports import PageOptions
 
-    model = context.params.get("model") or "demo"
-    title = None if called else f"Losses under {model}"
     write_page([str(rows)], path, force, PageOptions(title), called=[called or "the results"])

@@ -16,11 +16,12 @@ from seqloss_cli.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.comparisons import Comparisons
     from seqloss_cli.reports import Page, PageOptions
-    from seqloss_cli.results import ResultsFile
+    from seqloss_cli.results import DivergedRow, ResultsFile, ResultsOf
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
     "seqloss report a.jsonl b.jsonl -o differences.html",
+    "seqloss report divergences.jsonl -o divergences.html",
     "seqloss score README.md --ranks --entropy --top-k 5 --report report.html --summary",
 )
 
@@ -69,7 +70,8 @@ EXAMPLES = (
 def report(ctx: typer.Context, results: r.Files) -> None:
     """A web page of results: texts coloured by loss, charts, tables. One file, no network.
 
-    Of two results files it shows both models side by side, and their differences.
+    Of two results files it shows both models side by side, and their differences; of what diverge
+    wrote, texts coloured by KL.
     """
     with command_errors(ctx):
         from seqloss_cli.reports import PageOptions
@@ -109,15 +111,29 @@ def write_page(
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
     from seqloss_cli.reports import gather, page_of
+    from seqloss_cli.results import DIVERGENCE_KINDS, loss_kinds
 
-    file = r.open_one(name, called, bulky=True)
-    reading = r.Reading([file])
+    file = r.open_of(name, {**loss_kinds(bulky=True), **DIVERGENCE_KINDS}, called)
+    reading = r.Reading()
+    if file.run["command"] in DIVERGENCE_KINDS:
+        return _page_of_divergences(file, reading, options), reading.n_unusable
     found = gather(reading.rows(file), options)
     n_rows = found.summary.whole.totals.n_sequences
     for field, groups in found.groups.items():
         n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
         r.require_field("--by", field, n_without, n_rows)
     return page_of(file, found, options, reading.n_unusable), reading.n_unusable
+
+
+def _page_of_divergences(
+    file: ResultsOf[DivergedRow], reading: r.Reading, options: PageOptions
+) -> Page:
+    from seqloss_cli.reports import gather_divergences, page_of_divergences
+
+    if options.by:
+        raise UsageError("--by is for pages of what score and cond wrote")
+    found = gather_divergences(reading.rows(file), options)
+    return page_of_divergences(file, found, options, reading.n_unusable)
 
 
 def _page_of_two(

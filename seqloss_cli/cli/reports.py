@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from seqloss_cli.comparisons import CompareOptions
-    from seqloss_cli.results import Difference, ResultRow, ResultsFile
+    from seqloss_cli.results import Difference, ResultRow, ResultsFile, ResultsOf, RowKind
 
+Row = TypeVar("Row")
 STATISTICS = "Statistics"
 LEAST_RESAMPLES = 100
 Files = Annotated[
@@ -96,10 +97,10 @@ def choose_comparison(context: typer.Context) -> CompareOptions:
 class Reading:
     """Results files that are being read, and how many rows of them could not be used."""
 
-    def __init__(self, files: Sequence[ResultsFile]) -> None:
+    def __init__(self, files: Sequence[ResultsFile] = ()) -> None:
         self.files, self.n_unusable = list(files), 0
 
-    def rows(self, file: ResultsFile, quiet: bool = False) -> Iterator[ResultRow]:
+    def rows(self, file: ResultsOf[Row], quiet: bool = False) -> Iterator[Row]:
         from seqloss_cli.records import Rejected
 
         try:
@@ -124,10 +125,19 @@ def open_one(
 ) -> ResultsFile:
     """By the name that messages are to have; `bulky`: with texts and all arrays. Raises RunError
     when it holds no results."""
-    from seqloss_cli.results import open_results
+    from seqloss_cli.results import loss_kinds
+
+    return open_of(name, loss_kinds(favourites, bulky), shown)
+
+
+def open_of(
+    name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
+) -> ResultsOf[Any]:
+    """The same, of what these commands wrote."""
+    from seqloss_cli.results import open_any
 
     try:
-        file = open_results(name, favourites, bulky)
+        file = open_any(name, kinds)
         file.name = shown or file.name
         return file
     except RowError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from seqloss_cli.writing import (
     OpenAIWriter,
     ParquetWriter,
     RegionLines,
+    RowMakers,
     RowOptions,
     SequenceLines,
     TokenLines,
@@ -37,6 +38,8 @@ from seqloss_cli.writing import (
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
 
+Result = TypeVar("Result")
+Sums = TypeVar("Sums")
 JSON_WRITERS: dict[Format, Any] = {Format.json: JsonWriter, Format.jsonl: JsonlWriter}
 LINES: dict[Level, Any] = {
     Level.sequence: SequenceLines,
@@ -104,29 +107,32 @@ def score_writer(
 
 
 @contextmanager
-def second_writer(
-    tokenization: Tokenization, choice: OutputChoice
-) -> Iterator[Writer[SequenceScore, Totals] | None]:
-    """Of the rows that go to `choice.beside`, if they do."""
+def also_beside(
+    writer: Writer[Result, Sums],
+    choice: OutputChoice,
+    tokenization: Tokenization,
+    rows_of: Callable[[RowOptions], RowMakers[Result, Sums]],
+) -> Iterator[Writer[Result, Sums]]:
+    """The writer, and one of the rows that go to `choice.beside`, if they do."""
     if choice.beside is None:
-        yield None
+        yield writer
         return
     whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
     with choice.beside.open("wb") as sink:
-        yield JsonlWriter(sink, score_rows(row_options(tokenization, whole)))
+        yield Both(writer, JsonlWriter(sink, rows_of(row_options(tokenization, whole))))
 
 
-class Both:
+class Both(Generic[Result, Sums]):
     """Two writers as one."""
 
-    def __init__(self, *writers: Writer[SequenceScore, Totals]) -> None:
+    def __init__(self, *writers: Writer[Result, Sums]) -> None:
         self._writers = writers
 
     def begin(self, run: RunInfo) -> None:
         for writer in self._writers:
             writer.begin(run)
 
-    def sequence(self, result: SequenceScore, sums: Totals) -> None:
+    def sequence(self, result: Result, sums: Sums) -> None:
         for writer in self._writers:
             writer.sequence(result, sums)
 
@@ -134,7 +140,7 @@ class Both:
         for writer in self._writers:
             writer.reject(rejected)
 
-    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
         for writer in self._writers:
             writer.end(sums, n_rejected, n_empty_lines)
 

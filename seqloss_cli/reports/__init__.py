@@ -1,5 +1,6 @@
 """Results as a web page in one file."""
 
+from seqloss_cli.reports.divergences import gather_divergences, page_of_divergences
 from seqloss_cli.reports.documents import page_bytes
 from seqloss_cli.reports.joined import gather_pair
 from seqloss_cli.reports.one_model import gather, page_of
@@ -14,8 +15,10 @@ __all__ = [
     "Page",
     "PageOptions",
     "gather",
+    "gather_divergences",
     "gather_pair",
     "page_bytes",
     "page_of",
+    "page_of_divergences",
     "page_of_pair",
 ]

@@ -122,15 +122,17 @@ def _percent(part: float, whole: float) -> str:
 # -- loss by position ----------------------------------------------------------------------------
 
 
-def by_position(positions: Sequence[Sequence[PositionLoss]], sides: list[str]) -> Chart | None:
-    """Mean losses with their intervals; the positions double."""
+def by_position(
+    positions: Sequence[Sequence[PositionLoss]], sides: list[str], what: str = "loss"
+) -> Chart | None:
+    """Mean losses (or of `what`) with their intervals; the positions double."""
     known = [[p for p in each if p.mean_loss.value is not None] for each in positions]
     if not all(known):
         return None
     firsts = sorted({p.first for each in known for p in each})
     ends = [end for each in known for p in each for end in _ends(p.mean_loss)]
     frame = svg.Frame(-0.5, max(1, len(firsts) - 0.5), 0, max(ends) * 1.08 or 1)
-    parts = svg.y_axis_of_losses(frame, "mean loss")
+    parts = svg.y_axis_of_losses(frame, f"mean {what}")
     for n, each in enumerate(known):
         places = {p.first: frame.x(firsts.index(p.first) + _aside(n, len(known))) for p in each}
         parts += _means(frame, each, places, SIDES[n] if len(known) > 1 else "")
@@ -138,9 +140,10 @@ def by_position(positions: Sequence[Sequence[PositionLoss]], sides: list[str]) -
     parts += svg.x_figures(frame, figures if len(figures) < 10 else figures[::2])
     parts.append(svg.x_label(frame, "position in the sequence, tokens (first of each stretch)"))
     return Chart(
-        "positions", "Loss by position", svg.drawing("Mean loss by position", parts),
-        "Mean loss of the tokens at these positions, with its 95 % interval over documents.",
-        ["positions", *(f"{name} mean loss".strip() for name in sides or [""]), "scored"],
+        "positions", f"{what[0].upper()}{what[1:]} by position",
+        svg.drawing(f"Mean {what} by position", parts),
+        f"Mean {what} of the tokens at these positions, with its 95 % interval over documents.",
+        ["positions", *(f"{name} mean {what}".strip() for name in sides or [""]), "scored"],
         _position_rows(known, firsts), sides,
     )  # fmt: skip
 

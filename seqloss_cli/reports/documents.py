@@ -22,6 +22,7 @@ from seqloss_cli.reports.page import Page
 from seqloss_cli.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
+    KL_EDGES,
     LOSS_EDGES,
     RANK_EDGES,
     RANKED,
@@ -31,7 +32,7 @@ from seqloss_cli.scales import (
 )
 
 _ACTIVE = re.compile("[<>&\u2028\u2029]")
-_EDGES = {"loss": LOSS_EDGES, "difference": DIFFERENCE_EDGES, "rank": RANK_EDGES}
+_EDGES = {"loss": LOSS_EDGES, "kl": KL_EDGES, "difference": DIFFERENCE_EDGES, "rank": RANK_EDGES}
 _PALETTES = {"s": SEQUENTIAL, "d": DIVERGING, "r": RANKED}
 
 
@@ -47,7 +48,6 @@ def page_bytes(page: Page) -> bytes:
             script=Markup(script),
             policy=policy(style, script),
             data=Markup(json_text({**page.data, "edges": _EDGES})),
-            edges=LOSS_EDGES,
             difference_edges=DIFFERENCE_EDGES,
         )
     )

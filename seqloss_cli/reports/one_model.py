@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.charts import Cell, Chart, by_position, concentration, histogram
@@ -29,7 +30,7 @@ from seqloss_cli.reports.page import (
 from seqloss_cli.reports.panes import Names, Pane, spans_of, token_pane, visible
 from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.reports.shown import Shown, cut, shown
-from seqloss_cli.results import ResultRow, ResultsFile
+from seqloss_cli.results import ResultRow, ResultsFile, ResultsOf
 from seqloss_cli.scales import LOSS_EDGES, step_of
 from seqloss_cli.statistics import Reservoir
 from seqloss_cli.summaries import (
@@ -91,8 +92,8 @@ def badness(row: ResultRow) -> float:
 def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable: int = 0) -> Page:
     chosen, names = found.chosen, Names()
     places = {key(item): n for n, item in reversed(list(enumerate(chosen.items)))}
-    worst = [_place(each, places, chosen.items) for each in found.summary.worst_tokens]
-    marked = _marked(worst)
+    worst = [place_of(each, places, chosen.items) for each in found.summary.worst_tokens]
+    marked = marked_in(worst)
     sequences = [
         _sequence(n, item, options, names, marked.get(n, set()))
         for n, item in enumerate(chosen.items)
@@ -119,7 +120,7 @@ def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable
     )
 
 
-def subtitle_of(file: ResultsFile) -> str:
+def subtitle_of(file: ResultsOf[Any]) -> str:
     """Which model, how it was asked, and when."""
     run = file.run
     when = str(run.get("started_at") or "")[:16].replace("T", " ")
@@ -197,10 +198,13 @@ def key(item: Shown | TokenExtreme) -> tuple[str, str, int | None]:
     return item.id, item.source or "", item.line
 
 
-def _place(
-    worst: TokenExtreme, places: dict[tuple[str, str, int | None], int], items: Sequence[Shown]
+def place_of(
+    worst: TokenExtreme,
+    places: dict[tuple[str, str, int | None], int],
+    items: Sequence[Shown],
+    edges: Sequence[float] = LOSS_EDGES,
 ) -> Place:
-    step, cells = f"s{step_of(worst.loss, LOSS_EDGES)}", [Cell(worst.loss)]
+    step, cells = f"s{step_of(worst.loss, edges)}", [Cell(worst.loss)]
     token = visible(worst.token or "") or f"token {worst.position}"
     number = places.get(key(worst))
     if number is None or items[number].why_plain or worst.position >= items[number].size:
@@ -213,7 +217,7 @@ def _place(
     return Place(href, worst.id, token, visible(before), visible(after), cells, step)
 
 
-def _marked(places: Sequence[Place]) -> dict[int, set[int]]:
+def marked_in(places: Sequence[Place]) -> dict[int, set[int]]:
     """Numbers of the spans that are linked to, by sequence."""
     found: dict[int, set[int]] = {}
     for place in places:

@@ -10,7 +10,8 @@ from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.reports.panes import Pane
 from seqloss_cli.reports.selecting import Chosen, Limits
 from seqloss_cli.reports.shown import Shown
-from seqloss_cli.results import ResultsFile
+from seqloss_cli.results import ResultsOf
+from seqloss_cli.scales import LOSS_EDGES
 
 NEAR = 32
 """Characters of text shown before and after a token of a list."""
@@ -80,6 +81,28 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """What colours can stand for."""
+
+    name: str
+    said: str
+    needs: str = ""
+    """The option that the results would need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the parts of the page are called."""
+
+    charts: str = "Losses"
+    places: str = "Worst tokens"
+    about: str = (
+        "Losses are −ln of the probability that the model gave each token, in nats; intervals are "
+        "95 %, over sequences."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     title: str
     subtitle: str
@@ -98,9 +121,12 @@ class Page:
     """Which sequences these are, where they are not all."""
     provenance: list[tuple[str, list[tuple[str, str]]]]
     data: dict[str, Any]
-    metrics: list[str]
-    """Of the colours, those that the files have figures for."""
+    metrics: list[Metric]
+    """The first is the one that the texts are coloured by."""
     has_masked: bool
+    words: Words = field(default_factory=Words)
+    edges: Sequence[float] = LOSS_EDGES
+    """Of the first metric."""
 
     @property
     def has_texts(self) -> bool:
@@ -140,7 +166,7 @@ def about_selection(chosen: Chosen[Any], limits: Limits, seed: int, per: str) ->
     )
 
 
-def notes_of(file: ResultsFile, n_unusable: int, name: str = "") -> list[str]:
+def notes_of(file: ResultsOf[Any], n_unusable: int, name: str = "") -> list[str]:
     """What went wrong, or was left out, of a file that was read."""
     prefix = f"{name}: " if name else ""
     found = []
@@ -188,10 +214,10 @@ def flags_text(flags: Mapping[str, Any]) -> str:
     return ", ".join(name if n is True else f"{name} {n}" for name, n in flags.items())
 
 
-def metrics_of(panes: Sequence[Pane]) -> list[str]:
-    """Loss, and what else the tokens have."""
-    found = ["loss"]
-    for name, key in (("rank", "r"), ("entropy", "e")):
-        if any(key in pane.data for pane in panes):
-            found.append(name)
+def metrics_of(panes: Sequence[Pane]) -> list[Metric]:
+    """Loss, and what else the tokens have, or would have with an option."""
+    found = [Metric("loss", "loss")]
+    for name, key, option in (("rank", "r", "--ranks"), ("entropy", "e", "--entropy")):
+        known = any(key in pane.data for pane in panes)
+        found.append(Metric(name, name, "" if known else option))
     return found

@@ -77,8 +77,12 @@ def token_pane(
     anchors: str,
     marked: Collection[int],
     side: str = "",
+    colour: str = "",
+    edges: Sequence[float] = LOSS_EDGES,
 ) -> Pane:
-    """`marked` are the spans that can be linked to, as `anchors` and their number."""
+    """`marked` are the spans that can be linked to, as `anchors` and their number. Coloured by the
+    losses, or by what is called `colour` of `shown.further`."""
+    values = shown.further[colour] if colour else shown.losses
     spans = spans_of(shown.text, shown.offsets)
     parts = [Markup(escape_text(shown.text[: shown.offsets[0]].decode()))]
     exact: dict[int, str] = {}
@@ -86,8 +90,8 @@ def token_pane(
         text = shown.text[start:end].decode()
         if "\0" in text:
             exact[n] = text
-        loss = summed(shown.losses[first:last])
-        step = "u" if loss is None else f"s{step_of(loss, LOSS_EDGES)}"
+        loss = summed(values[first:last])
+        step = "u" if loss is None else f"s{step_of(loss, edges)}"
         masked = loss is not None and not any(shown.counted[first:last])
         more = "m" if masked else ""
         anchor = f"{anchors}{n}" if n in marked else ""
@@ -123,6 +127,8 @@ def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
         data["c"] = shown.contexts
     if shown.alternatives is not None:
         data["a"] = [_flat(each, names) for each in shown.alternatives]
+    for name, values in shown.further.items():
+        data[name] = [_loss(value) for value in values]
     return data
 
 

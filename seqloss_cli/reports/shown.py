@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +41,8 @@ class Shown:
     entropies: tuple[float | None, ...] | None = None
     contexts: tuple[float | None, ...] | None = None
     alternatives: tuple[Any, ...] | None = None
+    further: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """What else is known of each token, by name."""
     of_ids: bool = False
     n_left_out: int = 0
     """Tokens at its end that the page does not show."""
@@ -169,5 +171,6 @@ def cut(whole: Shown, n_tokens: int) -> Shown:
         text=whole.text[: whole.offsets[n_tokens]],
         offsets=whole.offsets[: n_tokens + 1],
         n_left_out=whole.n_left_out + whole.size - n_tokens,
+        further={name: array[:n_tokens] for name, array in whole.further.items()},
         **parts,
     )

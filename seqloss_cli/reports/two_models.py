@@ -14,11 +14,13 @@ from seqloss_cli.reports.joined import GatheredPair, ShownPair
 from seqloss_cli.reports.one_model import charts_of
 from seqloss_cli.reports.page import (
     Column,
+    Metric,
     Page,
     PageOptions,
     Place,
     ShownSequence,
     Table,
+    Words,
     about_selection,
     about_sequence,
     metrics_of,
@@ -46,6 +48,10 @@ from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
 SIDES = ["A", "B"]
+_WORDS = Words(
+    places="Largest differences",
+    about="Losses are −ln of the probability that the model gave each token, in nats.",
+)
 
 
 def page_of_pair(
@@ -87,8 +93,9 @@ def page_of_pair(
         chosen=about_selection(found.chosen, options.limits, options.seed, "absolute difference"),
         provenance=[(t, run_table(f.run)) for t, f in zip(titles, files, strict=True)],
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
-        metrics=metrics_of(panes),
+        metrics=[*metrics_of(panes), Metric("difference", "difference, B − A")],
         has_masked=any("k" in pane.data for pane in panes),
+        words=_WORDS,
     )
 
 

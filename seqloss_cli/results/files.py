@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import orjson
 
@@ -18,17 +18,30 @@ from seqloss_cli.results.runs import run_differences
 
 _PARQUET, _RUN_LINE = b"PAR1", b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
-_COMMANDS = ("score", "cond")
 Run = Mapping[str, Any]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class RowKind(Generic[Row]):
+    """How the rows of a command are read back."""
+
+    read: Callable[[Run, str], Row]
+    """Of a record and its file:line. Raises RowError for one that cannot be."""
+    total: str
+    """What of the totals is the sum of the rows' own figures of that name."""
+    units: Callable[[Row], int | None]
+    """A row's own, in units of 2^-1074 nats; None where it is no number."""
 
 
 @dataclass(slots=True)
-class ResultsFile:
+class ResultsOf(Generic[Row]):
     """What is known of a file once its rows were read; `run` is known from the start."""
 
     name: str
     run: Run
-    rows: Iterator[ResultRow | Rejected]
+    kind: RowKind[Row]
+    rows: Iterator[Row | Rejected]
     """A `Rejected` is a row of the file that cannot be used; the file tells of it itself."""
     n_sequences: int = 0
     n_rejected: int = 0
@@ -41,13 +54,24 @@ class ResultsFile:
     n_since: int = 0
     """Sequences since the last totals, those that cannot be used counted."""
     loss_since: int = 0
-    """Sum of their losses, in units of 2^-1074 nats."""
+    """Sum of their losses (of `kind.total`), in units of 2^-1074 nats."""
     whole_since: bool = True
     """All of them could be read, and their sums are numbers."""
-    bulky: bool = False
-    """Rows keep their texts and all arrays."""
-    favourites: bool = False
-    """Rows keep the first of their alternatives."""
+
+
+ResultsFile = ResultsOf[ResultRow]
+"""What `score` or `cond` wrote."""
+
+
+def loss_kinds(favourites: bool = False, bulky: bool = False) -> dict[str, RowKind[ResultRow]]:
+    """Of `score` and `cond`: `favourites` asks for the first of the alternatives, `bulky` for texts
+    and all arrays, too."""
+    kind = RowKind(
+        lambda record, place: read_row(record, place, favourites, bulky),
+        "total_loss",
+        lambda row: None if row.totals.n_infinite else row.totals.loss_units,
+    )
+    return {"score": kind, "cond": kind}
 
 
 class NoResultsError(RowError):
@@ -59,10 +83,15 @@ class NoResultsError(RowError):
 
 
 def open_results(name: str, favourites: bool = False, bulky: bool = False) -> ResultsFile:
-    """`favourites` asks for those of its rows, `bulky` for their texts and all arrays, too.
+    """What `score` or `cond` wrote; as `open_any`."""
+    return open_any(name, loss_kinds(favourites, bulky))
 
-    Raises RowError when there is no such file or it holds no results of `score` or `cond`, and
-    UsageError while rows are read when it goes on with another run's.
+
+def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
+    """`kinds` are those of the commands whose results are taken.
+
+    Raises RowError when there is no such file or it holds no results of these, and UsageError while
+    rows are read when it goes on with another run's.
     """
     source = "<stdin>" if name == STDIN else shown_path(name)
     records = _records(name)
@@ -76,13 +105,13 @@ def open_results(name: str, favourites: bool = False, bulky: bool = False) -> Re
         raise RowError("no_results", f"holds no results of seqloss: line {line} {first.message}")
     if first.get("type") != "run":
         raise NoResultsError("it does not begin with a run; -o FILE.jsonl", first)
-    run = _checked_run(first)
-    file = ResultsFile(source, run, iter(()), bulky=bulky, favourites=favourites)
+    run = _checked_run(first, kinds)
+    file = ResultsOf[Any](source, run, kinds[run["command"]], iter(()))
     file.rows = _rows(file, records)
     return file
 
 
-def _checked_run(record: Run) -> Run:
+def _checked_run(record: Run, commands: Collection[str]) -> Run:
     version = record.get("schema_version")
     if not isinstance(version, int) or version < 1:
         raise RowError("no_results", f"has no schema_version, but {version!r:.40}")
@@ -92,13 +121,13 @@ def _checked_run(record: Run) -> Run:
             f"was written by a newer seqloss: schema version {version}, and this one knows up to "
             f"{SCHEMA_VERSION}; update seqloss",
         )
-    if record.get("command") not in _COMMANDS:
-        command = record.get("command")
-        raise RowError("no_results", f"holds what {command!r} wrote, not results of score or cond")
+    if (command := record.get("command")) not in commands:
+        known = " or ".join(commands)
+        raise RowError("no_results", f"holds what {command!r} wrote, not results of {known}")
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}
 
 
-def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[ResultRow | Rejected]:
+def _rows(file: ResultsOf[Row], records: Iterator[tuple[int, Any]]) -> Iterator[Row | Rejected]:
     for line, record in records:
         try:
             if isinstance(record, RowError):
@@ -111,17 +140,18 @@ def _rows(file: ResultsFile, records: Iterator[tuple[int, Any]]) -> Iterator[Res
             continue
         if row is not None:
             file.n_sequences += 1
-            file.loss_since += row.totals.loss_units
-            file.whole_since &= not row.totals.n_infinite
+            units = file.kind.units(row)
+            file.loss_since += units or 0
+            file.whole_since &= units is not None
             yield row
 
 
-def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
+def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
     """The row, or None where the record is about the run."""
     kind = record.get("type")
     if kind == "sequence":
         file.complete = False
-        return read_row(record, f"{file.name}:{line}", file.favourites, file.bulky)
+        return file.kind.read(record, f"{file.name}:{line}")
     if kind == "rejected":
         file.n_rejected += 1
     elif kind == "totals":
@@ -139,21 +169,27 @@ def _take(file: ResultsFile, line: int, record: Run) -> ResultRow | None:
     return None
 
 
-def _check_totals(file: ResultsFile, totals: Run) -> None:
+def _check_totals(file: ResultsOf[Any], totals: Run) -> None:
     """Raises RowError when the rows since the last totals are not those that were summed up."""
     n, loss, whole = file.n_since, file.loss_since, file.whole_since
     file.n_since, file.loss_since, file.whole_since = 0, 0, True
     if (printed := totals.get("n_sequences")) != n:
         raise RowError("rows_missing", f"its totals are of {printed} sequences, and {n} are there")
-    total = totals.get("total_loss")
+    total = totals.get(file.kind.total)
     if whole and total is not None and from_units(loss) != total:
         raise RowError("impossible", f"its rows sum to {from_units(loss)}, its totals say {total}")
 
 
-def _require_same_run(file: ResultsFile, line: int, record: Run) -> None:
+def _require_same_run(file: ResultsOf[Any], line: int, record: Run) -> None:
     """A file may be shards of one run, one after another, and of no other."""
+    command, other = file.run["command"], record.get("command")
+    if other != command:
+        raise UsageError(
+            f"{file.name}:{line} goes on with what {other!r} wrote, after what {command!r} wrote: "
+            "keep them in files of their own"
+        )
     try:
-        run = _checked_run(record)
+        run = _checked_run(record, (command,))
     except RowError as error:
         raise UsageError(f"{file.name}:{line} goes on with a run that {error.message}") from error
     if differences := run_differences(file.run, run):

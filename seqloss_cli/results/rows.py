@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,21 @@ from seqloss_cli.conditional import ChainRule
 from seqloss_cli.errors import RowError
 from seqloss_cli.metrics import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.records import Bools, Floats, Ints
+from seqloss_cli.results.checks import (
+    LARGEST,
+    ROUNDING,
+    Fields,
+    check_arrays,
+    check_identity,
+    count,
+    field_of,
+    figure,
+    flags_of,
+    number,
+)
 
-Fields = Mapping[str, Any]
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
-_ROUNDING = 1e-9
-_LARGEST, _MOST = 1e300, 1 << 53
-"""What a sum or a count of a row stays below, so that those of many rows can be written."""
-_ARRAYS = ("token_ids", "tokens", "token_losses", "loss_mask")
 _BULKY = frozenset(
     [
         "text",
@@ -42,16 +48,6 @@ _BULKY = frozenset(
         "turns",
     ]
 )
-_KINDS: Mapping[str, Any] = {
-    "id": str,
-    "source": str | None,
-    "line": int | None,
-    "text_sha256": str | None,
-    "response_sha256": str | None,
-    "ids_sha256": str | None,
-    "meta": dict | None,
-    "inf_losses": list | None,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +91,7 @@ class ResultRow:
     def field(self, name: str) -> Any:
         """A value to group by: a plain field of the row, else one of its `meta` (what is nested as
         JSON text); else None."""
-        value = self.fields.get(name)
-        if value is None or isinstance(value, list | dict):
-            value = (self.fields.get("meta") or {}).get(name.removeprefix("meta."))
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        return field_of(self.fields, name)
 
 
 def read_row(
@@ -109,9 +102,9 @@ def read_row(
     Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
     """
-    _check_identity(fields)
+    check_identity(fields)
     totals = totals_of_row(fields)
-    _check_arrays(fields, totals.n_tokens)
+    check_arrays(fields, totals.n_tokens)
     ChainRule.read(fields)
     if totals.total_loss is not None and totals.total_loss < 0:
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
@@ -132,21 +125,19 @@ def totals_of_row(row: Fields) -> Totals:
     Of how many losses are infinite the row only tells that some are: the sums are null either way.
     Raises RowError for a field that is missing or is no number.
     """
-    n_scored, total = _count(row, "n_scored"), _loss(row, "total_loss")
+    n_scored, total = count(row, "n_scored"), figure(row, "total_loss")
     without_text = row.get("n_bytes") is None
-    texts: dict[str, Any] = (
-        {} if without_text else {name: _count(row, name) for name in TEXT_COUNTS}
-    )
+    texts: dict[str, Any] = {} if without_text else {name: count(row, name) for name in TEXT_COUNTS}
     return Totals(
         n_sequences=1,
         n_sequences_scored=int(n_scored > 0),
-        n_tokens=_count(row, "n_tokens"),
+        n_tokens=count(row, "n_tokens"),
         n_scored=n_scored,
         n_infinite=int(n_scored > 0 and total is None),
         n_without_text=int(without_text),
         loss_units=to_units(total or 0.0),
         mean_loss_units=to_units((total or 0.0) / n_scored) if n_scored else 0,
-        flags={n: int(count) for n, count in _flags(row).items() if n not in _ONLY_OF_ROWS},
+        flags={n: int(n_of) for n, n_of in flags_of(row).items() if n not in _ONLY_OF_ROWS},
         **texts,
         **_pair_counts(row),
     )
@@ -155,11 +146,11 @@ def totals_of_row(row: Fields) -> Totals:
 def _pair_counts(row: Fields) -> dict[str, Any]:
     if row.get("n_response_tokens") is None:
         return {}
-    boundary, n_response = row.get("boundary"), _count(row, "n_response_tokens")
+    boundary, n_response = row.get("boundary"), count(row, "n_response_tokens")
     return {
         "n_pairs": 1,
         "n_response_tokens": n_response,
-        "n_pair_tokens": n_response + _count(row, "n_prompt_tokens"),
+        "n_pair_tokens": n_response + count(row, "n_prompt_tokens"),
         "boundaries": {} if boundary is None else {str(boundary): 1},
         "alone": _alone(row, n_response),
         "other_boundary": _apart(row.get("separate")),
@@ -168,7 +159,7 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
 
 def _alone(row: Fields, n_response: int) -> Totals | None:
     """None where the response could not be scored alone (rule 14)."""
-    value, infinite = _number(row, "log_prob_y"), row.get("n_inf_losses_y")
+    value, infinite = number(row, "log_prob_y"), row.get("n_inf_losses_y")
     if value is None and not infinite:
         return None
     units = 0 if value is None else to_units(0.0 - value)
@@ -180,40 +171,11 @@ def _alone(row: Fields, n_response: int) -> Totals | None:
 def _apart(separate: Any) -> Totals | None:
     if not isinstance(separate, Mapping):
         return None
-    n_scored, loss = _count(separate, "n_scored"), _loss(separate, "loss")
+    n_scored, loss = count(separate, "n_scored"), figure(separate, "loss")
     infinite = int(n_scored > 0 and loss is None)
     return Totals(
         n_sequences=1, n_scored=n_scored, n_infinite=infinite, loss_units=to_units(loss or 0.0)
     )
-
-
-def _check_identity(row: Fields) -> None:
-    for name, kinds in _KINDS.items():
-        if not isinstance(row.get(name), kinds):
-            raise RowError("wrong_type", f"field {name!r} cannot be {row.get(name)!r:.40}")
-
-
-def _check_arrays(row: Fields, n: int) -> None:
-    """Arrays that are there are as long as the row has tokens."""
-    for name, length in {**dict.fromkeys(_ARRAYS, n), "byte_offsets": n + 1}.items():
-        if (array := row.get(name)) is not None and not isinstance(array, list):
-            raise RowError("wrong_type", f"field {name!r} is no array")
-        if array is not None and len(array) != length:
-            raise RowError("wrong_length", f"{name} is not as long as n_tokens {n} says")
-    for name in ("token_ids", "loss_mask", "byte_offsets", "inf_losses"):
-        if not all(isinstance(value, int) and value >= 0 for value in row.get(name) or ()):
-            raise RowError("wrong_type", f"field {name!r} holds what is no count")
-    if not all(isinstance(value, str) for value in row.get("tokens") or ()):
-        raise RowError("wrong_type", "field 'tokens' holds what is no text")
-    if any(place >= n for place in row.get("inf_losses") or ()):
-        raise RowError("wrong_length", f"inf_losses names a token beyond n_tokens {n}")
-
-
-def _flags(row: Fields) -> Mapping[str, int]:
-    flags = row.get("flags") or {}
-    if not isinstance(flags, Mapping) or not all(isinstance(n, int) for n in flags.values()):
-        raise RowError("wrong_type", f"field 'flags' cannot be {flags!r:.40}")
-    return flags
 
 
 def _token_losses(row: Fields, n: int) -> TokenLosses | None:
@@ -223,7 +185,7 @@ def _token_losses(row: Fields, n: int) -> TokenLosses | None:
     for value in written:
         if value is not None and (isinstance(value, bool) or not isinstance(value, float | int)):
             raise RowError("wrong_type", "field 'token_losses' holds what is no number")
-        if value is not None and not 0 <= value < _LARGEST:
+        if value is not None and not 0 <= value < LARGEST:
             raise RowError("impossible", f"a token's loss is {value}")
     losses = np.array(written, dtype=np.float64)  # None becomes NaN
     losses[list(row.get("inf_losses") or ())] = np.inf
@@ -246,7 +208,7 @@ def _favourites(row: Fields, tokens: TokenLosses) -> Favourites | None:
             ids[place], log_probs[place] = first["id"], first["log_prob"]
         except (TypeError, LookupError, ValueError, OverflowError):
             raise RowError("wrong_type", f"top_logprobs holds nothing at token {place}") from None
-    if not (log_probs <= _ROUNDING).all():
+    if not (log_probs <= ROUNDING).all():
         raise RowError("impossible", "an alternative has a probability above 1")
     return Favourites(ids, np.exp(np.minimum(log_probs, 0.0)))
 
@@ -258,29 +220,7 @@ def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
     if total is None:
         return
     found = math.fsum(tokens.losses[tokens.counted].tolist())
-    if not abs(found - total) <= _ROUNDING * max(1.0, abs(total)):
+    if not abs(found - total) <= ROUNDING * max(1.0, abs(total)):
         raise RowError(
             "impossible", f"total_loss is {total}, and its tokens' losses sum to {found}"
         )
-
-
-def _count(row: Fields, name: str) -> int:
-    value = row.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
-        raise RowError("wrong_type", f"field {name!r} is not a count: {value!r:.40}")
-    return value
-
-
-def _number(row: Fields, name: str) -> float | None:
-    value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise RowError("wrong_type", f"field {name!r} is not a number: {value!r:.40}")
-    if value is not None and not abs(value) < _LARGEST:
-        raise RowError("impossible", f"field {name!r} is {value}")
-    return None if value is None else float(value)
-
-
-def _loss(row: Fields, name: str) -> float | None:
-    if name not in row:
-        raise RowError("missing_field", f"no field {name!r}")
-    return _number(row, name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold")
+POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")
 """What the tokens of a text are, and which of them count: other numbers for the same model."""
 MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)

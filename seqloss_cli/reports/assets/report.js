@@ -7,7 +7,21 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const NATS_PER_BIT = Math.LN2;
   const INFINITE = -1;
-  const state = { metric: 'loss', scale: 'fixed', unit: 'nats' };
+  const state = { metric: one('#metric option').value, scale: 'fixed', unit: 'nats' };
+
+  /** Where a metric's values stand, its palette and edges, and whether those of tokens add up. */
+  const METRICS = {
+    loss: { from: 'l', kind: 's', edges: 'loss', adds: true },
+    rank: { from: 'r', kind: 'r', edges: 'rank' },
+    entropy: { from: 'e', kind: 's', edges: 'loss' },
+    difference: { from: 'd', kind: 'd', edges: 'difference', adds: true },
+    kl: { from: 'kl', kind: 's', edges: 'kl', adds: true },
+    cross: { from: 'ce', kind: 's', edges: 'loss', adds: true },
+    gold_entropy: { from: 'te', kind: 's', edges: 'loss' },
+    gold_loss: { from: 'tl', kind: 's', edges: 'loss', adds: true },
+    gap: { from: 'gap', kind: 'd', edges: 'difference', adds: true },
+  };
+  const isSigned = (metric) => METRICS[metric].kind === 'd';
 
   // -- what stands in the spans ------------------------------------------------------------------
 
@@ -33,16 +47,16 @@
     const own = pane.own;
     if (own.d) return own.d[n];
     if (metric === 'difference') return pane.beside ? pane.beside.d[own.g ? own.g[n] : n] : null;
-    const values = { loss: own.l, rank: own.r, entropy: own.e }[metric];
+    const values = own[METRICS[metric].from];
     if (!values) return null;
     const [first, last] = tokensOf(pane, n);
     let found = null;
     for (let t = first; t < last; t += 1) {
       let value = values[t];
       if (value === null || value === undefined) continue;
-      if (metric === 'loss' && value === INFINITE) value = Infinity;
+      if (metric !== 'gap' && value === INFINITE) value = Infinity;
       if (found === null) found = value;
-      else found = metric === 'loss' ? found + value : Math.max(found, value);
+      else found = METRICS[metric].adds ? found + value : Math.max(found, value);
     }
     return found;
   }
@@ -55,7 +69,6 @@
 
   // -- colours -----------------------------------------------------------------------------------
 
-  const KINDS = { loss: 's', entropy: 's', rank: 'r', difference: 'd' };
   const metricOf = (pane) => (pane.own.d ? 'difference' : state.metric);
 
   /** Edges between equal shares of this page's values; of differences as many on either side. */
@@ -70,7 +83,7 @@
     }
     found.sort((a, b) => a - b);
     const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))] || 0;
-    if (metric !== 'difference') {
+    if (!isSigned(metric)) {
       const n = metric === 'rank' ? data.edges.rank.length : data.edges.loss.length;
       return Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
     }
@@ -80,7 +93,7 @@
 
   function edgesOf(metric) {
     if (state.scale === 'own') return ownEdges(metric);
-    return data.edges[metric === 'entropy' ? 'loss' : metric];
+    return data.edges[METRICS[metric].edges];
   }
 
   function paint() {
@@ -91,7 +104,7 @@
       if (pane.more === null) {
         pane.more = pane.spans.map((span) => span.className.replace(/^(?:[sd]\d|u)\b ?/, ''));
       }
-      const kind = KINDS[metric];
+      const { kind } = METRICS[metric];
       for (let n = 0; n < pane.spans.length; n += 1) {
         const value = valueOf(pane, n, metric);
         const step = value === null ? 'u' : kind + stepOf(value, edges[metric]);
@@ -108,7 +121,8 @@
     const of = differences && state.metric === 'difference' ? 'loss' : state.metric;
     one('#legend').replaceChildren(...legendOf(of));
     const unit = of === 'rank' ? '1 is the favourite' : state.unit;
-    one('#legend-title').textContent = `${of}, ${unit}`;
+    const said = one(`#metric option[value="${of}"]`).textContent;
+    one('#legend-title').textContent = `${said}, ${unit}`;
     if (!differences) return;
     differences.replaceChildren(...legendOf('difference'));
     one('#legend-difference-title').textContent = `B − A, ${state.unit}: below 0 B is better`;
@@ -118,15 +132,15 @@
     const edges = edgesOf(metric);
     const isRank = metric === 'rank';
     const factor = !isRank && state.unit === 'bits' ? 1 / NATS_PER_BIT : 1;
-    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−').replace('0.', metric === 'difference' ? '.' : '0.');
+    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−').replace('0.', isSigned(metric) ? '.' : '0.');
     return [0, ...edges].map((edge, n) => {
       const item = document.createElement('li');
       const key = document.createElement('span');
-      key.className = `key ${KINDS[metric]}${n}`;
+      key.className = `key ${METRICS[metric].kind}${n}`;
       let said = short(edge);
       if (isRank) said = String(n ? edge : 1);
-      if (metric === 'difference' && n === 0) said = `<${short(edges[0])}`;
-      item.append(key, n === edges.length && metric !== 'difference' ? `${said}+` : said);
+      if (isSigned(metric) && n === 0) said = `<${short(edges[0])}`;
+      item.append(key, n === edges.length && !isSigned(metric) ? `${said}+` : said);
       return item;
     });
   }
@@ -205,8 +219,8 @@
     const [first, last] = tokensOf(pane, n);
     const parts = [];
     if (last - first > 1) {
-      const value = valueOf(pane, n, 'loss');
-      const said = value === null ? '' : ` Their losses add up to ${inBoth(value).join(', ')}, which colours them; of ranks and entropies the highest does.`;
+      const value = valueOf(pane, n, pane.own.kl ? 'kl' : 'loss');
+      const said = value === null ? '' : ` Their ${pane.own.kl ? 'divergences' : 'losses'} add up to ${inBoth(value).join(', ')}, which colours them; of ranks and entropies the highest does.`;
       parts.push(make('p', `${last - first} tokens that share a character.${said}`));
     }
     for (let t = first; t < last; t += 1) parts.push(...ofToken(pane.own, t, last - first > 1));
@@ -218,6 +232,7 @@
     let loss = own.l[t];
     if (loss === INFINITE) loss = Infinity;
     if (several) entries(list, [['token', visible(data.names[own.t[t]])]]);
+    if (own.kl) return ofDivergence(list, own, t);
     entries(list, [['position', t], ['id', own.i && own.i[t]]]);
     if (loss === null) entries(list, [['loss', 'not scored']]);
     else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
@@ -228,6 +243,23 @@
     const parts = [list];
     if (own.a && own.a[t]) parts.push(alternatives(own, t));
     return parts;
+  }
+
+  /** Where gold is known in part, its divergence lies between two figures. */
+  function ofDivergence(list, own, t) {
+    entries(list, [['position', t], ['id', own.i && own.i[t]]]);
+    if (own.kl[t] === null) return [entries(list, [['KL', 'not scored']])];
+    const said = (x) => inBoth(x === INFINITE ? Infinity : x)[state.unit === 'bits' ? 1 : 0];
+    const chance = (x) => Math.exp(-(x === INFINITE ? Infinity : x));
+    const least = own.km ? ' at least' : '';
+    entries(list, [[`KL${least}`, said(own.kl[t])], ['KL at most', own.km && said(own.km[t])],
+      [`cross-entropy${least}`, said(own.ce[t])], ['gold entropy', said(own.te[t])],
+      ['model’s loss', said(own.l[t])], ['gold’s loss', said(own.tl[t])],
+      ['p(model)', shown(chance(own.l[t]))], ['p(gold)', shown(chance(own.tl[t]))],
+      ['Δp', shown(chance(own.l[t]) - chance(own.tl[t]))],
+      ['same favourite', own.same[t] ? 'yes' : 'no']]);
+    if (own.k) entries(list, [['counts', own.k[t] ? 'yes' : 'no']]);
+    return [list];
   }
 
   function alternatives(own, t) {
