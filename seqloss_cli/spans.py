@@ -21,6 +21,11 @@ def char_end_bytes(text: str) -> Ints:
     return np.cumsum(widths, dtype=np.int64)
 
 
+def is_edge(text: bytes, place: int) -> bool:
+    """A character of the UTF-8 text begins or ends here."""
+    return place >= len(text) or text[place] & 0xC0 != 0x80
+
+
 def word_bytes(text: str) -> Ints:
     """Bytes [start, end) of each maximal run of non-white-space, shape words x 2."""
     chars = [match.span() for match in _WORD.finditer(text)]

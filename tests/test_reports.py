@@ -23,9 +23,10 @@ from made_results import row, write
 from seqloss_cli.reports.documents import json_text, number
 from seqloss_cli.reports.panes import Names, align, places_in, spans_of, token_pane
 from seqloss_cli.reports.selecting import Limits, Selection
-from seqloss_cli.reports.shown import Shown, cut, is_edge
+from seqloss_cli.reports.shown import Shown, cut
 from seqloss_cli.results import totals_of_row
 from seqloss_cli.scales import LOSS_EDGES, step_of
+from seqloss_cli.spans import is_edge
 
 Run = Callable[..., Any]
 EVIL = [

@@ -17,8 +17,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from seqloss_cli.reports.shown import Shown, is_edge
+from seqloss_cli.reports.shown import Shown
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
+from seqloss_cli.spans import is_edge
 
 Span = tuple[int, int, int, int]
 """Tokens from, to; bytes from, to."""

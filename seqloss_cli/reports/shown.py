@@ -10,6 +10,7 @@ from typing import Any
 
 from seqloss_cli.metrics import Totals
 from seqloss_cli.results import ResultRow
+from seqloss_cli.spans import is_edge
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"
 NO_TEXT = "written without texts (--no-text): there is nothing to colour"
@@ -146,11 +147,6 @@ def _alternatives(value: Any) -> list[tuple[str, float | None]] | None:
         for each in value
         if isinstance(each, Mapping)
     ]
-
-
-def is_edge(text: bytes, place: int) -> bool:
-    """A character of the UTF-8 text begins or ends here."""
-    return place >= len(text) or text[place] & 0xC0 != 0x80
 
 
 def cut(whole: Shown, n_tokens: int) -> Shown:
