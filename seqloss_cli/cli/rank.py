@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -130,8 +130,8 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     bar = ProgressBar(names)
     found = rankings(items, lambda pairs: scorer.score(pairs, None, bar.on_progress), values["pmi"])
     read = described(names or ["<choices>"], i.choice_reading(ctx))
-    rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
-    rows |= {"pmi": values["pmi"], "by": str(values["by"])}
+    rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
+    rows |= {"summary": choice.summary, "pmi": values["pmi"], "by": str(values["by"])}
     rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if values["pmi"] else -2]}
     run = replace(scorer.run_info("rank"), reading=read, rows=rows)
     with open_sink(choice.path, choice.force, warn=say) as sink:
