@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from functools import cache
 from importlib import resources
@@ -152,12 +153,14 @@ def _value(value: float | None, digits: int, is_loss: bool) -> Markup:
         return Markup("–")
     kind = Markup(" class=l") if is_loss else Markup("")
     return Markup('<data value="{}"{}>{}</data>').format(
-        f"{value:.9g}", kind, number(value, digits)
+        f"{value:.9g}".replace("inf", "Infinity"), kind, number(value, digits)
     )
 
 
 def number(value: float, digits: int) -> str:
     """Fixed digits and a true minus; large and tiny ones in powers of ten."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     if value != 0 and not 10**-digits <= abs(value) < 1e9:
         return f"{value:.4g}".replace("-", "−")
     return f"{value:,.{digits}f}".replace("-", "−")

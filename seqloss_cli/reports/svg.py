@@ -69,6 +69,10 @@ def path(points: Sequence[tuple[float, float]], classes: str, closed: bool = Fal
     return Markup(f'<path d="M{where}{"Z" if closed else ""}" class="{escape(classes)}"/>')
 
 
+def dot(x: float, y: float, classes: str) -> Markup:
+    return Markup('<circle cx="{:g}" cy="{:g}" r="3.2" class="{}"/>').format(x, y, classes)
+
+
 def bar(x1: float, y1: float, x2: float, y2: float, classes: str, hint: str) -> Markup:
     return Markup(
         '<rect x="{}" y="{}" width="{}" height="{}" class="{}"><title>{}</title></rect>'
