@@ -129,6 +129,7 @@ class Words:
     charts: str = "Losses"
     places: str = "Worst tokens"
     sequences: str = "Sequences"
+    sequence: str = "sequence"
     texts: str = "Texts"
     about: str = (
         "Losses are −ln of the probability that the model gave each token, in nats; intervals are "

@@ -113,7 +113,7 @@ def accuracies_by_score(found: Mapping[str, Estimate], chance: float | None) -> 
             continue
         parts.append(svg.line(x, frame.y(estimate.low), x, frame.y(estimate.high), "whisker"))
         parts.append(svg.dot(x, frame.y(estimate.value), "dot"))
-    parts += svg.x_figures(frame, [(n, name.split("_")[0]) for n, name in enumerate(found)])
+    parts += svg.x_figures(frame, list(enumerate(found)))
     parts.append(svg.x_label(frame, "score that chooses"))
     return Chart(
         "accuracies", "How often each score is right",

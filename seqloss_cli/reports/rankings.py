@@ -42,14 +42,18 @@ from seqloss_cli.reports.questions import (
 from seqloss_cli.results import RankedRow, ResultsOf
 from seqloss_cli.statistics import Estimate, ratio_estimate
 
+_BY = {name: f"by {said.removeprefix('per ')}" for name, said in SAID.items()}
 _WORDS = Words(
     charts="Right and wrong",
     sequences="Questions",
+    sequence="question",
     texts="Prompts and choices",
     about=(
         "Scores are in nats: sum is ln Pr(y|x), the others are made from it as the table of "
         "scores says; probability is the softmax of the sums over a question's choices. The first "
-        "of equal choices is the preferred one. Intervals of accuracies are Wilson's, 95 %, over "
+        "of equal choices is the preferred one. Margin: score of the right choice less that of the "
+        "best wrong one; lead: of the best choice less the second; below by sum, by token and so "
+        "on stands the choice that each prefers. Intervals of accuracies are Wilson's, 95 %, over "
         "questions."
     ),
 )
@@ -154,14 +158,14 @@ def _table(totals: RankTotals, scores: list[str]) -> Table:
         name = named[score]
         n, right = totals.n_judged.get(name, 0), totals.n_correct.get(name, 0)
         rows.append([
-            SAID[score], MEANINGS[score], name if n else "–",
-            _cell(judged[name]) if n else Cell(None), f"{right:,} of {n:,}" if n else "–",
-            f"{totals.n_tied.get(score, 0):,}", f"{totals.n_ordered[score]:,}",
+            SAID[score], name if n else "–", _cell(judged[name]) if n else Cell(None),
+            f"{right:,} of {n:,}" if n else "–", f"{totals.n_tied.get(score, 0):,}",
+            f"{totals.n_ordered[score]:,}", MEANINGS[score],
         ])  # fmt: skip
     header = [
-        Column("score", is_text=True), Column("what it is", is_text=True),
-        Column("accuracy", is_text=True), Column("share right"), Column("right"),
-        Column("ties"), Column("with an order"),
+        Column("score", is_text=True), Column("accuracy", is_text=True), Column("share right"),
+        Column("right"), Column("ties"), Column("with an order"),
+        Column("what it is", is_text=True),
     ]  # fmt: skip
     about = []
     if totals.boundaries:
@@ -196,7 +200,7 @@ def _columns(found: GatheredRankings, scores: list[str]) -> list[Column]:
         judged = [Column("answer"), Column("right?", is_text=True), Column("margin", is_loss=True),
                   Column("p(right)")]  # fmt: skip
     flags = [Column("flags", is_text=True)] if found.totals.flags else []
-    return [*judged, Column("lead", is_loss=True), *(Column(SAID[n]) for n in scores), *flags]
+    return [*judged, Column("lead", is_loss=True), *(Column(_BY[n]) for n in scores), *flags]
 
 
 def _sequence(
