@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,14 @@ def test_verdicts_and_margins(run_cli: Run, tmp_path: Path) -> None:
         "Wrong: choice 0 is preferred by sum; 1 and 2 are right.",
         "No answer is known: choice 0 is preferred by sum.",
         "Wrong: choice 0 is preferred by sum; 1 is right.",  # the first of equals is preferred
-        "1 questions have no known answer",
+        "neither right nor wrong, since their answers are not known: 1",
         "right answer", "preferred by sum, per token, per byte, per char", "1 of 3",
     ):  # fmt: skip
         assert said in page.text, said
     for value in (2.5, -1.0, 0.25):
         assert value in values_of(page)
-    marks = [a["class"] for tag, a in page.tags if tag == "span" and "mark" in (a["class"] or "")]
-    kinds = [str(each).split()[1] for each in marks]
+    classes = [str(a.get("class")).split() for tag, a in page.tags if tag == "span"]
+    kinds = [each[1] for each in classes if each[0] == "mark"]
     assert kinds == ["gold", "preferred", "mistaken", "gold", "gold", "preferred", "mistaken",
                      "gold"]  # fmt: skip
     without = page_of(run_cli, write_rankings(tmp_path / "no.jsonl", rows[2:3]))
@@ -155,7 +156,7 @@ def test_rows_have_tokens_when_they_are_asked_for(run_cli: Run, tmp_path: Path) 
             assert new["text"] == " " + new["response"]
             ends = new["byte_offsets"]
             raw = new["text"].encode()
-            parts = [raw[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+            parts = [raw[a:b].decode() for a, b in pairwise(ends)]
             assert parts == new["tokens"]
     bare = document(run_cli(*RANK, "--json", "--tokens", "--no-text"))["sequences"][0]
     assert "text" not in bare["choices"][0]
@@ -251,7 +252,7 @@ def test_long_results_show_the_worst_and_a_sample(tmp_path: Path) -> None:
     margins = {
         row["id"]: row["choices"][1]["log_prob"] - row["choices"][0]["log_prob"] for row in rows
     }
-    worst = sorted(margins, key=lambda id: -margins[id])[:10]
+    worst = sorted(margins, key=lambda name: -margins[name])[:10]
     shown = [a["aria-label"] for tag, a in page.tags if tag == "article"]
     assert {id for id in worst if any(str(each).endswith(f": {id}") for each in shown)} == set(
         worst

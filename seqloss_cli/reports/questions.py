@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seqloss_cli.metrics import Totals
 from seqloss_cli.reports.charts import Cell
 from seqloss_cli.reports.page import Question, Scored, ShownChoice, flags_text
 from seqloss_cli.reports.panes import (
@@ -21,7 +20,7 @@ from seqloss_cli.reports.panes import (
     token_pane,
 )
 from seqloss_cli.reports.shown import shown
-from seqloss_cli.results import RankedChoice, RankedRow, ResultRow
+from seqloss_cli.results import RankedChoice, RankedRow
 from seqloss_cli.scales import LOSS_EDGES, step_of
 
 SAID = {
@@ -67,7 +66,7 @@ def without_texts(item: ShownRow, most: int) -> ShownRow:
     if item.size <= most:
         return item
     choices = tuple(
-        replace(each, response=None, row=ResultRow(each.row.place, {}, Totals(), None))
+        replace(each, response=None, row=replace(each.row, fields={"id": each.row.id}, tokens=None))
         for each in item.row.choices
     )
     fields = {name: value for name, value in item.row.fields.items() if name != "prompt"}

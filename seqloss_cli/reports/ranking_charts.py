@@ -79,13 +79,13 @@ def probabilities(values: Floats, are_right: Bools | None) -> Chart | None:
     ) else [(NEITHER, "", np.ones(len(values), dtype=bool))]  # fmt: skip
     every = _counts(places, _N_BINS)
     frame = svg.Frame(0, 1, 0, int(every.max()) * 1.05)
-    parts, below = svg.y_axis(frame, "questions"), np.zeros(_N_BINS)
+    parts, below = svg.y_axis(frame, "questions"), np.zeros(_N_BINS, dtype=np.int64)
     for kind, said, which in parts_of:
         counts = _counts(places[which], _N_BINS)
         for n, count in enumerate(counts.tolist()):
             low, high = n / _N_BINS, (n + 1) / _N_BINS
             hint = f"{low:g} to {high:g}: {count:,} {said}".rstrip()
-            parts.append(_bar(frame, low, high, int(below[n]), count, kind, hint))
+            parts.append(_bar(frame, low, high, below[n].item(), count, kind, hint))
         below = below + counts
     parts += svg.x_figures(frame, [(tick, f"{tick:g}") for tick in svg.ticks(0, 1, 5)])
     of = "preferred choice" if are_right is None else "right answer"
@@ -130,12 +130,12 @@ def _bins(sizes: Floats) -> tuple[float, int]:
     return bin, min(_N_BINS, math.ceil(reach / bin + 1e-9))
 
 
-def _counts(places: Ints, n: int) -> Floats:
-    return np.bincount(places, minlength=n).astype(np.float64)
+def _counts(places: Ints, n: int) -> Ints:
+    return np.bincount(places, minlength=n)
 
 
 def _bar(
-    frame: svg.Frame, low: float, high: float, below: float, count: float, kind: str, hint: str
+    frame: svg.Frame, low: float, high: float, below: int, count: int, kind: str, hint: str
 ) -> Markup:
     x1, x2 = frame.x(low) + 0.4, frame.x(high) - 0.4
     return svg.bar(x1, frame.y(below + count), x2, frame.y(below), f"bar {kind}", hint)

@@ -108,11 +108,11 @@ def _notes(found: GatheredRankings) -> list[str]:
             "each choice is coloured as a whole, by its mean loss per token."
         )
     if n := totals.n_rows - totals.n_with_answer:
-        notes.append(f"{n:,} questions have no known answer: they are neither right nor wrong.")
-    if n := totals.n_rows - totals.n_ordered.get(found.by, 0):
         notes.append(
-            f"{n:,} questions have no order by {found.by}: it is not known of all choices."
+            f"Questions neither right nor wrong, since their answers are not known: {n:,}."
         )
+    if n := totals.n_rows - totals.n_ordered.get(found.by, 0):
+        notes.append(f"Questions without an order by {found.by}, not known of all choices: {n:,}.")
     return notes
 
 
