@@ -420,6 +420,7 @@ def test_print(pages: dict[str, Path], opened: Any, pictures: Path) -> None:
             colour = "getComputedStyle(document.querySelector('.pane .s5')).backgroundColor"
             assert page.evaluate(colour) == "rgb(180, 80, 26)"  # light, whatever the screen is
             assert page.locator("#metric").is_hidden()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 800, name
             page.screenshot(path=pictures / f"{name}-print.png", full_page=True)
             page.pdf(path=pictures / f"{name}.pdf", print_background=True)
 
