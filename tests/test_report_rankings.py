@@ -274,6 +274,10 @@ def test_histograms_count_every_question() -> None:
     drawn = str(chart.drawing)
     assert "wrong, margin -" in drawn
     assert drawn.count(": 0<") < drawn.count("<title>")
+    many = charts.leads(np.ones(1500))
+    assert many is not None
+    assert ">1,000<" in str(many.drawing)
+    assert "e+" not in str(many.drawing)
     assert charts.margins(np.array([]), np.array([], dtype=bool)) is None
     sure = charts.probabilities(np.array([1.0, 0.0, 0.5]), np.array([True, False, True]))
     assert sure is not None

@@ -85,7 +85,8 @@ def y_axis(frame: Frame, label: str, percent: bool = False) -> list[Markup]:
     for value in ticks(frame.y_low, frame.y_high, 4):
         y = frame.y(value)
         parts.append(line(frame.left, y, frame.right, y, "grid"))
-        shown = f"{value:.3g}%" if percent else f"{value:.3g}"
+        brief = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        shown = f"{brief}%" if percent else brief
         parts.append(text(frame.left - 6, y + 4, shown, "", "end"))
     return parts
 
