@@ -23,7 +23,9 @@ class PageOptions:
     by: tuple[str, ...] = ()
     seed: int = 0
     confidence: float = 0.95
-    """Of the interval of a comparison."""
+    """Of the intervals of a comparison."""
+    cluster: str | None = None
+    """Field of rows that were not drawn independently."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -58,6 +60,8 @@ class Place:
     cells: list[Cell]
     step: str
     """The class of its colour."""
+    where: str = ""
+    """Which token it is, where its text is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,8 @@ class Page:
     metrics: list[str]
     """Of the colours, those that the files have figures for."""
     has_masked: bool
+    lacking: list[str] = field(default_factory=list)
+    """What no token has that it could, with the flag that adds it."""
 
     @property
     def has_texts(self) -> bool:
@@ -122,21 +128,21 @@ def about_sequence(shown: Shown) -> list[str]:
         said.append("Token ids without a text: the tokens stand here as their tokenizer has them.")
     if shown.n_left_out:
         said.append(
-            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}; the figures "
-            "are of all of them."
+            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}, for which "
+            "there is room; the figures are of all of them, and so are the lists above."
         )
     return said
 
 
 def about_selection(chosen: Chosen[Any], limits: Limits, seed: int, per: str) -> str:
-    """Empty where all are shown."""
-    if not chosen.n_worst:
+    """Empty where all are shown; of a text that is cut, `about_sequence` tells."""
+    if not chosen.n_worst or chosen.n_seen == 1:
         return ""
     sample = f" and {chosen.n_sampled:,} drawn at random (seed {seed})" if chosen.n_sampled else ""
     return (
         f"Of {chosen.n_seen:,} sequences these are the {chosen.n_worst:,} with the highest {per}"
         f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
-        "sequences. Totals and charts are of all of them."
+        "sequences. Totals, charts and the list above are of all of them."
     )
 
 
@@ -195,3 +201,17 @@ def metrics_of(panes: Sequence[Pane]) -> list[str]:
         if any(key in pane.data for pane in panes):
             found.append(name)
     return found
+
+
+_ADDED = (
+    ("r", "ranks (--ranks)"),
+    ("e", "entropies (--entropy)"),
+    ("a", "alternatives (--top-k N)"),
+    ("c", "context lengths (--context-lengths)"),
+)
+
+
+def lacking_in(panes: Sequence[Pane]) -> list[str]:
+    """Nothing where no text is shown."""
+    texts = [pane.data for pane in panes if pane.kind == "tokens"]
+    return [said for key, said in _ADDED if texts and not any(key in data for data in texts)]

@@ -71,6 +71,7 @@ class Selection(Generic[Item]):
         self._limits, self._size_of, self._cut = limits, size_of, cut
         half = Limits(limits.tokens // 2, max(1, limits.sequences // 2))
         self._all: list[Item] | None = []
+        self._only: Item | None = None
         self._n_tokens = self._n_seen = 0
         self._worst, self._sample = _Pool[Item](half), _Pool[Item](half)
         self._random = random.Random(seed)
@@ -79,6 +80,7 @@ class Selection(Generic[Item]):
         order, size = self._n_seen, self._size_of(item)
         self._n_seen += 1
         self._n_tokens += size
+        self._only = item if self._n_seen == 1 else None
         if self._all is not None:
             self._all.append(item)
             if self._n_tokens > self._limits.tokens or self._n_seen > self._limits.sequences:
@@ -92,6 +94,8 @@ class Selection(Generic[Item]):
     def chosen(self) -> Chosen[Item]:
         if self._all is not None:
             return Chosen(self._all, self._n_seen, 0, 0)
+        if self._only is not None:  # nothing else wants the room
+            return Chosen([self._cut(self._only, self._limits.tokens)], 1, 1, 0)
         worst = self._worst.items()
         found = {**self._sample.items(), **worst}
         items = [found[order] for order in sorted(found)]
