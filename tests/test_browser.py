@@ -307,6 +307,26 @@ def test_every_figure_turns_into_bits(opened: Any, tmp_path: Path) -> None:
             assert bits or not float(nats)
 
 
+def test_what_is_the_same_is_of_one_colour_on_either_side(opened: Any, tmp_path: Path) -> None:
+    """On the scale of equal shares, too: what does not differ is not coloured, and what differs as
+    much in the other direction is as far from the middle."""
+    sides = []
+    for name, losses in (("a", [1.0, 1.0, 1.0, 5.0, 2.0]), ("b", [1.0, 1.0, 1.0, 2.0, 5.0])):
+        rows = [text_row("x", list("uvxyz"), losses)]
+        sides.append(write(tmp_path / f"{name}.jsonl", rows, model=name, weights_sha256=name * 64))
+    with opened(report(*sides, tmp_path / "two.html")) as watched:
+        page = watched.page
+        page.select_option("#scale", "own")
+        classes = "spans => spans.map((span) => span.className.split(' ')[0])"
+        found = page.locator(".pane.difference span").evaluate_all(classes)
+        assert found == ["u", "d4", "d4", "d4", "d0", "d8"]
+    same = write(tmp_path / "s.jsonl", [text_row("x", list("uvxyz"), [3.0] * 5)])
+    with opened(report(same, tmp_path / "one.html")) as watched:
+        page = watched.page
+        page.select_option("#scale", "own")
+        assert page.locator(".pane span").evaluate_all(classes) == ["u", *["s0"] * 5]
+
+
 def test_details_are_the_figures_of_the_results(pages: dict[str, Path], opened: Any) -> None:
     """To the last digit that is shown."""
     lines = map(json.loads, (pages["pairs"].with_suffix(".jsonl")).read_text().splitlines())

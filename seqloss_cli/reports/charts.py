@@ -49,7 +49,7 @@ class Chart:
 # -- how losses are spread -----------------------------------------------------------------------
 
 
-def histogram(losses: Sequence[Floats], sides: list[str], n_seen: int) -> Chart | None:
+def histogram(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
     """Of finite losses; one model as bars in the colours of the steps, two as lines. `n_seen` are
     the tokens that these were drawn from."""
     known = [each[np.isfinite(each)] for each in losses]
@@ -216,7 +216,7 @@ def _brief(n: int) -> str:
 # -- how few tokens make most of the loss --------------------------------------------------------
 
 
-def concentration(losses: Sequence[Floats], sides: list[str], n_seen: int) -> Chart | None:
+def concentration(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
     """The tokens of the highest losses, and the share of the total that they make up."""
     known = [np.sort(each[np.isfinite(each)])[::-1] for each in losses]
     if not all(len(each) and each.sum() > 0 for each in known):
@@ -263,7 +263,7 @@ def _share_of(ordered: Floats, share: float) -> str:
 # -- differences ---------------------------------------------------------------------------------
 
 
-def differences(values: Floats, n_seen: int) -> Chart | None:
+def differences(values: Floats, n_seen: int = 0) -> Chart | None:
     """Of stretches that both models see alike, B - A."""
     if not len(values):
         return None

@@ -129,7 +129,7 @@ def about_sequence(shown: Shown) -> list[str]:
     if shown.n_left_out:
         said.append(
             f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}, for which "
-            "there is room; the figures are of all of them, and so are the lists above."
+            "there is room; figures, charts and lists are of all of them."
         )
     return said
 
@@ -142,7 +142,7 @@ def about_selection(chosen: Chosen[Any], limits: Limits, seed: int, per: str) ->
     return (
         f"Of {chosen.n_seen:,} sequences these are the {chosen.n_worst:,} with the highest {per}"
         f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
-        "sequences. Totals, charts and the list above are of all of them."
+        "sequences. Totals, charts and lists are of all of them."
     )
 
 

@@ -174,10 +174,7 @@ def _columns(unit: str) -> list[Column]:
 def _sequence(
     number: int, pair: ShownPair, aligned: Aligned | None, names: Names, marked: set[int]
 ) -> ShownSequence:
-    panes, about = (
-        list[Pane](),
-        list(dict.fromkeys(about_sequence(pair.a) + about_sequence(pair.b))),
-    )
+    panes, about = list[Pane](), _about(pair)
     if aligned is not None:
         panes = [
             _side(pair.a, "A", names, None if pair.same_tokens else aligned),
@@ -190,6 +187,13 @@ def _sequence(
     total = values[2] * pair.n_units
     cells: list[Cell | str] = [f"{pair.n_units:,}", *map(Cell, values), Cell(total, 3)]
     return ShownSequence(number, pair.a.id, where(pair.a), cells, panes, about)
+
+
+def _about(pair: ShownPair) -> list[str]:
+    of_a, of_b = about_sequence(pair.a), about_sequence(pair.b)
+    if of_a == of_b:
+        return of_a
+    return [f"A: {said}" for said in of_a] + [f"B: {said}" for said in of_b]
 
 
 def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pane:

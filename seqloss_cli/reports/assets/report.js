@@ -58,29 +58,36 @@
   const KINDS = { loss: 's', entropy: 's', rank: 'r', difference: 'd' };
   const metricOf = (pane) => (pane.own.d ? 'difference' : state.metric);
 
-  /** Edges between equal shares of this page's values; of differences as many on either side. */
+  /**
+   * Edges between equal shares of this page's values, each once; of differences as many on either
+   * side, by those that are none 0. What many tokens share is no edge above itself.
+   */
   function ownEdges(metric) {
     const found = [];
     for (const pane of panes) {
       if (metricOf(pane) !== metric) continue;
       for (let n = 0; n < pane.spans.length; n += 1) {
         const value = valueOf(pane, n, metric);
-        if (value !== null && Number.isFinite(value)) found.push(Math.abs(value));
+        if (metric === 'difference' ? value : value !== null && Number.isFinite(value)) found.push(Math.abs(value));
       }
     }
+    if (!found.length) return fixedEdges(metric);
     found.sort((a, b) => a - b);
-    const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))] || 0;
+    const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))];
     if (metric !== 'difference') {
-      const n = metric === 'rank' ? data.edges.rank.length : data.edges.loss.length;
-      return Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
+      const n = fixedEdges(metric).length;
+      const edges = Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
+      return [...new Set(edges)].filter((edge) => edge > found[0]);
     }
     const sides = [0.5, 0.8, 0.92, 0.98].map(at);
-    return [...sides.map((x) => -x).reverse(), ...sides];
+    const justAbove = (x) => -x * (1 - 1e-9); // so that -x is as far out as x is
+    return [...sides.map(justAbove).reverse(), ...sides];
   }
 
+  const fixedEdges = (metric) => data.edges[metric === 'entropy' ? 'loss' : metric];
+
   function edgesOf(metric) {
-    if (state.scale === 'own') return ownEdges(metric);
-    return data.edges[metric === 'entropy' ? 'loss' : metric];
+    return state.scale === 'own' ? ownEdges(metric) : fixedEdges(metric);
   }
 
   function paint() {
