@@ -384,6 +384,8 @@ def test_sort_and_search(pages: dict[str, Path], opened: Any) -> None:
         assert "1 of" in page.locator("#found").inner_text()
         page.fill("#search", "")
         assert page.locator(".sequence:visible").count() == len(values)
+        page.fill("#search", "docs11")  # its id, and its number of tokens
+        assert page.locator(".sequence:visible").count() == 0
 
 
 def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], opened: Any) -> None:

@@ -77,6 +77,22 @@ def test_what_lies_beyond_the_shown_is_listed(report: Callable[..., Page], tmp_p
     assert "stand in text that this page does not show" in page.text
 
 
+def test_sequences_of_the_worst_tokens_are_shown(
+    report: Callable[..., Page], tmp_path: Path
+) -> None:
+    """However low the mean losses of these sequences are."""
+    generator = np.random.default_rng(0)
+    rows = [
+        text_row(f"r{n}", WORDS * 5, generator.exponential(2, 40).tolist()) for n in range(2100)
+    ]
+    rows[700] = text_row("low", WORDS * 5, [*([0.0] * 39), 40.0])
+    page = report(write(tmp_path / "r.jsonl", rows), "--worst", 20)
+    found = links(page)
+    assert len(found) == 20
+    assert page.text.count("low") >= 2
+    assert "with the highest mean loss or loss of a token and" in page.text
+
+
 def test_differences_are_of_all_texts(report: Callable[..., Page], tmp_path: Path) -> None:
     """Only the last 41 tokens of a text that there is no room for differ."""
     tokens = [f"w{n} " for n in range(20_500)]

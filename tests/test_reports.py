@@ -321,7 +321,7 @@ def test_too_many_sequences_leave_the_worst_and_a_sample(
     def chosen(entries: list[tuple[float, int]]) -> Any:
         selection = Selection[int](limits, 0, lambda size: size, min)
         for badness, size in entries:
-            selection.add(size, badness)
+            selection.add(size, badness, badness / size)
         return selection.chosen()
 
     found = chosen(items)

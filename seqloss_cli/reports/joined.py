@@ -85,11 +85,14 @@ def gather_pair(
         totals = rows[0].totals
         n_units = totals.n_scored if same_tokenizer else totals.n_scored_bytes
         pair = ShownPair(shown(rows[0], order), shown(rows[1], order), n_units)
+        peak = 0.0
         if pair.has_text:
             aligned = align(pair.a, pair.b)
-            differences.add(np.array([d for d in aligned.difference if d is not None]))
+            known = np.array([d for d in aligned.difference if d is not None])
+            peak = float(np.abs(known).max(initial=0.0))
+            differences.add(known)
             worst.add(pair.a, aligned)
-        selection.add(pair, abs(pair.per_unit()[2]))
+        selection.add(pair, abs(pair.per_unit()[2]), peak)
     return GatheredPair(
         [summarizer.summary() for summarizer in sums],
         [each.values() for each in losses],

@@ -71,7 +71,7 @@ def gather(rows: Iterable[ResultRow], options: PageOptions) -> Gathered:
             losses.add(row.tokens.losses[row.tokens.counted])
         item = shown(row, order, options.by)
         worst.add(row, item)
-        selection.add(item, badness(row))
+        selection.add(item, badness(row), peak(row))
     groups = {name: summarizer.summary().groups for name, summarizer in by.items()}
     return Gathered(whole.summary(), groups, losses.values(), worst.items(), selection.chosen())
 
@@ -86,6 +86,12 @@ def badness(row: ResultRow) -> float:
         return float("inf")
     mean = row.totals.mean_loss
     return -1.0 if mean is None else mean
+
+
+def peak(row: ResultRow) -> float:
+    """The highest loss of a token that counts."""
+    tokens = row.tokens
+    return -1.0 if tokens is None else float(tokens.losses[tokens.counted].max(initial=-1.0))
 
 
 def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable: int = 0) -> Page:
@@ -117,7 +123,9 @@ def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable
         places_header=["loss"],
         columns=_columns(options.by),
         sequences=sequences,
-        chosen=about_selection(chosen, options.limits, options.seed, "mean loss"),
+        chosen=about_selection(
+            chosen, options.limits, options.seed, "mean loss or loss of a token"
+        ),
         provenance=[("", run_table(file.run))],
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
         metrics=metrics_of(panes),

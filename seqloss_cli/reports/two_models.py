@@ -43,6 +43,7 @@ from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
 SIDES = ["A", "B"]
+_PER = "absolute difference, on the whole or of a token"
 
 
 def page_of_pair(
@@ -84,7 +85,7 @@ def page_of_pair(
         places_header=["A", "B", "B − A"],
         columns=_columns(compared.unit),
         sequences=sequences,
-        chosen=about_selection(found.chosen, options.limits, options.seed, "absolute difference"),
+        chosen=about_selection(found.chosen, options.limits, options.seed, _PER),
         provenance=[(t, run_table(f.run)) for t, f in zip(titles, files, strict=True)],
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
         metrics=metrics_of(panes),

@@ -132,7 +132,7 @@
       key.className = `key ${KINDS[metric]}${n}`;
       let said = short(edge);
       if (isRank) said = String(n ? edge : 1);
-      if (metric === 'difference' && n === 0) said = `<${short(edges[0])}`;
+      if (metric === 'difference' && n === 0) said = '<';
       item.append(key, n === edges.length && metric !== 'difference' ? `${said}+` : said);
       return item;
     });
@@ -428,7 +428,8 @@
     if (!texts) {
       texts = new Map(rows.map((row) => {
         const article = document.getElementById(`q${row.dataset.s}`);
-        return [row, `${row.textContent}\n${article ? article.textContent : ''}`.toLowerCase()];
+        const parts = [...all('td:not(.num)', row), ...(article ? all('h3 small, .pane', article) : [])];
+        return [row, parts.map((part) => part.textContent).join('\n').toLowerCase()];
       }));
     }
     let n = 0;
