@@ -108,6 +108,22 @@ def test_differences_are_of_all_texts(report: Callable[..., Page], tmp_path: Pat
     assert "Differences of all tokens" in page.text
 
 
+def test_a_link_leads_to_its_stretch_where_only_the_end_is_cut_otherwise(
+    report: Callable[..., Page], tmp_path: Path
+) -> None:
+    """What is shown has the same tokens under both models; the whole text has not."""
+    words = [f"w{n} " for n in range(21_000)]
+    sides = []
+    for name, end, loss in (("a", ["xy"], 1.0), ("b", ["x", "y"], 9.0)):
+        losses = [1.0] * (21_000 + len(end))
+        losses[5] = loss
+        rows = [text_row("long", [*words, *end], losses)]
+        tokenizer = {"tokenizer_sha256": name * 64}
+        sides.append(write(tmp_path / f"{name}.jsonl", rows, model=name, **tokenizer))
+    page = report(*sides, "--worst", 1)
+    assert [text_at(page, anchor) for anchor in links(page)] == ["w5 "]
+
+
 def test_a_long_stretch_is_shortened(report: Callable[..., Page], tmp_path: Path) -> None:
     text = "abcdefghij" * 12
     a = write(tmp_path / "a.jsonl", [text_row("x", [text[:50], text[50:]], [1.0, 5.0])])

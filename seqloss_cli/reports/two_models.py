@@ -59,9 +59,10 @@ def page_of_pair(
     aligned = [align(pair.a, pair.b) if pair.has_text else None for pair in pairs]
     sequences, anchors = [], dict[tuple[int, int], str]()
     for n, (pair, each) in enumerate(zip(pairs, aligned, strict=True)):
-        marked = _shown_stretches(pair, each, found.worst)
-        sequences.append(_sequence(n, pair, each, names, marked))
-        anchors |= {(pair.a.order, span): f"t{n}-2-{span}" for span in marked}
+        spans = _spans_with(pair, each, found.worst)
+        sequences.append(_sequence(n, pair, each, names, set(spans.values())))
+        for stretch, span in spans.items():
+            anchors[pair.a.order, stretch] = f"t{n}-2-{span}"
     panes = [pane for sequence in sequences for pane in sequence.panes]
     titles = [_title(file, side) for file, side in zip(files, SIDES, strict=True)]
     notes = [
@@ -205,7 +206,11 @@ def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pan
     return pane
 
 
-def _shown_stretches(pair: ShownPair, aligned: Aligned | None, worst: Sequence[Worst]) -> set[int]:
-    """Numbers of those that the page has room for."""
-    n_shown = len(aligned.spans) if aligned else 0
-    return {e.number for e in worst if e.order == pair.a.order and e.number < n_shown}
+def _spans_with(pair: ShownPair, aligned: Aligned | None, worst: Sequence[Worst]) -> dict[int, int]:
+    """For each of these stretches that the page shows the number of its span: by its bytes, for
+    what is shown of two texts can be cut alike where the whole is not."""
+    own = [each for each in worst if each.order == pair.a.order]
+    if aligned is None or not own:
+        return {}
+    spans = {span[2:]: n for n, span in enumerate(aligned.spans)}
+    return {each.number: spans[each.place] for each in own if each.place in spans}

@@ -33,6 +33,8 @@ class Worst:
     after: str
     values: tuple[float, ...]
     """Nats: the loss; or that of A, that of B, and B - A."""
+    place: tuple[int, int] = (0, 0)
+    """Bytes from, to, of a stretch."""
 
 
 class WorstTokens:
@@ -95,7 +97,8 @@ def _stretch(item: Shown, aligned: Aligned, number: int) -> Worst:
         text = f"{text[:_LONGEST]}…"
     before, after = surroundings(item.text, start, end)
     known = tuple(value for value in values if value is not None)
-    return Worst(item.order, item.id, number, f"byte {start:,}", text, before, after, known)
+    where = f"byte {start:,}"
+    return Worst(item.order, item.id, number, where, text, before, after, known, (start, end))
 
 
 def place_of(worst: Worst, anchors: Mapping[tuple[int, int], str], step: str) -> Place:
