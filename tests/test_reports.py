@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
 
-from seqloss_cli.reports.documents import json_text, number
+from seqloss_cli.reports.documents import json_text
+from seqloss_cli.reports.numbers import number
 from seqloss_cli.reports.panes import Names, align, places_in, spans_of, token_pane
 from seqloss_cli.reports.selecting import Limits, Selection
 from seqloss_cli.reports.shown import Shown, cut, is_edge
@@ -320,7 +321,7 @@ def test_too_many_sequences_leave_the_worst_and_a_sample(
     def chosen(entries: list[tuple[float, int]]) -> Any:
         selection = Selection[int](limits, 0, lambda size: size, min)
         for badness, size in entries:
-            selection.add(size, badness)
+            selection.add(size, badness, badness / size)
         return selection.chosen()
 
     found = chosen(items)
@@ -354,7 +355,9 @@ def test_a_large_file_shows_some_and_says_so(report: Callable[..., Page], tmp_pa
     long = text_row("long", ["a "] * 70_000, [1.0] * 70_000)
     page = report(write(tmp_path / "long.jsonl", [long]))
     assert sum(map(len, page.spans)) <= 60_000
-    assert "of 70,001; the figures are of all of them" in page.text
+    assert sum(map(len, page.spans)) == 60_000  # nothing else wants the room
+    assert "The first 60,000 tokens of 70,001" in page.text
+    assert "Of 1 sequences" not in page.text
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(1, 20))

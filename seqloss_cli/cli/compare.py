@@ -126,7 +126,10 @@ def _compare(
     r.write_report(ctx, report, views)
     if values["report"] is not None:
         page = PageOptions(
-            n_worst=max(options.n_extremes, 25), seed=options.seed, confidence=options.confidence
+            n_worst=max(options.n_extremes, 25),
+            seed=options.seed,
+            confidence=options.confidence,
+            cluster=options.cluster,
         )
         made = page_of_compared(known, files, found, same, page, reading.n_unusable)
         write_out(made, values["report"], values["force"])

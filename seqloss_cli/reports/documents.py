@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from seqloss_cli.reports.charts import Cell
+from seqloss_cli.reports.numbers import number
 from seqloss_cli.reports.page import Page
 from seqloss_cli.scales import (
     DIFFERENCE_EDGES,
@@ -152,12 +153,5 @@ def _value(value: float | None, digits: int, is_loss: bool) -> Markup:
         return Markup("–")
     kind = Markup(" class=l") if is_loss else Markup("")
     return Markup('<data value="{}"{}>{}</data>').format(
-        f"{value:.9g}", kind, number(value, digits)
+        f"{value:.9g}".replace("inf", "Infinity"), kind, number(value, digits)
     )
-
-
-def number(value: float, digits: int) -> str:
-    """Fixed digits and a true minus; large and tiny ones in powers of ten."""
-    if value != 0 and not 10**-digits <= abs(value) < 1e9:
-        return f"{value:.4g}".replace("-", "−")
-    return f"{value:,.{digits}f}".replace("-", "−")

@@ -127,6 +127,7 @@ def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
         data["c"] = shown.contexts
     if shown.alternatives is not None:
         data["a"] = [_flat(each, names) for each in shown.alternatives]
+        data["h"] = _own_places(shown)
     for name, values in shown.further.items():
         data[name] = [_loss(value) for value in values]
     return data
@@ -140,16 +141,30 @@ def _groups(spans: Sequence[Span], n_tokens: int) -> dict[str, Any]:
 def _flat(alternatives: Any, names: Names) -> list[Any] | None:
     if not alternatives:
         return None
-    return [x for name, value in alternatives for x in (names.place(name), _short(value))]
+    return [x for name, value, _ in alternatives for x in (names.place(name), _short(value, 6))]
+
+
+def _own_places(shown: Shown) -> list[int]:
+    """Where each token stands among its alternatives, by its id: several tokens can have one name.
+    -1 where it is not among them."""
+    assert shown.alternatives is not None
+    if shown.ids is None:
+        return [-1] * shown.size
+    pairs = zip(shown.ids, shown.alternatives, strict=True)
+    return [
+        next((n for n, (*_, other) in enumerate(each or ()) if other == own), -1)
+        for own, each in pairs
+    ]
 
 
 def _loss(loss: float | None) -> float | None:
     return _INFINITE if loss is not None and math.isinf(loss) else _short(loss)
 
 
-def _short(value: float | None) -> float | None:
-    """Six digits: more than anybody reads, and a third of the bytes."""
-    return None if value is None else float(f"{value:.6g}")
+def _short(value: float | None, digits: int = 9) -> float | None:
+    """So many digits that those which the page shows are those of the value itself: a float32
+    needs nine, and half of the bytes."""
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def summed(losses: Sequence[float | None]) -> float | None:

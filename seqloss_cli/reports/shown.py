@@ -138,11 +138,12 @@ def _number(value: Any) -> float | None:
     return value if is_number and math.isfinite(value) else None
 
 
-def _alternatives(value: Any) -> list[tuple[str, float | None]] | None:
+def _alternatives(value: Any) -> list[tuple[str, float | None, Any]] | None:
+    """Name, log-probability and id of each."""
     if not isinstance(value, list):
         return None
     return [
-        (str(each.get("token")), _number(each.get("log_prob")))
+        (str(each.get("token")), _number(each.get("log_prob")), each.get("id"))
         for each in value
         if isinstance(each, Mapping)
     ]
