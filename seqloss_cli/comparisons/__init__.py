@@ -1,5 +1,6 @@
 """Models held against each other on the same inputs, by their results."""
 
+from seqloss_cli.comparisons.aligning import Aligned, Covered, align, summed
 from seqloss_cli.comparisons.comparing import (
     TIE,
     CompareOptions,
@@ -14,18 +15,22 @@ from seqloss_cli.comparisons.objectives import Objective, find_objective, traini
 
 __all__ = [
     "TIE",
+    "Aligned",
     "CompareOptions",
     "Comparison",
     "Comparisons",
+    "Covered",
     "DocumentRows",
     "JoinReport",
     "Objective",
     "SideTotals",
+    "align",
     "compare",
     "documents_of",
     "find_objective",
     "join",
     "not_comparable",
     "scored_apart",
+    "summed",
     "training_step",
 ]

@@ -26,11 +26,12 @@ from seqloss_cli.reports.page import (
     surroundings,
     where,
 )
-from seqloss_cli.reports.panes import Names, Pane, spans_of, token_pane, visible
+from seqloss_cli.reports.panes import Names, Pane, token_pane, visible
 from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.reports.shown import Shown, cut, shown
 from seqloss_cli.results import ResultRow, ResultsFile
 from seqloss_cli.scales import LOSS_EDGES, step_of
+from seqloss_cli.spans import spans_of
 from seqloss_cli.statistics import Reservoir
 from seqloss_cli.summaries import (
     GroupSummary,

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from seqloss_cli.comparisons import Comparison
+from seqloss_cli.comparisons import Aligned, Comparison, align
 from seqloss_cli.reports.charts import Cell, Chart, differences
 from seqloss_cli.reports.joined import GatheredPair, ShownPair
 from seqloss_cli.reports.one_model import charts_of
@@ -29,19 +29,17 @@ from seqloss_cli.reports.page import (
     where,
 )
 from seqloss_cli.reports.panes import (
-    Aligned,
     Names,
     Pane,
-    align,
     difference_pane,
     places_in,
-    spans_of,
     token_pane,
     visible,
 )
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.results import ResultsFile
 from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
+from seqloss_cli.spans import spans_of
 from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
@@ -58,7 +56,7 @@ def page_of_pair(
 ) -> Page:
     """`left_out` says, in sentences, which rows are not compared."""
     names, pairs = Names(), found.chosen.items
-    aligned = [align(pair.a, pair.b) if pair.has_text else None for pair in pairs]
+    aligned = [_align(pair) if pair.has_text else None for pair in pairs]
     places = _places(pairs, aligned, options.n_worst)
     sequences = [
         _sequence(n, pair, each, names, _marked(places, n))
@@ -90,6 +88,10 @@ def page_of_pair(
         metrics=metrics_of(panes),
         has_masked=any("k" in pane.data for pane in panes),
     )
+
+
+def _align(pair: ShownPair) -> Aligned:
+    return align(pair.a.text, pair.a.covered(), pair.b.covered())
 
 
 def _title(file: ResultsFile, side: str) -> str:
