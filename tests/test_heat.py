@@ -596,6 +596,18 @@ def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str
     assert "reads its files twice" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "mends"),
+    [(["--all-tokens"], "--view heat"), (["--view", "heat", "--worst", "0"], "--worst 1")],
+)
+def test_flags_that_change_no_text_are_refused(
+    run_cli: Run, files: tuple[str, str], flags: list[str], mends: str
+) -> None:
+    result = run_cli("compare", *files, *flags)
+    assert result.exit_code == 2
+    assert mends in result.stderr
+
+
 def test_models_scored_in_turn(run_cli: Run) -> None:
     models = ("-m", "samples/checkpoints/step-600", "-m", "demo")
     result = run_cli("compare", *models, "--data", "samples/text.txt", "--view", "heat")
