@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import document
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
@@ -168,15 +169,29 @@ def test_a_pair_and_a_chat(colour: str | None) -> None:
     assert_snapshot(f"heat-pairs{'-colour' if colour else ''}", output)
 
 
+@pytest.mark.parametrize("losses", [True, False], ids=["", "-counts"])
 @pytest.mark.parametrize("colour", [None, "standard"])
-def test_a_mask(colour: str | None) -> None:
-    console, score = a_console(80, colour), chat_of()
+def test_a_mask(colour: str | None, losses: bool) -> None:
+    score = chat_of()
+    output = masked(Mask(score.sequence, score if losses else None), colour)
+    name = f"heat-mask{'' if losses else '-counts'}{'-colour' if colour else ''}"
+    assert_snapshot(name, output)
+
+
+def masked(mask: Mask, colour: str | None = None) -> str:
+    """What a mask looks like; without a score, as a run that loaded no model."""
+    console = a_console(80, colour)
     options = TableOptions(token_texts, VOCABULARY.__getitem__, heat=HeatOptions())
-    writer, mask = MaskTableWriter(console, options, None), Mask(score.sequence, score)
-    writer.begin(PAIRED)
+    writer = MaskTableWriter(console, options, None)
+    writer.begin(PAIRED if mask.score is not None else replace(PAIRED, model=None))
     writer.sequence(mask, mask_totals(mask))
     writer.end(mask_totals(mask), 0, 0)
-    assert_snapshot(f"heat-mask{'-colour' if colour else ''}", output_of(console))
+    return output_of(console)
+
+
+def test_counted_tokens_of_no_text_are_said_of_a_mask() -> None:
+    sequence = in_bytes("ab", [0, 1, 2], [1.0, 1.0, 1.0]).sequence
+    assert "1 token of no text: not shown, but counted" in masked(Mask(sequence, None))
 
 
 def test_white_space_is_visible_on_request() -> None:
@@ -509,15 +524,17 @@ def test_a_variable_gives_way_aloud(run_cli: Run) -> None:
     result = run_cli("score", "--text", "x", "--json", SEQLOSS_VIEW="heat")
     assert result.exit_code == 0
     assert "--view heat is for the terminal, and json is not; left out" in result.stderr
-    result = run_cli("mask", "samples/pairs.jsonl", SEQLOSS_VIEW="heat")
-    assert "⟦" in result.stdout
-    assert "give --loss" in result.stderr
 
 
-def test_a_mask_without_losses_has_no_heat(run_cli: Run) -> None:
-    result = run_cli("mask", "samples/pairs.jsonl", "--view", "heat")
-    assert result.exit_code == 2
-    assert "give --loss" in result.stderr
+def test_a_mask_needs_no_losses(run_cli: Run) -> None:
+    """The marks are the labels that the same command writes."""
+    words = ("mask", "samples/pairs.jsonl", "--limit", "3", "-m", "demo")
+    output = run_cli(*words, "--view", "heat", COLUMNS="120").stdout
+    marks = [line[2:].split() for line in output.splitlines() if line.startswith("^ ")]
+    rows = document(run_cli(*words, "--json"))["sequences"]
+    assert marks == [["+" if counts else "-" for counts in row["loss_mask"]] for row in rows]
+    assert "nats" not in output
+    assert "by position" not in output
 
 
 def test_what_only_tables_show_is_said(run_cli: Run) -> None:

@@ -18,7 +18,7 @@ from seqloss_cli.rendering.folding import Shown, folded
 from seqloss_cli.rendering.heat.figures import by_position, count_steps, histogram
 from seqloss_cli.rendering.heat.inked import Inked
 from seqloss_cli.rendering.heat.layout import Line, glyphs, lines
-from seqloss_cli.rendering.heat.palette import DIM, LOSSES, Palette, Scale
+from seqloss_cli.rendering.heat.palette import COUNTS, DIM, LOSSES, Palette, Scale
 from seqloss_cli.rendering.heat.signs import signs_of
 from seqloss_cli.rendering.options import HeatOptions
 from seqloss_cli.rendering.theme import NATS_PER_BIT, many
@@ -69,8 +69,26 @@ class Drawing:
             styles = self._palette.styles
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
-            theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-            yield from self.prose(f"dim: {dim}; colours for a {theme}")
+            yield from self._about_colours(dim)
+        yield from self._about_white_space()
+
+    def legend_of_counts(self) -> Iterator[Text]:
+        """For a text whose tokens count or are masked, and of which no losses are known."""
+        if self._palette.marks:
+            yield from self.prose(
+                "In a line that begins with ^, + stands under the first cell of each token above "
+                "that counts, - of one that is masked; text without such a line is all masked."
+            )
+        else:
+            yield from self._in_lines([(" counts ", self._palette.styles[0])])
+            yield from self._about_colours("masked")
+        yield from self._about_white_space()
+
+    def _about_colours(self, dim: str) -> Iterator[Text]:
+        theme = f"{self._options.theme} terminal ({self._options.theme_note})"
+        yield from self.prose(f"dim: {dim}; colours for a {theme}")
+
+    def _about_white_space(self) -> Iterator[Text]:
         if self._options.white_space:
             signs = self._signs
             yield from self.prose(
@@ -109,9 +127,12 @@ class Drawing:
                 yield from self.prose(f"{self._signs.fold} {note}")
             start = last
         if ink.n_hidden:
-            yield from self.prose(
-                f"{many(ink.n_hidden, 'scored token')} of no text: in the figures only"
-            )
+            yield from self.prose(self._hidden(ink.n_hidden))
+
+    def _hidden(self, n: int) -> str:
+        if self.scale is COUNTS:
+            return f"{many(n, 'token')} of no text: not shown, but counted"
+        return f"{many(n, 'scored token')} of no text: in the figures only"
 
     def _part(self, ink: Inked, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding

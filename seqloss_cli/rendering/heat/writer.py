@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SequenceScore
+from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.options import HeatOptions, TableOptions
@@ -70,7 +72,20 @@ def show_heat(
     console: Console, drawing: Drawing, score: SequenceScore, options: TableOptions
 ) -> None:
     """The text of one sequence and its figures."""
-    sequence, values = score.sequence, values_of(score)
+    values = values_of(score)
+    show_text(console, drawing, score.sequence, values, options)
+    console.print()
+    console.print(Drawn(lambda _: drawing.figures(values)))
+
+
+def show_text(
+    console: Console,
+    drawing: Drawing,
+    sequence: TokenSequence,
+    values: Sequence[float | None],
+    options: TableOptions,
+) -> None:
+    """Of one sequence, coloured by a value for each token."""
     place = sequence.one_stretch if sequence.seam else None
     seam = None if place is None else place[0]
     offsets = sequence.byte_offsets
@@ -78,8 +93,6 @@ def show_heat(
         options.token_texts(sequence), None if offsets is None else offsets.tolist(), values
     )
     console.print(Drawn(lambda _: drawing.text(ink, options.all_tokens, seam)))
-    console.print()
-    console.print(Drawn(lambda _: drawing.figures(values)))
 
 
 def values_of(score: SequenceScore) -> list[float | None]:
