@@ -38,6 +38,8 @@ from test_rendering import (
 )
 from test_scales import GROUND, contrast, luminance
 
+from seqloss_cli.comparisons import DocumentRows
+from seqloss_cli.comparisons.comparing import DocumentDifference
 from seqloss_cli.escaping import escape
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
@@ -46,11 +48,13 @@ from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
+from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces
 from seqloss_cli.rendering.heat.figures import bar_of, count_steps, histogram, sparkline
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.heat.palette import DIFFERENCES, Palette, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
+from seqloss_cli.results.rows import read_row
 from seqloss_cli.scales import step_of
 
 Run = Callable[..., Any]
@@ -592,16 +596,96 @@ def test_differences_in_colour(run_cli: Run, files: tuple[str, str]) -> None:
     assert_snapshot("heat-compare-colour", output[output.index("Background") :])
 
 
-def test_other_tokenizers_are_not_subtracted(
-    run_cli: Run, files: tuple[str, str], tmp_path: Path
-) -> None:
-    other = write(tmp_path / "c.jsonl", [row("e", [None, 1.0])], tokenizer_sha256="u" * 64)
-    mine = write(tmp_path / "d.jsonl", [row("e", [None, 2.0])])
-    result = run_cli("compare", mine, other, "--view", "heat")
+def spelled_row(
+    text: str, edges: Sequence[int], losses: Sequence[float], bos: bool = True, **fields: Any
+) -> dict[str, Any]:
+    """Of a text whose tokens end at these bytes, the last at its end."""
+    source, edges = text.encode(), [0, *edges]
+    tokens = [show_bytes(source[a:b]) for a, b in pairwise(edges)]
+    counts = dict.fromkeys(("n_bytes", "n_scored_bytes", "n_chars", "n_scored_chars"), len(source))
+    arrays = {
+        "tokens": ["<s>", *tokens] if bos else tokens,
+        "byte_offsets": [0, *edges] if bos else edges,
+    }
+    return row("d", [None, *losses] if bos else losses, text, **counts, **arrays) | fields
+
+
+def document_of(a: dict[str, Any], b: dict[str, Any]) -> DocumentRows:
+    rows = [read_row(each, "made:1", bulky=True) for each in (a, b)]
+    return DocumentRows(DocumentDifference("d", 1, 0.0, 0.0, 0.0), *rows)
+
+
+@given(text=st.text(characters, min_size=1, max_size=40), bos=st.booleans(), data=st.data())
+def test_pieces_of_two_tokenizers_add_up(text: str, bos: bool, data: st.DataObject) -> None:
+    """By plain arithmetic: what tokens lose between two places where both models end one."""
+    source = (text := text.encode(errors="replace").decode()).encode()
+    sides: list[list[tuple[int, float]]] = []
+    for _ in "ab":
+        ends = {len(source)} | data.draw(st.sets(st.integers(1, len(source))))
+        sides.append([(end, data.draw(st.floats(0, 20))) for end in sorted(ends)])
+    (ends_a, a), (ends_b, b) = (zip(*side, strict=True) for side in sides)
+    made = by_pieces(document_of(spelled_row(text, ends_a, a, bos), spelled_row(text, ends_b, b)))
+    assert isinstance(made, Both)
+    assert b"".join(made.ink.pieces) == source
+    start, n_merged = 0, 0
+    for piece, value in zip(made.ink.pieces, made.ink.values, strict=True):
+        end = start + len(piece)
+        if piece:
+            assert piece.decode()
+            assert end in ends_a
+            assert end in ends_b
+            inside = [[loss for at, loss in side if start < at <= end] for side in sides]
+            assert value == pytest.approx(sum(inside[1]) - sum(inside[0]), abs=1e-9)
+            n_merged += max(map(len, inside)) > 1
+        start = end
+    total = sum(value for value in made.ink.values if value is not None)
+    assert total == pytest.approx(sum(b) - sum(a), abs=1e-9)
+    assert made.about.startswith(f"{n_merged} of its {len(made.ink.pieces)} pieces")
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_other_tokenizers_meet_in_pieces(run_cli: Run, tmp_path: Path, colour: bool) -> None:
+    text = "日本 go🐕\r\nan unknown\x1b[31m end"
+    n = len(text.encode())
+    a = spelled_row(text, [3, 9, 11, 13, 15, 16, 26, n], [3, 5, 1, 2, 3, 0.25, 8, 6])
+    b = spelled_row(text, [6, 9, 13, 16, 18, 26, n], [7, 1, 6.5, 0.5, 5, 1, 6.1])
+    mine = write(tmp_path / "a.jsonl", [a], model="a\x1b[2J", weights_sha256="a")
+    other = write(tmp_path / "b.jsonl", [b], model="b", tokenizer_sha256="u" * 64)
+    look = {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"} if colour else {}
+    result = run_cli("compare", mine, other, "--view", "heat", COLUMNS="80", **look)
     assert result.exit_code == 0, result.stderr
-    assert "Texts are not coloured: the tokenizers or policies differ" in result.stdout.replace(
-        "\n", " "
-    )
+    assert not UNSAFE.search(ESC.sub("", result.stdout))
+    output = result.stdout[result.stdout.index("Background" if colour else "Steps of") :]
+    assert f"({n} scored bytes, {(27.1 - 28.25) / n:+.4f} nats per byte)" in output
+    assert_snapshot(f"heat-compare-pieces{'-colour' if colour else ''}", output)
+
+
+def test_pieces_of_a_long_text_are_folded_as_pieces(run_cli: Run, tmp_path: Path) -> None:
+    n = 2000
+    a = spelled_row("ab" * n, range(2, 2 * n + 1, 2), [1.0] * n)
+    b = spelled_row("ab" * n, range(1, 2 * n + 1), [1.0] * 2 * n)
+    mine = write(tmp_path / "a.jsonl", [a], weights_sha256="a")
+    other = write(tmp_path / "b.jsonl", [b], tokenizer_sha256="u" * 64)
+    output = run_cli("compare", mine, other, "--view", "heat", COLUMNS="80").stdout
+    assert "1400 pieces folded; --all-tokens shows them" in output
+    assert "2000 of its 2000 pieces are several tokens of a model" in output
+    assert "folded" not in run_cli("compare", mine, other, "--view", "heat", "--all-tokens").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tokens": ["<s>", "a", "…"]}, "tokens do not spell the bytes"),
+        ({"tokens": ["<s>", "x", "b"]}, "spell other bytes"),
+        (dict.fromkeys(("tokens", "token_losses", "byte_offsets")), "without tokens"),
+    ],
+)
+def test_pieces_that_cannot_be_coloured(change: dict[str, Any], why: str) -> None:
+    whole = spelled_row("ab", [1, 2], [1.0, 2.0])
+    for pair in ((whole, whole | change), (whole | change, whole)):
+        made = by_pieces(document_of(*pair))
+        assert isinstance(made, Plain)
+        assert why in made.why
 
 
 def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str]) -> None:

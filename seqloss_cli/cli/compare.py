@@ -184,15 +184,10 @@ def _texts(
     labels: Sequence[str],
     heat: HeatOptions,
 ) -> Iterator[RenderableType]:
-    """The documents that differ most, in colours; or why there are none."""
-    from rich.text import Text
-
+    """The documents that differ most, in colours."""
     from seqloss_cli.comparisons import documents_of
-    from seqloss_cli.rendering.heat.comparison import OTHER_TOKENS, difference_views
+    from seqloss_cli.rendering.heat.comparison import difference_views
 
-    if not same_tokens:
-        yield Text(OTHER_TOKENS)
-        return
     again = r.Reading([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]
     documents = documents_of(rows, found, same_tokens)

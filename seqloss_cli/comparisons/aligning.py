@@ -6,7 +6,7 @@ Used by whatever shows a difference within a text: the web page and the terminal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,12 +36,8 @@ class Aligned:
     second: list[float | None]
     difference: list[float | None]
     """B - A; None where not both count there, or one is infinite."""
-
-    @property
-    def n_merged(self) -> int:
-        """Stretches that are several tokens of A or of B."""
-        pairs = zip(self.spans, self.other, strict=True)
-        return sum(max(a[1] - a[0], b[1] - b[0]) > 1 for a, b in pairs)
+    n_merged: int
+    """Stretches that several tokens of A, or of B, cover together."""
 
 
 def align(text: bytes, a: Covered, b: Covered) -> Aligned:
@@ -58,7 +54,9 @@ def align(text: bytes, a: Covered, b: Covered) -> Aligned:
         None if x is None or y is None or not math.isfinite(y - x) else y - x
         for x, y in zip(first, second, strict=True)
     ]
-    return Aligned(spans, other, first, second, differences)
+    many = zip(_covering(a.offsets, spans), _covering(b.offsets, other), strict=True)
+    n_merged = sum(max(pair) > 1 for pair in many)
+    return Aligned(spans, other, first, second, differences, n_merged)
 
 
 def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[TokenSpan]:
@@ -74,6 +72,12 @@ def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[TokenSpan]:
     if found and first < len(offsets) - 1:
         found[-1] = (found[-1][0], len(offsets) - 1, *found[-1][2:])
     return found
+
+
+def _covering(offsets: Sequence[int], spans: Sequence[TokenSpan]) -> Iterator[int]:
+    """How many tokens of each span cover any bytes."""
+    for first, last, _, _ in spans:
+        yield sum(offsets[t] < offsets[t + 1] for t in range(first, last))
 
 
 def summed(losses: Sequence[float | None]) -> float | None:

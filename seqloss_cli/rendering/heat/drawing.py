@@ -54,18 +54,20 @@ class Drawing:
 
     # -- what it means -----------------------------------------------------------------------
 
-    def legend(self, what: str = "loss", dim: str = "not scored") -> Iterator[Text]:
+    def legend(
+        self, what: str = "loss", dim: str = "not scored", noun: str = "token"
+    ) -> Iterator[Text]:
         """The steps with their bounds, and what else a reader has to know."""
         labels = self.scale.labels(self._factor)
         if self._palette.marks:
-            yield from self.prose(f"Steps of {what} in {self._unit} per token:")
+            yield from self.prose(f"Steps of {what} in {self._unit} per {noun}:")
             yield from self._in_lines([(f"{n}: {label}", "") for n, label in enumerate(labels)])
             yield from self.prose(
-                "A line that begins with ^ gives the step of each token in the line above, under "
+                f"A line that begins with ^ gives the step of each {noun} in the line above, under "
                 f"its first cell there; - is {dim}."
             )
         else:
-            yield from self.prose(f"Background: {what} in {self._unit} per token")
+            yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
             styles = self._palette.styles
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
@@ -123,16 +125,16 @@ class Drawing:
             first, last = _whole(ink, fold.start), _whole(ink, fold.stop)
             yield from self._part(ink, range(start, first))
             if fold:
-                note = f"{many(last - first, 'token')} folded; --all-tokens shows them"
+                note = f"{many(last - first, ink.noun)} folded; --all-tokens shows them"
                 yield from self.prose(f"{self._signs.fold} {note}")
             start = last
         if ink.n_hidden:
-            yield from self.prose(self._hidden(ink.n_hidden))
+            yield from self.prose(self._hidden(ink))
 
-    def _hidden(self, n: int) -> str:
+    def _hidden(self, ink: Inked) -> str:
         if self.scale is COUNTS:
-            return f"{many(n, 'token')} of no text: not shown, but counted"
-        return f"{many(n, 'scored token')} of no text: in the figures only"
+            return f"{many(ink.n_hidden, ink.noun)} of no text: not shown, but counted"
+        return f"{many(ink.n_hidden, f'scored {ink.noun}')} of no text: in the figures only"
 
     def _part(self, ink: Inked, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding
@@ -163,7 +165,10 @@ class Drawing:
         yield from self.by_position(values)
         yield from self.histogram(self.counts(values))
 
-    def by_position(self, values: Sequence[float | None], what: str = "loss") -> Iterator[Text]:
+    def by_position(
+        self, values: Sequence[float | None], what: str = "loss", noun: str = "token"
+    ) -> Iterator[Text]:
+        what = f"{what} by position ({noun}s"
         title, line = by_position(values, self._width, self._signs, self._unit, self._factor, what)
         if line:
             yield from self.prose(title)

@@ -43,14 +43,14 @@ def stretch(values: Sequence[float | None]) -> range:
 def by_position(
     values: Sequence[float | None], width: int, signs: Signs, unit: str, factor: float, what: str
 ) -> tuple[str, str]:
-    """How a sparkline is to be read, and the line itself."""
+    """How a sparkline is to be read, and the line itself; `what` is as far as to the places."""
     places = stretch(values)
     if not places:
         return "", ""
     a_cell = math.ceil(len(places) / width)
     each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
     height = f"{signs.levels[0]} 0, {signs.levels[-1]} {_TOP * factor:.3g} {unit} or more"
-    title = f"{what} by position (tokens {places[0]} to {places[-1]}{each}; {height})"
+    title = f"{what} {places[0]} to {places[-1]}{each}; {height})"
     return title, sparkline(values[places.start : places.stop], width, signs)
 
 
