@@ -283,6 +283,59 @@ def test_marks_that_nothing_carries_are_spelled_out(mark: str) -> None:
     assert text_lines(heat(score_of((f"\n{mark}x",), (1.0,))))[1] == f"{_spelled(mark)}x"
 
 
+FAMILY = "👨\u200d👩\u200d👧"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAMILY, "❤\ufe0f\u200d🔥", "👩🏽\u200d🚀", "🐈\u200d⬛", "می\u200cخواهم", "क्\u200dष",
+        "ක්\u200dර", "全\u3000角", "a\u00a0b\u2009c\u202fd",
+    ],
+)  # fmt: skip
+def test_what_a_text_needs_to_look_as_it_does_stands_as_written(text: str) -> None:
+    assert text_lines(heat(score_of((text, "x"), (1.0, 8.0)))) == [f"<s>{text}x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("a\u200db", r"a\u200db"),
+        ("👨\u200d", r"👨\u200d"),
+        ("👨\u200dx", r"👨\u200dx"),
+        ("👨\u200d\u200d👩", r"👨\u200d\u200d👩"),
+        ("ب\u200c\u200cب", "ب\u200c\\u200cب"),
+        ("ب\u200d👩", "ب\u200d👩"),
+        ("١\u200c2", r"١\u200c2"),
+        ("🏴\U000e0067\U000e007f", r"🏴\U000e0067\U000e007f"),
+        ("a\u200b\u2060\u2028b", r"a\u200b\u2060\u2028b"),
+        ("א\u202e\u2066ב", r"א\u202e\u2066ב"),
+    ],
+)
+def test_what_could_hide_a_text_is_spelled_out(text: str, spelled: str) -> None:
+    assert text_lines(heat(score_of((text,), (1.0,)))) == [f"<s>{spelled}"]
+
+
+def test_blanks_are_told_apart_on_request() -> None:
+    look = HeatOptions(white_space=True)
+    assert text_lines(heat(score_of(("全\u3000\u00a0 角",), (1.0,)), look=look)) == [
+        r"<s>全\u3000\xa0·角"
+    ]
+    assert text_lines(heat(score_of(("\u3000\u00a0",), (1.0,)), encoding="latin-1")) == [
+        "<s>\\u3000\u00a0"
+    ]
+
+
+def test_a_family_has_the_cells_of_its_members_and_the_highest_loss() -> None:
+    """Four of 6 cells in lines of 20 less margin and last cell; their tokens cut it anywhere."""
+    score = in_bytes(f"{FAMILY}b", [4, 7, 11, 18, 19], [0.1, 8.0, 3.0, 0.1, 5.0])
+    assert mark_lines(heat(score)) == ["-  5     4"]
+    lines = text_lines(heat(score_of((FAMILY * 4,), (1.0,)), width=20))
+    assert lines == [f"<s>{FAMILY * 2}", FAMILY * 2]
+    narrow = text_lines(heat(score_of((FAMILY,), (1.0,)), width=7))
+    assert "".join(narrow) == f"<s>{FAMILY}"
+
+
 # -- long and many ------------------------------------------------------------------------------
 
 
@@ -363,7 +416,10 @@ def test_signs_of_the_other_view_are_refused(run_cli: Any) -> None:
 
 characters = st.one_of(
     st.characters(),
-    st.sampled_from(" \n\r日🐕\u0301\u200d\ufe0f\x1b\x9b\u202e\u2028\u1100\u1161🇩🇪"),
+    st.sampled_from(
+        " \n\r日🐕\u0301\u200d\ufe0f\x1b\x9b\u202e\u2028\u1100\u1161🇩🇪👩🏽🏴\U000e0067\U000e007f"
+        "बب\u200c\u3000\xa0"
+    ),
 )
 
 

@@ -94,7 +94,8 @@ class Drawing:
         if self._options.white_space:
             signs = self._signs
             yield from self.prose(
-                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line"
+                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line; "
+                "other blanks by number"
             )
 
     def prose(self, words: str) -> Iterator[Text]:
