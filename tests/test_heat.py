@@ -38,7 +38,7 @@ from test_rendering import (
 )
 from test_scales import GROUND, contrast, luminance
 
-from seqloss_cli.comparisons import DocumentRows
+from seqloss_cli.comparisons import CompareOptions, DocumentRows, compare, documents_of
 from seqloss_cli.comparisons.comparing import DocumentDifference
 from seqloss_cli.escaping import escape
 from seqloss_cli.masking import Mask, mask_totals
@@ -49,9 +49,11 @@ from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
 from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces
-from seqloss_cli.rendering.heat.figures import bar_of, count_steps, histogram, sparkline
+from seqloss_cli.rendering.heat.comparison import difference_views
+from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
 from seqloss_cli.rendering.heat.inked import inked
-from seqloss_cli.rendering.heat.palette import DIFFERENCES, Palette, Scale
+from seqloss_cli.rendering.heat.palette import DIFFERENCES, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
 from seqloss_cli.results.rows import read_row
@@ -395,16 +397,18 @@ def _spelled(text: str) -> str:
     return text.encode("unicode_escape").decode()
 
 
-@pytest.mark.parametrize("width", [12, 16, 20, 24, 30, 40])
-def test_figures_lose_no_digit_on_a_narrow_terminal(width: int) -> None:
+@pytest.mark.parametrize("colour", [None, "truecolor"])
+@pytest.mark.parametrize("width", [1, 5, 8, 12, 16, 20, 24, 30, 40])
+def test_figures_lose_no_digit_on_a_narrow_terminal(width: int, colour: str | None) -> None:
     """Asked for directly: a console would crop what is too long."""
-    palette = Palette(Console(file=io.StringIO(), color_system="truecolor"), LOSS_SCALE, "dark")
+    drawing = Drawing(a_console(width, colour), HeatOptions(), bits=False)
     counts = [12, 0, 3456, 7, 99, 1, 20]
-    lines = [line.plain for line in histogram(counts, palette, width, FULL, 1.0)]
-    assert all(cell_len(line) <= width for line in lines)
-    shown = "\n".join(lines)
-    for count in counts:
-        assert f"{100 * count / sum(counts):.1f} %" in shown
+    lines = [line.plain for line in drawing.histogram(counts)]
+    assert all(cell_len(line) <= max(width, 5) for line in lines)
+    shown = re.sub(r"\s|#|[█-▏]", "", "".join(lines))
+    for label, count in zip(LOSS_SCALE.labels(), counts, strict=True):
+        figure = f"{label}{count}{100 * count / sum(counts):.1f}%"
+        assert figure.replace(" ", "") in shown
 
 
 def test_signs_of_the_other_view_are_refused(run_cli: Any) -> None:
@@ -423,20 +427,39 @@ characters = st.one_of(
 )
 
 
-@given(
-    tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9),
-    width=st.sampled_from([4, 40, 80]),
-    colour=st.sampled_from([None, "standard", "truecolor"]),
-)
-def test_nothing_a_terminal_acts_on_and_no_line_too_long(
-    tokens: list[str], width: int, colour: str | None
-) -> None:
+some_tokens = st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9)
+some_colours = st.sampled_from([None, "standard", "truecolor"])
+
+
+@given(tokens=some_tokens, colour=some_colours)
+def test_nothing_a_terminal_acts_on(tokens: list[str], colour: str | None) -> None:
     tokens = [token.encode(errors="replace").decode() for token in tokens]
     output = ESC.sub("", heat(score_of(tokens, LOSSES[: len(tokens)]), width=80, colour=colour))
     assert not UNSAFE.search(output)
-    score = score_of(tokens, LOSSES[: len(tokens)])
-    text = heat(score, width=width, colour=colour).split("by position")[0].split("nats)")[-1]
-    assert all(cell_len(line) <= width for line in ESC.sub("", text).splitlines())
+
+
+@given(tokens=some_tokens, width=st.integers(1, 80), colour=some_colours, spaces=st.booleans())
+def test_no_line_is_too_long_and_none_is_cropped(
+    tokens: list[str], width: int, colour: str | None, spaces: bool
+) -> None:
+    """Measured before they are printed: a console could crop what is too long. Narrower than 5
+    cells there is no room for what is drawn; the terminal breaks its lines."""
+    tokens = [token.encode(errors="replace").decode() for token in tokens]
+    console = a_console(width, colour)
+    drawing = Drawing(console, HeatOptions(white_space=spaces), bits=False)
+    values = [*LOSSES[: len(tokens)]]
+    edges = np.cumsum([0, *(len(token.encode()) for token in tokens)]).tolist()
+    ink = inked(tokens, edges, values)
+    lines = [
+        *drawing.legend("loss of 日本 model"),
+        *drawing.legend_of_counts(),
+        *drawing.title("日本語 identity"),
+        *drawing.text(ink, all_tokens=False),
+        *drawing.figures(values),
+    ]
+    assert all(line.cell_len <= max(width, 5) for line in lines)
+    drawing.show(lines)
+    assert ESC.sub("", output_of(console)) == "".join(line.plain + "\n" for line in lines)
 
 
 @given(tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9))
@@ -646,6 +669,27 @@ def test_documents_that_differ_most(run_cli: Run, files: tuple[str, str]) -> Non
     )
 
 
+@pytest.mark.parametrize("same_tokens", [True, False])
+@pytest.mark.parametrize("width", [1, 5, 9, 20, 40, 80])
+def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> None:
+    text, edges = "日本 and\n🐕 so on", [3, 6, 11, 12, 15, 21]
+    made = [
+        spelled_row(text, edges, [n * shift for n in range(6)], id="日本語 document")
+        for shift in (1.0, 1.5)
+    ]
+    files = [[read_row(each, "made:1", bulky=True)] for each in made]
+    found = compare(files, same_tokens, CompareOptions(bootstrap=10))
+    documents = documents_of(files, found, same_tokens)
+    views = difference_views(
+        [(found.pairs[0], documents[0])], ["日本/a", "b"], HeatOptions(), False, False
+    )
+    for view in views:
+        assert isinstance(view, Drawn)
+        lines = [*view.lines(a_console(width))]
+        assert lines
+        assert all(line.cell_len <= max(width, 5) for line in lines)
+
+
 def test_differences_in_colour(run_cli: Run, files: tuple[str, str]) -> None:
     colours = {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"}
     output = run_cli("compare", *files, "--view", "heat", "--unit", "bits", **colours).stdout
@@ -763,6 +807,24 @@ def test_flags_that_change_no_text_are_refused(
     result = run_cli("compare", *files, *flags)
     assert result.exit_code == 2
     assert mends in result.stderr
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_the_narrowest_terminals_lose_nothing(
+    run_cli: Run, files: tuple[str, str], columns: int
+) -> None:
+    text = "日本🐕 x"
+    for words in (
+        ("score", "--text", text, "-m", "demo"),
+        ("cond", "--prompt", "p", "--response", text, "-m", "demo"),
+        ("mask", "--prompt", "p", "--response", text, "-m", "demo"),
+        ("compare", *files),
+    ):
+        result = run_cli(*words, "--view", "heat", COLUMNS=str(columns))
+        assert result.exit_code == 0, result.stderr
+        lines = [line[2:] for line in result.stdout.splitlines() if line.startswith("  ")]
+        shown = "".join(lines)
+        assert ("日本🐕" if words[0] == "compare" else text) in shown
 
 
 def test_models_scored_in_turn(run_cli: Run) -> None:

@@ -15,7 +15,7 @@ from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import Rejected
-from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.palette import COUNTS, LOSSES
 from seqloss_cli.rendering.heat.writer import show_heat, show_text
 from seqloss_cli.rendering.options import TableOptions
@@ -52,11 +52,9 @@ class MaskTableWriter:
             shown = f"{_OPEN}in brackets{_CLOSE}" if self._marks else "highlighted"
             self._console.print(Text(f"What counts is {shown}; what is masked is not.\n"))
         elif has_losses:
-            self._console.print(Drawn(lambda _: drawing.legend(dim="masked, or not scored")))
-            self._console.print()
+            drawing.show([*drawing.legend(dim="masked, or not scored"), Text()])
         else:
-            self._console.print(Drawn(lambda _: drawing.legend_of_counts()))
-            self._console.print()
+            drawing.show([*drawing.legend_of_counts(), Text()])
 
     def sequence(self, mask: Mask, sums: MaskTotals) -> None:
         if self._options.summary:
@@ -67,8 +65,7 @@ class MaskTableWriter:
             return
         identity = escape(mask.sequence.sample.id)
         title = f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)"
-        self._console.print(Text(title, style="bold"))
-        self._show_text(mask)
+        self._show_text(mask, title)
         if mask.sequence.seam is not None and mask.sequence.seam.turns:
             self._console.print()
             self._console.print(self._turns(mask))
@@ -89,14 +86,17 @@ class MaskTableWriter:
 
     # -- one sequence -----------------------------------------------------------------------
 
-    def _show_text(self, mask: Mask) -> None:
+    def _show_text(self, mask: Mask, title: str) -> None:
         if self._drawing is None:
+            self._console.print(Text(title, style="bold"))
             self._console.print(self._text(mask))
-        elif mask.score is not None:
-            show_heat(self._console, self._drawing, mask.score, self._options)
+            return
+        self._drawing.show(self._drawing.title(title))
+        if mask.score is not None:
+            show_heat(self._drawing, mask.score, self._options)
         else:
             values = [1.0 if counts else None for counts in mask.sequence.loss_mask.tolist()]
-            show_text(self._console, self._drawing, mask.sequence, values, self._options)
+            show_text(self._drawing, mask.sequence, values, self._options)
 
     def _text(self, mask: Mask) -> Text:
         """The tokens as written, line breaks shown and kept."""

@@ -1,8 +1,8 @@
 """Which characters stand together as one: marks on letters, families of pictures, joined letters.
 
 Invisible characters are kept only where a text needs them to look as it does: between pictures and
-after letters that are joined or kept apart. Anywhere else, and all those that tag a flag, they could
-hide a text; they are spelled out.
+after letters that are joined or kept apart. Anywhere else they could hide a text, as could those
+that tag a flag; they are spelled out.
 """
 
 from __future__ import annotations

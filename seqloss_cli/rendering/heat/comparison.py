@@ -61,7 +61,7 @@ class _PairView:
 
     def _document(self, console: Console, document: DocumentRows) -> Iterator[Text]:
         drawing = Drawing(console, self._options, self._bits, DIFFERENCES)
-        yield from drawing.wrapped(Text(self._title(document), style="bold"))
+        yield from drawing.title(self._title(document))
         both = by_tokens(document) if self._same_tokens else by_pieces(document)
         if isinstance(both, Plain):
             yield from drawing.prose(both.why)

@@ -25,7 +25,8 @@ from seqloss_cli.rendering.theme import NATS_PER_BIT, many
 
 TOKENS = Shown(head=400, tail=200, around_seam=150)
 _TEXT_LINE, _MARK_LINE = "  ", "^ "
-_LEAST_WIDTH = 4
+_LEAST_WIDTH = 5
+"""Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
 
 
 class Drawn:
@@ -34,8 +35,12 @@ class Drawn:
     def __init__(self, draw: Callable[[Console], Iterable[Text]]) -> None:
         self._draw = draw
 
+    def lines(self, console: Console) -> Iterator[Text]:
+        """As they are before a console would crop them."""
+        yield from self._draw(console)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self._draw(console):
+        for line in self.lines(console):
             yield from Text.assemble(line).render(console, end="\n")  # with its own style
 
 
@@ -51,6 +56,10 @@ class Drawing:
         self._unit, self._factor = ("bits", 1 / NATS_PER_BIT) if bits else ("nats", 1.0)
         self._width = max(console.width, _LEAST_WIDTH)
         self._gutter = len(_TEXT_LINE) if self._palette.marks else 0
+
+    def show(self, lines: Iterable[Text]) -> None:
+        """On its console, where nothing is cropped."""
+        self._console.print(Drawn(lambda _: lines), crop=False)
 
     # -- what it means -----------------------------------------------------------------------
 
@@ -100,6 +109,9 @@ class Drawing:
 
     def prose(self, words: str) -> Iterator[Text]:
         yield from self.wrapped(Text(words, style=DIM))
+
+    def title(self, words: str) -> Iterator[Text]:
+        yield from self.wrapped(Text(words, style="bold"))
 
     def wrapped(self, text: Text) -> Iterator[Text]:
         for line in text.wrap(self._console, self._width):
@@ -179,7 +191,8 @@ class Drawing:
         return count_steps(values, self.scale.edges)
 
     def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
-        yield from histogram(counts, self._palette, self._width, self._signs, self._factor)
+        for line in histogram(counts, self._palette, self._width, self._signs, self._factor):
+            yield from self.wrapped(line) if line.cell_len > self._width else [line]
 
 
 def _whole(ink: Inked, token: int) -> int:
