@@ -20,13 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
 
+from seqloss_cli.comparisons import align
 from seqloss_cli.reports.documents import json_text
 from seqloss_cli.reports.numbers import number
-from seqloss_cli.reports.panes import Names, align, places_in, spans_of, token_pane
+from seqloss_cli.reports.panes import Names, places_in, token_pane
 from seqloss_cli.reports.selecting import Limits, Selection
-from seqloss_cli.reports.shown import Shown, cut, is_edge
+from seqloss_cli.reports.shown import Shown, cut
 from seqloss_cli.results import totals_of_row
 from seqloss_cli.scales import LOSS_EDGES, step_of
+from seqloss_cli.spans import is_edge, spans_of
 
 Run = Callable[..., Any]
 EVIL = [
@@ -383,7 +385,7 @@ def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> N
         n = len(offsets) - 1
         losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
         sides.append(shown_of(raw, offsets, losses))
-    found = align(*sides)
+    found = align(raw, *(side.covered() for side in sides))
     assert found.spans[0][2] == 0
     assert found.spans[-1][3] == len(raw)
     assert all(a[3] == b[2] for a, b in pairwise(found.spans))

@@ -54,6 +54,7 @@ def compare(
     with command_errors(ctx):
         r.check_output(ctx, results or ())
         heat = choose_heat(ctx, _no_heat(ctx, results or ()))
+        _refuse_idle_flags(ctx, heat)
         models = ctx.params["models"] or []
         _check_page(ctx, results or (), len(models or results or ()))
         if models and results:
@@ -79,6 +80,15 @@ def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
     if STDIN in results:
         return "reads its files twice: name a file instead of -"
     return None
+
+
+def _refuse_idle_flags(ctx: typer.Context, heat: HeatOptions | None) -> None:
+    """Raises UsageError for what would change nothing of the texts in colours."""
+    source = ctx.get_parameter_source("all_tokens")
+    if heat is None and source is not None and source.name == "COMMANDLINE":
+        raise UsageError("--all-tokens is of texts in colours; it goes with --view heat")
+    if heat is not None and not ctx.params["worst"]:
+        raise UsageError("--view heat shows the documents that --worst counts; give --worst 1")
 
 
 def _check_page(ctx: typer.Context, results: Sequence[str], n_files: int) -> None:
@@ -177,15 +187,10 @@ def _texts(
     labels: Sequence[str],
     heat: HeatOptions,
 ) -> Iterator[RenderableType]:
-    """The documents that differ most, in colours; or why there are none."""
-    from rich.text import Text
-
+    """The documents that differ most, in colours."""
     from seqloss_cli.comparisons import documents_of
-    from seqloss_cli.rendering.heat.comparison import OTHER_TOKENS, difference_views
+    from seqloss_cli.rendering.heat.comparison import difference_views
 
-    if not same_tokens:
-        yield Text(OTHER_TOKENS)
-        return
     again = r.Reading([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]
     documents = documents_of(rows, found, same_tokens)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.comparisons import JoinReport, join, not_comparable
+from seqloss_cli.comparisons import Aligned, JoinReport, align, join, not_comparable
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.page import PageOptions
-from seqloss_cli.reports.panes import align
 from seqloss_cli.reports.selecting import Chosen, Selection
-from seqloss_cli.reports.shown import Shown, cut, is_edge, shown
+from seqloss_cli.reports.shown import Shown, cut, shown
 from seqloss_cli.reports.worst import Worst, WorstStretches
 from seqloss_cli.results import ResultRow
+from seqloss_cli.spans import is_edge
 from seqloss_cli.statistics import Reservoir
 from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
 
@@ -42,6 +42,9 @@ class ShownPair:
     @property
     def same_tokens(self) -> bool:
         return self.a.offsets == self.b.offsets
+
+    def aligned(self) -> Aligned:
+        return align(self.a.text, self.a.covered(), self.b.covered())
 
     def per_unit(self) -> list[float]:
         """Losses of A and B, and B - A."""
@@ -87,7 +90,7 @@ def gather_pair(
         pair = ShownPair(shown(rows[0], order), shown(rows[1], order), n_units)
         peak = 0.0
         if pair.has_text:
-            aligned = align(pair.a, pair.b)
+            aligned = pair.aligned()
             known = np.array([d for d in aligned.difference if d is not None])
             peak = float(np.abs(known).max(initial=0.0))
             differences.add(known)

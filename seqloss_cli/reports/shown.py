@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from seqloss_cli.comparisons import Covered
 from seqloss_cli.metrics import Totals
 from seqloss_cli.results import ResultRow
+from seqloss_cli.spans import is_edge
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"
 NO_TEXT = "written without texts (--no-text): there is nothing to colour"
@@ -51,6 +53,11 @@ class Shown:
     def size(self) -> int:
         """Tokens that the page would show."""
         return len(self.losses)
+
+    def covered(self) -> Covered:
+        """The bytes of its tokens, and the losses that count."""
+        pairs = zip(self.losses, self.counted, strict=True)
+        return Covered(self.offsets, [loss if counts else None for loss, counts in pairs])
 
 
 def shown(row: ResultRow, order: int, fields: tuple[str, ...] = ()) -> Shown:
@@ -147,11 +154,6 @@ def _alternatives(value: Any) -> list[tuple[str, float | None, Any]] | None:
         for each in value
         if isinstance(each, Mapping)
     ]
-
-
-def is_edge(text: bytes, place: int) -> bool:
-    """A character of the UTF-8 text begins or ends here."""
-    return place >= len(text) or text[place] & 0xC0 != 0x80
 
 
 def cut(whole: Shown, n_tokens: int) -> Shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from seqloss_cli.comparisons import Comparison
+from seqloss_cli.comparisons import Aligned, Comparison
 from seqloss_cli.reports.charts import Cell, Chart, differences
 from seqloss_cli.reports.joined import GatheredPair, ShownPair
 from seqloss_cli.reports.numbers import number, signed
@@ -28,19 +28,17 @@ from seqloss_cli.reports.page import (
     where,
 )
 from seqloss_cli.reports.panes import (
-    Aligned,
     Names,
     Pane,
-    align,
     difference_pane,
     places_in,
-    spans_of,
     token_pane,
 )
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.reports.worst import Worst, place_of
 from seqloss_cli.results import ResultsFile
 from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
+from seqloss_cli.spans import spans_of
 from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
@@ -62,7 +60,7 @@ def page_of_pair(
 ) -> Page:
     """`left_out` says, in sentences, which rows are not compared."""
     names, pairs = Names(), found.chosen.items
-    aligned = [align(pair.a, pair.b) if pair.has_text else None for pair in pairs]
+    aligned = [pair.aligned() if pair.has_text else None for pair in pairs]
     sequences, anchors = [], dict[tuple[int, int], str]()
     for n, (pair, each) in enumerate(zip(pairs, aligned, strict=True)):
         spans = _spans_with(pair, each, found.worst)
