@@ -450,7 +450,7 @@ SURROGATES = "\ud800\udbff\udc80\udfff"
 @pytest.mark.parametrize("spaces", [False, True])
 @pytest.mark.parametrize("colour", [None, "standard", "256", "truecolor"])
 def test_no_control_character_reaches_the_terminal(colour: str | None, spaces: bool) -> None:
-    """In texts, tokens, ids, and what a run says of itself; more than ten, so that one is a line."""
+    """In texts, tokens, ids, and what a run says of itself, as texts and as the line of an 11th."""
     evil = CONTROLS + SURROGATES
     said = ("model", "tokenizer", "revision", "device", "adapter", "quantization", "bos_token")
     run = replace(PAIRED, **dict.fromkeys(said, evil))
