@@ -891,6 +891,14 @@ def test_flags_that_change_no_text_are_refused(
     assert mends in result.stderr
 
 
+def test_a_variable_that_asks_for_heat_of_no_document_gives_way(
+    run_cli: Run, files: tuple[str, str]
+) -> None:
+    result = run_cli("compare", *files, "--worst", "0", SEQLOSS_VIEW="heat")
+    assert result.exit_code == 0
+    assert "give --worst 1 or more; left out" in result.stderr
+
+
 @pytest.mark.parametrize("columns", [1, 2, 4])
 def test_the_narrowest_terminals_lose_nothing(
     run_cli: Run, files: tuple[str, str], columns: int
