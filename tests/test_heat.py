@@ -53,7 +53,7 @@ from seqloss_cli.rendering.heat.comparison import difference_views
 from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
 from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
 from seqloss_cli.rendering.heat.inked import inked
-from seqloss_cli.rendering.heat.palette import DIFFERENCES, Scale
+from seqloss_cli.rendering.heat.palette import COUNTS, DIFFERENCES, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
 from seqloss_cli.results.rows import read_row
@@ -438,6 +438,54 @@ def test_nothing_a_terminal_acts_on(tokens: list[str], colour: str | None) -> No
     assert not UNSAFE.search(output)
 
 
+CONTROLS = "".join(
+    map(chr, (
+        *range(9), *range(11, 32), *range(127, 160), 0xAD, 0x61C, 0x200B, 0x200E, 0x200F,
+        *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF,
+    ))
+)  # fmt: skip
+SURROGATES = "\ud800\udbff\udc80\udfff"
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+@pytest.mark.parametrize("colour", [None, "standard", "256", "truecolor"])
+def test_no_control_character_reaches_the_terminal(colour: str | None, spaces: bool) -> None:
+    """In texts, tokens, ids, and what a run says of itself, as texts and as the line of an 11th."""
+    evil = CONTROLS + SURROGATES
+    said = ("model", "tokenizer", "revision", "device", "adapter", "quantization", "bos_token")
+    run = replace(PAIRED, **dict.fromkeys(said, evil))
+    score = score_of(CONTROLS, [1.0] * len(CONTROLS), identity=evil)
+    unspelled = replace(score, sequence=replace(score.sequence, byte_offsets=None))
+    look = HeatOptions(white_space=spaces)
+
+    def names(sequence: TokenSequence) -> list[str]:
+        if sequence.byte_offsets is not None:
+            return token_texts(sequence)
+        return [evil] * sequence.n_tokens
+
+    for scores in ([score, unspelled], [score] * 11):
+        console = a_console(80, colour)
+        writer = HeatWriter(console, TableOptions(names, str, heat=look))
+        writer.begin(run)
+        for each in scores:
+            writer.sequence(each, totals_of(each))
+        writer.end(_sum(map(totals_of, scores)), 0, 0)
+        assert_nothing_raw(output_of(console))
+    for has_losses in (True, False):
+        console = a_console(80, colour)
+        masks = MaskTableWriter(console, TableOptions(names, str, heat=look), None)
+        masks.begin(run if has_losses else replace(run, model=None))
+        for each in (score, unspelled):
+            mask = Mask(each.sequence, each if has_losses else None)
+            masks.sequence(mask, mask_totals(mask))
+        masks.end(mask_totals(mask), 0, 0)
+        assert_nothing_raw(output_of(console))
+
+
+def assert_nothing_raw(output: str) -> None:
+    assert not set(ESC.sub("", output)) & {*CONTROLS, *SURROGATES}
+
+
 @given(tokens=some_tokens, width=st.integers(1, 80), colour=some_colours, spaces=st.booleans())
 def test_no_line_is_too_long_and_none_is_cropped(
     tokens: list[str], width: int, colour: str | None, spaces: bool
@@ -540,6 +588,15 @@ def test_16_colours_keep_the_order_of_lightness(theme: Any, scale: Scale, palett
     for side in (entries[middle:], entries[middle::-1]):
         shades = [luminance(hex_of(palette, entry[0])) for entry in side if entry]
         assert shades == sorted(shades, reverse=theme == "light")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_counts_can_be_read(theme: Any) -> None:
+    background, text = (hex_of(EIGHT_BIT_PALETTE, n) for n in COUNTS.entries_256[theme][0][:2])
+    paint = COUNTS.true_colours[theme][0]
+    assert contrast(background, text) >= 4.5
+    assert contrast(paint.background, paint.text) >= 4.5
+    assert all(contrast(GROUND[theme], each) >= 1.5 for each in (background, paint.background))
 
 
 def test_every_step_has_its_own_colour() -> None:
@@ -667,6 +724,31 @@ def test_documents_that_differ_most(run_cli: Run, files: tuple[str, str]) -> Non
     assert (
         run_cli("compare", *files, "--view", "heat", "--worst", "1").stdout.count("scored tok") == 1
     )
+
+
+@pytest.mark.parametrize("tokenizer", ["t", "u"])
+@pytest.mark.parametrize("colours", [{}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}])
+def test_no_control_character_of_a_file_reaches_the_terminal(
+    run_cli: Run, tmp_path: Path, tokenizer: str, colours: dict[str, str]
+) -> None:
+    """In its name, its model's, ids, tokens and texts; labels are models, or files where these are
+    of one name."""
+    evil = "".join(char for char in CONTROLS if char != "\0")
+    ends = np.cumsum([len(char.encode()) for char in CONTROLS]).tolist()
+    n = len(ends)
+    for models in (("a", "b"), ("a", "a")):
+        paths = []
+        for side, shift in (("a", 1.0), ("b", 2.0)):
+            made = spelled_row(CONTROLS, ends, [shift + at / n for at in range(n)], id=CONTROLS)
+            path = tmp_path / f"{evil[: n // 2 if side == 'a' else None][-60:]}\udcff{side}.jsonl"
+            run = {"model": models[side == "b"] + CONTROLS, "weights_sha256": side}
+            digest = "t" if side == "a" else tokenizer
+            paths.append(write(path, [made], tokenizer_sha256=digest * 64, **run))
+        result = run_cli("compare", *paths, "--view", "heat", COLUMNS="80", **colours)
+        assert result.exit_code == 0, result.stderr
+        assert "by position" in result.stdout
+        assert_nothing_raw(result.stdout)
+        assert_nothing_raw(result.stderr)
 
 
 @pytest.mark.parametrize("same_tokens", [True, False])
@@ -807,6 +889,14 @@ def test_flags_that_change_no_text_are_refused(
     result = run_cli("compare", *files, *flags)
     assert result.exit_code == 2
     assert mends in result.stderr
+
+
+def test_a_variable_that_asks_for_heat_of_no_document_gives_way(
+    run_cli: Run, files: tuple[str, str]
+) -> None:
+    result = run_cli("compare", *files, "--worst", "0", SEQLOSS_VIEW="heat")
+    assert result.exit_code == 0
+    assert "give --worst 1 or more; left out" in result.stderr
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])

@@ -54,7 +54,7 @@ def compare(
     with command_errors(ctx):
         r.check_output(ctx, results or ())
         heat = choose_heat(ctx, _no_heat(ctx, results or ()))
-        _refuse_idle_flags(ctx, heat)
+        _refuse_idle_flag(ctx, heat)
         models = ctx.params["models"] or []
         _check_page(ctx, results or (), len(models or results or ()))
         if models and results:
@@ -79,16 +79,16 @@ def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
         return "is for the terminal, and json is not"
     if STDIN in results:
         return "reads its files twice: name a file instead of -"
+    if not ctx.params["worst"]:
+        return "shows the documents that --worst counts: give --worst 1 or more"
     return None
 
 
-def _refuse_idle_flags(ctx: typer.Context, heat: HeatOptions | None) -> None:
-    """Raises UsageError for what would change nothing of the texts in colours."""
+def _refuse_idle_flag(ctx: typer.Context, heat: HeatOptions | None) -> None:
+    """Raises UsageError for --all-tokens where no text is shown."""
     source = ctx.get_parameter_source("all_tokens")
     if heat is None and source is not None and source.name == "COMMANDLINE":
         raise UsageError("--all-tokens is of texts in colours; it goes with --view heat")
-    if heat is not None and not ctx.params["worst"]:
-        raise UsageError("--view heat shows the documents that --worst counts; give --worst 1")
 
 
 def _check_page(ctx: typer.Context, results: Sequence[str], n_files: int) -> None:
