@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from seqloss_cli.records import Ints
 
 _WORD = re.compile(r"\S+")
+TokenSpan = tuple[int, int, int, int]
+"""Tokens from, to; bytes from, to."""
 
 
 def char_end_bytes(text: str) -> Ints:
@@ -19,11 +22,6 @@ def char_end_bytes(text: str) -> Ints:
     widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF).astype(np.int64)
     widths += code_points > 0xFFFF
     return np.cumsum(widths, dtype=np.int64)
-
-
-def is_edge(text: bytes, place: int) -> bool:
-    """A character of the UTF-8 text begins or ends here."""
-    return place >= len(text) or text[place] & 0xC0 != 0x80
 
 
 def word_bytes(text: str) -> Ints:
@@ -40,3 +38,18 @@ def word_owners(spans: Ints, starts: Ints) -> Ints:
         return np.empty(0, dtype=np.int64)
     owners = np.searchsorted(spans[:, 1], starts, side="right")
     return np.minimum(owners, len(spans) - 1)
+
+
+def is_edge(text: bytes, place: int) -> bool:
+    """A character of the UTF-8 text begins or ends here."""
+    return place >= len(text) or text[place] & 0xC0 != 0x80
+
+
+def spans_of(text: bytes, offsets: Sequence[int]) -> list[TokenSpan]:
+    """Smallest runs of tokens at whose ends a character ends, too."""
+    found, first = list[TokenSpan](), 0
+    for last in range(1, len(offsets)):
+        if is_edge(text, offsets[last]):
+            found.append((first, last, offsets[first], offsets[last]))
+            first = last
+    return found

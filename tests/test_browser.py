@@ -5,6 +5,7 @@ Pictures of every view are written to a folder whose name is printed; SEQLOSS_PI
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -365,6 +366,82 @@ def test_rankings(pages: dict[str, Path], opened: Any) -> None:
         assert watched.page.locator(".mark.gold", has_text="right answer").count() == 5
 
 
+def test_every_figure_turns_into_bits(opened: Any, tmp_path: Path) -> None:
+    """Also those that are written in powers of ten."""
+    losses = [1234.567891, 1e12, 3.3e-5, 1e-7, 0.0, 2.5]
+    rows = [text_row("huge", list("abcdef"), losses), text_row("tiny", list("xy"), [2e-6, 7e-5])]
+    path = report(write(tmp_path / "r.jsonl", rows), tmp_path / "r.html")
+    with opened(path) as watched:
+        page = watched.page
+        page.select_option("#unit", "bits")
+        figures = page.evaluate(
+            "[...document.querySelectorAll('data.l')].map((e) => [e.value, e.textContent])"
+        )
+        assert len(figures) > 15
+        for nats, shown in figures:
+            bits = float(shown.replace(",", "").replace("−", "-"))
+            assert bits == pytest.approx(float(nats) / np.log(2), rel=1e-3, abs=5e-5)
+            assert bits or not float(nats)
+
+
+def test_what_is_the_same_is_of_one_colour_on_either_side(opened: Any, tmp_path: Path) -> None:
+    """On the scale of equal shares, too: what does not differ is not coloured, and what differs as
+    much in the other direction is as far from the middle."""
+    sides = []
+    for name, losses in (("a", [1.0, 1.0, 1.0, 5.0, 2.0]), ("b", [1.0, 1.0, 1.0, 2.0, 5.0])):
+        rows = [text_row("x", list("uvxyz"), losses)]
+        sides.append(write(tmp_path / f"{name}.jsonl", rows, model=name, weights_sha256=name * 64))
+    with opened(report(*sides, tmp_path / "two.html")) as watched:
+        page = watched.page
+        page.select_option("#scale", "own")
+        classes = "spans => spans.map((span) => span.className.split(' ')[0])"
+        found = page.locator(".pane.difference span").evaluate_all(classes)
+        assert found == ["u", "d4", "d4", "d4", "d0", "d8"]
+    same = write(tmp_path / "s.jsonl", [text_row("x", list("uvxyz"), [3.0] * 5)])
+    with opened(report(same, tmp_path / "one.html")) as watched:
+        page = watched.page
+        page.select_option("#scale", "own")
+        assert page.locator(".pane span").evaluate_all(classes) == ["u", *["s0"] * 5]
+
+
+def test_details_are_the_figures_of_the_results(pages: dict[str, Path], opened: Any) -> None:
+    """To the last digit that is shown."""
+    lines = map(json.loads, (pages["pairs"].with_suffix(".jsonl")).read_text().splitlines())
+    rows = [line for line in lines if line["type"] == "sequence"]
+    n_checked = 0
+    with opened(pages["pairs"]) as watched:
+        page = watched.page
+        for number, row in enumerate(rows):
+            for found in page.evaluate(DETAILS, number):
+                if found.get("loss", "not scored") == "not scored":
+                    continue
+                t = int(found["position"])
+                loss, n_checked = row["token_losses"][t], n_checked + 1
+                assert found["id"] == str(row["token_ids"][t])
+                assert found["loss"] == f"{loss:.4f} nats"
+                assert found["in bits"] == f"{loss / np.log(2):.4f} bits"
+                assert found["rank"] == f"{row['ranks'][t]:,}"
+                assert found["entropy"] == f"{row['entropies'][t]:.4f} nats"
+                assert found["context"] == f"{row['context_lengths'][t]} tokens"
+    assert n_checked > 40
+
+
+DETAILS = """(number) => [...document.querySelectorAll('.pane')[number].children].map((span) => {
+  span.tabIndex = -1;
+  span.focus();
+  const names = [...document.querySelectorAll('#details dt')];
+  return Object.fromEntries(names.map((dt) => [dt.textContent, dt.nextSibling.textContent]));
+})"""
+
+
+def test_details_can_be_closed_without_keys(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"], 360, 800, has_touch=True) as watched:
+        page = watched.page
+        page.locator(".pane").first.locator("span").nth(4).tap()
+        page.locator("#details .close").tap()
+        assert page.locator("#details").is_hidden()
+
+
 def test_sort_and_search(pages: dict[str, Path], opened: Any) -> None:
     with opened(pages["demo"]) as watched:
         page = watched.page
@@ -384,6 +461,8 @@ def test_sort_and_search(pages: dict[str, Path], opened: Any) -> None:
         assert "1 of" in page.locator("#found").inner_text()
         page.fill("#search", "")
         assert page.locator(".sequence:visible").count() == len(values)
+        page.fill("#search", "docs11")  # its id, and its number of tokens
+        assert page.locator(".sequence:visible").count() == 0
 
 
 def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], opened: Any) -> None:
@@ -440,7 +519,7 @@ UNLABELLED = """[...document.querySelectorAll(
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str) -> None:
     """A contrast of 4.5, as WCAG 2.2 asks of text of this size."""
-    for name in ("demo", "pairs", "two", "plain", "diverged", "ranked", "wholes"):
+    for name in ("demo", "pairs", "two", "plain", "evil", "diverged", "ranked", "wholes"):
         with opened(pages[name], color_scheme=theme) as watched:
             page = watched.page
             if page.locator(".pane").count():
@@ -455,10 +534,13 @@ def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str)
 COLOURS = """(() => {
   const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const found = new Map();
-  for (const element of document.querySelectorAll('body *:not(script):not(svg *)')) {
+  const elements = [...document.querySelectorAll('body *:not(script):not(svg *)')];
+  const marks = elements.filter((e) => getComputedStyle(e, '::before').content !== 'none');
+  const styled = [...elements.map((e) => [e, null]), ...marks.map((e) => [e, '::before'])];
+  for (const [element, part] of styled) {
     const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !element.checkVisibility()) continue;
-    const style = getComputedStyle(element);
+    if (!(own || part) || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element, part);
     let ground = null;
     for (let up = element; up && !ground; up = up.parentElement) {
       const [r, g, b, a = 1] = parts(getComputedStyle(up).backgroundColor);

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import document
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
@@ -37,6 +38,8 @@ from test_rendering import (
 )
 from test_scales import GROUND, contrast, luminance
 
+from seqloss_cli.comparisons import CompareOptions, DocumentRows, compare, documents_of
+from seqloss_cli.comparisons.comparing import DocumentDifference
 from seqloss_cli.escaping import escape
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
@@ -45,11 +48,15 @@ from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
-from seqloss_cli.rendering.heat.figures import bar_of, count_steps, histogram, sparkline
+from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces
+from seqloss_cli.rendering.heat.comparison import difference_views
+from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
 from seqloss_cli.rendering.heat.inked import inked
-from seqloss_cli.rendering.heat.palette import DIFFERENCES, Palette, Scale
+from seqloss_cli.rendering.heat.palette import COUNTS, DIFFERENCES, Scale
 from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
+from seqloss_cli.results.rows import read_row
 from seqloss_cli.scales import step_of
 
 Run = Callable[..., Any]
@@ -168,15 +175,29 @@ def test_a_pair_and_a_chat(colour: str | None) -> None:
     assert_snapshot(f"heat-pairs{'-colour' if colour else ''}", output)
 
 
+@pytest.mark.parametrize("losses", [True, False], ids=["", "-counts"])
 @pytest.mark.parametrize("colour", [None, "standard"])
-def test_a_mask(colour: str | None) -> None:
-    console, score = a_console(80, colour), chat_of()
+def test_a_mask(colour: str | None, losses: bool) -> None:
+    score = chat_of()
+    output = masked(Mask(score.sequence, score if losses else None), colour)
+    name = f"heat-mask{'' if losses else '-counts'}{'-colour' if colour else ''}"
+    assert_snapshot(name, output)
+
+
+def masked(mask: Mask, colour: str | None = None) -> str:
+    """What a mask looks like; without a score, as a run that loaded no model."""
+    console = a_console(80, colour)
     options = TableOptions(token_texts, VOCABULARY.__getitem__, heat=HeatOptions())
-    writer, mask = MaskTableWriter(console, options, None), Mask(score.sequence, score)
-    writer.begin(PAIRED)
+    writer = MaskTableWriter(console, options, None)
+    writer.begin(PAIRED if mask.score is not None else replace(PAIRED, model=None))
     writer.sequence(mask, mask_totals(mask))
     writer.end(mask_totals(mask), 0, 0)
-    assert_snapshot(f"heat-mask{'-colour' if colour else ''}", output_of(console))
+    return output_of(console)
+
+
+def test_counted_tokens_of_no_text_are_said_of_a_mask() -> None:
+    sequence = in_bytes("ab", [0, 1, 2], [1.0, 1.0, 1.0]).sequence
+    assert "1 token of no text: not shown, but counted" in masked(Mask(sequence, None))
 
 
 def test_white_space_is_visible_on_request() -> None:
@@ -264,6 +285,59 @@ def test_marks_that_nothing_carries_are_spelled_out(mark: str) -> None:
     assert text_lines(heat(score_of((f"\n{mark}x",), (1.0,))))[1] == f"{_spelled(mark)}x"
 
 
+FAMILY = "👨\u200d👩\u200d👧"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAMILY, "❤\ufe0f\u200d🔥", "👩🏽\u200d🚀", "🐈\u200d⬛", "می\u200cخواهم", "क्\u200dष",
+        "ක්\u200dර", "全\u3000角", "a\u00a0b\u2009c\u202fd",
+    ],
+)  # fmt: skip
+def test_what_a_text_needs_to_look_as_it_does_stands_as_written(text: str) -> None:
+    assert text_lines(heat(score_of((text, "x"), (1.0, 8.0)))) == [f"<s>{text}x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("a\u200db", r"a\u200db"),
+        ("👨\u200d", r"👨\u200d"),
+        ("👨\u200dx", r"👨\u200dx"),
+        ("👨\u200d\u200d👩", r"👨\u200d\u200d👩"),
+        ("ب\u200c\u200cب", "ب\u200c\\u200cب"),
+        ("ب\u200d👩", "ب\u200d👩"),
+        ("١\u200c2", r"١\u200c2"),
+        ("🏴\U000e0067\U000e007f", r"🏴\U000e0067\U000e007f"),
+        ("a\u200b\u2060\u2028b", r"a\u200b\u2060\u2028b"),
+        ("א\u202e\u2066ב", r"א\u202e\u2066ב"),
+    ],
+)
+def test_what_could_hide_a_text_is_spelled_out(text: str, spelled: str) -> None:
+    assert text_lines(heat(score_of((text,), (1.0,)))) == [f"<s>{spelled}"]
+
+
+def test_blanks_are_told_apart_on_request() -> None:
+    look = HeatOptions(white_space=True)
+    assert text_lines(heat(score_of(("全\u3000\u00a0 角",), (1.0,)), look=look)) == [
+        r"<s>全\u3000\xa0·角"
+    ]
+    assert text_lines(heat(score_of(("\u3000\u00a0",), (1.0,)), encoding="latin-1")) == [
+        "<s>\\u3000\u00a0"
+    ]
+
+
+def test_a_family_has_the_cells_of_its_members_and_the_highest_loss() -> None:
+    """Four of 6 cells in lines of 20 less margin and last cell; their tokens cut it anywhere."""
+    score = in_bytes(f"{FAMILY}b", [4, 7, 11, 18, 19], [0.1, 8.0, 3.0, 0.1, 5.0])
+    assert mark_lines(heat(score)) == ["-  5     4"]
+    lines = text_lines(heat(score_of((FAMILY * 4,), (1.0,)), width=20))
+    assert lines == [f"<s>{FAMILY * 2}", FAMILY * 2]
+    narrow = text_lines(heat(score_of((FAMILY,), (1.0,)), width=7))
+    assert "".join(narrow) == f"<s>{FAMILY}"
+
+
 # -- long and many ------------------------------------------------------------------------------
 
 
@@ -323,16 +397,18 @@ def _spelled(text: str) -> str:
     return text.encode("unicode_escape").decode()
 
 
-@pytest.mark.parametrize("width", [12, 16, 20, 24, 30, 40])
-def test_figures_lose_no_digit_on_a_narrow_terminal(width: int) -> None:
+@pytest.mark.parametrize("colour", [None, "truecolor"])
+@pytest.mark.parametrize("width", [1, 5, 8, 12, 16, 20, 24, 30, 40])
+def test_figures_lose_no_digit_on_a_narrow_terminal(width: int, colour: str | None) -> None:
     """Asked for directly: a console would crop what is too long."""
-    palette = Palette(Console(file=io.StringIO(), color_system="truecolor"), LOSS_SCALE, "dark")
+    drawing = Drawing(a_console(width, colour), HeatOptions(), bits=False)
     counts = [12, 0, 3456, 7, 99, 1, 20]
-    lines = [line.plain for line in histogram(counts, palette, width, FULL, 1.0)]
-    assert all(cell_len(line) <= width for line in lines)
-    shown = "\n".join(lines)
-    for count in counts:
-        assert f"{100 * count / sum(counts):.1f} %" in shown
+    lines = [line.plain for line in drawing.histogram(counts)]
+    assert all(cell_len(line) <= max(width, 5) for line in lines)
+    shown = re.sub(r"\s|#|[█-▏]", "", "".join(lines))
+    for label, count in zip(LOSS_SCALE.labels(), counts, strict=True):
+        figure = f"{label}{count}{100 * count / sum(counts):.1f}%"
+        assert figure.replace(" ", "") in shown
 
 
 def test_signs_of_the_other_view_are_refused(run_cli: Any) -> None:
@@ -344,24 +420,94 @@ def test_signs_of_the_other_view_are_refused(run_cli: Any) -> None:
 
 characters = st.one_of(
     st.characters(),
-    st.sampled_from(" \n\r日🐕\u0301\u200d\ufe0f\x1b\x9b\u202e\u2028\u1100\u1161🇩🇪"),
+    st.sampled_from(
+        " \n\r日🐕\u0301\u200d\ufe0f\x1b\x9b\u202e\u2028\u1100\u1161🇩🇪👩🏽🏴\U000e0067\U000e007f"
+        "बب\u200c\u3000\xa0"
+    ),
 )
 
 
-@given(
-    tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9),
-    width=st.sampled_from([4, 40, 80]),
-    colour=st.sampled_from([None, "standard", "truecolor"]),
-)
-def test_nothing_a_terminal_acts_on_and_no_line_too_long(
-    tokens: list[str], width: int, colour: str | None
-) -> None:
+some_tokens = st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9)
+some_colours = st.sampled_from([None, "standard", "truecolor"])
+
+
+@given(tokens=some_tokens, colour=some_colours)
+def test_nothing_a_terminal_acts_on(tokens: list[str], colour: str | None) -> None:
     tokens = [token.encode(errors="replace").decode() for token in tokens]
     output = ESC.sub("", heat(score_of(tokens, LOSSES[: len(tokens)]), width=80, colour=colour))
     assert not UNSAFE.search(output)
-    score = score_of(tokens, LOSSES[: len(tokens)])
-    text = heat(score, width=width, colour=colour).split("by position")[0].split("nats)")[-1]
-    assert all(cell_len(line) <= width for line in ESC.sub("", text).splitlines())
+
+
+CONTROLS = "".join(
+    map(chr, (
+        *range(9), *range(11, 32), *range(127, 160), 0xAD, 0x61C, 0x200B, 0x200E, 0x200F,
+        *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF,
+    ))
+)  # fmt: skip
+SURROGATES = "\ud800\udbff\udc80\udfff"
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+@pytest.mark.parametrize("colour", [None, "standard", "256", "truecolor"])
+def test_no_control_character_reaches_the_terminal(colour: str | None, spaces: bool) -> None:
+    """In texts, tokens, ids, and what a run says of itself, as texts and as the line of an 11th."""
+    evil = CONTROLS + SURROGATES
+    said = ("model", "tokenizer", "revision", "device", "adapter", "quantization", "bos_token")
+    run = replace(PAIRED, **dict.fromkeys(said, evil))
+    score = score_of(CONTROLS, [1.0] * len(CONTROLS), identity=evil)
+    unspelled = replace(score, sequence=replace(score.sequence, byte_offsets=None))
+    look = HeatOptions(white_space=spaces)
+
+    def names(sequence: TokenSequence) -> list[str]:
+        if sequence.byte_offsets is not None:
+            return token_texts(sequence)
+        return [evil] * sequence.n_tokens
+
+    for scores in ([score, unspelled], [score] * 11):
+        console = a_console(80, colour)
+        writer = HeatWriter(console, TableOptions(names, str, heat=look))
+        writer.begin(run)
+        for each in scores:
+            writer.sequence(each, totals_of(each))
+        writer.end(_sum(map(totals_of, scores)), 0, 0)
+        assert_nothing_raw(output_of(console))
+    for has_losses in (True, False):
+        console = a_console(80, colour)
+        masks = MaskTableWriter(console, TableOptions(names, str, heat=look), None)
+        masks.begin(run if has_losses else replace(run, model=None))
+        for each in (score, unspelled):
+            mask = Mask(each.sequence, each if has_losses else None)
+            masks.sequence(mask, mask_totals(mask))
+        masks.end(mask_totals(mask), 0, 0)
+        assert_nothing_raw(output_of(console))
+
+
+def assert_nothing_raw(output: str) -> None:
+    assert not set(ESC.sub("", output)) & {*CONTROLS, *SURROGATES}
+
+
+@given(tokens=some_tokens, width=st.integers(1, 80), colour=some_colours, spaces=st.booleans())
+def test_no_line_is_too_long_and_none_is_cropped(
+    tokens: list[str], width: int, colour: str | None, spaces: bool
+) -> None:
+    """Measured before they are printed: a console could crop what is too long. Narrower than 5
+    cells there is no room for what is drawn; the terminal breaks its lines."""
+    tokens = [token.encode(errors="replace").decode() for token in tokens]
+    console = a_console(width, colour)
+    drawing = Drawing(console, HeatOptions(white_space=spaces), bits=False)
+    values = [*LOSSES[: len(tokens)]]
+    edges = np.cumsum([0, *(len(token.encode()) for token in tokens)]).tolist()
+    ink = inked(tokens, edges, values)
+    lines = [
+        *drawing.legend("loss of 日本 model"),
+        *drawing.legend_of_counts(),
+        *drawing.title("日本語 identity"),
+        *drawing.text(ink, all_tokens=False),
+        *drawing.figures(values),
+    ]
+    assert all(line.cell_len <= max(width, 5) for line in lines)
+    drawing.show(lines)
+    assert ESC.sub("", output_of(console)) == "".join(line.plain + "\n" for line in lines)
 
 
 @given(tokens=st.lists(st.text(characters, min_size=1, max_size=30), min_size=1, max_size=9))
@@ -444,6 +590,15 @@ def test_16_colours_keep_the_order_of_lightness(theme: Any, scale: Scale, palett
         assert shades == sorted(shades, reverse=theme == "light")
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_counts_can_be_read(theme: Any) -> None:
+    background, text = (hex_of(EIGHT_BIT_PALETTE, n) for n in COUNTS.entries_256[theme][0][:2])
+    paint = COUNTS.true_colours[theme][0]
+    assert contrast(background, text) >= 4.5
+    assert contrast(paint.background, paint.text) >= 4.5
+    assert all(contrast(GROUND[theme], each) >= 1.5 for each in (background, paint.background))
+
+
 def test_every_step_has_its_own_colour() -> None:
     for scale in (LOSS_SCALE, DIFFERENCES):
         for by_theme in (scale.true_colours, scale.entries_256, scale.entries_16):
@@ -509,15 +664,17 @@ def test_a_variable_gives_way_aloud(run_cli: Run) -> None:
     result = run_cli("score", "--text", "x", "--json", SEQLOSS_VIEW="heat")
     assert result.exit_code == 0
     assert "--view heat is for the terminal, and json is not; left out" in result.stderr
-    result = run_cli("mask", "samples/pairs.jsonl", SEQLOSS_VIEW="heat")
-    assert "⟦" in result.stdout
-    assert "give --loss" in result.stderr
 
 
-def test_a_mask_without_losses_has_no_heat(run_cli: Run) -> None:
-    result = run_cli("mask", "samples/pairs.jsonl", "--view", "heat")
-    assert result.exit_code == 2
-    assert "give --loss" in result.stderr
+def test_a_mask_needs_no_losses(run_cli: Run) -> None:
+    """The marks are the labels that the same command writes."""
+    words = ("mask", "samples/pairs.jsonl", "--limit", "3", "-m", "demo")
+    output = run_cli(*words, "--view", "heat", COLUMNS="120").stdout
+    marks = [line[2:].split() for line in output.splitlines() if line.startswith("^ ")]
+    rows = document(run_cli(*words, "--json"))["sequences"]
+    assert marks == [["+" if counts else "-" for counts in row["loss_mask"]] for row in rows]
+    assert "nats" not in output
+    assert "by position" not in output
 
 
 def test_what_only_tables_show_is_said(run_cli: Run) -> None:
@@ -569,22 +726,148 @@ def test_documents_that_differ_most(run_cli: Run, files: tuple[str, str]) -> Non
     )
 
 
+@pytest.mark.parametrize("tokenizer", ["t", "u"])
+@pytest.mark.parametrize("colours", [{}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}])
+def test_no_control_character_of_a_file_reaches_the_terminal(
+    run_cli: Run, tmp_path: Path, tokenizer: str, colours: dict[str, str]
+) -> None:
+    """In its name, its model's, ids, tokens and texts; labels are models, or files where these are
+    of one name."""
+    evil = "".join(char for char in CONTROLS if char != "\0")
+    ends = np.cumsum([len(char.encode()) for char in CONTROLS]).tolist()
+    n = len(ends)
+    for models in (("a", "b"), ("a", "a")):
+        paths = []
+        for side, shift in (("a", 1.0), ("b", 2.0)):
+            made = spelled_row(CONTROLS, ends, [shift + at / n for at in range(n)], id=CONTROLS)
+            path = tmp_path / f"{evil[: n // 2 if side == 'a' else None][-60:]}\udcff{side}.jsonl"
+            run = {"model": models[side == "b"] + CONTROLS, "weights_sha256": side}
+            digest = "t" if side == "a" else tokenizer
+            paths.append(write(path, [made], tokenizer_sha256=digest * 64, **run))
+        result = run_cli("compare", *paths, "--view", "heat", COLUMNS="80", **colours)
+        assert result.exit_code == 0, result.stderr
+        assert "by position" in result.stdout
+        assert_nothing_raw(result.stdout)
+        assert_nothing_raw(result.stderr)
+
+
+@pytest.mark.parametrize("same_tokens", [True, False])
+@pytest.mark.parametrize("width", [1, 5, 9, 20, 40, 80])
+def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> None:
+    text, edges = "日本 and\n🐕 so on", [3, 6, 11, 12, 15, 21]
+    made = [
+        spelled_row(text, edges, [n * shift for n in range(6)], id="日本語 document")
+        for shift in (1.0, 1.5)
+    ]
+    files = [[read_row(each, "made:1", bulky=True)] for each in made]
+    found = compare(files, same_tokens, CompareOptions(bootstrap=10))
+    documents = documents_of(files, found, same_tokens)
+    views = difference_views(
+        [(found.pairs[0], documents[0])], ["日本/a", "b"], HeatOptions(), False, False
+    )
+    for view in views:
+        assert isinstance(view, Drawn)
+        lines = [*view.lines(a_console(width))]
+        assert lines
+        assert all(line.cell_len <= max(width, 5) for line in lines)
+
+
 def test_differences_in_colour(run_cli: Run, files: tuple[str, str]) -> None:
     colours = {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"}
     output = run_cli("compare", *files, "--view", "heat", "--unit", "bits", **colours).stdout
     assert_snapshot("heat-compare-colour", output[output.index("Background") :])
 
 
-def test_other_tokenizers_are_not_subtracted(
-    run_cli: Run, files: tuple[str, str], tmp_path: Path
-) -> None:
-    other = write(tmp_path / "c.jsonl", [row("e", [None, 1.0])], tokenizer_sha256="u" * 64)
-    mine = write(tmp_path / "d.jsonl", [row("e", [None, 2.0])])
-    result = run_cli("compare", mine, other, "--view", "heat")
+def spelled_row(
+    text: str, edges: Sequence[int], losses: Sequence[float], bos: bool = True, **fields: Any
+) -> dict[str, Any]:
+    """Of a text whose tokens end at these bytes, the last at its end."""
+    source, edges = text.encode(), [0, *edges]
+    tokens = [show_bytes(source[a:b]) for a, b in pairwise(edges)]
+    counts = dict.fromkeys(("n_bytes", "n_scored_bytes", "n_chars", "n_scored_chars"), len(source))
+    arrays = {
+        "tokens": ["<s>", *tokens] if bos else tokens,
+        "byte_offsets": [0, *edges] if bos else edges,
+    }
+    return row("d", [None, *losses] if bos else losses, text, **counts, **arrays) | fields
+
+
+def document_of(a: dict[str, Any], b: dict[str, Any]) -> DocumentRows:
+    rows = [read_row(each, "made:1", bulky=True) for each in (a, b)]
+    return DocumentRows(DocumentDifference("d", 1, 0.0, 0.0, 0.0), *rows)
+
+
+@given(text=st.text(characters, min_size=1, max_size=40), bos=st.booleans(), data=st.data())
+def test_pieces_of_two_tokenizers_add_up(text: str, bos: bool, data: st.DataObject) -> None:
+    """By plain arithmetic: what tokens lose between two places where both models end one."""
+    source = (text := text.encode(errors="replace").decode()).encode()
+    sides: list[list[tuple[int, float]]] = []
+    for _ in "ab":
+        ends = {len(source)} | data.draw(st.sets(st.integers(1, len(source))))
+        sides.append([(end, data.draw(st.floats(0, 20))) for end in sorted(ends)])
+    (ends_a, a), (ends_b, b) = (zip(*side, strict=True) for side in sides)
+    made = by_pieces(document_of(spelled_row(text, ends_a, a, bos), spelled_row(text, ends_b, b)))
+    assert isinstance(made, Both)
+    assert b"".join(made.ink.pieces) == source
+    start, n_merged = 0, 0
+    for piece, value in zip(made.ink.pieces, made.ink.values, strict=True):
+        end = start + len(piece)
+        if piece:
+            assert piece.decode()
+            assert end in ends_a
+            assert end in ends_b
+            inside = [[loss for at, loss in side if start < at <= end] for side in sides]
+            assert value == pytest.approx(sum(inside[1]) - sum(inside[0]), abs=1e-9)
+            n_merged += max(map(len, inside)) > 1
+        start = end
+    total = sum(value for value in made.ink.values if value is not None)
+    assert total == pytest.approx(sum(b) - sum(a), abs=1e-9)
+    assert made.about.startswith(f"{n_merged} of its {len(made.ink.pieces)} pieces")
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_other_tokenizers_meet_in_pieces(run_cli: Run, tmp_path: Path, colour: bool) -> None:
+    text = "日本 go🐕\r\nan unknown\x1b[31m end"
+    n = len(text.encode())
+    a = spelled_row(text, [3, 9, 11, 13, 15, 16, 26, n], [3, 5, 1, 2, 3, 0.25, 8, 6])
+    b = spelled_row(text, [6, 9, 13, 16, 18, 26, n], [7, 1, 6.5, 0.5, 5, 1, 6.1])
+    mine = write(tmp_path / "a.jsonl", [a], model="a\x1b[2J", weights_sha256="a")
+    other = write(tmp_path / "b.jsonl", [b], model="b", tokenizer_sha256="u" * 64)
+    look = {"FORCE_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"} if colour else {}
+    result = run_cli("compare", mine, other, "--view", "heat", COLUMNS="80", **look)
     assert result.exit_code == 0, result.stderr
-    assert "Texts are not coloured: the tokenizers or policies differ" in result.stdout.replace(
-        "\n", " "
-    )
+    assert not UNSAFE.search(ESC.sub("", result.stdout))
+    output = result.stdout[result.stdout.index("Background" if colour else "Steps of") :]
+    assert f"({n} scored bytes, {(27.1 - 28.25) / n:+.4f} nats per byte)" in output
+    assert_snapshot(f"heat-compare-pieces{'-colour' if colour else ''}", output)
+
+
+def test_pieces_of_a_long_text_are_folded_as_pieces(run_cli: Run, tmp_path: Path) -> None:
+    n = 2000
+    a = spelled_row("ab" * n, range(2, 2 * n + 1, 2), [1.0] * n)
+    b = spelled_row("ab" * n, range(1, 2 * n + 1), [1.0] * 2 * n)
+    mine = write(tmp_path / "a.jsonl", [a], weights_sha256="a")
+    other = write(tmp_path / "b.jsonl", [b], tokenizer_sha256="u" * 64)
+    output = run_cli("compare", mine, other, "--view", "heat", COLUMNS="80").stdout
+    assert "1400 pieces folded; --all-tokens shows them" in output
+    assert "2000 of its 2000 pieces are several tokens of a model" in output
+    assert "folded" not in run_cli("compare", mine, other, "--view", "heat", "--all-tokens").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tokens": ["<s>", "a", "…"]}, "tokens do not spell the bytes"),
+        ({"tokens": ["<s>", "x", "b"]}, "spell other bytes"),
+        (dict.fromkeys(("tokens", "token_losses", "byte_offsets")), "without tokens"),
+    ],
+)
+def test_pieces_that_cannot_be_coloured(change: dict[str, Any], why: str) -> None:
+    whole = spelled_row("ab", [1, 2], [1.0, 2.0])
+    for pair in ((whole, whole | change), (whole | change, whole)):
+        made = by_pieces(document_of(*pair))
+        assert isinstance(made, Plain)
+        assert why in made.why
 
 
 def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str]) -> None:
@@ -594,6 +877,44 @@ def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str
     result = run_cli("compare", files[0], "-", "--view", "heat")
     assert result.exit_code == 2
     assert "reads its files twice" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "mends"),
+    [(["--all-tokens"], "--view heat"), (["--view", "heat", "--worst", "0"], "--worst 1")],
+)
+def test_flags_that_change_no_text_are_refused(
+    run_cli: Run, files: tuple[str, str], flags: list[str], mends: str
+) -> None:
+    result = run_cli("compare", *files, *flags)
+    assert result.exit_code == 2
+    assert mends in result.stderr
+
+
+def test_a_variable_that_asks_for_heat_of_no_document_gives_way(
+    run_cli: Run, files: tuple[str, str]
+) -> None:
+    result = run_cli("compare", *files, "--worst", "0", SEQLOSS_VIEW="heat")
+    assert result.exit_code == 0
+    assert "give --worst 1 or more; left out" in result.stderr
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_the_narrowest_terminals_lose_nothing(
+    run_cli: Run, files: tuple[str, str], columns: int
+) -> None:
+    text = "日本🐕 x"
+    for words in (
+        ("score", "--text", text, "-m", "demo"),
+        ("cond", "--prompt", "p", "--response", text, "-m", "demo"),
+        ("mask", "--prompt", "p", "--response", text, "-m", "demo"),
+        ("compare", *files),
+    ):
+        result = run_cli(*words, "--view", "heat", COLUMNS=str(columns))
+        assert result.exit_code == 0, result.stderr
+        lines = [line[2:] for line in result.stdout.splitlines() if line.startswith("  ")]
+        shown = "".join(lines)
+        assert ("日本🐕" if words[0] == "compare" else text) in shown
 
 
 def test_models_scored_in_turn(run_cli: Run) -> None:

@@ -18,7 +18,7 @@ from test_reports import EVIL, Page
 
 from seqloss_cli.reports import Limits, PageOptions, gather_rankings, page_bytes, page_of_rankings
 from seqloss_cli.reports import ranking_charts as charts
-from seqloss_cli.reports.documents import number
+from seqloss_cli.reports.numbers import number
 from seqloss_cli.reports.panes import loss_or_mark
 from seqloss_cli.results import RANKING_KINDS, open_any
 from seqloss_cli.scales import LOSS_EDGES, step_of
@@ -248,11 +248,11 @@ def test_long_results_show_the_worst_and_a_sample(tmp_path: Path) -> None:
     file = open_any(str(path), RANKING_KINDS)
     found = gather_rankings(file.rows, file.run, options)  # type: ignore[arg-type]
     page = Page(page_bytes(page_of_rankings(file, found, options)).decode())
-    assert "Of 61 questions these are the 10 with the highest lead of a wrong choice" in page.text
+    assert "Of 61 questions these are the 7 with the highest lead of a wrong choice" in page.text
     margins = {
         row["id"]: row["choices"][1]["log_prob"] - row["choices"][0]["log_prob"] for row in rows
     }
-    worst = sorted(margins, key=lambda name: -margins[name])[:10]
+    worst = sorted(margins, key=lambda name: -margins[name])[:7]
     shown = [a["aria-label"] for tag, a in page.tags if tag == "article"]
     assert {id for id in worst if any(str(each).endswith(f": {id}") for each in shown)} == set(
         worst

@@ -20,13 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
 
-from seqloss_cli.reports.documents import json_text, number
-from seqloss_cli.reports.panes import Names, align, places_in, spans_of, token_pane
+from seqloss_cli.comparisons import align
+from seqloss_cli.reports.documents import json_text
+from seqloss_cli.reports.numbers import number
+from seqloss_cli.reports.panes import Names, places_in, token_pane
 from seqloss_cli.reports.selecting import Limits, Selection
 from seqloss_cli.reports.shown import Shown, cut
 from seqloss_cli.results import totals_of_row
 from seqloss_cli.scales import LOSS_EDGES, step_of
-from seqloss_cli.spans import is_edge
+from seqloss_cli.spans import is_edge, spans_of
 
 Run = Callable[..., Any]
 EVIL = [
@@ -321,7 +323,7 @@ def test_too_many_sequences_leave_the_worst_and_a_sample(
     def chosen(entries: list[tuple[float, int]]) -> Any:
         selection = Selection[int](limits, 0, lambda size: size, min)
         for badness, size in entries:
-            selection.add(size, badness)
+            selection.add(size, badness, badness / size)
         return selection.chosen()
 
     found = chosen(items)
@@ -355,7 +357,9 @@ def test_a_large_file_shows_some_and_says_so(report: Callable[..., Page], tmp_pa
     long = text_row("long", ["a "] * 70_000, [1.0] * 70_000)
     page = report(write(tmp_path / "long.jsonl", [long]))
     assert sum(map(len, page.spans)) <= 60_000
-    assert "of 70,001; the figures are of all of them" in page.text
+    assert sum(map(len, page.spans)) == 60_000  # nothing else wants the room
+    assert "The first 60,000 tokens of 70,001" in page.text
+    assert "Of 1 sequences" not in page.text
 
 
 @given(st.text(min_size=1, max_size=20), st.integers(1, 20))
@@ -381,7 +385,7 @@ def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> N
         n = len(offsets) - 1
         losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
         sides.append(shown_of(raw, offsets, losses))
-    found = align(*sides)
+    found = align(raw, *(side.covered() for side in sides))
     assert found.spans[0][2] == 0
     assert found.spans[-1][3] == len(raw)
     assert all(a[3] == b[2] for a, b in pairwise(found.spans))

@@ -172,7 +172,7 @@ def choose_output(context: typer.Context) -> OutputChoice:
         resume=values.get("resume", False),
         word_correction=values.get("word_correction", False),
         regions=values.get("regions") is not None,
-        heat=choose_heat(context, _no_heat(context, format)),
+        heat=choose_heat(context, _no_heat(format)),
     )
     require_possible(choice, level_given=_is_from(context, "level", "COMMANDLINE"))
     if choice.resume:
@@ -183,13 +183,9 @@ def choose_output(context: typer.Context) -> OutputChoice:
     return choice
 
 
-def _no_heat(context: typer.Context, format: Format) -> str | None:
+def _no_heat(format: Format) -> str | None:
     """Why texts cannot be coloured, if they cannot."""
-    if format is not Format.table:
-        return f"is for the terminal, and {format.value} is not"
-    if "loss" in context.params and not context.params["loss"]:
-        return "shows losses: give --loss, too"
-    return None
+    return None if format is Format.table else f"is for the terminal, and {format.value} is not"
 
 
 def choose_format(context: typer.Context, output: Path | None) -> Format:

@@ -54,6 +54,7 @@ def compare(
     with command_errors(ctx):
         r.check_output(ctx, results or ())
         heat = choose_heat(ctx, _no_heat(ctx, results or ()))
+        _refuse_idle_flag(ctx, heat)
         models = ctx.params["models"] or []
         _check_page(ctx, results or (), len(models or results or ()))
         if models and results:
@@ -78,7 +79,16 @@ def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
         return "is for the terminal, and json is not"
     if STDIN in results:
         return "reads its files twice: name a file instead of -"
+    if not ctx.params["worst"]:
+        return "shows the documents that --worst counts: give --worst 1 or more"
     return None
+
+
+def _refuse_idle_flag(ctx: typer.Context, heat: HeatOptions | None) -> None:
+    """Raises UsageError for --all-tokens where no text is shown."""
+    source = ctx.get_parameter_source("all_tokens")
+    if heat is None and source is not None and source.name == "COMMANDLINE":
+        raise UsageError("--all-tokens is of texts in colours; it goes with --view heat")
 
 
 def _check_page(ctx: typer.Context, results: Sequence[str], n_files: int) -> None:
@@ -126,7 +136,10 @@ def _compare(
     r.write_report(ctx, report, views)
     if values["report"] is not None:
         page = PageOptions(
-            n_worst=max(options.n_extremes, 25), seed=options.seed, confidence=options.confidence
+            n_worst=max(options.n_extremes, 25),
+            seed=options.seed,
+            confidence=options.confidence,
+            cluster=options.cluster,
         )
         made = page_of_compared(known, files, found, same, page, reading.n_unusable)
         write_out(made, values["report"], values["force"])
@@ -174,15 +187,10 @@ def _texts(
     labels: Sequence[str],
     heat: HeatOptions,
 ) -> Iterator[RenderableType]:
-    """The documents that differ most, in colours; or why there are none."""
-    from rich.text import Text
-
+    """The documents that differ most, in colours."""
     from seqloss_cli.comparisons import documents_of
-    from seqloss_cli.rendering.heat.comparison import OTHER_TOKENS, difference_views
+    from seqloss_cli.rendering.heat.comparison import difference_views
 
-    if not same_tokens:
-        yield Text(OTHER_TOKENS)
-        return
     again = r.Reading([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]
     documents = documents_of(rows, found, same_tokens)

@@ -222,7 +222,7 @@ def write_report(
         for n, view in enumerate(views()):
             if n:
                 terminal.print()
-            terminal.print(view)
+            terminal.print(view, crop=False)  # what is too long goes on in the next line
 
 
 def wants_json(context: typer.Context) -> bool:

@@ -1,5 +1,6 @@
 """Models held against each other on the same inputs, by their results."""
 
+from seqloss_cli.comparisons.aligning import Aligned, Covered, align, summed
 from seqloss_cli.comparisons.comparing import (
     TIE,
     CompareOptions,
@@ -21,14 +22,17 @@ from seqloss_cli.comparisons.objectives import Objective, find_objective, traini
 
 __all__ = [
     "TIE",
+    "Aligned",
     "CompareOptions",
     "Comparison",
     "Comparisons",
+    "Covered",
     "DocumentRows",
     "JoinReport",
     "Joined",
     "Objective",
     "SideTotals",
+    "align",
     "cluster_of",
     "compare",
     "documents_of",
@@ -36,5 +40,6 @@ __all__ = [
     "join",
     "not_comparable",
     "scored_apart",
+    "summed",
     "training_step",
 ]

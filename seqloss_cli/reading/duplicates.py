@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from mmap import mmap
 
 _SMALLEST, _CAPACITY = 1 << 13, 4_000_000
 _BITS = (1 << 64) - 1
@@ -16,7 +16,7 @@ class DuplicateIds:
     """
 
     def __init__(self) -> None:
-        self._table = array("Q", [0]) * _SMALLEST  # 0 is a free place
+        self._table = _table(_SMALLEST)
         self._n = 0
 
     @property
@@ -46,7 +46,13 @@ class DuplicateIds:
 
     def _grow(self) -> None:
         keys = self._table
-        self._table = array("Q", [0]) * (2 * len(keys))
+        self._table = _table(2 * len(keys))
         for key in keys:
             if key:
                 self._table[self._place(key)] = key
+
+
+def _table(size: int) -> memoryview:
+    """Of 64-bit numbers, 0 where a place is free. A mapping of its own: the system has it back when
+    a larger one takes its place, where the heap would keep a hole."""
+    return memoryview(mmap(-1, 8 * size)).cast("Q")

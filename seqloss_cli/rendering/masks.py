@@ -15,8 +15,9 @@ from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
 from seqloss_cli.records import Rejected
-from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
-from seqloss_cli.rendering.heat.writer import show_heat
+from seqloss_cli.rendering.heat.drawing import Drawing
+from seqloss_cli.rendering.heat.palette import COUNTS, LOSSES
+from seqloss_cli.rendering.heat.writer import show_heat, show_text
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, flags_text, number
 
@@ -35,20 +36,25 @@ class MaskTableWriter:
         self._console, self._options, self._trainer = console, options, trainer
         self._marks = console.color_system is None or console.no_color
         self._n_shown = 0
-        heat = options.heat
-        self._drawing = None if heat is None else Drawing(console, heat, options.bits)
+        self._drawing: Drawing | None = None
 
     def begin(self, run: RunInfo) -> None:
         self._run = run
-        drawing = self._drawing
-        if self._options.summary:
-            return
-        if drawing is not None:
-            self._console.print(Drawn(lambda _: drawing.legend(dim="masked, or not scored")))
-            self._console.print()
-        else:
+        has_losses, options = run.model is not None, self._options
+        if options.heat is not None:
+            scale = LOSSES if has_losses else COUNTS
+            self._drawing = Drawing(self._console, options.heat, options.bits, scale)
+        if not options.summary:
+            self._legend(self._drawing, has_losses)
+
+    def _legend(self, drawing: Drawing | None, has_losses: bool) -> None:
+        if drawing is None:
             shown = f"{_OPEN}in brackets{_CLOSE}" if self._marks else "highlighted"
             self._console.print(Text(f"What counts is {shown}; what is masked is not.\n"))
+        elif has_losses:
+            drawing.show([*drawing.legend(dim="masked, or not scored"), Text()])
+        else:
+            drawing.show([*drawing.legend_of_counts(), Text()])
 
     def sequence(self, mask: Mask, sums: MaskTotals) -> None:
         if self._options.summary:
@@ -59,8 +65,7 @@ class MaskTableWriter:
             return
         identity = escape(mask.sequence.sample.id)
         title = f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)"
-        self._console.print(Text(title, style="bold"))
-        self._show_text(mask)
+        self._show_text(mask, title)
         if mask.sequence.seam is not None and mask.sequence.seam.turns:
             self._console.print()
             self._console.print(self._turns(mask))
@@ -81,11 +86,17 @@ class MaskTableWriter:
 
     # -- one sequence -----------------------------------------------------------------------
 
-    def _show_text(self, mask: Mask) -> None:
-        if self._drawing is None or mask.score is None:
+    def _show_text(self, mask: Mask, title: str) -> None:
+        if self._drawing is None:
+            self._console.print(Text(title, style="bold"))
             self._console.print(self._text(mask))
+            return
+        self._drawing.show(self._drawing.title(title))
+        if mask.score is not None:
+            show_heat(self._drawing, mask.score, self._options)
         else:
-            show_heat(self._console, self._drawing, mask.score, self._options)
+            values = [1.0 if counts else None for counts in mask.sequence.loss_mask.tolist()]
+            show_text(self._drawing, mask.sequence, values, self._options)
 
     def _text(self, mask: Mask) -> Text:
         """The tokens as written, line breaks shown and kept."""

@@ -49,8 +49,9 @@ class Chart:
 # -- how losses are spread -----------------------------------------------------------------------
 
 
-def histogram(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
-    """Of finite losses; one model as bars in the colours of the steps, two as lines."""
+def histogram(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
+    """Of finite losses; one model as bars in the colours of the steps, two as lines. `n_seen` are
+    the tokens that these were drawn from."""
     known = [each[np.isfinite(each)] for each in losses]
     if not all(len(each) for each in known):
         return None
@@ -62,13 +63,17 @@ def histogram(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
     frame = svg.Frame(0, n_bins * bin, 0, highest * 1.05)
     parts = [*svg.y_axis(frame, "share of tokens", percent=True)]
     if len(shares) == 1:
-        parts += [_step_bar(frame, n * bin, bin, float(share)) for n, share in enumerate(shares[0])]
+        ends = [*(n * bin for n in range(1, n_bins)), math.inf if top == _LONGEST else n_bins * bin]
+        parts += [
+            _step_bar(frame, n * bin, end, bin, float(share))
+            for n, (end, share) in enumerate(zip(ends, shares[0], strict=True))
+        ]
     else:
         for share, side in zip(shares, SIDES, strict=False):
             parts.append(svg.path(_outline(frame, bin, share), f"line {side}"))
     parts += svg.x_axis_of_losses(frame, "loss of a token")
     over = " The last bar holds all above." if top == _LONGEST else ""
-    about = f"Scored tokens by their loss, in steps of {bin} nats.{over}"
+    about = f"Scored tokens by their loss, in steps of {bin} nats.{over}{_sample(losses, n_seen)}"
     header = ["loss", *(f"{name} tokens".strip() for name in sides or [""])]
     header += [f"{name} share of the loss".strip() for name in sides or [""]]
     return Chart(
@@ -87,11 +92,15 @@ def _shares(losses: Floats, bin: float, n_bins: int) -> Floats:
     return counts * (100 / len(losses))
 
 
-def _step_bar(frame: svg.Frame, low: float, bin: float, share: float) -> Markup:
-    high = low + bin
-    hint = f"{low:g} to {high:g} nats: {share:.2f}% of tokens"
+def _sample(drawn: Sequence[Floats], n_seen: int) -> str:
+    n = max(map(len, drawn))
+    return f" Of a random sample of {n:,} of the {n_seen:,} tokens." if n < n_seen else ""
+
+
+def _step_bar(frame: svg.Frame, low: float, end: float, bin: float, share: float) -> Markup:
+    hint = f"{_stretch(low, end)} nats: {share:.2f}% of tokens"
     step = step_of(low, LOSS_EDGES)
-    x1, x2 = frame.x(low) + 0.4, frame.x(high) - 0.4
+    x1, x2 = frame.x(low) + 0.4, frame.x(low + bin) - 0.4
     return svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar f{step}", hint)
 
 
@@ -102,16 +111,21 @@ def _outline(frame: svg.Frame, bin: float, shares: Floats) -> list[tuple[float, 
     return points
 
 
+def _stretch(low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"below {high:g}"
+    return f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
+
+
 def _step_rows(known: Sequence[Floats]) -> list[list[str | Cell]]:
     """For each step of the scale the share of tokens and of the loss."""
     edges = (0.0, *LOSS_EDGES, math.inf)
     rows: list[list[str | Cell]] = []
     for low, high in pairwise(edges):
-        name = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
         inside = [each[(each >= low) & (each < high)] for each in known]
         tokens = [_percent(len(i), len(k)) for i, k in zip(inside, known, strict=True)]
         loss = [_percent(i.sum(), k.sum()) for i, k in zip(inside, known, strict=True)]
-        rows.append([f"{name} nats", *tokens, *loss])
+        rows.append([f"{_stretch(low, high)} nats", *tokens, *loss])
     return rows
 
 
@@ -123,9 +137,13 @@ def _percent(part: float, whole: float) -> str:
 
 
 def by_position(
-    positions: Sequence[Sequence[PositionLoss]], sides: list[str], what: str = "loss"
+    positions: Sequence[Sequence[PositionLoss]],
+    sides: list[str],
+    interval: str,
+    what: str = "loss",
 ) -> Chart | None:
-    """Mean losses (or of `what`) with their intervals; the positions double."""
+    """Mean losses (or of `what`) with their intervals, and what these are called; the positions
+    double."""
     known = [[p for p in each if p.mean_loss.value is not None] for each in positions]
     if not all(known):
         return None
@@ -142,7 +160,7 @@ def by_position(
     return Chart(
         "positions", f"{what[0].upper()}{what[1:]} by position",
         svg.drawing(f"Mean {what} by position", parts),
-        f"Mean {what} of the tokens at these positions, with its 95 % interval over documents.",
+        f"Mean {what} of the tokens at these positions, with its {interval}.",
         ["positions", *(f"{name} mean {what}".strip() for name in sides or [""]), "scored"],
         _position_rows(known, firsts), sides,
     )  # fmt: skip
@@ -200,7 +218,7 @@ def _brief(n: int) -> str:
 # -- how few tokens make most of the loss --------------------------------------------------------
 
 
-def concentration(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
+def concentration(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
     """The tokens of the highest losses, and the share of the total that they make up."""
     known = [np.sort(each[np.isfinite(each)])[::-1] for each in losses]
     if not all(len(each) and each.sum() > 0 for each in known):
@@ -224,7 +242,8 @@ def concentration(losses: Sequence[Floats], sides: list[str]) -> Chart | None:
     return Chart(
         "concentration", "Loss of the worst tokens",
         svg.drawing("Cumulative share of the total loss", parts),
-        "How much of the loss how few tokens make up; on the dashed line all would have the same.",
+        "How much of the loss how few tokens make up; on the dashed line all would have the same."
+        + _sample(losses, n_seen),
         ["tokens", *(f"{name} share of the loss".strip() for name in sides or [""])], rows, sides,
     )  # fmt: skip
 
@@ -237,14 +256,16 @@ def _cumulative(ordered: Floats) -> list[tuple[float, float]]:
 
 
 def _share_of(ordered: Floats, share: float) -> str:
-    n = max(1, round(len(ordered) * share / 100))
-    return _percent(float(ordered[:n].sum()), float(ordered.sum()))
+    """Where the curve stands, which is straight from token to token."""
+    reached = np.concatenate([[0.0], np.cumsum(ordered)])
+    place = len(ordered) * share / 100
+    return _percent(float(np.interp(place, np.arange(len(reached)), reached)), float(reached[-1]))
 
 
 # -- differences ---------------------------------------------------------------------------------
 
 
-def differences(values: Floats) -> Chart | None:
+def differences(values: Floats, n_seen: int = 0) -> Chart | None:
     """Of stretches that both models see alike, B - A."""
     if not len(values):
         return None
@@ -257,12 +278,13 @@ def differences(values: Floats) -> Chart | None:
     for n, share in enumerate(shares.tolist()):
         low = n * _BIN - reach
         step = step_of(low + _BIN / 2, DIFFERENCE_EDGES)
-        hint = f"{low:g} to {low + _BIN:g} nats: {share:.2f}%"
+        ends = -math.inf if not n else low, math.inf if n == n_bins - 1 else low + _BIN
+        hint = f"{_stretch(*ends)} nats: {share:.2f}%"
         x1, x2 = frame.x(low) + 0.4, frame.x(low + _BIN) - 0.4
         parts.append(svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar g{step}", hint))
     parts += svg.x_axis_of_losses(frame, "B − A")
     return Chart(
         "differences", "Where the two differ", svg.drawing("Histogram of differences", parts),
-        "Differences of the shown tokens (or of the smallest stretches that both models' tokens "
-        "share); left of 0 B is better. The outer bars hold what lies beyond.",
+        "Differences of all tokens (or of the smallest stretches that both models' tokens share); "
+        f"left of 0 B is better. The outer bars hold what lies beyond.{_sample([values], n_seen)}",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from seqloss_cli.diverging import DivergenceTotals, Documents
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.charts import Cell, by_position
 from seqloss_cli.reports.divergence_charts import divergence_histogram
-from seqloss_cli.reports.one_model import key, marked_in, place_of, select, subtitle_of
+from seqloss_cli.reports.one_model import peak, select, subtitle_of
 from seqloss_cli.reports.page import (
     Column,
     Figure,
@@ -33,8 +33,9 @@ from seqloss_cli.reports.page import (
 from seqloss_cli.reports.panes import Names, Pane, token_pane
 from seqloss_cli.reports.selecting import Chosen
 from seqloss_cli.reports.shown import Shown, shown
+from seqloss_cli.reports.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.results import DivergedRow, ResultsOf
-from seqloss_cli.scales import KL_EDGES
+from seqloss_cli.scales import KL_EDGES, step_of
 from seqloss_cli.statistics import Estimate, Reservoir
 from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
 
@@ -83,6 +84,8 @@ class GatheredDivergences:
     sums: DivergenceTotals
     by_kl: Summary
     kls: Floats
+    worst: list[Worst]
+    """Tokens, of all rows."""
     chosen: Chosen[Shown]
     of: Mapping[int, DivergenceTotals]
     """Sums of a sequence by its place in the file."""
@@ -91,21 +94,26 @@ class GatheredDivergences:
 def gather_divergences(rows: Iterable[DivergedRow], options: PageOptions) -> GatheredDivergences:
     """One pass; what is kept of the rows is what the page shows."""
     documents, sums, of = Documents(), DivergenceTotals(), dict[int, DivergenceTotals]()
-    by_kl = Summarizer(SummaryOptions(n_extremes=options.n_worst, seed=options.seed))
+    by_kl = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
+    worst_tokens = WorstTokens(options.n_worst)
     kls, selection = Reservoir(seed=options.seed), select(options)
     for order, row in enumerate(rows):
         tokens = row.of_tokens()
         documents.add(row.sums, tokens)
-        by_kl.add(row.with_kls())
+        with_kls, item = row.with_kls(), _shown(row, order)
+        by_kl.add(with_kls)
+        worst_tokens.add(with_kls, item)
         if tokens is not None:
             kls.add(tokens["kl"])
         sums, of[order] = sums + row.sums, row.sums
         mean = row.sums.mean("kl")
         worst = float("inf") if row.sums.n_infinite.get("kl") else -1.0
-        selection.add(_shown(row, order), worst if mean is None else mean)
+        selection.add(item, worst if mean is None else mean, peak(with_kls))
     chosen = selection.chosen()
     kept = {item.order: of[item.order] for item in chosen.items}
-    return GatheredDivergences(documents, sums, by_kl.summary(), kls.values(), chosen, kept)
+    return GatheredDivergences(
+        documents, sums, by_kl.summary(), kls.values(), worst_tokens.items(), chosen, kept
+    )
 
 
 def _shown(row: DivergedRow, order: int) -> Shown:
@@ -141,18 +149,16 @@ def page_of_divergences(
     n_unusable: int = 0,
 ) -> Page:
     chosen, names = found.chosen, Names()
-    places = {key(item): n for n, item in reversed(list(enumerate(chosen.items)))}
-    worst = [place_of(each, places, chosen.items, KL_EDGES) for each in found.by_kl.worst_tokens]
-    marked = marked_in(worst)
+    marked, anchors = anchors_of(chosen.items, found.worst)
     means = found.documents.means()
     in_part = "kl_at_most" in means
     sequences = [
-        _sequence(n, item, found, names, marked.get(n, set()), in_part)
-        for n, item in enumerate(chosen.items)
+        _sequence(n, item, found, names, marked[n], in_part) for n, item in enumerate(chosen.items)
     ]
     panes = [pane for sequence in sequences for pane in sequence.panes]
     kl = "KL at least" if in_part else "KL"
-    charts = (divergence_histogram(found.kls), by_position([found.by_kl.positions], [], kl))
+    positions = by_position([found.by_kl.positions], [], "95 % interval over documents", kl)
+    charts = (divergence_histogram(found.kls), positions)
     notes = [*notes_of(file, n_unusable), *_bounds(in_part), *found.by_kl.whole.notes]
     return Page(
         title=options.title or f"Divergences of {PurePath(file.name).name}",
@@ -163,11 +169,15 @@ def page_of_divergences(
         figures=figures_of(means, found.sums, in_part),
         tables=_quantiles(found.documents, kl),
         charts=[chart for chart in charts if chart is not None],
-        places=worst,
+        places=[
+            place_of(each, anchors, f"s{step_of(each.values[0], KL_EDGES)}") for each in found.worst
+        ],
         places_header=[kl],
         columns=_columns(kl, in_part, bool(found.sums.flags)),
         sequences=sequences,
-        chosen=about_selection(chosen, options.limits, options.seed, f"mean {kl}"),
+        chosen=about_selection(
+            chosen, options.limits, options.seed, f"mean {kl} or {kl} of a token"
+        ),
         provenance=_provenance(file.run),
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
         metrics=_METRICS,

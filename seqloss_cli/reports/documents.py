@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 import re
 from functools import cache
 from importlib import resources
@@ -19,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from seqloss_cli.reports.charts import Cell
+from seqloss_cli.reports.numbers import number
 from seqloss_cli.reports.page import Page
 from seqloss_cli.scales import (
     DIFFERENCE_EDGES,
@@ -155,12 +155,3 @@ def _value(value: float | None, digits: int, is_loss: bool) -> Markup:
     return Markup('<data value="{}"{}>{}</data>').format(
         f"{value:.9g}".replace("inf", "Infinity"), kind, number(value, digits)
     )
-
-
-def number(value: float, digits: int) -> str:
-    """Fixed digits and a true minus; large and tiny ones in powers of ten."""
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value != 0 and not 10**-digits <= abs(value) < 1e9:
-        return f"{value:.4g}".replace("-", "−")
-    return f"{value:,.{digits}f}".replace("-", "−")

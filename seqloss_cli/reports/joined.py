@@ -6,11 +6,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from seqloss_cli.comparisons import JoinReport, join, not_comparable
+import numpy as np
+
+from seqloss_cli.comparisons import Aligned, JoinReport, align, join, not_comparable
 from seqloss_cli.records import Floats
 from seqloss_cli.reports.page import PageOptions
 from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.reports.shown import Shown, cut, shown
+from seqloss_cli.reports.worst import Worst, WorstStretches
 from seqloss_cli.results import ResultRow
 from seqloss_cli.spans import is_edge
 from seqloss_cli.statistics import Reservoir
@@ -40,6 +43,9 @@ class ShownPair:
     def same_tokens(self) -> bool:
         return self.a.offsets == self.b.offsets
 
+    def aligned(self) -> Aligned:
+        return align(self.a.text, self.a.covered(), self.b.covered())
+
     def per_unit(self) -> list[float]:
         """Losses of A and B, and B - A."""
         a, b = self.a.totals.total_loss, self.b.totals.total_loss
@@ -53,6 +59,11 @@ class GatheredPair:
     summaries: list[Summary]
     """Of the rows that are compared."""
     losses: list[Floats]
+    differences: Floats
+    """B - A of the stretches that both models see alike, in all texts; or of a sample."""
+    n_differences: int
+    worst: list[Worst]
+    """Of those the largest, in all texts."""
     chosen: Chosen[ShownPair]
 
 
@@ -60,8 +71,12 @@ def gather_pair(
     files: Sequence[Iterable[ResultRow]], same_tokenizer: bool, options: PageOptions
 ) -> GatheredPair:
     """Joined, and left out, as `compare` does."""
-    sums = [Summarizer(SummaryOptions(n_extremes=0, seed=options.seed)) for _ in files]
+    asked = SummaryOptions(
+        n_extremes=0, seed=options.seed, cluster=options.cluster, confidence=options.confidence
+    )
+    sums = [Summarizer(asked) for _ in files]
     losses = [Reservoir(seed=options.seed) for _ in files]
+    differences, worst = Reservoir(seed=options.seed), WorstStretches(options.n_worst)
     selection = Selection[ShownPair](options.limits, options.seed, lambda p: p.size, cut_pair)
     for order, rows in enumerate(join(files, JoinReport())):
         if not_comparable(rows, same_tokenizer):
@@ -73,9 +88,22 @@ def gather_pair(
         totals = rows[0].totals
         n_units = totals.n_scored if same_tokenizer else totals.n_scored_bytes
         pair = ShownPair(shown(rows[0], order), shown(rows[1], order), n_units)
-        selection.add(pair, abs(pair.per_unit()[2]))
-    summaries = [summarizer.summary() for summarizer in sums]
-    return GatheredPair(summaries, [each.values() for each in losses], selection.chosen())
+        peak = 0.0
+        if pair.has_text:
+            aligned = pair.aligned()
+            known = np.array([d for d in aligned.difference if d is not None])
+            peak = float(np.abs(known).max(initial=0.0))
+            differences.add(known)
+            worst.add(pair.a, aligned)
+        selection.add(pair, abs(pair.per_unit()[2]), peak)
+    return GatheredPair(
+        [summarizer.summary() for summarizer in sums],
+        [each.values() for each in losses],
+        differences.values(),
+        differences.n_seen,
+        worst.items(),
+        selection.chosen(),
+    )
 
 
 def cut_pair(pair: ShownPair, n_tokens: int) -> ShownPair:

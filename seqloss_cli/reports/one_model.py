@@ -14,32 +14,26 @@ from seqloss_cli.reports.page import (
     Figure,
     Page,
     PageOptions,
-    Place,
     ShownSequence,
     Table,
     about_selection,
     about_sequence,
     flags_text,
+    lacking_in,
     metrics_of,
     model_name,
     notes_of,
     run_table,
-    surroundings,
     where,
 )
-from seqloss_cli.reports.panes import Names, Pane, spans_of, token_pane, visible
+from seqloss_cli.reports.panes import Names, Pane, token_pane
 from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.reports.shown import Shown, cut, shown
+from seqloss_cli.reports.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.results import ResultRow, ResultsFile, ResultsOf
 from seqloss_cli.scales import LOSS_EDGES, step_of
 from seqloss_cli.statistics import Reservoir
-from seqloss_cli.summaries import (
-    GroupSummary,
-    Summarizer,
-    Summary,
-    SummaryOptions,
-    TokenExtreme,
-)
+from seqloss_cli.summaries import GroupSummary, Summarizer, Summary, SummaryOptions
 
 _FIGURES = (
     ("total_loss", "total loss", 3),
@@ -59,22 +53,27 @@ class Gathered:
     """By field."""
     losses: Floats
     """Of the scored tokens, or of a sample."""
+    worst: list[Worst]
+    """Tokens, of all rows."""
     chosen: Chosen[Shown]
 
 
 def gather(rows: Iterable[ResultRow], options: PageOptions) -> Gathered:
     """One pass; what is kept of the rows is what the page shows."""
-    whole = Summarizer(SummaryOptions(n_extremes=options.n_worst, seed=options.seed))
+    whole = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
     by = {name: Summarizer(SummaryOptions(by=name, n_extremes=0)) for name in options.by}
     losses, selection = Reservoir(seed=options.seed), select(options)
+    worst = WorstTokens(options.n_worst)
     for order, row in enumerate(rows):
         for summarizer in (whole, *by.values()):
             summarizer.add(row)
         if row.tokens is not None:
             losses.add(row.tokens.losses[row.tokens.counted])
-        selection.add(shown(row, order, options.by), badness(row))
+        item = shown(row, order, options.by)
+        worst.add(row, item)
+        selection.add(item, badness(row), peak(row))
     groups = {name: summarizer.summary().groups for name, summarizer in by.items()}
-    return Gathered(whole.summary(), groups, losses.values(), selection.chosen())
+    return Gathered(whole.summary(), groups, losses.values(), worst.items(), selection.chosen())
 
 
 def select(options: PageOptions) -> Selection[Shown]:
@@ -89,34 +88,47 @@ def badness(row: ResultRow) -> float:
     return -1.0 if mean is None else mean
 
 
+def peak(row: ResultRow) -> float:
+    """The highest loss of a token that counts."""
+    tokens = row.tokens
+    return -1.0 if tokens is None else float(tokens.losses[tokens.counted].max(initial=-1.0))
+
+
 def page_of(file: ResultsFile, found: Gathered, options: PageOptions, n_unusable: int = 0) -> Page:
     chosen, names = found.chosen, Names()
-    places = {key(item): n for n, item in reversed(list(enumerate(chosen.items)))}
-    worst = [place_of(each, places, chosen.items) for each in found.summary.worst_tokens]
-    marked = marked_in(worst)
+    marked, anchors = anchors_of(chosen.items, found.worst)
     sequences = [
-        _sequence(n, item, options, names, marked.get(n, set()))
-        for n, item in enumerate(chosen.items)
+        _sequence(n, item, options, names, marked[n]) for n, item in enumerate(chosen.items)
     ]
     panes = [pane for sequence in sequences for pane in sequence.panes]
     return Page(
         title=options.title or f"Losses of {PurePath(file.name).name}",
         subtitle=subtitle_of(file),
         is_comparison=False,
-        notes=[*notes_of(file, n_unusable), *found.summary.whole.notes],
+        notes=[
+            *notes_of(file, n_unusable),
+            *_about_infinite(found.summary),
+            *found.summary.whole.notes,
+        ],
         verdict="",
         figures=figures_of(found.summary),
         tables=[_group_table(field, groups) for field, groups in found.groups.items()],
         charts=charts_of([found.summary], [found.losses], []),
-        places=worst,
+        places=[
+            place_of(each, anchors, f"s{step_of(each.values[0], LOSS_EDGES)}")
+            for each in found.worst
+        ],
         places_header=["loss"],
         columns=_columns(options.by),
         sequences=sequences,
-        chosen=about_selection(chosen, options.limits, options.seed, "mean loss"),
+        chosen=about_selection(
+            chosen, options.limits, options.seed, "mean loss or loss of a token"
+        ),
         provenance=[("", run_table(file.run))],
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
         metrics=metrics_of(panes),
         has_masked=any("k" in pane.data for pane in panes),
+        lacking=lacking_in(panes),
     )
 
 
@@ -129,12 +141,19 @@ def subtitle_of(file: ResultsOf[Any]) -> str:
 
 
 def charts_of(
-    summaries: Sequence[Summary], losses: Sequence[Floats], sides: list[str]
+    summaries: Sequence[Summary],
+    losses: Sequence[Floats],
+    sides: list[str],
+    confidence: float = 0.95,
+    drawn_by: str = "documents",
 ) -> list[Chart]:
+    """`drawn_by` are what the intervals are over."""
+    n_seen = max(summary.n_tokens_seen for summary in summaries)
+    positions = [summary.positions for summary in summaries]
     made = (
-        histogram(losses, sides),
-        by_position([summary.positions for summary in summaries], sides),
-        concentration(losses, sides),
+        histogram(losses, sides, n_seen),
+        by_position(positions, sides, f"{100 * confidence:g} % interval over {drawn_by}"),
+        concentration(losses, sides, n_seen),
     )
     return [chart for chart in made if chart is not None]
 
@@ -191,40 +210,19 @@ def _group_table(field: str, groups: Sequence[GroupSummary]) -> Table:
     return Table(f"By {field}", header, rows)
 
 
-# -- the worst tokens ----------------------------------------------------------------------------
+# -- infinite losses ------------------------------------------------------------------------------
 
 
-def key(item: Shown | TokenExtreme) -> tuple[str, str, int | None]:
-    return item.id, item.source or "", item.line
-
-
-def place_of(
-    worst: TokenExtreme,
-    places: dict[tuple[str, str, int | None], int],
-    items: Sequence[Shown],
-    edges: Sequence[float] = LOSS_EDGES,
-) -> Place:
-    step, cells = f"s{step_of(worst.loss, edges)}", [Cell(worst.loss)]
-    token = visible(worst.token or "") or f"token {worst.position}"
-    number = places.get(key(worst))
-    if number is None or items[number].why_plain or worst.position >= items[number].size:
-        return Place("", worst.id, token, "", "", cells, step)
-    item = items[number]
-    spans = spans_of(item.text, item.offsets)
-    span = next(n for n, (first, last, *_) in enumerate(spans) if first <= worst.position < last)
-    before, after = surroundings(item.text, *spans[span][2:])
-    href = f"t{number}-0-{span}"
-    return Place(href, worst.id, token, visible(before), visible(after), cells, step)
-
-
-def marked_in(places: Sequence[Place]) -> dict[int, set[int]]:
-    """Numbers of the spans that are linked to, by sequence."""
-    found: dict[int, set[int]] = {}
-    for place in places:
-        if place.href:
-            sequence, _, span = place.href.removeprefix("t").split("-")
-            found.setdefault(int(sequence), set()).add(int(span))
-    return found
+def _about_infinite(summary: Summary) -> list[str]:
+    """What they do to the figures of the page."""
+    totals = summary.whole.totals
+    if not totals.n_infinite:
+        return []
+    return [
+        f"Infinite losses, of tokens of probability 0, in {totals.n_infinite:,} of "
+        f"{totals.n_sequences:,} sequences: totals that hold one are not known, and the charts "
+        "leave these tokens out, with the positions where they stand."
+    ]
 
 
 # -- sequences -----------------------------------------------------------------------------------

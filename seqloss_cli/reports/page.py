@@ -26,7 +26,9 @@ class PageOptions:
     by: tuple[str, ...] = ()
     seed: int = 0
     confidence: float = 0.95
-    """Of the interval of a comparison."""
+    """Of the intervals of a comparison."""
+    cluster: str | None = None
+    """Field of rows that were not drawn independently."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -61,6 +63,8 @@ class Place:
     cells: list[Cell]
     step: str
     """The class of its colour."""
+    where: str = ""
+    """Which token it is, where its text is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Words:
     texts: str = "Texts"
     about: str = (
         "Losses are −ln of the probability that the model gave each token, in nats; intervals are "
-        "95 %, over sequences."
+        "95 %, over sequences, of a single text over its blocks."
     )
 
 
@@ -159,6 +163,8 @@ class Page:
     metrics: list[Metric]
     """The first is the one that the texts are coloured by."""
     has_masked: bool
+    lacking: list[str] = field(default_factory=list)
+    """What no token has that it could, with the flag that adds it."""
     words: Words = field(default_factory=Words)
     edges: Sequence[float] = LOSS_EDGES
     """Of the first metric."""
@@ -183,8 +189,8 @@ def about_sequence(shown: Shown) -> list[str]:
         said.append("Token ids without a text: the tokens stand here as their tokenizer has them.")
     if shown.n_left_out:
         said.append(
-            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}; the figures "
-            "are of all of them."
+            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}, for which "
+            "there is room; figures, charts and lists are of all of them."
         )
     return said
 
@@ -192,14 +198,14 @@ def about_sequence(shown: Shown) -> list[str]:
 def about_selection(
     chosen: Chosen[Any], limits: Limits, seed: int, per: str, of: str = "sequences"
 ) -> str:
-    """Empty where all are shown."""
-    if not chosen.n_worst:
+    """Empty where all are shown; of a text that is cut, `about_sequence` tells."""
+    if not chosen.n_worst or chosen.n_seen == 1:
         return ""
     sample = f" and {chosen.n_sampled:,} drawn at random (seed {seed})" if chosen.n_sampled else ""
     return (
         f"Of {chosen.n_seen:,} {of} these are the {chosen.n_worst:,} with the highest {per}"
         f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
-        f"{of}. Totals and charts are of all of them."
+        f"{of}. Totals, charts and lists are of all of them."
     )
 
 
@@ -258,3 +264,17 @@ def metrics_of(panes: Sequence[Pane]) -> list[Metric]:
         known = any(key in pane.data for pane in panes)
         found.append(Metric(name, name, "" if known else option))
     return found
+
+
+_ADDED = (
+    ("r", "ranks (--ranks)"),
+    ("e", "entropies (--entropy)"),
+    ("a", "alternatives (--top-k N)"),
+    ("c", "context lengths (--context-lengths)"),
+)
+
+
+def lacking_in(panes: Sequence[Pane]) -> list[str]:
+    """Nothing where no text is shown."""
+    texts = [pane.data for pane in panes if pane.kind == "tokens"]
+    return [said for key, said in _ADDED if texts and not any(key in data for data in texts)]

@@ -12,17 +12,15 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from seqloss_cli.comparisons import Aligned, summed
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
-from seqloss_cli.spans import is_edge
+from seqloss_cli.spans import TokenSpan, spans_of
 
-Span = tuple[int, int, int, int]
-"""Tokens from, to; bytes from, to."""
 _SPACES = "\n\r\t "
 _NAMES = {
     "\x1b": "ESC", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
@@ -59,16 +57,6 @@ class Pane:
     """`a`, `b` or `difference`, where there are several."""
     direction: str = "ltr"
     """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
-
-
-def spans_of(text: bytes, offsets: Sequence[int]) -> list[Span]:
-    """Smallest runs of tokens at whose ends a character ends, too."""
-    found, first = list[Span](), 0
-    for last in range(1, len(offsets)):
-        if is_edge(text, offsets[last]):
-            found.append((first, last, offsets[first], offsets[last]))
-            first = last
-    return found
 
 
 def token_pane(
@@ -128,12 +116,13 @@ def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
         data["c"] = shown.contexts
     if shown.alternatives is not None:
         data["a"] = [_flat(each, names) for each in shown.alternatives]
+        data["h"] = _own_places(shown)
     for name, values in shown.further.items():
         data[name] = [loss_or_mark(value) for value in values]
     return data
 
 
-def _groups(spans: Sequence[Span], n_tokens: int) -> dict[str, Any]:
+def _groups(spans: Sequence[TokenSpan], n_tokens: int) -> dict[str, Any]:
     """First tokens of the spans, where some have more than one."""
     return {} if len(spans) == n_tokens else {"n": [first for first, *_ in spans]}
 
@@ -141,7 +130,20 @@ def _groups(spans: Sequence[Span], n_tokens: int) -> dict[str, Any]:
 def _flat(alternatives: Any, names: Names) -> list[Any] | None:
     if not alternatives:
         return None
-    return [x for name, value in alternatives for x in (names.place(name), _short(value))]
+    return [x for name, value, _ in alternatives for x in (names.place(name), _short(value, 6))]
+
+
+def _own_places(shown: Shown) -> list[int]:
+    """Where each token stands among its alternatives, by its id: several tokens can have one name.
+    -1 where it is not among them."""
+    assert shown.alternatives is not None
+    if shown.ids is None:
+        return [-1] * shown.size
+    pairs = zip(shown.ids, shown.alternatives, strict=True)
+    return [
+        next((n for n, (*_, other) in enumerate(each or ()) if other == own), -1)
+        for own, each in pairs
+    ]
 
 
 def loss_or_mark(loss: float | None) -> float | None:
@@ -149,75 +151,19 @@ def loss_or_mark(loss: float | None) -> float | None:
     return _INFINITE if loss is not None and math.isinf(loss) else _short(loss)
 
 
-def _short(value: float | None) -> float | None:
-    """Six digits: more than anybody reads, and a third of the bytes."""
-    return None if value is None else float(f"{value:.6g}")
-
-
-def summed(losses: Sequence[float | None]) -> float | None:
-    """Of the tokens that are scored; None where none is."""
-    known = [loss for loss in losses if loss is not None]
-    return math.fsum(known) if known else None
+def _short(value: float | None, digits: int = 9) -> float | None:
+    """So many digits that those which the page shows are those of the value itself: a float32
+    needs nine, and half of the bytes."""
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 # -- two models ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Aligned:
-    """The smallest stretches at whose ends both models have a token's end."""
-
-    spans: list[Span]
-    """Tokens of A from, to; bytes from, to."""
-    first: list[float | None]
-    """Loss of A, nats."""
-    second: list[float | None]
-    difference: list[float | None]
-    """B - A; None where not both count there, or one is infinite."""
-
-
-def align(a: Shown, b: Shown) -> Aligned:
-    """Tokens of no bytes are told apart only where both have the same tokens."""
-    if a.offsets == b.offsets:
-        spans, other = spans_of(a.text, a.offsets), None
-    else:
-        edges = sorted(set(a.offsets) & set(b.offsets))
-        edges = [edge for edge in edges if is_edge(a.text, edge)]
-        spans, other = _between(a.offsets, edges), _between(b.offsets, edges)
-    first = [_of_counted(a, span) for span in spans]
-    second = [_of_counted(b, span) for span in other or spans]
-    differences = [
-        None if x is None or y is None or not math.isfinite(y - x) else y - x
-        for x, y in zip(first, second, strict=True)
-    ]
-    return Aligned(spans, first, second, differences)
-
-
-def places_in(spans: Sequence[Span], aligned: Aligned) -> list[int]:
+def places_in(spans: Sequence[TokenSpan], aligned: Aligned) -> list[int]:
     """For each span of a text the stretch that it lies in, by where it ends."""
     ends = [end for *_, end in aligned.spans]
     return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
-
-
-def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[Span]:
-    """Tokens that cover what lies between neighbouring edges; those of no bytes go with what comes
-    after them, at the end with what came before."""
-    found, first = list[Span](), 0
-    for start, end in pairwise(edges):
-        last = first
-        while last < len(offsets) - 1 and (offsets[last + 1] < end or offsets[last] < end):
-            last += 1
-        found.append((first, last, start, end))
-        first = last
-    if found and first < len(offsets) - 1:
-        found[-1] = (found[-1][0], len(offsets) - 1, *found[-1][2:])
-    return found
-
-
-def _of_counted(shown: Shown, span: Span) -> float | None:
-    first, last = span[:2]
-    pairs = zip(shown.losses[first:last], shown.counted[first:last], strict=True)
-    return summed([loss for loss, counted in pairs if counted])
 
 
 def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collection[int]) -> Pane:

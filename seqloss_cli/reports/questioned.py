@@ -59,7 +59,8 @@ def gather_rankings(
         has_tokens |= row.choices[0].row.tokens is not None
         for name, value in _figures_of(row, by).items():
             kept[name].add(np.array([value]))
-        selection.add(shown_row(row, order), _badness(row, by))
+        badness = _badness(row, by)
+        selection.add(shown_row(row, order), badness, badness)
     margins, chances, leads, best = (each.values() for each in kept.values())
     return GatheredRankings(
         by, totals, margins, chances, leads, best, selection.chosen(), has_tokens

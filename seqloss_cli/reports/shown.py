@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from seqloss_cli.comparisons import Covered
 from seqloss_cli.metrics import Totals
 from seqloss_cli.results import ResultRow
 from seqloss_cli.spans import is_edge
@@ -52,6 +53,11 @@ class Shown:
     def size(self) -> int:
         """Tokens that the page would show."""
         return len(self.losses)
+
+    def covered(self) -> Covered:
+        """The bytes of its tokens, and the losses that count."""
+        pairs = zip(self.losses, self.counted, strict=True)
+        return Covered(self.offsets, [loss if counts else None for loss, counts in pairs])
 
 
 def shown(row: ResultRow, order: int, fields: tuple[str, ...] = ()) -> Shown:
@@ -139,11 +145,12 @@ def _number(value: Any) -> float | None:
     return value if is_number and math.isfinite(value) else None
 
 
-def _alternatives(value: Any) -> list[tuple[str, float | None]] | None:
+def _alternatives(value: Any) -> list[tuple[str, float | None, Any]] | None:
+    """Name, log-probability and id of each."""
     if not isinstance(value, list):
         return None
     return [
-        (str(each.get("token")), _number(each.get("log_prob")))
+        (str(each.get("token")), _number(each.get("log_prob")), each.get("id"))
         for each in value
         if isinstance(each, Mapping)
     ]

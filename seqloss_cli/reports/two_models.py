@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from pathlib import PurePath
 
-import numpy as np
-
-from seqloss_cli.comparisons import Comparison
+from seqloss_cli.comparisons import Aligned, Comparison
 from seqloss_cli.reports.charts import Cell, Chart, differences
 from seqloss_cli.reports.joined import GatheredPair, ShownPair
+from seqloss_cli.reports.numbers import number, signed
 from seqloss_cli.reports.one_model import charts_of
 from seqloss_cli.reports.page import (
     Column,
     Metric,
     Page,
     PageOptions,
-    Place,
     ShownSequence,
     Table,
     Words,
     about_selection,
     about_sequence,
+    lacking_in,
     metrics_of,
     model_name,
     notes_of,
     run_table,
-    surroundings,
     where,
 )
 from seqloss_cli.reports.panes import (
-    Aligned,
     Names,
     Pane,
-    align,
     difference_pane,
     places_in,
-    spans_of,
     token_pane,
-    visible,
 )
 from seqloss_cli.reports.shown import Shown
+from seqloss_cli.reports.worst import Worst, place_of
 from seqloss_cli.results import ResultsFile
 from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
+from seqloss_cli.spans import spans_of
 from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
@@ -52,6 +47,7 @@ _WORDS = Words(
     places="Largest differences",
     about="Losses are −ln of the probability that the model gave each token, in nats.",
 )
+_PER = "absolute difference, on the whole or of a token"
 
 
 def page_of_pair(
@@ -64,12 +60,13 @@ def page_of_pair(
 ) -> Page:
     """`left_out` says, in sentences, which rows are not compared."""
     names, pairs = Names(), found.chosen.items
-    aligned = [align(pair.a, pair.b) if pair.has_text else None for pair in pairs]
-    places = _places(pairs, aligned, options.n_worst)
-    sequences = [
-        _sequence(n, pair, each, names, _marked(places, n))
-        for n, (pair, each) in enumerate(zip(pairs, aligned, strict=True))
-    ]
+    aligned = [pair.aligned() if pair.has_text else None for pair in pairs]
+    sequences, anchors = [], dict[tuple[int, int], str]()
+    for n, (pair, each) in enumerate(zip(pairs, aligned, strict=True)):
+        spans = _spans_with(pair, each, found.worst)
+        sequences.append(_sequence(n, pair, each, names, set(spans.values())))
+        for stretch, span in spans.items():
+            anchors[pair.a.order, stretch] = f"t{n}-2-{span}"
     panes = [pane for sequence in sequences for pane in sequence.panes]
     titles = [_title(file, side) for file, side in zip(files, SIDES, strict=True)]
     notes = [
@@ -85,17 +82,21 @@ def page_of_pair(
         verdict=verdict(compared, options.confidence),
         figures=[],
         tables=[_totals(compared, found.summaries)],
-        charts=_charts(found, aligned, compared.unit == "token"),
-        places=places,
+        charts=_charts(found, compared.unit == "token", options),
+        places=[
+            place_of(each, anchors, f"d{step_of(each.values[-1], DIFFERENCE_EDGES)}")
+            for each in found.worst
+        ],
         places_header=["A", "B", "B − A"],
         columns=_columns(compared.unit),
         sequences=sequences,
-        chosen=about_selection(found.chosen, options.limits, options.seed, "absolute difference"),
+        chosen=about_selection(found.chosen, options.limits, options.seed, _PER),
         provenance=[(t, run_table(f.run)) for t, f in zip(titles, files, strict=True)],
         data={"names": names.all(), "panes": [pane.data for pane in panes]},
         metrics=[*metrics_of(panes), Metric("difference", "difference, B − A")],
         has_masked=any("k" in pane.data for pane in panes),
         words=_WORDS,
+        lacking=lacking_in(panes),
     )
 
 
@@ -109,21 +110,23 @@ def verdict(compared: Comparison, confidence: float) -> str:
         return "No row of the two files can be compared."
     low, high = compared.difference.low, compared.difference.high
     share = f"{100 * confidence:g} %"
-    between = "" if low is None or high is None else f", {share} interval {low:.4f} to {high:.4f}"
-    said = f"{value:+.4f} nats per {unit}{between}; p = {compared.p_adjusted:.2g}"
-    said = said.replace("-", "−")
+    between = ""
+    if low is not None and high is not None:
+        between = f", {share} interval {number(low, 4)} to {number(high, 4)}"
+    p = f"{compared.p_adjusted:.2g}".replace("-", "−")
+    said = f"{signed(value, 4)} nats per {unit}{between}; p = {p}"
     if not compared.shown:
         return f"No difference beyond noise: B − A is {said}."
     return f"B is {'better' if value < 0 else 'worse'} than A: B − A is {said}."
 
 
-def _charts(found: GatheredPair, aligned: Sequence[Aligned | None], by_token: bool) -> list[Chart]:
+def _charts(found: GatheredPair, by_token: bool, options: PageOptions) -> list[Chart]:
     """Positions of other tokens are other positions: they are not held against each other."""
-    values = [v for each in aligned if each for v in each.difference if v is not None]
-    charts = charts_of(found.summaries, found.losses, SIDES)
+    drawn_by = f"values of {options.cluster}" if options.cluster else "documents"
+    charts = charts_of(found.summaries, found.losses, SIDES, options.confidence, drawn_by)
     if not by_token:
         charts = [chart for chart in charts if chart.name != "positions"]
-    own = differences(np.array(values, dtype=np.float64))
+    own = differences(found.differences, found.n_differences)
     return [own, *charts] if own else charts
 
 
@@ -178,10 +181,7 @@ def _columns(unit: str) -> list[Column]:
 def _sequence(
     number: int, pair: ShownPair, aligned: Aligned | None, names: Names, marked: set[int]
 ) -> ShownSequence:
-    panes, about = (
-        list[Pane](),
-        list(dict.fromkeys(about_sequence(pair.a) + about_sequence(pair.b))),
-    )
+    panes, about = list[Pane](), _about(pair)
     if aligned is not None:
         panes = [
             _side(pair.a, "A", names, None if pair.same_tokens else aligned),
@@ -196,6 +196,13 @@ def _sequence(
     return ShownSequence(number, pair.a.id, where(pair.a), cells, panes, about)
 
 
+def _about(pair: ShownPair) -> list[str]:
+    of_a, of_b = about_sequence(pair.a), about_sequence(pair.b)
+    if of_a == of_b:
+        return of_a
+    return [f"A: {said}" for said in of_a] + [f"B: {said}" for said in of_b]
+
+
 def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pane:
     """With the stretch that each span lies in, where these are not the spans themselves."""
     pane = token_pane(side, label, names, "", (), label.lower())
@@ -204,35 +211,11 @@ def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pan
     return pane
 
 
-def _places(pairs: Sequence[ShownPair], aligned: Sequence[Aligned | None], n: int) -> list[Place]:
-    """The stretches that differ most, of the texts that are shown."""
-    every = (
-        (abs(value), -number, -span)
-        for number, each in enumerate(aligned)
-        if each is not None
-        for span, value in enumerate(each.difference)
-        if value
-    )
-    found = []
-    for _, number, span in heapq.nlargest(n, every):
-        each, pair = aligned[-number], pairs[-number]
-        assert each is not None
-        found.append(_place(pair, each, -number, -span))
-    return found
-
-
-def _place(pair: ShownPair, aligned: Aligned, number: int, span: int) -> Place:
-    start, end = aligned.spans[span][2:]
-    before, after = surroundings(pair.a.text, start, end)
-    value = aligned.difference[span]
-    assert value is not None
-    cells = [Cell(aligned.first[span]), Cell(aligned.second[span]), Cell(value)]
-    token = visible(pair.a.text[start:end].decode()) or "·"
-    step = f"d{step_of(value, DIFFERENCE_EDGES)}"
-    href = f"t{number}-2-{span}"
-    return Place(href, pair.a.id, token, visible(before), visible(after), cells, step)
-
-
-def _marked(places: Sequence[Place], number: int) -> set[int]:
-    start = f"t{number}-2-"
-    return {int(p.href.removeprefix(start)) for p in places if p.href.startswith(start)}
+def _spans_with(pair: ShownPair, aligned: Aligned | None, worst: Sequence[Worst]) -> dict[int, int]:
+    """For each of these stretches that the page shows the number of its span: by its bytes, for
+    what is shown of two texts can be cut alike where the whole is not."""
+    own = [each for each in worst if each.order == pair.a.order]
+    if aligned is None or not own:
+        return {}
+    spans = {span[2:]: n for n, span in enumerate(aligned.spans)}
+    return {each.number: spans[each.place] for each in own if each.place in spans}

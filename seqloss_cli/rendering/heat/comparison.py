@@ -9,18 +9,11 @@ from rich.text import Text
 
 from seqloss_cli.comparisons import Comparison, DocumentRows
 from seqloss_cli.escaping import escape
+from seqloss_cli.rendering.heat.both import Plain, by_pieces, by_tokens
 from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
-from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.heat.palette import DIFFERENCES
 from seqloss_cli.rendering.options import HeatOptions
 from seqloss_cli.rendering.theme import NATS_PER_BIT, many
-from seqloss_cli.results import ResultRow
-
-OTHER_TOKENS = (
-    "Texts are not coloured: the tokenizers or policies differ, so that there is no difference "
-    "token by token."
-)
-_WITHOUT_TOKENS = "not coloured: a file was written without tokens (leave out --no-tokens)"
 
 
 def difference_views(
@@ -32,7 +25,7 @@ def difference_views(
 ) -> Iterator[RenderableType]:
     """A legend for each pair of models, and the texts of its documents."""
     for pair, documents in pairs:
-        view = _PairView(names[pair.first], names[pair.second], options, bits, all_tokens)
+        view = _PairView(pair, names, options, bits, all_tokens)
         if documents:
             yield Drawn(view.legend)
         for document in documents:
@@ -40,45 +33,51 @@ def difference_views(
 
 
 class _PairView:
-    def __init__(self, a: str, b: str, options: HeatOptions, bits: bool, all_tokens: bool) -> None:
-        self._a, self._b = escape(a), escape(b)
+    def __init__(
+        self,
+        pair: Comparison,
+        names: Sequence[str],
+        options: HeatOptions,
+        bits: bool,
+        all_tokens: bool,
+    ) -> None:
+        self._a, self._b = escape(names[pair.first]), escape(names[pair.second])
         self._options, self._bits, self._all_tokens = options, bits, all_tokens
+        self._unit, self._same_tokens = pair.unit, pair.unit == "token"
 
     def legend(self, console: Console) -> Iterator[Text]:
         drawing = Drawing(console, self._options, self._bits, DIFFERENCES)
-        yield from drawing.legend(f"loss of {self._b} less that of {self._a}")
+        noun = "token" if self._same_tokens else "piece"
+        yield from drawing.legend(f"loss of {self._b} less that of {self._a}", noun=noun)
         yield from drawing.prose(f"below 0: {self._b} is better; above 0: {self._a} is")
+        if not self._same_tokens:
+            yield from drawing.prose(
+                "Their tokens differ: a piece is the least text at whose ends both have a token's "
+                "end; its loss is the sum of its tokens, with those of no text beside it."
+            )
 
     def document(self, document: DocumentRows) -> Drawn:
         return Drawn(lambda console: self._document(console, document))
 
     def _document(self, console: Console, document: DocumentRows) -> Iterator[Text]:
         drawing = Drawing(console, self._options, self._bits, DIFFERENCES)
-        factor, unit = (1 / NATS_PER_BIT, "bits") if self._bits else (1.0, "nats")
-        size = f"{document.difference.difference * factor:+.4f} {unit} per token"
-        n = many(document.a.totals.n_scored, "scored token")
-        title = Text(f"{escape(document.difference.id)}  ({n}, {size})", style="bold")
-        yield from drawing.wrapped(title)
-        a, b = losses_of(document.a), losses_of(document.b)
-        texts = document.a.fields.get("tokens")
-        if a is None or b is None or texts is None:
-            yield from drawing.prose(_WITHOUT_TOKENS)
+        yield from drawing.title(self._title(document))
+        both = by_tokens(document) if self._same_tokens else by_pieces(document)
+        if isinstance(both, Plain):
+            yield from drawing.prose(both.why)
             return
-        both = zip(a, b, strict=True)
-        values = [None if x is None or y is None else y - x for x, y in both]
-        edges = document.a.fields.get("byte_offsets")
-        ink = inked(texts, None if edges is None else edges.tolist(), values, weight=abs)
-        yield from drawing.text(ink, self._all_tokens)
+        if both.about:
+            yield from drawing.prose(both.about)
+        yield from drawing.text(both.ink, self._all_tokens)
         yield Text()
-        losses = Drawing(console, self._options, self._bits)
-        yield from losses.by_position(a, f"loss of {self._a}")
-        yield from losses.by_position(b, f"loss of {self._b}")
-        yield from drawing.histogram(drawing.counts(values))
+        losses, noun = Drawing(console, self._options, self._bits), both.ink.noun
+        yield from losses.by_position(both.a, f"loss of {self._a}", noun)
+        yield from losses.by_position(both.b, f"loss of {self._b}", noun)
+        yield from drawing.histogram(drawing.counts(both.ink.values))
 
-
-def losses_of(row: ResultRow) -> list[float | None] | None:
-    """Those that count; None where the row was written without its tokens."""
-    if row.tokens is None:
-        return None
-    pairs = zip(row.tokens.losses.tolist(), row.tokens.counted.tolist(), strict=True)
-    return [loss if counts else None for loss, counts in pairs]
+    def _title(self, document: DocumentRows) -> str:
+        factor, unit = (1 / NATS_PER_BIT, "bits") if self._bits else (1.0, "nats")
+        size = f"{document.difference.difference * factor:+.4f} {unit} per {self._unit}"
+        totals = document.a.totals
+        n = totals.n_scored if self._same_tokens else totals.n_scored_bytes
+        return f"{escape(document.difference.id)}  ({many(n, f'scored {self._unit}')}, {size})"

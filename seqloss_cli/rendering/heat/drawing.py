@@ -18,14 +18,15 @@ from seqloss_cli.rendering.folding import Shown, folded
 from seqloss_cli.rendering.heat.figures import by_position, count_steps, histogram
 from seqloss_cli.rendering.heat.inked import Inked
 from seqloss_cli.rendering.heat.layout import Line, glyphs, lines
-from seqloss_cli.rendering.heat.palette import DIM, LOSSES, Palette, Scale
+from seqloss_cli.rendering.heat.palette import COUNTS, DIM, LOSSES, Palette, Scale
 from seqloss_cli.rendering.heat.signs import signs_of
 from seqloss_cli.rendering.options import HeatOptions
 from seqloss_cli.rendering.theme import NATS_PER_BIT, many
 
 TOKENS = Shown(head=400, tail=200, around_seam=150)
 _TEXT_LINE, _MARK_LINE = "  ", "^ "
-_LEAST_WIDTH = 4
+_LEAST_WIDTH = 5
+"""Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
 
 
 class Drawn:
@@ -34,8 +35,12 @@ class Drawn:
     def __init__(self, draw: Callable[[Console], Iterable[Text]]) -> None:
         self._draw = draw
 
+    def lines(self, console: Console) -> Iterator[Text]:
+        """As they are before a console would crop them."""
+        yield from self._draw(console)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self._draw(console):
+        for line in self.lines(console):
             yield from Text.assemble(line).render(console, end="\n")  # with its own style
 
 
@@ -52,33 +57,61 @@ class Drawing:
         self._width = max(console.width, _LEAST_WIDTH)
         self._gutter = len(_TEXT_LINE) if self._palette.marks else 0
 
+    def show(self, lines: Iterable[Text]) -> None:
+        """On its console, where nothing is cropped."""
+        self._console.print(Drawn(lambda _: lines), crop=False)
+
     # -- what it means -----------------------------------------------------------------------
 
-    def legend(self, what: str = "loss", dim: str = "not scored") -> Iterator[Text]:
+    def legend(
+        self, what: str = "loss", dim: str = "not scored", noun: str = "token"
+    ) -> Iterator[Text]:
         """The steps with their bounds, and what else a reader has to know."""
         labels = self.scale.labels(self._factor)
         if self._palette.marks:
-            yield from self.prose(f"Steps of {what} in {self._unit} per token:")
+            yield from self.prose(f"Steps of {what} in {self._unit} per {noun}:")
             yield from self._in_lines([(f"{n}: {label}", "") for n, label in enumerate(labels)])
             yield from self.prose(
-                "A line that begins with ^ gives the step of each token in the line above, under "
+                f"A line that begins with ^ gives the step of each {noun} in the line above, under "
                 f"its first cell there; - is {dim}."
             )
         else:
-            yield from self.prose(f"Background: {what} in {self._unit} per token")
+            yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
             styles = self._palette.styles
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
-            theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-            yield from self.prose(f"dim: {dim}; colours for a {theme}")
+            yield from self._about_colours(dim)
+        yield from self._about_white_space()
+
+    def legend_of_counts(self) -> Iterator[Text]:
+        """For a text whose tokens count or are masked, and of which no losses are known."""
+        if self._palette.marks:
+            yield from self.prose(
+                "In a line that begins with ^, + stands under the first cell of each token above "
+                "that counts, - of one that is masked; text without such a line is all masked."
+            )
+        else:
+            yield from self._in_lines([(" counts ", self._palette.styles[0])])
+            yield from self._about_colours("masked")
+        yield from self._about_white_space()
+
+    def _about_colours(self, dim: str) -> Iterator[Text]:
+        theme = f"{self._options.theme} terminal ({self._options.theme_note})"
+        yield from self.prose(f"dim: {dim}; colours for a {theme}")
+
+    def _about_white_space(self) -> Iterator[Text]:
         if self._options.white_space:
             signs = self._signs
             yield from self.prose(
-                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line"
+                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line; "
+                "other blanks by number"
             )
 
     def prose(self, words: str) -> Iterator[Text]:
         yield from self.wrapped(Text(words, style=DIM))
+
+    def title(self, words: str) -> Iterator[Text]:
+        yield from self.wrapped(Text(words, style="bold"))
 
     def wrapped(self, text: Text) -> Iterator[Text]:
         for line in text.wrap(self._console, self._width):
@@ -105,13 +138,16 @@ class Drawing:
             first, last = _whole(ink, fold.start), _whole(ink, fold.stop)
             yield from self._part(ink, range(start, first))
             if fold:
-                note = f"{many(last - first, 'token')} folded; --all-tokens shows them"
+                note = f"{many(last - first, ink.noun)} folded; --all-tokens shows them"
                 yield from self.prose(f"{self._signs.fold} {note}")
             start = last
         if ink.n_hidden:
-            yield from self.prose(
-                f"{many(ink.n_hidden, 'scored token')} of no text: in the figures only"
-            )
+            yield from self.prose(self._hidden(ink))
+
+    def _hidden(self, ink: Inked) -> str:
+        if self.scale is COUNTS:
+            return f"{many(ink.n_hidden, ink.noun)} of no text: not shown, but counted"
+        return f"{many(ink.n_hidden, f'scored {ink.noun}')} of no text: in the figures only"
 
     def _part(self, ink: Inked, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding
@@ -142,7 +178,10 @@ class Drawing:
         yield from self.by_position(values)
         yield from self.histogram(self.counts(values))
 
-    def by_position(self, values: Sequence[float | None], what: str = "loss") -> Iterator[Text]:
+    def by_position(
+        self, values: Sequence[float | None], what: str = "loss", noun: str = "token"
+    ) -> Iterator[Text]:
+        what = f"{what} by position ({noun}s"
         title, line = by_position(values, self._width, self._signs, self._unit, self._factor, what)
         if line:
             yield from self.prose(title)
@@ -152,7 +191,8 @@ class Drawing:
         return count_steps(values, self.scale.edges)
 
     def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
-        yield from histogram(counts, self._palette, self._width, self._signs, self._factor)
+        for line in histogram(counts, self._palette, self._width, self._signs, self._factor):
+            yield from self.wrapped(line) if line.cell_len > self._width else [line]
 
 
 def _whole(ink: Inked, token: int) -> int:

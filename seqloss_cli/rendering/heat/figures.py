@@ -43,14 +43,14 @@ def stretch(values: Sequence[float | None]) -> range:
 def by_position(
     values: Sequence[float | None], width: int, signs: Signs, unit: str, factor: float, what: str
 ) -> tuple[str, str]:
-    """How a sparkline is to be read, and the line itself."""
+    """How a sparkline is to be read, and the line itself; `what` is as far as to the places."""
     places = stretch(values)
     if not places:
         return "", ""
     a_cell = math.ceil(len(places) / width)
     each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
     height = f"{signs.levels[0]} 0, {signs.levels[-1]} {_TOP * factor:.3g} {unit} or more"
-    title = f"{what} by position (tokens {places[0]} to {places[-1]}{each}; {height})"
+    title = f"{what} {places[0]} to {places[-1]}{each}; {height})"
     return title, sparkline(values[places.start : places.stop], width, signs)
 
 
@@ -65,7 +65,8 @@ def histogram(
     counts: Sequence[int], palette: Palette, width: int, signs: Signs, factor: float
 ) -> Iterator[Text]:
     """A bar for each step, with its count and share; its label has the step's colour. Where there
-    is no room for both beside each other, the figures stand under it."""
+    is no room for both beside each other, the figures stand under it; whoever draws them wraps what
+    is still too long."""
     total, most = sum(counts), max(counts)
     if not total:
         return
@@ -78,8 +79,8 @@ def histogram(
     for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
         style = Style.null() if palette.marks else palette.styles[n]
         if room < -1:
-            yield Text(f" {label} "[:width], style)
-            yield Text(figure[-width:].rjust(min(width, wide)))
+            yield Text(f" {label} ", style)
+            yield Text(figure.rjust(min(width, wide)))
             continue
         bar = "" if room < _LEAST_BAR else bar_of(count / most, room, signs).ljust(room)
         yield Text.assemble((f" {label} ".ljust(wide), style), " ", bar, f" {figure}")

@@ -26,6 +26,8 @@ class Inked:
     values: Sequence[float | None]
     """None where a token is not to be coloured."""
     weight: Weight = float
+    noun: str = "token"
+    """What a reader is told that they are; tokens of other models together make up pieces."""
 
     @property
     def n_hidden(self) -> int:

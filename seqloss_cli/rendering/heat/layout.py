@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
-from rich.cells import cell_len
-
 from seqloss_cli.escaping import escape
+from seqloss_cli.rendering.heat.clusters import (
+    cells_of,
+    is_blank,
+    joins,
+    parts_of,
+    stands_alone,
+)
 from seqloss_cli.rendering.heat.inked import Inked
 from seqloss_cli.rendering.heat.signs import Signs, can_show
 
 _TAB = 8
-_VOWELS_AND_FINALS = ("\u1161", "\u11ff")
-"""Parts of Korean syllables that are set upon the consonant before them."""
 
 
 class Glyph(NamedTuple):
@@ -42,16 +45,19 @@ def glyphs(
 ) -> Iterator[Glyph]:
     """What a terminal of that encoding is sent for these tokens."""
     base, shared = "", range(0)
-    for char, owners in ink.characters(tokens):
+    characters = chain(ink.characters(tokens), [("", range(0))])
+    for (char, owners), (after, _) in pairwise(characters):
         plain = "!" <= char <= "~"  # most are
-        if base and not plain and _joins(char) and can_show(char, encoding):
+        if base and not plain and joins(base, char, after) and can_show(char, encoding):
             base, shared = base + char, range(min(shared.start, owners.start), owners.stop)
             continue
         if base:
             yield Glyph(base, ink.owner(shared), "base")
         base = ""
-        if plain or (char != " " and _stands_alone(char) and can_show(char, encoding)):
+        if plain or (char != " " and stands_alone(char) and can_show(char, encoding)):
             base, shared = char, owners
+        elif is_blank(char) and not show_white_space and can_show(char, encoding):
+            yield Glyph(char, ink.owner(owners), "other")
         else:
             yield _special(char, ink.owner(owners), signs, show_white_space)
     if base:
@@ -73,19 +79,6 @@ def _special(char: str, token: int, signs: Signs, show_white_space: bool) -> Gly
     return Glyph(sign or escaped, token, "other")
 
 
-def _stands_alone(char: str) -> bool:
-    return char.isprintable() and cell_len(char) > 0
-
-
-def _joins(char: str) -> bool:
-    """Whether a terminal sets it upon the character before."""
-    if cell_len(char):
-        return False
-    first, last = _VOWELS_AND_FINALS
-    marks = unicodedata.category(char).startswith("M") or "\U0001f3fb" <= char <= "\U0001f3ff"
-    return char.isprintable() and (marks or first <= char <= last)
-
-
 def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
     """Lines of at most `width` cells, and one more for the end of a line of the text."""
     line, column = Line(), 0
@@ -96,7 +89,7 @@ def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
             line, column = [], 0
             continue
         for text in _fitting(glyph, column, width):
-            cells = 1 if len(text) == 1 and text <= "~" else cell_len(text)
+            cells = cells_of(text)
             if column and column + cells > width:
                 yield line
                 line, column = [], 0
@@ -107,12 +100,13 @@ def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
 
 
 def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
-    """A glyph as it stands at a column; one that is wider than a line in its characters."""
+    """A glyph as it stands at a column; one that is wider than a line in parts."""
     if glyph.kind == "tab":
         cells = _TAB - column % _TAB
         return [glyph.text.ljust(max(1, min(cells, width - column)))]
-    fits = len(glyph.text) == 1 or cell_len(glyph.text) <= width
-    return (glyph.text,) if fits else glyph.text
+    if cells_of(glyph.text) <= width:
+        return (glyph.text,)
+    return parts_of(glyph.text) if glyph.kind == "base" else glyph.text
 
 
 def _put(line: Line, text: str, cells: int, token: int) -> None:

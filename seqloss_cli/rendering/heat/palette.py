@@ -111,6 +111,8 @@ class Scale:
     true_colours: Mapping[Theme, Sequence[Paint]]
     entries_256: Mapping[Theme, Sequence[_Entry]]
     entries_16: Mapping[Theme, Sequence[_Entry]]
+    marks: str = "012345678"
+    """Of each step, where there are no colours."""
 
     def labels(self, factor: float = 1.0) -> list[str]:
         """`below 0.5`, `0.5 to 1`, …, `10 or more`; edges are multiplied by the factor."""
@@ -121,6 +123,15 @@ class Scale:
 
 LOSSES = Scale(LOSS_EDGES, SEQUENTIAL, _SEQUENTIAL_256, _SEQUENTIAL_16)
 DIFFERENCES = Scale(DIFFERENCE_EDGES, DIVERGING, _DIVERGING_256, _DIVERGING_16)
+COUNTS = Scale(
+    edges=(),
+    true_colours={theme: [paints[2]] for theme, paints in DIVERGING.items()},
+    entries_256={"light": [(110, _BLACK, False)], "dark": [(25, _WHITE, False)]},
+    entries_16={"light": [(14, 0, False)], "dark": [(4, 15, False)]},
+    marks="+",
+)
+"""Of one step, whatever the value: a token counts, or has none. The blue is of the differences, so
+that it is not taken for a loss."""
 
 
 class Palette:
@@ -143,7 +154,7 @@ class Palette:
 
     def mark(self, value: float | None) -> str:
         step = self.step(value)
-        return "-" if step is None else str(step)
+        return "-" if step is None else self.scale.marks[step]
 
 
 def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[Theme, str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.metrics import Totals
 from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SequenceScore
-from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
+from seqloss_cli.records import SequenceScore, TokenSequence
+from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.options import HeatOptions, TableOptions
 from seqloss_cli.rendering.theme import many, number
@@ -31,8 +33,7 @@ class HeatWriter(TableWriter):
         super().begin(run)
         if not self._options.summary:
             dim = "not scored" if run.pairs is None else NOT_COUNTED
-            self._console.print(Drawn(lambda _: self._drawing.legend(dim=dim)))
-            self._console.print()
+            self._drawing.show([*self._drawing.legend(dim=dim), Text()])
 
     def sequence(self, score: SequenceScore, totals: Totals) -> None:
         if self._options.summary:
@@ -45,7 +46,7 @@ class HeatWriter(TableWriter):
             return
         if self._n_shown == MOST_TABLES + 1:
             note = f"After {MOST_TABLES} texts the others are a line each; --all-tokens shows them."
-            self._console.print(Text(note, style="dim"))
+            self._drawing.show(self._drawing.prose(note))
         self._line(score, totals)
 
     def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
@@ -53,8 +54,8 @@ class HeatWriter(TableWriter):
             if self._as_lines:
                 self._console.print()
             title = f"tokens by loss, {self._n_shown} sequences"
-            self._console.print(Text(title, style="bold"))
-            self._console.print(Drawn(lambda _: self._drawing.histogram(self._counts)))
+            self._drawing.show(self._drawing.title(title))
+            self._drawing.show(self._drawing.histogram(self._counts))
             self._as_lines = True  # a blank line is due
         super().end(totals, n_rejected, n_empty_lines)
 
@@ -62,24 +63,31 @@ class HeatWriter(TableWriter):
         options = self._options
         mean = f"mean {number(options.in_unit(totals.mean_loss))} {options.unit}"
         scored = f"{many(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
-        self._console.print(Text(f"{escape(score.sample.id)}  ({scored})", style="bold"))
-        show_heat(self._console, self._drawing, score, options)
+        self._drawing.show(self._drawing.title(f"{escape(score.sample.id)}  ({scored})"))
+        show_heat(self._drawing, score, options)
 
 
-def show_heat(
-    console: Console, drawing: Drawing, score: SequenceScore, options: TableOptions
-) -> None:
+def show_heat(drawing: Drawing, score: SequenceScore, options: TableOptions) -> None:
     """The text of one sequence and its figures."""
-    sequence, values = score.sequence, values_of(score)
+    values = values_of(score)
+    show_text(drawing, score.sequence, values, options)
+    drawing.show([Text(), *drawing.figures(values)])
+
+
+def show_text(
+    drawing: Drawing,
+    sequence: TokenSequence,
+    values: Sequence[float | None],
+    options: TableOptions,
+) -> None:
+    """Of one sequence, coloured by a value for each token."""
     place = sequence.one_stretch if sequence.seam else None
     seam = None if place is None else place[0]
     offsets = sequence.byte_offsets
     ink = inked(
         options.token_texts(sequence), None if offsets is None else offsets.tolist(), values
     )
-    console.print(Drawn(lambda _: drawing.text(ink, options.all_tokens, seam)))
-    console.print()
-    console.print(Drawn(lambda _: drawing.figures(values)))
+    drawing.show(drawing.text(ink, options.all_tokens, seam))
 
 
 def values_of(score: SequenceScore) -> list[float | None]:

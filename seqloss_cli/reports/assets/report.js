@@ -71,29 +71,36 @@
 
   const metricOf = (pane) => (pane.own.d ? 'difference' : state.metric);
 
-  /** Edges between equal shares of this page's values; of differences as many on either side. */
+  /**
+   * Edges between equal shares of this page's values, each once; of differences as many on either
+   * side, by those that are none 0. What many tokens share is no edge above itself.
+   */
   function ownEdges(metric) {
     const found = [];
     for (const pane of panes) {
       if (metricOf(pane) !== metric) continue;
       for (let n = 0; n < pane.spans.length; n += 1) {
         const value = valueOf(pane, n, metric);
-        if (value !== null && Number.isFinite(value)) found.push(Math.abs(value));
+        if (isSigned(metric) ? value : value !== null && Number.isFinite(value)) found.push(Math.abs(value));
       }
     }
+    if (!found.length) return fixedEdges(metric);
     found.sort((a, b) => a - b);
-    const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))] || 0;
+    const at = (share) => found[Math.min(found.length - 1, Math.floor(share * found.length))];
     if (!isSigned(metric)) {
-      const n = metric === 'rank' ? data.edges.rank.length : data.edges.loss.length;
-      return Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
+      const n = fixedEdges(metric).length;
+      const edges = Array.from({ length: n }, (_, i) => at((i + 1) / (n + 1)));
+      return [...new Set(edges)].filter((edge) => edge > found[0]);
     }
     const sides = [0.5, 0.8, 0.92, 0.98].map(at);
-    return [...sides.map((x) => -x).reverse(), ...sides];
+    const justAbove = (x) => -x * (1 - 1e-9); // so that -x is as far out as x is
+    return [...sides.map(justAbove).reverse(), ...sides];
   }
 
+  const fixedEdges = (metric) => data.edges[METRICS[metric].edges];
+
   function edgesOf(metric) {
-    if (state.scale === 'own') return ownEdges(metric);
-    return data.edges[METRICS[metric].edges];
+    return state.scale === 'own' ? ownEdges(metric) : fixedEdges(metric);
   }
 
   function paint() {
@@ -139,7 +146,7 @@
       key.className = `key ${METRICS[metric].kind}${n}`;
       let said = short(edge);
       if (isRank) said = String(n ? edge : 1);
-      if (isSigned(metric) && n === 0) said = `<${short(edges[0])}`;
+      if (isSigned(metric) && n === 0) said = '<';
       item.append(key, n === edges.length && !isSigned(metric) ? `${said}+` : said);
       return item;
     });
@@ -147,11 +154,25 @@
 
   // -- figures -----------------------------------------------------------------------------------
 
+  /** Four digits that count; powers of ten where a figure is tiny or huge. */
+  function inDigits(value) {
+    const round = Number(value.toPrecision(4));
+    const size = Math.abs(round);
+    return (size < 1e-4 || size >= 1e9 ? round.toExponential() : String(round)).replace(/-/g, '−');
+  }
+
   function shown(value, digits = 4) {
     if (value === null || value === undefined) return '–';
     if (!Number.isFinite(value)) return value < 0 ? '−∞' : '∞';
-    if (value !== 0 && Math.abs(value) < 10 ** -digits) return value.toPrecision(3).replace(/-/g, '−');
+    const size = Math.abs(value);
+    if (value !== 0 && (size < 10 ** -digits || size >= 1e9)) return inDigits(value);
     return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace('-', '−');
+  }
+
+  /** What stands in nats, with as many digits, in bits. */
+  function toBits(nats, value) {
+    const bits = value / NATS_PER_BIT;
+    return nats.includes('e') ? inDigits(bits) : shown(bits, (nats.split('.')[1] || '').length);
   }
 
   function showUnit() {
@@ -159,9 +180,7 @@
     for (const element of all('data.l')) {
       if (element.dataset.nats === undefined) element.dataset.nats = element.textContent;
       const nats = element.dataset.nats;
-      const digits = (nats.split('.')[1] || '').length;
-      element.textContent = state.unit === 'bits' && !nats.includes('e')
-        ? shown(Number(element.value) / NATS_PER_BIT, digits) : nats;
+      element.textContent = state.unit === 'bits' ? toBits(nats, Number(element.value)) : nats;
     }
     showLegend();
     if (current) tell(current.pane, current.n);
@@ -190,6 +209,11 @@
 
   const inBoth = (nats) => [`${shown(nats)} nats`, `${shown(nats / NATS_PER_BIT)} bits`];
 
+  const closer = make('button', '×', 'close');
+  closer.type = 'button';
+  closer.setAttribute('aria-label', 'Close');
+  closer.addEventListener('click', hide);
+
   function entries(list, pairs) {
     for (const [name, value] of pairs) {
       if (value === null || value === undefined) continue;
@@ -203,7 +227,12 @@
     details.hidden = false;
     const span = pane.spans[n];
     const title = make('h3', make('span', make('bdi', visible(span.textContent) || span.dataset.m || '∅'), span.className.split(' ')[0]));
-    details.replaceChildren(title, ...(pane.own.d ? ofDifference(pane, n) : ofTokens(pane, n)));
+    details.replaceChildren(closer, title, ...(pane.own.d ? ofDifference(pane, n) : ofTokens(pane, n)));
+  }
+
+  function hide() {
+    details.hidden = true;
+    current = null;
   }
 
   function ofDifference(pane, n) {
@@ -237,7 +266,7 @@
     entries(list, [['position', t], ['id', own.i && own.i[t]]]);
     if (loss === null) entries(list, [['loss', 'not scored']]);
     else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
-    if (own.k && loss !== null) entries(list, [['counts', own.k[t] ? 'yes' : 'no: prompt']]);
+    if (own.k && loss !== null) entries(list, [['counts', own.k[t] ? 'yes' : 'no']]);
     if (own.r && own.r[t] !== null) entries(list, [['rank', own.r[t].toLocaleString('en')]]);
     if (own.e && own.e[t] !== null) entries(list, [['entropy', inBoth(own.e[t])[state.unit === 'bits' ? 1 : 0]]]);
     if (own.c && own.c[t] !== null) entries(list, [['context', `${own.c[t]} tokens`]]);
@@ -277,7 +306,7 @@
     for (let i = 0; i < found.length; i += 2) {
       const chance = found[i + 1] === null ? 0 : Math.exp(found[i + 1]);
       const row = document.createElement('tr');
-      if (found[i] === own.t[t]) row.className = 'is-it';
+      if (i / 2 === own.h[t]) row.className = 'is-it';
       const meter = make('span', document.createElement('span'), 'meter');
       meter.firstChild.style.width = `${100 * chance}%`;
       row.append(make('td', make('bdi', visible(data.names[found[i]]))), make('td', meter, 'num'), make('td', chance.toFixed(4), 'num'));
@@ -338,7 +367,7 @@
   }
 
   document.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape') { details.hidden = true; current = null; return; }
+    if (event.key === 'Escape') { hide(); return; }
     const found = spanAt(event.target);
     if (!found || event.ctrlKey || event.metaKey || event.altKey) return;
     const last = found.pane.spans.length - 1;
@@ -401,9 +430,11 @@
     return cell.classList.contains('num') && !Number.isNaN(number) ? number : text;
   }
 
+  const order = new Intl.Collator('en', { numeric: true });
+
   function compare(a, b, sign) {
     if (a === null || b === null) return (a === null) - (b === null);
-    return sign * (typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b)));
+    return sign * (typeof a === 'number' && typeof b === 'number' ? a - b : order.compare(String(a), String(b)));
   }
 
   function sort(table, column, header) {
@@ -437,7 +468,8 @@
     if (!texts) {
       texts = new Map(rows.map((row) => {
         const article = document.getElementById(`q${row.dataset.s}`);
-        return [row, `${row.textContent}\n${article ? article.textContent : ''}`.toLowerCase()];
+        const parts = [...all('td:not(.num)', row), ...(article ? all('h3 small, .pane', article) : [])];
+        return [row, parts.map((part) => part.textContent).join('\n').toLowerCase()];
       }));
     }
     let n = 0;
