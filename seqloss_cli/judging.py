@@ -8,8 +8,8 @@ the choice without the prompt; the first of equals is the best.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from seqloss_cli.metrics import added
 from seqloss_cli.ranking import Ranking, flags_of
@@ -63,33 +63,56 @@ class RankTotals:
 def judged(ranking: Ranking) -> dict[str, bool | None] | None:
     """Accuracy to whether the best choice is a right one, of the scores that were asked for;
     None where the order, or the right answer, is not known."""
-    answers = ranking.choices.answers
+    return judged_orders(ranking.orders, ranking.score_names, ranking.choices.answers)
+
+
+def judged_orders(
+    orders: Mapping[str, Sequence[int]],
+    score_names: Collection[str],
+    answers: Collection[int] | None,
+) -> dict[str, bool | None] | None:
+    """The same of orders by score."""
     if answers is None:
         return None
     best: dict[str, int | None] = {
-        name: ranking.orders[score][0] if score in ranking.orders else None
+        name: orders[score][0] if score in orders else None
         for name, score in ACCURACIES.items()
-        if score in ranking.score_names
+        if score in score_names
     }
     return {name: None if n is None else n in answers for name, n in best.items()}
 
 
 def rank_totals(ranking: Ranking) -> RankTotals:
     """The counts of one row."""
-    answers, found = ranking.choices.answers, judged(ranking) or {}
     scores = [choice.score for choice in ranking.scored]
     seams = [s.sequence.seam.boundary for s in scores if s.sequence.seam is not None]
+    counts = counts_of(
+        judged(ranking), ranking.choices.answers, ranking.orders, ranking.tied, seams,
+        flags_of(ranking),
+    )  # fmt: skip
+    return replace(counts, n_tokens=sum(s.sequence.n_tokens for s in scores))
+
+
+def counts_of(
+    judged: Mapping[str, bool | None] | None,
+    answers: Collection[int] | None,
+    orders: Iterable[str],
+    tied: Iterable[str],
+    seams: Sequence[str | None],
+    flags: Iterable[str],
+) -> RankTotals:
+    """Of one row, without its tokens; `seams` are how each choice meets the prompt."""
+    known = {name: right for name, right in (judged or {}).items() if right is not None}
     return RankTotals(
         n_rows=1,
-        n_choices=len(scores),
-        n_tokens=sum(s.sequence.n_tokens for s in scores),
+        n_choices=len(seams),
         n_with_answer=int(answers is not None),
-        n_judged={name: 1 for name, right in found.items() if right is not None},
-        n_correct={name: int(right) for name, right in found.items() if right is not None},
-        n_ordered=dict.fromkeys(ranking.orders, 1),
-        n_tied=dict.fromkeys(ranking.tied, 1),
-        guesses={} if answers is None else {(len(set(answers)), len(scores)): 1},
-        flags=dict.fromkeys(flags_of(ranking), 1),
+        n_judged=dict.fromkeys(known, 1),
+        n_correct={name: int(right) for name, right in known.items()},
+        n_ordered=dict.fromkeys(orders, 1),
+        n_tied=dict.fromkeys(tied, 1),
+        guesses={} if answers is None else {(len(set(answers)), len(seams)): 1},
+        flags=dict.fromkeys(flags, 1),
         boundaries={kind: seams.count(kind) for kind in seams if kind is not None},
     )
 

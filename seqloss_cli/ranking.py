@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -45,11 +45,9 @@ Score = Callable[[Iterable[Item]], Iterator[Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredChoice:
-    """A response with its figures. Infinite log-probabilities are -inf here."""
+class ChoiceFigures:
+    """What the scores of a response are made from. Infinite log-probabilities are -inf here."""
 
-    score: SequenceScore
-    """Shared by choices that are the same text."""
     log_prob: float
     n_tokens: int
     """Those that cover some of the response, and EOS where it is scored."""
@@ -78,6 +76,14 @@ class ScoredChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredChoice(ChoiceFigures):
+    """A response with its figures."""
+
+    score: SequenceScore = field(kw_only=True)
+    """Shared by choices that are the same text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """The choices of a row, in the order in which they came."""
 
@@ -96,13 +102,17 @@ class Ranking:
 
     @property
     def probabilities(self) -> Floats | None:
-        """Softmax of the log-probabilities over the choices; None where all are impossible."""
-        logs = np.array([choice.log_prob for choice in self.scored])
-        if logs.max() == -np.inf:
-            return None
-        weights = np.exp(logs - logs.max())
-        shares: Floats = weights / weights.sum()
-        return shares
+        return probabilities_of(self.scored)
+
+
+def probabilities_of(choices: Sequence[ChoiceFigures]) -> Floats | None:
+    """Softmax of their log-probabilities; None where all are impossible."""
+    logs = np.array([choice.log_prob for choice in choices])
+    if logs.max() == -np.inf:
+        return None
+    weights = np.exp(logs - logs.max())
+    shares: Floats = weights / weights.sum()
+    return shares
 
 
 def rank(
@@ -219,16 +229,25 @@ def _count_tokens(score: SequenceScore, seam: int, n_separator: int) -> int:
 
 
 def _ordered(sample: Sample, choices: Choices, scored: tuple[ScoredChoice, ...]) -> Ranking:
+    scores = {name: [choice.score_by(name) for choice in scored] for name in SCORES}
+    orders, tied = orders_of(scores)
+    return Ranking(sample, choices, scored, orders, tied)
+
+
+def orders_of(
+    scores: Mapping[str, Sequence[float | None]],
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Of the choices' scores by name: the places, best first, equals in the order of the row, of
+    scores that are known of every choice; and the names of those that have two best."""
     orders, tied = {}, []
-    for name in SCORES:
-        scores = [choice.score_by(name) for choice in scored]
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
+    for name, found in scores.items():
+        known = [score for score in found if score is not None]
+        if len(known) < len(found):
             continue
         orders[name] = tuple(sorted(range(len(known)), key=lambda n: (-known[n], n)))
         if known.count(max(known)) > 1:
             tied.append(name)
-    return Ranking(sample, choices, scored, orders, tuple(tied))
+    return orders, tuple(tied)
 
 
 def flags_of(ranking: Ranking) -> dict[str, int | bool]:

@@ -97,3 +97,47 @@ def diverged_row(tokens: list[str], kls: list[float | None]) -> dict[str, Any]:
         "teacher_losses": ones, "token_delta_p": [None if x is None else 0.0 for x in ones],
         "token_same_top1": [None if x is None else True for x in ones], "byte_offsets": ends,
     }  # fmt: skip
+
+
+def write_rankings(path: Path, rows: Iterable[dict[str, Any]], **rows_hold: Any) -> Path:
+    """As `rank` would, without totals."""
+    run = {"type": "run", "schema_version": 1, **RUN, "command": "rank", "rows": rows_hold}
+    lines = [run, *({"type": "sequence", **row} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def ranked_row(
+    prompt: str,
+    responses: Sequence[str],
+    log_probs: Sequence[float | None],
+    answers: list[int] | None = None,
+) -> dict[str, Any]:
+    """Choices of one token each; a log-probability of None is that of what is impossible."""
+    known = [-math.inf if each is None else each for each in log_probs]
+    weights = [math.exp(each - max(known)) for each in known]
+    choices = [
+        {
+            "response": response, "log_prob": log_prob, "probability": weight / math.fsum(weights),
+            "n_tokens": 1, "n_bytes": len(response.encode()), "n_chars": len(response),
+            "boundary": "clean", "flags": {"inf_loss": 1} if log_prob is None else {},
+        }
+        for response, log_prob, weight in zip(responses, log_probs, weights, strict=True)
+    ]  # fmt: skip
+    lengths = {"sum": "", "token": "n_tokens", "byte": "n_bytes", "char": "n_chars"}
+    orders, tied = {}, []
+    for name, key in lengths.items():
+        scores = [each / (choices[n][key] if key else 1) for n, each in enumerate(known)]
+        orders[name] = sorted(range(len(scores)), key=lambda n: (-scores[n], n))
+        tied += [name] * (scores.count(max(scores)) > 1)
+        for choice, score in zip(choices, scores, strict=True):
+            choice.setdefault("scores", {})[name] = None if math.isinf(score) else score
+    judged = {"acc": "sum", "acc_norm": "char", "acc_bytes": "byte", "acc_tokens": "token"}
+    right = {name: orders[score][0] in (answers or ()) for name, score in judged.items()}
+    n_impossible = log_probs.count(None)
+    return {
+        "id": "<b>x</b>\u202e", "source": "made", "line": 1, "prompt": prompt, "choices": choices,
+        "orders": orders, "tied": tied, "answers": answers,
+        "correct": None if answers is None else right,
+        "flags": {"inf_loss": n_impossible} if n_impossible else {},
+    }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, in_process
-from made_results import write
+from made_results import ranked_row, write, write_rankings
 from test_reports import EVIL, text_row
 from test_scales import GROUND, contrast, luminance
 
@@ -95,6 +95,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "pairs": ("cond", ROOT / "samples/pairs.jsonl", *extras),
         "plain": ("score", texts[1], "--no-tokens"),
         "diverged": ("diverge", *texts, *_STUDENT, "--teacher", "demo"),
+        "ranked": ("rank", ROOT / "samples/choices.jsonl", "--separator", " ", "--pmi", "--tokens"),
     }
     for name, words in runs.items():
         done = in_process(*words, "-o", folder / f"{name}.jsonl")
@@ -105,6 +106,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows = [text_row("<b>evil</b>\u202e", [*EVIL, "nul\0"], [*losses, 1.0])]
     evil = write(folder / "evil.jsonl", rows, model="</title><script>alert(3)</script>")
     found["evil"] = report(evil, folder / "evil.html")
+    rows = [ranked_row("".join(EVIL), ["nul\0", *EVIL], [-1.0] * (len(EVIL) + 1), [3])]
+    wholes = write_rankings(folder / "wholes.jsonl", rows)
+    found["wholes"] = report(wholes, folder / "wholes.html")
     return found
 
 
@@ -121,6 +125,18 @@ def test_nothing_breaks_out(pages: dict[str, Path], opened: Any) -> None:
         for n in range(len(EVIL)):
             page.evaluate(f"document.querySelectorAll('.pane span')[{n + 1}].focus()")
             page.locator(".pane span").nth(n + 1).hover(force=True)
+
+
+def test_choices_stay_texts(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["wholes"]) as watched:
+        page = watched.page
+        shown = page.evaluate("[...document.querySelectorAll('.pane')].map((p) => p.textContent)")
+        assert shown == ["nul\0", *EVIL]
+        assert page.evaluate("document.querySelector('.prompt p').textContent") == "".join(EVIL)
+        assert page.evaluate("document.scripts.length") == 2
+        assert page.locator("img, iframe, [onclick], [onerror]").count() == 0
+        page.locator(".pane span").first.hover()
+        assert "mean loss per token\n1.0000 nats" in page.locator("#details").inner_text()
 
 
 def test_the_policy_stops_what_would_get_in(
@@ -323,6 +339,33 @@ def test_divergences(pages: dict[str, Path], opened: Any) -> None:
         assert watched.page.locator("#legend .key").count() == 7
 
 
+def test_rankings(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["ranked"]) as watched:
+        page = watched.page
+        assert page.locator(".choice").count() == 14
+        gold = page.locator(".choice.gold").first
+        assert "right answer" in gold.inner_text()
+        assert "preferred by sum" in gold.inner_text()
+        page.locator(".pane").first.locator("span").nth(1).hover()
+        assert "probability" in page.locator("#details").inner_text()
+        score = gold.locator(".scores data").first
+        nats = float(score.inner_text().replace("−", "-"))
+        page.select_option("#unit", "bits")
+        bits = float(score.inner_text().replace("−", "-"))
+        assert bits == pytest.approx(nats / np.log(2), abs=1e-3)
+        header = page.locator("#sequences th", has_text="margin")
+        header.locator("button").click()
+        cells = "rows => rows.map(r => Number(r.cells[4].querySelector('data').value))"
+        values = page.locator("#sequences tbody tr").evaluate_all(cells)
+        assert values == sorted(values, reverse=True)
+        page.fill("#search", "banana")
+        assert page.locator(".sequence:visible").count() == 1
+        assert page.locator("#found").inner_text() == "1 of 5 questions"
+    with opened(pages["ranked"], java_script_enabled=False) as watched:
+        assert watched.page.locator(".choice .pane span.s5").first.is_visible()
+        assert watched.page.locator(".mark.gold", has_text="right answer").count() == 5
+
+
 def test_every_figure_turns_into_bits(opened: Any, tmp_path: Path) -> None:
     """Also those that are written in powers of ten."""
     losses = [1234.567891, 1e12, 3.3e-5, 1e-7, 0.0, 2.5]
@@ -431,7 +474,9 @@ def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], ope
         assert page.locator("#legend .key").count() == 7
 
 
-@pytest.mark.parametrize("name", ["demo", "pairs", "two", "evil", "plain", "diverged"])
+@pytest.mark.parametrize(
+    "name", ["demo", "pairs", "two", "evil", "plain", "diverged", "ranked", "wholes"]
+)
 @pytest.mark.parametrize("width", [360, 1600])
 def test_nothing_is_wider_than_the_window(
     pages: dict[str, Path], opened: Any, pictures: Path, name: str, width: int
@@ -442,30 +487,31 @@ def test_nothing_is_wider_than_the_window(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             page.screenshot(path=pictures / f"{name}-{width}-{theme}.png", full_page=True)
             if page.locator(".pane").count():
-                page.locator(".pane").first.locator("span").nth(4).hover()
+                page.locator(".pane span").nth(4).hover()
                 page.screenshot(path=pictures / f"{name}-{width}-{theme}-token.png")
 
 
 def test_print(pages: dict[str, Path], opened: Any, pictures: Path) -> None:
-    for name in ("demo", "two", "diverged"):
+    for name in ("demo", "two", "diverged", "ranked"):
         with opened(pages[name], 800, 1100, color_scheme="dark") as watched:
             page = watched.page
             page.emulate_media(media="print")
             colour = "getComputedStyle(document.querySelector('.pane .s5')).backgroundColor"
             assert page.evaluate(colour) == "rgb(180, 80, 26)"  # light, whatever the screen is
             assert page.locator("#metric").is_hidden()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 800, name
             page.screenshot(path=pictures / f"{name}-print.png", full_page=True)
             page.pdf(path=pictures / f"{name}.pdf", print_background=True)
 
 
 def test_labels(pages: dict[str, Path], opened: Any) -> None:
-    for name in ("demo", "two"):
+    for name in ("demo", "two", "ranked"):
         with opened(pages[name]) as watched:
             assert watched.page.evaluate(UNLABELLED) == []
 
 
 UNLABELLED = """[...document.querySelectorAll(
-  'select, input, button, [role=img], [role=region], svg')]
+  'select, input, button, [role=img], [role=region], svg:not([aria-hidden])')]
   .filter((e) => !(e.labels && e.labels.length) && !e.getAttribute('aria-label')
     && !e.getAttribute('aria-labelledby') && !e.textContent.trim()).map((e) => e.outerHTML)"""
 
@@ -473,11 +519,11 @@ UNLABELLED = """[...document.querySelectorAll(
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_text_can_be_read(pages: dict[str, Path], opened: Any, theme: str) -> None:
     """A contrast of 4.5, as WCAG 2.2 asks of text of this size."""
-    for name in ("demo", "pairs", "two", "plain", "evil", "diverged"):
+    for name in ("demo", "pairs", "two", "plain", "evil", "diverged", "ranked", "wholes"):
         with opened(pages[name], color_scheme=theme) as watched:
             page = watched.page
             if page.locator(".pane").count():
-                page.locator(".pane").first.locator("span").nth(4).hover()
+                page.locator(".pane span").nth(4).hover()
             pairs = page.evaluate(COLOURS)
         assert len(pairs) > 5
         for text, ground in pairs:

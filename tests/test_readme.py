@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_results import diverged_row, row, write, write_divergences
+from made_results import diverged_row, ranked_row, row, write, write_divergences, write_rankings
 
 from seqloss_cli.cli import (
     compare,
@@ -97,6 +97,7 @@ def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
     for name in ("results", "a", "b", "shard-1"):
         write(workplace / f"{name}.jsonl", rows)
     write_divergences(workplace / "divergences.jsonl", [diverged_row(["a", "b"], [0.25, 0.5])])
+    write_rankings(workplace / "rankings.jsonl", [ranked_row("a", ["b", "c"], [-1.0, -2.0])])
     done = shell(example, workplace)
     assert done.returncode == 0, done.stderr
 

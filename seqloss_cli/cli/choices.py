@@ -157,7 +157,7 @@ def choose_output(context: typer.Context) -> OutputChoice:
         path=path,
         force=values["force"],
         text=not values["no_text"],
-        tokens=not values.get("no_tokens", False),
+        tokens=values.get("tokens", not values.get("no_tokens", False)),
         words=values.get("words", False),
         context_lengths=values.get("context_lengths", False),
         bits=values["unit"] == "bits",

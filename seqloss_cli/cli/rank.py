@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -29,6 +29,7 @@ EXAMPLES = (
     'seqloss rank --prompt "A list is" --response " sorted." --response " wet."',
     "seqloss rank samples/choices.jsonl --separator ' ' --pmi",
     "seqloss rank samples/minimal-pairs.jsonl --no-prompt --choices-field good,bad",
+    "seqloss rank samples/choices.jsonl --separator ' ' --report page.html --summary",
 )
 
 
@@ -75,6 +76,16 @@ _CHAT = {n: p.CHAT_OPTIONS[n] for n in ("chat", "chat_template", "no_end_of_turn
         ),
     },
     {n: o.OUTPUT_OPTIONS[n] for n in ("json", "jsonl", "format", "output", "force", "no_text")},
+    {
+        "tokens": (
+            Annotated[
+                bool,
+                o.flag(o.OUTPUT, "--tokens", "Rows hold choices' token losses; so with --report."),
+            ],
+            False,
+        ),
+    },
+    o.PAGE_OPTION,
     o.OTHER_OPTIONS,
 )
 def rank(ctx: typer.Context) -> None:
@@ -84,14 +95,19 @@ def rank(ctx: typer.Context) -> None:
     of lm-evaluation-harness; the first of equal scores wins. Lengths exclude the separator.
     """
     with command_errors(ctx):
+        from dataclasses import replace
+
         from seqloss_cli.cli.choices import choose_output
+        from seqloss_cli.cli.paging import page_after
 
         choice = choose_output(ctx)
         _refuse(ctx, choice)
-        with _ranked_rows(ctx) as ranked:
-            n_rejected = _rank(ctx, choice, ranked)
-        if n_rejected:  # once both files are whole
-            raise typer.Exit(REJECTED)
+        choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
+        with page_after(ctx, choice, "Preferences of") as choice:
+            with _ranked_rows(ctx) as ranked:
+                n_rejected = _rank(ctx, choice, ranked)
+            if n_rejected:  # once both files are whole
+                raise typer.Exit(REJECTED)
 
 
 def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -> int:
@@ -101,11 +117,12 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     from seqloss_cli.cli.choices import load_scorer
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.writers import also_beside
     from seqloss_cli.judging import RankTotals, rank_totals
     from seqloss_cli.ranking import MEANINGS, SCORES
     from seqloss_cli.ranking import rank as rankings
     from seqloss_cli.reading import ReadStats, described
-    from seqloss_cli.writing import open_sink
+    from seqloss_cli.writing import open_sink, ranking_rows
 
     values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()
     items = i.choice_items(ctx, names, stats)
@@ -113,14 +130,16 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     bar = ProgressBar(names)
     found = rankings(items, lambda pairs: scorer.score(pairs, None, bar.on_progress), values["pmi"])
     read = described(names or ["<choices>"], i.choice_reading(ctx))
-    rows = {"text": choice.text, "summary": choice.summary, "pmi": values["pmi"]}
+    rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
+    rows |= {"summary": choice.summary, "pmi": values["pmi"], "by": str(values["by"])}
     rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if values["pmi"] else -2]}
     run = replace(scorer.run_info("rank"), reading=read, rows=rows)
     with open_sink(choice.path, choice.force, warn=say) as sink:
-        writer = _writer(sink, choice, scorer, str(values["by"]))
+        own = _writer(sink, choice, scorer, str(values["by"]))
         results = found if ranked is None else _also_ranked(found, ranked)
-        work = Work(results, rank_totals, RankTotals(), run, writer)
-        written = write_all(work, stats, bar, choice)
+        with also_beside(own, choice, scorer.tokenization, ranking_rows) as writer:
+            work = Work(results, rank_totals, RankTotals(), run, writer)
+            written = write_all(work, stats, bar, choice)
     say_what_was_written(written, stats, choice)
     say_what_did_not_fit(scorer)
     return written.n_rejected
@@ -128,7 +147,13 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
+    from seqloss_cli.cli.paging import refuse_page
+
     values = ctx.params
+    refuse_page(ctx, choice)
+    _refuse_page_over(ctx)
+    if choice.tokens and (choice.format is Format.table or choice.summary):
+        raise UsageError("--tokens is for rows: they need --json, --jsonl or -o FILE.jsonl")
     if choice.format not in (Format.table, Format.json, Format.jsonl):
         raise UsageError(f"rank does not write {choice.format.value}, but --json and --jsonl")
     if values["boundary"] == "compare":
@@ -151,6 +176,23 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
         if choice.path is not None and ranked.absolute() == choice.path.absolute():
             raise UsageError("--output-ranked and -o name the same file")
         refuse_to_overwrite(ranked, choice.force)
+
+
+def _refuse_page_over(ctx: typer.Context) -> None:
+    """Raises UsageError where the page would take the place of another file of the command."""
+    values = ctx.params
+    page: Path | None = values["report"]
+    if page is None:
+        return
+    if (
+        values["output_ranked"] is not None
+        and values["output_ranked"].absolute() == page.absolute()
+    ):
+        raise UsageError(f"--report {page} and --output-ranked are one file")
+    for text in (values["prompt"], *(values["response"] or ())):
+        name = Path((text or "").removeprefix("@"))
+        if text and text.startswith("@") and name.absolute() == page.absolute():
+            raise UsageError(f"--report {page} is one of the inputs: name another file")
 
 
 @contextmanager
@@ -184,14 +226,13 @@ def _also_ranked(
 def _writer(
     sink: BinaryIO, choice: OutputChoice, scorer: Scorer, by: str
 ) -> Writer[Ranking, RankTotals]:
-    from seqloss_cli.cli.writers import JSON_WRITERS, console, table_options
+    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import RankTableWriter
     from seqloss_cli.writing import ranking_rows
 
     if choice.format is Format.table:
         options = table_options(scorer.tokenization, choice)
         return RankTableWriter(console(choice.path, sink), options, by)
-    writer: Writer[Ranking, RankTotals] = JSON_WRITERS[choice.format](
-        sink, ranking_rows(choice.text, choice.summary)
-    )
+    rows = ranking_rows(row_options(scorer.tokenization, choice))
+    writer: Writer[Ranking, RankTotals] = JSON_WRITERS[choice.format](sink, rows)
     return writer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,12 +16,13 @@ from seqloss_cli.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.comparisons import Comparisons
     from seqloss_cli.reports import Page, PageOptions
-    from seqloss_cli.results import DivergedRow, ResultsFile, ResultsOf
+    from seqloss_cli.results import DivergedRow, RankedRow, ResultsFile, ResultsOf, RowKind
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
     "seqloss report a.jsonl b.jsonl -o differences.html",
     "seqloss report divergences.jsonl -o divergences.html",
+    "seqloss report rankings.jsonl -o rankings.html",
     "seqloss score README.md --ranks --entropy --top-k 5 --report report.html --summary",
 )
 
@@ -71,7 +72,7 @@ def report(ctx: typer.Context, results: r.Files) -> None:
     """A web page of results: texts coloured by loss, charts, tables. One file, no network.
 
     Of two results files it shows both models side by side, and their differences; of what diverge
-    wrote, texts coloured by KL.
+    wrote, texts coloured by KL; of what rank wrote, questions with their choices.
     """
     with command_errors(ctx):
         from seqloss_cli.reports import PageOptions
@@ -111,10 +112,13 @@ def write_page(
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
     from seqloss_cli.reports import gather, page_of
-    from seqloss_cli.results import DIVERGENCE_KINDS, loss_kinds
+    from seqloss_cli.results import DIVERGENCE_KINDS, RANKING_KINDS, loss_kinds
 
-    file = r.open_of(name, {**loss_kinds(bulky=True), **DIVERGENCE_KINDS}, called)
+    kinds: dict[str, RowKind[Any]] = {**loss_kinds(bulky=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
+    file = r.open_of(name, kinds, called)
     reading = r.Reading()
+    if file.run["command"] in RANKING_KINDS:
+        return _page_of_rankings(file, reading, options), reading.n_unusable
     if file.run["command"] in DIVERGENCE_KINDS:
         return _page_of_divergences(file, reading, options), reading.n_unusable
     found = gather(reading.rows(file), options)
@@ -134,6 +138,21 @@ def _page_of_divergences(
         raise UsageError("--by is for pages of what score and cond wrote")
     found = gather_divergences(reading.rows(file), options)
     return page_of_divergences(file, found, options, reading.n_unusable)
+
+
+def _page_of_rankings(file: ResultsOf[RankedRow], reading: r.Reading, options: PageOptions) -> Page:
+    from seqloss_cli.reports import PageOptions, gather_rankings, page_of_rankings
+
+    if options.by:
+        raise UsageError(
+            "--by is for pages of what score and cond wrote; rank has a --by of its own"
+        )
+    if options.n_worst != PageOptions().n_worst:
+        raise UsageError(
+            "--worst lists tokens; what rank wrote is listed by question: leave it out"
+        )
+    found = gather_rankings(reading.rows(file), file.run, options)
+    return page_of_rankings(file, found, options, reading.n_unusable)
 
 
 def _page_of_two(

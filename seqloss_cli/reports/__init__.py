@@ -5,6 +5,8 @@ from seqloss_cli.reports.documents import page_bytes
 from seqloss_cli.reports.joined import gather_pair
 from seqloss_cli.reports.one_model import gather, page_of
 from seqloss_cli.reports.page import Page, PageOptions
+from seqloss_cli.reports.questioned import gather_rankings
+from seqloss_cli.reports.rankings import page_of_rankings
 from seqloss_cli.reports.selecting import MOST_SEQUENCES, MOST_TOKENS, Limits
 from seqloss_cli.reports.two_models import page_of_pair
 
@@ -17,8 +19,10 @@ __all__ = [
     "gather",
     "gather_divergences",
     "gather_pair",
+    "gather_rankings",
     "page_bytes",
     "page_of",
     "page_of_divergences",
     "page_of_pair",
+    "page_of_rankings",
 ]

@@ -182,10 +182,7 @@ def _means(
             low, high = frame.y(max(mean.low, 0)), frame.y(mean.high)
             parts.append(svg.line(x, low, x, high, f"whisker {side}"))
     parts.append(svg.path(points, f"line {side}"))
-    dots = Markup("").join(
-        Markup(f'<circle cx="{x:g}" cy="{y:g}" r="3.2" class="dot {side}"/>') for x, y in points
-    )
-    return [*parts, dots]
+    return [*parts, *(svg.dot(x, y, f"dot {side}") for x, y in points)]
 
 
 def _position_rows(

@@ -8,7 +8,7 @@ import math
 def number(value: float, digits: int) -> str:
     """Fixed digits and a true minus; large and tiny ones in powers of ten."""
     if math.isinf(value):
-        return "∞"
+        return "∞" if value > 0 else "−∞"
     if value != 0 and not 10**-digits <= abs(value) < 1e9:
         return f"{value:.4g}".replace("-", "−")
     return f"{value:,.{digits}f}".replace("-", "−")

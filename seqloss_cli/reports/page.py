@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from markupsafe import Markup
+
 from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.reports.panes import Pane
 from seqloss_cli.reports.selecting import Chosen, Limits
@@ -66,6 +68,34 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A figure of a choice."""
+
+    name: str
+    value: Cell | str
+    is_loss: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShownChoice:
+    number: int
+    marks: list[tuple[str, str]]
+    """Class and words of each thing that it is: right, preferred."""
+    pane: Pane
+    scores: list[Scored]
+    share: float | None
+    """Its probability among the choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt: Markup | None
+    """None where it is not known."""
+    direction: str
+    choices: list[ShownChoice]
+
+
+@dataclass(frozen=True, slots=True)
 class ShownSequence:
     number: int
     """Of the page's sequences, from 0."""
@@ -74,6 +104,8 @@ class ShownSequence:
     cells: list[Cell | str]
     panes: list[Pane]
     about: list[str]
+    question: Question | None = None
+    """Its panes are those of the choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +132,9 @@ class Words:
 
     charts: str = "Losses"
     places: str = "Worst tokens"
+    sequences: str = "Sequences"
+    sequence: str = "sequence"
+    texts: str = "Texts"
     about: str = (
         "Losses are −ln of the probability that the model gave each token, in nats; intervals are "
         "95 %, over sequences, of a single text over its blocks."
@@ -160,15 +195,17 @@ def about_sequence(shown: Shown) -> list[str]:
     return said
 
 
-def about_selection(chosen: Chosen[Any], limits: Limits, seed: int, per: str) -> str:
+def about_selection(
+    chosen: Chosen[Any], limits: Limits, seed: int, per: str, of: str = "sequences"
+) -> str:
     """Empty where all are shown; of a text that is cut, `about_sequence` tells."""
     if not chosen.n_worst or chosen.n_seen == 1:
         return ""
     sample = f" and {chosen.n_sampled:,} drawn at random (seed {seed})" if chosen.n_sampled else ""
     return (
-        f"Of {chosen.n_seen:,} sequences these are the {chosen.n_worst:,} with the highest {per}"
+        f"Of {chosen.n_seen:,} {of} these are the {chosen.n_worst:,} with the highest {per}"
         f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
-        "sequences. Totals, charts and lists are of all of them."
+        f"{of}. Totals, charts and lists are of all of them."
     )
 
 

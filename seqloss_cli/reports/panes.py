@@ -101,7 +101,7 @@ def direction_of(text: bytes) -> str:
 
 def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
     data: dict[str, Any] = {
-        "l": [_loss(loss) for loss in shown.losses],
+        "l": [loss_or_mark(loss) for loss in shown.losses],
         "t": [names.place(token) for token in shown.tokens],
     }
     if shown.ids is not None:
@@ -118,7 +118,7 @@ def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
         data["a"] = [_flat(each, names) for each in shown.alternatives]
         data["h"] = _own_places(shown)
     for name, values in shown.further.items():
-        data[name] = [_loss(value) for value in values]
+        data[name] = [loss_or_mark(value) for value in values]
     return data
 
 
@@ -146,7 +146,8 @@ def _own_places(shown: Shown) -> list[int]:
     ]
 
 
-def _loss(loss: float | None) -> float | None:
+def loss_or_mark(loss: float | None) -> float | None:
+    """As it stands in the data."""
     return _INFINITE if loss is not None and math.isinf(loss) else _short(loss)
 
 
@@ -177,8 +178,8 @@ def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collect
         parts.append(span_markup(piece, step, "", anchor, "·"))
     data = {
         "d": [_short(value) for value in aligned.difference],
-        "l": [_loss(value) for value in aligned.first],
-        "b": [_loss(value) for value in aligned.second],
+        "l": [loss_or_mark(value) for value in aligned.first],
+        "b": [loss_or_mark(value) for value in aligned.second],
     } | ({"x": exact} if exact else {})
     direction = direction_of(text)
     return Pane("B − A", "difference", Markup("").join(parts), data, "difference", direction)

@@ -69,6 +69,10 @@ def path(points: Sequence[tuple[float, float]], classes: str, closed: bool = Fal
     return Markup(f'<path d="M{where}{"Z" if closed else ""}" class="{escape(classes)}"/>')
 
 
+def dot(x: float, y: float, classes: str) -> Markup:
+    return Markup('<circle cx="{:g}" cy="{:g}" r="3.2" class="{}"/>').format(x, y, classes)
+
+
 def bar(x1: float, y1: float, x2: float, y2: float, classes: str, hint: str) -> Markup:
     return Markup(
         '<rect x="{}" y="{}" width="{}" height="{}" class="{}"><title>{}</title></rect>'
@@ -81,7 +85,8 @@ def y_axis(frame: Frame, label: str, percent: bool = False) -> list[Markup]:
     for value in ticks(frame.y_low, frame.y_high, 4):
         y = frame.y(value)
         parts.append(line(frame.left, y, frame.right, y, "grid"))
-        shown = f"{value:.3g}%" if percent else f"{value:.3g}"
+        brief = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        shown = f"{brief}%" if percent else brief
         parts.append(text(frame.left - 6, y + 4, shown, "", "end"))
     return parts
 

@@ -1,4 +1,4 @@
-"""Results files as data: what `score`, `cond` and `diverge` wrote, read back and checked."""
+"""Results files as data: what the commands that score wrote, read back and checked."""
 
 from seqloss_cli.results.diverged import DIVERGENCE_KINDS, DivergedRow
 from seqloss_cli.results.files import (
@@ -10,6 +10,7 @@ from seqloss_cli.results.files import (
     open_any,
     open_results,
 )
+from seqloss_cli.results.ranked import RANKING_KINDS, RankedChoice, RankedRow
 from seqloss_cli.results.rows import Favourites, ResultRow, TokenLosses, totals_of_row
 from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, Difference, run_differences
 
@@ -17,11 +18,14 @@ __all__ = [
     "DIVERGENCE_KINDS",
     "NUMERICS",
     "POLICIES",
+    "RANKING_KINDS",
     "TOKENIZER",
     "Difference",
     "DivergedRow",
     "Favourites",
     "NoResultsError",
+    "RankedChoice",
+    "RankedRow",
     "ResultRow",
     "ResultsFile",
     "ResultsOf",

@@ -108,7 +108,7 @@ def read_row(
     ChainRule.read(fields)
     if totals.total_loss is not None and totals.total_loss < 0:
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
-    tokens = _token_losses(fields, totals.n_tokens)
+    tokens = token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
     kept = {name: value for name, value in fields.items() if bulky or name not in _BULKY}
@@ -178,7 +178,8 @@ def _apart(separate: Any) -> Totals | None:
     )
 
 
-def _token_losses(row: Fields, n: int) -> TokenLosses | None:
+def token_losses(row: Fields, n: int) -> TokenLosses | None:
+    """None where the row was written without them. Raises RowError for one that cannot be."""
     written, mask = row.get("token_losses"), row.get("loss_mask")
     if written is None:
         return None

@@ -6,23 +6,28 @@ import math
 from dataclasses import asdict
 from typing import BinaryIO
 
+import numpy as np
+
 from seqloss_cli.judging import RankTotals, accuracies, judged
 from seqloss_cli.metrics import score_flags
 from seqloss_cli.ranking import SCORES, Ranking, ScoredChoice, flags_of
+from seqloss_cli.records import SequenceScore
+from seqloss_cli.spans import is_edge
 from seqloss_cli.writing.formats import RowMakers, json_bytes
 from seqloss_cli.writing.pairs import Row
+from seqloss_cli.writing.rows import RowOptions, numbers_or_null
 
 
-def ranking_rows(with_text: bool, summary: bool) -> RowMakers[Ranking, RankTotals]:
+def ranking_rows(options: RowOptions) -> RowMakers[Ranking, RankTotals]:
     return RowMakers(
-        lambda ranking, sums: ranking_row(ranking, with_text), rank_totals_row, summary
+        lambda ranking, sums: ranking_row(ranking, options), rank_totals_row, options.summary
     )
 
 
-def ranking_row(ranking: Ranking, with_text: bool) -> Row:
+def ranking_row(ranking: Ranking, options: RowOptions) -> Row:
     sample, choices = ranking.sample, ranking.choices
     row: Row = {"id": sample.id, "source": sample.source, "line": sample.line}
-    if with_text:
+    if options.text:
         row["prompt"] = choices.prompt
         if choices.separator:
             row["separator"] = choices.separator
@@ -30,7 +35,7 @@ def ranking_row(ranking: Ranking, with_text: bool) -> Row:
         row["meta"] = sample.meta
     chances = ranking.probabilities
     row["choices"] = [
-        _choice(choice, None if chances is None else float(chances[n]), with_text)
+        _choice(choice, None if chances is None else float(chances[n]), options)
         for n, choice in enumerate(ranking.scored)
     ]
     row["orders"] = {name: [*order] for name, order in ranking.orders.items()}
@@ -41,12 +46,12 @@ def ranking_row(ranking: Ranking, with_text: bool) -> Row:
     return row
 
 
-def _choice(choice: ScoredChoice, probability: float | None, with_text: bool) -> Row:
+def _choice(choice: ScoredChoice, probability: float | None, options: RowOptions) -> Row:
     score = choice.score
     seam, pair = score.sequence.seam, score.sequence.sample.pair
     assert seam is not None
     assert pair is not None
-    row: Row = {"response": pair.response} if with_text else {}
+    row: Row = {"response": pair.response} if options.text else {}
     row |= {
         "log_prob": finite(choice.log_prob),
         "probability": probability,
@@ -60,6 +65,33 @@ def _choice(choice: ScoredChoice, probability: float | None, with_text: bool) ->
         row["log_prob_alone"] = finite(choice.log_prob_alone)
     row["scores"] = {name: finite(choice.score_by(name)) for name in choice.score_names}
     row["flags"] = score_flags(score)
+    return row | (_tokens(score, options) if options.tokens else {})
+
+
+def _tokens(score: SequenceScore, options: RowOptions) -> Row:
+    """From the first token that counts to the last: `token_losses` are of these, null where they
+    do not count; `byte_offsets` are places in `text`, the stretch that they cover."""
+    sequence, counted = score.sequence, np.flatnonzero(score.counted)
+    first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
+    raw, offsets = (sequence.text or "").encode(), sequence.byte_offsets
+    if offsets is not None:
+        while first > 0 and not is_edge(raw, int(offsets[first])):
+            first -= 1
+        while last < sequence.n_tokens and not is_edge(raw, int(offsets[last])):
+            last += 1
+    losses, counts = score.losses[first:last], score.counted[first:last]
+    row: Row = {
+        "token_ids": sequence.token_ids[first:last].tolist(),
+        "tokens": options.token_texts(sequence)[first:last],
+        "token_losses": numbers_or_null(losses, counts),
+    }
+    if infinite := np.flatnonzero(np.isinf(losses) & counts).tolist():
+        row["inf_losses"] = infinite
+    if offsets is None:
+        return row | {"byte_offsets": None}
+    row["byte_offsets"] = (offsets[first : last + 1] - offsets[first]).tolist()
+    if options.text:
+        row["text"] = raw[offsets[first] : offsets[last]].decode()
     return row
 
 

@@ -163,7 +163,7 @@
 
   function shown(value, digits = 4) {
     if (value === null || value === undefined) return '–';
-    if (!Number.isFinite(value)) return '∞';
+    if (!Number.isFinite(value)) return value < 0 ? '−∞' : '∞';
     const size = Math.abs(value);
     if (value !== 0 && (size < 10 ** -digits || size >= 1e9)) return inDigits(value);
     return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace('-', '−');
@@ -262,6 +262,7 @@
     if (loss === INFINITE) loss = Infinity;
     if (several) entries(list, [['token', visible(data.names[own.t[t]])]]);
     if (own.kl) return ofDivergence(list, own, t);
+    if (own.w !== undefined) return ofWhole(list, own);
     entries(list, [['position', t], ['id', own.i && own.i[t]]]);
     if (loss === null) entries(list, [['loss', 'not scored']]);
     else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
@@ -272,6 +273,13 @@
     const parts = [list];
     if (own.a && own.a[t]) parts.push(alternatives(own, t));
     return parts;
+  }
+
+  /** Of a choice without tokens: its mean loss is all that is known. */
+  function ofWhole(list, own) {
+    const loss = own.l[0] === INFINITE ? Infinity : own.l[0];
+    const said = loss === null ? ['not scored'] : inBoth(loss);
+    return [entries(list, [['mean loss per token', said[0]], ['in bits', said[1]], ['tokens', own.w]])];
   }
 
   /** Where gold is known in part, its divergence lies between two figures. */
@@ -471,7 +479,7 @@
       const article = document.getElementById(`q${row.dataset.s}`);
       if (article) article.hidden = row.hidden;
     }
-    one('#found').textContent = wanted ? `${n.toLocaleString('en')} of ${rows.length.toLocaleString('en')} sequences` : '';
+    one('#found').textContent = wanted ? `${n.toLocaleString('en')} of ${rows.length.toLocaleString('en')} ${one('#h-sequences').textContent.toLowerCase()}` : '';
   }
   if (search) search.addEventListener('input', find);
 
