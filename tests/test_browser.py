@@ -195,7 +195,14 @@ def test_hover_and_keys(pages: dict[str, Path], opened: Any) -> None:
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         assert page.evaluate(FOCUS) == [before[0], before[1] + 2]
-        assert f"position\n{before[1] + 2}" in page.locator("#details").inner_text()
+        assert f"position\n{before[1] + 2}\n" in page.locator("#details").inner_text()
+        spans.nth(8).hover()
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowRight")
+        for top in (24, -48):
+            page.evaluate(f"scrollBy({{ top: {top}, behavior: 'instant' }})")
+            page.wait_for_timeout(200)  # another token is under the pointer, which rests
+            assert f"position\n{before[1] + 2}\n" in page.locator("#details").inner_text()
         page.keyboard.press("ArrowDown")
         assert page.evaluate(FOCUS)[1] > before[1] + 2
         page.keyboard.press("Tab")

@@ -24,7 +24,7 @@ STATISTICS = "Statistics"
 LEAST_RESAMPLES = 100
 Files = Annotated[
     list[str],
-    typer.Argument(metavar="RESULTS", help="What score or cond wrote: .jsonl, .json, .parquet."),
+    typer.Argument(metavar="RESULTS", help="Results: .jsonl, .json or .parquet."),
 ]
 STATISTICS_OPTIONS: o.Group = {
     "cluster": (

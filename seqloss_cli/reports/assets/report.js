@@ -324,7 +324,11 @@
   }
 
   let focused = null;
+  let pointer = '';
   document.addEventListener('pointerover', (event) => {
+    const place = `${event.screenX} ${event.screenY}`;
+    if (place === pointer) return; // the page moved below it, by keys
+    pointer = place;
     const found = spanAt(event.target);
     if (found) tell(found.pane, found.n);
     else if (focused && current && event.target instanceof Element && event.target.closest('.pane')) tell(focused.pane, focused.n);
