@@ -109,7 +109,7 @@ def point(settings: Settings, folder: str, dtype: str, what: str, keep: bool) ->
     for weight in model.parameters():  # pages mapped from the file would come and go
         weight.data = weight.data.clone()
     if not keep:
-        hand_back_freed_memory()
+        hand_back_freed_memory(1 << 20)
     ids = np.random.default_rng(4).integers(2, 30_000, settings.memory_tokens)
 
     def score() -> None:

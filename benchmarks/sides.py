@@ -105,12 +105,12 @@ class Ours:
         return [float(totals_of(score).log_prob or 0.0) for score in self.scores(samples)]
 
 
-def hand_back_freed_memory() -> None:
+def hand_back_freed_memory(from_size: int = 32 << 20) -> None:
     """Undo what `keep_freed_memory` did for the process, so that peers find the C library as they
-    do in a process of their own: blocks over 32 MiB come from the system each time, which is where
-    its own adjustment ends (mallopt(3): M_MMAP_THRESHOLD)."""
+    do in a process of their own: blocks of so many bytes and more come from the system each time;
+    32 MiB is where its own adjustment ends (mallopt(3): M_MMAP_THRESHOLD)."""
     library = ctypes.CDLL(None)
-    for parameter, value in ((-4, 1 << 16), (-3, 32 << 20), (-1, 64 << 20)):
+    for parameter, value in ((-4, 1 << 16), (-3, from_size), (-1, 2 * from_size)):
         library.mallopt(parameter, value)
     library.malloc_trim(0)
 
