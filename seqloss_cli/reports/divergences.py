@@ -64,6 +64,7 @@ _PLAIN = (
     ("student_cut", "model cut"),
     ("teacher_cut", "gold cut"),
 )
+_SUMS = "sums"
 _SHOWN = (0.01, 0.05, 0.5, 0.95, 0.99)
 _WORDS = Words(
     charts="Divergences",
@@ -87,13 +88,12 @@ class GatheredDivergences:
     worst: list[Worst]
     """Tokens, of all rows."""
     chosen: Chosen[Shown]
-    of: Mapping[int, DivergenceTotals]
-    """Sums of a sequence by its place in the file."""
+    """Each with its own sums in the field `_SUMS`."""
 
 
 def gather_divergences(rows: Iterable[DivergedRow], options: PageOptions) -> GatheredDivergences:
     """One pass; what is kept of the rows is what the page shows."""
-    documents, sums, of = Documents(), DivergenceTotals(), dict[int, DivergenceTotals]()
+    documents, sums = Documents(), DivergenceTotals()
     by_kl = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
     worst_tokens = WorstTokens(options.n_worst)
     kls, selection = Reservoir(seed=options.seed), select(options)
@@ -105,19 +105,18 @@ def gather_divergences(rows: Iterable[DivergedRow], options: PageOptions) -> Gat
         worst_tokens.add(with_kls, item)
         if tokens is not None:
             kls.add(tokens["kl"])
-        sums, of[order] = sums + row.sums, row.sums
+        sums += row.sums
         mean = row.sums.mean("kl")
         worst = float("inf") if row.sums.n_infinite.get("kl") else -1.0
         selection.add(item, worst if mean is None else mean, peak(with_kls))
-    chosen = selection.chosen()
-    kept = {item.order: of[item.order] for item in chosen.items}
     return GatheredDivergences(
-        documents, sums, by_kl.summary(), kls.values(), worst_tokens.items(), chosen, kept
+        documents, sums, by_kl.summary(), kls.values(), worst_tokens.items(), selection.chosen()
     )
 
 
 def _shown(row: DivergedRow, order: int) -> Shown:
     found = shown(row.row, order)
+    found = replace(found, fields={**found.fields, _SUMS: row.sums})
     if found.why_plain or row.columns is None or row.row.tokens is None:
         return found
     scored = row.row.tokens.scored
@@ -260,7 +259,7 @@ def _sequence(
     marked: set[int],
     in_part: bool,
 ) -> ShownSequence:
-    sums, panes = found.of[item.order], list[Pane]()
+    sums, panes = item.fields[_SUMS], list[Pane]()
     if not item.why_plain:
         panes = [token_pane(item, "", names, f"t{number}-0-", marked, "", "kl", KL_EDGES)]
     at_most: list[Cell | str] = [Cell(sums.mean("kl_at_most"))] if in_part else []
