@@ -139,7 +139,12 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         warnings.append(
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
-    return model, warnings + put_adapter_on(model, choice)
+    warnings += put_adapter_on(model, choice)
+    if device == "cpu":
+        from seqloss_cli.products import use_onednn  # imports torch
+
+        use_onednn(model)
+    return model, warnings
 
 
 def _require_quantised(path: str, model: Any, config: Any) -> None:

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from seqloss_cli.attention import PACKED, packed
 from seqloss_cli.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
 from seqloss_cli.compiling import CompiledLayers, computing
 from seqloss_cli.head import score_in_blocks, score_positions
+from seqloss_cli.products import product_of
 from seqloss_cli.records import Ints
 
 RunPath = Literal["packed", "batched", "single", "plain"]
@@ -201,7 +201,8 @@ class Runner:
             return nullcontext()
         layer = self.model.get_output_embeddings()
         weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
-        product = _float32_product if weight.is_cuda and weight.dtype in _HALF else linear
+        on_gpu = weight.is_cuda and weight.dtype in _HALF
+        product = _float32_product if on_gpu else product_of(layer)
         return computing(layer, lambda hidden: product(hidden, weight, bias))
 
     def on_device(self, array: Ints) -> Tensor:

@@ -23,11 +23,12 @@ from test_architectures import CONTEXT, STRIDE, assert_alternatives_right, build
 from test_architectures import truth_of as windows_of
 from test_sharing import Counting, outcomes, plain_losses
 
-from seqloss_cli import PairPolicy, attention, head, scoring
+from seqloss_cli import PairPolicy, attention, head, products, scoring
 from seqloss_cli.backend import Wants
 from seqloss_cli.config import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.fleet import Fleet
+from seqloss_cli.products import use_onednn
 from seqloss_cli.records import Floats, Pair, Sample, SequenceScore, TokenSequence
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tuning import fuse_activations
@@ -88,11 +89,15 @@ class Model:
         return found
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "llama by oneDNN", "gpt2 by oneDNN"])
 def each_model(request: pytest.FixtureRequest) -> Model:
-    model = build(request.param)
+    model = build(request.param.split()[0])
     fuse_activations(model)
-    return Model(model, copy.deepcopy(model).double(), {})
+    exact = copy.deepcopy(model).double()
+    if request.param.endswith("oneDNN"):
+        with patch.multiple(products, _LEAST_WEIGHTS=0, _mkl_is_slow=lambda: True):
+            assert use_onednn(model) > 0
+    return Model(model, exact, {})
 
 
 @pytest.fixture(scope="module")
@@ -279,10 +284,11 @@ class Rounded:
     """Distances of plain bfloat16 forwards from the truth, per token."""
 
 
-@pytest.fixture(scope="module")
-def rounded(tmp_path_factory: pytest.TempPathFactory) -> Rounded:
-    """Loaded anew: a model cast in memory rounds its rotary frequencies, too."""
-    model = llama(context=LONGEST)
+@pytest.fixture(scope="module", params=[False, True], ids=["", "by oneDNN"])
+def rounded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Rounded:
+    """Loaded anew: a model cast in memory rounds its rotary frequencies, too. oneDNN computes those
+    layers that have a bias, and what comes after them."""
+    model = llama(context=LONGEST, mlp_bias=request.param, attention_bias=request.param)
     folder = save_checkpoint(tmp_path_factory.mktemp("rounded"), model.bfloat16(), None)
     half = type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
     exact = type(model).from_pretrained(folder, dtype=torch.float64).eval()
@@ -293,7 +299,9 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Rounded:
         return np.concatenate([losses_of(windows_of(by, ids, bos), ids) for ids, bos in listed])
 
     truth = losses(exact)
-    return Rounded(Model(half, exact, {}), sequences, truth, np.abs(losses(half) - truth))
+    plain = np.abs(losses(half) - truth)
+    assert bool(use_onednn(half)) == request.param
+    return Rounded(Model(half, exact, {}), sequences, truth, plain)
 
 
 EPS_MEAN, EPS_MOST = 3e-4, 0.01
