@@ -125,7 +125,7 @@ def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
 def _words(rows: slice, n_words: int) -> Iterator[slice]:
     """The vocabulary in blocks."""
     width = max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
-    return word_blocks(rows, n_words, width)
+    return word_blocks(n_words, width)
 
 
 def _block(logits: Logits, rows: slice) -> Block:

@@ -19,9 +19,12 @@ from seqloss_cli.softmax import FURTHER, HeadTensors, Running, score_logits
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time where whole rows of them are needed: 64 MiB in float32, whatever the
 vocabulary."""
-BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 2048, 1 << 22, 1024
+BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 1024
 """Positions, logits, and words at least of a block of the vocabulary: small enough for what is made
-of them to stay near the cores, large enough for matrix products to run at their rate."""
+of them to stay near the cores, large enough for matrix products to run at their rate. Blocks of 16
+MiB are 3 % faster at best, but what the C library makes room for then grows by tens of MB."""
+_GPU_BLOCK_ROWS, _GPU_BLOCK_LOGITS = 4096, 1 << 25
+"""The same on a GPU, where a block must keep all of its cores busy (chosen, not measured)."""
 
 
 def rows_at_once(vocabulary: int) -> int:
@@ -64,22 +67,29 @@ def score_in_blocks(
 
     `width` is that of a block, where it is not to be chosen here.
     """
-    n_rows = min(BLOCK_ROWS, rows_at_once(vocabulary)) if wants.ranks else BLOCK_ROWS
+    n_rows = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
+    if wants.ranks:
+        n_rows = min(n_rows, rows_at_once(vocabulary))
     parts = []
     for start in range(0, len(targets_M), n_rows):
         rows = slice(start, min(start + n_rows, len(targets_M)))
         running = Running(targets_M[rows], wants)
-        for words in word_blocks(rows, vocabulary, width):
+        for words in word_blocks(vocabulary, width or _width(rows, targets_M)):
             running.add(logits_of(rows, words), words.start)
         parts.append(running.result())
     return to_host(parts)
 
 
-def word_blocks(rows: slice, vocabulary: int, width: int | None = None) -> Iterator[slice]:
-    """The vocabulary in blocks that fit so many rows."""
-    step = width or max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
-    for first in range(0, vocabulary, step):
-        yield slice(first, min(first + step, vocabulary))
+def _width(rows: slice, targets_M: Tensor) -> int:
+    """Words of a block for these rows, where the targets are."""
+    n_logits = _GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS
+    return max(LEAST_WIDTH, n_logits // (rows.stop - rows.start))
+
+
+def word_blocks(vocabulary: int, width: int) -> Iterator[slice]:
+    """The vocabulary in blocks of so many words; the last one may be smaller."""
+    for first in range(0, vocabulary, width):
+        yield slice(first, min(first + width, vocabulary))
 
 
 def to_host(parts: list[HeadTensors]) -> TokenScores:

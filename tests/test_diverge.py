@@ -66,7 +66,7 @@ def test_figures_against_float64(
     ids = torch.arange(n_rows) % n_words
     with pytest.MonkeyPatch.context() as patch:
         blocks = module.word_blocks
-        patch.setattr(module, "_words", lambda rows, n: blocks(rows, n, width))
+        patch.setattr(module, "_words", lambda rows, n: blocks(n, width))
         found = diverge(logits_of(student, in_blocks), logits_of(teacher), ids, n_words)
     expected = by_hand(student, teacher, ids)
     np.testing.assert_allclose(found.losses, expected.pop("student_losses"), atol=1e-5)
