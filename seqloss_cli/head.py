@@ -82,8 +82,8 @@ def score_in_blocks(
 
 def _width(rows: slice, targets_M: Tensor) -> int:
     """Words of a block for these rows, where the targets are."""
-    n_logits = _GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS
-    return max(LEAST_WIDTH, n_logits // (rows.stop - rows.start))
+    n_rows: int = rows.stop - rows.start
+    return max(LEAST_WIDTH, (_GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS) // n_rows)
 
 
 def word_blocks(vocabulary: int, width: int) -> Iterator[slice]:

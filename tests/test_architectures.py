@@ -266,9 +266,12 @@ def test_heads_in_blocks_give_the_same_numbers(name: str, monkeypatch: pytest.Mo
     engine = Engine(model, CONTEXT)
     layer = model.get_output_embeddings()
     wants = Wants(entropy=True, top_k=3)
-    monkeypatch.setattr(
-        running, "linear", lambda x, w, b: widths.add(len(w)) or torch.nn.functional.linear(x, w, b)
-    )
+
+    def product(x: Any, weight: Any, bias: Any) -> Any:
+        widths.add(len(weight))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(running, "product_of", lambda layer: product)
     assert_right(model, scores_of(engine, wants=wants))
     assert widths == {50, N_BYTE_IDS % 50}
     assert layer.forward.__self__ is layer, "the layer's own forward is back"
@@ -283,7 +286,7 @@ def test_a_head_that_cannot_be_cut_is_run_whole(monkeypatch: pytest.MonkeyPatch)
     layer = model.get_output_embeddings()
     layer.__class__ = Sorted
     engine = Engine(model, CONTEXT)
-    monkeypatch.setattr(running, "linear", None)
+    monkeypatch.setattr(running, "product_of", None)
     assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
 
 

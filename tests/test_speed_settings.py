@@ -80,6 +80,14 @@ def test_compiling_pays_for_much_text_only(ready: Engine, monkeypatch: pytest.Mo
     assert estimates.compiling_pays(ready.model, 10**18)
 
 
+def test_slow_first_products_do_not_count(ready: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the same command would compile or not by how the machine woke up."""
+    took = iter([0.0, 5.0, 0.0, 2.0, 0.0, 0.5, *(0.0, 1.0) * 20])
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(took))
+    flop = 2 * 512 * 4 * ready.model.config.hidden_size**2
+    assert estimates._product_rate(ready.model) == flop / 0.5
+
+
 @pytest.mark.parametrize(
     ("seconds_of", "allowed", "chosen", "most_probed"),
     [
