@@ -11,7 +11,7 @@ from typing import Any
 import goals
 import torch
 from figures import TOLERANCE, Check, Figure, Found, Side, Times, difference, ratio_figure, table
-from profiling import ceiling, limits, profile_round
+from profiling import limits, profile_round, without_the_rest
 from rates import PlainRate, Shapes, best_square
 from settings import STRATA, Settings
 from sides import Ours, Watch, load_plain, minicons, textbook
@@ -88,7 +88,7 @@ class Documents:
         if products:
             self._products(times, flop, plain, shares)
         for peer in self.peers:
-            limit = _limit(times[peer], flop, plain, shares) if products else ""
+            limit = limits(times.ratio(peer, "eager"), shares) if products else ""
             for mode in self.ours:
                 goal = goals.MINICONS if peer == "minicons" else goals.TEXTBOOK[self.dtype, mode]
                 name = f"{self.title}, {mode}"
@@ -115,14 +115,11 @@ class Documents:
                     f"tokens; best square product {_giga(best)} ({side})",
                 )
             )
-        self.found.figures.append(
-            Figure(
-                "products",
-                f"{self.title}: ceiling if all but products and attention were free",
-                ceiling(shares),
-                note="from the profile: 1 / (1 + attention / products)",
-            )
-        )
+            if mode == "eager":
+                _, both = without_the_rest(statistics.median(ratios), shares)
+                name = f"{self.title}, eager, if all but its products and attention took no time"
+                note = "by the shares of the profile"
+                self.found.figures.append(Figure("products", name, both, note=note))
         by_shape = {s: [r for pair in plain for r in (pair[0][1][s], pair[1][1][s])]
                     for s in plain[0][0][1]}  # fmt: skip
         rows = [[shape, _giga(statistics.median(rates))] for shape, rates in by_shape.items()]
@@ -130,14 +127,6 @@ class Documents:
         rows += [[f"best square ({side})", _giga(best)]]
         title = f"{self.title}: plain F.linear with {self._mean_batch} rows"
         self.found.tables.append(table("products", title, ["in x out", "GFLOP/s"], rows))
-
-
-def _limit(
-    theirs: Sequence[float], flop: Sequence[float], plain: Sequence[Any], shares: dict[str, float]
-) -> str:
-    rounds = zip(theirs, flop, plain, strict=True)
-    ratios = [t * (before[0] + after[0]) / 2 / f for t, f, (before, after) in rounds]
-    return limits(statistics.median(ratios), shares)
 
 
 def _giga(rate: float) -> str:

@@ -126,3 +126,8 @@ class Times:
 
     def __getitem__(self, name: str) -> list[float]:
         return self.seconds[name]
+
+    def ratio(self, theirs: str, ours: str) -> float:
+        """The median of the rounds' ratios."""
+        pairs = zip(self[theirs], self[ours], strict=True)
+        return statistics.median(t / o for t, o in pairs)

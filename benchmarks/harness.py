@@ -6,18 +6,16 @@ neighbours in length. A round is one such batch: 16 documents of one stratum, sp
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import goals
-import torch
 from figures import TOLERANCE, Check, Found, Side, Times, difference, ratio_figure
 from profiling import limits, profile_round
-from rates import PlainRate, Shapes
+from rates import Shapes
 from settings import STRATA, Settings
-from sides import BATCH_TOKENS, Harness, Ours, PairTexts, Watch
+from sides import Harness, Ours, PairTexts
 from tokenizers import Tokenizer
 from workload import (
     checkpoint,
@@ -65,36 +63,6 @@ def _measured(rounds: Sequence[Sequence[PairTexts]], ours: dict[str, Ours], peer
     return times
 
 
-Work = tuple[int, int]
-"""Of a round: tokens that are fed to the layers, and to the head."""
-
-
-class Limit:
-    """What a ratio could be, by the rate of plain products and a profile of ours."""
-
-    def __init__(self, model: str, dtype: str, n_rows: int, ours: Side) -> None:
-        self._shapes = Shapes(checkpoint(model))
-        self._shares = profile_round(ours, self._shapes)
-        self._rate = PlainRate(self._shapes, n_rows, getattr(torch, dtype))
-        self._measured = [self._rate.measure()[0]]
-
-    def note(self, rounds: Sequence[Work], theirs: Sequence[float]) -> str:
-        """Measures the rate again, and takes the mean."""
-        self._measured.append(self._rate.measure()[0])
-        rate = statistics.mean(self._measured)
-        ratios = [
-            seconds * rate / self._shapes.flop(*work)
-            for work, seconds in zip(rounds, theirs, strict=True)
-        ]
-        return limits(statistics.median(ratios), self._shares)
-
-
-def _work(tokens: Tokenizer, pairs: Sequence[PairTexts]) -> Work:
-    """Layers for all tokens, the head for those of responses."""
-    n_fed = sum(len(tokens.encode(a + b).ids) - 1 for a, b in pairs)
-    return n_fed, sum(_lengths(tokens, pairs))
-
-
 def run(settings: Settings, model: str, dtype: str) -> Found:
     """Documents of neighbouring lengths; with `mixed_harness` also of all lengths at once."""
     tokens, found, title = tokenizer(), Found(), f"{model}, {dtype}"
@@ -113,10 +81,9 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
     for kind, texts in kinds.items():
         rounds = [split_cleanly(tokens, some) for some in texts]
         together = partial(ours["eager"].pairs, [pair for pairs in rounds for pair in pairs])
-        limit = Limit(model, dtype, BATCH_TOKENS // 2, together)
+        shares = profile_round(together, Shapes(checkpoint(model)))
         times = _measured(rounds, ours, peers)
-        work = [_work(tokens, pairs) for pairs in rounds]
-        notes = {peer: limit.note(work, times[peer]) for peer in peers}
+        notes = {peer: limits(times.ratio(peer, "eager"), shares) for peer in peers}
         for mode in ours:
             for peer in peers:
                 found.figures.append(
@@ -144,17 +111,14 @@ def run_shared(settings: Settings) -> Found:
     }
     for kind, (shape, goal) in kinds.items():
         title = f"{kind}: {shape[0]} of {shape[1]} tokens, {shape[2]} responses of {shape[3]}"
-        with Watch(ours["eager"].scorer) as watch:  # rounds are alike
-            ours["eager"].pairs(prompts_with_endings(shape, 98))
         rounds = [prompts_with_endings(shape, seed) for seed in range(settings.rounds)]
         warm = prompts_with_endings(shape, 99)[:16]
         found.checks += _checks("shared", f"{title}, float32", ours, peers, warm)
-        limit = Limit("gpt2", "float32", watch.mean_tokens, partial(ours["eager"].pairs, rounds[0]))
+        ours["eager"].pairs(rounds[0])  # warms up
+        shares = profile_round(partial(ours["eager"].pairs, rounds[0]), Shapes(checkpoint("gpt2")))
         times = _measured(rounds, ours, peers)
         theirs = times["its default"]
-        n_scored = sum(len(batch.targets) for batch in watch.batches)
-        work = (sum(batch.n_fed for batch in watch.batches), n_scored)
-        note = limit.note([work] * len(rounds), theirs)
+        note = limits(times.ratio("its default", "eager"), shares)
         for mode in ours:
             name = f"{title}; {mode}"
             figure = ratio_figure("shared", name, theirs, times[mode], goal, note=note)

@@ -40,19 +40,20 @@ def profile_round(side: Callable[[], Any], shapes: Shapes) -> dict[str, float]:
     return {part: value / sum(seconds.values()) for part, value in seconds.items()}
 
 
-def ceiling(shares: dict[str, float]) -> float:
-    """The share of the plain rate if all but products and attention were free."""
+def without_the_rest(ratio: float, shares: dict[str, float]) -> tuple[float, float]:
+    """What a ratio of ours would be if all but its products took no time, and if all but products
+    and attention took none."""
     products = shares["products of layers"] + shares["products of the head"]
-    return 1 / (1 + shares["attention"] / products)
+    return ratio / products, ratio / (products + shares["attention"])
 
 
-def limits(products_alone: float, shares: dict[str, float]) -> str:
-    """What a ratio could be: a goal above the second figure is out of reach on the machine, unless
-    its products or its attention get faster."""
-    both = products_alone * ceiling(shares)
+def limits(ratio: float, shares: dict[str, float]) -> str:
+    """A goal above the second figure is out of reach on the machine, unless its products or its
+    attention get faster."""
+    products, both = without_the_rest(ratio, shares)
     return (
-        f"ours would be {products_alone:.2f} times as fast if it did nothing but products, at the "
-        f"plain rate, and {both:.2f} times with attention"
+        f"eager, ours would be {products:.2f} times as fast if it did nothing but its products, "
+        f"and {both:.2f} times with its attention"
     )
 
 

@@ -108,28 +108,31 @@ class Process:
 def run_corpus(settings: Settings) -> Found:
     """Whole processes: peak memory and time as the corpus grows."""
     counts = settings.corpus_rows
-    few, many = counts[1], counts[-1]
+    few, many = counts[min(1, len(counts) - 2)], counts[-1]
     start_up = min(_process(16).seconds for _ in range(2))
     measured = {n: _fastest(n, 2 if n <= few else 1, few) for n in counts}
     each = {n: (process.seconds - start_up) / n for n, process in measured.items()}
     found = Found(_time_figures(each), tables=[_table(measured, each, start_up)])
-    last = measured[many]
-    assert last.early is not None, "rows are written as they are scored"
-    note = (
-        f"of one process, {last.early / MB:.0f} MB by the time that {few} rows were written: the "
-        "peak of the same rows differs between processes, by where the C library finds room"
-    )
-    goal = goals.CORPUS_GROWTH_MB if many >= 1_000_000 else None
-    note += "" if goal else "; the goal, 50 MB, is for a million rows: `--full`"
-    name = f"peak memory, from {few} to {many} rows"
-    growth = (last.peak - last.early) / MB
-    figure = Figure("corpus", name, growth, goal, True, unit="MB", note=note)
+    found.figures.append(_growth(measured[many], few, many))
     fed = {n: _tokens_fed(n) for n in counts}
     off = max(abs(tokens * counts[0] - fed[counts[0]] * n) for n, tokens in fed.items())
     name = "forwarded tokens, off a straight line by"
     note = ", ".join(f"{tokens} of {n} rows" for n, tokens in fed.items())
-    found.figures += [figure, Figure("corpus", name, off, 0.0, True, unit="tokens", note=note)]
+    found.figures.append(Figure("corpus", name, off, 0.0, True, unit="tokens", note=note))
     return found
+
+
+def _growth(last: Process, few: int, many: int) -> Figure:
+    name = f"peak memory, from {few} to {many} rows"
+    goal = goals.CORPUS_GROWTH_MB if many >= 1_000_000 else None
+    note = "" if goal else "; the goal, 50 MB, is for a million rows: `--full`"
+    if last.early is None:
+        return Figure("corpus", name, None, goal, note="it ended before that could be seen" + note)
+    note = (
+        f"of one process, {last.early / MB:.0f} MB by the time that {few} rows were written: the "
+        f"peak of the same rows differs between processes, by where the C library finds room{note}"
+    )
+    return Figure("corpus", name, (last.peak - last.early) / MB, goal, True, unit="MB", note=note)
 
 
 def _fastest(n_rows: int, repeats: int, early_rows: int) -> Process:
