@@ -288,6 +288,18 @@ def test_clusters_are_what_is_drawn(run_cli: Run, files: tuple[Path, Path], who:
     assert "clusters" in pair["difference"]["method"]
 
 
+def test_files_that_put_one_input_into_two_clusters_are_refused(
+    run_cli: Run, files: tuple[Path, Path]
+) -> None:
+    for path, shift in ((files[0], 0), (files[1], 1)):
+        rows = made(8, -0.1 * shift)
+        write(path, [row | {"meta": {"book": n // 4 + shift}} for n, row in enumerate(rows)])
+    done = run_cli("compare", *map(str, files), "--cluster", "book", "--json")
+    assert done.exit_code == 2
+    assert "different things of the book of row" in done.stderr
+    assert "--cluster takes a field that they agree on" in done.stderr
+
+
 def test_other_bos_tokens_of_one_tokenizer_are_refused(
     run_cli: Run, files: tuple[Path, Path]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.rendering.theme import kl_style, loss_style
 from seqloss_cli.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
@@ -78,3 +79,16 @@ def test_steps_never_fall_as_values_rise(values: list[float]) -> None:
     assert [step_of(rank, RANK_EDGES) for rank in (1, 2, 10, 11, 100, 101, 1000, 1001)] == [
         *(0, 1, 1, 2, 2, 3, 3, 4),
     ]
+
+
+def test_the_terminal_s_styles_are_of_the_same_steps() -> None:
+    """Losses that were styled by bounds of 0.5, 2, 4 and 7 nats; divergences by their own edges."""
+    losses = [0.0, 0.49, 0.5, 1.99, 2.0, 3.99, 4.0, 6.99, 7.0, 50.0, math.inf, math.nan]
+    hot = "bold bright_red"
+    expected = ["dim"] * 2 + [""] * 2 + ["cyan"] * 2 + ["yellow"] * 2 + [hot] * 4
+    assert [loss_style(loss) for loss in losses] == expected
+    kls = [0.0, 0.009, 0.01, 0.09, 0.1, 0.29, 0.3, 0.99, 1.0, 9.0]
+    assert [kl_style(kl) for kl in kls] == [*expected[:9], hot]
+    assert loss_style(None) == kl_style(None) == "dim"
+    assert loss_style(None, True) == "dim"
+    assert loss_style(0.1, True) == "green"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.errors import UsageError
 from seqloss_cli.results import ResultRow
 
 Key = tuple[Any, ...]
@@ -94,10 +95,17 @@ def text_key(row: ResultRow) -> Key:
 
 def cluster_of(rows: Joined, name: str | None) -> Any:
     """The value of the field of that name; None where there is none, or none is asked for. Rows are
-    of one input: what only some of the files say of it holds for all."""
+    of one input: what only some of the files say of it holds for all. UsageError where they say
+    different things."""
     if name is None:
         return None
-    return next((value for row in rows if (value := row.field(name)) is not None), None)
+    found = {repr(value): value for row in rows if (value := row.field(name)) is not None}
+    if len(found) > 1:
+        raise UsageError(
+            f"the files say different things of the {name} of row {rows[0].id!r} "
+            f"({', '.join(found)}): --cluster takes a field that they agree on"
+        )
+    return next(iter(found.values()), None)
 
 
 def not_comparable(rows: Joined, same_tokenizer: bool) -> str | None:

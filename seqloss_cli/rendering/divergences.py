@@ -21,7 +21,7 @@ from seqloss_cli.rendering.tables import add_rows
 from seqloss_cli.rendering.theme import (
     figures_table,
     flags_text,
-    loss_style,
+    kl_style,
     many,
     number,
     visible,
@@ -171,7 +171,7 @@ def _rows(diverged: Diverged, options: TableOptions) -> Iterator[list[Text]]:
             yield [Text(str(t), style="dim"), Text(visible(text), style="dim"), *[Text("-")] * 5]
             continue
         kl = float(found.kls[t])
-        style = loss_style(4 * kl)  # a quarter of a nat is as much as a whole nat of loss
+        style = kl_style(kl)
         yield [
             Text(str(t), style="dim"),
             Text(visible(text), style=style),
@@ -184,7 +184,8 @@ def _rows(diverged: Diverged, options: TableOptions) -> Iterator[list[Text]]:
 
 
 def _line(diverged: Diverged, sums: DivergenceTotals, options: TableOptions) -> Text:
-    kl, same = options.in_unit(sums.mean("kl")), sums.same_top1
+    kl, same = sums.mean("kl"), sums.same_top1
     line = Text(escape(diverged.sample.id))
-    figures = f"{many(sums.n_scored, 'token')}, mean KL {number(kl)}, same favourite {number(same)}"
-    return line.append(f"  {figures}", style=loss_style(None if kl is None else 4 * kl))
+    mean = number(options.in_unit(kl))
+    figures = f"{many(sums.n_scored, 'token')}, mean KL {mean}, same favourite {number(same)}"
+    return line.append(f"  {figures}", style=kl_style(kl))

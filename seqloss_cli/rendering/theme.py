@@ -11,28 +11,26 @@ from rich.text import Text
 
 from seqloss_cli.escaping import escape
 from seqloss_cli.records import Flags
+from seqloss_cli.scales import KL_EDGES, LOSS_EDGES, step_of
 
 NATS_PER_BIT = math.log(2)
 _VISIBLE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
 
-# Upper bounds in nats and the style below each: probabilities above 0.61, 0.14, 0.018, 0.0009, and
-# the rest. Blue to orange, with weight and underline beside the hue, tells them apart without it.
-_STYLES = (
-    (0.5, "dim"),
-    (2.0, ""),
-    (4.0, "cyan"),
-    (7.0, "yellow"),
-    (math.inf, "bold bright_red"),
-)
+# For each step of `scales`. Blue to orange, with weight and underline beside the hue, tells them
+# apart without it.
+_STYLES = ("dim", "", "", "cyan", "yellow", "bold bright_red", "bold bright_red")
 
 
 def loss_style(loss: float | None, beside_masked: bool = False) -> str:
     """A rich style for a loss in nats; `beside_masked`, where dim means masked, low ones are green
     instead."""
-    if loss is None:
-        return "dim"
-    style = next(style for bound, style in _STYLES if loss < bound or bound == math.inf)
-    return "green" if beside_masked and style == "dim" else style
+    style = "dim" if loss is None else _STYLES[step_of(loss, LOSS_EDGES)]
+    return "green" if beside_masked and loss is not None and style == "dim" else style
+
+
+def kl_style(kl: float | None) -> str:
+    """The same for a divergence in nats."""
+    return "dim" if kl is None else _STYLES[step_of(kl, KL_EDGES)]
 
 
 def visible(text: str) -> str:
