@@ -195,7 +195,7 @@ def _process(n_rows: int, early_rows: int = 0) -> Process:
 def _peak_when_written(pid: int, out: Path, n_rows: int) -> float | None:
     """Bytes at the most of a process, once it has written so many rows; None if it is gone."""
     partial = Path(f"{out}.partial")
-    n_lines = 0
+    n_lines = n_bytes = 0
     while n_lines <= n_rows:  # the first line is the run's
         time.sleep(0.2)
         status = Path(f"/proc/{pid}/status").read_text()
@@ -203,7 +203,9 @@ def _peak_when_written(pid: int, out: Path, n_rows: int) -> float | None:
             return None
         if partial.exists():
             with partial.open("rb") as file:
-                n_lines = sum(1 for _ in file)
+                file.seek(n_bytes)
+                added = file.read()
+            n_lines, n_bytes = n_lines + added.count(b"\n"), n_bytes + len(added)
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return 1024.0 * int(line.split()[1])
 

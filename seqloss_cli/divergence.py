@@ -23,7 +23,7 @@ from seqloss_cli.running import Logits
 from seqloss_cli.softmax import Running
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
-"""As the head's, smaller: of two models, and in float64."""
+"""As the head's, of fewer words at least: there are two models, and everything is in float64."""
 Block = Callable[[slice], Tensor]
 """The logits of some words at the rows in hand, in float64."""
 

@@ -23,7 +23,7 @@ BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 1024
 """Positions, logits, and words at least of a block of the vocabulary: small enough for what is made
 of them to stay near the cores, large enough for matrix products to run at their rate. Blocks of 16
 MiB are 3 % faster at best, but what the C library makes room for then grows by tens of MB."""
-_GPU_BLOCK_ROWS, _GPU_BLOCK_LOGITS = 4096, 1 << 25
+_GPU_BLOCK_ROWS, _GPU_BLOCK_LOGITS = 2048, 1 << 24
 """The same on a GPU, where a block must keep all of its cores busy (chosen, not measured)."""
 
 

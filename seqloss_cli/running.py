@@ -19,7 +19,7 @@ from seqloss_cli.attention import PACKED, packed
 from seqloss_cli.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
 from seqloss_cli.compiling import CompiledLayers, computing
 from seqloss_cli.head import score_in_blocks, score_positions
-from seqloss_cli.products import product_of
+from seqloss_cli.products import OneDnnLinear, product_of, rounds_rows, rows_missing
 from seqloss_cli.records import Ints
 
 RunPath = Literal["packed", "batched", "single", "plain"]
@@ -70,6 +70,7 @@ class Runner:
         for a block of the vocabulary at a time, where that is enough."""
         self.path, self.backbone, self.in_blocks = path, backbone, in_blocks
         self._vocabulary: int | None = None  # as wide as the first logits turn out to be
+        self._rounds_rows = backbone is not None and rounds_rows(backbone)
 
     @property
     def abilities(self) -> Abilities:
@@ -117,13 +118,16 @@ class Runner:
         return self._padded(batch)[self.on_device(_sources_in_padded(batch))]
 
     def _packed(self, batch: Batch) -> Tensor:
-        """Of all tokens, N x D, without padding."""
-        positions_N = np.concatenate([np.arange(length) for length in batch.lengths])
+        """Of all tokens, N x D, without padding but for a row at the end where N is rounded up."""
+        lengths, ids_N = batch.lengths.tolist(), batch.input_ids
+        positions_N = np.concatenate([np.arange(length) for length in lengths])
+        if self._rounds_rows and (missing := rows_missing(len(ids_N))):
+            lengths = [*lengths, missing]
+            ids_N, positions_N = (np.pad(x_N, (0, missing)) for x_N in (ids_N, positions_N))
         compiled = self.compiled.on() if self.compiled else nullcontext()
-        lengths = batch.lengths.tolist()
         with self._attending_packed(), compiled, packed(lengths) as packing:
             hidden_1ND: Tensor = self.backbone(
-                input_ids=self.on_device(batch.input_ids)[None],
+                input_ids=self.on_device(ids_N)[None],
                 position_ids=self.on_device(positions_N)[None],
                 use_cache=False,
             )[0]
@@ -232,4 +236,4 @@ def _float32_product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def can_run_in_blocks(model: Any) -> bool:
     """Whether the output layer is a plain matrix, of which some rows can be taken."""
-    return type(model.get_output_embeddings()) is torch.nn.Linear
+    return type(model.get_output_embeddings()) in (torch.nn.Linear, OneDnnLinear)
