@@ -47,17 +47,21 @@ class _ByOneDnn:
 
     gelu: str | None
     """The kind of GELU that is applied to the result."""
+    made_for: torch.dtype
 
     def _by_onednn(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, plain: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """As `plain` where there are gradients to be known, or the model was cast since."""
-        if torch.is_grad_enabled() or x.dtype != weight.dtype or not _can(weight):
+        """As `plain` where gradients are asked for, or the model was cast or moved since."""
+        compiles = torch.compiler.is_compiling()
+        changed = weight.dtype != self.made_for or weight.device.type != "cpu"
+        # torch's compiler joins bfloat16 products with what comes after them, and rounds less.
+        ours = not (compiles and weight.dtype == torch.bfloat16)
+        if changed or x.dtype != weight.dtype or torch.is_grad_enabled() or not ours:
             found = plain(x)
             return found if self.gelu is None else gelu(found, approximate=self.gelu)
-        # torch's compiler wants weights that were packed for one number of rows.
-        product = _product_opaquely if torch.compiler.is_compiling() else _product
-        return product(x, weight, bias, self.gelu)
+        # It would want weights that were packed for one number of rows.
+        return (_product_opaquely if compiles else _product)(x, weight, bias, self.gelu)
 
 
 class OneDnnLinear(_ByOneDnn, nn.Linear):
@@ -116,7 +120,7 @@ def product_of(layer: Any) -> Product:
 
 def _change(layer: Any) -> None:
     layer.__class__ = _CLASSES[type(layer)]
-    layer.gelu = None
+    layer.gelu, layer.made_for = None, layer.weight.dtype
 
 
 def _is_faster(layer: nn.Module) -> bool:
