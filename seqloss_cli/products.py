@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, pad
+from torch.nn.functional import gelu, linear
 from transformers.pytorch_utils import Conv1D
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -208,10 +208,12 @@ def _product(
     x: Tensor, weight_OI: Tensor, bias: Tensor | None, approximate: str | None = None
 ) -> Tensor:
     """x · weightᵀ + bias, then GELU of that kind if any; x is of any number of dimensions."""
-    rows_NI = x.reshape(-1, x.shape[-1])
-    n_rows = len(rows_NI)
+    given_NI = rows_NI = x.reshape(-1, x.shape[-1])
+    n_rows = len(given_NI)
     if missing := rows_missing(n_rows):
-        rows_NI = pad(rows_NI, (0, 0, 0, missing))
+        rows_NI = x.new_empty(n_rows + missing, x.shape[-1])
+        rows_NI[:n_rows].copy_(given_NI)
+        rows_NI[n_rows:].zero_()
     kind, how = ("none", "") if approximate is None else ("gelu", approximate)
     found_NO: Tensor = torch.ops.mkldnn._linear_pointwise(rows_NI, weight_OI, bias, kind, [], how)
     return found_NO[:n_rows].view(*x.shape[:-1], len(weight_OI))
