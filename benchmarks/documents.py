@@ -27,7 +27,7 @@ class Documents:
         self._longest = settings.minicons_longest if sections == ["minicons"] else settings.longest
         folder = checkpoint(model)
         self.shapes = Shapes(folder)
-        modes = settings.modes if set(sections) - {"profile"} else ("eager",)
+        modes = settings.modes if set(sections) - {"profile", "minicons"} else ("eager",)
         self.ours = {mode: Ours(folder, dtype, mode) for mode in modes}
         self.peers: dict[str, Any] = {}
         plain = load_plain(folder, dtype)
@@ -78,12 +78,10 @@ class Documents:
             peers: dict[str, Side] = {n: partial(p, texts) for n, p in self.peers.items()}
             if number % 2:
                 times.round(number, peers)
-            before = rate.measure() if products else None
+                plain += [rate.measure()] if products else []
             times.round(number, ours)
-            after = rate.measure() if products else None
-            if before and after:
-                plain.append((before, after))
             if not number % 2:
+                plain += [rate.measure()] if products else []
                 times.round(number, peers)
         if products:
             self._products(times, flop, plain, shares)
@@ -98,7 +96,7 @@ class Documents:
     def _products(
         self, times: Times, flop: list[float], plain: list[Any], shares: dict[str, float]
     ) -> None:
-        means = [(before[0] + after[0]) / 2 for before, after in plain]
+        means = [mean for mean, _ in plain]
         best, side = best_square(getattr(torch, self.dtype))
         for mode in self.ours:
             own = [f / t for f, t in zip(flop, times[mode], strict=True)]
@@ -120,8 +118,7 @@ class Documents:
                 name = f"{self.title}, eager, if all but its products and attention took no time"
                 note = "by the shares of the profile"
                 self.found.figures.append(Figure("products", name, both, note=note))
-        by_shape = {s: [r for pair in plain for r in (pair[0][1][s], pair[1][1][s])]
-                    for s in plain[0][0][1]}  # fmt: skip
+        by_shape = {shape: [rates[shape] for _, rates in plain] for shape in plain[0][1]}
         rows = [[shape, _giga(statistics.median(rates))] for shape, rates in by_shape.items()]
         rows += [["FLOP-weighted harmonic mean", _giga(statistics.median(means))]]
         rows += [[f"best square ({side})", _giga(best)]]

@@ -47,7 +47,7 @@ def run(settings: Settings) -> Found:
                 backbone[dtype] = _peak(settings, folder, dtype, "backbone")
             peak = _peak(settings, folder, dtype, "seqloss")
             points[dtype, vocabulary] = {"seqloss": peak, "backbone": backbone[dtype]}
-            if vocabulary == settings.vocabulary_as_run:
+            if vocabulary == settings.vocabulary_as_run and dtype == settings.dtypes[0]:
                 as_run[dtype, vocabulary] = {
                     what: _peak(settings, folder, dtype, what, keep=True) for what in SIDES
                 }

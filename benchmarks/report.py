@@ -23,9 +23,9 @@ TITLES = {
 }
 NOTES = {
     "products": "Ours is timed from strings to losses, tokenization included; FLOP are those of "
-    "tokens that were fed (layers) and scored (head). The plain rates are taken before and after "
-    "ours in every round, and averaged. Ours can be above them: its products are oneDNN's where "
-    "torch's own way is slower (`products.py`).",
+    "tokens that were fed (layers) and scored (head). The plain rates are taken in every round, "
+    "before ours in one and after it in the next. Ours can be above them: its products are "
+    "oneDNN's where torch's own way is slower (`products.py`).",
     "textbook": "One text at a time, `model(ids).logits`, log-softmax in float32; transformers' "
     "default attention. The float32 goals are 1.4 eager and 1.8 compiled, the bfloat16 goal is 3.",
     "lm-eval": "A round is 16 documents of neighbouring lengths, as the harness's own sorting of "
