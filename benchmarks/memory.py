@@ -25,9 +25,9 @@ from sides import hand_back_freed_memory, load_scorer
 from workers import in_process
 from workload import wide_checkpoint
 
-from seqloss_cli.backend import Wants
-from seqloss_cli.config import BatchPolicy
-from seqloss_cli.records import Sample, SequenceScore
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.core.records import Sample, SequenceScore
 
 MB = 1e6
 SIDES = ("seqloss", "backbone")

@@ -19,10 +19,10 @@ from settings import ROOT, Settings
 from sides import Watch, load_scorer
 from workload import cache, jsonl
 
-from seqloss_cli.backend import TokenScores, Wants
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.output import OutputChoice, run_to_end
-from seqloss_cli.config import BatchPolicy
+from seqloss_cli.core.backend import TokenScores, Wants
+from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.reading import ReadOptions, ReadStats, read_inputs
 
 MB = 1e6

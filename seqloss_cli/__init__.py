@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seqloss_cli.config import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
-from seqloss_cli.errors import RunError, SeqlossError, UsageError
+from seqloss_cli.core.errors import RunError, SeqlossError, UsageError
+from seqloss_cli.core.policies import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy
 
 if TYPE_CHECKING:
     from seqloss_cli.api import cond, diverge, rank, score
-    from seqloss_cli.backend import Wants
     from seqloss_cli.conditional import ChainRule, chain_rule
+    from seqloss_cli.core.backend import Wants
+    from seqloss_cli.core.records import Chat, Choices, Pair, Rejected, Sample, SequenceScore
     from seqloss_cli.diverging import divergence_totals
     from seqloss_cli.metrics import Totals, totals_of
-    from seqloss_cli.records import Chat, Choices, Pair, Rejected, Sample, SequenceScore
     from seqloss_cli.scorer import Scorer
 
 __all__ = [
@@ -58,13 +58,13 @@ _HOMES = {
     "chain_rule": "conditional",
     "Totals": "metrics",
     "totals_of": "metrics",
-    "Chat": "records",
-    "Choices": "records",
-    "Pair": "records",
-    "Rejected": "records",
-    "Sample": "records",
-    "SequenceScore": "records",
-    "Wants": "backend",
+    "Chat": "core.records",
+    "Choices": "core.records",
+    "Pair": "core.records",
+    "Rejected": "core.records",
+    "Sample": "core.records",
+    "SequenceScore": "core.records",
+    "Wants": "core.backend",
 }
 
 

@@ -14,9 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.config import ModelChoice
-from seqloss_cli.errors import RunError, UsageError
-from seqloss_cli.extras import load_extra
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.policies import ModelChoice
 
 CONFIGURATION = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

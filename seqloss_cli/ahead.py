@@ -8,7 +8,7 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Generic, TypeVar
 
-from seqloss_cli.errors import RunError
+from seqloss_cli.core.errors import RunError
 
 T = TypeVar("T")
 Made = TypeVar("Made")

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.backend import Wants
-from seqloss_cli.config import (
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.policies import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_MODEL,
     BatchPolicy,
@@ -28,13 +29,12 @@ from seqloss_cli.config import (
     SpeedPolicy,
     TokenPolicy,
 )
+from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
 from seqloss_cli.diverging import Diverged
-from seqloss_cli.errors import UsageError
 from seqloss_cli.gold_scorer import GoldScorer
 from seqloss_cli.ranking import Ranking
 from seqloss_cli.ranking import rank as ranked
 from seqloss_cli.reading import checked_pair, choices_sample, text_sample
-from seqloss_cli.records import Choices, Outcome, Pair, Rejected, Sample
 from seqloss_cli.scorer import Scorer
 
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from seqloss_cli.backend import Abilities, Batch, Branches, Part, Window, padded
-from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.records import Ints, TokenSequence
+from seqloss_cli.core.backend import Abilities, Batch, Branches, Part, Window, padded
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import Ints, TokenSequence
 from seqloss_cli.sharing import group_by_prefix
 from seqloss_cli.windows import plan_windows, with_end
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.backend import WordMarks
+from seqloss_cli.core.backend import WordMarks
 
 
 class MarkedIds:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from seqloss_cli.errors import RowError
-from seqloss_cli.records import Chat
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Chat
 
 Span = tuple[int, int]
 """Characters [start, end) of a rendered text."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seqloss_cli.chat_templates import ChatTemplate, Rendering, Span
-from seqloss_cli.config import TurnChoice
-from seqloss_cli.errors import RowError
-from seqloss_cli.records import Chat, Pair
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.policies import TurnChoice
+from seqloss_cli.core.records import Chat, Pair
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 

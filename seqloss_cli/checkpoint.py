@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.adapters import CONFIGURATION, adapter_files
-from seqloss_cli.config import (
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.policies import (
     DEFAULT_CONTEXT,
     DEFAULT_MODEL,
     ModelChoice,
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.errors import RunError, UsageError
 from seqloss_cli.fingerprints import weights_sha256
 from seqloss_cli.gguf_files import is_gguf, read_gguf
 from seqloss_cli.loading_models import find_devices, load_config, load_model, weights_folder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from seqloss_cli.backend import Part, TokenScores, Wants
-from seqloss_cli.records import Ints, Outcome, SequenceScore, TokenSequence, rejection
+from seqloss_cli.core.backend import Part, TokenScores, Wants
+from seqloss_cli.core.records import Ints, Outcome, SequenceScore, TokenSequence, rejection
 
 
 class Collected:

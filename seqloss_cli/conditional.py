@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Bools, SequenceScore, Turn
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Bools, SequenceScore, Turn
 
 _ROUNDING = 1e-9  # relative: a joint may have been added up by others
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from seqloss_cli.backend import TokenScores, Wants
+from seqloss_cli.core.backend import TokenScores, Wants
+from seqloss_cli.core.records import SavedGold
 from seqloss_cli.head import on_host, rows_at_once, word_blocks
-from seqloss_cli.records import SavedGold
 from seqloss_cli.running import Logits
 from seqloss_cli.softmax import Running
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from seqloss_cli.core.records import Floats, Outcome, Rejected, Sample, SequenceScore
 from seqloss_cli.gold import Divergences
 from seqloss_cli.metrics import added, from_units, score_flags, to_units
-from seqloss_cli.records import Floats, Outcome, Rejected, Sample, SequenceScore
 from seqloss_cli.statistics import (
     Estimate,
     Reservoir,

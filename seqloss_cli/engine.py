@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqloss_cli.backend import Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches
 from seqloss_cli.compiling import CompiledLayers
-from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.errors import OutOfMemoryError, RunError, SeqlossError
+from seqloss_cli.core.backend import Batch, TokenScores, Wants
+from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.probing import Prober, probe_ids, probe_of
 from seqloss_cli.quantization import described
 from seqloss_cli.running import Runner, RunPath

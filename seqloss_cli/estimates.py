@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqloss_cli.backend import Wants
 from seqloss_cli.batching import plan_batches
-from seqloss_cli.config import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import OutOfMemoryError
+from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import Sample, TokenSequence
 from seqloss_cli.engine import Engine
-from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.products import fastest_product
-from seqloss_cli.records import Sample, TokenSequence
 
 _BYTES_PER_TOKEN = 4
 _COMPILE_SECONDS, _COMPILE_SAVES = 20.0, {"cpu": 0.03, "cuda": 0.15}

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.errors import RunError
-from seqloss_cli.extras import load_extra
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.extras import load_extra
 
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16"))
 _ROPE_FACTORS = "rope_freqs.weight"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.backend import Wants
-from seqloss_cli.records import Bools, Floats, SequenceScore
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.records import Bools, Floats, SequenceScore
 
 SMOOTHING_WANTS = Wants(top_k=1, mean_log_prob=True)
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.backend import Wants
-from seqloss_cli.config import ModelChoice
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.core.records import Item, Rejected
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.diverging import Diverged, diverged
 from seqloss_cli.engine import Engine
-from seqloss_cli.errors import UsageError
 from seqloss_cli.gold import SMOOTHING_WANTS, of_smoothing, of_teacher
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Item, Rejected
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.scoring import OnProgress, ignore_progress
 from seqloss_cli.teacher_files import TeacherFile

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.backend import TokenScores, Wants
+from seqloss_cli.core.backend import TokenScores, Wants
 from seqloss_cli.softmax import FURTHER, HeadTensors, Running, score_logits
 
 LOGITS_AT_ONCE = 1 << 24

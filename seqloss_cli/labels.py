@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.alignment import aligned, common_prefix, run_length
-from seqloss_cli.records import IGNORED, Bools, Ints, TokenSequence
+from seqloss_cli.core.alignment import aligned, common_prefix, run_length
+from seqloss_cli.core.records import IGNORED, Bools, Ints, TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.adapters import CONFIGURATION, put_adapter_on
-from seqloss_cli.config import ModelChoice
-from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.gguf_files import (
     GgufFile,
     in_folder,

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from seqloss_cli.errors import RunError
+from seqloss_cli.core.errors import RunError
 from seqloss_cli.gguf_files import doubts_of_tokenizer, in_folder, is_gguf, read_gguf
 
 _PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
 from seqloss_cli.labels import Finding, Labels, compare_labels
 from seqloss_cli.metrics import Totals, added, totals_of
-from seqloss_cli.records import Rejected, Sample, SequenceScore, TokenSequence
 from seqloss_cli.trl import TrainerLabels, TrlTrainer
 from seqloss_cli.vocabulary import Vocabulary
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from seqloss_cli.records import SequenceScore
-from seqloss_cli.spans import char_end_bytes
+from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.records import SequenceScore
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

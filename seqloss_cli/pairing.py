@@ -15,9 +15,9 @@ import numpy as np
 from seqloss_cli.chat_templates import ChatTemplate
 from seqloss_cli.chat_tokens import chat_sequence, without_bos
 from seqloss_cli.chats import RenderedChat, render_chat
-from seqloss_cli.config import PairPolicy
-from seqloss_cli.errors import RowError
-from seqloss_cli.records import (
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.policies import PairPolicy
+from seqloss_cli.core.records import (
     Flags,
     Ints,
     Pair,

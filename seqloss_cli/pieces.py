@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.records import Ints
-from seqloss_cli.spans import char_end_bytes
+from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.records import Ints
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Spelling = Callable[[str], bytes]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqloss_cli.backend import Wants
 from seqloss_cli.batching import plan_batches
-from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.errors import RunError
-from seqloss_cli.records import Floats, Ints, Sample, TokenSequence
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
 from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
 from seqloss_cli.sharing import SHORTEST_TRUNK
 from seqloss_cli.traits import (

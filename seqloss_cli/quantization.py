@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from seqloss_cli.config import QuantizeChoice
-from seqloss_cli.errors import UsageError
-from seqloss_cli.extras import load_extra
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.policies import QuantizeChoice
 
 _PACKAGES = {"torchao": ("torchao", "accelerate"), "bitsandbytes": ("bitsandbytes", "accelerate")}
 """What `seqloss[quantised]` brings; transformers itself names what other methods need."""

@@ -16,8 +16,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.chats import chat_of_pair
-from seqloss_cli.metrics import score_flags
-from seqloss_cli.records import (
+from seqloss_cli.core.records import (
     Choices,
     Floats,
     Item,
@@ -28,6 +27,7 @@ from seqloss_cli.records import (
     SequenceScore,
     rejection,
 )
+from seqloss_cli.metrics import score_flags
 
 SCORES = ("sum", "token", "byte", "char", "pmi", "mutual_information")
 """ln Pr(y|x); the same per token, byte and character of y; ln Pr(y|x) - ln Pr(y), with the ids that

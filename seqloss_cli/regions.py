@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.backend import WordMarks
-from seqloss_cli.records import Ints, Region, SequenceScore
-from seqloss_cli.spans import char_end_bytes, word_bytes
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
+from seqloss_cli.core.records import Ints, Region, SequenceScore
 from seqloss_cli.word_correction import corrected_losses
 
 

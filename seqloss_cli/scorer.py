@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from seqloss_cli.ahead import leaves_cores
-from seqloss_cli.backend import Wants
 from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, load_tokenizer_only, window_policy
-from seqloss_cli.config import (
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,
     PairPolicy,
@@ -21,11 +22,10 @@ from seqloss_cli.config import (
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.core.records import Outcome, Rejected, Sample, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.masking import tokenized
 from seqloss_cli.pairing import PairTokenization
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.scoring import (
     Entry,
     OnProgress,

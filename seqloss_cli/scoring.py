@@ -16,12 +16,12 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.ahead import ahead
-from seqloss_cli.backend import Abilities, Backend, Batch, TokenScores, Wants
 from seqloss_cli.batching import plan_batches, smaller_batches
 from seqloss_cli.collecting import Collected
-from seqloss_cli.config import BatchPolicy, WindowPolicy
-from seqloss_cli.errors import OutOfMemoryError
-from seqloss_cli.records import (
+from seqloss_cli.core.backend import Abilities, Backend, Batch, TokenScores, Wants
+from seqloss_cli.core.errors import OutOfMemoryError
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import (
     Item,
     Outcome,
     Rejected,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seqloss_cli.records import Bools, Boundary, Ints
+from seqloss_cli.core.records import Bools, Boundary, Ints
 
 
 def first_response_token(offsets: Ints, seam: int) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from seqloss_cli.alignment import common_prefix
-from seqloss_cli.records import Ints
+from seqloss_cli.core.alignment import common_prefix
+from seqloss_cli.core.records import Ints
 
 SHORTEST_TRUNK = 16
 """Tokens: below this, what sharing costs is no less than what it saves."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqloss_cli.backend import Wants
 from seqloss_cli.boundaries import MarkedIds
+from seqloss_cli.core.backend import Wants
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from seqloss_cli.errors import RowError, RunError, UsageError
-from seqloss_cli.records import Bools, Ints, SavedGold, SequenceScore, TokenSequence
+from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.records import Bools, Ints, SavedGold, SequenceScore, TokenSequence
 
 KIND, VERSION = "seqloss teacher", 1
 CHUNK = 2048

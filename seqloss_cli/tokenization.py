@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.backend import WordMarks
-from seqloss_cli.config import TokenPolicy
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.pieces import show_bytes
-from seqloss_cli.records import (
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.policies import TokenPolicy
+from seqloss_cli.core.records import (
     IGNORED,
     Bools,
     BosOrigin,
@@ -28,6 +27,7 @@ from seqloss_cli.records import (
     TokenSequence,
     rejection,
 )
+from seqloss_cli.pieces import show_bytes
 from seqloss_cli.vocabulary import Vocabulary
 from seqloss_cli.word_marks import word_marks
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.alignment import common_prefix
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.alignment import common_prefix
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import IGNORED, Chat, Pair, Sample
 from seqloss_cli.labels import Labels
-from seqloss_cli.records import IGNORED, Chat, Pair, Sample
 
 NAME = "TRL 1.16"
 DEFAULT_MAX_LENGTH = 1024

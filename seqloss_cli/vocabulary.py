@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Ints
 from seqloss_cli.pieces import (
     Spelling,
     offsets_from_chars,
@@ -23,7 +24,6 @@ from seqloss_cli.pieces import (
     spell_sentencepiece,
     spelling_of,
 )
-from seqloss_cli.records import Ints
 
 _MOST_IDS = 1 << 32  # what the tokenizers library takes
 _SPELLINGS = (spell_byte_level, spell_sentencepiece, spell_plain)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from seqloss_cli.backend import Window
+from seqloss_cli.core.backend import Window
 
 
 def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Iterator[Window]:

@@ -44,9 +44,9 @@ import math
 
 import numpy as np
 
-from seqloss_cli.backend import BEGINS, LONGER, UNSPACED, WordMarks
-from seqloss_cli.records import Bools, Floats, SequenceScore
-from seqloss_cli.spans import word_bytes, word_owners
+from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordMarks
+from seqloss_cli.core.byte_spans import word_bytes, word_owners
+from seqloss_cli.core.records import Bools, Floats, SequenceScore
 
 SOURCE = "Pimentel & Meister 2024"
 

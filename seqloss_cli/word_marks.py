@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.backend import WordMarks
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.errors import UsageError
 
 _LEAST_MARKED = 0.1
 """Share of the pieces with letters that begin with white space where words' starts are marked."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.backend import WordMarks
-from seqloss_cli.records import Ints, SequenceScore
-from seqloss_cli.spans import word_bytes, word_owners
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.byte_spans import word_bytes, word_owners
+from seqloss_cli.core.records import Ints, SequenceScore
 from seqloss_cli.word_correction import corrected_losses
 
 

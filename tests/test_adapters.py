@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 import seqloss_cli
 from seqloss_cli import ModelChoice, Scorer, UsageError
 from seqloss_cli.api import as_samples
-from seqloss_cli.errors import RunError
+from seqloss_cli.core.errors import RunError
 
 TEXTS = ["The cat sat on the mat.", "a", "Ein Satz, länger als der erste: 日本語.", "the the the"]
 LAYERS = ["q_proj", "v_proj"]

@@ -21,12 +21,12 @@ from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 from transformers import AttentionInterface
 
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
-from seqloss_cli.backend import Abilities, Wants
 from seqloss_cli.batching import plan_batches
-from seqloss_cli.config import BatchPolicy, WindowPolicy
+from seqloss_cli.core.backend import Abilities, Wants
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.engine import Engine
 from seqloss_cli.probing import probe_of
-from seqloss_cli.records import SequenceScore
 from seqloss_cli.running import PATHS
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization import Tokenization

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from seqloss_cli import ModelChoice, Scorer, teacher_files
 from seqloss_cli import divergence as module
-from seqloss_cli.backend import Wants
-from seqloss_cli.config import BatchPolicy
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.core.records import SavedGold
 from seqloss_cli.divergence import diverge, diverge_from_saved
 from seqloss_cli.diverging import Documents, divergence_totals
-from seqloss_cli.errors import UsageError
 from seqloss_cli.gold_scorer import GoldScorer
 from seqloss_cli.head import score_in_blocks
-from seqloss_cli.records import SavedGold
 from seqloss_cli.running import Logits
 from seqloss_cli.statistics import cluster_quantiles, share_estimate
 

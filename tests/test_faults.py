@@ -18,11 +18,11 @@ from conftest import document, in_process
 from typer.testing import CliRunner
 
 from seqloss_cli import Sample, estimates
-from seqloss_cli.backend import Wants
 from seqloss_cli.cli.main import app
-from seqloss_cli.config import BatchPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import OutOfMemoryError
+from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
-from seqloss_cli.errors import OutOfMemoryError
 from seqloss_cli.fleet import Fleet
 from seqloss_cli.running import Runner
 from seqloss_cli.scoring import ignore_progress, score_samples

@@ -19,8 +19,8 @@ import pytest
 import torch
 from conftest import ROOT, document, in_process, strictly
 
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.records import Rejected
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.records import Rejected
 from seqloss_cli.results.parquet import read_parquet_rows
 from seqloss_cli.writing import RowMakers, RowOptions
 from seqloss_cli.writing import parquet as parquet_module

@@ -40,12 +40,12 @@ from test_scales import GROUND, contrast, luminance
 
 from seqloss_cli.comparisons import CompareOptions, DocumentRows, compare, documents_of
 from seqloss_cli.comparisons.comparing import DocumentDifference
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.pieces import show_bytes
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
 from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces

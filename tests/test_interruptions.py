@@ -27,8 +27,8 @@ from test_faults import CONTEXT, Narrow, scores_of
 from typer.testing import CliRunner
 
 from seqloss_cli import RunError, Sample, SequenceScore, ahead
-from seqloss_cli.backend import Wants
 from seqloss_cli.cli.main import app
+from seqloss_cli.core.backend import Wants
 from seqloss_cli.engine import Engine
 from seqloss_cli.fleet import Fleet
 from seqloss_cli.tokenization import Tokenization

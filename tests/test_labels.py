@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqloss_cli import PairPolicy, Sample, TokenPolicy
+from seqloss_cli.core.records import IGNORED, Chat, Pair, TokenSequence
 from seqloss_cli.labels import Finding, Labels, compare_labels, labels_of
 from seqloss_cli.pairing import PairTokenization
-from seqloss_cli.records import IGNORED, Chat, Pair, TokenSequence
 from seqloss_cli.tokenization import Tokenization
 
 BOS_ID, EOS_ID = 0, 1

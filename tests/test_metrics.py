@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
+from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
 from seqloss_cli.metrics import Totals, from_units, to_units, totals_of
-from seqloss_cli.records import Sample, SequenceScore, TokenSequence
-from seqloss_cli.spans import char_end_bytes, word_bytes
 from seqloss_cli.words import word_losses
 
 losses = st.floats(0, 1e6, allow_nan=False, allow_infinity=False)
@@ -214,7 +214,7 @@ def test_worked_examples_of_single_probabilities(probability, loss):
     """Through the head: logits whose softmax gives the probability."""
     import torch
 
-    from seqloss_cli.backend import Wants
+    from seqloss_cli.core.backend import Wants
     from seqloss_cli.head import score_logits
 
     logits = torch.tensor([[probability, 1 - probability]]).log()

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from seqloss_cli import products
 from seqloss_cli.compiling import CompiledLayers
-from seqloss_cli.config import BatchPolicy
+from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.products import OneDnnConv1D, OneDnnLinear, product_of, use_onednn
 from seqloss_cli.tuning import fuse_activations

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import seqloss_cli
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
+from seqloss_cli.core.records import Choices, Rejected, Sample
 from seqloss_cli.engine import Engine
 from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies, judged, rank_totals
 from seqloss_cli.ranking import SCORES, Ranking, rank
-from seqloss_cli.records import Choices, Rejected, Sample
 from seqloss_cli.statistics import proportion_estimate
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11

@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.reading import (
     ReadOptions,
     ReadStats,
@@ -24,7 +25,6 @@ from seqloss_cli.reading import (
     text_sample,
 )
 from seqloss_cli.reading.duplicates import DuplicateIds
-from seqloss_cli.records import Rejected, Sample
 
 BOM = "\ufeff"
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}

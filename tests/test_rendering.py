@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from seqloss_cli.core.records import Sample, Seam, SequenceScore, TokenSequence, Turn
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.labels import Finding
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Sample, Seam, SequenceScore, TokenSequence, Turn
 from seqloss_cli.rendering import MaskTableWriter, TableOptions, TableWriter
 from seqloss_cli.trl import TrainerLabels
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from made_results import row, write
 
 from seqloss_cli.comparisons import align
+from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.reports.documents import json_text
 from seqloss_cli.reports.numbers import number
 from seqloss_cli.reports.panes import Names, places_in, token_pane
@@ -28,7 +29,6 @@ from seqloss_cli.reports.selecting import Limits, Selection
 from seqloss_cli.reports.shown import Shown, cut
 from seqloss_cli.results import totals_of_row
 from seqloss_cli.scales import LOSS_EDGES, step_of
-from seqloss_cli.spans import is_edge, spans_of
 
 Run = Callable[..., Any]
 EVIL = [

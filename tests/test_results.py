@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_results import RUN, row, write
 
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.records import Rejected
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.records import Rejected
 from seqloss_cli.results import ResultRow, open_results
 
 

@@ -26,8 +26,8 @@ from conftest import ROOT, in_process
 
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.cli import choices
-from seqloss_cli.config import BatchPolicy, PairPolicy
-from seqloss_cli.errors import RunError, UsageError
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.policies import BatchPolicy, PairPolicy
 from seqloss_cli.writing import look_at, open_sink, recorded_run, sinks
 
 TEMPLATE = ROOT / "samples" / "chat.jinja"

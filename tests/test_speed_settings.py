@@ -19,7 +19,7 @@ from test_sharing import Counting
 from transformers.activations import FastGELUActivation, NewGELUActivation, QuickGELUActivation
 
 from seqloss_cli import engine, estimates
-from seqloss_cli.config import BatchPolicy
+from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.tuning import fuse_activations
 

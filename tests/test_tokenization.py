@@ -42,8 +42,8 @@ from seqloss_cli import (
     UsageError,
     totals_of,
 )
+from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.pieces import offsets_from_chars
-from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.tokenization import Tokenization
 
 CORPUS = [

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_house import ROOT
 
-from seqloss_cli.records import Chat, Pair, Sample
+from seqloss_cli.core.records import Chat, Pair, Sample
 from seqloss_cli.trl import TrlTrainer
 
 pytestmark = pytest.mark.trl

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli.backend import Window
+from seqloss_cli.core.backend import Window
 from seqloss_cli.windows import plan_windows, with_end
 
 lengths = st.integers(0, 60)

@@ -14,7 +14,7 @@ import train_demo
 from demo_corpus import documents, held_out_text
 
 from seqloss_cli import ModelChoice, Sample, Scorer, Totals, totals_of
-from seqloss_cli.records import SequenceScore
+from seqloss_cli.core.records import SequenceScore
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = {

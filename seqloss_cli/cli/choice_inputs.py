@@ -10,11 +10,11 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import pairs as p
 from seqloss_cli.cli.inputs import STDIN, input_names, text_of
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from seqloss_cli.core.records import Rejected, Sample
     from seqloss_cli.reading import ReadOptions, ReadStats
-    from seqloss_cli.records import Rejected, Sample
 
 CHOICE_INPUTS: o.Group = {
     "files": (
@@ -109,8 +109,8 @@ def choice_items(
     context: typer.Context, names: list[str], stats: ReadStats
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one row of the command line."""
+    from seqloss_cli.core.records import Choices
     from seqloss_cli.reading import choices_sample, read_inputs
-    from seqloss_cli.records import Choices
 
     values = context.params
     if names:

@@ -11,14 +11,15 @@ from typing import Any
 
 import typer
 
-from seqloss_cli.backend import Wants
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.formats import BY_EXTENSION, require_possible
 from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
 from seqloss_cli.cli.views import choose_heat
-from seqloss_cli.config import (
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.policies import (
     DEFAULT_MODEL,
     BatchPolicy,
     ModelChoice,
@@ -26,7 +27,6 @@ from seqloss_cli.config import (
     SpeedPolicy,
     TokenPolicy,
 )
-from seqloss_cli.errors import UsageError
 from seqloss_cli.reading import COMPRESSED, ReadOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.writing import refuse_to_overwrite

@@ -14,7 +14,7 @@ from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.views import VIEW_OPTIONS, choose_heat
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from seqloss_cli.cli.failures import say
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
 
 LOCAL_FILE = Path("seqloss.yaml")
 

@@ -14,13 +14,13 @@ from seqloss_cli.cli import options as o
 from seqloss_cli.cli import texts as t
 from seqloss_cli.cli.enums import Dtype, Format
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.core.records import Rejected
     from seqloss_cli.diverging import Diverged, DivergenceTotals, Documents
     from seqloss_cli.gold_scorer import GoldScorer
-    from seqloss_cli.records import Rejected
     from seqloss_cli.teacher_files import SavedSums
     from seqloss_cli.writing import RowMakers, RowOptions, Writer
 

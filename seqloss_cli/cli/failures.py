@@ -12,9 +12,9 @@ from pathlib import Path
 
 import typer
 
-from seqloss_cli.errors import SeqlossError
-from seqloss_cli.escaping import escape
-from seqloss_cli.paths import partial_path
+from seqloss_cli.core.errors import SeqlossError
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.paths import partial_path
 
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import say
-from seqloss_cli.errors import UsageError
-from seqloss_cli.extras import load_pyarrow
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.extras import load_pyarrow
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice

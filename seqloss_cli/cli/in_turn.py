@@ -14,7 +14,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.inputs import STDIN
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.scorer import Scorer
@@ -118,9 +118,9 @@ def _score_to(
 def _write(
     scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str], text: bool
 ) -> int:
-    from seqloss_cli.backend import Wants
+    from seqloss_cli.core.backend import Wants
+    from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics import Totals, totals_of
-    from seqloss_cli.records import Rejected
     from seqloss_cli.writing import JsonlWriter, RowOptions, score_rows
 
     tokenization = scorer.tokenization

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqloss_cli.cli.failures import say
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     import typer

@@ -15,16 +15,16 @@ from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.views import VIEW_OPTIONS
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.cli.progress import ProgressBar
-    from seqloss_cli.config import PairPolicy
+    from seqloss_cli.core.policies import PairPolicy
+    from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
+    from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.masking import Mask, MaskTotals
-    from seqloss_cli.provenance import RunInfo
     from seqloss_cli.reading import LabelFile
-    from seqloss_cli.records import Rejected, Sample, SequenceScore, TokenSequence
     from seqloss_cli.scorer import Scorer
     from seqloss_cli.tokenization import Tokenization
     from seqloss_cli.trl import TrlTrainer

@@ -11,7 +11,7 @@ from seqloss_cli.cli.configuration import use_config
 from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, Quantize, SpecialTokens, Unit
 from seqloss_cli.cli.grouping import Group as Group
 from seqloss_cli.cli.grouping import with_options as with_options
-from seqloss_cli.config import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
+from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
     "Input",

@@ -10,21 +10,21 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import typer
 
-from seqloss_cli.backend import Wants
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
 from seqloss_cli.cli.writers import also_beside, score_writer
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.paths import partial_path
+from seqloss_cli.core.records import Rejected, Sample, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.diverging import DivergenceTotals
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.masking import MaskTotals
 from seqloss_cli.metrics import Totals, totals_of
-from seqloss_cli.paths import partial_path
-from seqloss_cli.provenance import RunInfo
 from seqloss_cli.reading import ReadStats
-from seqloss_cli.records import Rejected, Sample, TokenSequence
 from seqloss_cli.rendering import HeatOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.word_correction import SOURCE

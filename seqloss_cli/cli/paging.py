@@ -13,7 +13,7 @@ import typer
 
 from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.reports import refuse_outputs
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice

@@ -11,12 +11,12 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.inputs import STDIN, file_text, input_names, text_of
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.config import PairPolicy
+    from seqloss_cli.core.policies import PairPolicy
+    from seqloss_cli.core.records import Rejected, Sample
     from seqloss_cli.reading import ReadOptions, ReadStats
-    from seqloss_cli.records import Rejected, Sample
 
 
 class BoundaryPolicy(StrEnum):
@@ -135,7 +135,7 @@ NO_SHARE_PREFIX = (
 def choose_pairs(context: typer.Context, marginal: bool = True) -> PairPolicy:
     """`marginal` where no option says it. Raises UsageError when flags exclude each other or a
     template cannot be read."""
-    from seqloss_cli.config import PairPolicy
+    from seqloss_cli.core.policies import PairPolicy
 
     values = context.params
     if values["separator"] and values["chat"]:
@@ -174,8 +174,8 @@ def pair_items(
     context: typer.Context, names: list[str], stats: ReadStats
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one pair of the command line."""
+    from seqloss_cli.core.records import Pair
     from seqloss_cli.reading import checked_pair, read_inputs
-    from seqloss_cli.records import Pair
 
     values = context.params
     if not names:

@@ -12,7 +12,7 @@ from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.enums import BinsBy, Metric, PlotKind, PlotLevel, Unit
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.plot_flags import Asked, refuse_idle_flags
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.plotting import Made

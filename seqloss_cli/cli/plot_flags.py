@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import typer
 
 from seqloss_cli.cli.enums import Metric, PlotKind
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 CURVE, GROUPS, SCATTER = PlotKind.curve, PlotKind.groups, PlotKind.scatter
 HISTOGRAM, POSITION, CALIBRATION = PlotKind.histogram, PlotKind.position, PlotKind.calibration

@@ -13,8 +13,8 @@ from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_run
 from seqloss_cli.cli.enums import BinsBy, PlotKind, PlotLevel
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.plot_flags import WITH_METRICS
-from seqloss_cli.errors import RowError, RunError, UsageError
-from seqloss_cli.paths import shown_path
+from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.paths import shown_path
 from seqloss_cli.plots import (
     CalibrationOptions,
     CurvePlot,

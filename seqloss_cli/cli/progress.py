@@ -18,8 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seqloss_cli.paths import shown_path
-from seqloss_cli.records import Rejected, Sample
+from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.records import Rejected, Sample
 
 _PATIENCE = 1.0  # seconds
 

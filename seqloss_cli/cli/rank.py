@@ -15,13 +15,13 @@ from seqloss_cli.cli import options as o
 from seqloss_cli.cli import pairs as p
 from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.core.records import Rejected
     from seqloss_cli.judging import RankTotals
     from seqloss_cli.ranking import Ranking
-    from seqloss_cli.records import Rejected
     from seqloss_cli.scorer import Scorer
     from seqloss_cli.writing import RankedRows, Writer
 

@@ -11,7 +11,7 @@ from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.cli.inputs import STDIN
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.comparisons import Comparisons

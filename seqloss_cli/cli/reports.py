@@ -11,7 +11,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
-from seqloss_cli.errors import RowError, RunError, UsageError
+from seqloss_cli.core.errors import RowError, RunError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,7 +101,7 @@ class Reading:
         self.files, self.n_unusable = list(files), 0
 
     def rows(self, file: ResultsOf[Row], quiet: bool = False) -> Iterator[Row]:
-        from seqloss_cli.records import Rejected
+        from seqloss_cli.core.records import Rejected
 
         try:
             for row in file.rows:
@@ -145,7 +145,7 @@ def open_of(
 
 
 def cannot_open(name: str, error: RowError) -> RunError:
-    from seqloss_cli.paths import shown_path
+    from seqloss_cli.core.paths import shown_path
 
     return RunError(f"{shown_path(name)}: {error.message} ({error.reason})")
 

@@ -9,7 +9,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 EXAMPLES = (
     "seqloss summarize results.jsonl",

@@ -10,11 +10,11 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.inputs import input_names
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from seqloss_cli.core.records import Rejected, Sample
     from seqloss_cli.reading import ReadOptions, ReadStats
-    from seqloss_cli.records import Rejected, Sample
 
 TEXT_INPUTS: o.Group = {
     "files": (

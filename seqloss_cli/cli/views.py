@@ -10,7 +10,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.rendering.options import HeatOptions

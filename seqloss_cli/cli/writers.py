@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from rich.console import Console
 
-from seqloss_cli.backend import WordMarks
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.formats import DELIMITERS
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Rejected, SequenceScore
 from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.tokenization import Tokenization
 from seqloss_cli.writing import (

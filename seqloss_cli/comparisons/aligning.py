@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from seqloss_cli.spans import TokenSpan, is_edge, spans_of
+from seqloss_cli.core.byte_spans import TokenSpan, is_edge, spans_of
 
 
 @dataclass(frozen=True, slots=True)

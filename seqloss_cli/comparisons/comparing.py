@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seqloss_cli.comparisons.joining import JoinReport, cluster_of, join, not_comparable
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 from seqloss_cli.results import ResultRow, TokenLosses
 from seqloss_cli.statistics import (
     Estimate,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.results import ResultRow
 
 Key = tuple[Any, ...]

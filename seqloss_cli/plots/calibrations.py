@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from seqloss_cli.errors import UsageError
-from seqloss_cli.records import Floats, Ints
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate
 from seqloss_cli.summaries import Clusters

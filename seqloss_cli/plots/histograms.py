@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import Totals
 from seqloss_cli.plots.measures import Measure
-from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow
 
 _FINEST, _LAST = 1 / 16, 64

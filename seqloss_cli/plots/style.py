@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from seqloss_cli.escaping import escape
-from seqloss_cli.extras import load_extra
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.extras import load_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

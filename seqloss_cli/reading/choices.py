@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Choices
 from seqloss_cli.reading.rows import checked_text, encodable, missing_field, string_field
-from seqloss_cli.records import Choices
 
 
 @dataclass(frozen=True, slots=True)

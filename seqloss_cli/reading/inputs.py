@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from seqloss_cli.config import DEFAULT_MAX_BYTES
-from seqloss_cli.errors import RowError
-from seqloss_cli.paths import shown_path
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
+from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
 from seqloss_cli.reading.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.reading.duplicates import DuplicateIds
 from seqloss_cli.reading.rows import (
@@ -24,7 +25,6 @@ from seqloss_cli.reading.rows import (
     text_or_ids,
 )
 from seqloss_cli.reading.streams import BOM, STDIN, bounded_lines, open_input
-from seqloss_cli.records import Choices, Item, Pair, Rejected, Sample
 
 COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.errors import RowError, UsageError
-from seqloss_cli.paths import shown_path
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
 from seqloss_cli.reading.beside import RowsBeside
-from seqloss_cli.records import Item, Region, Regions, Rejected, Sample
 
 _MISMATCH = "regions_mismatch"
 _SPACE = re.compile(r"\s*")

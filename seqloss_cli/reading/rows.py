@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from seqloss_cli.chats import chat_of_pair
-from seqloss_cli.errors import RowError
-from seqloss_cli.records import IGNORED, Chat, Ints, Pair
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair
 
 _MOST_NAMES = 10
 

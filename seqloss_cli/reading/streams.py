@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
 
 STDIN = "-"
 BOM = b"\xef\xbb\xbf"

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from seqloss_cli.comparisons import Comparison, Comparisons
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
 from seqloss_cli.metrics import Totals
 from seqloss_cli.rendering.reports import Scale, interval
 from seqloss_cli.rendering.theme import figures_table, many, number, visible

@@ -9,12 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejected
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.labels import Finding
 from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Rejected
 from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.palette import COUNTS, LOSSES
 from seqloss_cli.rendering.heat.writer import show_heat, show_text

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from seqloss_cli.backend import WordMarks
-from seqloss_cli.records import TokenSequence
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.records import TokenSequence
 from seqloss_cli.rendering.theme import NATS_PER_BIT
 from seqloss_cli.scales import Theme
 

@@ -15,9 +15,9 @@ from seqloss_cli.conditional import (
     pointwise_mutual_information,
     turn_scores,
 )
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import SequenceScore
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, many, number
 

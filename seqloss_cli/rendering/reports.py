@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
 from seqloss_cli.metrics import corpus_flags
 from seqloss_cli.rendering.theme import (
     NATS_PER_BIT,

@@ -8,8 +8,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
-from seqloss_cli.records import SequenceScore
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.regions import RegionLosses
 from seqloss_cli.rendering.folding import Shown, folded
 from seqloss_cli.rendering.options import TableOptions

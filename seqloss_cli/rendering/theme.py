@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
-from seqloss_cli.records import Flags
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Flags
 from seqloss_cli.scales import KL_EDGES, LOSS_EDGES, step_of
 
 NATS_PER_BIT = math.log(2)

@@ -8,10 +8,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals, overflow_flags, score_flags
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Rejected, SequenceScore
 from seqloss_cli.regions import region_losses
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.pairs import (

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 from seqloss_cli.reports import svg
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.statistics import Estimate

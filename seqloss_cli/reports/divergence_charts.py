@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 from seqloss_cli.reports import svg
 from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.scales import KL_EDGES, step_of

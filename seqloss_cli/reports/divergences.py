@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.records import Floats
 from seqloss_cli.diverging import DivergenceTotals, Documents
-from seqloss_cli.records import Floats
 from seqloss_cli.reports.charts import Cell, by_position
 from seqloss_cli.reports.divergence_charts import divergence_histogram
 from seqloss_cli.reports.one_model import peak, select, subtitle_of

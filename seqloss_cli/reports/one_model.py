@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 from seqloss_cli.reports.charts import Cell, Chart, by_position, concentration, histogram
 from seqloss_cli.reports.page import (
     Column,

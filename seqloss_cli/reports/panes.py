@@ -17,9 +17,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from seqloss_cli.comparisons import Aligned, summed
+from seqloss_cli.core.byte_spans import TokenSpan, spans_of
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
-from seqloss_cli.spans import TokenSpan, spans_of
 
 _SPACES = "\n\r\t "
 _NAMES = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.records import Floats
 from seqloss_cli.judging import RankTotals
 from seqloss_cli.ranking import SCORES
-from seqloss_cli.records import Floats
 from seqloss_cli.reports.page import PageOptions
 from seqloss_cli.reports.questions import (
     ShownRow,

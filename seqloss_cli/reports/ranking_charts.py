@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from markupsafe import Markup
 
-from seqloss_cli.records import Bools, Floats, Ints
+from seqloss_cli.core.records import Bools, Floats, Ints
 from seqloss_cli.reports import svg
 from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.statistics import Estimate

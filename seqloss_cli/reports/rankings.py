@@ -7,9 +7,9 @@ from pathlib import PurePath
 
 import numpy as np
 
+from seqloss_cli.core.records import Floats
 from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies
 from seqloss_cli.ranking import MEANINGS, SCORES
-from seqloss_cli.records import Floats
 from seqloss_cli.reports import ranking_charts as charts
 from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.reports.one_model import subtitle_of

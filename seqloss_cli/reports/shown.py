@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from seqloss_cli.comparisons import Covered
+from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.metrics import Totals
 from seqloss_cli.results import ResultRow
-from seqloss_cli.spans import is_edge
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"
 NO_TEXT = "written without texts (--no-text): there is nothing to colour"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
 
 Fields = Mapping[str, Any]
 ROUNDING = 1e-9

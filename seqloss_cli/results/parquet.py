@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from seqloss_cli.errors import RowError
-from seqloss_cli.extras import load_pyarrow
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.extras import load_pyarrow
 
 _ROWS_AT_ONCE = 64
 _RUN, _TOTALS = b"seqloss.run", b"seqloss.totals"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.errors import RowError
+from seqloss_cli.core.errors import RowError
 from seqloss_cli.judging import RankTotals, counts_of, judged_orders
 from seqloss_cli.metrics import Totals, to_units
 from seqloss_cli.ranking import SCORES, ChoiceFigures, orders_of, probabilities_of

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics import exp_or_none
-from seqloss_cli.records import Floats, Ints
 
 FEW_UNITS = 30
 """Below this many, intervals are said to rest on few documents: they tend to be too narrow."""

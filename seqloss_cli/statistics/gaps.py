@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from seqloss_cli.records import Floats, Ints
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.statistics.estimates import MOST_ENTRIES, Estimate, percentiles, unknown
 
 

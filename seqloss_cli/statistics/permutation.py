@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 
 MOST_EXACT = 16
 """Up to so many differences every choice of signs is tried."""

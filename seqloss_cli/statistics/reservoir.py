@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from seqloss_cli.records import Floats
+from seqloss_cli.core.records import Floats
 
 
 class Reservoir:

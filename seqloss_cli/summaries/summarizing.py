@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import Floats
 from seqloss_cli.results import ResultRow
 from seqloss_cli.statistics import (
     Estimate,

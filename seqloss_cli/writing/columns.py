@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import RATES, TEXT_COUNTS
-from seqloss_cli.provenance import RunInfo
 from seqloss_cli.writing.rows import RowOptions
 
 

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import Rejected, SequenceScore
 from seqloss_cli.regions import region_losses
 from seqloss_cli.words import word_losses
 from seqloss_cli.writing.columns import Kind, columns_of

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import orjson
 
+from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SCHEMA_VERSION, Rejected, SequenceScore
-from seqloss_cli.spans import char_end_bytes
 from seqloss_cli.writing.rows import (
     Row,
     RowOptions,

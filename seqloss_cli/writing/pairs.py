@@ -12,8 +12,8 @@ from seqloss_cli.conditional import (
     pointwise_mutual_information,
     turn_scores,
 )
+from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import SequenceScore, TokenSequence
 
 Row = dict[str, Any]
 

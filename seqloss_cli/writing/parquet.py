@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, BinaryIO, Generic
 
-from seqloss_cli.extras import load_pyarrow
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.extras import load_pyarrow
+from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.writing.columns import Columns, Kind, columns_of
 from seqloss_cli.writing.formats import Result, RowMakers, Sums, json_bytes
 from seqloss_cli.writing.rows import Row, RowOptions, rejected_row

@@ -15,8 +15,8 @@ from seqloss_cli.comparisons import (
     SideTotals,
     training_step,
 )
+from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics import Totals
-from seqloss_cli.records import SCHEMA_VERSION
 from seqloss_cli.results import Difference, ResultsFile
 from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import GroupSummary, Summary, SummaryOptions

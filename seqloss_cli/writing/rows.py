@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.backend import WordMarks
+from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.metrics import (
     RATES,
     TEXT_COUNTS,
@@ -20,7 +21,6 @@ from seqloss_cli.metrics import (
     overflow_flags,
     score_flags,
 )
-from seqloss_cli.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.regions import RegionLosses, region_losses
 from seqloss_cli.words import word_losses
 from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row

@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from seqloss_cli.errors import UsageError
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SCHEMA_VERSION
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import SCHEMA_VERSION
+from seqloss_cli.core.run_record import RunInfo
 
 _MAY_DIFFER = ("type", "started_at")
 _SAME_NAME = (

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from seqloss_cli.errors import RunError, UsageError
-from seqloss_cli.paths import partial_path
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.paths import partial_path
 from seqloss_cli.writing.locks import RENAMES_OPEN_FILES, try_to_lock
 
 SYNC_SECONDS = 2.0

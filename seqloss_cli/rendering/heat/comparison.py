@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.comparisons import Comparison, DocumentRows
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
 from seqloss_cli.rendering.heat.both import Plain, by_pieces, by_tokens
 from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
 from seqloss_cli.rendering.heat.palette import DIFFERENCES

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
 from seqloss_cli.rendering.heat.clusters import (
     cells_of,
     is_blank,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from seqloss_cli.escaping import escape
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals
-from seqloss_cli.provenance import RunInfo
-from seqloss_cli.records import SequenceScore, TokenSequence
 from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.options import HeatOptions, TableOptions

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]

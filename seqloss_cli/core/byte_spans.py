@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqloss_cli.records import Ints
+from seqloss_cli.core.records import Ints
 
 _WORD = re.compile(r"\S+")
 TokenSpan = tuple[int, int, int, int]

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from seqloss_cli.records import Bools, Ints
+from seqloss_cli.core.records import Bools, Ints
 
 _MOST_COMPARED = 2000  # tokens between what two sequences have in common at both ends
 

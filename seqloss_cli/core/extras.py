@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from seqloss_cli.errors import UsageError
+from seqloss_cli.core.errors import UsageError
 
 
 def load_extra(extra: str, what: str, *modules: str) -> ModuleType:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.records import Bools, Floats, Ints, SavedGold
+from seqloss_cli.core.records import Bools, Floats, Ints, SavedGold
 
 
 @dataclass(frozen=True, slots=True)

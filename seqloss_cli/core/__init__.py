@@ -1,0 +1,1 @@
+"""The records and contracts that every other room speaks in; imports nothing of them."""
