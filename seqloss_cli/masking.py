@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
-from seqloss_cli.labels import Finding, Labels, compare_labels
 from seqloss_cli.metrics import Totals, added, totals_of
-from seqloss_cli.trl import TrainerLabels, TrlTrainer
-from seqloss_cli.vocabulary import Vocabulary
+from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels
+from seqloss_cli.tokenization.trl import TrainerLabels, TrlTrainer
+from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 FindLabels = Callable[[Sample | Rejected], Labels | Rejected]
 """The labels that belong to an input, or why there are none. Asked once for each, in order."""

@@ -15,7 +15,6 @@ from itertools import islice
 
 import numpy as np
 
-from seqloss_cli.chats import chat_of_pair
 from seqloss_cli.core.records import (
     Choices,
     Floats,
@@ -28,6 +27,7 @@ from seqloss_cli.core.records import (
     rejection,
 )
 from seqloss_cli.metrics import score_flags
+from seqloss_cli.tokenization.chats import chat_of_pair
 
 SCORES = ("sum", "token", "byte", "char", "pmi", "mutual_information")
 """ln Pr(y|x); the same per token, byte and character of y; ln Pr(y|x) - ln Pr(y), with the ids that

@@ -25,7 +25,6 @@ from seqloss_cli.core.policies import (
 from seqloss_cli.core.records import Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.masking import tokenized
-from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.scoring import (
     Entry,
     OnProgress,
@@ -35,7 +34,8 @@ from seqloss_cli.scoring import (
     score_samples,
     with_ends,
 )
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.pairs import PairTokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:
     from seqloss_cli.engine import Engine

@@ -29,7 +29,7 @@ from seqloss_cli.engine import Engine
 from seqloss_cli.probing import probe_of
 from seqloss_cli.running import PATHS
 from seqloss_cli.scoring import score_samples
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CONTEXT, STRIDE = 32, 12
 TEXTS = [

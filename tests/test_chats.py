@@ -44,10 +44,10 @@ from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
 from seqloss_cli.engine import Engine
-from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.reading import PairFields, ReadOptions, ReadStats, checked_pair, read_inputs
 from seqloss_cli.scoring import score_samples
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.pairs import PairTokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTEXT = 512

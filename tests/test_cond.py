@@ -51,9 +51,9 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.metrics import Totals
-from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.scoring import score_samples
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.pairs import PairTokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 CONTEXT = 64

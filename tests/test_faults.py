@@ -26,8 +26,8 @@ from seqloss_cli.engine import Engine
 from seqloss_cli.fleet import Fleet
 from seqloss_cli.running import Runner
 from seqloss_cli.scoring import ignore_progress, score_samples
-from seqloss_cli.tokenization import Tokenization
-from seqloss_cli.vocabulary import Vocabulary
+from seqloss_cli.tokenization.tokenizer import Tokenization
+from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 CONTEXT = 32
 TEXTS = [f"row {n} " + "of some text " * (n % 4) for n in range(24)]

@@ -45,7 +45,6 @@ from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
-from seqloss_cli.pieces import show_bytes
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
 from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces
@@ -58,6 +57,7 @@ from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.rendering.heat.signs import FULL, PLAIN
 from seqloss_cli.results.rows import read_row
 from seqloss_cli.scales import step_of
+from seqloss_cli.tokenization.byte_offsets import show_bytes
 
 Run = Callable[..., Any]
 ESC = re.compile(r"\x1b\[[\d;]*m")

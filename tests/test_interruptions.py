@@ -31,7 +31,7 @@ from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.engine import Engine
 from seqloss_cli.fleet import Fleet
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 SOON = 10.0
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from seqloss_cli import PairPolicy, Sample, TokenPolicy
 from seqloss_cli.core.records import IGNORED, Chat, Pair, TokenSequence
-from seqloss_cli.labels import Finding, Labels, compare_labels, labels_of
-from seqloss_cli.pairing import PairTokenization
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels, labels_of
+from seqloss_cli.tokenization.pairs import PairTokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 BOS_ID, EOS_ID = 0, 1
 TOKENS = Tokenization(byte_tokenizer(), TokenPolicy(eos=True), N_BYTE_IDS)

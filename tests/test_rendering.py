@@ -25,11 +25,11 @@ from rich.console import Console
 
 from seqloss_cli.core.records import Sample, Seam, SequenceScore, TokenSequence, Turn
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.labels import Finding
 from seqloss_cli.masking import Mask, mask_totals
 from seqloss_cli.metrics import Totals, totals_of
 from seqloss_cli.rendering import MaskTableWriter, TableOptions, TableWriter
-from seqloss_cli.trl import TrainerLabels
+from seqloss_cli.tokenization.labels import Finding
+from seqloss_cli.tokenization.trl import TrainerLabels
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

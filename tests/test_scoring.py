@@ -25,7 +25,7 @@ from seqloss_cli.core.records import Rejected, Sample, SequenceScore
 from seqloss_cli.engine import Engine
 from seqloss_cli.metrics import totals_of
 from seqloss_cli.scoring import read_ahead, score_samples
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 

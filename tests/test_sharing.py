@@ -19,10 +19,10 @@ from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, TokenSequence
 from seqloss_cli.engine import Engine
-from seqloss_cli.pairing import PairTokenization
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.sharing import SHORTEST_TRUNK, group_by_prefix
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.pairs import PairTokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CONTEXT = 64
 UNSHARED = ("bloom", "falcon-h1", "mamba", "rwkv")

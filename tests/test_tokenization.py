@@ -43,8 +43,8 @@ from seqloss_cli import (
     totals_of,
 )
 from seqloss_cli.core.records import SequenceScore, TokenSequence
-from seqloss_cli.pieces import offsets_from_chars
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.byte_offsets import offsets_from_chars
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog sleeps; the fox does not.",

@@ -15,7 +15,7 @@ import pytest
 from test_house import ROOT
 
 from seqloss_cli.core.records import Chat, Pair, Sample
-from seqloss_cli.trl import TrlTrainer
+from seqloss_cli.tokenization.trl import TrlTrainer
 
 pytestmark = pytest.mark.trl
 DEMO = ROOT / "seqloss_cli" / "demo"

@@ -20,8 +20,8 @@ from seqloss_cli.core.backend import BEGINS, UNSPACED, Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
 from seqloss_cli.scoring import score_samples, with_ends
-from seqloss_cli.tokenization import Tokenization
-from seqloss_cli.word_marks import word_marks
+from seqloss_cli.tokenization.tokenizer import Tokenization
+from seqloss_cli.tokenization.word_marks import word_marks
 from seqloss_cli.words import WordLosses, word_losses
 
 TOLERANCE = 1e-4

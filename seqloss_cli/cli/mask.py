@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from seqloss_cli.masking import Mask, MaskTotals
     from seqloss_cli.reading import LabelFile
     from seqloss_cli.scorer import Scorer
-    from seqloss_cli.tokenization import Tokenization
-    from seqloss_cli.trl import TrlTrainer
+    from seqloss_cli.tokenization.tokenizer import Tokenization
+    from seqloss_cli.tokenization.trl import TrlTrainer
     from seqloss_cli.writing import Writer
 
 EXAMPLES = (
@@ -98,7 +98,7 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.masking import MaskTotals, mask_totals, masks
         from seqloss_cli.reading import LabelFile, ReadStats
-        from seqloss_cli.trl import NAME as TRAINER_NAME
+        from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
         from seqloss_cli.writing import open_sink
 
         values, choice = ctx.params, choose_output(ctx)
@@ -193,7 +193,7 @@ def _entries(
 
 
 def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
-    from seqloss_cli.trl import TrlTrainer
+    from seqloss_cli.tokenization.trl import TrlTrainer
 
     values = ctx.params
     if values["like"] is None:

@@ -19,7 +19,7 @@ from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import Totals
 from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.writing import (
     JsonlWriter,
     JsonWriter,

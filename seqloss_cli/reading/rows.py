@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from seqloss_cli.chats import chat_of_pair
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair
+from seqloss_cli.tokenization.chats import chat_of_pair
 
 _MOST_NAMES = 10
 

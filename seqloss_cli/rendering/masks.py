@@ -12,7 +12,6 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.labels import Finding
 from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
 from seqloss_cli.rendering.heat.drawing import Drawing
@@ -20,6 +19,7 @@ from seqloss_cli.rendering.heat.palette import COUNTS, LOSSES
 from seqloss_cli.rendering.heat.writer import show_heat, show_text
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, flags_text, number
+from seqloss_cli.tokenization.labels import Finding
 
 _COUNTED, _MASKED = "bold reverse", "dim"
 _OPEN, _CLOSE = "⟦", "⟧"

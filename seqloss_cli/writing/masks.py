@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from seqloss_cli.conditional import turn_scores
-from seqloss_cli.labels import Finding, labels_of
 from seqloss_cli.masking import Mask, MaskTotals
 from seqloss_cli.metrics import Totals
-from seqloss_cli.trl import NAME as TRAINER_NAME
+from seqloss_cli.tokenization.labels import Finding, labels_of
+from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 from seqloss_cli.writing.formats import RowMakers
 from seqloss_cli.writing.pairs import Row, texts_row
 from seqloss_cli.writing.rows import RowOptions, identity_row, numbers_or_null

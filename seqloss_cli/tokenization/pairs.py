@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.chat_templates import ChatTemplate
-from seqloss_cli.chat_tokens import chat_sequence, without_bos
-from seqloss_cli.chats import RenderedChat, render_chat
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import PairPolicy
 from seqloss_cli.core.records import (
@@ -27,8 +24,11 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
-from seqloss_cli.seams import boundary_of, first_response_token
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.chat_templates import ChatTemplate
+from seqloss_cli.tokenization.chat_tokens import chat_sequence, without_bos
+from seqloss_cli.tokenization.chats import RenderedChat, render_chat
+from seqloss_cli.tokenization.prompt_boundary import boundary_of, first_response_token
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 Encoded = Mapping[str, list[int] | RowError]
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seqloss_cli.chat_templates import ChatTemplate, Rendering, Span
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import TurnChoice
 from seqloss_cli.core.records import Chat, Pair
+from seqloss_cli.tokenization.chat_templates import ChatTemplate, Rendering, Span
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 

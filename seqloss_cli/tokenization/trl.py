@@ -20,7 +20,7 @@ import numpy as np
 from seqloss_cli.core.alignment import common_prefix
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import IGNORED, Chat, Pair, Sample
-from seqloss_cli.labels import Labels
+from seqloss_cli.tokenization.labels import Labels
 
 NAME = "TRL 1.16"
 DEFAULT_MAX_LENGTH = 1024

@@ -14,7 +14,7 @@ from typing import Any
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Ints
-from seqloss_cli.pieces import (
+from seqloss_cli.tokenization.byte_offsets import (
     Spelling,
     offsets_from_chars,
     offsets_from_spelling,

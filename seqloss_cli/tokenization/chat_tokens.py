@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from seqloss_cli.chats import RenderedChat
 from seqloss_cli.core.byte_spans import char_end_bytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import TurnChoice
 from seqloss_cli.core.records import Ints, Sample, Seam, TokenSequence, Turn
-from seqloss_cli.seams import tokens_of_span
-from seqloss_cli.tokenization import Tokenization
+from seqloss_cli.tokenization.chats import RenderedChat
+from seqloss_cli.tokenization.prompt_boundary import tokens_of_span
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 def chat_sequence(

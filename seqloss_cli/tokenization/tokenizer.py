@@ -27,9 +27,9 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
-from seqloss_cli.pieces import show_bytes
-from seqloss_cli.vocabulary import Vocabulary
-from seqloss_cli.word_marks import word_marks
+from seqloss_cli.tokenization.byte_offsets import show_bytes
+from seqloss_cli.tokenization.vocabulary import Vocabulary
+from seqloss_cli.tokenization.word_marks import word_marks
 
 
 class Tokenization:

@@ -1,0 +1,1 @@
+"""Texts, pairs and chats to token ids, with the bytes that each token covers."""
