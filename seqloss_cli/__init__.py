@@ -13,11 +13,11 @@ from seqloss_cli.core.policies import BatchPolicy, ModelChoice, PairPolicy, Toke
 
 if TYPE_CHECKING:
     from seqloss_cli.api import cond, diverge, rank, score
-    from seqloss_cli.conditional import ChainRule, chain_rule
     from seqloss_cli.core.backend import Wants
     from seqloss_cli.core.records import Chat, Choices, Pair, Rejected, Sample, SequenceScore
-    from seqloss_cli.diverging import divergence_totals
-    from seqloss_cli.metrics import Totals, totals_of
+    from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
+    from seqloss_cli.metrics.divergence_totals import divergence_totals
+    from seqloss_cli.metrics.totals import Totals, totals_of
     from seqloss_cli.scorer import Scorer
 
 __all__ = [
@@ -51,13 +51,13 @@ _HOMES = {
     "Scorer": "scorer",
     "cond": "api",
     "diverge": "api",
-    "divergence_totals": "diverging",
+    "divergence_totals": "metrics.divergence_totals",
     "rank": "api",
     "score": "api",
-    "ChainRule": "conditional",
-    "chain_rule": "conditional",
-    "Totals": "metrics",
-    "totals_of": "metrics",
+    "ChainRule": "metrics.chain_rule",
+    "chain_rule": "metrics.chain_rule",
+    "Totals": "metrics.totals",
+    "totals_of": "metrics.totals",
     "Chat": "core.records",
     "Choices": "core.records",
     "Pair": "core.records",

@@ -13,9 +13,9 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Item, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.diverging import Diverged, diverged
 from seqloss_cli.engine import Engine
-from seqloss_cli.gold import SMOOTHING_WANTS, of_smoothing, of_teacher
+from seqloss_cli.metrics.divergence import SMOOTHING_WANTS, of_smoothing, of_teacher
+from seqloss_cli.metrics.divergence_totals import Diverged, diverged
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.scoring import OnProgress, ignore_progress
 from seqloss_cli.teacher_files import TeacherFile

@@ -24,7 +24,7 @@ from seqloss_cli.core.policies import (
 )
 from seqloss_cli.core.records import Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.masking import tokenized
+from seqloss_cli.metrics.masks import tokenized
 from seqloss_cli.scoring import (
     Entry,
     OnProgress,

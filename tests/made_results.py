@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import totals_of_row
 from seqloss_cli.writing.rows import totals_row
 

@@ -45,12 +45,12 @@ from seqloss_cli import (
     totals_of,
 )
 from seqloss_cli.cli.main import app
-from seqloss_cli.conditional import log_prob_y, pointwise_mutual_information
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.chain_rule import log_prob_y, pointwise_mutual_information
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization

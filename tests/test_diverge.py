@@ -22,11 +22,11 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedGold
 from seqloss_cli.divergence import diverge, diverge_from_saved
-from seqloss_cli.diverging import Documents, divergence_totals
 from seqloss_cli.gold_scorer import GoldScorer
 from seqloss_cli.head import score_in_blocks
+from seqloss_cli.metrics.divergence_totals import Documents, divergence_totals
+from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
 from seqloss_cli.running import Logits
-from seqloss_cli.statistics import cluster_quantiles, share_estimate
 
 TEXT = "the cat sat on the mat, and the dog on the cat"
 

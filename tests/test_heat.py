@@ -43,8 +43,8 @@ from seqloss_cli.comparisons.comparing import DocumentDifference
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.masking import Mask, mask_totals
-from seqloss_cli.metrics import Totals, totals_of
+from seqloss_cli.metrics.masks import Mask, mask_totals
+from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
 from seqloss_cli.rendering.heat import choose_theme
 from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
-from seqloss_cli.metrics import Totals, from_units, to_units, totals_of
-from seqloss_cli.words import word_losses
+from seqloss_cli.metrics.totals import Totals, from_units, to_units, totals_of
+from seqloss_cli.metrics.words import word_losses
 
 losses = st.floats(0, 1e6, allow_nan=False, allow_infinity=False)
 

@@ -22,12 +22,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from seqloss_cli import Pair, PairPolicy, Rejected, Sample, SequenceScore, TokenPolicy
-from seqloss_cli.conditional import ChainRule, chain_rule
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import TokenSequence
 from seqloss_cli.engine import Engine
-from seqloss_cli.metrics import totals_of
+from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
+from seqloss_cli.metrics.totals import totals_of
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization

@@ -19,9 +19,9 @@ import seqloss_cli
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
 from seqloss_cli.core.records import Choices, Rejected, Sample
 from seqloss_cli.engine import Engine
-from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies, judged, rank_totals
-from seqloss_cli.ranking import SCORES, Ranking, rank
-from seqloss_cli.statistics import proportion_estimate
+from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged, rank_totals
+from seqloss_cli.metrics.ranking import SCORES, Ranking, rank
+from seqloss_cli.metrics.statistics import proportion_estimate
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 TEXTS = st.text(st.sampled_from("abc é"), min_size=1, max_size=6)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from seqloss_cli.statistics import (
+from seqloss_cli.metrics.statistics import (
     Reservoir,
     block_bootstrap,
     bootstrap_ratio,

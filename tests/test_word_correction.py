@@ -19,10 +19,10 @@ from seqloss_cli import Sample, SequenceScore, UsageError
 from seqloss_cli.core.backend import BEGINS, UNSPACED, Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.engine import Engine
+from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring import score_samples, with_ends
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.word_marks import word_marks
-from seqloss_cli.words import WordLosses, word_losses
 
 TOLERANCE = 1e-4
 NEVER = -80.0  # of a bigram that does not come: less than 1e-34

@@ -19,8 +19,8 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.diverging import Diverged, DivergenceTotals, Documents
     from seqloss_cli.gold_scorer import GoldScorer
+    from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
     from seqloss_cli.teacher_files import SavedSums
     from seqloss_cli.writing import RowMakers, RowOptions, Writer
 
@@ -132,7 +132,7 @@ def _diverge(
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.writers import also_beside
-    from seqloss_cli.diverging import DivergenceTotals, Documents, divergence_totals
+    from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents, divergence_totals
     from seqloss_cli.reading import ReadStats
     from seqloss_cli.writing import open_sink
 

@@ -120,7 +120,7 @@ def _write(
 ) -> int:
     from seqloss_cli.core.backend import Wants
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics import Totals, totals_of
+    from seqloss_cli.metrics.totals import Totals, totals_of
     from seqloss_cli.writing import JsonlWriter, RowOptions, score_rows
 
     tokenization = scorer.tokenization

@@ -20,8 +20,8 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.judging import RankTotals
-    from seqloss_cli.ranking import Ranking
+    from seqloss_cli.metrics.accuracy import RankTotals
+    from seqloss_cli.metrics.ranking import Ranking
     from seqloss_cli.scorer import Scorer
     from seqloss_cli.writing import RankedRows, Writer
 
@@ -118,9 +118,9 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.writers import also_beside
-    from seqloss_cli.judging import RankTotals, rank_totals
-    from seqloss_cli.ranking import MEANINGS, SCORES
-    from seqloss_cli.ranking import rank as rankings
+    from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
+    from seqloss_cli.metrics.ranking import MEANINGS, SCORES
+    from seqloss_cli.metrics.ranking import rank as rankings
     from seqloss_cli.reading import ReadStats, described
     from seqloss_cli.writing import open_sink, ranking_rows
 
@@ -215,7 +215,7 @@ def _also_ranked(
     rankings: Iterator[Ranking | Rejected], rows: RankedRows
 ) -> Iterator[Ranking | Rejected]:
     """The same, each written to the other file as it comes."""
-    from seqloss_cli.ranking import Ranking
+    from seqloss_cli.metrics.ranking import Ranking
 
     for ranking in rankings:
         if isinstance(ranking, Ranking):

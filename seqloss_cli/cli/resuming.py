@@ -14,7 +14,7 @@ from seqloss_cli.cli.failures import StrictStopError, say
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.rows import read_row
 from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_run, require_same_run
 

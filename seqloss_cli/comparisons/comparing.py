@@ -18,8 +18,7 @@ import numpy as np
 
 from seqloss_cli.comparisons.joining import JoinReport, cluster_of, join, not_comparable
 from seqloss_cli.core.records import Floats
-from seqloss_cli.results import ResultRow, TokenLosses
-from seqloss_cli.statistics import (
+from seqloss_cli.metrics.statistics import (
     Estimate,
     SignFlip,
     block_bootstrap,
@@ -31,6 +30,7 @@ from seqloss_cli.statistics import (
     sign_flip_test,
     unknown,
 )
+from seqloss_cli.results import ResultRow, TokenLosses
 from seqloss_cli.summaries import Top, highest, token
 
 Unit = Literal["token", "byte"]

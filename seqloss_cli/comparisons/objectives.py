@@ -16,9 +16,9 @@ import numpy as np
 
 from seqloss_cli.comparisons.comparing import CompareOptions, Comparison, Comparisons, compare
 from seqloss_cli.comparisons.joining import Joined, JoinReport, cluster_of, join, scored_apart
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import Estimate, ratio_estimate, unknown
 
 Rows = Callable[[], Sequence[Iterable[ResultRow]]]
 """Opens the results of every checkpoint, from the start."""

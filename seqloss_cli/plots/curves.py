@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from seqloss_cli.comparisons import Joined, cluster_of, join, scored_apart, training_step
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.metrics.statistics import Estimate, unknown
 from seqloss_cli.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.plots.together import RowsTaken, Together
 from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import Estimate, unknown
 from seqloss_cli.summaries import Summarizer, SummaryOptions
 
 

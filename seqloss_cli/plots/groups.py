@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.plots.histograms import require_tokens
 from seqloss_cli.plots.measures import Measure
 from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import PositionLoss, Summary, SummaryOptions, summarize
 
 MOST_GROUPS = 40

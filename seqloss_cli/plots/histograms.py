@@ -14,7 +14,7 @@ import numpy as np
 
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.plots.measures import Measure
 from seqloss_cli.results import ResultRow
 

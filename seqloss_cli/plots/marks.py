@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from seqloss_cli.metrics.statistics import Estimate, unknown
 from seqloss_cli.plots.style import MUTED
 from seqloss_cli.scales import SERIES
-from seqloss_cli.statistics import Estimate, unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from seqloss_cli.statistics import Estimate
+from seqloss_cli.metrics.statistics import Estimate
 
 Metric = Literal["mean_loss", "bits_per_byte", "perplexity"]
 NATS_PER_BIT = math.log(2)

@@ -10,11 +10,11 @@ import numpy as np
 
 from seqloss_cli.comparisons import TIE, join, not_comparable
 from seqloss_cli.core.records import Floats
+from seqloss_cli.metrics.statistics import Reservoir
 from seqloss_cli.plots.histograms import counted_losses
 from seqloss_cli.plots.measures import Measure
 from seqloss_cli.plots.together import RowsTaken, Together
 from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import Reservoir
 
 Of = Literal["document", "token"]
 _MOST_POINTS = 20_000

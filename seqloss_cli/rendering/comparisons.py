@@ -9,10 +9,10 @@ from rich.text import Text
 
 from seqloss_cli.comparisons import Comparison, Comparisons
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.statistics import Estimate, interval_notes
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.rendering.reports import Scale, interval
 from seqloss_cli.rendering.theme import figures_table, many, number, visible
-from seqloss_cli.statistics import Estimate, interval_notes
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.diverging import Diverged, DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.panel import policies
 from seqloss_cli.rendering.reports import interval

@@ -12,8 +12,8 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.masking import Mask, MaskTotals
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.masks import Mask, MaskTotals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.palette import COUNTS, LOSSES
 from seqloss_cli.rendering.heat.writer import show_heat, show_text

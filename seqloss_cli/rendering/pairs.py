@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.conditional import (
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore
+from seqloss_cli.metrics.chain_rule import (
     ChainRule,
     boundary_difference,
     chain_rule,
@@ -15,9 +17,7 @@ from seqloss_cli.conditional import (
     pointwise_mutual_information,
     turn_scores,
 )
-from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, many, number
 

@@ -8,10 +8,10 @@ from typing import Any
 from rich.panel import Panel
 from rich.table import Table
 
-from seqloss_cli.conditional import boundary_difference, pointwise_mutual_information
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import Totals, corpus_flags
+from seqloss_cli.metrics.chain_rule import boundary_difference, pointwise_mutual_information
+from seqloss_cli.metrics.totals import Totals, corpus_flags
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import flags_text, many, number
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies, judged
-from seqloss_cli.ranking import Ranking, flags_of
+from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged
+from seqloss_cli.metrics.ranking import Ranking, flags_of
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.panel import policies
 from seqloss_cli.rendering.reports import interval

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.metrics import corpus_flags
+from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.totals import corpus_flags
 from seqloss_cli.rendering.theme import (
     NATS_PER_BIT,
     figures_table,
@@ -21,7 +22,6 @@ from seqloss_cli.rendering.theme import (
     number,
     visible,
 )
-from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import (
     QUANTILES,
     GroupSummary,

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.regions import RegionLosses
+from seqloss_cli.metrics.regions import RegionLosses
+from seqloss_cli.metrics.words import WordLosses
 from seqloss_cli.rendering.folding import Shown, folded
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.theme import figures_table, loss_style, number, probability, visible
-from seqloss_cli.words import WordLosses
 
 _ROWS = Shown(head=24, tail=16, around_seam=4)
 

@@ -11,8 +11,9 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import Totals, overflow_flags, score_flags
-from seqloss_cli.regions import region_losses
+from seqloss_cli.metrics.regions import region_losses
+from seqloss_cli.metrics.totals import Totals, overflow_flags, score_flags
+from seqloss_cli.metrics.words import word_losses
 from seqloss_cli.rendering.options import TableOptions
 from seqloss_cli.rendering.pairs import (
     chain_rule_table,
@@ -23,7 +24,6 @@ from seqloss_cli.rendering.pairs import (
 from seqloss_cli.rendering.panel import totals_panel
 from seqloss_cli.rendering.tables import region_table, token_table, word_table
 from seqloss_cli.rendering.theme import flags_text, loss_style, number
-from seqloss_cli.words import word_losses
 
 MOST_TABLES = 10
 """More sequences than this are shown a line each."""

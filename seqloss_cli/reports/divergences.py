@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.records import Floats
-from seqloss_cli.diverging import DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents
+from seqloss_cli.metrics.statistics import Estimate, Reservoir
 from seqloss_cli.reports.charts import Cell, by_position
 from seqloss_cli.reports.divergence_charts import divergence_histogram
 from seqloss_cli.reports.one_model import peak, select, subtitle_of
@@ -36,7 +37,6 @@ from seqloss_cli.reports.shown import Shown, shown
 from seqloss_cli.reports.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.results import DivergedRow, ResultsOf
 from seqloss_cli.scales import KL_EDGES, step_of
-from seqloss_cli.statistics import Estimate, Reservoir
 from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
 
 _METRICS = [

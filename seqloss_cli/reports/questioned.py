@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.records import Floats
-from seqloss_cli.judging import RankTotals
-from seqloss_cli.ranking import SCORES
+from seqloss_cli.metrics.accuracy import RankTotals
+from seqloss_cli.metrics.ranking import SCORES
+from seqloss_cli.metrics.statistics import Reservoir
 from seqloss_cli.reports.page import PageOptions
 from seqloss_cli.reports.questions import (
     ShownRow,
@@ -24,7 +25,6 @@ from seqloss_cli.reports.questions import (
 )
 from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.results import RankedRow
-from seqloss_cli.statistics import Reservoir
 
 _UNSURE = -1e200
 """Questions without an answer come after those with one, the closest first."""

@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from seqloss_cli.core.records import Bools, Floats, Ints
+from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.reports import svg
 from seqloss_cli.reports.charts import Cell, Chart
-from seqloss_cli.statistics import Estimate
 
 RIGHT, WRONG, NEITHER = "g1", "g7", "f3"
 _N_BINS, _MOST = 20, 0.99

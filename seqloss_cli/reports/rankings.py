@@ -8,8 +8,9 @@ from pathlib import PurePath
 import numpy as np
 
 from seqloss_cli.core.records import Floats
-from seqloss_cli.judging import ACCURACIES, RankTotals, accuracies
-from seqloss_cli.ranking import MEANINGS, SCORES
+from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies
+from seqloss_cli.metrics.ranking import MEANINGS, SCORES
+from seqloss_cli.metrics.statistics import Estimate, ratio_estimate
 from seqloss_cli.reports import ranking_charts as charts
 from seqloss_cli.reports.charts import Cell, Chart
 from seqloss_cli.reports.one_model import subtitle_of
@@ -40,7 +41,6 @@ from seqloss_cli.reports.questions import (
     verdict_of,
 )
 from seqloss_cli.results import RankedRow, ResultsOf
-from seqloss_cli.statistics import Estimate, ratio_estimate
 
 _BY = {name: f"by {said.removeprefix('per ')}" for name, said in SAID.items()}
 _WORDS = Words(

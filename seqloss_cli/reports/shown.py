@@ -10,7 +10,7 @@ from typing import Any
 
 from seqloss_cli.comparisons import Covered
 from seqloss_cli.core.byte_spans import is_edge
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import ResultRow
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"

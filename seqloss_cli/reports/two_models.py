@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from seqloss_cli.comparisons import Aligned, Comparison
 from seqloss_cli.core.byte_spans import spans_of
+from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.reports.charts import Cell, Chart, differences
 from seqloss_cli.reports.joined import GatheredPair, ShownPair
 from seqloss_cli.reports.numbers import number, signed
@@ -39,7 +40,6 @@ from seqloss_cli.reports.shown import Shown
 from seqloss_cli.reports.worst import Worst, place_of
 from seqloss_cli.results import ResultsFile
 from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
-from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import Summary
 
 SIDES = ["A", "B"]

@@ -11,8 +11,8 @@ import numpy as np
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats
-from seqloss_cli.diverging import SUMS, DivergenceTotals
-from seqloss_cli.metrics import Totals, to_units
+from seqloss_cli.metrics.divergence_totals import SUMS, DivergenceTotals
+from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results.checks import (
     LARGEST,
     ROUNDING,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.judging import RankTotals, counts_of, judged_orders
-from seqloss_cli.metrics import Totals, to_units
-from seqloss_cli.ranking import SCORES, ChoiceFigures, orders_of, probabilities_of
+from seqloss_cli.metrics.accuracy import RankTotals, counts_of, judged_orders
+from seqloss_cli.metrics.ranking import SCORES, ChoiceFigures, orders_of, probabilities_of
+from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results.checks import (
     ROUNDING,
     Fields,

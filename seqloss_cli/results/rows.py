@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.conditional import ChainRule
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats, Ints
-from seqloss_cli.metrics import TEXT_COUNTS, Totals, to_units
+from seqloss_cli.metrics.chain_rule import ChainRule
+from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.results.checks import (
     LARGEST,
     ROUNDING,

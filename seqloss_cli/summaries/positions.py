@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
 from seqloss_cli.results import TokenLosses
-from seqloss_cli.statistics import Estimate, ratio_estimate, unknown
 
 _BINS = 63
 

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.records import Floats
-from seqloss_cli.metrics import Totals
-from seqloss_cli.results import ResultRow
-from seqloss_cli.statistics import (
+from seqloss_cli.metrics.statistics import (
     Estimate,
     Reservoir,
     block_bootstrap,
@@ -25,6 +23,8 @@ from seqloss_cli.statistics import (
     ratio_estimate,
     unknown,
 )
+from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results import ResultRow
 from seqloss_cli.summaries.extremes import Extremes, SequenceExtreme, TokenExtreme
 from seqloss_cli.summaries.positions import PositionLoss, PositionSums
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import RATES, TEXT_COUNTS
+from seqloss_cli.metrics.totals import RATES, TEXT_COUNTS
 from seqloss_cli.writing.rows import RowOptions
 
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import Totals
-from seqloss_cli.regions import region_losses
-from seqloss_cli.words import word_losses
+from seqloss_cli.metrics.regions import region_losses
+from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.metrics.words import word_losses
 from seqloss_cli.writing.columns import Kind, columns_of
 from seqloss_cli.writing.formats import json_bytes
 from seqloss_cli.writing.rows import (

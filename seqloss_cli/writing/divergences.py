@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from seqloss_cli.diverging import (
+from seqloss_cli.metrics.divergence_totals import (
     SUMS,
     Diverged,
     DivergenceTotals,

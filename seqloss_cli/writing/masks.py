@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from seqloss_cli.conditional import turn_scores
-from seqloss_cli.masking import Mask, MaskTotals
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.chain_rule import turn_scores
+from seqloss_cli.metrics.masks import Mask, MaskTotals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.tokenization.labels import Finding, labels_of
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 from seqloss_cli.writing.formats import RowMakers

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from seqloss_cli.conditional import (
+from seqloss_cli.core.records import SequenceScore, TokenSequence
+from seqloss_cli.metrics.chain_rule import (
     boundary_difference,
     chain_rule,
     log_prob_y,
     pointwise_mutual_information,
     turn_scores,
 )
-from seqloss_cli.core.records import SequenceScore, TokenSequence
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 
 Row = dict[str, Any]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.judging import RankTotals, accuracies, judged
-from seqloss_cli.metrics import score_flags
-from seqloss_cli.ranking import SCORES, Ranking, ScoredChoice, flags_of
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies, judged
+from seqloss_cli.metrics.ranking import SCORES, Ranking, ScoredChoice, flags_of
+from seqloss_cli.metrics.totals import score_flags
 from seqloss_cli.writing.formats import RowMakers, json_bytes
 from seqloss_cli.writing.pairs import Row
 from seqloss_cli.writing.rows import RowOptions, numbers_or_null

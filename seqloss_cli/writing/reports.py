@@ -16,9 +16,9 @@ from seqloss_cli.comparisons import (
     training_step,
 )
 from seqloss_cli.core.records import SCHEMA_VERSION
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import Difference, ResultsFile
-from seqloss_cli.statistics import Estimate
 from seqloss_cli.summaries import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.writing.formats import json_bytes
 from seqloss_cli.writing.rows import totals_row

@@ -13,7 +13,8 @@ import numpy as np
 
 from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
-from seqloss_cli.metrics import (
+from seqloss_cli.metrics.regions import RegionLosses, region_losses
+from seqloss_cli.metrics.totals import (
     RATES,
     TEXT_COUNTS,
     Totals,
@@ -21,8 +22,7 @@ from seqloss_cli.metrics import (
     overflow_flags,
     score_flags,
 )
-from seqloss_cli.regions import RegionLosses, region_losses
-from seqloss_cli.words import word_losses
+from seqloss_cli.metrics.words import word_losses
 from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.rendering.heat.drawing import Drawing
 from seqloss_cli.rendering.heat.inked import inked
 from seqloss_cli.rendering.options import HeatOptions, TableOptions

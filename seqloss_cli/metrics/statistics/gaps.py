@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.statistics.estimates import MOST_ENTRIES, Estimate, percentiles, unknown
+from seqloss_cli.metrics.statistics.estimates import MOST_ENTRIES, Estimate, percentiles, unknown
 
 
 @dataclass(frozen=True, slots=True)

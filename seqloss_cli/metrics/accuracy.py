@@ -11,9 +11,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from seqloss_cli.metrics import added
-from seqloss_cli.ranking import Ranking, flags_of
-from seqloss_cli.statistics import Estimate, proportion_estimate
+from seqloss_cli.metrics.ranking import Ranking, flags_of
+from seqloss_cli.metrics.statistics import Estimate, proportion_estimate
+from seqloss_cli.metrics.totals import added
 
 ACCURACIES = {
     "acc": "sum",

@@ -1,7 +1,7 @@
 """How sure a figure is. The unit that is drawn at random is a document (or a cluster of them, or a
 block of one long text), never a token: tokens of a text are not independent."""
 
-from seqloss_cli.statistics.estimates import (
+from seqloss_cli.metrics.statistics.estimates import (
     FEW_UNITS,
     Estimate,
     block_bootstrap,
@@ -15,9 +15,9 @@ from seqloss_cli.statistics.estimates import (
     share_estimate,
     unknown,
 )
-from seqloss_cli.statistics.gaps import UnitGaps, mean_gap_estimate
-from seqloss_cli.statistics.permutation import SignFlip, holm, sign_flip_test
-from seqloss_cli.statistics.reservoir import Reservoir
+from seqloss_cli.metrics.statistics.gaps import UnitGaps, mean_gap_estimate
+from seqloss_cli.metrics.statistics.permutation import SignFlip, holm, sign_flip_test
+from seqloss_cli.metrics.statistics.reservoir import Reservoir
 
 __all__ = [
     "FEW_UNITS",

@@ -16,7 +16,7 @@ import numpy as np
 from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
 from seqloss_cli.core.records import Ints, Region, SequenceScore
-from seqloss_cli.word_correction import corrected_losses
+from seqloss_cli.metrics.word_correction import corrected_losses
 
 
 @dataclass(frozen=True, slots=True)

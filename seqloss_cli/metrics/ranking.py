@@ -26,7 +26,7 @@ from seqloss_cli.core.records import (
     SequenceScore,
     rejection,
 )
-from seqloss_cli.metrics import score_flags
+from seqloss_cli.metrics.totals import score_flags
 from seqloss_cli.tokenization.chats import chat_of_pair
 
 SCORES = ("sum", "token", "byte", "char", "pmi", "mutual_information")

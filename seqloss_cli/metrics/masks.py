@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
-from seqloss_cli.metrics import Totals, added, totals_of
+from seqloss_cli.metrics.totals import Totals, added, totals_of
 from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels
 from seqloss_cli.tokenization.trl import TrainerLabels, TrlTrainer
 from seqloss_cli.tokenization.vocabulary import Vocabulary

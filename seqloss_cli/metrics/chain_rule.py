@@ -15,7 +15,7 @@ import numpy as np
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, SequenceScore, Turn
-from seqloss_cli.metrics import Totals
+from seqloss_cli.metrics.totals import Totals
 
 _ROUNDING = 1e-9  # relative: a joint may have been added up by others
 

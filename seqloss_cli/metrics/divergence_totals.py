@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seqloss_cli.core.records import Floats, Outcome, Rejected, Sample, SequenceScore
-from seqloss_cli.gold import Divergences
-from seqloss_cli.metrics import added, from_units, score_flags, to_units
-from seqloss_cli.statistics import (
+from seqloss_cli.metrics.divergence import Divergences
+from seqloss_cli.metrics.statistics import (
     Estimate,
     Reservoir,
     cluster_quantiles,
     ratio_estimate,
     share_estimate,
 )
+from seqloss_cli.metrics.totals import added, from_units, score_flags, to_units
 
 SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
 """Sums over the scored tokens, nats."""

@@ -15,7 +15,7 @@ import numpy as np
 from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.byte_spans import word_bytes, word_owners
 from seqloss_cli.core.records import Ints, SequenceScore
-from seqloss_cli.word_correction import corrected_losses
+from seqloss_cli.metrics.word_correction import corrected_losses
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics import exp_or_none
+from seqloss_cli.metrics.totals import exp_or_none
 
 FEW_UNITS = 30
 """Below this many, intervals are said to rest on few documents: they tend to be too narrow."""

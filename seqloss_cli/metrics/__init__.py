@@ -1,0 +1,1 @@
+"""Losses to figures: totals, the chain rule, words, regions, rankings, divergences, statistics."""
