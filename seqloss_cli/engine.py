@@ -14,10 +14,10 @@ from seqloss_cli.compiling import CompiledLayers
 from seqloss_cli.core.backend import Batch, TokenScores, Wants
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.models.memory import is_out_of_memory
+from seqloss_cli.models.quantization import described
 from seqloss_cli.probing import Prober, probe_ids, probe_of
-from seqloss_cli.quantization import described
 from seqloss_cli.running import Runner, RunPath
-from seqloss_cli.tuning import is_out_of_memory
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, TokenSequence
 from seqloss_cli.engine import Engine
-from seqloss_cli.products import fastest_product
+from seqloss_cli.models.onednn import fastest_product
 
 _BYTES_PER_TOKEN = 4
 _COMPILE_SECONDS, _COMPILE_SAVES = 20.0, {"cpu": 0.03, "cuda": 0.15}

@@ -20,7 +20,7 @@ from seqloss_cli.compiling import CompiledLayers, computing
 from seqloss_cli.core.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
 from seqloss_cli.core.records import Ints
 from seqloss_cli.head import score_in_blocks, score_positions
-from seqloss_cli.products import OneDnnLinear, product_of, rounds_rows, rows_missing
+from seqloss_cli.models.onednn import OneDnnLinear, product_of, rounds_rows, rows_missing
 
 RunPath = Literal["packed", "batched", "single", "plain"]
 _HALF = (torch.float16, torch.bfloat16)

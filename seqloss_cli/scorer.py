@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from seqloss_cli.ahead import leaves_cores
-from seqloss_cli.checkpoint import Checkpoint, load_checkpoint, load_tokenizer_only, window_policy
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
@@ -25,6 +24,12 @@ from seqloss_cli.core.policies import (
 from seqloss_cli.core.records import Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.masks import tokenized
+from seqloss_cli.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_tokenizer_only,
+    window_policy,
+)
 from seqloss_cli.scoring import (
     Entry,
     OnProgress,

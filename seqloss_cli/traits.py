@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqloss_cli.quantization import described, rounds_activations
+from seqloss_cli.models.quantization import described, rounds_activations
 
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""

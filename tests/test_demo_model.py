@@ -10,7 +10,7 @@ from demo_corpus import documents, held_out_text
 from safetensors import safe_open
 
 from seqloss_cli import Sample, Totals, totals_of
-from seqloss_cli.checkpoint import DEMO_FOLDER
+from seqloss_cli.models.checkpoint import DEMO_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [DEMO_FOLDER, *sorted((ROOT / "samples" / "checkpoints").glob("step-*"))]

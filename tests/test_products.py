@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from seqloss_cli import products
 from seqloss_cli.compiling import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.engine import Engine
-from seqloss_cli.products import OneDnnConv1D, OneDnnLinear, product_of, use_onednn
-from seqloss_cli.tuning import fuse_activations
+from seqloss_cli.models import onednn as products
+from seqloss_cli.models.memory import fuse_activations
+from seqloss_cli.models.onednn import OneDnnConv1D, OneDnnLinear, product_of, use_onednn
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"

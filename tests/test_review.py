@@ -97,7 +97,7 @@ def test_a_wrong_tokenizer_class_is_noticed_in_a_hub_model(
     (refs / "main").write_text("0" * 40)
     code = """
 import json, sys
-import seqloss_cli.loading_tokenizers as loading
+import seqloss_cli.models.tokenizer_loading as loading
 tokenizer, warning = loading.load_tokenizer(sys.argv[1], None, False, True)
 print(json.dumps([tokenizer.encode("hello wor", add_special_tokens=False), bool(warning)]))
 """

@@ -21,7 +21,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation, Quic
 from seqloss_cli import engine, estimates
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.engine import Engine
-from seqloss_cli.tuning import fuse_activations
+from seqloss_cli.models.memory import fuse_activations
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloss_cli.core.errors import RunError
-from seqloss_cli.gguf_files import doubts_of_tokenizer, in_folder, is_gguf, read_gguf
+from seqloss_cli.models.gguf import doubts_of_tokenizer, in_folder, is_gguf, read_gguf
 
 _PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")

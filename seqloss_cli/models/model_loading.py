@@ -12,10 +12,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.adapters import CONFIGURATION, put_adapter_on
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.gguf_files import (
+from seqloss_cli.models.adapters import CONFIGURATION, put_adapter_on
+from seqloss_cli.models.gguf import (
     GgufFile,
     in_folder,
     is_gguf,
@@ -23,8 +23,13 @@ from seqloss_cli.gguf_files import (
     read_gguf,
     refuse_unread,
 )
-from seqloss_cli.quantization import described, quantization_on_load, require_packages, settings_of
-from seqloss_cli.tuning import fuse_activations, is_out_of_memory, keep_freed_memory
+from seqloss_cli.models.memory import fuse_activations, is_out_of_memory, keep_freed_memory
+from seqloss_cli.models.quantization import (
+    described,
+    quantization_on_load,
+    require_packages,
+    settings_of,
+)
 
 
 def _common(choice: ModelChoice) -> dict[str, Any]:
@@ -141,7 +146,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         )
     warnings += put_adapter_on(model, choice)
     if device == "cpu":
-        from seqloss_cli.products import use_onednn  # imports torch
+        from seqloss_cli.models.onednn import use_onednn  # imports torch
 
         use_onednn(model)
     return model, warnings

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.adapters import CONFIGURATION, adapter_files
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_CONTEXT,
@@ -17,13 +17,14 @@ from seqloss_cli.core.policies import (
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.fingerprints import weights_sha256
-from seqloss_cli.gguf_files import is_gguf, read_gguf
-from seqloss_cli.loading_models import find_devices, load_config, load_model, weights_folder
-from seqloss_cli.loading_tokenizers import load_tokenizer
-from seqloss_cli.quantization import described
+from seqloss_cli.models.adapters import CONFIGURATION, adapter_files
+from seqloss_cli.models.fingerprints import weights_sha256
+from seqloss_cli.models.gguf import is_gguf, read_gguf
+from seqloss_cli.models.model_loading import find_devices, load_config, load_model, weights_folder
+from seqloss_cli.models.quantization import described
+from seqloss_cli.models.tokenizer_loading import load_tokenizer
 
-DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_FOLDER = Path(str(resources.files("seqloss_cli") / "demo"))
 _TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 """Loggers that warn of what no user can mend, some of them for every product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

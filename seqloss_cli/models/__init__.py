@@ -1,0 +1,1 @@
+"""Checkpoints on disk to models and tokenizers in memory, whole or not at all."""
