@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
-from seqloss_cli.engine import Engine
 from seqloss_cli.scoring import score_samples
 
 CONTEXT = 1024

@@ -8,18 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seqloss_cli.backends.teacher_files import TeacherFile
+from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.teacher import SavedTeacher, TaughtEngine, load_teacher
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Item, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.divergence import SMOOTHING_WANTS, of_smoothing, of_teacher
 from seqloss_cli.metrics.divergence_totals import Diverged, diverged
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.scoring import OnProgress, ignore_progress
-from seqloss_cli.teacher_files import TeacherFile
-from seqloss_cli.teaching import SavedTeacher, TaughtEngine, load_teacher
 
 
 class GoldScorer:

@@ -43,9 +43,9 @@ from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:
-    from seqloss_cli.engine import Engine
-    from seqloss_cli.fleet import Fleet
-    from seqloss_cli.teaching import TaughtEngine
+    from seqloss_cli.backends.multi_device import Fleet
+    from seqloss_cli.backends.torch.backend import Engine
+    from seqloss_cli.backends.torch.teacher import TaughtEngine
 
 
 class Scorer:
@@ -152,9 +152,9 @@ def _engine(
     checkpoint: Checkpoint, context: int, batches: BatchPolicy, speed: SpeedPolicy
 ) -> tuple[Engine | Fleet, BatchPolicy]:
     """The model, or its copies, ready to score, and the budget of a batch that was settled on."""
-    from seqloss_cli.engine import Engine
-    from seqloss_cli.estimates import choose_batch_tokens
-    from seqloss_cli.fleet import Fleet
+    from seqloss_cli.backends.multi_device import Fleet
+    from seqloss_cli.backends.torch.backend import Engine
+    from seqloss_cli.backends.torch.batch_budget import choose_batch_tokens
 
     engines = [
         Engine(model, context, share_prefix=batches.share_prefix)
@@ -169,7 +169,7 @@ def _engine(
 
 def _compile(engines: list[Engine], speed: SpeedPolicy) -> None:
     """All or none. Raises RunError when it is demanded and cannot be done."""
-    from seqloss_cli.estimates import compiling_pays
+    from seqloss_cli.backends.torch.batch_budget import compiling_pays
 
     first = engines[0]
     if speed.compile == "off" or (

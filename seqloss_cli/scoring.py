@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.ahead import ahead
-from seqloss_cli.batching import plan_batches, smaller_batches
+from seqloss_cli.backends.batching import plan_batches, smaller_batches
 from seqloss_cli.collecting import Collected
 from seqloss_cli.core.backend import Abilities, Backend, Batch, TokenScores, Wants
 from seqloss_cli.core.errors import OutOfMemoryError

@@ -20,14 +20,16 @@ import transformers as hf
 from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 from transformers import AttentionInterface
 
-from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy, head, running
-from seqloss_cli.batching import plan_batches
+from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
+from seqloss_cli.backends.batching import plan_batches
+from seqloss_cli.backends.torch import forward as running
+from seqloss_cli.backends.torch import head
+from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.forward import PATHS
+from seqloss_cli.backends.torch.path_selection import probe_of
 from seqloss_cli.core.backend import Abilities, Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.engine import Engine
-from seqloss_cli.probing import probe_of
-from seqloss_cli.running import PATHS
 from seqloss_cli.scoring import score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

@@ -38,11 +38,11 @@ from seqloss_cli import (
     chain_rule,
     totals_of,
 )
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.reading import PairFields, ReadOptions, ReadStats, checked_pair, read_inputs
 from seqloss_cli.scoring import score_samples

@@ -44,11 +44,11 @@ from seqloss_cli import (
     chain_rule,
     totals_of,
 )
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.chain_rule import log_prob_y, pointwise_mutual_information
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.scoring import score_samples

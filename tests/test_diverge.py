@@ -15,18 +15,19 @@ from conftest import document, in_process
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli import ModelChoice, Scorer, teacher_files
-from seqloss_cli import divergence as module
+from seqloss_cli import ModelChoice, Scorer
+from seqloss_cli.backends import teacher_files
+from seqloss_cli.backends.torch import divergence as module
+from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
+from seqloss_cli.backends.torch.forward import Logits
+from seqloss_cli.backends.torch.head import score_in_blocks
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedGold
-from seqloss_cli.divergence import diverge, diverge_from_saved
 from seqloss_cli.gold_scorer import GoldScorer
-from seqloss_cli.head import score_in_blocks
 from seqloss_cli.metrics.divergence_totals import Documents, divergence_totals
 from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
-from seqloss_cli.running import Logits
 
 TEXT = "the cat sat on the mat, and the dog on the cat"
 
@@ -423,7 +424,7 @@ def test_a_teacher_that_gives_nan_rejects_the_row(models: Path, tmp_path: Path) 
 
 
 def test_what_is_infinite_is_null_and_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqloss_cli import teaching
+    from seqloss_cli.backends.torch import teacher as teaching
 
     plain = teaching.diverge
 
@@ -505,7 +506,7 @@ def test_flags_that_contradict_each_other(words: list[str], flag: str) -> None:
 
 
 def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqloss_cli import teaching
+    from seqloss_cli.backends.torch import teacher as teaching
 
     texts = [TEXT[n:] for n in range(6)]
     plain, n_failed = teaching.diverge, 0

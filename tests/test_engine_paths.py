@@ -23,12 +23,13 @@ from test_architectures import CONTEXT, STRIDE, assert_alternatives_right, build
 from test_architectures import truth_of as windows_of
 from test_sharing import Counting, outcomes, plain_losses
 
-from seqloss_cli import PairPolicy, attention, head, scoring
+from seqloss_cli import PairPolicy, scoring
+from seqloss_cli.backends.multi_device import Fleet
+from seqloss_cli.backends.torch import attention, head
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Pair, Sample, SequenceScore, TokenSequence
-from seqloss_cli.engine import Engine
-from seqloss_cli.fleet import Fleet
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.memory import fuse_activations
 from seqloss_cli.models.onednn import use_onednn

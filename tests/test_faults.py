@@ -17,14 +17,15 @@ from builders import N_BYTE_IDS, byte_tokenizer, llama
 from conftest import document, in_process
 from typer.testing import CliRunner
 
-from seqloss_cli import Sample, estimates
+from seqloss_cli import Sample
+from seqloss_cli.backends.multi_device import Fleet
+from seqloss_cli.backends.torch import batch_budget as estimates
+from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.forward import Runner
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
-from seqloss_cli.engine import Engine
-from seqloss_cli.fleet import Fleet
-from seqloss_cli.running import Runner
 from seqloss_cli.scoring import ignore_progress, score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.vocabulary import Vocabulary

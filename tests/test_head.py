@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqloss_cli import Sample, totals_of
-from seqloss_cli import head as head_module
+from seqloss_cli.backends.torch import head as head_module
+from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logits, score_positions
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.records import SequenceScore, TokenSequence
-from seqloss_cli.head import on_host, score_in_blocks, score_logits, score_positions
 
 TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
 EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)

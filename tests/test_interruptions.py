@@ -27,10 +27,10 @@ from test_faults import CONTEXT, Narrow, scores_of
 from typer.testing import CliRunner
 
 from seqloss_cli import RunError, Sample, SequenceScore, ahead
+from seqloss_cli.backends.multi_device import Fleet
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
-from seqloss_cli.engine import Engine
-from seqloss_cli.fleet import Fleet
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 SOON = 10.0
@@ -219,7 +219,7 @@ ARGUMENTS = ["score", "-", "--lines", "--model", "demo", "--device", "cpu"]
 SLOW = """
 import pathlib, sys
 from seqloss_cli.cli.main import main
-from seqloss_cli.running import Runner
+from seqloss_cli.backends.torch.forward import Runner
 whole = Runner.score
 def score(runner, batch, wants):
     if len(batch.lengths) == 4:

@@ -214,8 +214,8 @@ def test_worked_examples_of_single_probabilities(probability, loss):
     """Through the head: logits whose softmax gives the probability."""
     import torch
 
+    from seqloss_cli.backends.torch.head import score_logits
     from seqloss_cli.core.backend import Wants
-    from seqloss_cli.head import score_logits
 
     logits = torch.tensor([[probability, 1 - probability]]).log()
     found = score_logits(logits, torch.tensor([0]), Wants()).losses

@@ -22,10 +22,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from seqloss_cli import Pair, PairPolicy, Rejected, Sample, SequenceScore, TokenPolicy
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import TokenSequence
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
 from seqloss_cli.metrics.totals import totals_of
 from seqloss_cli.scoring import score_samples

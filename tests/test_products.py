@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from seqloss_cli.compiling import CompiledLayers
+from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.compiling import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.engine import Engine
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.memory import fuse_activations
 from seqloss_cli.models.onednn import OneDnnConv1D, OneDnnLinear, product_of, use_onednn

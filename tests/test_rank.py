@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import seqloss_cli
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.records import Choices, Rejected, Sample
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged, rank_totals
 from seqloss_cli.metrics.ranking import SCORES, Ranking, rank
 from seqloss_cli.metrics.statistics import proportion_estimate

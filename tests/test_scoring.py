@@ -19,10 +19,10 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.totals import totals_of
 from seqloss_cli.scoring import read_ahead, score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from test_architectures import ARCHITECTURES, build
 
 from seqloss_cli import PairPolicy, Sample, SequenceScore
-from seqloss_cli.batching import WIDEST_BRANCHES, plan_batches
+from seqloss_cli.backends.batching import WIDEST_BRANCHES, plan_batches
+from seqloss_cli.backends.prefix_sharing import SHORTEST_TRUNK, group_by_prefix
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Abilities, Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, TokenSequence
-from seqloss_cli.engine import Engine
 from seqloss_cli.scoring import score_samples
-from seqloss_cli.sharing import SHORTEST_TRUNK, group_by_prefix
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

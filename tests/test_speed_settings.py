@@ -18,9 +18,10 @@ from test_engine_paths import LONGEST, NEEDS_COMPILER, assert_true, random_rows,
 from test_sharing import Counting
 from transformers.activations import FastGELUActivation, NewGELUActivation, QuickGELUActivation
 
-from seqloss_cli import engine, estimates
+from seqloss_cli.backends.torch import backend as engine
+from seqloss_cli.backends.torch import batch_budget as estimates
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.engine import Engine
 from seqloss_cli.models.memory import fuse_activations
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.backends.windows import plan_windows, with_end
 from seqloss_cli.core.backend import Window
-from seqloss_cli.windows import plan_windows, with_end
 
 lengths = st.integers(0, 60)
 contexts_and_strides = st.integers(1, 20).flatmap(

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from seqloss_cli import Sample, SequenceScore, UsageError
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import BEGINS, UNSPACED, Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
-from seqloss_cli.engine import Engine
 from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring import score_samples, with_ends
 from seqloss_cli.tokenization.tokenizer import Tokenization

@@ -17,11 +17,11 @@ from seqloss_cli.cli.failures import REJECTED, command_errors, say
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from seqloss_cli.backends.teacher_files import SavedSums
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.gold_scorer import GoldScorer
     from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
-    from seqloss_cli.teacher_files import SavedSums
     from seqloss_cli.writing import RowMakers, RowOptions, Writer
 
 _GOLD = "Gold distributions"
@@ -161,8 +161,8 @@ def _diverge(
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
+    from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.paging import refuse_page
-    from seqloss_cli.teacher_files import looks_saved
     from seqloss_cli.writing import refuse_to_overwrite
 
     values = ctx.params
@@ -204,9 +204,9 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
     """What the options take for gold."""
     from dataclasses import replace
 
+    from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.choices import choose_model
     from seqloss_cli.gold_scorer import GoldScorer
-    from seqloss_cli.teacher_files import looks_saved
 
     values = ctx.params
     if values["label_smoothing"] is not None:
@@ -231,7 +231,7 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
 @contextmanager
 def _saving(ctx: typer.Context, gold: GoldScorer) -> Iterator[SavedSums | None]:
     """The file that the teacher is saved to, if that is asked for, and its measured error."""
-    from seqloss_cli.teacher_files import SavedSums, TeacherWriter
+    from seqloss_cli.backends.teacher_files import SavedSums, TeacherWriter
     from seqloss_cli.writing import open_sink
 
     path: Path | None = ctx.params["save_teacher"]

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.attention import PACKED, packed
-from seqloss_cli.compiling import CompiledLayers, computing
+from seqloss_cli.backends.torch.attention import PACKED, packed
+from seqloss_cli.backends.torch.compiling import CompiledLayers, computing
+from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
 from seqloss_cli.core.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
 from seqloss_cli.core.records import Ints
-from seqloss_cli.head import score_in_blocks, score_positions
 from seqloss_cli.models.onednn import OneDnnLinear, product_of, rounds_rows, rows_missing
 
 RunPath = Literal["packed", "batched", "single", "plain"]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqloss_cli.backends.torch.softmax import FURTHER, HeadTensors, Running, score_logits
 from seqloss_cli.core.backend import TokenScores, Wants
-from seqloss_cli.softmax import FURTHER, HeadTensors, Running, score_logits
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time where whole rows of them are needed: 64 MiB in float32, whatever the

@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqloss_cli.batching import plan_batches
-from seqloss_cli.core.backend import Wants
-from seqloss_cli.core.errors import RunError
-from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
-from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
-from seqloss_cli.models.memory import is_out_of_memory
-from seqloss_cli.running import PATHS, Runner, RunPath, can_run_in_blocks
-from seqloss_cli.sharing import SHORTEST_TRUNK
-from seqloss_cli.traits import (
+from seqloss_cli.backends.batching import plan_batches
+from seqloss_cli.backends.prefix_sharing import SHORTEST_TRUNK
+from seqloss_cli.backends.torch.forward import PATHS, Runner, RunPath, can_run_in_blocks
+from seqloss_cli.backends.torch.traits import (
     longest_seen_whole,
     minds_its_place,
     possible_backbones,
     rope_minds_length,
     rounds_what_comes_in,
 )
+from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
+from seqloss_cli.models.memory import is_out_of_memory
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqloss_cli.boundaries import MarkedIds
+from seqloss_cli.backends.torch.word_boundaries import MarkedIds
 from seqloss_cli.core.backend import Wants
 
 

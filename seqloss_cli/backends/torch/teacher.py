@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from seqloss_cli.backends.teacher_files import TeacherFile
+from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
+from seqloss_cli.backends.torch.forward import Runner
 from seqloss_cli.core.backend import Abilities, Batch, TokenScores, Wants
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice, WindowPolicy
 from seqloss_cli.core.records import Rejected, TokenSequence, rejection
-from seqloss_cli.divergence import diverge, diverge_from_saved
-from seqloss_cli.engine import Engine
 from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
-from seqloss_cli.running import Runner
-from seqloss_cli.teacher_files import TeacherFile
 
 Entry = TokenSequence | Rejected
 

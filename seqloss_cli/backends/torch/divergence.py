@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from seqloss_cli.backends.torch.forward import Logits
+from seqloss_cli.backends.torch.head import on_host, rows_at_once, word_blocks
+from seqloss_cli.backends.torch.softmax import Running
 from seqloss_cli.core.backend import TokenScores, Wants
 from seqloss_cli.core.records import SavedGold
-from seqloss_cli.head import on_host, rows_at_once, word_blocks
-from seqloss_cli.running import Logits
-from seqloss_cli.softmax import Running
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
 """As the head's, of fewer words at least: there are two models, and everything is in float64."""

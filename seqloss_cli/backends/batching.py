@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from seqloss_cli.backends.prefix_sharing import group_by_prefix
+from seqloss_cli.backends.windows import plan_windows, with_end
 from seqloss_cli.core.backend import Abilities, Batch, Branches, Part, Window, padded
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Ints, TokenSequence
-from seqloss_cli.sharing import group_by_prefix
-from seqloss_cli.windows import plan_windows, with_end
 
 WIDEST_BRANCHES = 512
 """Tokens of a row's branches that are fed at a time: each is compared with all of them."""

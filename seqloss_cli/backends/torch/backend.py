@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqloss_cli.batching import plan_batches
-from seqloss_cli.compiling import CompiledLayers
+from seqloss_cli.backends.batching import plan_batches
+from seqloss_cli.backends.torch.compiling import CompiledLayers
+from seqloss_cli.backends.torch.forward import Runner, RunPath
+from seqloss_cli.backends.torch.path_selection import Prober, probe_ids, probe_of
 from seqloss_cli.core.backend import Batch, TokenScores, Wants
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.models.memory import is_out_of_memory
 from seqloss_cli.models.quantization import described
-from seqloss_cli.probing import Prober, probe_ids, probe_of
-from seqloss_cli.running import Runner, RunPath
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Abilities, Batch, TokenScores, Wants
 from seqloss_cli.core.errors import RunError
-from seqloss_cli.engine import Engine
 
 
 class Fleet:

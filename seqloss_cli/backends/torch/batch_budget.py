@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqloss_cli.batching import plan_batches
+from seqloss_cli.backends.batching import plan_batches
+from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, TokenSequence
-from seqloss_cli.engine import Engine
 from seqloss_cli.models.onednn import fastest_product
 
 _BYTES_PER_TOKEN = 4

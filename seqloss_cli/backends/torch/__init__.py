@@ -1,0 +1,1 @@
+"""The backend that runs a torch model in this process."""
