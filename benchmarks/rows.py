@@ -23,7 +23,7 @@ from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.output import OutputChoice, run_to_end
 from seqloss_cli.core.backend import TokenScores, Wants
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.reading import ReadOptions, ReadStats, read_inputs
+from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
 
 MB = 1e6
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from seqloss_cli import Sample, SequenceScore
 from seqloss_cli.core.records import Region, Regions, Rejected, TokenSequence
+from seqloss_cli.inputs import RegionFile
 from seqloss_cli.metrics.regions import region_losses
-from seqloss_cli.reading import RegionFile
 
 SENTENCES, REGIONS = ROOT / "samples" / "sentences.jsonl", ROOT / "samples" / "regions.jsonl"
 DEMO = ("--model", "demo")

@@ -22,7 +22,7 @@ from seqloss_cli import ModelChoice, Sample, Scorer, TokenPolicy, UsageError
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.reading import ReadOptions, ReadStats, read_inputs
+from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.writing import open_sink
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected, Sample
-    from seqloss_cli.reading import ReadOptions, ReadStats
+    from seqloss_cli.inputs import ReadOptions, ReadStats
 
 CHOICE_INPUTS: o.Group = {
     "files": (
@@ -110,7 +110,7 @@ def choice_items(
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one row of the command line."""
     from seqloss_cli.core.records import Choices
-    from seqloss_cli.reading import choices_sample, read_inputs
+    from seqloss_cli.inputs import choices_sample, read_inputs
 
     values = context.params
     if names:
@@ -125,7 +125,7 @@ def choice_items(
 def choice_reading(context: typer.Context) -> ReadOptions:
     """How rows are read."""
     from seqloss_cli.cli.choices import choose_reading
-    from seqloss_cli.reading import ChoiceFields
+    from seqloss_cli.inputs import ChoiceFields
 
     values = context.params
     fields = ChoiceFields(

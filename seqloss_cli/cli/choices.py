@@ -27,7 +27,7 @@ from seqloss_cli.core.policies import (
     SpeedPolicy,
     TokenPolicy,
 )
-from seqloss_cli.reading import COMPRESSED, ReadOptions
+from seqloss_cli.inputs import COMPRESSED, ReadOptions
 from seqloss_cli.scorer import Scorer
 from seqloss_cli.writing import refuse_to_overwrite
 

@@ -57,7 +57,7 @@ def cond(ctx: typer.Context) -> None:
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.paging import page_after, refuse_page
-        from seqloss_cli.reading import ReadStats, described
+        from seqloss_cli.inputs import ReadStats, described
 
         choice = choose_output(ctx)
         refuse_page(ctx, choice)

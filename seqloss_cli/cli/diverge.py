@@ -132,8 +132,8 @@ def _diverge(
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.writers import also_beside
+    from seqloss_cli.inputs import ReadStats
     from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents, divergence_totals
-    from seqloss_cli.reading import ReadStats
     from seqloss_cli.writing import open_sink
 
     stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)

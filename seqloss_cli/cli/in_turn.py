@@ -98,7 +98,7 @@ def _score_to(
     """How many inputs were rejected; what was said of them before is not said again."""
     from seqloss_cli.cli.choices import choose_reading, load_scorer
     from seqloss_cli.cli.progress import ProgressBar
-    from seqloss_cli.reading import ReadStats, read_inputs
+    from seqloss_cli.inputs import ReadStats, read_inputs
 
     values, stats = context.params, ReadStats()
     say(f"scoring with {model}")

@@ -12,7 +12,7 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     import typer
 
-    from seqloss_cli.reading import RegionFile
+    from seqloss_cli.inputs import RegionFile
 
 STDIN = "-"
 
@@ -63,7 +63,7 @@ def _decoded(where: str, raw: bytes) -> str:
 def choose_regions(context: typer.Context) -> RegionFile | None:
     """The file of --regions, if there is one; once the run is over, what of it was not used is
     said. Raises UsageError when there is no such file."""
-    from seqloss_cli.reading import RegionFile
+    from seqloss_cli.inputs import RegionFile
 
     values = context.params
     if values["regions"] is None:

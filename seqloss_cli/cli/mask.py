@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from seqloss_cli.core.policies import PairPolicy
     from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
     from seqloss_cli.core.run_record import RunInfo
+    from seqloss_cli.inputs import LabelFile
     from seqloss_cli.metrics.masks import Mask, MaskTotals
-    from seqloss_cli.reading import LabelFile
     from seqloss_cli.scorer import Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
@@ -96,8 +96,8 @@ def mask(ctx: typer.Context) -> None:
             write_all,
         )
         from seqloss_cli.cli.progress import ProgressBar
+        from seqloss_cli.inputs import LabelFile, ReadStats
         from seqloss_cli.metrics.masks import MaskTotals, mask_totals, masks
-        from seqloss_cli.reading import LabelFile, ReadStats
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
         from seqloss_cli.writing import open_sink
 

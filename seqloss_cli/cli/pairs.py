@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.core.policies import PairPolicy
     from seqloss_cli.core.records import Rejected, Sample
-    from seqloss_cli.reading import ReadOptions, ReadStats
+    from seqloss_cli.inputs import ReadOptions, ReadStats
 
 
 class BoundaryPolicy(StrEnum):
@@ -175,7 +175,7 @@ def pair_items(
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one pair of the command line."""
     from seqloss_cli.core.records import Pair
-    from seqloss_cli.reading import checked_pair, read_inputs
+    from seqloss_cli.inputs import checked_pair, read_inputs
 
     values = context.params
     if not names:
@@ -189,7 +189,7 @@ def pair_items(
 def pair_reading(context: typer.Context) -> ReadOptions:
     """How rows are read."""
     from seqloss_cli.cli.choices import choose_reading
-    from seqloss_cli.reading import PairFields
+    from seqloss_cli.inputs import PairFields
 
     values = context.params
     fields = PairFields(

@@ -15,6 +15,7 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.plot_flags import WITH_METRICS
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.paths import shown_path
+from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.plots import (
     CalibrationOptions,
     CurvePlot,
@@ -33,7 +34,6 @@ from seqloss_cli.plots import (
     scatter_plot,
     without_directories,
 )
-from seqloss_cli.reading.streams import STDIN
 from seqloss_cli.results import NoResultsError, ResultsFile, open_results
 from seqloss_cli.summaries import SummaryOptions
 from seqloss_cli.writing.reports import file_row

@@ -118,10 +118,10 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.writers import also_beside
+    from seqloss_cli.inputs import ReadStats, described
     from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
     from seqloss_cli.metrics.ranking import MEANINGS, SCORES
     from seqloss_cli.metrics.ranking import rank as rankings
-    from seqloss_cli.reading import ReadStats, described
     from seqloss_cli.writing import open_sink, ranking_rows
 
     values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()

@@ -42,7 +42,7 @@ def score(ctx: typer.Context) -> None:
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.paging import page_after, refuse_page
-        from seqloss_cli.reading import ReadStats
+        from seqloss_cli.inputs import ReadStats
 
         choice, inputs, stats = choose_output(ctx), t.text_inputs(ctx), ReadStats()
         refuse_page(ctx, choice)

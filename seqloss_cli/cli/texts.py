@@ -14,7 +14,7 @@ from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected, Sample
-    from seqloss_cli.reading import ReadOptions, ReadStats
+    from seqloss_cli.inputs import ReadOptions, ReadStats
 
 TEXT_INPUTS: o.Group = {
     "files": (
@@ -53,7 +53,7 @@ class TextInputs:
     text: str | None
 
     def items(self, stats: ReadStats) -> Iterable[Sample | Rejected]:
-        from seqloss_cli.reading import read_inputs, text_sample
+        from seqloss_cli.inputs import read_inputs, text_sample
 
         if self.text is not None:
             return [text_sample(self.text, max_bytes=self.reading.max_bytes)]
@@ -61,7 +61,7 @@ class TextInputs:
 
     def described(self) -> Mapping[str, Any]:
         """For the run's record."""
-        from seqloss_cli.reading import described
+        from seqloss_cli.inputs import described
 
         return described(["<text>"] if self.text is not None else self.names, self.reading)
 

@@ -11,8 +11,8 @@ import orjson
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.paths import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.inputs.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.metrics.totals import from_units
-from seqloss_cli.reading.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.results.rows import ResultRow, read_row
 from seqloss_cli.results.runs import run_differences
 

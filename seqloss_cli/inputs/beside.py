@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.paths import shown_path
 from seqloss_cli.core.records import Rejected, Sample
-from seqloss_cli.reading.rows import own_id_of, parse_object
-from seqloss_cli.reading.streams import BOM, bounded_lines, open_input
+from seqloss_cli.inputs.rows import own_id_of, parse_object
+from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
 
 T = TypeVar("T")
 

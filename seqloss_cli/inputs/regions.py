@@ -13,7 +13,7 @@ from typing import Any
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.paths import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
-from seqloss_cli.reading.beside import RowsBeside
+from seqloss_cli.inputs.beside import RowsBeside
 
 _MISMATCH = "regions_mismatch"
 _SPACE = re.compile(r"\s*")

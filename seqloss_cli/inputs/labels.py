@@ -6,9 +6,9 @@ from typing import Any
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Rejected, Sample
+from seqloss_cli.inputs.beside import RowsBeside
+from seqloss_cli.inputs.rows import whole_numbers
 from seqloss_cli.metrics.chain_rule import ChainRule
-from seqloss_cli.reading.beside import RowsBeside
-from seqloss_cli.reading.rows import whole_numbers
 from seqloss_cli.tokenization.labels import Labels
 
 

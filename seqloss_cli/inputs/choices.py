@@ -7,7 +7,7 @@ from typing import Any
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Choices
-from seqloss_cli.reading.rows import checked_text, encodable, missing_field, string_field
+from seqloss_cli.inputs.rows import checked_text, encodable, missing_field, string_field
 
 
 @dataclass(frozen=True, slots=True)

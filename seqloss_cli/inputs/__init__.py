@@ -4,8 +4,8 @@ An input that cannot be read becomes a `Rejected` record with its file and line,
 on. Memory is bounded by the longest single input (`max_bytes`).
 """
 
-from seqloss_cli.reading.choices import ChoiceFields
-from seqloss_cli.reading.inputs import (
+from seqloss_cli.inputs.choices import ChoiceFields
+from seqloss_cli.inputs.inputs import (
     COMPRESSED,
     ReadOptions,
     ReadStats,
@@ -15,10 +15,10 @@ from seqloss_cli.reading.inputs import (
     read_inputs,
     text_sample,
 )
-from seqloss_cli.reading.labels import LabelFile
-from seqloss_cli.reading.regions import RegionFile
-from seqloss_cli.reading.rows import PairFields
-from seqloss_cli.reading.streams import STDIN
+from seqloss_cli.inputs.labels import LabelFile
+from seqloss_cli.inputs.regions import RegionFile
+from seqloss_cli.inputs.rows import PairFields
+from seqloss_cli.inputs.streams import STDIN
 
 __all__ = [
     "COMPRESSED",

@@ -13,9 +13,9 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.paths import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
-from seqloss_cli.reading.choices import ChoiceFields, checked_choices, choice_content
-from seqloss_cli.reading.duplicates import DuplicateIds
-from seqloss_cli.reading.rows import (
+from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
+from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.rows import (
     Content,
     PairFields,
     checked_text,
@@ -24,7 +24,7 @@ from seqloss_cli.reading.rows import (
     parse_row,
     text_or_ids,
 )
-from seqloss_cli.reading.streams import BOM, STDIN, bounded_lines, open_input
+from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 
 COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")
