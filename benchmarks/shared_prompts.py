@@ -19,7 +19,7 @@ from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 
 CONTEXT = 1024
 Shape = tuple[int, int, int, int]

@@ -18,7 +18,7 @@ from seqloss_cli.core.policies import BatchPolicy, ModelChoice, PairPolicy, Spee
 from seqloss_cli.core.records import Pair, Sample, SequenceScore
 from seqloss_cli.metrics.totals import totals_of
 from seqloss_cli.models.memory import keep_freed_memory
-from seqloss_cli.scorer import Scorer
+from seqloss_cli.scoring.scorer import Scorer
 
 PairTexts = tuple[str, str]
 BATCH_TOKENS, PEER_BATCH = 4096, 16

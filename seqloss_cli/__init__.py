@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
     from seqloss_cli.metrics.divergence_totals import divergence_totals
     from seqloss_cli.metrics.totals import Totals, totals_of
-    from seqloss_cli.scorer import Scorer
+    from seqloss_cli.scoring.scorer import Scorer
 
 __all__ = [
     "BatchPolicy",
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Scorer": "scorer",
+    "Scorer": "scoring.scorer",
     "cond": "api",
     "diverge": "api",
     "divergence_totals": "metrics.divergence_totals",

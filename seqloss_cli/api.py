@@ -30,12 +30,12 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
 )
 from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
-from seqloss_cli.gold_scorer import GoldScorer
 from seqloss_cli.inputs import checked_pair, choices_sample, text_sample
 from seqloss_cli.metrics.divergence_totals import Diverged
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked
-from seqloss_cli.scorer import Scorer
+from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.scoring.teacher_scorer import GoldScorer
 
 
 def score(

@@ -30,7 +30,7 @@ from seqloss_cli.backends.torch.path_selection import probe_of
 from seqloss_cli.core.backend import Abilities, Wants
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CONTEXT, STRIDE = 32, 12

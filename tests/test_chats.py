@@ -45,7 +45,7 @@ from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
 from seqloss_cli.inputs import PairFields, ReadOptions, ReadStats, checked_pair, read_inputs
 from seqloss_cli.metrics.chain_rule import turn_scores
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

@@ -51,7 +51,7 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.metrics.chain_rule import log_prob_y, pointwise_mutual_information
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

@@ -25,9 +25,9 @@ from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedGold
-from seqloss_cli.gold_scorer import GoldScorer
 from seqloss_cli.metrics.divergence_totals import Documents, divergence_totals
 from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
+from seqloss_cli.scoring.teacher_scorer import GoldScorer
 
 TEXT = "the cat sat on the mat, and the dog on the cat"
 

@@ -23,7 +23,7 @@ from test_architectures import CONTEXT, STRIDE, assert_alternatives_right, build
 from test_architectures import truth_of as windows_of
 from test_sharing import Counting, outcomes, plain_losses
 
-from seqloss_cli import PairPolicy, scoring
+from seqloss_cli import PairPolicy
 from seqloss_cli.backends.multi_device import Fleet
 from seqloss_cli.backends.torch import attention, head
 from seqloss_cli.backends.torch.backend import Engine
@@ -33,7 +33,8 @@ from seqloss_cli.core.records import Floats, Pair, Sample, SequenceScore, TokenS
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.memory import fuse_activations
 from seqloss_cli.models.onednn import use_onednn
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring import pipeline as scoring
+from seqloss_cli.scoring.pipeline import score_samples
 
 LONGEST = 64
 """What the engines may be fed; windows of `CONTEXT` are shorter."""

@@ -26,7 +26,7 @@ from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
-from seqloss_cli.scoring import ignore_progress, score_samples
+from seqloss_cli.scoring.pipeline import ignore_progress, score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.vocabulary import Vocabulary
 

@@ -26,11 +26,12 @@ from conftest import ROOT
 from test_faults import CONTEXT, Narrow, scores_of
 from typer.testing import CliRunner
 
-from seqloss_cli import RunError, Sample, SequenceScore, ahead
+from seqloss_cli import RunError, Sample, SequenceScore
 from seqloss_cli.backends.multi_device import Fleet
 from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Wants
+from seqloss_cli.scoring import prefetch as ahead
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 SOON = 10.0
@@ -148,7 +149,7 @@ def test_what_the_program_says_of_its_thread(
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
         monkeypatch.setattr(ahead._Worker, "run", lambda worker: None)
-    monkeypatch.setattr("seqloss_cli.scorer.leaves_cores", lambda device: True)
+    monkeypatch.setattr("seqloss_cli.scoring.scorer.leaves_cores", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code
     assert said in result.stderr

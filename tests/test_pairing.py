@@ -28,7 +28,7 @@ from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import TokenSequence
 from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
 from seqloss_cli.metrics.totals import totals_of
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

@@ -909,7 +909,8 @@ def test_looking_at_a_large_hole_reads_none_of_it(tmp_path: Path) -> None:
 KILLER = """
 import os, random, signal, sys, time
 from seqloss_cli.cli.main import main
-import seqloss_cli.cli.output, seqloss_cli.models.checkpoint, seqloss_cli.backends.torch.backend  # once for all
+# once for all
+import seqloss_cli.cli.output, seqloss_cli.models.checkpoint, seqloss_cli.backends.torch.backend
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 seed, n_kills = map(int, sys.argv[1:3])

@@ -24,7 +24,7 @@ from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore
 from seqloss_cli.metrics.totals import totals_of
-from seqloss_cli.scoring import read_ahead, score_samples
+from seqloss_cli.scoring.pipeline import read_ahead, score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11

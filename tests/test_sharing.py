@@ -20,7 +20,7 @@ from seqloss_cli.core.backend import Abilities, Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, TokenSequence
-from seqloss_cli.scoring import score_samples
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

@@ -20,7 +20,7 @@ from seqloss_cli.backends.torch.backend import Engine
 from seqloss_cli.core.backend import BEGINS, UNSPACED, Wants
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
-from seqloss_cli.scoring import score_samples, with_ends
+from seqloss_cli.scoring.pipeline import score_samples, with_ends
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.word_marks import word_marks
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import SavedSums
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.gold_scorer import GoldScorer
     from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
+    from seqloss_cli.scoring.teacher_scorer import GoldScorer
     from seqloss_cli.writing import RowMakers, RowOptions, Writer
 
 _GOLD = "Gold distributions"
@@ -206,7 +206,7 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
 
     from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.choices import choose_model
-    from seqloss_cli.gold_scorer import GoldScorer
+    from seqloss_cli.scoring.teacher_scorer import GoldScorer
 
     values = ctx.params
     if values["label_smoothing"] is not None:

@@ -17,7 +17,7 @@ from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.scorer import Scorer
+    from seqloss_cli.scoring.scorer import Scorer
 
 
 def _repeatable(panel: str, names: tuple[str, ...], text: str) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.inputs import LabelFile
     from seqloss_cli.metrics.masks import Mask, MaskTotals
-    from seqloss_cli.scorer import Scorer
+    from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
     from seqloss_cli.writing import Writer
@@ -176,7 +176,7 @@ def _entries(
         load_scorer,
         say_warnings,
     )
-    from seqloss_cli.scorer import PairTokens
+    from seqloss_cli.scoring.scorer import PairTokens
 
     if ctx.params["loss"]:
         scorer = load_scorer(ctx, pairs)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.accuracy import RankTotals
     from seqloss_cli.metrics.ranking import Ranking
-    from seqloss_cli.scorer import Scorer
+    from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.writing import RankedRows, Writer
 
 EXAMPLES = (

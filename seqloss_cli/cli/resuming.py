@@ -20,7 +20,7 @@ from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_ru
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.scorer import Scorer
+    from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.writing import LeftFile
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from seqloss_cli.ahead import leaves_cores
 from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
@@ -30,7 +29,7 @@ from seqloss_cli.models.checkpoint import (
     load_tokenizer_only,
     window_policy,
 )
-from seqloss_cli.scoring import (
+from seqloss_cli.scoring.pipeline import (
     Entry,
     OnProgress,
     ignore_finished,
@@ -39,6 +38,7 @@ from seqloss_cli.scoring import (
     score_samples,
     with_ends,
 )
+from seqloss_cli.scoring.prefetch import leaves_cores
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 

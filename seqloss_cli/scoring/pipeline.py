@@ -15,9 +15,7 @@ from itertools import islice
 
 import numpy as np
 
-from seqloss_cli.ahead import ahead
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
-from seqloss_cli.collecting import Collected
 from seqloss_cli.core.backend import Abilities, Backend, Batch, TokenScores, Wants
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
@@ -30,6 +28,8 @@ from seqloss_cli.core.records import (
     SequenceScore,
     TokenSequence,
 )
+from seqloss_cli.scoring.assembler import Collected
+from seqloss_cli.scoring.prefetch import ahead
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 FIRST_SHARED_ROWS = 256

@@ -18,8 +18,8 @@ from seqloss_cli.core.records import Item, Rejected
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.divergence import SMOOTHING_WANTS, of_smoothing, of_teacher
 from seqloss_cli.metrics.divergence_totals import Diverged, diverged
-from seqloss_cli.scorer import Scorer
-from seqloss_cli.scoring import OnProgress, ignore_progress
+from seqloss_cli.scoring.pipeline import OnProgress, ignore_progress
+from seqloss_cli.scoring.scorer import Scorer
 
 
 class GoldScorer:

@@ -1,0 +1,1 @@
+"""Samples to scores: the pipeline, in order and in bounded memory."""
