@@ -28,7 +28,7 @@ from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.cli import choices
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import BatchPolicy, PairPolicy
-from seqloss_cli.writing import look_at, open_sink, recorded_run, sinks
+from seqloss_cli.results.writing import look_at, open_sink, recorded_run, sinks
 
 TEMPLATE = ROOT / "samples" / "chat.jinja"
 ROWS: list[Any] = [
@@ -679,7 +679,7 @@ def test_another_model_or_policy(
 HOLD = """
 import sys
 from pathlib import Path
-from seqloss_cli.writing import open_sink
+from seqloss_cli.results.writing import open_sink
 with open_sink(Path("out.jsonl"), False) as sink:
     sink.write(b'{"type":"run"')
     sink.flush()
@@ -736,7 +736,7 @@ def test_a_file_system_without_locks_is_told_of(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("seqloss_cli.writing.locks.fcntl.flock", no_locks)
+    monkeypatch.setattr("seqloss_cli.results.writing.locks.fcntl.flock", no_locks)
     result = run(*SCORE, "--force")
     warning = "warning: out.jsonl.partial cannot be locked on this file system"
     assert result.stderr.count(warning) == 1

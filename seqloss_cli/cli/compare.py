@@ -115,7 +115,7 @@ def _compare(
     from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
     from seqloss_cli.reports import PageOptions
-    from seqloss_cli.writing.reports import comparison_report
+    from seqloss_cli.results.writing.reports import comparison_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)

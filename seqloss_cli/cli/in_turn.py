@@ -121,7 +121,7 @@ def _write(
     from seqloss_cli.core.backend import Wants
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.totals import Totals, totals_of
-    from seqloss_cli.writing import JsonlWriter, RowOptions, score_rows
+    from seqloss_cli.results.writing import JsonlWriter, RowOptions, score_rows
 
     tokenization = scorer.tokenization
     options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)

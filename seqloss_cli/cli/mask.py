@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.inputs import LabelFile
     from seqloss_cli.metrics.masks import Mask, MaskTotals
+    from seqloss_cli.results.writing import Writer
     from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
-    from seqloss_cli.writing import Writer
 
 EXAMPLES = (
     'seqloss mask --prompt "The list is" --response " sorted in place."',
@@ -98,8 +98,8 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.inputs import LabelFile, ReadStats
         from seqloss_cli.metrics.masks import MaskTotals, mask_totals, masks
+        from seqloss_cli.results.writing import open_sink
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
-        from seqloss_cli.writing import open_sink
 
         values, choice = ctx.params, choose_output(ctx)
         names, stats = p.pair_names(ctx), ReadStats()
@@ -211,7 +211,7 @@ def _writer(
 ) -> Writer[Mask, MaskTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.rendering import MaskTableWriter
-    from seqloss_cli.writing import mask_rows
+    from seqloss_cli.results.writing import mask_rows
 
     if choice.format is Format.table:
         return MaskTableWriter(console(choice.path, sink), table_options(tokens, choice), trainer)

@@ -51,7 +51,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.rendering.comparisons import objective_view, plain_words
     from seqloss_cli.rendering.reports import Scale
     from seqloss_cli.results import TOKENIZER, run_differences
-    from seqloss_cli.writing.reports import objective_report
+    from seqloss_cli.results.writing.reports import objective_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)

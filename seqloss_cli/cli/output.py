@@ -27,8 +27,8 @@ from seqloss_cli.metrics.masks import MaskTotals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.metrics.word_correction import SOURCE
 from seqloss_cli.rendering import HeatOptions
+from seqloss_cli.results.writing import KeptRows, Writer, open_sink, score_rows
 from seqloss_cli.scoring.scorer import Scorer
-from seqloss_cli.writing import KeptRows, Writer, open_sink, score_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ from seqloss_cli.plots import (
     without_directories,
 )
 from seqloss_cli.results import NoResultsError, ResultsFile, open_results
+from seqloss_cli.results.writing.reports import file_row
 from seqloss_cli.summaries import SummaryOptions
-from seqloss_cli.writing.reports import file_row
 
 
 @dataclass(frozen=True, slots=True)

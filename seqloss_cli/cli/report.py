@@ -207,7 +207,7 @@ def page_of_compared(
 
 def write_out(page: Page, path: Path, force: bool) -> None:
     from seqloss_cli.reports import page_bytes
-    from seqloss_cli.writing import open_sink
+    from seqloss_cli.results.writing import open_sink
 
     made = page_bytes(page)
     with open_sink(path, force, warn=say) as sink:

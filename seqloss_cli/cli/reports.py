@@ -196,7 +196,7 @@ def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
 
 def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
     """Raises UsageError for a file that is there already, could not be written, or is an input."""
-    from seqloss_cli.writing import refuse_to_overwrite
+    from seqloss_cli.results.writing import refuse_to_overwrite
 
     refuse_to_overwrite(path, force)
     for name in inputs:
@@ -209,8 +209,8 @@ def write_report(
 ) -> None:
     """As JSON, or as the views for a person."""
     from seqloss_cli.cli.writers import console
-    from seqloss_cli.writing import open_sink
-    from seqloss_cli.writing.reports import report_bytes
+    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.writing.reports import report_bytes
 
     path: Path | None = context.params["output"]
     as_json = wants_json(context)

@@ -16,12 +16,19 @@ from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.rows import read_row
-from seqloss_cli.writing import KeptRows, cut, left_behind, look_at, recorded_run, require_same_run
+from seqloss_cli.results.writing import (
+    KeptRows,
+    cut,
+    left_behind,
+    look_at,
+    recorded_run,
+    require_same_run,
+)
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.results.writing import LeftFile
     from seqloss_cli.scoring.scorer import Scorer
-    from seqloss_cli.writing import LeftFile
 
 
 def require_resumable(choice: OutputChoice) -> None:

@@ -60,9 +60,9 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
     with command_errors(ctx):
         from seqloss_cli.rendering.reports import summary_view
         from seqloss_cli.results import run_differences
+        from seqloss_cli.results.writing.reports import summary_report
         from seqloss_cli.summaries import SummaryOptions
         from seqloss_cli.summaries import summarize as summed
-        from seqloss_cli.writing.reports import summary_report
 
         r.check_output(ctx, results)
         values = ctx.params

@@ -19,8 +19,7 @@ from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
-from seqloss_cli.tokenization.tokenizer import Tokenization
-from seqloss_cli.writing import (
+from seqloss_cli.results.writing import (
     JsonlWriter,
     JsonWriter,
     OpenAIWriter,
@@ -34,6 +33,7 @@ from seqloss_cli.writing import (
     Writer,
     score_rows,
 )
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice

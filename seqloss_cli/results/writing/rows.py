@@ -23,7 +23,7 @@ from seqloss_cli.metrics.totals import (
     score_flags,
 )
 from seqloss_cli.metrics.words import word_losses
-from seqloss_cli.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
+from seqloss_cli.results.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
 
 Row = dict[str, Any]
 

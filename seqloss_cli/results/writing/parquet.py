@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, Generic
 from seqloss_cli.core.extras import load_pyarrow
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.writing.columns import Columns, Kind, columns_of
-from seqloss_cli.writing.formats import Result, RowMakers, Sums, json_bytes
-from seqloss_cli.writing.rows import Row, RowOptions, rejected_row
+from seqloss_cli.results.writing.columns import Columns, Kind, columns_of
+from seqloss_cli.results.writing.formats import Result, RowMakers, Sums, json_bytes
+from seqloss_cli.results.writing.rows import Row, RowOptions, rejected_row
 
 MOST_ROWS = 4096
 MOST_WEIGHT = 1 << 21

@@ -13,9 +13,9 @@ from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, judged
 from seqloss_cli.metrics.ranking import SCORES, Ranking, ScoredChoice, flags_of
 from seqloss_cli.metrics.totals import score_flags
-from seqloss_cli.writing.formats import RowMakers, json_bytes
-from seqloss_cli.writing.pairs import Row
-from seqloss_cli.writing.rows import RowOptions, numbers_or_null
+from seqloss_cli.results.writing.formats import RowMakers, json_bytes
+from seqloss_cli.results.writing.pairs import Row
+from seqloss_cli.results.writing.rows import RowOptions, numbers_or_null
 
 
 def ranking_rows(options: RowOptions) -> RowMakers[Ranking, RankTotals]:

@@ -14,7 +14,7 @@ from seqloss_cli.core.byte_spans import char_end_bytes
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.writing.rows import (
+from seqloss_cli.results.writing.rows import (
     Row,
     RowOptions,
     numbers_or_null,

@@ -13,8 +13,8 @@ from seqloss_cli.metrics.divergence_totals import (
     DivergenceTotals,
     Documents,
 )
-from seqloss_cli.writing.formats import RowMakers
-from seqloss_cli.writing.rows import Row, RowOptions, identity_row, numbers_or_null
+from seqloss_cli.results.writing.formats import RowMakers
+from seqloss_cli.results.writing.rows import Row, RowOptions, identity_row, numbers_or_null
 
 FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
 """Sums that not every run has."""

@@ -19,9 +19,9 @@ from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import Difference, ResultsFile
+from seqloss_cli.results.writing.formats import json_bytes
+from seqloss_cli.results.writing.rows import totals_row
 from seqloss_cli.summaries import GroupSummary, Summary, SummaryOptions
-from seqloss_cli.writing.formats import json_bytes
-from seqloss_cli.writing.rows import totals_row
 
 Row = dict[str, Any]
 _IDS = 20

@@ -21,8 +21,8 @@ import orjson
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected, TokenSequence
 from seqloss_cli.metrics.totals import Sums, added
-from seqloss_cli.writing.pairs import sha256, texts_row
-from seqloss_cli.writing.rows import Row, identity_row, rejected_row
+from seqloss_cli.results.writing.pairs import sha256, texts_row
+from seqloss_cli.results.writing.rows import Row, identity_row, rejected_row
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")

@@ -22,9 +22,9 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.regions import region_losses
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import word_losses
-from seqloss_cli.writing.columns import Kind, columns_of
-from seqloss_cli.writing.formats import json_bytes
-from seqloss_cli.writing.rows import (
+from seqloss_cli.results.writing.columns import Kind, columns_of
+from seqloss_cli.results.writing.formats import json_bytes
+from seqloss_cli.results.writing.rows import (
     Row,
     RowOptions,
     numbers_or_null,

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import RATES, TEXT_COUNTS
-from seqloss_cli.writing.rows import RowOptions
+from seqloss_cli.results.writing.rows import RowOptions
 
 
 class Kind(StrEnum):

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.paths import partial_path
-from seqloss_cli.writing.locks import RENAMES_OPEN_FILES, try_to_lock
+from seqloss_cli.results.writing.locks import RENAMES_OPEN_FILES, try_to_lock
 
 SYNC_SECONDS = 2.0
 """What was flushed is forced to the disk this often."""
