@@ -38,8 +38,8 @@ from test_rendering import (
 )
 from test_scales import GROUND, contrast, luminance
 
-from seqloss_cli.comparisons import CompareOptions, DocumentRows, compare, documents_of
-from seqloss_cli.comparisons.comparing import DocumentDifference
+from seqloss_cli.analysis.comparisons import CompareOptions, DocumentRows, compare, documents_of
+from seqloss_cli.analysis.comparisons.comparing import DocumentDifference
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo

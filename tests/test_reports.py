@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import row, write
 
-from seqloss_cli.comparisons import align
+from seqloss_cli.analysis.comparisons import align
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.reports.documents import json_text
 from seqloss_cli.reports.numbers import number

@@ -19,7 +19,7 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from seqloss_cli.comparisons import Comparisons, JoinReport
+    from seqloss_cli.analysis.comparisons import Comparisons, JoinReport
     from seqloss_cli.rendering import HeatOptions
     from seqloss_cli.results import Difference, ResultsFile
 
@@ -111,11 +111,11 @@ def _compare(
     known: list[tuple[str, str]],
 ) -> None:
     """`known` are the files' names, and what they are called."""
+    from seqloss_cli.analysis.comparisons import compare as compared
+    from seqloss_cli.analysis.summary_report import comparison_report
     from seqloss_cli.cli.report import page_of_compared, write_out
-    from seqloss_cli.comparisons import compare as compared
     from seqloss_cli.rendering.comparisons import comparison_view
     from seqloss_cli.reports import PageOptions
-    from seqloss_cli.results.writing.reports import comparison_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)
@@ -188,7 +188,7 @@ def _texts(
     heat: HeatOptions,
 ) -> Iterator[RenderableType]:
     """The documents that differ most, in colours."""
-    from seqloss_cli.comparisons import documents_of
+    from seqloss_cli.analysis.comparisons import documents_of
     from seqloss_cli.rendering.heat.comparison import difference_views
 
     again = r.Reading([r.open_one(path) for path in paths])

@@ -47,11 +47,11 @@ def objective(
 
 
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
-    from seqloss_cli.comparisons import find_objective, training_step
+    from seqloss_cli.analysis.comparisons import find_objective, training_step
+    from seqloss_cli.analysis.summary_report import objective_report
     from seqloss_cli.rendering.comparisons import objective_view, plain_words
     from seqloss_cli.rendering.reports import Scale
     from seqloss_cli.results import TOKENIZER, run_differences
-    from seqloss_cli.results.writing.reports import objective_report
 
     values = ctx.params
     options = r.choose_comparison(ctx)

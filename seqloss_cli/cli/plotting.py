@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from seqloss_cli.analysis.summaries import SummaryOptions
+from seqloss_cli.analysis.summary_report import file_row
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_runs
 from seqloss_cli.cli.enums import BinsBy, PlotKind, PlotLevel
@@ -35,8 +37,6 @@ from seqloss_cli.plots import (
     without_directories,
 )
 from seqloss_cli.results import NoResultsError, ResultsFile, open_results
-from seqloss_cli.results.writing.reports import file_row
-from seqloss_cli.summaries import SummaryOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import RowError, RunError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from seqloss_cli.comparisons import CompareOptions
+    from seqloss_cli.analysis.comparisons import CompareOptions
     from seqloss_cli.results import Difference, ResultRow, ResultsFile, ResultsOf, RowKind
 
 Row = TypeVar("Row")
@@ -82,7 +82,7 @@ REPORT_OPTIONS: o.Group = {
 
 
 def choose_comparison(context: typer.Context) -> CompareOptions:
-    from seqloss_cli.comparisons import CompareOptions
+    from seqloss_cli.analysis.comparisons import CompareOptions
 
     values = context.params
     return CompareOptions(
@@ -208,9 +208,9 @@ def write_report(
     context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
 ) -> None:
     """As JSON, or as the views for a person."""
+    from seqloss_cli.analysis.summary_report import report_bytes
     from seqloss_cli.cli.writers import console
     from seqloss_cli.results.writing import open_sink
-    from seqloss_cli.results.writing.reports import report_bytes
 
     path: Path | None = context.params["output"]
     as_json = wants_json(context)

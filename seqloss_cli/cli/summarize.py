@@ -58,11 +58,11 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
     is resampled in blocks. The totals are those that the run itself printed.
     """
     with command_errors(ctx):
+        from seqloss_cli.analysis.summaries import SummaryOptions
+        from seqloss_cli.analysis.summaries import summarize as summed
+        from seqloss_cli.analysis.summary_report import summary_report
         from seqloss_cli.rendering.reports import summary_view
         from seqloss_cli.results import run_differences
-        from seqloss_cli.results.writing.reports import summary_report
-        from seqloss_cli.summaries import SummaryOptions
-        from seqloss_cli.summaries import summarize as summed
 
         r.check_output(ctx, results)
         values = ctx.params

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from seqloss_cli.comparisons import Joined, cluster_of, join, scored_apart, training_step
+from seqloss_cli.analysis.comparisons import Joined, cluster_of, join, scored_apart, training_step
+from seqloss_cli.analysis.summaries import Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.metrics.statistics import Estimate, unknown
 from seqloss_cli.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.plots.together import RowsTaken, Together
 from seqloss_cli.results import ResultRow
-from seqloss_cli.summaries import Summarizer, SummaryOptions
 
 
 @dataclass(frozen=True, slots=True)

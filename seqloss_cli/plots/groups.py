@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from seqloss_cli.analysis.summaries import PositionLoss, Summary, SummaryOptions, summarize
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.plots.histograms import require_tokens
 from seqloss_cli.plots.measures import Measure
 from seqloss_cli.results import ResultRow
-from seqloss_cli.summaries import PositionLoss, Summary, SummaryOptions, summarize
 
 MOST_GROUPS = 40
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from seqloss_cli.comparisons import TIE, join, not_comparable
+from seqloss_cli.analysis.comparisons import TIE, join, not_comparable
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import Reservoir
 from seqloss_cli.plots.histograms import counted_losses

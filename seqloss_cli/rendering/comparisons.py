@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from seqloss_cli.comparisons import Comparison, Comparisons
+from seqloss_cli.analysis.comparisons import Comparison, Comparisons
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.metrics.statistics import Estimate, interval_notes
 from seqloss_cli.metrics.totals import Totals

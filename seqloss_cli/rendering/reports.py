@@ -10,6 +10,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from seqloss_cli.analysis.summaries import (
+    QUANTILES,
+    GroupSummary,
+    PositionLoss,
+    SequenceExtreme,
+    Summary,
+    SummaryOptions,
+    TokenExtreme,
+)
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.metrics.totals import corpus_flags
@@ -21,15 +30,6 @@ from seqloss_cli.rendering.theme import (
     many,
     number,
     visible,
-)
-from seqloss_cli.summaries import (
-    QUANTILES,
-    GroupSummary,
-    PositionLoss,
-    SequenceExtreme,
-    Summary,
-    SummaryOptions,
-    TokenExtreme,
 )
 
 _NAMES = {

@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
+from seqloss_cli.analysis.summaries import PositionLoss
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.reports import svg
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
-from seqloss_cli.summaries import PositionLoss
 
 _BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
 """Nats; wider ones where there are few tokens."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.analysis.summaries import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents
 from seqloss_cli.metrics.statistics import Estimate, Reservoir
@@ -37,7 +38,6 @@ from seqloss_cli.reports.shown import Shown, shown
 from seqloss_cli.reports.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.results import DivergedRow, ResultsOf
 from seqloss_cli.scales import KL_EDGES, step_of
-from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
 
 _METRICS = [
     Metric("kl", "KL(gold ‖ model)"),

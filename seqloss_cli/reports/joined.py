@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.comparisons import Aligned, JoinReport, align, join, not_comparable
+from seqloss_cli.analysis.comparisons import Aligned, JoinReport, align, join, not_comparable
+from seqloss_cli.analysis.summaries import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import Reservoir
@@ -17,7 +18,6 @@ from seqloss_cli.reports.selecting import Chosen, Selection
 from seqloss_cli.reports.shown import Shown, cut, shown
 from seqloss_cli.reports.worst import Worst, WorstStretches
 from seqloss_cli.results import ResultRow
-from seqloss_cli.summaries import Summarizer, Summary, SummaryOptions
 
 _PANES = 3
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from seqloss_cli.analysis.summaries import GroupSummary, Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import Reservoir
 from seqloss_cli.reports.charts import Cell, Chart, by_position, concentration, histogram
@@ -33,7 +34,6 @@ from seqloss_cli.reports.shown import Shown, cut, shown
 from seqloss_cli.reports.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.results import ResultRow, ResultsFile, ResultsOf
 from seqloss_cli.scales import LOSS_EDGES, step_of
-from seqloss_cli.summaries import GroupSummary, Summarizer, Summary, SummaryOptions
 
 _FIGURES = (
     ("total_loss", "total loss", 3),

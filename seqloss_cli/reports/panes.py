@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from seqloss_cli.comparisons import Aligned, summed
+from seqloss_cli.analysis.comparisons import Aligned, summed
 from seqloss_cli.core.byte_spans import TokenSpan, spans_of
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of

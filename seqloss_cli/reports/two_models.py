@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from seqloss_cli.comparisons import Aligned, Comparison
+from seqloss_cli.analysis.comparisons import Aligned, Comparison
+from seqloss_cli.analysis.summaries import Summary
 from seqloss_cli.core.byte_spans import spans_of
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.reports.charts import Cell, Chart, differences
@@ -40,7 +41,6 @@ from seqloss_cli.reports.shown import Shown
 from seqloss_cli.reports.worst import Worst, place_of
 from seqloss_cli.results import ResultsFile
 from seqloss_cli.scales import DIFFERENCE_EDGES, step_of
-from seqloss_cli.summaries import Summary
 
 SIDES = ["A", "B"]
 _WORDS = Words(

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.comparisons import Aligned
+from seqloss_cli.analysis.comparisons import Aligned
+from seqloss_cli.analysis.summaries import Top, highest, token
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.reports.charts import Cell
 from seqloss_cli.reports.page import Place, surroundings
 from seqloss_cli.reports.panes import visible
 from seqloss_cli.reports.shown import Shown
 from seqloss_cli.results import ResultRow
-from seqloss_cli.summaries import Top, highest, token
 
 _LONGEST = 48
 """Characters of a stretch in a list."""

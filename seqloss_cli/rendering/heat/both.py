@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seqloss_cli.comparisons import Covered, DocumentRows, align
+from seqloss_cli.analysis.comparisons import Covered, DocumentRows, align
 from seqloss_cli.rendering.heat.inked import Inked, inked
 from seqloss_cli.results import ResultRow
 

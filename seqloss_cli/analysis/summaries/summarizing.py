@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.analysis.summaries.extremes import Extremes, SequenceExtreme, TokenExtreme
+from seqloss_cli.analysis.summaries.positions import PositionLoss, PositionSums
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import (
     Estimate,
@@ -25,8 +27,6 @@ from seqloss_cli.metrics.statistics import (
 )
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import ResultRow
-from seqloss_cli.summaries.extremes import Extremes, SequenceExtreme, TokenExtreme
-from seqloss_cli.summaries.positions import PositionLoss, PositionSums
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_RESAMPLES = 2000

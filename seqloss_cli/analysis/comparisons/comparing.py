@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.comparisons.joining import JoinReport, cluster_of, join, not_comparable
+from seqloss_cli.analysis.comparisons.joining import JoinReport, cluster_of, join, not_comparable
+from seqloss_cli.analysis.summaries import Top, highest, token
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import (
     Estimate,
@@ -31,7 +32,6 @@ from seqloss_cli.metrics.statistics import (
     unknown,
 )
 from seqloss_cli.results import ResultRow, TokenLosses
-from seqloss_cli.summaries import Top, highest, token
 
 Unit = Literal["token", "byte"]
 _FLIPS = 9_999

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from seqloss_cli.comparisons.comparing import Comparisons, DocumentDifference
-from seqloss_cli.comparisons.joining import JoinReport, join, not_comparable
+from seqloss_cli.analysis.comparisons.comparing import Comparisons, DocumentDifference
+from seqloss_cli.analysis.comparisons.joining import JoinReport, join, not_comparable
 from seqloss_cli.results import ResultRow
 
 

@@ -1,7 +1,7 @@
 """Models held against each other on the same inputs, by their results."""
 
-from seqloss_cli.comparisons.aligning import Aligned, Covered, align, summed
-from seqloss_cli.comparisons.comparing import (
+from seqloss_cli.analysis.comparisons.aligning import Aligned, Covered, align, summed
+from seqloss_cli.analysis.comparisons.comparing import (
     TIE,
     CompareOptions,
     Comparison,
@@ -9,8 +9,8 @@ from seqloss_cli.comparisons.comparing import (
     SideTotals,
     compare,
 )
-from seqloss_cli.comparisons.documents import DocumentRows, documents_of
-from seqloss_cli.comparisons.joining import (
+from seqloss_cli.analysis.comparisons.documents import DocumentRows, documents_of
+from seqloss_cli.analysis.comparisons.joining import (
     Joined,
     JoinReport,
     cluster_of,
@@ -18,7 +18,7 @@ from seqloss_cli.comparisons.joining import (
     not_comparable,
     scored_apart,
 )
-from seqloss_cli.comparisons.objectives import Objective, find_objective, training_step
+from seqloss_cli.analysis.comparisons.objectives import Objective, find_objective, training_step
 
 __all__ = [
     "TIE",

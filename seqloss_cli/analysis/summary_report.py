@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seqloss_cli.comparisons import (
+from seqloss_cli.analysis.comparisons import (
     TIE,
     CompareOptions,
     Comparison,
@@ -15,13 +15,13 @@ from seqloss_cli.comparisons import (
     SideTotals,
     training_step,
 )
+from seqloss_cli.analysis.summaries import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import Difference, ResultsFile
 from seqloss_cli.results.writing.formats import json_bytes
 from seqloss_cli.results.writing.rows import totals_row
-from seqloss_cli.summaries import GroupSummary, Summary, SummaryOptions
 
 Row = dict[str, Any]
 _IDS = 20

@@ -1,8 +1,14 @@
 """What the rows of results files come to, without a model."""
 
-from seqloss_cli.summaries.extremes import SequenceExtreme, TokenExtreme, Top, highest, token
-from seqloss_cli.summaries.positions import PositionLoss
-from seqloss_cli.summaries.summarizing import (
+from seqloss_cli.analysis.summaries.extremes import (
+    SequenceExtreme,
+    TokenExtreme,
+    Top,
+    highest,
+    token,
+)
+from seqloss_cli.analysis.summaries.positions import PositionLoss
+from seqloss_cli.analysis.summaries.summarizing import (
     QUANTILES,
     Clusters,
     GroupSummary,

@@ -1,0 +1,1 @@
+"""What results say: summaries, comparisons, the best checkpoint; no model is needed."""
