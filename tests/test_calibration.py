@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from made_results import row, write
 from test_plots import calibration_by_hand, rows_of
 
+from seqloss_cli.display.plots.calibrations import edges_of_mass
 from seqloss_cli.metrics.statistics import (
     UnitGaps,
     mean_gap_estimate,
     proportion_estimate,
     share_estimate,
 )
-from seqloss_cli.plots.calibrations import edges_of_mass
 
 Run = Callable[..., Any]
 CONFIDENCES = st.floats(0.5, 0.9999)

@@ -43,20 +43,20 @@ from seqloss_cli.analysis.comparisons.comparing import DocumentDifference
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.scales import step_of
+from seqloss_cli.display.terminal import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
+from seqloss_cli.display.terminal.heat import choose_theme
+from seqloss_cli.display.terminal.heat.both import Both, Plain, by_pieces
+from seqloss_cli.display.terminal.heat.comparison import difference_views
+from seqloss_cli.display.terminal.heat.drawing import Drawing, Drawn
+from seqloss_cli.display.terminal.heat.figures import bar_of, count_steps, sparkline
+from seqloss_cli.display.terminal.heat.inked import inked
+from seqloss_cli.display.terminal.heat.palette import COUNTS, DIFFERENCES, Scale
+from seqloss_cli.display.terminal.heat.palette import LOSSES as LOSS_SCALE
+from seqloss_cli.display.terminal.heat.signs import FULL, PLAIN
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
-from seqloss_cli.rendering import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
-from seqloss_cli.rendering.heat import choose_theme
-from seqloss_cli.rendering.heat.both import Both, Plain, by_pieces
-from seqloss_cli.rendering.heat.comparison import difference_views
-from seqloss_cli.rendering.heat.drawing import Drawing, Drawn
-from seqloss_cli.rendering.heat.figures import bar_of, count_steps, sparkline
-from seqloss_cli.rendering.heat.inked import inked
-from seqloss_cli.rendering.heat.palette import COUNTS, DIFFERENCES, Scale
-from seqloss_cli.rendering.heat.palette import LOSSES as LOSS_SCALE
-from seqloss_cli.rendering.heat.signs import FULL, PLAIN
 from seqloss_cli.results.rows import read_row
-from seqloss_cli.scales import step_of
 from seqloss_cli.tokenization.byte_offsets import show_bytes
 
 Run = Callable[..., Any]

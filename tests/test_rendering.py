@@ -25,9 +25,9 @@ from rich.console import Console
 
 from seqloss_cli.core.records import Sample, Seam, SequenceScore, TokenSequence, Turn
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.terminal import MaskTableWriter, TableOptions, TableWriter
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
-from seqloss_cli.rendering import MaskTableWriter, TableOptions, TableWriter
 from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import TrainerLabels
 

@@ -12,9 +12,9 @@ import pytest
 from made_results import diverged_row, write_divergences
 from test_reports import EVIL, Page
 
-from seqloss_cli.reports.documents import number
-from seqloss_cli.reports.panes import _short
-from seqloss_cli.scales import KL_EDGES, step_of
+from seqloss_cli.display.html.documents import number
+from seqloss_cli.display.html.panes import _short
+from seqloss_cli.display.scales import KL_EDGES, step_of
 
 Run = Callable[..., Any]
 STUDENT = ("-m", "samples/checkpoints/step-600")

@@ -13,8 +13,8 @@ import pytest
 from made_results import write
 from test_reports import Page, text_row
 
-from seqloss_cli.reports.charts import concentration, differences, histogram
-from seqloss_cli.reports.numbers import number, signed
+from seqloss_cli.display.html.charts import concentration, differences, histogram
+from seqloss_cli.display.html.numbers import number, signed
 
 Run = Callable[..., Any]
 WORDS = ["The", " cat", " sat", "\n", " on", " the", " mat", "."]

@@ -16,12 +16,18 @@ from made_results import ranked_row, write_rankings
 from test_report_divergences import lines_of, page_of, values_of
 from test_reports import EVIL, Page
 
-from seqloss_cli.reports import Limits, PageOptions, gather_rankings, page_bytes, page_of_rankings
-from seqloss_cli.reports import ranking_charts as charts
-from seqloss_cli.reports.numbers import number
-from seqloss_cli.reports.panes import loss_or_mark
+from seqloss_cli.display.html import (
+    Limits,
+    PageOptions,
+    gather_rankings,
+    page_bytes,
+    page_of_rankings,
+)
+from seqloss_cli.display.html import ranking_charts as charts
+from seqloss_cli.display.html.numbers import number
+from seqloss_cli.display.html.panes import loss_or_mark
+from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results import RANKING_KINDS, open_any
-from seqloss_cli.scales import LOSS_EDGES, step_of
 
 Run = Callable[..., Any]
 RANK = ("rank", "samples/choices.jsonl", "--separator", " ", "--pmi", "--keep-meta")

@@ -22,13 +22,13 @@ from made_results import row, write
 
 from seqloss_cli.analysis.comparisons import align
 from seqloss_cli.core.byte_spans import is_edge, spans_of
-from seqloss_cli.reports.documents import json_text
-from seqloss_cli.reports.numbers import number
-from seqloss_cli.reports.panes import Names, places_in, token_pane
-from seqloss_cli.reports.selecting import Limits, Selection
-from seqloss_cli.reports.shown import Shown, cut
+from seqloss_cli.display.html.documents import json_text
+from seqloss_cli.display.html.numbers import number
+from seqloss_cli.display.html.panes import Names, places_in, token_pane
+from seqloss_cli.display.html.selecting import Limits, Selection
+from seqloss_cli.display.html.shown import Shown, cut
+from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results import totals_of_row
-from seqloss_cli.scales import LOSS_EDGES, step_of
 
 Run = Callable[..., Any]
 EVIL = [
@@ -447,13 +447,13 @@ def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
     names = zipfile.ZipFile(made).namelist()
     for name in ("templates/report.html.j2", "templates/parts.html.j2", "assets/report.js",
                  "assets/report.css"):  # fmt: skip
-        assert f"seqloss_cli/reports/{name}" in names
+        assert f"seqloss_cli/display/html/{name}" in names
 
 
 def test_the_script_has_no_way_to_make_markup() -> None:
-    import seqloss_cli.reports
+    import seqloss_cli.display.html
 
-    script = (Path(seqloss_cli.reports.__file__).parent / "assets" / "report.js").read_text()
+    script = (Path(seqloss_cli.display.html.__file__).parent / "assets" / "report.js").read_text()
     assert not re.search(
         "innerHTML|outerHTML|insertAdjacent|document.write|eval|Function\\(", script
     )

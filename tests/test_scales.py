@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli.rendering.theme import kl_style, loss_style
-from seqloss_cli.scales import (
+from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
     KL_EDGES,
@@ -22,6 +21,7 @@ from seqloss_cli.scales import (
     Paint,
     step_of,
 )
+from seqloss_cli.display.terminal.theme import kl_style, loss_style
 
 GROUND = {"light": "#ffffff", "dark": "#000000"}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from seqloss_cli.analysis.comparisons import Comparisons, JoinReport
-    from seqloss_cli.rendering import HeatOptions
+    from seqloss_cli.display.terminal import HeatOptions
     from seqloss_cli.results import Difference, ResultsFile
 
 EXAMPLES = (
@@ -114,8 +114,8 @@ def _compare(
     from seqloss_cli.analysis.comparisons import compare as compared
     from seqloss_cli.analysis.summary_report import comparison_report
     from seqloss_cli.cli.report import page_of_compared, write_out
-    from seqloss_cli.rendering.comparisons import comparison_view
-    from seqloss_cli.reports import PageOptions
+    from seqloss_cli.display.html import PageOptions
+    from seqloss_cli.display.terminal.comparisons import comparison_view
 
     values = ctx.params
     options = r.choose_comparison(ctx)
@@ -189,7 +189,7 @@ def _texts(
 ) -> Iterator[RenderableType]:
     """The documents that differ most, in colours."""
     from seqloss_cli.analysis.comparisons import documents_of
-    from seqloss_cli.rendering.heat.comparison import difference_views
+    from seqloss_cli.display.terminal.heat.comparison import difference_views
 
     again = r.Reading([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]

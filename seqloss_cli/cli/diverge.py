@@ -268,7 +268,7 @@ def _writer(
     saved: SavedSums | None,
 ) -> Writer[Diverged, DivergenceTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.rendering import DivergenceTableWriter
+    from seqloss_cli.display.terminal import DivergenceTableWriter
 
     tokenization = gold.scorer.tokenization
     if choice.format is Format.table:

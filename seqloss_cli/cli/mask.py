@@ -210,7 +210,7 @@ def _writer(
     sink: BinaryIO, tokens: Tokenization, choice: OutputChoice, trainer: str | None
 ) -> Writer[Mask, MaskTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.rendering import MaskTableWriter
+    from seqloss_cli.display.terminal import MaskTableWriter
     from seqloss_cli.results.writing import mask_rows
 
     if choice.format is Format.table:

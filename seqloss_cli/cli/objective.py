@@ -49,8 +49,8 @@ def objective(
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
     from seqloss_cli.analysis.comparisons import find_objective, training_step
     from seqloss_cli.analysis.summary_report import objective_report
-    from seqloss_cli.rendering.comparisons import objective_view, plain_words
-    from seqloss_cli.rendering.reports import Scale
+    from seqloss_cli.display.terminal.comparisons import objective_view, plain_words
+    from seqloss_cli.display.terminal.reports import Scale
     from seqloss_cli.results import TOKENIZER, run_differences
 
     values = ctx.params

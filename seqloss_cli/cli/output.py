@@ -20,13 +20,13 @@ from seqloss_cli.core.backend import Wants
 from seqloss_cli.core.paths import partial_path
 from seqloss_cli.core.records import Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.terminal import HeatOptions
 from seqloss_cli.inputs import ReadStats
 from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.divergence_totals import DivergenceTotals
 from seqloss_cli.metrics.masks import MaskTotals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.metrics.word_correction import SOURCE
-from seqloss_cli.rendering import HeatOptions
 from seqloss_cli.results.writing import KeptRows, Writer, open_sink, score_rows
 from seqloss_cli.scoring.scorer import Scorer
 

@@ -139,8 +139,8 @@ def plot(ctx: typer.Context, results: r.Files) -> None:
 
 def _check_output(context: typer.Context, results: list[str]) -> None:
     """Raises UsageError before any work is done."""
-    from seqloss_cli.plots import require_matplotlib
-    from seqloss_cli.plots.style import Format
+    from seqloss_cli.display.plots import require_matplotlib
+    from seqloss_cli.display.plots.style import Format
 
     path: Path | None = context.params["output"]
     if path is None:
@@ -186,7 +186,7 @@ def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind,
 
 
 def _check_number(kind: PlotKind, n: int) -> None:
-    from seqloss_cli.plots import MOST_SERIES
+    from seqloss_cli.display.plots import MOST_SERIES
 
     if kind is PlotKind.scatter and n != 2:
         raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
@@ -201,7 +201,7 @@ def _check_number(kind: PlotKind, n: int) -> None:
 def _draw(context: typer.Context, made: Made) -> None:
     from importlib.metadata import version
 
-    from seqloss_cli.plots import Paper, draw, drawn, size_of
+    from seqloss_cli.display.plots import Paper, draw, drawn, size_of
     from seqloss_cli.results.writing import open_sink
 
     values = context.params

@@ -17,8 +17,7 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.plot_flags import WITH_METRICS
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.paths import shown_path
-from seqloss_cli.inputs.streams import STDIN
-from seqloss_cli.plots import (
+from seqloss_cli.display.plots import (
     CalibrationOptions,
     CurvePlot,
     Measure,
@@ -36,6 +35,7 @@ from seqloss_cli.plots import (
     scatter_plot,
     without_directories,
 )
+from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results import NoResultsError, ResultsFile, open_results
 
 

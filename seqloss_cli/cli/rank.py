@@ -227,7 +227,7 @@ def _writer(
     sink: BinaryIO, choice: OutputChoice, scorer: Scorer, by: str
 ) -> Writer[Ranking, RankTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.rendering import RankTableWriter
+    from seqloss_cli.display.terminal import RankTableWriter
     from seqloss_cli.results.writing import ranking_rows
 
     if choice.format is Format.table:

@@ -15,7 +15,7 @@ from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.analysis.comparisons import Comparisons
-    from seqloss_cli.reports import Page, PageOptions
+    from seqloss_cli.display.html import Page, PageOptions
     from seqloss_cli.results import DivergedRow, RankedRow, ResultsFile, ResultsOf, RowKind
 
 EXAMPLES = (
@@ -75,7 +75,7 @@ def report(ctx: typer.Context, results: r.Files) -> None:
     wrote, texts coloured by KL; of what rank wrote, questions with their choices.
     """
     with command_errors(ctx):
-        from seqloss_cli.reports import PageOptions
+        from seqloss_cli.display.html import PageOptions
 
         values = ctx.params
         path: Path | None = values["output"]
@@ -111,7 +111,7 @@ def write_page(
 
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
-    from seqloss_cli.reports import gather, page_of
+    from seqloss_cli.display.html import gather, page_of
     from seqloss_cli.results import DIVERGENCE_KINDS, RANKING_KINDS, loss_kinds
 
     kinds: dict[str, RowKind[Any]] = {**loss_kinds(bulky=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
@@ -132,7 +132,7 @@ def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, in
 def _page_of_divergences(
     file: ResultsOf[DivergedRow], reading: r.Reading, options: PageOptions
 ) -> Page:
-    from seqloss_cli.reports import gather_divergences, page_of_divergences
+    from seqloss_cli.display.html import gather_divergences, page_of_divergences
 
     if options.by:
         raise UsageError("--by is for pages of what score and cond wrote")
@@ -141,7 +141,7 @@ def _page_of_divergences(
 
 
 def _page_of_rankings(file: ResultsOf[RankedRow], reading: r.Reading, options: PageOptions) -> Page:
-    from seqloss_cli.reports import PageOptions, gather_rankings, page_of_rankings
+    from seqloss_cli.display.html import PageOptions, gather_rankings, page_of_rankings
 
     if options.by:
         raise UsageError(
@@ -189,7 +189,7 @@ def page_of_compared(
     n_unusable: int,
 ) -> Page:
     """Of two files that were read to their ends, and their comparison."""
-    from seqloss_cli.reports import gather_pair, page_of_pair
+    from seqloss_cli.display.html import gather_pair, page_of_pair
 
     again = r.Reading([r.open_one(*each, bulky=True) for each in known])
     rows = [again.rows(file, quiet=True) for file in again.files]
@@ -206,7 +206,7 @@ def page_of_compared(
 
 
 def write_out(page: Page, path: Path, force: bool) -> None:
-    from seqloss_cli.reports import page_bytes
+    from seqloss_cli.display.html import page_bytes
     from seqloss_cli.results.writing import open_sink
 
     made = page_bytes(page)

@@ -13,7 +13,7 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.rendering.options import HeatOptions
+    from seqloss_cli.display.terminal.options import HeatOptions
 
 
 class View(StrEnum):
@@ -59,8 +59,8 @@ def choose_heat(context: typer.Context, obstacle: str | None) -> HeatOptions | N
     Raises UsageError where heat was asked for on the command line and cannot be; where a variable
     or a file asks for it, that is said and tables are taken.
     """
-    from seqloss_cli.rendering.heat import choose_theme
-    from seqloss_cli.rendering.options import HeatOptions
+    from seqloss_cli.display.terminal.heat import choose_theme
+    from seqloss_cli.display.terminal.options import HeatOptions
 
     values = context.params
     if values.get("view") != View.heat:

@@ -17,8 +17,8 @@ from seqloss_cli.cli.formats import DELIMITERS
 from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.terminal import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.rendering import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.results.writing import (
     JsonlWriter,
     JsonWriter,

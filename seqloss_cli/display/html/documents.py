@@ -1,0 +1,159 @@
+"""A page as one HTML file that needs nothing else: style, script and data are in it.
+
+Its content security policy lets nothing be loaded, and lets only this very style and script work,
+by their SHA-256; text that should be taken for markup would still do nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from seqloss_cli.display.html.charts import Cell
+from seqloss_cli.display.html.numbers import number
+from seqloss_cli.display.html.page import Page
+from seqloss_cli.display.scales import (
+    DIFFERENCE_EDGES,
+    DIVERGING,
+    KL_EDGES,
+    LOSS_EDGES,
+    RANK_EDGES,
+    RANKED,
+    SEQUENTIAL,
+    Paint,
+    Theme,
+)
+
+_ACTIVE = re.compile("[<>&\u2028\u2029]")
+_EDGES = {"loss": LOSS_EDGES, "kl": KL_EDGES, "difference": DIFFERENCE_EDGES, "rank": RANK_EDGES}
+_PALETTES = {"s": SEQUENTIAL, "d": DIVERGING, "r": RANKED}
+
+
+def page_bytes(page: Page) -> bytes:
+    """UTF-8; what cannot be in it, such as an undecodable byte of a title, is escaped."""
+    style, script = _style(), _asset("report.js")
+    made = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            page=page,
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy(style, script),
+            data=Markup(json_text({**page.data, "edges": _EDGES})),
+            difference_edges=DIFFERENCE_EDGES,
+        )
+    )
+    return made.encode("utf-8", "backslashreplace")
+
+
+def policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; style-src 'sha256-{_sha256(style)}'; "
+        f"script-src 'sha256-{_sha256(script)}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def json_text(value: Any) -> str:
+    """JSON in which nothing can end the element that it stands in."""
+    raw = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    return _ACTIVE.sub(lambda match: f"\\u{ord(match[0]):04x}", raw)
+
+
+# -- style ---------------------------------------------------------------------------------------
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("seqloss_cli.display.html") / "assets" / name).read_text(
+        encoding="utf-8"
+    )
+
+
+@cache
+def _style() -> str:
+    """The colours of the scale, then what uses them."""
+    light, dark = _variables("light"), _variables("dark")
+    themes = (
+        f":root{{{light}}}\n"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}\n"
+        f":root[data-theme=dark]{{{dark}}}\n"
+        f"@media print{{:root:root,:root:root[data-theme=dark]{{{light}}}}}\n"
+    )
+    return themes + _asset("report.css") + "".join(_rules())
+
+
+def _variables(theme: Theme) -> str:
+    parts = [f"color-scheme:{theme};"]
+    for letter, palette in _PALETTES.items():
+        for n, paint in enumerate(palette[theme]):
+            parts += _paint(f"{letter}{n}", paint)
+    return "".join(parts)
+
+
+def _paint(name: str, paint: Paint) -> list[str]:
+    ground, text = paint.background or "transparent", paint.text or "inherit"
+    return [f"--{name}:{ground};", f"--{name}t:{text};"]
+
+
+def _rules() -> list[str]:
+    """A class for each step of each palette, and fills of bars that are never transparent."""
+    found = [
+        f".{letter}{n}{{background:var(--{letter}{n});color:var(--{letter}{n}t)}}\n"
+        for letter, palette in _PALETTES.items()
+        for n in range(len(palette["light"]))
+    ]
+    found += [f".f{n}{{fill:var(--s{n})}}\n" for n in range(1, len(LOSS_EDGES) + 1)]
+    middle = len(DIFFERENCE_EDGES) // 2
+    steps = (n for n in range(len(DIFFERENCE_EDGES) + 1) if n != middle)
+    return found + [f".g{n}{{fill:var(--d{n})}}\n" for n in steps]
+
+
+# -- templates -----------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("seqloss_cli.display.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["figure"] = figure
+    made.tests["cell"] = lambda value: isinstance(value, Cell)
+    return made
+
+
+def figure(value: Cell | str, is_loss: bool = False) -> Markup:
+    """A figure with its interval; the script turns the losses into bits."""
+    if isinstance(value, str):
+        return escape(value)
+    shown = _value(value.value, value.digits, is_loss)
+    if value.low is None or value.high is None:
+        return shown
+    low, high = (_value(end, value.digits, is_loss) for end in (value.low, value.high))
+    return Markup('{} <span class="interval">[{}, {}]</span>').format(shown, low, high)
+
+
+def _value(value: float | None, digits: int, is_loss: bool) -> Markup:
+    if value is None:
+        return Markup("–")
+    kind = Markup(" class=l") if is_loss else Markup("")
+    return Markup('<data value="{}"{}>{}</data>').format(
+        f"{value:.9g}".replace("inf", "Infinity"), kind, number(value, digits)
+    )

@@ -1,0 +1,257 @@
+"""Each kind of plot drawn on a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from seqloss_cli.display.plots.calibrations import CalibrationPlot
+from seqloss_cli.display.plots.curves import CurvePlot
+from seqloss_cli.display.plots.groups import GroupsPlot, PositionPlot
+from seqloss_cli.display.plots.histograms import HistogramPlot, HistogramSeries
+from seqloss_cli.display.plots.marks import (
+    GAP,
+    LINES,
+    legend,
+    legend_height,
+    reach_of,
+    remark,
+    value_of,
+    with_intervals,
+)
+from seqloss_cli.display.plots.reliability import draw_calibration, name_of
+from seqloss_cli.display.plots.scatters import ScatterPlot
+from seqloss_cli.display.plots.style import MUTED, named
+from seqloss_cli.display.plots.together import RowsTaken
+from seqloss_cli.display.scales import SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Plot = CurvePlot | HistogramPlot | PositionPlot | ScatterPlot | GroupsPlot | CalibrationPlot
+MOST_SERIES = len(SERIES)
+_MANY_POINTS = 3_000
+_ABREAST = 60
+"""Letters below an axis."""
+
+
+def size_of(plot: Plot) -> tuple[float, float]:
+    """Width and height in inches; a column of a paper is 3 to 3.5 wide, a page 5.5 to 7."""
+    width, height = _size_of_axes(plot)
+    labels = _labels_of(plot)
+    return width, height + (legend_height(labels, width) if labels else 0.0)
+
+
+def _size_of_axes(plot: Plot) -> tuple[float, float]:
+    match plot:
+        case GroupsPlot():
+            return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
+        case ScatterPlot():
+            return 3.6, 3.75
+        case CalibrationPlot():
+            return 3.6, 4.4
+        case CurvePlot() if not plot.by_step and _crowded(plot):
+            return 4.5, 3.7
+        case _:
+            return 4.5, 2.9
+
+
+def _labels_of(plot: Plot) -> list[str]:
+    """In the legend."""
+    match plot:
+        case GroupsPlot():
+            return [named(label) for label in plot.labels]
+        case PositionPlot():
+            return [named(series.label) for series in plot.series]
+        case HistogramPlot():
+            return [_with_mean(series) for series in plot.series]
+        case CalibrationPlot():
+            return [name_of(series, len(plot.series) == 1) for series in plot.series]
+        case _:
+            return []
+
+
+def draw(plot: Plot, figure: Figure) -> None:
+    match plot:
+        case CurvePlot():
+            _draw_curve(plot, figure.subplots())
+        case HistogramPlot():
+            _draw_histogram(plot, figure.subplots())
+        case PositionPlot():
+            _draw_positions(plot, figure.subplots())
+        case ScatterPlot():
+            _draw_scatter(plot, figure.subplots())
+        case GroupsPlot():
+            _draw_groups(plot, figure.subplots())
+        case CalibrationPlot():
+            draw_calibration(plot, figure)
+
+
+def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    estimates = [point.estimate for point in plot.points]
+    x = [(p.step or 0) if plot.by_step else n for n, p in enumerate(plot.points)]
+    if plot.by_step and len(x) > 1 and all(e.low is not None for e in estimates):
+        low, high = ([getattr(e, end) for e in estimates] for end in ("low", "high"))
+        axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
+        axes.plot(x, [value_of(e) for e in estimates], color=SERIES[0], marker="o")
+    else:  # a band would hide the interval of a point that stands alone
+        with_intervals(axes, x, estimates, 0, "-" if plot.by_step else "")
+    if plot.rows is not None and plot.rows.n_missing:
+        remark(axes, _rows_taken(plot.rows))
+    axes.set_ylabel(plot.axis)
+    if plot.by_step:
+        axes.set_xlabel("Training step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+        return
+    axes.set_xlabel("Checkpoint")
+    names = [named(point.label) for point in plot.points]
+    crowded = _crowded(plot)
+    axes.set_xticks(
+        range(len(names)), names,
+        rotation=30 if crowded else 0, ha="right" if crowded else "center",
+    )  # fmt: skip
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def _crowded(plot: CurvePlot) -> bool:
+    """Their names would not stand side by side."""
+    return sum(len(named(point.label)) for point in plot.points) > _ABREAST
+
+
+def _rows_taken(rows: RowsTaken) -> str:
+    return f"{rows.n_used:,} documents; {rows.n_missing:,} rows left out"
+
+
+def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
+    alone = len(plot.series) == 1
+    for n, series in enumerate(plot.series):
+        shares = [100 * share for share in series.shares]
+        if alone:
+            axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
+        line = LINES[n]
+        axes.stairs(
+            shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
+            linewidth=1.1, linestyle=line, label=_with_mean(series),
+        )  # fmt: skip
+        if series.mean is not None and series.mean <= plot.edges[-1]:
+            axes.axvline(series.mean, color=SERIES[n], linewidth=0.9, linestyle=(0, (2, 2)))
+    mean_of_one = plot.series[0].mean if alone else None
+    if mean_of_one is not None and mean_of_one <= plot.edges[-1]:
+        _above_line(axes, mean_of_one, plot.edges, f"mean {mean_of_one:.4g}")
+    axes.set_xlim(0, plot.edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"Loss of a token ({plot.unit})")
+    axes.set_ylabel(f"Tokens (% per {plot.edges[1]:g} {plot.unit})")
+    if not alone:
+        legend(axes)
+    beyond = [series.share_beyond for series in plot.series]
+    if any(beyond):
+        shown = ", ".join(f"{100 * share:.3g} %" for share in beyond)
+        axes.set_xlabel(f"{axes.get_xlabel()}; beyond: {shown}")
+    if mean_of_one is not None and mean_of_one > plot.edges[-1]:
+        remark(axes, f"mean {mean_of_one:.4g}, beyond the axis")
+
+
+def _with_mean(series: HistogramSeries) -> str:
+    mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
+    return f"{named(series.label)} (mean {mean})"
+
+
+def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
+    """Beyond the axes, where there is no data; on the side where there is more room."""
+    right = x < edges[-1] / 2
+    axes.annotate(
+        text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 2),
+        textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=7,
+        color=SERIES[0],
+    )  # fmt: skip
+
+
+def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
+    n_series = len(plot.series)
+    for n, series in enumerate(plot.series):
+        by_first = {p.first: p.mean_loss for p in series.positions}
+        firsts = [1 << k for k in range(max(by_first).bit_length())]
+        aside = 2 ** (0.08 * (n - (n_series - 1) / 2))
+        x = [math.sqrt(first * (2 * first - 1)) * aside for first in firsts]
+        estimates = [by_first.get(first, GAP) for first in firsts]
+        with_intervals(axes, x, estimates, n, "-", named(series.label))
+    last = max(p.last for series in plot.series for p in series.positions)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.8, last * 1.1)
+    axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
+    axes.minorticks_off()
+    axes.set_xlabel("Position in the sequence (tokens; bins double)")
+    axes.set_ylabel(plot.axis)
+    if n_series > 1:
+        legend(axes)
+
+
+def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    lowest, highest = min(*plot.first, *plot.second), max(*plot.first, *plot.second)
+    edge = 0.04 * (highest - lowest) or 0.5
+    limits = (lowest - edge, highest + edge)
+    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    many = len(plot.first) > _MANY_POINTS
+    axes.scatter(
+        plot.first, plot.second, s=3 if many else 11, alpha=0.25 if many else 0.6,
+        color=SERIES[0], linewidths=0, rasterized=many, zorder=2,
+    )  # fmt: skip
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
+    a, b = (named(label) for label in plot.labels)
+    axes.set_xlabel(f"Loss under A ({plot.unit})\nA = {a}")
+    axes.set_ylabel(f"B = {b}\nLoss under B ({plot.unit})")
+    remark(axes, "\n".join(_who_is_lower(plot)))
+
+
+def _who_is_lower(plot: ScatterPlot) -> Iterator[str]:
+    if plot.rows.n_missing:
+        yield _rows_taken(plot.rows)
+    yield f"B is higher on {plot.n_higher:,} of {plot.n:,} {plot.of}s,"
+    ties = f", tied on {plot.n_tied:,}" if plot.n_tied else ""
+    yield f"lower on {plot.n_lower:,}{ties}"
+
+
+def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
+    n_series = len(plot.labels)
+    thick = 0.78 / n_series
+    for n, label in enumerate(plot.labels):
+        rows = [(y, bar.estimates[n]) for y, bar in enumerate(plot.groups)]
+        known = [(y, e) for y, e in rows if e is not None and e.value is not None]
+        y = [place + (n - (n_series - 1) / 2) * thick for place, _ in known]
+        values = [value_of(e) for _, e in known]
+        reach = reach_of([e for _, e in known])
+        axes.barh(
+            y, values, thick, color=SERIES[n], label=named(label), alpha=0.85,
+            xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
+        )  # fmt: skip
+    names = [
+        f"{'(none)' if bar.value is None else named(str(bar.value))} ({_range(bar.n_documents)})"
+        for bar in plot.groups
+    ]
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(plot.axis)
+    axes.annotate(
+        f"{named(plot.by)} (documents)", (0, 0), xycoords="axes fraction", xytext=(-9, -5),
+        textcoords="offset points", ha="right", va="top", fontsize=7, color=MUTED,
+    )  # fmt: skip
+    if n_series > 1:
+        legend(axes)
+
+
+def _range(counts: Sequence[int]) -> str:
+    """Over the series."""
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"

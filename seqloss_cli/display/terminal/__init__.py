@@ -1,0 +1,18 @@
+"""Results for people, in a terminal. Every text from outside is escaped before it is shown."""
+
+from seqloss_cli.display.terminal.divergences import DivergenceTableWriter
+from seqloss_cli.display.terminal.heat import HeatWriter
+from seqloss_cli.display.terminal.masks import MaskTableWriter
+from seqloss_cli.display.terminal.options import HeatOptions, TableOptions
+from seqloss_cli.display.terminal.rankings import RankTableWriter
+from seqloss_cli.display.terminal.writer import TableWriter
+
+__all__ = [
+    "DivergenceTableWriter",
+    "HeatOptions",
+    "HeatWriter",
+    "MaskTableWriter",
+    "RankTableWriter",
+    "TableOptions",
+    "TableWriter",
+]
