@@ -49,7 +49,7 @@ def measured(settings: Settings, device: str) -> Found:
         sides = {"ours": partial(pairs.pairs, split[number]), "peer": partial(peer, split[number])}
         times.round(number, sides)
     name = torch.cuda.get_device_name() if device == "cuda" else device
-    note = f"{name}; {ours.scorer.engine.path} at batches of {watch.mean_tokens} tokens"
+    note = f"{name}; {ours.scorer.backend.path} at batches of {watch.mean_tokens} tokens"
     found.figures = [
         Figure("gpu", "share of plain `F.linear`'s rate", statistics.median(shares),
                goals.GPU_PRODUCTS, ratios=shares, note=note),

@@ -25,7 +25,7 @@ from sides import hand_back_freed_memory, load_scorer
 from workers import in_process
 from workload import wide_checkpoint
 
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import Sample, SequenceScore
 
@@ -113,7 +113,7 @@ def point(settings: Settings, folder: str, dtype: str, what: str, keep: bool) ->
     ids = np.random.default_rng(4).integers(2, 30_000, settings.memory_tokens)
 
     def score() -> None:
-        (result,) = scorer.score([Sample("long", "b", input_ids=ids)], Wants())
+        (result,) = scorer.score([Sample("long", "b", input_ids=ids)], Requested())
         assert isinstance(result, SequenceScore)
         assert result.scored.sum() == len(ids) - 1
 

@@ -21,7 +21,7 @@ from workload import cache, jsonl
 
 from seqloss_cli.cli.options import Format
 from seqloss_cli.cli.output import OutputChoice, run_to_end
-from seqloss_cli.core.backend import TokenScores, Wants
+from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
 
@@ -34,14 +34,14 @@ MB = 1e6
 def run_around(settings: Settings) -> Found:
     """Reading, tokenizing, planning, scoring and writing, against the engine alone."""
     path, out = jsonl(settings.around_rows), cache() / "around-out.jsonl"
-    scorer = load_scorer("demo", "float32", batches=BatchPolicy(tokens=4096, ahead=True))
+    scorer = load_scorer("demo", "float32", batches=BatchPolicy(tokens=4096, prefetch=True))
 
     def whole() -> None:
         _score_file(scorer, path, out)
 
     def bare() -> None:
         for batch in batches:
-            scorer.engine.score(batch, Wants())
+            scorer.backend.score(batch, Requested())
 
     with Watch(scorer) as watch:
         whole()
@@ -88,7 +88,7 @@ def _score_file(scorer: Any, path: Path, out: Path) -> None:
         pmi=False,
     )
     items = read_inputs([str(path)], ReadOptions(), stats)
-    run_to_end(scorer, items, stats, [str(path)], Wants(), choice, "score")
+    run_to_end(scorer, items, stats, [str(path)], Requested(), choice, "score")
 
 
 # -- a corpus through the program --------------------------------------------------------------
@@ -215,12 +215,12 @@ def _tokens_fed(n_rows: int) -> int:
     scorer = load_scorer("demo", "float32", batches=BatchPolicy(tokens=4096))
     fed = 0
 
-    def score(batch: Any, wants: Wants) -> TokenScores:
+    def score(batch: Any, requested: Requested) -> TokenScores:
         nonlocal fed
         fed += batch.n_fed
         return TokenScores(np.ones(len(batch.targets)))
 
-    scorer.engine.score = score  # type: ignore[method-assign,assignment]
+    scorer.backend.score = score  # type: ignore[method-assign,assignment]
     for _ in scorer.score(read_inputs([str(jsonl(n_rows))], ReadOptions(), ReadStats())):
         pass
     return fed

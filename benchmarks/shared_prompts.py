@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
 from seqloss_cli.scoring.pipeline import score_samples
@@ -47,22 +47,22 @@ def sequences(shape: Shape, seed: int = 0) -> list[TokenSequence]:
     return rows
 
 
-def run(engine: Engine, rows: list[TokenSequence], share: bool) -> list[SequenceScore]:
+def run(backend: TorchBackend, rows: list[TokenSequence], share: bool) -> list[SequenceScore]:
     windows = WindowPolicy(CONTEXT, "benchmark", CONTEXT)
     found = score_samples(
         [row.sample for row in rows],
         lambda samples: [rows[int(sample.id)] for sample in samples],
-        engine,
+        backend,
         windows,
-        Wants(),
+        Requested(),
         BatchPolicy(share_prefix=share),
     )
     return [score for score in found if isinstance(score, SequenceScore)]
 
 
-def seconds(engine: Engine, rows: list[TokenSequence], share: bool) -> float:
+def seconds(backend: TorchBackend, rows: list[TokenSequence], share: bool) -> float:
     start = time.perf_counter()
-    run(engine, rows, share)
+    run(backend, rows, share)
     return time.perf_counter() - start
 
 
@@ -74,16 +74,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
-    engine = Engine(model, CONTEXT, share_prefix=True)
+    backend = TorchBackend(model, CONTEXT, share_prefix=True)
     for name, shape in SHAPES.items():
         rows = sequences(shape)
-        apart, shared = run(engine, rows, False), run(engine, rows, True)  # also warms up
+        apart, shared = run(backend, rows, False), run(backend, rows, True)  # also warms up
         worst = max(
             float(np.abs(a.losses - b.losses).max()) for a, b in zip(apart, shared, strict=True)
         )
         pairs = []
         for _ in range(options.repeats):
-            pairs.append((seconds(engine, rows, False), seconds(engine, rows, True)))
+            pairs.append((seconds(backend, rows, False), seconds(backend, rows, True)))
         ratio = statistics.median(a / b for a, b in pairs)
         goal = GOALS.get(name, HELLASWAG_GOAL)
         median = [statistics.median(side) for side in zip(*pairs, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy
 from seqloss_cli.core.records import Pair, Sample, SequenceScore
 from seqloss_cli.metrics.totals import totals_of
@@ -45,20 +45,20 @@ class Watch:
     """While it lasts, notes the batches that an engine is given."""
 
     def __init__(self, scorer: Any) -> None:
-        self._engine, self.batches = scorer.engine, []
+        self._open_backend, self.batches = scorer.backend, []
 
     def __enter__(self) -> Watch:
-        score = self._engine.score
+        score = self._open_backend.score
 
-        def noting(batch: Any, wants: Any) -> Any:
+        def noting(batch: Any, requested: Any) -> Any:
             self.batches.append(batch)
-            return score(batch, wants)
+            return score(batch, requested)
 
-        self._engine.score = noting
+        self._open_backend.score = noting
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._engine.score
+        del self._open_backend.score
 
     @property
     def mean_tokens(self) -> int:
@@ -89,7 +89,7 @@ class Ours:
 
     def scores(self, samples: Sequence[Sample]) -> list[SequenceScore]:
         keep_freed_memory()  # as loading the model did; peers run without it
-        found = list(self.scorer.score(samples, Wants()))
+        found = list(self.scorer.score(samples, Requested()))
         hand_back_freed_memory()
         good = [score for score in found if isinstance(score, SequenceScore)]
         if len(good) != len(found):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_BATCH_TOKENS,
@@ -31,11 +31,11 @@ from seqloss_cli.core.policies import (
 )
 from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
 from seqloss_cli.inputs import checked_pair, choices_sample, text_sample
-from seqloss_cli.metrics.divergence_totals import Diverged
+from seqloss_cli.metrics.divergence_totals import DivergenceScore
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked
 from seqloss_cli.scoring.scorer import Scorer
-from seqloss_cli.scoring.teacher_scorer import GoldScorer
+from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 
 def score(
@@ -65,7 +65,7 @@ def score(
     batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, stride, batches, speed=speed)
     _warn(scorer.warnings)
-    return scorer.score(as_samples(texts), Wants(ranks, entropy, top_k))
+    return scorer.score(as_samples(texts), Requested(ranks, entropy, top_k))
 
 
 def cond(
@@ -93,7 +93,7 @@ def cond(
     speed = SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
     _warn(scorer.warnings)
-    return scorer.score(as_pairs(pairs, pair_policy.separator), Wants(ranks, entropy, top_k))
+    return scorer.score(as_pairs(pairs, pair_policy.separator), Requested(ranks, entropy, top_k))
 
 
 def rank(
@@ -129,16 +129,17 @@ def diverge(
     stride: int | None = None,
     batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
     **options: Any,
-) -> Iterator[Diverged | Rejected]:
-    """How far `model` is from `teacher` on the texts: `Diverged` with its `divergences`, arrays of
-    a figure for each token. `options` are as in `score`, of the model; of a teacher by name the
-    dtype and device are the same. `divergence_totals` gives sums.
+) -> Iterator[DivergenceScore | Rejected]:
+    """Measure how far `model` is from `teacher` on the texts; yields a `DivergenceScore` for each.
+
+    Its `divergences` are arrays of a figure for each token; `divergence_totals` gives sums.
+    `options` are as in `score`, of the model; a teacher by name gets the same dtype and device.
     """
     choice, policy = _choices("diverge", model, options)
     if isinstance(teacher, str):
         teacher = replace(choice, name=teacher, revision=None, adapter=None, quantize=None)
     scorer = Scorer(choice, policy, context, stride, _batches(batch_tokens))
-    gold = GoldScorer.with_teacher(scorer, teacher)
+    gold = TeacherScorer.with_teacher(scorer, teacher)
     _warn([*scorer.warnings, *gold.warnings])
     return gold.diverge(as_samples(texts))
 

@@ -98,7 +98,7 @@ def test_a_lora_is_applied_and_not_merged(base: Path, lora: Path) -> None:
     assert_equal(found, losses_of(put_on(base, lora).merge_and_unload()))
     without = Scorer(ModelChoice(name=str(base)))
     assert np.abs(found - losses_by(without)).max() > 0.1
-    assert (scorer.engine.path, scorer.warnings) == ("packed", [])
+    assert (scorer.backend.path, scorer.warnings) == ("packed", [])
     run, run_without = scorer.run_info(), without.run_info()
     assert (run.model, run.adapter, run_without.adapter) == (str(base), str(lora), None)
     assert run.weights_sha256 != run_without.weights_sha256
@@ -146,7 +146,7 @@ def test_kinds_of_lora(
     make(tmp_path, base, **options)
     scorer = Scorer(ModelChoice(name=str(base), adapter=str(tmp_path)))
     assert_equal(losses_by(scorer), losses_of(put_on(base, tmp_path)))
-    assert (scorer.engine.path, scorer.warnings) == ("packed", [])
+    assert (scorer.backend.path, scorer.warnings) == ("packed", [])
 
 
 @pytest.mark.parametrize(

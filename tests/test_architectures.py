@@ -24,10 +24,10 @@ from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch import forward as running
 from seqloss_cli.backends.torch import head
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import PATHS
 from seqloss_cli.backends.torch.path_selection import probe_of
-from seqloss_cli.core.backend import Abilities, Wants
+from seqloss_cli.core.backend import Capabilities, Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.scoring.pipeline import score_samples
@@ -41,7 +41,7 @@ TEXTS = [
     "One text is longer than the context: it needs several windows, with 日本語 and 🐕 in it. "
     "Its last window is short.",
 ]
-EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
+EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
 
 IDS = {"vocab_size": N_BYTE_IDS, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 SMALL = {
@@ -103,14 +103,17 @@ def scored(outcomes: Any) -> list[SequenceScore]:
 
 
 def scores_of(
-    engine: Engine, bos: Any = "auto", wants: Wants = EVERYTHING, texts: list[str] = TEXTS
+    backend: TorchBackend,
+    bos: Any = "auto",
+    requested: Requested = EVERYTHING,
+    texts: list[str] = TEXTS,
 ) -> list[SequenceScore]:
     """Texts through the pipeline with an engine of the test's own."""
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
     policy = WindowPolicy(CONTEXT, "--context", STRIDE)
     return scored(
         score_samples(
-            samples(texts), tokenization.tokenize, engine, policy, wants, BatchPolicy(4096)
+            samples(texts), tokenization.tokenize, backend, policy, requested, BatchPolicy(4096)
         )
     )
 
@@ -193,7 +196,7 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
-    assert scorer.engine.path == ("batched" if name in PADDED else "packed")
+    assert scorer.backend.path == ("batched" if name in PADDED else "packed")
     assert ["rows are padded, since" in each for each in scorer.warnings] == [True] * (
         name in PADDED
     )
@@ -214,20 +217,20 @@ def test_these_heads_are_more_than_a_matrix_product(name: str) -> None:
 @pytest.mark.parametrize("name", ["bloom", "gemma2", "gpt2", "llama", "mamba", "mixtral", "rwkv"])
 def test_each_path_gives_the_same_numbers(name: str, path: Any, bos: Any) -> None:
     model = build(name)
-    engine = Engine(model, CONTEXT, path=path)
-    assert engine.path == path
+    backend = TorchBackend(model, CONTEXT, path=path)
+    assert backend.path == path
     if path == "packed" and name in PADDED:
         with pytest.raises((ValueError, AssertionError)):
-            assert_right(model, scores_of(engine, bos))
+            assert_right(model, scores_of(backend, bos))
     else:
-        assert_right(model, scores_of(engine, bos))
+        assert_right(model, scores_of(backend, bos))
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - PADDED))
 def test_packed_rows_do_not_see_one_another(name: str) -> None:
     """Nor their own place in the pack: any order, with any neighbours, the same losses."""
     model, fed = build(name, **({"sliding_window": 64} if name == "phi3" else {})), []
-    engine = Engine(model, CONTEXT)
+    backend = TorchBackend(model, CONTEXT)
     backbone = model.get_decoder()
     bare = backbone.forward
 
@@ -236,22 +239,22 @@ def test_packed_rows_do_not_see_one_another(name: str) -> None:
         return bare(**values)
 
     backbone.forward = forward
-    together = scores_of(engine)
+    together = scores_of(backend)
     assert {rows for rows, _ in fed} == {1}, "no padding"
     assert max(tokens for _, tokens in fed) > 2 * CONTEXT
     for text, score in zip(TEXTS, together, strict=True):
-        (alone,) = scores_of(engine, texts=[text])
+        (alone,) = scores_of(backend, texts=[text])
         np.testing.assert_allclose(score.losses, alone.losses, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["phi3", "qwen3"])
 def test_rows_beyond_a_sliding_window_are_padded(name: str) -> None:
     model = build(name, sliding_window=10, **SLIDES.get(name, {}))
-    engine = Engine(model, CONTEXT)
-    assert (engine.path, engine.abilities.longest_packed) == ("packed", 10)
-    assert_right(model, scores_of(engine))
-    unaware = Engine(model, CONTEXT)
-    unaware.abilities = Abilities(longest_packed=CONTEXT)
+    backend = TorchBackend(model, CONTEXT)
+    assert (backend.path, backend.capabilities.longest_packed) == ("packed", 10)
+    assert_right(model, scores_of(backend))
+    unaware = TorchBackend(model, CONTEXT)
+    unaware.capabilities = Capabilities(longest_packed=CONTEXT)
     unaware._runner.longest_packed = CONTEXT
     with pytest.raises(AssertionError):  # else this test would prove nothing
         assert_right(model, scores_of(unaware))
@@ -265,16 +268,16 @@ def test_heads_in_blocks_give_the_same_numbers(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(head, "BLOCK_LOGITS", 1)
     monkeypatch.setattr(head, "LEAST_WIDTH", 50)
     model, widths = build(name), set()
-    engine = Engine(model, CONTEXT)
+    backend = TorchBackend(model, CONTEXT)
     layer = model.get_output_embeddings()
-    wants = Wants(entropy=True, top_k=3)
+    requested = Requested(entropy=True, top_k=3)
 
     def product(x: Any, weight: Any, bias: Any) -> Any:
         widths.add(len(weight))
         return torch.nn.functional.linear(x, weight, bias)
 
     monkeypatch.setattr(running, "product_of", lambda layer: product)
-    assert_right(model, scores_of(engine, wants=wants))
+    assert_right(model, scores_of(backend, requested=requested))
     assert widths == {50, N_BYTE_IDS % 50}
     assert layer.forward.__self__ is layer, "the layer's own forward is back"
 
@@ -287,9 +290,9 @@ def test_a_head_that_cannot_be_cut_is_run_whole(monkeypatch: pytest.MonkeyPatch)
 
     layer = model.get_output_embeddings()
     layer.__class__ = Sorted
-    engine = Engine(model, CONTEXT)
+    backend = TorchBackend(model, CONTEXT)
     monkeypatch.setattr(running, "product_of", None)
-    assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
+    assert_right(model, scores_of(backend, requested=Requested(entropy=True)))
 
 
 class Centred(hf.LlamaForCausalLM):
@@ -303,10 +306,10 @@ class Centred(hf.LlamaForCausalLM):
 
 def test_a_head_that_looks_at_all_words_is_run_whole_and_says_so() -> None:
     model = modified(Centred, llama())
-    engine = Engine(model, CONTEXT)
-    assert engine.path == "packed"
-    assert any("whole rows of logits" in warning for warning in engine.warnings)
-    assert_right(model, scores_of(engine, wants=Wants(entropy=True)))
+    backend = TorchBackend(model, CONTEXT)
+    assert backend.path == "packed"
+    assert any("whole rows of logits" in warning for warning in backend.warnings)
+    assert_right(model, scores_of(backend, requested=Requested(entropy=True)))
 
 
 def test_weights_in_several_files(tmp_path: Path) -> None:
@@ -329,7 +332,7 @@ def test_float64_losses(name: str, tolerance: float, tmp_path: Path) -> None:
     choice = ModelChoice(name=str(folder), dtype="float64")
     scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
     assert scorer.checkpoint.dtype == "float64"
-    assert scorer.engine.path == ("batched" if name in PADDED else "packed")
+    assert scorer.backend.path == ("batched" if name in PADDED else "packed")
     double = type(model).from_pretrained(folder, dtype=torch.float64).eval()
     assert_right(double, scored(scorer.score(samples(TEXTS))), tolerance)
 
@@ -442,10 +445,10 @@ class MixesTokens(hf.LlamaForCausalLM):
 )
 def test_unusual_models_fall_back_with_a_warning(model_class: type, path: str) -> None:
     model = modified(model_class, build("llama"))
-    engine = Engine(model, CONTEXT)
-    assert_right(model, scores_of(engine))
-    assert engine.path == path
-    (warning,) = engine.warnings
+    backend = TorchBackend(model, CONTEXT)
+    assert_right(model, scores_of(backend))
+    assert backend.path == path
+    (warning,) = backend.warnings
     assert model_class.__name__ in warning
     assert "one sequence at a time" in warning
 
@@ -455,11 +458,11 @@ def test_the_unusual_models_would_be_wrong_on_the_fast_path() -> None:
     for model_class, path in [(CopyBias, "single"), (ColderWithPosition, "single")]:
         model = modified(model_class, build("llama"))
         with pytest.raises(AssertionError):
-            assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
+            assert_right(model, scores_of(TorchBackend(model, CONTEXT, path=path)))
     model = modified(MixesTokens, build("llama"))
     for path in ("packed", "batched"):
         with pytest.raises(AssertionError):
-            assert_right(model, scores_of(Engine(model, CONTEXT, path=path)))
+            assert_right(model, scores_of(TorchBackend(model, CONTEXT, path=path)))
 
 
 class FaintlyMixingBackbone(hf.LlamaModel):
@@ -482,12 +485,12 @@ def test_a_leak_within_the_tolerance_of_half_precision_is_noticed() -> None:
     with torch.no_grad():
         model.lm_head.weight.mul_(0.02)
     model = model.to(torch.bfloat16)
-    engine = Engine(model, CONTEXT)
-    assert engine.path == "batched"
-    probes, prober = [probe_of(np.arange(12)), probe_of(np.arange(7))], engine._prober
+    backend = TorchBackend(model, CONTEXT)
+    assert backend.path == "batched"
+    probes, prober = [probe_of(np.arange(12)), probe_of(np.arange(7))], backend._prober
     with torch.inference_mode():
         expected = prober.losses(probes)
-        prober.runner.go_by("packed", model.get_decoder())
+        prober.runner.use_path("packed", model.get_decoder())
         assert prober.agrees(probes, expected), "else this test would prove nothing"
 
 
@@ -506,10 +509,10 @@ def test_what_a_probe_cannot_tell_is_read_from_the_configuration(
     model = build("llama")
     for name, value in setting.items():
         setattr(model.config, name, value)
-    engine = Engine(model, CONTEXT)
+    backend = TorchBackend(model, CONTEXT)
     path = "batched" if reason else "packed"
-    assert (engine.path, engine.abilities.longest_packed) == (path, longest)
-    assert [str(reason) in warning for warning in engine.warnings] == [True] * bool(reason)
+    assert (backend.path, backend.capabilities.longest_packed) == (path, longest)
+    assert [str(reason) in warning for warning in backend.warnings] == [True] * bool(reason)
 
 
 @pytest.mark.parametrize("unknown", ["softcap", "s_aux", "block_indices", "a_thing_to_come"])
@@ -526,9 +529,9 @@ def test_attention_that_asks_for_more_is_not_packed(unknown: str) -> None:
 
     AttentionInterface.register("lenient", lenient)
     model.set_attn_implementation("lenient")
-    engine = Engine(model, CONTEXT)
-    assert engine.path == "batched"
-    (warning,) = engine.warnings
+    backend = TorchBackend(model, CONTEXT)
+    assert backend.path == "batched"
+    (warning,) = backend.warnings
     assert f"attention with ['{unknown}'] cannot be packed" in warning
 
 
@@ -607,9 +610,9 @@ def hungry(shortage: Callable[[], None]) -> Any:
 def test_too_little_memory_names_the_flag_that_helps(
     shortage: Callable[[], None], path: Any
 ) -> None:
-    engine = Engine(hungry(shortage), CONTEXT, path=path)
+    backend = TorchBackend(hungry(shortage), CONTEXT, path=path)
     with pytest.raises(RunError, match="--batch-tokens"):
-        scores_of(engine)
+        scores_of(backend)
 
 
 class Narrow(hf.LlamaForCausalLM):
@@ -634,17 +637,17 @@ class Narrow(hf.LlamaForCausalLM):
 @pytest.mark.parametrize("room", [CONTEXT, 2 * CONTEXT, 100])
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(room: int) -> None:
     model = modified(Narrow, llama())
-    engine = Engine(model, CONTEXT)
-    expected = [score.losses for score in scores_of(engine)]
+    backend = TorchBackend(model, CONTEXT)
+    expected = [score.losses for score in scores_of(backend)]
     model.room = room
-    assert engine.n_too_large == 0
-    found = [score.losses for score in scores_of(engine)]
-    assert engine.n_too_large > 0
+    assert backend.n_too_large == 0
+    found = [score.losses for score in scores_of(backend)]
+    assert backend.n_too_large > 0
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
     model.room = CONTEXT - 1
     with pytest.raises(RunError, match=r"1 rows of 32 tokens.*--context"):
-        scores_of(engine)
+        scores_of(backend)
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
@@ -652,18 +655,18 @@ def test_too_little_memory_for_the_check_at_load_is_no_bug_report(
     shortage: Callable[[], None],
 ) -> None:
     with pytest.raises(RunError, match="memory"):
-        Engine(hungry(shortage), CONTEXT)
+        TorchBackend(hungry(shortage), CONTEXT)
 
 
 def test_another_error_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
     def broken() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    engine = Engine(hungry(broken), CONTEXT, path="plain")
+    backend = TorchBackend(hungry(broken), CONTEXT, path="plain")
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     sequence: Any = tokenization.tokenize(samples(["abc"]))[0]
     (batch,) = plan_batches(
-        [sequence], WindowPolicy(CONTEXT, "--context", STRIDE), BatchPolicy(), engine.abilities
+        [sequence], WindowPolicy(CONTEXT, "--context", STRIDE), BatchPolicy(), backend.capabilities
     )
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        engine.score(batch, Wants())
+        backend.score(batch, Requested())

@@ -38,9 +38,9 @@ from seqloss_cli import (
     chain_rule,
     totals_of,
 )
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
 from seqloss_cli.inputs import PairFields, ReadOptions, ReadStats, checked_pair, read_inputs
@@ -976,7 +976,7 @@ def test_a_template_without_bos_gets_one_by_the_policy(
     assert outcome.byte_offsets.tolist() == [0] * len(before) + tokens.offsets
     assert outcome.loss_mask.tolist() == [False] * len(before) + tokens.mask
     assert ("first_token_unscored" in outcome.flags) == (not before)
-    assert outcome.seam.turns[0].start == 0
+    assert outcome.prompt_boundary.turns[0].start == 0
 
 
 @pytest.mark.parametrize("turns", ["assistant", "all"])
@@ -1051,7 +1051,7 @@ def test_turns_tile_the_sequence(family: Family, chat: str, marked: bool, turns:
             "all_masked",
         )
         return
-    found = outcome.seam.turns
+    found = outcome.prompt_boundary.turns
     assert [turn.role for turn in found] == [message["role"] for message in messages]
     assert [turn.start for turn in found] == [0, *(turn.end for turn in found[:-1])]
     assert found[-1].end == outcome.n_tokens
@@ -1084,7 +1084,7 @@ def test_a_turn_reaches_to_where_the_next_begins(
     ends = [
         before + sum(start < end for start in tokens.starts) if end else 0 for end in written.ends
     ]
-    assert [turn.end for turn in outcome.seam.turns] == ends
+    assert [turn.end for turn in outcome.prompt_boundary.turns] == ends
 
 
 # -- losses -----------------------------------------------------------------------------------
@@ -1106,7 +1106,7 @@ def scored(
     sample = Sample("a", "<test>", chat=Chat(messages))
     windows, batches = WindowPolicy(CONTEXT, "test", CONTEXT), BatchPolicy(4096)
     outcomes = score_samples(
-        [sample], pairing.tokenize, Engine(model, CONTEXT), windows, Wants(), batches
+        [sample], pairing.tokenize, TorchBackend(model, CONTEXT), windows, Requested(), batches
     )
     (outcome,) = outcomes
     assert isinstance(outcome, SequenceScore), outcome

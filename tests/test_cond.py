@@ -44,9 +44,9 @@ from seqloss_cli import (
     chain_rule,
     totals_of,
 )
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.metrics.chain_rule import log_prob_y, pointwise_mutual_information
@@ -74,13 +74,13 @@ def _one_thread() -> Iterator[None]:
 class Counting:
     """An engine that counts the targets it was asked for."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.n_targets = engine, 0
-        self.abilities = engine.abilities
+    def __init__(self, backend: TorchBackend) -> None:
+        self.backend, self.n_targets = backend, 0
+        self.capabilities = backend.capabilities
 
-    def score(self, batch: Any, wants: Wants) -> Any:
+    def score(self, batch: Any, requested: Requested) -> Any:
         self.n_targets += len(batch.targets)
-        return self.engine.score(batch, wants)
+        return self.backend.score(batch, requested)
 
 
 def tokenization(**tokens: Any) -> Tokenization:
@@ -88,20 +88,20 @@ def tokenization(**tokens: Any) -> Tokenization:
 
 
 def scores(
-    engine: Any, pairs: list[tuple[str, ...]], policy: PairPolicy | None = None, **tokens: Any
+    backend: Any, pairs: list[tuple[str, ...]], policy: PairPolicy | None = None, **tokens: Any
 ) -> list[SequenceScore]:
     """Of pairs, one token a byte."""
     pairing = PairTokenization(tokenization(**tokens), policy or PairPolicy(), CONTEXT + 1)
     samples = [Sample(str(n), "test", pair=Pair(*pair)) for n, pair in enumerate(pairs)]
     windows = WindowPolicy(CONTEXT, "test", CONTEXT)
     batches = BatchPolicy(share_prefix=True)
-    found = list(score_samples(samples, pairing.tokenize, engine, windows, Wants(), batches))
+    found = list(score_samples(samples, pairing.tokenize, backend, windows, Requested(), batches))
     assert all(isinstance(outcome, SequenceScore) for outcome in found), found
     return found  # type: ignore[return-value]
 
 
-def one(engine: Any, *pair: str, policy: PairPolicy | None = None, **tokens: Any) -> SequenceScore:
-    return scores(engine, [pair], policy, **tokens)[0]
+def one(backend: Any, *pair: str, policy: PairPolicy | None = None, **tokens: Any) -> SequenceScore:
+    return scores(backend, [pair], policy, **tokens)[0]
 
 
 def rule_of(score: SequenceScore) -> ChainRule:
@@ -109,8 +109,8 @@ def rule_of(score: SequenceScore) -> ChainRule:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(llama(context=CONTEXT), CONTEXT, share_prefix=True)
+def backend() -> TorchBackend:
+    return TorchBackend(llama(context=CONTEXT), CONTEXT, share_prefix=True)
 
 
 def ids_of(text: str) -> list[int]:
@@ -133,8 +133,8 @@ EXAMPLE = {"bos": {"x": 0.25, "y": 0.5, "z": 0.25}, "x": {"y": 0.8, "z": 0.2}, "
 
 
 def test_the_worked_examples_of_a_bigram_model() -> None:
-    engine = Engine(bigram_model(table_of(**EXAMPLE)), CONTEXT, share_prefix=True)
-    likely, unlikely = scores(engine, [("x", "y"), ("x", "z")], PairPolicy(pmi=True))
+    backend = TorchBackend(bigram_model(table_of(**EXAMPLE)), CONTEXT, share_prefix=True)
+    likely, unlikely = scores(backend, [("x", "y"), ("x", "z")], PairPolicy(pmi=True))
     assert rule_of(likely).log_prob_y_given_x == pytest.approx(-0.223144, abs=1e-6)
     assert rule_of(unlikely).log_prob_y_given_x == pytest.approx(-1.609438, abs=1e-6)
     assert totals_of(likely).total_loss == pytest.approx(0.223144, abs=1e-6)
@@ -149,8 +149,8 @@ def test_the_worked_examples_of_a_bigram_model() -> None:
 def test_a_masked_prompt_contributes_nothing() -> None:
     """To a bigram model prompts that end alike are alike: only their own losses differ."""
     table = torch.randn(N_BYTE_IDS, N_BYTE_IDS, generator=torch.manual_seed(3)).mul(3)
-    engine = Engine(bigram_model(table.log_softmax(-1)), CONTEXT)
-    found = [one(engine, prompt, " and so on") for prompt in ("some x", "other words x", "x")]
+    backend = TorchBackend(bigram_model(table.log_softmax(-1)), CONTEXT)
+    found = [one(backend, prompt, " and so on") for prompt in ("some x", "other words x", "x")]
     losses = [totals_of(score).total_loss for score in found]
     assert losses[0] == losses[1] == losses[2]
     assert len({rule_of(score).log_prob_x for score in found}) == 3
@@ -166,13 +166,13 @@ some_pairs = st.lists(
 
 
 @given(some_pairs, st.booleans(), st.booleans())
-def test_identities(engine: Engine, pairs: list[Any], bos: bool, eos: bool) -> None:
+def test_identities(backend: TorchBackend, pairs: list[Any], bos: bool, eos: bool) -> None:
     tokens = {"bos": "auto" if bos else "never", "eos": eos}
-    found = scores(engine, pairs, **tokens)
+    found = scores(backend, pairs, **tokens)
     rows = [Sample("", "", input_ids=score.sequence.token_ids) for score in found]
     windows = WindowPolicy(CONTEXT, "test", CONTEXT)
     whole = score_samples(
-        rows, tokenization(**tokens).tokenize, engine, windows, Wants(), BatchPolicy()
+        rows, tokenization(**tokens).tokenize, backend, windows, Requested(), BatchPolicy()
     )
     for pair, score, plain in zip(pairs, found, whole, strict=True):
         totals, rule, mask = totals_of(score), rule_of(score), score.sequence.loss_mask
@@ -198,13 +198,17 @@ def test_identities(engine: Engine, pairs: list[Any], bos: bool, eos: bool) -> N
 
 
 @given(some_pairs, st.integers(0, 6))
-def test_totals_of_two_sets_of_pairs_add_up(engine: Engine, pairs: list[Any], cut: int) -> None:
-    parts = [totals_of(score) for score in scores(engine, pairs, PairPolicy("compare"))]
+def test_totals_of_two_sets_of_pairs_add_up(
+    backend: TorchBackend, pairs: list[Any], cut: int
+) -> None:
+    parts = [totals_of(score) for score in scores(backend, pairs, PairPolicy("compare"))]
     whole = sum(parts, Totals())
     assert sum(parts[:cut], Totals()) + sum(parts[cut:], Totals()) == whole
     assert sum(reversed(parts), Totals()) == whole
     assert whole.total_loss == pytest.approx(math.fsum(p.total_loss for p in parts), rel=1e-15)
-    assert whole.other_boundary.n_scored == sum(p.other_boundary.n_scored for p in parts)
+    assert whole.separate_tokenization.n_scored == sum(
+        p.separate_tokenization.n_scored for p in parts
+    )
     assert whole.n_pairs == len(pairs) == sum(whole.boundaries.values())
 
 
@@ -253,16 +257,16 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
 PAIRS = [("a shared prompt", " and its end"), ("a shared prompt", "!"), ("", "alone"), ("日", "🐕")]
 
 
-def test_without_marginals_the_head_sees_no_prompt(engine: Engine) -> None:
+def test_without_marginals_the_head_sees_no_prompt(backend: TorchBackend) -> None:
     n_rows_of_head = 0
 
     def count(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         nonlocal n_rows_of_head
         n_rows_of_head += inputs[0].shape[:-1].numel()
 
-    everything = scores(engine, PAIRS)  # the first run of an engine asks the head for its width
-    counting = Counting(engine)
-    hook = engine.model.lm_head.register_forward_pre_hook(count)
+    everything = scores(backend, PAIRS)  # the first run of an engine asks the head for its width
+    counting = Counting(backend)
+    hook = backend.model.lm_head.register_forward_pre_hook(count)
     found = scores(counting, PAIRS, PairPolicy(marginal=False))
     hook.remove()
     n_responses = sum(len(response.encode()) for _, response in PAIRS)
@@ -821,19 +825,19 @@ def test_figures_that_are_unknown_are_said_to_be(cond: Cond) -> None:
 class WithInfinity(Counting):
     """An engine to which the byte `~` is impossible."""
 
-    def score(self, batch: Any, wants: Wants) -> Any:
-        found = super().score(batch, wants)
+    def score(self, batch: Any, requested: Requested) -> Any:
+        found = super().score(batch, requested)
         found.losses[batch.targets == ids_of("~")[0]] = math.inf
         return found
 
 
-def test_an_infinite_loss_makes_null_what_holds_it_and_is_flagged(engine: Engine) -> None:
-    in_response = one(WithInfinity(engine), "a prompt", "a ~")
+def test_an_infinite_loss_makes_null_what_holds_it_and_is_flagged(backend: TorchBackend) -> None:
+    in_response = one(WithInfinity(backend), "a prompt", "a ~")
     assert rule_of(in_response).log_prob_x < 0
     assert rule_of(in_response).log_prob_y_given_x is rule_of(in_response).log_prob_xy is None
     assert totals_of(in_response).total_loss is None
     assert totals_of(in_response).flags == {"inf_loss": 1}
-    in_prompt = one(WithInfinity(engine), "a ~ prompt", "abc")
+    in_prompt = one(WithInfinity(backend), "a ~ prompt", "abc")
     assert rule_of(in_prompt).log_prob_x is rule_of(in_prompt).log_prob_xy is None
     assert rule_of(in_prompt).log_prob_y_given_x < 0
     assert totals_of(in_prompt).total_loss == math.fsum(in_prompt.losses[-3:])

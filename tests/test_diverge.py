@@ -21,13 +21,13 @@ from seqloss_cli.backends.torch import divergence as module
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
 from seqloss_cli.backends.torch.forward import Logits
 from seqloss_cli.backends.torch.head import score_in_blocks
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedGold
 from seqloss_cli.metrics.divergence_totals import Documents, divergence_totals
 from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
-from seqloss_cli.scoring.teacher_scorer import GoldScorer
+from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 TEXT = "the cat sat on the mat, and the dog on the cat"
 
@@ -66,7 +66,7 @@ def test_figures_against_float64(
     student, teacher = random_logits(n_rows, n_words, seed), random_logits(n_rows, n_words, -seed)
     ids = torch.arange(n_rows) % n_words
     with pytest.MonkeyPatch.context() as patch:
-        blocks = module.word_blocks
+        blocks = module.vocab_blocks
         patch.setattr(module, "_words", lambda rows, n: blocks(n, width))
         found = diverge(logits_of(student, in_blocks), logits_of(teacher), ids, n_words)
     expected = by_hand(student, teacher, ids)
@@ -88,7 +88,7 @@ def test_losses_are_those_of_score() -> None:
     ids = torch.arange(70)
     found = diverge(logits_of(student), logits_of(teacher), ids, 5000)
     for logits, losses in ((student, found.losses), (teacher, found.further["teacher_losses"])):
-        alone = score_in_blocks(logits_of(logits).of, ids, 5000, Wants())
+        alone = score_in_blocks(logits_of(logits).of, ids, 5000, Requested())
         np.testing.assert_allclose(losses, alone.losses, rtol=1e-6)
 
 
@@ -520,7 +520,7 @@ def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.Monkey
 
     def kls() -> list[float]:
         scorer = Scorer(ModelChoice(str(models / "b")), batches=BatchPolicy())
-        gold = GoldScorer.with_teacher(scorer, ModelChoice(str(models / "a")))
+        gold = TeacherScorer.with_teacher(scorer, ModelChoice(str(models / "a")))
         from seqloss_cli.api import as_samples
 
         return [divergence_totals(each).total("kl") for each in gold.diverge(as_samples(texts))]  # type: ignore[arg-type,misc]
@@ -553,7 +553,7 @@ def test_a_teacher_of_shorter_texts_sets_the_context(models: Path, tmp_path: Pat
 
 def test_smoothing_of_one_or_more_is_refused(models: Path) -> None:
     with pytest.raises(UsageError, match="--label-smoothing"):
-        GoldScorer.with_smoothing(Scorer(ModelChoice(str(models / "a"))), 1.0)
+        TeacherScorer.with_smoothing(Scorer(ModelChoice(str(models / "a"))), 1.0)
 
 
 def test_the_python_api(models: Path) -> None:
@@ -595,7 +595,7 @@ def test_a_share_stays_between_0_and_1() -> None:
 def test_estimates_are_over_documents(models: Path) -> None:
     from seqloss_cli.api import as_samples
 
-    gold = GoldScorer.with_teacher(
+    gold = TeacherScorer.with_teacher(
         Scorer(ModelChoice(str(models / "b"))), ModelChoice(str(models / "a"))
     )
     documents, sums = Documents(), []

@@ -24,10 +24,10 @@ from test_architectures import truth_of as windows_of
 from test_sharing import Counting, outcomes, plain_losses
 
 from seqloss_cli import PairPolicy
-from seqloss_cli.backends.multi_device import Fleet
+from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import attention, head
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Pair, Sample, SequenceScore, TokenSequence
 from seqloss_cli.models import onednn as products
@@ -38,7 +38,7 @@ from seqloss_cli.scoring.pipeline import score_samples
 
 LONGEST = 64
 """What the engines may be fed; windows of `CONTEXT` are shorter."""
-EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
+EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
 BUDGETS = (1, 40, 200, 4096)
 HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++"))
 NEEDS_COMPILER = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
@@ -64,30 +64,30 @@ class Model:
 
     model: Any
     exact: Any
-    engines: dict[str, Any]
+    backends: dict[str, Any]
 
     def by(self, way: str) -> Any:
-        if way not in self.engines:
-            self.engines[way] = self._engine(way)
-        return self.engines[way]
+        if way not in self.backends:
+            self.backends[way] = self._open_backend(way)
+        return self.backends[way]
 
-    def _engine(self, way: str) -> Any:
+    def _open_backend(self, way: str) -> Any:
         if way.startswith("fleet"):
             n_engines = {"two": 2, "three": 3}[way.split()[2].strip(",")]
-            fleet = [Engine(copy.deepcopy(self.model), LONGEST) for _ in range(n_engines)]
+            fleet = [TorchBackend(copy.deepcopy(self.model), LONGEST) for _ in range(n_engines)]
             for each in fleet if way.endswith("compiled") else []:
                 each.compile()
-            return Fleet(fleet)
+            return MultiDeviceBackend(fleet)
         if way in ("as chosen", "compiled"):
-            found = Engine(self.model, LONGEST, share_prefix=True)
+            found = TorchBackend(self.model, LONGEST, share_prefix=True)
             if way == "compiled":
                 found.compile()
                 assert found.compiled
             return found
         path: Any = way.split(",")[0]
-        found = Engine(self.model, LONGEST, path=path)
+        found = TorchBackend(self.model, LONGEST, path=path)
         if way.endswith("in blocks"):
-            found._runner.go_by(path, self.model.get_decoder(), in_blocks=True)
+            found._runner.use_path(path, self.model.get_decoder(), in_blocks=True)
             found._runner.block_width = 50
         return found
 
@@ -121,7 +121,7 @@ def scores_by(
     backend: Any,
     sequences: list[TokenSequence],
     policy: BatchPolicy,
-    wants: Wants = EVERYTHING,
+    requested: Requested = EVERYTHING,
     first_rows: int = 256,
 ) -> list[SequenceScore]:
     """`first_rows` are read together at first: rows of different blocks are in no one batch."""
@@ -132,7 +132,7 @@ def scores_by(
             lambda samples: [next(left) for _ in samples],
             backend,
             WindowPolicy(CONTEXT, "test", STRIDE),
-            wants,
+            requested,
             policy,
         )
         scores = [outcome for outcome in found if isinstance(outcome, SequenceScore)]
@@ -172,7 +172,7 @@ ROWS = st.lists(
     rows=ROWS,
     seed=st.integers(0, 999),
     tokens=st.sampled_from(BUDGETS),
-    ahead=st.booleans(),
+    prefetch=st.booleans(),
     first_rows=st.sampled_from([1, 256]),
 )
 def test_every_way_gives_the_numbers_of_one_window_at_a_time(
@@ -181,12 +181,12 @@ def test_every_way_gives_the_numbers_of_one_window_at_a_time(
     rows: list[tuple[int, bool]],
     seed: int,
     tokens: int,
-    ahead: bool,
+    prefetch: bool,
     first_rows: int,
 ) -> None:
     made = np.random.default_rng(seed)
     sequences = [sequence_of(made.integers(2, N_BYTE_IDS, n).tolist(), bos) for n, bos in rows]
-    policy = BatchPolicy(tokens, ahead=ahead)
+    policy = BatchPolicy(tokens, prefetch=prefetch)
     for score in scores_by(grouped.by(way), sequences, policy, first_rows=first_rows):
         assert_true(grouped.exact, score)
 
@@ -229,10 +229,10 @@ def test_rows_that_see_their_neighbours_would_be_noticed(
 
 
 def test_a_fleet_gives_work_to_all_and_results_in_order(grouped: Model) -> None:
-    engines = [Engine(copy.deepcopy(grouped.model), LONGEST) for _ in range(3)]
-    counting = [Counting(engine) for engine in engines]
-    fleet = Fleet(counting_engines(counting))
-    assert fleet.abilities.at_once == 3
+    backends = [TorchBackend(copy.deepcopy(grouped.model), LONGEST) for _ in range(3)]
+    counting = [Counting(backend) for backend in backends]
+    fleet = MultiDeviceBackend(counting_engines(counting))
+    assert fleet.capabilities.at_once == 3
     sequences = random_rows(1, 80)
     scores = scores_by(fleet, sequences, BatchPolicy(40))
     expected = scores_by(grouped.by("as chosen"), sequences, BatchPolicy(40))
@@ -244,7 +244,7 @@ def test_a_fleet_gives_work_to_all_and_results_in_order(grouped: Model) -> None:
 def counting_engines(counting: list[Counting]) -> Any:
     for each in counting:
         for name in ("path", "warnings", "compiled", "n_too_large"):
-            setattr(each, name, getattr(each.engine, name))
+            setattr(each, name, getattr(each.backend, name))
     return counting
 
 
@@ -265,14 +265,14 @@ def test_pairs_by_every_way(grouped: Model, way: str, marginal: bool) -> None:
         for tokens in (40, 4096):
             counting = Counting(backend)
             for score in outcomes(counting, share, pairs, tokens, policy):
-                assert score.alone is not None
-                for part in (score, score.alone):
+                assert score.response_only is not None
+                for part in (score, score.response_only):
                     expected = plain_losses(grouped.exact, part.sequence.token_ids.tolist())
                     right = np.array([0.0, *expected])[part.scored]
                     np.testing.assert_allclose(part.losses[part.scored], right, rtol=0, atol=1e-4)
                 assert bool(score.scored[1]) == marginal
             shares = share and way in ("as chosen", "compiled")
-            assert any(batch.branches for batch in counting.batches) == shares
+            assert any(batch.suffixes for batch in counting.batches) == shares
 
 
 # -- bfloat16 ---------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_a_plain_forward(
     rounded: Rounded, way: str, tokens: int
 ) -> None:
     backend = rounded.found.by(way)
-    scores = scores_by(backend, rounded.sequences, BatchPolicy(tokens), Wants())
+    scores = scores_by(backend, rounded.sequences, BatchPolicy(tokens), Requested())
     ours = np.abs(np.concatenate([score.losses[1:] for score in scores]) - rounded.truth)
     assert rounded.plain.mean() > 10 * EPS_MEAN, "bfloat16 should be seen to round"
     assert ours.mean() <= rounded.plain.mean() + EPS_MEAN
@@ -336,7 +336,7 @@ def test_a_softmax_in_bfloat16_would_be_noticed(
         return whole(logits.log_softmax(dim=-1), *others)
 
     monkeypatch.setattr(head, "score_logits", rough)
-    scores = scores_by(rounded.found.by("packed"), rounded.sequences, BatchPolicy(), Wants())
+    scores = scores_by(rounded.found.by("packed"), rounded.sequences, BatchPolicy(), Requested())
     rough_losses = np.concatenate([score.losses[1:] for score in scores])
     distances = np.abs(rough_losses - rounded.truth)
     assert distances.mean() > rounded.plain.mean() + EPS_MEAN

@@ -18,12 +18,12 @@ from conftest import document, in_process
 from typer.testing import CliRunner
 
 from seqloss_cli import Sample
-from seqloss_cli.backends.multi_device import Fleet
+from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import batch_budget as estimates
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.backends.torch.forward import Runner
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.scoring.pipeline import ignore_progress, score_samples
@@ -78,14 +78,14 @@ def with_room_for(
     """The backbone runs out of memory beyond so many tokens, or the head beyond as many positions;
     the check at load has 20."""
     name = {"backbone": "_packed", "head": "_logits_of"}[stage]
-    whole = getattr(Runner, name)
+    whole = getattr(ModelForward, name)
 
     def narrow(runner: Any, first: Any, *others: Any) -> Any:
         if (first.input_ids.size if stage == "backbone" else len(first)) > room:
             shortage()
         return whole(runner, first, *others)
 
-    patch.setattr(Runner, name, narrow)
+    patch.setattr(ModelForward, name, narrow)
 
 
 # -- memory -----------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_a_row_too_large_says_what_to_do(
 
 
 def test_no_memory_for_the_check_at_load(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runner, "score", lambda *_: no_cpu_memory())
+    monkeypatch.setattr(ModelForward, "score", lambda *_: no_cpu_memory())
     result = score(rows)
     assert result.exit_code == 1
     assert "out of memory in the first forward" in result.stderr
@@ -163,8 +163,8 @@ def test_no_memory_for_the_probe_of_budgets(
     """What is chosen fits, if any probe does; the run itself halves whatever does not."""
     plain, whole = document(score(rows, "--json")), estimates._probe_seconds
 
-    def faster_and_faster(engine: Any, tokens: int, row: int) -> float:
-        whole(engine, tokens, row)
+    def faster_and_faster(backend: Any, tokens: int, row: int) -> float:
+        whole(backend, tokens, row)
         return tokens**0.5
 
     monkeypatch.setattr(estimates, "_LONG_ENOUGH", 1e9)
@@ -178,28 +178,28 @@ def test_no_memory_for_the_probe_of_budgets(
 class Narrow:
     """An engine with room for so many tokens."""
 
-    def __init__(self, engine: Engine, room: int) -> None:
-        self.engine, self.room, self.n_too_large = engine, room, 0
-        self.path, self.warnings, self.compiled = engine.path, engine.warnings, engine.compiled
-        self.abilities = engine.abilities
+    def __init__(self, backend: TorchBackend, room: int) -> None:
+        self.backend, self.room, self.n_too_large = backend, room, 0
+        self.path, self.warnings, self.compiled = backend.path, backend.warnings, backend.compiled
+        self.capabilities = backend.capabilities
 
-    def score(self, batch: Any, wants: Wants) -> Any:
+    def score(self, batch: Any, requested: Requested) -> Any:
         if batch.input_ids.size > self.room:
             self.n_too_large += 1
             raise OutOfMemoryError("out of memory: lower --batch-tokens")
-        return self.engine.score(batch, wants)
+        return self.backend.score(batch, requested)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(llama(), CONTEXT)
+def backend() -> TorchBackend:
+    return TorchBackend(llama(), CONTEXT)
 
 
 def scores_of(
     backend: Any,
     samples: Any = None,
     tokens: int = 4096,
-    ahead: bool = True,
+    prefetch: bool = True,
     tokenize: Any = None,
     on_progress: Any = ignore_progress,
 ) -> Iterator[Any]:
@@ -209,21 +209,21 @@ def scores_of(
         tokenize or tokenization.tokenize,
         backend,
         WindowPolicy(CONTEXT, "test", 12),
-        Wants(),
-        BatchPolicy(tokens, ahead=ahead),
+        Requested(),
+        BatchPolicy(tokens, prefetch=prefetch),
         on_progress,
     )
 
 
-def test_one_engine_of_a_fleet_has_less_memory(engine: Engine) -> None:
-    expected = [outcome.losses for outcome in scores_of(engine)]
-    other = Engine(copy.deepcopy(engine.model), CONTEXT)
-    fleet: Any = Fleet([Narrow(engine, 40), Narrow(other, 10**9)])  # type: ignore[list-item]
+def test_one_engine_of_a_fleet_has_less_memory(backend: TorchBackend) -> None:
+    expected = [outcome.losses for outcome in scores_of(backend)]
+    other = TorchBackend(copy.deepcopy(backend.model), CONTEXT)
+    fleet: Any = MultiDeviceBackend([Narrow(backend, 40), Narrow(other, 10**9)])  # type: ignore[list-item]
     found = list(scores_of(fleet, tokens=200))
     assert fleet.n_too_large > 0
     for outcome, losses in zip(found, expected, strict=True):
         np.testing.assert_allclose(outcome.losses, losses, rtol=0, atol=1e-4)
-    fleet = Fleet([Narrow(engine, CONTEXT - 1)] * 2)  # type: ignore[list-item]
+    fleet = MultiDeviceBackend([Narrow(backend, CONTEXT - 1)] * 2)  # type: ignore[list-item]
     with pytest.raises(OutOfMemoryError, match="--batch-tokens"):
         list(scores_of(fleet))
     assert fleet._free.qsize() == 2, "both engines are free again"

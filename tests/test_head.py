@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from seqloss_cli import Sample, totals_of
 from seqloss_cli.backends.torch import head as head_module
 from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logits, score_positions
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
-EVERYTHING = Wants(ranks=True, entropy=True, top_k=3)
-RANK_AND_ENTROPY = Wants(ranks=True, entropy=True)
+EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
+RANK_AND_ENTROPY = Requested(ranks=True, entropy=True)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 ordinary = st.floats(-50, 50, width=32)
@@ -53,10 +53,10 @@ def probabilities_by_hand(row: list[float]) -> list[float]:
 def score(
     rows: Any,
     targets: Any,
-    wants: Wants = RANK_AND_ENTROPY,
+    requested: Requested = RANK_AND_ENTROPY,
     dtype: Any = torch.float32,
 ) -> Any:
-    return score_logits(torch.tensor(rows, dtype=dtype), torch.tensor(targets), wants)
+    return score_logits(torch.tensor(rows, dtype=dtype), torch.tensor(targets), requested)
 
 
 @given(rows_with_targets(ordinary, near_ties, huge, impossible))
@@ -83,7 +83,7 @@ def test_float64_logits_stay_in_float64(case: Any) -> None:
 def test_half_precision_logits_are_summed_in_float32(case: Any, dtype: torch.dtype) -> None:
     rows, targets = case
     rounded = torch.tensor(rows, dtype=dtype)
-    losses = score_logits(rounded, torch.tensor(targets), Wants()).losses.tolist()
+    losses = score_logits(rounded, torch.tensor(targets), Requested()).losses.tolist()
     expected = [loss_by_hand(row.tolist(), t) for row, t in zip(rounded, targets, strict=True)]
     assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -115,7 +115,7 @@ def test_a_target_of_probability_zero_has_an_infinite_loss_and_finite_entropy() 
 )
 @pytest.mark.parametrize("target", [0, 1])
 def test_a_row_that_is_no_distribution_has_a_nan_loss(row: list[float], target: int) -> None:
-    bad, good = score([row, [1.0, 2.0, 3.0]], [target, 0], Wants()).losses.tolist()
+    bad, good = score([row, [1.0, 2.0, 3.0]], [target, 0], Requested()).losses.tolist()
     assert math.isnan(bad)
     assert good == pytest.approx(loss_by_hand([1.0, 2.0, 3.0], 0), rel=1e-6)
 
@@ -144,7 +144,7 @@ def test_entropies_are_the_mean_surprise_of_the_distribution(case: Any) -> None:
 def test_top_k_is_a_sort_with_ties_by_id(case: Any, number: int) -> None:
     rows, targets = case
     k = 1 + number % len(rows[0])
-    scores = score(rows, targets, Wants(top_k=k))
+    scores = score(rows, targets, Requested(top_k=k))
     for row, ids, log_probs in zip(rows, scores.top_ids, scores.top_log_probs, strict=True):
         best = sorted(range(len(row)), key=lambda v: (-row[v], v))[:k]
         assert ids.tolist() == best
@@ -155,7 +155,7 @@ def test_top_k_is_a_sort_with_ties_by_id(case: Any, number: int) -> None:
 
 
 def test_a_wide_row_of_equal_logits_lists_the_first_ids() -> None:
-    scores = score([[0.0] * 5000], [4999], Wants(ranks=True, top_k=7))
+    scores = score([[0.0] * 5000], [4999], Requested(ranks=True, top_k=7))
     assert scores.top_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
     assert scores.ranks.tolist() == [1]
 
@@ -165,7 +165,7 @@ def test_the_target_among_the_top_has_its_own_loss_there() -> None:
     torch.manual_seed(0)
     logits = 5 * torch.randn(200, 11)
     targets = torch.randint(11, (200,))
-    scores = score_logits(logits, targets, Wants(top_k=11))
+    scores = score_logits(logits, targets, Requested(top_k=11))
     where = (scores.top_ids == targets[:, None]).nonzero()[:, 1]
     assert torch.equal(-scores.top_log_probs.gather(1, where[:, None])[:, 0], scores.losses)
 
@@ -201,16 +201,16 @@ def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: 
     rows, targets = drawn
     logits, ids = torch.tensor(rows, dtype=torch.float32), torch.tensor(targets)
     n_words = logits.shape[1]
-    wants = Wants(ranks=True, entropy=True, top_k=min(top_k, n_words))
-    whole = score_logits(logits, ids, wants)
+    requested = Requested(ranks=True, entropy=True, top_k=min(top_k, n_words))
+    whole = score_logits(logits, ids, requested)
     found = score_in_blocks(
-        lambda some, words: logits[some, words].clone(), ids, n_words, wants, width
+        lambda some, words: logits[some, words].clone(), ids, n_words, requested, width
     )
     np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-6, atol=1e-6)
     assert (found.losses >= 0).all()
     np.testing.assert_allclose(found.entropies, whole.entropies, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found.ranks, whole.ranks)
-    if wants.top_k:
+    if requested.top_k:
         np.testing.assert_array_equal(found.top_ids, whole.top_ids)
         np.testing.assert_allclose(found.top_log_probs, whole.top_log_probs, rtol=1e-6, atol=1e-6)
         at_top = found.top_ids == np.array(targets)[:, None]
@@ -225,7 +225,7 @@ def test_a_broken_logit_in_any_block_breaks_the_loss(bad: float) -> None:
     logits[1, 7] = bad
     for target in (0, 7):
         ids = torch.full((3,), target)
-        found = score_in_blocks(lambda r, w: logits[r, w].clone(), ids, 9, Wants(), 2)
+        found = score_in_blocks(lambda r, w: logits[r, w].clone(), ids, 9, Requested(), 2)
         assert np.isnan(found.losses).tolist() == [False, True, False]
 
 
@@ -259,14 +259,16 @@ def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPat
         return logits[rows, words].clone()
 
     ids = torch.arange(12) % 11
-    found = score_in_blocks(logits_of, ids, 11, Wants())
+    found = score_in_blocks(logits_of, ids, 11, Requested())
     assert max(rows * words for rows, words in asked) == 20
     assert sum(rows * words for rows, words in asked) == 12 * 11
-    np.testing.assert_allclose(found.losses, score_logits(logits, ids, Wants()).losses, atol=1e-6)
+    np.testing.assert_allclose(
+        found.losses, score_logits(logits, ids, Requested()).losses, atol=1e-6
+    )
 
 
 def test_only_what_is_wanted_is_computed() -> None:
-    scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Wants())
+    scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Requested())
     assert [getattr(scores, name) is None for name in TOKEN_FIGURES] == [False, *[True] * 4]
 
 

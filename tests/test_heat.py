@@ -128,7 +128,7 @@ def in_bytes(text: str, edges: Sequence[int], losses: Sequence[float]) -> Sequen
         token_ids=np.arange(1, n + 1),
         byte_offsets=np.array([0, 0, *edges]),
         loss_mask=np.ones(n, dtype=bool),
-        wanted=np.ones(n, dtype=bool),
+        score_mask=np.ones(n, dtype=bool),
     )
     return replace(
         score, sequence=sequence, losses=np.array([0.0, *losses]), scored=np.arange(n) > 0
@@ -366,10 +366,13 @@ def test_no_character_is_folded_in_two() -> None:
 def test_the_text_around_the_seam_is_never_folded() -> None:
     score = score_of([f"w{n:04} " for n in range(2000)], [1.0] * 2000)
     assert score.sequence.text is not None
-    seam = pair_of().sequence.seam
+    prompt_boundary = pair_of().sequence.prompt_boundary
     mask = np.arange(2001) >= 1001
     output = heat(
-        replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam)), run=PAIRED
+        replace(
+            score, sequence=replace(score.sequence, loss_mask=mask, prompt_boundary=prompt_boundary)
+        ),
+        run=PAIRED,
     )
     text = "".join(text_lines(output))
     assert all(f"w{n:04} " in text for n in range(850, 1150))

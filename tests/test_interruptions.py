@@ -27,19 +27,19 @@ from test_faults import CONTEXT, Narrow, scores_of
 from typer.testing import CliRunner
 
 from seqloss_cli import RunError, Sample, SequenceScore
-from seqloss_cli.backends.multi_device import Fleet
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.multi_device import MultiDeviceBackend
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.backend import Wants
-from seqloss_cli.scoring import prefetch as ahead
+from seqloss_cli.core.backend import Requested
+from seqloss_cli.scoring import prefetch
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 SOON = 10.0
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(llama(), CONTEXT)
+def backend() -> TorchBackend:
+    return TorchBackend(llama(), CONTEXT)
 
 
 # -- the thread that reads and tokenizes ------------------------------------------------------
@@ -87,7 +87,7 @@ def test_an_error_on_the_thread_is_raised_in_its_place(
 
     found = []
     with soon(), pytest.raises(type(error)) as raised:
-        found += [*_taken(ahead.ahead(items(), make), found)]
+        found += [*_taken(prefetch.prefetch(items(), make), found)]
     assert raised.value is error
     assert found == [-n for n in range(n_before)]
 
@@ -100,26 +100,28 @@ def _taken(items: Iterator[Any], into: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("error", ERRORS[:3], ids=lambda error: type(error).__name__)
-def test_an_error_of_the_tokenizer_ends_the_scoring(engine: Engine, error: BaseException) -> None:
+def test_an_error_of_the_tokenizer_ends_the_scoring(
+    backend: TorchBackend, error: BaseException
+) -> None:
     def tokenize(samples: Any) -> Any:
         raise error
 
     with soon(), pytest.raises(type(error)):
-        list(scores_of(engine, tokenize=tokenize))
+        list(scores_of(backend, tokenize=tokenize))
 
 
 @pytest.mark.parametrize("n_before", [0, 2])
 def test_a_thread_that_dies_without_a_word(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, n_before: int
+    backend: TorchBackend, monkeypatch: pytest.MonkeyPatch, n_before: int
 ) -> None:
     def run(worker: Any) -> None:
         for item in itertools.islice(worker._items, n_before):
             worker._put([worker._make(item)])
 
-    monkeypatch.setattr(ahead._Worker, "run", run)
+    monkeypatch.setattr(prefetch._Worker, "run", run)
     found: list[Any] = []
     with soon(), pytest.raises(RunError, match="died"):
-        _taken(scores_of(engine), found)
+        _taken(scores_of(backend), found)
     assert [outcome.sequence.sample.id for outcome in found] == ["0", "1", "2"][
         : 3 * (n_before > 0)
     ]
@@ -148,7 +150,7 @@ def test_what_the_program_says_of_its_thread(
     (tmp_path / "rows.txt").write_text("a text")
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
-        monkeypatch.setattr(ahead._Worker, "run", lambda worker: None)
+        monkeypatch.setattr(prefetch._Worker, "run", lambda worker: None)
     monkeypatch.setattr("seqloss_cli.scoring.scorer.leaves_cores", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code
@@ -167,7 +169,7 @@ def counted(n: int, taken: list[int]) -> Iterator[int]:
 def test_no_more_is_made_than_may_wait(most: int) -> None:
     """Beside those that wait, one is in the maker's hands."""
     taken: list[int] = []
-    results = ahead.ahead(counted(100_000, taken), abs, most)
+    results = prefetch.prefetch(counted(100_000, taken), abs, most)
     for n_used in range(1, 8):
         assert next(results) == n_used - 1
         time.sleep(0.03)
@@ -178,12 +180,12 @@ def test_no_more_is_made_than_may_wait(most: int) -> None:
     assert len(taken) <= n_used + most + 2
 
 
-def test_a_consumer_that_stops_ends_the_thread(engine: Engine) -> None:
+def test_a_consumer_that_stops_ends_the_thread(backend: TorchBackend) -> None:
     """Blocks of 1, 2, 4 and 8 rows: two are used, one waits, one is made, and no more than one is
     taken while the thread ends."""
     taken: list[int] = []
     samples = (Sample(str(n), "test", text="some text") for n in counted(100_000, taken))
-    outcomes = scores_of(engine, samples)
+    outcomes = scores_of(backend, samples)
     found = [next(outcomes) for _ in range(3)]
     assert all(isinstance(outcome, SequenceScore) for outcome in found)
     with soon():
@@ -191,22 +193,22 @@ def test_a_consumer_that_stops_ends_the_thread(engine: Engine) -> None:
     assert len(taken) <= 1 + 2 + 4 + 8 + 16
 
 
-def test_ctrl_c_while_a_fleet_is_at_work(engine: Engine) -> None:
+def test_ctrl_c_while_a_fleet_is_at_work(backend: TorchBackend) -> None:
     """Of the batches of a block only those that were handed out already are finished."""
 
     class Slow(Narrow):
-        def score(self, batch: Any, wants: Wants) -> Any:
+        def score(self, batch: Any, requested: Requested) -> Any:
             time.sleep(0.05)
             begun.append(len(batch.lengths))
-            return super().score(batch, wants)
+            return super().score(batch, requested)
 
     def stop(n_tokens: int, share: float, last: Any) -> None:
         if len(last.id) > 1:  # a later, larger block
             raise KeyboardInterrupt
 
     begun: list[int] = []
-    other = Engine(copy.deepcopy(engine.model), CONTEXT)
-    fleet = Fleet([Slow(engine, 10**9), Slow(other, 10**9)])  # type: ignore[list-item]
+    other = TorchBackend(copy.deepcopy(backend.model), CONTEXT)
+    fleet = MultiDeviceBackend([Slow(backend, 10**9), Slow(other, 10**9)])  # type: ignore[list-item]
     samples = (Sample(str(n), "test", text="some text") for n in range(2000))
     with soon(), pytest.raises(KeyboardInterrupt):
         list(scores_of(fleet, samples, tokens=1, on_progress=stop))

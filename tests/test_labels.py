@@ -179,12 +179,12 @@ def test_an_end_of_turn_that_is_gone_from_a_chat() -> None:
 def test_a_later_turn_of_the_user_is_prompt() -> None:
     sequence = chat()
     ids, labels = ours(sequence)
-    user = sequence.seam.turns[2]
+    user = sequence.prompt_boundary.turns[2]
     labels[user.start : user.end] = ids[user.start : user.end]
     (finding,) = found_in(ids, labels, sequence)
     assert (finding.kind, finding.position) == ("loss_on_prompt", user.start)
     ids, labels = ours(sequence)
-    answer = sequence.seam.turns[3]
+    answer = sequence.prompt_boundary.turns[3]
     labels[answer.start] = ids[answer.start]  # its header
     (finding,) = found_in(ids, labels, sequence)
     assert (finding.kind, finding.position) == ("loss_on_prompt", answer.start)

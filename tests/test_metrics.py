@@ -35,7 +35,7 @@ def scored(
         token_ids=np.arange(n),
         byte_offsets=offsets,
         loss_mask=np.array(mask or [1] * n, dtype=bool),
-        wanted=np.ones(n, dtype=bool),
+        score_mask=np.ones(n, dtype=bool),
         bos=bos,
         eos=eos,
         flags={},
@@ -215,8 +215,8 @@ def test_worked_examples_of_single_probabilities(probability, loss):
     import torch
 
     from seqloss_cli.backends.torch.head import score_logits
-    from seqloss_cli.core.backend import Wants
+    from seqloss_cli.core.backend import Requested
 
     logits = torch.tensor([[probability, 1 - probability]]).log()
-    found = score_logits(logits, torch.tensor([0]), Wants()).losses
+    found = score_logits(logits, torch.tensor([0]), Requested()).losses
     assert float(found[0]) == pytest.approx(loss, abs=5e-7)

@@ -22,8 +22,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from seqloss_cli import Pair, PairPolicy, Rejected, Sample, SequenceScore, TokenPolicy
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import TokenSequence
 from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
@@ -182,18 +182,18 @@ def spans_of(kind: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     return ids, spans
 
 
-def counts(span: tuple[int, int], seam: int) -> int:
-    if span[0] >= seam:
+def counts(span: tuple[int, int], prompt_boundary: int) -> int:
+    if span[0] >= prompt_boundary:
         return 1
-    return 0 if span[1] <= seam else 1
+    return 0 if span[1] <= prompt_boundary else 1
 
 
 def meeting_of(kind: str, prompt: str, response: str) -> str:
     ids, spans = spans_of(kind, prompt + response)
-    seam = len(prompt.encode())
-    if any(a < seam < b for a, b in spans):
+    prompt_boundary = len(prompt.encode())
+    if any(a < prompt_boundary < b for a, b in spans):
         return "merged"
-    before = [i for i, span in zip(ids, spans, strict=True) if not counts(span, seam)]
+    before = [i for i, span in zip(ids, spans, strict=True) if not counts(span, prompt_boundary)]
     return "clean" if before == spans_of(kind, prompt)[0] else "differs"
 
 
@@ -209,9 +209,9 @@ def check_joint(kind: str, prompt: str, response: str, sequence: TokenSequence) 
 def check_separate(kind: str, prompt: str, response: str, sequence: TokenSequence) -> None:
     before, prompt_spans = spans_of(kind, prompt)
     after, response_spans = spans_of(kind, response)
-    seam = len(prompt.encode())
+    prompt_boundary = len(prompt.encode())
     assert sequence.token_ids[1:].tolist() == before + after
-    moved = [(seam + a, seam + b) for a, b in response_spans]
+    moved = [(prompt_boundary + a, prompt_boundary + b) for a, b in response_spans]
     assert [*pairwise(sequence.byte_offsets.tolist())][1:] == prompt_spans + moved
     expected = [0] * (1 + len(before)) + [1] * len(after)
     assert sequence.loss_mask.astype(int).tolist() == expected
@@ -259,7 +259,7 @@ def test_which_tokens_count_and_how_the_texts_meet(
 ) -> None:
     sequence = tokens_of(pairing(kind), prompt, response)
     check_joint(kind, prompt, response, sequence)
-    assert sequence.seam.boundary == flag == meeting_of(kind, prompt, response)
+    assert sequence.prompt_boundary.boundary == flag == meeting_of(kind, prompt, response)
     if pieces is not None:
         counted = sequence.token_ids[sequence.loss_mask].tolist()
         assert tokenizer_of(kind).convert_ids_to_tokens(counted) == pieces
@@ -271,10 +271,12 @@ def test_apart_the_prompt_keeps_its_tokens_and_the_flag_is_still_that_of_the_joi
 ) -> None:
     sequence = tokens_of(pairing(kind, PairPolicy("separate")), prompt, response)
     check_separate(kind, prompt, response, sequence)
-    assert sequence.seam.boundary == flag
+    assert sequence.prompt_boundary.boundary == flag
     both = tokens_of(pairing(kind, PairPolicy("compare")), prompt, response)
-    assert both.other_boundary.token_ids.tolist() == sequence.token_ids.tolist()
-    assert both.other_boundary.seam.boundary == both.seam.boundary == flag
+    assert both.separate_tokenization.token_ids.tolist() == sequence.token_ids.tolist()
+    assert (
+        both.separate_tokenization.prompt_boundary.boundary == both.prompt_boundary.boundary == flag
+    )
     check_joint(kind, prompt, response, both)
 
 
@@ -327,8 +329,8 @@ def test_masks_bytes_and_flags_of_any_pair(kind: str, data: Any) -> None:
     check_separate(kind, prompt, scored, separate)
     for sequence in (joint, separate):
         check_counts(sequence, text)
-        assert sequence.seam.boundary == meeting_of(kind, prompt, scored)
-        assert sequence.seam.n_words == len(scored.split())
+        assert sequence.prompt_boundary.boundary == meeting_of(kind, prompt, scored)
+        assert sequence.prompt_boundary.n_words == len(scored.split())
         assert not sequence.flags
 
 
@@ -346,14 +348,16 @@ def double_model() -> Any:
 
 
 @cache
-def engine() -> Engine:
-    return Engine(model(), 64)
+def backend() -> TorchBackend:
+    return TorchBackend(model(), 64)
 
 
 def score(pairing: PairTokenization, *pair: str) -> SequenceScore:
     samples = [Sample("a", "test", pair=Pair(*pair))]
     windows = WindowPolicy(64, "test", 64)
-    (outcome,) = score_samples(samples, pairing.tokenize, engine(), windows, Wants(), BatchPolicy())
+    (outcome,) = score_samples(
+        samples, pairing.tokenize, backend(), windows, Requested(), BatchPolicy()
+    )
     assert isinstance(outcome, SequenceScore), outcome
     return outcome
 
@@ -460,7 +464,7 @@ def test_without_bos_an_empty_prompt_leaves_the_first_response_token_unscored(to
     assert found.sequence.loss_mask.tolist() == [True, True]
     assert rule_of(found).log_prob_x == 0
     alone = score(byte_pairing(PairPolicy(pmi=True), named=bool(tokens), **tokens), "", "de")
-    assert alone.alone is None  # rule 14
+    assert alone.response_only is None  # rule 14
 
 
 def test_without_bos_the_marginal_lacks_the_prompt_s_first_token() -> None:
@@ -496,7 +500,7 @@ def test_a_response_that_is_nothing_but_bos_is_rejected(tokens: Any) -> None:
 def test_a_response_that_merges_into_the_prompt_s_last_token_takes_it_over() -> None:
     """Rule 9: the token straddles, so it is the response's, with the prompt's bytes in it."""
     sequence = tokens_of(pairing("byte-level"), "the Ans", "wer")
-    assert sequence.seam.boundary == "merged"
+    assert sequence.prompt_boundary.boundary == "merged"
     _, spans = spans_of("byte-level", "the Answer")
     assert sequence.loss_mask.tolist() == [False, *(b > 7 for _, b in spans)]
     assert spans[-1][0] < 7
@@ -561,7 +565,7 @@ def test_tokens_are_dropped_from_the_start_of_the_prompt_only(
     dropped = max(excess, 0)
     assert sequence.token_ids.tolist() == begin + before[dropped:] + after
     assert sequence.token_ids[sequence.loss_mask].tolist() == after
-    assert sequence.flags.get("truncated_left", 0) == sequence.seam.n_dropped == dropped
+    assert sequence.flags.get("truncated_left", 0) == sequence.prompt_boundary.n_dropped == dropped
     check_counts(sequence, prompt + response)
     covered = np.diff(sequence.byte_offsets)
     assert covered[sequence.loss_mask].tolist() == [1] * len(after)
@@ -585,7 +589,7 @@ def test_a_prompt_may_be_dropped_whole_and_the_response_still_follows_bos() -> N
     found = score(byte_pairing(PairPolicy(truncate="left", pmi=True), 7), "abc", " jumps")
     assert found.sequence.token_ids.tolist() == [0, *ids_of(" jumps")]
     assert rule_of(found).log_prob_x is None  # the prompt was not empty
-    assert found.losses[1:] == pytest.approx(found.alone.losses[1:], abs=TOLERANCE)
+    assert found.losses[1:] == pytest.approx(found.response_only.losses[1:], abs=TOLERANCE)
     assert rejected(byte_pairing(LEFT, 6), "abc", " jumps").reason == "response_too_long"
 
 
@@ -601,5 +605,5 @@ def test_both_boundaries_are_cut_each_by_its_own_length() -> None:
     apart = spans_of("byte-level", "the Ans")[0] + spans_of("byte-level", "wer")[0]
     assert len(apart) > len(ids)
     sequence = tokens_of(pairing("byte-level", policy, longest=1 + len(ids)), "the Ans", "wer")
-    assert sequence.seam.n_dropped == 0
-    assert sequence.other_boundary.seam.n_dropped == len(apart) - len(ids)
+    assert sequence.prompt_boundary.n_dropped == 0
+    assert sequence.separate_tokenization.prompt_boundary.n_dropped == len(apart) - len(ids)

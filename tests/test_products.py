@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.compiling import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models import onednn as products
@@ -178,12 +178,12 @@ def test_packed_rows_are_rounded_up_before_the_layers(monkeypatch: pytest.Monkey
     model, n_rows = build("llama"), list[int]()
     plain = build("llama")
     use_onednn(model)
-    engine, other = Engine(model, LONGEST), Engine(plain, LONGEST)
-    assert engine.path == other.path == "packed"
+    backend, other = TorchBackend(model, LONGEST), TorchBackend(plain, LONGEST)
+    assert backend.path == other.path == "packed"
     layer = model.get_decoder().layers[0].mlp.up_proj
     layer.register_forward_pre_hook(lambda _, inputs: n_rows.append(inputs[0].shape[1]))
     rows = random_rows(8, 7)
-    found = scores_by(engine, rows, BatchPolicy())
+    found = scores_by(backend, rows, BatchPolicy())
     assert n_rows
     assert all(products.rows_missing(n) == 0 for n in n_rows)
     assert sum(n_rows) > sum(row.n_tokens - 1 for row in rows)
@@ -311,10 +311,10 @@ def test_other_mlps_keep_their_activation() -> None:
 def test_every_architecture_keeps_its_numbers(name: str) -> None:
     model, rows = build(name), random_rows(3, 8)
     fuse_activations(model)
-    before = scores_by(Engine(model, LONGEST), rows, BatchPolicy())
+    before = scores_by(TorchBackend(model, LONGEST), rows, BatchPolicy())
     assert use_onednn(model) > 0
     assert all(type(mlp.act) is nn.Identity for mlp in _mlps(model))
-    after = scores_by(Engine(model, LONGEST), rows, BatchPolicy())
+    after = scores_by(TorchBackend(model, LONGEST), rows, BatchPolicy())
     for a, b in zip(after, before, strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
 
@@ -346,10 +346,10 @@ def test_compiled_layers_call_it_for_any_number_of_rows(name: str) -> None:
     model = build(name)
     exact = copy.deepcopy(model).double()
     use_onednn(model)
-    engine = Engine(model, LONGEST)
-    engine.compile()
+    backend = TorchBackend(model, LONGEST)
+    backend.compile()
     for seed in (4, 5):
-        for score in scores_by(engine, random_rows(seed, 6), BatchPolicy()):
+        for score in scores_by(backend, random_rows(seed, 6), BatchPolicy()):
             assert_true(exact, score)
 
 
@@ -357,8 +357,8 @@ def test_common_beginnings_are_shared_as_before() -> None:
     model = build("gpt2")
     exact = copy.deepcopy(model).double()
     use_onednn(model)
-    engine = Engine(model, LONGEST, share_prefix=True)
-    assert engine.abilities.longest_shared
+    backend = TorchBackend(model, LONGEST, share_prefix=True)
+    assert backend.capabilities.longest_shared
     rows = [row for row in random_rows(6, 4) for _ in range(3)]
-    for score in scores_by(engine, rows, BatchPolicy(share_prefix=True)):
+    for score in scores_by(backend, rows, BatchPolicy(share_prefix=True)):
         assert_true(exact, score)

@@ -92,7 +92,7 @@ def test_int8_on_load_is_what_transformers_and_torchao_make(plain: Path) -> None
 def test_a_saved_torchao_checkpoint(plain: Path, torchao: Path) -> None:
     scorer = Scorer(ModelChoice(name=str(torchao)))
     assert scorer.run_info().quantization == "torchao int8_weight_only"
-    assert scorer.engine.path == "packed"
+    assert scorer.backend.path == "packed"
     found = losses_by(scorer)
     assert_equal(found, losses_of(load(torchao), scorer))
     assert_equal(found, losses_by(Scorer(ModelChoice(name=str(plain), quantize="int8"))))
@@ -154,7 +154,7 @@ def test_rounded_activations_are_said_and_run_one_at_a_time(plain: Path, tmp_pat
     made = load(plain, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     scorer = Scorer(ModelChoice(name=str(save(tmp_path, made))))
     assert scorer.run_info().quantization == "bitsandbytes int8"
-    assert scorer.engine.path == "single"
+    assert scorer.backend.path == "single"
     (warning,) = scorer.warnings
     assert "rounds what goes into a layer" in warning
     found = losses_by(scorer)
@@ -244,7 +244,7 @@ def assert_losses_of(scorer: Scorer, model: Any) -> None:
 def test_a_gguf_file_is_the_model_that_it_was_made_of(model: Any, tmp_path: Path) -> None:
     path = files.write_model(tmp_path / "tiny.gguf", model)
     scorer = Scorer(ModelChoice(name=str(path)))
-    assert scorer.engine.path == "packed"
+    assert scorer.backend.path == "packed"
     assert_losses_of(scorer, model)
     run = scorer.run_info()
     assert (run.quantization, run.dtype, run.context) == (None, "float32", 64)

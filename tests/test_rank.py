@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import seqloss_cli
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.records import Choices, Rejected, Sample
 from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged, rank_totals
 from seqloss_cli.metrics.ranking import SCORES, Ranking, rank
@@ -166,14 +166,14 @@ def test_what_rejects_a_choice_rejects_its_row_alone(scorer: Scorer) -> None:
 def test_impossible_choices_come_last_and_are_null_in_json(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, impossible_id = Engine.score, byte_tokenizer().convert_tokens_to_ids("c")
+    plain, impossible_id = TorchBackend.score, byte_tokenizer().convert_tokens_to_ids("c")
 
-    def score(self: Engine, batch: Any, wants: Any) -> Any:
-        found = plain(self, batch, wants)
+    def score(self: TorchBackend, batch: Any, requested: Any) -> Any:
+        found = plain(self, batch, requested)
         found.losses[batch.targets == impossible_id] = math.inf
         return found
 
-    monkeypatch.setattr(Engine, "score", score)
+    monkeypatch.setattr(TorchBackend, "score", score)
     words = ["rank", "-m", folder, "--prompt", "a", "--json", "--pmi", "--answer", 1]
     found = document(in_process(*words, "--response", "c", "--response", "ab"))
     impossible, possible = found["sequences"][0]["choices"]

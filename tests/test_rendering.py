@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from seqloss_cli.core.records import Sample, Seam, SequenceScore, TokenSequence, Turn
+from seqloss_cli.core.records import PromptBoundary, Sample, SequenceScore, TokenSequence, Turn
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import MaskTableWriter, TableOptions, TableWriter
 from seqloss_cli.metrics.masks import Mask, mask_totals
@@ -94,7 +94,7 @@ def score_of(
         token_ids=np.array([1, *range(first_id, first_id + len(tokens))]),
         byte_offsets=ends,
         loss_mask=np.ones(n, dtype=bool),
-        wanted=np.ones(n, dtype=bool),
+        score_mask=np.ones(n, dtype=bool),
         bos="tokenizer",
         eos="none",
         flags=flags or {},
@@ -225,18 +225,22 @@ def pair_of(n_prompt: int = 4, identity: str = "pair", **asked: Any) -> Sequence
     """BOS and the first tokens are the prompt's."""
     score = score_of(identity=identity, **asked)
     mask = np.arange(len(TOKENS) + 1) >= n_prompt
-    seam = Seam(boundary="merged", empty_prompt=False, n_words=3)
-    return replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+    prompt_boundary = PromptBoundary(boundary="merged", empty_prompt=False, n_words=3)
+    return replace(
+        score, sequence=replace(score.sequence, loss_mask=mask, prompt_boundary=prompt_boundary)
+    )
 
 
 def chat_of() -> SequenceScore:
     score = pair_of()
-    assert score.sequence.seam is not None
+    assert score.sequence.prompt_boundary is not None
     mask = np.isin(np.arange(len(TOKENS) + 1), (4, 5, 8, 9))
     turns = (Turn("system", 0, 2), Turn("user", 2, 4), Turn("assistant", 4, 6))
     turns += (Turn("\x1b[31mtool", 6, 8), Turn("assistant", 8, 11))
-    seam = replace(score.sequence.seam, boundary=None, n_spans=2, turns=turns)
-    return replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+    prompt_boundary = replace(score.sequence.prompt_boundary, boundary=None, n_spans=2, turns=turns)
+    return replace(
+        score, sequence=replace(score.sequence, loss_mask=mask, prompt_boundary=prompt_boundary)
+    )
 
 
 PAIRED = replace(
@@ -274,8 +278,10 @@ def test_masked_tokens_are_dim_and_responses_coloured() -> None:
 def test_the_rows_around_the_seam_are_never_folded(n_prompt: int) -> None:
     score = score_of([f" w{n}" for n in range(60)], [1.0] * 60)
     mask = np.arange(61) >= n_prompt
-    seam = Seam(boundary="clean", empty_prompt=False, n_words=3)
-    pair = replace(score, sequence=replace(score.sequence, loss_mask=mask, seam=seam))
+    prompt_boundary = PromptBoundary(boundary="clean", empty_prompt=False, n_words=3)
+    pair = replace(
+        score, sequence=replace(score.sequence, loss_mask=mask, prompt_boundary=prompt_boundary)
+    )
     output = shown(pair, run=PAIRED)
     for t in range(n_prompt - 4, n_prompt + 4):
         assert re.search(rf"^ *{t} +{'y' if t >= n_prompt else 'x'} ", output, re.M), t

@@ -77,7 +77,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def scorers() -> dict[bool, Scorer]:
     """Of texts, and of pairs; small batches, so that a block has several."""
-    choice, batches = ModelChoice(device="cpu"), BatchPolicy(64, ahead=True)
+    choice, batches = ModelChoice(device="cpu"), BatchPolicy(64, prefetch=True)
     pairs = PairPolicy(pmi=True, boundary="compare", chat_template=TEMPLATE.read_text())
     sharing = replace(batches, share_prefix=True)
     return {
@@ -254,13 +254,13 @@ def test_the_finished_rows_are_not_scored_again(
 ) -> None:
     """Blocks have 1, 2, 4 and 8 rows: of 8 rows that are kept, 7 are in finished blocks."""
     fed: list[int] = []
-    score = scorers[False].engine.score
+    score = scorers[False].backend.score
 
-    def watched(batch: Any, wants: Any) -> Any:
+    def watched(batch: Any, requested: Any) -> Any:
         fed.append(len(batch.targets))
-        return score(batch, wants)
+        return score(batch, requested)
 
-    monkeypatch.setattr(scorers[False].engine, "score", watched)
+    monkeypatch.setattr(scorers[False].backend, "score", watched)
     lines = whole.splitlines(keepends=True)
     losses = [json.loads(line).get("token_losses", ()) for line in lines[1:-1]]
     n_targets = [sum(loss is not None for loss in some) for some in losses]
@@ -281,14 +281,14 @@ def test_a_row_that_scoring_rejected_is_kept(
     others = {i for row in rows[:1] + rows[2:] for i in row.get("token_ids", ())}
     own = next(i for i in rows[1]["token_ids"] if i not in others)
     out.unlink()
-    score = scorers[False].engine.score
+    score = scorers[False].backend.score
 
-    def broken(batch: Any, wants: Any) -> Any:
-        scores = score(batch, wants)
+    def broken(batch: Any, requested: Any) -> Any:
+        scores = score(batch, requested)
         scores.losses[np.asarray(batch.targets) == own] = np.nan
         return scores
 
-    monkeypatch.setattr(scorers[False].engine, "score", broken)
+    monkeypatch.setattr(scorers[False].backend, "score", broken)
     run(*SCORE)
     whole = timed(out.read_bytes(), THEN)
     lines = whole.splitlines(keepends=True)
@@ -364,7 +364,7 @@ def test_a_finished_file_is_left_alone(
     run: Run, out: Path, partial: Path, whole: bytes, scorers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out.write_bytes(whole)
-    monkeypatch.setattr(scorers[False].engine, "score", None)
+    monkeypatch.setattr(scorers[False].backend, "score", None)
     result = run(*SCORE, "--resume")
     assert "out.jsonl is whole: 15 sequences, 2 rejected; nothing to do" in result.stderr
     assert out.read_bytes() == whole
@@ -405,7 +405,7 @@ def test_a_finished_file_of_other_inputs(
     named: str,
 ) -> None:
     out.write_bytes(whole)
-    monkeypatch.setattr(scorers[False].engine, "score", None)
+    monkeypatch.setattr(scorers[False].backend, "score", None)
     lines_changed(tmp_path / "rows.jsonl", change)
     found = refusal(run, out, *SCORE)
     assert named in found

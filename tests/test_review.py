@@ -266,5 +266,5 @@ def test_the_bos_of_a_text_is_not_its_eos_as_well(demo: Scorer) -> None:
 
 def test_a_context_of_one_token_is_checked_like_any_other() -> None:
     scorer = Scorer(ModelChoice(), context=1)
-    assert scorer.engine.path == "packed"
+    assert scorer.backend.path == "packed"
     assert scorer.warnings == []

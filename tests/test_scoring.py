@@ -19,8 +19,8 @@ from builders import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore
 from seqloss_cli.metrics.totals import totals_of
@@ -35,22 +35,22 @@ def samples(texts: list[str]) -> list[Sample]:
 
 
 def run(
-    engine: Any,
+    backend: Any,
     texts: list[str],
     context: int = 64,
     stride: int = 32,
     batch_tokens: int = 4096,
     policy: TokenPolicy | None = None,
-    wants: Wants | None = None,
+    requested: Requested | None = None,
 ) -> list[SequenceScore]:
     tokenization = Tokenization(byte_tokenizer(), policy or TokenPolicy(), N_BYTE_IDS)
     windows = WindowPolicy(context, "test", stride)
     outcomes = score_samples(
         samples(texts),
         tokenization.tokenize,
-        engine,
+        backend,
         windows,
-        wants or Wants(),
+        requested or Requested(),
         BatchPolicy(batch_tokens),
     )
     found = list(outcomes)
@@ -64,12 +64,12 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Any) -> Engine:
-    return Engine(model, 64)
+def backend(model: Any) -> TorchBackend:
+    return TorchBackend(model, 64)
 
 
 def test_every_loss_of_the_zero_model_is_ln_v():
-    for score in run(Engine(zero_model(), 64), ["abc", "日本" * 40]):
+    for score in run(TorchBackend(zero_model(), 64), ["abc", "日本" * 40]):
         assert score.losses[score.scored] == pytest.approx(math.log(N_BYTE_IDS), abs=1e-6)
         assert not score.scored[0]
 
@@ -78,9 +78,9 @@ def test_bigram_model_by_hand():
     """Each loss is the table's entry, whatever the window: context beyond one token is nothing."""
     table = torch.randn(N_BYTE_IDS, N_BYTE_IDS, generator=torch.manual_seed(1)).mul(3)
     table = table.log_softmax(-1)
-    engine = Engine(bigram_model(table), 64)
+    backend = TorchBackend(bigram_model(table), 64)
     for context, stride in ((64, 32), (7, 3), (2, 1), (5, 5)):
-        for score in run(engine, ["to be or not to be 🐕" * 5, "x"], context, stride):
+        for score in run(backend, ["to be or not to be 🐕" * 5, "x"], context, stride):
             ids = score.sequence.token_ids
             # The first target of a later window whose stride is the context sees BOS alone.
             seen = np.where(score.context_lengths[1:] == 1, ids[0], ids[:-1])
@@ -91,7 +91,7 @@ def test_bigram_model_by_hand():
 def test_losses_are_those_of_one_forward_per_prefix_in_float64(model):
     double = llama().double()
     texts = ["Hello, wörld!", "a", "the quick brown fox jumps over the lazy dog"]
-    for score in run(Engine(model, 64), texts):
+    for score in run(TorchBackend(model, 64), texts):
         expected = reference_losses(double, score.sequence.token_ids.tolist())
         assert score.losses[1:] == pytest.approx(expected[1:], abs=TOLERANCE)
 
@@ -99,11 +99,11 @@ def test_losses_are_those_of_one_forward_per_prefix_in_float64(model):
 @pytest.mark.parametrize(("context", "stride"), [(16, 8), (16, 1), (16, 16), (9, 4), (1, 1)])
 @pytest.mark.parametrize("bos", ["auto", "never"])
 def test_windows_are_scored_as_a_forward_over_what_each_target_may_see(
-    model, engine, context, stride, bos
+    model, backend, context, stride, bos
 ):
     text = "The window moves on, and every target is scored once."
     policy = TokenPolicy(bos=bos)
-    (score,) = run(engine, [text], context, stride, policy=policy)
+    (score,) = run(backend, [text], context, stride, policy=policy)
     ids = score.sequence.token_ids.tolist()
     for t in range(1, len(ids)):
         seen = int(score.context_lengths[t])
@@ -118,25 +118,25 @@ def test_windows_are_scored_as_a_forward_over_what_each_target_may_see(
     batch_tokens=st.sampled_from([1, 50, 200, 4096]),
     shuffler=st.randoms(use_true_random=False),
 )
-def test_numbers_do_not_depend_on_batch_order_or_padding(engine, texts, batch_tokens, shuffler):
-    alone = [run(engine, [text], 20, 10)[0] for text in texts]
+def test_numbers_do_not_depend_on_batch_order_or_padding(backend, texts, batch_tokens, shuffler):
+    alone = [run(backend, [text], 20, 10)[0] for text in texts]
     order = list(range(len(texts)))
     shuffler.shuffle(order)
-    together = run(engine, [texts[n] for n in order], 20, 10, batch_tokens)
+    together = run(backend, [texts[n] for n in order], 20, 10, batch_tokens)
     for n, score in zip(order, together, strict=True):
         assert score.sequence.sample.text == texts[n]
         assert score.losses == pytest.approx(alone[n].losses, abs=TOLERANCE)
         assert (score.scored == alone[n].scored).all()
 
 
-def test_output_order_is_input_order_with_rejected_rows_between(engine):
+def test_output_order_is_input_order_with_rejected_rows_between(backend):
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     items: list[Any] = samples(["b" * (50 - n % 50) for n in range(100)])
     items[3] = Rejected("3", "test", 3, "empty", "holds no text")
     items[40] = Sample("40", "test", input_ids=np.array([5, 9999]))
     policy = WindowPolicy(64, "test", 32)
     found = list(
-        score_samples(items, tokenization.tokenize, engine, policy, Wants(), BatchPolicy(200))
+        score_samples(items, tokenization.tokenize, backend, policy, Requested(), BatchPolicy(200))
     )
     ids = [o.id if isinstance(o, Rejected) else o.sequence.sample.id for o in found]
     assert ids == [str(n) for n in range(100)]
@@ -144,8 +144,8 @@ def test_output_order_is_input_order_with_rejected_rows_between(engine):
     assert found[40].reason == "id_out_of_range"
 
 
-def test_ranks_entropy_and_alternatives_against_full_logits(model, engine):
-    (score,) = run(engine, ["Ranks and entropies"], wants=Wants(True, True, 5))
+def test_ranks_entropy_and_alternatives_against_full_logits(model, backend):
+    (score,) = run(backend, ["Ranks and entropies"], requested=Requested(True, True, 5))
     ids = score.sequence.token_ids
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None]).logits[0, :-1].double()
@@ -165,18 +165,18 @@ def test_a_nan_from_the_model_rejects_the_row():
         broken.lm_head.weight[7] = math.nan
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     policy = WindowPolicy(64, "test", 32)
-    engine = Engine(broken, 64)
+    backend = TorchBackend(broken, 64)
     found = list(
         score_samples(
-            samples(["ab"]), tokenization.tokenize, engine, policy, Wants(), BatchPolicy(64)
+            samples(["ab"]), tokenization.tokenize, backend, policy, Requested(), BatchPolicy(64)
         )
     )
     assert isinstance(found[0], Rejected)
     assert found[0].reason == "nan_loss"
 
 
-def test_a_single_token_without_bos_has_nothing_scored(engine):
-    (score,) = run(engine, ["a"], policy=TokenPolicy(bos="never"))
+def test_a_single_token_without_bos_has_nothing_scored(backend):
+    (score,) = run(backend, ["a"], policy=TokenPolicy(bos="never"))
     assert not score.scored.any()
     assert totals_of(score).total_loss is None
 

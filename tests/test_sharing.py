@@ -14,9 +14,9 @@ from test_architectures import ARCHITECTURES, build
 
 from seqloss_cli import PairPolicy, Sample, SequenceScore
 from seqloss_cli.backends.batching import WIDEST_BRANCHES, plan_batches
-from seqloss_cli.backends.prefix_sharing import SHORTEST_TRUNK, group_by_prefix
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Abilities, Wants
+from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX, group_by_prefix
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Capabilities, Requested
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, TokenSequence
@@ -36,12 +36,12 @@ PAIRS = [
 
 
 def outcomes(
-    engine: Any,
+    backend: Any,
     share: bool,
     pairs: list[Pair] = PAIRS,
     tokens: int = 4096,
     policy: PairPolicy | None = None,
-    wants: Wants | None = None,
+    requested: Requested | None = None,
 ) -> list[SequenceScore]:
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
     pairing = PairTokenization(tokenization, policy or PairPolicy(), CONTEXT + 1)
@@ -49,7 +49,9 @@ def outcomes(
     windows = WindowPolicy(CONTEXT, "test", CONTEXT)
     batches = BatchPolicy(tokens, share)
     found = list(
-        score_samples(samples, pairing.tokenize, engine, windows, wants or Wants(), batches)
+        score_samples(
+            samples, pairing.tokenize, backend, windows, requested or Requested(), batches
+        )
     )
     assert all(isinstance(outcome, SequenceScore) for outcome in found), found
     return found  # type: ignore[return-value]
@@ -64,56 +66,56 @@ def plain_losses(model: Any, ids: list[int]) -> list[float]:
 class Counting:
     """An engine that counts the tokens it was fed."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.fed, self.batches = engine, 0, []
-        self.abilities = engine.abilities
+    def __init__(self, backend: TorchBackend) -> None:
+        self.backend, self.fed, self.batches = backend, 0, []
+        self.capabilities = backend.capabilities
 
-    def score(self, batch: Any, wants: Wants) -> Any:
+    def score(self, batch: Any, requested: Requested) -> Any:
         self.batches.append(batch)
         self.fed += int(batch.lengths.sum())
-        self.fed += sum(int((branches.numbers >= 0).sum()) for branches in batch.branches)
-        return self.engine.score(batch, wants)
+        self.fed += sum(int((suffixes.numbers >= 0).sum()) for suffixes in batch.suffixes)
+        return self.backend.score(batch, requested)
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    found = Engine(llama(context=CONTEXT), CONTEXT, share_prefix=True)
-    assert found.abilities.longest_shared == CONTEXT
+def backend() -> TorchBackend:
+    found = TorchBackend(llama(context=CONTEXT), CONTEXT, share_prefix=True)
+    assert found.capabilities.longest_shared == CONTEXT
     return found
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_shares_exactly_or_says_that_it_cannot(name: str) -> None:
     model = build(name, sliding_window=64) if name in ("gemma2", "phi3") else build(name)
-    engine = Engine(model, CONTEXT, share_prefix=True)
-    counting = Counting(engine)
+    backend = TorchBackend(model, CONTEXT, share_prefix=True)
+    counting = Counting(backend)
     for score in outcomes(counting, share=True):
         ids = score.sequence.token_ids.tolist()
         expected = plain_losses(model, ids)
         np.testing.assert_allclose(score.losses[1:], expected, rtol=0, atol=1e-4)
-    shares = any(batch.branches for batch in counting.batches)
+    shares = any(batch.suffixes for batch in counting.batches)
     assert shares == (name not in UNSHARED)
-    assert any("computed for each" in w for w in engine.warnings) == (name in UNSHARED)
+    assert any("computed for each" in w for w in backend.warnings) == (name in UNSHARED)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi3"])
 def test_nothing_beyond_a_sliding_window_is_shared(name: str) -> None:
-    engine = Engine(build(name, sliding_window=30), CONTEXT, share_prefix=True)
-    assert engine.abilities.longest_shared == 30
-    counting = Counting(engine)
+    backend = TorchBackend(build(name, sliding_window=30), CONTEXT, share_prefix=True)
+    assert backend.capabilities.longest_shared == 30
+    counting = Counting(backend)
     for score in outcomes(counting, share=True):
         ids = score.sequence.token_ids.tolist()
-        np.testing.assert_allclose(score.losses[1:], plain_losses(engine.model, ids), atol=1e-4)
-    assert any(batch.branches for batch in counting.batches)
+        np.testing.assert_allclose(score.losses[1:], plain_losses(backend.model, ids), atol=1e-4)
+    assert any(batch.suffixes for batch in counting.batches)
 
 
-def test_a_common_prompt_is_fed_once(engine: Engine) -> None:
+def test_a_common_prompt_is_fed_once(backend: TorchBackend) -> None:
     pairs = [Pair("a common prompt of 27 bytes", f"response {n}") for n in range(8)]
-    counting = Counting(engine)
+    counting = Counting(backend)
     outcomes(counting, True, pairs)
     (batch,) = counting.batches
     assert batch.lengths.tolist() == [1 + 27 + len("response ")]
-    assert batch.branches == ()  # the last token of each is never fed
+    assert batch.suffixes == ()  # the last token of each is never fed
 
 
 @given(
@@ -126,23 +128,25 @@ def test_a_common_prompt_is_fed_once(engine: Engine) -> None:
     st.booleans(),
 )
 def test_sharing_changes_no_number(
-    engine: Engine, texts: list[tuple[str, str]], tokens: int, marginal: bool
+    backend: TorchBackend, texts: list[tuple[str, str]], tokens: int, marginal: bool
 ) -> None:
     pairs = [Pair(*both) for both in texts]
     policy = PairPolicy(marginal=marginal, pmi=True)
-    wants = Wants(ranks=True, entropy=True, top_k=2)
-    apart = outcomes(engine, False, pairs, tokens, policy, wants)
-    shared = outcomes(engine, True, pairs, tokens, policy, wants)
+    requested = Requested(ranks=True, entropy=True, top_k=2)
+    apart = outcomes(backend, False, pairs, tokens, policy, requested)
+    shared = outcomes(backend, True, pairs, tokens, policy, requested)
     for a, b in zip(apart, shared, strict=True):
         assert (a.scored == b.scored).all()
         assert (a.context_lengths == b.context_lengths).all()
         np.testing.assert_allclose(a.losses[a.scored], b.losses[b.scored], rtol=0, atol=1e-4)
         np.testing.assert_allclose(a.entropies, b.entropies, rtol=0, atol=1e-3)
         np.testing.assert_allclose(a.top_log_probs, b.top_log_probs, rtol=0, atol=1e-3)
-        np.testing.assert_allclose(a.alone.losses, b.alone.losses, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            a.response_only.losses, b.response_only.losses, rtol=0, atol=1e-4
+        )
 
 
-SHARING = Abilities(longest_shared=1000)
+SHARING = Capabilities(longest_shared=1000)
 
 
 def probe(ids: list[int]) -> TokenSequence:
@@ -152,11 +156,11 @@ def probe(ids: list[int]) -> TokenSequence:
 
 
 def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
-    trunk = list(range(100))
-    rows = [probe([*trunk, *[200 + n] * 120, 7]) for n in range(30)]
+    prefix = list(range(100))
+    rows = [probe([*prefix, *[200 + n] * 120, 7]) for n in range(30)]
     windows = WindowPolicy(1000, "test", 1000)
     batches = list(plan_batches(rows, windows, BatchPolicy(1200, True), SHARING))
-    widths = [branches.input_ids.shape[1] for batch in batches for branches in batch.branches]
+    widths = [suffixes.input_ids.shape[1] for batch in batches for suffixes in batch.suffixes]
     assert max(widths) <= WIDEST_BRANCHES
     fed = [batch.n_fed for batch in batches]
     assert max(fed) <= 1200
@@ -170,34 +174,34 @@ def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
 
 def test_long_tails_are_not_branches() -> None:
     """A mask of their length squared would cost more than the few tokens in common save."""
-    trunk = list(range(100))
-    rows = [probe([*trunk, *[200 + n] * tail]) for n, tail in enumerate((600, 600, 30, 30))]
+    prefix = list(range(100))
+    rows = [probe([*prefix, *[200 + n] * tail]) for n, tail in enumerate((600, 600, 30, 30))]
     windows = WindowPolicy(1000, "test", 1000)
     shared, *apart = plan_batches(rows, windows, BatchPolicy(4096, True), SHARING)
     assert sorted(part.sequence for part in shared.parts) == [2, 3]
     assert sorted(part.sequence for batch in apart for part in batch.parts) == [0, 1]
 
 
-def test_trees_that_do_not_fit_are_fed_row_by_row(engine: Engine) -> None:
+def test_trees_that_do_not_fit_are_fed_row_by_row(backend: TorchBackend) -> None:
     class Tight(Counting):
-        def score(self, batch: Any, wants: Wants) -> Any:
-            if batch.branches or batch.input_ids.size > 100:
+        def score(self, batch: Any, requested: Requested) -> Any:
+            if batch.suffixes or batch.input_ids.size > 100:
                 raise OutOfMemoryError("no room")
-            return super().score(batch, wants)
+            return super().score(batch, requested)
 
-    tight = Tight(engine)
-    found, expected = outcomes(tight, share=True), outcomes(engine, share=True)
+    tight = Tight(backend)
+    found, expected = outcomes(tight, share=True), outcomes(backend, share=True)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
     assert tight.batches
-    assert not any(batch.branches for batch in tight.batches)
+    assert not any(batch.suffixes for batch in tight.batches)
 
 
 # -- groups -----------------------------------------------------------------------------------
 
 
 def saved(groups: Any) -> int:
-    return sum(group.trunk * (len(group.members) - 1) for group in groups)
+    return sum(group.prefix * (len(group.members) - 1) for group in groups)
 
 
 def test_groups_save_the_most_tokens() -> None:
@@ -205,10 +209,10 @@ def test_groups_save_the_most_tokens() -> None:
     few_shot = list(range(30))
     rows = [np.array(few_shot + [100 + q] * 5 + [n]) for q in range(3) for n in range(4)]
     (group,) = group_by_prefix(rows)
-    assert (group.trunk, len(group.members)) == (30, 12)
+    assert (group.prefix, len(group.members)) == (30, 12)
     longer = [np.array(few_shot + [100 + q] * 60 + [n]) for q in range(3) for n in range(4)]
     groups = group_by_prefix(longer)
-    assert [(g.trunk, sorted(g.members)) for g in groups] == [
+    assert [(g.prefix, sorted(g.members)) for g in groups] == [
         (90, [0, 1, 2, 3]), (90, [4, 5, 6, 7]), (90, [8, 9, 10, 11]),
     ]  # fmt: skip
 
@@ -219,10 +223,10 @@ def test_groups_share_what_they_say(rows: list[list[int]], shortest: int) -> Non
     members = [n for group in groups for n in group.members]
     assert len(members) == len(set(members))
     for group in groups:
-        assert group.trunk >= shortest
+        assert group.prefix >= shortest
         assert len(group.members) >= 2
-        assert len({tuple(rows[n][: group.trunk]) for n in group.members}) == 1
-        assert min(len(rows[n]) for n in group.members) >= group.trunk
+        assert len({tuple(rows[n][: group.prefix]) for n in group.members}) == 1
+        assert min(len(rows[n]) for n in group.members) >= group.prefix
     grouped = set(members)
     by_prefix: dict[tuple[int, ...], int] = {}
     for n, row in enumerate(rows):
@@ -233,5 +237,5 @@ def test_groups_share_what_they_say(rows: list[list[int]], shortest: int) -> Non
 
 
 def test_texts_that_grow_word_by_word_need_no_deep_recursion() -> None:
-    groups = group_by_prefix([np.arange(n) for n in range(SHORTEST_TRUNK, 1024)])
+    groups = group_by_prefix([np.arange(n) for n in range(SHORTEST_PREFIX, 1024)])
     assert saved(groups) > 0

@@ -18,9 +18,9 @@ from test_engine_paths import LONGEST, NEEDS_COMPILER, assert_true, random_rows,
 from test_sharing import Counting
 from transformers.activations import FastGELUActivation, NewGELUActivation, QuickGELUActivation
 
-from seqloss_cli.backends.torch import backend as engine
+from seqloss_cli.backends.torch import backend as backend
 from seqloss_cli.backends.torch import batch_budget as estimates
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models.memory import fuse_activations
 
@@ -34,8 +34,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ready() -> Engine:
-    return Engine(llama(context=LONGEST), LONGEST)
+def ready() -> TorchBackend:
+    return TorchBackend(llama(context=LONGEST), LONGEST)
 
 
 # -- activations ------------------------------------------------------------------------------
@@ -57,10 +57,10 @@ def test_a_fused_activation_is_the_one_that_was_written_out(kind: Any) -> None:
 def test_gpt2_scores_the_same_with_fused_activations() -> None:
     model = build("gpt2")
     exact, sequences = copy.deepcopy(model).double(), random_rows(2, 12)
-    before = scores_by(Engine(model, LONGEST), sequences, BatchPolicy())
+    before = scores_by(TorchBackend(model, LONGEST), sequences, BatchPolicy())
     assert fuse_activations(model) == 2
     assert fuse_activations(model) == 0
-    after = scores_by(Engine(model, LONGEST), sequences, BatchPolicy())
+    after = scores_by(TorchBackend(model, LONGEST), sequences, BatchPolicy())
     for a, b in zip(after, before, strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
         assert_true(exact, a)
@@ -69,7 +69,9 @@ def test_gpt2_scores_the_same_with_fused_activations() -> None:
 # -- estimates --------------------------------------------------------------------------------
 
 
-def test_compiling_pays_for_much_text_only(ready: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_pays_for_much_text_only(
+    ready: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimates, "_product_rate", lambda model: 1e10)
     for unknown in (None, 0):
         assert not estimates.compiling_pays(ready.model, unknown)
@@ -81,7 +83,9 @@ def test_compiling_pays_for_much_text_only(ready: Engine, monkeypatch: pytest.Mo
     assert estimates.compiling_pays(ready.model, 10**18)
 
 
-def test_slow_first_products_do_not_count(ready: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_first_products_do_not_count(
+    ready: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the same command would compile or not by how the machine woke up."""
     took = iter([0.0, 5.0, 0.0, 2.0, 0.0, 0.5, *(0.0, 1.0) * 20])
     monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(took))
@@ -102,7 +106,7 @@ def test_slow_first_products_do_not_count(ready: Engine, monkeypatch: pytest.Mon
     ],
 )
 def test_the_budget_obeys_memory_and_stops_growing(
-    ready: Engine,
+    ready: TorchBackend,
     monkeypatch: pytest.MonkeyPatch,
     seconds_of: Callable[[int], float],
     allowed: int,
@@ -122,7 +126,7 @@ def test_the_budget_obeys_memory_and_stops_growing(
     assert max(probed) == most_probed
 
 
-def test_a_probe_is_a_batch_of_the_budget(ready: Engine) -> None:
+def test_a_probe_is_a_batch_of_the_budget(ready: TorchBackend) -> None:
     counting: Any = Counting(ready)
     counting.model = ready.model
     assert estimates._probe_seconds(counting, 1024, CONTEXT) > 0
@@ -133,7 +137,7 @@ def test_a_probe_is_a_batch_of_the_budget(ready: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, ready: Engine) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, ready: TorchBackend) -> Path:
     found = tmp_path_factory.mktemp("checkpoint")
     (found / "rows.txt").write_text("one\na longer row\nanother longer row\nx\n" * 3)
     return save_checkpoint(found, ready.model, byte_tokenizer())
@@ -189,7 +193,7 @@ def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, choic
         raise RuntimeError("no working C++ compiler found")
 
     plain = document(score(folder))
-    monkeypatch.setattr(engine, "CompiledLayers", refuse)
+    monkeypatch.setattr(backend, "CompiledLayers", refuse)
     monkeypatch.setattr(estimates, "compiling_pays", lambda model, work_bytes: True)
     result = score(folder, "--compile", choice)
     assert "no working C++ compiler found" in result.stderr

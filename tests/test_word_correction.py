@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from seqloss_cli import Sample, SequenceScore, UsageError
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import BEGINS, UNSPACED, Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import BEGINS, UNSPACED, Requested
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring.pipeline import score_samples, with_ends
@@ -75,7 +75,7 @@ class Scored:
         n_ids = model.get_input_embeddings().weight.shape[0]
         self.tokenization = Tokenization(tokenizer, policy or TokenPolicy(), n_ids)
         self.marks = self.tokenization.word_marks()
-        self.engine = Engine(model, 64, share_prefix=False)
+        self.backend = TorchBackend(model, 64, share_prefix=False)
 
     def scores(
         self, texts: list[str], context: int = 64, stride: int = 32, tokens: int = 4096
@@ -83,9 +83,9 @@ class Scored:
         outcomes = score_samples(
             [Sample(str(n), "test", text=text) for n, text in enumerate(texts)],
             with_ends(self.tokenization.tokenize),
-            self.engine,
+            self.backend,
             WindowPolicy(context, "test", stride),
-            Wants(marks=self.marks),
+            Requested(marks=self.marks),
             BatchPolicy(tokens),
         )
         return [outcome for outcome in outcomes if isinstance(outcome, SequenceScore)]
@@ -261,7 +261,7 @@ def gpt2() -> Scored:
 
 @torch.no_grad()
 def boundary_by_hand(scored: Scored, fed: list[int], column: int) -> float:
-    row = scored.engine.model(torch.tensor([fed])).logits[0, -1].double().log_softmax(-1).numpy()
+    row = scored.backend.model(torch.tensor([fed])).logits[0, -1].double().log_softmax(-1).numpy()
     spaced, ends = scored.marks.spaced, scored.marks.ends
     return float(np.logaddexp.reduce(row[(spaced if column == BEGINS else ~spaced) | ends]))
 
@@ -279,9 +279,9 @@ def test_windows_leave_losses_alone_and_boundaries_see_what_losses_see(
         score_samples(
             [score.sequence.sample],
             gpt2.tokenization.tokenize,
-            gpt2.engine,
+            gpt2.backend,
             WindowPolicy(context, "test", stride),
-            Wants(),
+            Requested(),
             BatchPolicy(),
         )
     )
@@ -330,14 +330,14 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
 
 
 def test_blocks_of_the_vocabulary_and_whole_rows_agree(gpt2: Scored) -> None:
-    whole = Engine(llama(len(trained("gpt2"))), 64, path="plain")
-    blocks = Engine(llama(len(trained("gpt2"))), 64)
+    whole = TorchBackend(llama(len(trained("gpt2"))), 64, path="plain")
+    blocks = TorchBackend(llama(len(trained("gpt2"))), 64)
     blocks._runner.block_width = 7
     found = []
-    for engine in (whole, blocks):
-        gpt2.engine, before = engine, gpt2.engine
+    for backend in (whole, blocks):
+        gpt2.backend, before = backend, gpt2.backend
         found.append(gpt2.scores(TEXTS, tokens=1)[1].boundaries)
-        gpt2.engine = before
+        gpt2.backend = before
     np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from seqloss_cli.backends.prefix_sharing import group_by_prefix
 from seqloss_cli.backends.windows import plan_windows, with_end
-from seqloss_cli.core.backend import Abilities, Batch, Branches, Part, Window, padded
+from seqloss_cli.core.backend import Batch, Capabilities, Part, Suffixes, Window, padded
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Ints, TokenSequence
 
@@ -47,41 +47,41 @@ class _Fed:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """Fed sequences that begin with the same `trunk` tokens; what follows of each is a branch."""
+    """Fed sequences that begin with the same `prefix` tokens; what follows of each is a branch."""
 
-    trunk: int
+    prefix: int
     chunks: tuple[tuple[_Fed, ...], ...]
     """Those whose branches are fed side by side."""
 
     @property
     def width(self) -> int:
         """Tokens of the trunk and of all branches."""
-        return self.trunk + sum(_branch_tokens(chunk, self.trunk) for chunk in self.chunks)
+        return self.prefix + sum(_branch_tokens(chunk, self.prefix) for chunk in self.chunks)
 
 
-def _branch_tokens(chunk: Sequence[_Fed], trunk: int) -> int:
-    return sum(len(fed.ids) - trunk for fed in chunk)
+def _branch_tokens(chunk: Sequence[_Fed], prefix: int) -> int:
+    return sum(len(fed.ids) - prefix for fed in chunk)
 
 
 def plan_batches(
     sequences: Sequence[TokenSequence],
     windows: WindowPolicy,
     policy: BatchPolicy,
-    abilities: Abilities,
+    capabilities: Capabilities,
 ) -> Iterator[Batch]:
     """Batches of at most `policy.tokens` tokens (one window at least), longest rows first, so that
     a budget too large for the machine shows at once. Padding counts, where rows are padded."""
     rows = [fed for index, s in enumerate(sequences) for fed in _fed_windows(index, s, windows)]
     trees: list[_Tree] = []
-    if policy.share_prefix and not abilities.one_row:
-        trees, rows = _trees(rows, policy.tokens, abilities.longest_shared)
-    tokens = 1 if abilities.one_row else policy.tokens
+    if policy.share_prefix and not capabilities.one_row:
+        trees, rows = _trees(rows, policy.tokens, capabilities.longest_shared)
+    tokens = 1 if capabilities.one_row else policy.tokens
     for some_trees in _fill(trees, [tree.width for tree in trees], tokens):
         yield _tree_batch(some_trees)
-    longer = [row for row in rows if row.window.n_fed > abilities.longest_packed]
+    longer = [row for row in rows if row.window.n_fed > capabilities.longest_packed]
     for some_rows in _fill(longer, [row.window.n_fed for row in longer], tokens):
         yield _row_batch(some_rows)
-    others = [row for row in rows if row.window.n_fed <= abilities.longest_packed]
+    others = [row for row in rows if row.window.n_fed <= capabilities.longest_packed]
     for some_rows in _fill(others, [row.window.n_fed for row in others], tokens, pad=False):
         yield _row_batch(some_rows)
 
@@ -89,7 +89,7 @@ def plan_batches(
 def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Batch]:
     """The same targets in batches of at most half the tokens, nothing shared; none when the batch
     is a single row of one window, which cannot be made smaller."""
-    if len(batch.parts) == 1 and not batch.branches:
+    if len(batch.parts) == 1 and not batch.suffixes:
         return []
     rows = [_fed(part, _ids_with_end(sequences[part.sequence])) for part in batch.parts]
     widths = [len(row.ids) for row in rows]
@@ -100,7 +100,7 @@ def _ids_with_end(sequence: TokenSequence) -> Ints:
     """Where the end is wanted it is one more target, with some id of the model's: its loss is the
     loss of nothing."""
     ids = sequence.token_ids
-    return np.append(ids, ids[-1]) if sequence.end_wanted else ids
+    return np.append(ids, ids[-1]) if sequence.end_scored else ids
 
 
 def _fed(part: Part, token_ids: Ints) -> _Fed:
@@ -112,10 +112,10 @@ def _fed(part: Part, token_ids: Ints) -> _Fed:
 
 def _fed_windows(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Iterator[_Fed]:
     """The sequence's windows, as far as they have wanted targets."""
-    n, has_bos, wanted = sequence.n_tokens, sequence.begins_with_bos, sequence.wanted
+    n, has_bos, wanted = sequence.n_tokens, sequence.begins_with_bos, sequence.score_mask
     ids = _ids_with_end(sequence)
     windows = plan_windows(n, policy.context, policy.stride, has_bos)
-    if sequence.end_wanted:
+    if sequence.end_scored:
         wanted = np.append(wanted, True)
         windows = with_end(windows, n, policy.context, has_bos)
     for window in windows:
@@ -161,34 +161,36 @@ def _trees(rows: list[_Fed], tokens: int, longest: int) -> tuple[list[_Tree], li
     trees: list[_Tree] = []
     taken: set[int] = set()
     for group in group_by_prefix([fed.ids for fed in eligible]):
-        most = min(LONGEST_BRANCH, max(WIDEST_BRANCHES, group.trunk))
-        members = [eligible[n] for n in group.members if len(eligible[n].ids) - group.trunk <= most]
+        most = min(LONGEST_BRANCH, max(WIDEST_BRANCHES, group.prefix))
+        members = [
+            eligible[n] for n in group.members if len(eligible[n].ids) - group.prefix <= most
+        ]
         if len(members) < 2:
             continue
         taken.update(fed.index for fed in members)
-        trees += _cut(group.trunk, members, max(tokens - group.trunk, group.trunk))
+        trees += _cut(group.prefix, members, max(tokens - group.prefix, group.prefix))
     alone = [fed for fed in rows if fed.window.start != 0 or fed.index not in taken]
     return trees, alone
 
 
-def _cut(trunk: int, members: list[_Fed], most: int) -> Iterator[_Tree]:
+def _cut(prefix: int, members: list[_Fed], most: int) -> Iterator[_Tree]:
     """Trees of at most `most` tokens in branches (one branch at least)."""
     chunks: list[tuple[_Fed, ...]] = []
     used = 0
-    for chunk in _side_by_side(trunk, members, min(most, WIDEST_BRANCHES)):
-        size = _branch_tokens(chunk, trunk)
+    for chunk in _side_by_side(prefix, members, min(most, WIDEST_BRANCHES)):
+        size = _branch_tokens(chunk, prefix)
         if chunks and used + size > most:
-            yield _Tree(trunk, tuple(chunks))
+            yield _Tree(prefix, tuple(chunks))
             chunks, used = [], 0
         chunks.append(chunk)
         used += size
-    yield _Tree(trunk, tuple(chunks))
+    yield _Tree(prefix, tuple(chunks))
 
 
-def _side_by_side(trunk: int, members: list[_Fed], most: int) -> Iterator[tuple[_Fed, ...]]:
+def _side_by_side(prefix: int, members: list[_Fed], most: int) -> Iterator[tuple[_Fed, ...]]:
     chunk: list[_Fed] = []
     for fed in members:
-        if chunk and _branch_tokens([*chunk, fed], trunk) > most:
+        if chunk and _branch_tokens([*chunk, fed], prefix) > most:
             yield tuple(chunk)
             chunk = []
         chunk.append(fed)
@@ -196,27 +198,27 @@ def _side_by_side(trunk: int, members: list[_Fed], most: int) -> Iterator[tuple[
 
 
 def _tree_batch(trees: list[_Tree]) -> Batch:
-    lengths = [tree.trunk for tree in trees]
+    lengths = [tree.prefix for tree in trees]
     starts = [0, *np.cumsum(lengths).tolist()]
     collected = _Targets()
     shared = [_add_trunk(collected, *both) for both in zip(trees, starts, strict=False)]
     n_before = starts[-1]
-    branches = []
+    suffixes = []
     for c in range(max(len(tree.chunks) for tree in trees)):
         row_chunks = [tree.chunks[c] if c < len(tree.chunks) else () for tree in trees]
-        sizes = [_branch_tokens(k, t.trunk) for k, t in zip(row_chunks, trees, strict=True)]
+        sizes = [_branch_tokens(k, t.prefix) for k, t in zip(row_chunks, trees, strict=True)]
         for b, (tree, chunk) in enumerate(zip(trees, row_chunks, strict=True)):
             first_branch = n_before + b * max(sizes)
-            _add_branches(collected, tree.trunk, chunk, shared[b], starts[b], first_branch)
+            _add_branches(collected, tree.prefix, chunk, shared[b], starts[b], first_branch)
         if max(sizes):
-            branches.append(_branches(trees, row_chunks, max(sizes)))
+            suffixes.append(_branches(trees, row_chunks, max(sizes)))
             n_before += len(trees) * max(sizes)
-    return collected.batch([t.chunks[0][0].ids[: t.trunk] for t in trees], tuple(branches))
+    return collected.batch([t.chunks[0][0].ids[: t.prefix] for t in trees], tuple(suffixes))
 
 
 def _add_trunk(collected: _Targets, tree: _Tree, row_start: int) -> tuple[Ints, slice]:
     """The targets within the trunk that any of its sequences wants, and where their scores are."""
-    wanted = [fed.targets[fed.targets < tree.trunk] for chunk in tree.chunks for fed in chunk]
+    wanted = [fed.targets[fed.targets < tree.prefix] for chunk in tree.chunks for fed in chunk]
     targets = np.unique(np.concatenate(wanted))
     ids = tree.chunks[0][0].ids
     return targets, collected.add(row_start + targets - 1, ids[targets])
@@ -224,7 +226,7 @@ def _add_trunk(collected: _Targets, tree: _Tree, row_start: int) -> tuple[Ints, 
 
 def _add_branches(
     collected: _Targets,
-    trunk: int,
+    prefix: int,
     chunk: Sequence[_Fed],
     shared: tuple[Ints, slice],
     row_start: int,
@@ -234,25 +236,25 @@ def _add_branches(
     the trunk's last position predicts the first."""
     trunk_targets, trunk_scores = shared
     for fed in chunk:
-        in_trunk = fed.targets < trunk
+        in_trunk = fed.targets < prefix
         found = trunk_scores.start + np.searchsorted(trunk_targets, fed.targets[in_trunk])
         own = fed.targets[~in_trunk]
-        at = np.where(own == trunk, row_start + trunk - 1, branch_start + own - 1 - trunk)
+        at = np.where(own == prefix, row_start + prefix - 1, branch_start + own - 1 - prefix)
         scores = collected.add(at, fed.target_ids[~in_trunk])
         places = np.concatenate([found, np.arange(scores.start, scores.stop)])
         collected.parts.append(Part(fed.index, fed.window, fed.targets, places))
-        branch_start += len(fed.ids) - trunk
+        branch_start += len(fed.ids) - prefix
 
 
-def _branches(trees: list[_Tree], chunks: Sequence[Sequence[_Fed]], width: int) -> Branches:
+def _branches(trees: list[_Tree], chunks: Sequence[Sequence[_Fed]], width: int) -> Suffixes:
     ids, positions, numbers = [], [], []
     for tree, chunk in zip(trees, chunks, strict=True):
-        tails = [fed.ids[tree.trunk :] for fed in chunk]
+        tails = [fed.ids[tree.prefix :] for fed in chunk]
         nothing = [np.empty(0, dtype=np.int64)]
         ids.append(np.concatenate(tails + nothing))
-        positions.append(np.concatenate([tree.trunk + np.arange(len(t)) for t in tails] + nothing))
+        positions.append(np.concatenate([tree.prefix + np.arange(len(t)) for t in tails] + nothing))
         numbers.append(np.repeat(np.arange(len(tails)), [len(tail) for tail in tails]))
-    return Branches(padded(ids, width), padded(positions, width), padded(numbers, width, -1))
+    return Suffixes(padded(ids, width), padded(positions, width), padded(numbers, width, -1))
 
 
 class _Targets:
@@ -271,7 +273,7 @@ class _Targets:
         start, self._n = self._n, self._n + len(ids)
         return slice(start, self._n)
 
-    def batch(self, rows: list[Ints], branches: tuple[Branches, ...]) -> Batch:
+    def batch(self, rows: list[Ints], suffixes: tuple[Suffixes, ...]) -> Batch:
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         sources, ids = np.concatenate(self._sources), np.concatenate(self._ids)
-        return Batch(np.concatenate(rows), lengths, sources, ids, tuple(self.parts), branches)
+        return Batch(np.concatenate(rows), lengths, sources, ids, tuple(self.parts), suffixes)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from seqloss_cli.core.alignment import common_prefix
 from seqloss_cli.core.records import Ints
 
-SHORTEST_TRUNK = 16
+SHORTEST_PREFIX = 16
 """Tokens: below this, what sharing costs is no less than what it saves."""
 _DEEPEST = 64
 """Levels of beginnings within beginnings that are looked into (texts that grow word by word have as
@@ -22,13 +22,13 @@ many levels as rows)."""
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    trunk: int
+    prefix: int
     """Tokens that its members begin with."""
     members: tuple[int, ...]
     """Indexes of the sequences, those that are most alike side by side."""
 
 
-def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_TRUNK) -> list[Group]:
+def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_PREFIX) -> list[Group]:
     """Groups of at least two sequences with at least `shortest` tokens in common.
 
     A sequence is in one group at most; those in none are left out.
@@ -53,11 +53,11 @@ def _best_groups(
     if stop - start < 2:
         return 0, []
     inside = common[start : stop - 1]
-    trunk = min(inside)
-    whole = trunk * (stop - start - 1)
+    prefix = min(inside)
+    whole = prefix * (stop - start - 1)
     if not depth:
-        return whole, [Group(trunk, tuple(order[start:stop]))]
-    cuts = [start, *(start + 1 + n for n, value in enumerate(inside) if value == trunk), stop]
+        return whole, [Group(prefix, tuple(order[start:stop]))]
+    cuts = [start, *(start + 1 + n for n, value in enumerate(inside) if value == prefix), stop]
     saved, groups = 0, []
     for a, b in pairwise(cuts):
         part_saved, part = _best_groups(order, common, a, b, depth - 1)
@@ -66,10 +66,10 @@ def _best_groups(
     taken = {n for group in groups for n in group.members}
     rest = [n for n in order[start:stop] if n not in taken]
     if len(rest) > 1:
-        groups.append(Group(trunk, tuple(rest)))
-        saved += trunk * (len(rest) - 1)
+        groups.append(Group(prefix, tuple(rest)))
+        saved += prefix * (len(rest) - 1)
     if whole >= saved:
-        return whole, [Group(trunk, tuple(order[start:stop]))]
+        return whole, [Group(prefix, tuple(order[start:stop]))]
     return saved, groups
 
 

@@ -49,7 +49,7 @@ def key_of(sequence: TokenSequence) -> str:
 
 
 def _scored(sequence: TokenSequence) -> Bools:
-    scored = sequence.wanted.copy()
+    scored = sequence.score_mask.copy()
     scored[0] = False
     return scored
 

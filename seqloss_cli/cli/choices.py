@@ -17,7 +17,7 @@ from seqloss_cli.cli.formats import BY_EXTENSION, require_possible
 from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
 from seqloss_cli.cli.views import choose_heat
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_MODEL,
@@ -45,7 +45,9 @@ def load_scorer(
         choose_tokens(context),
         context=values["context"],
         stride=values.get("stride"),
-        batches=replace(choose_batches(measured["batch_tokens"]), share_prefix=shares, ahead=True),
+        batches=replace(
+            choose_batches(measured["batch_tokens"]), share_prefix=shares, prefetch=True
+        ),
         pairs=pairs,
         speed=SpeedPolicy(
             measured["compile"],  # type: ignore[arg-type]
@@ -136,8 +138,8 @@ def choose_tokens(context: typer.Context) -> TokenPolicy:
     )
 
 
-def choose_wants(context: typer.Context) -> Wants:
-    return Wants(context.params["ranks"], context.params["entropy"], context.params["top_k"])
+def choose_requested(context: typer.Context) -> Requested:
+    return Requested(context.params["ranks"], context.params["entropy"], context.params["top_k"])
 
 
 def choose_reading(context: typer.Context, **own: Any) -> ReadOptions:

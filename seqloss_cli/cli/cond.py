@@ -53,7 +53,7 @@ def cond(ctx: typer.Context) -> None:
     losses of all tokens; only the response's count. A common beginning is computed once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
+        from seqloss_cli.cli.choices import choose_output, choose_requested, load_scorer
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.paging import page_after, refuse_page
@@ -69,4 +69,4 @@ def cond(ctx: typer.Context) -> None:
         if regions is not None:
             items, read = regions.attach(items), read | regions.described()
         with page_after(ctx, choice) as choice:
-            run_to_end(scorer, items, stats, names, choose_wants(ctx), choice, "cond", read)
+            run_to_end(scorer, items, stats, names, choose_requested(ctx), choice, "cond", read)

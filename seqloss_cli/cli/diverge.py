@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import SavedSums
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
+    from seqloss_cli.metrics.divergence_totals import DivergenceScore, DivergenceTotals, Documents
     from seqloss_cli.results.writing import RowMakers, RowOptions, Writer
-    from seqloss_cli.scoring.teacher_scorer import GoldScorer
+    from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 _GOLD = "Gold distributions"
 EXAMPLES = (
@@ -123,7 +123,7 @@ def _diverge(
     ctx: typer.Context,
     choice: OutputChoice,
     inputs: t.TextInputs,
-    gold: GoldScorer,
+    gold: TeacherScorer,
     saved: SavedSums | None,
 ) -> int:
     """How many inputs were rejected."""
@@ -138,14 +138,14 @@ def _diverge(
 
     stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)
 
-    def sums_of(diverged: Diverged) -> DivergenceTotals:
+    def sums_of(diverged: DivergenceScore) -> DivergenceTotals:
         totals = divergence_totals(diverged)
         documents.add(totals, diverged.of_tokens())
         if saved is not None:
             saved.add(diverged.score)
         return totals
 
-    found: Iterator[Diverged | Rejected] = gold.diverge(inputs.items(stats), bar.on_progress)
+    found: Iterator[DivergenceScore | Rejected] = gold.diverge(inputs.items(stats), bar.on_progress)
     rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
     run = replace(gold.run_info("diverge"), reading=inputs.described(), rows=rows)
     tokenization, rows_of = gold.scorer.tokenization, _rows_of(gold, documents, saved)
@@ -200,19 +200,19 @@ def _refuse_page_over(page: Path | None, teacher: str | None, save: Path | None)
             raise UsageError(f"--report {page} and {flag} are one file")
 
 
-def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
+def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
     """What the options take for gold."""
     from dataclasses import replace
 
     from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.choices import choose_model
-    from seqloss_cli.scoring.teacher_scorer import GoldScorer
+    from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
     values = ctx.params
     if values["label_smoothing"] is not None:
-        return GoldScorer.with_smoothing(scorer, values["label_smoothing"])
+        return TeacherScorer.with_smoothing(scorer, values["label_smoothing"])
     if looks_saved(values["teacher"]):
-        return GoldScorer.with_saved_teacher(scorer, Path(values["teacher"]))
+        return TeacherScorer.with_saved_teacher(scorer, Path(values["teacher"]))
     choice = choose_model(ctx, values["teacher"])  # what is said of the model is not of it, too
     choice = replace(
         choice,
@@ -225,11 +225,11 @@ def _gold(ctx: typer.Context, scorer: Any) -> GoldScorer:
         dtype: Any = str(values["teacher_dtype"])
         choice = replace(choice, dtype=dtype)
     top_k = values["teacher_top_k"] if values["save_teacher"] else 0
-    return GoldScorer.with_teacher(scorer, choice, top_k)
+    return TeacherScorer.with_teacher(scorer, choice, top_k)
 
 
 @contextmanager
-def _saving(ctx: typer.Context, gold: GoldScorer) -> Iterator[SavedSums | None]:
+def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | None]:
     """The file that the teacher is saved to, if that is asked for, and its measured error."""
     from seqloss_cli.backends.teacher_files import SavedSums, TeacherWriter
     from seqloss_cli.results.writing import open_sink
@@ -252,8 +252,8 @@ def _measured(saved: SavedSums | None) -> dict[str, Any] | None:
 
 
 def _rows_of(
-    gold: GoldScorer, documents: Documents, saved: SavedSums | None
-) -> Callable[[RowOptions], RowMakers[Diverged, DivergenceTotals]]:
+    gold: TeacherScorer, documents: Documents, saved: SavedSums | None
+) -> Callable[[RowOptions], RowMakers[DivergenceScore, DivergenceTotals]]:
     from seqloss_cli.results.writing import divergence_rows
 
     measured = partial(_measured, saved)
@@ -263,10 +263,10 @@ def _rows_of(
 def _writer(
     sink: BinaryIO,
     choice: OutputChoice,
-    gold: GoldScorer,
+    gold: TeacherScorer,
     documents: Documents,
     saved: SavedSums | None,
-) -> Writer[Diverged, DivergenceTotals]:
+) -> Writer[DivergenceScore, DivergenceTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.display.terminal import DivergenceTableWriter
 
@@ -276,5 +276,5 @@ def _writer(
         measured = partial(_measured, saved)
         return DivergenceTableWriter(console(choice.path, sink), options, documents, measured)
     rows = _rows_of(gold, documents, saved)(row_options(tokenization, choice))
-    writer: Writer[Diverged, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
+    writer: Writer[DivergenceScore, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
     return writer

@@ -118,7 +118,7 @@ def _score_to(
 def _write(
     scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str], text: bool
 ) -> int:
-    from seqloss_cli.core.backend import Wants
+    from seqloss_cli.core.backend import Requested
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.totals import Totals, totals_of
     from seqloss_cli.results.writing import JsonlWriter, RowOptions, score_rows
@@ -126,7 +126,7 @@ def _write(
     tokenization = scorer.tokenization
     options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)
     totals, n_rejected = Totals(), 0
-    outcomes: Any = scorer.score(items, Wants(), bar.on_progress)
+    outcomes: Any = scorer.score(items, Requested(), bar.on_progress)
     with path.open("wb") as sink, closing(outcomes):
         writer = JsonlWriter(sink, score_rows(options))
         writer.begin(scorer.run_info("score"))

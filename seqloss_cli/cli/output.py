@@ -14,9 +14,9 @@ from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.resuming import say_nothing_to_do, take_up, whole_already
+from seqloss_cli.cli.resuming import already_complete, say_nothing_to_do, take_up
 from seqloss_cli.cli.writers import also_beside, score_writer
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.paths import partial_path
 from seqloss_cli.core.records import Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
@@ -97,7 +97,7 @@ def run_to_end(
     items: Iterable[Sample | Rejected],
     stats: ReadStats,
     names: Sequence[str],
-    wants: Wants,
+    requested: Requested,
     choice: OutputChoice,
     command: str,
     reading: Mapping[str, Any] | None = None,
@@ -106,9 +106,9 @@ def run_to_end(
     the items are read, for the run's record."""
     say_what_is_left_out(choice)
     if choice.word_correction:
-        wants = replace(wants, marks=scorer.tokenization.word_marks())
-    run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, wants))
-    if choice.resume and choice.path and (file := whole_already(choice.path, run)):
+        requested = replace(requested, marks=scorer.tokenization.word_marks())
+    run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, requested))
+    if choice.resume and choice.path and (file := already_complete(choice.path, run)):
         say_nothing_to_do(file, scorer, items)
         raise typer.Exit(REJECTED if file.n_rejected else 0)
     bar = ProgressBar(names)
@@ -123,8 +123,8 @@ def run_to_end(
             bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
 
         n_kept = kept.n_rows if kept is not None else 0
-        outcomes = scorer.score(items, wants, bar.on_progress, n_kept, meet)
-        own = score_writer(scorer.tokenization, sink, choice, wants.marks)
+        outcomes = scorer.score(items, requested, bar.on_progress, n_kept, meet)
+        own = score_writer(scorer.tokenization, sink, choice, requested.marks)
         with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
             work = Work(outcomes, totals_of, Totals(), run, writer, kept)
             written = write_all(work, stats, bar, choice)
@@ -134,18 +134,18 @@ def run_to_end(
         raise typer.Exit(REJECTED)
 
 
-def _described(choice: OutputChoice, wants: Wants) -> dict[str, Any]:
+def _described(choice: OutputChoice, requested: Requested) -> dict[str, Any]:
     """What a sequence's row holds, for the run's record."""
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
     found = {name: getattr(choice, name) for name in names}
-    found |= {name: getattr(wants, name) for name in ("ranks", "entropy", "top_k")}
+    found |= {name: getattr(requested, name) for name in ("ranks", "entropy", "top_k")}
     if choice.word_correction:
         found |= {"word_correction": True, "word_correction_source": SOURCE}
     return found
 
 
 def say_what_did_not_fit(scorer: Scorer) -> None:
-    if n := scorer.engine.n_too_large:
+    if n := scorer.backend.n_too_large:
         say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
 
 

@@ -52,10 +52,10 @@ class ProgressBar:
         if not self._shown:
             self._progress.start()
             self._shown = True
-        ahead = self._position(last) - self._bytes_done
+        prefetch = self._position(last) - self._bytes_done
         self._progress.update(
             self._task,
-            completed=self._bytes_done + share * ahead,
+            completed=self._bytes_done + share * prefetch,
             description=f"{self._inputs} inputs, {self._tokens / elapsed:,.0f} tokens/s",
         )
 

@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.analysis.comparisons import Comparisons
     from seqloss_cli.display.html import Page, PageOptions
-    from seqloss_cli.results import DivergedRow, RankedRow, ResultsFile, ResultsOf, RowKind
+    from seqloss_cli.results import DivergenceRow, RankedRow, ResultsFile, ResultsOf, RowKind
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
@@ -130,7 +130,7 @@ def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, in
 
 
 def _page_of_divergences(
-    file: ResultsOf[DivergedRow], reading: r.Reading, options: PageOptions
+    file: ResultsOf[DivergenceRow], reading: r.Reading, options: PageOptions
 ) -> Page:
     from seqloss_cli.display.html import gather_divergences, page_of_divergences
 

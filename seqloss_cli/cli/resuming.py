@@ -27,7 +27,7 @@ from seqloss_cli.results.writing import (
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.results.writing import LeftFile
+    from seqloss_cli.results.writing import PartialFile
     from seqloss_cli.scoring.scorer import Scorer
 
 
@@ -53,7 +53,7 @@ def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
     return {} if left is None else recorded_run(left) or {}
 
 
-def whole_already(path: Path, run: RunInfo) -> LeftFile | None:
+def already_complete(path: Path, run: RunInfo) -> PartialFile | None:
     """The finished file, if a run with the same model and settings came to its end before.
 
     Raises UsageError when the file is another run's, or not whole.
@@ -70,7 +70,9 @@ def whole_already(path: Path, run: RunInfo) -> LeftFile | None:
     return file
 
 
-def say_nothing_to_do(file: LeftFile, scorer: Scorer, items: Iterable[Sample | Rejected]) -> None:
+def say_nothing_to_do(
+    file: PartialFile, scorer: Scorer, items: Iterable[Sample | Rejected]
+) -> None:
     """Say that a finished file is the one that was asked for, once the inputs were read again:
     nothing is scored, as every one of them is said to be finished.
 
@@ -108,7 +110,7 @@ def take_up(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRo
     return KeptRows(file, Totals(), _checked_totals, lambda: _cut_off(sink, file))
 
 
-def _cut_off(sink: BinaryIO, file: LeftFile) -> None:
+def _cut_off(sink: BinaryIO, file: PartialFile) -> None:
     cut(sink, file.length)
     if file.n_lost:
         say(

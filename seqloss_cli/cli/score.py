@@ -38,7 +38,7 @@ def score(ctx: typer.Context) -> None:
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output, choose_wants, load_scorer
+        from seqloss_cli.cli.choices import choose_output, choose_requested, load_scorer
         from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.paging import page_after, refuse_page
@@ -52,4 +52,6 @@ def score(ctx: typer.Context) -> None:
         if regions is not None:
             items, read = regions.attach(items), {**read, **regions.described()}
         with page_after(ctx, choice) as choice:
-            run_to_end(scorer, items, stats, inputs.names, choose_wants(ctx), choice, "score", read)
+            run_to_end(
+                scorer, items, stats, inputs.names, choose_requested(ctx), choice, "score", read
+            )

@@ -39,7 +39,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Branches:
+class Suffixes:
     """What some sequences go on with after a row of the batch, their trunk, side by side: each sees
     the trunk and itself, not the others."""
 
@@ -68,7 +68,7 @@ class Part:
 class Batch:
     """Windows of one or several sequences, their rows.
 
-    Hidden states are counted row by row, N in all, then R of each row in the first `branches`, ….
+    Hidden states are counted row by row, N in all, then R of each row in the first `suffixes`, ….
     """
 
     input_ids: Ints
@@ -80,7 +80,7 @@ class Batch:
     targets: Ints
     """Shape M: ids."""
     parts: tuple[Part, ...]
-    branches: tuple[Branches, ...] = ()
+    suffixes: tuple[Suffixes, ...] = ()
     """Fed one after another."""
     saved: SavedGold | None = None
     """What a file knows of a teacher at each of the M targets."""
@@ -88,7 +88,7 @@ class Batch:
     @property
     def n_fed(self) -> int:
         """Tokens fed, the padding of branches counted."""
-        return self.input_ids.size + sum(branch.input_ids.size for branch in self.branches)
+        return self.input_ids.size + sum(branch.input_ids.size for branch in self.suffixes)
 
 
 def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
@@ -122,7 +122,7 @@ class WordMarks:
 
 
 @dataclass(frozen=True, slots=True)
-class Wants:
+class Requested:
     """What to compute at a position beside its loss."""
 
     ranks: bool = False
@@ -132,6 +132,10 @@ class Wants:
     """The mean over the vocabulary, each word alike: for smoothed gold."""
     marks: WordMarks | None = field(default=None, compare=False)
     """Probabilities of words' boundaries, by these."""
+
+
+Wants = Requested
+"""The public name of `Requested`, which scripts import from the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class TokenScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What batches a backend takes."""
 
     one_row: bool = False
@@ -172,8 +176,8 @@ class Backend(Protocol):
     """Whatever turns token ids into losses: a local model, a server, a fake in the tests."""
 
     @property
-    def abilities(self) -> Abilities: ...
+    def capabilities(self) -> Capabilities: ...
 
-    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+    def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""
         ...

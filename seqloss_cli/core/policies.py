@@ -148,7 +148,7 @@ class BatchPolicy:
     """The most tokens of a batch, padding counted."""
     share_prefix: bool = False
     """Compute what sequences of a read-ahead block begin with in common once."""
-    ahead: bool = False
+    prefetch: bool = False
     """Read and tokenize on another thread, while the model is at work on the block before."""
     auto: bool = False
     """Choose `tokens` by a probe, once the model is loaded."""

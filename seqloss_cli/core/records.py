@@ -156,7 +156,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Seam:
+class PromptBoundary:
     """Where prompt and response meet, or what of a chat is scored (rules 8 and 9)."""
 
     boundary: Boundary | None
@@ -165,7 +165,7 @@ class Seam:
     """No text stands before the response."""
     n_words: int
     """Words of the response."""
-    prompt_wanted: bool = True
+    prompt_scored: bool = True
     """The prompt's losses are asked for, too."""
     n_spans: int = 1
     """Stretches of text that are scored."""
@@ -213,19 +213,19 @@ class TokenSequence:
     """Shape N + 1: token t covers bytes [t, t + 1) of the UTF-8 text. None without a text."""
     loss_mask: Bools
     """Shape N: where a loss counts, if there is one."""
-    wanted: Bools
+    score_mask: Bools
     """Shape N: where a loss is computed, if there is one."""
     bos: BosOrigin
     eos: EosOrigin
     flags: Flags
-    seam: Seam | None = None
-    alone: TokenSequence | None = None
+    prompt_boundary: PromptBoundary | None = None
+    response_only: TokenSequence | None = None
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
-    other_boundary: TokenSequence | None = None
+    separate_tokenization: TokenSequence | None = None
     """The same pair tokenized by the other policy, when both are to be compared."""
     saved: SavedRows | None = None
     """Where the model is held to a teacher that is known from a file."""
-    end_wanted: bool = False
+    end_scored: bool = False
     """What comes after the last token is asked about, too; so that one is fed."""
 
     @property
@@ -245,9 +245,9 @@ class TokenSequence:
         return int(places[0]), int(places[-1]) + 1
 
     @property
-    def companions(self) -> tuple[TokenSequence, ...]:
+    def auxiliary(self) -> tuple[TokenSequence, ...]:
         """Other sequences that are scored for the same sample."""
-        return tuple(s for s in (self.alone, self.other_boundary) if s is not None)
+        return tuple(s for s in (self.response_only, self.separate_tokenization) if s is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +269,10 @@ class SequenceScore:
     boundaries: Floats | None = None
     """Shape N + 1 x 3, nats: of the distribution that predicts each token, and of what comes after
     the last, the log-probabilities that `backend` names; NaN where they were not asked for."""
-    alone: SequenceScore | None = None
-    """Scores of `sequence.alone`."""
-    other_boundary: SequenceScore | None = None
-    """Scores of `sequence.other_boundary`."""
+    response_only: SequenceScore | None = None
+    """Scores of `sequence.response_only`."""
+    separate_tokenization: SequenceScore | None = None
+    """Scores of `sequence.separate_tokenization`."""
     further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other figures by name: N in the first dimension."""
 

@@ -85,7 +85,11 @@ def judged_orders(
 def rank_totals(ranking: Ranking) -> RankTotals:
     """The counts of one row."""
     scores = [choice.score for choice in ranking.scored]
-    seams = [s.sequence.seam.boundary for s in scores if s.sequence.seam is not None]
+    seams = [
+        s.sequence.prompt_boundary.boundary
+        for s in scores
+        if s.sequence.prompt_boundary is not None
+    ]
     counts = counts_of(
         judged(ranking), ranking.choices.answers, ranking.orders, ranking.tied, seams,
         flags_of(ranking),

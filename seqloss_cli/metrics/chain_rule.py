@@ -80,13 +80,18 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     """Rules 1, 8 and 13, of a sequence and its totals: the marginal is null when a prompt that is
     not empty has no scored token or was cut, when prompts are not scored, and when more than one
     stretch of a chat is; the joint with it."""
-    sequence, seam = score.sequence, score.sequence.seam
-    assert seam is not None
+    sequence, prompt_boundary = score.sequence, score.sequence.prompt_boundary
+    assert prompt_boundary is not None
     conditional, marginal = totals.log_prob, None
     response = sequence.one_stretch
-    if response and seam.n_spans == 1 and seam.prompt_wanted and not seam.n_dropped:
+    if (
+        response
+        and prompt_boundary.n_spans == 1
+        and prompt_boundary.prompt_scored
+        and not prompt_boundary.n_dropped
+    ):
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
-        loss = 0.0 if seam.empty_prompt else _sum(score, prompt)
+        loss = 0.0 if prompt_boundary.empty_prompt else _sum(score, prompt)
         marginal = None if loss is None else 0.0 - loss
     joint = None if marginal is None or conditional is None else marginal + conditional
     return ChainRule(marginal, conditional, joint)
@@ -94,7 +99,7 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
 
 def log_prob_y(totals: Totals) -> float | None:
     """ln Pr(y) of exactly the responses' ids after BOS (rule 14); None where one has no BOS."""
-    alone = totals.alone
+    alone = totals.response_only
     return None if alone is None or alone.n_sequences < totals.n_pairs else alone.log_prob
 
 
@@ -106,16 +111,16 @@ def pointwise_mutual_information(totals: Totals) -> float | None:
 
 def boundary_difference(totals: Totals) -> float | None:
     """Loss of the responses with their parts tokenized apart, minus the joint tokenization's."""
-    if totals.other_boundary is None:
+    if totals.separate_tokenization is None:
         return None
-    joint, separate = totals.total_loss, totals.other_boundary.total_loss
+    joint, separate = totals.total_loss, totals.separate_tokenization.total_loss
     return None if joint is None or separate is None else separate - joint
 
 
 def turn_scores(score: SequenceScore) -> list[TurnScore]:
     """Of each message of a chat, in order."""
-    seam, found = score.sequence.seam, []
-    for turn in () if seam is None else seam.turns:
+    prompt_boundary, found = score.sequence.prompt_boundary, []
+    for turn in () if prompt_boundary is None else prompt_boundary.turns:
         inside = np.zeros(score.sequence.n_tokens, dtype=bool)
         inside[turn.start : turn.end] = True
         counted = inside & score.counted

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.records import Bools, Floats, SequenceScore
 
-SMOOTHING_WANTS = Wants(top_k=1, mean_log_prob=True)
+SMOOTHING_REQUEST = Requested(top_k=1, mean_log_prob=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,10 @@ def of_teacher(score: SequenceScore) -> Divergences:
 
 
 def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Divergences:
-    """Gold (1 - E) one-hot + E / V over the model's V words (Szegedy et al., Rethinking the
-    Inception Architecture, 2016, section 7), of a sequence that was scored with `SMOOTHING_WANTS`.
+    """Compute divergences from gold (1 - E) one-hot + E / V over the model's V ids.
+
+    The sequence was scored with `SMOOTHING_REQUEST`. Source: Szegedy et al., Rethinking the
+    Inception Architecture, 2016, section 7.
 
     With E = 0 the cross-entropy is the loss itself.
     """

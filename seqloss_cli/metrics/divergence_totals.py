@@ -34,7 +34,7 @@ _DRAWN, _RESAMPLES = 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
-class Diverged:
+class DivergenceScore:
     """A sequence with its divergences."""
 
     score: SequenceScore
@@ -104,7 +104,7 @@ class DivergenceTotals:
         return self.n_same_top1 / self.n_scored if self.n_scored else None
 
 
-def names_of(diverged: Diverged) -> tuple[str, ...]:
+def names_of(diverged: DivergenceScore) -> tuple[str, ...]:
     """The sums that there are."""
     found = diverged.divergences
     further = (
@@ -116,7 +116,7 @@ def names_of(diverged: Diverged) -> tuple[str, ...]:
     return (*SUMS, *(name for name, values in further if values is not None))
 
 
-def divergence_totals(diverged: Diverged) -> DivergenceTotals:
+def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
     """The sums of one sequence."""
     score, units, infinite = diverged.score, {}, {}
     for name in (*names_of(diverged), "delta_p", "squared_delta_p"):
@@ -142,7 +142,7 @@ def divergence_totals(diverged: Diverged) -> DivergenceTotals:
     )
 
 
-def _values(diverged: Diverged, name: str) -> Floats:
+def _values(diverged: DivergenceScore, name: str) -> Floats:
     if name in ("delta_p", "squared_delta_p"):
         found = diverged.delta_p()
         return found if name == "delta_p" else found**2
@@ -210,10 +210,10 @@ def _root(estimate: Estimate) -> Estimate:
 
 def diverged(
     outcomes: Iterator[Outcome], of: Callable[[SequenceScore], Divergences]
-) -> Iterator[Diverged | Rejected]:
+) -> Iterator[DivergenceScore | Rejected]:
     """Each outcome with its divergences."""
     for outcome in outcomes:
         if isinstance(outcome, Rejected):
             yield outcome
         else:
-            yield Diverged(outcome, of(outcome))
+            yield DivergenceScore(outcome, of(outcome))

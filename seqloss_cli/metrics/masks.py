@@ -125,7 +125,9 @@ def mask_totals(mask: Mask) -> MaskTotals:
 def unmasked(score: SequenceScore) -> SequenceScore:
     """The same losses, all of which count."""
     everywhere = np.ones(score.sequence.n_tokens, dtype=bool)
-    return replace(score, sequence=replace(score.sequence, loss_mask=everywhere, seam=None))
+    return replace(
+        score, sequence=replace(score.sequence, loss_mask=everywhere, prompt_boundary=None)
+    )
 
 
 def tokenized(

@@ -208,7 +208,7 @@ def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -
         n_bytes=len(pair.response.encode()),
         n_chars=len(pair.response),
         with_alone=alone is not None,
-        log_prob_y=None if score.alone is None else log_prob_of(score.alone),
+        log_prob_y=None if score.response_only is None else log_prob_of(score.response_only),
         log_prob_alone=None if alone is None or _lacks_a_token(alone) else log_prob_of(alone),
     )
 
@@ -218,13 +218,15 @@ def log_prob_of(score: SequenceScore) -> float:
     return 0.0 - math.fsum(score.losses[score.counted].tolist())
 
 
-def _count_tokens(score: SequenceScore, seam: int, n_separator: int) -> int:
+def _count_tokens(score: SequenceScore, prompt_boundary: int, n_separator: int) -> int:
     """Tokens that count, without those that cover some of the separator and nothing else."""
     mask, offsets = score.counted, score.sequence.byte_offsets
     if score.sequence.sample.chat is not None or offsets is None:
         return int(mask.sum())
     starts, ends = offsets[:-1], offsets[1:]
-    separates = (starts >= seam) & (ends <= seam + n_separator) & (ends > starts)
+    separates = (
+        (starts >= prompt_boundary) & (ends <= prompt_boundary + n_separator) & (ends > starts)
+    )
     return int((mask & ~separates).sum())
 
 

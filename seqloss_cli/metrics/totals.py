@@ -103,9 +103,9 @@ class Totals:
     """Name of a flag to how often it was raised."""
     boundaries: Mapping[str, int] = field(default_factory=dict)
     """Pairs whose texts meet in each of the ways."""
-    alone: Totals | None = None
+    response_only: Totals | None = None
     """The responses without their prompts, where that was asked for (rule 14)."""
-    other_boundary: Totals | None = None
+    separate_tokenization: Totals | None = None
     """The same pairs under the boundary policy that they are compared with."""
 
     def __add__(self, other: Totals) -> Totals:
@@ -242,7 +242,11 @@ def corpus_flags(totals: Totals) -> dict[str, int | bool]:
 
 
 def _text_counts(score: SequenceScore) -> dict[str, Any]:
-    text, offsets, seam = score.sequence.text, score.sequence.byte_offsets, score.sequence.seam
+    text, offsets, prompt_boundary = (
+        score.sequence.text,
+        score.sequence.byte_offsets,
+        score.sequence.prompt_boundary,
+    )
     if text is None or offsets is None:
         return {"n_without_text": 1}
     widths = np.diff(offsets)
@@ -255,20 +259,22 @@ def _text_counts(score: SequenceScore) -> dict[str, Any]:
         "n_scored_bytes": int(widths[counted].sum()),
         "n_chars": len(char_ends),
         "n_scored_chars": int(counted[owners].sum()),
-        "n_words": len(text.split()) if seam is None else seam.n_words,
+        "n_words": len(text.split()) if prompt_boundary is None else prompt_boundary.n_words,
         "n_unscored_text_tokens": int(((widths > 0) & score.sequence.loss_mask & ~counted).sum()),
     }
 
 
 def _pair_counts(score: SequenceScore) -> dict[str, Any]:
-    seam = score.sequence.seam
-    if seam is None:
+    prompt_boundary = score.sequence.prompt_boundary
+    if prompt_boundary is None:
         return {}
     return {
         "n_pairs": 1,
         "n_response_tokens": int(score.sequence.loss_mask.sum()),
         "n_pair_tokens": score.sequence.n_tokens,
-        "boundaries": {} if seam.boundary is None else {seam.boundary: 1},
-        "alone": totals_of(score.alone) if score.alone else None,
-        "other_boundary": totals_of(score.other_boundary) if score.other_boundary else None,
+        "boundaries": {} if prompt_boundary.boundary is None else {prompt_boundary.boundary: 1},
+        "response_only": totals_of(score.response_only) if score.response_only else None,
+        "other_boundary": totals_of(score.separate_tokenization)
+        if score.separate_tokenization
+        else None,
     }

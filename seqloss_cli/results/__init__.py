@@ -1,6 +1,6 @@
 """Results files as data: what the commands that score wrote, read back and checked."""
 
-from seqloss_cli.results.diverged import DIVERGENCE_KINDS, DivergedRow
+from seqloss_cli.results.diverged import DIVERGENCE_KINDS, DivergenceRow
 from seqloss_cli.results.files import (
     NoResultsError,
     ResultsFile,
@@ -11,7 +11,7 @@ from seqloss_cli.results.files import (
     open_results,
 )
 from seqloss_cli.results.ranked import RANKING_KINDS, RankedChoice, RankedRow
-from seqloss_cli.results.rows import Favourites, ResultRow, TokenLosses, totals_of_row
+from seqloss_cli.results.rows import ResultRow, TokenLosses, Top1, totals_of_row
 from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, Difference, run_differences
 
 __all__ = [
@@ -21,8 +21,7 @@ __all__ = [
     "RANKING_KINDS",
     "TOKENIZER",
     "Difference",
-    "DivergedRow",
-    "Favourites",
+    "DivergenceRow",
     "NoResultsError",
     "RankedChoice",
     "RankedRow",
@@ -31,6 +30,7 @@ __all__ = [
     "ResultsOf",
     "RowKind",
     "TokenLosses",
+    "Top1",
     "loss_kinds",
     "open_any",
     "open_results",

@@ -44,7 +44,7 @@ _LEAST = -1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class DivergedRow:
+class DivergenceRow:
     """A sequence as a results file of `diverge` tells of it."""
 
     row: ResultRow
@@ -69,7 +69,7 @@ class DivergedRow:
         return ResultRow(self.row.place, self.row.fields, _totals(self.sums, "kl"), tokens)
 
 
-def read_divergence(fields: Fields, place: str) -> DivergedRow:
+def read_divergence(fields: Fields, place: str) -> DivergenceRow:
     """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
     be: a divergence below 0, or that is not the sum of its tokens'."""
     check_identity(fields)
@@ -88,7 +88,9 @@ def read_divergence(fields: Fields, place: str) -> DivergedRow:
     for name in ("token_ids", "byte_offsets"):
         if kept.get(name) is not None:
             kept[name] = np.array(kept[name], dtype=np.int64)
-    return DivergedRow(ResultRow(place, kept, _totals(sums, "student_loss"), tokens), sums, columns)
+    return DivergenceRow(
+        ResultRow(place, kept, _totals(sums, "student_loss"), tokens), sums, columns
+    )
 
 
 def _columns(fields: Fields, n: int) -> tuple[dict[str, Floats], Bools]:
@@ -191,7 +193,7 @@ def _check_sum(kls: Floats, counted: Bools, sums: DivergenceTotals) -> None:
         raise RowError("impossible", f"kl is {total}, and its tokens' sum to {found}")
 
 
-def _kl_units(row: DivergedRow) -> int | None:
+def _kl_units(row: DivergenceRow) -> int | None:
     return None if row.sums.n_infinite.get("kl") else row.sums.units.get("kl", 0)
 
 

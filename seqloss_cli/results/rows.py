@@ -62,7 +62,7 @@ class TokenLosses:
 
 
 @dataclass(frozen=True, slots=True)
-class Favourites:
+class Top1:
     """The word that the model held most probable at each token; -1 and 0 where none is known."""
 
     ids: Ints
@@ -81,7 +81,7 @@ class ResultRow:
     totals: Totals
     tokens: TokenLosses | None
     """None where the row was written without them."""
-    favourites: Favourites | None = None
+    favourites: Top1 | None = None
     """None where nobody asked for them, or the row was written without alternatives."""
 
     @property
@@ -152,12 +152,12 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
         "n_response_tokens": n_response,
         "n_pair_tokens": n_response + count(row, "n_prompt_tokens"),
         "boundaries": {} if boundary is None else {str(boundary): 1},
-        "alone": _alone(row, n_response),
+        "response_only": _response_only(row, n_response),
         "other_boundary": _apart(row.get("separate")),
     }
 
 
-def _alone(row: Fields, n_response: int) -> Totals | None:
+def _response_only(row: Fields, n_response: int) -> Totals | None:
     """None where the response could not be scored alone (rule 14)."""
     value, infinite = number(row, "log_prob_y"), row.get("n_inf_losses_y")
     if value is None and not infinite:
@@ -195,7 +195,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
     return TokenLosses(np.where(scored, losses, 0.0), scored, counted)
 
 
-def _favourites(row: Fields, tokens: TokenLosses) -> Favourites | None:
+def _favourites(row: Fields, tokens: TokenLosses) -> Top1 | None:
     """Raises RowError where a token that counts has none."""
     written, n = row.get("top_logprobs"), len(tokens.losses)
     if written is None or row.get("token_ids") is None:
@@ -211,7 +211,7 @@ def _favourites(row: Fields, tokens: TokenLosses) -> Favourites | None:
             raise RowError("wrong_type", f"top_logprobs holds nothing at token {place}") from None
     if not (log_probs <= ROUNDING).all():
         raise RowError("impossible", "an alternative has a probability above 1")
-    return Favourites(ids, np.exp(np.minimum(log_probs, 0.0)))
+    return Top1(ids, np.exp(np.minimum(log_probs, 0.0)))
 
 
 def _check_sum(tokens: TokenLosses, totals: Totals) -> None:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from seqloss_cli.core.backend import Part, TokenScores, Wants
+from seqloss_cli.core.backend import Part, Requested, TokenScores
 from seqloss_cli.core.records import Ints, Outcome, SequenceScore, TokenSequence, rejection
 
 
-class Collected:
+class ScoreAssembler:
     """The scores of one sequence while its windows come in."""
 
-    def __init__(self, sequence: TokenSequence, wants: Wants) -> None:
+    def __init__(self, sequence: TokenSequence, requested: Requested) -> None:
         n = sequence.n_tokens
         self.sequence = sequence
         self.losses = np.zeros(n)
         self.scored = np.zeros(n, dtype=bool)
         self.context_lengths = np.zeros(n, dtype=np.int64)
-        self.ranks = np.zeros(n, dtype=np.int64) if wants.ranks else None
-        self.entropies = np.zeros(n) if wants.entropy else None
+        self.ranks = np.zeros(n, dtype=np.int64) if requested.ranks else None
+        self.entropies = np.zeros(n) if requested.entropy else None
         self.top_ids: np.ndarray | None = None  # as wide as the first scores say
         self.top_log_probs: np.ndarray | None = None
         self.further: dict[str, np.ndarray] = {}
-        self.boundaries = np.full((n + 1, 3), np.nan) if wants.marks is not None else None
+        self.boundaries = np.full((n + 1, 3), np.nan) if requested.marks is not None else None
 
     def take(self, part: Part, scores: TokenScores) -> None:
         targets, places = part.targets, part.scores
@@ -51,9 +51,9 @@ class Collected:
             self.further[name][targets] = values[places]
 
     def outcome(self) -> Outcome:
-        assert (self.scored[1:] == self.sequence.wanted[1:]).all(), "each target is scored once"
+        assert (self.scored[1:] == self.sequence.score_mask[1:]).all(), "each target is scored once"
         broken = np.isnan(self.losses)
-        if self.sequence.end_wanted and self.boundaries is not None:
+        if self.sequence.end_scored and self.boundaries is not None:
             broken[-1] |= np.isnan(self.boundaries[-1, 0])
         for values in self.further.values():
             if values.ndim == 1 and values.dtype == np.float64:

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
-from seqloss_cli.core.backend import Abilities, Backend, Batch, TokenScores, Wants
+from seqloss_cli.core.backend import Backend, Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
@@ -28,8 +28,8 @@ from seqloss_cli.core.records import (
     SequenceScore,
     TokenSequence,
 )
-from seqloss_cli.scoring.assembler import Collected
-from seqloss_cli.scoring.prefetch import ahead
+from seqloss_cli.scoring.assembler import ScoreAssembler
+from seqloss_cli.scoring.prefetch import prefetch
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 FIRST_SHARED_ROWS = 256
@@ -54,7 +54,7 @@ def with_ends(tokenize: Tokenize) -> Tokenize:
 
     def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
         return [
-            replace(entry, end_wanted=True)
+            replace(entry, end_scored=True)
             if isinstance(entry, TokenSequence) and entry.text and entry.eos != "appended"
             else entry
             for entry in tokenize(samples)
@@ -68,7 +68,7 @@ def score_samples(
     tokenize: Tokenize,
     backend: Backend,
     windows: WindowPolicy,
-    wants: Wants,
+    requested: Requested,
     policy: BatchPolicy,
     on_progress: OnProgress = ignore_progress,
     n_finished: int = 0,
@@ -84,18 +84,21 @@ def score_samples(
     blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:
-        return _prepared(block, tokenize, backend.abilities, windows, policy)
+        return _prepared(block, tokenize, backend.capabilities, windows, policy)
 
-    for block in ahead(blocks, prepare) if policy.ahead else map(prepare, blocks):
+    for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
         finished_here = block.entries[:n_finished]
         n_finished -= len(finished_here)
         for entry in finished_here:
             on_finished(entry)
         if len(finished_here) == len(block.entries):
             continue
-        collected = [Collected(sequence, wants) for sequence in block.sequences]
-        n_targets, n_done = sum(int(s.wanted[1:].sum()) + s.end_wanted for s in block.sequences), 0
-        for batch, scores in _scored(block, backend, wants):
+        collected = [ScoreAssembler(sequence, requested) for sequence in block.sequences]
+        n_targets, n_done = (
+            sum(int(s.score_mask[1:].sum()) + s.end_scored for s in block.sequences),
+            0,
+        )
+        for batch, scores in _scored(block, backend, requested):
             assert len(scores.losses) == len(batch.targets)
             for part in batch.parts:
                 collected[part.sequence].take(part, scores)
@@ -120,7 +123,7 @@ class _Block:
 def _prepared(
     block: list[Item],
     tokenize: Tokenize,
-    abilities: Abilities,
+    capabilities: Capabilities,
     windows: WindowPolicy,
     policy: BatchPolicy,
 ) -> _Block:
@@ -134,21 +137,23 @@ def _prepared(
         ) from error
     entries = [next(tokenized) if isinstance(item, Sample) else item for item in block]
     good = (entry for entry in entries if isinstance(entry, TokenSequence))
-    sequences = [sequence for entry in good for sequence in (entry, *entry.companions)]
-    batches = plan_batches(sequences, windows, policy, abilities)
+    sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
+    batches = plan_batches(sequences, windows, policy, capabilities)
     return _Block(block[-1], entries, sequences, batches)
 
 
-def _scored(block: _Block, backend: Backend, wants: Wants) -> Iterator[tuple[Batch, TokenScores]]:
+def _scored(
+    block: _Block, backend: Backend, requested: Requested
+) -> Iterator[tuple[Batch, TokenScores]]:
     """Every batch, or halves of it, with its scores; as many at a time as the backend can take."""
-    n_at_once = backend.abilities.at_once
+    n_at_once = backend.capabilities.at_once
     if n_at_once == 1:
         for batch in block.batches:
-            yield from _fitting(batch, block.sequences, backend, wants)
+            yield from _fitting(batch, block.sequences, backend, requested)
         return
 
     def score(batch: Batch) -> list[tuple[Batch, TokenScores]]:
-        return list(_fitting(batch, block.sequences, backend, wants))
+        return list(_fitting(batch, block.sequences, backend, requested))
 
     pool = ThreadPoolExecutor(n_at_once)
     try:
@@ -164,12 +169,12 @@ def _scored(block: _Block, backend: Backend, wants: Wants) -> Iterator[tuple[Bat
 
 
 def _fitting(
-    batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, wants: Wants
+    batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, requested: Requested
 ) -> Iterator[tuple[Batch, TokenScores]]:
     """The batch with its scores, or halves of it where it does not fit in memory."""
     batch = _with_saved(batch, sequences)
     try:
-        scores = backend.score(batch, wants)
+        scores = backend.score(batch, requested)
     except OutOfMemoryError:
         halves = smaller_batches(batch, sequences)
         if not halves:
@@ -178,7 +183,7 @@ def _fitting(
         yield batch, scores
         return
     for half in halves:  # outside the except block: the error would keep the tensors alive
-        yield from _fitting(half, sequences, backend, wants)
+        yield from _fitting(half, sequences, backend, requested)
 
 
 def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
@@ -197,15 +202,15 @@ def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     return replace(batch, saved=SavedGold(*columns))
 
 
-def _outcomes(block: _Block, finished: Iterator[Collected]) -> Iterator[Outcome]:
+def _outcomes(block: _Block, finished: Iterator[ScoreAssembler]) -> Iterator[Outcome]:
     for entry in block.entries:
         yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
-def _outcome(sequence: TokenSequence, finished: Iterator[Collected]) -> Outcome:
+def _outcome(sequence: TokenSequence, finished: Iterator[ScoreAssembler]) -> Outcome:
     """The sequence's score with those of its companions; what rejects one rejects the sample."""
     score = next(finished).outcome()
-    of_companions = [next(finished).outcome() for _ in sequence.companions]
+    of_companions = [next(finished).outcome() for _ in sequence.auxiliary]
     for outcome in (score, *of_companions):
         if isinstance(outcome, Rejected):
             return outcome
@@ -213,8 +218,8 @@ def _outcome(sequence: TokenSequence, finished: Iterator[Collected]) -> Outcome:
     scores = {id(s.sequence): s for s in of_companions if isinstance(s, SequenceScore)}
     return replace(
         score,
-        alone=scores.get(id(sequence.alone)),
-        other_boundary=scores.get(id(sequence.other_boundary)),
+        response_only=scores.get(id(sequence.response_only)),
+        separate_tokenization=scores.get(id(sequence.separate_tokenization)),
     )
 
 

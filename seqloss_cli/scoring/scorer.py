@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
     BatchPolicy,
@@ -38,14 +38,14 @@ from seqloss_cli.scoring.pipeline import (
     score_samples,
     with_ends,
 )
-from seqloss_cli.scoring.prefetch import leaves_cores
+from seqloss_cli.scoring.prefetch import prefetch_helps
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:
-    from seqloss_cli.backends.multi_device import Fleet
-    from seqloss_cli.backends.torch.backend import Engine
-    from seqloss_cli.backends.torch.teacher import TaughtEngine
+    from seqloss_cli.backends.multi_device import MultiDeviceBackend
+    from seqloss_cli.backends.torch.backend import TorchBackend
+    from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
 
 
 class Scorer:
@@ -76,20 +76,20 @@ class Scorer:
         self.pairing: PairTokenization | None = None
         if pairs is not None:
             self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
-        self.engine: Engine | Fleet | TaughtEngine
-        self.engine, self.batches = _engine(
+        self.backend: TorchBackend | MultiDeviceBackend | StudentTeacherBackend
+        self.backend, self.batches = _open_backend(
             checkpoint, self.windows.context, batches or BatchPolicy(), speed
         )
-        if not leaves_cores(checkpoint.device):
-            self.batches = replace(self.batches, ahead=False)
+        if not prefetch_helps(checkpoint.device):
+            self.batches = replace(self.batches, prefetch=False)
         self.prepare: Callable[[Sequence[Entry]], list[Entry]] | None = None
         """What else is done to sequences before they are scored."""
-        self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.engine.warnings]
+        self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.backend.warnings]
 
     def score(
         self,
         items: Iterable[Sample | Rejected],
-        wants: Wants | None = None,
+        requested: Requested | None = None,
         on_progress: OnProgress = ignore_progress,
         n_finished: int = 0,
         on_finished: Callable[[Entry], None] = ignore_finished,
@@ -99,18 +99,18 @@ class Scorer:
 
         Raises UsageError when more alternatives are wanted than the model has ids.
         """
-        wants = wants or Wants()
-        require_whole("--top-k", wants.top_k, 0)
-        if wants.top_k > self.checkpoint.n_ids:
+        requested = requested or Requested()
+        require_whole("--top-k", requested.top_k, 0)
+        if requested.top_k > self.checkpoint.n_ids:
             raise UsageError(
-                f"--top-k {wants.top_k} is more than the model's {self.checkpoint.n_ids} ids"
+                f"--top-k {requested.top_k} is more than the model's {self.checkpoint.n_ids} ids"
             )
         return score_samples(
             items,
-            self._tokenize if wants.marks is None else with_ends(self._tokenize),
-            self.engine,
+            self._tokenize if requested.marks is None else with_ends(self._tokenize),
+            self.backend,
             self.windows,
-            wants,
+            requested,
             self.batches,
             on_progress,
             n_finished,
@@ -138,53 +138,53 @@ class Scorer:
             context=self.windows.context,
             context_source=self.windows.context_source,
             stride=None if self.pairing else self.windows.stride,
-            share_prefix=self.engine.abilities.longest_shared > 0,
+            share_prefix=self.backend.capabilities.longest_shared > 0,
             batch_tokens=self.batches.tokens,
-            path=self.engine.path,
-            compiled=self.engine.compiled,
-            devices=self.engine.abilities.at_once,
+            path=self.backend.path,
+            compiled=self.backend.compiled,
+            devices=self.backend.capabilities.at_once,
             gold="one-hot",
             versions=_versions(*_packages(checkpoint)),
         )
 
 
-def _engine(
+def _open_backend(
     checkpoint: Checkpoint, context: int, batches: BatchPolicy, speed: SpeedPolicy
-) -> tuple[Engine | Fleet, BatchPolicy]:
+) -> tuple[TorchBackend | MultiDeviceBackend, BatchPolicy]:
     """The model, or its copies, ready to score, and the budget of a batch that was settled on."""
-    from seqloss_cli.backends.multi_device import Fleet
-    from seqloss_cli.backends.torch.backend import Engine
+    from seqloss_cli.backends.multi_device import MultiDeviceBackend
+    from seqloss_cli.backends.torch.backend import TorchBackend
     from seqloss_cli.backends.torch.batch_budget import choose_batch_tokens
 
-    engines = [
-        Engine(model, context, share_prefix=batches.share_prefix)
+    backends = [
+        TorchBackend(model, context, share_prefix=batches.share_prefix)
         for model in (checkpoint.model, *checkpoint.copies)
     ]
-    _compile(engines, speed)
+    _compile(backends, speed)
     if batches.auto:
-        budget = min(choose_batch_tokens(engine, context) for engine in engines)
+        budget = min(choose_batch_tokens(backend, context) for backend in backends)
         batches = replace(batches, tokens=budget, auto=False)
-    return (Fleet(engines) if len(engines) > 1 else engines[0]), batches
+    return (MultiDeviceBackend(backends) if len(backends) > 1 else backends[0]), batches
 
 
-def _compile(engines: list[Engine], speed: SpeedPolicy) -> None:
+def _compile(backends: list[TorchBackend], speed: SpeedPolicy) -> None:
     """All or none. Raises RunError when it is demanded and cannot be done."""
     from seqloss_cli.backends.torch.batch_budget import compiling_pays
 
-    first = engines[0]
+    first = backends[0]
     if speed.compile == "off" or (
         speed.compile == "auto"
         and not (first.path == "packed" and compiling_pays(first.model, speed.work_bytes))
     ):
         return
     try:
-        for engine in engines:
-            engine.compile()
+        for backend in backends:
+            backend.compile()
     except RunError as error:
         if speed.compile == "on":
             raise
-        for engine in engines:
-            engine.stop_compiled()
+        for backend in backends:
+            backend.stop_compiled()
         first.warnings.append(f"not compiled: {error}")
 
 

@@ -9,71 +9,71 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.backends.teacher_files import TeacherFile
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.backends.torch.teacher import SavedTeacher, TaughtEngine, load_teacher
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.teacher import SavedTeacher, StudentTeacherBackend, load_teacher
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Item, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.divergence import SMOOTHING_WANTS, of_smoothing, of_teacher
-from seqloss_cli.metrics.divergence_totals import Diverged, diverged
+from seqloss_cli.metrics.divergence import SMOOTHING_REQUEST, of_smoothing, of_teacher
+from seqloss_cli.metrics.divergence_totals import DivergenceScore, diverged
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
 
-class GoldScorer:
+class TeacherScorer:
     """Made by one of its class methods. `warnings` holds what should be said on stderr.
 
     The scorer that it takes is used up: its model is run together with the teacher's from then on.
     """
 
-    def __init__(self, scorer: Scorer, gold: str, wants: Wants, of: Any) -> None:
-        self.scorer, self._gold, self._wants, self._of = scorer, gold, wants, of
+    def __init__(self, scorer: Scorer, gold: str, requested: Requested, of: Any) -> None:
+        self.scorer, self._gold, self._wants, self._of = scorer, gold, requested, of
         self.teacher: dict[str, Any] | None = None
         self.warnings: list[str] = []
 
     @classmethod
-    def with_teacher(cls, scorer: Scorer, choice: ModelChoice, top_k: int = 0) -> GoldScorer:
+    def with_teacher(cls, scorer: Scorer, choice: ModelChoice, top_k: int = 0) -> TeacherScorer:
         """Loads the teacher beside the model. With `top_k` what is to be saved of it is kept.
 
         Raises UsageError where the two have other vocabularies.
         """
-        assert isinstance(scorer.engine, Engine)
+        assert isinstance(scorer.backend, TorchBackend)
         taught, windows, record = load_teacher(
-            choice, scorer.checkpoint, scorer.engine, scorer.windows, top_k
+            choice, scorer.checkpoint, scorer.backend, scorer.windows, top_k
         )
         if top_k > record["n_words"]:
             raise UsageError(f"--teacher-top-k {top_k}: there are {record['n_words']} words")
         n_ids = min(scorer.tokenization.n_ids, record["n_words"])
-        scorer.engine, scorer.windows, scorer.tokenization.n_ids = taught, windows, n_ids
-        found = cls(scorer, "teacher", Wants(), of_teacher)
+        scorer.backend, scorer.windows, scorer.tokenization.n_ids = taught, windows, n_ids
+        found = cls(scorer, "teacher", Requested(), of_teacher)
         found.teacher, found.warnings = record, taught.warnings
         return found
 
     @classmethod
-    def with_saved_teacher(cls, scorer: Scorer, path: Path) -> GoldScorer:
+    def with_saved_teacher(cls, scorer: Scorer, path: Path) -> TeacherScorer:
         """Raises UsageError where the file is of other tokens or windows."""
-        assert isinstance(scorer.engine, Engine)
+        assert isinstance(scorer.backend, TorchBackend)
         saved = SavedTeacher(TeacherFile(path))
-        saved.require_fits(described_windows(scorer.run_info()), scorer.engine.vocabulary())
+        saved.require_fits(described_windows(scorer.run_info()), scorer.backend.vocabulary())
         scorer.prepare = saved.attach
-        scorer.engine = TaughtEngine(scorer.engine, None, saved.n_words)
-        found = cls(scorer, "saved teacher", Wants(), of_teacher)
+        scorer.backend = StudentTeacherBackend(scorer.backend, None, saved.n_words)
+        found = cls(scorer, "saved teacher", Requested(), of_teacher)
         found.teacher = saved.record()
         return found
 
     @classmethod
-    def with_smoothing(cls, scorer: Scorer, smoothing: float) -> GoldScorer:
+    def with_smoothing(cls, scorer: Scorer, smoothing: float) -> TeacherScorer:
         """Gold is (1 - `smoothing`) one-hot + `smoothing` spread over all words."""
         if not 0 <= smoothing < 1:
             raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
-        assert isinstance(scorer.engine, Engine)
-        n_words = scorer.engine.vocabulary()
+        assert isinstance(scorer.backend, TorchBackend)
+        n_words = scorer.backend.vocabulary()
         if smoothing and not smoothing / n_words:
             raise UsageError(f"--label-smoothing {smoothing} is too little to be spread")
         of = partial(of_smoothing, smoothing=smoothing, n_words=n_words)
-        return cls(scorer, f"one-hot, label smoothing {smoothing:g}", SMOOTHING_WANTS, of)
+        return cls(scorer, f"one-hot, label smoothing {smoothing:g}", SMOOTHING_REQUEST, of)
 
     @property
     def knows_in_part(self) -> bool:
@@ -83,7 +83,7 @@ class GoldScorer:
 
     def diverge(
         self, items: Iterable[Item], on_progress: OnProgress = ignore_progress
-    ) -> Iterator[Diverged | Rejected]:
+    ) -> Iterator[DivergenceScore | Rejected]:
         """Divergences or a rejection for each item, in order."""
         return diverged(self.scorer.score(items, self._wants, on_progress), self._of)
 

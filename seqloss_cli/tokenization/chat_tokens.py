@@ -11,7 +11,7 @@ import numpy as np
 from seqloss_cli.core.byte_spans import char_end_bytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import TurnChoice
-from seqloss_cli.core.records import Ints, Sample, Seam, TokenSequence, Turn
+from seqloss_cli.core.records import Ints, PromptBoundary, Sample, TokenSequence, Turn
 from seqloss_cli.tokenization.chats import RenderedChat
 from seqloss_cli.tokenization.prompt_boundary import tokens_of_span
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -57,7 +57,9 @@ def chat_sequence(
     sequence = without_bos(sequence)
     _check_mask(sequence, chat, turns)
     ends, control = byte_at[list(chat.turn_ends)], tokenization.vocabulary.special_text
-    return replace(sequence, seam=_chat_seam(sample.chat.messages, sequence, chat, ends, control))
+    return replace(
+        sequence, prompt_boundary=_chat_seam(sample.chat.messages, sequence, chat, ends, control)
+    )
 
 
 def _check_bos(sequence: TokenSequence, eos_id: int | None) -> None:
@@ -94,7 +96,7 @@ def _chat_seam(
     chat: RenderedChat,
     end_bytes: Ints,
     control: re.Pattern[str],
-) -> Seam:
+) -> PromptBoundary:
     assert sequence.byte_offsets is not None
     starts = sequence.byte_offsets[:-1]
     ends = [*np.searchsorted(starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
@@ -103,7 +105,7 @@ def _chat_seam(
         Turn(role, start, end) for role, start, end in zip(roles, [0, *ends], ends, strict=False)
     )
     spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
-    return Seam(
+    return PromptBoundary(
         boundary=None,
         empty_prompt=chat.scored[0][0] == 0,
         n_words=sum(len(span.split()) for span in spans),

@@ -263,8 +263,8 @@ class _Comparison:
 
     def _is_after_a_response(self, t: int) -> bool:
         """Whether a masked token stands behind what counts of its turn."""
-        seam, start = self.ours.seam, 0
-        for turn in () if seam is None else seam.turns:
+        prompt_boundary, start = self.ours.prompt_boundary, 0
+        for turn in () if prompt_boundary is None else prompt_boundary.turns:
             if turn.start <= t < turn.end:
                 start = turn.start
         return bool(self.ours.loss_mask[start:t].any())

@@ -18,9 +18,9 @@ from seqloss_cli.core.records import (
     Flags,
     Ints,
     Pair,
+    PromptBoundary,
     Rejected,
     Sample,
-    Seam,
     TokenSequence,
     rejection,
 )
@@ -122,11 +122,15 @@ class PairTokenization:
         self, sample: Sample, pair: Pair, encoded: Encoded
     ) -> dict[str, Callable[[], TokenSequence]]:
         """What each boundary policy makes of a pair; the joint tokens tell how its texts meet."""
-        response, seam = pair.separator + pair.response, len(pair.prompt.encode())
+        response, prompt_boundary = pair.separator + pair.response, len(pair.prompt.encode())
         ids, prompt_ids = _ids(encoded, pair.text), _ids(encoded, pair.prompt)
         offsets, flags = self._tokenization.cover(pair.text, ids)
-        first = first_response_token(offsets, seam)
-        meeting = Seam(boundary_of(ids, prompt_ids, offsets, seam), not seam, len(response.split()))
+        first = first_response_token(offsets, prompt_boundary)
+        meeting = PromptBoundary(
+            boundary_of(ids, prompt_ids, offsets, prompt_boundary),
+            not prompt_boundary,
+            len(response.split()),
+        )
 
         def joint() -> TokenSequence:
             if ids == prompt_ids and self._tokenization.encode([response]) == [[]]:
@@ -141,7 +145,7 @@ class PairTokenization:
                 sample,
                 pair,
                 prompt_ids + response_ids,
-                np.concatenate([before, seam + after[1:]]),
+                np.concatenate([before, prompt_boundary + after[1:]]),
                 len(prompt_ids),
                 _summed(prompt_flags, response_flags),
                 meeting,
@@ -157,7 +161,7 @@ class PairTokenization:
         offsets: Ints,
         first: int,
         flags: Flags,
-        seam: Seam,
+        prompt_boundary: PromptBoundary,
     ) -> TokenSequence:
         """`first` is the first of the ids that belongs to the response."""
         if first == len(ids):
@@ -167,18 +171,20 @@ class PairTokenization:
         sequence = self._tokenization.between(sample, pair.text, ids, offsets, mask, flags)
         if sequence.bos == "text" and first == 0 and len(ids) == 1:
             raise RowError("no_response_token", "the response is nothing but BOS")
-        return replace(without_bos(sequence), seam=seam)
+        return replace(without_bos(sequence), prompt_boundary=prompt_boundary)
 
     # -- length, and what else is scored ------------------------------------------------------
 
     def _finished(self, sequence: TokenSequence) -> TokenSequence:
         sequence = self._fitted(sequence)
         if self.policy.pmi:
-            sequence = replace(sequence, alone=_response_alone(sequence))
+            sequence = replace(sequence, response_only=_response_only(sequence))
         if not self.policy.marginal:
-            assert sequence.seam is not None
-            seam = replace(sequence.seam, prompt_wanted=False)
-            sequence = replace(sequence, wanted=sequence.loss_mask, seam=seam)
+            assert sequence.prompt_boundary is not None
+            prompt_boundary = replace(sequence.prompt_boundary, prompt_scored=False)
+            sequence = replace(
+                sequence, score_mask=sequence.loss_mask, prompt_boundary=prompt_boundary
+            )
         return sequence
 
     def _fitted(self, sequence: TokenSequence) -> TokenSequence:
@@ -186,7 +192,7 @@ class PairTokenization:
         excess = 0 if self._longest is None else sequence.n_tokens - self._longest
         if excess <= 0:
             return sequence
-        assert sequence.seam is not None
+        assert sequence.prompt_boundary is not None
         much = f"has {sequence.n_tokens} tokens, {excess} more than the context takes"
         if self.policy.truncate == "error":
             raise RowError("too_long", f"{much}; --truncate left cuts its prompt")
@@ -206,16 +212,16 @@ class PairTokenization:
         offsets[0] = 0
         turns = tuple(
             replace(turn, start=_moved(turn.start, cut), end=_moved(turn.end, cut))
-            for turn in sequence.seam.turns
+            for turn in sequence.prompt_boundary.turns
         )
         return replace(
             sequence,
             token_ids=np.delete(sequence.token_ids, cut),
             byte_offsets=offsets,
             loss_mask=np.delete(sequence.loss_mask, cut),
-            wanted=np.delete(sequence.wanted, cut),
+            score_mask=np.delete(sequence.score_mask, cut),
             flags={**sequence.flags, "truncated_left": excess},
-            seam=replace(sequence.seam, n_dropped=excess, turns=turns),
+            prompt_boundary=replace(sequence.prompt_boundary, n_dropped=excess, turns=turns),
         )
 
 
@@ -224,21 +230,21 @@ def _compared(joint: TokenSequence, separate: TokenSequence) -> TokenSequence:
     flags, cut = dict(joint.flags), separate.flags.get("truncated_left")
     if cut is not None:
         flags["separate_truncated_left"] = cut
-    return replace(joint, flags=flags, other_boundary=replace(separate, alone=None))
+    return replace(joint, flags=flags, separate_tokenization=replace(separate, response_only=None))
 
 
-def _response_alone(sequence: TokenSequence) -> TokenSequence | None:
+def _response_only(sequence: TokenSequence) -> TokenSequence | None:
     """Rule 14: exactly the response's ids, after BOS. None without one, and for chats of which
     more than one stretch is scored."""
     ids, response = sequence.token_ids, sequence.one_stretch
-    assert sequence.seam is not None
-    if not sequence.begins_with_bos or response is None or sequence.seam.n_spans != 1:
+    assert sequence.prompt_boundary is not None
+    if not sequence.begins_with_bos or response is None or sequence.prompt_boundary.n_spans != 1:
         return None
     alone = np.concatenate([ids[:1], ids[slice(*response)]])
     counts = np.arange(len(alone)) > 0
     return replace(
-        sequence, text=None, token_ids=alone, byte_offsets=None, loss_mask=counts, wanted=counts,
-        seam=None, flags={},
+        sequence, text=None, token_ids=alone, byte_offsets=None, loss_mask=counts,
+        score_mask=counts, prompt_boundary=None, flags={},
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from seqloss_cli.core.records import Bools, Boundary, Ints
 
 
-def first_response_token(offsets: Ints, seam: int) -> int:
+def first_response_token(offsets: Ints, prompt_boundary: int) -> int:
     """The first token that begins at the seam or after it, or straddles it (rule 9)."""
-    of_response = (offsets[:-1] >= seam) | (offsets[1:] > seam)
+    of_response = (offsets[:-1] >= prompt_boundary) | (offsets[1:] > prompt_boundary)
     return int(np.argmax(of_response)) if of_response.any() else len(of_response)
 
 
@@ -22,9 +22,11 @@ def tokens_of_span(offsets: Ints, start: int, end: int) -> Bools:
     return inside
 
 
-def boundary_of(joint: list[int], prompt: list[int], offsets: Ints, seam: int) -> Boundary:
+def boundary_of(
+    joint: list[int], prompt: list[int], offsets: Ints, prompt_boundary: int
+) -> Boundary:
     """How the texts meet in the joint tokenization, whichever policy runs."""
-    first = first_response_token(offsets, seam)
-    if first < len(joint) and offsets[first] < seam:
+    first = first_response_token(offsets, prompt_boundary)
+    if first < len(joint) and offsets[first] < prompt_boundary:
         return "merged"
     return "clean" if joint[:first] == prompt else "differs"

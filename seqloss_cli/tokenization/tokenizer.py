@@ -65,7 +65,7 @@ class Tokenization:
         assert sequence.text is not None
         source, edges = sequence.text.encode(), offsets.tolist()
         texts = [show_bytes(source[start:end]) for start, end in pairwise(edges)]
-        cut = sequence.seam is not None and sequence.seam.n_dropped
+        cut = sequence.prompt_boundary is not None and sequence.prompt_boundary.n_dropped
         if cut or sequence.bos in (
             "tokenizer",
             "prepended",

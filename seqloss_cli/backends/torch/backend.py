@@ -11,9 +11,9 @@ import torch
 
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch.compiling import CompiledLayers
-from seqloss_cli.backends.torch.forward import Runner, RunPath
-from seqloss_cli.backends.torch.path_selection import Prober, probe_ids, probe_of
-from seqloss_cli.core.backend import Batch, TokenScores, Wants
+from seqloss_cli.backends.torch.forward import ModelForward, RunPath
+from seqloss_cli.backends.torch.path_selection import PathSelector, probe_ids, probe_of
+from seqloss_cli.core.backend import Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.models.memory import is_out_of_memory
@@ -22,7 +22,7 @@ from seqloss_cli.models.quantization import described
 T = TypeVar("T")
 
 
-class Engine:
+class TorchBackend:
     """Scores batches with a transformers causal LM. `warnings` says what it had to fall back to."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Engine:
         Raises RunError when the model is not causal: its losses would see their own targets.
         """
         self.model = model
-        self._prober = Prober(model, max_tokens)
+        self._prober = PathSelector(model, max_tokens)
         self._runner = self._prober.runner
         self.warnings = self._prober.warnings
         self.n_too_large = 0
@@ -46,11 +46,11 @@ class Engine:
         if path is None:
             self._at_load(lambda: self._prober.choose_path(min(12, max_tokens)))
         elif path != "plain":
-            self._runner.go_by(path, self._prober.backbones[0])
-        self.abilities = self._runner.abilities
-        if share_prefix and not self.abilities.one_row:
+            self._runner.use_path(path, self._prober.backbones[0])
+        self.capabilities = self._runner.capabilities
+        if share_prefix and not self.capabilities.one_row:
             longest_shared = self._at_load(self._prober.choose_longest_shared)
-            self.abilities = replace(self.abilities, longest_shared=longest_shared)
+            self.capabilities = replace(self.capabilities, longest_shared=longest_shared)
 
     @property
     def path(self) -> RunPath:
@@ -92,15 +92,15 @@ class Engine:
         """Run the layers as they are again."""
         self._runner.compiled = None
 
-    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+    def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch.
 
         Raises OutOfMemoryError when memory does not suffice, naming what helps.
         """
-        return self.run(batch, lambda runner: runner.score(batch, wants))
+        return self.run(batch, lambda runner: runner.score(batch, requested))
 
     @torch.inference_mode()
-    def run(self, batch: Batch, compute: Callable[[Runner], TokenScores]) -> TokenScores:
+    def run(self, batch: Batch, compute: Callable[[ModelForward], TokenScores]) -> TokenScores:
         """What is computed of the batch; raises as `score` does."""
         try:
             return compute(self._runner)
@@ -109,11 +109,11 @@ class Engine:
                 raise
             self.n_too_large += 1
             rows, width = len(batch.lengths), int(batch.lengths.max())
-            width += sum(branches.input_ids.shape[1] for branches in batch.branches)
+            width += sum(suffixes.input_ids.shape[1] for suffixes in batch.suffixes)
             raise OutOfMemoryError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
                 + (", or --context, or choose --dtype bfloat16" if rows == 1 else "")
-                + (", or give --no-share-prefix" if batch.branches else "")
+                + (", or give --no-share-prefix" if batch.suffixes else "")
             ) from error
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class Engine:
         """How many logits the model has."""
         probe = probe_of(probe_ids(2, self._prober.n_ids))
         windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
-        (batch,) = plan_batches([probe], windows, policy, self._runner.abilities)
+        (batch,) = plan_batches([probe], windows, policy, self._runner.capabilities)
         return self._runner.logits(batch).vocabulary
 
     @torch.inference_mode()

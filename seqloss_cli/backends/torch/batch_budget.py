@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from seqloss_cli.backends.batching import plan_batches
-from seqloss_cli.backends.torch.backend import Engine
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Sample, TokenSequence
@@ -56,19 +56,19 @@ def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
     return 2 * n_rows * b.numel() / min(seconds)
 
 
-def choose_batch_tokens(engine: Engine, context: int) -> int:
+def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
     """The smallest budget beyond which batches get no faster, as far as half of the free memory
     allows. Where a probe takes long, or rows come one at a time anyway, the default."""
-    if engine.abilities.one_row:
+    if backend.capabilities.one_row:
         return DEFAULT_BATCH_TOKENS
-    allowed = max(int(_MEMORY_SHARE * free_memory(engine.model)) // _token_bytes(engine.model), 1)
+    allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // _token_bytes(backend.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
-    n_too_large = engine.n_too_large
+    n_too_large = backend.n_too_large
     for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):
         try:
-            seconds = _probe_seconds(engine, tokens, min(context, 256))
+            seconds = _probe_seconds(backend, tokens, min(context, 256))
         except OutOfMemoryError:
-            engine.n_too_large = n_too_large  # a probe is no batch that did not fit
+            backend.n_too_large = n_too_large  # a probe is no batch that did not fit
             return min(best, tokens // 2)
         if seconds > _LONG_ENOUGH:
             return max(best, min(DEFAULT_BATCH_TOKENS, allowed))
@@ -100,18 +100,18 @@ def _token_bytes(model: Any) -> int:
     return int(model.dtype.itemsize * (8 * hidden + 4 * wide))
 
 
-def _probe_seconds(engine: Engine, tokens: int, row: int) -> float:
+def _probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
     """Of the second forward of a batch of rows of ids."""
     ids = np.arange(row + 1, dtype=np.int64) % int(
-        engine.model.get_input_embeddings().num_embeddings
+        backend.model.get_input_embeddings().num_embeddings
     )
     wanted = np.arange(row + 1) > 0
     sample = Sample("", "<probe>")
     probe = TokenSequence(sample, None, ids, None, wanted, wanted, "none", "none", {})
     rows = [probe] * max(1, tokens // row)
     policy = BatchPolicy(tokens=max(tokens, row))
-    (batch, *_) = plan_batches(rows, WindowPolicy(row, "probe", 1), policy, engine.abilities)
-    engine.score(batch, Wants())
+    (batch, *_) = plan_batches(rows, WindowPolicy(row, "probe", 1), policy, backend.capabilities)
+    backend.score(batch, Requested())
     start = time.perf_counter()
-    engine.score(batch, Wants())
+    backend.score(batch, Requested())
     return time.perf_counter() - start

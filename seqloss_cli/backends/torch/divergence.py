@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from seqloss_cli.backends.torch.forward import Logits
-from seqloss_cli.backends.torch.head import on_host, rows_at_once, word_blocks
-from seqloss_cli.backends.torch.softmax import Running
-from seqloss_cli.core.backend import TokenScores, Wants
+from seqloss_cli.backends.torch.head import on_host, rows_at_once, vocab_blocks
+from seqloss_cli.backends.torch.softmax import StreamingSoftmax
+from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.records import SavedGold
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
@@ -68,7 +68,7 @@ def diverge_from_saved(
     for rows in _chunks(len(targets_M), student):
         block, of = _block(student, rows), {name: each[rows] for name, each in on_device.items()}
         ids_RK = of["top_ids"].long()
-        running, favourite = Running(targets_M[rows], Wants()), _Favourite(ids_RK)
+        running, favourite = StreamingSoftmax(targets_M[rows], Requested()), _Favourite(ids_RK)
         for words in _words(rows, n_words):
             logits_RB = block(words)
             favourite.see(logits_RB, words.start)
@@ -92,7 +92,7 @@ def diverge_from_saved(
 
 def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Between what KL(teacher ‖ student) lies, of the teacher's best ids and what both say of all
-    others (`Running.asked`).
+    others (`StreamingSoftmax.asked`).
 
     With P and Q the teacher's and the student's probability of the others: the sum over the known
     ids plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above
@@ -125,7 +125,7 @@ def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
 def _words(rows: slice, n_words: int) -> Iterator[slice]:
     """The vocabulary in blocks."""
     width = max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
-    return word_blocks(n_words, width)
+    return vocab_blocks(n_words, width)
 
 
 def _block(logits: Logits, rows: slice) -> Block:
@@ -143,7 +143,7 @@ def _own(logits: Tensor) -> Tensor:
 
 def _asked(block: Block, rows: slice, n_words: int, ids_RK: Tensor) -> dict[str, Tensor]:
     """What a model says of some ids, and of all others together."""
-    running = Running(ids_RK[:, 0], Wants(), ids_RK.long())
+    running = StreamingSoftmax(ids_RK[:, 0], Requested(), ids_RK.long())
     for words in _words(rows, n_words):
         running.add(block(words), words.start)
     return running.asked()
@@ -154,7 +154,7 @@ def _cut_share(
 ) -> Tensor:
     """The probability of the words that are left out."""
     nowhere_R = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=device)
-    kept, rest = Running(nowhere_R, Wants()), Running(nowhere_R, Wants())
+    kept, rest = StreamingSoftmax(nowhere_R, Requested()), StreamingSoftmax(nowhere_R, Requested())
     for words in _words(rows, n_words):
         kept.add(block(words), words.start)
     for words in _words(rows, vocabulary - n_words):
@@ -163,7 +163,7 @@ def _cut_share(
     return torch.sigmoid(_log_sum(rest) - _log_sum(kept))[:, 0]
 
 
-def _log_sum(running: Running) -> Tensor:
+def _log_sum(running: StreamingSoftmax) -> Tensor:
     return running.weight_sum.log() + running.greatest
 
 
@@ -171,8 +171,8 @@ class _Both:
     """Two models' running sums over the blocks that were seen."""
 
     def __init__(self, targets_R: Tensor, top_k: int) -> None:
-        self._student = Running(targets_R, Wants())
-        self._teacher = Running(targets_R, Wants(entropy=True, top_k=top_k))
+        self._student = StreamingSoftmax(targets_R, Requested())
+        self._teacher = StreamingSoftmax(targets_R, Requested(entropy=True, top_k=top_k))
         self._gap_R1 = torch.zeros_like(targets_R[:, None], dtype=torch.float64)
         """Σ w (z_teacher - z_student), with the teacher's weights w = exp(z - max)."""
         self._favourites = _Favourite(targets_R[:, None]), _Favourite(targets_R[:, None])

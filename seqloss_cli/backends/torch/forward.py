@@ -18,7 +18,7 @@ from torch import Tensor
 from seqloss_cli.backends.torch.attention import PACKED, packed
 from seqloss_cli.backends.torch.compiling import CompiledLayers, computing
 from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
-from seqloss_cli.core.backend import Abilities, Batch, Branches, TokenScores, Wants, padded
+from seqloss_cli.core.backend import Batch, Capabilities, Requested, Suffixes, TokenScores, padded
 from seqloss_cli.core.records import Ints
 from seqloss_cli.models.onednn import OneDnnLinear, product_of, rounds_rows, rows_missing
 
@@ -53,7 +53,7 @@ class Logits:
     """Whether a part of the vocabulary can be asked for."""
 
 
-class Runner:
+class ModelForward:
     """A transformers causal LM and the way it is run."""
 
     def __init__(self, model: Any, longest_packed: int) -> None:
@@ -63,9 +63,9 @@ class Runner:
         """Words of a block; None leaves it to the head."""
         self.compiled: CompiledLayers | None = None
         """The backbone's, used for packed rows."""
-        self.go_by("plain", None)
+        self.use_path("plain", None)
 
-    def go_by(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
+    def use_path(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
         """`backbone` is the module that turns ids into hidden states. `in_blocks`: the head is run
         for a block of the vocabulary at a time, where that is enough."""
         self.path, self.backbone, self.in_blocks = path, backbone, in_blocks
@@ -73,22 +73,24 @@ class Runner:
         self._rounds_rows = backbone is not None and rounds_rows(backbone)
 
     @property
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Capabilities:
         """What batches are taken by this path; nothing is said of sharing."""
         together = self.path in ("packed", "batched")
-        return Abilities(not together, self.longest_packed if self.path == "packed" else 0)
+        return Capabilities(not together, self.longest_packed if self.path == "packed" else 0)
 
-    def score(self, batch: Batch, wants: Wants) -> TokenScores:
+    def score(self, batch: Batch, requested: Requested) -> TokenScores:
         logits, targets_M = self.logits(batch), self.on_device(batch.targets)
         if logits.in_blocks:
-            return score_in_blocks(logits.of, targets_M, logits.vocabulary, wants, self.block_width)
+            return score_in_blocks(
+                logits.of, targets_M, logits.vocabulary, requested, self.block_width
+            )
         return score_positions(
-            lambda rows: logits.of(rows, None), targets_M, logits.vocabulary, wants
+            lambda rows: logits.of(rows, None), targets_M, logits.vocabulary, requested
         )
 
     def logits(self, batch: Batch) -> Logits:
         """Of all targets; the backbone is run at once, the head when it is asked for something."""
-        assert len(batch.lengths) == 1 or not self.abilities.one_row
+        assert len(batch.lengths) == 1 or not self.capabilities.one_row
         if self.path == "plain":
             ids_1N = self.on_device(batch.input_ids)[None]
             logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
@@ -113,7 +115,7 @@ class Runner:
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden states that predict the targets, M x D."""
         packs = self.path == "packed" and batch.lengths.max() <= self.longest_packed
-        if packs and not batch.branches:
+        if packs and not batch.suffixes:
             return self._packed(batch)[self.on_device(batch.sources)]
         return self._padded(batch)[self.on_device(_sources_in_padded(batch))]
 
@@ -141,7 +143,7 @@ class Runner:
         width = int(batch.lengths.max())
         rows = np.split(batch.input_ids, np.cumsum(batch.lengths)[:-1])
         ids_BT = self.on_device(padded(rows, width))
-        if not batch.branches:
+        if not batch.suffixes:
             hidden_BTD: Tensor = self.backbone(input_ids=ids_BT, use_cache=False)[0]
             return hidden_BTD.flatten(0, 1)
         from transformers import DynamicCache
@@ -149,17 +151,17 @@ class Runner:
         cache = DynamicCache()
         hidden = [self.backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
         lengths_B = self.on_device(batch.lengths)
-        for branches in batch.branches:
+        for suffixes in batch.suffixes:
             hidden.append(
                 self.backbone(
-                    input_ids=self.on_device(branches.input_ids),
-                    position_ids=self.on_device(branches.position_ids),
-                    attention_mask=self._mask(lengths_B, width, branches),
+                    input_ids=self.on_device(suffixes.input_ids),
+                    position_ids=self.on_device(suffixes.position_ids),
+                    attention_mask=self._mask(lengths_B, width, suffixes),
                     past_key_values=cache,
                     use_cache=True,
                 )[0]
             )
-            cache.crop(-branches.input_ids.shape[1])
+            cache.crop(-suffixes.input_ids.shape[1])
         return torch.cat([hidden_BRD.flatten(0, 1) for hidden_BRD in hidden])
 
     @contextmanager
@@ -173,10 +175,10 @@ class Runner:
         finally:
             self.model.set_attn_implementation(own)
 
-    def _mask(self, lengths_B: Tensor, width: int, branches: Branches) -> Tensor:
+    def _mask(self, lengths_B: Tensor, width: int, suffixes: Suffixes) -> Tensor:
         """B x 1 x R x (T + R), 0 where a token of a branch sees: its trunk, and what comes before
         it in its own branch. Padding sees the trunk, so that no row of the mask is empty."""
-        numbers_BR = self.on_device(branches.numbers)
+        numbers_BR = self.on_device(suffixes.numbers)
         n_rows, n_branch = numbers_BR.shape
         device = lengths_B.device
         trunk_BT = torch.arange(width, device=device) < lengths_B[:, None]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.softmax import FURTHER, HeadTensors, Running, score_logits
-from seqloss_cli.core.backend import TokenScores, Wants
+from seqloss_cli.backends.torch.softmax import FURTHER, HeadTensors, StreamingSoftmax, score_logits
+from seqloss_cli.core.backend import Requested, TokenScores
 
 LOGITS_AT_ONCE = 1 << 24
 """Logits held at a time where whole rows of them are needed: 64 MiB in float32, whatever the
@@ -35,7 +35,7 @@ def score_positions(
     logits_of: Callable[[slice], Tensor],
     targets_M: Tensor,
     vocabulary: int,
-    wants: Wants,
+    requested: Requested,
 ) -> TokenScores:
     """Scores of M positions; `logits_of` gives the logits, R x V, of a slice of them.
 
@@ -45,10 +45,10 @@ def score_positions(
     parts = []
     for start in range(0, len(targets_M), step):
         rows = slice(start, start + step)
-        if not wants.mean_log_prob:
-            parts.append(score_logits(logits_of(rows), targets_M[rows], wants))
+        if not requested.mean_log_prob:
+            parts.append(score_logits(logits_of(rows), targets_M[rows], requested))
             continue
-        running = Running(targets_M[rows], wants)
+        running = StreamingSoftmax(targets_M[rows], requested)
         running.add(logits_of(rows).clone(), 0)
         parts.append(running.result())
     return to_host(parts)
@@ -58,7 +58,7 @@ def score_in_blocks(
     logits_of: Callable[[slice, slice], Tensor],
     targets_M: Tensor,
     vocabulary: int,
-    wants: Wants,
+    requested: Requested,
     width: int | None = None,
 ) -> TokenScores:
     """The same a block of the vocabulary at a time; `logits_of` gives the logits of some positions
@@ -68,13 +68,13 @@ def score_in_blocks(
     `width` is that of a block, where it is not to be chosen here.
     """
     n_rows = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
-    if wants.ranks:
+    if requested.ranks:
         n_rows = min(n_rows, rows_at_once(vocabulary))
     parts = []
     for start in range(0, len(targets_M), n_rows):
         rows = slice(start, min(start + n_rows, len(targets_M)))
-        running = Running(targets_M[rows], wants)
-        for words in word_blocks(vocabulary, width or _width(rows, targets_M)):
+        running = StreamingSoftmax(targets_M[rows], requested)
+        for words in vocab_blocks(vocabulary, width or _width(rows, targets_M)):
             running.add(logits_of(rows, words), words.start)
         parts.append(running.result())
     return to_host(parts)
@@ -86,7 +86,7 @@ def _width(rows: slice, targets_M: Tensor) -> int:
     return max(LEAST_WIDTH, (_GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS) // n_rows)
 
 
-def word_blocks(vocabulary: int, width: int) -> Iterator[slice]:
+def vocab_blocks(vocabulary: int, width: int) -> Iterator[slice]:
     """The vocabulary in blocks of so many words; the last one may be smaller."""
     for first in range(0, vocabulary, width):
         yield slice(first, min(first + width, vocabulary))

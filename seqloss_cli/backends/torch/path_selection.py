@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from seqloss_cli.backends.batching import plan_batches
-from seqloss_cli.backends.prefix_sharing import SHORTEST_TRUNK
-from seqloss_cli.backends.torch.forward import PATHS, Runner, RunPath, can_run_in_blocks
+from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX
+from seqloss_cli.backends.torch.forward import PATHS, ModelForward, RunPath, can_run_in_blocks
 from seqloss_cli.backends.torch.traits import (
+    depends_on_packed_position,
+    has_length_dependent_rope,
     longest_seen_whole,
-    minds_its_place,
     possible_backbones,
-    rope_minds_length,
-    rounds_what_comes_in,
+    quantizes_activations,
 )
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
@@ -41,7 +41,7 @@ _APART = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.b
 take other numbers of tokens."""
 
 
-class Prober:
+class PathSelector:
     """Runs a few made-up ids through a model in every way. `warnings` says what is not the fastest,
     and why."""
 
@@ -50,9 +50,9 @@ class Prober:
         self.model, self.warnings = model, list[str]()
         self.longest = longest_seen_whole(model, max_tokens)
         """The longest row of which every token sees all before it."""
-        self.runner = Runner(model, self.longest)
+        self.runner = ModelForward(model, self.longest)
         self.backbones = possible_backbones(model)
-        self._rounding = rounds_what_comes_in(model)
+        self._rounding = quantizes_activations(model)
         self._refusal = ""  # what the last way that was tried raised
         self._not_packed = ""  # why rows are padded, or fed one at a time
 
@@ -73,7 +73,7 @@ class Prober:
         paths = self._possible_paths()
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
         for path, backbone, in_blocks in product(paths, self.backbones, blocks):
-            self.runner.go_by(path, backbone, in_blocks)
+            self.runner.use_path(path, backbone, in_blocks)
             self.runner.block_width = -(-self.n_ids // 3)  # else a few positions need one block
             if self.agrees(probes, expected) and self._keeps_apart(*probes):
                 self.runner.block_width = None
@@ -81,22 +81,22 @@ class Prober:
                 return
             if path == "packed" and not self._not_packed:
                 self._not_packed = self._refusal or "packed, they would get other losses"
-        self.runner.go_by("plain", None)
+        self.runner.use_path("plain", None)
         self._say_what_is_slow()
 
     def _possible_paths(self) -> tuple[RunPath, ...]:
         """Those that what the model says of itself leaves to be tried."""
-        if rope_minds_length(self.model) or self._rounding is not None:
+        if has_length_dependent_rope(self.model) or self._rounding is not None:
             return ("single",)
         if not self.longest:
             self._not_packed = "its layers look back in ways that are not known"
-        elif minds_its_place(self.model):
+        elif depends_on_packed_position(self.model):
             self._not_packed = "its attention minds where in a batch a row stands"
         return PATHS[1:-1] if self._not_packed else PATHS[:-1]
 
     def _keeps_apart(self, long: TokenSequence, short: TokenSequence) -> bool:
         """Whether a row's losses stay as they are when the ids of the row before it change."""
-        if self.runner.abilities.one_row:
+        if self.runner.capabilities.one_row:
             return True
         other = probe_of((long.token_ids[::-1] + 1) % self.n_ids)
         before, after = (self.losses([first, short])[1] for first in (long, other))
@@ -107,7 +107,7 @@ class Prober:
         """The longest sequence that can share its beginning: 0 where one that does so gets other
         losses, or where a cache cannot be shared. Masks for branches know no sliding windows."""
         longest = self.longest
-        a, b = SHORTEST_TRUNK, SHORTEST_TRUNK + 3
+        a, b = SHORTEST_PREFIX, SHORTEST_PREFIX + 3
         ids = probe_ids(b + 22, self.n_ids)
         rows = [ids[: a + 1], ids[: a + 6], np.append(ids[:a], ids[b : b + 4])]
         rows += [ids[1 : b + 3], np.append(ids[1:b], ids[-5:])]
@@ -127,10 +127,10 @@ class Prober:
         """Of each probe, batched as sequences are, by the path and backbone that are set."""
         windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
         policy = BatchPolicy(share_prefix=longest_shared > 0)
-        abilities = replace(self.runner.abilities, longest_shared=longest_shared)
+        capabilities = replace(self.runner.capabilities, longest_shared=longest_shared)
         losses = [np.empty(0)] * len(probes)
-        for batch in plan_batches(probes, windows, policy, abilities):
-            scores = self.runner.score(batch, Wants())
+        for batch in plan_batches(probes, windows, policy, capabilities):
+            scores = self.runner.score(batch, Requested())
             for part in batch.parts:
                 losses[part.sequence] = scores.losses[part.scores]
         return losses

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.word_boundaries import MarkedIds
-from seqloss_cli.core.backend import Wants
+from seqloss_cli.backends.torch.word_boundaries import BoundaryIds
+from seqloss_cli.core.backend import Requested
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,23 @@ FURTHER = ("mean_log_prob",)
 """Figures of `HeadTensors` that go into `TokenScores.further`."""
 
 
-class Running:
+class StreamingSoftmax:
     """What is kept of the blocks that were seen: greatest logit, sums relative to it, and the best.
 
     With s = Σ exp(z - max) and u = Σ exp(z - max) (z - max) over the words so far, a greater max'
     turns them into s e^d and e^d (u + d s), d = max - max' (Milakov & Gimelshein 2018).
     """
 
-    def __init__(self, targets_M: Tensor, wants: Wants, asked_MK: Tensor | None = None) -> None:
-        self._targets_M1, self._wants, self._asked_MK = targets_M[:, None], wants, asked_MK
+    def __init__(
+        self, targets_M: Tensor, requested: Requested, asked_MK: Tensor | None = None
+    ) -> None:
+        self._targets_M1, self._wants, self._asked_MK = targets_M[:, None], requested, asked_MK
         shape, device = self._targets_M1.shape, targets_M.device
         self._max_M1 = torch.full(shape, -torch.inf, device=device)
         self._target_M1 = torch.zeros(shape, device=device)
         self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
         self._spread_M1 = torch.zeros_like(self._sum_M1)
-        self._marked = None if wants.marks is None else MarkedIds(wants.marks, device)
+        self._marked = None if requested.marks is None else BoundaryIds(requested.marks, device)
         self._marked_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
         self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
@@ -184,7 +186,7 @@ class Running:
         return 1 + torch.stack(above).sum(dim=0)
 
 
-def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTensors:
+def score_logits(logits_MV: Tensor, targets_M: Tensor, requested: Requested) -> HeadTensors:
     """Cross-entropy with the one-hot gold on `targets_M`: ln Σ_v exp(z_v) - z_target, in nats.
 
     Written as ln Σ exp(z_v - max) + (max - z_target): both terms are >= 0 in floating point too,
@@ -200,16 +202,16 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, wants: Wants) -> HeadTens
     log_sum_M1 = sum_M1.double().log()
     losses_M1 = log_sum_M1 + (max_M1.double() - target_M1.double())
     top_ids = top_log_probs = boundaries = None
-    if wants.marks is not None:
-        marked = MarkedIds(wants.marks, logits_MV.device)
+    if requested.marks is not None:
+        marked = BoundaryIds(requested.marks, logits_MV.device)
         boundaries = marked.sums(shifted_MV, 0, targets_M[:, None]).log() - log_sum_M1
-    if wants.top_k:
-        top_logits, top_ids = top_logits_of(logits_MV, wants.top_k)
+    if requested.top_k:
+        top_logits, top_ids = top_logits_of(logits_MV, requested.top_k)
         top_log_probs = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
     return HeadTensors(
         losses=losses_M1[:, 0],
-        ranks=1 + (logits_MV > target_M1).sum(dim=1) if wants.ranks else None,
-        entropies=_entropies(shifted_MV, weights_MV, sum_M1) if wants.entropy else None,
+        ranks=1 + (logits_MV > target_M1).sum(dim=1) if requested.ranks else None,
+        entropies=_entropies(shifted_MV, weights_MV, sum_M1) if requested.entropy else None,
         top_ids=top_ids,
         top_log_probs=top_log_probs,
         boundaries=boundaries,

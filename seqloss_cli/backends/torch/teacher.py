@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from seqloss_cli.backends.teacher_files import TeacherFile
-from seqloss_cli.backends.torch.backend import Engine
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
-from seqloss_cli.backends.torch.forward import Runner
-from seqloss_cli.core.backend import Abilities, Batch, TokenScores, Wants
+from seqloss_cli.backends.torch.forward import ModelForward
+from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice, WindowPolicy
 from seqloss_cli.core.records import Rejected, TokenSequence, rejection
@@ -19,11 +19,11 @@ from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_po
 Entry = TokenSequence | Rejected
 
 
-class TaughtEngine:
+class StudentTeacherBackend:
     """A model and its teacher as one backend: the student's losses, and the divergences."""
 
     def __init__(
-        self, student: Engine, teacher: Engine | None, n_words: int, top_k: int = 0
+        self, student: TorchBackend, teacher: TorchBackend | None, n_words: int, top_k: int = 0
     ) -> None:
         """`n_words` of both vocabularies count. With `top_k` what a file keeps of the teacher is
         given, too. Without a `teacher` batches come with what a file knows of it."""
@@ -32,11 +32,11 @@ class TaughtEngine:
         self.path, self.compiled = student.path, student.compiled
         self.warnings: list[str] = []
         """Of the teacher: those of the student were said when it was loaded."""
-        self.abilities = replace(student.abilities, longest_shared=0)
+        self.capabilities = replace(student.capabilities, longest_shared=0)
         if teacher is not None:
             self.warnings += [f"teacher: {each}" for each in teacher.warnings]
-            a, b = student.abilities, teacher.abilities
-            self.abilities = Abilities(
+            a, b = student.capabilities, teacher.capabilities
+            self.capabilities = Capabilities(
                 a.one_row or b.one_row, min(a.longest_packed, b.longest_packed)
             )
 
@@ -45,8 +45,8 @@ class TaughtEngine:
         """Batches that did not fit in memory."""
         return self._student.n_too_large + (self._teacher.n_too_large if self._teacher else 0)
 
-    def score(self, batch: Batch, wants: Wants) -> TokenScores:
-        """As `Engine.score`; `wants` is not looked at."""
+    def score(self, batch: Batch, requested: Requested) -> TokenScores:
+        """As `TorchBackend.score`; `requested` is not looked at."""
         teacher = self._teacher
         if teacher is None:
             return self._student.run(batch, lambda runner: self._from_saved(batch, runner))
@@ -55,19 +55,23 @@ class TaughtEngine:
             lambda runner: teacher.run(batch, lambda other: self._both(batch, runner, other)),
         )
 
-    def _both(self, batch: Batch, student: Runner, teacher: Runner) -> TokenScores:
+    def _both(self, batch: Batch, student: ModelForward, teacher: ModelForward) -> TokenScores:
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
         return diverge(logits, teacher.logits(batch), targets_M, self._n_words, self._top_k)
 
-    def _from_saved(self, batch: Batch, student: Runner) -> TokenScores:
+    def _from_saved(self, batch: Batch, student: ModelForward) -> TokenScores:
         assert batch.saved is not None
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
         return diverge_from_saved(logits, targets_M, batch.saved, self._n_words)
 
 
 def load_teacher(
-    choice: ModelChoice, student: Checkpoint, engine: Engine, windows: WindowPolicy, top_k: int
-) -> tuple[TaughtEngine, WindowPolicy, dict[str, Any]]:
+    choice: ModelChoice,
+    student: Checkpoint,
+    backend: TorchBackend,
+    windows: WindowPolicy,
+    top_k: int,
+) -> tuple[StudentTeacherBackend, WindowPolicy, dict[str, Any]]:
     """The two as one backend, the windows that fit both, and what the run's record says.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
@@ -75,13 +79,13 @@ def load_teacher(
     checkpoint = load_checkpoint(choice)
     _require_same_ids(student, checkpoint)
     windows = _fitting(windows, checkpoint)
-    teacher = Engine(checkpoint.model, windows.context)
-    if engine.compiled:
+    teacher = TorchBackend(checkpoint.model, windows.context)
+    if backend.compiled:
         try:
             teacher.compile()
         except RunError as error:
             teacher.warnings.append(f"not compiled: {error}")
-    widths = engine.vocabulary(), teacher.vocabulary()
+    widths = backend.vocabulary(), teacher.vocabulary()
     n_words = widths[0]
     if widths[0] != widths[1]:
         if top_k:
@@ -95,7 +99,7 @@ def load_teacher(
                 f"--teacher {choice.name}: the tokenizer has {n_words} ids, the models' heads "
                 f"{widths[0]} and {widths[1]}: they have no common vocabulary"
             )
-    taught = TaughtEngine(engine, teacher, n_words, top_k)
+    taught = StudentTeacherBackend(backend, teacher, n_words, top_k)
     taught.warnings += [f"teacher: {each}" for each in checkpoint.warnings]
     return taught, windows, teacher_record(checkpoint, teacher.path, widths, n_words)
 

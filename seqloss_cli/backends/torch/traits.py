@@ -11,7 +11,7 @@ _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
 _REACHES = ("sliding_window", "attention_chunk_size", "window_size")
 """How far layers look back, by the names that configurations have for it."""
-_MIND_THEIR_PLACE = ("attn_temperature_tuning",)
+_PACKED_POSITION_SETTINGS = ("attn_temperature_tuning",)
 """Settings of models that scale attention by a token's place in what is fed, not in its row, beyond
 thousands of tokens."""
 
@@ -26,13 +26,13 @@ def longest_seen_whole(model: Any, max_tokens: int) -> int:
     return min([max_tokens, *(r for r in reaches if isinstance(r, int) and r > 0)])
 
 
-def minds_its_place(model: Any) -> bool:
+def depends_on_packed_position(model: Any) -> bool:
     """Whether a token's place in what is fed counts, beside its place in its row."""
     config = model.config.get_text_config()
-    return any(getattr(config, name, None) for name in _MIND_THEIR_PLACE)
+    return any(getattr(config, name, None) for name in _PACKED_POSITION_SETTINGS)
 
 
-def rope_minds_length(model: Any) -> bool:
+def has_length_dependent_rope(model: Any) -> bool:
     """Whether rotary factors depend on the longest row: then a row's numbers depend on its batch.
 
     A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
@@ -41,7 +41,7 @@ def rope_minds_length(model: Any) -> bool:
     return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
 
 
-def rounds_what_comes_in(model: Any) -> str | None:
+def quantizes_activations(model: Any) -> str | None:
     """The quantisation, where it rounds activations by what they are computed together with."""
     return described(model.config) if rounds_activations(model.config) else None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from seqloss_cli.core.backend import WordMarks
 
 
-class MarkedIds:
+class BoundaryIds:
     """The ids whose probabilities are summed, on a device."""
 
     def __init__(self, marks: WordMarks, device: torch.device) -> None:

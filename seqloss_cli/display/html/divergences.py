@@ -37,7 +37,7 @@ from seqloss_cli.display.html.worst import Worst, WorstTokens, anchors_of, place
 from seqloss_cli.display.scales import KL_EDGES, step_of
 from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents
 from seqloss_cli.metrics.statistics import Estimate, Reservoir
-from seqloss_cli.results import DivergedRow, ResultsOf
+from seqloss_cli.results import DivergenceRow, ResultsOf
 
 _METRICS = [
     Metric("kl", "KL(gold ‖ model)"),
@@ -91,7 +91,7 @@ class GatheredDivergences:
     """Each with its own sums in the field `_SUMS`."""
 
 
-def gather_divergences(rows: Iterable[DivergedRow], options: PageOptions) -> GatheredDivergences:
+def gather_divergences(rows: Iterable[DivergenceRow], options: PageOptions) -> GatheredDivergences:
     """One pass; what is kept of the rows is what the page shows."""
     documents, sums = Documents(), DivergenceTotals()
     by_kl = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
@@ -114,7 +114,7 @@ def gather_divergences(rows: Iterable[DivergedRow], options: PageOptions) -> Gat
     )
 
 
-def _shown(row: DivergedRow, order: int) -> Shown:
+def _shown(row: DivergenceRow, order: int) -> Shown:
     found = shown(row.row, order)
     found = replace(found, fields={**found.fields, _SUMS: row.sums})
     if found.why_plain or row.columns is None or row.row.tokens is None:
@@ -142,7 +142,7 @@ def _known(values: Floats, known: Any) -> tuple[float | None, ...]:
 
 
 def page_of_divergences(
-    file: ResultsOf[DivergedRow],
+    file: ResultsOf[DivergenceRow],
     found: GatheredDivergences,
     options: PageOptions,
     n_unusable: int = 0,

@@ -25,7 +25,7 @@ from seqloss_cli.display.terminal.theme import (
     number,
     visible,
 )
-from seqloss_cli.metrics.divergence_totals import Diverged, DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence_totals import DivergenceScore, DivergenceTotals, Documents
 
 _MOST_TABLES = 5
 _FIGURES = (
@@ -61,7 +61,7 @@ class DivergenceTableWriter:
     def begin(self, run: RunInfo) -> None:
         self._run = run
 
-    def sequence(self, diverged: Diverged, sums: DivergenceTotals) -> None:
+    def sequence(self, diverged: DivergenceScore, sums: DivergenceTotals) -> None:
         if self._options.summary:
             return
         self._n_shown += 1
@@ -153,7 +153,7 @@ class DivergenceTableWriter:
         yield from policies(run)
 
 
-def token_table(diverged: Diverged, options: TableOptions) -> Table:
+def token_table(diverged: DivergenceScore, options: TableOptions) -> Table:
     """Position, token, both losses, KL, the change of its probability, whether favourites agree."""
     title = f"{escape(diverged.sample.id)}  (in {options.unit})"
     figures = ("loss", "gold's", "KL", "delta p", "top")
@@ -163,7 +163,7 @@ def token_table(diverged: Diverged, options: TableOptions) -> Table:
     return table
 
 
-def _rows(diverged: Diverged, options: TableOptions) -> Iterator[list[Text]]:
+def _rows(diverged: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:
     score, found = diverged.score, diverged.divergences
     deltas = found.delta_p
     for t, text in enumerate(options.token_texts(score.sequence)):
@@ -183,7 +183,7 @@ def _rows(diverged: Diverged, options: TableOptions) -> Iterator[list[Text]]:
         ]
 
 
-def _line(diverged: Diverged, sums: DivergenceTotals, options: TableOptions) -> Text:
+def _line(diverged: DivergenceScore, sums: DivergenceTotals, options: TableOptions) -> Text:
     kl, same = sums.mean("kl"), sums.same_top1
     line = Text(escape(diverged.sample.id))
     mean = number(options.in_unit(kl))

@@ -14,13 +14,13 @@ class Shown(NamedTuple):
     """On either side."""
 
 
-def folded(n: int, shown: Shown, seam: int | None) -> list[range]:
+def folded(n: int, shown: Shown, prompt_boundary: int | None) -> list[range]:
     """What is left out of n; never a single one, in whose place a note would stand."""
     if n <= shown.head + shown.tail + 1:
         return []
     start, stop = shown.head, n - shown.tail
-    if seam is None:
+    if prompt_boundary is None:
         return [range(start, stop)]
-    before = range(start, min(stop, max(start, seam - shown.around_seam)))
-    after = range(max(start, min(stop, seam + shown.around_seam)), stop)
+    before = range(start, min(stop, max(start, prompt_boundary - shown.around_seam)))
+    after = range(max(start, min(stop, prompt_boundary + shown.around_seam)), stop)
     return [fold for fold in (before, after) if len(fold) > 1]

@@ -66,7 +66,7 @@ class MaskTableWriter:
         identity = escape(mask.sequence.sample.id)
         title = f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)"
         self._show_text(mask, title)
-        if mask.sequence.seam is not None and mask.sequence.seam.turns:
+        if mask.sequence.prompt_boundary is not None and mask.sequence.prompt_boundary.turns:
             self._console.print()
             self._console.print(self._turns(mask))
         for line in self._remarks(mask, sums):
@@ -122,15 +122,18 @@ class MaskTableWriter:
 
     def _turns(self, mask: Mask) -> Table:
         table = figures_table("turns", ("turn",), ("role",), ("tokens", "count"))
-        assert mask.sequence.seam is not None
-        for n, turn in enumerate(mask.sequence.seam.turns):
+        assert mask.sequence.prompt_boundary is not None
+        for n, turn in enumerate(mask.sequence.prompt_boundary.turns):
             counted = int(mask.sequence.loss_mask[turn.start : turn.end].sum())
             table.add_row(str(n), escape(turn.role), str(turn.end - turn.start), str(counted))
         return table
 
     def _remarks(self, mask: Mask, sums: MaskTotals) -> Iterator[Text]:
-        if mask.sequence.seam is not None and mask.sequence.seam.boundary not in (None, "clean"):
-            yield Text(f"boundary: {mask.sequence.seam.boundary}", style="yellow")
+        if (
+            mask.sequence.prompt_boundary is not None
+            and mask.sequence.prompt_boundary.boundary not in (None, "clean")
+        ):
+            yield Text(f"boundary: {mask.sequence.prompt_boundary.boundary}", style="yellow")
         if mask.sequence.flags:
             yield Text("flags: " + flags_text(mask.sequence.flags), style="yellow")
         if sums.responses is not None and sums.everything is not None:

@@ -26,7 +26,7 @@ def line_columns(options: TableOptions, totals: Totals) -> tuple[tuple[str, int]
     """Name and width of the columns of a pair's line."""
     columns = [("x", 6), ("y", 6), ("ln Pr(x)", 12), ("ln Pr(y|x)", 12), ("mean loss", 10)]
     columns += [("pmi", 10)] * options.pmi
-    columns += [("apart-joint", 12)] * (totals.other_boundary is not None)
+    columns += [("apart-joint", 12)] * (totals.separate_tokenization is not None)
     return tuple(columns)
 
 
@@ -42,7 +42,7 @@ def line_values(score: SequenceScore, totals: Totals, options: TableOptions) -> 
     ]
     if options.pmi:
         values.append(number(options.in_unit(pointwise_mutual_information(totals)), 3))
-    if totals.other_boundary is not None:
+    if totals.separate_tokenization is not None:
         values.append(number(options.in_unit(boundary_difference(totals)), 3))
     return tuple(values)
 
@@ -64,11 +64,11 @@ def _lines(
 ) -> Iterator[tuple[str, float | None, str]]:
     """Name, value in nats, and a note; the unit is one for all."""
     ln = "log2" if options.bits else "ln"
-    seam = score.sequence.seam
-    assert seam is not None
+    prompt_boundary = score.sequence.prompt_boundary
+    assert prompt_boundary is not None
     prompt = f"prompt, {many(totals.n_prompt_tokens, 'token')}{_why_unknown(score, rule)}"
-    yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if seam.empty_prompt else prompt
-    meeting = f", boundary {seam.boundary}" if seam.boundary else ""
+    yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if prompt_boundary.empty_prompt else prompt
+    meeting = f", boundary {prompt_boundary.boundary}" if prompt_boundary.boundary else ""
     response = f"response, {many(totals.n_response_tokens, 'token')}{meeting}"
     yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
     parts = (rule.log_prob_x, rule.log_prob_y_given_x)
@@ -82,23 +82,23 @@ def _lines(
     mean = number(options.in_unit(totals.mean_loss))
     rates = f"mean {mean} per token, perplexity {number(totals.perplexity)}"
     yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
-    if totals.other_boundary is not None:
-        apart = totals.other_boundary
+    if totals.separate_tokenization is not None:
+        apart = totals.separate_tokenization
         yield "loss, apart", apart.total_loss, f"{many(apart.n_scored, 'token')} tokenized apart"
         yield "apart - joint", boundary_difference(totals), ""
 
 
 def _why_unknown(score: SequenceScore, rule: ChainRule) -> str:
     """Of a marginal: rules 8 and 13."""
-    seam = score.sequence.seam
-    assert seam is not None
+    prompt_boundary = score.sequence.prompt_boundary
+    assert prompt_boundary is not None
     if rule.log_prob_x is not None:
         return ""
-    if not seam.prompt_wanted:
+    if not prompt_boundary.prompt_scored:
         return ", not scored"
-    if seam.n_dropped:
-        return f"; unknown, {seam.n_dropped} were cut"
-    if seam.n_spans != 1:
+    if prompt_boundary.n_dropped:
+        return f"; unknown, {prompt_boundary.n_dropped} were cut"
+    if prompt_boundary.n_spans != 1:
         return "; unknown, more than one stretch counts"
     return "; unknown, none has a finite loss"
 

@@ -73,7 +73,7 @@ def _pairs(totals: Totals) -> list[tuple[str, str]]:
 
 
 def _pmi(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
-    if totals.alone is None:
+    if totals.response_only is None:
         return []
     pmi = options.in_unit(pointwise_mutual_information(totals))
     return [("pmi", _figure(pmi, f"{options.unit} in all"))]
@@ -81,7 +81,7 @@ def _pmi(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
 
 def _comparison(totals: Totals, options: TableOptions) -> list[tuple[str, str]]:
     """The loss with prompts and responses tokenized apart, where both ways were asked for."""
-    if (apart := totals.other_boundary) is None:
+    if (apart := totals.separate_tokenization) is None:
         return []
     difference = _figure(options.in_unit(boundary_difference(totals)), options.unit)
     loss = _figure(options.in_unit(apart.total_loss), f"{options.unit} over {apart.n_scored}")

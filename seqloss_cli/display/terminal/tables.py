@@ -31,16 +31,16 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     Columns of figures keep their width; on a narrow terminal tokens and alternatives wrap.
     """
     title = f"{escape(score.sequence.sample.id)}  (losses in {options.unit})"
-    positions = ("pos", *(("part",) if score.sequence.seam else ()))
+    positions = ("pos", *(("part",) if score.sequence.prompt_boundary else ()))
     figures = ["id", "loss", "prob", "sum"]
     figures += ["rank"] * (score.ranks is not None) + ["entropy"] * (score.entropies is not None)
     table = figures_table(title, positions, ("token",), figures)
     if score.top_ids is not None:
         table.add_column("alternatives", overflow="fold")
     rows = _token_rows(score, options)
-    stretch = score.sequence.one_stretch if score.sequence.seam else None
-    seam = None if stretch is None else stretch[0]
-    add_rows(table, rows, len(score.losses), options, "tokens", seam)
+    stretch = score.sequence.one_stretch if score.sequence.prompt_boundary else None
+    prompt_boundary = None if stretch is None else stretch[0]
+    add_rows(table, rows, len(score.losses), options, "tokens", prompt_boundary)
     return table
 
 
@@ -50,10 +50,10 @@ def add_rows(
     n_rows: int,
     options: TableOptions,
     what: str,
-    seam: int | None = None,
+    prompt_boundary: int | None = None,
 ) -> None:
     """All rows, or the first and the last of many, and those around a seam."""
-    folds = [] if options.all_tokens else folded(n_rows, _ROWS, seam)
+    folds = [] if options.all_tokens else folded(n_rows, _ROWS, prompt_boundary)
     n_folded = sum(map(len, folds))
     if folds:
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
@@ -78,9 +78,9 @@ def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Te
     for t, text in enumerate(texts):
         loss = float(score.losses[t]) if score.scored[t] else None
         counts = bool(score.counted[t])
-        style = loss_style(loss, score.sequence.seam is not None) if counts else "dim"
+        style = loss_style(loss, score.sequence.prompt_boundary is not None) if counts else "dim"
         row = [Text(str(t), style="dim")]
-        if score.sequence.seam is not None:
+        if score.sequence.prompt_boundary is not None:
             row.append(Text(*("y", "") if score.sequence.loss_mask[t] else ("x", "dim")))
         row += [
             Text(visible(text), style=style),

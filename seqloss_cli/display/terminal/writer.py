@@ -80,8 +80,8 @@ class TableWriter:
     def _show_tables(self, score: SequenceScore, totals: Totals) -> None:
         self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
-        if (seam := score.sequence.seam) is not None:
-            if seam.turns:
+        if (prompt_boundary := score.sequence.prompt_boundary) is not None:
+            if prompt_boundary.turns:
                 self._console.print()
                 self._console.print(turn_table(score, self._options))
             self._console.print()
@@ -106,7 +106,7 @@ class TableWriter:
         self._print_line("sequence", header, "", "bold")
 
     def _line(self, score: SequenceScore, totals: Totals) -> None:
-        options, seam = self._options, score.sequence.seam
+        options, prompt_boundary = self._options, score.sequence.prompt_boundary
         values: tuple[str, ...] = (
             str(totals.n_tokens),
             str(totals.n_scored),
@@ -115,11 +115,11 @@ class TableWriter:
             number(totals.bits_per_byte),
         )
         flags, columns = score_flags(score) | overflow_flags(totals), _LINE_COLUMNS
-        if seam is not None:
+        if prompt_boundary is not None:
             columns = line_columns(options, totals)
             values = line_values(score, totals, options)
-            if seam.boundary != "clean" and seam.boundary is not None:
-                flags[f"boundary {seam.boundary}"] = True
+            if prompt_boundary.boundary != "clean" and prompt_boundary.boundary is not None:
+                flags[f"boundary {prompt_boundary.boundary}"] = True
         if not self._as_lines:
             self._as_lines = True
             self._line_header(columns)

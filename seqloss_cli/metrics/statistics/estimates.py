@@ -139,8 +139,8 @@ def block_bootstrap(
     n_blocks = n // block
     if n_blocks < 2:
         return unknown(value, n_blocks, f"no interval: fewer than 2 blocks of {block} tokens")
-    ahead = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
-    block_sums = ahead[block:] - ahead[:-block]
+    prefetch = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
+    block_sums = prefetch[block:] - prefetch[:-block]
     generator, found = np.random.default_rng(seed), np.empty(n_resamples)
     step = max(1, MOST_ENTRIES // n_blocks)
     for start in range(0, n_resamples, step):

@@ -10,7 +10,7 @@ from seqloss_cli.results.writing.formats import (
     Writer,
     score_rows,
 )
-from seqloss_cli.results.writing.kept import KeptRows, LeftFile, look_at, recorded_run
+from seqloss_cli.results.writing.kept import KeptRows, PartialFile, look_at, recorded_run
 from seqloss_cli.results.writing.masks import mask_rows
 from seqloss_cli.results.writing.parquet import ParquetWriter
 from seqloss_cli.results.writing.rankings import RankedRows, ranking_rows
@@ -22,9 +22,9 @@ __all__ = [
     "JsonWriter",
     "JsonlWriter",
     "KeptRows",
-    "LeftFile",
     "OpenAIWriter",
     "ParquetWriter",
+    "PartialFile",
     "RankedRows",
     "RegionLines",
     "RowMakers",

@@ -9,7 +9,7 @@ import numpy as np
 
 from seqloss_cli.metrics.divergence_totals import (
     SUMS,
-    Diverged,
+    DivergenceScore,
     DivergenceTotals,
     Documents,
 )
@@ -25,7 +25,7 @@ def divergence_rows(
     documents: Documents,
     measured: Callable[[], Row | None],
     in_part: bool = False,
-) -> RowMakers[Diverged, DivergenceTotals]:
+) -> RowMakers[DivergenceScore, DivergenceTotals]:
     """`documents` are those of the rows, for the totals' intervals; `measured` says at the end what
     the error of a file is that was saved by the way."""
     return RowMakers(
@@ -37,7 +37,7 @@ def divergence_rows(
     )
 
 
-def divergence_row(diverged: Diverged, totals: DivergenceTotals, options: RowOptions) -> Row:
+def divergence_row(diverged: DivergenceScore, totals: DivergenceTotals, options: RowOptions) -> Row:
     """`totals` are those of this sequence."""
     sequence, sample = diverged.score.sequence, diverged.sample
     row = identity_row(sequence)
@@ -68,7 +68,7 @@ def _sums(totals: DivergenceTotals) -> Row:
     return row
 
 
-def _infinite(diverged: Diverged) -> Row:
+def _infinite(diverged: DivergenceScore) -> Row:
     """Where losses and divergences are infinite, and so null."""
     found, scored = diverged.divergences, diverged.score.scored
     columns = {
@@ -80,7 +80,7 @@ def _infinite(diverged: Diverged) -> Row:
     return {name: each.tolist() for name, each in places.items() if len(each)}
 
 
-def _tokens(diverged: Diverged, options: RowOptions) -> Row:
+def _tokens(diverged: DivergenceScore, options: RowOptions) -> Row:
     """Of every token, null where it has no loss."""
     score, found = diverged.score, diverged.divergences
     sequence, scored = score.sequence, score.scored

@@ -34,7 +34,7 @@ _MEND = "give the inputs of the first run, or --force to start anew"
 
 
 @dataclass(frozen=True, slots=True)
-class LeftFile:
+class PartialFile:
     """What a results file holds."""
 
     path: Path
@@ -58,13 +58,13 @@ class LeftFile:
         return 1 if self.run is None else self.n_rows + 2 + self.has_totals
 
 
-def look_at(path: Path) -> LeftFile:
+def look_at(path: Path) -> PartialFile:
     """Raises UsageError when the file holds something else than results, or rows without a run."""
     n_bytes = path.stat().st_size
     with path.open("rb") as stream:
         run = _run_line(stream, path)
         if run is None:
-            return LeftFile(path, None, n_torn=n_bytes)
+            return PartialFile(path, None, n_torn=n_bytes)
         length, kinds = stream.tell(), dict.fromkeys(_ROWS, 0)
         line = _whole_line(stream)
         while line is not None and line["type"] in _ROWS:
@@ -76,7 +76,7 @@ def look_at(path: Path) -> LeftFile:
         stream.seek(end)
         n_lost = _n_whole_rows(stream)
     n_rows, n_rejected = sum(kinds.values()), kinds["rejected"]
-    return LeftFile(path, run, n_rows, n_rejected, length, has_totals, n_bytes - end, n_lost)
+    return PartialFile(path, run, n_rows, n_rejected, length, has_totals, n_bytes - end, n_lost)
 
 
 def recorded_run(path: Path) -> Mapping[str, Any] | None:
@@ -158,7 +158,7 @@ class KeptRows(Generic[Sums]):
 
     def __init__(
         self,
-        file: LeftFile,
+        file: PartialFile,
         nothing: Sums,
         sums_of: Callable[[Row, str], Sums],
         when_met: Callable[[], None] = ignore_met,
@@ -233,7 +233,7 @@ def _expected(entry: TokenSequence | Rejected, row: Row) -> Row:
         "type": "sequence",
         **identity_row(entry),
         "n_tokens": entry.n_tokens,
-        "n_scored": int((entry.wanted & entry.loss_mask)[1:].sum()),
+        "n_scored": int((entry.score_mask & entry.loss_mask)[1:].sum()),
         **{name: value for name, value in optional.items() if name in row},
     }
 

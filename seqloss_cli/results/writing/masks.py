@@ -23,8 +23,8 @@ def mask_rows(options: RowOptions) -> RowMakers[Mask, MaskTotals]:
 
 def mask_row(mask: Mask, sums: MaskTotals, options: RowOptions) -> Row:
     """`sums` are those of this sequence."""
-    sequence, seam = mask.sequence, mask.sequence.seam
-    assert seam is not None
+    sequence, prompt_boundary = mask.sequence, mask.sequence.prompt_boundary
+    assert prompt_boundary is not None
     row = identity_row(sequence)
     if options.text:
         row |= texts_row(sequence)
@@ -33,12 +33,12 @@ def mask_row(mask: Mask, sums: MaskTotals, options: RowOptions) -> Row:
     row |= {
         "bos": sequence.bos,
         "eos": sequence.eos,
-        "boundary": seam.boundary,
+        "boundary": prompt_boundary.boundary,
         "n_tokens": sums.n_tokens,
         "n_prompt_tokens": sums.n_tokens - sums.n_counted,
         "n_response_tokens": sums.n_counted,
     }
-    if seam.turns:
+    if prompt_boundary.turns:
         row["turns"] = _turns(mask)
     row["flags"] = sequence.flags
     row |= _losses(sums)
@@ -87,9 +87,9 @@ def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Ro
 
 def _turns(mask: Mask) -> list[Row]:
     """Counts of each turn; with losses, those of the tokens that count."""
-    assert mask.sequence.seam is not None
+    assert mask.sequence.prompt_boundary is not None
     rows: list[Row] = []
-    for turn in mask.sequence.seam.turns:
+    for turn in mask.sequence.prompt_boundary.turns:
         counted = int(mask.sequence.loss_mask[turn.start : turn.end].sum())
         rows.append(
             {

@@ -37,12 +37,12 @@ def texts_row(sequence: TokenSequence) -> Row:
 
 def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
     """The log-probabilities of a pair and its parts; `totals` are those of this sequence."""
-    seam = score.sequence.seam
-    assert seam is not None
+    prompt_boundary = score.sequence.prompt_boundary
+    assert prompt_boundary is not None
     rule, pair = chain_rule(score, totals), score.sequence.sample.pair
     row: Row = {
         "response_sha256": None if pair is None else sha256(pair.response),
-        "boundary": seam.boundary,
+        "boundary": prompt_boundary.boundary,
         "n_prompt_tokens": totals.n_prompt_tokens,
         "n_response_tokens": totals.n_response_tokens,
         "log_prob_x": rule.log_prob_x,
@@ -50,9 +50,9 @@ def pair_row(score: SequenceScore, totals: Totals, pmi: bool) -> Row:
         "log_prob_xy": rule.log_prob_xy,
     }
     row |= _pmi_row(totals) if pmi else {}
-    if totals.alone is not None and totals.alone.n_infinite:
-        row["n_inf_losses_y"] = totals.alone.n_infinite
-    if seam.turns:
+    if totals.response_only is not None and totals.response_only.n_infinite:
+        row["n_inf_losses_y"] = totals.response_only.n_infinite
+    if prompt_boundary.turns:
         row["turns"] = [
             {
                 "role": found.turn.role,
@@ -80,7 +80,7 @@ def pair_totals_row(totals: Totals) -> Row:
         "n_prompt_tokens": totals.n_prompt_tokens,
         "n_response_tokens": totals.n_response_tokens,
         "boundaries": totals.boundaries,
-        **({} if totals.alone is None else _pmi_row(totals)),
+        **({} if totals.response_only is None else _pmi_row(totals)),
         **comparison_row(totals),
         "loss": totals.total_loss,
     }
@@ -88,7 +88,7 @@ def pair_totals_row(totals: Totals) -> Row:
 
 def comparison_row(totals: Totals) -> Row:
     """The same responses with prompt and response tokenized apart, where both were asked for."""
-    apart = totals.other_boundary
+    apart = totals.separate_tokenization
     if apart is None:
         return {}
     return {

@@ -48,8 +48,8 @@ def ranking_row(ranking: Ranking, options: RowOptions) -> Row:
 
 def _choice(choice: ScoredChoice, probability: float | None, options: RowOptions) -> Row:
     score = choice.score
-    seam, pair = score.sequence.seam, score.sequence.sample.pair
-    assert seam is not None
+    prompt_boundary, pair = score.sequence.prompt_boundary, score.sequence.sample.pair
+    assert prompt_boundary is not None
     assert pair is not None
     row: Row = {"response": pair.response} if options.text else {}
     row |= {
@@ -58,7 +58,7 @@ def _choice(choice: ScoredChoice, probability: float | None, options: RowOptions
         "n_tokens": choice.n_tokens,
         "n_bytes": choice.n_bytes,
         "n_chars": choice.n_chars,
-        "boundary": seam.boundary,
+        "boundary": prompt_boundary.boundary,
     }
     if choice.with_alone:
         row["log_prob_y"] = finite(choice.log_prob_y)

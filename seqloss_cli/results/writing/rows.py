@@ -67,7 +67,7 @@ def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> R
     if sample.meta is not None:
         row["meta"] = sample.meta
     row |= {"bos": sequence.bos, "eos": sequence.eos}
-    if sequence.seam is not None:
+    if sequence.prompt_boundary is not None:
         row |= pair_row(score, totals, options.pmi)
     row |= _sums(totals, one_sequence=True)
     row["flags"] = flags
@@ -188,7 +188,7 @@ def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
         "token_losses": numbers_or_null(score.losses, score.scored),
         "byte_offsets": None if offsets is None else offsets.tolist(),
     }
-    if sequence.sample.labels is not None or sequence.seam is not None:
+    if sequence.sample.labels is not None or sequence.prompt_boundary is not None:
         row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
         row["labels"] = np.where(sequence.loss_mask, sequence.token_ids, IGNORED).tolist()
     if score.ranks is not None:

@@ -130,10 +130,12 @@ class Drawing:
 
     # -- the text ----------------------------------------------------------------------------
 
-    def text(self, ink: Inked, all_tokens: bool, seam: int | None = None) -> Iterator[Text]:
+    def text(
+        self, ink: Inked, all_tokens: bool, prompt_boundary: int | None = None
+    ) -> Iterator[Text]:
         """As written, and what is left out of a long one."""
         n, start = len(ink.pieces), 0
-        folds = [] if all_tokens else folded(n, TOKENS, seam)
+        folds = [] if all_tokens else folded(n, TOKENS, prompt_boundary)
         for fold in (*folds, range(n, n)):
             first, last = _whole(ink, fold.start), _whole(ink, fold.stop)
             yield from self._part(ink, range(start, first))

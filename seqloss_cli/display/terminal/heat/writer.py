@@ -81,13 +81,13 @@ def show_text(
     options: TableOptions,
 ) -> None:
     """Of one sequence, coloured by a value for each token."""
-    place = sequence.one_stretch if sequence.seam else None
-    seam = None if place is None else place[0]
+    place = sequence.one_stretch if sequence.prompt_boundary else None
+    prompt_boundary = None if place is None else place[0]
     offsets = sequence.byte_offsets
     ink = inked(
         options.token_texts(sequence), None if offsets is None else offsets.tolist(), values
     )
-    drawing.show(drawing.text(ink, options.all_tokens, seam))
+    drawing.show(drawing.text(ink, options.all_tokens, prompt_boundary))
 
 
 def values_of(score: SequenceScore) -> list[float | None]:
