@@ -40,19 +40,19 @@ tests:
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)
-	$(BIN)/python -m pytest -m slow tests/test_resume.py
+	$(BIN)/python -m pytest -m slow tests/results/test_resume.py
 
 test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 	$(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(TRL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev \
 		--requirement benchmarks/trl-requirements.txt
-	$(TRL)/bin/python -m pytest -m trl tests/test_trl.py
+	$(TRL)/bin/python -m pytest -m trl tests/tokenization/test_trl.py
 
 test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed
 	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
-	$(BIN)/python -m pytest -m browser -s tests/test_browser.py
+	$(BIN)/python -m pytest -m browser -s tests/display/test_browser.py
 
 picture: $(INSTALLED)  ## the README's picture of a page of results, with that Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser

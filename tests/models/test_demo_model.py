@@ -12,7 +12,7 @@ from safetensors import safe_open
 from seqloss_cli import Sample, Totals, totals_of
 from seqloss_cli.models.checkpoint import DEMO_FOLDER
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [DEMO_FOLDER, *sorted((ROOT / "samples" / "checkpoints").glob("step-*"))]
 
 

@@ -442,7 +442,7 @@ def test_compare_makes_the_page_too(run_cli: Run, tmp_path: Path) -> None:
 
 def test_the_wheel_holds_the_templates(tmp_path: Path) -> None:
     builder = pytest.importorskip("hatchling.builders.wheel")
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     (made,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))
     names = zipfile.ZipFile(made).namelist()
     for name in ("templates/report.html.j2", "templates/parts.html.j2", "assets/report.js",
