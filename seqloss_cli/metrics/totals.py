@@ -274,7 +274,7 @@ def _pair_counts(score: SequenceScore) -> dict[str, Any]:
         "n_pair_tokens": score.sequence.n_tokens,
         "boundaries": {} if prompt_boundary.boundary is None else {prompt_boundary.boundary: 1},
         "response_only": totals_of(score.response_only) if score.response_only else None,
-        "other_boundary": totals_of(score.separate_tokenization)
+        "separate_tokenization": totals_of(score.separate_tokenization)
         if score.separate_tokenization
         else None,
     }

@@ -153,7 +153,7 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
         "n_pair_tokens": n_response + count(row, "n_prompt_tokens"),
         "boundaries": {} if boundary is None else {str(boundary): 1},
         "response_only": _response_only(row, n_response),
-        "other_boundary": _apart(row.get("separate")),
+        "separate_tokenization": _apart(row.get("separate")),
     }
 
 
