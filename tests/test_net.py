@@ -210,7 +210,7 @@ SEAM = "--pmi --boundary compare --context 16 --truncate left --eos"
 REGIONS = "score samples/sentences.jsonl --regions samples/regions.jsonl"
 TAUGHT = "diverge samples/sentences.jsonl --limit 2 -m samples/checkpoints/step-600 --teacher demo"
 STEPS = "samples/checkpoints/step-100 samples/checkpoints/step-600 demo"
-COLOUR = "FORCE_COLOR=1 TERM=xterm-256color"
+COLOUR = "FORCE_COLOR=1"
 CSV_LEVELS = {
     "sequence": "--keep-meta",
     "token": "--ranks --entropy --context-lengths --keep-meta",
@@ -474,7 +474,11 @@ def run(line: str, folder: Path) -> Any:
     words = shlex.split(line)
     own = ("FORCE_COLOR", "NO_COLOR", "COLORFGBG", "COLORTERM")
     outer = (name for name in os.environ if name.startswith("SEQLOSS_"))
-    env: dict[str, Any] = {**dict.fromkeys((*own, *outer)), "COLUMNS": "80", "TERM": "dumb"}
+    env: dict[str, Any] = {
+        **dict.fromkeys((*own, *outer)),
+        "COLUMNS": "80",
+        "TERM": "xterm-256color",
+    }
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         env[name] = value
