@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 # -- all that depends on names inside the package -----------------------------------------------
 #
-# `stubbed` puts a `Backend` (see seqloss_cli/backend.py) where the model would be, and the
+# `stubbed` puts a `Backend` (see seqloss_cli/core/backend.py) where the model would be, and the
 # tokenizer alone where a checkpoint would be loaded. Whoever moves these mends them here.
 
 INFINITE, NAN = 4094, 4095
@@ -38,14 +38,14 @@ INFINITE, NAN = 4094, 4095
 
 @lru_cache
 def _tokenizer_of(choice: Any) -> Any:
-    from seqloss_cli.checkpoint import load_tokenizer_only
+    from seqloss_cli.models.checkpoint import load_tokenizer_only
 
     return load_tokenizer_only(choice)
 
 
 def _checkpoint(choice: Any, n_devices: int = 1) -> Any:
     """In place of `load_checkpoint`: its "model" is its name."""
-    from seqloss_cli.checkpoint import Checkpoint
+    from seqloss_cli.models.checkpoint import Checkpoint
 
     found = _tokenizer_of(choice)
     return Checkpoint(
@@ -60,11 +60,12 @@ def _checkpoint(choice: Any, n_devices: int = 1) -> Any:
 @contextmanager
 def stubbed() -> Iterator[None]:
     """While it lasts, no weights are loaded, and losses are those of `_Stub`."""
-    from seqloss_cli import scorer, teaching
-    from seqloss_cli.backend import Abilities, TokenScores
-    from seqloss_cli.engine import Engine
+    from seqloss_cli.backends.torch import teacher as teaching
+    from seqloss_cli.backends.torch.backend import TorchBackend
+    from seqloss_cli.core.backend import Capabilities, TokenScores
+    from seqloss_cli.scoring import scorer
 
-    class _Stub(Engine):  # an Engine, as diverge takes no other
+    class _Stub(TorchBackend):  # a TorchBackend, as diverge takes no other
         """Figures of a target are sixteenths made of its id and the one before, of the model's name
         and of nothing else: whatever the batches, they are the same."""
 
@@ -72,13 +73,13 @@ def stubbed() -> Iterator[None]:
 
         def __init__(self, model: str, max_tokens: int, share_prefix: bool = False) -> None:
             self.model, self.warnings, self.n_too_large = model, [], 0
-            self.abilities = Abilities(longest_packed=512, longest_shared=512 * share_prefix)
+            self.capabilities = Capabilities(longest_packed=512, longest_shared=512 * share_prefix)
 
         def vocabulary(self) -> int:
             return 4096
 
         def score(self, batch: Any, wants: Any) -> Any:
-            fed = [batch.input_ids, *(branch.input_ids.ravel() for branch in batch.branches)]
+            fed = [batch.input_ids, *(branch.input_ids.ravel() for branch in batch.suffixes)]
             return _scores(self.model, np.concatenate(fed)[batch.sources], batch.targets, wants)
 
     def _scores(name: str, before: NDArray[Any], targets: NDArray[Any], wants: Any) -> Any:
@@ -109,7 +110,7 @@ def stubbed() -> Iterator[None]:
         return _Stub(checkpoint.model, context, batches.share_prefix), batches
 
     def _taught(self: Any, batch: Any, wants: Any) -> Any:
-        """In place of `TaughtEngine.score`: what `of_teacher` and a teacher's file read."""
+        """Return what `of_teacher` and a teacher's file read, for `StudentTeacherBackend.score`."""
         losses = self._student.score(batch, wants).losses
         mixed = np.where(np.isfinite(losses), 16 * losses, 0).astype(np.int64) + batch.targets
         further: dict[str, Any] = {
@@ -139,10 +140,10 @@ def stubbed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer, "load_checkpoint", _checkpoint)
         patch.setattr(scorer, "load_tokenizer_only", _tokenizer_of)
-        patch.setattr(scorer, "_engine", _engine)
+        patch.setattr(scorer, "_open_backend", _engine)
         patch.setattr(teaching, "load_checkpoint", _checkpoint)
-        patch.setattr(teaching, "Engine", _Stub)
-        patch.setattr(teaching.TaughtEngine, "score", _taught)
+        patch.setattr(teaching, "TorchBackend", _Stub)
+        patch.setattr(teaching.StudentTeacherBackend, "score", _taught)
         yield
 
 
