@@ -126,7 +126,10 @@ def of_api(package: Any) -> Iterator[tuple[str, str]]:
     for n, outcome in enumerate(package.score(texts, context=32, stride=8, **wants)):
         yield f"api score {n}", bits(outcome, FIGURES)
     for outcome in package.cond(pairs, pmi=True, **wants):
-        for name, score in (("", outcome), (" alone", outcome.alone)):
+        for name, score in (
+            ("", outcome),
+            (" alone", getattr(outcome, "response_only", None) or getattr(outcome, "alone", None)),
+        ):
             yield f"api cond: {outcome.sample.pair}{name}", bits(score, FIGURES) if score else ""
     for ranking in package.rank(rows, pmi=True):
         name = f"api rank: {ranking.choices.prompt}"
