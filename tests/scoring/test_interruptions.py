@@ -151,7 +151,7 @@ def test_what_the_program_says_of_its_thread(
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
         monkeypatch.setattr(prefetch._Worker, "run", lambda worker: None)
-    monkeypatch.setattr("seqloss_cli.scoring.scorer.leaves_cores", lambda device: True)
+    monkeypatch.setattr("seqloss_cli.scoring.scorer.prefetch_helps", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code
     assert said in result.stderr
@@ -222,15 +222,15 @@ ARGUMENTS = ["score", "-", "--lines", "--model", "demo", "--device", "cpu"]
 SLOW = """
 import pathlib, sys
 from seqloss_cli.cli.main import main
-from seqloss_cli.backends.torch.forward import Runner
-whole = Runner.score
+from seqloss_cli.backends.torch.forward import ModelForward
+whole = ModelForward.score
 def score(runner, batch, wants):
     if len(batch.lengths) == 4:
         pathlib.Path("slow").touch()
         while True:
             whole(runner, batch, wants)
     return whole(runner, batch, wants)
-Runner.score = score
+ModelForward.score = score
 main()
 """
 """The program, but that a batch of four rows never ends."""
