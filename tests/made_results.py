@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import totals_of_row
+from seqloss_cli.results.schema.scores import totals_of_row
 from seqloss_cli.results.writing.rows import totals_row
 
 RUN: dict[str, Any] = {

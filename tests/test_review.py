@@ -23,7 +23,7 @@ from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
-from seqloss_cli.results.writing import open_sink
+from seqloss_cli.results.sinks import open_sink
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,8 +19,9 @@ from seqloss_cli.analysis.summaries import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import Difference, ResultsFile
-from seqloss_cli.results.writing.formats import json_bytes
+from seqloss_cli.results.files import ResultsFile
+from seqloss_cli.results.formats.json import json_bytes
+from seqloss_cli.results.runs import Difference
 from seqloss_cli.results.writing.rows import totals_row
 
 Row = dict[str, Any]

@@ -28,7 +28,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
 )
 from seqloss_cli.inputs import COMPRESSED, ReadOptions
-from seqloss_cli.results.writing import refuse_to_overwrite
+from seqloss_cli.results.sinks import refuse_to_overwrite
 from seqloss_cli.scoring.scorer import Scorer
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from seqloss_cli.analysis.comparisons import Comparisons, JoinReport
     from seqloss_cli.display.terminal import HeatOptions
-    from seqloss_cli.results import Difference, ResultsFile
+    from seqloss_cli.results.files import ResultsFile
+    from seqloss_cli.results.runs import Difference
 
 EXAMPLES = (
     "seqloss compare a.jsonl b.jsonl",
@@ -154,7 +155,7 @@ def settle_runs(
 
     Raises UsageError when their policies differ and that is not allowed.
     """
-    from seqloss_cli.results import NUMERICS, POLICIES, TOKENIZER, run_differences
+    from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, run_differences
 
     if not allow_different:
         r.require_same(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.divergence_totals import DivergenceScore, DivergenceTotals, Documents
-    from seqloss_cli.results.writing import RowMakers, RowOptions, Writer
+    from seqloss_cli.results.formats import Writer
+    from seqloss_cli.results.schema import RowMakers
+    from seqloss_cli.results.writing.rows import RowOptions
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 _GOLD = "Gold distributions"
@@ -134,7 +136,7 @@ def _diverge(
     from seqloss_cli.cli.writers import also_beside
     from seqloss_cli.inputs import ReadStats
     from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents, divergence_totals
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)
 
@@ -163,7 +165,7 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.paging import refuse_page
-    from seqloss_cli.results.writing import refuse_to_overwrite
+    from seqloss_cli.results.sinks import refuse_to_overwrite
 
     values = ctx.params
     refuse_page(ctx, choice)
@@ -232,7 +234,7 @@ def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
 def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | None]:
     """The file that the teacher is saved to, if that is asked for, and its measured error."""
     from seqloss_cli.backends.teacher_files import SavedSums, TeacherWriter
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     path: Path | None = ctx.params["save_teacher"]
     if path is None:
@@ -254,7 +256,7 @@ def _measured(saved: SavedSums | None) -> dict[str, Any] | None:
 def _rows_of(
     gold: TeacherScorer, documents: Documents, saved: SavedSums | None
 ) -> Callable[[RowOptions], RowMakers[DivergenceScore, DivergenceTotals]]:
-    from seqloss_cli.results.writing import divergence_rows
+    from seqloss_cli.results.schema.divergences import divergence_rows
 
     measured = partial(_measured, saved)
     return lambda options: divergence_rows(options, documents, measured, gold.knows_in_part)

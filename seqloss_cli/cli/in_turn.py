@@ -121,7 +121,9 @@ def _write(
     from seqloss_cli.core.backend import Requested
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.totals import Totals, totals_of
-    from seqloss_cli.results.writing import JsonlWriter, RowOptions, score_rows
+    from seqloss_cli.results.formats.json import JsonlWriter
+    from seqloss_cli.results.schema.scores import score_rows
+    from seqloss_cli.results.writing.rows import RowOptions
 
     tokenization = scorer.tokenization
     options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.inputs import LabelFile
     from seqloss_cli.metrics.masks import Mask, MaskTotals
-    from seqloss_cli.results.writing import Writer
+    from seqloss_cli.results.formats import Writer
     from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
@@ -98,7 +98,7 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.cli.progress import ProgressBar
         from seqloss_cli.inputs import LabelFile, ReadStats
         from seqloss_cli.metrics.masks import MaskTotals, mask_totals, masks
-        from seqloss_cli.results.writing import open_sink
+        from seqloss_cli.results.sinks import open_sink
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
         values, choice = ctx.params, choose_output(ctx)
@@ -211,7 +211,7 @@ def _writer(
 ) -> Writer[Mask, MaskTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.display.terminal import MaskTableWriter
-    from seqloss_cli.results.writing import mask_rows
+    from seqloss_cli.results.schema.masks import mask_rows
 
     if choice.format is Format.table:
         return MaskTableWriter(console(choice.path, sink), table_options(tokens, choice), trainer)

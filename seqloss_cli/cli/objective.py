@@ -16,7 +16,7 @@ from seqloss_cli.cli.failures import REJECTED, command_errors, say
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from seqloss_cli.results import ResultsFile
+    from seqloss_cli.results.files import ResultsFile
 
 EXAMPLES = (
     "seqloss objective samples/checkpoints/step-* demo --data README.md --lines",
@@ -51,7 +51,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.analysis.summary_report import objective_report
     from seqloss_cli.display.terminal.comparisons import objective_view, plain_words
     from seqloss_cli.display.terminal.reports import Scale
-    from seqloss_cli.results import TOKENIZER, run_differences
+    from seqloss_cli.results.runs import TOKENIZER, run_differences
 
     values = ctx.params
     options = r.choose_comparison(ctx)

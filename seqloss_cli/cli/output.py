@@ -14,7 +14,7 @@ from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.formats import say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.resuming import already_complete, say_nothing_to_do, take_up
+from seqloss_cli.cli.resuming import already_complete, resume, say_nothing_to_do
 from seqloss_cli.cli.writers import also_beside, score_writer
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.paths import partial_path
@@ -27,7 +27,10 @@ from seqloss_cli.metrics.divergence_totals import DivergenceTotals
 from seqloss_cli.metrics.masks import MaskTotals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.metrics.word_correction import SOURCE
-from seqloss_cli.results.writing import KeptRows, Writer, open_sink, score_rows
+from seqloss_cli.results.formats import Writer
+from seqloss_cli.results.resume import KeptRows
+from seqloss_cli.results.schema.scores import score_rows
+from seqloss_cli.results.sinks import open_sink
 from seqloss_cli.scoring.scorer import Scorer
 
 
@@ -115,15 +118,15 @@ def run_to_end(
     with open_sink(choice.path, choice.force, choice.resume, warn=say) as sink:
         kept = None
         if choice.resume and choice.path:
-            kept = take_up(sink, partial_path(choice.path), run, choice.strict)
+            kept = resume(sink, partial_path(choice.path), run, choice.strict)
 
-        def meet(entry: TokenSequence | Rejected) -> None:
+        def check(entry: TokenSequence | Rejected) -> None:
             assert kept is not None
-            kept.meet(entry)
+            kept.check(entry)
             bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
 
         n_kept = kept.n_rows if kept is not None else 0
-        outcomes = scorer.score(items, requested, bar.on_progress, n_kept, meet)
+        outcomes = scorer.score(items, requested, bar.on_progress, n_kept, check)
         own = score_writer(scorer.tokenization, sink, choice, requested.marks)
         with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
             work = Work(outcomes, totals_of, Totals(), run, writer, kept)
@@ -192,7 +195,7 @@ def _stopped(totals: Sums) -> Sums:
 
 def _with_kept(kept: KeptRows[Sums], later: Written[Sums]) -> Written[Sums]:
     """Raises UsageError when the inputs ended among the rows that are kept."""
-    kept.require_all_met()
+    kept.require_all_checked()
     return Written(
         kept.sums + later.totals,
         kept.n_sequences + later.n_sequences,

@@ -202,7 +202,7 @@ def _draw(context: typer.Context, made: Made) -> None:
     from importlib.metadata import version
 
     from seqloss_cli.display.plots import Paper, draw, drawn, size_of
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     values = context.params
     path: Path = values["output"]
@@ -223,7 +223,7 @@ def _draw(context: typer.Context, made: Made) -> None:
 
 def _print_numbers(made: Made) -> None:
     from seqloss_cli.analysis.summary_report import report_bytes
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     with open_sink(None, force=False) as sink:
         sink.write(report_bytes(made.report))

@@ -36,7 +36,7 @@ from seqloss_cli.display.plots import (
     without_directories,
 )
 from seqloss_cli.inputs.streams import STDIN
-from seqloss_cli.results import NoResultsError, ResultsFile, open_results
+from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,14 @@ class Source:
     """The report of `objective` that stands in place of results."""
 
 
-def open_source(results: Sequence[str], favourites: bool) -> Source:
+def open_source(results: Sequence[str], top1: bool) -> Source:
     """Raises RunError for a file that holds neither."""
     if len(results) > 1:
-        files = [r.open_one(name, favourites=favourites) for name in results]
+        files = [r.open_one(name, top1=top1) for name in results]
         return Source(files[0].name, files)
     name = results[0]
     try:
-        file = open_results(name, favourites)
+        file = open_results(name, top1)
         return Source(file.name, [file])
     except NoResultsError as error:
         if is_objective(error.document):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.metrics.accuracy import RankTotals
     from seqloss_cli.metrics.ranking import Ranking
-    from seqloss_cli.results.writing import RankedRows, Writer
+    from seqloss_cli.results.formats import Writer
+    from seqloss_cli.results.schema.rankings import RankedRows
     from seqloss_cli.scoring.scorer import Scorer
 
 EXAMPLES = (
@@ -122,7 +123,8 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
     from seqloss_cli.metrics.ranking import MEANINGS, SCORES
     from seqloss_cli.metrics.ranking import rank as rankings
-    from seqloss_cli.results.writing import open_sink, ranking_rows
+    from seqloss_cli.results.schema.rankings import ranking_rows
+    from seqloss_cli.results.sinks import open_sink
 
     values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()
     items = i.choice_items(ctx, names, stats)
@@ -171,7 +173,7 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
             raise UsageError(f"--answer {values['answer']}: there are {n} responses, from 0 on")
     ranked = values["output_ranked"]
     if ranked is not None:
-        from seqloss_cli.results.writing import refuse_to_overwrite
+        from seqloss_cli.results.sinks import refuse_to_overwrite
 
         if choice.path is not None and ranked.absolute() == choice.path.absolute():
             raise UsageError("--output-ranked and -o name the same file")
@@ -198,7 +200,8 @@ def _refuse_page_over(ctx: typer.Context) -> None:
 @contextmanager
 def _ranked_rows(ctx: typer.Context) -> Iterator[RankedRows | None]:
     """Where re-ordered rows go, if they are asked for."""
-    from seqloss_cli.results.writing import RankedRows, open_sink
+    from seqloss_cli.results.schema.rankings import RankedRows
+    from seqloss_cli.results.sinks import open_sink
 
     path: Path | None = ctx.params["output_ranked"]
     if path is None:
@@ -228,7 +231,7 @@ def _writer(
 ) -> Writer[Ranking, RankTotals]:
     from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
     from seqloss_cli.display.terminal import RankTableWriter
-    from seqloss_cli.results.writing import ranking_rows
+    from seqloss_cli.results.schema.rankings import ranking_rows
 
     if choice.format is Format.table:
         options = table_options(scorer.tokenization, choice)

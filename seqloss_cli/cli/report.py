@@ -16,7 +16,10 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from seqloss_cli.analysis.comparisons import Comparisons
     from seqloss_cli.display.html import Page, PageOptions
-    from seqloss_cli.results import DivergenceRow, RankedRow, ResultsFile, ResultsOf, RowKind
+    from seqloss_cli.results.files import ResultsFile, ResultsOf
+    from seqloss_cli.results.schema import RowKind
+    from seqloss_cli.results.schema.divergences import DivergenceRow
+    from seqloss_cli.results.schema.rankings import RankedRow
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
@@ -112,9 +115,11 @@ def write_page(
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
     from seqloss_cli.display.html import gather, page_of
-    from seqloss_cli.results import DIVERGENCE_KINDS, RANKING_KINDS, loss_kinds
+    from seqloss_cli.results.files import loss_kinds
+    from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
+    from seqloss_cli.results.schema.rankings import RANKING_KINDS
 
-    kinds: dict[str, RowKind[Any]] = {**loss_kinds(bulky=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
+    kinds: dict[str, RowKind[Any]] = {**loss_kinds(whole=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
     file = r.open_of(name, kinds, called)
     reading = r.Reading()
     if file.run["command"] in RANKING_KINDS:
@@ -191,7 +196,7 @@ def page_of_compared(
     """Of two files that were read to their ends, and their comparison."""
     from seqloss_cli.display.html import gather_pair, page_of_pair
 
-    again = r.Reading([r.open_one(*each, bulky=True) for each in known])
+    again = r.Reading([r.open_one(*each, whole=True) for each in known])
     rows = [again.rows(file, quiet=True) for file in again.files]
     texts = gather_pair(rows, same_tokenizer, options)
     left_out = [
@@ -207,7 +212,7 @@ def page_of_compared(
 
 def write_out(page: Page, path: Path, force: bool) -> None:
     from seqloss_cli.display.html import page_bytes
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     made = page_bytes(page)
     with open_sink(path, force, warn=say) as sink:

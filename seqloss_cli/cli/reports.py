@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from seqloss_cli.analysis.comparisons import CompareOptions
-    from seqloss_cli.results import Difference, ResultRow, ResultsFile, ResultsOf, RowKind
+    from seqloss_cli.results.files import ResultsFile, ResultsOf
+    from seqloss_cli.results.runs import Difference
+    from seqloss_cli.results.schema import RowKind
+    from seqloss_cli.results.schema.scores import ResultRow
 
 Row = TypeVar("Row")
 STATISTICS = "Statistics"
@@ -121,20 +124,20 @@ class Reading:
 
 
 def open_one(
-    name: str, shown: str | None = None, favourites: bool = False, bulky: bool = False
+    name: str, shown: str | None = None, top1: bool = False, whole: bool = False
 ) -> ResultsFile:
-    """By the name that messages are to have; `bulky`: with texts and all arrays. Raises RunError
+    """By the name that messages are to have; `whole`: with texts and all arrays. Raises RunError
     when it holds no results."""
-    from seqloss_cli.results import loss_kinds
+    from seqloss_cli.results.files import loss_kinds
 
-    return open_of(name, loss_kinds(favourites, bulky), shown)
+    return open_of(name, loss_kinds(top1, whole), shown)
 
 
 def open_of(
     name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
 ) -> ResultsOf[Any]:
     """The same, of what these commands wrote."""
-    from seqloss_cli.results import open_any
+    from seqloss_cli.results.files import open_any
 
     try:
         file = open_any(name, kinds)
@@ -196,7 +199,7 @@ def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
 
 def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
     """Raises UsageError for a file that is there already, could not be written, or is an input."""
-    from seqloss_cli.results.writing import refuse_to_overwrite
+    from seqloss_cli.results.sinks import refuse_to_overwrite
 
     refuse_to_overwrite(path, force)
     for name in inputs:
@@ -210,7 +213,7 @@ def write_report(
     """As JSON, or as the views for a person."""
     from seqloss_cli.analysis.summary_report import report_bytes
     from seqloss_cli.cli.writers import console
-    from seqloss_cli.results.writing import open_sink
+    from seqloss_cli.results.sinks import open_sink
 
     path: Path | None = context.params["output"]
     as_json = wants_json(context)

@@ -15,19 +15,14 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.rows import read_row
-from seqloss_cli.results.writing import (
-    KeptRows,
-    cut,
-    left_behind,
-    look_at,
-    recorded_run,
-    require_same_run,
-)
+from seqloss_cli.results.resume import KeptRows, inspect_partial, recorded_run
+from seqloss_cli.results.runs import require_same_run
+from seqloss_cli.results.schema.scores import read_row
+from seqloss_cli.results.sinks import cut, earlier_output
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.results.writing import PartialFile
+    from seqloss_cli.results.resume import PartialFile
     from seqloss_cli.scoring.scorer import Scorer
 
 
@@ -44,12 +39,12 @@ def require_resumable(choice: OutputChoice) -> None:
         )
     if choice.summary:
         raise UsageError("--resume needs the rows in the file: leave --summary out")
-    left_behind(choice.path)
+    earlier_output(choice.path)
 
 
 def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
     """The run line of what an earlier run left; nothing where there is none."""
-    left = None if path is None else left_behind(path)
+    left = None if path is None else earlier_output(path)
     return {} if left is None else recorded_run(left) or {}
 
 
@@ -58,9 +53,9 @@ def already_complete(path: Path, run: RunInfo) -> PartialFile | None:
 
     Raises UsageError when the file is another run's, or not whole.
     """
-    if left_behind(path) != path:
+    if earlier_output(path) != path:
         return None
-    file = look_at(path)
+    file = inspect_partial(path)
     if file.run is None or not file.has_totals or file.n_torn:
         raise UsageError(
             f"--resume: {path} is not whole; rename it to {path}.partial to go on with it, or give "
@@ -79,22 +74,22 @@ def say_nothing_to_do(
     Raises UsageError when an input changed, came or went since, or a row cannot be right.
     """
     kept = KeptRows(file, Totals(), _checked_totals)
-    deque(scorer.score(items, n_finished=sys.maxsize, on_finished=kept.meet), maxlen=0)
-    kept.require_all_met()
+    deque(scorer.score(items, n_finished=sys.maxsize, on_finished=kept.check), maxlen=0)
+    kept.require_all_checked()
     say(
         f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
         "nothing to do"
     )
 
 
-def take_up(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRows[Totals] | None:
+def resume(sink: BinaryIO, partial: Path, run: RunInfo, strict: bool) -> KeptRows[Totals] | None:
     """The rows that are kept; None where a run begins anew. Once they were all met, and not before,
     what stands after them is cut off and the sink is placed there.
 
     Raises UsageError when another run wrote them, and StrictStopError when `strict` would have
     stopped among them.
     """
-    file = look_at(partial)
+    file = inspect_partial(partial)
     if file.run is not None:
         require_same_run(partial, file.run, run)
     if strict and file.n_rejected:

@@ -62,7 +62,7 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         from seqloss_cli.analysis.summaries import summarize as summed
         from seqloss_cli.analysis.summary_report import summary_report
         from seqloss_cli.display.terminal.reports import summary_view
-        from seqloss_cli.results import run_differences
+        from seqloss_cli.results.runs import run_differences
 
         r.check_output(ctx, results)
         values = ctx.params

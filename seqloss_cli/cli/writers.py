@@ -19,20 +19,14 @@ from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import HeatWriter, TableOptions, TableWriter
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.writing import (
-    JsonlWriter,
-    JsonWriter,
-    OpenAIWriter,
-    ParquetWriter,
-    RegionLines,
-    RowMakers,
-    RowOptions,
-    SequenceLines,
-    TokenLines,
-    WordLines,
-    Writer,
-    score_rows,
-)
+from seqloss_cli.results.formats import Writer
+from seqloss_cli.results.formats.delimited import RegionLines, SequenceLines, TokenLines, WordLines
+from seqloss_cli.results.formats.json import JsonlWriter, JsonWriter
+from seqloss_cli.results.formats.openai import OpenAIWriter
+from seqloss_cli.results.formats.parquet import ParquetWriter
+from seqloss_cli.results.schema import RowMakers
+from seqloss_cli.results.schema.scores import score_rows
+from seqloss_cli.results.writing.rows import RowOptions
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,25 +13,14 @@ from seqloss_cli.core.paths import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.inputs.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.metrics.totals import from_units
-from seqloss_cli.results.rows import ResultRow, read_row
 from seqloss_cli.results.runs import run_differences
+from seqloss_cli.results.schema import RowKind
+from seqloss_cli.results.schema.scores import ResultRow, read_row
 
 _PARQUET, _RUN_LINE = b"PAR1", b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
 Run = Mapping[str, Any]
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, slots=True)
-class RowKind(Generic[Row]):
-    """How the rows of a command are read back."""
-
-    read: Callable[[Run, str], Row]
-    """Of a record and its file:line. Raises RowError for one that cannot be."""
-    total: str
-    """What of the totals is the sum of the rows' own figures of that name."""
-    units: Callable[[Row], int | None]
-    """A row's own, in units of 2^-1074 nats; None where it is no number."""
 
 
 @dataclass(slots=True)
@@ -63,11 +52,11 @@ ResultsFile = ResultsOf[ResultRow]
 """What `score` or `cond` wrote."""
 
 
-def loss_kinds(favourites: bool = False, bulky: bool = False) -> dict[str, RowKind[ResultRow]]:
-    """Of `score` and `cond`: `favourites` asks for the first of the alternatives, `bulky` for texts
+def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, RowKind[ResultRow]]:
+    """Of `score` and `cond`: `top1` asks for the first of the alternatives, `whole` for texts
     and all arrays, too."""
     kind = RowKind(
-        lambda record, place: read_row(record, place, favourites, bulky),
+        lambda record, place: read_row(record, place, top1, whole),
         "total_loss",
         lambda row: None if row.totals.n_infinite else row.totals.loss_units,
     )
@@ -82,9 +71,9 @@ class NoResultsError(RowError):
         self.document = document
 
 
-def open_results(name: str, favourites: bool = False, bulky: bool = False) -> ResultsFile:
+def open_results(name: str, top1: bool = False, whole: bool = False) -> ResultsFile:
     """What `score` or `cond` wrote; as `open_any`."""
-    return open_any(name, loss_kinds(favourites, bulky))
+    return open_any(name, loss_kinds(top1, whole))
 
 
 def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
@@ -203,7 +192,7 @@ def _require_same_run(file: ResultsOf[Any], line: int, record: Run) -> None:
 def _records(name: str) -> Iterator[tuple[int, Any]]:
     """Line (of JSONL, else the count) and object, or the RowError that stands for it."""
     if name != STDIN and _begins_with(name, _PARQUET):
-        from seqloss_cli.results.parquet import read_parquet_rows
+        from seqloss_cli.results.formats.parquet import read_parquet_rows
 
         yield from enumerate(read_parquet_rows(name), start=1)
         return

@@ -1,10 +1,18 @@
-"""How two runs differ: what makes their numbers other numbers, and what only may."""
+"""How two runs differ, and whether one may go on with what the other wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import orjson
+
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import SCHEMA_VERSION
+from seqloss_cli.core.run_record import RunInfo
 
 POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")
 """What the tokens of a text are, and which of them count: other numbers for the same model."""
@@ -52,3 +60,108 @@ def run_differences(
 def _shown(value: Any) -> str:
     text = "none" if value is None else str(value).lower() if value is True else str(value)
     return text if len(text) <= 40 else text[:12] + "…"
+
+
+_MAY_DIFFER = ("type", "started_at")
+_SAME_NAME = (
+    *(
+        "model",
+        "revision",
+        "tokenizer",
+        "adapter",
+        "dtype",
+        "device",
+        "threads",
+        "bos",
+        "bos_token",
+        "eos",
+    ),
+    *("special_tokens", "context", "stride", "boundary", "batch_tokens", "devices"),
+    *("pairs.separator", "pairs.truncate", "pairs.pmi"),
+    *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
+    *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
+    *("reading.chat", "rows.words", "rows.ranks", "rows.entropy", "rows.top_k"),
+    *("rows.context_lengths", "rows.pmi", "rows.summary", "rows.word_correction"),
+    "reading.regions",
+)
+_FLAGS = {key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME} | {
+    "compiled": "--compile",
+    "pairs.scored_turns": "--score",
+    "reading.jsonl": "--jsonl-input",
+}
+_NEGATIVE = {
+    "share_prefix": "--no-share-prefix",
+    "pairs.marginal": "--no-marginal",
+    "pairs.end_of_turn": "--no-end-of-turn",
+    "rows.text": "--no-text",
+    "rows.tokens": "--no-tokens",
+}
+_OTHER_ADVICE = {
+    "reading.inputs": "name the same FILES",
+    "reading.regions_sha256": "--regions FILE with the same content",
+    "pairs.chat_template_sha256": "--chat-template FILE with the same template",
+    "schema_version": "the seqloss that began it",
+    "weights_sha256": "the same weights",
+    "quantization": "--quantize as it was given then",
+}
+_ABSENT = object()
+
+
+def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> None:
+    """Raises UsageError with every difference between a results file's run line and this run, and
+    the flag that would mend it."""
+    own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
+    there, here = dict(_flat(recorded)), dict(_flat(own))
+    differences = [
+        _difference(key, there.get(key, _ABSENT), here.get(key, _ABSENT))
+        for key in {**there, **here}
+        if there.get(key, _ABSENT) != here.get(key, _ABSENT)
+    ]
+    if differences:
+        raise UsageError(
+            f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "
+            "given then, or --force to start anew"
+        )
+
+
+def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys with their values, those of parts as `part.key`."""
+    for key, value in run.items():
+        if key in _MAY_DIFFER:
+            continue
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    advice = _advice(key, there)
+    return f"{key} is {_repr(there)} there and {_repr(here)} here" + (advice and f" ({advice})")
+
+
+def _advice(key: str, there: Any) -> str:
+    """What to give on the command line to have it as it is there."""
+    if key in _OTHER_ADVICE or there is _ABSENT:
+        return _OTHER_ADVICE.get(key, "")
+    if key.startswith("versions."):
+        return "the same version"
+    if key in _NEGATIVE:
+        return _switched(_NEGATIVE[key], not there)
+    flag = _FLAGS.get(key)
+    if flag is None:
+        return ""
+    if key == "compiled":
+        return f"{flag} {'on' if there else 'off'}"
+    if there is None or isinstance(there, bool):
+        return _switched(flag, bool(there))
+    return f"{flag} {shlex.quote(str(there))}"
+
+
+def _switched(flag: str, on: bool) -> str:
+    return f"give {flag}" if on else f"leave {flag} out"
+
+
+def _repr(value: Any) -> str:
+    text = "missing" if value is _ABSENT else repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"

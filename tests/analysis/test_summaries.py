@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from made_results import row, write
 
 from seqloss_cli.analysis.summaries import Summary, SummaryOptions, summarize
-from seqloss_cli.results import open_results, totals_of_row
+from seqloss_cli.results.files import open_results
+from seqloss_cli.results.schema.scores import totals_of_row
 
 Run = Callable[..., Any]
 LOSSES = st.lists(st.one_of(st.none(), st.floats(0, 30)), min_size=1, max_size=12)

@@ -56,7 +56,7 @@ from seqloss_cli.display.terminal.heat.palette import LOSSES as LOSS_SCALE
 from seqloss_cli.display.terminal.heat.signs import FULL, PLAIN
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
-from seqloss_cli.results.rows import read_row
+from seqloss_cli.results.schema.scores import read_row
 from seqloss_cli.tokenization.byte_offsets import show_bytes
 
 Run = Callable[..., Any]
@@ -762,7 +762,7 @@ def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> N
         spelled_row(text, edges, [n * shift for n in range(6)], id="日本語 document")
         for shift in (1.0, 1.5)
     ]
-    files = [[read_row(each, "made:1", bulky=True)] for each in made]
+    files = [[read_row(each, "made:1", whole=True)] for each in made]
     found = compare(files, same_tokens, CompareOptions(bootstrap=10))
     documents = documents_of(files, found, same_tokens)
     views = difference_views(
@@ -796,7 +796,7 @@ def spelled_row(
 
 
 def document_of(a: dict[str, Any], b: dict[str, Any]) -> DocumentRows:
-    rows = [read_row(each, "made:1", bulky=True) for each in (a, b)]
+    rows = [read_row(each, "made:1", whole=True) for each in (a, b)]
     return DocumentRows(DocumentDifference("d", 1, 0.0, 0.0, 0.0), *rows)
 
 

@@ -27,7 +27,8 @@ from seqloss_cli.display.html import ranking_charts as charts
 from seqloss_cli.display.html.numbers import number
 from seqloss_cli.display.html.panes import loss_or_mark
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
-from seqloss_cli.results import RANKING_KINDS, open_any
+from seqloss_cli.results.files import open_any
+from seqloss_cli.results.schema.rankings import RANKING_KINDS
 
 Run = Callable[..., Any]
 RANK = ("rank", "samples/choices.jsonl", "--separator", " ", "--pmi", "--keep-meta")

@@ -28,7 +28,7 @@ from seqloss_cli.display.html.panes import Names, places_in, token_pane
 from seqloss_cli.display.html.selecting import Limits, Selection
 from seqloss_cli.display.html.shown import Shown, cut
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
-from seqloss_cli.results import totals_of_row
+from seqloss_cli.results.schema.scores import totals_of_row
 
 Run = Callable[..., Any]
 EVIL = [

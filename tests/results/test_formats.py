@@ -21,10 +21,10 @@ from conftest import ROOT, document, in_process, strictly
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.results.parquet import read_parquet_rows
-from seqloss_cli.results.writing import RowMakers, RowOptions
-from seqloss_cli.results.writing import parquet as parquet_module
-from seqloss_cli.results.writing.parquet import ParquetWriter
+from seqloss_cli.results.formats import parquet as parquet_module
+from seqloss_cli.results.formats.parquet import ParquetWriter, read_parquet_rows
+from seqloss_cli.results.schema import RowMakers
+from seqloss_cli.results.writing.rows import RowOptions
 
 TRICKY = 'a "quote", a comma;\ta tab\r\nand\rlines\n日本 🐕 \x00\x1b[31m'
 FORMULAS = ("=1+1", "+1", "-1", "@x", "\tx", "\rx")

@@ -11,7 +11,8 @@ from made_results import RUN, row, write
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.results import ResultRow, open_results
+from seqloss_cli.results.files import open_results
+from seqloss_cli.results.schema.scores import ResultRow
 
 
 def rows_of(path: Path) -> list[ResultRow | Rejected]:

@@ -28,7 +28,9 @@ from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.cli import choices
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import BatchPolicy, PairPolicy
-from seqloss_cli.results.writing import look_at, open_sink, recorded_run, sinks
+from seqloss_cli.results import sinks
+from seqloss_cli.results.resume import inspect_partial, recorded_run
+from seqloss_cli.results.sinks import open_sink
 
 TEMPLATE = ROOT / "samples" / "chat.jinja"
 ROWS: list[Any] = [
@@ -679,7 +681,7 @@ def test_another_model_or_policy(
 HOLD = """
 import sys
 from pathlib import Path
-from seqloss_cli.results.writing import open_sink
+from seqloss_cli.results.sinks import open_sink
 with open_sink(Path("out.jsonl"), False) as sink:
     sink.write(b'{"type":"run"')
     sink.flush()
@@ -736,7 +738,7 @@ def test_a_file_system_without_locks_is_told_of(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("seqloss_cli.results.writing.locks.fcntl.flock", no_locks)
+    monkeypatch.setattr("seqloss_cli.results.sinks.fcntl.flock", no_locks)
     result = run(*SCORE, "--force")
     warning = "warning: out.jsonl.partial cannot be locked on this file system"
     assert result.stderr.count(warning) == 1
@@ -896,7 +898,7 @@ def test_looking_at_a_large_hole_reads_none_of_it(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl.partial"
     path.write_bytes(b'{"type":"run"}\n{"type":"sequence"}\n')
     os.truncate(path, 1 << 36)
-    found = look_at(path)
+    found = inspect_partial(path)
     assert (found.n_rows, found.length) == (1, 35)
     assert found.n_torn == (1 << 36) - 35
     os.truncate(path, 0)

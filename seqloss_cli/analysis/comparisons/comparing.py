@@ -31,7 +31,7 @@ from seqloss_cli.metrics.statistics import (
     sign_flip_test,
     unknown,
 )
-from seqloss_cli.results import ResultRow, TokenLosses
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 Unit = Literal["token", "byte"]
 _FLIPS = 9_999

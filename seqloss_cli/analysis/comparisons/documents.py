@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from seqloss_cli.analysis.comparisons.comparing import Comparisons, DocumentDifference
 from seqloss_cli.analysis.comparisons.joining import JoinReport, join, not_comparable
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 
 @dataclass(frozen=True, slots=True)

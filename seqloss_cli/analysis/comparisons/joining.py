@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 Key = tuple[Any, ...]
 Joined = tuple[ResultRow, ...]

@@ -29,7 +29,7 @@ from seqloss_cli.analysis.comparisons.joining import (
 )
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 Rows = Callable[[], Sequence[Iterable[ResultRow]]]
 """Opens the results of every checkpoint, from the start."""

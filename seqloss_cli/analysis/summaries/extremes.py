@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.results import ResultRow, TokenLosses
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 
 @dataclass(frozen=True, slots=True)

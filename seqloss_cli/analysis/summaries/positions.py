@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
-from seqloss_cli.results import TokenLosses
+from seqloss_cli.results.schema.scores import TokenLosses
 
 _BINS = 63
 

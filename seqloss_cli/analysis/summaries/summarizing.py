@@ -26,7 +26,7 @@ from seqloss_cli.metrics.statistics import (
     unknown,
 )
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_RESAMPLES = 2000

@@ -37,7 +37,8 @@ from seqloss_cli.display.html.worst import Worst, WorstTokens, anchors_of, place
 from seqloss_cli.display.scales import KL_EDGES, step_of
 from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents
 from seqloss_cli.metrics.statistics import Estimate, Reservoir
-from seqloss_cli.results import DivergenceRow, ResultsOf
+from seqloss_cli.results.files import ResultsOf
+from seqloss_cli.results.schema.divergences import DivergenceRow
 
 _METRICS = [
     Metric("kl", "KL(gold ‖ model)"),

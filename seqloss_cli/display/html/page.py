@@ -13,7 +13,7 @@ from seqloss_cli.display.html.panes import Pane
 from seqloss_cli.display.html.selecting import Chosen, Limits
 from seqloss_cli.display.html.shown import Shown
 from seqloss_cli.display.scales import LOSS_EDGES
-from seqloss_cli.results import ResultsOf
+from seqloss_cli.results.files import ResultsOf
 
 NEAR = 32
 """Characters of text shown before and after a token of a list."""

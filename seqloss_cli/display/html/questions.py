@@ -21,7 +21,7 @@ from seqloss_cli.display.html.panes import (
 )
 from seqloss_cli.display.html.shown import shown
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
-from seqloss_cli.results import RankedChoice, RankedRow
+from seqloss_cli.results.schema.rankings import RankedChoice, RankedRow
 
 SAID = {
     "sum": "sum",

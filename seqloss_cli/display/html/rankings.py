@@ -40,7 +40,8 @@ from seqloss_cli.display.html.questions import (
 from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies
 from seqloss_cli.metrics.ranking import MEANINGS, SCORES
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate
-from seqloss_cli.results import RankedRow, ResultsOf
+from seqloss_cli.results.files import ResultsOf
+from seqloss_cli.results.schema.rankings import RankedRow
 
 _BY = {name: f"by {said.removeprefix('per ')}" for name, said in SAID.items()}
 _WORDS = Words(

@@ -11,7 +11,7 @@ from typing import Any
 from seqloss_cli.analysis.comparisons import Covered
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"
 NO_TEXT = "written without texts (--no-text): there is nothing to colour"

@@ -16,7 +16,7 @@ from seqloss_cli.display.html.charts import Cell
 from seqloss_cli.display.html.page import Place, surroundings
 from seqloss_cli.display.html.panes import visible
 from seqloss_cli.display.html.shown import Shown
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 _LONGEST = 48
 """Characters of a stretch in a list."""

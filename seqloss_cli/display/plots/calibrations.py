@@ -23,7 +23,7 @@ from seqloss_cli.analysis.summaries import Clusters
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 _RESAMPLES = 2000
 
@@ -192,11 +192,11 @@ def calibration_plot(
 
 def _favourites(row: ResultRow) -> tuple[Floats, Floats]:
     """How sure of its favourite the model is at the scored tokens, and whether it is right."""
-    if row.favourites is None or row.tokens is None:
+    if row.top1 is None or row.tokens is None:
         raise UsageError(
             f"{row.place} has no alternatives: calibration needs results that were made with "
             "--top-k 1 or more (and without --no-tokens)"
         )
     counted = row.tokens.counted
-    right = row.favourites.ids == row.fields["token_ids"]
-    return row.favourites.probabilities[counted], right[counted].astype(np.float64)
+    right = row.top1.ids == row.fields["token_ids"]
+    return row.top1.probabilities[counted], right[counted].astype(np.float64)

@@ -13,7 +13,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.display.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.display.plots.together import RowsTaken, Together
 from seqloss_cli.metrics.statistics import Estimate, unknown
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from seqloss_cli.analysis.summaries import PositionLoss, Summary, SummaryOptions
 from seqloss_cli.display.plots.histograms import require_tokens
 from seqloss_cli.display.plots.measures import Measure
 from seqloss_cli.metrics.statistics import Estimate
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 MOST_GROUPS = 40
 

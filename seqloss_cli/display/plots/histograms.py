@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.plots.measures import Measure
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 _FINEST, _LAST = 1 / 16, 64
 _WIDTHS = (1, 2, 4, 8, 16, 32)  # of the finest

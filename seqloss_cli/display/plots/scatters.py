@@ -14,7 +14,7 @@ from seqloss_cli.display.plots.histograms import counted_losses
 from seqloss_cli.display.plots.measures import Measure
 from seqloss_cli.display.plots.together import RowsTaken, Together
 from seqloss_cli.metrics.statistics import Reservoir
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 Of = Literal["document", "token"]
 _MOST_POINTS = 20_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from seqloss_cli.analysis.comparisons import Covered, DocumentRows, align
 from seqloss_cli.display.terminal.heat.inked import Inked, inked
-from seqloss_cli.results import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow
 
 _WITHOUT_TOKENS = "not coloured: a file was written without tokens (leave out --no-tokens)"
 _WITHOUT_BYTES = (

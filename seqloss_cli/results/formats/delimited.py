@@ -22,8 +22,8 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.regions import region_losses
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import word_losses
+from seqloss_cli.results.formats.json import json_bytes
 from seqloss_cli.results.writing.columns import Kind, columns_of
-from seqloss_cli.results.writing.formats import json_bytes
 from seqloss_cli.results.writing.rows import (
     Row,
     RowOptions,

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Ints
+from seqloss_cli.core.records import Bools, Floats, Ints, SequenceScore
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
-from seqloss_cli.results.checks import (
+from seqloss_cli.results.schema import (
     LARGEST,
     ROUNDING,
     Fields,
+    RowMakers,
     check_arrays,
     check_identity,
     count,
@@ -25,6 +26,7 @@ from seqloss_cli.results.checks import (
     flags_of,
     number,
 )
+from seqloss_cli.results.writing.rows import RowOptions, sequence_row, totals_row
 
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
@@ -81,7 +83,7 @@ class ResultRow:
     totals: Totals
     tokens: TokenLosses | None
     """None where the row was written without them."""
-    favourites: Top1 | None = None
+    top1: Top1 | None = None
     """None where nobody asked for them, or the row was written without alternatives."""
 
     @property
@@ -94,10 +96,8 @@ class ResultRow:
         return field_of(self.fields, name)
 
 
-def read_row(
-    fields: Fields, place: str, favourites: bool = False, bulky: bool = False
-) -> ResultRow:
-    """`favourites` asks for the first of the alternatives, `bulky` for texts and all arrays.
+def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
+    """`top1` asks for the first of the alternatives, `whole` for texts and all arrays.
 
     Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
@@ -111,12 +111,12 @@ def read_row(
     tokens = token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
-    kept = {name: value for name, value in fields.items() if bulky or name not in _BULKY}
+    kept = {name: value for name, value in fields.items() if whole or name not in _BULKY}
     for name in ("token_ids", "byte_offsets"):
         if kept.get(name) is not None:
             kept[name] = np.array(kept[name], dtype=np.int64)
-    favourite = _favourites(fields, tokens) if favourites and tokens is not None else None
-    return ResultRow(place, kept, totals, tokens, favourite)
+    found = _top1_of(fields, tokens) if top1 and tokens is not None else None
+    return ResultRow(place, kept, totals, tokens, found)
 
 
 def totals_of_row(row: Fields) -> Totals:
@@ -195,7 +195,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
     return TokenLosses(np.where(scored, losses, 0.0), scored, counted)
 
 
-def _favourites(row: Fields, tokens: TokenLosses) -> Top1 | None:
+def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
     """Raises RowError where a token that counts has none."""
     written, n = row.get("top_logprobs"), len(tokens.losses)
     if written is None or row.get("token_ids") is None:
@@ -225,3 +225,9 @@ def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
         raise RowError(
             "impossible", f"total_loss is {total}, and its tokens' losses sum to {found}"
         )
+
+
+def score_rows(options: RowOptions) -> RowMakers[SequenceScore, Totals]:
+    return RowMakers(
+        lambda score, totals: sequence_row(score, totals, options), totals_row, options.summary
+    )

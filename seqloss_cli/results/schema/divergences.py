@@ -1,22 +1,29 @@
-"""A row of `seqloss diverge`, checked as it is read back."""
+"""Rows of `seqloss diverge`, written and read back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats
-from seqloss_cli.metrics.divergence_totals import SUMS, DivergenceTotals
+from seqloss_cli.metrics.divergence_totals import (
+    SUMS,
+    DivergenceScore,
+    DivergenceTotals,
+    Documents,
+)
 from seqloss_cli.metrics.totals import Totals, to_units
-from seqloss_cli.results.checks import (
+from seqloss_cli.results.schema import (
     LARGEST,
     ROUNDING,
     Fields,
+    RowKind,
+    RowMakers,
     check_arrays,
     check_identity,
     count,
@@ -24,8 +31,135 @@ from seqloss_cli.results.checks import (
     flags_of,
     number,
 )
-from seqloss_cli.results.files import RowKind
-from seqloss_cli.results.rows import ResultRow, TokenLosses
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
+from seqloss_cli.results.writing.rows import Row, RowOptions, identity_row, numbers_or_null
+
+FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
+"""Sums that not every run has."""
+
+
+def divergence_rows(
+    options: RowOptions,
+    documents: Documents,
+    measured: Callable[[], Row | None],
+    in_part: bool = False,
+) -> RowMakers[DivergenceScore, DivergenceTotals]:
+    """`documents` are those of the rows, for the totals' intervals; `measured` says at the end what
+    the error of a file is that was saved by the way."""
+    return RowMakers(
+        lambda diverged, sums: divergence_row(diverged, sums, options),
+        lambda sums, n_rejected, n_empty: divergence_totals_row(
+            sums, documents, n_rejected, n_empty, measured(), in_part
+        ),
+        options.summary,
+    )
+
+
+def divergence_row(diverged: DivergenceScore, totals: DivergenceTotals, options: RowOptions) -> Row:
+    """`totals` are those of this sequence."""
+    sequence, sample = diverged.score.sequence, diverged.sample
+    row = identity_row(sequence)
+    if options.text:
+        row["text"] = sequence.text
+    if sample.meta is not None:
+        row["meta"] = sample.meta
+    row |= {"bos": sequence.bos, "eos": sequence.eos}
+    row |= _sums_row(totals)
+    row["flags"] = totals.flags
+    row |= _infinite(diverged)
+    if options.tokens:
+        row |= _token_arrays(diverged, options)
+    return row
+
+
+def _sums_row(totals: DivergenceTotals) -> Row:
+    row: Row = {"n_tokens": totals.n_tokens, "n_scored": totals.n_scored}
+    names = (*SUMS, *(name for name in FURTHER if name in {*totals.units, *totals.n_infinite}))
+    row |= {name: totals.total(name) for name in names if not name.endswith("_cut")}
+    row |= {f"mean_{name}": totals.mean(name) for name in names}
+    row["same_top1"] = totals.same_top1
+    mean_square = totals.mean("squared_delta_p")
+    row["delta_p"] = {
+        "mean": totals.mean("delta_p"),
+        "rms": None if mean_square is None else mean_square**0.5,
+    }
+    return row
+
+
+def _infinite(diverged: DivergenceScore) -> Row:
+    """Where losses and divergences are infinite, and so null."""
+    found, scored = diverged.divergences, diverged.score.scored
+    columns = {
+        "inf_losses": found.student_losses,
+        "inf_teacher_losses": found.gold_losses,
+        "inf_kls": found.kls,
+    }
+    places = {name: np.flatnonzero(np.isinf(each) & scored) for name, each in columns.items()}
+    return {name: each.tolist() for name, each in places.items() if len(each)}
+
+
+def _token_arrays(diverged: DivergenceScore, options: RowOptions) -> Row:
+    """Of every token, null where it has no loss."""
+    score, found = diverged.score, diverged.divergences
+    sequence, scored = score.sequence, score.scored
+    columns = {
+        "token_losses": found.cross_entropies,
+        "teacher_entropies": found.gold_entropies,
+        "kls": found.kls,
+        "kls_at_most": found.kls_at_most,
+        "student_losses": found.student_losses,
+        "teacher_losses": found.gold_losses,
+        "token_delta_p": found.delta_p,
+    }
+    row: Row = {"token_ids": sequence.token_ids.tolist(), "tokens": options.token_texts(sequence)}
+    for name, values in columns.items():
+        if values is not None:
+            row[name] = numbers_or_null(values, scored)
+    row["token_same_top1"] = [
+        same if known else None
+        for same, known in zip(found.same_top1.tolist(), scored.tolist(), strict=True)
+    ]
+    offsets = sequence.byte_offsets
+    row["byte_offsets"] = None if offsets is None else offsets.tolist()
+    if sequence.sample.labels is not None:
+        row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
+    return row
+
+
+def divergence_totals_row(
+    totals: DivergenceTotals,
+    documents: Documents,
+    n_rejected: int,
+    n_empty_lines: int,
+    measured: Row | None,
+    in_part: bool,
+) -> Row:
+    """`in_part`: gold is known in part, and divergences and cross-entropies are lower bounds."""
+    means = documents.means()
+    deltas, kls = documents.quantiles("delta_p"), documents.quantiles("kl")
+    row: Row = {
+        "n_sequences": totals.n_sequences,
+        "n_sequences_scored": totals.n_sequences_scored,
+        "n_rejected": n_rejected,
+        "n_empty_lines": n_empty_lines,
+        **_sums_row(totals),
+    }
+    row["kl_is"] = "at least" if in_part else "whole"
+    row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
+    row["kl_quantiles"] = {str(q): each.value for q, each in kls.items()}
+    row["estimates"] = {_estimate_name(name): asdict(each) for name, each in means.items()} | {
+        "delta_p_quantiles": {str(q): asdict(each) for q, each in deltas.items()},
+        "kl_quantiles": {str(q): asdict(each) for q, each in kls.items()},
+    }
+    if measured is not None:
+        row["saved"] = measured
+    row["flags"] = totals.flags
+    return row
+
+
+def _estimate_name(name: str) -> str:
+    return name if name in ("same_top1", "rms_delta_p") else f"mean_{name}"
+
 
 _AT_MOST = ("cross_entropy_at_most", "kl_at_most")
 _CUTS = ("student_cut", "teacher_cut")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.errors import RowError
 
 Fields = Mapping[str, Any]
+Row = dict[str, Any]
+Result = TypeVar("Result", contravariant=True)
+Sums = TypeVar("Sums", contravariant=True)
+ReadRow = TypeVar("ReadRow")
 ROUNDING = 1e-9
 LARGEST, _MOST = 1e300, 1 << 53
 """What a sum or a count of a row stays below, so that those of many rows can be written."""
@@ -83,3 +88,26 @@ def field_of(fields: Fields, name: str) -> Any:
     if value is None or isinstance(value, list | dict):
         value = (fields.get("meta") or {}).get(name.removeprefix("meta."))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+@dataclass(frozen=True, slots=True)
+class RowMakers(Generic[Result, Sums]):
+    """How results and sums become JSON objects."""
+
+    of_sequence: Callable[[Result, Sums], Row]
+    of_totals: Callable[[Sums, int, int], Row]
+    """Of the sums, and the numbers of rejected inputs and empty lines."""
+    summary: bool = False
+    """Leave the sequences out."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowKind(Generic[ReadRow]):
+    """How the rows of a command are read back."""
+
+    read: Callable[[Fields, str], ReadRow]
+    """Of a record and its file:line. Raises RowError for one that cannot be."""
+    total: str
+    """What of the totals is the sum of the rows' own figures of that name."""
+    units: Callable[[ReadRow], int | None]
+    """A row's own, in units of 2^-1074 nats; None where it is no number."""

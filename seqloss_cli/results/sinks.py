@@ -18,7 +18,44 @@ from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.paths import partial_path
-from seqloss_cli.results.writing.locks import RENAMES_OPEN_FILES, try_to_lock
+
+if sys.platform == "win32":
+    import msvcrt
+
+    RENAMES_OPEN_FILES = False
+    _FAR_AWAY = 1 << 62  # others cannot read what is locked, so it is no byte of the file
+
+    def try_to_lock(descriptor: int) -> bool | None:
+        """Whether this process now has the file: False where another one does, None where nobody
+        can tell."""
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        except OSError:  # a file system without locks
+            return None
+        finally:
+            os.lseek(descriptor, place, os.SEEK_SET)
+        return True
+
+else:
+    import fcntl
+
+    RENAMES_OPEN_FILES = True
+
+    def try_to_lock(descriptor: int) -> bool | None:
+        """Whether this process now has the file: False where another one does, None where nobody
+        can tell."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return None
+        return True
+
 
 SYNC_SECONDS = 2.0
 """What was flushed is forced to the disk this often."""
@@ -39,7 +76,7 @@ def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> Non
             raise UsageError(f"{existing} exists; {other}--force writes over it")
 
 
-def left_behind(path: Path) -> Path | None:
+def earlier_output(path: Path) -> Path | None:
     """The file that --resume looks at: FILE.partial, else FILE, else none.
 
     Raises UsageError when both are there, which one run never leaves (but in the middle of its
@@ -116,7 +153,7 @@ def _refuse_odd_places(path: Path) -> None:
 def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
     """As was done before a model was loaded; others may have been here since."""
     if resume:
-        if left_behind(path) == path:
+        if earlier_output(path) == path:
             raise UsageError(f"{path} came into being meanwhile; run the same command again")
         return
     refuse_to_overwrite(path, force)

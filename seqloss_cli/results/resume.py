@@ -58,7 +58,7 @@ class PartialFile:
         return 1 if self.run is None else self.n_rows + 2 + self.has_totals
 
 
-def look_at(path: Path) -> PartialFile:
+def inspect_partial(path: Path) -> PartialFile:
     """Raises UsageError when the file holds something else than results, or rows without a run."""
     n_bytes = path.stat().st_size
     with path.open("rb") as stream:
@@ -149,7 +149,7 @@ def _pass_hole(stream: BufferedReader) -> bool:
     return True
 
 
-def ignore_met() -> None:
+def ignore_checked() -> None:
     """Nobody waits for it."""
 
 
@@ -161,17 +161,17 @@ class KeptRows(Generic[Sums]):
         file: PartialFile,
         nothing: Sums,
         sums_of: Callable[[Row, str], Sums],
-        when_met: Callable[[], None] = ignore_met,
+        when_all_checked: Callable[[], None] = ignore_checked,
     ) -> None:
         """`nothing` and `sums_of`: the sums of no row, and of one that was written, with its place
-        (file:line); RowError is for one that cannot be right. `when_met` is called once the last
-        row was met: until then the file may turn out to be of other inputs."""
-        self.path, self.n_rows, self._when_met = file.path, file.n_rows, when_met
+        (file:line); they raise RowError for an invalid one. `when_all_checked` is called once the
+        last row was checked: until then the file may turn out to be of other inputs."""
+        self.path, self.n_rows, self._when_all_checked = file.path, file.n_rows, when_all_checked
         self.sums, self._sums_of = nothing, sums_of
         self.n_sequences = self.n_rejected = 0
         self._rows = _rows(file.path, file.n_rows)
 
-    def meet(self, entry: TokenSequence | Rejected) -> None:
+    def check(self, entry: TokenSequence | Rejected) -> None:
         """The next input, not scored. Raises UsageError when it is not that of the next row, or
         when that row's figures cannot be right."""
         row = next(self._rows, None)
@@ -193,7 +193,7 @@ class KeptRows(Generic[Sums]):
             self.n_sequences += 1
             self.sums = added(self.sums, self._checked_sums(row, place))
         if self.n_sequences + self.n_rejected == self.n_rows:
-            self._when_met()
+            self._when_all_checked()
 
     def _checked_sums(self, row: Row, place: str) -> Sums:
         try:
@@ -204,13 +204,13 @@ class KeptRows(Generic[Sums]):
                 "on from there, or give --force to start anew"
             ) from error
 
-    def require_all_met(self) -> None:
+    def require_all_checked(self) -> None:
         """Raises UsageError when the inputs ended before the rows did."""
-        n_met = self.n_sequences + self.n_rejected
-        if n_met < self.n_rows:
+        n_checked = self.n_sequences + self.n_rejected
+        if n_checked < self.n_rows:
             raise UsageError(
-                f"--resume: the inputs end after {n_met}, and {self.path} has rows of {self.n_rows}"
-                f", the next in line {n_met + 2}; {_MEND}"
+                f"--resume: the inputs end after {n_checked}, and {self.path} has rows of "
+                f"{self.n_rows}, the next in line {n_checked + 2}; {_MEND}"
             )
 
 

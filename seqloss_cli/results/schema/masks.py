@@ -8,7 +8,7 @@ from dataclasses import asdict
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.writing.formats import RowMakers
+from seqloss_cli.results.schema import RowMakers
 from seqloss_cli.results.writing.pairs import Row, texts_row
 from seqloss_cli.results.writing.rows import RowOptions, identity_row, numbers_or_null
 from seqloss_cli.tokenization.labels import Finding, labels_of
