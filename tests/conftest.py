@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers.program import ROOT, Run, in_process
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny products wait for each other on busy cores
-ROOT = Path(__file__).resolve().parents[1]
 
 settings.register_profile(
     "default",
@@ -44,41 +44,11 @@ def demo() -> Any:
     return Scorer(ModelChoice())
 
 
-def in_process(*words: object, stdin: bytes | None = None, **env: str) -> Any:
-    """Run the program in this process; what is no exit is raised, and a bug is never an exit."""
-    from typer.testing import CliRunner
-
-    from seqloss_cli.cli.main import app
-
-    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin, env=env)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code != 70, result.stderr
-    return result
-
-
 @pytest.fixture
 def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`in_process`, in the repository's root."""
     monkeypatch.chdir(ROOT)
     return in_process
-
-
-def strictly(text: str | bytes) -> Any:
-    """JSON as its standard has it: no NaN, no Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} in the output")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def document(result: Any, exit_code: int = 0) -> Any:
-    assert result.exit_code == exit_code, result.stderr
-    return strictly(result.stdout)
-
-
-Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, in_process
 from numpy.typing import NDArray
+
+from helpers.program import ROOT, in_process
 
 # -- all that depends on names inside the package -----------------------------------------------
 #

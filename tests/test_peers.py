@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, document, in_process
+
+from helpers.program import ROOT, document, in_process
 
 pytestmark = pytest.mark.peers
 DEMO = ROOT / "seqloss_cli" / "demo"

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_results import diverged_row, ranked_row, row, write, write_divergences, write_rankings
 
+from helpers.results import diverged_row, ranked_row, row, write, write_divergences, write_rankings
 from seqloss_cli.cli import (
     compare,
     cond,

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, document, in_process
+
+from helpers.program import ROOT, document, in_process
 
 NEAR = 1e-4
 """Nats per token, in float32."""

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import byte_tokenizer, llama, save_checkpoint
 
 import seqloss_cli
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
 from seqloss_cli import ModelChoice, Sample, Scorer, TokenPolicy, UsageError
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.core.errors import RunError

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import train_demo
 from demo_corpus import documents, held_out_text
-
 from seqloss_cli import ModelChoice, Sample, Scorer, Totals, totals_of
 from seqloss_cli.core.records import SequenceScore
 

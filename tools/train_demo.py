@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from demo_corpus import Document, documents, held_out_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demo_corpus import Document, documents, held_out_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"

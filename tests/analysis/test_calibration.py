@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import document
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import row, write
-from test_plots import calibration_by_hand, rows_of
 
+from helpers.oracles import calibration_by_hand
+from helpers.program import document
+from helpers.results import row, rows_of, write
 from seqloss_cli.display.plots.calibrations import edges_of_mass
 from seqloss_cli.metrics.statistics import (
     UnitGaps,

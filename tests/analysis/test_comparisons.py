@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import row, write
 from scipy import stats
 
+from helpers.results import row, write
 from seqloss_cli.analysis.comparisons import training_step
 
 Run = Callable[..., Any]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import row, write
 
+from helpers.results import row, write
 from seqloss_cli.analysis.summaries import Summary, SummaryOptions, summarize
 from seqloss_cli.results.files import open_results
 from seqloss_cli.results.schema.scores import totals_of_row

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 from transformers import AttentionInterface
 
+from helpers.architectures import ARCHITECTURES, PADDED, SMALL, build
+from helpers.builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import CONTEXT, STRIDE, assert_alternatives_right, losses_of, truth_of
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch import forward as running
@@ -33,7 +34,6 @@ from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
-CONTEXT, STRIDE = 32, 12
 TEXTS = [
     "a",
     "The cat sat on the mat.",
@@ -43,53 +43,9 @@ TEXTS = [
 ]
 EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
 
-IDS = {"vocab_size": N_BYTE_IDS, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
-GROUPED = SMALL | {"num_key_value_heads": 2}
-GEMMA = GROUPED | {"head_dim": 8, "sliding_window": 16, "final_logit_softcapping": 4.0}
-HYBRID = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
 
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "cohere": ("Cohere", GROUPED | {"logit_scale": 0.25}),
-    "falcon-h1": ("FalconH1", GROUPED | HYBRID | {"mamba_n_groups": 1, "lm_head_multiplier": 0.2}),
-    "gemma2": ("Gemma2", GEMMA),
-    "gpt-neox": ("GPTNeoX", SMALL),
-    "gpt2": ("GPT2", {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-    "granite": ("Granite", GROUPED | {"logits_scaling": 3.0}),
-    "llama": ("Llama", GROUPED),
-    "mamba": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
-    "mixtral": ("Mixtral", GROUPED | {"num_local_experts": 4}),
-    "opt": ("OPT", SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 16}),
-    "phi3": ("Phi3", GROUPED | {"sliding_window": 16}),
-    "qwen3": ("Qwen3", GROUPED | {"head_dim": 8}),
-    "rwkv": ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}),
-}
-PADDED = {"bloom", "falcon-h1", "gemma2", "mamba", "rwkv"}
-"""Whose attention wants more than causality, or whose states do not come from attention alone."""
 SLIDES = {"qwen3": {"use_sliding_window": True, "max_window_layers": 0}}
 SCALED_HEADS = ["cohere", "falcon-h1", "gemma2", "granite"]
-
-
-def build(name: str, **config: Any) -> Any:
-    """A random model, sharp enough that a wrong position or scale moves a loss by nats."""
-    family, settings = ARCHITECTURES[name]
-    model_class = getattr(hf, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
-    torch.manual_seed(0)
-    model = model_class(model_class.config_class(**IDS, **(settings | config))).eval()
-    with torch.no_grad():
-        if name not in ("mamba", "rwkv"):  # which are sharp enough as they are
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.mul_(8)
-        model.get_output_embeddings().weight.mul_(4)
-    return model
 
 
 def samples(texts: list[str]) -> list[Sample]:
@@ -121,37 +77,6 @@ def scores_of(
 # -- the oracle -------------------------------------------------------------------------------
 
 
-@dataclass
-class Truth:
-    log_probs: dict[int, np.ndarray]
-    """Target to its distribution, float64."""
-    context_lengths: dict[int, int]
-
-
-@torch.no_grad()
-def truth_of(
-    model: Any, ids: list[int], has_bos: bool, context: int = CONTEXT, stride: int = STRIDE
-) -> Truth:
-    truth = Truth({}, {})
-    last = len(ids) - 1
-    unscored, end = 1, min(context, last)
-    fed = ids[:end]
-    while unscored <= last:
-        logits = model(input_ids=torch.tensor([fed])).logits[0].double()
-        for target in range(unscored, end + 1):
-            seen = len(fed) - (end - target)
-            assert target not in truth.log_probs
-            truth.log_probs[target] = logits[seen - 1].log_softmax(-1).numpy()
-            truth.context_lengths[target] = seen
-        unscored, end = end + 1, min(end + stride, last)
-        fed = [ids[0], *ids[end - (context - 1) : end]] if has_bos else ids[end - context : end]
-    return truth
-
-
-def losses_of(truth: Truth, ids: list[int]) -> list[float]:
-    return [-truth.log_probs[t][ids[t]] for t in range(1, len(ids))]
-
-
 def assert_right(model: Any, scores: list[SequenceScore], tolerance: float = 1e-4) -> None:
     """Every loss of every text equals the oracle's, and what stands beside it agrees."""
     assert len(scores) == len(TEXTS)
@@ -163,23 +88,6 @@ def assert_right(model: Any, scores: list[SequenceScore], tolerance: float = 1e-
         assert score.context_lengths[1:].tolist() == list(truth.context_lengths.values())
         if score.ranks is not None:
             assert_alternatives_right(score, ids, truth, tolerance)
-
-
-def assert_alternatives_right(
-    score: SequenceScore, ids: list[int], truth: Truth, tolerance: float
-) -> None:
-    for t in range(1, len(ids)):
-        log_probs = truth.log_probs[t]
-        at_target = log_probs[ids[t]]
-        surely_above = int((log_probs > at_target + tolerance).sum())
-        maybe_above = int((log_probs > at_target - tolerance).sum()) - 1
-        assert 1 + surely_above <= score.ranks[t] <= 1 + maybe_above
-        entropy = -float((np.exp(log_probs) * log_probs).sum())
-        assert score.entropies[t] == pytest.approx(entropy, abs=10 * tolerance)
-        best = np.sort(log_probs)[::-1][:3]
-        np.testing.assert_allclose(score.top_log_probs[t], best, rtol=0, atol=tolerance)
-        np.testing.assert_allclose(log_probs[score.top_ids[t]], best, rtol=0, atol=tolerance)
-        assert len(set(score.top_ids[t].tolist())) == 3
 
 
 def test_the_oracle_plans_the_windows_of_the_worked_example() -> None:

@@ -7,7 +7,6 @@ model's own logits; it knows no batches, packs, blocks, caches or compilers.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,32 +15,38 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from builders import N_BYTE_IDS, llama, save_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_architectures import CONTEXT, STRIDE, assert_alternatives_right, build, losses_of
-from test_architectures import truth_of as windows_of
-from test_sharing import Counting, outcomes, plain_losses
 
+from helpers.architectures import build
+from helpers.builders import N_BYTE_IDS, llama, save_checkpoint
+from helpers.oracles import (
+    assert_true,
+    losses_of,
+    plain_losses,
+    truth_of,
+)
+from helpers.runs import (
+    LONGEST,
+    NEEDS_COMPILER,
+    Counting,
+    outcomes,
+    random_rows,
+    scores_by,
+    sequence_of,
+)
 from seqloss_cli import PairPolicy
 from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import attention, head
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import Requested
-from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
-from seqloss_cli.core.records import Floats, Pair, Sample, SequenceScore, TokenSequence
+from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.core.records import Floats, Pair, TokenSequence
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.memory import fuse_activations
 from seqloss_cli.models.onednn import use_onednn
-from seqloss_cli.scoring import pipeline as scoring
-from seqloss_cli.scoring.pipeline import score_samples
 
-LONGEST = 64
-"""What the engines may be fed; windows of `CONTEXT` are shorter."""
-EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
 BUDGETS = (1, 40, 200, 4096)
-HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++"))
-NEEDS_COMPILER = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 WAYS = (
     *("packed", "packed, head in blocks", "batched", "batched, head in blocks"),
     *("single", "single, head in blocks", "plain", "as chosen", "fleet of two", "fleet of three"),
@@ -108,53 +113,6 @@ def grouped() -> Model:
     """Two heads' keys and values for four of queries."""
     model = llama(context=LONGEST)
     return Model(model, llama(context=LONGEST).double(), {})
-
-
-def sequence_of(ids: list[int], has_bos: bool) -> TokenSequence:
-    array = np.array([0, *ids] if has_bos else ids, dtype=np.int64)
-    wanted = np.arange(len(array)) > 0
-    bos: Any = "prepended" if has_bos else "none"
-    return TokenSequence(Sample("", "test"), None, array, None, wanted, wanted, bos, "none", {})
-
-
-def scores_by(
-    backend: Any,
-    sequences: list[TokenSequence],
-    policy: BatchPolicy,
-    requested: Requested = EVERYTHING,
-    first_rows: int = 256,
-) -> list[SequenceScore]:
-    """`first_rows` are read together at first: rows of different blocks are in no one batch."""
-    left = iter(sequences)
-    with patch.object(scoring, "FIRST_BLOCK_ROWS", first_rows):
-        found = score_samples(
-            (Sample(str(n), "test", text="x") for n in range(len(sequences))),
-            lambda samples: [next(left) for _ in samples],
-            backend,
-            WindowPolicy(CONTEXT, "test", STRIDE),
-            requested,
-            policy,
-        )
-        scores = [outcome for outcome in found if isinstance(outcome, SequenceScore)]
-    assert [id(score.sequence) for score in scores] == [id(sequence) for sequence in sequences]
-    return scores
-
-
-def assert_true(exact: Any, score: SequenceScore, tolerance: float = 1e-4) -> None:
-    """Losses, context lengths, ranks up to ties, entropies and alternatives are the oracle's."""
-    sequence, ids = score.sequence, score.sequence.token_ids.tolist()
-    truth = windows_of(exact, ids, sequence.begins_with_bos)
-    assert score.scored.tolist() == [False] + [True] * (len(ids) - 1)
-    np.testing.assert_allclose(score.losses[1:], losses_of(truth, ids), rtol=0, atol=tolerance)
-    assert score.context_lengths[1:].tolist() == list(truth.context_lengths.values())
-    assert_alternatives_right(score, ids, truth, tolerance)
-
-
-def random_rows(seed: int, n_rows: int) -> list[TokenSequence]:
-    """Ragged, with and without BOS; some need several windows."""
-    made = np.random.default_rng(seed)
-    lengths = made.integers(1, 90, n_rows)
-    return [sequence_of(made.integers(2, N_BYTE_IDS, n).tolist(), n % 3 > 0) for n in lengths]
 
 
 # -- sequences --------------------------------------------------------------------------------
@@ -298,7 +256,7 @@ def rounded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 
     def losses(by: Any) -> Any:
         listed = [(s.token_ids.tolist(), s.begins_with_bos) for s in sequences]
-        return np.concatenate([losses_of(windows_of(by, ids, bos), ids) for ids, bos in listed])
+        return np.concatenate([losses_of(truth_of(by, ids, bos), ids) for ids, bos in listed])
 
     truth = losses(exact)
     plain = np.abs(losses(half) - truth)

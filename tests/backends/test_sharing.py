@@ -6,75 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from builders import N_BYTE_IDS, byte_tokenizer, llama
 from hypothesis import given
 from hypothesis import strategies as st
-from test_architectures import ARCHITECTURES, build
 
-from seqloss_cli import PairPolicy, Sample, SequenceScore
+from helpers.architectures import ARCHITECTURES, build
+from helpers.builders import llama
+from helpers.oracles import plain_losses
+from helpers.runs import PROMPTS, Counting, outcomes
+from seqloss_cli import PairPolicy, Sample
 from seqloss_cli.backends.batching import WIDEST_BRANCHES, plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX, group_by_prefix
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import Capabilities, Requested
 from seqloss_cli.core.errors import OutOfMemoryError
-from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, TokenSequence
-from seqloss_cli.scoring.pipeline import score_samples
-from seqloss_cli.tokenization.pairs import PairTokenization
-from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CONTEXT = 64
 UNSHARED = ("bloom", "falcon-h1", "mamba", "rwkv")
 """ALiBi and recurrent states: what they carry is no cache of keys and values at positions."""
-PROMPTS = ("The quick brown fox jumps over", "The quick brown dog", "Another prompt altogether, ")
-PAIRS = [
-    Pair(prompt, response)
-    for prompt in PROMPTS
-    for response in (" it.", " the lazy dog", " the lazy cat", "!", " 日本語🐕")
-]
-
-
-def outcomes(
-    backend: Any,
-    share: bool,
-    pairs: list[Pair] = PAIRS,
-    tokens: int = 4096,
-    policy: PairPolicy | None = None,
-    requested: Requested | None = None,
-) -> list[SequenceScore]:
-    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
-    pairing = PairTokenization(tokenization, policy or PairPolicy(), CONTEXT + 1)
-    samples = [Sample(str(n), "test", pair=pair) for n, pair in enumerate(pairs)]
-    windows = WindowPolicy(CONTEXT, "test", CONTEXT)
-    batches = BatchPolicy(tokens, share)
-    found = list(
-        score_samples(
-            samples, pairing.tokenize, backend, windows, requested or Requested(), batches
-        )
-    )
-    assert all(isinstance(outcome, SequenceScore) for outcome in found), found
-    return found  # type: ignore[return-value]
-
-
-@torch.no_grad()
-def plain_losses(model: Any, ids: list[int]) -> list[float]:
-    logits = model(torch.tensor([ids[:-1]])).logits[0].double()
-    return (-logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]).tolist()
-
-
-class Counting:
-    """An engine that counts the tokens it was fed."""
-
-    def __init__(self, backend: TorchBackend) -> None:
-        self.backend, self.fed, self.batches = backend, 0, []
-        self.capabilities = backend.capabilities
-
-    def score(self, batch: Any, requested: Requested) -> Any:
-        self.batches.append(batch)
-        self.fed += int(batch.lengths.sum())
-        self.fed += sum(int((suffixes.numbers >= 0).sum()) for suffixes in batch.suffixes)
-        return self.backend.score(batch, requested)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import byte_tokenizer, llama, save_checkpoint
-from conftest import document, in_process
-from test_architectures import CONTEXT, build
-from test_engine_paths import LONGEST, NEEDS_COMPILER, assert_true, random_rows, scores_by
-from test_sharing import Counting
 from transformers.activations import FastGELUActivation, NewGELUActivation, QuickGELUActivation
 
+from helpers.architectures import build
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import CONTEXT, assert_true
+from helpers.program import document, in_process
+from helpers.runs import LONGEST, NEEDS_COMPILER, Counting, random_rows, scores_by
 from seqloss_cli.backends.torch import backend as backend
 from seqloss_cli.backends.torch import batch_budget as estimates
 from seqloss_cli.backends.torch.backend import TorchBackend

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import byte_tokenizer, llama, save_checkpoint
-from conftest import ROOT, Run
 from typer.testing import CliRunner
 
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.program import ROOT, Run
 from seqloss_cli.cli.main import app
 
 SAMPLES = ROOT / "samples"

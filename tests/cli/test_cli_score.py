@@ -25,11 +25,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import bigram_model, byte_tokenizer, llama, save_checkpoint
-from conftest import ROOT, Run, document, in_process, strictly
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
+from helpers.builders import bigram_model, byte_tokenizer, llama, save_checkpoint
+from helpers.program import ROOT, Run, document, in_process, strictly
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.inputs import text_sample

@@ -16,21 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from builders import (
-    N_BYTE_IDS,
-    bigram_model,
-    byte_tokenizer,
-    llama,
-    reference_losses,
-    save_checkpoint,
-)
-from conftest import Run, document, in_process, strictly
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import seqloss_cli
+from helpers.builders import N_BYTE_IDS, bigram_model, byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import reference_losses
+from helpers.program import Run, document, in_process, strictly
 from seqloss_cli import (
     ChainRule,
     ModelChoice,

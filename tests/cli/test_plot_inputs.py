@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import typer.main
-from conftest import document
-from made_results import row, write
-from test_plots import rows_of
 
+from helpers.program import document
+from helpers.results import row, rows_of, write
 from seqloss_cli.cli.enums import Metric, PlotKind
 from seqloss_cli.cli.main import app
 from seqloss_cli.cli.plot_flags import RULES, Asked

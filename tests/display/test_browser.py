@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, in_process
-from made_results import ranked_row, write, write_rankings
-from test_reports import EVIL, text_row
-from test_scales import GROUND, contrast, luminance
+
+from helpers.colours import GROUND, contrast, luminance
+from helpers.pages import EVIL, text_row
+from helpers.program import ROOT, in_process
+from helpers.results import ranked_row, write, write_rankings
 
 pytestmark = pytest.mark.browser
 FLAGS = (

@@ -1,6 +1,6 @@
 """Texts coloured by their losses: whole outputs, and what holds for every text and terminal.
 
-On snapshots see tests/test_rendering.py.
+On snapshots see tests/helpers/terminals.py.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import document
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import row, write
 from rich.cells import cell_len
 from rich.color import EIGHT_BIT_PALETTE, WINDOWS_PALETTE
 from rich.console import Console
 from rich.palette import Palette as Colours
-from test_rendering import (
+
+from helpers.colours import GROUND, contrast, luminance
+from helpers.program import document
+from helpers.results import row, write
+from helpers.terminals import (
     LOSSES,
     PAIRED,
     RUN,
@@ -36,8 +38,6 @@ from test_rendering import (
     score_of,
     shown,
 )
-from test_scales import GROUND, contrast, luminance
-
 from seqloss_cli.analysis.comparisons import CompareOptions, DocumentRows, compare, documents_of
 from seqloss_cli.analysis.comparisons.comparing import DocumentDifference
 from seqloss_cli.core.escaping import escape

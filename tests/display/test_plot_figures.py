@@ -10,11 +10,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from conftest import document
-from made_results import row, write
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from test_plots import rows_of
+
+from helpers.program import document
+from helpers.results import row, rows_of, write
 
 Run = Callable[..., Any]
 N = 40

@@ -16,28 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, document
-from made_results import row, write
+
+from helpers.oracles import calibration_by_hand
+from helpers.program import ROOT, document
+from helpers.results import row, rows_of, write
 
 Run = Callable[..., Any]
 TEXT = "{http://www.w3.org/2000/svg}text"
-
-
-def rows_of(n: int, shift: float = 0.0, seed: int = 0) -> list[dict[str, Any]]:
-    generator = np.random.default_rng(seed)
-    made = []
-    for k in range(n):
-        losses = generator.exponential(2, 3 + k % 5) + shift
-        sure = generator.uniform(0.05, 1, len(losses))
-        right = generator.random(len(losses)) < sure
-        top: list[Any] = [None]
-        for t, (p, is_right) in enumerate(zip(sure, right, strict=True), start=1):
-            top.append([{"id": t if is_right else 99, "token": "x", "log_prob": math.log(p)}])
-        made.append(
-            row(f"r{k}", [None, *losses], meta={"set": "abc"[k % 3], "book": k // 4},
-                top_logprobs=top)
-        )  # fmt: skip
-    return made
 
 
 @pytest.fixture
@@ -239,26 +224,6 @@ def test_across_tokenizers_the_scatter_is_by_bytes(
     assert "--level sequence" in refused.stderr
     curve = run_cli("plot", path, other, "--kind", "curve", "--json")
     assert "--metric bits_per_byte" in curve.stderr
-
-
-def calibration_by_hand(rows: list[dict[str, Any]], n_bins: int) -> tuple[float, list[list[float]]]:
-    """Straight from the definition, a token at a time."""
-    members: list[list[tuple[float, bool]]] = [[] for _ in range(n_bins)]
-    for each in rows:
-        for t, top in enumerate(each["top_logprobs"]):
-            if top is None:
-                continue
-            p = math.exp(top[0]["log_prob"])
-            n = next(n for n in range(n_bins) if p <= (n + 1) / n_bins or n == n_bins - 1)
-            members[n].append((p, top[0]["id"] == each["token_ids"][t]))
-    total = sum(map(len, members))
-    error, bins = 0.0, []
-    for found in members:
-        sure = sum(p for p, _ in found) / len(found) if found else 0.0
-        right = sum(is_right for _, is_right in found) / len(found) if found else 0.0
-        error += len(found) / total * abs(right - sure)
-        bins.append([len(found), sure, right])
-    return error, bins
 
 
 @pytest.mark.parametrize("n_bins", [15, 4])

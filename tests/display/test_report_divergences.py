@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import diverged_row, write_divergences
-from test_reports import EVIL, Page
 
+from helpers.pages import EVIL, Page, lines_of, page_of, values_of
+from helpers.results import diverged_row, write_divergences
 from seqloss_cli.display.html.documents import number
 from seqloss_cli.display.html.panes import _short
 from seqloss_cli.display.scales import KL_EDGES, step_of
@@ -20,27 +19,12 @@ Run = Callable[..., Any]
 STUDENT = ("-m", "samples/checkpoints/step-600")
 
 
-def lines_of(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def values_of(page: Page) -> list[float]:
-    return [float(a["value"] or 0) for tag, a in page.tags if tag == "data"]
-
-
 @pytest.fixture
 def results(run_cli: Run, tmp_path: Path) -> Path:
     path = tmp_path / "results.jsonl"
     done = run_cli("diverge", "samples/texts.jsonl", *STUDENT, "--teacher", "demo", "-o", path)
     assert done.exit_code == 0, done.stderr
     return path
-
-
-def page_of(run_cli: Run, results: Path, *words: object) -> Page:
-    path = results.with_suffix(".html")
-    done = run_cli("report", results, "-o", path, "--force", *words)
-    assert done.exit_code == 0, done.stderr
-    return Page(path.read_bytes().decode())
 
 
 def test_figures_are_those_of_the_command(run_cli: Run, results: Path) -> None:

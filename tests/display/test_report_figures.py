@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import write
-from test_reports import Page, text_row
 
+from helpers.pages import Page, text_row
+from helpers.results import write
 from seqloss_cli.display.html.charts import concentration, differences, histogram
 from seqloss_cli.display.html.numbers import number, signed
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import document
-from made_results import ranked_row, write_rankings
-from test_report_divergences import lines_of, page_of, values_of
-from test_reports import EVIL, Page
 
+from helpers.pages import EVIL, Page, lines_of, page_of, values_of
+from helpers.program import document
+from helpers.results import ranked_row, write_rankings
 from seqloss_cli.display.html import (
     Limits,
     PageOptions,

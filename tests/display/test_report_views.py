@@ -1,5 +1,5 @@
-"""Whole outputs of the commands on results, at fixed widths (see tests/test_rendering.py on how to
-write them anew). Ids and tokens try to break out of the terminal."""
+"""Whole outputs of the commands on results, at fixed widths (see tests/helpers/terminals.py on how
+to write them anew). Ids and tokens try to break out of the terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import row, write
-from test_rendering import UNSAFE, assert_snapshot
+
+from helpers.results import row, write
+from helpers.terminals import UNSAFE, assert_snapshot
 
 Run = Callable[..., Any]
 EVIL = "row \x1b[31m\u202e 日本"

@@ -9,7 +9,6 @@ import math
 import re
 import zipfile
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_results import row, write
 
+from helpers.pages import EVIL, Page, text_row
+from helpers.results import row, write
 from seqloss_cli.analysis.comparisons import align
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.display.html.documents import json_text
@@ -31,73 +31,6 @@ from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results.schema.scores import totals_of_row
 
 Run = Callable[..., Any]
-EVIL = [
-    "</script><script>alert(1)</script>", "<!--", "-->", "<img src=x onerror=alert(1)>",
-    "\u2028\u2029", "\u202eabc", "\u2066", "&lt;", '"onclick="x', "\r\n", "\x1b[31m", "日本", "🐕",
-    " ", "\n", "<![CDATA[",
-    "\x85", "\x9b", "\u200b", "\ufeff", "'", "`", "{{ 7 * 7 }}", "{% raw %}",
-]  # fmt: skip
-
-
-def text_row(id: str, tokens: list[str], losses: list[float | None], **fields: Any) -> Any:
-    """With a text: BOS, then tokens that are its pieces."""
-    text, ends = "".join(tokens), [0, 0]
-    for token in tokens:
-        ends.append(ends[-1] + len(token.encode()))
-    made = row(id, [None, *losses], text or " ", **fields)
-    known = [x for x in losses if x is not None]
-    return made | {
-        "text": text, "tokens": ["<s>", *tokens], "byte_offsets": ends, "n_bytes": ends[-1],
-        "n_scored_bytes": ends[-1], "n_chars": len(text), "n_scored_chars": len(text),
-        "total_loss": math.fsum(known) if known else None,
-    }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """What a browser would see of the page: elements, texts of panes, scripts."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.panes: list[str] = []
-        self.spans: list[list[tuple[str, str]]] = []
-        self.raw: dict[str, str] = {}
-        self._depth, self._kind = 0, ""
-        self.text = ""
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        if tag in ("script", "style"):
-            self._kind = found.get("type") or tag
-        if self._depth:
-            self._depth += 1
-            self.spans[-1].append((found.get("class") or "", ""))
-        elif tag == "div" and "pane" in (found.get("class") or "").split():
-            self._depth = 1
-            self.panes.append("")
-            self.spans.append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        self._kind = ""
-        self._depth = max(0, self._depth - 1)
-
-    def handle_data(self, data: str) -> None:
-        if self._kind:
-            self.raw[self._kind] = self.raw.get(self._kind, "") + data
-        elif self._depth:
-            self.panes[-1] += data
-            if self._depth == 2:
-                kind, text = self.spans[-1][-1]
-                self.spans[-1][-1] = (kind, text + data)
-        else:
-            self.text += data
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.raw["application/json"])
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, document, in_process, strictly
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli import Sample, SequenceScore
 from seqloss_cli.core.records import Region, Regions, Rejected, TokenSequence
 from seqloss_cli.inputs import RegionFile

@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import BOS, EOS, N_BYTE_IDS, bigram_model, byte_tokenizer, llama, save_checkpoint
-from conftest import document, in_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.builders import (
+    BOS,
+    EOS,
+    N_BYTE_IDS,
+    bigram_model,
+    byte_tokenizer,
+    llama,
+    save_checkpoint,
+)
+from helpers.program import document, in_process
 from seqloss_cli import Sample, SequenceScore, UsageError
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import BEGINS, UNSPACED, Requested

@@ -13,12 +13,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from builders import byte_tokenizer, llama, save_checkpoint
-from conftest import document
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import seqloss_cli
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.program import document
 from seqloss_cli import ModelChoice, Scorer, UsageError
 from seqloss_cli.api import as_samples
 from seqloss_cli.core.errors import RunError

@@ -6,9 +6,9 @@ import lzma
 from pathlib import Path
 
 import pytest
-from demo_corpus import documents, held_out_text
 from safetensors import safe_open
 
+from demo_corpus import documents, held_out_text
 from seqloss_cli import Sample, Totals, totals_of
 from seqloss_cli.models.checkpoint import DEMO_FOLDER
 

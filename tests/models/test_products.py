@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_architectures import ARCHITECTURES, build
-from test_engine_paths import LONGEST, NEEDS_COMPILER, assert_true, random_rows, scores_by
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from helpers.architectures import ARCHITECTURES, build
+from helpers.oracles import assert_true
+from helpers.runs import LONGEST, NEEDS_COMPILER, random_rows, scores_by
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.compiling import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy

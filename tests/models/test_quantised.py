@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_files as files
 import numpy as np
 import pytest
 import torch
-from builders import byte_tokenizer, llama, save_checkpoint
-from conftest import document
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
+from helpers import gguf_files as files
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.program import document
 from seqloss_cli import ModelChoice, Scorer, UsageError
 from seqloss_cli.api import as_samples
 from seqloss_cli.core.errors import RunError

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, document, in_process, strictly
 
+from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.results.formats import parquet as parquet_module

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import RUN, row, write
 
+from helpers.results import RUN, row, write
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.results.files import open_results

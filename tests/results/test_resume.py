@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process
 
+from helpers.program import ROOT, in_process
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.cli import choices
 from seqloss_cli.core.errors import RunError, UsageError

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import bigram_model, byte_tokenizer, llama, save_checkpoint
-from conftest import document, in_process
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.builders import bigram_model, byte_tokenizer, llama, save_checkpoint
+from helpers.program import document, in_process
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.backends import teacher_files
 from seqloss_cli.backends.torch import divergence as module

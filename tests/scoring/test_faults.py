@@ -13,25 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import N_BYTE_IDS, byte_tokenizer, llama
-from conftest import document, in_process
 from typer.testing import CliRunner
 
-from seqloss_cli import Sample
+from helpers.builders import llama
+from helpers.oracles import CONTEXT
+from helpers.program import document, in_process
+from helpers.runs import TEXTS, Narrow, scores_of
 from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import batch_budget as estimates
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import OutOfMemoryError
-from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
-from seqloss_cli.scoring.pipeline import ignore_progress, score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.vocabulary import Vocabulary
-
-CONTEXT = 32
-TEXTS = [f"row {n} " + "of some text " * (n % 4) for n in range(24)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,44 +170,9 @@ def test_no_memory_for_the_probe_of_budgets(
     assert found["run"]["batch_tokens"] == (2048 if room > 1024 else 512)
 
 
-class Narrow:
-    """An engine with room for so many tokens."""
-
-    def __init__(self, backend: TorchBackend, room: int) -> None:
-        self.backend, self.room, self.n_too_large = backend, room, 0
-        self.path, self.warnings, self.compiled = backend.path, backend.warnings, backend.compiled
-        self.capabilities = backend.capabilities
-
-    def score(self, batch: Any, requested: Requested) -> Any:
-        if batch.input_ids.size > self.room:
-            self.n_too_large += 1
-            raise OutOfMemoryError("out of memory: lower --batch-tokens")
-        return self.backend.score(batch, requested)
-
-
 @pytest.fixture(scope="module")
 def backend() -> TorchBackend:
     return TorchBackend(llama(), CONTEXT)
-
-
-def scores_of(
-    backend: Any,
-    samples: Any = None,
-    tokens: int = 4096,
-    prefetch: bool = True,
-    tokenize: Any = None,
-    on_progress: Any = ignore_progress,
-) -> Iterator[Any]:
-    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), N_BYTE_IDS)
-    return score_samples(
-        samples or (Sample(str(n), "test", text=text) for n, text in enumerate(TEXTS)),
-        tokenize or tokenization.tokenize,
-        backend,
-        WindowPolicy(CONTEXT, "test", 12),
-        Requested(),
-        BatchPolicy(tokens, prefetch=prefetch),
-        on_progress,
-    )
 
 
 def test_one_engine_of_a_fleet_has_less_memory(backend: TorchBackend) -> None:

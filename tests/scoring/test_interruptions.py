@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import llama
-from conftest import ROOT
-from test_faults import CONTEXT, Narrow, scores_of
 from typer.testing import CliRunner
 
+from helpers.builders import llama
+from helpers.oracles import CONTEXT
+from helpers.program import ROOT
+from helpers.runs import Narrow, scores_of
 from seqloss_cli import RunError, Sample, SequenceScore
 from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch.backend import TorchBackend

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import byte_tokenizer, llama, reference_losses, save_checkpoint
-from conftest import document, in_process, strictly
 from hypothesis import given
 from hypothesis import strategies as st
 
 import seqloss_cli
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import reference_losses
+from helpers.program import document, in_process, strictly
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.records import Choices, Rejected, Sample

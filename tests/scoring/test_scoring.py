@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import (
-    N_BYTE_IDS,
-    bigram_model,
-    byte_tokenizer,
-    llama,
-    reference_losses,
-    zero_model,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.builders import N_BYTE_IDS, bigram_model, byte_tokenizer, llama, zero_model
+from helpers.oracles import reference_losses
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy

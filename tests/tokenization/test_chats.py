@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama, reference_losses, save_checkpoint
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
+from helpers.builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import reference_losses
 from seqloss_cli import (
     Chat,
     PairPolicy,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import BOS, N_BYTE_IDS, byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.builders import BOS, N_BYTE_IDS, byte_tokenizer
 from seqloss_cli import PairPolicy, Sample, TokenPolicy
 from seqloss_cli.core.records import IGNORED, Chat, Pair, TokenSequence
 from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels, labels_of

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama, reference_losses
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama
+from helpers.oracles import reference_losses
 from seqloss_cli import Pair, PairPolicy, Rejected, Sample, SequenceScore, TokenPolicy
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import Requested

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama, reference_losses, save_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import (
@@ -32,6 +31,8 @@ from tokenizers import (
     trainers,
 )
 
+from helpers.builders import BOS, EOS, N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
+from helpers.oracles import reference_losses
 from seqloss_cli import (
     ModelChoice,
     Rejected,

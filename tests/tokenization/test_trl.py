@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_house import ROOT
 
+from helpers.program import ROOT
 from seqloss_cli.core.records import Chat, Pair, Sample
 from seqloss_cli.tokenization.trl import TrlTrainer
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-from builders import byte_tokenizer
+
+from helpers.builders import byte_tokenizer
 
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",

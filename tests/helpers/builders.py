@@ -85,13 +85,3 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any) -> Path:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
-
-
-@torch.no_grad()
-def reference_losses(model: Any, ids: list[int]) -> list[float | None]:
-    """The slow oracle: one forward per prefix, float64 log-softmax of the last position."""
-    losses: list[float | None] = [None]
-    for t in range(1, len(ids)):
-        logits = model(torch.tensor([ids[:t]])).logits[0, -1].double()
-        losses.append(-float(logits.log_softmax(-1)[ids[t]]))
-    return losses

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import totals_of_row
 from seqloss_cli.results.writing.rows import totals_row
@@ -141,3 +143,20 @@ def ranked_row(
         "correct": None if answers is None else right,
         "flags": {"inf_loss": n_impossible} if n_impossible else {},
     }  # fmt: skip
+
+
+def rows_of(n: int, shift: float = 0.0, seed: int = 0) -> list[dict[str, Any]]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for k in range(n):
+        losses = generator.exponential(2, 3 + k % 5) + shift
+        sure = generator.uniform(0.05, 1, len(losses))
+        right = generator.random(len(losses)) < sure
+        top: list[Any] = [None]
+        for t, (p, is_right) in enumerate(zip(sure, right, strict=True), start=1):
+            top.append([{"id": t if is_right else 99, "token": "x", "log_prob": math.log(p)}])
+        made.append(
+            row(f"r{k}", [None, *losses], meta={"set": "abc"[k % 3], "book": k // 4},
+                top_logprobs=top)
+        )  # fmt: skip
+    return made
