@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_BATCH_TOKENS,
@@ -42,9 +43,6 @@ def score(
     texts: str | Iterable[str | Sample],
     model: str = DEFAULT_MODEL,
     *,
-    ranks: bool = False,
-    entropy: bool = False,
-    top_k: int = 0,
     context: int | None = None,
     stride: int | None = None,
     batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
@@ -55,26 +53,25 @@ def score(
     """Score texts (or samples) with a model; yields a `SequenceScore` or `Rejected` for each.
 
     `compile="on"` compiles the layers ("auto" does not: how much text will come is not known).
-    `options` are the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy` (bos, eos, …);
-    another name or value raises UsageError. What the command line would say on stderr (a tokenizer
-    that was replaced, a slower path) is given to `warnings.warn`. Loading a model sets the number
-    of torch's threads and the verbosity of transformers for the whole process, and on a CPU has the
-    C library keep what is freed for the next batch.
+    `options` are what to compute at each token beside its loss (ranks, entropy, top_k: the options
+    of `core.columns.COLUMNS`), and the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy`
+    (bos, eos, …); another name or value raises UsageError. What the command line would say on
+    stderr (a tokenizer that was replaced, a slower path) is given to `warnings.warn`. Loading a
+    model sets the number of torch's threads and the verbosity of transformers for the whole
+    process, and on a CPU has the C library keep what is freed for the next batch.
     """
+    requested = _requested(options)
     choice, policy = _choices("score", model, options)
     batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, stride, batches, speed=speed)
     _warn(scorer.warnings)
-    return scorer.score(as_samples(texts), Requested(ranks, entropy, top_k))
+    return scorer.score(as_samples(texts), requested)
 
 
 def cond(
     pairs: Iterable[tuple[str, str] | Sample],
     model: str = DEFAULT_MODEL,
     *,
-    ranks: bool = False,
-    entropy: bool = False,
-    top_k: int = 0,
     context: int | None = None,
     batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
     compile: CompileChoice = "auto",
@@ -87,13 +84,14 @@ def cond(
 
     The figures of an outcome are made by `chain_rule(outcome, totals_of(outcome))`.
     """
+    requested = _requested(options)
     own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
     choice, policy = _choices("cond", model, options)
     batches, pair_policy = _batches(batch_tokens, share_prefix), PairPolicy(**own)
     speed = SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
     _warn(scorer.warnings)
-    return scorer.score(as_pairs(pairs, pair_policy.separator), Requested(ranks, entropy, top_k))
+    return scorer.score(as_pairs(pairs, pair_policy.separator), requested)
 
 
 def rank(
@@ -148,6 +146,12 @@ def _batches(tokens: int | Literal["auto"], share_prefix: bool = False) -> Batch
     if tokens == "auto":
         return BatchPolicy(share_prefix=share_prefix, auto=True)
     return BatchPolicy(tokens, share_prefix)
+
+
+def _requested(options: dict[str, Any]) -> Requested:
+    """Take the quantities of each token out of the options."""
+    names = [column.option for column in COLUMNS if column.option in options]
+    return Requested(**{name: options.pop(name) for name in names})
 
 
 def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelChoice, TokenPolicy]:

@@ -63,7 +63,8 @@ def stubbed() -> Iterator[None]:
     """While it lasts, no weights are loaded, and losses are those of `_Stub`."""
     from seqloss_cli.backends.torch import teacher as teaching
     from seqloss_cli.backends.torch.backend import TorchBackend
-    from seqloss_cli.core.backend import Capabilities, TokenScores
+    from seqloss_cli.backends.torch.softmax import QUANTITIES
+    from seqloss_cli.core.backend import Capabilities, Requested, TokenScores
     from seqloss_cli.scoring import scorer
 
     class _Stub(TorchBackend):  # a TorchBackend, as diverge takes no other
@@ -74,7 +75,9 @@ def stubbed() -> Iterator[None]:
 
         def __init__(self, model: str, max_tokens: int, share_prefix: bool = False) -> None:
             self.model, self.warnings, self.n_too_large = model, [], 0
-            self.capabilities = Capabilities(longest_packed=512, longest_shared=512 * share_prefix)
+            self.capabilities = Capabilities(
+                longest_packed=512, longest_shared=512 * share_prefix, quantities=QUANTITIES
+            )
 
         def vocabulary(self) -> int:
             return 4096
@@ -94,25 +97,24 @@ def stubbed() -> Iterator[None]:
         top_ids = (targets[:, None] + places - (ranks[:, None] - 1)) % 4096
         shares = (places + 1) / ranks[:, None]  # 1 at the target, which stands at its rank
         finite = np.where(np.isfinite(losses), losses, 6.0)
-        further = {"mean_log_prob": -4 - losses} if wants.mean_log_prob else {}
-        return TokenScores(
-            losses=losses,
-            ranks=ranks if wants.ranks else None,
-            entropies=0.0625 * (mixed % 61) if wants.entropy else None,
-            top_ids=top_ids if wants.top_k else None,
-            top_log_probs=-finite[:, None] * shares if wants.top_k else None,
-            further=further,
-            boundaries=-0.0625 * np.stack([mixed % 7, mixed % 11, mixed % 13 + 16], axis=1)
-            if wants.marks is not None
-            else None,
-        )
+        boundaries = -0.0625 * np.stack([mixed % 7, mixed % 11, mixed % 13 + 16], axis=1)
+        given = {
+            "ranks": ranks,
+            "entropies": 0.0625 * (mixed % 61),
+            "top_ids": top_ids,
+            "top_log_probs": -finite[:, None] * shares,
+            "mean_log_prob": -4 - losses,
+            "word_boundary_log_probs": boundaries,
+        }
+        asked = [name for column in wants.columns for name in column.array_names]
+        return TokenScores(losses, {name: given[name] for name in asked})
 
     def _engine(checkpoint: Any, context: int, batches: Any, speed: Any) -> Any:
         return _Stub(checkpoint.model, context, batches.share_prefix), batches
 
     def _taught(self: Any, batch: Any, wants: Any) -> Any:
         """Return what `of_teacher` and a teacher's file read, for `StudentTeacherBackend.score`."""
-        losses = self._student.score(batch, wants).losses
+        losses = self._student.score(batch, Requested()).losses
         mixed = np.where(np.isfinite(losses), 16 * losses, 0).astype(np.int64) + batch.targets
         further: dict[str, Any] = {
             "student_losses": losses,
@@ -125,8 +127,8 @@ def stubbed() -> Iterator[None]:
                 "teacher_entropies": batch.saved.entropies,
                 "kls_at_most": 0.0625 * (mixed % 23 + mixed % 2),
             }
-            return TokenScores(losses, further=further)
-        further["teacher_losses"] = self._teacher.score(batch, wants).losses
+            return TokenScores(losses, further)
+        further["teacher_losses"] = self._teacher.score(batch, Requested()).losses
         further["teacher_entropies"] = 0.0625 * (mixed % 29)
         if n := self._top_k:
             further |= {
@@ -136,7 +138,7 @@ def stubbed() -> Iterator[None]:
                 "rest_own": np.full(len(losses), -1.5),
                 "kls_in_part": 0.0625 * (mixed % 19),
             }
-        return TokenScores(losses, further=further)
+        return TokenScores(losses, further)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer, "load_checkpoint", _checkpoint)

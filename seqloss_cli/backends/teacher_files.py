@@ -35,7 +35,7 @@ _DTYPES = {
     "losses": "<f8",
     "entropies": "<f8",
 }
-_FURTHER = {"losses": "teacher_losses", "entropies": "teacher_entropies"}
+_COLUMNS = {"losses": "teacher_losses", "entropies": "teacher_entropies"}
 """Columns that have another name where they are computed."""
 _HEADER = {"top_k": int, "n_words": int}
 _PREFIX = b'{"key":"'
@@ -69,7 +69,7 @@ class TeacherWriter:
             chunk = places[start : start + CHUNK]
             row: dict[str, Any] = {"key": key, "n": len(chunk)}
             for name, dtype in _DTYPES.items():
-                column = score.further[_FURTHER.get(name, name)][chunk].astype(dtype)
+                column = score.columns[_COLUMNS.get(name, name)][chunk].astype(dtype)
                 row[name] = base64.b64encode(np.ascontiguousarray(column).tobytes()).decode()
             self._line(row)
 
@@ -202,7 +202,7 @@ class SavedSums:
             return
         self._n += int(counted.sum())
         for sums, name in ((self._whole, "kls"), (self._in_part, "kls_in_part")):
-            sums.append(math.fsum(score.further[name][counted].tolist()))
+            sums.append(math.fsum(score.columns[name][counted].tolist()))
 
     def measured(self) -> dict[str, Any]:
         """Mean KL per token of the student, whole and by what is saved."""

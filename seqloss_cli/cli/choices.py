@@ -18,6 +18,7 @@ from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
 from seqloss_cli.cli.views import choose_heat
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_MODEL,
@@ -139,7 +140,8 @@ def choose_tokens(context: typer.Context) -> TokenPolicy:
 
 
 def choose_requested(context: typer.Context) -> Requested:
-    return Requested(context.params["ranks"], context.params["entropy"], context.params["top_k"])
+    """The quantities that the options name."""
+    return Requested(**{column.option: context.params[column.option] for column in COLUMNS})
 
 
 def choose_reading(context: typer.Context, **own: Any) -> ReadOptions:
@@ -168,9 +170,7 @@ def choose_output(context: typer.Context) -> OutputChoice:
         strict=values["strict"],
         pmi=values.get("pmi", False),
         level=Level(values.get("level", Level.sequence)),
-        ranks=values.get("ranks", False),
-        entropies=values.get("entropy", False),
-        alternatives=bool(values.get("top_k")),
+        columns=tuple(column for column in COLUMNS if values.get(column.option)),
         resume=values.get("resume", False),
         word_correction=values.get("word_correction", False),
         regions=values.get("regions") is not None,

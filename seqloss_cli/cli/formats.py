@@ -48,16 +48,16 @@ def _require_columns(choice: OutputChoice) -> None:
     name = choice.format.value
     if choice.summary:
         raise UsageError(f"{name} has lines of inputs and no totals; --summary goes with --json")
-    if choice.alternatives:
-        raise UsageError(f"{name} has no place for --top-k; --jsonl has")
+    for column in choice.columns:
+        if not column.csv:
+            raise UsageError(f"{name} has no place for {column.flag}; --jsonl has")
     _require_parts(choice, name)
     if choice.level is Level.token:
         if not choice.tokens:
             raise UsageError("--level token is made of tokens; leave --no-tokens out")
         return
     for flag, asked in (
-        ("--ranks", choice.ranks),
-        ("--entropy", choice.entropies),
+        *((column.flag, True) for column in choice.columns),
         ("--context-lengths", choice.context_lengths),
     ):
         if asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from seqloss_cli.cli.configuration import use_config
 from seqloss_cli.cli.enums import Bos, Compile, Dtype, Format, Level, Quantize, SpecialTokens, Unit
 from seqloss_cli.cli.grouping import Group as Group
 from seqloss_cli.cli.grouping import with_options as with_options
+from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, DEFAULT_MAX_BYTES
 
 INPUT, MODEL, POLICY, SPEED, SHOW, OUTPUT, OTHER = (
@@ -143,13 +144,6 @@ Devices = Annotated[
     int, option(SPEED, "--devices", "GPUs that share the work, each with the model.", min=1)
 ]
 
-Ranks = Annotated[bool, flag(SHOW, "--ranks", "Rank of each token: 1 is the model's favourite.")]
-Entropy = Annotated[
-    bool, flag(SHOW, "--entropy", "Entropy of the model's distribution at each token.")
-]
-TopK = Annotated[
-    int, option(SHOW, "--top-k", "Alternatives at each token with their log-probabilities.", min=0)
-]
 Words = Annotated[bool, flag(SHOW, "--words", "Losses of words, too.")]
 WordCorrection = Annotated[
     bool,
@@ -220,6 +214,14 @@ Config = Annotated[
 Strict = Annotated[bool, flag(OTHER, "--strict", "Stop at the first rejected input.")]
 Debug = Annotated[bool, flag(OTHER, "--debug", "Show tracebacks.")]
 
+
+def _column_option(column: TokenColumn) -> tuple[Any, Any]:
+    """Annotation and default of the option that asks for a column."""
+    if column.kind == "alternatives":
+        return Annotated[int, option(SHOW, column.flag, column.help, min=0)], 0
+    return Annotated[bool, flag(SHOW, column.flag, column.help)], False
+
+
 INPUT_OPTIONS: Group = {
     "keep_meta": (KeepMeta, False),
     "limit": (Limit, None),
@@ -251,9 +253,7 @@ SPEED_OPTIONS: Group = {
     "devices": (Devices, 1),
 }
 SHOW_OPTIONS: Group = {
-    "ranks": (Ranks, False),
-    "entropy": (Entropy, False),
-    "top_k": (TopK, 0),
+    **{column.option: _column_option(column) for column in COLUMNS},
     "words": (Words, False),
     "word_correction": (WordCorrection, False),
     "unit": (UnitOption, Unit.nats),

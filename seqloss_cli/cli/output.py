@@ -17,6 +17,7 @@ from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import already_complete, resume, say_nothing_to_do
 from seqloss_cli.cli.writers import also_beside, score_writer
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import TokenColumn
 from seqloss_cli.core.paths import partial_path
 from seqloss_cli.core.records import Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
@@ -49,9 +50,8 @@ class OutputChoice:
     strict: bool
     pmi: bool
     level: Level = Level.sequence
-    ranks: bool = False
-    entropies: bool = False
-    alternatives: bool = False
+    columns: tuple[TokenColumn, ...] = ()
+    """What was asked for of each token beside its loss."""
     resume: bool = False
     word_correction: bool = False
     regions: bool = False
@@ -109,7 +109,7 @@ def run_to_end(
     the items are read, for the run's record."""
     say_what_is_left_out(choice)
     if choice.word_correction:
-        requested = replace(requested, marks=scorer.tokenization.word_marks())
+        requested = requested.with_word_marks(scorer.tokenization.word_marks())
     run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, requested))
     if choice.resume and choice.path and (file := already_complete(choice.path, run)):
         say_nothing_to_do(file, scorer, items)
@@ -127,7 +127,7 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, requested, bar.on_progress, n_kept, check)
-        own = score_writer(scorer.tokenization, sink, choice, requested.marks)
+        own = score_writer(scorer.tokenization, sink, choice, requested.word_marks)
         with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
             work = Work(outcomes, totals_of, Totals(), run, writer, kept)
             written = write_all(work, stats, bar, choice)
@@ -141,7 +141,7 @@ def _described(choice: OutputChoice, requested: Requested) -> dict[str, Any]:
     """What a sequence's row holds, for the run's record."""
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
     found = {name: getattr(choice, name) for name in names}
-    found |= {name: getattr(requested, name) for name in ("ranks", "entropy", "top_k")}
+    found |= requested.described()
     if choice.word_correction:
         found |= {"word_correction": True, "word_correction_source": SOURCE}
     return found

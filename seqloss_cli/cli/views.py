@@ -10,6 +10,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ VIEW_OPTIONS: o.Group = {
         False,
     ),
 }
-_TABLES_ONLY = {"ranks": "--ranks", "entropy": "--entropy", "top_k": "--top-k"}
 
 
 def choose_heat(context: typer.Context, obstacle: str | None) -> HeatOptions | None:
@@ -75,7 +75,7 @@ def choose_heat(context: typer.Context, obstacle: str | None) -> HeatOptions | N
             raise UsageError(f"--view heat {obstacle}")
         say(f"note: --view heat {obstacle}; left out")
         return None
-    if left := [flag for name, flag in _TABLES_ONLY.items() if values.get(name)]:
+    if left := [column.flag for column in COLUMNS if values.get(column.option)]:
         say(f"note: --view heat shows losses only; {', '.join(left)}: in tables and JSON")
     theme, note = choose_theme(str(values["theme"]), os.environ.get("COLORFGBG"))
     return HeatOptions(theme, note, values["show_whitespace"])

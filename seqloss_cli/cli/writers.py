@@ -58,9 +58,7 @@ def row_options(
         regions=choice.regions,
         context_lengths=choice.context_lengths,
         pmi=choice.pmi,
-        ranks=choice.ranks,
-        entropies=choice.entropies,
-        alternatives=choice.alternatives,
+        columns=choice.columns,
     )
 
 

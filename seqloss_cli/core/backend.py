@@ -6,13 +6,15 @@ K top ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seqloss_cli.core.columns import COLUMNS, WORD_BOUNDARIES, TokenColumn
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Bools, Floats, Ints, SavedGold
 
 
@@ -121,17 +123,64 @@ class WordMarks:
     """For each of these the id that spells what stands before that white space; -1 if none does."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Requested:
-    """What to compute at a position beside its loss."""
+    """The quantities to compute at each target beside its loss.
 
-    ranks: bool = False
-    entropy: bool = False
-    top_k: int = 0
-    mean_log_prob: bool = False
-    """The mean over the vocabulary, each word alike: for smoothed gold."""
-    marks: WordMarks | None = field(default=None, compare=False)
-    """Probabilities of words' boundaries, by these."""
+    `Requested(ranks=True, varentropy=True)`: keywords are the options of `COLUMNS`; the first three
+    may be given by position.
+    """
+
+    columns: tuple[TokenColumn, ...]
+    """In the order of `COLUMNS`, then those that no output shows."""
+    top_k: int
+    """Alternatives at each target."""
+    word_marks: WordMarks | None = field(compare=False)
+    """Ids whose probabilities the log-probabilities of word boundaries add up."""
+
+    def __init__(
+        self,
+        ranks: bool = False,
+        entropy: bool = False,
+        top_k: int = 0,
+        *,
+        word_marks: WordMarks | None = None,
+        internal: Iterable[TokenColumn] = (),
+        **others: bool,
+    ) -> None:
+        """Raises TypeError for a keyword that is no option of a column."""
+        asked: dict[str, Any] = {"ranks": ranks, "entropy": entropy, "top_k": top_k, **others}
+        if unknown := asked.keys() - {column.option for column in COLUMNS}:
+            raise TypeError(f"no quantity is asked for by {', '.join(sorted(unknown))}")
+        columns = [column for column in COLUMNS if asked.get(column.option)]
+        columns += [WORD_BOUNDARIES] if word_marks is not None else []
+        object.__setattr__(self, "columns", (*columns, *internal))
+        object.__setattr__(self, "top_k", top_k)
+        object.__setattr__(self, "word_marks", word_marks)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether the column of this name is to be computed."""
+        return any(column.name == name for column in self.columns)
+
+    def with_word_marks(self, marks: WordMarks) -> Requested:
+        """The same request, and the log-probabilities of word boundaries."""
+        return Requested(**self._settings(), word_marks=marks, internal=self._internal())
+
+    def described(self) -> dict[str, Any]:
+        """What a run record says of it: by option, true or false, or the number of alternatives."""
+        settings = self._settings()
+        return {
+            column.option: settings.get(column.option, False)
+            for column in COLUMNS
+            if column.is_standard or column in self.columns
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {column.option: True for column in self.columns if column in COLUMNS}
+        return settings | {"top_k": self.top_k}
+
+    def _internal(self) -> list[TokenColumn]:
+        return [c for c in self.columns if c not in COLUMNS and c is not WORD_BOUNDARIES]
 
 
 Wants = Requested
@@ -140,22 +189,15 @@ Wants = Requested
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Figures of a batch's M targets, in their order."""
+    """Losses and other quantities of a batch's M targets, in their order."""
 
     losses: Floats
     """Shape M, nats, >= 0, infinite where the probability is zero, NaN where the model's is."""
-    ranks: Ints | None = None
-    """Shape M: 1 + the number of logits strictly greater than the target's."""
-    entropies: Floats | None = None
-    """Shape M, nats."""
-    top_ids: Ints | None = None
-    """Shape M x K, best first, ties by id."""
-    top_log_probs: Floats | None = None
-    """Shape M x K, nats, <= 0."""
-    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Other figures of each target by name: M in the first dimension."""
-    boundaries: Floats | None = None
-    """Shape M x 3, nats: log-probabilities of `BEGINS`, `UNSPACED` and `LONGER`."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """The arrays of every column that was asked for, by name: M in the first dimension. Ranks are
+    1 + the number of logits strictly greater than the target's; `top_ids` and `top_log_probs` are
+    M x K, best first, ties by id; `word_boundary_log_probs` M x 3 (`BEGINS`, `UNSPACED`, `LONGER`).
+    Probabilities and entropies are in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +212,19 @@ class Capabilities:
     """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
     at_once: int = 1
     """How many batches it can score at the same time."""
+    quantities: frozenset[str] = frozenset()
+    """Names of the columns that it can give beside losses."""
+
+
+def require_quantities(capabilities: Capabilities, requested: Requested) -> None:
+    """Raises UsageError, naming the flag, for a quantity that the backend cannot give."""
+    for column in requested.columns:
+        if column.name not in capabilities.quantities:
+            known = ", ".join(sorted(capabilities.quantities)) or "losses only"
+            raise UsageError(
+                f"{column.flag}: this model is run by a backend that gives no {column.name} "
+                f"(it gives {known}); leave it out"
+            )
 
 
 class Backend(Protocol):

@@ -261,20 +261,13 @@ class SequenceScore:
     """Shape N: the token has a loss."""
     context_lengths: Ints
     """Shape N: tokens that the target could see."""
-    ranks: Ints | None = None
-    entropies: Floats | None = None
-    top_ids: Ints | None = None
-    """Shape N x K."""
-    top_log_probs: Floats | None = None
-    boundaries: Floats | None = None
-    """Shape N + 1 x 3, nats: of the distribution that predicts each token, and of what comes after
-    the last, the log-probabilities that `backend` names; NaN where they were not asked for."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other quantities of each token by name (`core/columns.py`): N in the first dimension, N + 1
+    of `word_boundary_log_probs`, which are NaN where they were not asked for."""
     response_only: SequenceScore | None = None
     """Scores of `sequence.response_only`."""
     separate_tokenization: SequenceScore | None = None
     """Scores of `sequence.separate_tokenization`."""
-    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Other figures by name: N in the first dimension."""
 
     @property
     def sample(self) -> Sample:
@@ -284,6 +277,26 @@ class SequenceScore:
     def counted(self) -> Bools:
         """Where a loss exists and counts: totals, means and rates are over exactly these."""
         return self.scored & self.sequence.loss_mask
+
+    @property
+    def ranks(self) -> Ints | None:
+        """Shape N: 1 is the most probable token. None where they were not asked for."""
+        return self.columns.get("ranks")
+
+    @property
+    def entropies(self) -> Floats | None:
+        """Shape N, nats. None where they were not asked for."""
+        return self.columns.get("entropies")
+
+    @property
+    def top_ids(self) -> Ints | None:
+        """Shape N x K: the most probable tokens, best first, ties by id."""
+        return self.columns.get("top_ids")
+
+    @property
+    def top_log_probs(self) -> Floats | None:
+        """Shape N x K, nats, <= 0: the log-probabilities of `top_ids`."""
+        return self.columns.get("top_log_probs")
 
 
 Outcome = SequenceScore | Rejected

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
 from seqloss_cli.core.records import Bools, Floats, SequenceScore
 
-SMOOTHING_REQUEST = Requested(top_k=1, mean_log_prob=True)
+SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
+TEACHER_REQUEST = Requested(internal=(DIVERGENCES,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Divergences:
 
 def of_teacher(score: SequenceScore) -> Divergences:
     """Of a sequence that was scored by `diverge` or `diverge_from_saved`."""
-    found, nothing = score.further, np.zeros(len(score.losses))
+    found, nothing = score.columns, np.zeros(len(score.losses))
     return Divergences(
         kls=found.get("kls", nothing),
         gold_entropies=found.get("teacher_entropies", nothing),
@@ -79,9 +81,10 @@ def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Diverg
     entropy, cross = 0.0, score.losses
     if smoothing:
         entropy = -(own * math.log(own) + (n_words - 1) * spread * math.log(spread))
-        mean = score.further.get("mean_log_prob", np.zeros(n))
+        mean = score.columns.get("mean_log_prob", np.zeros(n))
         cross = (1 - smoothing) * score.losses - smoothing * mean
-    favourites = np.full(n, -1) if score.top_ids is None else score.top_ids[:, 0]
+    top_ids = score.top_ids
+    favourites = np.full(n, -1) if top_ids is None else top_ids[:, 0]
     return Divergences(
         kls=cross - entropy,
         gold_entropies=np.full(n, entropy),

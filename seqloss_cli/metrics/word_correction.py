@@ -72,13 +72,12 @@ class _Text:
 
     def __init__(self, score: SequenceScore, marks: WordMarks, first: int) -> None:
         sequence = score.sequence
-        assert score.boundaries is not None
         assert sequence.byte_offsets is not None
         self._first, self._has_bos = first, sequence.begins_with_bos
         self._n = sequence.n_tokens
         self._edges = sequence.byte_offsets
         self._losses: Floats = np.where(score.scored, score.losses, np.nan)
-        self._boundaries = score.boundaries
+        self._boundaries: Floats = score.columns["word_boundary_log_probs"]
         ids = sequence.token_ids
         self._spaced: Bools = marks.spaced[ids]
         self._ends: Bools = marks.ends[ids]

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
@@ -80,7 +81,8 @@ _SAME_NAME = (
     *("pairs.separator", "pairs.truncate", "pairs.pmi"),
     *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
     *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
-    *("reading.chat", "rows.words", "rows.ranks", "rows.entropy", "rows.top_k"),
+    *("reading.chat", "rows.words"),
+    *(f"rows.{column.option}" for column in COLUMNS),
     *("rows.context_lengths", "rows.pmi", "rows.summary", "rows.word_correction"),
     "reading.regions",
 )

@@ -1,83 +1,98 @@
-"""The scores of a sequence, put together from its windows."""
+"""Assemble the scores of a sequence from those of its windows."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import Part, Requested, TokenScores
-from seqloss_cli.core.records import Ints, Outcome, SequenceScore, TokenSequence, rejection
+from seqloss_cli.core.columns import WORD_BOUNDARIES
+from seqloss_cli.core.records import Bools, Ints, Outcome, SequenceScore, TokenSequence, rejection
+
+_DTYPES = {"whole": np.int64, "real": np.float64}
 
 
 class ScoreAssembler:
-    """The scores of one sequence while its windows come in."""
+    """Collects the losses and columns of one sequence while its windows come in."""
 
     def __init__(self, sequence: TokenSequence, requested: Requested) -> None:
         n = sequence.n_tokens
-        self.sequence = sequence
-        self.losses = np.zeros(n)
-        self.scored = np.zeros(n, dtype=bool)
-        self.context_lengths = np.zeros(n, dtype=np.int64)
-        self.ranks = np.zeros(n, dtype=np.int64) if requested.ranks else None
-        self.entropies = np.zeros(n) if requested.entropy else None
-        self.top_ids: np.ndarray | None = None  # as wide as the first scores say
-        self.top_log_probs: np.ndarray | None = None
-        self.further: dict[str, np.ndarray] = {}
-        self.boundaries = np.full((n + 1, 3), np.nan) if requested.marks is not None else None
+        self._sequence, self._requested = sequence, requested
+        self._losses = np.zeros(n)
+        self._scored = np.zeros(n, dtype=bool)
+        self._context_lengths = np.zeros(n, dtype=np.int64)
+        # A sequence without a single target has these, too: its row holds nulls, not no key.
+        self._columns: dict[str, NDArray[Any]] = {
+            column.name: np.zeros(n, dtype=_DTYPES[column.kind])
+            for column in requested.columns
+            if column.kind in _DTYPES
+        }
+        if WORD_BOUNDARIES in requested.columns:
+            self._columns[WORD_BOUNDARIES.name] = np.full((n + 1, 3), np.nan)
 
     def take(self, part: Part, scores: TokenScores) -> None:
+        """Store the scores of one window's targets.
+
+        Raises RuntimeError where a backend left out a column that it was asked for: zeros in its
+        place would be written as if they were figures.
+        """
+        for column in self._requested.columns:
+            if missing := set(column.array_names) - scores.columns.keys():
+                raise RuntimeError(f"the backend gave no {', '.join(sorted(missing))}")
         targets, places = part.targets, part.scores
-        if self.boundaries is not None and scores.boundaries is not None:
-            self.boundaries[targets] = scores.boundaries[places]
-        if targets[-1] == len(self.losses):  # what comes after the last token is no token
+        if WORD_BOUNDARIES.name in self._columns:  # the only column with a row for the end
+            self._columns[WORD_BOUNDARIES.name][targets] = scores.columns[WORD_BOUNDARIES.name][
+                places
+            ]
+        if targets[-1] == len(self._losses):  # what comes after the last token is no token
             targets, places = targets[:-1], _all_but_the_last(places)
-        assert not self.scored[targets].any(), "every target is scored exactly once"
-        self.losses[targets] = scores.losses[places]
-        self.scored[targets] = True
-        self.context_lengths[targets] = part.window.context_length(0) + targets
-        if self.ranks is not None and scores.ranks is not None:
-            self.ranks[targets] = scores.ranks[places]
-        if self.entropies is not None and scores.entropies is not None:
-            self.entropies[targets] = scores.entropies[places]
-        if scores.top_ids is not None and scores.top_log_probs is not None:
-            if self.top_ids is None or self.top_log_probs is None:
-                shape = (len(self.losses), scores.top_ids.shape[1])
-                self.top_ids, self.top_log_probs = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-            self.top_ids[targets] = scores.top_ids[places]
-            self.top_log_probs[targets] = scores.top_log_probs[places]
-        for name, values in scores.further.items():
-            if name not in self.further:
-                shape = (len(self.losses), *values.shape[1:])
-                self.further[name] = np.zeros(shape, dtype=values.dtype)
-            self.further[name][targets] = values[places]
+        assert not self._scored[targets].any(), "every target is scored exactly once"
+        self._losses[targets] = scores.losses[places]
+        self._scored[targets] = True
+        self._context_lengths[targets] = part.window.context_length(0) + targets
+        for name, values in scores.columns.items():
+            if name == WORD_BOUNDARIES.name:
+                continue
+            if name not in self._columns:  # as wide as the first scores say
+                shape = (len(self._losses), *values.shape[1:])
+                self._columns[name] = np.zeros(shape, dtype=values.dtype)
+            self._columns[name][targets] = values[places]
 
     def outcome(self) -> Outcome:
-        assert (self.scored[1:] == self.sequence.score_mask[1:]).all(), "each target is scored once"
-        broken = np.isnan(self.losses)
-        if self.sequence.end_scored and self.boundaries is not None:
-            broken[-1] |= np.isnan(self.boundaries[-1, 0])
-        for values in self.further.values():
-            if values.ndim == 1 and values.dtype == np.float64:
-                broken |= np.isnan(values)
+        """The sequence's score, or its rejection where anything that was computed is NaN."""
+        wanted = self._sequence.score_mask
+        assert (self._scored[1:] == wanted[1:]).all(), "each target is scored once"
+        broken = self._broken()
         if broken.any():
-            who = "the model or its teacher" if "kls" in self.further else "the model"
+            who = "the model or its teacher" if "kls" in self._columns else "the model"
             return rejection(
-                self.sequence.sample,
+                self._sequence.sample,
                 "nan_loss",
                 f"{who} gives NaN at {int(broken.sum())} tokens, first at token "
                 f"{int(np.argmax(broken))}; another --dtype may mend it",
             )
         return SequenceScore(
-            sequence=self.sequence,
-            losses=self.losses,
-            scored=self.scored,
-            context_lengths=self.context_lengths,
-            ranks=self.ranks,
-            entropies=self.entropies,
-            top_ids=self.top_ids,
-            top_log_probs=self.top_log_probs,
-            further=self.further,
-            boundaries=self.boundaries,
+            sequence=self._sequence,
+            losses=self._losses,
+            scored=self._scored,
+            context_lengths=self._context_lengths,
+            columns=self._columns,
         )
+
+    def _broken(self) -> Bools:
+        """Shape N: where the loss or a column is NaN. What follows the last token counts there."""
+        n = len(self._losses)
+        broken: Bools = np.isnan(self._losses)
+        for values in self._columns.values():
+            if values.dtype != np.float64:
+                continue
+            is_nan = np.isnan(values.reshape(len(values), -1)).any(axis=1)
+            broken |= is_nan[:n] & self._scored
+            if len(values) > n and self._sequence.end_scored:
+                broken[-1] |= is_nan[n]
+        return broken
 
 
 def _all_but_the_last(places: slice | Ints) -> slice | Ints:

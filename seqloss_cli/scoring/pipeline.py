@@ -16,7 +16,14 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
-from seqloss_cli.core.backend import Backend, Batch, Capabilities, Requested, TokenScores
+from seqloss_cli.core.backend import (
+    Backend,
+    Batch,
+    Capabilities,
+    Requested,
+    TokenScores,
+    require_quantities,
+)
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
@@ -80,7 +87,34 @@ def score_samples(
     The first `n_finished` items were scored by an earlier run: `on_finished` hears of them. Blocks
     are cut, and one that is finished in part is scored, as without it, so that the outcomes of the
     others are those of one whole run, to the last bit.
+
+    Raises UsageError, before anything is read, for a quantity that the backend cannot give.
     """
+    require_quantities(backend.capabilities, requested)
+    return _outcomes_of(
+        items,
+        tokenize,
+        backend,
+        windows,
+        requested,
+        policy,
+        on_progress,
+        n_finished,
+        on_finished,
+    )
+
+
+def _outcomes_of(
+    items: Iterable[Item],
+    tokenize: Tokenize,
+    backend: Backend,
+    windows: WindowPolicy,
+    requested: Requested,
+    policy: BatchPolicy,
+    on_progress: OnProgress,
+    n_finished: int,
+    on_finished: Callable[[Entry], None],
+) -> Iterator[Outcome]:
     blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:

@@ -16,7 +16,12 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Item, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.divergence import SMOOTHING_REQUEST, of_smoothing, of_teacher
+from seqloss_cli.metrics.divergence import (
+    SMOOTHING_REQUEST,
+    TEACHER_REQUEST,
+    of_smoothing,
+    of_teacher,
+)
 from seqloss_cli.metrics.divergence_totals import DivergenceScore, diverged
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
@@ -47,7 +52,7 @@ class TeacherScorer:
             raise UsageError(f"--teacher-top-k {top_k}: there are {record['n_words']} words")
         n_ids = min(scorer.tokenization.n_ids, record["n_words"])
         scorer.backend, scorer.windows, scorer.tokenization.n_ids = taught, windows, n_ids
-        found = cls(scorer, "teacher", Requested(), of_teacher)
+        found = cls(scorer, "teacher", TEACHER_REQUEST, of_teacher)
         found.teacher, found.warnings = record, taught.warnings
         return found
 
@@ -59,7 +64,7 @@ class TeacherScorer:
         saved.require_fits(described_windows(scorer.run_info()), scorer.backend.vocabulary())
         scorer.prepare = saved.attach
         scorer.backend = StudentTeacherBackend(scorer.backend, None, saved.n_words)
-        found = cls(scorer, "saved teacher", Requested(), of_teacher)
+        found = cls(scorer, "saved teacher", TEACHER_REQUEST, of_teacher)
         found.teacher = saved.record()
         return found
 

@@ -17,7 +17,7 @@ from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logi
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 
-TOKEN_FIGURES = ("losses", "ranks", "entropies", "top_ids", "top_log_probs")
+TOKEN_FIGURES = ("ranks", "entropies", "top_ids", "top_log_probs")
 EVERYTHING = Requested(ranks=True, entropy=True, top_k=3)
 RANK_AND_ENTROPY = Requested(ranks=True, entropy=True)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -96,16 +96,16 @@ def test_losses_of_hundreds_of_nats_are_not_clamped() -> None:
 def test_the_span_of_two_huge_logits_may_exceed_float32() -> None:
     scores = score([[FLOAT32_MAX, -FLOAT32_MAX]], [1])
     assert scores.losses.tolist() == pytest.approx([2 * FLOAT32_MAX])
-    assert scores.entropies.tolist() == [0.0]
+    assert scores.columns["entropies"].tolist() == [0.0]
 
 
 def test_a_target_of_probability_zero_has_an_infinite_loss_and_finite_entropy() -> None:
     scores = score([[0.0, 0.0, -math.inf]], [2], EVERYTHING)
     assert scores.losses.tolist() == [math.inf]
-    assert scores.entropies.tolist() == pytest.approx([math.log(2)])
-    assert scores.top_ids.tolist() == [[0, 1, 2]]
+    assert scores.columns["entropies"].tolist() == pytest.approx([math.log(2)])
+    assert scores.columns["top_ids"].tolist() == [[0, 1, 2]]
     expected = [-math.log(2), -math.log(2), -math.inf]
-    assert scores.top_log_probs[0].tolist() == pytest.approx(expected)
+    assert scores.columns["top_log_probs"][0].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_row_that_is_no_distribution_has_a_nan_loss(row: list[float], target: 
 @given(rows_with_targets(ordinary, near_ties, huge, impossible))
 def test_a_rank_is_one_more_than_the_number_of_strictly_greater_logits(case: Any) -> None:
     rows, targets = case
-    ranks = score(rows, targets).ranks.tolist()
+    ranks = score(rows, targets).columns["ranks"].tolist()
     assert ranks == [
         1 + sum(z > row[target] for z in row) for row, target in zip(rows, targets, strict=True)
     ]
@@ -132,7 +132,7 @@ def test_a_rank_is_one_more_than_the_number_of_strictly_greater_logits(case: Any
 @given(rows_with_targets(ordinary, near_ties, impossible))
 def test_entropies_are_the_mean_surprise_of_the_distribution(case: Any) -> None:
     rows, targets = case
-    entropies = score(rows, targets).entropies.tolist()
+    entropies = score(rows, targets).columns["entropies"].tolist()
     expected = [
         -math.fsum(p * math.log(p) for p in probabilities_by_hand(row) if p > 0) for row in rows
     ]
@@ -145,7 +145,9 @@ def test_top_k_is_a_sort_with_ties_by_id(case: Any, number: int) -> None:
     rows, targets = case
     k = 1 + number % len(rows[0])
     scores = score(rows, targets, Requested(top_k=k))
-    for row, ids, log_probs in zip(rows, scores.top_ids, scores.top_log_probs, strict=True):
+    for row, ids, log_probs in zip(
+        rows, scores.columns["top_ids"], scores.columns["top_log_probs"], strict=True
+    ):
         best = sorted(range(len(row)), key=lambda v: (-row[v], v))[:k]
         assert ids.tolist() == best
         assert log_probs.tolist() == pytest.approx(
@@ -156,8 +158,8 @@ def test_top_k_is_a_sort_with_ties_by_id(case: Any, number: int) -> None:
 
 def test_a_wide_row_of_equal_logits_lists_the_first_ids() -> None:
     scores = score([[0.0] * 5000], [4999], Requested(ranks=True, top_k=7))
-    assert scores.top_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
-    assert scores.ranks.tolist() == [1]
+    assert scores.columns["top_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert scores.columns["ranks"].tolist() == [1]
 
 
 def test_the_target_among_the_top_has_its_own_loss_there() -> None:
@@ -166,8 +168,10 @@ def test_the_target_among_the_top_has_its_own_loss_there() -> None:
     logits = 5 * torch.randn(200, 11)
     targets = torch.randint(11, (200,))
     scores = score_logits(logits, targets, Requested(top_k=11))
-    where = (scores.top_ids == targets[:, None]).nonzero()[:, 1]
-    assert torch.equal(-scores.top_log_probs.gather(1, where[:, None])[:, 0], scores.losses)
+    where = (scores.columns["top_ids"] == targets[:, None]).nonzero()[:, 1]
+    assert torch.equal(
+        -scores.columns["top_log_probs"].gather(1, where[:, None])[:, 0], scores.losses
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 10, 64])
@@ -189,7 +193,8 @@ def test_the_number_of_logits_held_at_once_changes_nothing(
     assert max(asked) == max(1, at_once // 10)
     assert sum(asked) == 37
     for name in TOKEN_FIGURES:
-        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+        np.testing.assert_array_equal(parts.columns[name], whole.columns[name])
+    np.testing.assert_array_equal(parts.losses, whole.losses)
 
 
 @given(
@@ -208,14 +213,16 @@ def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: 
     )
     np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-6, atol=1e-6)
     assert (found.losses >= 0).all()
-    np.testing.assert_allclose(found.entropies, whole.entropies, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(found.ranks, whole.ranks)
+    ours, theirs = found.columns, whole.columns
+    np.testing.assert_allclose(ours["entropies"], theirs["entropies"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(ours["ranks"], theirs["ranks"])
     if requested.top_k:
-        np.testing.assert_array_equal(found.top_ids, whole.top_ids)
-        np.testing.assert_allclose(found.top_log_probs, whole.top_log_probs, rtol=1e-6, atol=1e-6)
-        at_top = found.top_ids == np.array(targets)[:, None]
+        top_ids, top_log_probs = ours["top_ids"], ours["top_log_probs"]
+        np.testing.assert_array_equal(top_ids, theirs["top_ids"])
+        np.testing.assert_allclose(top_log_probs, theirs["top_log_probs"], rtol=1e-6, atol=1e-6)
+        at_top = top_ids == np.array(targets)[:, None]
         np.testing.assert_array_equal(
-            -found.top_log_probs[at_top], np.repeat(found.losses, at_top.sum(axis=1))
+            -top_log_probs[at_top], np.repeat(found.losses, at_top.sum(axis=1))
         )
 
 
@@ -245,7 +252,7 @@ def test_ranks_hold_a_bounded_number_of_logits(
     found = score_in_blocks(logits_of, ids, 10, RANK_AND_ENTROPY, width=3)
     assert set(asked) == {4, 1}
     above = (logits > logits.gather(1, ids[:, None])).sum(dim=1)
-    assert found.ranks.tolist() == (1 + above).tolist()
+    assert found.columns["ranks"].tolist() == (1 + above).tolist()
 
 
 def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +276,7 @@ def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPat
 
 def test_only_what_is_wanted_is_computed() -> None:
     scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Requested())
-    assert [getattr(scores, name) is None for name in TOKEN_FIGURES] == [False, *[True] * 4]
+    assert not scores.columns
 
 
 def test_worked_examples_of_the_contract() -> None:

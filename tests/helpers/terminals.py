@@ -92,7 +92,7 @@ def score_of(
         losses=np.array([0.0, *losses]),
         scored=np.arange(n) > 0,
         context_lengths=np.arange(n),
-        **asked,
+        columns=asked,
     )
 
 

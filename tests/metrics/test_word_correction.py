@@ -93,7 +93,7 @@ class Scored:
             with_ends(self.tokenization.tokenize),
             self.backend,
             WindowPolicy(context, "test", stride),
-            Requested(marks=self.marks),
+            Requested(word_marks=self.marks),
             BatchPolicy(tokens),
         )
         return [outcome for outcome in outcomes if isinstance(outcome, SequenceScore)]
@@ -297,15 +297,16 @@ def test_windows_leave_losses_alone_and_boundaries_see_what_losses_see(
     np.testing.assert_allclose(score.losses, plain[0].losses, atol=TOLERANCE)
     np.testing.assert_array_equal(score.context_lengths, plain[0].context_lengths)
     ids = score.sequence.token_ids.tolist()
-    assert score.boundaries is not None
-    assert len(score.boundaries) == len(ids) + 1
+    assert len(score.columns["word_boundary_log_probs"]) == len(ids) + 1
     seen = [*score.context_lengths.tolist(), min(len(ids), context)]
     for t in range(1, len(ids) + 1):
         n = seen[t]
         fed = [ids[0], *ids[t - n + 1 : t]]
         for column in (BEGINS, UNSPACED):
             expected = boundary_by_hand(gpt2, fed, column)
-            assert score.boundaries[t, column] == pytest.approx(expected, abs=TOLERANCE)
+            assert score.columns["word_boundary_log_probs"][t, column] == pytest.approx(
+                expected, abs=TOLERANCE
+            )
 
 
 @given(
@@ -329,8 +330,8 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
         assert found.corrected is not None
         assert found.corrected == pytest.approx(again.corrected, abs=TOLERANCE)
         assert found.corrected == pytest.approx(gpt2.words(text).corrected, abs=TOLERANCE)
-        assert score.boundaries is not None
-        moved = score.boundaries[1, UNSPACED] - score.boundaries[-1, BEGINS]
+        ends = score.columns["word_boundary_log_probs"]
+        moved = ends[1, UNSPACED] - ends[-1, BEGINS]
         assert math.fsum(found.corrected) == pytest.approx(
             math.fsum(found.losses) + moved, abs=TOLERANCE
         )
@@ -344,7 +345,7 @@ def test_blocks_of_the_vocabulary_and_whole_rows_agree(gpt2: Scored) -> None:
     found = []
     for backend in (whole, blocks):
         gpt2.backend, before = backend, gpt2.backend
-        found.append(gpt2.scores(TEXTS, tokens=1)[1].boundaries)
+        found.append(gpt2.scores(TEXTS, tokens=1)[1].columns["word_boundary_log_probs"])
         gpt2.backend = before
     np.testing.assert_allclose(found[0], found[1], atol=TOLERANCE)
 

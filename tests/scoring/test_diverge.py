@@ -72,22 +72,22 @@ def test_figures_against_float64(
     expected = by_hand(student, teacher, ids)
     np.testing.assert_allclose(found.losses, expected.pop("student_losses"), atol=1e-5)
     for name, values in expected.items():
-        np.testing.assert_allclose(found.further[name], values, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found.columns[name], values, atol=1e-5, err_msg=name)
 
 
 def test_a_model_and_itself_have_exactly_no_divergence() -> None:
     logits = random_logits(50, 3000, 1)
     found = diverge(logits_of(logits), logits_of(logits), torch.arange(50), 3000)
-    assert (found.further["kls"] == 0).all()
-    assert found.further["same_top1"].all()
-    assert (found.losses == found.further["teacher_losses"]).all()
+    assert (found.columns["kls"] == 0).all()
+    assert found.columns["same_top1"].all()
+    assert (found.losses == found.columns["teacher_losses"]).all()
 
 
 def test_losses_are_those_of_score() -> None:
     student, teacher = random_logits(70, 5000, 1), random_logits(70, 5000, 2)
     ids = torch.arange(70)
     found = diverge(logits_of(student), logits_of(teacher), ids, 5000)
-    for logits, losses in ((student, found.losses), (teacher, found.further["teacher_losses"])):
+    for logits, losses in ((student, found.losses), (teacher, found.columns["teacher_losses"])):
         alone = score_in_blocks(logits_of(logits).of, ids, 5000, Requested())
         np.testing.assert_allclose(losses, alone.losses, rtol=1e-6)
 
@@ -97,7 +97,7 @@ def test_small_divergences_are_not_lost_in_rounding() -> None:
     teacher = random_logits(40, 3000, 1)
     teacher[:, 7] += 20
     student = teacher + 0.003 * random_logits(40, 3000, 2, 1.0) + 15
-    found = diverge(logits_of(student), logits_of(teacher), torch.arange(40), 3000).further["kls"]
+    found = diverge(logits_of(student), logits_of(teacher), torch.arange(40), 3000).columns["kls"]
     expected = by_hand(student, teacher, torch.arange(40))["kls"]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-13)
     assert (found >= 0).all()
@@ -110,15 +110,15 @@ def test_an_impossible_word_in_an_early_block_adds_nothing_if_it_weighs_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_words", lambda rows, n: (slice(k, k + 2) for k in range(0, n, 2)))
         found = diverge(logits_of(student), logits_of(teacher), torch.tensor([5]), 6)
-    assert found.further["kls"][0] == pytest.approx(math.log(5))
+    assert found.columns["kls"][0] == pytest.approx(math.log(5))
 
 
 def test_what_only_the_teacher_thinks_possible_is_infinitely_far() -> None:
     student, teacher = torch.zeros(2, 4), torch.zeros(2, 4)
     student[0, 3] = teacher[1, 3] = -torch.inf
     found = diverge(logits_of(student), logits_of(teacher), torch.tensor([0, 0]), 4)
-    assert found.further["kls"][0] == math.inf
-    assert found.further["kls"][1] == pytest.approx(math.log(4 / 3))
+    assert found.columns["kls"][0] == math.inf
+    assert found.columns["kls"][1] == pytest.approx(math.log(4 / 3))
 
 
 def test_heads_that_differ_in_padding_are_cut_and_normalised() -> None:
@@ -127,10 +127,10 @@ def test_heads_that_differ_in_padding_are_cut_and_normalised() -> None:
     found = diverge(logits_of(student), logits_of(teacher), ids, 20)
     expected = by_hand(student[:, :20], teacher[:, :20], ids)
     np.testing.assert_allclose(found.losses, expected["student_losses"], atol=1e-5)
-    np.testing.assert_allclose(found.further["kls"], expected["kls"], atol=1e-5)
+    np.testing.assert_allclose(found.columns["kls"], expected["kls"], atol=1e-5)
     for name, logits in (("student_cut", student), ("teacher_cut", teacher)):
         cut = logits.double().softmax(1)[:, 20:].sum(1)
-        np.testing.assert_allclose(found.further[name], cut, rtol=1e-5)
+        np.testing.assert_allclose(found.columns[name], cut, rtol=1e-5)
 
 
 def test_no_more_logits_than_a_loss_needs_whatever_the_vocabulary() -> None:
@@ -160,7 +160,7 @@ def test_what_is_saved_bounds_the_divergence(
     top_k = min(top_k, n_words)
     student, teacher = random_logits(5, n_words, seed, scale), random_logits(5, n_words, -seed - 1)
     ids = torch.arange(5) % n_words
-    further = diverge(logits_of(student), logits_of(teacher), ids, n_words, top_k).further
+    further = diverge(logits_of(student), logits_of(teacher), ids, n_words, top_k).columns
     q = teacher.double().log_softmax(1)
     known = torch.tensor(further["top_ids"]).long()
     rest = q.exp().scatter(1, known, 0.0)
@@ -175,12 +175,12 @@ def test_what_is_saved_bounds_the_divergence(
     )
     found = diverge_from_saved(logits_of(student), ids, saved, n_words)
     kls = by_hand(student, teacher, ids)["kls"]
-    assert (found.further["kls"] <= kls + 1e-12 * scale).all()
-    assert (kls <= found.further["kls_at_most"] + 1e-12 * scale).all()
-    np.testing.assert_allclose(found.further["kls"], further["kls_in_part"], atol=1e-13 * scale)
+    assert (found.columns["kls"] <= kls + 1e-12 * scale).all()
+    assert (kls <= found.columns["kls_at_most"] + 1e-12 * scale).all()
+    np.testing.assert_allclose(found.columns["kls"], further["kls_in_part"], atol=1e-13 * scale)
     if top_k == n_words:
-        np.testing.assert_allclose(found.further["kls"], kls, atol=1e-12 * scale)
-        np.testing.assert_allclose(found.further["kls_at_most"], kls, atol=1e-12 * scale)
+        np.testing.assert_allclose(found.columns["kls"], kls, atol=1e-12 * scale)
+        np.testing.assert_allclose(found.columns["kls_at_most"], kls, atol=1e-12 * scale)
 
 
 # -- models -------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_what_is_infinite_is_null_and_named(models: Path, monkeypatch: pytest.Mo
 
     def odd(*arguments: Any) -> Any:
         found = plain(*arguments)
-        found.further["kls"][2] = found.further["teacher_losses"][3] = math.inf
+        found.columns["kls"][2] = found.columns["teacher_losses"][3] = math.inf
         return found
 
     monkeypatch.setattr(teaching, "diverge", odd)
@@ -535,10 +535,10 @@ def test_a_bigram_pair_by_hand() -> None:
     """H, H(q, p) and KL of two distributions that can be written down."""
     q, p = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
     found = diverge(logits_of(p.log()), logits_of(q.log()), torch.tensor([0]), 3)
-    assert found.further["teacher_entropies"][0] == pytest.approx(1.5 * math.log(2))
-    assert found.further["kls"][0] == pytest.approx(0.25 * math.log(2))
+    assert found.columns["teacher_entropies"][0] == pytest.approx(1.5 * math.log(2))
+    assert found.columns["kls"][0] == pytest.approx(0.25 * math.log(2))
     assert found.losses[0] == pytest.approx(math.log(4))
-    assert not found.further["same_top1"][0]
+    assert not found.columns["same_top1"][0]
 
 
 def test_a_teacher_of_shorter_texts_sets_the_context(models: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ Block = Callable[[slice], Tensor]
 def diverge(
     student: Logits, teacher: Logits, targets_M: Tensor, n_words: int, top_k: int = 0
 ) -> TokenScores:
-    """The student's losses at M positions, and by name in `further` what `of_teacher` reads; with
+    """The student's losses at M positions, and by name what `of_teacher` reads; with
     `top_k` also what a file keeps of the teacher, and the KL that would be known from it.
 
     Words from `n_words` on are left out of both distributions, which are normalised without them.
@@ -87,7 +87,7 @@ def diverge_from_saved(
         parts.append(found)
     scores = _joined(parts)
     known = {"teacher_losses": saved.losses, "teacher_entropies": saved.entropies}
-    return TokenScores(scores.losses, further={**scores.further, **known})
+    return TokenScores(scores.losses, {**scores.columns, **known})
 
 
 def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tenso
 
 def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
     joined = on_host({name: [part[name] for part in parts] for name in parts[0]})
-    return TokenScores(joined.pop("student_losses"), further=joined)
+    return TokenScores(joined.pop("student_losses"), joined)
 
 
 def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
@@ -196,20 +196,17 @@ class _Both:
         kls_R1 = logs_R1 + (student.greatest - teacher.greatest)
         kls_R1 = kls_R1 + self._gap_R1 / teacher.weight_sum
         of_teacher = teacher.result()
-        assert of_teacher.entropies is not None
         ours, theirs = self._favourites
         found = {
             "student_losses": student.result().losses,
             "teacher_losses": of_teacher.losses,
-            "teacher_entropies": of_teacher.entropies,
+            "teacher_entropies": of_teacher.columns["entropies"],
             "kls": kls_R1[:, 0],
             "same_top1": (ours.ids == theirs.ids)[:, 0],
         }
         if self._top_k:
-            assert of_teacher.top_ids is not None
-            assert of_teacher.top_log_probs is not None
-            found["top_ids"] = of_teacher.top_ids.int()
-            found["top_log_probs"] = of_teacher.top_log_probs
+            found["top_ids"] = of_teacher.columns["top_ids"].int()
+            found["top_log_probs"] = of_teacher.columns["top_log_probs"]
         return found
 
 

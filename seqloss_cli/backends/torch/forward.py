@@ -18,6 +18,7 @@ from torch import Tensor
 from seqloss_cli.backends.torch.attention import PACKED, packed
 from seqloss_cli.backends.torch.compiling import CompiledLayers, computing
 from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
+from seqloss_cli.backends.torch.softmax import QUANTITIES
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, Suffixes, TokenScores, padded
 from seqloss_cli.core.records import Ints
 from seqloss_cli.models.onednn import OneDnnLinear, product_of, rounds_rows, rows_missing
@@ -76,7 +77,8 @@ class ModelForward:
     def capabilities(self) -> Capabilities:
         """What batches are taken by this path; nothing is said of sharing."""
         together = self.path in ("packed", "batched")
-        return Capabilities(not together, self.longest_packed if self.path == "packed" else 0)
+        longest = self.longest_packed if self.path == "packed" else 0
+        return Capabilities(not together, longest, quantities=QUANTITIES)
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         logits, targets_M = self.logits(batch), self.on_device(batch.targets)

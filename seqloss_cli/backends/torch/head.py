@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.softmax import FURTHER, HeadTensors, StreamingSoftmax, score_logits
+from seqloss_cli.backends.torch.softmax import HeadTensors, StreamingSoftmax, score_logits
 from seqloss_cli.core.backend import Requested, TokenScores
 
 LOGITS_AT_ONCE = 1 << 24
@@ -45,7 +45,7 @@ def score_positions(
     parts = []
     for start in range(0, len(targets_M), step):
         rows = slice(start, start + step)
-        if not requested.mean_log_prob:
+        if not requested.asks_for("mean_log_prob"):
             parts.append(score_logits(logits_of(rows), targets_M[rows], requested))
             continue
         running = StreamingSoftmax(targets_M[rows], requested)
@@ -68,7 +68,7 @@ def score_in_blocks(
     `width` is that of a block, where it is not to be chosen here.
     """
     n_rows = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
-    if requested.ranks:
+    if requested.asks_for("ranks"):
         n_rows = min(n_rows, rows_at_once(vocabulary))
     parts = []
     for start in range(0, len(targets_M), n_rows):
@@ -96,13 +96,9 @@ def to_host(parts: list[HeadTensors]) -> TokenScores:
     """Of all parts, in their order."""
     if not parts:
         raise ValueError("a batch without a target has nothing to score")
-    columns = {name: [getattr(part, name) for part in parts] for name in _NAMES}
-    found = on_host({name: column for name, column in columns.items() if column[0] is not None})
-    further = {name: found.pop(name) for name in FURTHER if name in found}
-    return TokenScores(**found, further=further)
-
-
-_NAMES = tuple(HeadTensors.__slots__)
+    columns = {name: [part.columns[name] for part in parts] for name in parts[0].columns}
+    found = on_host({"losses": [part.losses for part in parts], **columns})
+    return TokenScores(found.pop("losses"), found)
 
 
 def on_host(columns: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seqloss_cli.backends.torch.word_boundaries import BoundaryIds
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import COLUMNS, MEAN_LOG_PROB, WORD_BOUNDARIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +23,11 @@ class HeadTensors:
     """`TokenScores` still on the device, for a part of the positions."""
 
     losses: Tensor
-    ranks: Tensor | None
-    entropies: Tensor | None
-    top_ids: Tensor | None
-    top_log_probs: Tensor | None
-    boundaries: Tensor | None
-    mean_log_prob: Tensor | None = None
-    """Over all ids."""
+    columns: dict[str, Tensor]
 
 
-FURTHER = ("mean_log_prob",)
-"""Figures of `HeadTensors` that go into `TokenScores.further`."""
+QUANTITIES = frozenset(column.name for column in (*COLUMNS, WORD_BOUNDARIES, MEAN_LOG_PROB))
+"""Names of the columns that are computed here."""
 
 
 class StreamingSoftmax:
@@ -45,13 +40,19 @@ class StreamingSoftmax:
     def __init__(
         self, targets_M: Tensor, requested: Requested, asked_MK: Tensor | None = None
     ) -> None:
-        self._targets_M1, self._wants, self._asked_MK = targets_M[:, None], requested, asked_MK
+        self._targets_M1, self._asked_MK = targets_M[:, None], asked_MK
+        self._top_k = requested.top_k
+        self._wants_ranks = requested.asks_for("ranks")
+        self._wants_entropies = requested.asks_for("entropies")
+        self._wants_mean = requested.asks_for("mean_log_prob")
         shape, device = self._targets_M1.shape, targets_M.device
         self._max_M1 = torch.full(shape, -torch.inf, device=device)
         self._target_M1 = torch.zeros(shape, device=device)
         self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
         self._spread_M1 = torch.zeros_like(self._sum_M1)
-        self._marked = None if requested.marks is None else BoundaryIds(requested.marks, device)
+        self._marked: BoundaryIds | None = None
+        if requested.word_marks is not None:
+            self._marked = BoundaryIds(requested.word_marks, device)
         self._marked_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
         self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
@@ -75,7 +76,7 @@ class StreamingSoftmax:
     def add(self, logits_MB: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Logits of the words from `first` on; they are overwritten. Gives exp(z - max) of these,
         and by what factor earlier sums of such weights shrink."""
-        if self._wants.ranks:
+        if self._wants_ranks:
             self._blocks.append(logits_MB)
             logits_MB = logits_MB.clone()
         if logits_MB.dtype != torch.float64:
@@ -85,11 +86,11 @@ class StreamingSoftmax:
         inside_M1 = (place_M1 >= 0) & (place_M1 < width)
         here_M1 = logits_MB.gather(1, place_M1.clamp(0, width - 1))
         self._target_M1 = torch.where(inside_M1, here_M1, self._target_M1)
-        if self._wants.top_k:
+        if self._top_k:
             self._keep_best(logits_MB, first)
         if self._asked_MK is not None:
             self._keep_asked(logits_MB, first)
-        if self._wants.mean_log_prob:
+        if self._wants_mean:
             self._total_M1 += logits_MB.sum(dim=1, keepdim=True, dtype=torch.float64)
             self._n_words += width
         greatest_M1 = torch.maximum(self._max_M1, logits_MB.amax(dim=1, keepdim=True))
@@ -100,7 +101,7 @@ class StreamingSoftmax:
         if self._marked is not None:
             here_M3 = self._marked.sums(shifted_MB, first, self._targets_M1)
             self._marked_M3 = scale_M1 * self._marked_M3 + here_M3
-        if self._wants.entropy:
+        if self._wants_entropies:
             weights_MB = shifted_MB.exp()
             products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
             moved_M1 = torch.where(scale_M1 > 0, self._spread_M1 + drop_M1 * self._sum_M1, 0.0)
@@ -136,7 +137,7 @@ class StreamingSoftmax:
         self._rest_M1 = scale_M1 * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
     def _keep_best(self, logits_MB: Tensor, first: int) -> None:
-        k, width = self._wants.top_k, logits_MB.shape[1]
+        k, width = self._top_k, logits_MB.shape[1]
         values, ids = top_logits_of(logits_MB, min(k, width))
         ids = ids + first
         if self._top is not None:  # earlier words stand first, so a stable sort keeps ties by id
@@ -147,26 +148,20 @@ class StreamingSoftmax:
 
     def result(self) -> HeadTensors:
         log_sum_M1, max_M1 = self._sum_M1.log(), self.greatest
-        top_ids = top_log_probs = None
+        columns: dict[str, Tensor] = {}
+        if self._wants_ranks:
+            columns["ranks"] = self._ranks()
+        if self._wants_entropies:
+            columns["entropies"] = (log_sum_M1 - self._spread_M1 / self._sum_M1)[:, 0]
         if self._top is not None:
-            top_logits, top_ids = self._top
-            top_log_probs = 0.0 - (log_sum_M1 + (max_M1 - top_logits.double()))
-        spread_M1 = self._spread_M1 / self._sum_M1
-        return HeadTensors(
-            losses=(log_sum_M1 + (max_M1 - self._target_M1.double()))[:, 0],
-            ranks=self._ranks() if self._wants.ranks else None,
-            entropies=(log_sum_M1 - spread_M1)[:, 0] if self._wants.entropy else None,
-            top_ids=top_ids,
-            top_log_probs=top_log_probs,
-            boundaries=None if self._marked is None else self._marked_M3.log() - log_sum_M1,
-            **self._further_result(log_sum_M1),
-        )
-
-    def _further_result(self, log_sum_M1: Tensor) -> dict[str, Tensor]:
-        if not self._wants.mean_log_prob:
-            return {}
-        whole_M1 = log_sum_M1 + self.greatest
-        return {"mean_log_prob": (self._total_M1 / self._n_words - whole_M1)[:, 0]}
+            top_logits, columns["top_ids"] = self._top
+            columns["top_log_probs"] = 0.0 - (log_sum_M1 + (max_M1 - top_logits.double()))
+        if self._marked is not None:
+            columns["word_boundary_log_probs"] = self._marked_M3.log() - log_sum_M1
+        if self._wants_mean:
+            whole_M1 = log_sum_M1 + max_M1
+            columns["mean_log_prob"] = (self._total_M1 / self._n_words - whole_M1)[:, 0]
+        return HeadTensors((log_sum_M1 + (max_M1 - self._target_M1.double()))[:, 0], columns)
 
     def asked(self) -> dict[str, Tensor]:
         """Of the ids that were asked for, M x K; of all others, M: their probability, Σ p ln p over
@@ -201,21 +196,19 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, requested: Requested) -> 
     sum_M1 = weights_MV.sum(dim=1, keepdim=True)
     log_sum_M1 = sum_M1.double().log()
     losses_M1 = log_sum_M1 + (max_M1.double() - target_M1.double())
-    top_ids = top_log_probs = boundaries = None
-    if requested.marks is not None:
-        marked = BoundaryIds(requested.marks, logits_MV.device)
-        boundaries = marked.sums(shifted_MV, 0, targets_M[:, None]).log() - log_sum_M1
+    columns: dict[str, Tensor] = {}
+    if requested.asks_for("ranks"):
+        columns["ranks"] = 1 + (logits_MV > target_M1).sum(dim=1)
+    if requested.asks_for("entropies"):
+        columns["entropies"] = _entropies(shifted_MV, weights_MV, sum_M1)
     if requested.top_k:
-        top_logits, top_ids = top_logits_of(logits_MV, requested.top_k)
-        top_log_probs = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
-    return HeadTensors(
-        losses=losses_M1[:, 0],
-        ranks=1 + (logits_MV > target_M1).sum(dim=1) if requested.ranks else None,
-        entropies=_entropies(shifted_MV, weights_MV, sum_M1) if requested.entropy else None,
-        top_ids=top_ids,
-        top_log_probs=top_log_probs,
-        boundaries=boundaries,
-    )
+        top_logits, columns["top_ids"] = top_logits_of(logits_MV, requested.top_k)
+        columns["top_log_probs"] = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
+    if requested.word_marks is not None:
+        marked = BoundaryIds(requested.word_marks, logits_MV.device)
+        sums_M3 = marked.sums(shifted_MV, 0, targets_M[:, None])
+        columns["word_boundary_log_probs"] = sums_M3.log() - log_sum_M1
+    return HeadTensors(losses_M1[:, 0], columns)
 
 
 def _entropies(shifted_MV: Tensor, weights_MV: Tensor, sum_M1: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
 from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
+from seqloss_cli.core.columns import DIVERGENCES
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice, WindowPolicy
 from seqloss_cli.core.records import Rejected, TokenSequence, rejection
@@ -32,12 +33,15 @@ class StudentTeacherBackend:
         self.path, self.compiled = student.path, student.compiled
         self.warnings: list[str] = []
         """Of the teacher: those of the student were said when it was loaded."""
-        self.capabilities = replace(student.capabilities, longest_shared=0)
+        given = frozenset([DIVERGENCES.name])
+        self.capabilities = replace(student.capabilities, longest_shared=0, quantities=given)
         if teacher is not None:
             self.warnings += [f"teacher: {each}" for each in teacher.warnings]
             a, b = student.capabilities, teacher.capabilities
             self.capabilities = Capabilities(
-                a.one_row or b.one_row, min(a.longest_packed, b.longest_packed)
+                a.one_row or b.one_row,
+                min(a.longest_packed, b.longest_packed),
+                quantities=given,
             )
 
     @property
@@ -46,7 +50,7 @@ class StudentTeacherBackend:
         return self._student.n_too_large + (self._teacher.n_too_large if self._teacher else 0)
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
-        """As `TorchBackend.score`; `requested` is not looked at."""
+        """Score every target, as `TorchBackend.score`; the columns are those of `DIVERGENCES`."""
         teacher = self._teacher
         if teacher is None:
             return self._student.run(batch, lambda runner: self._from_saved(batch, runner))

@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display.html.charts import Cell, Chart
-from seqloss_cli.display.html.panes import Pane
+from seqloss_cli.display.html.panes import Pane, data_key
 from seqloss_cli.display.html.selecting import Chosen, Limits
 from seqloss_cli.display.html.shown import Shown
 from seqloss_cli.display.scales import LOSS_EDGES
@@ -260,15 +261,19 @@ def flags_text(flags: Mapping[str, Any]) -> str:
 def metrics_of(panes: Sequence[Pane]) -> list[Metric]:
     """Loss, and what else the tokens have, or would have with an option."""
     found = [Metric("loss", "loss")]
-    for name, key, option in (("rank", "r", "--ranks"), ("entropy", "e", "--entropy")):
-        known = any(key in pane.data for pane in panes)
-        found.append(Metric(name, name, "" if known else option))
+    for column in cell_columns():
+        known = any(data_key(column) in pane.data for pane in panes)
+        if known or column.is_standard:
+            found.append(Metric(column.csv, column.csv, "" if known else column.flag))
     return found
 
 
 _ADDED = (
-    ("r", "ranks (--ranks)"),
-    ("e", "entropies (--entropy)"),
+    *(
+        (data_key(column), f"{column.name} ({column.flag})")
+        for column in cell_columns()
+        if column.is_standard
+    ),
     ("a", "alternatives (--top-k N)"),
     ("c", "context lengths (--context-lengths)"),
 )

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from seqloss_cli.analysis.comparisons import Aligned, summed
 from seqloss_cli.core.byte_spans import TokenSpan, spans_of
+from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.shown import Shown
 from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 
@@ -29,6 +30,7 @@ _NAMES = {
     "\ufeff": "BOM", "\u2028": "LSEP", "\u2029": "PSEP", "\x00": "NUL", "\x7f": "DEL",
 }  # fmt: skip
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SHORT_KEYS = {"ranks": "r", "entropies": "e"}
 _INFINITE = -1
 """Stands for an infinite loss in the data: no loss is below 0."""
 
@@ -57,6 +59,11 @@ class Pane:
     """`a`, `b` or `difference`, where there are several."""
     direction: str = "ltr"
     """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
+
+
+def data_key(column: TokenColumn) -> str:
+    """Return where a column's values stand in the data of a page."""
+    return _SHORT_KEYS.get(column.name, column.csv)
 
 
 def token_pane(
@@ -108,10 +115,10 @@ def _token_data(shown: Shown, names: Names) -> dict[str, Any]:
         data["i"] = shown.ids
     if not all(c or loss is None for c, loss in zip(shown.counted, shown.losses, strict=True)):
         data["k"] = [int(counted) for counted in shown.counted]
-    if shown.ranks is not None:
-        data["r"] = shown.ranks
-    if shown.entropies is not None:
-        data["e"] = [_short(value) for value in shown.entropies]
+    for column in cell_columns():
+        if (values := shown.columns.get(column.name)) is not None:
+            is_whole = column.kind == "whole"
+            data[data_key(column)] = values if is_whole else [_short(value) for value in values]
     if shown.contexts is not None:
         data["c"] = shown.contexts
     if shown.alternatives is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from seqloss_cli.analysis.comparisons import Covered
 from seqloss_cli.core.byte_spans import is_edge
+from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 
@@ -39,8 +40,8 @@ class Shown:
     counted: tuple[bool, ...] = ()
     tokens: tuple[str, ...] = ()
     ids: tuple[int, ...] | None = None
-    ranks: tuple[float | None, ...] | None = None
-    entropies: tuple[float | None, ...] | None = None
+    columns: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """By name, the quantities of one number a token that the file has (`core/columns.py`)."""
     contexts: tuple[float | None, ...] | None = None
     alternatives: tuple[Any, ...] | None = None
     further: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
@@ -125,8 +126,11 @@ def _arrays(row: ResultRow) -> dict[str, Any]:
         "counted": tuple(tokens.counted.tolist()),
         "tokens": tuple(map(str, row.fields["tokens"])),
         "ids": None if ids is None else tuple(ids.tolist()),
-        "ranks": _read(row, "ranks", n, _number),
-        "entropies": _read(row, "entropies", n, _number),
+        "columns": {
+            column.name: values
+            for column in cell_columns()
+            if (values := _read(row, column.name, n, _number)) is not None
+        },
         "contexts": _read(row, "context_lengths", n, _number),
         "alternatives": _read(row, "top_logprobs", n, _alternatives),
     }
@@ -166,7 +170,7 @@ def cut(whole: Shown, n_tokens: int) -> Shown:
         name: None if (array := getattr(whole, name)) is None else array[:n_tokens]
         for name in (
             *("losses", "counted", "tokens", "ids"),
-            *("ranks", "entropies", "contexts", "alternatives"),
+            *("contexts", "alternatives"),
         )
     }
     return replace(
@@ -174,6 +178,7 @@ def cut(whole: Shown, n_tokens: int) -> Shown:
         text=whole.text[: whole.offsets[n_tokens]],
         offsets=whole.offsets[: n_tokens + 1],
         n_left_out=whole.n_left_out + whole.size - n_tokens,
+        columns={name: array[:n_tokens] for name, array in whole.columns.items()},
         further={name: array[:n_tokens] for name, array in whole.further.items()},
         **parts,
     )

@@ -42,5 +42,6 @@ class TableOptions:
     def unit(self) -> str:
         return "bits" if self.bits else "nats"
 
-    def in_unit(self, nats: float | None) -> float | None:
-        return nats / NATS_PER_BIT if self.bits and nats is not None else nats
+    def in_unit(self, nats: float | None, power: int = 1) -> float | None:
+        """A figure in a power of nats, in the same power of bits where bits are shown."""
+        return nats / NATS_PER_BIT**power if self.bits and nats is not None else nats

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.display.terminal.folding import Shown, folded
@@ -33,7 +35,7 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     title = f"{escape(score.sequence.sample.id)}  (losses in {options.unit})"
     positions = ("pos", *(("part",) if score.sequence.prompt_boundary else ()))
     figures = ["id", "loss", "prob", "sum"]
-    figures += ["rank"] * (score.ranks is not None) + ["entropy"] * (score.entropies is not None)
+    figures += [column.header for column in _cell_columns_of(score)]
     table = figures_table(title, positions, ("token",), figures)
     if score.top_ids is not None:
         table.add_column("alternatives", overflow="fold")
@@ -74,6 +76,7 @@ def _text_column(table: Table) -> int:
 def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:
     texts = options.token_texts(score.sequence)
     ids = score.sequence.token_ids.tolist()
+    columns = _cell_columns_of(score)
     cumulative = np.cumsum(np.where(score.counted, score.losses, 0.0)).tolist()
     for t, text in enumerate(texts):
         loss = float(score.losses[t]) if score.scored[t] else None
@@ -89,14 +92,25 @@ def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Te
             Text(probability(loss), style=style),
             Text(number(options.in_unit(cumulative[t]), 3) if counts else "-"),
         ]
-        if score.ranks is not None:
-            row.append(Text("-" if loss is None else str(score.ranks[t])))
-        if score.entropies is not None:
-            known = None if loss is None else float(score.entropies[t])
-            row.append(Text(number(options.in_unit(known), 3)))
+        row += [
+            Text("-" if loss is None else _cell(column, score.columns[column.name][t], options))
+            for column in columns
+        ]
         if score.top_ids is not None:
             row.append(_alternatives(score, t, options))
         yield row
+
+
+def _cell_columns_of(score: SequenceScore) -> list[TokenColumn]:
+    """The columns of one number a token that the score has."""
+    return [column for column in cell_columns() if column.name in score.columns]
+
+
+def _cell(column: TokenColumn, value: Any, options: TableOptions) -> str:
+    """A number of the column, in the unit of the table."""
+    if column.kind == "whole":
+        return str(value)
+    return number(options.in_unit(float(value), column.power), 3)
 
 
 def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:

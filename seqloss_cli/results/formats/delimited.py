@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
@@ -81,7 +82,7 @@ class TokenLines:
         self._names = ["id", "line", "position", "token_id", "token"]
         self._names += ["part"] * (run.pairs is not None)
         self._names += ["loss", "scored", "loss_mask", "start", "end"]
-        self._names += ["rank"] * asked.ranks + ["entropy"] * asked.entropies
+        self._names += [column.csv for column in cell_columns(asked.columns)]
         self._names += ["context_length"] * asked.context_lengths + ["reason"]
         self._lines.write([self._names])
 
@@ -212,12 +213,9 @@ def _token_cells(score: SequenceScore, options: RowOptions) -> Mapping[str, Sequ
     }
     if (offsets := sequence.byte_offsets) is not None:
         cells |= {"start": offsets[:-1].tolist(), "end": offsets[1:].tolist()}
-    for name, values in (("rank", score.ranks), ("context_length", score.context_lengths)):
-        if values is not None:
-            pairs = zip(values.tolist(), score.scored.tolist(), strict=True)
-            cells[name] = [value if known else None for value, known in pairs]
-    if score.entropies is not None:
-        cells["entropy"] = numbers_or_null(score.entropies, score.scored)
+    cells["context_length"] = numbers_or_null(score.context_lengths, score.scored)
+    for column in cell_columns(options.columns):
+        cells[column.csv] = numbers_or_null(score.columns[column.name], score.scored)
     return cells
 
 

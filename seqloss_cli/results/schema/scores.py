@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats, Ints, SequenceScore
 from seqloss_cli.metrics.chain_rule import ChainRule
@@ -38,9 +39,7 @@ _BULKY = frozenset(
         "token_losses",
         "loss_mask",
         "labels",
-        "ranks",
-        "entropies",
-        "top_logprobs",
+        *(column.name for column in COLUMNS),
         "context_lengths",
         "words",
         "word_losses",

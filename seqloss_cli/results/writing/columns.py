@@ -29,6 +29,7 @@ class Kind(StrEnum):
 
 
 Columns = dict[str, Kind]
+_KINDS = {"whole": Kind.wholes, "real": Kind.reals, "alternatives": Kind.nested}
 
 _COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
 
@@ -72,12 +73,7 @@ def _pair_columns(options: RowOptions, compared: bool) -> Columns:
 def _token_columns(options: RowOptions) -> Columns:
     found: Columns = {"token_ids": Kind.wholes, "tokens": Kind.texts, "token_losses": Kind.reals}
     found |= dict.fromkeys(("byte_offsets", "loss_mask", "labels"), Kind.wholes)
-    if options.ranks:
-        found |= {"ranks": Kind.wholes}
-    if options.entropies:
-        found |= {"entropies": Kind.reals}
-    if options.alternatives:
-        found |= {"top_logprobs": Kind.nested}
+    found |= {column.name: _KINDS[column.kind] for column in options.columns}
     if options.context_lengths:
         found |= {"context_lengths": Kind.wholes}
     return found

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import WordMarks
-from seqloss_cli.core.records import IGNORED, Bools, Floats, Rejected, SequenceScore, TokenSequence
+from seqloss_cli.core.columns import COLUMNS, TokenColumn
+from seqloss_cli.core.records import IGNORED, Bools, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.metrics.regions import RegionLosses, region_losses
 from seqloss_cli.metrics.totals import (
     RATES,
@@ -45,10 +47,9 @@ class RowOptions:
     regions: bool = False
     context_lengths: bool = False
     pmi: bool = False
-    ranks: bool = False
-    entropies: bool = False
-    alternatives: bool = False
-    """These three are there when scores have them; formats with a fixed header must know before."""
+    columns: tuple[TokenColumn, ...] = ()
+    """The quantities of each token that were asked for. Rows hold those that a score has; formats
+    with a fixed header must know before the first row."""
 
 
 def sequence_row(score: SequenceScore, totals: Totals, options: RowOptions) -> Row:
@@ -142,8 +143,8 @@ def rejected_row(rejected: Rejected) -> Row:
     }
 
 
-def numbers_or_null(values: Floats, known: Bools) -> list[float | None]:
-    """Floats where known and finite, else None."""
+def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
+    """Numbers of shape N where known and finite, else None; whole ones of an array of those."""
     kept = known & np.isfinite(values)
     return [
         value if keep else None for value, keep in zip(values.tolist(), kept.tolist(), strict=True)
@@ -191,16 +192,13 @@ def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
     if sequence.sample.labels is not None or sequence.prompt_boundary is not None:
         row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
         row["labels"] = np.where(sequence.loss_mask, sequence.token_ids, IGNORED).tolist()
-    if score.ranks is not None:
-        row["ranks"] = _ints_or_null(score.ranks.tolist(), score.scored)
-    if score.entropies is not None:
-        row["entropies"] = numbers_or_null(score.entropies, score.scored)
-    if score.top_ids is not None:
-        row["top_logprobs"] = top_log_probs(score, options.name_token)
+    for column in COLUMNS:
+        if column.array_names[0] not in score.columns:
+            continue
+        if column.kind == "alternatives":
+            row[column.name] = top_log_probs(score, options.name_token)
+        else:
+            row[column.name] = numbers_or_null(score.columns[column.name], score.scored)
     if options.context_lengths:
-        row["context_lengths"] = _ints_or_null(score.context_lengths.tolist(), score.scored)
+        row["context_lengths"] = numbers_or_null(score.context_lengths, score.scored)
     return row
-
-
-def _ints_or_null(values: list[int], known: Bools) -> list[int | None]:
-    return [value if keep else None for value, keep in zip(values, known.tolist(), strict=True)]

@@ -1,0 +1,108 @@
+"""The quantities that can be asked for at each token beside its loss, each described once.
+
+Backends, the assembler of scores, JSON, Parquet, CSV, tables, pages, the flags of the command line
+and the keywords of the Python functions follow from `COLUMNS`: a new quantity is an entry here and
+its computation in a backend. No module copies columns by name.
+
+Nothing heavy is imported: the command line declares its flags from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+ColumnKind = Literal["whole", "real", "alternatives", "internal"]
+"""A whole number or a float64 for each token; a list of K tokens with their log-probabilities; or
+arrays that no output shows as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenColumn:
+    """One quantity at each token: its names in every output, and how it is asked for."""
+
+    name: str
+    """The key in JSON rows and in `SequenceScore.columns`."""
+    flag: str
+    """The option that asks for it, such as `--ranks`."""
+    kind: ColumnKind
+    csv: str = ""
+    """Name of its column in CSV and on pages: of one token. Empty where no cell can hold it."""
+    header: str = ""
+    """Head of its column in tables."""
+    power: int = 0
+    """Of nats: 1 for an entropy, 2 for a variance of losses, 0 for a number without a unit."""
+    help: str = ""
+    """The flag's help."""
+    arrays: tuple[str, ...] = ()
+    """Names of its arrays in `SequenceScore.columns`, where it is not one called `name`."""
+    is_standard: bool = False
+    """Run records name it where it was not asked for, too, and pages that lack it say so. False
+    for what came after the first release: --resume compares records with those of older files."""
+
+    @property
+    def option(self) -> str:
+        """The flag as a parameter: `--top-k` is `top_k`."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def unit(self) -> str:
+        """`nats`, `nats²`, or nothing."""
+        return ("", "nats", "nats²")[self.power]
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the arrays that hold it."""
+        return self.arrays or (self.name,)
+
+
+COLUMNS = (
+    TokenColumn(
+        name="ranks",
+        flag="--ranks",
+        kind="whole",
+        csv="rank",
+        header="rank",
+        help="Rank of each token: 1 is the model's favourite.",
+        is_standard=True,
+    ),
+    TokenColumn(
+        name="entropies",
+        flag="--entropy",
+        kind="real",
+        csv="entropy",
+        header="entropy",
+        power=1,
+        help="Entropy of the model's distribution at each token.",
+        is_standard=True,
+    ),
+    TokenColumn(
+        name="top_logprobs",
+        flag="--top-k",
+        kind="alternatives",
+        header="alternatives",
+        power=1,
+        help="Alternatives at each token with their log-probabilities.",
+        arrays=("top_ids", "top_log_probs"),
+        is_standard=True,
+    ),
+)
+"""What users can ask for, in the order of keys and columns."""
+
+WORD_BOUNDARIES = TokenColumn("word_boundary_log_probs", "--word-correction", "internal")
+"""Log-probabilities of word boundaries: N + 1 x 3, the last row for what follows the last token."""
+MEAN_LOG_PROB = TokenColumn("mean_log_prob", "--label-smoothing", "internal")
+"""Mean of the log-probabilities of all ids of the vocabulary, for a smoothed reference."""
+DIVERGENCES = TokenColumn(
+    "kls",
+    "--teacher",
+    "internal",
+    arrays=("kls", "teacher_losses", "teacher_entropies", "same_top1"),
+)
+"""A teacher's losses and entropies, and the model's divergence from it."""
+
+
+def cell_columns(columns: Iterable[TokenColumn] = COLUMNS) -> Iterator[TokenColumn]:
+    """The columns with one number for each token."""
+    return (column for column in columns if column.kind in ("whole", "real"))
