@@ -26,6 +26,9 @@ from seqloss_cli.metrics.totals import added, from_units, score_flags, to_units
 
 SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
 """Sums over the scored tokens, nats."""
+FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
+"""Sums that not every comparison has."""
+_IN_ORDER = (*SUMS, *FURTHER, "delta_p", "squared_delta_p")
 WHO = ("student", "teacher")
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
 OF_TOKENS = ("delta_p", "kl")
@@ -168,7 +171,10 @@ class Documents:
         document = float(len(self._counts))
         self._counts.append(totals.n_scored)
         self._same.append(totals.n_same_top1)
-        for name in {*totals.units, *totals.n_infinite}:
+        present = {*totals.units, *totals.n_infinite}
+        # A set of strings goes by their hashes, which differ from run to run: the order of the
+        # estimates in JSON would, too.
+        for name in (name for name in _IN_ORDER if name in present):
             total = totals.total(name)
             self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
         for name, values in (tokens or {}).items():

@@ -12,6 +12,7 @@ import numpy as np
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats
 from seqloss_cli.metrics.divergence_totals import (
+    FURTHER,
     SUMS,
     DivergenceScore,
     DivergenceTotals,
@@ -33,9 +34,6 @@ from seqloss_cli.results.schema import (
 )
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 from seqloss_cli.results.writing.rows import Row, RowOptions, identity_row, numbers_or_null
-
-FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
-"""Sums that not every run has."""
 
 
 def divergence_rows(
