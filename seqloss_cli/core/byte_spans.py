@@ -1,43 +1,230 @@
-"""Characters, words and bytes of a text."""
+"""The bytes of a text, and the bytes, characters and words that its tokens cover (rules 10, 16).
+
+`TokenBytes` is the one place for arithmetic on byte offsets: whoever needs a token's bytes, the
+token that holds a character, or a cut that breaks no character asks it. Nothing rebuilds the bytes
+of tokens from the texts that tables show for them.
+
+Shapes: N tokens, C characters (code points), W words.
+"""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from seqloss_cli.core.records import Ints
+from seqloss_cli.core.records import Bools, Ints, TokenSequence
 
 _WORD = re.compile(r"\S+")
 TokenSpan = tuple[int, int, int, int]
-"""Tokens from, to; bytes from, to."""
+"""Tokens [first, last) and the bytes [start, end) that they cover."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBytes:
+    """A text in UTF-8 and the byte offsets of the tokens that cover it.
+
+    Several tokens may share a character, and a token may cover no byte: BOS, EOS, and a space that
+    the tokenizer put in.
+    """
+
+    text: bytes
+    offsets: Ints
+    """Shape N + 1, never decreasing: token t covers bytes [offsets[t], offsets[t + 1])."""
+
+    @classmethod
+    def of(cls, sequence: TokenSequence) -> TokenBytes | None:
+        """The bytes of a sequence's tokens; None for a sequence of ids without a text."""
+        if sequence.text is None or sequence.byte_offsets is None:
+            return None
+        return cls(sequence.text.encode(), sequence.byte_offsets)
+
+    @classmethod
+    def join(cls, pieces: Sequence[bytes]) -> TokenBytes:
+        """The text that the pieces make one after another, a token each."""
+        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=offsets[1:])
+        return cls(b"".join(pieces), offsets)
+
+    # -- tokens -----------------------------------------------------------------------------
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, N."""
+        return len(self.offsets) - 1
+
+    @property
+    def starts(self) -> Ints:
+        """Shape N: the first byte of each token, or where it stands if it covers none."""
+        return self.offsets[:-1]
+
+    @property
+    def ends(self) -> Ints:
+        """Shape N: one past the last byte of each token."""
+        return self.offsets[1:]
+
+    @property
+    def widths(self) -> Ints:
+        """Shape N: bytes that each token covers."""
+        return np.diff(self.offsets)
+
+    @property
+    def is_valid(self) -> bool:
+        """Offsets never decrease and end where the text does; those of a file may not."""
+        return bool((self.widths >= 0).all()) and int(self.offsets[-1]) == len(self.text)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that one token covers, which need not be whole characters."""
+        return self.text[self.offsets[token] : self.offsets[token + 1]]
+
+    def texts(self) -> list[str]:
+        """For each token the text that it covers, parts of characters as `<0xF0>`."""
+        # Python integers: a slice with those of numpy takes three times as long.
+        return [show_bytes(self.text[a:b]) for a, b in pairwise(self.offsets.tolist())]
+
+    def first_reaching(self, place: int) -> int:
+        """The first token that begins at a byte or after it, or crosses it; N where none does."""
+        before = (self.starts < place) & (self.ends <= place)
+        return int(before.sum())  # offsets never decrease: these are the first ones
+
+    def covering(self, start: int, end: int) -> slice:
+        """Tokens that cover a byte of [start, end), or cover nothing and stand before one."""
+        first = self.first_reaching(start)
+        return slice(first, max(first, int(np.searchsorted(self.starts, end))))
+
+    def within(self, start: int, end: int) -> Bools:
+        """Shape N: tokens that cover bytes of [start, end) and no other ones."""
+        return (self.starts >= start) & (self.ends <= end) & (self.widths > 0)
+
+    # -- characters -------------------------------------------------------------------------
+
+    def char_edges(self) -> Ints:
+        """Shape C + 1: the byte at which each character begins, and the end of the text."""
+        return char_edges(self.text)
+
+    def tokens_of_chars(self) -> Ints:
+        """Shape C: the token that covers the last byte of each character."""
+        # The first token whose end lies beyond a byte covers it: those of no bytes never do.
+        return np.searchsorted(self.ends, self.char_edges()[1:] - 1, side="right")
+
+    def chars_of_tokens(self) -> Ints:
+        """Shape N: the character in which the first byte of each token lies."""
+        return np.searchsorted(self.char_edges()[1:], self.starts, side="right")
+
+    def breaks_no_char(self) -> Bools:
+        """Shape N + 1: no character is cut in two at the offset."""
+        inside = self.offsets < len(self.text)
+        found = np.ones(len(self.offsets), dtype=bool)
+        raw = np.frombuffer(self.text, dtype=np.uint8)
+        found[inside] = _begins_char(raw[self.offsets[inside]])
+        return found
+
+    def snap(self, first: int, last: int) -> tuple[int, int]:
+        """Tokens [first, last) and as many more at either end as whole characters need."""
+        uncut = np.flatnonzero(self.breaks_no_char())
+        before = uncut[uncut <= first]
+        after = uncut[uncut >= last]
+        return int(before[-1]) if len(before) else 0, int(after[0]) if len(after) else self.n_tokens
+
+    def char_spans(self) -> list[TokenSpan]:
+        """The smallest runs of tokens at whose ends no character is cut."""
+        lasts = 1 + np.flatnonzero(self.breaks_no_char()[1:])
+        runs = pairwise([0, *lasts.tolist()])
+        offsets = self.offsets.tolist()
+        return [(first, last, offsets[first], offsets[last]) for first, last in runs]
+
+    # -- words ------------------------------------------------------------------------------
+
+    def words_of_tokens(self, words: Ints) -> Ints:
+        """Shape N: for each token the word that owns it (rule 16), by `words` of shape W x 2.
+
+        It is the first word that ends after the token's first byte: the word that holds the byte,
+        or where that is white space the next word; after the last word, the last.
+        """
+        if not len(words):
+            return np.empty(0, dtype=np.int64)
+        owners = np.searchsorted(words[:, 1], self.starts, side="right")
+        return np.minimum(owners, len(words) - 1)
+
+    # -- other tokens and texts ---------------------------------------------------------------
+
+    def part(self, first: int, last: int) -> TokenBytes:
+        """Tokens [first, last) and what they cover, as a text of its own."""
+        start, end = self.offsets[[first, last]].tolist()
+        return TokenBytes(self.text[start:end], self.offsets[first : last + 1] - start)
+
+    def shift(self, before: bytes) -> TokenBytes:
+        """The same tokens in a text with `before` in front, which none of them covers."""
+        return TokenBytes(before + self.text, self.offsets + len(before))
+
+    def __add__(self, other: TokenBytes) -> TokenBytes:
+        """The tokens of this text, then those of the other."""
+        after = other.shift(self.text)
+        # A text without tokens (white space, to some tokenizers) goes to the token that follows.
+        return TokenBytes(after.text, np.concatenate([self.offsets, after.offsets[1:]]))
+
+    def surround(self, n_before: int, n_after: int) -> TokenBytes:
+        """With that many tokens of no bytes, such as BOS and EOS, before and after."""
+        first, last = self.offsets[:1], self.offsets[-1:]
+        edges = first.repeat(n_before), self.offsets, last.repeat(n_after)
+        return TokenBytes(self.text, np.concatenate(edges))
+
+    def drop(self, tokens: slice) -> TokenBytes:
+        """Without some tokens: the one before them, or else the one after, covers their bytes."""
+        offsets = np.delete(self.offsets, tokens)
+        offsets[0] = self.offsets[0]
+        return TokenBytes(self.text, offsets)
+
+
+# -- texts ------------------------------------------------------------------------------------
+
+
+def char_edges(text: bytes) -> Ints:
+    """Shape C + 1: the byte at which each character of UTF-8 begins, and the end of the text."""
+    if text.isascii():
+        return np.arange(len(text) + 1, dtype=np.int64)
+    begins = np.flatnonzero(_begins_char(np.frombuffer(text, dtype=np.uint8)))
+    return np.append(begins, len(text))
+
+
+def word_spans(text: str) -> Ints:
+    """Shape W x 2: bytes [start, end) of each word, a maximal run of non-white-space."""
+    chars = [match.span() for match in _WORD.finditer(text)]
+    spans = np.array(chars, dtype=np.int64).reshape(-1, 2)
+    # Python's white space (`\s`, as `str.split`) is more than that of ASCII: no search in bytes.
+    return spans if text.isascii() else char_edges(text.encode())[spans]
+
+
+def _begins_char(raw: NDArray[np.uint8]) -> Bools:
+    """Bytes that begin a character: all but UTF-8's continuation bytes, 10xxxxxx."""
+    found: Bools = raw & 0xC0 != 0x80
+    return found
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(f"<0x{byte:02X}>" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("seqloss_bytes", _spell_out)
+
+
+def show_bytes(raw: bytes) -> str:
+    """Text of the bytes; bytes that are no whole character as `<0xF0>`."""
+    return raw.decode(errors="seqloss_bytes")
+
+
+# -- to be replaced by the above where they are still used ----------------------------------------
 
 
 def char_end_bytes(text: str) -> Ints:
-    """For each code point of the text, the byte of its UTF-8 form at which it ends."""
-    if text.isascii():
-        return np.arange(1, len(text) + 1, dtype=np.int64)
-    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF).astype(np.int64)
-    widths += code_points > 0xFFFF
-    return np.cumsum(widths, dtype=np.int64)
-
-
-def word_bytes(text: str) -> Ints:
-    """Bytes [start, end) of each maximal run of non-white-space, shape words x 2."""
-    chars = [match.span() for match in _WORD.finditer(text)]
-    byte_at = np.concatenate([[0], char_end_bytes(text)])
-    return np.asarray(byte_at[np.array(chars, dtype=np.int64).reshape(-1, 2)], dtype=np.int64)
-
-
-def word_owners(spans: Ints, starts: Ints) -> Ints:
-    """For each token, by its first byte, the first word that ends after it: it is the word which
-    holds that byte, and where the byte is white space the next word, or the last."""
-    if not len(spans):
-        return np.empty(0, dtype=np.int64)
-    owners = np.searchsorted(spans[:, 1], starts, side="right")
-    return np.minimum(owners, len(spans) - 1)
+    """Shape C: the byte at which each character ends."""
+    return char_edges(text.encode())[1:]
 
 
 def is_edge(text: bytes, place: int) -> bool:
@@ -47,9 +234,4 @@ def is_edge(text: bytes, place: int) -> bool:
 
 def spans_of(text: bytes, offsets: Sequence[int]) -> list[TokenSpan]:
     """Smallest runs of tokens at whose ends a character ends, too."""
-    found, first = list[TokenSpan](), 0
-    for last in range(1, len(offsets)):
-        if is_edge(text, offsets[last]):
-            found.append((first, last, offsets[first], offsets[last]))
-            first = last
-    return found
+    return TokenBytes(text, np.asarray(offsets, dtype=np.int64)).char_spans()

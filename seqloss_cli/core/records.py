@@ -237,6 +237,12 @@ class TokenSequence:
         return self.bos != "none"
 
     @property
+    def text_tokens(self) -> slice:
+        """The text's own tokens, without a BOS or EOS that was put around them."""
+        n_before = int(self.bos in ("tokenizer", "prepended"))
+        return slice(n_before, self.n_tokens - (self.eos == "appended"))
+
+    @property
     def one_stretch(self) -> tuple[int, int] | None:
         """The tokens [start, end) that count, where they stand side by side."""
         places = np.flatnonzero(self.loss_mask)

@@ -15,6 +15,7 @@ from itertools import islice
 
 import numpy as np
 
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import (
     Choices,
     Floats,
@@ -218,16 +219,13 @@ def log_prob_of(score: SequenceScore) -> float:
     return 0.0 - math.fsum(score.losses[score.counted].tolist())
 
 
-def _count_tokens(score: SequenceScore, prompt_boundary: int, n_separator: int) -> int:
+def _count_tokens(score: SequenceScore, n_prompt_bytes: int, n_separator_bytes: int) -> int:
     """Tokens that count, without those that cover some of the separator and nothing else."""
-    mask, offsets = score.counted, score.sequence.byte_offsets
-    if score.sequence.sample.chat is not None or offsets is None:
-        return int(mask.sum())
-    starts, ends = offsets[:-1], offsets[1:]
-    separates = (
-        (starts >= prompt_boundary) & (ends <= prompt_boundary + n_separator) & (ends > starts)
-    )
-    return int((mask & ~separates).sum())
+    covered = TokenBytes.of(score.sequence)
+    if score.sequence.sample.chat is not None or covered is None:
+        return int(score.counted.sum())
+    separates = covered.within(n_prompt_bytes, n_prompt_bytes + n_separator_bytes)
+    return int((score.counted & ~separates).sum())
 
 
 def _ordered(sample: Sample, choices: Choices, scored: tuple[ScoredChoice, ...]) -> Ranking:

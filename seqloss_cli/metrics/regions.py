@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloss_cli.core.backend import WordMarks
-from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
+from seqloss_cli.core.byte_spans import TokenBytes, word_spans
 from seqloss_cli.core.records import Ints, Region, SequenceScore
 from seqloss_cli.metrics.word_correction import corrected_losses
 
@@ -47,25 +47,23 @@ class RegionLosses:
 def region_losses(score: SequenceScore, marks: WordMarks | None = None) -> RegionLosses | None:
     """With `marks` sums of corrected losses, too. None for a sequence without regions."""
     sequence, asked = score.sequence, score.sequence.sample.regions
-    text, offsets = sequence.text, sequence.byte_offsets
-    if asked is None or text is None or offsets is None:
+    text, covered = sequence.text, TokenBytes.of(sequence)
+    if asked is None or text is None or covered is None:
         return None
-    byte_at = np.concatenate([[0], char_end_bytes(text)])
-    first = int(sequence.bos in ("tokenizer", "prepended"))
-    stop = sequence.n_tokens - (sequence.eos == "appended")
-    edges, words = offsets[first : stop + 1], word_bytes(text)
-    anchors = _anchors(edges[:-1], words)
+    own, char_edges = sequence.text_tokens, covered.char_edges()
+    starts, ends, words = covered.starts[own], covered.ends[own], word_spans(text)
+    anchors = _anchors(starts, words)
     found = RegionLosses(asked.regions, [], [], [], [], None if marks is None else [])
     corrected = None if marks is None else corrected_losses(score, marks)
     for region in asked.regions:
-        start, end = int(byte_at[region.start]), int(byte_at[region.end])
+        start, end = char_edges[[region.start, region.end]].tolist()
         some = slice(*np.searchsorted(anchors, [start, end], side="left").tolist())
         begins = int(_anchors(np.array([start]), words)[0])
-        holder = int(np.searchsorted(edges[1:], begins, side="right"))
-        is_cut = begins < edges[0]  # tokens of a prompt's start that were dropped
+        holder = int(np.searchsorted(ends, begins, side="right"))
+        is_cut = begins < starts[0]  # tokens of a prompt's start that were dropped
         found.texts.append(text[region.start : region.end])
         found.n_tokens.append(some.stop - some.start)
-        tokens = slice(first + some.start, first + some.stop)
+        tokens = slice(own.start + some.start, own.start + some.stop)
         found.losses.append(None if is_cut else _sum_or_none(score, tokens))
         shares = start <= begins < end and holder < len(anchors) and anchors[holder] < start
         found.shared.append(bool(shares))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import SequenceScore
 
 if TYPE_CHECKING:
@@ -242,23 +242,18 @@ def corpus_flags(totals: Totals) -> dict[str, int | bool]:
 
 
 def _text_counts(score: SequenceScore) -> dict[str, Any]:
-    text, offsets, prompt_boundary = (
-        score.sequence.text,
-        score.sequence.byte_offsets,
-        score.sequence.prompt_boundary,
-    )
-    if text is None or offsets is None:
+    text, prompt_boundary = score.sequence.text, score.sequence.prompt_boundary
+    covered = TokenBytes.of(score.sequence)
+    if text is None or covered is None:
         return {"n_without_text": 1}
-    widths = np.diff(offsets)
-    counted = score.counted
-    char_ends = char_end_bytes(text)
-    # The token that covers a byte b is the first whose end lies beyond b.
-    owners = np.searchsorted(offsets[1:], char_ends - 1, side="right")
+    widths, counted = covered.widths, score.counted
+    # A character counts where its last byte does.
+    chars_counted = counted[covered.tokens_of_chars()]
     return {
-        "n_bytes": int(offsets[-1]),
+        "n_bytes": int(covered.offsets[-1]),
         "n_scored_bytes": int(widths[counted].sum()),
-        "n_chars": len(char_ends),
-        "n_scored_chars": int(counted[owners].sum()),
+        "n_chars": len(text),
+        "n_scored_chars": int(chars_counted.sum()),
         "n_words": len(text.split()) if prompt_boundary is None else prompt_boundary.n_words,
         "n_unscored_text_tokens": int(((widths > 0) & score.sequence.loss_mask & ~counted).sum()),
     }

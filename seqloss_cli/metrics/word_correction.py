@@ -45,7 +45,7 @@ import math
 import numpy as np
 
 from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordMarks
-from seqloss_cli.core.byte_spans import word_bytes, word_owners
+from seqloss_cli.core.byte_spans import TokenBytes, word_spans
 from seqloss_cli.core.records import Bools, Floats, SequenceScore
 
 SOURCE = "Pimentel & Meister 2024"
@@ -54,15 +54,14 @@ SOURCE = "Pimentel & Meister 2024"
 def corrected_losses(score: SequenceScore, marks: WordMarks) -> list[float | None]:
     """Of each word, nats."""
     sequence = score.sequence
+    covered = TokenBytes.of(sequence)
     assert sequence.text is not None
-    assert sequence.byte_offsets is not None
-    first = int(sequence.bos in ("tokenizer", "prepended"))
-    stop = sequence.n_tokens - (sequence.eos == "appended")
-    spans = word_bytes(sequence.text)
-    owners = word_owners(spans, sequence.byte_offsets[first:stop])
-    text = _Text(score, marks, first)
-    starts = first + np.searchsorted(owners, np.arange(len(spans)), side="left")
-    stops = first + np.searchsorted(owners, np.arange(len(spans)), side="right")
+    assert covered is not None
+    own, spans = sequence.text_tokens, word_spans(sequence.text)
+    owners, words = covered.words_of_tokens(spans)[own], np.arange(len(spans))
+    text = _Text(score, covered, marks)
+    starts = own.start + np.searchsorted(owners, words, side="left")
+    stops = own.start + np.searchsorted(owners, words, side="right")
     places = zip(starts.tolist(), stops.tolist(), spans.tolist(), strict=True)
     return [text.corrected(start, stop, *span) for start, stop, span in places]
 
@@ -70,12 +69,11 @@ def corrected_losses(score: SequenceScore, marks: WordMarks) -> list[float | Non
 class _Text:
     """A scored text. Unknown log-probabilities are NaN."""
 
-    def __init__(self, score: SequenceScore, marks: WordMarks, first: int) -> None:
+    def __init__(self, score: SequenceScore, covered: TokenBytes, marks: WordMarks) -> None:
         sequence = score.sequence
-        assert sequence.byte_offsets is not None
-        self._first, self._has_bos = first, sequence.begins_with_bos
+        self._first, self._has_bos = sequence.text_tokens.start, sequence.begins_with_bos
         self._n = sequence.n_tokens
-        self._edges = sequence.byte_offsets
+        self._start_bytes, self._end_bytes = covered.starts, covered.ends
         self._losses: Floats = np.where(score.scored, score.losses, np.nan)
         self._boundaries: Floats = score.columns["word_boundary_log_probs"]
         ids = sequence.token_ids
@@ -86,11 +84,11 @@ class _Text:
 
     def corrected(self, start: int, stop: int, first_byte: int, end_byte: int) -> float | None:
         """Of the word in bytes [first_byte, end_byte), which owns tokens [start, stop)."""
-        while stop > start and self._edges[stop - 1] >= end_byte:
+        while stop > start and self._start_bytes[stop - 1] >= end_byte:
             stop -= 1  # white space after the last word
         if start == stop or self._ends[start:stop].any() or self._longer[start:stop].any():
             return None
-        begun = start + int(np.argmax(self._edges[start + 1 : stop + 1] > first_byte))
+        begun = start + int(np.argmax(self._end_bytes[start:stop] > first_byte))
         if self._spaced[begun + 1 : stop].any():
             return None  # to the model another word begins inside: texts that were put together
         losses = self._losses[start:stop].tolist()
@@ -105,7 +103,7 @@ class _Text:
                 if start == self._first
                 else self._after(start)
             )
-        is_first = start == self._first and self._has_bos and self._edges[start] == first_byte
+        is_first = start == self._first and self._has_bos and self._start_bytes[start] == first_byte
         return float(self._boundaries[start, UNSPACED]) if is_first else math.nan
 
     def _after(self, stop: int) -> float:

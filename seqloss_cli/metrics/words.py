@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqloss_cli.core.backend import WordMarks
-from seqloss_cli.core.byte_spans import word_bytes, word_owners
+from seqloss_cli.core.byte_spans import TokenBytes, word_spans
 from seqloss_cli.core.records import Ints, SequenceScore
 from seqloss_cli.metrics.word_correction import corrected_losses
 
@@ -42,28 +42,26 @@ class WordLosses:
 def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLosses | None:
     """With `marks` corrected ones, too. None for a sequence without a text."""
     sequence = score.sequence
-    text, offsets = sequence.text, sequence.byte_offsets
-    if text is None or offsets is None:
+    text, covered = sequence.text, TokenBytes.of(sequence)
+    if text is None or covered is None:
         return None
-    spans = word_bytes(text)
-    first = int(sequence.bos in ("tokenizer", "prepended"))
-    stop = sequence.n_tokens - (sequence.eos == "appended")
-    owners = word_owners(spans, offsets[first:stop])
+    own, spans = sequence.text_tokens, word_spans(text)
+    owners = covered.words_of_tokens(spans)[own]
     parts: list[list[float | None]] = [[] for _ in spans]
-    for token, owner in enumerate(owners.tolist(), start=first):
+    for token, owner in enumerate(owners.tolist(), start=own.start):
         parts[owner].append(float(score.losses[token]) if score.scored[token] else None)
     return WordLosses(
         words=text.split(),
         losses=[_sum_or_none(part) for part in parts],
         byte_offsets=spans,
-        n_shared_tokens=_count_shared(spans, offsets[first : stop + 1], owners),
+        n_shared_tokens=_count_shared(spans, covered.ends[own], owners),
         corrected=corrected_losses(score, marks) if marks else None,
     )
 
 
-def _count_shared(spans: Ints, edges: Ints, owners: Ints) -> int:
+def _count_shared(spans: Ints, ends: Ints, owners: Ints) -> int:
     next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
-    return int((edges[1:][: len(owners)] > next_starts[owners]).sum()) if len(owners) else 0
+    return int((ends > next_starts[owners]).sum()) if len(owners) else 0
 
 
 def _sum_or_none(parts: list[float | None]) -> float | None:

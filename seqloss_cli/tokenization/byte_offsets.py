@@ -8,7 +8,6 @@ then its own offsets are used, and the caller flags the row.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.byte_spans import char_end_bytes
-from seqloss_cli.core.records import Ints
+from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Spelling = Callable[[str], bytes]
@@ -63,57 +61,44 @@ def spelling_of(parts: Mapping[str, Any]) -> Spelling:
     return spell_plain
 
 
-def offsets_from_spelling(
+def bytes_by_spelling(
     pieces: Sequence[bytes], source: bytes, heads: Collection[int] = (0,)
-) -> Ints | None:
-    """Byte offsets, shape len(pieces) + 1, when the pieces spell the source; None when they do not.
+) -> TokenBytes | None:
+    """Bytes of the tokens when their pieces spell the source; None when they do not.
 
     A space that the tokenizer put in covers no byte of the source. `heads` are the pieces before
     which it may put one in: the first, and those that follow a special token.
     """
-    if b"".join(pieces) != source:
-        stripped = [p.removeprefix(b" ") if n in heads else p for n, p in enumerate(pieces)]
-        if b"".join(stripped) != source:
-            return _offsets_with_some_spaces_inserted(pieces, source)
-        pieces = stripped
-    widths = np.fromiter((len(piece) for piece in pieces), dtype=np.int64, count=len(pieces))
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(widths)])
+    if b"".join(pieces) == source:
+        return TokenBytes.join(pieces)
+    stripped = [p.removeprefix(b" ") if n in heads else p for n, p in enumerate(pieces)]
+    if b"".join(stripped) == source:
+        return TokenBytes.join(stripped)
+    return _with_some_spaces_inserted(pieces, source)
 
 
-def _offsets_with_some_spaces_inserted(pieces: Sequence[bytes], source: bytes) -> Ints | None:
+def _with_some_spaces_inserted(pieces: Sequence[bytes], source: bytes) -> TokenBytes | None:
     """The slow way, for tokenizers that put a space in at some places and not at others."""
-    offsets, cursor = [0], 0
+    covered, cursor = list[bytes](), 0
     for piece in pieces:
         if not source.startswith(piece, cursor):
             piece = piece.removeprefix(b" ")
             if not source.startswith(piece, cursor):
                 return None
         cursor += len(piece)
-        offsets.append(cursor)
-    return np.array(offsets, dtype=np.int64) if cursor == len(source) else None
+        covered.append(piece)
+    return TokenBytes.join(covered) if cursor == len(source) else None
 
 
-def offsets_from_chars(spans: Sequence[tuple[int, int]], text: str) -> Ints:
-    """Byte offsets from a tokenizer's own character spans, one per token.
+def bytes_by_chars(spans: Sequence[tuple[int, int]], source: bytes) -> TokenBytes:
+    """Bytes of the tokens by a tokenizer's own character spans [start, end), one per token.
 
-    What lies between two tokens goes to the later one, what lies after the last to the last: so
-    offsets that leave out a leading space give it back to its token.
+    What lies between two tokens goes to the later one, what lies after the last to the last.
     """
-    byte_at = np.concatenate([[0], char_end_bytes(text)])
+    edges = char_edges(source)
+    # Starts are never used: byte-level post-processors trim the leading space off a span by
+    # default, so that ` fox` at 3 begins at 4. Some tokenizers' spans also overlap or step back.
     ends = np.array([0, *(end for _, end in spans)], dtype=np.int64)
-    offsets = byte_at[np.maximum.accumulate(ends)]
-    offsets[-1] = byte_at[-1] if len(spans) else 0
-    return np.asarray(offsets, dtype=np.int64)
-
-
-def _spell_out(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return "".join(f"<0x{byte:02X}>" for byte in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error("seqloss_bytes", _spell_out)
-
-
-def show_bytes(raw: bytes) -> str:
-    """Text of the bytes; those that are part of a character only, as `<0xF0>`."""
-    return raw.decode(errors="seqloss_bytes")
+    offsets = edges[np.maximum.accumulate(ends)]
+    offsets[-1] = edges[-1] if len(spans) else 0
+    return TokenBytes(source, offsets)

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import TurnChoice
 from seqloss_cli.core.records import Ints, PromptBoundary, Sample, TokenSequence, Turn
 from seqloss_cli.tokenization.chats import RenderedChat
-from seqloss_cli.tokenization.prompt_boundary import tokens_of_span
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
@@ -34,15 +33,16 @@ def chat_sequence(
         raise RowError(
             "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
         )
-    offsets, flags = tokenization.cover(chat.text, ids)
+    covered, flags = tokenization.cover(chat.text, ids)
     flags = {**sample.flags, **flags}
-    byte_at = np.concatenate([[0], char_end_bytes(chat.text)])
+    edges = covered.char_edges()
     mask = np.zeros(len(ids), dtype=bool)
     n_merged = 0
-    for start, end in (byte_at[list(span)].tolist() for span in chat.scored):
-        inside = tokens_of_span(offsets, start, end)
-        mask |= inside
-        n_merged += int((inside & ((offsets[:-1] < start) | (offsets[1:] > end))).sum())
+    for start, end in (edges[list(span)].tolist() for span in chat.scored):
+        inside = covered.covering(start, end)
+        mask[inside] = True
+        crosses = (covered.starts[inside] < start) | (covered.ends[inside] > end)
+        n_merged += int(crosses.sum())
     if n_merged:
         flags["span_merged"] = n_merged
     for name, count in (
@@ -52,13 +52,14 @@ def chat_sequence(
     ):
         if count:
             flags[name] = count
-    sequence = tokenization.between(sample, chat.text, ids, offsets, mask, flags)
+    sequence = tokenization.between(sample, chat.text, ids, covered, mask, flags)
     _check_bos(sequence, tokenization.eos_id)
     sequence = without_bos(sequence)
     _check_mask(sequence, chat, turns)
-    ends, control = byte_at[list(chat.turn_ends)], tokenization.vocabulary.special_text
+    ends, control = edges[list(chat.turn_ends)], tokenization.vocabulary.special_text
     return replace(
-        sequence, prompt_boundary=_chat_seam(sample.chat.messages, sequence, chat, ends, control)
+        sequence,
+        prompt_boundary=_chat_boundary(sample.chat.messages, sequence, chat, ends, control),
     )
 
 
@@ -90,16 +91,16 @@ def _check_mask(sequence: TokenSequence, chat: RenderedChat, turns: TurnChoice) 
         )
 
 
-def _chat_seam(
+def _chat_boundary(
     messages: Sequence[Mapping[str, str]],
     sequence: TokenSequence,
     chat: RenderedChat,
     end_bytes: Ints,
     control: re.Pattern[str],
 ) -> PromptBoundary:
-    assert sequence.byte_offsets is not None
-    starts = sequence.byte_offsets[:-1]
-    ends = [*np.searchsorted(starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
+    covered = TokenBytes.of(sequence)
+    assert covered is not None
+    ends = [*np.searchsorted(covered.starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
     roles = (message["role"] for message in messages)
     turns = tuple(
         Turn(role, start, end) for role, start, end in zip(roles, [0, *ends], ends, strict=False)

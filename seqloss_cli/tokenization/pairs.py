@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import PairPolicy
 from seqloss_cli.core.records import (
+    Boundary,
     Flags,
-    Ints,
     Pair,
     PromptBoundary,
     Rejected,
@@ -27,7 +28,6 @@ from seqloss_cli.core.records import (
 from seqloss_cli.tokenization.chat_templates import ChatTemplate
 from seqloss_cli.tokenization.chat_tokens import chat_sequence, without_bos
 from seqloss_cli.tokenization.chats import RenderedChat, render_chat
-from seqloss_cli.tokenization.prompt_boundary import boundary_of, first_response_token
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 Encoded = Mapping[str, list[int] | RowError]
@@ -122,20 +122,21 @@ class PairTokenization:
         self, sample: Sample, pair: Pair, encoded: Encoded
     ) -> dict[str, Callable[[], TokenSequence]]:
         """What each boundary policy makes of a pair; the joint tokens tell how its texts meet."""
-        response, prompt_boundary = pair.separator + pair.response, len(pair.prompt.encode())
+        response, n_prompt_bytes = pair.separator + pair.response, len(pair.prompt.encode())
         ids, prompt_ids = _ids(encoded, pair.text), _ids(encoded, pair.prompt)
-        offsets, flags = self._tokenization.cover(pair.text, ids)
-        first = first_response_token(offsets, prompt_boundary)
-        meeting = PromptBoundary(
-            boundary_of(ids, prompt_ids, offsets, prompt_boundary),
-            not prompt_boundary,
+        covered, flags = self._tokenization.cover(pair.text, ids)
+        # A token that crosses the boundary is the response's (rule 9).
+        first = covered.first_reaching(n_prompt_bytes)
+        boundary = PromptBoundary(
+            _how_they_meet(ids, prompt_ids, covered, n_prompt_bytes),
+            not n_prompt_bytes,
             len(response.split()),
         )
 
         def joint() -> TokenSequence:
             if ids == prompt_ids and self._tokenization.encode([response]) == [[]]:
                 raise RowError("no_response_token", "the response has no token of its own")
-            return self._pair_sequence(sample, pair, ids, offsets, first, flags, meeting)
+            return self._pair_sequence(sample, pair, ids, covered, first, flags, boundary)
 
         def separate() -> TokenSequence:
             response_ids = _ids(encoded, response)
@@ -145,10 +146,10 @@ class PairTokenization:
                 sample,
                 pair,
                 prompt_ids + response_ids,
-                np.concatenate([before, prompt_boundary + after[1:]]),
+                before + after,
                 len(prompt_ids),
                 _summed(prompt_flags, response_flags),
-                meeting,
+                boundary,
             )
 
         return {"joint": joint, "separate": separate}
@@ -158,7 +159,7 @@ class PairTokenization:
         sample: Sample,
         pair: Pair,
         ids: list[int],
-        offsets: Ints,
+        covered: TokenBytes,
         first: int,
         flags: Flags,
         prompt_boundary: PromptBoundary,
@@ -168,7 +169,7 @@ class PairTokenization:
             raise RowError("no_response_token", "the response has no token of its own")
         mask = np.arange(len(ids)) >= first
         flags = {**sample.flags, **flags}
-        sequence = self._tokenization.between(sample, pair.text, ids, offsets, mask, flags)
+        sequence = self._tokenization.between(sample, pair.text, ids, covered, mask, flags)
         if sequence.bos == "text" and first == 0 and len(ids) == 1:
             raise RowError("no_response_token", "the response is nothing but BOS")
         return replace(without_bos(sequence), prompt_boundary=prompt_boundary)
@@ -206,10 +207,8 @@ class PairTokenization:
                 "response_too_long",
                 f"{much}: the response is never cut, nor the one token before it",
             )
-        assert sequence.byte_offsets is not None
-        # The first token, which is never scored, stands for the bytes of those that were cut.
-        offsets = np.delete(sequence.byte_offsets, cut)
-        offsets[0] = 0
+        covered = TokenBytes.of(sequence)
+        assert covered is not None
         turns = tuple(
             replace(turn, start=_moved(turn.start, cut), end=_moved(turn.end, cut))
             for turn in sequence.prompt_boundary.turns
@@ -217,12 +216,23 @@ class PairTokenization:
         return replace(
             sequence,
             token_ids=np.delete(sequence.token_ids, cut),
-            byte_offsets=offsets,
+            # The first token, which is never scored, stands for the bytes of those that were cut.
+            byte_offsets=covered.drop(cut).offsets,
             loss_mask=np.delete(sequence.loss_mask, cut),
             score_mask=np.delete(sequence.score_mask, cut),
             flags={**sequence.flags, "truncated_left": excess},
             prompt_boundary=replace(sequence.prompt_boundary, n_dropped=excess, turns=turns),
         )
+
+
+def _how_they_meet(
+    joint: list[int], prompt: list[int], covered: TokenBytes, n_prompt_bytes: int
+) -> Boundary:
+    """How prompt and response meet in the joint tokenization, whichever policy runs (rule 9)."""
+    first = covered.first_reaching(n_prompt_bytes)
+    if first < len(joint) and covered.starts[first] < n_prompt_bytes:
+        return "merged"
+    return "clean" if joint[:first] == prompt else "differs"
 
 
 def _compared(joint: TokenSequence, separate: TokenSequence) -> TokenSequence:

@@ -7,12 +7,12 @@ text's own tokens only; what stands around them is decided here, so that it can 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.policies import TokenPolicy
 from seqloss_cli.core.records import (
@@ -27,7 +27,6 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
-from seqloss_cli.tokenization.byte_offsets import show_bytes
 from seqloss_cli.tokenization.vocabulary import Vocabulary
 from seqloss_cli.tokenization.word_marks import word_marks
 
@@ -59,17 +58,13 @@ class Tokenization:
 
     def token_texts(self, sequence: TokenSequence) -> list[str]:
         """For each token the source text that it covers; BOS and EOS that were put in by name."""
-        ids, offsets = sequence.token_ids.tolist(), sequence.byte_offsets
-        if offsets is None:
+        ids, covered = sequence.token_ids.tolist(), TokenBytes.of(sequence)
+        if covered is None:
             return [self.name_token(token_id) for token_id in ids]
-        assert sequence.text is not None
-        source, edges = sequence.text.encode(), offsets.tolist()
-        texts = [show_bytes(source[start:end]) for start, end in pairwise(edges)]
+        texts = covered.texts()
         cut = sequence.prompt_boundary is not None and sequence.prompt_boundary.n_dropped
-        if cut or sequence.bos in (
-            "tokenizer",
-            "prepended",
-        ):  # of a cut text, all of that covers it
+        # Of a prompt that was cut, the first token covers all that is gone: no text of its own.
+        if cut or sequence.bos in ("tokenizer", "prepended"):
             texts[0] = self.name_token(ids[0])
         if sequence.eos == "appended":
             texts[-1] = self.name_token(ids[-1])
@@ -108,25 +103,25 @@ class Tokenization:
                 return [RowError("tokenizer_error", f"the tokenizer cannot take it: {error}")]
             return [result for text in texts for result in self.encode([text])]
 
-    def cover(self, text: str, ids: list[int]) -> tuple[Ints, dict[str, int | bool]]:
+    def cover(self, text: str, ids: list[int]) -> tuple[TokenBytes, dict[str, int | bool]]:
         """The bytes that each of the text's own tokens covers, and what is to be said of them.
 
         Raises RowError when bytes are not known, or the text holds what the policy refuses.
         """
-        offsets, spelled = self.vocabulary.byte_offsets(text, ids)
+        covered, spelled = self.vocabulary.token_bytes(text, ids)
         flags: dict[str, int | bool] = {} if spelled else {"lossy_tokenizer": True}
         flags |= self._special_text_flags(text, ids)
         unk_id = self.vocabulary.unk_id
         if unk_id is not None and (unknown := ids.count(unk_id)):
             flags["unk_tokens"] = unknown
-        return offsets, flags
+        return covered, flags
 
     def between(
         self,
         sample: Sample,
         text: str | None,
         ids: list[int],
-        offsets: Ints | None,
+        covered: TokenBytes | None,
         mask: Bools,
         flags: Flags,
     ) -> TokenSequence:
@@ -146,9 +141,7 @@ class Tokenization:
             [self.bos_id] * put_before + ids + [self.eos_id] * put_after, dtype=np.int64
         )
         self._check_range(token_ids)
-        if offsets is not None:
-            edges = offsets[:1].repeat(put_before), offsets, offsets[-1:].repeat(put_after)
-            offsets = np.concatenate(edges)
+        offsets = None if covered is None else covered.surround(put_before, put_after).offsets
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
         loss_mask = np.ones(len(token_ids), dtype=bool)
@@ -161,13 +154,13 @@ class Tokenization:
         flags = dict(sample.flags)
         if sample.text is None or text_ids is None:
             assert sample.input_ids is not None
-            ids, offsets = sample.input_ids.tolist(), None
+            ids, covered = sample.input_ids.tolist(), None
         else:
             ids = text_ids
-            offsets, more = self.cover(sample.text, ids)
+            covered, more = self.cover(sample.text, ids)
             flags |= more
         mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
-        return self.between(sample, sample.text, ids, offsets, mask, flags)
+        return self.between(sample, sample.text, ids, covered, mask, flags)
 
     def _bos_origin(self, ids: list[int], wants_bos: bool) -> BosOrigin:
         if self.bos_id is not None and ids[0] == self.bos_id:

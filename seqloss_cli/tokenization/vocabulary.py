@@ -8,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from seqloss_cli.core.byte_spans import TokenBytes, show_bytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Ints
 from seqloss_cli.tokenization.byte_offsets import (
     Spelling,
-    offsets_from_chars,
-    offsets_from_spelling,
-    show_bytes,
+    bytes_by_chars,
+    bytes_by_spelling,
     spell_byte_level,
     spell_plain,
     spell_sentencepiece,
@@ -72,18 +71,19 @@ class Vocabulary:
             for text in texts
         ]
 
-    def byte_offsets(self, text: str, ids: list[int]) -> tuple[Ints, bool]:
-        """Offsets, shape len(ids) + 1, and whether the tokens spell the text (a tokenizer that
-        changes or drops characters does not).
+    def token_bytes(self, text: str, ids: list[int]) -> tuple[TokenBytes, bool]:
+        """The bytes that each of a text's tokens covers, and whether the tokens spell the text (a
+        tokenizer that changes or drops characters does not).
 
         Raises RowError where they do not and the tokenizer gives no offsets of its own.
         """
         source = text.encode()
         heads = {0} | {n for n, token_id in enumerate(ids, start=1) if token_id in self.special}
         for spell in self._spellings:
-            offsets = self._spelled(ids, spell, source, heads)
-            if offsets is not None:
-                return offsets, True
+            pieces = [self._piece(token_id, spell) for token_id in ids]
+            spelled = bytes_by_spelling(pieces, source, heads)
+            if spelled is not None:
+                return spelled, True
         if self._fast is None:
             raise RowError(
                 "bytes_unknown",
@@ -91,7 +91,7 @@ class Vocabulary:
                 "gives no offsets; name a fast tokenizer with --tokenizer",
             )
         encoding = self._fast.encode(text, add_special_tokens=False)
-        return offsets_from_chars(encoding.offsets, text), False
+        return bytes_by_chars(encoding.offsets, source), False
 
     def name_token(self, token_id: int) -> str:
         """What an id spells: special tokens by name, parts of characters as `<0xF0>`."""
@@ -112,12 +112,6 @@ class Vocabulary:
             return found
         listed: int | None = self.tokenizer.get_vocab().get(token)
         return listed
-
-    def _spelled(
-        self, ids: list[int], spell: Spelling, source: bytes, heads: Collection[int]
-    ) -> Ints | None:
-        pieces = [self._piece(token_id, spell) for token_id in ids]
-        return offsets_from_spelling(pieces, source, heads)
 
     def _serialized(self) -> str:
         if self._fast is not None:

@@ -40,6 +40,7 @@ from helpers.terminals import (
 )
 from seqloss_cli.analysis.comparisons import CompareOptions, DocumentRows, compare, documents_of
 from seqloss_cli.analysis.comparisons.comparing import DocumentDifference
+from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
@@ -57,7 +58,6 @@ from seqloss_cli.display.terminal.heat.signs import FULL, PLAIN
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.results.schema.scores import read_row
-from seqloss_cli.tokenization.byte_offsets import show_bytes
 
 Run = Callable[..., Any]
 ESC = re.compile(r"\x1b\[[\d;]*m")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqloss_cli.core.byte_spans import char_end_bytes, word_bytes
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
 from seqloss_cli.metrics.totals import Totals, from_units, to_units, totals_of
 from seqloss_cli.metrics.words import word_losses
@@ -152,19 +151,6 @@ def test_rates_are_null_with_a_row_of_ids_among_texts():
     assert corpus.bits_per_byte is None
     assert corpus.word_perplexity is None
     assert corpus.mean_loss == 1.0
-
-
-@given(st.text())
-def test_char_ends_are_those_of_utf8(text):
-    expected = np.cumsum([len(char.encode()) for char in text]) if text else []
-    assert char_end_bytes(text).tolist() == list(expected)
-
-
-@given(st.text())
-def test_word_bytes_cut_out_the_words(text):
-    source = text.encode()
-    cut = [source[start:end].decode() for start, end in word_bytes(text).tolist()]
-    assert cut == text.split()
 
 
 def test_words_own_tokens_by_their_first_byte_that_is_not_white_space():

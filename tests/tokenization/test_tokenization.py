@@ -44,7 +44,7 @@ from seqloss_cli import (
     totals_of,
 )
 from seqloss_cli.core.records import SequenceScore, TokenSequence
-from seqloss_cli.tokenization.byte_offsets import offsets_from_chars
+from seqloss_cli.tokenization.byte_offsets import bytes_by_chars
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 CORPUS = [
@@ -334,7 +334,12 @@ def test_offsets_of_changed_characters_are_those_of_the_source(
 
 
 def test_a_tokenizer_s_own_spans_may_overlap_or_step_back() -> None:
-    assert offsets_from_chars([(0, 2), (0, 1), (2, 3)], "日ab").tolist() == [0, 4, 4, 5]
+    assert bytes_by_chars([(0, 2), (0, 1), (2, 3)], "日ab".encode()).offsets.tolist() == [
+        0,
+        4,
+        4,
+        5,
+    ]
 
 
 def test_swallowed_spaces_belong_to_the_token_that_swallowed_them() -> None:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.tokenization.byte_offsets import show_bytes
 
 _LONE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 Weight = Callable[[float], float]
