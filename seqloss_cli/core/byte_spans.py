@@ -222,11 +222,6 @@ def show_bytes(raw: bytes) -> str:
 # -- to be replaced by the above where they are still used ----------------------------------------
 
 
-def char_end_bytes(text: str) -> Ints:
-    """Shape C: the byte at which each character ends."""
-    return char_edges(text.encode())[1:]
-
-
 def is_edge(text: bytes, place: int) -> bool:
     """A character of the UTF-8 text begins or ends here."""
     return place >= len(text) or text[place] & 0xC0 != 0x80

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import BinaryIO
 
-from seqloss_cli.core.byte_spans import char_end_bytes
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
@@ -64,8 +64,5 @@ class OpenAIWriter(Document):
 
 def _char_offsets(score: SequenceScore) -> list[int] | None:
     """For each token the character in which its first byte lies."""
-    text, offsets = score.sequence.text, score.sequence.byte_offsets
-    if text is None or offsets is None:
-        return None
-    starts = char_end_bytes(text).searchsorted(offsets[:-1], side="right")
-    return [int(start) for start in starts]
+    covered = TokenBytes.of(score.sequence)
+    return None if covered is None else covered.chars_of_tokens().tolist()

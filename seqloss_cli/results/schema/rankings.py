@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from seqloss_cli.core.byte_spans import is_edge
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, counts_of, judged, judged_orders
@@ -96,12 +96,9 @@ def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
     do not count; `byte_offsets` are places in `text`, the stretch that they cover."""
     sequence, counted = score.sequence, np.flatnonzero(score.counted)
     first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
-    raw, offsets = (sequence.text or "").encode(), sequence.byte_offsets
-    if offsets is not None:
-        while first > 0 and not is_edge(raw, int(offsets[first])):
-            first -= 1
-        while last < sequence.n_tokens and not is_edge(raw, int(offsets[last])):
-            last += 1
+    covered = TokenBytes.of(sequence)
+    if covered is not None:
+        first, last = covered.snap(first, last)
     losses, counts = score.losses[first:last], score.counted[first:last]
     row: Row = {
         "token_ids": sequence.token_ids[first:last].tolist(),
@@ -110,11 +107,12 @@ def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
     }
     if infinite := np.flatnonzero(np.isinf(losses) & counts).tolist():
         row["inf_losses"] = infinite
-    if offsets is None:
+    if covered is None:
         return row | {"byte_offsets": None}
-    row["byte_offsets"] = (offsets[first : last + 1] - offsets[first]).tolist()
+    stretch = covered.part(first, last)
+    row["byte_offsets"] = stretch.offsets.tolist()
     if options.text:
-        row["text"] = raw[offsets[first] : offsets[last]].decode()
+        row["text"] = stretch.text.decode()
     return row
 
 
