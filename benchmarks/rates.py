@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from seqloss_cli.models.memory import keep_freed_memory
+from seqloss_cli.models.model_loading import keep_freed_memory
 
 Shape = tuple[int, int]
 """Of a layer: what goes in and what comes out."""

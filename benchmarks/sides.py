@@ -17,7 +17,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy
 from seqloss_cli.core.records import Pair, Sample, SequenceScore
 from seqloss_cli.metrics.totals import totals_of
-from seqloss_cli.models.memory import keep_freed_memory
+from seqloss_cli.models.model_loading import keep_freed_memory
 from seqloss_cli.scoring.scorer import Scorer
 
 PairTexts = tuple[str, str]

@@ -1,7 +1,7 @@
-"""Adapters (LoRA and others of PEFT): put on a loaded model beside its weights, never merged.
+"""Adapters (LoRA and others of PEFT): attached to a loaded model beside its weights, never merged.
 
-The layers that an adapter changes are replaced in place, so that the model stays of its own class.
-What its file holds and what the model takes are held against each other by name and shape: PEFT and
+The layers that an adapter changes are replaced in place, so that the model keeps its own class.
+Weights in the adapter's file and places in the model are compared by name and shape: PEFT and
 transformers leave what is missing as it was made, at random, with a warning at most.
 """
 
@@ -17,53 +17,47 @@ from typing import Any
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.extras import load_extra
 from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.models.files import (
+    ADAPTER_CONFIGURATION,
+    find_file,
+    first_of,
+    offline_hint,
+    pickled_only,
+)
 
-CONFIGURATION = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def adapter_files(choice: ModelChoice) -> tuple[Path, ...]:
-    """Configuration and weights of the adapter, of a directory or from the hub; none without one.
+    """Find configuration and weights of the adapter, in a directory or on the hub; () without one.
 
-    Raises RunError or UsageError when they cannot be had.
+    Raises RunError or UsageError when they are missing.
     """
-    name = choice.adapter
+    name, offline = choice.adapter, choice.offline
     if name is None:
         return ()
-    configuration = _find(name, CONFIGURATION, choice.offline)
+    configuration = find_file(name, ADAPTER_CONFIGURATION, offline)
     if configuration is None and Path(name).exists():
-        raise UsageError(f"--adapter {name}: no {CONFIGURATION} in it, so it is no adapter of PEFT")
+        raise UsageError(
+            f"--adapter {name}: no {ADAPTER_CONFIGURATION} in it, so it is no adapter of PEFT"
+        )
     if configuration is None:
-        hint = "; --offline looks into the local cache only" if choice.offline else ""
-        raise UsageError(f"--adapter {name}: neither a directory nor an adapter of the hub{hint}")
-    safe, pickled = (_find(name, file, choice.offline) for file in _WEIGHTS)
+        raise UsageError(
+            f"--adapter {name}: neither a directory nor an adapter of the hub"
+            f"{offline_hint(offline)}"
+        )
+    safe, pickled = (find_file(name, file, offline) for file in _WEIGHTS)
     if safe is not None:
         return configuration, safe
     if pickled is None:
         raise RunError(f"adapter {name}: no weights in it (no {_WEIGHTS[0]})")
     if not choice.allow_pickle:
-        raise RunError(
-            f"adapter {name} has pickled weights only, which can run code when they are loaded; "
-            "--allow-pickle takes them"
-        )
+        raise pickled_only(f"adapter {name}")
     return configuration, pickled
 
 
-def _find(name: str, file: str, offline: bool) -> Path | None:
-    if Path(name).exists():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(name, file, local_files_only=offline)
-    except OSError:  # the hub has none under this name
-        return None
-    return None if found is None else Path(found)
-
-
-def put_adapter_on(model: Any, choice: ModelChoice) -> list[str]:
-    """Put the adapter of the choice on the model, if it names one; returns warnings.
+def attach_adapter(model: Any, choice: ModelChoice) -> list[str]:
+    """Attach the adapter of the choice to the model, if it names one; returns warnings.
 
     Raises RunError when its weights are not whole or do not fit, UsageError without `peft`.
     """
@@ -72,8 +66,9 @@ def put_adapter_on(model: Any, choice: ModelChoice) -> list[str]:
     peft: Any = load_extra("adapters", "--adapter", "peft")
     configuration, weights = adapter_files(choice)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of training, merging and saving
-            _put_on(peft, model, choice, weights.parent)
+        # PEFT warns of what matters to training, merging and saving only.
+        with warnings.catch_warnings(action="ignore"):
+            found = _attach(peft, model, choice, configuration, weights.parent)
     except RunError:
         raise
     except Exception as error:
@@ -81,25 +76,35 @@ def put_adapter_on(model: Any, choice: ModelChoice) -> list[str]:
         raise RunError(
             f"adapter {choice.adapter} cannot be put on the model {choice.name}: {text}"
         ) from error
+    # The new layers come in the file's dtype: in double precision they would be the narrow part.
     if str(model.dtype) == "torch.float64":
         model.double()
     model.eval()
-    return _other_base(choice, json.loads(configuration.read_text(encoding="utf-8")))
+    return found
 
 
-def _put_on(peft: Any, model: Any, choice: ModelChoice, folder: Path) -> None:
+def _attach(
+    peft: Any, model: Any, choice: ModelChoice, configuration: Path, folder: Path
+) -> list[str]:
     config = peft.PeftConfig.from_pretrained(str(folder))
-    _refuse_what_cannot_be_put_on(choice, config)
-    written = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
+    _refuse_unsupported(choice, config)
+    written = json.loads(configuration.read_text(encoding="utf-8"))
     _refuse_unknown_settings(choice, config, written)
     stored = peft.load_peft_weights(str(folder), device="cpu")
     config.inference_mode = True
+    # Not `model.load_adapter` of transformers: it loads DoRA wrongly (logits off by 4.8).
     whole = peft.PeftModel(model, config)
-    _require_whole(choice, stored, *_expected(peft, whole))
+    # The file must hold what the layers have, and may hold embeddings of the model beside it.
+    required, allowed = (
+        peft.get_peft_model_state_dict(whole, save_embedding_layers=embeddings)
+        for embeddings in (False, True)
+    )
+    _require_whole(choice, stored, required, allowed)
     peft.set_peft_model_state_dict(whole, stored)
+    return _base_warnings(choice, written)
 
 
-def _refuse_what_cannot_be_put_on(choice: ModelChoice, config: Any) -> None:
+def _refuse_unsupported(choice: ModelChoice, config: Any) -> None:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if config.is_prompt_learning:
         raise RunError(
@@ -114,7 +119,7 @@ def _refuse_what_cannot_be_put_on(choice: ModelChoice, config: Any) -> None:
 
 
 def _refuse_unknown_settings(choice: ModelChoice, config: Any, written: Mapping[str, Any]) -> None:
-    """PEFT drops what it does not know, which may be what makes the adapter's numbers."""
+    # PEFT drops a setting that it does not know, and the adapter's numbers may rest on it.
     known = {field.name for field in fields(config)}
     unknown = sorted(name for name, value in written.items() if name not in known and value)
     if unknown:
@@ -124,39 +129,29 @@ def _refuse_unknown_settings(choice: ModelChoice, config: Any, written: Mapping[
         )
 
 
-def _expected(peft: Any, whole: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What an adapter's file must hold, and what it may: embeddings of the model beside."""
-    least, most = (
-        peft.get_peft_model_state_dict(whole, save_embedding_layers=embeddings)
-        for embeddings in (False, True)
-    )
-    return least, most
-
-
 def _require_whole(
     choice: ModelChoice,
     stored: Mapping[str, Any],
-    least: Mapping[str, Any],
-    most: Mapping[str, Any],
+    required: Mapping[str, Any],
+    allowed: Mapping[str, Any],
 ) -> None:
-    wrong = [f"{name} is missing" for name in sorted(set(least) - set(stored))]
-    wrong += [f"{name} has no place in the model" for name in sorted(set(stored) - set(most))]
+    wrong = [f"{name} is missing" for name in sorted(set(required) - set(stored))]
+    wrong += [f"{name} has no place in the model" for name in sorted(set(stored) - set(allowed))]
     wrong += [
-        f"{name} is {tuple(stored[name].shape)}, not {tuple(most[name].shape)}"
+        f"{name} is {tuple(stored[name].shape)}, not {tuple(allowed[name].shape)}"
         + (" (was its vocabulary resized?)" if "lora" not in name else "")
-        for name in sorted(set(stored) & set(most))
-        if stored[name].shape != most[name].shape
+        for name in sorted(set(stored) & set(allowed))
+        if stored[name].shape != allowed[name].shape
     ]
     if wrong:
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise RunError(
-            f"adapter {choice.adapter} does not fit the model {choice.name}: {wrong[0]}{more}"
+            f"adapter {choice.adapter} does not fit the model {choice.name}: {first_of(wrong)}"
         )
 
 
-def _other_base(choice: ModelChoice, configuration: Mapping[str, Any]) -> list[str]:
-    """A warning where the adapter names another model than the one that it is put on."""
-    base = configuration.get("base_model_name_or_path")
+def _base_warnings(choice: ModelChoice, written: Mapping[str, Any]) -> list[str]:
+    """Warn where the adapter names no model, or another than the one that it is attached to."""
+    base = written.get("base_model_name_or_path")
     if not base:
         return [f"adapter {choice.adapter} does not say which model it was made for"]
     if Path(base).name.lower() == Path(choice.name).resolve().name.lower():

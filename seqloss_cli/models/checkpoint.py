@@ -1,4 +1,7 @@
-"""A causal LM checkpoint with its tokenizer, and exactly which they are. Does not score."""
+"""Load a causal LM checkpoint with its tokenizer, and record exactly which they are (rule 12).
+
+Does not score.
+"""
 
 from __future__ import annotations
 
@@ -17,62 +20,62 @@ from seqloss_cli.core.policies import (
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.models.adapters import CONFIGURATION, adapter_files
-from seqloss_cli.models.fingerprints import weights_sha256
-from seqloss_cli.models.gguf import is_gguf, read_gguf
-from seqloss_cli.models.model_loading import find_devices, load_config, load_model, weights_folder
-from seqloss_cli.models.quantization import described
+from seqloss_cli.models.adapters import adapter_files
+from seqloss_cli.models.files import (
+    ADAPTER_CONFIGURATION,
+    CONFIGURATION,
+    is_gguf,
+    weights_place,
+    weights_sha256,
+)
+from seqloss_cli.models.gguf import read_gguf
+from seqloss_cli.models.model_loading import find_devices, load_config, load_model
+from seqloss_cli.models.quantization import quantization_name
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
 
 DEMO_FOLDER = Path(str(resources.files("seqloss_cli") / "demo"))
-_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Loggers that warn of what no user can mend, some of them for every product."""
+_NOISY_LOGGERS = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers whose warnings no user can act on, some of them for every matrix product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTokenizer:
+    """A tokenizer in memory, with what the model's configuration says of ids and lengths."""
+
+    tokenizer: Any
+    tokenizer_name: str
+    bos_id: int | None = None
+    """From the model's text configuration."""
+    eos_id: int | None = None
+    n_ids: int
+    """Ids that the model embeds; without a model those of its configuration."""
+    max_context: int | None = None
+    """The longest sequence that the configuration names, in tokens."""
+    max_context_key: str | None = None
+    """The key of the configuration that names it."""
+    warnings: tuple[str, ...]
+    """For stderr: nothing here changes silently."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(LoadedTokenizer):
+    """A model in memory with its tokenizer, and where both come from."""
+
     model: Any
     """A transformers model in eval mode, on its device."""
-    tokenizer: Any
     name: str
-    """As the user named it."""
-    tokenizer_name: str
+    """Name of the model as the user gave it."""
     revision: str | None
     """The commit that a hub name resolved to."""
     weights_sha256: str
     adapter: str | None
-    """As the user named it."""
+    """Name of the adapter as the user gave it."""
     quantization: str | None
     dtype: str
     device: str
-    bos_id: int | None
-    """From the model's text configuration."""
-    eos_id: int | None
-    n_ids: int
-    """Ids that the model embeds."""
-    max_context: int | None
-    """The longest sequence that the configuration names, and the key that names it."""
-    max_context_key: str | None
-    warnings: tuple[str, ...]
-    """For stderr: nothing here changes silently."""
     copies: tuple[Any, ...] = ()
     """The same model on further devices."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerOnly:
-    """A checkpoint's tokenizer, with what its configuration says of tokens; no weights."""
-
-    tokenizer: Any
-    name: str
-    bos_id: int | None
-    eos_id: int | None
-    n_ids: int
-    max_context: int | None
-    """None where there is no configuration, or it names none."""
-    max_context_key: str | None
-    warnings: tuple[str, ...]
 
 
 def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
@@ -93,34 +96,27 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     device, *more_devices = find_devices(choice.device, n_devices)
     model, warnings = load_model(path, config, choice, device)
     copies = [load_model(path, config, choice, other)[0] for other in more_devices]
-    tokenizer, tokenizer_warning = _load_tokenizer(choice)
-    n_ids = model.get_input_embeddings().weight.shape[0]
-    bos_id, bos_warning = _id_in_range("bos_token_id", config, n_ids)
-    eos_id, eos_warning = _id_in_range("eos_token_id", config, n_ids)
-    longest, key = _longest(config)
+    tokenizer, warning = _load_tokenizer(choice)
+    warnings += [warning] if warning else []
+    revision = getattr(config, "_commit_hash", None)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
         name=choice.name,
         tokenizer_name=choice.tokenizer or choice.name,
-        revision=getattr(config, "_commit_hash", None),
-        weights_sha256=weights_sha256(weights_folder(path, config), *adapter),
+        revision=revision,
+        weights_sha256=weights_sha256(weights_place(path, revision), *adapter),
         adapter=choice.adapter,
         quantization=_quantization(path, model, choice),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        bos_id=bos_id,
-        eos_id=eos_id,
-        n_ids=n_ids,
-        max_context=longest,
-        max_context_key=key,
-        warnings=tuple(w for w in (*warnings, tokenizer_warning, bos_warning, eos_warning) if w),
         copies=tuple(copies),
+        **_configured(config, model.get_input_embeddings().weight.shape[0], warnings),
     )
 
 
-def load_tokenizer_only(choice: ModelChoice) -> TokenizerOnly:
-    """The tokenizer of a checkpoint, or of a directory that holds nothing else.
+def load_tokenizer_only(choice: ModelChoice) -> LoadedTokenizer:
+    """Load the tokenizer of a checkpoint, or of a directory that holds nothing else.
 
     Raises RunError or UsageError with what mends it.
     """
@@ -128,23 +124,20 @@ def load_tokenizer_only(choice: ModelChoice) -> TokenizerOnly:
     _check_revision(choice, path)
     _set_environment(choice)
     tokenizer, warning = _load_tokenizer(choice)
+    warnings = [warning] if warning else []
+    if Path(path).is_dir() and not (Path(path) / CONFIGURATION).is_file():
+        facts: dict[str, Any] = {"n_ids": len(tokenizer), "warnings": tuple(warnings)}
+    else:
+        config = load_config(path, choice)
+        n_ids = max(len(tokenizer), config.get_text_config().vocab_size)
+        facts = _configured(config, n_ids, warnings)
     name = choice.tokenizer or choice.name
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        said = (warning,) if warning else ()
-        return TokenizerOnly(tokenizer, name, None, None, len(tokenizer), None, None, said)
-    config = load_config(path, choice)
-    n_ids = max(len(tokenizer), config.get_text_config().vocab_size)
-    bos_id, bos_warning = _id_in_range("bos_token_id", config, n_ids)
-    eos_id, eos_warning = _id_in_range("eos_token_id", config, n_ids)
-    warnings = tuple(w for w in (warning, bos_warning, eos_warning) if w)
-    return TokenizerOnly(tokenizer, name, bos_id, eos_id, n_ids, *_longest(config), warnings)
+    return LoadedTokenizer(tokenizer=tokenizer, tokenizer_name=name, **facts)
 
 
-def window_policy(
-    checkpoint: Checkpoint | TokenizerOnly, context: int | None, stride: int | None
-) -> WindowPolicy:
-    """C and S of rule 7; raises UsageError where the flags do not fit the model."""
-    longest, key = checkpoint.max_context, checkpoint.max_context_key
+def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | None) -> WindowPolicy:
+    """Resolve C and S of rule 7, in tokens; UsageError where the flags do not fit the model."""
+    longest, key = loaded.max_context, loaded.max_context_key
     for flag, value in (("--context", context), ("--stride", stride)):
         if value is not None:
             require_whole(flag, value, 1)
@@ -165,7 +158,7 @@ def window_policy(
 def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
     if is_gguf(path):
         return read_gguf(path).quantization
-    name = described(model.config)
+    name = quantization_name(model.config)
     return f"{name} (on load)" if choice.quantize else name
 
 
@@ -178,11 +171,33 @@ def _load_tokenizer(choice: ModelChoice) -> tuple[Any, str | None]:
     )
 
 
-def _longest(config: Any) -> tuple[int | None, str | None]:
-    """The longest sequence that a configuration names, and the key that names it."""
-    text_config = config.get_text_config()
-    key = next((key for key in _CONTEXT_KEYS if _positive(text_config, key)), None)
-    return (getattr(text_config, key) if key else None), key
+def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
+    """Return the fields of `LoadedTokenizer` that the configuration and the model's ids give."""
+    text_config, ids = config.get_text_config(), list[int | None]()
+    for name in ("bos_token_id", "eos_token_id"):
+        value = getattr(text_config, name, None)
+        if isinstance(value, list | tuple):
+            value = value[0] if value else None
+        # Some configurations name ids of another vocabulary than the model's.
+        if value is not None and not 0 <= value < n_ids:
+            warnings = [
+                *warnings,
+                f"the configuration's {name} {value} is none of the {n_ids} ids: left out",
+            ]
+            value = None
+        ids.append(value)
+    longest = ((key, getattr(text_config, key, None)) for key in _CONTEXT_KEYS)
+    key, context = next(
+        ((key, n) for key, n in longest if isinstance(n, int) and n > 0), (None, None)
+    )
+    return {
+        "bos_id": ids[0],
+        "eos_id": ids[1],
+        "n_ids": n_ids,
+        "max_context": context,
+        "max_context_key": key,
+        "warnings": tuple(warnings),
+    }
 
 
 def _check_revision(choice: ModelChoice, path: str) -> None:
@@ -196,12 +211,13 @@ def _path_of(name: str) -> str:
 
 
 def _set_environment(choice: ModelChoice) -> None:
-    """What transformers and the hub client read at import, and their own progress bars."""
+    """Set the variables and loggers of libraries, some of which are read at import only."""
     if choice.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("USE_HUB_KERNELS", "0")  # never run code fetched beside the weights
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, not later
+    # Else transformers may download kernels from the hub and run them: code beside the weights.
+    os.environ.setdefault("USE_HUB_KERNELS", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for name in _TALKATIVE:
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as own_logging
 
@@ -210,7 +226,7 @@ def _set_environment(choice: ModelChoice) -> None:
 
 
 def _check_local_path(path: str) -> None:
-    """A name that can only be a path must exist; others may be hub names."""
+    """Raise an error for a name that is no checkpoint here, and none of the hub either."""
     wants_file = path.lower().endswith(".gguf")
     looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
     folder = Path(path)
@@ -218,25 +234,10 @@ def _check_local_path(path: str) -> None:
         raise RunError(f"{path} is a file; --model takes the directory of a checkpoint, or a .gguf")
     if looks_local and not folder.exists():
         raise RunError(f"model {path}: no such {'file' if wants_file else 'directory'} (--model)")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        if (folder / CONFIGURATION).is_file():
+    if folder.is_dir() and not (folder / CONFIGURATION).is_file():
+        if (folder / ADAPTER_CONFIGURATION).is_file():
             raise UsageError(
                 f"model {path} is an adapter: name the model that it was made for with --model, "
                 f"and give --adapter {path}"
             )
         raise RunError(f"model {path}: no config.json in it, so it is no checkpoint (--model)")
-
-
-def _id_in_range(name: str, config: Any, n_ids: int) -> tuple[int | None, str | None]:
-    """A token id of the configuration, and a warning where the model does not embed it."""
-    value = getattr(config.get_text_config(), name, None)
-    if isinstance(value, list | tuple):
-        value = value[0] if value else None
-    if value is None or 0 <= value < n_ids:
-        return value, None
-    return None, f"the configuration's {name} {value} is none of the {n_ids} ids: left out"
-
-
-def _positive(config: Any, key: str) -> bool:
-    value = getattr(config, key, None)
-    return isinstance(value, int) and value > 0

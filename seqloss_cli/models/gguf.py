@@ -1,5 +1,8 @@
-"""Checkpoints in one GGUF file, as llama.cpp has them. transformers makes a plain model of them;
-what it would leave out without a word is put right here, or refused."""
+"""Checkpoints in one GGUF file, as llama.cpp has them.
+
+transformers makes a plain model of such a file, and leaves out without a word what it does not
+read. That is completed here, or refused.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,52 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.extras import load_extra
+from seqloss_cli.models.files import is_gguf
 
-_PLAIN = frozenset(("F64", "F32", "F16", "BF16"))
+_FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _ROPE_FACTORS = "rope_freqs.weight"
 _SPACE = "▁"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """What a file says of itself."""
+    """The description that a file gives of itself."""
 
     path: str
-    architecture: str
-    types: tuple[str, ...]
-    """Of its tensors: `Q8_0`, `F32`, …"""
-    tensors: tuple[str, ...]
+    tensor_types: tuple[str, ...]
+    """Different types of its tensors: `Q8_0`, `F32`, …"""
+    tensor_names: tuple[str, ...]
     rope_factors: Any
-    """By which rotary frequencies are divided; None where the file has none."""
+    """Divisors of the rotary frequencies, one each (a numpy array); None without such a tensor."""
     rope_scaling: str | None
     vocabulary: str | None
     """`gpt2`: byte-level BPE, `llama`: sentencepiece, …"""
     pre_tokenizer: str | None
-    adds_space: bool
+    adds_prefix_space: bool
 
     @property
     def quantization(self) -> str | None:
-        """None where all its tensors are floats."""
-        return None if set(self.types) <= _PLAIN else f"gguf {', '.join(self.types)}"
+        """Name of the quantisation for the run record; None where all tensors are floats."""
+        if set(self.tensor_types) <= _FLOATS:
+            return None
+        return f"gguf {', '.join(self.tensor_types)}"
 
 
-def is_gguf(name: str) -> bool:
-    return name.lower().endswith(".gguf") and Path(name).is_file()
+def gguf_source(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the folder of a GGUF file and the argument that names the file; else the name alone.
 
-
-def in_folder(name: str) -> tuple[str, dict[str, Any]]:
-    """What transformers takes in place of a name: the folder of a GGUF file, and which it is."""
+    `from_pretrained` of transformers takes both.
+    """
     if not is_gguf(name):
         return name, {}
     return str(Path(name).parent), {"gguf_file": Path(name).name}
 
 
 def read_gguf(path: str) -> GgufFile:
-    """Raises RunError for what is no GGUF file, and UsageError without `gguf` and `accelerate`."""
+    """Read a file's own description, once for the file as it is.
+
+    Raises RunError for what is no GGUF file, and UsageError without `gguf` and `accelerate`.
+    """
     gguf: Any = load_extra("gguf", f"{path} (GGUF)", "gguf", "accelerate")
     stat = Path(path).stat()
     return _read(gguf, path, stat.st_size, stat.st_mtime_ns)
@@ -59,40 +66,39 @@ def read_gguf(path: str) -> GgufFile:
 
 @lru_cache(maxsize=4)
 def _read(gguf: Any, path: str, size: int, time: int) -> GgufFile:
-    """Once for a file as it is."""
     try:
         reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if _wanted(name)}
+        fields = {name: field.contents() for name, field in reader.fields.items() if _is_read(name)}
     except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
         raise RunError(f"model {path} is no GGUF file that can be read: {error}") from error
     architecture = str(fields.get("general.architecture", "none"))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    factors, scaling = tensors.get(_ROPE_FACTORS), f"{architecture}.rope.scaling"
-    stretched = fields.get(f"{scaling}.type", "none") != "none"
+    factors, scaling = tensors.get(_ROPE_FACTORS), f"{architecture}.rope.scaling.type"
+    stretched = fields.get(scaling, "none") != "none"
     return GgufFile(
         path=path,
-        architecture=architecture,
-        types=tuple(sorted({tensor.tensor_type.name for tensor in reader.tensors})),
-        tensors=tuple(tensors),
+        tensor_types=tuple(sorted({tensor.tensor_type.name for tensor in reader.tensors})),
+        tensor_names=tuple(tensors),
         rope_factors=None if factors is None else factors.data.copy(),
-        rope_scaling=str(fields[f"{scaling}.type"]) if stretched else None,
+        rope_scaling=str(fields[scaling]) if stretched else None,
         vocabulary=fields.get("tokenizer.ggml.model"),
         pre_tokenizer=fields.get("tokenizer.ggml.pre"),
-        adds_space=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+        adds_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
     )
 
 
-def _wanted(name: str) -> bool:
-    """Not the vocabulary, which takes a while."""
-    asked = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix")
-    return name == "general.architecture" or ".rope.scaling." in name or name in asked
+def _is_read(name: str) -> bool:
+    # Not the vocabulary: to make Python strings of its 100,000 entries takes seconds.
+    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix")
+    return name == "general.architecture" or ".rope.scaling." in name or name in keys
 
 
-def refuse_unread(file: GgufFile, config: Any) -> None:
-    """Raises RunError where the file says of its positions what transformers does not read."""
-    written = repr(getattr(config.get_text_config(), "rope_parameters", None))
-    unread = file.rope_scaling if file.rope_scaling and "'default'" in written else None
-    factors = [name for name in file.tensors if name.startswith("rope_factors")]
+def refuse_unread_scaling(file: GgufFile, config: Any) -> None:
+    """Raise RunError where the file scales its positions in a way that transformers drops."""
+    # transformers would leave the rotary embedding unscaled: other losses, and no warning.
+    parameters = repr(getattr(config.get_text_config(), "rope_parameters", None))
+    unread = file.rope_scaling if file.rope_scaling and "'default'" in parameters else None
+    factors = [name for name in file.tensor_names if name.startswith("rope_factors")]
     if unread or factors:
         raise RunError(
             f"model {file.path} scales its positions ({unread or factors[0]}), which transformers "
@@ -100,16 +106,19 @@ def refuse_unread(file: GgufFile, config: Any) -> None:
         )
 
 
-def make_whole(file: GgufFile, model: Any, dtype: str) -> list[str]:
+def complete_model(file: GgufFile, model: Any, dtype: str) -> list[str]:
     """Give the model what transformers left out of it; returns warnings."""
     if file.rope_factors is not None:
         _divide_frequencies(file, model)
     warnings = []
     if file.quantization is not None:
-        warnings.append(f"{file.path} is dequantised to {dtype} ({', '.join(file.types)} in it)")
+        types = ", ".join(file.tensor_types)
+        warnings.append(f"{file.path} is dequantised to {dtype} ({types} in it)")
+    # Tied weights are one parameter. Experts are left out of the count, since transformers joins
+    # or splits their tensors.
     n_read = len({id(parameter) for parameter in model.parameters()})
-    n_there = len(set(file.tensors) - {_ROPE_FACTORS})
-    if n_there > n_read and not any("_exps" in name for name in file.tensors):
+    n_there = len(set(file.tensor_names) - {_ROPE_FACTORS})
+    if n_there > n_read and not any("_exps" in name for name in file.tensor_names):
         warnings.append(
             f"{file.path} holds {n_there} tensors, of which the model takes {n_read}: its losses "
             "may not be those of the file"
@@ -118,9 +127,10 @@ def make_whole(file: GgufFile, model: Any, dtype: str) -> list[str]:
 
 
 def _divide_frequencies(file: GgufFile, model: Any) -> None:
-    """As llama.cpp does for Llama 3.1 and its like."""
+    """Divide each rotary frequency by its factor, as llama.cpp does for Llama 3.1 and its like."""
     import torch
 
+    # transformers drops the tensor `rope_freqs.weight` without a word.
     factors = torch.from_numpy(file.rope_factors).reshape(-1)
     found = [m for m in model.modules() if getattr(m, "inv_freq", None) is not None]
     if not found or any(m.inv_freq.numel() != factors.numel() for m in found):
@@ -132,12 +142,12 @@ def _divide_frequencies(file: GgufFile, model: Any) -> None:
         module.inv_freq.div_(factors.to(module.inv_freq))
 
 
-def doubts_of_tokenizer(file: GgufFile, tokenizer: Any) -> str:
-    """A warning: the tokenizer is made anew from the file, and in what it is likely to differ."""
+def tokenizer_warning(file: GgufFile, tokenizer: Any) -> str:
+    """Return a warning that the tokenizer is made from the file, and how it is likely to differ."""
     doubts = []
     if file.vocabulary == "gpt2" and file.pre_tokenizer not in _known_pre_tokenizers():
         doubts.append(f"how it cuts texts ({file.pre_tokenizer}) is not known")
-    if not file.adds_space and tokenizer.tokenize("a")[0].startswith(_SPACE):
+    if not file.adds_prefix_space and tokenizer.tokenize("a")[0].startswith(_SPACE):
         doubts.append("it puts a space before texts, which the file says not to")
     why = f", and {' and '.join(doubts)}" if doubts else ""
     return (
@@ -148,8 +158,8 @@ def doubts_of_tokenizer(file: GgufFile, tokenizer: Any) -> str:
 def _known_pre_tokenizers() -> frozenset[str]:
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-            GGUF_PRE_TOKENIZER_SPLITS,
+            GGUF_PRE_TOKENIZER_SPLITS as SPLITS,
         )
     except ImportError:  # another version of transformers
         return frozenset(("gpt-2",))
-    return frozenset(("gpt-2", *GGUF_PRE_TOKENIZER_SPLITS))
+    return frozenset(("gpt-2", *SPLITS))

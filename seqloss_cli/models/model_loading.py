@@ -1,54 +1,49 @@
-"""Load a model with transformers, whole or not at all.
+"""Load a model with transformers, whole or not at all; find its device and watch its memory.
 
-What transformers raises becomes one message that names the flag which helps.
+An exception of transformers becomes one message that names the flag which helps.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+import sys
+from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.models.adapters import CONFIGURATION, put_adapter_on
-from seqloss_cli.models.gguf import (
-    GgufFile,
-    in_folder,
+from seqloss_cli.models.adapters import attach_adapter
+from seqloss_cli.models.files import (
+    ADAPTER_CONFIGURATION,
+    first_of,
     is_gguf,
-    make_whole,
-    read_gguf,
-    refuse_unread,
+    offline_hint,
+    pickled_only,
 )
-from seqloss_cli.models.memory import fuse_activations, is_out_of_memory, keep_freed_memory
+from seqloss_cli.models.gguf import complete_model, gguf_source, read_gguf, refuse_unread_scaling
 from seqloss_cli.models.quantization import (
-    described,
+    quantization_name,
     quantization_on_load,
+    quantization_settings,
     require_packages,
-    settings_of,
 )
 
-
-def _common(choice: ModelChoice) -> dict[str, Any]:
-    return {
-        "revision": choice.revision,
-        "trust_remote_code": choice.trust_remote_code,
-        "local_files_only": choice.offline,
-    }
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_MOST_KEPT = (1 << 31) - 1
 
 
 def load_config(path: str, choice: ModelChoice) -> Any:
-    """The configuration of a causal LM; RunError for what is none."""
+    """Load the configuration of a causal LM; RunError for any other model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if is_gguf(path):
-        read_gguf(path)  # whether it can be read
-    folder, source = in_folder(path)
+        read_gguf(path)  # RunError where it is damaged
+    folder, source = gguf_source(path)
     try:
-        config = AutoConfig.from_pretrained(folder, **source, **_common(choice))
+        config = AutoConfig.from_pretrained(folder, **source, **_hub_settings(choice))
     except Exception as error:
         raise RunError(_explain(choice, path, error)) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -65,42 +60,30 @@ def load_config(path: str, choice: ModelChoice) -> Any:
     return config
 
 
-def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
-    """One line of what transformers says, and the flag that helps."""
-    text = " ".join(str(error).split())
-    if "trust_remote_code" in text:
-        return f"model {path} brings code of its own; --trust-remote-code runs it"
-    if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
-        return f"model {path}: its weights do not match its config.json: a part of one is missing"
-    if Path(path).exists():
-        return f"model {path}: {text}"
-    hint = "" if not choice.offline else "; --offline looks into the local cache only"
-    return f"model {path}: neither a directory nor a model of the hub{hint} ({text[:200]})"
-
-
-def find_device(wanted: str) -> str:
-    """The torch device; UsageError for one that cannot be used here."""
+def find_device(requested: str) -> str:
+    """Return the torch device; UsageError for one that is of no use here."""
     import torch
 
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", wanted):
-        raise UsageError(f"--device {wanted}: choose auto, cpu, cuda, cuda:N or mps")
-    if wanted == "auto":
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", requested):
+        raise UsageError(f"--device {requested}: choose auto, cpu, cuda, cuda:N or mps")
+    if requested == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
+    # A build without CUDA, or a GPU without a driver, shows only when memory is asked for.
     try:
-        torch.zeros(1, device=wanted)
+        torch.zeros(1, device=requested)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {wanted} cannot be used here: {reason}") from error
-    return wanted
+        raise UsageError(f"--device {requested} cannot be used here: {reason}") from error
+    return requested
 
 
-def find_devices(wanted: str, n_devices: int) -> list[str]:
-    """As many GPUs, beginning with the first; UsageError where there are fewer."""
+def find_devices(requested: str, n_devices: int) -> list[str]:
+    """Return as many GPUs, beginning with the first; UsageError where there are fewer."""
     import torch
 
-    device = find_device(wanted)
+    device = find_device(requested)
     if n_devices == 1:
         return [device]
     n_there = torch.cuda.device_count() if device == "cuda" else 0
@@ -113,20 +96,20 @@ def find_devices(wanted: str, n_devices: int) -> list[str]:
 
 
 def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tuple[Any, list[str]]:
-    """The model in eval mode on its device, and warnings. RunError when it cannot be had whole."""
+    """Load the model in eval mode on its device; returns it with warnings.
+
+    Raises RunError where it is not whole, does not fit into memory, or is no model.
+    """
+    from seqloss_cli.models.onednn import use_onednn  # imports torch
+
     _require_weights(path, choice)
     require_packages(path, config)
     file = read_gguf(path) if is_gguf(path) else None
     if file is not None:
-        refuse_unread(file, config)
-    source = _source(path, config, choice, device)
+        refuse_unread_scaling(file, config)
+    arguments = _loading_arguments(path, config, choice, device)
     try:
-        with _quiet(file):
-            model, loading = _from_pretrained(source, config, choice)
-        if "device_map" not in source:
-            model = model.to(device)
-        model = model.eval()
-        fuse_activations(model)
+        model, loading = _from_pretrained(arguments, config, choice, device)
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(
@@ -135,107 +118,129 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             ) from error
         raise RunError(_explain(choice, path, error)) from error
     _check_weights(path, model, loading)
-    if file is None and settings_of(config) is not None:
-        _require_quantised(path, model, config)
-    if device == "cpu":
-        keep_freed_memory()
-    warnings = _made_fit(path, model, file, choice, source["dtype"])
+    _check_quantization(path, config, model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    warnings = [] if file is None else complete_model(file, model, dtype)
+    if arguments["dtype"] not in ("auto", model.dtype):
+        warnings.append(f"the quantisation of {path} keeps it in {dtype}")
+    if choice.adapter is None and (Path(path) / ADAPTER_CONFIGURATION).is_file():
+        warnings.append(
+            f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
+        )
     if unused := sorted(loading["unexpected_keys"]):
         warnings.append(
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
-    warnings += put_adapter_on(model, choice)
+    warnings += attach_adapter(model, choice)
     if device == "cpu":
-        from seqloss_cli.models.onednn import use_onednn  # imports torch
-
-        use_onednn(model)
+        keep_freed_memory()
+        use_onednn(model)  # after the adapter, which replaces layers
     return model, warnings
 
 
-def _require_quantised(path: str, model: Any, config: Any) -> None:
-    """transformers passes over a method that it does not know, and says so to nobody."""
-    if getattr(model, "hf_quantizer", None) is None:
-        raise RunError(
-            f"model {path}: its config.json names the quantisation {described(config)}, which this "
-            "version of transformers does not know"
-        )
+def keep_freed_memory() -> bool:
+    """Have the C library keep large freed blocks for the next batch; returns whether it does."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library than glibc
+        return False
+    # By default glibc maps each large block anew and trims its heap: the system then clears the
+    # activations' memory page by page, in every layer of every batch.
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
 
 
-def _source(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:
-    """From what a model is loaded, and as what."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out, on an accelerator or on the CPU."""
     import torch
+
+    # torch has an exception for accelerators; on a CPU it raises a bare RuntimeError.
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _hub_settings(choice: ModelChoice) -> dict[str, Any]:
+    return {
+        "revision": choice.revision,
+        # Never None: that asks on the terminal, and takes the answer from texts that are piped in.
+        "trust_remote_code": choice.trust_remote_code,
+        "local_files_only": choice.offline,
+    }
+
+
+def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
+    """Return one line of what transformers says, and the flag that helps."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return f"model {path} brings code of its own; --trust-remote-code runs it"
+    if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
+        return f"model {path}: its weights do not match its config.json: a part of one is missing"
+    if Path(path).exists():
+        return f"model {path}: {text}"
+    hint = offline_hint(choice.offline)
+    return f"model {path}: neither a directory nor a model of the hub{hint} ({text[:200]})"
+
+
+def _loading_arguments(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that depend on the kind of file and the dtype."""
+    import torch
+    import transformers
 
     dtype: Any = choice.dtype
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     if dtype != "auto":
         dtype = getattr(torch, dtype)
-    folder, source = in_folder(path)
-    source |= {"pretrained_model_name_or_path": folder, "dtype": dtype}
+    folder, arguments = gguf_source(path)
+    arguments |= {"pretrained_model_name_or_path": folder, "dtype": dtype}
     if is_gguf(path):
-        return source | _unpacked(path, choice)
+        if choice.quantize is not None:
+            raise UsageError(f"--quantize {choice.quantize} is not for GGUF files: {path}")
+        # Some kinds of blocks would stay packed; earlier versions always made floats of them.
+        if (gguf_config := getattr(transformers, "GgufConfig", None)) is not None:
+            arguments["quantization_config"] = gguf_config(dequantize=True)
+        return arguments
     quantization = quantization_on_load(path, config, choice.quantize, choice.dtype)
     if quantization is not None:
-        source["quantization_config"] = quantization
-    if quantization is not None or settings_of(config) is not None:
-        source["device_map"] = {"": device}  # packed weights may refuse to be moved
-    return source
+        arguments["quantization_config"] = quantization
+    if quantization is not None or quantization_settings(config) is not None:
+        arguments["device_map"] = {"": device}
+    return arguments
 
 
-def _unpacked(path: str, choice: ModelChoice) -> dict[str, Any]:
-    """For transformers to make floats of all blocks of a GGUF file."""
-    import transformers
-
-    if choice.quantize is not None:
-        raise UsageError(f"--quantize {choice.quantize} is not for GGUF files: {path}")
-    known = getattr(transformers, "GgufConfig", None)  # earlier versions unpack always
-    return {} if known is None else {"quantization_config": known(dequantize=True)}
-
-
-def _from_pretrained(source: dict[str, Any], config: Any, choice: ModelChoice) -> tuple[Any, Any]:
+def _from_pretrained(
+    arguments: dict[str, Any], config: Any, choice: ModelChoice, device: str
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        **source,
-        config=config,
-        use_safetensors=None if choice.allow_pickle else True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported, with names and shapes
-        # else an adapter that lies beside the weights would be put on them without a word
-        adapter_kwargs={"subfolder": "no-adapter-beside-the-weights"},
-        **_common(choice),
-    )
+    from seqloss_cli.models.onednn import fuse_activations
+
+    # Nothing else turns off transformers' progress bar over the tensors of a GGUF file.
+    quiet = redirect_stderr(StringIO()) if "gguf_file" in arguments else nullcontext()
+    with quiet:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            **arguments,
+            config=config,
+            # Not the default None, which takes pickled files where there are no others.
+            use_safetensors=None if choice.allow_pickle else True,
+            output_loading_info=True,
+            # Mismatches are then in `loading`, all of them, with names and shapes.
+            ignore_mismatched_sizes=True,
+            # Else an adapter that lies beside the weights would be put on them without a word.
+            adapter_kwargs={"subfolder": "no-adapter-beside-the-weights"},
+            **_hub_settings(choice),
+        )
+    # Quantised weights are on the device by `device_map`: some kinds refuse to be moved.
+    if "device_map" not in arguments:
+        model = model.to(device)
+    model = model.eval()
+    fuse_activations(model)
     return model, loading
 
 
-@contextmanager
-def _quiet(file: GgufFile | None) -> Iterator[None]:
-    """No progress bar of transformers while a GGUF file is read: nothing turns that one off."""
-    if file is None:
-        yield
-        return
-    with redirect_stderr(StringIO()):
-        yield
-
-
-def _made_fit(
-    path: str, model: Any, file: GgufFile | None, choice: ModelChoice, dtype: Any
-) -> list[str]:
-    """Warnings of what the model is that was not asked for."""
-    own = str(model.dtype).removeprefix("torch.")
-    warnings = [] if file is None else make_whole(file, model, own)
-    if dtype not in ("auto", model.dtype):
-        warnings.append(f"the quantisation of {path} keeps it in {own}")
-    if choice.adapter is None and (Path(path) / CONFIGURATION).is_file():
-        warnings.append(
-            f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
-        )
-    return warnings
-
-
 def _check_weights(path: str, model: Any, loading: Any) -> None:
-    """No weight may be missing or of another shape (transformers would fill it at random), and no
-    layer may be left over (the configuration says fewer)."""
+    """Raise RunError for a weight that is missing, misshaped, or of a layer beyond the config's."""
+    # transformers would fill what is missing or of another shape at random, and drop the rest.
     wrong = [
         f"{name} is {tuple(stored)}, not {tuple(expected)}"
         for name, stored, expected in sorted(loading["mismatched_keys"])
@@ -248,8 +253,17 @@ def _check_weights(path: str, model: Any, loading: Any) -> None:
         if _any_layer(name) != name and _any_layer(name) in known
     ]
     if wrong:
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise RunError(f"model {path}: its weights do not match its config.json: {wrong[0]}{more}")
+        raise RunError(f"model {path}: its weights do not match its config.json: {first_of(wrong)}")
+
+
+def _check_quantization(path: str, config: Any, model: Any) -> None:
+    # transformers passes over a quantisation method that it does not know, without a word.
+    asked = not is_gguf(path) and quantization_settings(config) is not None
+    if asked and getattr(model, "hf_quantizer", None) is None:
+        raise RunError(
+            f"model {path}: its config.json names the quantisation {quantization_name(config)}, "
+            "which this version of transformers does not know"
+        )
 
 
 def _any_layer(name: str) -> str:
@@ -263,22 +277,6 @@ def _require_weights(path: str, choice: ModelChoice) -> None:
     safe = any(folder.glob("*.safetensors"))
     pickled = any(folder.glob("*.bin"))
     if not safe and pickled and not choice.allow_pickle:
-        raise RunError(
-            f"model {path} has pickled weights only, which can run code when they are loaded; "
-            "--allow-pickle takes them"
-        )
+        raise pickled_only(f"model {path}")
     if not safe and not pickled:
         raise RunError(f"model {path}: no weights in it (no .safetensors file)")
-
-
-def weights_folder(path: str, config: Any) -> Path:
-    """Where the weights lie: the directory or file itself, or the hub cache's snapshot of it."""
-    if Path(path).exists():
-        return Path(path)
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        path, "config.json", revision=getattr(config, "_commit_hash", None), local_files_only=True
-    )
-    assert found is not None
-    return Path(found).parent

@@ -202,7 +202,7 @@ class PairTokens:
         context: int | None = None,
     ) -> None:
         found = load_tokenizer_only(choice)
-        self._name = found.name
+        self._name = found.tokenizer_name
         self.tokenization = Tokenization(
             found.tokenizer, policy or TokenPolicy(), found.n_ids, found.bos_id, found.eos_id
         )

@@ -43,8 +43,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import Floats, Pair, TokenSequence
 from seqloss_cli.models import onednn as products
-from seqloss_cli.models.memory import fuse_activations
-from seqloss_cli.models.onednn import use_onednn
+from seqloss_cli.models.onednn import fuse_activations, use_onednn
 
 BUDGETS = (1, 40, 200, 4096)
 WAYS = (

@@ -22,7 +22,7 @@ from seqloss_cli.backends.torch import backend as backend
 from seqloss_cli.backends.torch import batch_budget as estimates
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.models.memory import fuse_activations
+from seqloss_cli.models.onednn import fuse_activations
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,8 +25,13 @@ from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.compiling import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models import onednn as products
-from seqloss_cli.models.memory import fuse_activations
-from seqloss_cli.models.onednn import OneDnnConv1D, OneDnnLinear, product_of, use_onednn
+from seqloss_cli.models.onednn import (
+    OneDnnConv1D,
+    OneDnnLinear,
+    fuse_activations,
+    product_of,
+    use_onednn,
+)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
@@ -157,7 +162,7 @@ def test_gradients_and_other_dtypes_are_computed_as_before() -> None:
 
 def test_code_is_written_for_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN keeps what it wrote: a long run would never get the memory of each number back."""
-    rounded = [n + products.rows_missing(n) for n in range(5000)]
+    rounded = [n + products.rows_to_pad(n) for n in range(5000)]
     assert all(n <= more < n + 64 for n, more in enumerate(rounded))
     assert len(set(rounded)) == 1 + 4 + (4992 - 64) // 64 + 1
     seen, operator = set[int](), torch.ops.mkldnn._linear_pointwise
@@ -186,7 +191,7 @@ def test_packed_rows_are_rounded_up_before_the_layers(monkeypatch: pytest.Monkey
     rows = random_rows(8, 7)
     found = scores_by(backend, rows, BatchPolicy())
     assert n_rows
-    assert all(products.rows_missing(n) == 0 for n in n_rows)
+    assert all(products.rows_to_pad(n) == 0 for n in n_rows)
     assert sum(n_rows) > sum(row.n_tokens - 1 for row in rows)
     for a, b in zip(found, scores_by(other, rows, BatchPolicy()), strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)

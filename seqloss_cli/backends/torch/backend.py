@@ -16,8 +16,8 @@ from seqloss_cli.backends.torch.path_selection import PathSelector, probe_ids, p
 from seqloss_cli.core.backend import Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
-from seqloss_cli.models.memory import is_out_of_memory
-from seqloss_cli.models.quantization import described
+from seqloss_cli.models.model_loading import is_out_of_memory
+from seqloss_cli.models.quantization import quantization_name
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class TorchBackend:
                     "another --device"
                 ) from error
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            if (kind := described(self.model.config)) is not None:
+            if (kind := quantization_name(self.model.config)) is not None:
                 raise RunError(
                     f"{name} cannot be run as it is quantised ({kind}: {reason})"
                 ) from error

@@ -21,7 +21,7 @@ from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
 from seqloss_cli.backends.torch.softmax import QUANTITIES
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, Suffixes, TokenScores, padded
 from seqloss_cli.core.records import Ints
-from seqloss_cli.models.onednn import OneDnnLinear, product_of, rounds_rows, rows_missing
+from seqloss_cli.models.onednn import OneDnnLinear, needs_row_padding, product_of, rows_to_pad
 
 RunPath = Literal["packed", "batched", "single", "plain"]
 _HALF = (torch.float16, torch.bfloat16)
@@ -71,7 +71,7 @@ class ModelForward:
         for a block of the vocabulary at a time, where that is enough."""
         self.path, self.backbone, self.in_blocks = path, backbone, in_blocks
         self._vocabulary: int | None = None  # as wide as the first logits turn out to be
-        self._rounds_rows = backbone is not None and rounds_rows(backbone)
+        self._rounds_rows = backbone is not None and needs_row_padding(backbone)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -125,7 +125,7 @@ class ModelForward:
         """Of all tokens, N x D, without padding but for a row at the end where N is rounded up."""
         lengths, ids_N = batch.lengths.tolist(), batch.input_ids
         positions_N = np.concatenate([np.arange(length) for length in lengths])
-        if self._rounds_rows and (missing := rows_missing(len(ids_N))):
+        if self._rounds_rows and (missing := rows_to_pad(len(ids_N))):
             lengths = [*lengths, missing]
             ids_N, positions_N = (np.pad(x_N, (0, missing)) for x_N in (ids_N, positions_N))
         compiled = self.compiled.on() if self.compiled else nullcontext()

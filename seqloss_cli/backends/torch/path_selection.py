@@ -31,7 +31,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
-from seqloss_cli.models.memory import is_out_of_memory
+from seqloss_cli.models.model_loading import is_out_of_memory
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqloss_cli.models.quantization import described, rounds_activations
+from seqloss_cli.models.quantization import activation_quantization
 
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
@@ -43,7 +43,7 @@ def has_length_dependent_rope(model: Any) -> bool:
 
 def quantizes_activations(model: Any) -> str | None:
     """The quantisation, where it rounds activations by what they are computed together with."""
-    return described(model.config) if rounds_activations(model.config) else None
+    return activation_quantization(model.config)
 
 
 def possible_backbones(model: Any) -> list[Any]:

@@ -1,0 +1,131 @@
+"""Files of a checkpoint: where they lie, which of them hold weights, and their SHA-256.
+
+A checkpoint is a directory, one GGUF file, or a name of the Hugging Face hub. Nothing here reads a
+tensor: `model_loading`, `adapters`, `gguf` and `tokenizer_loading` do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from seqloss_cli.core.errors import RunError
+
+CONFIGURATION = "config.json"
+ADAPTER_CONFIGURATION = "adapter_config.json"
+
+
+def is_gguf(name: str) -> bool:
+    """Tell whether a name is that of a GGUF file which exists."""
+    return name.lower().endswith(".gguf") and Path(name).is_file()
+
+
+def find_file(name: str, file: str, offline: bool, revision: str | None = None) -> Path | None:
+    """Find a file of a directory or of a hub name; None where there is none.
+
+    A hub file is fetched first, unless `offline` keeps to the local cache.
+    """
+    if Path(name).exists():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, file, revision=revision, local_files_only=offline)
+    except OSError:  # the hub has none under this name
+        return None
+    return None if found is None else Path(found)
+
+
+def offline_hint(offline: bool) -> str:
+    """Return the end of a message about a name that was not found."""
+    return "; --offline looks into the local cache only" if offline else ""
+
+
+def pickled_only(what: str) -> RunError:
+    """Return the error of a model or adapter whose weights are pickled, without --allow-pickle."""
+    # Unpickling runs whatever code the file names: it is never a silent second choice.
+    return RunError(
+        f"{what} has pickled weights only, which can run code when they are loaded; "
+        "--allow-pickle takes them"
+    )
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Return the first of some problems, and how many more there are."""
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{problems[0]}{more}"
+
+
+def weights_place(path: str, revision: str | None) -> Path:
+    """Return a checkpoint's own directory or file, or the hub cache's snapshot of that commit."""
+    if Path(path).exists():
+        return Path(path)
+    found = find_file(path, CONFIGURATION, offline=True, revision=revision)
+    assert found is not None
+    return found.parent
+
+
+def weights_sha256(*places: Path) -> str:
+    """Return the SHA-256 of weights, rule 12: over the hexadecimal SHA-256 of each file, a line
+    each. Files of a directory go by name, places in the order given."""
+    digests = (file_sha256(path) for place in places for path in weight_files(place))
+    return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
+
+
+def weight_files(place: Path) -> list[Path]:
+    """List the files that transformers reads weights from; of a file, the file itself.
+
+    Safetensors come first, and shards are those of the index.
+    """
+    if place.is_file():
+        return [place]
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = place / f"{single}.index.json"
+        if (place / single).is_file():
+            return [place / single]
+        if index.is_file():
+            names = json.loads(index.read_text())["weight_map"].values()
+            return [place / name for name in sorted(set(names))]
+    return sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's hexadecimal SHA-256, from the cache where path, size and time are known."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    cached = _read_cache()
+    if key not in cached:
+        with path.open("rb") as file:
+            cached[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _write_cache(cached)
+    return cached[key]
+
+
+def _cache_path() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "seqloss" / "sha256.json"
+
+
+def _read_cache() -> dict[str, str]:
+    try:
+        found = json.loads(_cache_path().read_text())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home directory
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_cache(cached: dict[str, str]) -> None:
+    """Write the cache whole or not at all; one that is not writable costs time only."""
+    try:
+        path = _cache_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may read or write it now: only a rename swaps the whole file at once.
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(cached, indent=0))
+        fresh.replace(path)
+    except (OSError, RuntimeError):
+        return
