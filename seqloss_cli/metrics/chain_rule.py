@@ -1,7 +1,8 @@
-"""The figures of a prompt x and a response y: conditional, marginal, joint, and turns of chats.
+"""Log-probabilities of a prompt x and a response y: conditional, marginal, joint; turns of chats.
 
-Units: nats. The chain rule is ln Pr(x, y) = ln Pr(x) + ln Pr(y | x), so the joint is never above
-the marginal; figures that say otherwise are refused, wherever they come from.
+Units: nats. The chain rule of probability is ln Pr(x, y) = ln Pr(x) + ln Pr(y | x), so the joint
+is never above the marginal (docs/numbers.md, section 1). Figures that say otherwise are refused,
+wherever they come from. Rules 8, 13 and 14 say which are None.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, SequenceScore, Turn
 from seqloss_cli.metrics.totals import Totals
 
-_ROUNDING = 1e-9  # relative: a joint may have been added up by others
+_ROUNDING = 1e-9
+"""Relative slack of a joint, which others may have summed in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainRule:
-    """Three log-probabilities, any of which may be unknown.
+    """Three log-probabilities, nats, any of which may be unknown.
 
-    Raises RowError (`impossible`) for what no distribution can have: one above 0, a joint above
+    Raises RowError (`impossible`) for figures that no distribution has: one above 0, a joint above
     its marginal or its conditional, or a joint that is not their sum.
     """
 
@@ -50,7 +52,7 @@ class ChainRule:
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> ChainRule:
-        """The figures of a row that was written before, refused if they cannot be."""
+        """Read the figures of a row that was written before; RowError if they are impossible."""
         values = {}
         for name in cls.__slots__:
             value = row.get(name)
@@ -66,51 +68,52 @@ def _slack(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TurnScore:
+    """The loss of one message of a chat."""
+
     turn: Turn
     n_scored: int
     loss: float | None
-    """Sum over the turn's tokens that count; None where none does or one is infinite."""
+    """Sum over the turn's counted tokens, nats; None where there is none or one is infinite."""
 
     @property
     def mean_loss(self) -> float | None:
+        """Mean over the turn's counted tokens, nats per token."""
         return None if self.loss is None else self.loss / self.n_scored
 
 
 def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
-    """Rules 1, 8 and 13, of a sequence and its totals: the marginal is null when a prompt that is
-    not empty has no scored token or was cut, when prompts are not scored, and when more than one
-    stretch of a chat is; the joint with it."""
-    sequence, prompt_boundary = score.sequence, score.sequence.prompt_boundary
-    assert prompt_boundary is not None
+    """Return the log-probabilities of a scored pair or chat, nats, from its losses and totals.
+
+    The marginal, and the joint with it, is None when a prompt that is not empty has no scored token
+    or was cut, when prompts are not scored, and when a chat has more than one scored stretch.
+    """
+    sequence, boundary = score.sequence, score.sequence.prompt_boundary
+    assert boundary is not None
     conditional, marginal = totals.log_prob, None
     response = sequence.one_stretch
-    if (
-        response
-        and prompt_boundary.n_spans == 1
-        and prompt_boundary.prompt_scored
-        and not prompt_boundary.n_dropped
-    ):
+    whole = boundary.n_spans == 1 and not boundary.n_dropped
+    if response and whole and boundary.prompt_scored:
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
-        loss = 0.0 if prompt_boundary.empty_prompt else _sum(score, prompt)
+        loss = 0.0 if boundary.empty_prompt else _sum(score, prompt)
         marginal = None if loss is None else 0.0 - loss
     joint = None if marginal is None or conditional is None else marginal + conditional
     return ChainRule(marginal, conditional, joint)
 
 
 def log_prob_y(totals: Totals) -> float | None:
-    """ln Pr(y) of exactly the responses' ids after BOS (rule 14); None where one has no BOS."""
+    """Return ln Pr(y), nats, of exactly the responses' ids after BOS; None where one has no BOS."""
     alone = totals.response_only
     return None if alone is None or alone.n_sequences < totals.n_pairs else alone.log_prob
 
 
 def pointwise_mutual_information(totals: Totals) -> float | None:
-    """ln Pr(y | x) - ln Pr(y), nats (rule 14)."""
+    """Return ln Pr(y | x) - ln Pr(y), nats (Church & Hanks 1990)."""
     given, alone = totals.log_prob, log_prob_y(totals)
     return None if given is None or alone is None else given - alone
 
 
 def boundary_difference(totals: Totals) -> float | None:
-    """Loss of the responses with their parts tokenized apart, minus the joint tokenization's."""
+    """Return the responses' loss under separate minus that under joint tokenization, nats."""
     if totals.separate_tokenization is None:
         return None
     joint, separate = totals.total_loss, totals.separate_tokenization.total_loss
@@ -118,17 +121,16 @@ def boundary_difference(totals: Totals) -> float | None:
 
 
 def turn_scores(score: SequenceScore) -> list[TurnScore]:
-    """Of each message of a chat, in order."""
-    prompt_boundary, found = score.sequence.prompt_boundary, []
-    for turn in () if prompt_boundary is None else prompt_boundary.turns:
-        inside = np.zeros(score.sequence.n_tokens, dtype=bool)
-        inside[turn.start : turn.end] = True
-        counted = inside & score.counted
+    """Return the loss of each message of a chat, in order; none for a sequence that is no chat."""
+    boundary, found = score.sequence.prompt_boundary, []
+    for turn in () if boundary is None else boundary.turns:
+        counted = np.zeros(score.sequence.n_tokens, dtype=bool)
+        counted[turn.start : turn.end] = score.counted[turn.start : turn.end]
         found.append(TurnScore(turn, int(counted.sum()), _sum(score, counted)))
     return found
 
 
-def _sum(score: SequenceScore, places: Bools) -> float | None:
-    """None where there is nothing to add, or an infinite loss is among it."""
-    losses = score.losses[places]
+def _sum(score: SequenceScore, tokens: Bools) -> float | None:
+    """Sum losses where `tokens` (shape N) is true, nats; None for none or an infinite one."""
+    losses = score.losses[tokens]
     return math.fsum(losses.tolist()) if len(losses) and np.isfinite(losses).all() else None

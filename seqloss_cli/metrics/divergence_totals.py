@@ -22,7 +22,7 @@ from seqloss_cli.metrics.statistics import (
     ratio_estimate,
     share_estimate,
 )
-from seqloss_cli.metrics.totals import added, from_units, score_flags, to_units
+from seqloss_cli.metrics.totals import add_records, from_units, score_flags, to_units
 
 SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
 """Sums over the scored tokens, nats."""
@@ -89,7 +89,7 @@ class DivergenceTotals:
     flags: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: DivergenceTotals) -> DivergenceTotals:
-        return added(self, other)
+        return add_records(self, other)
 
     def total(self, name: str) -> float | None:
         """A sum; None where nothing is scored or a term is infinite."""

@@ -1,6 +1,7 @@
 """Which tokens a training loss falls on: our labels, a trainer's, and those of a user's file.
 
-Works on sequences, with losses or without; loads nothing and prints nothing.
+Works on sequences, with losses or without; loads nothing and prints nothing. A label mask is a
+loss mask in a trainer's form: the id where the loss counts, -100 elsewhere, unshifted.
 """
 
 from __future__ import annotations
@@ -11,24 +12,27 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
-from seqloss_cli.metrics.totals import Totals, added, totals_of
+from seqloss_cli.metrics.totals import Totals, add_records, totals_of
 from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels
 from seqloss_cli.tokenization.trl import TrainerLabels, TrlTrainer
 from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 FindLabels = Callable[[Sample | Rejected], Labels | Rejected]
-"""The labels that belong to an input, or why there are none. Asked once for each, in order."""
+"""Returns the labels of an input, or why there are none. Called once for each input, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
+    """A sequence with its loss mask, and how the labels of others differ from it."""
+
     sequence: TokenSequence
     score: SequenceScore | None
-    """Where losses were asked for."""
+    """None where no losses were asked for."""
     trainer: TrainerLabels | None = None
     trainer_findings: tuple[Finding, ...] = ()
     """How the trainer's labels differ from ours."""
     checked: bool = False
+    """The user gave labels for it."""
     findings: tuple[Finding, ...] = ()
     """How the user's labels differ from ours."""
 
@@ -39,16 +43,19 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class MaskTotals:
+    """Counts and losses over sequences; `+` joins two sets of sequences."""
+
     n_sequences: int = 0
     n_tokens: int = 0
     n_counted: int = 0
     """Tokens that the loss falls on."""
     n_checked: int = 0
     n_different: int = 0
-    """Of the checked, those with a finding."""
+    """Checked sequences with a finding."""
     findings: Mapping[str, int] = field(default_factory=dict)
     """Kind of finding to the number of sequences that have it."""
     n_trainer_different: int = 0
+    """Sequences that the trainer labels otherwise."""
     n_not_trained: int = 0
     """Sequences that the trainer drops or stops at."""
     trainer_findings: Mapping[str, int] = field(default_factory=dict)
@@ -58,12 +65,11 @@ class MaskTotals:
     """Losses of all tokens, as if nothing were masked."""
 
     def __add__(self, other: MaskTotals) -> MaskTotals:
-        return added(self, other)
+        return add_records(self, other)
 
     @property
     def prompt_share(self) -> float | None:
-        """How much of what a trainer that masks nothing learns from is prompt: a share of tokens,
-        and of gradients."""
+        """Share of prompt tokens among those that a trainer learns from which masks nothing."""
         if self.everything is None or self.responses is None or not self.everything.n_scored:
             return None
         return 1 - self.responses.n_scored / self.everything.n_scored
@@ -75,37 +81,38 @@ def masks(
     trainer: TrlTrainer | None,
     find_labels: FindLabels | None,
 ) -> Iterator[Mask | Rejected]:
-    """What the loss falls on in each sequence, and how others' labels differ."""
+    """Yield a mask or a rejection for each entry, in order, compared with the labels there are."""
     ends = {*vocabulary.special}
+
+    def compare(sequence: TokenSequence, labels: Labels) -> tuple[Finding, ...]:
+        found = compare_labels(sequence, labels, vocabulary.name_token, ends.__contains__)
+        return tuple(found)
+
     for entry in entries:
         if isinstance(entry, Rejected):
+            # The user's labels come in the inputs' order: those of this one are passed over.
             if find_labels is not None:
                 find_labels(entry)
             yield entry
             continue
         score = entry if isinstance(entry, SequenceScore) else None
         sequence = entry.sequence if isinstance(entry, SequenceScore) else entry
-
-        def compared(labels: Labels, sequence: TokenSequence = sequence) -> tuple[Finding, ...]:
-            found = compare_labels(sequence, labels, vocabulary.name_token, ends.__contains__)
-            return tuple(found)
-
         mask = Mask(sequence, score)
         if trainer is not None:
             theirs = trainer.labels(sequence.sample)
-            findings = () if theirs.labels is None else compared(theirs.labels)
-            mask = replace(mask, trainer=theirs, trainer_findings=findings)
+            differences = () if theirs.labels is None else compare(sequence, theirs.labels)
+            mask = replace(mask, trainer=theirs, trainer_findings=differences)
         if find_labels is not None:
             found = find_labels(sequence.sample)
             if isinstance(found, Rejected):
                 yield found
                 continue
-            mask = replace(mask, checked=True, findings=compared(found))
+            mask = replace(mask, checked=True, findings=compare(sequence, found))
         yield mask
 
 
 def mask_totals(mask: Mask) -> MaskTotals:
-    """The sums of one sequence."""
+    """Return the counts and losses of one sequence."""
     score, trainer = mask.score, mask.trainer
     return MaskTotals(
         n_sequences=1,
@@ -123,7 +130,7 @@ def mask_totals(mask: Mask) -> MaskTotals:
 
 
 def unmasked(score: SequenceScore) -> SequenceScore:
-    """The same losses, all of which count."""
+    """Return the same losses, all of which count."""
     everywhere = np.ones(score.sequence.n_tokens, dtype=bool)
     return replace(
         score, sequence=replace(score.sequence, loss_mask=everywhere, prompt_boundary=None)
@@ -134,7 +141,7 @@ def tokenized(
     blocks: Iterable[list[Sample | Rejected]],
     tokenize: Callable[[list[Sample]], list[TokenSequence | Rejected]],
 ) -> Iterator[TokenSequence | Rejected]:
-    """Sequences of samples, in order, without losses."""
+    """Yield the sequence or rejection of each item of the blocks, in order, without losses."""
     for block in blocks:
         sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
         for item in block:

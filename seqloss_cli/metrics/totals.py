@@ -1,8 +1,9 @@
-"""Sums of losses and the rates made from them.
+"""Sums of losses, and the rates made from them (docs/numbers.md, section 1 and rule 1).
 
-Sums are exact: a float64 is a whole number of units of 2^-1074, and whole numbers add without
-rounding, in any order. So `Totals(a) + Totals(b) == Totals(a + b)`, to the last bit. Rates are
-computed at the edge, from the sums.
+Sums are exact. A finite float64 is a whole number of units of 2^-1074, the smallest positive one,
+and whole numbers of Python add without rounding, in any order: `Totals(a) + Totals(b)` equals
+`Totals(a + b)`, to the last bit. Names that end in `_units` hold such sums. Within a sequence
+`math.fsum` rounds once, to the float64 that is written; rates are computed at the edge, from sums.
 
 Units: nats, unless a name says bits.
 """
@@ -25,22 +26,23 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Sums = TypeVar("Sums", bound="DataclassInstance")
-_UNIT = 1 << 1074  # the smallest positive float64 is 1 / _UNIT
+_UNITS = 1 << 1074
+"""Units of 1 nat."""
 
 
 def to_units(value: float) -> int:
-    """A finite float64 as a whole number of units of 2^-1074."""
+    """Return a finite float64 as a whole number of units of 2^-1074; exact."""
     numerator, denominator = value.as_integer_ratio()
-    return numerator * (_UNIT // denominator)
+    return numerator * (_UNITS // denominator)
 
 
 def from_units(units: int) -> float:
-    """The float64 nearest to an exact sum (Python rounds a quotient of whole numbers correctly)."""
-    return units / _UNIT
+    """Return the float64 nearest to an exact sum."""
+    return units / _UNITS  # Python rounds a quotient of whole numbers correctly
 
 
 def exp_or_none(value: float | None) -> float | None:
-    """e^value; None where it would overflow or the value is not known."""
+    """Return e^value; None where it would overflow or the value is not known."""
     if value is None:
         return None
     try:
@@ -57,7 +59,7 @@ TEXT_COUNTS = (
     "n_words",
     "n_unscored_text_tokens",
 )
-"""Counts of `Totals` that are not known without a text."""
+"""Counts of `Totals` that only a text gives."""
 RATES = (
     "total_loss",
     "mean_loss",
@@ -67,7 +69,7 @@ RATES = (
     "bits_per_char",
     "word_perplexity",
 )
-"""Sums and rates of `Totals`, as they are written."""
+"""Sums and rates of `Totals`, in the order in which they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Totals:
 
     n_sequences: int = 0
     n_sequences_scored: int = 0
-    """Sequences with at least one scored token: the means over sequences are over these."""
+    """Sequences with at least one scored token; means over sequences are over these."""
     n_tokens: int = 0
     n_scored: int = 0
     n_bytes: int = 0
@@ -87,9 +89,9 @@ class Totals:
     n_without_text: int = 0
     """Sequences given as ids: with any of them, rates per byte, character and word are unknown."""
     n_unscored_text_tokens: int = 0
-    """Tokens that cover text and were to count, and have no loss."""
+    """Tokens of text that were to count and have no loss: with any, word rates are unknown."""
     n_infinite: int = 0
-    """Infinite losses; with any of them the sums are not numbers."""
+    """Infinite losses; with any of them the sums are None (rule 3)."""
     loss_units: int = 0
     """Exact sum of the sequences' total losses, in units of 2^-1074 nats."""
     mean_loss_units: int = 0
@@ -97,74 +99,81 @@ class Totals:
     n_pairs: int = 0
     """Sequences with a prompt and a response, chats included."""
     n_response_tokens: int = 0
-    """Of those; their other tokens are the prompts'."""
+    """Tokens of the pairs' responses, EOS included."""
     n_pair_tokens: int = 0
+    """Tokens of pairs, prompts and responses together."""
     flags: Mapping[str, int] = field(default_factory=dict)
     """Name of a flag to how often it was raised."""
     boundaries: Mapping[str, int] = field(default_factory=dict)
-    """Pairs whose texts meet in each of the ways."""
+    """Kind of prompt boundary (rule 9) to the number of pairs that have it."""
     response_only: Totals | None = None
     """The responses without their prompts, where that was asked for (rule 14)."""
     separate_tokenization: Totals | None = None
-    """The same pairs under the boundary policy that they are compared with."""
+    """The same pairs, each part tokenized as a text of its own (rule 9)."""
 
     def __add__(self, other: Totals) -> Totals:
-        return added(self, other)
+        return add_records(self, other)
 
     @property
     def n_prompt_tokens(self) -> int:
+        """Tokens of the pairs' prompts, BOS included."""
         return self.n_pair_tokens - self.n_response_tokens
 
     @property
     def total_loss(self) -> float | None:
-        """Sum over the scored tokens, nats; over sequences, the pre-training objective."""
-        return self._of(self.loss_units)
+        """Sum over the scored tokens, nats; over a data set, the pre-training objective."""
+        return self._sum(self.loss_units)
 
     @property
     def log_prob(self) -> float | None:
+        """Log-probability of the scored tokens, nats, <= 0."""
         return None if self.total_loss is None else 0.0 - self.total_loss  # never -0.0
 
     @property
     def mean_loss(self) -> float | None:
-        """Token-weighted (micro) mean, nats per token."""
+        """Mean over tokens (micro average), nats per token."""
         return None if self.total_loss is None else self.total_loss / self.n_scored
 
     @property
     def perplexity(self) -> float | None:
+        """e to the mean loss; None where it overflows (Jelinek et al. 1977)."""
         return exp_or_none(self.mean_loss)
 
     @property
     def mean_sequence_loss(self) -> float | None:
-        """Nats per sequence."""
+        """Mean of the sequences' total losses, nats per sequence."""
         total = self.total_loss
         return None if total is None else total / self.n_sequences_scored
 
     @property
     def mean_of_mean_losses(self) -> float | None:
-        """Macro mean, nats per token."""
-        total = self._of(self.mean_loss_units)
+        """Mean of the sequences' mean losses (macro average), nats per token."""
+        total = self._sum(self.mean_loss_units)
         return None if total is None else total / self.n_sequences_scored
 
     @property
     def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte of the source text that the scored tokens cover (rule 10)."""
         return self._bits_per(self.n_scored_bytes)
 
     @property
     def bits_per_char(self) -> float | None:
+        """Bits per code point whose last byte lies in a scored token."""
         return self._bits_per(self.n_scored_chars)
 
     @property
     def word_loss(self) -> float | None:
-        """Nats per word of the text; None when a text token has no loss that counts."""
+        """Mean over words, nats per word; None when a text token has no loss that counts."""
         if self.total_loss is None or self.n_without_text or self.n_unscored_text_tokens:
             return None
         return self.total_loss / self.n_words if self.n_words else None
 
     @property
     def word_perplexity(self) -> float | None:
+        """e to the loss per word of `text.split()`; None where it overflows."""
         return exp_or_none(self.word_loss)
 
-    def _of(self, units: int) -> float | None:
+    def _sum(self, units: int) -> float | None:
         return None if self.n_infinite or not self.n_scored else from_units(units)
 
     def _bits_per(self, count: int) -> float | None:
@@ -173,9 +182,9 @@ class Totals:
         return self.total_loss / (math.log(2) * count)
 
 
-def added(a: Sums, b: Sums) -> Sums:
-    """Two records of sums, field by field."""
-    return type(a)(*[_joined(getattr(a, name), getattr(b, name)) for name in _names(type(a))])
+def add_records(a: Sums, b: Sums) -> Sums:
+    """Add two records of sums field by field; counts by name are added name by name."""
+    return type(a)(*[_add(getattr(a, name), getattr(b, name)) for name in _names(type(a))])
 
 
 @cache
@@ -183,12 +192,10 @@ def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(kind))
 
 
-def _joined(a: Any, b: Any) -> Any:
-    """Two sums added, two counts by name added; what one side lacks is the other's."""
-    if not b or not a:  # most fields of most rows: 0, None or no names
+def _add(a: Any, b: Any) -> Any:
+    # Most fields of most rows are 0, None or without names: this runs once for each row.
+    if not b or not a:
         return a or b
-    if isinstance(a, int):
-        return a + b
     if isinstance(a, Mapping):
         counts = Counter(a)
         counts.update(b)
@@ -197,7 +204,7 @@ def _joined(a: Any, b: Any) -> Any:
 
 
 def totals_of(score: SequenceScore) -> Totals:
-    """The sums of one sequence."""
+    """Return the sums of one sequence, over its counted tokens."""
     counted = score.counted
     losses = score.losses[counted]
     n_infinite = int(np.isinf(losses).sum())
@@ -218,7 +225,7 @@ def totals_of(score: SequenceScore) -> Totals:
 
 
 def score_flags(score: SequenceScore) -> dict[str, int | bool]:
-    """The sequence's flags with those that only its losses can tell."""
+    """Return the sequence's flags, and those that only its losses can tell (rule 3)."""
     flags = dict(score.sequence.flags)
     if infinite := int(np.isinf(score.losses[score.scored]).sum()):
         flags["inf_loss"] = infinite
@@ -228,7 +235,7 @@ def score_flags(score: SequenceScore) -> dict[str, int | bool]:
 
 
 def overflow_flags(totals: Totals) -> dict[str, int | bool]:
-    """`overflow` when a perplexity is beyond what a float64 holds, and so null."""
+    """Return the flag `overflow` when a perplexity is beyond a float64, and so None."""
     overflows = (totals.mean_loss is not None and totals.perplexity is None) or (
         totals.word_loss is not None and totals.word_perplexity is None
     )
@@ -236,40 +243,38 @@ def overflow_flags(totals: Totals) -> dict[str, int | bool]:
 
 
 def corpus_flags(totals: Totals) -> dict[str, int | bool]:
-    """Flags of all sequences, and those that only the corpus has."""
+    """Return the flags of all sequences, and those that only the corpus has."""
     nothing = {} if totals.n_sequences else {"nothing_scored": True}
     return {**totals.flags, **nothing, **overflow_flags(totals)}
 
 
 def _text_counts(score: SequenceScore) -> dict[str, Any]:
-    text, prompt_boundary = score.sequence.text, score.sequence.prompt_boundary
-    covered = TokenBytes.of(score.sequence)
+    sequence, counted = score.sequence, score.counted
+    text, boundary, covered = sequence.text, sequence.prompt_boundary, TokenBytes.of(sequence)
     if text is None or covered is None:
         return {"n_without_text": 1}
-    widths, counted = covered.widths, score.counted
-    # A character counts where its last byte does.
-    chars_counted = counted[covered.tokens_of_chars()]
+    widths = covered.widths
     return {
         "n_bytes": int(covered.offsets[-1]),
         "n_scored_bytes": int(widths[counted].sum()),
         "n_chars": len(text),
-        "n_scored_chars": int(chars_counted.sum()),
-        "n_words": len(text.split()) if prompt_boundary is None else prompt_boundary.n_words,
-        "n_unscored_text_tokens": int(((widths > 0) & score.sequence.loss_mask & ~counted).sum()),
+        # A character counts where its last byte does: several tokens may share one.
+        "n_scored_chars": int(counted[covered.tokens_of_chars()].sum()),
+        "n_words": len(text.split()) if boundary is None else boundary.n_words,
+        "n_unscored_text_tokens": int(((widths > 0) & sequence.loss_mask & ~counted).sum()),
     }
 
 
 def _pair_counts(score: SequenceScore) -> dict[str, Any]:
-    prompt_boundary = score.sequence.prompt_boundary
-    if prompt_boundary is None:
+    sequence, boundary = score.sequence, score.sequence.prompt_boundary
+    if boundary is None:
         return {}
+    alone, separate = score.response_only, score.separate_tokenization
     return {
         "n_pairs": 1,
-        "n_response_tokens": int(score.sequence.loss_mask.sum()),
-        "n_pair_tokens": score.sequence.n_tokens,
-        "boundaries": {} if prompt_boundary.boundary is None else {prompt_boundary.boundary: 1},
-        "response_only": totals_of(score.response_only) if score.response_only else None,
-        "separate_tokenization": totals_of(score.separate_tokenization)
-        if score.separate_tokenization
-        else None,
+        "n_response_tokens": int(sequence.loss_mask.sum()),
+        "n_pair_tokens": sequence.n_tokens,
+        "boundaries": {} if boundary.boundary is None else {boundary.boundary: 1},
+        "response_only": None if alone is None else totals_of(alone),
+        "separate_tokenization": None if separate is None else totals_of(separate),
     }

@@ -20,8 +20,8 @@ from helpers.program import document, in_process, strictly
 from seqloss_cli import ModelChoice, PairPolicy, Scorer
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.records import Choices, Rejected, Sample
-from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged, rank_totals
-from seqloss_cli.metrics.ranking import SCORES, Ranking, rank
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies, rank_totals
+from seqloss_cli.metrics.ranking import ACCURACIES, SCORES, Ranking, rank
 from seqloss_cli.metrics.statistics import proportion_estimate
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
@@ -101,7 +101,7 @@ def test_accuracies_are_those_of_the_harness(
     answer = data.draw(st.integers(0, len(responses) - 1))
     sample = row(*responses, prompt=prompt, separator=separator, answer=(answer,))
     found = ranked(scorer, sample)[0]
-    right = judged(found)
+    right = found.correct
     assert right is not None
     for name, expected in by_definition(found, answer).items():
         assert right[name] == expected
@@ -118,7 +118,7 @@ def test_the_same_choice_twice_is_a_tie_and_the_first_wins(scorer: Scorer) -> No
     found = ranked(scorer, row("b", "ab", "b", "ab", answer=(3,)))[0]
     assert found.tied == SCORES
     assert found.orders["sum"] in ((0, 2, 1, 3), (1, 3, 0, 2))
-    assert judged(found) == dict.fromkeys(ACCURACIES, False)  # place 3 is never first
+    assert found.correct == dict.fromkeys(ACCURACIES, False)  # place 3 is never first
     assert rank_totals(found).n_tied == dict.fromkeys(SCORES, 1)
 
 
@@ -136,7 +136,7 @@ def test_several_answers_and_what_a_guess_would_reach(scorer: Scorer) -> None:
     totals = rank_totals(many[0]) + rank_totals(many[1]) + RankTotals()
     assert totals.chance == pytest.approx((2 / 4 + 1 / 2) / 2)
     best = many[0].orders["sum"][0]
-    assert judged(many[0])["acc"] == (best in (0, 1))  # type: ignore[index]
+    assert many[0].correct["acc"] == (best in (0, 1))  # type: ignore[index]
     assert accuracies(totals)["acc"].n == 2
 
 

@@ -37,8 +37,8 @@ from seqloss_cli.display.html.questions import (
     question_of,
     verdict_of,
 )
-from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies
-from seqloss_cli.metrics.ranking import MEANINGS, SCORES
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies
+from seqloss_cli.metrics.ranking import ACCURACIES, MEANINGS, SCORES
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.rankings import RankedRow
@@ -157,7 +157,7 @@ def _table(totals: RankTotals, scores: list[str]) -> Table:
     rows: list[list[Cell | str]] = []
     for score in scores:
         name = named[score]
-        n, right = totals.n_judged.get(name, 0), totals.n_correct.get(name, 0)
+        n, right = totals.n_compared.get(name, 0), totals.n_correct.get(name, 0)
         rows.append([
             SAID[score], name if n else "–", _cell(judged[name]) if n else Cell(None),
             f"{right:,} of {n:,}" if n else "–", f"{totals.n_tied.get(score, 0):,}",

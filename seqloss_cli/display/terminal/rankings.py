@@ -16,8 +16,8 @@ from seqloss_cli.display.terminal.options import TableOptions
 from seqloss_cli.display.terminal.panel import policies
 from seqloss_cli.display.terminal.reports import interval
 from seqloss_cli.display.terminal.theme import figures_table, flags_text, many, number, visible
-from seqloss_cli.metrics.accuracy import ACCURACIES, RankTotals, accuracies, judged
-from seqloss_cli.metrics.ranking import Ranking, flags_of
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies
+from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
 
 MOST_TABLES = 10
 _PER = {"token": "per token", "byte": "per byte", "char": "per char", "pmi": "pmi"}
@@ -136,7 +136,7 @@ def _remarks(ranking: Ranking, by: str) -> Iterator[str]:
     others = [f"{n} by {name}" for name, n in orders.items() if n != best]
     if others and best is not None:
         yield f"other scores prefer choice {', '.join(others)}"
-    if flags := flags_of(ranking):
+    if flags := ranking.flags:
         yield f"flags: {flags_text(flags)}"
 
 
@@ -148,11 +148,11 @@ def _line(ranking: Ranking, by: str) -> Text:
     best, chances = ranking.orders[by][0], ranking.probabilities
     share = "-" if chances is None else f"{chances[best]:.3f}"
     line.append(f"  {best}  {share}  ", style="not dim")
-    right = (judged(ranking) or {}).get(_accuracy_of(by))
+    right = (ranking.correct or {}).get(_accuracy_of(by))
     if right is not None:
         line.append("right  " if right else "wrong  ", style="green" if right else "yellow")
     return line.append(_shortened(ranking.choices.responses[best]), style="not dim")
 
 
 def _accuracy_of(score: str) -> str:
-    return next(name for name, judged in ACCURACIES.items() if judged == score)
+    return next(name for name, of in ACCURACIES.items() if of == score)

@@ -12,16 +12,16 @@ import numpy as np
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.metrics.accuracy import RankTotals, accuracies, counts_of, judged, judged_orders
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.ranking import (
     SCORES,
     ChoiceFigures,
     Ranking,
     ScoredChoice,
-    orders_of,
-    probabilities_of,
+    choice_probabilities,
+    correctness,
+    orders_by_score,
 )
-from seqloss_cli.metrics.ranking import flags_of as ranking_flags
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
 from seqloss_cli.results.formats.json import json_bytes
 from seqloss_cli.results.schema import (
@@ -64,8 +64,8 @@ def ranking_row(ranking: Ranking, options: RowOptions) -> Row:
     row["orders"] = {name: [*order] for name, order in ranking.orders.items()}
     row["tied"] = [*ranking.tied]
     row["answers"] = None if choices.answers is None else [*choices.answers]
-    row["correct"] = judged(ranking)
-    row["flags"] = ranking_flags(ranking)
+    row["correct"] = ranking.correct
+    row["flags"] = ranking.flags
     return row
 
 
@@ -83,7 +83,7 @@ def _choice_row(choice: ScoredChoice, probability: float | None, options: RowOpt
         "n_chars": choice.n_chars,
         "boundary": prompt_boundary.boundary,
     }
-    if choice.with_alone:
+    if choice.with_unprompted:
         row["log_prob_y"] = finite(choice.log_prob_y)
         row["log_prob_alone"] = finite(choice.log_prob_alone)
     row["scores"] = {name: finite(choice.score_by(name)) for name in choice.score_names}
@@ -217,17 +217,17 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
         raise RowError("wrong_type", f"field 'orders' cannot be {known!r:.40}")
     choices = tuple(_choice(each, known, f"{place}, choice {n}") for n, each in enumerate(written))
     figures = [choice.figures for choice in choices]
-    if len({each.with_alone for each in figures}) > 1:
+    if len({each.with_unprompted for each in figures}) > 1:
         raise RowError("impossible", "only some of its choices have a pmi")
-    orders, tied = orders_of({name: [f.score_by(name) for f in figures] for name in SCORES})
+    orders, tied = orders_by_score({name: [f.score_by(name) for f in figures] for name in SCORES})
     _check(fields, "orders", {name: [*order] for name, order in orders.items()})
     _check(fields, "tied", [*tied])
     answers = _answers(fields, len(choices))
-    right = judged_orders(orders, figures[0].score_names, answers)
+    right = correctness(orders, figures[0].score_names, answers)
     _check(fields, "correct", right)
     _check_probabilities(choices)
     seams = [_boundary(each) for each in written]
-    counts = counts_of(right, answers, orders, tied, seams, flags_of(fields))
+    counts = row_counts(right, answers, orders, tied, seams, flags_of(fields))
     kept = {name: value for name, value in fields.items() if name != "choices"}
     return RankedRow(kept, choices, orders, answers, right, counts)
 
@@ -246,7 +246,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
         n_tokens=count(fields, "n_tokens"),
         n_bytes=count(fields, "n_bytes"),
         n_chars=count(fields, "n_chars"),
-        with_alone="pmi" in written,
+        with_unprompted="pmi" in written,
         log_prob_y=_alone(fields, "log_prob_y", "pmi" in orders),
         log_prob_alone=_alone(fields, "log_prob_alone", "mutual_information" in orders),
     )
@@ -314,7 +314,7 @@ def _check(fields: Fields, name: str, found: Any) -> None:
 
 
 def _check_probabilities(choices: Sequence[RankedChoice]) -> None:
-    found = probabilities_of([choice.figures for choice in choices])
+    found = choice_probabilities([choice.figures for choice in choices])
     expected = [None] * len(choices) if found is None else found.tolist()
     for choice, chance in zip(choices, expected, strict=True):
         written = choice.probability
