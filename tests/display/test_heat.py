@@ -292,7 +292,7 @@ FAMILY = "👨\u200d👩\u200d👧"
     "text",
     [
         FAMILY, "❤\ufe0f\u200d🔥", "👩🏽\u200d🚀", "🐈\u200d⬛", "می\u200cخواهم", "क्\u200dष",
-        "ක්\u200dර", "全\u3000角", "a\u00a0b\u2009c\u202fd",
+        "ක්\u200dර", "1\ufe0f\u20e3", "🇩🇪🇫🇷", "✊🏻", "全\u3000角", "a\u00a0b\u2009c\u202fd",
     ],
 )  # fmt: skip
 def test_what_a_text_needs_to_look_as_it_does_stands_as_written(text: str) -> None:
@@ -312,6 +312,8 @@ def test_what_a_text_needs_to_look_as_it_does_stands_as_written(text: str) -> No
         ("🏴\U000e0067\U000e007f", r"🏴\U000e0067\U000e007f"),
         ("a\u200b\u2060\u2028b", r"a\u200b\u2060\u2028b"),
         ("א\u202e\u2066ב", r"א\u202e\u2066ב"),
+        ("a\U0001f3fb", r"a\U0001f3fb"),
+        ("→\u200d→", r"→\u200d→"),
     ],
 )
 def test_what_could_hide_a_text_is_spelled_out(text: str, spelled: str) -> None:
@@ -328,14 +330,28 @@ def test_blanks_are_told_apart_on_request() -> None:
     ]
 
 
-def test_a_family_has_the_cells_of_its_members_and_the_highest_loss() -> None:
-    """Four of 6 cells in lines of 20 less margin and last cell; their tokens cut it anywhere."""
+def test_joined_pictures_have_the_cells_of_one_and_the_highest_loss() -> None:
+    """Eight of 2 cells in lines of 20 less margin and last cell; their tokens cut them anywhere."""
     score = in_bytes(f"{FAMILY}b", [4, 7, 11, 18, 19], [0.1, 8.0, 3.0, 0.1, 5.0])
-    assert mark_lines(heat(score)) == ["-  5     4"]
-    lines = text_lines(heat(score_of((FAMILY * 4,), (1.0,)), width=20))
-    assert lines == [f"<s>{FAMILY * 2}", FAMILY * 2]
-    narrow = text_lines(heat(score_of((FAMILY,), (1.0,)), width=7))
-    assert "".join(narrow) == f"<s>{FAMILY}"
+    assert mark_lines(heat(score)) == ["-  5 4"]
+    lines = text_lines(heat(score_of((FAMILY * 10,), (1.0,)), width=20))
+    assert lines == [f"<s>{FAMILY * 7}", FAMILY * 3]
+    narrow = text_lines(heat(score_of((FAMILY,), (1.0,)), width=5))
+    assert narrow[-1] == FAMILY
+
+
+def test_a_flag_is_one_character() -> None:
+    flag = "🇩🇪"
+    assert mark_lines(heat(in_bytes(f"{flag}b", [4, 8, 9], [0.1, 8.0, 5.0]))) == ["-  5 4"]
+    assert text_lines(heat(score_of((flag * 3,), (1.0,)), width=9)) == ["<s>" + flag, flag * 2]
+
+
+def test_letters_that_are_joined_have_the_cells_of_each() -> None:
+    """rich counts nothing for what follows a joiner: in a line of 6 cells it would find 11."""
+    text = "क्\u200dष" * 11
+    lines = text_lines(heat(score_of((text,), (1.0,)), width=9))
+    assert "".join(lines) == f"<s>{text}"
+    assert all(len(re.sub("[\u094d\u200d]", "", line)) <= 6 for line in lines)
 
 
 # -- long and many ------------------------------------------------------------------------------

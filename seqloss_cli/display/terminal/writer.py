@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, set_cell_size, split_graphemes
 from rich.console import Console
 from rich.text import Text
 
@@ -145,8 +145,10 @@ class TableWriter:
 
 
 def _last_cells(text: str, width: int) -> str:
-    """The end of a text, at most `width` terminal cells of it."""
-    start, cells = len(text), 0
-    while start and (cells := cells + cell_len(text[start - 1])) <= width:
-        start -= 1
-    return text[start:]
+    """The end of a text: whole graphemes, at most `width` terminal cells of them."""
+    spans, cells = split_graphemes(text)
+    for start, _, n in spans:
+        if cells <= width:
+            return text[start:]
+        cells -= n
+    return ""

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.display.terminal.heat.clusters import (
-    cells_of,
-    is_blank,
-    joins,
-    parts_of,
-    stands_alone,
-)
+from seqloss_cli.display.terminal.heat.graphemes import cells_of, graphemes, stands
 from seqloss_cli.display.terminal.heat.inked import Inked
 from seqloss_cli.display.terminal.heat.signs import Signs, can_show
 
@@ -21,12 +15,12 @@ _TAB = 8
 
 
 class Glyph(NamedTuple):
-    """What is never cut: a character with the marks that sit on it, or an escape."""
+    """A grapheme as it is written, or the escape that is shown in its place; never cut."""
 
     text: str
     token: int
-    kind: Literal["base", "other", "tab", "end"]
-    """Only a base takes marks; an end ends the line."""
+    kind: Literal["text", "tab", "end"] = "text"
+    """An end ends the line."""
 
 
 class Run(NamedTuple):
@@ -43,25 +37,37 @@ Line = list[Run]
 def glyphs(
     ink: Inked, tokens: range, signs: Signs, show_white_space: bool, encoding: str
 ) -> Iterator[Glyph]:
-    """What a terminal of that encoding is sent for these tokens."""
-    base, shared = "", range(0)
-    characters = chain(ink.characters(tokens), [("", range(0))])
-    for (char, owners), (after, _) in pairwise(characters):
-        plain = "!" <= char <= "~"  # most are
-        if base and not plain and joins(base, char, after) and can_show(char, encoding):
-            base, shared = base + char, range(min(shared.start, owners.start), owners.stop)
+    """Yield what a terminal of that encoding is sent for these tokens."""
+    characters = [*ink.characters(tokens)]
+    text = _encodable("".join(char for char, _ in characters), encoding)
+    end = 0
+    for grapheme in graphemes(text):
+        start, end = end, end + len(grapheme)
+        if grapheme != " " and stands(grapheme):
+            owners = range(characters[start][1].start, characters[end - 1][1].stop)
+            yield Glyph(grapheme, ink.owner(owners))
             continue
-        if base:
-            yield Glyph(base, ink.owner(shared), "base")
-        base = ""
-        if plain or (char != " " and stands_alone(char) and can_show(char, encoding)):
-            base, shared = char, owners
-        elif is_blank(char) and not show_white_space and can_show(char, encoding):
-            yield Glyph(char, ink.owner(owners), "other")
-        else:
-            yield _special(char, ink.owner(owners), signs, show_white_space)
-    if base:
-        yield Glyph(base, ink.owner(shared), "base")
+        for n in range(start, end):
+            char, token = characters[n][0], ink.owner(characters[n][1])
+            if text[n] == char and _stays(char, show_white_space):
+                yield Glyph(char, token)
+            else:
+                yield _special(char, token, signs, show_white_space)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """The text with NUL, which no mark can sit on, in place of what the encoding lacks."""
+    if can_show(text, encoding):
+        return text
+    return "".join(char if can_show(char, encoding) else "\0" for char in text)
+
+
+def _stays(char: str, show_white_space: bool) -> bool:
+    """True for a character that is shown as it is where its grapheme is not: one with cells, and
+    blanks that are no plain one, such as the wide one of Chinese, unless they are to be seen."""
+    if unicodedata.category(char) == "Zs":
+        return char != " " and not show_white_space and cells_of(char) > 0
+    return stands(char)
 
 
 def _special(char: str, token: int, signs: Signs, show_white_space: bool) -> Glyph:
@@ -72,11 +78,11 @@ def _special(char: str, token: int, signs: Signs, show_white_space: bool) -> Gly
     if char == "\t":
         return Glyph(sign or " ", token, "tab")
     if char == " ":
-        return Glyph(sign or " ", token, "other")
+        return Glyph(sign or " ", token)
     escaped = escape(char)
     if escaped == char:  # printable, but of no width here, or not in the terminal's encoding
         escaped = char.encode("unicode_escape").decode()
-    return Glyph(sign or escaped, token, "other")
+    return Glyph(sign or escaped, token)
 
 
 def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
@@ -100,13 +106,11 @@ def lines(set_glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
 
 
 def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
-    """A glyph as it stands at a column; one that is wider than a line in parts."""
+    """A glyph as it stands at a column; an escape that is wider than a line in characters."""
     if glyph.kind == "tab":
         cells = _TAB - column % _TAB
         return [glyph.text.ljust(max(1, min(cells, width - column)))]
-    if cells_of(glyph.text) <= width:
-        return (glyph.text,)
-    return parts_of(glyph.text) if glyph.kind == "base" else glyph.text
+    return (glyph.text,) if cells_of(glyph.text) <= width else glyph.text
 
 
 def _put(line: Line, text: str, cells: int, token: int) -> None:
