@@ -1,7 +1,7 @@
 """`samples/` under the demo model, as it was when it was last looked at.
 
-`python tests/test_golden.py` writes the golden files anew; a changed number needs its own heading
-in the changelog.
+`python tests/cli/test_samples.py` writes the golden files anew; a changed number needs its own
+heading in the changelog.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from seqloss_cli.cli.main import app
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 EVERYTHING = (
     *("--model", "demo", "--json", "--keep-meta", "--ranks", "--entropy", "--top-k", "2"),
