@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seqloss_cli.core.backend import Wants
     from seqloss_cli.core.records import Chat, Choices, Pair, Rejected, Sample, SequenceScore
     from seqloss_cli.metrics.chain_rule import ChainRule, chain_rule
-    from seqloss_cli.metrics.divergence_totals import divergence_totals
+    from seqloss_cli.metrics.divergence import divergence_totals
     from seqloss_cli.metrics.totals import Totals, totals_of
     from seqloss_cli.scoring.scorer import Scorer
 
@@ -51,7 +51,7 @@ _HOMES = {
     "Scorer": "scoring.scorer",
     "cond": "api",
     "diverge": "api",
-    "divergence_totals": "metrics.divergence_totals",
+    "divergence_totals": "metrics.divergence",
     "rank": "api",
     "score": "api",
     "ChainRule": "metrics.chain_rule",

@@ -32,7 +32,7 @@ from seqloss_cli.core.policies import (
 )
 from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
 from seqloss_cli.inputs import checked_pair, choices_sample, text_sample
-from seqloss_cli.metrics.divergence_totals import DivergenceScore
+from seqloss_cli.metrics.divergence import DivergenceScore
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked
 from seqloss_cli.scoring.scorer import Scorer

@@ -113,7 +113,7 @@ def stubbed() -> Iterator[None]:
         return _Stub(checkpoint.model, context, batches.share_prefix), batches
 
     def _taught(self: Any, batch: Any, wants: Any) -> Any:
-        """Return what `of_teacher` and a teacher's file read, for `StudentTeacherBackend.score`."""
+        """Return what `teacher_divergences` and a file read, for `StudentTeacherBackend.score`."""
         losses = self._student.score(batch, Requested()).losses
         mixed = np.where(np.isfinite(losses), 16 * losses, 0).astype(np.int64) + batch.targets
         further: dict[str, Any] = {

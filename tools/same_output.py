@@ -88,7 +88,8 @@ VOLATILE = (
     (re.compile(r'("versions": ?)\{[^}]*\}'), r"\1{}"),
 )
 FIGURES = ("losses", "scored", "context_lengths", "ranks", "entropies", "top_ids", "top_log_probs")
-GAPS = ("kls", "gold_entropies", "student_losses", "gold_losses", "same_top1", "delta_p")
+GAPS = ("kls", "reference_entropies", "student_losses", "reference_losses", "same_top1", "delta_p")
+EARLIER = {"reference_entropies": "gold_entropies", "reference_losses": "gold_losses"}
 
 
 def record(tree: Path) -> Iterator[tuple[str, str]]:
@@ -143,7 +144,8 @@ def of_api(package: Any) -> Iterator[tuple[str, str]]:
 
 def bits(record: Any, names: tuple[str, ...]) -> str:
     """The arrays of a record, a line each."""
-    arrays = ((name, getattr(record, name)) for name in names)
+    known = {n: n if hasattr(record, n) else EARLIER[n] for n in names}
+    arrays = ((name, getattr(record, attribute)) for name, attribute in known.items())
     values = {n: [] if a is None else a.ravel().tolist() for n, a in arrays}
     shown = {n: [v.hex() if isinstance(v, float) else v for v in vs] for n, vs in values.items()}
     return "\n".join(f"{name}: {each}" for name, each in shown.items())

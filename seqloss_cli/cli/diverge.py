@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import SavedSums
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics.divergence_totals import DivergenceScore, DivergenceTotals, Documents
+    from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
     from seqloss_cli.results.formats import Writer
     from seqloss_cli.results.schema import RowMakers
     from seqloss_cli.results.writing.rows import RowOptions
@@ -135,14 +135,14 @@ def _diverge(
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.writers import also_beside
     from seqloss_cli.inputs import ReadStats
-    from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents, divergence_totals
+    from seqloss_cli.metrics.divergence import DivergenceTotals, Documents, divergence_totals
     from seqloss_cli.results.sinks import open_sink
 
     stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)
 
     def sums_of(diverged: DivergenceScore) -> DivergenceTotals:
         totals = divergence_totals(diverged)
-        documents.add(totals, diverged.of_tokens())
+        documents.add(totals, diverged.counted_values())
         if saved is not None:
             saved.add(diverged.score)
         return totals

@@ -24,7 +24,7 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import HeatOptions
 from seqloss_cli.inputs import ReadStats
 from seqloss_cli.metrics.accuracy import RankTotals
-from seqloss_cli.metrics.divergence_totals import DivergenceTotals
+from seqloss_cli.metrics.divergence import DivergenceTotals
 from seqloss_cli.metrics.masks import MaskTotals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.metrics.word_correction import SOURCE

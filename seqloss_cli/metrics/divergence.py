@@ -1,94 +1,291 @@
-"""The divergences of a sequence's tokens from gold: of a teacher, or of smoothed one-hot gold.
+"""How far a model is from a reference distribution at each token: a teacher's, or smoothed one-hot.
 
-Units: nats.
+Units: nats. The loss is the cross-entropy of the reference q and the model p (docs/numbers.md,
+section 1 and rule 15), H(q, p) = H(q) + KL(q ‖ p) (Kullback & Leibler 1951). Sums are over the
+tokens that are scored and count, exact as those of `totals`; a mean is per such token, its interval
+over documents. Where a teacher's file holds a part of its distributions only, divergences are lower
+bounds, with upper ones beside them.
+
+Shapes: N tokens of a sequence, n of them counted.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
-from seqloss_cli.core.records import Bools, Floats, SequenceScore
+from seqloss_cli.core.records import Bools, Floats, Outcome, Rejected, Sample, SequenceScore
+from seqloss_cli.metrics.statistics import (
+    Estimate,
+    Reservoir,
+    cluster_quantiles,
+    ratio_estimate,
+    share_estimate,
+)
+from seqloss_cli.metrics.totals import add_records, from_units, score_flags, to_units
 
 SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
 TEACHER_REQUEST = Requested(internal=(DIVERGENCES,))
+SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
+"""Sums over the scored tokens, nats."""
+FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
+"""Sums that not every comparison has."""
+_IN_ORDER = (*SUMS, *FURTHER, "delta_p", "squared_delta_p")
+QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
+WITH_QUANTILES = ("delta_p", "kl")
+"""Figures whose quantiles over tokens are known."""
+_MOST_SAMPLED, _RESAMPLES = 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
 class Divergences:
-    """Of the N tokens of a sequence; nats. Where a token has no loss they mean nothing."""
+    """Figures at each of a sequence's N tokens, shape N, nats. Without a loss they mean nothing."""
 
     kls: Floats
-    """KL(gold ‖ model)."""
-    gold_entropies: Floats
+    """KL(reference ‖ model)."""
+    reference_entropies: Floats
     student_losses: Floats
     """The model's loss on the text's own token."""
-    gold_losses: Floats
-    """The gold distribution's."""
+    reference_losses: Floats
+    """The reference's loss on the text's own token."""
     same_top1: Bools
-    """Both have the same favourite, of equals the one with the least id."""
+    """Both have the same top-1 token, of equals the one with the least id."""
     kls_at_most: Floats | None = None
-    """Where gold is known in part: KL lies between `kls` and these."""
+    """Upper bounds where the reference is known in part; `kls` are lower bounds then."""
     student_cut: Floats | None = None
-    """Where the heads are of different widths: how much probability the model gave to ids that are
-    left out."""
-    gold_cut: Floats | None = None
+    """Where the heads are of different widths: the model's probability of the ids left out."""
+    reference_cut: Floats | None = None
 
     @property
     def cross_entropies(self) -> Floats:
-        """H(gold, model) = H(gold) + KL(gold ‖ model); where gold is known in part, at least."""
-        return self.gold_entropies + self.kls
-
-    @property
-    def cross_entropies_at_most(self) -> Floats | None:
-        return None if self.kls_at_most is None else self.gold_entropies + self.kls_at_most
+        """Shape N: H(reference, model), nats; lower bounds where the reference is known in part."""
+        return self.reference_entropies + self.kls
 
     @property
     def delta_p(self) -> Floats:
-        """How much more probable the text's own token is to the model than to gold."""
-        return np.exp(-self.student_losses) - np.exp(-self.gold_losses)
+        """Shape N: the model's minus the reference's probability of the text's own token."""
+        return np.exp(-self.student_losses) - np.exp(-self.reference_losses)
+
+    def by_name(self) -> dict[str, Floats]:
+        """Return the arrays that there are, shape N, by the names of sums and in their order."""
+        upper, deltas = self.kls_at_most, self.delta_p
+        arrays = {
+            "cross_entropy": self.cross_entropies,
+            "teacher_entropy": self.reference_entropies,
+            "kl": self.kls,
+            "student_loss": self.student_losses,
+            "teacher_loss": self.reference_losses,
+            "cross_entropy_at_most": None if upper is None else self.reference_entropies + upper,
+            "kl_at_most": upper,
+            "student_cut": self.student_cut,
+            "teacher_cut": self.reference_cut,
+            "delta_p": deltas,
+            "squared_delta_p": deltas**2,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
-def of_teacher(score: SequenceScore) -> Divergences:
-    """Of a sequence that was scored by `diverge` or `diverge_from_saved`."""
+def teacher_divergences(score: SequenceScore) -> Divergences:
+    """Return the divergences of a sequence that was scored with `TEACHER_REQUEST`."""
+    # A sequence without a target (a lone BOS) has no columns.
     found, nothing = score.columns, np.zeros(len(score.losses))
     return Divergences(
         kls=found.get("kls", nothing),
-        gold_entropies=found.get("teacher_entropies", nothing),
+        reference_entropies=found.get("teacher_entropies", nothing),
         student_losses=score.losses,
-        gold_losses=found.get("teacher_losses", nothing),
+        reference_losses=found.get("teacher_losses", nothing),
         same_top1=found.get("same_top1", nothing > 0),
         kls_at_most=found.get("kls_at_most"),
         student_cut=found.get("student_cut"),
-        gold_cut=found.get("teacher_cut"),
+        reference_cut=found.get("teacher_cut"),
     )
 
 
-def of_smoothing(score: SequenceScore, smoothing: float, n_words: int) -> Divergences:
-    """Compute divergences from gold (1 - E) one-hot + E / V over the model's V ids.
+def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: int) -> Divergences:
+    """Return divergences from the reference (1 - E) one-hot + E / V over the model's V ids.
 
-    The sequence was scored with `SMOOTHING_REQUEST`. Source: Szegedy et al., Rethinking the
-    Inception Architecture, 2016, section 7.
-
-    With E = 0 the cross-entropy is the loss itself.
+    The sequence was scored with `SMOOTHING_REQUEST`. With E = 0 the cross-entropy is the loss
+    itself, to the last bit. Source: Szegedy et al., Rethinking the Inception Architecture for
+    Computer Vision, 2016, section 7.
     """
-    n, spread = len(score.losses), smoothing / n_words
+    n, spread = len(score.losses), smoothing / vocab_size
     own = 1 - smoothing + spread
     entropy, cross = 0.0, score.losses
     if smoothing:
-        entropy = -(own * math.log(own) + (n_words - 1) * spread * math.log(spread))
+        entropy = -(own * math.log(own) + (vocab_size - 1) * spread * math.log(spread))
         mean = score.columns.get("mean_log_prob", np.zeros(n))
         cross = (1 - smoothing) * score.losses - smoothing * mean
     top_ids = score.top_ids
-    favourites = np.full(n, -1) if top_ids is None else top_ids[:, 0]
+    top1 = np.full(n, -1) if top_ids is None else top_ids[:, 0]
     return Divergences(
         kls=cross - entropy,
-        gold_entropies=np.full(n, entropy),
+        reference_entropies=np.full(n, entropy),
         student_losses=score.losses,
-        gold_losses=np.full(n, 0.0 - math.log(own)),
-        same_top1=favourites == score.sequence.token_ids,
+        reference_losses=np.full(n, 0.0 - math.log(own)),
+        same_top1=top1 == score.sequence.token_ids,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceScore:
+    """A sequence with its divergences."""
+
+    score: SequenceScore
+    divergences: Divergences
+
+    @property
+    def sample(self) -> Sample:
+        """The input that was scored."""
+        return self.score.sequence.sample
+
+    def counted_values(self) -> dict[str, Floats]:
+        """Return the figures of `WITH_QUANTILES` at the counted tokens, shape n each."""
+        arrays, counted = self.divergences.by_name(), self.score.counted
+        return {name: arrays[name][counted] for name in WITH_QUANTILES}
+
+
+def with_divergences(
+    outcomes: Iterator[Outcome], measure: Callable[[SequenceScore], Divergences]
+) -> Iterator[DivergenceScore | Rejected]:
+    """Yield each outcome with its divergences; rejections as they are."""
+    for outcome in outcomes:
+        if isinstance(outcome, Rejected):
+            yield outcome
+        else:
+            yield DivergenceScore(outcome, measure(outcome))
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceTotals:
+    """Sums over one sequence or many; `+` joins two sets of sequences."""
+
+    n_sequences: int = 0
+    n_sequences_scored: int = 0
+    n_tokens: int = 0
+    n_scored: int = 0
+    units: Mapping[str, int] = field(default_factory=dict)
+    """Name of a sum to its exact value, in the units of `totals`."""
+    n_infinite: Mapping[str, int] = field(default_factory=dict)
+    """Name of a sum to its infinite terms; with any of them it is None."""
+    n_same_top1: int = 0
+    flags: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: DivergenceTotals) -> DivergenceTotals:
+        return add_records(self, other)
+
+    def total(self, name: str) -> float | None:
+        """Return a sum, nats; None where nothing is scored or a term is infinite."""
+        if not self.n_scored or self.n_infinite.get(name):
+            return None
+        return from_units(self.units.get(name, 0))
+
+    def mean(self, name: str) -> float | None:
+        """Return a sum per scored token, nats per token."""
+        total = self.total(name)
+        return None if total is None else total / self.n_scored
+
+    @property
+    def same_top1(self) -> float | None:
+        """Share of the scored tokens at which both have the same top-1 token."""
+        return self.n_same_top1 / self.n_scored if self.n_scored else None
+
+
+def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
+    """Return the sums of one sequence, over its counted tokens."""
+    score, counted = diverged.score, diverged.score.counted
+    units, infinite = {}, {}
+    for name, values in diverged.divergences.by_name().items():
+        if n := int(np.isinf(values[counted]).sum()):
+            infinite[name] = n
+        else:
+            units[name] = to_units(math.fsum(values[counted].tolist()))
+    flags = {name: int(count) for name, count in score_flags(score).items()}
+    flags |= {
+        f"inf_{name}": infinite[name]
+        for name in ("kl", "kl_at_most", "teacher_loss")
+        if name in infinite
+    }
+    return DivergenceTotals(
+        n_sequences=1,
+        n_sequences_scored=int(counted.any()),
+        n_tokens=len(counted),
+        n_scored=int(counted.sum()),
+        units=units,
+        n_infinite=infinite,
+        n_same_top1=int(diverged.divergences.same_top1[counted].sum()),
+        flags=flags,
+    )
+
+
+class Documents:
+    """Sums of each document, and a bounded sample of tokens: the data of estimates."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._counts, self._same = array("d"), array("d")
+        self._sums: dict[str, array[float]] = {}
+        self._tokens = {name: Reservoir(_MOST_SAMPLED, seed) for name in WITH_QUANTILES}
+        self._has_tokens = True
+
+    def add(self, totals: DivergenceTotals, tokens: Mapping[str, Floats] | None) -> None:
+        """Add a document: its sums, and the arrays of `WITH_QUANTILES` at its counted tokens.
+
+        There are no quantiles where one document's arrays (shape n) are None.
+        """
+        if not totals.n_scored:
+            return
+        self._has_tokens &= tokens is not None
+        document = float(len(self._counts))
+        self._counts.append(totals.n_scored)
+        self._same.append(totals.n_same_top1)
+        present = {*totals.units, *totals.n_infinite}
+        # A set of strings goes by their hashes, which differ from run to run: the order of the
+        # estimates in JSON would, too.
+        for name in (name for name in _IN_ORDER if name in present):
+            total = totals.total(name)
+            self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
+        for name, values in (tokens or {}).items():
+            self._tokens[name].add(np.column_stack([values, np.full(len(values), document)]))
+
+    def means(self) -> dict[str, Estimate]:
+        """Estimate each sum per token, nats, and the figures that are made of two sums."""
+        found = {name: self._mean(np.asarray(sums)) for name, sums in self._sums.items()}
+        squares = found.pop("squared_delta_p", None)
+        if squares is not None:
+            found["rms_delta_p"] = _root(squares)
+        if self._sums:
+            student, teacher = (
+                np.asarray(self._sums[name]) for name in ("student_loss", "teacher_loss")
+            )
+            found["loss_difference"] = self._mean(student - teacher)
+            found["same_top1"] = share_estimate(np.asarray(self._same), np.asarray(self._counts))
+        return found
+
+    def quantiles(self, name: str) -> dict[float, Estimate]:
+        """Estimate the `QUANTILES` of a figure over tokens; intervals resample documents."""
+        drawn = self._tokens[name].values()
+        if not len(drawn) or not self._has_tokens:
+            return {}
+        return cluster_quantiles(
+            drawn[:, 0], drawn[:, 1].astype(np.int64), QUANTILES, _RESAMPLES, self._seed
+        )
+
+    def _mean(self, sums: Floats) -> Estimate:
+        if np.isnan(sums).any():
+            return Estimate(None, n=len(sums), method="no interval: a term is infinite")
+        return ratio_estimate(sums, np.asarray(self._counts))
+
+
+def _root(estimate: Estimate) -> Estimate:
+    """Return the root of a mean of squares; its ends go along, the lower one cut at 0."""
+    value, low, high = (
+        None if v is None else math.sqrt(max(v, 0.0))
+        for v in (estimate.value, estimate.low, estimate.high)
+    )
+    return Estimate(value, low, high, None, estimate.n, estimate.method)

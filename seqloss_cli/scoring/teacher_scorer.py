@@ -19,10 +19,11 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.divergence import (
     SMOOTHING_REQUEST,
     TEACHER_REQUEST,
-    of_smoothing,
-    of_teacher,
+    DivergenceScore,
+    smoothing_divergences,
+    teacher_divergences,
+    with_divergences,
 )
-from seqloss_cli.metrics.divergence_totals import DivergenceScore, diverged
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
@@ -52,7 +53,7 @@ class TeacherScorer:
             raise UsageError(f"--teacher-top-k {top_k}: there are {record['n_words']} words")
         n_ids = min(scorer.tokenization.n_ids, record["n_words"])
         scorer.backend, scorer.windows, scorer.tokenization.n_ids = taught, windows, n_ids
-        found = cls(scorer, "teacher", TEACHER_REQUEST, of_teacher)
+        found = cls(scorer, "teacher", TEACHER_REQUEST, teacher_divergences)
         found.teacher, found.warnings = record, taught.warnings
         return found
 
@@ -64,7 +65,7 @@ class TeacherScorer:
         saved.require_fits(described_windows(scorer.run_info()), scorer.backend.vocabulary())
         scorer.prepare = saved.attach
         scorer.backend = StudentTeacherBackend(scorer.backend, None, saved.n_words)
-        found = cls(scorer, "saved teacher", TEACHER_REQUEST, of_teacher)
+        found = cls(scorer, "saved teacher", TEACHER_REQUEST, teacher_divergences)
         found.teacher = saved.record()
         return found
 
@@ -77,7 +78,7 @@ class TeacherScorer:
         n_words = scorer.backend.vocabulary()
         if smoothing and not smoothing / n_words:
             raise UsageError(f"--label-smoothing {smoothing} is too little to be spread")
-        of = partial(of_smoothing, smoothing=smoothing, n_words=n_words)
+        of = partial(smoothing_divergences, smoothing=smoothing, vocab_size=n_words)
         return cls(scorer, f"one-hot, label smoothing {smoothing:g}", SMOOTHING_REQUEST, of)
 
     @property
@@ -90,7 +91,7 @@ class TeacherScorer:
         self, items: Iterable[Item], on_progress: OnProgress = ignore_progress
     ) -> Iterator[DivergenceScore | Rejected]:
         """Divergences or a rejection for each item, in order."""
-        return diverged(self.scorer.score(items, self._wants, on_progress), self._of)
+        return with_divergences(self.scorer.score(items, self._wants, on_progress), self._of)
 
     def run_info(self, command: str = "api") -> RunInfo:
         return replace(self.scorer.run_info(command), gold=self._gold, teacher=self.teacher)

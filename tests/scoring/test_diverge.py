@@ -25,7 +25,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedGold
-from seqloss_cli.metrics.divergence_totals import Documents, divergence_totals
+from seqloss_cli.metrics.divergence import Documents, divergence_totals
 from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
@@ -601,7 +601,7 @@ def test_estimates_are_over_documents(models: Path) -> None:
     documents, sums = Documents(), []
     for each in gold.diverge(as_samples([TEXT[n:] for n in range(5)])):
         totals = divergence_totals(each)  # type: ignore[arg-type]
-        documents.add(totals, each.of_tokens())  # type: ignore[union-attr]
+        documents.add(totals, each.counted_values())  # type: ignore[union-attr]
         sums.append(totals)
     whole = sum(sums[1:], sums[0])
     means = documents.means()

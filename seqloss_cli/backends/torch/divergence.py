@@ -31,7 +31,7 @@ Block = Callable[[slice], Tensor]
 def diverge(
     student: Logits, teacher: Logits, targets_M: Tensor, n_words: int, top_k: int = 0
 ) -> TokenScores:
-    """The student's losses at M positions, and by name what `of_teacher` reads; with
+    """The student's losses at M positions, and by name what `teacher_divergences` reads; with
     `top_k` also what a file keeps of the teacher, and the KL that would be known from it.
 
     Words from `n_words` on are left out of both distributions, which are normalised without them.

@@ -35,7 +35,7 @@ from seqloss_cli.display.html.selecting import Chosen
 from seqloss_cli.display.html.shown import Shown, shown
 from seqloss_cli.display.html.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.display.scales import KL_EDGES, step_of
-from seqloss_cli.metrics.divergence_totals import DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence import DivergenceTotals, Documents
 from seqloss_cli.metrics.statistics import Estimate, Reservoir
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
@@ -99,7 +99,7 @@ def gather_divergences(rows: Iterable[DivergenceRow], options: PageOptions) -> G
     worst_tokens = WorstTokens(options.n_worst)
     kls, selection = Reservoir(seed=options.seed), select(options)
     for order, row in enumerate(rows):
-        tokens = row.of_tokens()
+        tokens = row.counted_values()
         documents.add(row.sums, tokens)
         with_kls, item = row.with_kls(), _shown(row, order)
         by_kl.add(with_kls)

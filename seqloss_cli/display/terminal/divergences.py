@@ -25,7 +25,7 @@ from seqloss_cli.display.terminal.theme import (
     number,
     visible,
 )
-from seqloss_cli.metrics.divergence_totals import DivergenceScore, DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
 
 _MOST_TABLES = 5
 _FIGURES = (
@@ -176,7 +176,7 @@ def _rows(diverged: DivergenceScore, options: TableOptions) -> Iterator[list[Tex
             Text(str(t), style="dim"),
             Text(visible(text), style=style),
             Text(number(options.in_unit(float(found.student_losses[t])))),
-            Text(number(options.in_unit(float(found.gold_losses[t])))),
+            Text(number(options.in_unit(float(found.reference_losses[t])))),
             Text(number(options.in_unit(kl)), style=style),
             Text(f"{deltas[t]:+.4f}"),
             Text("=" if found.same_top1[t] else "≠", style="dim" if found.same_top1[t] else ""),

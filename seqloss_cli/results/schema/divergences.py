@@ -11,7 +11,7 @@ import numpy as np
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats
-from seqloss_cli.metrics.divergence_totals import (
+from seqloss_cli.metrics.divergence import (
     FURTHER,
     SUMS,
     DivergenceScore,
@@ -89,7 +89,7 @@ def _infinite(diverged: DivergenceScore) -> Row:
     found, scored = diverged.divergences, diverged.score.scored
     columns = {
         "inf_losses": found.student_losses,
-        "inf_teacher_losses": found.gold_losses,
+        "inf_teacher_losses": found.reference_losses,
         "inf_kls": found.kls,
     }
     places = {name: np.flatnonzero(np.isinf(each) & scored) for name, each in columns.items()}
@@ -102,11 +102,11 @@ def _token_arrays(diverged: DivergenceScore, options: RowOptions) -> Row:
     sequence, scored = score.sequence, score.scored
     columns = {
         "token_losses": found.cross_entropies,
-        "teacher_entropies": found.gold_entropies,
+        "teacher_entropies": found.reference_entropies,
         "kls": found.kls,
         "kls_at_most": found.kls_at_most,
         "student_losses": found.student_losses,
-        "teacher_losses": found.gold_losses,
+        "teacher_losses": found.reference_losses,
         "token_delta_p": found.delta_p,
     }
     row: Row = {"token_ids": sequence.token_ids.tolist(), "tokens": options.token_texts(sequence)}
@@ -186,7 +186,7 @@ class DivergenceRow:
     """Shape N, by the names of sums; infinite ones are. None where it was written without tokens.
     Where `row.tokens` has nothing scored, they mean nothing."""
 
-    def of_tokens(self) -> dict[str, Floats] | None:
+    def counted_values(self) -> dict[str, Floats] | None:
         """What `Documents` takes."""
         if self.columns is None or self.row.tokens is None:
             return None
