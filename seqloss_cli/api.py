@@ -31,7 +31,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
 )
 from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
-from seqloss_cli.inputs import checked_pair, choices_sample, text_sample
+from seqloss_cli.inputs import choices_sample, pair_sample, text_sample
 from seqloss_cli.metrics.divergence import DivergenceScore
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked
@@ -180,12 +180,12 @@ def as_pairs(
     for number, pair in enumerate(pairs, start=1):
         place = f"<pair {number}>"
         if isinstance(pair, Sample) and pair.pair is not None:
-            checked = checked_pair(pair.pair, pair.source)
+            checked = pair_sample(pair.pair, pair.source)
             yield replace(checked, id=pair.id) if isinstance(checked, Rejected) else pair
         elif isinstance(pair, Sample) and pair.chat is not None:
             yield pair
         elif isinstance(pair, tuple | list) and [type(part) for part in pair] == [str, str]:
-            yield checked_pair(Pair(*pair, separator), place)
+            yield pair_sample(Pair(*pair, separator), place)
         else:
             raise UsageError(f"pair {number} is neither two strings nor a Sample: {pair!r:.100}")
 

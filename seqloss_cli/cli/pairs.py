@@ -175,14 +175,14 @@ def pair_items(
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one pair of the command line."""
     from seqloss_cli.core.records import Pair
-    from seqloss_cli.inputs import checked_pair, read_inputs
+    from seqloss_cli.inputs import pair_sample, read_inputs
 
     values = context.params
     if not names:
         prompt = text_of("--prompt", values["prompt"])
         response = text_of("--response", values["response"])
         pair = Pair(prompt, response, values["separator"])
-        return [checked_pair(pair, "<pair>", values["chat"], values["max_bytes"])]
+        return [pair_sample(pair, "<pair>", values["chat"], values["max_bytes"])]
     return read_inputs(names, pair_reading(context), stats)
 
 

@@ -1,4 +1,4 @@
-"""What the fields of a JSONL row say of a prompt and the responses that are to be ranked."""
+"""Parse JSONL rows of a prompt and the responses that are to be ranked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Choices
-from seqloss_cli.inputs.rows import checked_text, encodable, missing_field, string_field
+from seqloss_cli.inputs.rows import Content, checked_text, encodable, missing_field, string_field
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceFields:
-    """Where a row's prompt, responses and right answer are, and what is made of them."""
+    """Fields of a row's prompt, responses and right answer, and how choices are made of them."""
 
     prompt: str | None = "prompt"
     """None where rows have none: their prompts are empty."""
@@ -26,7 +26,7 @@ class ChoiceFields:
     chat: bool = False
 
 
-def choice_content(row: dict[str, Any], fields: ChoiceFields) -> tuple[dict[str, Any], set[str]]:
+def choice_content(row: dict[str, Any], fields: ChoiceFields) -> Content:
     """A prompt with several responses, and the fields that were used."""
     used = {*fields.choices, fields.answer, *([] if fields.prompt is None else [fields.prompt])}
     if fields.prompt is not None and fields.prompt not in row:
@@ -54,7 +54,7 @@ def choice_content(row: dict[str, Any], fields: ChoiceFields) -> tuple[dict[str,
 
 
 def checked_choices(choices: Choices) -> Choices:
-    """Raises RowError for fewer than two responses, and for texts that cannot be scored."""
+    """The choices. Raises RowError for fewer than two, and for texts that have no encoding."""
     if len(choices.responses) < 2:
         raise RowError("too_few_choices", f"has {len(choices.responses)} choices; two are needed")
     encodable(choices.prompt, "the prompt")
@@ -65,7 +65,7 @@ def checked_choices(choices: Choices) -> Choices:
 
 
 def _answers(value: Any, responses: list[str], field: str) -> tuple[int, ...] | None:
-    """Places of the right responses."""
+    """Places of the right responses; None where the row names none."""
     if value is None:
         return None
     values = value if isinstance(value, list) else [value]
@@ -75,10 +75,12 @@ def _answers(value: Any, responses: list[str], field: str) -> tuple[int, ...] | 
 
 
 def _answer(value: Any, responses: list[str], field: str) -> int:
+    # Not isinstance: `true` would be place 1.
     if type(value) is int and 0 <= value < len(responses):
         return value
     if isinstance(value, str):
         places = {responses.index(value)} if value in responses else set()
+        # isdigit takes superscripts, which int refuses; int refuses thousands of digits.
         short = value.isascii() and value.isdigit() and len(value) < 10
         if short and int(value) < len(responses):
             places.add(int(value))

@@ -17,14 +17,15 @@ STDIN = "-"
 BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _CHUNK = 1 << 16
-_COMPRESSED_CHUNK = 256  # zstd may make megabytes of it, and cannot be told to stop
+# Small: zstd may make megabytes of one chunk, and there is no way to tell it to stop.
+_COMPRESSED_CHUNK = 256
 
 
 @contextmanager
 def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     """The decompressed bytes of a file or of stdin (`-`), and how far the stored file was read.
 
-    Raises RowError when it cannot be opened, and when reading it fails half-way.
+    Raises RowError when opening fails, and when reading fails half-way.
     """
     try:
         if name == STDIN:
@@ -35,6 +36,7 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
             return
         path = Path(name)
         with path.open("rb") as stored:
+            # A named pipe has no position.
             position = stored.tell if stored.seekable() else lambda: 0
             yield _decompressed(stored, path.suffix), position
     except IsADirectoryError:
@@ -42,27 +44,25 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     except FileNotFoundError:
         raise RowError("no_such_file", "no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise RowError("unreadable", f"cannot be read: {_reason(error)}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RowError("unreadable", f"cannot be read: {reason}") from error
 
 
 def _own_stdin() -> BinaryIO:
-    """stdin by a buffer of our own: a thread that waits in Python's own keeps it locked, which the
-    end of the process does not survive."""
+    """The bytes of stdin, by a buffer of our own."""
     try:
+        # Python's own buffer stays locked while a thread waits in it for input, and the
+        # interpreter aborts at its end when it finds the lock held.
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except (OSError, AttributeError):  # no file, as in tests
         return sys.stdin.buffer
 
 
 def _suffix_by_magic(stream: BinaryIO) -> str:
-    """stdin has no name to go by; no UTF-8 text begins like these."""
+    """The suffix that stdin, which has no name, would have: no UTF-8 text begins like these."""
     peek = getattr(stream, "peek", None)
     beginning = peek(4)[:4] if peek else b""
     return next((suffix for magic, suffix in _MAGIC.items() if beginning.startswith(magic)), "")
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _decompressed(stored: BinaryIO, suffix: str) -> BinaryIO:
@@ -91,12 +91,11 @@ class _ZstdStream(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._ready:
+            compressed = b""
             if self._frame.eof:
-                rest = self._frame.unused_data
+                compressed = self._frame.unused_data
                 self._frame, self._begun = self._new_frame(), False
-            else:
-                rest = b""
-            compressed = rest or self._stored.read(_COMPRESSED_CHUNK)
+            compressed = compressed or self._stored.read(_COMPRESSED_CHUNK)
             if not compressed:
                 if self._begun:
                     raise EOFError("compressed file ended before the end of its last frame")
@@ -114,6 +113,8 @@ class _ZstdStream(io.RawIOBase):
 
 def bounded_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
     """Lines without their ends (LF or CRLF); None for one of more than `max_bytes` bytes."""
+    # Two more than a line may have, for CRLF. Iterating over the stream would hold a line of any
+    # length in memory, and str.splitlines would also cut at the U+2028 that a text may hold.
     while line := stream.readline(max_bytes + 2):
         whole = line.endswith(b"\n")
         content = line[:-1].removesuffix(b"\r") if whole else line

@@ -32,7 +32,7 @@ from seqloss_cli.core.records import (
     rejection,
 )
 from seqloss_cli.metrics.totals import score_flags
-from seqloss_cli.tokenization.chats import chat_of_pair
+from seqloss_cli.tokenization.chats import pair_as_chat
 
 MEANINGS = {
     "sum": "ln Pr(y|x), separator included",
@@ -215,7 +215,7 @@ def _as_pairs(sample: Sample, with_unprompted: bool) -> list[Item]:
     for prompt in prompts:
         for response in dict.fromkeys(choices.responses):
             pair = Pair(prompt, response, choices.separator)
-            chat = chat_of_pair(pair) if choices.as_chat else None
+            chat = pair_as_chat(pair) if choices.as_chat else None
             # Of the pair, not of the row: the read-ahead is to be bounded by what is scored.
             n_bytes = len(pair.text.encode())
             found.append(

@@ -36,7 +36,7 @@ class RenderedChat:
     """Scored turns that no control token ends."""
 
 
-def chat_of_pair(pair: Pair, **template: Any) -> Chat:
+def pair_as_chat(pair: Pair, **template: Any) -> Chat:
     """One turn of the user and one of the assistant; `template` holds the chat's other fields."""
     turns = (("user", pair.prompt), ("assistant", pair.response))
     return Chat([{"role": role, "content": content} for role, content in turns], **template)

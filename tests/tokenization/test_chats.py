@@ -44,7 +44,7 @@ from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
-from seqloss_cli.inputs import PairFields, ReadOptions, ReadStats, checked_pair, read_inputs
+from seqloss_cli.inputs import PairFields, ReadOptions, ReadStats, pair_sample, read_inputs
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
@@ -1381,7 +1381,7 @@ def test_a_bad_chat_costs_only_itself() -> None:
 @marks
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_pair_is_one_turn_of_each_side(family: Family, marked: bool) -> None:
-    sample = checked_pair(Pair("What? ", "Hi 日"), chat=True)
+    sample = pair_sample(Pair("What? ", "Hi 日"), chat=True)
     tokenizer = tokenizer_of(family.controls, family.has_bos)
     made = Tokenization(tokenizer, TokenPolicy(), N_BYTE_IDS + 20)
     policy = PairPolicy(chat_template=template_of(family.name, marked))

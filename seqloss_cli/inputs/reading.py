@@ -1,4 +1,4 @@
-"""Whole files, lines, and JSONL rows as samples."""
+"""Read whole files, lines and JSONL rows as samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
 from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.rows import (
-    Content,
     PairFields,
     checked_text,
     pair_content,
@@ -28,10 +27,14 @@ from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 
 COMPRESSED = (".gz", ".zst")
 _JSONL = (".jsonl", ".ndjson")
+ParseLine = Callable[[bytes], dict[str, Any]]
+"""Makes the fields of a `Sample` of a line; raises RowError."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
+    """How inputs are cut into samples."""
+
     lines: bool = False
     """Each non-empty line is a sequence."""
     jsonl: bool = False
@@ -45,7 +48,7 @@ class ReadOptions:
 
 
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
-    """Which inputs, and how they are read, for the run's record."""
+    """The inputs and how they are read, for the run's record."""
     shared = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
     found: dict[str, Any] = {"inputs": [shown_path(name) for name in names]}
     found |= {name: getattr(options, name) for name in shared}
@@ -64,7 +67,7 @@ def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class ReadStats:
-    """What reading left out or noticed, for the command to report at the end."""
+    """Inputs that reading left out or noticed, for the command to report at the end."""
 
     n_empty_lines: int = 0
     n_duplicate_ids: int = 0
@@ -72,6 +75,50 @@ class ReadStats:
     """The first id that came twice."""
     n_unchecked_ids: int = 0
     """Ids that came after the memory for finding duplicates was full."""
+
+
+# -- one text, pair or question that is given ----------------------------------------------------
+
+
+def text_sample(
+    text: str, source: str = "<text>", max_bytes: int | None = DEFAULT_MAX_BYTES
+) -> Item:
+    """A text from the command line or the API."""
+    return _given(source, max_bytes, lambda: {"text": checked_text(text)}, text)
+
+
+def pair_sample(
+    pair: Pair, source: str = "<pair>", chat: bool = False, max_bytes: int | None = None
+) -> Item:
+    """A pair from the command line or the API; with `chat` as one turn of each side."""
+    texts = pair.prompt, pair.separator, pair.response
+    return _given(source, max_bytes, partial(pair_content, pair, chat), *texts)
+
+
+def choices_sample(
+    choices: Choices, source: str = "<choices>", max_bytes: int | None = None
+) -> Item:
+    """A prompt with several responses from the command line."""
+    texts = choices.prompt, *choices.responses
+    return _given(source, max_bytes, lambda: {"choices": checked_choices(choices)}, *texts)
+
+
+def _given(
+    source: str, max_bytes: int | None, content_of: Callable[[], dict[str, Any]], *texts: str
+) -> Item:
+    """The sample of some texts, which may have `max_bytes` together."""
+    try:
+        content = content_of()
+        # After the check: half a surrogate pair has no bytes to count.
+        n_bytes = sum(len(text.encode()) for text in texts)
+        if max_bytes is not None and n_bytes > max_bytes:
+            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
+        return Sample(source, source, n_bytes_read=n_bytes, **content)
+    except RowError as error:
+        return Rejected(source, source, None, error.reason, error.message)
+
+
+# -- files and stdin ------------------------------------------------------------------------------
 
 
 def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
@@ -89,47 +136,6 @@ def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) ->
         yield item
 
 
-def text_sample(
-    text: str, source: str = "<text>", max_bytes: int | None = DEFAULT_MAX_BYTES
-) -> Item:
-    """A text from the command line or the API."""
-    try:
-        n_bytes = len(checked_text(text).encode())
-        if max_bytes is not None and n_bytes > max_bytes:
-            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
-        return Sample(id=source, source=source, text=text, n_bytes_read=n_bytes)
-    except RowError as error:
-        return Rejected(source, source, None, error.reason, error.message)
-
-
-def checked_pair(
-    pair: Pair, source: str = "<pair>", chat: bool = False, max_bytes: int | None = None
-) -> Item:
-    """A pair from the command line or the API; with `chat` as one turn of each side."""
-    try:
-        fields = pair_content(pair, chat)
-        n_bytes = len(pair.text.encode())
-        if max_bytes is not None and n_bytes > max_bytes:
-            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
-        return Sample(id=source, source=source, n_bytes_read=n_bytes, **fields)
-    except RowError as error:
-        return Rejected(source, source, None, error.reason, error.message)
-
-
-def choices_sample(
-    choices: Choices, source: str = "<choices>", max_bytes: int | None = None
-) -> Item:
-    """A prompt with several responses from the command line."""
-    try:
-        checked_choices(choices)
-        n_bytes = sum(len(text.encode()) for text in (choices.prompt, *choices.responses))
-        if max_bytes is not None and n_bytes > max_bytes:
-            raise RowError("too_long", f"is longer than --max-bytes {max_bytes}")
-        return Sample(source, source, choices=choices, n_bytes_read=n_bytes)
-    except RowError as error:
-        return Rejected(source, source, None, error.reason, error.message)
-
-
 def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
     source = "<stdin>" if name == STDIN else shown_path(name)
     line: int | None = None
@@ -142,9 +148,8 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
                     source, source, text=text, flags=flags, end=position(), n_bytes_read=n_bytes
                 )
                 return
-            parse = _parse_line if options.lines else _parse_row
             line = 0
-            for item in _lines(source, stream, position, parse, options, stats):
+            for item in _lines(source, stream, position, options, stats):
                 line = item.line
                 yield item
             if line == 0:
@@ -171,39 +176,18 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
     return _plain_text(raw.removeprefix(BOM)), flags
 
 
-def _plain_text(raw: bytes) -> str:
-    text = checked_text(_decode(raw))
-    if "\0" in text:
-        raise RowError("binary_data", f"holds a NUL at character {text.index(chr(0))}: not a text")
-    return text
-
-
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        if b"\0" in raw:
-            raise RowError("binary_data", "is binary data, not UTF-8 text") from None
-        byte = raw[error.start]
-        raise RowError(
-            "invalid_utf8", f"is not UTF-8: byte 0x{byte:02x} at offset {error.start}"
-        ) from None
-
-
-Parse = Callable[[bytes, ReadOptions], dict[str, Any]]
-
-
 def _lines(
     source: str,
     stream: BinaryIO,
     position: Callable[[], int],
-    parse: Parse,
     options: ReadOptions,
     stats: ReadStats,
 ) -> Iterator[Item]:
-    """One sample for each line that is not empty; `parse` makes the sample's fields of a line."""
+    """One sample for each line that is not empty."""
+    parse = _line_parser(options)
     for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
         flags: dict[str, int | bool] = {}
+        # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
         if number == 1 and raw is not None and raw.startswith(BOM):
             raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
         if raw == b"":
@@ -213,24 +197,39 @@ def _lines(
         try:
             if raw is None:
                 raise RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
-            parts: dict[str, Any] = {"id": identity} | parse(raw, options)
+            parts: dict[str, Any] = {"id": identity} | parse(raw)
             place: dict[str, Any] = {"end": position(), "n_bytes_read": len(raw)}
             yield Sample(source=source, line=number, flags=flags, **place, **parts)
         except RowError as error:
-            own = error.row_id or identity
-            n_bytes = len(raw or b"")
+            own, n_bytes = error.row_id or identity, len(raw or b"")
             yield Rejected(own, source, number, error.reason, error.message, position(), n_bytes)
 
 
-def _parse_line(raw: bytes, options: ReadOptions) -> dict[str, Any]:
-    return {"text": _plain_text(raw)}
-
-
-def _parse_row(raw: bytes, options: ReadOptions) -> dict[str, Any]:
+def _line_parser(options: ReadOptions) -> ParseLine:
     fields = options.pairs
-    content_of: Content = partial(text_or_ids, text_field=options.text_field)
-    if isinstance(fields, PairFields):
+    if options.lines:
+        return lambda raw: {"text": _plain_text(raw)}
+    if fields is None:
+        content_of = partial(text_or_ids, text_field=options.text_field)
+    elif isinstance(fields, PairFields):
         content_of = partial(pair_or_chat, fields=fields)
-    elif fields is not None:
+    else:
         content_of = partial(choice_content, fields=fields)
-    return parse_row(raw, content_of, options.keep_meta)
+    return partial(parse_row, content_of=content_of, keep_meta=options.keep_meta)
+
+
+def _plain_text(raw: bytes) -> str:
+    """The bytes as UTF-8. Raises RowError for what is no text."""
+    try:
+        text = checked_text(raw.decode())
+    except UnicodeDecodeError as error:
+        if b"\0" in raw:
+            raise RowError("binary_data", "is binary data, not UTF-8 text") from None
+        byte = raw[error.start]
+        raise RowError(
+            "invalid_utf8", f"is not UTF-8: byte 0x{byte:02x} at offset {error.start}"
+        ) from None
+    # NUL is valid UTF-8, and what files in UTF-16 are full of.
+    if "\0" in text:
+        raise RowError("binary_data", f"holds a NUL at character {text.index(chr(0))}: not a text")
+    return text

@@ -1,0 +1,298 @@
+"""Files beside the inputs: JSONL with labels of their tokens, or with regions of their texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
+from seqloss_cli.inputs.rows import own_id_of, parse_object, string_or_whole, whole_numbers
+from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
+from seqloss_cli.metrics.chain_rule import ChainRule
+from seqloss_cli.tokenization.labels import Labels
+
+_MISMATCH = "regions_mismatch"
+_SHOWN = 40
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SideRow(Generic[T]):
+    """A row of a side file: its content, or why it has none."""
+
+    line: int
+    id: str | None
+    content: T | RowError
+
+
+class SideFile(Generic[T]):
+    """Finds the row of each input: by `id` where the first readable row has one, else by order.
+
+    By order there is a row for each input, the rejected ones too. By id, rows that come before the
+    one that is looked for are kept in memory. Rows of which `parse` makes None are passed over.
+    """
+
+    def __init__(
+        self, name: str, max_bytes: int, noun: str, parse: Callable[[dict[str, Any]], T | None]
+    ) -> None:
+        """`noun` names the content in messages, such as `labels`. `parse` raises RowError."""
+        self._name, self.source, self._noun, self._parse = name, shown_path(name), noun, parse
+        self._rows = self._read(max_bytes)
+        self._by_id: bool | None = None
+        self._kept: dict[str, list[SideRow[T]]] = {}
+        self._failed: RowError | None = None
+        self.unmatched: list[str] = []
+        """Rows that were unreadable and, ids being looked for, belong to no input."""
+
+    def find_row(self, item: Item) -> SideRow[T] | Rejected:
+        """The row of an input, or why there is none: asked once for each input, in order."""
+        row, missing = self._row(item.id), f"no_{self._noun}"
+        if row is None:
+            error = self._failed or RowError(missing, f"{self.source} has no {self._noun} for it")
+            return Rejected(item.id, item.source, item.line, error.reason, error.message)
+        wrong = row.content if isinstance(row.content, RowError) else None
+        if not self._by_id and row.id not in (None, item.id):
+            message = f"holds the {self._noun} of {row.id!r:.60}, not of {item.id!r}"
+            wrong = RowError(missing, message)
+        if wrong is not None:
+            return Rejected(item.id, self.source, row.line, wrong.reason, wrong.message)
+        return row
+
+    def count_unused(self) -> int:
+        """Number of rows that belong to no input."""
+        n_left = 0
+        while self._next_row() is not None:
+            n_left += 1
+        return sum(map(len, self._kept.values())) + n_left
+
+    def _row(self, identity: str) -> SideRow[T] | None:
+        if self._by_id and self._kept.get(identity):
+            return self._kept[identity].pop(0)
+        while (row := self._next_row()) is not None:
+            if self._by_id is None and not isinstance(row.content, RowError):
+                self._by_id = row.id is not None
+            if not self._by_id or row.id == identity:
+                return row
+            self._keep(row)
+        return None
+
+    def _keep(self, row: SideRow[T]) -> None:
+        if row.id is not None:
+            self._kept.setdefault(row.id, []).append(row)
+            return
+        why = "has no id, while the first row has one"
+        if isinstance(row.content, RowError):
+            why = row.content.message
+        self.unmatched.append(f"{self.source}:{row.line}: {why}")
+
+    def _next_row(self) -> SideRow[T] | None:
+        try:
+            return next(self._rows, None)
+        except RowError as error:
+            # The file broke off: the inputs from here on are rejected, each with this reason.
+            self._failed = RowError(error.reason, f"{self.source} {error.message}")
+            return None
+
+    def _read(self, max_bytes: int) -> Iterator[SideRow[T]]:
+        with open_input(self._name) as (stream, _):
+            for line, raw in enumerate(bounded_lines(stream, max_bytes), start=1):
+                if line == 1 and raw is not None:
+                    raw = raw.removeprefix(BOM)
+                if raw != b"" and (row := self._parsed(line, raw, max_bytes)) is not None:
+                    yield row
+
+    def _parsed(self, line: int, raw: bytes | None, max_bytes: int) -> SideRow[T] | None:
+        own_id = None
+        try:
+            if raw is None:
+                raise RowError("too_long", f"line is longer than --max-bytes {max_bytes}")
+            row = parse_object(raw)
+            own_id = own_id_of(row)
+            content = self._parse(row)
+            return None if content is None else SideRow(line, own_id, content)
+        except RowError as error:
+            return SideRow(line, own_id, error)
+
+
+# -- labels -----------------------------------------------------------------------------------
+
+
+class LabelFile(SideFile[Labels]):
+    """Finds the labels of each input that a training pipeline wrote as `input_ids` and `labels`.
+
+    Rows of results that are no sequence (the run, totals) are passed over.
+    """
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        super().__init__(name, max_bytes, "labels", _parse_labels)
+
+    def find(self, item: Item) -> Labels | Rejected:
+        """The labels of an input, or why there are none: asked once for each input, in order."""
+        row = self.find_row(item)
+        if isinstance(row, Rejected):
+            return row
+        assert isinstance(row.content, Labels)
+        return row.content
+
+
+def _parse_labels(row: dict[str, Any]) -> Labels | None:
+    """The labels of a row; None for a row of results that is no sequence."""
+    if row.get("type", "sequence") != "sequence":
+        return None
+    # A row of results is refused where its figures contradict the chain rule.
+    ChainRule.read(row)
+    name = "input_ids" if "input_ids" in row else "token_ids"
+    for field in (name, "labels"):
+        if field not in row:
+            wanted = "input_ids" if field == name else field
+            raise RowError("missing_field", f"has no field {wanted!r}")
+    labels = Labels(whole_numbers(row[name], name), whole_numbers(row["labels"], "labels"))
+    if len(labels.input_ids) != len(labels.labels):
+        raise RowError(
+            "bad_labels", f"has {len(labels.labels)} labels for {len(labels.input_ids)} {name}"
+        )
+    if not len(labels.labels):
+        raise RowError("empty", "has no labels")
+    return labels
+
+
+# -- regions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _RegionRow:
+    """Regions as a row has them: names with spans of characters, or with strings."""
+
+    spans: tuple[tuple[str, int, int], ...]
+    strings: tuple[tuple[str, str], ...]
+    item: str | int | None
+    condition: str | int | None
+
+
+class RegionFile(SideFile[_RegionRow]):
+    """Gives each input its regions; one without, or whose text they do not fit, is rejected.
+
+    Rows hold spans of characters, or the strings that a text is made of, as SyntaxGym has them.
+    """
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        """Raises UsageError when there is no such file."""
+        if not Path(name).is_file():
+            raise UsageError(f"--regions {name}: no such file")
+        super().__init__(name, max_bytes, "regions", _parse_regions)
+        self._path = Path(name)
+        self.all_asked = False
+        """Every input was given its regions, or rejected."""
+
+    def attach(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items with their regions, in order."""
+        for item in items:
+            row = self.find_row(item)
+            if isinstance(item, Rejected):
+                yield item
+            elif isinstance(row, Rejected):
+                yield replace(row, end=item.end, n_bytes_read=item.n_bytes_read)
+            else:
+                assert isinstance(row.content, _RegionRow)
+                yield self._with_regions(item, row.content, row.line)
+        self.all_asked = True
+
+    def described(self) -> dict[str, str]:
+        """The file and its hash, for the run's record."""
+        with self._path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+        return {"regions": shown_path(str(self._path)), "regions_sha256": digest.hexdigest()}
+
+    def _with_regions(self, sample: Sample, row: _RegionRow, line: int) -> Item:
+        text = sample.pair.text if sample.pair is not None else sample.text
+        try:
+            if text is None or sample.chat is not None:
+                what = "a chat, whose text its template makes" if sample.chat else "without a text"
+                raise RowError(_MISMATCH, f"regions are of a text: the input is {what}")
+            found = _spans(row.spans, text) if row.spans else _match_strings(row.strings, text)
+            regions = Regions(tuple(found), row.item, row.condition)
+            return replace(sample, regions=regions)
+        except RowError as error:
+            place = self.source, line, error.reason, error.message
+            return Rejected(sample.id, *place, sample.end, sample.n_bytes_read)
+
+
+def _spans(spans: Iterable[tuple[str, int, int]], text: str) -> Iterator[Region]:
+    for name, start, end in spans:
+        if not 0 <= start <= end <= len(text):
+            raise RowError(
+                _MISMATCH,
+                f"region {name!r:.60} is characters {start} to {end} of a text of {len(text)}",
+            )
+        yield Region(name, start, end)
+
+
+def _match_strings(strings: Iterable[tuple[str, str]], text: str) -> Iterator[Region]:
+    """Finds strings that follow one another, with nothing but white space between them."""
+    cursor = 0
+    for name, content in strings:
+        start = cursor
+        if content and not text.startswith(content, cursor):
+            start = _past_space(text, cursor)
+        if not text.startswith(content, start):
+            there = text[start : start + _SHOWN]
+            raise RowError(
+                _MISMATCH,
+                f"region {name!r:.60} is {content!r:.60}, the text goes on with {there!r} at "
+                f"character {start}",
+            )
+        cursor = start + len(content)
+        yield Region(name, start, cursor)
+    if (end := _past_space(text, cursor)) < len(text):
+        raise RowError(
+            _MISMATCH,
+            f"the regions end before {text[end : end + _SHOWN]!r} at character {end} of the text",
+        )
+
+
+def _past_space(text: str, cursor: int) -> int:
+    return next((n for n in range(cursor, len(text)) if not text[n].isspace()), len(text))
+
+
+def _parse_regions(row: dict[str, Any]) -> _RegionRow:
+    regions = row.get("regions")
+    if not isinstance(regions, list) or not regions:
+        raise RowError(
+            "missing_field", "has no field 'regions' that is a list with something in it"
+        )
+    item, condition = (string_or_whole(row, name) for name in ("item", "condition"))
+    if all(isinstance(r, Mapping) and "start" in r for r in regions):
+        spans = tuple(_parse_span(region, n) for n, region in enumerate(regions, start=1))
+        return _RegionRow(spans, (), item, condition)
+    strings = tuple(_parse_string(region, n) for n, region in enumerate(regions, start=1))
+    return _RegionRow((), strings, item, condition)
+
+
+def _parse_span(region: Mapping[str, Any], number: int) -> tuple[str, int, int]:
+    start, end = region["start"], region.get("end")
+    # Not isinstance: to Python `true` is a whole number, too.
+    if type(start) is not int or type(end) is not int:
+        raise RowError("wrong_type", f"region {number}: start and end are no whole numbers")
+    return _region_name(region, number), start, end
+
+
+def _parse_string(region: object, number: int) -> tuple[str, str]:
+    if isinstance(region, str):
+        return str(number), region
+    if not isinstance(region, Mapping) or not isinstance(region.get("content"), str):
+        raise RowError(
+            "wrong_type",
+            f"region {number} is neither a string, nor an object with start and end, or content",
+        )
+    return _region_name(region, number), region["content"]
+
+
+def _region_name(region: Mapping[str, Any], number: int) -> str:
+    """The region's own name, SyntaxGym's number, or its place in the row from 1."""
+    names = string_or_whole(region, "name"), string_or_whole(region, "region_number"), number
+    return str(next(name for name in names if name is not None))
