@@ -1,15 +1,24 @@
-"""What the architecture promises: import cost, and the README's file map."""
+"""What the architecture promises: import cost, the file map, docstrings, comments, no circles."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import grimp
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.program import ROOT
+from helpers.sources import (
+    badly_begun,
+    circle,
+    comment_lines,
+    modules,
+    undocumented,
+    without_shape_or_unit,
+)
+
 HEAVY = ("torch", "transformers", "numpy", "orjson", "tokenizers", "yaml")
 
 
@@ -32,3 +41,45 @@ def test_the_file_map_of_the_readme_names_every_room_and_no_other():
         "seqloss_cli/__pycache__/"
     }
     assert named == present - {"seqloss_cli/__init__.py", "seqloss_cli/__main__.py"}
+
+
+# -- docstrings and comments ----------------------------------------------------------------------
+
+NOT_YET = pytest.mark.xfail(strict=False, reason="rooms are being rewritten")
+
+
+@NOT_YET
+def test_everything_public_has_a_docstring() -> None:
+    assert [line for path in modules() for line in undocumented(path)] == []
+
+
+@NOT_YET
+def test_docstrings_of_arrays_name_shapes_and_units() -> None:
+    assert [line for path in modules() for line in without_shape_or_unit(path)] == []
+
+
+@NOT_YET
+def test_docstrings_begin_with_what_is_done_or_returned() -> None:
+    assert [line for path in modules() for line in badly_begun(path)] == []
+
+
+@NOT_YET
+def test_comments_stand_where_traps_are() -> None:
+    counts = [comment_lines(path) for path in modules()]
+    assert 1000 * sum(n for n, _ in counts) >= 20 * sum(n for _, n in counts)
+
+
+@NOT_YET
+def test_there_are_few_modules() -> None:
+    assert len(modules()) <= 145
+
+
+# -- imports --------------------------------------------------------------------------------------
+
+
+@NOT_YET
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("seqloss_cli")
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    assert circle(imports) == []
+    assert circle({"a": {"b"}, "b": {"a"}}) != []
