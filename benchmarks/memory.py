@@ -105,7 +105,7 @@ def _table(title: str, points: Points) -> Any:
 def point(settings: Settings, folder: str, dtype: str, what: str, keep: bool) -> dict[str, float]:
     """Bytes beyond what is held once the model is loaded; with `keep` freed memory is kept."""
     scorer = load_scorer(folder, dtype, batches=BatchPolicy(tokens=4096))
-    model = scorer.checkpoint.model
+    model = scorer.backend.model
     for weight in model.parameters():  # pages mapped from the file would come and go
         weight.data = weight.data.clone()
     if not keep:

@@ -45,20 +45,20 @@ class Watch:
     """While it lasts, notes the batches that an engine is given."""
 
     def __init__(self, scorer: Any) -> None:
-        self._open_backend, self.batches = scorer.backend, []
+        self._backend, self.batches = scorer.backend, []
 
     def __enter__(self) -> Watch:
-        score = self._open_backend.score
+        score = self._backend.score
 
         def noting(batch: Any, requested: Any) -> Any:
             self.batches.append(batch)
             return score(batch, requested)
 
-        self._open_backend.score = noting
+        self._backend.score = noting
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._open_backend.score
+        del self._backend.score
 
     @property
     def mean_tokens(self) -> int:

@@ -61,6 +61,8 @@ def _checkpoint(choice: Any, n_devices: int = 1) -> Any:
 @contextmanager
 def stubbed() -> Iterator[None]:
     """While it lasts, no weights are loaded, and losses are those of `_Stub`."""
+    from seqloss_cli.backends.torch import backend as torch_backend
+    from seqloss_cli.backends.torch import opening
     from seqloss_cli.backends.torch import teacher as teaching
     from seqloss_cli.backends.torch.backend import TorchBackend
     from seqloss_cli.backends.torch.softmax import QUANTITIES
@@ -73,13 +75,16 @@ def stubbed() -> Iterator[None]:
 
         path, compiled = "packed", False  # type: ignore[assignment]
 
-        def __init__(self, model: str, max_tokens: int, share_prefix: bool = False) -> None:
+        def __init__(
+            self, model: str, max_tokens: int, share_prefix: bool = False, checkpoint: Any = None
+        ) -> None:
             self.model, self.warnings, self.n_too_large = model, [], 0
+            self.checkpoint = checkpoint
             self.capabilities = Capabilities(
                 longest_packed=512, longest_shared=512 * share_prefix, quantities=QUANTITIES
             )
 
-        def vocabulary(self) -> int:
+        def vocab_size(self) -> int:
             return 4096
 
         def score(self, batch: Any, wants: Any) -> Any:
@@ -108,9 +113,6 @@ def stubbed() -> Iterator[None]:
         }
         asked = [name for column in wants.columns for name in column.array_names]
         return TokenScores(losses, {name: given[name] for name in asked})
-
-    def _engine(checkpoint: Any, context: int, batches: Any, speed: Any) -> Any:
-        return _Stub(checkpoint.model, context, batches.share_prefix), batches
 
     def _taught(self: Any, batch: Any, wants: Any) -> Any:
         """Return what `teacher_divergences` and a file read, for `StudentTeacherBackend.score`."""
@@ -141,9 +143,10 @@ def stubbed() -> Iterator[None]:
         return TokenScores(losses, further)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scorer, "load_checkpoint", _checkpoint)
         patch.setattr(scorer, "load_tokenizer_only", _tokenizer_of)
-        patch.setattr(scorer, "_open_backend", _engine)
+        patch.setattr(opening, "load_checkpoint", _checkpoint)
+        patch.setattr(torch_backend, "TorchBackend", _Stub)
+        patch.setattr(opening, "_compile", lambda backends, speed: None)
         patch.setattr(teaching, "load_checkpoint", _checkpoint)
         patch.setattr(teaching, "TorchBackend", _Stub)
         patch.setattr(teaching.StudentTeacherBackend, "score", _taught)

@@ -1,7 +1,7 @@
 """What is kept of a teacher's distributions, so that it need not be loaded again.
 
 JSONL: a line that says which teacher, tokenizer and windows; for each sequence, by the SHA-256 of
-its ids, lines of at most `CHUNK` scored tokens with the columns of `SavedGold` (base64 of
+its ids, lines of at most `CHUNK` scored tokens with the columns of `SavedTeacherRows` (base64 of
 little-endian numbers); and a line with the error that the K ids make for the student that they were
 saved beside.
 """
@@ -13,7 +13,8 @@ import binascii
 import hashlib
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,16 @@ import orjson
 from numpy.typing import NDArray
 
 from seqloss_cli.core.errors import RowError, RunError, UsageError
-from seqloss_cli.core.records import Bools, Ints, SavedGold, SequenceScore, TokenSequence
+from seqloss_cli.core.records import (
+    Bools,
+    Entry,
+    Ints,
+    Rejected,
+    SavedTeacherRows,
+    SequenceScore,
+    TokenSequence,
+    rejection,
+)
 
 KIND, VERSION = "seqloss teacher", 1
 CHUNK = 2048
@@ -130,11 +140,51 @@ class TeacherFile:
             raise RowError("not_in_teacher", f"{self.path} knows nothing of this text's tokens")
         return RowsOfFile(self, places, scored)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the teacher has logits for."""
+        return int(self.header["n_words"])
+
+    def require_fits(self, described: Mapping[str, Any], n_logits: int) -> None:
+        """Raises UsageError where the file is of other tokens, windows or ids; `described` is what
+        a file of this run would say of the first two."""
+        for name, value in described.items():
+            if self.header.get(name) != value:
+                flag = "" if name == "tokenizer_sha256" else f" (--{name.replace('_', '-')})"
+                raise UsageError(
+                    f"--teacher {self.path}: its {name} is {self.header.get(name)!r:.20}, "
+                    f"this run's {value!r:.20}{flag}"
+                )
+        if n_logits < self.vocab_size:
+            raise UsageError(
+                f"--teacher {self.path} is of {self.vocab_size} words, this model has {n_logits} "
+                "logits: name the teacher itself"
+            )
+
+    def attach(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return each sequence with what the file knows of it; rejected where that is nothing."""
+        return [self._attached(entry) for entry in entries]
+
+    def _attached(self, entry: Entry) -> Entry:
+        if isinstance(entry, Rejected):
+            return entry
+        try:
+            return replace(entry, saved=self.rows_of(entry))
+        except RowError as error:
+            return rejection(entry.sample, error.reason, error.message)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run record says of the teacher."""
+        names = ("model", "revision", "weights_sha256", "adapter", "quantization", "dtype", "path")
+        found = {name: self.header.get(name) for name in names}
+        found |= {name: self.header[name] for name in ("n_words", "top_k")}
+        return found | {"saved_as": str(self.path), "measured": self.measured}
+
     def _key_at(self, place: int) -> bytes:
         self._file.seek(place)
         return self._file.read(_KEY_CHARS.stop)[_KEY_CHARS]
 
-    def line_at(self, place: int, n_least: int) -> SavedGold:
+    def line_at(self, place: int, n_least: int) -> SavedTeacherRows:
         """The columns of a line; raises RunError where they are damaged."""
         self._file.seek(place)
         try:
@@ -144,7 +194,7 @@ class TeacherFile:
             assert row["n"] >= n_least
         except (ValueError, KeyError, TypeError, AssertionError, binascii.Error) as error:
             raise RunError(f"--teacher {self.path}: is damaged at byte {place}") from error
-        return SavedGold(**columns)
+        return SavedTeacherRows(**columns)
 
     def _column(self, row: Mapping[str, Any], name: str) -> NDArray[Any]:
         values = np.frombuffer(base64.b64decode(row[name], validate=True), dtype=_DTYPES[name])
@@ -159,19 +209,19 @@ class RowsOfFile:
         n_scored = int(scored.sum())
 
         @lru_cache(maxsize=1)
-        def line(number: int) -> SavedGold:
+        def line(number: int) -> SavedTeacherRows:
             return file.line_at(places[number], min(CHUNK, n_scored - number * CHUNK))
 
         self._line = line
 
-    def at(self, targets: Ints) -> SavedGold:
+    def at(self, targets: Ints) -> SavedTeacherRows:
         """Of scored tokens, in their order."""
         lines, places = np.divmod(self._numbers[targets], CHUNK)
         parts: list[dict[str, NDArray[Any]]] = []
         for number in np.unique(lines).tolist():
             line, here = self._line(number), places[lines == number]
             parts.append({name: getattr(line, name)[here] for name in _DTYPES})
-        return SavedGold(**{n: np.concatenate([part[n] for part in parts]) for n in _DTYPES})
+        return SavedTeacherRows(**{n: np.concatenate([part[n] for part in parts]) for n in _DTYPES})
 
 
 def _short(key: bytes) -> int:

@@ -243,7 +243,7 @@ def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | Non
     top_k = ctx.params["teacher_top_k"]
     with open_sink(path, ctx.params["force"], warn=say) as sink:
         writer = TeacherWriter(sink, gold.file_header(top_k))
-        saved = SavedSums(writer, gold.scorer.checkpoint.name, top_k)
+        saved = SavedSums(writer, str(gold.run_info().model), top_k)
         yield saved
         writer.end(saved.measured())
 

@@ -6,7 +6,7 @@ K top ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from seqloss_cli.core.columns import COLUMNS, WORD_BOUNDARIES, TokenColumn
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Bools, Floats, Ints, SavedGold
+from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SavedTeacherRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Batch:
     parts: tuple[Part, ...]
     suffixes: tuple[Suffixes, ...] = ()
     """Fed one after another."""
-    saved: SavedGold | None = None
+    saved: SavedTeacherRows | None = None
     """What a file knows of a teacher at each of the M targets."""
 
     @property
@@ -132,7 +133,7 @@ class Requested:
     """
 
     columns: tuple[TokenColumn, ...]
-    """In the order of `COLUMNS`, then those that no output shows."""
+    """Those that no output shows, which a command needs, then others in the order of `COLUMNS`."""
     top_k: int
     """Alternatives at each target."""
     word_marks: WordMarks | None = field(compare=False)
@@ -154,7 +155,7 @@ class Requested:
             raise TypeError(f"no quantity is asked for by {', '.join(sorted(unknown))}")
         columns = [column for column in COLUMNS if asked.get(column.option)]
         columns += [WORD_BOUNDARIES] if word_marks is not None else []
-        object.__setattr__(self, "columns", (*columns, *internal))
+        object.__setattr__(self, "columns", (*internal, *columns))
         object.__setattr__(self, "top_k", top_k)
         object.__setattr__(self, "word_marks", word_marks)
 
@@ -214,6 +215,8 @@ class Capabilities:
     """How many batches it can score at the same time."""
     quantities: frozenset[str] = frozenset()
     """Names of the columns that it can give beside losses."""
+    prefetch_helps: bool = False
+    """It leaves cores to a thread that reads and tokenizes ahead."""
 
 
 def require_quantities(capabilities: Capabilities, requested: Requested) -> None:
@@ -231,8 +234,64 @@ class Backend(Protocol):
     """Whatever turns token ids into losses: a local model, a server, a fake in the tests."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What batches it takes, and what it can give."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a user should know of how the model is run: for stderr."""
+        ...
+
+    @property
+    def n_too_large(self) -> int:
+        """Batches so far that did not fit in memory."""
+        ...
+
+    def vocab_size(self) -> int:
+        """Return the number of token ids that its distributions are over."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return its part of the run record: fields of `RunInfo` (`model`, `dtype`, `path`, …), and
+        as `versions` those of the packages that only this model needs."""
+        ...
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A backend that is ready to score, and what tokenization and batching must know of it."""
+
+    backend: Backend
+    tokenizer: Any
+    """A tokenizer of transformers."""
+    tokenizer_name: str
+    bos_id: int | None
+    eos_id: int | None
+    """Control tokens that the model's configuration names."""
+    n_ids: int
+    """Ids that the model embeds: the least one that it cannot be fed."""
+    windows: WindowPolicy
+    batches: BatchPolicy
+    """With the budget that was settled on."""
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModel:
+    """A model beside its teacher, ready to score both as one backend."""
+
+    backend: Backend
+    windows: WindowPolicy
+    """Windows that both take."""
+    record: Mapping[str, Any]
+    """What the run record says of the teacher."""
+    n_ids: int | None = None
+    """Ids that both have logits for; None where the model's own vocabulary counts."""
+    attach: Callable[[Sequence[Entry]], list[Entry]] | None = None
+    """Adds to each sequence what a file knows of the teacher, or rejects it."""

@@ -94,6 +94,8 @@ class ModelChoice:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     offline: bool = False
+    backend: str = "torch"
+    """What runs it: a name of `backends.opening.BACKENDS`."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no flag could have; paths may be path objects."""

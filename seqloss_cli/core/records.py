@@ -175,7 +175,7 @@ class PromptBoundary:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedGold:
+class SavedTeacherRows:
     """What a file knows of a teacher's distributions at M tokens, nats."""
 
     top_ids: NDArray[np.int32]
@@ -192,11 +192,11 @@ class SavedGold:
     """Shape M: of its whole distributions."""
 
 
-class SavedRows(Protocol):
-    """A sequence's part of such a file."""
+class SavedTeacher(Protocol):
+    """A sequence's part of a file that knows a teacher's distributions."""
 
-    def at(self, targets: Ints) -> SavedGold:
-        """Of these tokens of the sequence, which are scored, in this order."""
+    def at(self, targets: Ints) -> SavedTeacherRows:
+        """Return the rows of these M scored tokens of the sequence, in this order."""
         ...
 
 
@@ -223,7 +223,7 @@ class TokenSequence:
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
     separate_tokenization: TokenSequence | None = None
     """The same pair tokenized by the other policy, when both are to be compared."""
-    saved: SavedRows | None = None
+    saved: SavedTeacher | None = None
     """Where the model is held to a teacher that is known from a file."""
     end_scored: bool = False
     """What comes after the last token is asked about, too; so that one is fed."""
@@ -305,4 +305,6 @@ class SequenceScore:
         return self.columns.get("top_log_probs")
 
 
+Entry = TokenSequence | Rejected
+"""What tokenizing gives."""
 Outcome = SequenceScore | Rejected

@@ -27,11 +27,12 @@ from seqloss_cli.core.backend import (
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
+    Entry,
     Item,
     Outcome,
     Rejected,
     Sample,
-    SavedGold,
+    SavedTeacherRows,
     SequenceScore,
     TokenSequence,
 )
@@ -43,7 +44,6 @@ FIRST_SHARED_ROWS = 256
 """Where common beginnings are shared, rows wait for others that begin alike."""
 BLOCK_BYTES = 1 << 20
 OnProgress = Callable[[int, float, Item], None]
-Entry = TokenSequence | Rejected
 Tokenize = Callable[[Sequence[Sample]], list[Entry]]
 
 
@@ -231,9 +231,9 @@ def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     order = np.argsort(places)
     columns = (
         np.concatenate([getattr(saved, field.name) for saved in found])[order]
-        for field in fields(SavedGold)
+        for field in fields(SavedTeacherRows)
     )
-    return replace(batch, saved=SavedGold(*columns))
+    return replace(batch, saved=SavedTeacherRows(*columns))
 
 
 def _outcomes(block: _Block, finished: Iterator[ScoreAssembler]) -> Iterator[Outcome]:

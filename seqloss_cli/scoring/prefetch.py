@@ -16,12 +16,6 @@ _TICK = 0.2  # seconds between looks at whether the other side is still there
 _MOMENT = 0.5
 
 
-def prefetch_helps(device: str) -> bool:
-    """Whether a model on this device leaves cores to a thread beside it: on a CPU its products take
-    them all, and wait for each other when one is taken."""
-    return device != "cpu"
-
-
 def prefetch(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> Iterator[Made]:
     """What `make` makes of each item, on another thread, while the last one is used: `most` may
     wait. The items are taken on that thread, too.

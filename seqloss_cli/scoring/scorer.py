@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
-from seqloss_cli.core.backend import Requested
-from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.backend import ComparedModel, Requested
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,
@@ -20,17 +20,11 @@ from seqloss_cli.core.policies import (
     WindowPolicy,
     require_whole,
 )
-from seqloss_cli.core.records import Outcome, Rejected, Sample, TokenSequence
+from seqloss_cli.core.records import Entry, Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.masks import tokenized
-from seqloss_cli.models.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_tokenizer_only,
-    window_policy,
-)
+from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 from seqloss_cli.scoring.pipeline import (
-    Entry,
     OnProgress,
     ignore_finished,
     ignore_progress,
@@ -38,14 +32,8 @@ from seqloss_cli.scoring.pipeline import (
     score_samples,
     with_ends,
 )
-from seqloss_cli.scoring.prefetch import prefetch_helps
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
-
-if TYPE_CHECKING:
-    from seqloss_cli.backends.multi_device import MultiDeviceBackend
-    from seqloss_cli.backends.torch.backend import TorchBackend
-    from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
 
 
 class Scorer:
@@ -66,25 +54,36 @@ class Scorer:
         speed: SpeedPolicy | None = None,
     ) -> None:
         """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
-        policy, speed = policy or TokenPolicy(), speed or SpeedPolicy()
-        checkpoint = load_checkpoint(choice, speed.devices)
-        self.checkpoint = checkpoint
-        self.windows = window_policy(checkpoint, context, stride)
+        from seqloss_cli.backends.opening import open_backend
+
+        opened = open_backend(
+            choice, context, stride, batches or BatchPolicy(), speed or SpeedPolicy()
+        )
+        self.backend, self.windows, self.batches = opened.backend, opened.windows, opened.batches
         self.tokenization = Tokenization(
-            checkpoint.tokenizer, policy, checkpoint.n_ids, checkpoint.bos_id, checkpoint.eos_id
+            opened.tokenizer, policy or TokenPolicy(), opened.n_ids, opened.bos_id, opened.eos_id
         )
         self.pairing: PairTokenization | None = None
         if pairs is not None:
             self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
-        self.backend: TorchBackend | MultiDeviceBackend | StudentTeacherBackend
-        self.backend, self.batches = _open_backend(
-            checkpoint, self.windows.context, batches or BatchPolicy(), speed
-        )
-        if not prefetch_helps(checkpoint.device):
+        if not self.backend.capabilities.prefetch_helps:
             self.batches = replace(self.batches, prefetch=False)
-        self.prepare: Callable[[Sequence[Entry]], list[Entry]] | None = None
-        """What else is done to sequences before they are scored."""
-        self.warnings = [*checkpoint.warnings, *self.tokenization.warnings, *self.backend.warnings]
+        self.warnings = [*opened.warnings, *self.tokenization.warnings, *self.backend.warnings]
+        self._tokenizer_name = opened.tokenizer_name
+        self._attach: Callable[[Sequence[Entry]], list[Entry]] | None = None
+
+    def beside(self, compared: ComparedModel) -> Scorer:
+        """Return a scorer of the model beside a teacher; this one stays as it is.
+
+        The two share the model, so they cannot score at the same time.
+        """
+        found = copy(self)
+        found.backend, found.windows = compared.backend, compared.windows
+        found._attach = compared.attach
+        if compared.n_ids is not None:  # an id that the teacher does not know rejects the row
+            found.tokenization = copy(self.tokenization)
+            found.tokenization.n_ids = min(self.tokenization.n_ids, compared.n_ids)
+        return found
 
     def score(
         self,
@@ -97,13 +96,14 @@ class Scorer:
         """A score or a rejection for each item, in order, as soon as it is ready. The first
         `n_finished` are not scored, but handed to `on_finished` as they would be.
 
-        Raises UsageError when more alternatives are wanted than the model has ids.
+        Raises UsageError for a quantity that the backend cannot give, and when more alternatives
+        are wanted than the model has ids.
         """
         requested = requested or Requested()
         require_whole("--top-k", requested.top_k, 0)
-        if requested.top_k > self.checkpoint.n_ids:
+        if requested.top_k > self.tokenization.n_ids:
             raise UsageError(
-                f"--top-k {requested.top_k} is more than the model's {self.checkpoint.n_ids} ids"
+                f"--top-k {requested.top_k} is more than the model's {self.tokenization.n_ids} ids"
             )
         return score_samples(
             items,
@@ -119,73 +119,23 @@ class Scorer:
 
     def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
         entries = (self.pairing or self.tokenization).tokenize(samples)
-        return entries if self.prepare is None else self.prepare(entries)
+        return entries if self._attach is None else self._attach(entries)
 
     def run_info(self, command: str = "api") -> RunInfo:
-        import torch
-
-        checkpoint = self.checkpoint
+        """Return the run record: the model and the policies, rule 12."""
+        described = dict(self.backend.describe())
+        versions = {**_versions(), **described.pop("versions", {})}
         return replace(
-            _run_info(command, self.tokenization, checkpoint.tokenizer_name, self.pairing),
-            model=checkpoint.name,
-            revision=checkpoint.revision,
-            weights_sha256=checkpoint.weights_sha256,
-            adapter=checkpoint.adapter,
-            quantization=checkpoint.quantization,
-            dtype=checkpoint.dtype,
-            device=checkpoint.device,
-            threads=torch.get_num_threads(),
+            _run_info(command, self.tokenization, self._tokenizer_name, self.pairing),
             context=self.windows.context,
             context_source=self.windows.context_source,
             stride=None if self.pairing else self.windows.stride,
             share_prefix=self.backend.capabilities.longest_shared > 0,
             batch_tokens=self.batches.tokens,
-            path=self.backend.path,
-            compiled=self.backend.compiled,
-            devices=self.backend.capabilities.at_once,
             gold="one-hot",
-            versions=_versions(*_packages(checkpoint)),
+            versions=versions,
+            **described,
         )
-
-
-def _open_backend(
-    checkpoint: Checkpoint, context: int, batches: BatchPolicy, speed: SpeedPolicy
-) -> tuple[TorchBackend | MultiDeviceBackend, BatchPolicy]:
-    """The model, or its copies, ready to score, and the budget of a batch that was settled on."""
-    from seqloss_cli.backends.multi_device import MultiDeviceBackend
-    from seqloss_cli.backends.torch.backend import TorchBackend
-    from seqloss_cli.backends.torch.batch_budget import choose_batch_tokens
-
-    backends = [
-        TorchBackend(model, context, share_prefix=batches.share_prefix)
-        for model in (checkpoint.model, *checkpoint.copies)
-    ]
-    _compile(backends, speed)
-    if batches.auto:
-        budget = min(choose_batch_tokens(backend, context) for backend in backends)
-        batches = replace(batches, tokens=budget, auto=False)
-    return (MultiDeviceBackend(backends) if len(backends) > 1 else backends[0]), batches
-
-
-def _compile(backends: list[TorchBackend], speed: SpeedPolicy) -> None:
-    """All or none. Raises RunError when it is demanded and cannot be done."""
-    from seqloss_cli.backends.torch.batch_budget import compiling_pays
-
-    first = backends[0]
-    if speed.compile == "off" or (
-        speed.compile == "auto"
-        and not (first.path == "packed" and compiling_pays(first.model, speed.work_bytes))
-    ):
-        return
-    try:
-        for backend in backends:
-            backend.compile()
-    except RunError as error:
-        if speed.compile == "on":
-            raise
-        for backend in backends:
-            backend.stop_compiled()
-        first.warnings.append(f"not compiled: {error}")
 
 
 class PairTokens:
@@ -264,15 +214,6 @@ def _run_info(
     )
 
 
-def _packages(checkpoint: Checkpoint) -> list[str]:
-    """What else made the model's numbers."""
-    kinds = (checkpoint.quantization or "").split(" ")[0].lower()
-    return [
-        *(["peft"] if checkpoint.adapter else []),
-        *(name for name in ("torchao", "bitsandbytes", "gguf") if name == kinds),
-    ]
-
-
-def _versions(*further: str) -> dict[str, str]:
-    names = ("seqloss", "torch", "transformers", "tokenizers", "numpy", *further)
+def _versions() -> dict[str, str]:
+    names = ("seqloss", "torch", "transformers", "tokenizers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

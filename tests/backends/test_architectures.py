@@ -239,7 +239,7 @@ def test_float64_losses(name: str, tolerance: float, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
     choice = ModelChoice(name=str(folder), dtype="float64")
     scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
-    assert scorer.checkpoint.dtype == "float64"
+    assert scorer.run_info().dtype == "float64"
     assert scorer.backend.path == ("batched" if name in PADDED else "packed")
     double = type(model).from_pretrained(folder, dtype=torch.float64).eval()
     assert_right(double, scored(scorer.score(samples(TEXTS))), tolerance)
@@ -257,7 +257,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_a_plain_forward(
     folder = save_checkpoint(tmp_path, build(name).to(torch.bfloat16), byte_tokenizer())
     choice = ModelChoice(name=str(folder), dtype="bfloat16")
     scorer = Scorer(choice, context=CONTEXT, stride=STRIDE)
-    assert scorer.checkpoint.dtype == "bfloat16"
+    assert scorer.run_info().dtype == "bfloat16"
     scores = scored(scorer.score(samples(TEXTS)))
     exact = model_class.from_pretrained(folder, dtype=torch.float64).eval()
     rounded = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()

@@ -36,9 +36,9 @@ from helpers.runs import (
     sequence_of,
 )
 from seqloss_cli import PairPolicy
-from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import attention, head
 from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.opening import MultiDeviceBackend
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import Floats, Pair, TokenSequence
@@ -72,10 +72,10 @@ class Model:
 
     def by(self, way: str) -> Any:
         if way not in self.backends:
-            self.backends[way] = self._open_backend(way)
+            self.backends[way] = self._backend_of(way)
         return self.backends[way]
 
-    def _open_backend(self, way: str) -> Any:
+    def _backend_of(self, way: str) -> Any:
         if way.startswith("fleet"):
             n_engines = {"two": 2, "three": 3}[way.split()[2].strip(",")]
             fleet = [TorchBackend(copy.deepcopy(self.model), LONGEST) for _ in range(n_engines)]

@@ -102,7 +102,7 @@ def test_a_lora_is_applied_and_not_merged(base: Path, lora: Path) -> None:
     run, run_without = scorer.run_info(), without.run_info()
     assert (run.model, run.adapter, run_without.adapter) == (str(base), str(lora), None)
     assert run.weights_sha256 != run_without.weights_sha256
-    state = scorer.checkpoint.model.state_dict()
+    state = scorer.backend.model.state_dict()
     assert any("lora_A" in name for name in state)
     own = load(base).state_dict()["model.layers.0.self_attn.q_proj.weight"]
     assert torch.equal(state["model.layers.0.self_attn.q_proj.base_layer.weight"], own)

@@ -63,7 +63,7 @@ def test_loss_falls_over_the_run():
 
 
 def test_the_tokenizer_has_about_4k_ids_and_adds_its_bos(demo):
-    assert demo.checkpoint.n_ids == 4096
+    assert demo.tokenization.n_ids == 4096
     assert demo.windows.context == 512
     assert demo.tokenization.bos_id == 0
     (score,) = demo.score([Sample("x", "x", text="a")])

@@ -22,7 +22,7 @@ from helpers.architectures import ARCHITECTURES, build
 from helpers.oracles import assert_true
 from helpers.runs import LONGEST, NEEDS_COMPILER, random_rows, scores_by
 from seqloss_cli.backends.torch.backend import TorchBackend
-from seqloss_cli.backends.torch.compiling import CompiledLayers
+from seqloss_cli.backends.torch.forward import CompiledLayers
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.onednn import (

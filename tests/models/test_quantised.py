@@ -114,7 +114,7 @@ def test_weights_of_another_dtype_are_computed_with_in_the_dtype_asked_for(
         if hasattr(weight, "qdata"):
             exact = weight.qdata.double() * weight.scale.double()
             module.weight = torch.nn.Parameter(exact, requires_grad=False)
-    assert scorer.checkpoint.dtype == "float32"
+    assert scorer.run_info().dtype == "float32"
     assert_equal(losses_by(scorer), losses_of(unpacked.double(), scorer))
 
 

@@ -24,7 +24,7 @@ from seqloss_cli.backends.torch.head import score_in_blocks
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.core.records import SavedGold
+from seqloss_cli.core.records import SavedTeacherRows
 from seqloss_cli.metrics.divergence import Documents, divergence_totals
 from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
@@ -168,7 +168,7 @@ def test_what_is_saved_bounds_the_divergence(
     own = torch.where(rest > 0, rest * q, 0.0).sum(1)
     np.testing.assert_allclose(further["rest_own"], own, rtol=1e-6, atol=1e-15)
     names = ("top_ids", "top_log_probs", "rest_log_prob", "rest_own")
-    saved = SavedGold(
+    saved = SavedTeacherRows(
         **{name: further[name] for name in names},
         losses=further["teacher_losses"],
         entropies=further["teacher_entropies"],
@@ -226,7 +226,7 @@ def test_the_command_against_one_forward_per_prefix(models: Path) -> None:
     words = ["diverge", "--text", TEXT, "-m", models / "b", "--teacher", models / "a", "--json"]
     found = document(in_process(*words))
     (row,), totals = found["sequences"], found["totals"]
-    pair = [Scorer(ModelChoice(str(models / name))).checkpoint.model for name in ("b", "a")]
+    pair = [Scorer(ModelChoice(str(models / name))).backend.model for name in ("b", "a")]
     expected = oracle(pair[0], pair[1], row["token_ids"])
     for name, value in expected.items():
         assert totals[name] == pytest.approx(value, abs=1e-4 * totals["n_scored"])
@@ -269,7 +269,7 @@ def test_smoothed_gold_against_torch(models: Path) -> None:
     words = ["diverge", "--text", TEXT, "-m", models / "a", "--label-smoothing", "0.3", "--json"]
     found = document(in_process(*words))
     ids = torch.tensor([found["sequences"][0]["token_ids"]])
-    model = Scorer(ModelChoice(str(models / "a"))).checkpoint.model
+    model = Scorer(ModelChoice(str(models / "a"))).backend.model
     with torch.no_grad():
         logits = model(ids).logits[0, :-1].double()
     expected = torch.nn.functional.cross_entropy(

@@ -19,10 +19,10 @@ from helpers.builders import llama
 from helpers.oracles import CONTEXT
 from helpers.program import document, in_process
 from helpers.runs import TEXTS, Narrow, scores_of
-from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch import batch_budget as estimates
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import ModelForward
+from seqloss_cli.backends.torch.opening import MultiDeviceBackend
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.tokenization.tokenizer import Tokenization

@@ -28,8 +28,8 @@ from helpers.oracles import CONTEXT
 from helpers.program import ROOT
 from helpers.runs import Narrow, scores_of
 from seqloss_cli import RunError, Sample, SequenceScore
-from seqloss_cli.backends.multi_device import MultiDeviceBackend
 from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.opening import MultiDeviceBackend
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.scoring import prefetch
@@ -152,7 +152,7 @@ def test_what_the_program_says_of_its_thread(
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
         monkeypatch.setattr(prefetch._Worker, "run", lambda worker: None)
-    monkeypatch.setattr("seqloss_cli.scoring.scorer.prefetch_helps", lambda device: True)
+    monkeypatch.setattr("seqloss_cli.backends.torch.backend.prefetch_helps", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code
     assert said in result.stderr

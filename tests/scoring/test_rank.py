@@ -53,7 +53,7 @@ def log_prob(scorer: Scorer, prompt: str, response: str) -> float:
     """One forward per prefix, in float64."""
     ids = scorer.tokenization.encode([prompt + response])[0]
     n = len(response.encode())
-    losses = reference_losses(scorer.checkpoint.model, [0, *ids])
+    losses = reference_losses(scorer.backend.model, [0, *ids])
     return -math.fsum(loss for loss in losses[-n:] if loss is not None)
 
 

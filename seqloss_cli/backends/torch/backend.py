@@ -4,22 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from seqloss_cli.backends.batching import plan_batches
-from seqloss_cli.backends.torch.compiling import CompiledLayers
-from seqloss_cli.backends.torch.forward import ModelForward, RunPath
+from seqloss_cli.backends.torch.forward import CompiledLayers, ModelForward, RunPath
 from seqloss_cli.backends.torch.path_selection import PathSelector, probe_ids, probe_of
 from seqloss_cli.core.backend import Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.models.checkpoint import Checkpoint
 from seqloss_cli.models.model_loading import is_out_of_memory
 from seqloss_cli.models.quantization import quantization_name
 
 T = TypeVar("T")
+_IDENTITY = ("revision", "weights_sha256", "adapter", "quantization", "dtype")
+_PACKAGES = ("torchao", "bitsandbytes", "gguf")
+"""Packages that compute with weights of their own kind."""
+
+
+def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return which weights a checkpoint holds, as run records say it."""
+    return {"model": checkpoint.name} | {name: getattr(checkpoint, name) for name in _IDENTITY}
+
+
+def described_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a run record says of a checkpoint, and versions of the packages it needs."""
+    kind = (checkpoint.quantization or "").split(" ")[0].lower()
+    packages = ["peft"] if checkpoint.adapter else []
+    packages += [name for name in _PACKAGES if name == kind]
+    versions = {name: version(name) for name in packages}
+    return {**identity_of(checkpoint), "device": checkpoint.device, "versions": versions}
+
+
+def prefetch_helps(device_type: str) -> bool:
+    """Whether a model on this device leaves cores to a thread beside it: on a CPU its products take
+    them all, and wait for each other when one is taken."""
+    return device_type != "cpu"
 
 
 class TorchBackend:
@@ -31,13 +55,15 @@ class TorchBackend:
         max_tokens: int,
         path: RunPath | None = None,
         share_prefix: bool = False,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """`max_tokens` is the most tokens that the model may be fed; `path` skips the choice.
-        Whether common beginnings can be shared is found out if `share_prefix` asks for it.
+        Whether common prefixes can be shared is found out if `share_prefix` asks for it. The run
+        record tells of the `checkpoint` that the model comes from.
 
         Raises RunError when the model is not causal: its losses would see their own targets.
         """
-        self.model = model
+        self.model, self.checkpoint = model, checkpoint
         self._prober = PathSelector(model, max_tokens)
         self._runner = self._prober.runner
         self.warnings = self._prober.warnings
@@ -47,7 +73,9 @@ class TorchBackend:
             self._at_load(lambda: self._prober.choose_path(min(12, max_tokens)))
         elif path != "plain":
             self._runner.use_path(path, self._prober.backbones[0])
-        self.capabilities = self._runner.capabilities
+        self.capabilities = replace(
+            self._runner.capabilities, prefetch_helps=prefetch_helps(model.device.type)
+        )
         if share_prefix and not self.capabilities.one_row:
             longest_shared = self._at_load(self._prober.choose_longest_shared)
             self.capabilities = replace(self.capabilities, longest_shared=longest_shared)
@@ -117,12 +145,22 @@ class TorchBackend:
             ) from error
 
     @torch.inference_mode()
-    def vocabulary(self) -> int:
-        """How many logits the model has."""
+    def vocab_size(self) -> int:
+        """Return how many logits the model has."""
         probe = probe_of(probe_ids(2, self._prober.n_ids))
         windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
         (batch,) = plan_batches([probe], windows, policy, self._runner.capabilities)
         return self._runner.logits(batch).vocabulary
+
+    def describe(self) -> dict[str, Any]:
+        """Return its part of the run record: which checkpoint, and how it is run."""
+        found = {} if self.checkpoint is None else described_checkpoint(self.checkpoint)
+        return found | {
+            "threads": torch.get_num_threads(),
+            "path": self.path,
+            "compiled": self.compiled,
+            "devices": 1,
+        }
 
     @torch.inference_mode()
     def _at_load(self, check: Callable[[], T]) -> T:

@@ -20,7 +20,7 @@ from seqloss_cli.backends.torch.forward import Logits
 from seqloss_cli.backends.torch.head import on_host, rows_at_once, vocab_blocks
 from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
-from seqloss_cli.core.records import SavedGold
+from seqloss_cli.core.records import SavedTeacherRows
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
 """As the head's, of fewer words at least: there are two models, and everything is in float64."""
@@ -57,7 +57,7 @@ def diverge(
 
 
 def diverge_from_saved(
-    student: Logits, targets_M: Tensor, saved: SavedGold, n_words: int
+    student: Logits, targets_M: Tensor, saved: SavedTeacherRows, n_words: int
 ) -> TokenScores:
     """The same with a teacher of which a file knows something at each of the M positions."""
     device, parts = targets_M.device, []

@@ -7,16 +7,16 @@ time, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqloss_cli.backends.torch.attention import PACKED, packed
-from seqloss_cli.backends.torch.compiling import CompiledLayers, computing
 from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
 from seqloss_cli.backends.torch.softmax import QUANTITIES
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, Suffixes, TokenScores, padded
@@ -241,3 +241,51 @@ def _float32_product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 def can_run_in_blocks(model: Any) -> bool:
     """Whether the output layer is a plain matrix, of which some rows can be taken."""
     return type(model.get_output_embeddings()) in (torch.nn.Linear, OneDnnLinear)
+
+
+# -- compiled layers -------------------------------------------------------------------------------
+
+
+class CompiledLayers:
+    """The layers of a backbone with a compiled forward, which they have only while `on()` lasts:
+    forwards with caches or masks are other code, and would be compiled again.
+
+    Raises ValueError when the backbone has no list of layers. What the compiler itself cannot do
+    shows at the first forward.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        layers = _layers_of(backbone)
+        forwards: dict[type, Any] = {
+            kind: torch.compile(kind.forward, dynamic=True) for kind in {type(x) for x in layers}
+        }
+        self._forwards = [(layer, partial(forwards[type(layer)], layer)) for layer in layers]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer, forward in self._forwards:
+                stack.enter_context(computing(layer, forward))
+            yield
+
+
+def _layers_of(backbone: nn.Module) -> list[nn.Module]:
+    """The longest list of modules: the layers that hidden states go through one after another."""
+    lists = [list(m) for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        raise ValueError(f"{type(backbone).__name__} has no list of layers")
+    return max(lists, key=len)
+
+
+@contextmanager
+def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, calling the module calls `forward`."""
+    replaced = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if replaced is None:
+            del module.forward
+        else:
+            module.forward = replaced

@@ -20,18 +20,12 @@ import torch
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX
 from seqloss_cli.backends.torch.forward import PATHS, ModelForward, RunPath, can_run_in_blocks
-from seqloss_cli.backends.torch.traits import (
-    depends_on_packed_position,
-    has_length_dependent_rope,
-    longest_seen_whole,
-    possible_backbones,
-    quantizes_activations,
-)
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
 from seqloss_cli.models.model_loading import is_out_of_memory
+from seqloss_cli.models.quantization import activation_quantization
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models
@@ -39,6 +33,13 @@ run in float32 whatever it is)."""
 _APART = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Nats by which a row's losses may change with the ids of another: the rounding of experts that
 take other numbers of tokens."""
+_LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
+"""Rotary factors that change, for all rows, with the longest row of a batch."""
+_REACHES = ("sliding_window", "attention_chunk_size", "window_size")
+"""How far layers look back, by the names that configurations have for it."""
+_PACKED_POSITION_SETTINGS = ("attn_temperature_tuning",)
+"""Settings of models that scale attention by a token's place in what is fed, not in its row, beyond
+thousands of tokens."""
 
 
 class PathSelector:
@@ -195,3 +196,45 @@ def probe_of(ids: Ints, skipped: int = 0) -> TokenSequence:
     """A sequence that scores all its tokens but for the first few."""
     wanted = np.arange(len(ids)) > skipped
     return TokenSequence(Sample("", "<probe>"), None, ids, None, wanted, wanted, "none", "none", {})
+
+
+# -- what a configuration says, where a probe of a few tokens cannot tell --------------------------
+
+
+def longest_seen_whole(model: Any, max_tokens: int) -> int:
+    """The longest row of which every token sees all before it: no layer slides a window. 0 where
+    layers differ in a way that is not known."""
+    config = model.config.get_text_config()
+    reaches = [getattr(config, name, None) for name in _REACHES]
+    if any(isinstance(reach, list | tuple) for reach in reaches):
+        return 0
+    return min([max_tokens, *(r for r in reaches if isinstance(r, int) and r > 0)])
+
+
+def depends_on_packed_position(model: Any) -> bool:
+    """Whether a token's place in what is fed counts, beside its place in its row."""
+    config = model.config.get_text_config()
+    return any(getattr(config, name, None) for name in _PACKED_POSITION_SETTINGS)
+
+
+def has_length_dependent_rope(model: Any) -> bool:
+    """Whether rotary factors depend on the longest row: then a row's numbers depend on its batch.
+
+    A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
+    """
+    written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
+    return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
+
+
+def quantizes_activations(model: Any) -> str | None:
+    """The quantisation, where it rounds activations by what they are computed together with."""
+    return activation_quantization(model.config)
+
+
+def possible_backbones(model: Any) -> list[Any]:
+    """The modules that may turn ids into hidden states; which one does is found by trying."""
+    found = []
+    for candidate in (model.get_decoder(), model.base_model):
+        if candidate is not None and candidate is not model and candidate not in found:
+            found.append(candidate)
+    return found

@@ -1,39 +1,44 @@
-"""Hold a scorer's model to gold distributions: a teacher's, a file's, or smoothed one-hot ones."""
+"""Compare a model with a teacher: two models as one backend, or a model and a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from seqloss_cli.backends.teacher_files import TeacherFile
-from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
 from seqloss_cli.backends.torch.forward import ModelForward
-from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
+from seqloss_cli.core.backend import (
+    Backend,
+    Batch,
+    Capabilities,
+    ComparedModel,
+    Requested,
+    TokenScores,
+)
 from seqloss_cli.core.columns import DIVERGENCES
-from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice, WindowPolicy
-from seqloss_cli.core.records import Rejected, TokenSequence, rejection
 from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
-
-Entry = TokenSequence | Rejected
 
 
 class StudentTeacherBackend:
     """A model and its teacher as one backend: the student's losses, and the divergences."""
 
     def __init__(
-        self, student: TorchBackend, teacher: TorchBackend | None, n_words: int, top_k: int = 0
+        self, student: TorchBackend, teacher: TorchBackend | None, vocab_size: int, top_k: int = 0
     ) -> None:
-        """`n_words` of both vocabularies count. With `top_k` what a file keeps of the teacher is
-        given, too. Without a `teacher` batches come with what a file knows of it."""
+        """The first `vocab_size` ids of both vocabularies count. With `top_k`, scores hold what a
+        file keeps of the teacher, too. Without a `teacher`, batches come with what a file knows."""
         self._student, self._teacher = student, teacher
-        self._n_words, self._top_k = n_words, top_k
-        self.path, self.compiled = student.path, student.compiled
+        self._vocab_size, self._top_k = vocab_size, top_k
         self.warnings: list[str] = []
         """Of the teacher: those of the student were said when it was loaded."""
         given = frozenset([DIVERGENCES.name])
+        # No prefix is shared: the divergence needs the logits of both models at the same targets.
         self.capabilities = replace(student.capabilities, longest_shared=0, quantities=given)
         if teacher is not None:
             self.warnings += [f"teacher: {each}" for each in teacher.warnings]
@@ -49,83 +54,111 @@ class StudentTeacherBackend:
         """Batches that did not fit in memory."""
         return self._student.n_too_large + (self._teacher.n_too_large if self._teacher else 0)
 
+    def vocab_size(self) -> int:
+        """Return how many ids of the vocabulary are compared."""
+        return self._vocab_size
+
+    def describe(self) -> dict[str, Any]:
+        """Return the student's part of the run record: the teacher has a part of its own."""
+        return self._student.describe()
+
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target, as `TorchBackend.score`; the columns are those of `DIVERGENCES`."""
         teacher = self._teacher
         if teacher is None:
-            return self._student.run(batch, lambda runner: self._from_saved(batch, runner))
+            return self._student.run(batch, lambda student: self._from_saved(batch, student))
         return self._student.run(
             batch,
-            lambda runner: teacher.run(batch, lambda other: self._both(batch, runner, other)),
+            lambda student: teacher.run(batch, lambda other: self._both(batch, student, other)),
         )
 
     def _both(self, batch: Batch, student: ModelForward, teacher: ModelForward) -> TokenScores:
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
-        return diverge(logits, teacher.logits(batch), targets_M, self._n_words, self._top_k)
+        return diverge(logits, teacher.logits(batch), targets_M, self._vocab_size, self._top_k)
 
     def _from_saved(self, batch: Batch, student: ModelForward) -> TokenScores:
         assert batch.saved is not None
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
-        return diverge_from_saved(logits, targets_M, batch.saved, self._n_words)
+        return diverge_from_saved(logits, targets_M, batch.saved, self._vocab_size)
 
 
-def load_teacher(
-    choice: ModelChoice,
-    student: Checkpoint,
-    backend: TorchBackend,
-    windows: WindowPolicy,
-    top_k: int,
-) -> tuple[StudentTeacherBackend, WindowPolicy, dict[str, Any]]:
-    """The two as one backend, the windows that fit both, and what the run's record says.
+def with_teacher(
+    student: Backend, choice: ModelChoice, windows: WindowPolicy, top_k: int
+) -> ComparedModel:
+    """Load a teacher beside a student. With `top_k`, what a file keeps of it is computed, too.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
+    student = _local(student)
+    own = student.checkpoint
+    assert own is not None
     checkpoint = load_checkpoint(choice)
-    _require_same_ids(student, checkpoint)
+    _require_same_ids(own, checkpoint)
     windows = _fitting(windows, checkpoint)
     teacher = TorchBackend(checkpoint.model, windows.context)
-    if backend.compiled:
+    if student.compiled:
         try:
             teacher.compile()
         except RunError as error:
             teacher.warnings.append(f"not compiled: {error}")
-    widths = backend.vocabulary(), teacher.vocabulary()
-    n_words = widths[0]
-    if widths[0] != widths[1]:
-        if top_k:
-            raise UsageError(
-                f"--save-teacher: the heads are {widths[0]} and {widths[1]} wide; save it beside a "
-                "model of its own width"
-            )
-        n_words = _n_tokenizer_ids(student)
-        if n_words > min(widths):
-            raise UsageError(
-                f"--teacher {choice.name}: the tokenizer has {n_words} ids, the models' heads "
-                f"{widths[0]} and {widths[1]}: they have no common vocabulary"
-            )
-    taught = StudentTeacherBackend(backend, teacher, n_words, top_k)
-    taught.warnings += [f"teacher: {each}" for each in checkpoint.warnings]
-    return taught, windows, teacher_record(checkpoint, teacher.path, widths, n_words)
-
-
-def teacher_record(
-    checkpoint: Checkpoint, path: str, widths: tuple[int, int], n_words: int
-) -> dict[str, Any]:
-    """Which teacher, and what of the vocabularies is compared."""
-    return {
-        "model": checkpoint.name,
-        "revision": checkpoint.revision,
-        "weights_sha256": checkpoint.weights_sha256,
-        "adapter": checkpoint.adapter,
-        "quantization": checkpoint.quantization,
-        "dtype": checkpoint.dtype,
-        "path": path,
-        "n_words": n_words,
+    widths = student.vocab_size(), teacher.vocab_size()
+    vocab_size = _common_vocab_size(own, choice, widths, top_k)
+    if top_k > vocab_size:
+        raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
+    backend = StudentTeacherBackend(student, teacher, vocab_size, top_k)
+    backend.warnings += [f"teacher: {each}" for each in checkpoint.warnings]
+    record = {
+        **identity_of(checkpoint),
+        "path": teacher.path,
+        "n_words": vocab_size,
         "n_logits": widths[1],
         "n_logits_student": widths[0],
         "saved_as": None,
         "top_k": None,
     }
+    return ComparedModel(backend, windows, record, n_ids=vocab_size)
+
+
+def with_saved_teacher(
+    student: Backend, path: Path, windows: WindowPolicy, described: Mapping[str, Any]
+) -> ComparedModel:
+    """Compare a student with a teacher that is known from a file.
+
+    `described` is what a file of this run would say of its tokens and windows. Raises UsageError
+    where the file is of others, or of more ids than the student has logits.
+    """
+    student = _local(student)
+    file = TeacherFile(path)
+    file.require_fits(described, student.vocab_size())
+    backend = StudentTeacherBackend(student, None, file.vocab_size)
+    return ComparedModel(backend, windows, file.record(), attach=file.attach)
+
+
+def _local(student: Backend) -> TorchBackend:
+    """The student, whose whole distributions are at hand. Raises UsageError for another one."""
+    if not isinstance(student, TorchBackend):
+        raise UsageError("--teacher: this backend gives no whole distributions to compare")
+    return student
+
+
+def _common_vocab_size(
+    student: Checkpoint, choice: ModelChoice, widths: tuple[int, int], top_k: int
+) -> int:
+    """The ids that both have logits for: heads may be padded to different widths."""
+    if widths[0] == widths[1]:
+        return widths[0]
+    if top_k:
+        raise UsageError(
+            f"--save-teacher: the heads are {widths[0]} and {widths[1]} wide; save it beside a "
+            "model of its own width"
+        )
+    vocab_size = 1 + max(map(int, student.tokenizer.get_vocab().values()))
+    if vocab_size > min(widths):
+        raise UsageError(
+            f"--teacher {choice.name}: the tokenizer has {vocab_size} ids, the models' heads "
+            f"{widths[0]} and {widths[1]}: they have no common vocabulary"
+        )
+    return vocab_size
 
 
 def _require_same_ids(student: Checkpoint, teacher: Checkpoint) -> None:
@@ -142,10 +175,6 @@ def _require_same_ids(student: Checkpoint, teacher: Checkpoint) -> None:
     )
 
 
-def _n_tokenizer_ids(checkpoint: Checkpoint) -> int:
-    return 1 + max(map(int, checkpoint.tokenizer.get_vocab().values()))
-
-
 def _fitting(windows: WindowPolicy, teacher: Checkpoint) -> WindowPolicy:
     """Windows that the teacher takes, too."""
     longest = teacher.max_context
@@ -159,46 +188,3 @@ def _fitting(windows: WindowPolicy, teacher: Checkpoint) -> WindowPolicy:
     fitting = window_policy(teacher, None, None)
     source = f"{fitting.context_source} of the teacher"
     return WindowPolicy(longest, source, min(windows.stride, fitting.stride))
-
-
-class SavedTeacher:
-    """A teacher that is known from a file."""
-
-    def __init__(self, file: TeacherFile) -> None:
-        self.file, self.header = file, file.header
-        self.n_words = int(file.header["n_words"])
-
-    def require_fits(self, own: dict[str, Any], n_logits: int) -> None:
-        """Raises UsageError where the file is of other tokens, windows or words; `own` is what a
-        file of this run would say of the first two."""
-        for name, value in own.items():
-            if self.header.get(name) != value:
-                flag = "" if name == "tokenizer_sha256" else f" (--{name.replace('_', '-')})"
-                raise UsageError(
-                    f"--teacher {self.file.path}: its {name} is {self.header.get(name)!r:.20}, "
-                    f"this run's {value!r:.20}{flag}"
-                )
-        if n_logits < self.n_words:
-            raise UsageError(
-                f"--teacher {self.file.path} is of {self.n_words} words, this model has {n_logits} "
-                "logits: name the teacher itself"
-            )
-
-    def attach(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Each sequence with what the file knows of it, or why it does not."""
-        return [self._attached(entry) for entry in entries]
-
-    def _attached(self, entry: Entry) -> Entry:
-        if isinstance(entry, Rejected):
-            return entry
-        try:
-            return replace(entry, saved=self.file.rows_of(entry))
-        except RowError as error:
-            return rejection(entry.sample, error.reason, error.message)
-
-    def record(self) -> dict[str, Any]:
-        """For the run's record."""
-        names = ("model", "revision", "weights_sha256", "adapter", "quantization", "dtype", "path")
-        found = {name: self.header.get(name) for name in names}
-        found |= {name: self.header[name] for name in ("n_words", "top_k")}
-        return found | {"saved_as": str(self.file.path), "measured": self.file.measured}

@@ -1,0 +1,130 @@
+"""What the program asks of a backend: what one cannot give is refused, never filled in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.builders import byte_tokenizer
+from helpers.losses_only import LossesOnly
+from seqloss_cli import ModelChoice, RunError, Sample, Scorer, SequenceScore, UsageError, Wants
+from seqloss_cli.backends import opening
+from seqloss_cli.core.backend import Backend, Capabilities, Requested, TokenScores
+from seqloss_cli.core.columns import COLUMNS, DIVERGENCES, MEAN_LOG_PROB, WORD_BOUNDARIES
+from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.scoring.pipeline import score_samples
+from seqloss_cli.scoring.teacher_scorer import TeacherScorer
+from seqloss_cli.tokenization.tokenizer import Tokenization
+
+INTERNAL = (WORD_BOUNDARIES, MEAN_LOG_PROB, DIVERGENCES)
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the backend in the place of the only one: the one line where backends are named."""
+    monkeypatch.setitem(opening.BACKENDS, "torch", "helpers.losses_only")
+
+
+@pytest.fixture
+def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
+    monkeypatch.setitem(opening.BACKENDS, "made up", "helpers.losses_only")
+    return Scorer(ModelChoice(backend="made up"))
+
+
+def test_a_backend_of_losses_only_is_one_module(scorer: Scorer) -> None:
+    backend: Backend = LossesOnly()  # mypy sees that it has all that is asked of one
+    assert not backend.capabilities.quantities
+    (outcome,) = scorer.score([Sample("a", "a", text="abc")])
+    assert isinstance(outcome, SequenceScore)
+    assert outcome.losses[1:].tolist() == outcome.sequence.token_ids[1:].tolist()
+    assert not outcome.columns
+    assert scorer.warnings == ["a made-up backend"]
+    run = scorer.run_info("score")
+    assert (run.model, run.path, run.dtype, run.batch_tokens) == ("made up", "remote", None, 4096)
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_what_it_cannot_give_is_refused_before_anything_is_read(
+    scorer: Scorer, column: Any
+) -> None:
+    def unread() -> Any:
+        raise AssertionError("nothing is read")
+        yield
+
+    with pytest.raises(UsageError, match=column.flag) as caught:
+        scorer.score(unread(), Requested(**{column.option: 1}))
+    assert "losses only" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", INTERNAL, ids=lambda column: column.name)
+def test_so_is_what_no_output_shows(scorer: Scorer, column: Any) -> None:
+    with pytest.raises(UsageError, match=column.flag):
+        scorer.score([], Requested(internal=(column,)))
+
+
+def test_smoothing_and_teachers_are_refused(scorer: Scorer) -> None:
+    smoothed = TeacherScorer.with_smoothing(scorer, 0.1)
+    with pytest.raises(UsageError, match="--label-smoothing"):
+        smoothed.diverge([])
+    with pytest.raises(UsageError, match="--teacher"):
+        TeacherScorer.with_teacher(scorer, ModelChoice())
+
+
+@pytest.mark.usefixtures("named")
+def test_the_command_line_names_the_flag(run_cli: Any, tmp_path: Path) -> None:
+    plain = run_cli("score", "--text", "abc", "--json", "--model", "any")
+    assert plain.exit_code == 0, plain.stderr
+    document = json.loads(plain.stdout)
+    assert document["run"]["model"] == "made up"
+    (row,) = document["sequences"]
+    assert row["token_losses"][1:] == row["token_ids"][1:]
+    assert "ranks" not in row
+    out = tmp_path / "out.jsonl"
+    refused = run_cli("score", "--text", "abc", "--ranks", "--model", "any", "-o", str(out))
+    assert refused.exit_code == 2
+    assert "--ranks" in refused.stderr
+    assert not out.exists()
+
+
+def test_an_unknown_backend_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="torch"):
+        Scorer(ModelChoice(backend="none"))
+
+
+def test_a_column_that_was_promised_and_left_out_is_a_bug_and_no_zero() -> None:
+    class Forgetful(LossesOnly):
+        capabilities = Capabilities(quantities=frozenset(["ranks", "entropies"]))
+
+        def score(self, batch: Any, requested: Requested) -> TokenScores:
+            scores = super().score(batch, requested)
+            return TokenScores(scores.losses, {"ranks": np.ones(len(scores.losses), dtype=int)})
+
+    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), 258, None, None)
+    with pytest.raises(RuntimeError, match="entropies") as caught:
+        list(
+            score_samples(
+                [Sample("a", "a", text="abc")],
+                tokenization.tokenize,
+                Forgetful(),
+                WindowPolicy(64, "test", 32),
+                Requested(ranks=True, entropy=True),
+                BatchPolicy(),
+            )
+        )
+    assert not isinstance(caught.value, RunError)
+
+
+def test_what_is_asked_for_is_made_as_scripts_make_it() -> None:
+    assert Wants(True, False, 3) == Requested(ranks=True, top_k=3)
+    assert [column.name for column in Wants(True, True, 2).columns] == [
+        "ranks",
+        "entropies",
+        "top_logprobs",
+    ]
+    assert Wants().described() == {"ranks": False, "entropy": False, "top_k": 0}
+    with pytest.raises(TypeError, match="rnks"):
+        Wants(rnks=True)
