@@ -93,7 +93,7 @@ def ratio_estimate(
     scaled, exponent = _scaled(residuals)
     root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
     error = math.ldexp(root, exponent) / abs(total)
-    reach = _student(n - 1, confidence) * error
+    reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
     return Estimate(value, value - reach, value + reach, error, n, method)
 
@@ -203,12 +203,10 @@ def cluster_quantiles(
 def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estimate:
     """A share of independent units with Wilson's score interval (Wilson 1927), which stays within
     0 and 1 and has a width at either end, too; the standard error is the sample's own."""
-    from scipy.special import ndtri
-
     if not n:
         return unknown(None, 0, "nothing to divide by")
     p = n_right / n
-    low, high = _wilson(p, n, float(ndtri(0.5 + confidence / 2)))
+    low, high = _wilson(p, n, normal_quantile(0.5 + confidence / 2))
     error = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
     return Estimate(p, low, high, error, n, "Wilson's score interval over rows")
 
@@ -226,7 +224,7 @@ def share_estimate(
     n_effective = float(plain.n)  # where all have the same share of 0 or 1, that is all to go by
     if 0 < p < 1:
         n_effective = min(most, p * (1 - p) / max(plain.standard_error**2, p * (1 - p) / most))
-    low, high = _wilson(p, n_effective, _student(plain.n - 1, confidence))
+    low, high = _wilson(p, n_effective, student_quantile(plain.n - 1, 0.5 + confidence / 2))
     method = f"Wilson's score interval, {n_effective:.1f} effective units, {plain.method}"
     return replace(plain, low=low, high=high, method=method)
 
@@ -249,10 +247,18 @@ def _summed(values: Floats, clusters: Ints | None) -> Floats:
     return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
 
 
-def _student(degrees: int, confidence: float) -> float:
+def student_quantile(degrees: int, share: float) -> float:
+    """Return the quantile of Student's t on so many degrees of freedom."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, 0.5 + confidence / 2))
+    return float(stdtrit(degrees, share))
+
+
+def normal_quantile(share: float) -> float:
+    """Return the quantile of the standard normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(share))
 
 
 def _ordered(value: float, found: NDArray[Any], confidence: float, n: int, method: str) -> Estimate:
