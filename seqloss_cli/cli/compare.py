@@ -19,7 +19,8 @@ from seqloss_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from seqloss_cli.analysis.comparisons import Comparisons, JoinReport
+    from seqloss_cli.analysis.compare import Comparisons
+    from seqloss_cli.analysis.joining import JoinReport
     from seqloss_cli.display.terminal import HeatOptions
     from seqloss_cli.results.files import ResultsFile
     from seqloss_cli.results.runs import Difference
@@ -112,8 +113,8 @@ def _compare(
     known: list[tuple[str, str]],
 ) -> None:
     """`known` are the files' names, and what they are called."""
-    from seqloss_cli.analysis.comparisons import compare as compared
-    from seqloss_cli.analysis.summary_report import comparison_report
+    from seqloss_cli.analysis.compare import compare as compared
+    from seqloss_cli.analysis.json_summaries import comparison_json
     from seqloss_cli.cli.report import page_of_compared, write_out
     from seqloss_cli.display.html import PageOptions
     from seqloss_cli.display.terminal.comparisons import comparison_view
@@ -126,7 +127,7 @@ def _compare(
     say_what_was_left_out(found, files)
     n_compared = found.pairs[0].n_documents
     r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
-    report = comparison_report(found, files, shown, options)
+    report = comparison_json(found, files, shown, options)
     labels, bits = labels_of(files), values["unit"] == "bits"
 
     def views() -> Iterator[RenderableType]:
@@ -189,7 +190,7 @@ def _texts(
     heat: HeatOptions,
 ) -> Iterator[RenderableType]:
     """The documents that differ most, in colours."""
-    from seqloss_cli.analysis.comparisons import documents_of
+    from seqloss_cli.analysis.compare import documents_of
     from seqloss_cli.display.terminal.heat.comparison import difference_views
 
     again = r.Reading([r.open_one(path) for path in paths])

@@ -47,8 +47,8 @@ def objective(
 
 
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
-    from seqloss_cli.analysis.comparisons import find_objective, training_step
-    from seqloss_cli.analysis.summary_report import objective_report
+    from seqloss_cli.analysis.json_summaries import objective_json
+    from seqloss_cli.analysis.objective import find_objective, training_step
     from seqloss_cli.display.terminal.comparisons import objective_view, plain_words
     from seqloss_cli.display.terminal.reports import Scale
     from seqloss_cli.results.runs import TOKENIZER, run_differences
@@ -82,7 +82,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
         if found.lead is not None:
             yield plain_words(found.lead, models, Scale(bits))
 
-    r.write_report(ctx, objective_report(found, files, values["data"], options), views)
+    r.write_report(ctx, objective_json(found, files, values["data"], options), views)
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
     if n_rejected or found.best is None:

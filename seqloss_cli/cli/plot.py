@@ -222,8 +222,8 @@ def _draw(context: typer.Context, made: Made) -> None:
 
 
 def _print_numbers(made: Made) -> None:
-    from seqloss_cli.analysis.summary_report import report_bytes
+    from seqloss_cli.analysis.json_summaries import summary_bytes
     from seqloss_cli.results.sinks import open_sink
 
     with open_sink(None, force=False) as sink:
-        sink.write(report_bytes(made.report))
+        sink.write(summary_bytes(made.report))

@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from seqloss_cli.analysis.summaries import SummaryOptions
-from seqloss_cli.analysis.summary_report import file_row
+from seqloss_cli.analysis.json_summaries import file_row
+from seqloss_cli.analysis.summarize import SummaryOptions
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_runs
 from seqloss_cli.cli.enums import BinsBy, PlotKind, PlotLevel

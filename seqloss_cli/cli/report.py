@@ -14,7 +14,7 @@ from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.analysis.comparisons import Comparisons
+    from seqloss_cli.analysis.compare import Comparisons
     from seqloss_cli.display.html import Page, PageOptions
     from seqloss_cli.results.files import ResultsFile, ResultsOf
     from seqloss_cli.results.schema import RowKind
@@ -164,8 +164,8 @@ def _page_of_two(
     known: list[tuple[str, str]], options: PageOptions, allow_different: bool
 ) -> tuple[Page, int]:
     """The files are read twice: for the figures, and for the texts."""
-    from seqloss_cli.analysis.comparisons import CompareOptions
-    from seqloss_cli.analysis.comparisons import compare as compared
+    from seqloss_cli.analysis.compare import CompareOptions
+    from seqloss_cli.analysis.compare import compare as compared
     from seqloss_cli.cli.compare import say_what_was_left_out, settle_runs
 
     if options.by:

@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import RowError, RunError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from seqloss_cli.analysis.comparisons import CompareOptions
+    from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.results.files import ResultsFile, ResultsOf
     from seqloss_cli.results.runs import Difference
     from seqloss_cli.results.schema import RowKind
@@ -85,7 +85,7 @@ REPORT_OPTIONS: o.Group = {
 
 
 def choose_comparison(context: typer.Context) -> CompareOptions:
-    from seqloss_cli.analysis.comparisons import CompareOptions
+    from seqloss_cli.analysis.compare import CompareOptions
 
     values = context.params
     return CompareOptions(
@@ -211,7 +211,7 @@ def write_report(
     context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
 ) -> None:
     """As JSON, or as the views for a person."""
-    from seqloss_cli.analysis.summary_report import report_bytes
+    from seqloss_cli.analysis.json_summaries import summary_bytes
     from seqloss_cli.cli.writers import console
     from seqloss_cli.results.sinks import open_sink
 
@@ -219,7 +219,7 @@ def write_report(
     as_json = wants_json(context)
     with open_sink(path, context.params["force"], warn=say) as sink:
         if as_json:
-            sink.write(report_bytes(report))
+            sink.write(summary_bytes(report))
             return
         terminal = console(path, sink)
         for n, view in enumerate(views()):

@@ -58,9 +58,9 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
     is resampled in blocks. The totals are those that the run itself printed.
     """
     with command_errors(ctx):
-        from seqloss_cli.analysis.summaries import SummaryOptions
-        from seqloss_cli.analysis.summaries import summarize as summed
-        from seqloss_cli.analysis.summary_report import summary_report
+        from seqloss_cli.analysis.json_summaries import summary_json
+        from seqloss_cli.analysis.summarize import SummaryOptions
+        from seqloss_cli.analysis.summarize import summarize as summed
         from seqloss_cli.display.terminal.reports import summary_view
         from seqloss_cli.results.runs import run_differences
 
@@ -94,7 +94,7 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         n_rejected = sum(file.n_rejected for file in files)
         r.write_report(
             ctx,
-            summary_report(summary, files, options, reading.n_unusable, shown),
+            summary_json(summary, files, options, reading.n_unusable, shown),
             lambda: summary_view(summary, options, values["unit"] == "bits", n_rejected),
         )
         if reading.n_unusable:

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from helpers.results import row, write
-from seqloss_cli.analysis.comparisons import training_step
+from seqloss_cli.analysis.objective import training_step
 
 Run = Callable[..., Any]
 STEPS = ["samples/checkpoints/step-100", "samples/checkpoints/step-600"]
@@ -86,7 +86,7 @@ def test_the_same_twice_is_no_difference(run_cli: Run, files: tuple[Path, Path])
 
 def test_false_alarms_are_as_rare_as_they_should_be(tmp_path: Path) -> None:
     """Under no difference, p below 0.05 in about 5 of 100 comparisons."""
-    from seqloss_cli.analysis.comparisons import CompareOptions, compare
+    from seqloss_cli.analysis.compare import CompareOptions, compare
     from seqloss_cli.results.files import open_results
 
     generator, alarms = np.random.default_rng(8), 0
@@ -343,7 +343,8 @@ def test_other_ids_are_other_tokens(run_cli: Run, files: tuple[Path, Path]) -> N
 
 
 def test_an_infinite_loss_is_no_best(tmp_path: Path) -> None:
-    from seqloss_cli.analysis.comparisons import CompareOptions, find_objective
+    from seqloss_cli.analysis.compare import CompareOptions
+    from seqloss_cli.analysis.objective import find_objective
     from seqloss_cli.results.files import open_results
 
     good = write(tmp_path / "a.jsonl", [row("x", [None, 8.0]), row("y", [None, 8.0])])
@@ -383,7 +384,7 @@ def test_an_output_that_exists_is_refused_before_scoring(run_cli: Run, tmp_path:
 
 
 def test_many_rows_of_one_text_join_in_time(files: tuple[Path, Path]) -> None:
-    from seqloss_cli.analysis.comparisons import JoinReport, join
+    from seqloss_cli.analysis.joining import JoinReport, join
     from seqloss_cli.results.files import open_results
 
     for path, side in zip(files, "ab", strict=True):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.results import row, write
-from seqloss_cli.analysis.summaries import Summary, SummaryOptions, summarize
+from seqloss_cli.analysis.summarize import Summary, SummaryOptions, summarize
 from seqloss_cli.results.files import open_results
 from seqloss_cli.results.schema.scores import totals_of_row
 

@@ -38,8 +38,13 @@ from helpers.terminals import (
     score_of,
     shown,
 )
-from seqloss_cli.analysis.comparisons import CompareOptions, DocumentRows, compare, documents_of
-from seqloss_cli.analysis.comparisons.comparing import DocumentDifference
+from seqloss_cli.analysis.compare import (
+    CompareOptions,
+    DocumentDifference,
+    DocumentRows,
+    compare,
+    documents_of,
+)
 from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from helpers.pages import EVIL, Page, text_row
 from helpers.results import row, write
-from seqloss_cli.analysis.comparisons import align
+from seqloss_cli.analysis.aligning import align
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.display.html.documents import json_text
 from seqloss_cli.display.html.numbers import number

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from seqloss_cli.analysis.summaries import PositionLoss
+from seqloss_cli.analysis.summarize import PositionLoss
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import svg
 from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of

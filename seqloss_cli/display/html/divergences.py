@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.analysis.summaries import Summarizer, Summary, SummaryOptions
+from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html.charts import Cell, by_position
 from seqloss_cli.display.html.divergence_charts import divergence_histogram

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.analysis.comparisons import Aligned, JoinReport, align, join, not_comparable
-from seqloss_cli.analysis.summaries import Summarizer, Summary, SummaryOptions
+from seqloss_cli.analysis.aligning import Aligned, align
+from seqloss_cli.analysis.joining import JoinReport, join, not_comparable
+from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html.page import PageOptions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from seqloss_cli.analysis.summaries import GroupSummary, Summarizer, Summary, SummaryOptions
+from seqloss_cli.analysis.summarize import GroupSummary, Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html.charts import Cell, Chart, by_position, concentration, histogram
 from seqloss_cli.display.html.page import (

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from seqloss_cli.analysis.comparisons import Aligned, summed
+from seqloss_cli.analysis.aligning import Aligned, summed
 from seqloss_cli.core.byte_spans import TokenSpan, spans_of
 from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.shown import Shown

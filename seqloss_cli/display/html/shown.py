@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from seqloss_cli.analysis.comparisons import Covered
+from seqloss_cli.analysis.aligning import Covered
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.metrics.totals import Totals

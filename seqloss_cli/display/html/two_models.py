@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from seqloss_cli.analysis.comparisons import Aligned, Comparison
-from seqloss_cli.analysis.summaries import Summary
+from seqloss_cli.analysis.aligning import Aligned
+from seqloss_cli.analysis.compare import Comparison
+from seqloss_cli.analysis.summarize import Summary
 from seqloss_cli.core.byte_spans import spans_of
 from seqloss_cli.display.html.charts import Cell, Chart, differences
 from seqloss_cli.display.html.joined import GatheredPair, ShownPair

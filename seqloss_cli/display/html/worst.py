@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.analysis.comparisons import Aligned
-from seqloss_cli.analysis.summaries import Top, highest, token
+from seqloss_cli.analysis.aligning import Aligned
+from seqloss_cli.analysis.extremes import Top, highest, token
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.display.html.charts import Cell
 from seqloss_cli.display.html.page import Place, surroundings

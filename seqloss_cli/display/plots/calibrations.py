@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from seqloss_cli.analysis.summaries import Clusters
+from seqloss_cli.analysis.summarize import Clusters
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from seqloss_cli.analysis.comparisons import Joined, cluster_of, join, scored_apart, training_step
-from seqloss_cli.analysis.summaries import Summarizer, SummaryOptions
+from seqloss_cli.analysis.joining import Joined, cluster_of, join, scored_apart
+from seqloss_cli.analysis.objective import training_step
+from seqloss_cli.analysis.summarize import Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.display.plots.measures import Measure, Metric, without_directories
 from seqloss_cli.display.plots.together import RowsTaken, Together

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from seqloss_cli.analysis.summaries import PositionLoss, Summary, SummaryOptions, summarize
+from seqloss_cli.analysis.summarize import PositionLoss, Summary, SummaryOptions, summarize
 from seqloss_cli.display.plots.histograms import require_tokens
 from seqloss_cli.display.plots.measures import Measure
 from seqloss_cli.metrics.statistics import Estimate

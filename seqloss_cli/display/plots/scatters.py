@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from seqloss_cli.analysis.comparisons import TIE, join, not_comparable
+from seqloss_cli.analysis.compare import TIE
+from seqloss_cli.analysis.joining import join, not_comparable
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.plots.histograms import counted_losses
 from seqloss_cli.display.plots.measures import Measure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from seqloss_cli.analysis.comparisons import JoinReport
+from seqloss_cli.analysis.joining import JoinReport
 
 
 @dataclass(frozen=True, slots=True)

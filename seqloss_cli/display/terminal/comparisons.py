@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.comparisons import Comparison, Comparisons
+from seqloss_cli.analysis.compare import Comparison, Comparisons
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal.reports import Scale, interval
 from seqloss_cli.display.terminal.theme import figures_table, many, number, visible

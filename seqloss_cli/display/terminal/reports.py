@@ -10,14 +10,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.analysis.summaries import (
+from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
+from seqloss_cli.analysis.summarize import (
     QUANTILES,
     GroupSummary,
     PositionLoss,
-    SequenceExtreme,
     Summary,
     SummaryOptions,
-    TokenExtreme,
 )
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal.theme import (

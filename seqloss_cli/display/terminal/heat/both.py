@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seqloss_cli.analysis.comparisons import Covered, DocumentRows, align
+from seqloss_cli.analysis.aligning import Covered, align
+from seqloss_cli.analysis.compare import DocumentRows
 from seqloss_cli.display.terminal.heat.inked import Inked, inked
 from seqloss_cli.results.schema.scores import ResultRow
 

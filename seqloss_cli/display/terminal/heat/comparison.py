@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.comparisons import Comparison, DocumentRows
+from seqloss_cli.analysis.compare import Comparison, DocumentRows
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal.heat.both import Plain, by_pieces, by_tokens
 from seqloss_cli.display.terminal.heat.drawing import Drawing, Drawn

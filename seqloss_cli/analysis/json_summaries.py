@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seqloss_cli.analysis.comparisons import (
-    TIE,
-    CompareOptions,
-    Comparison,
-    Comparisons,
-    Objective,
-    SideTotals,
-    training_step,
-)
-from seqloss_cli.analysis.summaries import GroupSummary, Summary, SummaryOptions
+from seqloss_cli.analysis.compare import TIE, CompareOptions, Comparison, Comparisons, SideTotals
+from seqloss_cli.analysis.objective import Objective, training_step
+from seqloss_cli.analysis.summarize import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.statistics import Estimate
 from seqloss_cli.metrics.totals import Totals
@@ -28,14 +21,14 @@ Row = dict[str, Any]
 _IDS = 20
 
 
-def report_bytes(report: Row) -> bytes:
+def summary_bytes(report: Row) -> bytes:
     return json_bytes({"schema_version": SCHEMA_VERSION, **report}) + b"\n"
 
 
 # -- summarize ---------------------------------------------------------------------------------
 
 
-def summary_report(
+def summary_json(
     summary: Summary,
     files: Sequence[ResultsFile],
     options: SummaryOptions,
@@ -104,7 +97,7 @@ def _estimates(group: GroupSummary) -> Row:
 # -- compare -----------------------------------------------------------------------------------
 
 
-def comparison_report(
+def comparison_json(
     found: Comparisons,
     files: Sequence[ResultsFile],
     differences: Mapping[str, list[Difference]],
@@ -188,7 +181,7 @@ def _side(file: ResultsFile, side: SideTotals) -> Row:
 # -- objective ---------------------------------------------------------------------------------
 
 
-def objective_report(
+def objective_json(
     found: Objective, files: Sequence[ResultsFile], data: list[str], options: CompareOptions
 ) -> Row:
     lead, best = found.lead, found.best

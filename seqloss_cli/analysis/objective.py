@@ -14,19 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.analysis.comparisons.comparing import (
-    CompareOptions,
-    Comparison,
-    Comparisons,
-    compare,
-)
-from seqloss_cli.analysis.comparisons.joining import (
-    Joined,
-    JoinReport,
-    cluster_of,
-    join,
-    scored_apart,
-)
+from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
+from seqloss_cli.analysis.joining import Joined, JoinReport, cluster_of, join, scored_apart
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
