@@ -9,7 +9,7 @@ TRL := .venv-trl
 PEERS := .venv-bench
 
 .PHONY: demo test check format lint types layers tests test-kill test-trl test-browser test-peers bench \
-	bench-quick bench-full bench-start bench-prompts train-demo picture clean
+	bench-quick bench-full bench-start bench-page bench-prompts train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -80,6 +80,10 @@ $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers-requirement
 
 bench-prompts: $(INSTALLED)  ## common prompts computed once, against each time
 	$(BIN)/python benchmarks/shared_prompts.py
+
+bench-page: $(INSTALLED)  ## a page of 50,000 tokens in Chromium (see test-browser)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
+	$(BIN)/python benchmarks/pages.py
 
 bench-start: $(INSTALLED)  ## start-up times against bare scripts
 	$(BIN)/python benchmarks/startup.py

@@ -7,7 +7,6 @@ model's own logits; it knows no batches, packs, blocks, caches or compilers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -52,14 +51,6 @@ WAYS = (
     pytest.param("compiled", marks=NEEDS_COMPILER),
     pytest.param("fleet of two, compiled", marks=NEEDS_COMPILER),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -65,15 +65,6 @@ ENVIRONMENT = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)}
 Score = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On busy cores threads that wait for each other make tiny products a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
     """Run the command in this process, in an empty directory."""

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,6 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 CONTEXT = 64
 DEMO = Path(seqloss_cli.__file__).parent / "demo"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- figures, from Python -----------------------------------------------------------------------

@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from helpers.results import row
+import numpy as np
+
+from helpers.results import row, write
 
 EVIL = [
     "</script><script>alert(1)</script>", "<!--", "-->", "<img src=x onerror=alert(1)>",
@@ -81,6 +83,17 @@ class Page(HTMLParser):
     @property
     def data(self) -> Any:
         return json.loads(self.raw["application/json"])
+
+
+def large_results(path: Path, n_sequences: int) -> Path:
+    """A results file of 50,000 tokens in so many sequences."""
+    generator = np.random.default_rng(0)
+    words = [f" w{n}" if n % 17 else "\n" for n in range(400)]
+    n_tokens, rows = 50_000 // n_sequences - 1, []
+    for n in range(n_sequences):
+        tokens = [words[k] for k in generator.integers(0, len(words), n_tokens)]
+        rows.append(text_row(f"r{n}", tokens, generator.exponential(2.5, n_tokens).tolist()))
+    return write(path, rows)
 
 
 def lines_of(path: Path) -> list[Any]:

@@ -4,7 +4,6 @@ do more than a product, or for which it gives other numbers."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -39,13 +38,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _any_size_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _any_size_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_LEAST_WEIGHTS", 0)
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _random(*shape: int) -> torch.Tensor:

@@ -9,14 +9,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli.core.errors import RowError, UsageError
@@ -72,15 +71,6 @@ CASES = {
 }
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On busy cores threads that wait for each other make tiny products a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from helpers.program import ROOT, in_process
 from seqloss_cli import ModelChoice, Scorer
@@ -66,14 +65,6 @@ PAIRS: list[Any] = [
 SCORE = ("score", "rows.jsonl", "--keep-meta", "--ranks", "--words", "--context-lengths")
 COND = ("cond", "pairs.jsonl", "--pmi", "--boundary", "compare", "--chat-template", TEMPLATE)
 Run = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

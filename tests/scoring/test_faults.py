@@ -6,7 +6,7 @@ Whatever happens, numbers stay the same or there are none; the run ends soon and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ from seqloss_cli.cli.main import app
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.vocabulary import Vocabulary
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers as hf
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -1093,7 +1092,6 @@ def test_a_turn_reaches_to_where_the_next_begins(
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.set_num_threads(1)
     return llama(N_BYTE_IDS + 20, CONTEXT, layers=1)
 
 
@@ -1411,7 +1409,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer_of(CHATML.controls, False).backend_tokenizer
     )
     tokenizer.chat_template = template_of("chatml")
-    torch.set_num_threads(1)
     checkpoint = llama(N_BYTE_IDS + 20, CONTEXT, layers=1)
     return save_checkpoint(tmp_path_factory.mktemp("chatml"), checkpoint, tokenizer)
 
