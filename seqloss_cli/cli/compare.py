@@ -117,6 +117,7 @@ def _compare(
     from seqloss_cli.analysis.json_summaries import comparison_json
     from seqloss_cli.cli.report import page_of_compared, write_out
     from seqloss_cli.display.html import PageOptions
+    from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import comparison_view
 
     values = ctx.params
@@ -128,10 +129,10 @@ def _compare(
     n_compared = found.pairs[0].n_documents
     r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
     report = comparison_json(found, files, shown, options)
-    labels, bits = labels_of(files), values["unit"] == "bits"
+    labels, unit = labels_of(files), Unit(values["unit"] == "bits")
 
     def views() -> Iterator[RenderableType]:
-        yield from comparison_view(found, labels, options.confidence, bits)
+        yield from comparison_view(found, labels, options.confidence, unit)
         if heat is not None:
             yield from _texts(ctx, found, [name for name, _ in known], same, labels, heat)
 
@@ -191,14 +192,15 @@ def _texts(
 ) -> Iterator[RenderableType]:
     """The documents that differ most, in colours."""
     from seqloss_cli.analysis.compare import documents_of
-    from seqloss_cli.display.terminal.heat.comparison import difference_views
+    from seqloss_cli.display.terminal import Unit
+    from seqloss_cli.display.terminal.comparisons import difference_views
 
     again = r.Reading([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]
     documents = documents_of(rows, found, same_tokens)
     pairs = list(zip(found.pairs, documents, strict=True))
-    bits, all_tokens = ctx.params["unit"] == "bits", ctx.params["all_tokens"]
-    yield from difference_views(pairs, labels, heat, bits, all_tokens)
+    unit, all_tokens = Unit(ctx.params["unit"] == "bits"), ctx.params["all_tokens"]
+    yield from difference_views(pairs, labels, heat, unit, all_tokens)
 
 
 def labels_of(files: list[ResultsFile]) -> list[str]:

@@ -49,8 +49,8 @@ def objective(
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective, training_step
-    from seqloss_cli.display.terminal.comparisons import objective_view, plain_words
-    from seqloss_cli.display.terminal.reports import Scale
+    from seqloss_cli.display.terminal import Unit
+    from seqloss_cli.display.terminal.comparisons import comparison_sentence, objective_view
     from seqloss_cli.results.runs import TOKENIZER, run_differences
 
     values = ctx.params
@@ -72,15 +72,15 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")
-    bits = values["unit"] == "bits"
+    unit = Unit(values["unit"] == "bits")
 
     def views() -> Iterator[RenderableType]:
         steps = [training_step(model) for model in models]
         yield from objective_view(
-            models, steps, found.totals, found.means, found.best, options.confidence, bits
+            models, steps, found.totals, found.means, found.best, options.confidence, unit
         )
         if found.lead is not None:
-            yield plain_words(found.lead, models, Scale(bits))
+            yield comparison_sentence(found.lead, models, unit)
 
     r.write_report(ctx, objective_json(found, files, values["data"], options), views)
     if found.best is None:

@@ -61,7 +61,8 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         from seqloss_cli.analysis.json_summaries import summary_json
         from seqloss_cli.analysis.summarize import SummaryOptions
         from seqloss_cli.analysis.summarize import summarize as summed
-        from seqloss_cli.display.terminal.reports import summary_view
+        from seqloss_cli.display.terminal import Unit
+        from seqloss_cli.display.terminal.summaries import summary_view
         from seqloss_cli.results.runs import run_differences
 
         r.check_output(ctx, results)
@@ -92,10 +93,11 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         if summary.n_duplicates:
             say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
         n_rejected = sum(file.n_rejected for file in files)
+        unit = Unit(values["unit"] == "bits")
         r.write_report(
             ctx,
             summary_json(summary, files, options, reading.n_unusable, shown),
-            lambda: summary_view(summary, options, values["unit"] == "bits", n_rejected),
+            lambda: summary_view(summary, options, unit, n_rejected),
         )
         if reading.n_unusable:
             raise typer.Exit(REJECTED)

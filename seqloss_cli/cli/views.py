@@ -14,7 +14,7 @@ from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from seqloss_cli.display.terminal.options import HeatOptions
+    from seqloss_cli.display.terminal import HeatOptions
 
 
 class View(StrEnum):
@@ -59,8 +59,7 @@ def choose_heat(context: typer.Context, obstacle: str | None) -> HeatOptions | N
     Raises UsageError where heat was asked for on the command line and cannot be; where a variable
     or a file asks for it, that is said and tables are taken.
     """
-    from seqloss_cli.display.terminal.heat import choose_theme
-    from seqloss_cli.display.terminal.options import HeatOptions
+    from seqloss_cli.display.terminal import HeatOptions, choose_theme
 
     values = context.params
     if values.get("view") != View.heat:

@@ -50,16 +50,33 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.scales import step_of
-from seqloss_cli.display.terminal import HeatOptions, HeatWriter, MaskTableWriter, TableOptions
-from seqloss_cli.display.terminal.heat import choose_theme
-from seqloss_cli.display.terminal.heat.both import Both, Plain, by_pieces
-from seqloss_cli.display.terminal.heat.comparison import difference_views
-from seqloss_cli.display.terminal.heat.drawing import Drawing, Drawn
-from seqloss_cli.display.terminal.heat.figures import bar_of, count_steps, sparkline
-from seqloss_cli.display.terminal.heat.inked import inked
-from seqloss_cli.display.terminal.heat.palette import COUNTS, DIFFERENCES, Scale
-from seqloss_cli.display.terminal.heat.palette import LOSSES as LOSS_SCALE
-from seqloss_cli.display.terminal.heat.signs import FULL, PLAIN
+from seqloss_cli.display.terminal import (
+    HeatOptions,
+    HeatWriter,
+    MaskTableWriter,
+    TableOptions,
+    Unit,
+    choose_theme,
+)
+from seqloss_cli.display.terminal.comparisons import (
+    AlignedDifference,
+    NotColoured,
+    align_pieces,
+    difference_views,
+)
+from seqloss_cli.display.terminal.heat import Drawing, DrawnLines
+from seqloss_cli.display.terminal.palette import (
+    ASCII,
+    COUNTS,
+    DIFFERENCES,
+    UNICODE,
+    Scale,
+    bar_of,
+    count_steps,
+    sparkline,
+)
+from seqloss_cli.display.terminal.palette import LOSSES as LOSS_SCALE
+from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.results.schema.scores import read_row
@@ -240,16 +257,23 @@ def test_a_character_has_the_highest_loss_of_the_tokens_that_share_it() -> None:
 
 
 def test_differences_that_share_a_character_are_told_by_their_size() -> None:
-    ink = inked(["<0xF0><0x9F>", "<0x90><0x95>"], [0, 2, 4], [0.5, -3.0], weight=abs)
-    assert list(ink.characters(range(2))) == [("🐕", range(2))]
-    assert ink.owner(range(2)) == 1
+    dog = TokenText.of(
+        ["<0xF0><0x9F>", "<0x90><0x95>"],
+        ["🐕".encode()[:2], "🐕".encode()[2:]],
+        [0.5, -3.0],
+        weight=abs,
+    )
+    assert list(dog.characters(range(2))) == [("🐕", range(2))]
+    assert dog.owner(range(2)) == 1
 
 
 def test_spelled_out_bytes_are_told_from_bytes() -> None:
-    ink = inked(["<0xF0>", "<0x9F>", "<s>"], [0, 6, 7, 7], [1.0, 2.0, None])
-    assert ink.pieces[:2] == [b"<0xF0>", b"\x9f"]
-    assert ink.named == {2}
-    assert "".join(char for char, _ in ink.characters(range(3))) == "<0xF0><0x9F><s>"
+    texts = ["<0xF0>", "<0x9F>", "<s>"]
+    covered = spelled_bytes(texts, [6, 1, 0])
+    assert covered == [b"<0xF0>", b"\x9f", b""]
+    text = TokenText.of(texts, covered, [1.0, 2.0, None])
+    assert text.named == {2}
+    assert "".join(char for char, _ in text.characters(range(3))) == "<0xF0><0x9F><s>"
 
 
 def test_tokens_of_no_text_are_said() -> None:
@@ -425,12 +449,12 @@ def _spelled(text: str) -> str:
 @pytest.mark.parametrize("width", [1, 5, 8, 12, 16, 20, 24, 30, 40])
 def test_figures_lose_no_digit_on_a_narrow_terminal(width: int, colour: str | None) -> None:
     """Asked for directly: a console would crop what is too long."""
-    drawing = Drawing(a_console(width, colour), HeatOptions(), bits=False)
+    drawing = Drawing(a_console(width, colour), HeatOptions(), Unit())
     counts = [12, 0, 3456, 7, 99, 1, 20]
     lines = [line.plain for line in drawing.histogram(counts)]
     assert all(cell_len(line) <= max(width, 5) for line in lines)
     shown = re.sub(r"\s|#|[█-▏]", "", "".join(lines))
-    for label, count in zip(LOSS_SCALE.labels(), counts, strict=True):
+    for label, count in zip(LOSS_SCALE.labels(Unit()), counts, strict=True):
         figure = f"{label}{count}{100 * count / sum(counts):.1f}%"
         assert figure.replace(" ", "") in shown
 
@@ -518,15 +542,14 @@ def test_no_line_is_too_long_and_none_is_cropped(
     cells there is no room for what is drawn; the terminal breaks its lines."""
     tokens = [token.encode(errors="replace").decode() for token in tokens]
     console = a_console(width, colour)
-    drawing = Drawing(console, HeatOptions(white_space=spaces), bits=False)
+    drawing = Drawing(console, HeatOptions(white_space=spaces), Unit())
     values = [*LOSSES[: len(tokens)]]
-    edges = np.cumsum([0, *(len(token.encode()) for token in tokens)]).tolist()
-    ink = inked(tokens, edges, values)
+    text = TokenText.of(tokens, [token.encode() for token in tokens], values)
     lines = [
         *drawing.legend("loss of 日本 model"),
         *drawing.legend_of_counts(),
         *drawing.title("日本語 identity"),
-        *drawing.text(ink, all_tokens=False),
+        *drawing.text(text, all_tokens=False),
         *drawing.figures(values),
     ]
     assert all(line.cell_len <= max(width, 5) for line in lines)
@@ -643,15 +666,15 @@ def test_the_theme_is_asked_for_or_guessed(wanted: str, colorfgbg: str, theme: s
 
 
 def test_a_sparkline_has_a_fixed_height() -> None:
-    assert sparkline([0.0, 5.0, 9.99, 10.0, math.inf, None, 1.5], 80, FULL) == "▁▄▇██ ▂"
-    assert sparkline([0.0, 2.0, 9.0, 11.0], 2, FULL) == "▁█"
-    assert sparkline([0.0, 20.0], 80, PLAIN) == "_#"
-    assert sparkline([], 80, FULL) == ""
+    assert sparkline([0.0, 5.0, 9.99, 10.0, math.inf, None, 1.5], 80, UNICODE) == "▁▄▇██ ▂"
+    assert sparkline([0.0, 2.0, 9.0, 11.0], 2, UNICODE) == "▁█"
+    assert sparkline([0.0, 20.0], 80, ASCII) == "_#"
+    assert sparkline([], 80, UNICODE) == ""
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.integers(1, 80))
 def test_a_sparkline_has_a_cell_for_each_bin(values: list[float], width: int) -> None:
-    assert len(sparkline(values, width, FULL)) == min(width, len(values))
+    assert len(sparkline(values, width, UNICODE)) == min(width, len(values))
 
 
 @given(st.lists(st.none() | st.floats(0, 20) | st.sampled_from(LOSS_SCALE.edges)))
@@ -661,11 +684,11 @@ def test_tokens_are_counted_by_their_steps(values: list[float | None]) -> None:
 
 
 def test_what_is_more_than_nothing_has_a_bar() -> None:
-    assert bar_of(0.0, 40, FULL) == ""
-    assert bar_of(1e-9, 40, FULL) == "▏"
-    assert bar_of(1.0, 40, FULL) == "█" * 40
-    assert bar_of(0.5, 3, FULL) == "█▌"
-    assert bar_of(1e-9, 40, PLAIN) == "#"
+    assert bar_of(0.0, 40, UNICODE) == ""
+    assert bar_of(1e-9, 40, UNICODE) == "▏"
+    assert bar_of(1.0, 40, UNICODE) == "█" * 40
+    assert bar_of(0.5, 3, UNICODE) == "█▌"
+    assert bar_of(1e-9, 40, ASCII) == "#"
 
 
 def test_an_infinite_loss_is_of_the_last_step() -> None:
@@ -787,10 +810,10 @@ def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> N
     found = compare(files, same_tokens, CompareOptions(bootstrap=10))
     documents = documents_of(files, found, same_tokens)
     views = difference_views(
-        [(found.pairs[0], documents[0])], ["日本/a", "b"], HeatOptions(), False, False
+        [(found.pairs[0], documents[0])], ["日本/a", "b"], HeatOptions(), Unit(), False
     )
     for view in views:
-        assert isinstance(view, Drawn)
+        assert isinstance(view, DrawnLines)
         lines = [*view.lines(a_console(width))]
         assert lines
         assert all(line.cell_len <= max(width, 5) for line in lines)
@@ -830,11 +853,13 @@ def test_pieces_of_two_tokenizers_add_up(text: str, bos: bool, data: st.DataObje
         ends = {len(source)} | data.draw(st.sets(st.integers(1, len(source))))
         sides.append([(end, data.draw(st.floats(0, 20))) for end in sorted(ends)])
     (ends_a, a), (ends_b, b) = (zip(*side, strict=True) for side in sides)
-    made = by_pieces(document_of(spelled_row(text, ends_a, a, bos), spelled_row(text, ends_b, b)))
-    assert isinstance(made, Both)
-    assert b"".join(made.ink.pieces) == source
+    made = align_pieces(
+        document_of(spelled_row(text, ends_a, a, bos), spelled_row(text, ends_b, b))
+    )
+    assert isinstance(made, AlignedDifference)
+    assert b"".join(made.text.pieces) == source
     start, n_merged = 0, 0
-    for piece, value in zip(made.ink.pieces, made.ink.values, strict=True):
+    for piece, value in zip(made.text.pieces, made.text.values, strict=True):
         end = start + len(piece)
         if piece:
             assert piece.decode()
@@ -844,9 +869,9 @@ def test_pieces_of_two_tokenizers_add_up(text: str, bos: bool, data: st.DataObje
             assert value == pytest.approx(sum(inside[1]) - sum(inside[0]), abs=1e-9)
             n_merged += max(map(len, inside)) > 1
         start = end
-    total = sum(value for value in made.ink.values if value is not None)
+    total = sum(value for value in made.text.values if value is not None)
     assert total == pytest.approx(sum(b) - sum(a), abs=1e-9)
-    assert made.about.startswith(f"{n_merged} of its {len(made.ink.pieces)} pieces")
+    assert made.note.startswith(f"{n_merged} of its {len(made.text.pieces)} pieces")
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -889,9 +914,9 @@ def test_pieces_of_a_long_text_are_folded_as_pieces(run_cli: Run, tmp_path: Path
 def test_pieces_that_cannot_be_coloured(change: dict[str, Any], why: str) -> None:
     whole = spelled_row("ab", [1, 2], [1.0, 2.0])
     for pair in ((whole, whole | change), (whole | change, whole)):
-        made = by_pieces(document_of(*pair))
-        assert isinstance(made, Plain)
-        assert why in made.why
+        made = align_pieces(document_of(*pair))
+        assert isinstance(made, NotColoured)
+        assert why in made.reason
 
 
 def test_comparisons_that_cannot_be_coloured(run_cli: Run, files: tuple[str, str]) -> None:

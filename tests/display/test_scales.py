@@ -22,7 +22,7 @@ from seqloss_cli.display.scales import (
     Paint,
     step_of,
 )
-from seqloss_cli.display.terminal.theme import kl_style, loss_style
+from seqloss_cli.display.terminal.formatting import kl_style, loss_style
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,37 +1,57 @@
-"""Comparisons and objectives for a terminal, with what they say in plain words."""
+"""Comparisons and objectives for a terminal: sentences, tables, and texts coloured by B - A."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.compare import Comparison, Comparisons
+from seqloss_cli.analysis.aligning import Covered, align
+from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.display.terminal.reports import Scale, interval
-from seqloss_cli.display.terminal.theme import figures_table, many, number, visible
+from seqloss_cli.display.terminal.formatting import (
+    HeatOptions,
+    Unit,
+    count_of,
+    figures_table,
+    number,
+    visible,
+)
+from seqloss_cli.display.terminal.heat import Drawing, DrawnLines
+from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
+from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
 from seqloss_cli.metrics.statistics import Estimate, interval_notes
 from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.schema.scores import ResultRow
 
-_LEVELS = "▁▂▃▄▅▆▇█"
+_WITHOUT_TOKENS = "not coloured: a file was written without tokens (leave out --no-tokens)"
+_WITHOUT_BYTES = (
+    "not coloured: tokens do not spell the bytes that they cover, as where a text is cut"
+)
+_OTHER_BYTES = "not coloured: the tokens of the two files spell other bytes"
 
 
-def plain_words(pair: Comparison, names: Sequence[str], scale: Scale) -> str:
+# -- sentences and tables -------------------------------------------------------------------------
+
+
+def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> str:
     """`B is lower by 0.0310 ± 0.0080 nats per token; lower on 612 of 1000 documents; p = 0.0001`"""
     a, b = _names(pair, names)
-    difference = scale(pair.difference.value)
+    difference = unit.of(pair.difference.value)
     if difference is None:
         return f"{b} and {a}: nothing to compare"
     lower = b if difference <= 0 else a
     n_lower = pair.n_lower if difference <= 0 else pair.n_higher
     reach = pair.difference.half_width
-    sure = "" if reach is None else f" ± {number(scale(reach))}"
-    size = f"{number(abs(difference))}{sure} {scale.unit} per {pair.unit}"
-    share = f"lower on {n_lower} of {many(pair.n_documents, 'document')}"
+    sure = "" if reach is None else f" ± {unit.text(reach)}"
+    size = f"{number(abs(difference))}{sure} {unit} per {pair.unit}"
+    share = f"lower on {n_lower} of {count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
     if not pair.shown:
-        signed = f"{difference:+.4f}{sure} {scale.unit} per {pair.unit}"
+        signed = f"{difference:+.4f}{sure} {unit} per {pair.unit}"
         return f"no difference shown between {b} and {a}: {signed}; {p}"
     return f"{lower} is lower by {size}; {share}; {p}"
 
@@ -45,63 +65,59 @@ def _p(value: float) -> str:
 
 
 def comparison_view(
-    found: Comparisons, names: Sequence[str], confidence: float, bits: bool
+    found: Comparisons, names: Sequence[str], confidence: float, unit: Unit
 ) -> Iterator[RenderableType]:
-    scale = Scale(bits)
+    """Yield a sentence for each pair of models, then its figures, documents and tokens."""
     for pair in found.pairs:
-        yield Text(plain_words(pair, names, scale), style="bold" if pair.shown else "")
+        sentence = comparison_sentence(pair, names, unit)
+        yield Text(sentence, style="bold" if pair.shown else "")
     for pair in found.pairs:
-        yield _figures(pair, names, scale, len(found.pairs), confidence)
-        yield from _where(pair, names, scale)
+        yield _figures(pair, names, unit, len(found.pairs), confidence)
+        yield from _where(pair, names, unit)
 
 
 def _figures(
-    pair: Comparison, names: Sequence[str], scale: Scale, n: int, confidence: float
+    pair: Comparison, names: Sequence[str], unit: Unit, n: int, confidence: float
 ) -> RenderableType:
     a, b = _names(pair, names)
     table = figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
-    for name, side in ((a, pair.a), (b, pair.b)):
-        shown = f"{name}, {scale.unit} per {pair.unit}"
-        value = number(scale(side.per_unit.value))
-        table.add_row(Text(shown), value, interval(side.per_unit, scale))
-    table.add_row(
-        f"difference, {scale.unit} per {pair.unit}",
-        number(scale(pair.difference.value)),
-        interval(pair.difference, scale),
-    )
-    table.add_row("  by bootstrap", "", interval(pair.bootstrap, scale))
+    for name, mean in (
+        (f"{a}, ", pair.a.per_unit),
+        (f"{b}, ", pair.b.per_unit),
+        ("difference, ", pair.difference),
+    ):
+        label = Text(f"{name}{unit} per {pair.unit}")
+        table.add_row(label, unit.text(mean.value), unit.interval(mean))
+    table.add_row("  by bootstrap", "", unit.interval(pair.bootstrap))
     if pair.n_documents > 1:
         table.add_row("p of sign flips", _p(pair.test.p), "exact" if pair.test.exact else "")
         if n > 1:
             table.add_row(f"  adjusted for {n} comparisons (Holm)", _p(pair.p_adjusted), "")
-    table.add_row(
-        f"documents: {b} lower, tied, higher",
-        f"{pair.n_lower}, {pair.n_tied}, {pair.n_higher}",
-        "",
-    )
+    counts = f"{pair.n_lower}, {pair.n_tied}, {pair.n_higher}"
+    table.add_row(f"documents: {b} lower, tied, higher", counts, "")
     table.add_row("correlation of documents", number(pair.correlation), "")
     lines = [f"{100 * confidence:g}% intervals", pair.difference.method, *pair.notes]
     table.caption = Text("; ".join(line for line in lines if line))
     return table
 
 
-def _where(pair: Comparison, names: Sequence[str], scale: Scale) -> Iterator[RenderableType]:
+def _where(pair: Comparison, names: Sequence[str], unit: Unit) -> Iterator[RenderableType]:
     a, b = _names(pair, names)
     if pair.n_documents > 1 and pair.documents:
-        title = f"documents that differ most, {scale.unit} per {pair.unit}"
+        title = f"documents that differ most, {unit} per {pair.unit}"
         table = figures_table(title, (), ("sequence",), (a, b, "difference"))
         for entry in pair.documents:
             values = (entry.first, entry.second, entry.difference)
-            table.add_row(Text(escape(entry.id)), *(number(scale(value)) for value in values))
+            table.add_row(Text(escape(entry.id)), *map(unit.text, values))
         yield table
     if pair.tokens:
-        title = f"tokens that differ most, {scale.unit}"
+        title = f"tokens that differ most, {unit}"
         table = figures_table(title, (), ("sequence", "token"), ("pos", a, b, "difference"))
         for found in pair.tokens:
             values = (found.first, found.second, found.difference)
-            text = "" if found.token is None else visible(found.token)
-            figures = (number(scale(value)) for value in values)
-            table.add_row(Text(escape(found.id)), Text(text), str(found.position), *figures)
+            token = Text("" if found.token is None else visible(found.token))
+            position = str(found.position)
+            table.add_row(Text(escape(found.id)), token, position, *map(unit.text, values))
         yield table
 
 
@@ -112,12 +128,11 @@ def objective_view(
     estimates: Sequence[Estimate],
     best: int | None,
     confidence: float,
-    bits: bool,
+    unit: Unit,
 ) -> Iterator[RenderableType]:
-    """A line for each checkpoint, and the curve over training steps."""
-    scale = Scale(bits)
+    """Yield a line for each checkpoint, and the curve over training steps."""
     table = figures_table(
-        f"total loss over the data set, {scale.unit}",
+        f"total loss over the data set, {unit}",
         (),
         ("checkpoint",),
         ("step", "total loss", "per token", "interval", "above least"),
@@ -129,10 +144,10 @@ def objective_view(
         table.add_row(
             Text(escape(name), style="bold green" if n == best else ""),
             "-" if step is None else str(step),
-            number(scale(total), 3),
-            number(scale(sums.mean_loss)),
-            interval(mean, scale),
-            Text("← least" if n == best else number(scale(above), 3)),
+            unit.text(total, 3),
+            unit.text(sums.mean_loss),
+            unit.interval(mean),
+            Text("← least" if n == best else unit.text(above, 3)),
         )
     notes = interval_notes(estimates[0], totals[0].n_sequences)
     table.caption = Text("; ".join([f"{100 * confidence:g}%", estimates[0].method, *notes]))
@@ -141,12 +156,165 @@ def objective_view(
     curve = sorted((s, t.mean_loss) for s, t in known if s is not None and t.mean_loss is not None)
     if len(curve) > 1:
         means = [mean for _, mean in curve]
-        ends = f"{number(scale(means[0]))} to {number(scale(means[-1]))} {scale.unit} per token"
+        ends = f"{unit.text(means[0])} to {unit.text(means[-1])} {unit} per token"
         yield Text(f"steps {curve[0][0]} to {curve[-1][0]}  {_sparkline(means)}  {ends}")
 
 
 def _sparkline(values: Sequence[float]) -> str:
     """Between the lowest and the highest of them."""
     low, high = min(values), max(values)
-    top = len(_LEVELS) - 1
-    return "".join(_LEVELS[round(top * (v - low) / ((high - low) or 1.0))] for v in values)
+    levels, top = UNICODE.levels, len(UNICODE.levels) - 1
+    return "".join(levels[round(top * (v - low) / ((high - low) or 1.0))] for v in values)
+
+
+# -- coloured texts -------------------------------------------------------------------------------
+
+
+def difference_views(
+    pairs: Sequence[tuple[Comparison, Sequence[DocumentRows]]],
+    names: Sequence[str],
+    options: HeatOptions,
+    unit: Unit,
+    all_tokens: bool,
+) -> Iterator[RenderableType]:
+    """Yield a legend for each pair of models, and the texts of its documents."""
+    for pair, documents in pairs:
+        view = _PairView(pair, names, options, unit, all_tokens)
+        if documents:
+            yield DrawnLines(view.legend)
+        for document in documents:
+            yield view.document(document)
+
+
+class _PairView:
+    def __init__(
+        self,
+        pair: Comparison,
+        names: Sequence[str],
+        options: HeatOptions,
+        unit: Unit,
+        all_tokens: bool,
+    ) -> None:
+        self._a, self._b = _names(pair, names)
+        self._options, self._unit, self._all_tokens = options, unit, all_tokens
+        self._per, self._same_tokens = pair.unit, pair.unit == "token"
+
+    def legend(self, console: Console) -> Iterator[Text]:
+        drawing = Drawing(console, self._options, self._unit, DIFFERENCES)
+        noun = "token" if self._same_tokens else "piece"
+        yield from drawing.legend(f"loss of {self._b} less that of {self._a}", noun=noun)
+        yield from drawing.prose(f"below 0: {self._b} is better; above 0: {self._a} is")
+        if not self._same_tokens:
+            yield from drawing.prose(
+                "Their tokens differ: a piece is the least text at whose ends both have a token's "
+                "end; its loss is the sum of its tokens, with those of no text beside it."
+            )
+
+    def document(self, document: DocumentRows) -> DrawnLines:
+        return DrawnLines(lambda console: self._document(console, document))
+
+    def _document(self, console: Console, document: DocumentRows) -> Iterator[Text]:
+        drawing = Drawing(console, self._options, self._unit, DIFFERENCES)
+        yield from drawing.title(self._title(document))
+        aligned = align_tokens(document) if self._same_tokens else align_pieces(document)
+        if isinstance(aligned, NotColoured):
+            yield from drawing.prose(aligned.reason)
+            return
+        if aligned.note:
+            yield from drawing.prose(aligned.note)
+        yield from drawing.text(aligned.text, self._all_tokens)
+        yield Text()
+        losses, noun = Drawing(console, self._options, self._unit), aligned.text.noun
+        yield from losses.by_position(aligned.a, f"loss of {self._a}", noun)
+        yield from losses.by_position(aligned.b, f"loss of {self._b}", noun)
+        yield from drawing.histogram(drawing.counts(aligned.text.values))
+
+    def _title(self, document: DocumentRows) -> str:
+        difference = self._unit.of(document.difference.difference)
+        totals = document.a.totals
+        n = totals.n_scored if self._same_tokens else totals.n_scored_bytes
+        scored = count_of(n, f"scored {self._per}")
+        size = f"{difference:+.4f} {self._unit} per {self._per}"
+        return f"{escape(document.difference.id)}  ({scored}, {size})"
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedDifference:
+    """A document of two models as N pieces that both have: tokens where both have the same ones,
+    else the smallest pieces of text at whose ends both have a token's end."""
+
+    text: TokenText
+    """Its values are B - A, nats."""
+    a: Sequence[float | None]
+    """N losses that count, nats."""
+    b: Sequence[float | None]
+    note: str = ""
+    """A remark on this document, for the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotColoured:
+    """A document that has no coloured text."""
+
+    reason: str
+
+
+def align_tokens(document: DocumentRows) -> AlignedDifference | NotColoured:
+    """Subtract losses token by token, where both models have the same tokens."""
+    a, b = _losses_of(document.a), _losses_of(document.b)
+    texts, offsets = document.a.fields.get("tokens"), document.a.fields.get("byte_offsets")
+    if a is None or b is None or texts is None:
+        return NotColoured(_WITHOUT_TOKENS)
+    both = zip(a, b, strict=True)
+    values = [None if x is None or y is None else y - x for x, y in both]
+    covered = None if offsets is None else spelled_bytes(texts, _widths(offsets.tolist()))
+    return AlignedDifference(TokenText.of(texts, covered, values, weight=abs), a, b)
+
+
+def align_pieces(document: DocumentRows) -> AlignedDifference | NotColoured:
+    """Subtract losses piece by piece, where the models have tokens of their own, of the same
+    text."""
+    a, b = _spell(document.a), _spell(document.b)
+    if isinstance(a, NotColoured):
+        return a
+    if isinstance(b, NotColoured):
+        return b
+    if a.text != b.text:
+        return NotColoured(_OTHER_BYTES)
+    aligned = align(a.text, a.covered, b.covered)
+    pieces = [a.text[start:end] for _, _, start, end in aligned.spans]
+    text = TokenText(pieces, frozenset(), aligned.difference, weight=abs, noun="piece")
+    note = f"{aligned.n_merged} of its {len(pieces)} pieces are several tokens of a model"
+    return AlignedDifference(text, aligned.first, aligned.second, note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelled:
+    """A text as the tokens of one model spell it."""
+
+    text: bytes
+    covered: Covered
+
+
+def _spell(row: ResultRow) -> _Spelled | NotColoured:
+    losses, texts = _losses_of(row), row.fields.get("tokens")
+    offsets = row.fields.get("byte_offsets")
+    if losses is None or texts is None or offsets is None:
+        return NotColoured(_WITHOUT_TOKENS)
+    edges = offsets.tolist()
+    covered = spelled_bytes(texts, _widths(edges))
+    if edges[0] or [*map(len, covered)] != _widths(edges):
+        return NotColoured(_WITHOUT_BYTES)
+    return _Spelled(b"".join(covered), Covered(edges, losses))
+
+
+def _widths(edges: Sequence[int]) -> list[int]:
+    return [end - start for start, end in pairwise(edges)]
+
+
+def _losses_of(row: ResultRow) -> list[float | None] | None:
+    """The losses that count; None where the row was written without its tokens."""
+    if row.tokens is None:
+        return None
+    pairs = zip(row.tokens.losses.tolist(), row.tokens.counted.tolist(), strict=True)
+    return [loss if counts else None for loss, counts in pairs]

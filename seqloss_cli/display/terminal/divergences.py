@@ -6,29 +6,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected
-from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.options import TableOptions
-from seqloss_cli.display.terminal.panel import policies
-from seqloss_cli.display.terminal.reports import interval
-from seqloss_cli.display.terminal.tables import add_rows
-from seqloss_cli.display.terminal.theme import (
+from seqloss_cli.display.terminal.formatting import (
+    TableOptions,
+    count_of,
+    counts_text,
     figures_table,
-    flags_text,
+    interval,
     kl_style,
-    many,
     number,
     visible,
 )
+from seqloss_cli.display.terminal.tables import add_rows
+from seqloss_cli.display.terminal.writer import TerminalWriter, run_rows
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
 
-_MOST_TABLES = 5
-_FIGURES = (
+# Printed words say "gold" where code says teacher or reference: golden outputs pin them.
+_IN_NATS = (
     ("cross_entropy", "cross-entropy", "H(gold, model)"),
     ("teacher_entropy", "gold entropy", "H(gold)"),
     ("kl", "KL divergence", "KL(gold ‖ model)"),
@@ -37,15 +34,22 @@ _FIGURES = (
     ("teacher_loss", "gold's loss", "on the text"),
     ("loss_difference", "difference", "model's loss - gold's"),
 )
-_SHARES = (
+_WITHOUT_INTERVAL = (
     ("student_cut", "model cut", "probability of words that the gold has not"),
     ("teacher_cut", "gold cut", "probability of words that the model has not"),
 )
-_SHOWN = (0.01, 0.05, 0.5, 0.95, 0.99)
+_WITHOUT_UNIT = (
+    ("same_top1", "same favourite", "share of tokens"),
+    ("delta_p", "delta p", "mean of p(model) - p(gold) of the text's token"),
+    ("rms_delta_p", "delta p, RMS", "root of its mean square"),
+)
+_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
 
-class DivergenceTableWriter:
-    """A `Writer` of divergences for a terminal."""
+class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
+    """Writes divergences to a terminal."""
+
+    _most_whole = 5
 
     def __init__(
         self,
@@ -54,82 +58,68 @@ class DivergenceTableWriter:
         documents: Documents,
         measured: Callable[[], dict[str, Any] | None],
     ) -> None:
-        self._console, self._options = console, options
+        """`documents` gives means and quantiles with intervals when all are scored, and `measured`
+        what a teacher that is saved in part leaves out."""
+        super().__init__(console, options)
         self._documents, self._measured = documents, measured
-        self._n_shown = 0
 
-    def begin(self, run: RunInfo) -> None:
-        self._run = run
+    def _show(self, scored: DivergenceScore, sums: DivergenceTotals) -> None:
+        self._console.print(divergence_table(scored, self._options))
+        self._console.print()
 
-    def sequence(self, diverged: DivergenceScore, sums: DivergenceTotals) -> None:
-        if self._options.summary:
-            return
-        self._n_shown += 1
-        if self._n_shown <= _MOST_TABLES or self._options.all_tokens:
-            self._console.print(token_table(diverged, self._options))
-            self._console.print()
-        else:
-            self._console.print(_line(diverged, sums, self._options), soft_wrap=True)
+    def _show_line(self, scored: DivergenceScore, sums: DivergenceTotals) -> None:
+        kl, same = sums.mean("kl"), sums.same_top1
+        tokens, mean = count_of(sums.n_scored, "token"), self._unit.text(kl)
+        line = Text(escape(scored.sample.id))
+        figures = f"  {tokens}, mean KL {mean}, same favourite {number(same)}"
+        self._console.print(line.append(figures, style=kl_style(kl)), soft_wrap=True)
 
-    def reject(self, rejected: Rejected) -> None:
-        """Rejected inputs are named on stderr as they come, and counted in the panel."""
-
-    def end(self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int) -> None:
-        if self._n_shown > _MOST_TABLES and not self._options.all_tokens:
-            self._console.print()
+    def _before_totals(self) -> None:
+        super()._before_totals()
         self._console.print(self._quantiles())
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(justify="right", no_wrap=True)
-        grid.add_column(overflow="fold")
-        rejected = f"rejected {n_rejected}" if n_rejected else ""
-        grid.add_row("sequences", str(sums.n_sequences), rejected)
-        if n_empty_lines:
-            grid.add_row("empty lines", str(n_empty_lines), "")
-        grid.add_row("scored tokens", str(sums.n_scored), f"of {sums.n_tokens}")
-        for row in self._figures(sums):
-            grid.add_row(*row)
-        if sums.flags:
-            grid.add_row("flags", "", escape(flags_text(sums.flags)))
-        for name, value in self._provenance():
-            grid.add_row(name, "", escape(value))
-        self._console.print(Panel(grid, title="totals", title_align="left", expand=False))
 
-    def _figures(self, sums: DivergenceTotals) -> Iterator[tuple[str, str, str]]:
-        options, means = self._options, self._documents.means()
-        for name, shown, note in _FIGURES:
+    def _totals(
+        self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int
+    ) -> Iterator[tuple[str, str, str]]:
+        rejected = f"rejected {n_rejected}" if n_rejected else ""
+        yield "sequences", str(sums.n_sequences), rejected
+        if n_empty_lines:
+            yield "empty lines", str(n_empty_lines), ""
+        yield "scored tokens", str(sums.n_scored), f"of {sums.n_tokens}"
+        yield from self._means()
+        if sums.flags:
+            yield "flags", "", counts_text(sums.flags)
+        for name, value in self._provenance():
+            yield name, "", value
+
+    def _means(self) -> Iterator[tuple[str, str, str]]:
+        unit, means = self._unit, self._documents.means()
+        for name, label, note in _IN_NATS:
             if name in means:
-                if f"{name}_at_most" in means:  # gold is known in part
-                    shown += " ≥"
-                unit = f"{options.unit} per token, {note}"
-                between = interval(means[name], options.in_unit)
-                yield shown, number(options.in_unit(means[name].value)), f"{between} {unit}"
-        for name, shown, note in _SHARES:
+                if f"{name}_at_most" in means:  # the teacher is known in part
+                    label += " ≥"
+                between = f"{unit.interval(means[name])} {unit} per token, {note}"
+                yield label, unit.text(means[name].value), between
+        for name, label, note in _WITHOUT_INTERVAL:
             if name in means:
-                yield shown, number(means[name].value), note
-        rest = (
-            ("same_top1", "same favourite", "share of tokens"),
-            ("delta_p", "delta p", "mean of p(model) - p(gold) of the text's token"),
-            ("rms_delta_p", "delta p, RMS", "root of its mean square"),
-        )
-        for name, shown, note in rest:
+                yield label, number(means[name].value), note
+        for name, label, note in _WITHOUT_UNIT:
             if name in means:
-                between = interval(means[name])
-                yield shown, number(means[name].value), f"{between} {note}"
+                yield label, number(means[name].value), f"{interval(means[name])} {note}"
         if "kl" in means:
             yield "intervals", "95%", means["kl"].method
 
     def _quantiles(self) -> Table:
-        """Of tokens, with their intervals."""
-        options = self._options
+        """Quantiles of tokens, with their intervals."""
+        unit = self._unit
         table = figures_table("tokens", ("share",), (), ("KL", "interval", "delta p", "interval"))
         kls, deltas = (self._documents.quantiles(name) for name in ("kl", "delta_p"))
-        for share in _SHOWN:
+        for share in _QUANTILES:
             if share in kls:
                 table.add_row(
                     f"{share:.0%}",
-                    number(options.in_unit(kls[share].value)),
-                    interval(kls[share], options.in_unit),
+                    unit.text(kls[share].value),
+                    unit.interval(kls[share]),
                     number(deltas[share].value),
                     interval(deltas[share]),
                 )
@@ -150,42 +140,34 @@ class DivergenceTableWriter:
                 f"{number(measured['mean_kl_in_part'])} by the top {measured['top_k']} (nats "
                 "per token)",
             )
-        yield from policies(run)
+        yield from run_rows(run)
 
 
-def token_table(diverged: DivergenceScore, options: TableOptions) -> Table:
-    """Position, token, both losses, KL, the change of its probability, whether favourites agree."""
-    title = f"{escape(diverged.sample.id)}  (in {options.unit})"
+def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
+    """Return position, token, both losses, KL, the change of its probability, and whether both
+    models have the same top-1, for each token."""
+    title = f"{escape(scored.sample.id)}  (in {options.unit})"
     figures = ("loss", "gold's", "KL", "delta p", "top")
     table = figures_table(title, ("pos",), ("token",), figures)
-    n_tokens = diverged.score.sequence.n_tokens
-    add_rows(table, _rows(diverged, options), n_tokens, options, "tokens")
+    n_tokens = scored.score.sequence.n_tokens
+    add_rows(table, _rows(scored, options), n_tokens, options, "tokens")
     return table
 
 
-def _rows(diverged: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:
-    score, found = diverged.score, diverged.divergences
+def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:
+    score, found, unit = scored.score, scored.divergences, options.unit
     deltas = found.delta_p
     for t, text in enumerate(options.token_texts(score.sequence)):
         if not score.counted[t]:
             yield [Text(str(t), style="dim"), Text(visible(text), style="dim"), *[Text("-")] * 5]
             continue
-        kl = float(found.kls[t])
-        style = kl_style(kl)
+        kl, same = float(found.kls[t]), bool(found.same_top1[t])
         yield [
             Text(str(t), style="dim"),
-            Text(visible(text), style=style),
-            Text(number(options.in_unit(float(found.student_losses[t])))),
-            Text(number(options.in_unit(float(found.reference_losses[t])))),
-            Text(number(options.in_unit(kl)), style=style),
+            Text(visible(text), style=kl_style(kl)),
+            Text(unit.text(float(found.student_losses[t]))),
+            Text(unit.text(float(found.reference_losses[t]))),
+            Text(unit.text(kl), style=kl_style(kl)),
             Text(f"{deltas[t]:+.4f}"),
-            Text("=" if found.same_top1[t] else "≠", style="dim" if found.same_top1[t] else ""),
+            Text("=" if same else "≠", style="dim" if same else ""),
         ]
-
-
-def _line(diverged: DivergenceScore, sums: DivergenceTotals, options: TableOptions) -> Text:
-    kl, same = sums.mean("kl"), sums.same_top1
-    line = Text(escape(diverged.sample.id))
-    mean = number(options.in_unit(kl))
-    figures = f"{many(sums.n_scored, 'token')}, mean KL {mean}, same favourite {number(same)}"
-    return line.append(f"  {figures}", style=kl_style(kl))

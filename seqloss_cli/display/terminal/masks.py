@@ -1,22 +1,19 @@
-"""What a training loss falls on, for a terminal: the text itself, turns, and differences."""
+"""Loss masks for a terminal: the text with the tokens that count, turns, and differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.heat.drawing import Drawing
-from seqloss_cli.display.terminal.heat.palette import COUNTS, LOSSES
-from seqloss_cli.display.terminal.heat.writer import show_heat, show_text
-from seqloss_cli.display.terminal.options import TableOptions
-from seqloss_cli.display.terminal.theme import figures_table, flags_text, number
+from seqloss_cli.display.terminal.formatting import TableOptions, counts_text, figures_table
+from seqloss_cli.display.terminal.heat import Drawing, show_heat, show_text
+from seqloss_cli.display.terminal.palette import COUNTS, LOSSES, shows_no_colour
+from seqloss_cli.display.terminal.writer import TerminalWriter
 from seqloss_cli.metrics.masks import Mask, MaskTotals
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.tokenization.labels import Finding
@@ -25,25 +22,25 @@ _COUNTED, _MASKED = "bold reverse", "dim"
 _OPEN, _CLOSE = "⟦", "⟧"
 """Around what counts, where there is no colour to show it."""
 _HEAD, _TAIL = 400, 200
-_MOST_TEXTS = 10
 
 
-class MaskTableWriter:
-    """A `Writer` of masks for a terminal."""
+class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
+    """Writes masks to a terminal."""
 
     def __init__(self, console: Console, options: TableOptions, trainer: str | None) -> None:
         """`trainer` names whose labels are compared."""
-        self._console, self._options, self._trainer = console, options, trainer
-        self._marks = console.color_system is None or console.no_color
-        self._n_shown = 0
+        super().__init__(console, options)
+        self._trainer = trainer
+        self._marks = shows_no_colour(console)
         self._drawing: Drawing | None = None
 
     def begin(self, run: RunInfo) -> None:
-        self._run = run
+        """Print the legend."""
+        super().begin(run)
         has_losses, options = run.model is not None, self._options
         if options.heat is not None:
             scale = LOSSES if has_losses else COUNTS
-            self._drawing = Drawing(self._console, options.heat, options.bits, scale)
+            self._drawing = Drawing(self._console, options.heat, self._unit, scale)
         if not options.summary:
             self._legend(self._drawing, has_losses)
 
@@ -56,35 +53,17 @@ class MaskTableWriter:
         else:
             drawing.show([*drawing.legend_of_counts(), Text()])
 
-    def sequence(self, mask: Mask, sums: MaskTotals) -> None:
-        if self._options.summary:
-            return
-        self._n_shown += 1
-        if self._n_shown > _MOST_TEXTS and not self._options.all_tokens:
-            self._line(mask, sums)
-            return
-        identity = escape(mask.sequence.sample.id)
-        title = f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)"
-        self._show_text(mask, title)
-        if mask.sequence.prompt_boundary is not None and mask.sequence.prompt_boundary.turns:
+    # -- one sequence -----------------------------------------------------------------------
+
+    def _show(self, mask: Mask, sums: MaskTotals) -> None:
+        identity, boundary = escape(mask.sequence.sample.id), mask.sequence.prompt_boundary
+        self._show_text(mask, f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)")
+        if boundary is not None and boundary.turns:
             self._console.print()
             self._console.print(self._turns(mask))
         for line in self._remarks(mask, sums):
             self._console.print(line)
         self._console.print()
-
-    def reject(self, rejected: Rejected) -> None:
-        """Rejected inputs are named on stderr as they come, and counted in the panel."""
-
-    def end(self, sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> None:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, value in self._totals(sums, n_rejected, n_empty_lines):
-            grid.add_row(name, escape(value))
-        self._console.print(Panel(grid, title="totals", title_align="left", expand=False))
-
-    # -- one sequence -----------------------------------------------------------------------
 
     def _show_text(self, mask: Mask, title: str) -> None:
         if self._drawing is None:
@@ -129,15 +108,13 @@ class MaskTableWriter:
         return table
 
     def _remarks(self, mask: Mask, sums: MaskTotals) -> Iterator[Text]:
-        if (
-            mask.sequence.prompt_boundary is not None
-            and mask.sequence.prompt_boundary.boundary not in (None, "clean")
-        ):
-            yield Text(f"boundary: {mask.sequence.prompt_boundary.boundary}", style="yellow")
+        boundary = mask.sequence.prompt_boundary
+        if boundary is not None and boundary.boundary not in (None, "clean"):
+            yield Text(f"boundary: {boundary.boundary}", style="yellow")
         if mask.sequence.flags:
-            yield Text("flags: " + flags_text(mask.sequence.flags), style="yellow")
+            yield Text("flags: " + counts_text(mask.sequence.flags), style="yellow")
         if sums.responses is not None and sums.everything is not None:
-            yield Text(self._losses(sums, sums.responses, sums.everything))
+            yield Text(f"loss: {self._losses(sums, sums.responses, sums.everything)}")
         if mask.checked:
             yield from _differences("check", mask.findings)
         if mask.trainer is not None:
@@ -147,24 +124,26 @@ class MaskTableWriter:
                 yield from _differences(str(self._trainer), mask.trainer_findings)
 
     def _losses(self, sums: MaskTotals, response: Totals, everything: Totals) -> str:
-        options = self._options
-        means = [number(options.in_unit(t.mean_loss)) for t in (response, everything)]
+        means = [self._unit.text(t.mean_loss) for t in (response, everything)]
         return (
-            f"loss: response {means[0]} {options.unit} per token, all tokens {means[1]}; "
+            f"response {means[0]} {self._unit} per token, all tokens {means[1]}; "
             f"unmasked, {_percent(sums.prompt_share)} of the tokens that carry a gradient would be "
             "prompt"
         )
 
-    def _line(self, mask: Mask, sums: MaskTotals) -> None:
+    def _show_line(self, mask: Mask, sums: MaskTotals) -> None:
         kinds = [finding.kind for finding in (*mask.findings, *mask.trainer_findings)]
         if mask.trainer is not None and mask.trainer.labels is None:
             kinds.append("not trained")
-        said = f"; {', '.join(kinds)}" if kinds else ""
+        differences = f"; {', '.join(kinds)}" if kinds else ""
         identity = escape(mask.sequence.sample.id)
-        line = f"{identity}  {sums.n_counted} of {sums.n_tokens} tokens count{said}"
+        line = f"{identity}  {sums.n_counted} of {sums.n_tokens} tokens count{differences}"
         self._console.print(Text(line), soft_wrap=True)
 
     # -- totals -----------------------------------------------------------------------------
+
+    def _before_totals(self) -> None:
+        """Nothing stands between lines and totals."""
 
     def _totals(
         self, sums: MaskTotals, n_rejected: int, n_empty_lines: int
@@ -175,7 +154,7 @@ class MaskTableWriter:
         share = sums.n_counted / sums.n_tokens if sums.n_tokens else None
         yield "tokens", f"{sums.n_tokens}, {sums.n_counted} count ({_percent(share)})"
         if sums.responses is not None and sums.everything is not None:
-            yield "losses", self._losses(sums, sums.responses, sums.everything).split(": ", 1)[1]
+            yield "losses", self._losses(sums, sums.responses, sums.everything)
         if sums.n_checked:
             yield "check", f"{sums.n_different} of {sums.n_checked} differ{_kinds(sums.findings)}"
         if self._trainer is not None:
@@ -204,8 +183,7 @@ def _differences(who: str, findings: tuple[Finding, ...]) -> Iterator[Text]:
 
 
 def _kinds(counts: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return f": {listed}" if listed else ""
+    return f": {counts_text(counts)}" if counts else ""
 
 
 def _percent(share: float | None) -> str:

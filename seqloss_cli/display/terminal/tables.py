@@ -1,48 +1,65 @@
-"""Tables of tokens, words and regions."""
+"""Tables of tokens, words, regions and turns; the chain rule of a pair spelled out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.core.columns import TokenColumn, cell_columns
+from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.display.terminal.folding import Shown, folded
-from seqloss_cli.display.terminal.options import TableOptions
-from seqloss_cli.display.terminal.theme import (
+from seqloss_cli.core.records import PromptBoundary, SequenceScore
+from seqloss_cli.display.terminal.formatting import (
+    FoldRule,
+    TableOptions,
+    Unit,
+    count_of,
+    figures_grid,
     figures_table,
     loss_style,
     number,
     probability,
     visible,
 )
+from seqloss_cli.metrics.chain_rule import (
+    ChainRule,
+    boundary_difference,
+    chain_rule,
+    log_prob_y,
+    pointwise_mutual_information,
+    turn_scores,
+)
 from seqloss_cli.metrics.regions import RegionLosses
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import WordLosses
 
-_ROWS = Shown(head=24, tail=16, around_seam=4)
+_FOLDS = FoldRule(head=24, tail=16, around_boundary=4)
+
+
+# -- tokens, words, regions -----------------------------------------------------------------------
 
 
 def token_table(score: SequenceScore, options: TableOptions) -> Table:
-    """Position, token, id, loss, probability, cumulative loss, and what was asked for.
+    """Return position, token, id, loss, probability, cumulative loss of each token, and every
+    quantity of `core.columns` that the score has.
 
     Columns of figures keep their width; on a narrow terminal tokens and alternatives wrap.
     """
-    title = f"{escape(score.sequence.sample.id)}  (losses in {options.unit})"
-    positions = ("pos", *(("part",) if score.sequence.prompt_boundary else ()))
+    sequence = score.sequence
+    title = f"{escape(sequence.sample.id)}  (losses in {options.unit})"
+    positions = ("pos", *(("part",) if sequence.prompt_boundary else ()))
     figures = ["id", "loss", "prob", "sum"]
     figures += [column.header for column in _cell_columns_of(score)]
     table = figures_table(title, positions, ("token",), figures)
     if score.top_ids is not None:
-        table.add_column("alternatives", overflow="fold")
-    rows = _token_rows(score, options)
-    stretch = score.sequence.one_stretch if score.sequence.prompt_boundary else None
-    prompt_boundary = None if stretch is None else stretch[0]
-    add_rows(table, rows, len(score.losses), options, "tokens", prompt_boundary)
+        names = [column.header for column in COLUMNS if column.kind == "alternatives"]
+        table.add_column(*names, overflow="fold")
+    stretch = sequence.one_stretch if sequence.prompt_boundary else None
+    boundary = None if stretch is None else stretch[0]
+    add_rows(table, _token_rows(score, options), len(score.losses), options, "tokens", boundary)
     return table
 
 
@@ -54,46 +71,41 @@ def add_rows(
     what: str,
     prompt_boundary: int | None = None,
 ) -> None:
-    """All rows, or the first and the last of many, and those around a seam."""
-    folds = [] if options.all_tokens else folded(n_rows, _ROWS, prompt_boundary)
-    n_folded = sum(map(len, folds))
+    """Add all rows, or the first and the last of many, and those around a prompt boundary."""
+    folds = [] if options.all_tokens else _FOLDS.folds(n_rows, prompt_boundary)
     if folds:
+        n_folded = sum(map(len, folds))
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
+    first_text = next(n for n, column in enumerate(table.columns) if not column.no_wrap)
     for n, row in enumerate(rows):
         for fold in folds:
             if n == fold.start:
-                gap = [""] * (_text_column(table) - 1)
+                gap = [""] * (first_text - 1)
                 table.add_row("⋮", *gap, Text(f"({len(fold)} more)", style="dim"))
         if not any(n in fold for fold in folds):
             table.add_row(*row)
 
 
-def _text_column(table: Table) -> int:
-    """The first column that wraps."""
-    return next(n for n, column in enumerate(table.columns) if not column.no_wrap)
-
-
 def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:
-    texts = options.token_texts(score.sequence)
-    ids = score.sequence.token_ids.tolist()
-    columns = _cell_columns_of(score)
+    sequence, unit = score.sequence, options.unit
+    ids, columns = sequence.token_ids.tolist(), _cell_columns_of(score)
     cumulative = np.cumsum(np.where(score.counted, score.losses, 0.0)).tolist()
-    for t, text in enumerate(texts):
+    for t, text in enumerate(options.token_texts(sequence)):
         loss = float(score.losses[t]) if score.scored[t] else None
         counts = bool(score.counted[t])
-        style = loss_style(loss, score.sequence.prompt_boundary is not None) if counts else "dim"
+        style = loss_style(loss, sequence.prompt_boundary is not None) if counts else "dim"
         row = [Text(str(t), style="dim")]
-        if score.sequence.prompt_boundary is not None:
-            row.append(Text(*("y", "") if score.sequence.loss_mask[t] else ("x", "dim")))
+        if sequence.prompt_boundary is not None:
+            row.append(Text(*("y", "") if sequence.loss_mask[t] else ("x", "dim")))
         row += [
             Text(visible(text), style=style),
             Text(str(ids[t]), style="dim"),
-            Text(number(options.in_unit(loss)), style=style),
+            Text(unit.text(loss), style=style),
             Text(probability(loss), style=style),
-            Text(number(options.in_unit(cumulative[t]), 3) if counts else "-"),
+            Text(unit.text(cumulative[t], 3) if counts else "-"),
         ]
         row += [
-            Text("-" if loss is None else _cell(column, score.columns[column.name][t], options))
+            Text("-" if loss is None else _cell(column, score.columns[column.name][t], unit))
             for column in columns
         ]
         if score.top_ids is not None:
@@ -106,11 +118,11 @@ def _cell_columns_of(score: SequenceScore) -> list[TokenColumn]:
     return [column for column in cell_columns() if column.name in score.columns]
 
 
-def _cell(column: TokenColumn, value: Any, options: TableOptions) -> str:
+def _cell(column: TokenColumn, value: Any, unit: Unit) -> str:
     """A number of the column, in the unit of the table."""
     if column.kind == "whole":
         return str(value)
-    return number(options.in_unit(float(value), column.power), 3)
+    return number(unit.of(float(value), column.power), 3)
 
 
 def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
@@ -122,18 +134,17 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
 
 
 def region_table(found: RegionLosses, options: TableOptions) -> Table:
-    """Name, text, tokens and loss of each region."""
-    figures = ("tokens", "loss", "mean", *(["corrected"] if found.corrected is not None else []))
-    table = figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
-    columns = [found.losses, found.means]
+    """Return name, text, tokens and losses of each region."""
+    columns, names = [found.losses, found.means], ["loss", "mean"]
     if found.corrected is not None:
-        columns.append(found.corrected)
+        columns, names = [*columns, found.corrected], [*names, "corrected"]
+    table = figures_table(f"regions, {options.unit}", (), ("region", "text"), ("tokens", *names))
     rows = (
         [
             Text(escape(region.name), style="dim"),
             Text(visible(text), style=loss_style(values[1])),
             Text(str(n), style="dim"),
-            *(Text(number(options.in_unit(x)), style=loss_style(values[1])) for x in values),
+            *(Text(options.unit.text(nats), style=loss_style(values[1])) for nats in values),
         ]
         for region, text, n, *values in zip(
             found.regions, found.texts, found.n_tokens, *columns, strict=True
@@ -144,19 +155,117 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
 
 
 def word_table(found: WordLosses, options: TableOptions) -> Table:
-    """Bytes, text and loss of each word."""
-    figures = ("loss",) if found.corrected is None else ("loss", "corrected")
-    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), figures)
-    columns = (found.losses,) if found.corrected is None else (found.losses, found.corrected)
+    """Return bytes, text and losses of each word."""
+    columns, names = [found.losses], ["loss"]
+    if found.corrected is not None:
+        columns, names = [*columns, found.corrected], [*names, "corrected"]
+    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), names)
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),
             Text(visible(word), style=loss_style(losses[0])),
-            *(Text(number(options.in_unit(x)), style=loss_style(losses[0])) for x in losses),
+            *(Text(options.unit.text(nats), style=loss_style(losses[0])) for nats in losses),
         ]
         for word, (start, end), *losses in zip(
             found.words, found.byte_offsets.tolist(), *columns, strict=True
         )
     )
     add_rows(table, rows, len(found.words), options, "words")
+    return table
+
+
+# -- pairs and chats ------------------------------------------------------------------------------
+
+
+class LineColumn(NamedTuple):
+    """A figure of a result that is shown in one line."""
+
+    name: str
+    width: int
+    """Cells; the name stands above it."""
+    value: str
+
+
+def pair_line(score: SequenceScore, totals: Totals, options: TableOptions) -> list[LineColumn]:
+    """Return tokens of prompt and response, log-probabilities, and what else was asked for."""
+    rule, unit = chain_rule(score, totals), options.unit
+    columns = [
+        LineColumn("x", 6, str(totals.n_prompt_tokens)),
+        LineColumn("y", 6, str(totals.n_response_tokens)),
+        LineColumn("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3)),
+        LineColumn("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
+        LineColumn("mean loss", 10, unit.text(totals.mean_loss)),
+    ]
+    if options.pmi:
+        pmi = pointwise_mutual_information(totals)
+        columns.append(LineColumn("pmi", 10, unit.text(pmi, 3)))
+    if totals.separate_tokenization is not None:
+        difference = unit.text(boundary_difference(totals), 3)
+        columns.append(LineColumn("apart-joint", 12, difference))
+    return columns
+
+
+def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions) -> Table:
+    """Return the three log-probabilities, how they make one another, and what else was asked
+    for."""
+    unit = options.unit
+    rows = _chain_rule_rows(score, totals, chain_rule(score, totals), options)
+    return figures_grid((name, unit.text(nats), note) for name, nats, note in rows)
+
+
+def _chain_rule_rows(
+    score: SequenceScore, totals: Totals, rule: ChainRule, options: TableOptions
+) -> Iterator[tuple[str, float | None, str]]:
+    """Name, value in nats, and a note; the unit is one for all."""
+    unit, boundary = options.unit, score.sequence.prompt_boundary
+    assert boundary is not None
+    ln = "log2" if options.bits else "ln"
+    prompt = f"prompt, {count_of(totals.n_prompt_tokens, 'token')}{_why_unknown(boundary, rule)}"
+    yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if boundary.empty_prompt else prompt
+    meeting = f", boundary {boundary.boundary}" if boundary.boundary else ""
+    response = f"response, {count_of(totals.n_response_tokens, 'token')}{meeting}"
+    yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
+    parts = (rule.log_prob_x, rule.log_prob_y_given_x)
+    summands = " + ".join(f"({unit.text(part)})" for part in parts)
+    known = rule.log_prob_xy is not None
+    yield f"{ln} Pr(x,y)", rule.log_prob_xy, f"= {summands}" if known else ""
+    if options.pmi:
+        yield f"{ln} Pr(y)", log_prob_y(totals), "response after BOS alone"
+        pmi = pointwise_mutual_information(totals)
+        yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
+    mean = unit.text(totals.mean_loss)
+    rates = f"mean {mean} per token, perplexity {number(totals.perplexity)}"
+    yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
+    if (apart := totals.separate_tokenization) is not None:
+        tokens = count_of(apart.n_scored, "token")
+        yield "loss, apart", apart.total_loss, f"{tokens} tokenized apart"
+        yield "apart - joint", boundary_difference(totals), ""
+
+
+def _why_unknown(boundary: PromptBoundary, rule: ChainRule) -> str:
+    """Why a marginal is null (rules 8 and 13)."""
+    if rule.log_prob_x is not None:
+        return ""
+    if not boundary.prompt_scored:
+        return ", not scored"
+    if boundary.n_dropped:
+        return f"; unknown, {boundary.n_dropped} were cut"
+    if boundary.n_spans != 1:
+        return "; unknown, more than one stretch counts"
+    return "; unknown, none has a finite loss"
+
+
+def turn_table(score: SequenceScore, options: TableOptions) -> Table:
+    """Return role, tokens, and the loss of the tokens that count, of each turn of a chat."""
+    table = figures_table("turns", ("turn",), ("role",), ("tokens", "scored", "loss", "mean loss"))
+    for n, found in enumerate(turn_scores(score)):
+        style = loss_style(found.mean_loss)
+        table.add_row(
+            Text(str(n), style="dim"),
+            Text(escape(found.turn.role)),
+            Text(str(found.turn.end - found.turn.start)),
+            Text(str(found.n_scored)),
+            Text(options.unit.text(found.loss), style=style),
+            Text(options.unit.text(found.mean_loss), style=style),
+        )
     return table

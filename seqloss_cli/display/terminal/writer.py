@@ -1,8 +1,9 @@
-"""Results as they come: a table each for a few sequences, a line each for many, then the totals."""
+"""Results as they come: whole for a few sequences, a line each for many, then the totals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from rich.cells import cell_len, set_cell_size, split_graphemes
 from rich.console import Console
@@ -11,126 +12,150 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.options import TableOptions
-from seqloss_cli.display.terminal.pairs import (
-    chain_rule_table,
-    line_columns,
-    line_values,
-    turn_table,
+from seqloss_cli.display.terminal.formatting import (
+    TableOptions,
+    Unit,
+    count_of,
+    counts_text,
+    figures_panel,
+    loss_style,
+    number,
 )
-from seqloss_cli.display.terminal.panel import totals_panel
-from seqloss_cli.display.terminal.tables import region_table, token_table, word_table
-from seqloss_cli.display.terminal.theme import flags_text, loss_style, number
+from seqloss_cli.display.terminal.tables import (
+    LineColumn,
+    chain_rule_table,
+    pair_line,
+    region_table,
+    token_table,
+    turn_table,
+    word_table,
+)
+from seqloss_cli.metrics.chain_rule import boundary_difference, pointwise_mutual_information
 from seqloss_cli.metrics.regions import region_losses
-from seqloss_cli.metrics.totals import Totals, overflow_flags, score_flags
+from seqloss_cli.metrics.totals import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.metrics.words import word_losses
 
-MOST_TABLES = 10
-"""More sequences than this are shown a line each."""
-Columns = tuple[tuple[str, int], ...]
-"""Name and width of each."""
-_LINE_COLUMNS: Columns = (
-    ("tokens", 8),
-    ("scored", 8),
-    ("total loss", 12),
-    ("mean", 9),
-    ("bits/byte", 10),
-)
+Result = TypeVar("Result")
+Sums = TypeVar("Sums")
+Rows = Iterable[Sequence[str | Text]]
+"""Names, figures where there are three parts, and notes of totals."""
 _LEAST_ID_WIDTH, _MOST_ID_WIDTH = 12, 60
 
 
-class TableWriter:
-    """A `Writer` for a terminal (the same calls as the writers of JSON)."""
+class TerminalWriter(Generic[Result, Sums]):
+    """Shows the first results whole and the others as a line each; its calls are those of the
+    writers of JSON. Subclasses say what a result, a line and the totals look like."""
+
+    _most_whole = 10
 
     def __init__(self, console: Console, options: TableOptions) -> None:
-        self._console, self._options = console, options
-        self._waiting: list[tuple[SequenceScore, Totals]] = []
-        self._as_lines = False
+        self._console, self._options, self._unit = console, options, options.unit
+        self._n_shown = 0
 
     def begin(self, run: RunInfo) -> None:
+        """Take the run's record, which the totals name."""
         self._run = run
 
-    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+    def sequence(self, result: Result, sums: Sums) -> None:
+        """Print one result."""
         if self._options.summary:
             return
-        if self._as_lines:
-            self._line(score, totals)
-        elif self._options.all_tokens:
-            self._show_tables(score, totals)
-        else:
-            self._waiting.append((score, totals))
-            if len(self._waiting) > MOST_TABLES:
-                self._show_waiting(self._line)
+        self._n_shown += 1
+        if not self._in_lines:
+            self._show(result, sums)
+            return
+        if self._n_shown == self._most_whole + 1:
+            self._begin_lines(result, sums)
+        self._show_line(result, sums)
 
     def reject(self, rejected: Rejected) -> None:
-        """Rejected inputs are named on stderr as they come, and counted in the panel."""
+        """Do nothing: rejected inputs are named on stderr as they come, and counted in the end."""
 
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        self._show_waiting(self._show_tables)
-        if self._as_lines:
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        """Print the totals."""
+        self._before_totals()
+        rows = self._totals(sums, n_rejected, n_empty_lines)
+        self._console.print(figures_panel("totals", rows))
+
+    @property
+    def _in_lines(self) -> bool:
+        return self._n_shown > self._most_whole and not self._options.all_tokens
+
+    def _before_totals(self) -> None:
+        if self._in_lines:
             self._console.print()
-        panel = totals_panel(totals, n_rejected, n_empty_lines, self._run, self._options)
-        self._console.print(panel)
 
-    def _show_waiting(self, show: Callable[[SequenceScore, Totals], None]) -> None:
-        for score, totals in self._waiting:
-            show(score, totals)
-        self._waiting.clear()
+    def _begin_lines(self, result: Result, sums: Sums) -> None:
+        """Print what stands above the lines; this is the first result among them."""
 
-    def _show_tables(self, score: SequenceScore, totals: Totals) -> None:
+    def _show(self, result: Result, sums: Sums) -> None:
+        raise NotImplementedError
+
+    def _show_line(self, result: Result, sums: Sums) -> None:
+        raise NotImplementedError
+
+    def _totals(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> Rows:
+        raise NotImplementedError
+
+
+# -- scores -------------------------------------------------------------------------------------
+
+
+class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
+    """Shows losses of texts and pairs."""
+
+    def _show(self, score: SequenceScore, totals: Totals) -> None:
+        options, console = self._options, self._console
         self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
-        if (prompt_boundary := score.sequence.prompt_boundary) is not None:
-            if prompt_boundary.turns:
-                self._console.print()
-                self._console.print(turn_table(score, self._options))
-            self._console.print()
-            self._console.print(chain_rule_table(score, totals, self._options))
-        if self._options.words and (found := word_losses(score, self._options.marks)):
-            self._console.print()
-            self._console.print(word_table(found, self._options))
-            flags |= found.flags
-        if (regions := region_losses(score, self._options.marks)) is not None:
-            self._console.print()
-            self._console.print(region_table(regions, self._options))
+        if (boundary := score.sequence.prompt_boundary) is not None:
+            if boundary.turns:
+                console.print()
+                console.print(turn_table(score, options))
+            console.print()
+            console.print(chain_rule_table(score, totals, options))
+        if options.words and (words := word_losses(score, options.marks)):
+            console.print()
+            console.print(word_table(words, options))
+            flags |= words.flags
+        if (regions := region_losses(score, options.marks)) is not None:
+            console.print()
+            console.print(region_table(regions, options))
             flags |= regions.flags
         if flags:
-            self._console.print(Text("flags: " + flags_text(flags), style="yellow"))
-        self._console.print()
+            console.print(Text("flags: " + counts_text(flags), style="yellow"))
+        console.print()
 
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
         self._console.print(token_table(score, self._options))
 
-    def _line_header(self, columns: Columns) -> None:
-        header = "".join(f"{name:>{width}}" for name, width in columns)
+    def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
+        columns = self._columns(score, totals)
+        header = "".join(f"{column.name:>{column.width}}" for column in columns)
         self._print_line("sequence", header, "", "bold")
 
-    def _line(self, score: SequenceScore, totals: Totals) -> None:
-        options, prompt_boundary = self._options, score.sequence.prompt_boundary
-        values: tuple[str, ...] = (
-            str(totals.n_tokens),
-            str(totals.n_scored),
-            number(options.in_unit(totals.total_loss), 3),
-            number(options.in_unit(totals.mean_loss)),
-            number(totals.bits_per_byte),
+    def _show_line(self, score: SequenceScore, totals: Totals) -> None:
+        flags, boundary = (
+            score_flags(score) | overflow_flags(totals),
+            score.sequence.prompt_boundary,
         )
-        flags, columns = score_flags(score) | overflow_flags(totals), _LINE_COLUMNS
-        if prompt_boundary is not None:
-            columns = line_columns(options, totals)
-            values = line_values(score, totals, options)
-            if prompt_boundary.boundary != "clean" and prompt_boundary.boundary is not None:
-                flags[f"boundary {prompt_boundary.boundary}"] = True
-        if not self._as_lines:
-            self._as_lines = True
-            self._line_header(columns)
-        sizes = (width for _, width in columns)
-        figures = "".join(f"{value:>{width}}" for value, width in zip(values, sizes, strict=True))
-        self._print_line(
-            escape(score.sequence.sample.id),
-            figures,
-            flags_text(flags) if flags else "",
-            loss_style(totals.mean_loss),
-        )
+        if boundary is not None and boundary.boundary not in ("clean", None):
+            flags[f"boundary {boundary.boundary}"] = True
+        columns = self._columns(score, totals)
+        figures = "".join(f"{column.value:>{column.width}}" for column in columns)
+        name, style = escape(score.sequence.sample.id), loss_style(totals.mean_loss)
+        self._print_line(name, figures, counts_text(flags), style)
+
+    def _columns(self, score: SequenceScore, totals: Totals) -> list[LineColumn]:
+        if score.sequence.prompt_boundary is not None:
+            return pair_line(score, totals, self._options)
+        return [
+            LineColumn("tokens", 8, str(totals.n_tokens)),
+            LineColumn("scored", 8, str(totals.n_scored)),
+            LineColumn("total loss", 12, self._unit.text(totals.total_loss, 3)),
+            LineColumn("mean", 9, self._unit.text(totals.mean_loss)),
+            LineColumn("bits/byte", 10, number(totals.bits_per_byte)),
+        ]
 
     def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
         room = self._console.width - len(figures)
@@ -143,6 +168,36 @@ class TableWriter:
             text.append(f"\n  {flags}", style="yellow")
         self._console.print(text, soft_wrap=True)
 
+    def _totals(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> Rows:
+        return totals_rows(totals, n_rejected, n_empty_lines, self._run, self._unit)
+
+
+class TableWriter(ScoreWriter):
+    """Writes scores to a terminal: tables of up to ten, or a line for each of more."""
+
+    def __init__(self, console: Console, options: TableOptions) -> None:
+        super().__init__(console, options)
+        self._waiting: list[tuple[SequenceScore, Totals]] = []
+
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+        """Print one result, or keep it until it is known whether there are more than ten."""
+        if self._options.summary or self._options.all_tokens:
+            super().sequence(score, totals)
+            return
+        self._n_shown += 1
+        self._waiting.append((score, totals))
+        if self._n_shown == self._most_whole + 1:
+            self._begin_lines(*self._waiting[0])
+        if self._in_lines:
+            for each in self._waiting:
+                self._show_line(*each)
+            self._waiting.clear()
+
+    def _before_totals(self) -> None:
+        for each in self._waiting:
+            self._show(*each)
+        super()._before_totals()
+
 
 def _last_cells(text: str, width: int) -> str:
     """The end of a text: whole graphemes, at most `width` terminal cells of them."""
@@ -152,3 +207,87 @@ def _last_cells(text: str, width: int) -> str:
             return text[start:]
         cells -= n
     return ""
+
+
+# -- totals -------------------------------------------------------------------------------------
+
+
+def totals_rows(
+    totals: Totals, n_rejected: int, n_empty_lines: int, run: RunInfo, unit: Unit
+) -> Iterator[tuple[str, str]]:
+    """Yield names and values of the totals of texts or pairs, and what the run did."""
+    if totals.n_sequences != 1 or n_rejected:
+        yield "sequences", f"{totals.n_sequences}, rejected {n_rejected}"
+    if n_empty_lines:
+        yield "empty lines", str(n_empty_lines)
+    yield "tokens", f"{totals.n_tokens}, scored {totals.n_scored}"
+    yield from _pair_counts(totals)
+    yield "total loss", _figure(unit.of(totals.total_loss), str(unit))
+    if totals.response_only is not None:
+        pmi = pointwise_mutual_information(totals)
+        yield "pmi", _figure(unit.of(pmi), f"{unit} in all")
+    if (apart := totals.separate_tokenization) is not None:
+        loss = _figure(unit.of(apart.total_loss), f"{unit} over {apart.n_scored}")
+        yield "loss, apart", f"{loss} tokens"
+        yield "apart - joint", _figure(unit.of(boundary_difference(totals)), str(unit))
+    yield "mean loss", _figure(unit.of(totals.mean_loss), f"{unit} per token")
+    yield "perplexity", number(totals.perplexity)
+    yield from _text_rates(totals)
+    if totals.n_sequences > 1:
+        per_sequence, macro = totals.mean_sequence_loss, totals.mean_of_mean_losses
+        yield "mean sequence loss", _figure(unit.of(per_sequence), f"{unit} per sequence")
+        yield "mean of mean losses", _figure(unit.of(macro), f"{unit} per token")
+    if flags := corpus_flags(totals):
+        yield "flags", counts_text(flags)
+    yield from run_rows(run)
+
+
+def _pair_counts(totals: Totals) -> Iterator[tuple[str, str]]:
+    """Tokens on each side of pairs, and how texts meet."""
+    if totals.n_pairs:
+        yield "prompts", count_of(totals.n_prompt_tokens, "token")
+        yield "responses", count_of(totals.n_response_tokens, "token")
+        if totals.boundaries:
+            yield "boundaries", counts_text(totals.boundaries)
+
+
+def _text_rates(totals: Totals) -> Iterator[tuple[str, str]]:
+    if totals.n_without_text:
+        yield "rates of text", f"- ({totals.n_without_text} sequences are ids without a text)"
+        return
+    n_bytes, n_chars = totals.n_scored_bytes, totals.n_scored_chars
+    yield "bits per byte", _figure(totals.bits_per_byte, f"over {count_of(n_bytes, 'byte')}")
+    yield "bits per char", _figure(totals.bits_per_char, f"over {count_of(n_chars, 'char')}")
+    words = _figure(totals.word_perplexity, f"over {count_of(totals.n_words, 'word')}")
+    if totals.n_unscored_text_tokens:
+        words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
+    yield "word perplexity", words
+
+
+def _figure(value: float | None, what: str) -> str:
+    return "-" if value is None else f"{number(value)} {what}"
+
+
+def run_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
+    """Yield what the run did, a name and a line each."""
+    bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
+    stride = "" if run.stride is None else f", stride {run.stride}"
+    yield "model", f"{run.model}{run.made_of}, {run.dtype} on {_device(run)}"
+    yield "window", f"context {run.context} ({run.context_source}){stride}"
+    if run.pairs is not None:
+        yield "pairs", _pair_policies(run, run.pairs)
+    eos = "scored" if run.eos else "no"
+    yield "policies", f"BOS {bos}, EOS {eos}, special tokens {run.special_tokens}"
+
+
+def _device(run: RunInfo) -> str:
+    n_others = (run.devices or 1) - 1
+    devices = f" and {n_others} more" if n_others else ""
+    return f"{run.device}{devices}, {run.path}" + (", compiled" if run.compiled else "")
+
+
+def _pair_policies(run: RunInfo, pairs: Mapping[str, Any]) -> str:
+    policies = [f"boundary {run.boundary}", f"too long: {pairs['truncate']}"]
+    policies += ["prompts not scored"] * (not pairs["marginal"])
+    policies += ["common prompts computed once"] * run.share_prefix
+    return ", ".join(policies)

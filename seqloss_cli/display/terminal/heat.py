@@ -1,0 +1,296 @@
+"""Texts coloured by the losses of their tokens, the legend that says how to read them, and figures.
+
+Where colours can be shown, a token's background is that of its step on the fixed scale. Elsewhere
+a line that begins with `^` stands under each line of text, with the number of each token's step
+under its first cell; the text's own lines begin with two blanks, so that either can be picked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import SequenceScore, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.terminal.formatting import (
+    FoldRule,
+    HeatOptions,
+    TableOptions,
+    Unit,
+    count_of,
+)
+from seqloss_cli.display.terminal.palette import (
+    COUNTS,
+    DIM,
+    LOSSES,
+    Palette,
+    Scale,
+    by_position,
+    charset_of,
+    count_steps,
+    histogram,
+)
+from seqloss_cli.display.terminal.token_text import Line, TokenText, break_lines, glyphs
+from seqloss_cli.display.terminal.writer import ScoreWriter
+from seqloss_cli.metrics.totals import Totals
+
+FOLDS = FoldRule(head=400, tail=200, around_boundary=150)
+_TEXT_LINE, _MARK_LINE = "  ", "^ "
+_LEAST_WIDTH = 5
+"""Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
+
+
+class DrawnLines:
+    """Lines that are made for the console that they are printed on, and not wrapped again."""
+
+    def __init__(self, draw: Callable[[Console], Iterable[Text]]) -> None:
+        self._draw = draw
+
+    def lines(self, console: Console) -> Iterator[Text]:
+        """Yield the lines as they are before a console would crop them."""
+        yield from self._draw(console)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines(console):
+            # rich drops the style of a Text that has no spans; assembled, it is a span.
+            yield from Text.assemble(line).render(console, end="\n")
+
+
+class Drawing:
+    """Draws on one console, on one scale. Every text comes out in lines that fit."""
+
+    def __init__(
+        self, console: Console, options: HeatOptions, unit: Unit, scale: Scale = LOSSES
+    ) -> None:
+        self._console, self._options, self._unit, self.scale = console, options, unit, scale
+        self._palette = Palette(console, scale, options.theme)
+        self._charset = charset_of(console)
+        self._width = max(console.width, _LEAST_WIDTH)
+        self._margin = len(_TEXT_LINE) if self._palette.marks else 0
+
+    def show(self, lines: Iterable[Text]) -> None:
+        """Print on its console, where nothing is cropped."""
+        self._console.print(DrawnLines(lambda _: lines), crop=False)
+
+    # -- legend ------------------------------------------------------------------------------
+
+    def legend(
+        self, what: str = "loss", dim: str = "not scored", noun: str = "token"
+    ) -> Iterator[Text]:
+        """Yield the steps with their bounds, and what else a reader has to know."""
+        labels = self.scale.labels(self._unit)
+        if self._palette.marks:
+            yield from self.prose(f"Steps of {what} in {self._unit} per {noun}:")
+            yield from self._in_lines([(f"{n}: {label}", "") for n, label in enumerate(labels)])
+            yield from self.prose(
+                f"A line that begins with ^ gives the step of each {noun} in the line above, under "
+                f"its first cell there; - is {dim}."
+            )
+        else:
+            yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
+            styles = self._palette.styles
+            swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
+            yield from self._in_lines(swatches)
+            yield from self._about_colours(dim)
+        yield from self._about_white_space()
+
+    def legend_of_counts(self) -> Iterator[Text]:
+        """Yield the legend of a text whose tokens count or are masked, and whose losses are not
+        known."""
+        if self._palette.marks:
+            yield from self.prose(
+                "In a line that begins with ^, + stands under the first cell of each token above "
+                "that counts, - of one that is masked; text without such a line is all masked."
+            )
+        else:
+            yield from self._in_lines([(" counts ", self._palette.styles[0])])
+            yield from self._about_colours("masked")
+        yield from self._about_white_space()
+
+    def _about_colours(self, dim: str) -> Iterator[Text]:
+        theme = f"{self._options.theme} terminal ({self._options.theme_note})"
+        yield from self.prose(f"dim: {dim}; colours for a {theme}")
+
+    def _about_white_space(self) -> Iterator[Text]:
+        if self._options.white_space:
+            signs = self._charset
+            yield from self.prose(
+                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line; "
+                "other blanks by number"
+            )
+
+    def prose(self, words: str) -> Iterator[Text]:
+        """Yield words of our own, wrapped."""
+        yield from self._wrapped(Text(words, style=DIM))
+
+    def title(self, words: str) -> Iterator[Text]:
+        """Yield the title of a text, wrapped."""
+        yield from self._wrapped(Text(words, style="bold"))
+
+    def _wrapped(self, text: Text) -> Iterator[Text]:
+        for line in text.wrap(self._console, self._width):
+            line.rstrip()
+            yield line
+
+    def _wrapped_if_too_long(self, line: Text) -> Iterator[Text]:
+        # Wrapping also strips blanks, which a swatch or a bar that fits must keep.
+        yield from self._wrapped(line) if line.cell_len > self._width else [line]
+
+    def _in_lines(self, parts: Sequence[tuple[str, object]]) -> Iterator[Text]:
+        line = Text()
+        for words, style in parts:
+            if line and len(line) + 2 + len(words) > self._width:
+                yield from self._wrapped_if_too_long(line)
+                line = Text()
+            line.append("  " if line else "")
+            line.append(words, style=style)  # type: ignore[arg-type]
+        yield from self._wrapped_if_too_long(line)
+
+    # -- text --------------------------------------------------------------------------------
+
+    def text(
+        self, text: TokenText, all_tokens: bool, prompt_boundary: int | None = None
+    ) -> Iterator[Text]:
+        """Yield the lines of a text, and notes of what is left out of a long one."""
+        n, start = len(text.pieces), 0
+        folds = [] if all_tokens else FOLDS.folds(n, prompt_boundary)
+        for fold in (*folds, range(n, n)):
+            first, last = text.whole_from(fold.start), text.whole_from(fold.stop)
+            yield from self._part(text, range(start, first))
+            if fold:
+                note = f"{count_of(last - first, text.noun)} folded; --all-tokens shows them"
+                yield from self.prose(f"{self._charset.fold} {note}")
+            start = last
+        if text.n_hidden:
+            yield from self.prose(self._hidden(text))
+
+    def _hidden(self, text: TokenText) -> str:
+        if self.scale is COUNTS:
+            return f"{count_of(text.n_hidden, text.noun)} of no text: not shown, but counted"
+        return f"{count_of(text.n_hidden, f'scored {text.noun}')} of no text: in the figures only"
+
+    def _part(self, text: TokenText, tokens: range) -> Iterator[Text]:
+        white_space, encoding = self._options.white_space, self._console.encoding
+        found = glyphs(text, tokens, self._charset, white_space, encoding)
+        # One cell less than there are: a terminal that has filled its last cell may wrap.
+        for line in break_lines(found, self._width - self._margin - 1):
+            yield self._line(text, line)
+            if self._palette.marks:
+                marks = self._marks(text, line)
+                if marks.strip("- "):  # of a prompt there is nothing to say
+                    yield Text(_MARK_LINE + marks.rstrip())
+
+    def _line(self, text: TokenText, line: Line) -> Text:
+        drawn = Text(_TEXT_LINE[: self._margin])
+        styled = ((part.text, self._palette.style(text.values[part.token])) for part in line)
+        for style, parts in groupby(styled, key=itemgetter(1)):
+            drawn.append("".join(words for words, _ in parts), style=style)
+        return drawn
+
+    def _marks(self, text: TokenText, line: Line) -> str:
+        """A mark under the first cell that each token has in this line."""
+        marks = (self._palette.mark(text.values[part.token]).ljust(part.cells) for part in line)
+        return "".join(marks)
+
+    # -- figures -----------------------------------------------------------------------------
+
+    def figures(self, values: Sequence[float | None]) -> Iterator[Text]:
+        """Yield the values (nats) of N tokens by position, and how many are of each step."""
+        yield from self.by_position(values)
+        yield from self.histogram(self.counts(values))
+
+    def by_position(
+        self, values: Sequence[float | None], what: str = "loss", noun: str = "token"
+    ) -> Iterator[Text]:
+        """Yield a sparkline of values (nats) and its title."""
+        what = f"{what} by position ({noun}s"
+        title, line = by_position(values, self._width, self._charset, self._unit, what)
+        if line:
+            yield from self.prose(title)
+            yield Text(line)
+
+    def counts(self, values: Iterable[float | None]) -> list[int]:
+        """Count the known values (nats) of each step of the scale."""
+        return count_steps(values, self.scale.edges)
+
+    def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
+        """Yield a bar for each step of the scale."""
+        for line in histogram(counts, self._palette, self._width, self._charset, self._unit):
+            yield from self._wrapped_if_too_long(line)
+
+
+class HeatWriter(ScoreWriter):
+    """Writes scores to a terminal: the first texts in colours, the others a line each."""
+
+    def __init__(self, console: Console, options: TableOptions) -> None:
+        super().__init__(console, options)
+        self._drawing = Drawing(console, options.heat or HeatOptions(), options.unit)
+        self._counts = self._drawing.counts(())
+
+    def begin(self, run: RunInfo) -> None:
+        """Print the legend."""
+        super().begin(run)
+        if not self._options.summary:
+            dim = "not scored" if run.pairs is None else "not scored, or a prompt"
+            self._drawing.show([*self._drawing.legend(dim=dim), Text()])
+
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+        """Print one result, and count its tokens for the figures of all."""
+        super().sequence(score, totals)
+        counts = self._drawing.counts(counted_losses(score))
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+
+    def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
+        note = (
+            f"After {self._most_whole} texts the others are a line each; --all-tokens shows them."
+        )
+        self._drawing.show(self._drawing.prose(note))
+        super()._begin_lines(score, totals)
+
+    def _before_totals(self) -> None:
+        super()._before_totals()
+        if self._n_shown > 1:
+            title = f"tokens by loss, {self._n_shown} sequences"
+            self._drawing.show(self._drawing.title(title))
+            self._drawing.show(self._drawing.histogram(self._counts))
+            self._console.print()
+
+    def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
+        unit = self._options.unit
+        mean = f"mean {unit.text(totals.mean_loss)} {unit}"
+        scored = f"{count_of(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
+        self._drawing.show(self._drawing.title(f"{escape(score.sample.id)}  ({scored})"))
+        show_heat(self._drawing, score, self._options)
+
+
+def show_heat(drawing: Drawing, score: SequenceScore, options: TableOptions) -> None:
+    """Print the text of one sequence and its figures."""
+    values = counted_losses(score)
+    show_text(drawing, score.sequence, values, options)
+    drawing.show([Text(), *drawing.figures(values)])
+
+
+def show_text(
+    drawing: Drawing,
+    sequence: TokenSequence,
+    values: Sequence[float | None],
+    options: TableOptions,
+) -> None:
+    """Print the text of one sequence, coloured by a value (nats) for each of its N tokens."""
+    stretch = sequence.one_stretch if sequence.prompt_boundary else None
+    covered = TokenBytes.of(sequence)
+    pieces = None if covered is None else [covered.bytes_of(t) for t in range(covered.n_tokens)]
+    text = TokenText.of(options.token_texts(sequence), pieces, values)
+    drawing.show(drawing.text(text, options.all_tokens, None if stretch is None else stretch[0]))
+
+
+def counted_losses(score: SequenceScore) -> list[float | None]:
+    """Return N losses in nats; None for tokens that do not count."""
+    pairs = zip(score.losses.tolist(), score.counted.tolist(), strict=True)
+    return [loss if counts else None for loss, counts in pairs]

@@ -1,0 +1,253 @@
+"""The fixed scales on a given terminal: its colours or marks, its characters, and small figures.
+
+Where colours can be shown, a step of a scale is a background; elsewhere it is a mark, its number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from seqloss_cli.display.scales import (
+    DIFFERENCE_EDGES,
+    DIVERGING,
+    DIVERGING_16,
+    DIVERGING_256,
+    LOSS_EDGES,
+    SEQUENTIAL,
+    SEQUENTIAL_16,
+    SEQUENTIAL_256,
+    Entry,
+    Paint,
+    Theme,
+    step_of,
+)
+from seqloss_cli.display.terminal.formatting import Unit
+
+DIM = Style(dim=True)
+_LIGHT_GROUNDS = {"7", *map(str, range(9, 16))}
+"""Of the 16 colours, as COLORFGBG numbers them."""
+_FULL_LOSS = LOSS_EDGES[-1]
+"""Nats: where a sparkline is full, whatever the text, so that two of them can be compared."""
+_LONGEST_BAR, _SHORTEST_BAR = 40, 4
+
+
+# -- characters ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Charset:
+    """Characters that figures are made of, and that make white space visible."""
+
+    levels: str
+    """Of a sparkline, lowest first."""
+    bars: str
+    """Parts of a bar's last cell, thinnest first; the last one is a full cell."""
+    blank: str
+    tab: str
+    line_end: str
+    carriage_return: str
+    fold: str
+
+    def white_space(self, char: str) -> str | None:
+        """Return what makes the character visible; None for what is no white space."""
+        return {
+            " ": self.blank,
+            "\t": self.tab,
+            "\n": self.line_end,
+            "\r": self.carriage_return,
+        }.get(char)
+
+
+UNICODE = Charset("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "→", "↵", "␍", "⋮")
+ASCII = Charset("_.:-=+*#", "#", "_", ">", "$", "\\r", ":")
+
+
+def can_encode(text: str, encoding: str) -> bool:
+    """True where a terminal with that encoding can be sent the text."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):  # a console may name an encoding that Python lacks
+        return False
+    return True
+
+
+def charset_of(console: Console) -> Charset:
+    """Return the characters that the console's encoding has."""
+    needed = UNICODE.levels + UNICODE.bars + "·→↵␍⋮"
+    return UNICODE if can_encode(needed, console.encoding) else ASCII
+
+
+# -- colours ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Steps of a figure, and their looks."""
+
+    edges: Sequence[float]
+    """Nats, rising; there is one step more."""
+    true_colours: Mapping[Theme, Sequence[Paint]]
+    entries_256: Mapping[Theme, Sequence[Entry]]
+    entries_16: Mapping[Theme, Sequence[Entry]]
+    marks: str = "012345678"
+    """Of each step, where there are no colours."""
+
+    def labels(self, unit: Unit) -> list[str]:
+        """`below 0.5`, `0.5 to 1`, …, `10 or more`, in the unit."""
+        ends = [f"{unit.of(edge):.3g}" for edge in self.edges]
+        between = (f"{a} to {b}" for a, b in pairwise(ends))
+        return [f"below {ends[0]}", *between, f"{ends[-1]} or more"]
+
+
+LOSSES = Scale(LOSS_EDGES, SEQUENTIAL, SEQUENTIAL_256, SEQUENTIAL_16)
+DIFFERENCES = Scale(DIFFERENCE_EDGES, DIVERGING, DIVERGING_256, DIVERGING_16)
+COUNTS = Scale(
+    edges=(),
+    true_colours={theme: [paints[2]] for theme, paints in DIVERGING.items()},
+    entries_256={"light": [(110, 16, False)], "dark": [(25, 231, False)]},
+    entries_16={"light": [(14, 0, False)], "dark": [(4, 15, False)]},
+    marks="+",
+)
+"""Of one step, whatever the value: a token counts, or has none. The blue is of the differences, so
+that it is not taken for a loss."""
+
+
+class Palette:
+    """A scale on a console."""
+
+    def __init__(self, console: Console, scale: Scale, theme: Theme) -> None:
+        self.scale = scale
+        self.marks = shows_no_colour(console)
+        """Marks stand in place of colours."""
+        self.styles = _styles(console.color_system, scale, theme)
+        """Of each step."""
+
+    def step(self, value: float | None) -> int | None:
+        """Return the step of a value in nats."""
+        return None if value is None else step_of(value, self.scale.edges)
+
+    def style(self, value: float | None) -> Style:
+        """Return the style of a token: dim where it has no value, which is to be seen."""
+        step = self.step(value)
+        if step is None:
+            return DIM
+        return Style.null() if self.marks else self.styles[step]
+
+    def mark(self, value: float | None) -> str:
+        """Return the mark of a token; `-` where it has no value."""
+        step = self.step(value)
+        return "-" if step is None else self.scale.marks[step]
+
+
+def shows_no_colour(console: Console) -> bool:
+    """True where marks must say what colours would."""
+    # NO_COLOR leaves color_system as it was: rich takes the colours away only when it writes.
+    return console.color_system is None or console.no_color
+
+
+def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[Theme, str]:
+    """From `light`, `dark` or `auto`: the theme, and a note for the legend. Terminals that set
+    COLORFGBG put their background last."""
+    if wanted != "auto":
+        return ("light" if wanted == "light" else "dark"), "--theme"
+    if colorfgbg:
+        light = colorfgbg.rpartition(";")[2] in _LIGHT_GROUNDS
+        return ("light" if light else "dark"), "by COLORFGBG; --theme says otherwise"
+    return "dark", "--theme light for a light one"
+
+
+def _styles(system: str | None, scale: Scale, theme: Theme) -> list[Style]:
+    if system == "truecolor":
+        return [Style(color=p.text, bgcolor=p.background) for p in scale.true_colours[theme]]
+    entries = (scale.entries_256 if system == "256" else scale.entries_16)[theme]
+    return [Style.null() if entry is None else _style(*entry) for entry in entries]
+
+
+def _style(background: int, text: int, underlined: bool) -> Style:
+    return Style(
+        color=f"color({text})", bgcolor=f"color({background})", underline=underlined or None
+    )
+
+
+# -- figures ------------------------------------------------------------------------------------
+
+
+def sparkline(values: Sequence[float | None], width: int, charset: Charset) -> str:
+    """Draw means of the known values (nats) of neighbouring tokens, a cell each; blank where there
+    is none."""
+    n_cells = min(len(values), width)
+    cells = []
+    for n in range(n_cells):
+        part = values[n * len(values) // n_cells : (n + 1) * len(values) // n_cells]
+        known = [value for value in part if value is not None]
+        cells.append(_level(sum(known) / len(known), charset) if known else " ")
+    return "".join(cells)
+
+
+def _level(mean: float, charset: Charset) -> str:
+    top = len(charset.levels) - 1
+    return charset.levels[top if mean >= _FULL_LOSS else int(mean / _FULL_LOSS * top)]
+
+
+def by_position(
+    values: Sequence[float | None], width: int, charset: Charset, unit: Unit, what: str
+) -> tuple[str, str]:
+    """Return how a sparkline is to be read, and the line itself; `what` begins its title. Ends
+    without known values (nats) are left out."""
+    known = [t for t, value in enumerate(values) if value is not None]
+    if not known:
+        return "", ""
+    first, last = known[0], known[-1]
+    a_cell = math.ceil((last + 1 - first) / width)
+    each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
+    full = f"{charset.levels[-1]} {unit.of(_FULL_LOSS):.3g} {unit} or more"
+    title = f"{what} {first} to {last}{each}; {charset.levels[0]} 0, {full})"
+    return title, sparkline(values[first : last + 1], width, charset)
+
+
+def count_steps(values: Iterable[float | None], edges: Sequence[float]) -> list[int]:
+    """Count the known values (nats) of each step (`step_of`, all at once)."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    steps = np.searchsorted(np.array(edges), known, side="right")
+    return [*map(int, np.bincount(steps, minlength=len(edges) + 1))]
+
+
+def histogram(
+    counts: Sequence[int], palette: Palette, width: int, charset: Charset, unit: Unit
+) -> Iterator[Text]:
+    """Draw a bar for each step, with its count and share; its label has the step's colour. Where
+    there is no room for both beside each other, the figures stand under it; whoever prints them
+    wraps what is still too long."""
+    total, most = sum(counts), max(counts)
+    if not total:
+        return
+    labels = palette.scale.labels(unit)
+    if palette.marks:
+        labels = [f"{n} {label}" for n, label in enumerate(labels)]
+    wide = max(map(len, labels)) + 2
+    figures = [f"{count:>{len(str(most))}} {100 * count / total:5.1f} %" for count in counts]
+    room = min(width - wide - len(figures[0]) - 2, _LONGEST_BAR)
+    for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
+        style = Style.null() if palette.marks else palette.styles[n]
+        if room < -1:
+            yield Text(f" {label} ", style)
+            yield Text(figure.rjust(min(width, wide)))
+            continue
+        bar = "" if room < _SHORTEST_BAR else bar_of(count / most, room, charset).ljust(room)
+        yield Text.assemble((f" {label} ".ljust(wide), style), " ", bar, f" {figure}")
+
+
+def bar_of(share: float, width: int, charset: Charset) -> str:
+    """Draw a bar; at least a sliver of what is more than nothing."""
+    parts = len(charset.bars)
+    filled = max(round(share * width * parts), 1 if share else 0)
+    whole, rest = divmod(filled, parts)
+    return charset.bars[-1] * whole + (charset.bars[rest - 1] if rest else "")

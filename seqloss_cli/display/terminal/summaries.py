@@ -1,0 +1,168 @@
+"""Summaries of results files for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
+from seqloss_cli.analysis.summarize import (
+    QUANTILES,
+    GroupSummary,
+    PositionLoss,
+    Summary,
+    SummaryOptions,
+)
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.display.terminal.formatting import (
+    Unit,
+    count_of,
+    counts_text,
+    figures_panel,
+    figures_table,
+    interval,
+    loss_style,
+    number,
+    visible,
+)
+from seqloss_cli.metrics.totals import corpus_flags
+
+_FIGURES = {
+    "total_loss": ("total loss", "in all"),
+    "mean_loss": ("mean loss", "per token"),
+    "perplexity": ("perplexity", ""),
+    "bits_per_byte": ("bits per byte", ""),
+    "mean_sequence_loss": ("mean sequence loss", "per sequence"),
+    "mean_of_mean_losses": ("mean of mean losses", "per token"),
+}
+_WITHOUT_UNIT = ("perplexity", "bits_per_byte")
+
+
+def summary_view(
+    summary: Summary, options: SummaryOptions, unit: Unit, n_rejected: int
+) -> Iterator[RenderableType]:
+    """Yield the totals, groups, quantiles, positions and extremes of a summary."""
+    rows = _figures(summary.whole, options, unit, n_rejected)
+    yield figures_panel("summary", rows)
+    if summary.groups:
+        yield _groups(summary.groups, options, unit)
+    yield _quantiles(summary, unit)
+    if summary.positions:
+        yield _positions(summary.positions, unit)
+    if summary.whole.totals.n_sequences > 1:
+        if summary.worst_sequences:
+            yield _sequences("worst sequences", summary.worst_sequences, unit)
+        if summary.best_sequences:
+            yield _sequences("best sequences", summary.best_sequences, unit)
+    if summary.worst_tokens:
+        yield _tokens("worst tokens", summary.worst_tokens, unit)
+    if summary.best_tokens:
+        yield _tokens("best tokens", summary.best_tokens, unit)
+
+
+def _figures(
+    group: GroupSummary, options: SummaryOptions, unit: Unit, n_rejected: int
+) -> Iterator[tuple[str, str, str | Text]]:
+    totals, mean = group.totals, group.estimates.get("mean_loss")
+    yield "sequences", str(totals.n_sequences), f"rejected {n_rejected}" if n_rejected else ""
+    yield "scored tokens", str(totals.n_scored), f"of {totals.n_tokens}"
+    for name, (label, per) in _FIGURES.items():
+        estimate, value = group.estimates.get(name), getattr(totals, name)
+        if name in _WITHOUT_UNIT:
+            yield label, number(value), interval(estimate)
+        else:
+            parts = (unit.interval(estimate), f"{unit} {per}")
+            yield label, unit.text(value), " ".join(part for part in parts if part)
+    if totals.word_perplexity is not None:
+        words = f"over {count_of(totals.n_words, 'word')}"
+        yield "word perplexity", number(totals.word_perplexity), words
+    if flags := corpus_flags(totals):
+        yield "flags", "", counts_text(flags)
+    if mean is not None:
+        share = f"{100 * options.confidence:g}%"
+        yield "intervals", share if mean.low is not None else "-", mean.method
+    for note in group.notes:
+        yield "", "", Text(note, style="yellow")
+
+
+def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit) -> RenderableType:
+    table = figures_table(
+        f"by {escape(str(options.by))}, {unit}",
+        (),
+        ("value",),
+        ("sequences", "scored", "total loss", "mean", "interval", "bits/byte"),
+    )
+    for group in groups:
+        totals = group.totals
+        table.add_row(
+            Text(escape("(none)" if group.value is None else str(group.value))),
+            str(totals.n_sequences),
+            str(totals.n_scored),
+            unit.text(totals.total_loss, 3),
+            _coloured(totals.mean_loss, unit),
+            unit.interval(group.estimates.get("mean_loss")),
+            number(totals.bits_per_byte),
+        )
+    if few := sum(bool(group.notes) for group in groups):
+        small = count_of(few, "group")
+        table.caption = Text(f"{small} of few documents: intervals may be too narrow")
+    return table
+
+
+def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
+    documents, tokens = summary.whole.quantiles, summary.token_quantiles
+    table = figures_table(
+        f"quantiles of loss, {unit} per token",
+        ("share",),
+        (),
+        ("sequences' means", "interval", "tokens"),
+    )
+    for share in QUANTILES:
+        estimate = documents.get(share)
+        value = None if estimate is None else estimate.value
+        row = (unit.text(value), unit.interval(estimate), unit.text(tokens.get(share)))
+        table.add_row(f"{share:.0%}", *row)
+    if not tokens:
+        table.caption = Text("no token losses in the file (--no-tokens)")
+    elif summary.n_tokens_drawn < summary.n_tokens_seen:
+        drawn, seen = summary.n_tokens_drawn, summary.n_tokens_seen
+        table.caption = Text(f"tokens: a uniform sample of {drawn} of {seen}, no interval")
+    return table
+
+
+def _positions(positions: Sequence[PositionLoss], unit: Unit) -> RenderableType:
+    title = f"loss by position in the sequence, {unit} per token"
+    table = figures_table(title, ("positions",), (), ("scored", "mean", "interval", "documents"))
+    for bin in positions:
+        span = str(bin.first) if bin.first == bin.last else f"{bin.first}–{bin.last}"
+        mean = bin.mean_loss
+        value = _coloured(mean.value, unit)
+        table.add_row(span, str(bin.n_scored), value, unit.interval(mean), str(mean.n))
+    if any("cluster" in bin.mean_loss.method for bin in positions):
+        table.columns[-1].header = "clusters"
+    table.caption = Text("intervals: linearised ratio")
+    return table
+
+
+def _sequences(title: str, entries: Sequence[SequenceExtreme], unit: Unit) -> RenderableType:
+    figures = ("scored", "total loss", "mean")
+    table = figures_table(f"{title}, {unit}", (), ("sequence",), figures)
+    for entry in entries:
+        total, mean = unit.text(entry.total_loss, 3), _coloured(entry.mean_loss, unit)
+        table.add_row(Text(escape(entry.id)), str(entry.n_scored), total, mean)
+    return table
+
+
+def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> RenderableType:
+    table = figures_table(f"{title}, {unit}", (), ("sequence", "token"), ("pos", "loss"))
+    for entry in entries:
+        token = Text("" if entry.token is None else visible(entry.token))
+        loss = _coloured(entry.loss, unit)
+        table.add_row(Text(escape(entry.id)), token, str(entry.position), loss)
+    return table
+
+
+def _coloured(nats: float | None, unit: Unit) -> Text:
+    return Text(unit.text(nats), style=loss_style(nats))
