@@ -27,7 +27,7 @@ from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.divergence import DivergenceTotals
 from seqloss_cli.metrics.masks import MaskTotals
 from seqloss_cli.metrics.totals import Totals, totals_of
-from seqloss_cli.metrics.word_correction import SOURCE
+from seqloss_cli.metrics.words import CORRECTION_SOURCE
 from seqloss_cli.results.formats import Writer
 from seqloss_cli.results.resume import KeptRows
 from seqloss_cli.results.schema.scores import score_rows
@@ -143,7 +143,7 @@ def _described(choice: OutputChoice, requested: Requested) -> dict[str, Any]:
     found = {name: getattr(choice, name) for name in names}
     found |= requested.described()
     if choice.word_correction:
-        found |= {"word_correction": True, "word_correction_source": SOURCE}
+        found |= {"word_correction": True, "word_correction_source": CORRECTION_SOURCE}
     return found
 
 

@@ -7,7 +7,6 @@ wherever they come from. Rules 8, 13 and 14 say which are None.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, SequenceScore, Turn
-from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.core.records import SequenceScore, Turn
+from seqloss_cli.metrics.totals import Totals, exact_sum
 
 _ROUNDING = 1e-9
 """Relative slack of a joint, which others may have summed in another order."""
@@ -94,7 +93,7 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     whole = boundary.n_spans == 1 and not boundary.n_dropped
     if response and whole and boundary.prompt_scored:
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
-        loss = 0.0 if boundary.empty_prompt else _sum(score, prompt)
+        loss = 0.0 if boundary.empty_prompt else exact_sum(score.losses[prompt].tolist())
         marginal = None if loss is None else 0.0 - loss
     joint = None if marginal is None or conditional is None else marginal + conditional
     return ChainRule(marginal, conditional, joint)
@@ -126,11 +125,6 @@ def turn_scores(score: SequenceScore) -> list[TurnScore]:
     for turn in () if boundary is None else boundary.turns:
         counted = np.zeros(score.sequence.n_tokens, dtype=bool)
         counted[turn.start : turn.end] = score.counted[turn.start : turn.end]
-        found.append(TurnScore(turn, int(counted.sum()), _sum(score, counted)))
+        losses = score.losses[counted].tolist()
+        found.append(TurnScore(turn, len(losses), exact_sum(losses)))
     return found
-
-
-def _sum(score: SequenceScore, tokens: Bools) -> float | None:
-    """Sum losses where `tokens` (shape N) is true, nats; None for none or an infinite one."""
-    losses = score.losses[tokens]
-    return math.fsum(losses.tolist()) if len(losses) and np.isfinite(losses).all() else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +39,11 @@ def to_units(value: float) -> int:
 def from_units(units: int) -> float:
     """Return the float64 nearest to an exact sum."""
     return units / _UNITS  # Python rounds a quotient of whole numbers correctly
+
+
+def exact_sum(values: Sequence[float]) -> float | None:
+    """Return the sum, rounded once; None for no value, or one that is infinite or NaN (unknown)."""
+    return math.fsum(values) if values and all(map(math.isfinite, values)) else None
 
 
 def exp_or_none(value: float | None) -> float | None:

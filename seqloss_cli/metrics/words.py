@@ -1,71 +1,257 @@
-"""Losses of words (rule 16 of the numbers contract).
+"""Losses of words and of regions of a text, plain and corrected (docs/numbers.md, rule 16).
 
-A word owns the tokens whose first non-white-space byte lies in it. A token of white space only
-goes to the next word, one after the last word to the last. BOS and EOS belong to no word. Corrected
-losses stand beside these: see `word_correction.py`.
+A word owns the tokens whose first non-white-space byte lies in it. A token of white space only goes
+to the next word, one after the last word to the last. BOS and EOS belong to no word. A region, as
+studies of reading compare them, owns tokens in the same way, so that regions which cover a text add
+up to its loss, but for EOS. A token that reaches into a second word or region counts on the first.
+
+**Corrected losses** count the probability that a word ends, instead of that it begins. Where pieces
+mark the beginning of a word (`Ġcat`, `▁cat`), the tokens of `cat` do not tell that the word is over
+(it may go on as `cats`), and they do tell that the word before it was: the losses of a word count
+the end of the word before and not its own, and probabilities of possible words sum to more than 1.
+Pimentel and Meister (How to Compute the Probability of a Word, EMNLP 2024) and Oh and Schuler
+(Leading Whitespaces of Language Models' Subword Vocabulary Pose a Confound for Calculating Word
+Probabilities, EMNLP 2024) move it to where it belongs:
+
+    Pr(w | before) = Pr(t_1 … t_k | before) E(after w) / E(before w)
+
+E is the probability that the word before a position is over: that of all pieces which begin with
+white space, and of control tokens, which end a text. A corrected loss is, in nats,
+
+    loss(t_1) + … + loss(t_k) - ln E(after w) + ln E(before w)
+
+so the corrected losses of neighbours sum to the plain ones, but for the two E at the ends.
+
+- **The beginning of a text.** After BOS no word has to be over. Where the first word begins without
+  white space, E(before) is the probability of pieces that do so, and of the end: the first word is
+  one among those. Where it begins with white space (or the tokenizer puts some in front), it is the
+  E of any word.
+- **The end of a text.** E(after) is of the distribution after the last token: that one is fed, too,
+  if no EOS is scored after it. White space after the last word is no part of the corrected loss.
+- **Pieces with white space after something** (a full stop with a line break, as in the vocabularies
+  of Llama 3 or Qwen) end a word, too: with v over those that spell t_k and white space,
+
+      E(after w) = Pr(white space or end | … t_k) + Σ_v Pr(v | …) / Pr(t_k | …)
+
+  A word whose own last token is such a v is not corrected, nor is the one after it: the probability
+  of an end after the bare t_k is not known. Where the part before the white space is no single
+  piece, no word's last token is it, and v adds to none.
+- **Not corrected** (None) is also a word without a loss, one that shares a token with another, one
+  with a control token inside, and one beside white space that no piece begins with whole, such as a
+  no-break space in single bytes.
+
+Exact as far as a text has one tokenization; that of other ways to cut a word into pieces is in no
+loss here. Rounding may bring a loss below 0 by about 1e-7; nothing is clamped.
+
+Shapes: N tokens, W words.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordMarks
 from seqloss_cli.core.byte_spans import TokenBytes, word_spans
-from seqloss_cli.core.records import Ints, SequenceScore
-from seqloss_cli.metrics.word_correction import corrected_losses
+from seqloss_cli.core.records import Bools, Floats, Ints, Region, SequenceScore
+from seqloss_cli.metrics.totals import exact_sum
+
+CORRECTION_SOURCE = "Pimentel & Meister 2024"
+"""Source of the corrected losses, for the run's record."""
 
 
 @dataclass(frozen=True, slots=True)
 class WordLosses:
+    """Losses of a text's W words, in nats."""
+
     words: list[str]
     losses: list[float | None]
-    """Nats; None where a token of the word has no loss, or the word owns no token."""
+    """None where a token of the word has no loss, or the word owns no token."""
     byte_offsets: Ints
-    """Shape words x 2: bytes [start, end) of each."""
+    """Shape W x 2: bytes [start, end) of each word."""
     n_shared_tokens: int
-    """Tokens that reach into a second word; they count on the first."""
-
+    """Tokens that reach into a second word."""
     corrected: list[float | None] | None = None
-    """Nats, where asked for; None where the word's beginning or end cannot be told."""
+    """Corrected losses, where asked for; None where a word's edges cannot be told."""
 
     @property
     def flags(self) -> dict[str, int | bool]:
+        """Flag to the number of tokens or words that raise it."""
         pairs = zip(self.losses, self.corrected or self.losses, strict=True)
         n_uncorrected = sum(plain is not None and moved is None for plain, moved in pairs)
         counts = {"shared_token": self.n_shared_tokens, "uncorrected_word": n_uncorrected}
         return {name: count for name, count in counts.items() if count}
 
 
+@dataclass(frozen=True, slots=True)
+class RegionLosses:
+    """Losses of a text's regions, in nats; a region's entries stand at the same place in each."""
+
+    regions: tuple[Region, ...]
+    texts: list[str]
+    n_tokens: list[int]
+    losses: list[float | None]
+    """None where a token of the region has no loss, or the region owns no token."""
+    shared: list[bool]
+    """The region begins within a token that counts before it."""
+    corrected: list[float | None] | None = None
+    """Sums of corrected losses of words, where asked for; None unless it is made of whole words."""
+
+    @property
+    def means(self) -> list[float | None]:
+        """Mean loss of each region, nats per token."""
+        pairs = zip(self.losses, self.n_tokens, strict=True)
+        return [None if loss is None else loss / n for loss, n in pairs]
+
+    @property
+    def flags(self) -> dict[str, int | bool]:
+        """Flag to the number of regions that raise it."""
+        return {"shared_region_token": sum(self.shared)} if any(self.shared) else {}
+
+
 def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLosses | None:
-    """With `marks` corrected ones, too. None for a sequence without a text."""
-    sequence = score.sequence
-    text, covered = sequence.text, TokenBytes.of(sequence)
+    """Return losses of words, with `marks` corrected ones, too; None without a text."""
+    text, covered = score.sequence.text, TokenBytes.of(score.sequence)
     if text is None or covered is None:
         return None
-    own, spans = sequence.text_tokens, word_spans(text)
-    owners = covered.words_of_tokens(spans)[own]
-    parts: list[list[float | None]] = [[] for _ in spans]
-    for token, owner in enumerate(owners.tolist(), start=own.start):
-        parts[owner].append(float(score.losses[token]) if score.scored[token] else None)
+    spans, own = word_spans(text), score.sequence.text_tokens
+    owners, losses = covered.words_of_tokens(spans)[own], _losses(score).tolist()
+    shared = 0
+    if len(owners):
+        next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
+        shared = int((covered.ends[own] > next_starts[owners]).sum())
     return WordLosses(
         words=text.split(),
-        losses=[_sum_or_none(part) for part in parts],
+        losses=[exact_sum(losses[a:b]) for a, b in _tokens_of_words(score, covered, spans)],
         byte_offsets=spans,
-        n_shared_tokens=_count_shared(spans, covered.ends[own], owners),
-        corrected=corrected_losses(score, marks) if marks else None,
+        n_shared_tokens=shared,
+        corrected=None if marks is None else _corrected_losses(score, covered, spans, marks),
     )
 
 
-def _count_shared(spans: Ints, ends: Ints, owners: Ints) -> int:
-    next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
-    return int((ends > next_starts[owners]).sum()) if len(owners) else 0
-
-
-def _sum_or_none(parts: list[float | None]) -> float | None:
-    known = [part for part in parts if part is not None]
-    if not parts or len(known) < len(parts) or any(map(math.isinf, known)):
+def region_losses(score: SequenceScore, marks: WordMarks | None = None) -> RegionLosses | None:
+    """Return losses of the sample's regions, with `marks` corrected ones, too; None without any."""
+    sequence, asked = score.sequence, score.sequence.sample.regions
+    text, covered = sequence.text, TokenBytes.of(sequence)
+    if asked is None or text is None or covered is None:
         return None
-    return math.fsum(known)
+    own, char_edges, losses = sequence.text_tokens, covered.char_edges(), _losses(score).tolist()
+    starts, ends, spans = covered.starts[own], covered.ends[own], word_spans(text)
+    anchors = _anchors(starts, spans)
+    corrected = None if marks is None else _corrected_losses(score, covered, spans, marks)
+    found = RegionLosses(asked.regions, [], [], [], [], None if corrected is None else [])
+    for region in asked.regions:
+        start, end = char_edges[[region.start, region.end]].tolist()
+        first, stop = np.searchsorted(anchors, [start, end], side="left").tolist()
+        begins = int(_anchors(np.array([start]), spans)[0])
+        holder = int(np.searchsorted(ends, begins, side="right"))
+        # Tokens may have been dropped from a prompt's start: what is left is no whole region.
+        is_cut = begins < starts[0]
+        found.texts.append(text[region.start : region.end])
+        found.n_tokens.append(stop - first)
+        tokens = slice(own.start + first, own.start + stop)
+        found.losses.append(None if is_cut else exact_sum(losses[tokens]))
+        shares = start <= begins < end and holder < len(anchors) and anchors[holder] < start
+        found.shared.append(bool(shares))
+        if found.corrected is not None and corrected is not None:
+            found.corrected.append(_sum_of_words(corrected, spans, start, end))
+    return found
+
+
+def _losses(score: SequenceScore) -> Floats:
+    """Shape N, nats: NaN where a token has no loss."""
+    return np.where(score.scored, score.losses, np.nan)
+
+
+def _tokens_of_words(
+    score: SequenceScore, covered: TokenBytes, spans: Ints
+) -> Iterator[tuple[int, int]]:
+    """Yield the tokens [start, stop) that each word owns."""
+    own, words = score.sequence.text_tokens, np.arange(len(spans))
+    owners = covered.words_of_tokens(spans)[own]  # never decreasing
+    starts = own.start + np.searchsorted(owners, words, side="left")
+    stops = own.start + np.searchsorted(owners, words, side="right")
+    return zip(starts.tolist(), stops.tolist(), strict=True)
+
+
+def _anchors(starts: Ints, spans: Ints) -> Ints:
+    """Return for each byte the first non-white-space byte from it on, or the last word's last."""
+    if not len(spans):
+        return starts
+    owners = np.searchsorted(spans[:, 1], starts, side="right")
+    after = owners == len(spans)
+    owners = np.minimum(owners, len(spans) - 1)
+    anchors: Ints = np.where(after, spans[-1, 1] - 1, np.maximum(starts, spans[owners, 0]))
+    return anchors
+
+
+def _sum_of_words(corrected: list[float | None], spans: Ints, start: int, end: int) -> float | None:
+    """Sum the losses of the words in bytes [start, end), nats; None if one of them is cut."""
+    first = int(np.searchsorted(spans[:, 1], start, side="right"))
+    last = int(np.searchsorted(spans[:, 0], end, side="left"))
+    if first >= last or spans[first, 0] < start or spans[last - 1, 1] > end:
+        return None
+    return exact_sum([math.nan if loss is None else loss for loss in corrected[first:last]])
+
+
+def _corrected_losses(
+    score: SequenceScore, covered: TokenBytes, spans: Ints, marks: WordMarks
+) -> list[float | None]:
+    correction = _Correction(score, covered, marks)
+    tokens = _tokens_of_words(score, covered, spans)
+    return [
+        correction.loss(*place, *span) for place, span in zip(tokens, spans.tolist(), strict=True)
+    ]
+
+
+class _Correction:
+    """A scored text with what is known of its words' edges. Unknown log-probabilities are NaN."""
+
+    def __init__(self, score: SequenceScore, covered: TokenBytes, marks: WordMarks) -> None:
+        sequence = score.sequence
+        self._first, self._has_bos = sequence.text_tokens.start, sequence.begins_with_bos
+        self._n = sequence.n_tokens
+        self._start_bytes, self._end_bytes = covered.starts, covered.ends
+        self._losses = _losses(score)
+        self._boundaries: Floats = score.columns["word_boundary_log_probs"]
+        ids = sequence.token_ids
+        self._spaced: Bools = marks.spaced[ids]
+        self._ends: Bools = marks.ends[ids]
+        self._longer: Bools = np.isin(ids, marks.longer)
+        self._is_stem: Bools = np.isin(ids, marks.stems)
+
+    def loss(self, start: int, stop: int, first_byte: int, end_byte: int) -> float | None:
+        """Correct the word in bytes [first_byte, end_byte), which owns tokens [start, stop)."""
+        # White space after the last word belongs to it, and is no part of its corrected loss.
+        while stop > start and self._start_bytes[stop - 1] >= end_byte:
+            stop -= 1
+        if start == stop or self._ends[start:stop].any() or self._longer[start:stop].any():
+            return None
+        # Where texts were joined, pieces may begin what is another word to the model only.
+        begun = start + int(np.argmax(self._end_bytes[start:stop] > first_byte))
+        if self._spaced[begun + 1 : stop].any():
+            return None
+        losses = self._losses[start:stop].tolist()
+        return exact_sum([*losses, self._before(start, first_byte), -self._after(stop)])
+
+    def _before(self, start: int, first_byte: int) -> float:
+        """Return ln of the probability that the word before is over."""
+        if self._spaced[start]:
+            begins_text = start == self._first
+            return float(self._boundaries[start, BEGINS]) if begins_text else self._after(start)
+        is_first = start == self._first and self._has_bos and self._start_bytes[start] == first_byte
+        return float(self._boundaries[start, UNSPACED]) if is_first else math.nan
+
+    def _after(self, stop: int) -> float:
+        """Return ln of the probability that the word whose last token is `stop` - 1 is over."""
+        last = stop - 1
+        goes_on = stop < self._n and not (self._spaced[stop] or self._ends[stop])
+        if goes_on or self._longer[last]:
+            return math.nan
+        begins = float(self._boundaries[stop, BEGINS])
+        if not self._is_stem[last]:
+            return begins
+        return float(np.logaddexp(begins, self._boundaries[last, LONGER] + self._losses[last]))

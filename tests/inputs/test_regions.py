@@ -19,7 +19,7 @@ from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli import Sample, SequenceScore
 from seqloss_cli.core.records import Region, Regions, Rejected, TokenSequence
 from seqloss_cli.inputs import RegionFile
-from seqloss_cli.metrics.regions import region_losses
+from seqloss_cli.metrics.words import region_losses
 
 SENTENCES, REGIONS = ROOT / "samples" / "sentences.jsonl", ROOT / "samples" / "regions.jsonl"
 DEMO = ("--model", "demo")

@@ -32,9 +32,8 @@ from seqloss_cli.metrics.chain_rule import (
     pointwise_mutual_information,
     turn_scores,
 )
-from seqloss_cli.metrics.regions import RegionLosses
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.metrics.words import WordLosses
+from seqloss_cli.metrics.words import RegionLosses, WordLosses
 
 _FOLDS = FoldRule(head=24, tail=16, around_boundary=4)
 

@@ -31,9 +31,8 @@ from seqloss_cli.display.terminal.tables import (
     word_table,
 )
 from seqloss_cli.metrics.chain_rule import boundary_difference, pointwise_mutual_information
-from seqloss_cli.metrics.regions import region_losses
 from seqloss_cli.metrics.totals import Totals, corpus_flags, overflow_flags, score_flags
-from seqloss_cli.metrics.words import word_losses
+from seqloss_cli.metrics.words import region_losses, word_losses
 
 Result = TypeVar("Result")
 Sums = TypeVar("Sums")

@@ -20,9 +20,8 @@ from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.regions import region_losses
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.metrics.words import word_losses
+from seqloss_cli.metrics.words import region_losses, word_losses
 from seqloss_cli.results.formats.json import json_bytes
 from seqloss_cli.results.writing.columns import Kind, columns_of
 from seqloss_cli.results.writing.rows import (

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.records import IGNORED, Bools, Rejected, SequenceScore, TokenSequence
-from seqloss_cli.metrics.regions import RegionLosses, region_losses
 from seqloss_cli.metrics.totals import (
     RATES,
     TEXT_COUNTS,
@@ -24,7 +23,7 @@ from seqloss_cli.metrics.totals import (
     overflow_flags,
     score_flags,
 )
-from seqloss_cli.metrics.words import word_losses
+from seqloss_cli.metrics.words import RegionLosses, region_losses, word_losses
 from seqloss_cli.results.writing.pairs import pair_row, pair_totals_row, sha256, texts_row
 
 Row = dict[str, Any]
