@@ -1,7 +1,7 @@
-"""Which bytes of the source text each token covers (rule 10 of the numbers contract).
+"""Find the bytes of the source text that each token covers (rule 10 of the numbers contract).
 
-A vocabulary piece spells bytes: GPT-2's byte-level alphabet maps one character to one byte,
-SentencePiece writes a space as `▁` and a lone byte as `<0xF0>`. Where the pieces of a sequence
+The strings of a vocabulary spell bytes: GPT-2's byte-level alphabet maps one character to one byte,
+SentencePiece writes a space as `▁` and a lone byte as `<0xF0>`. Where the tokens of a sequence
 spell its text, offsets are exact. Where they do not, the tokenizer changed or dropped characters;
 then its own offsets are used, and the caller flags the row.
 """
@@ -17,8 +17,9 @@ import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 Spelling = Callable[[str], bytes]
+"""From a token's string in the vocabulary to the bytes that it stands for."""
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -33,25 +34,28 @@ def _byte_level_alphabet() -> dict[str, int]:
 _ALPHABET = _byte_level_alphabet()
 
 
-def spell_byte_level(piece: str) -> bytes:
+def spell_byte_level(token: str) -> bytes:
+    """The bytes of a token of byte-level BPE, as GPT-2's."""
     try:
-        return bytes(_ALPHABET[char] for char in piece)
+        return bytes(_ALPHABET[char] for char in token)
     except KeyError:  # a word added to the vocabulary as plain text
-        return piece.encode()
+        return token.encode()
 
 
-def spell_sentencepiece(piece: str) -> bytes:
-    if match := _BYTE_PIECE.fullmatch(piece):
+def spell_sentencepiece(token: str) -> bytes:
+    """The bytes of a token of SentencePiece, as Llama's."""
+    if match := _BYTE_TOKEN.fullmatch(token):
         return bytes([int(match[1], 16)])
-    return piece.replace("▁", " ").encode()
+    return token.replace("▁", " ").encode()
 
 
-def spell_plain(piece: str) -> bytes:
-    return piece.encode(errors="replace")
+def spell_plain(token: str) -> bytes:
+    """The bytes of a token that stands for its own characters."""
+    return token.encode(errors="replace")
 
 
 def spelling_of(parts: Mapping[str, Any]) -> Spelling:
-    """How the pieces of a `tokenizers.Tokenizer`, serialized as `parts`, spell bytes."""
+    """The spelling of a `tokenizers.Tokenizer`, serialized as `parts`."""
     steps = [parts.get(name) or {} for name in ("decoder", "pre_tokenizer", "normalizer")]
     written = json.dumps(steps, ensure_ascii=False)
     if '"ByteLevel"' in written:
@@ -62,38 +66,38 @@ def spelling_of(parts: Mapping[str, Any]) -> Spelling:
 
 
 def bytes_by_spelling(
-    pieces: Sequence[bytes], source: bytes, heads: Collection[int] = (0,)
+    tokens: Sequence[bytes], source: bytes, heads: Collection[int] = (0,)
 ) -> TokenBytes | None:
-    """Bytes of the tokens when their pieces spell the source; None when they do not.
+    """Bytes of tokens that spell the source; None when they do not.
 
-    A space that the tokenizer put in covers no byte of the source. `heads` are the pieces before
+    A space that the tokenizer put in covers no byte of the source. `heads` are the tokens before
     which it may put one in: the first, and those that follow a special token.
     """
-    if b"".join(pieces) == source:
-        return TokenBytes.join(pieces)
-    stripped = [p.removeprefix(b" ") if n in heads else p for n, p in enumerate(pieces)]
+    if b"".join(tokens) == source:
+        return TokenBytes.join(tokens)
+    stripped = [t.removeprefix(b" ") if n in heads else t for n, t in enumerate(tokens)]
     if b"".join(stripped) == source:
         return TokenBytes.join(stripped)
-    return _with_some_spaces_inserted(pieces, source)
+    return _with_some_spaces_inserted(tokens, source)
 
 
-def _with_some_spaces_inserted(pieces: Sequence[bytes], source: bytes) -> TokenBytes | None:
+def _with_some_spaces_inserted(tokens: Sequence[bytes], source: bytes) -> TokenBytes | None:
     """The slow way, for tokenizers that put a space in at some places and not at others."""
     covered, cursor = list[bytes](), 0
-    for piece in pieces:
-        if not source.startswith(piece, cursor):
-            piece = piece.removeprefix(b" ")
-            if not source.startswith(piece, cursor):
+    for token in tokens:
+        if not source.startswith(token, cursor):
+            token = token.removeprefix(b" ")
+            if not source.startswith(token, cursor):
                 return None
-        cursor += len(piece)
-        covered.append(piece)
+        cursor += len(token)
+        covered.append(token)
     return TokenBytes.join(covered) if cursor == len(source) else None
 
 
 def bytes_by_chars(spans: Sequence[tuple[int, int]], source: bytes) -> TokenBytes:
-    """Bytes of the tokens by a tokenizer's own character spans [start, end), one per token.
+    """Bytes of tokens by a tokenizer's own character spans [start, end), one per token.
 
-    What lies between two tokens goes to the later one, what lies after the last to the last.
+    Gaps between two tokens go to the later one, what lies after the last token to that.
     """
     edges = char_edges(source)
     # Starts are never used: byte-level post-processors trim the leading space off a span by

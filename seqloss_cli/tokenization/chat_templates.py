@@ -12,13 +12,15 @@ from seqloss_cli.core.records import Chat
 
 Span = tuple[int, int]
 """Characters [start, end) of a rendered text."""
-_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-_STAND_IN = "\ue000seqloss\ue001"  # private use: no template treats it as anything but content
+# Private use: no template treats it as anything but content.
+_STAND_IN = "\ue000seqloss\ue001"
 _RESERVED = (
     *("conversations", "messages", "tools", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "return_assistant_tokens_mask"),
 )
+"""Names that render_jinja_template itself takes, and a row's own settings must not."""
 
 
 class ChatTemplate:
@@ -45,7 +47,7 @@ class ChatTemplate:
 
     @property
     def sha256(self) -> str | None:
-        """Of the template; None where there is none."""
+        """Hash of the template; None where there is none."""
         try:
             return hashlib.sha256(self.text_for(None).encode()).hexdigest()
         except RowError:
@@ -59,7 +61,7 @@ class ChatTemplate:
             return None
 
     def render(self, chat: Chat) -> Rendering:
-        """Raises RowError when there is no template or it does not take the chat."""
+        """Renders a chat. Raises RowError without a template, or when it does not take the chat."""
         return Rendering(self._tokenizer, self.text_for(chat.tools), chat)
 
 
@@ -68,24 +70,30 @@ class Rendering:
 
     def __init__(self, tokenizer: Any, template: str, chat: Chat) -> None:
         self._tokenizer, self._template, self._chat = tokenizer, template, chat
-        self._has_marks = _MARKS.search(_COMMENT.sub("", template)) is not None
+        # A template that only mentions the block in a comment has none.
+        without_comments = _COMMENT.sub("", template)
+        self._has_blocks = _GENERATION_BLOCK.search(without_comments) is not None
         for name in _RESERVED:
             if name in chat.template_kwargs:
                 raise RowError("chat_template_error", f"chat_template_kwargs must not hold {name}")
-        self.text, marks = self._render(chat.messages, False)
-        self.marks = _joined(marks) if self._has_marks else None
-        """What the template's own `{% generation %}` blocks wrote; None where it has none."""
+        self.text, spans = self._render(chat.messages, False)
+        self.generation_spans = _merged(spans) if self._has_blocks else None
+        """The text that `{% generation %}` blocks wrote; None for a template without such."""
         if not self.text:
             raise RowError("no_tokens", "the chat template makes nothing of it")
 
     def beginning(self, n_messages: int, prompt: bool = False) -> str | None:
-        """The first messages rendered, with `prompt` and the prompt for an answer; None where the
-        template does not take them alone."""
+        """The first messages rendered, with `prompt` and the prompt for an answer.
+
+        None where the template does not take them alone.
+        """
         return self._or_none(self._chat.messages[:n_messages], prompt)
 
     def around(self, n: int) -> tuple[str, str] | None:
-        """What the template writes before and after the content of message n, when that is the
-        last; None where something other than the content depends on it."""
+        """The text before and after the content of message n, when that is the last one.
+
+        None where something other than the content depends on it.
+        """
         messages = [dict(message) for message in self._chat.messages[: n + 1]]
         messages[n]["content"] = _STAND_IN
         written = self._or_none(messages, False)
@@ -101,13 +109,16 @@ class Rendering:
     def _render(self, messages: Sequence[Any], prompt: bool) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        # Data sets with columns write null for what a message has not; templates that ask whether
+        # a key is there would take it for a tool call.
         known = [{key: v for key, v in message.items() if v is not None} for message in messages]
         try:
+            # Characters, not tokens: the text alone is rendered, and tokenized once, by us.
             texts, found = render_jinja_template(
                 conversations=[known],
                 tools=self._chat.tools,
                 chat_template=self._template,
-                return_assistant_tokens_mask=self._has_marks,
+                return_assistant_tokens_mask=self._has_blocks,
                 add_generation_prompt=prompt,
                 **{**self._tokenizer.special_tokens_map, **self._chat.template_kwargs},
             )
@@ -117,14 +128,14 @@ class Rendering:
             raise RowError(
                 "chat_template_error", f"the chat template does not take it: {reason}"
             ) from error
-        return texts[0], found[0] if self._has_marks else []
+        return texts[0], found[0] if self._has_blocks else []
 
 
-def _joined(marks: list[Span]) -> list[Span]:
-    """Marks that touch are one."""
-    joined: list[Span] = []
-    for start, end in marks:
-        if joined and joined[-1][1] == start:
-            start = joined.pop()[0]
-        joined.append((start, end))
-    return joined
+def _merged(spans: list[Span]) -> list[Span]:
+    """The spans, with those that touch as one."""
+    merged: list[Span] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    return merged

@@ -1,9 +1,7 @@
-"""A rendered chat as a token sequence whose mask is on the scored turns."""
+"""A rendered chat as a token sequence whose loss mask is on the scored turns."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +9,7 @@ import numpy as np
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import TurnChoice
-from seqloss_cli.core.records import Ints, PromptBoundary, Sample, TokenSequence, Turn
+from seqloss_cli.core.records import Bools, Ints, PromptBoundary, Sample, TokenSequence, Turn
 from seqloss_cli.tokenization.chats import RenderedChat
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
@@ -23,49 +21,70 @@ def chat_sequence(
     ids: list[int],
     turns: TurnChoice,
 ) -> TokenSequence:
-    """`ids` are those of the rendered text, and nothing around it.
+    """The sequence of a rendered chat; `ids` are those of its text, and nothing around it.
 
     A token counts where it covers part of a scored span; those that reach over a span's edge are
-    counted in the flag `span_merged`. Raises RowError for a mask that cannot be meant.
+    counted in the flag `span_merged`. Raises RowError where all tokens count, or none.
     """
-    assert sample.chat is not None
     if tokenization.policy.eos:
         raise RowError(
             "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
         )
-    covered, flags = tokenization.cover(chat.text, ids)
-    flags = {**sample.flags, **flags}
-    edges = covered.char_edges()
-    mask = np.zeros(len(ids), dtype=bool)
-    n_merged = 0
-    for start, end in (edges[list(span)].tolist() for span in chat.scored):
+    covered, flags = tokenization.token_bytes(chat.text, ids)
+    mask, n_merged = _loss_mask(covered, chat)
+    counts = {
+        "span_merged": n_merged,
+        "content_changed": chat.n_changed,
+        "tools_not_rendered": chat.n_not_rendered,
+        "no_end_of_turn": chat.n_open,
+    }
+    flags = {**sample.flags, **flags, **{name: count for name, count in counts.items() if count}}
+    sequence = tokenization.add_bos_and_eos(sample, chat.text, ids, covered, mask, flags)
+    _check_bos(sequence, tokenization.eos_id)
+    sequence = without_bos(sequence)
+    _check_mask(sequence, chat, turns)
+    control = tokenization.vocabulary.control_text
+    spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
+    boundary = PromptBoundary(
+        boundary=None,
+        empty_prompt=chat.scored[0][0] == 0,
+        n_words=sum(len(span.split()) for span in spans),
+        n_spans=len(chat.scored),
+        turns=_turns(sequence, chat),
+    )
+    return replace(sequence, prompt_boundary=boundary)
+
+
+def without_bos(sequence: TokenSequence) -> TokenSequence:
+    """The sequence with BOS out of the loss mask: it is the prompt's, wherever it was written."""
+    mask = sequence.loss_mask.copy()
+    mask[: int(sequence.begins_with_bos)] = False
+    return replace(sequence, loss_mask=mask)
+
+
+def _loss_mask(covered: TokenBytes, chat: RenderedChat) -> tuple[Bools, int]:
+    """The tokens that count, shape N, and how many of them reach over a span's edge."""
+    # By the bytes of the rendered text. The mask of apply_chat_template is all zeros, with only a
+    # warning, where a template lacks `{% generation %}`, and marks the whole sequence where the
+    # first marked span has one token.
+    mask, n_merged = np.zeros(covered.n_tokens, dtype=bool), 0
+    for start, end in _bytes_at(covered, chat.scored).reshape(-1, 2).tolist():
         inside = covered.covering(start, end)
         mask[inside] = True
         crosses = (covered.starts[inside] < start) | (covered.ends[inside] > end)
         n_merged += int(crosses.sum())
-    if n_merged:
-        flags["span_merged"] = n_merged
-    for name, count in (
-        ("content_changed", chat.n_changed),
-        ("tools_not_rendered", chat.n_not_rendered),
-        ("no_end_of_turn", chat.n_open),
-    ):
-        if count:
-            flags[name] = count
-    sequence = tokenization.between(sample, chat.text, ids, covered, mask, flags)
-    _check_bos(sequence, tokenization.eos_id)
-    sequence = without_bos(sequence)
-    _check_mask(sequence, chat, turns)
-    ends, control = edges[list(chat.turn_ends)], tokenization.vocabulary.special_text
-    return replace(
-        sequence,
-        prompt_boundary=_chat_boundary(sample.chat.messages, sequence, chat, ends, control),
-    )
+    return mask, n_merged
+
+
+def _bytes_at(covered: TokenBytes, chars: object) -> Ints:
+    """The bytes at which characters of the text begin, in the shape of `chars`."""
+    return covered.char_edges()[np.array(chars, dtype=np.int64)]
 
 
 def _check_bos(sequence: TokenSequence, eos_id: int | None) -> None:
-    """Exactly one: a second may stand beside it, or behind what a template writes before it."""
+    """Raises RowError for a second BOS, beside the first or behind text of the template."""
     bos, *others = sequence.token_ids.tolist()
+    # GPT-2's BOS is its EOS, too: templates may well write it after each turn.
     ends_turns = bos == eos_id
     twice = others[:1] == [bos] or (bos in others and sequence.bos != "text" and not ends_turns)
     if sequence.begins_with_bos and twice:
@@ -91,32 +110,10 @@ def _check_mask(sequence: TokenSequence, chat: RenderedChat, turns: TurnChoice) 
         )
 
 
-def _chat_boundary(
-    messages: Sequence[Mapping[str, str]],
-    sequence: TokenSequence,
-    chat: RenderedChat,
-    end_bytes: Ints,
-    control: re.Pattern[str],
-) -> PromptBoundary:
+def _turns(sequence: TokenSequence, chat: RenderedChat) -> tuple[Turn, ...]:
+    """The tokens of each message; the last one's reach to the end of the sequence."""
     covered = TokenBytes.of(sequence)
     assert covered is not None
-    ends = [*np.searchsorted(covered.starts, end_bytes[:-1]).tolist(), sequence.n_tokens]
-    roles = (message["role"] for message in messages)
-    turns = tuple(
-        Turn(role, start, end) for role, start, end in zip(roles, [0, *ends], ends, strict=False)
-    )
-    spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
-    return PromptBoundary(
-        boundary=None,
-        empty_prompt=chat.scored[0][0] == 0,
-        n_words=sum(len(span.split()) for span in spans),
-        n_spans=len(chat.scored),
-        turns=turns,
-    )
-
-
-def without_bos(sequence: TokenSequence) -> TokenSequence:
-    """BOS is the prompt's, wherever it was written."""
-    mask = sequence.loss_mask.copy()
-    mask[: int(sequence.begins_with_bos)] = False
-    return replace(sequence, loss_mask=mask)
+    end_bytes = _bytes_at(covered, chat.turn_ends[:-1])
+    ends = [*np.searchsorted(covered.starts, end_bytes).tolist(), sequence.n_tokens]
+    return tuple(map(Turn, chat.roles, [0, *ends], ends))

@@ -1,9 +1,9 @@
-"""Which characters of a rendered chat are scored, and where its turns end.
+"""Find the characters of a rendered chat that are scored, and the ends of its turns.
 
-The scored span of an assistant's turn is what follows the prompt for it, through the token that
+The scored span of an assistant's turn follows the prompt for it and reaches through the token that
 ends the turn. It is found in two ways, which must agree where both exist: from the template's own
-`{% generation %}` marks, and from renderings of the chat's beginnings, each of which begins the
-next. What a template writes after the end of a turn is never scored.
+`{% generation %}` blocks, and from renderings of the chat's beginnings, each of which begins the
+next. The text that a template writes after the end of a turn is never scored.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
+    """A chat as text, with the characters of it that are scored."""
+
     text: str
     scored: tuple[Span, ...]
     """In order, none empty."""
+    roles: tuple[str, ...]
+    """One for each message."""
     turn_ends: tuple[int, ...]
-    """For each message the character at which the template is done with it."""
+    """For each message the character at which its text ends."""
     n_changed: int
-    """Messages whose content is not in the text as it was written, but for white space around."""
+    """Messages whose content is not in the text as it was, but for white space around."""
     n_not_rendered: int
-    """Messages whose tool calls, and lists of tools, that the template leaves out."""
+    """Messages whose tool calls the template leaves out, and one for tools that it leaves out."""
     n_open: int
     """Scored turns that no control token ends."""
 
@@ -49,25 +53,27 @@ def render_chat(
     turns: TurnChoice,
     end_of_turn: bool,
 ) -> RenderedChat:
-    """A chat as text, with what of it counts: `turns` says which turns do, `end_of_turn` whether
-    the token that ends them does. `control` matches control tokens.
+    """Renders a chat and finds the spans that `turns` asks for.
 
-    Raises RowError when the chat cannot be rendered, or what counts cannot be told.
+    With `end_of_turn` a span reaches through the token that ends the turn. `control` matches
+    control tokens. Raises RowError when the chat does not render, or its turns are ambiguous.
     """
     _check_messages(chat, turns)
     rendering = template.render(chat)
-    finder = _Finder(chat, rendering, control, end_of_turn)
-    wanted = [n for n, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    finder = _TurnFinder(chat, rendering, control, end_of_turn)
+    roles = tuple(message["role"] for message in chat.messages)
+    answers = [n for n, role in enumerate(roles) if role == "assistant"]
     spans: dict[int, Span] = {}
     scored, n_open = [(0, len(rendering.text))], 0
     if turns != "all":
-        found = finder.turns(wanted, wanted[-1:] if turns == "last" else wanted)
-        spans = {n: (turn.start, turn.end) for n, turn in found.items()}
+        found = finder.turns(answers, answers[-1:] if turns == "last" else answers)
+        spans = {n: turn.span for n, turn in found.items()}
         scored = [span for span in spans.values() if span[0] < span[1]]
         n_open = sum(turn.is_open for turn in found.values()) if end_of_turn else 0
     return RenderedChat(
         text=rendering.text,
         scored=tuple(scored),
+        roles=roles,
         turn_ends=tuple(finder.turn_ends(spans)),
         n_changed=sum(_is_changed(message, rendering.text) for message in chat.messages),
         n_not_rendered=_count_not_rendered(template, chat, rendering.text),
@@ -77,15 +83,19 @@ def render_chat(
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What of a turn is scored."""
+    """The scored characters of a turn."""
 
     start: int
     end: int
     is_open: bool
-    """No control token follows the content: where the turn ends is not known by that."""
+    """No control token follows the content to tell where the turn ends."""
+
+    @property
+    def span(self) -> Span:
+        return self.start, self.end
 
 
-class _Finder:
+class _TurnFinder:
     """Finds messages in the text of a rendered chat."""
 
     def __init__(
@@ -94,27 +104,30 @@ class _Finder:
         self._messages, self._rendering = chat.messages, rendering
         self._control, self._end_of_turn = control, end_of_turn
 
-    def turns(self, of_assistant: Sequence[int], wanted: Sequence[int]) -> dict[int, _Turn]:
-        """The wanted messages; the marks are those of all the assistant's."""
-        marks = self._rendering.marks
-        if marks is None:
-            return {n: _stable(n, self._by_prefix(n)) for n in wanted}
-        if len(marks) != len(of_assistant):
+    def turns(self, answers: Sequence[int], scored: Sequence[int]) -> dict[int, _Turn]:
+        """The turns of the messages `scored`, which are some of the assistant's `answers`."""
+        blocks = self._rendering.generation_spans
+        if blocks is None:
+            return {n: _require_prefix(n, self._by_prefix(n)) for n in scored}
+        if len(blocks) != len(answers):
             raise RowError(
                 "template_marks",
-                f"the chat template marks {len(marks)} generations in a chat of "
-                f"{len(of_assistant)} assistant messages",
+                f"the chat template marks {len(blocks)} generations in a chat of "
+                f"{len(answers)} assistant messages",
             )
-        mark_of, text = dict(zip(of_assistant, marks, strict=True)), self._rendering.text
+        block_of, text = dict(zip(answers, blocks, strict=True)), self._rendering.text
         turns = {}
-        for n in wanted:
+        for n in scored:
             content = _content(self._messages[n]).strip()
-            marked = self._by_mark(n, mark_of[n])
-            turns[n] = _agreed(n, text, content, marked, self._by_prefix(n))
+            by_block = self._by_block(n, block_of[n])
+            turns[n] = _reconciled(n, text, content, by_block, self._by_prefix(n))
         return turns
 
     def _by_prefix(self, n: int) -> _Turn | None:
-        """None where the renderings do not begin one another."""
+        """The turn between the prompt for message n and the end of the message, as rendered.
+
+        None where the renderings do not begin one another.
+        """
         render, text = self._rendering.beginning, self._rendering.text
         before, unprompted, through = render(n, True), render(n), render(n + 1)
         if before is None or through is None or not through.startswith(before):
@@ -123,7 +136,8 @@ class _Finder:
         if after is not None and not through.endswith(after):
             after = None
         start = len(before)
-        if before == unprompted:  # it has no prompt for an answer: its header stands in the turn
+        # Without a prompt for an answer, the header of the turn stands in the turn itself.
+        if before == unprompted:
             if before_content is None or not through.startswith(before_content):
                 return None
             header = before_content[start:]
@@ -131,31 +145,35 @@ class _Finder:
         turn = self._turn(n, start, through[start:], after)
         return turn if text.startswith(through[: turn.end]) else None
 
-    def _by_mark(self, n: int, mark: Span) -> list[_Turn]:
-        """What a mark may stand for, the likeliest first: how much of it is content and how much
-        what the template writes after that, a text alone does not tell."""
-        start, written = mark[0], self._rendering.text[slice(*mark)]
+    def _by_block(self, n: int, block: Span) -> list[_Turn]:
+        """The turns that a generation block may stand for, the likeliest first.
+
+        The text alone does not tell how much of it is content, and how much the template wrote
+        after the content.
+        """
+        start, written = block[0], self._rendering.text[slice(*block)]
         content, around = _content(self._messages[n]), self._rendering.around(n)
         if around is None:
-            return [self._turn(n, start, written, None, marked=True)]
+            return [self._turn(n, start, written, None, in_block=True)]
         afters = [around[1][:size] for size in range(len(around[1]), -1, -1)]
         afters = [after for after in afters if written.endswith(after)]
         afters.sort(key=lambda after: not written.removesuffix(after).endswith(content))
-        return [self._turn(n, start, written, after, marked=True) for after in afters]
+        return [self._turn(n, start, written, after, in_block=True) for after in afters]
 
     def _turn(
-        self, n: int, start: int, written: str, after: str | None, marked: bool = False
+        self, n: int, start: int, written: str, after: str | None, in_block: bool = False
     ) -> _Turn:
-        """What is scored of a message's text, which begins at `start` with `written`: through the
-        first control token that follows the content, or up to it. Without one it is the content,
-        and where a mark says so (`marked`) what else it holds but for white space at its end.
+        """The scored part of a message's text, which begins at `start` with `written`.
 
-        `after` is what the template wrote after the content, where that is known.
+        It reaches through the first control token that follows the content, or up to it. Without
+        one it is the content; in a generation block it is all but the white space at the end.
+        `after` is the text that the template wrote after the content, where that is known.
         """
         message = self._messages[n]
         content = _content(message).strip()
         if message.get("tool_calls") or (after is None and content not in written):
-            tokens = list(self._control.finditer(written))  # what ends calls comes last
+            # Calls of tools may hold control tokens of their own; the one that ends them is last.
+            tokens = list(self._control.finditer(written))
             token = tokens[-1] if tokens else None
             content_end = token.start() if token else len(written.rstrip())
         else:
@@ -167,13 +185,16 @@ class _Finder:
         end = content_end
         if token is not None and self._end_of_turn:
             end = token.end()
-        elif token is None and marked and self._end_of_turn:
+        elif token is None and in_block and self._end_of_turn:
             end = max(content_end, len(written.rstrip()))
         return _Turn(start, start + end, token is None)
 
     def turn_ends(self, spans: Mapping[int, Span]) -> list[int]:
-        """Where the text of each message ends: as far as a rendering of the chat up to it agrees
-        with the whole, or else at the end of its scored span."""
+        """For each message the character at which its text ends.
+
+        A rendering of the chat up to the message agrees with the whole so far; where it does not
+        reach the end of the message's scored span, that is taken.
+        """
         text, ends, end = self._rendering.text, [], 0
         for n, message in enumerate(self._messages[:-1]):
             through = self._rendering.beginning(n + 1)
@@ -188,7 +209,7 @@ class _Finder:
         return [*ends, len(text)]
 
     def _agreement(self, through: str) -> int:
-        """Characters that a rendering has in common with the whole, no control token cut in two."""
+        """Number of characters that a rendering and the whole begin with, no control token cut."""
         text = self._rendering.text
         pairs = enumerate(zip(text, through, strict=False))
         agreed = next((n for n, (a, b) in pairs if a != b), min(len(text), len(through)))
@@ -222,7 +243,7 @@ def _check_messages(chat: Chat, turns: TurnChoice) -> None:
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """A message's text; of several parts, those that are text."""
+    """The text of a message; of several parts, those that are text."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -230,15 +251,15 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _is_changed(message: Mapping[str, Any], text: str) -> bool:
-    """Whether the content is not in the text as it was written; a list of parts that was printed as
-    it stands is not either."""
+    """The content is not in the text as it was."""
     content = message.get("content")
+    # A template that expects strings prints a list of parts as Python writes it.
     printed = isinstance(content, list) and str(content) in text
     return printed or _content(message).strip() not in text
 
 
 def _count_not_rendered(template: ChatTemplate, chat: Chat, text: str) -> int:
-    """Tool calls and tools that make no difference to the text."""
+    """Number of messages with tool calls, and of lists of tools, that leave the text as it is."""
     calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
     without = [
         {key: value for key, value in message.items() if key != "tool_calls"}
@@ -252,7 +273,7 @@ def _count_not_rendered(template: ChatTemplate, chat: Chat, text: str) -> int:
     return count
 
 
-def _stable(n: int, by_prefix: _Turn | None) -> _Turn:
+def _require_prefix(n: int, by_prefix: _Turn | None) -> _Turn:
     if by_prefix is None:
         raise RowError(
             "template_not_prefix_stable",
@@ -263,21 +284,23 @@ def _stable(n: int, by_prefix: _Turn | None) -> _Turn:
     return by_prefix
 
 
-def _agreed(n: int, text: str, content: str, marked: list[_Turn], by_prefix: _Turn | None) -> _Turn:
-    """What the marks say, where the renderings do not contradict them."""
-    found = marked[0]
-    shown = f"{found.start}–{found.end} ({text[found.start : found.end]!r:.60})"
+def _reconciled(
+    n: int, text: str, content: str, by_block: list[_Turn], by_prefix: _Turn | None
+) -> _Turn:
+    """The turn by the generation block, where the renderings do not contradict it."""
+    found = by_block[0]
+    shown = _shown(text, found)
     if by_prefix is None:
-        if content in text and content not in text[found.start : found.end]:
+        if content in text and content not in text[slice(*found.span)]:
             raise RowError(
                 "template_marks",
                 f"message {n}: what the chat template marks, characters {shown}, does not hold its "
                 "content",
             )
         return found
-    same = next((turn for turn in marked if _span(turn) == _span(by_prefix)), None)
+    same = next((turn for turn in by_block if turn.span == by_prefix.span), None)
     if same is None and by_prefix.is_open and found.start == by_prefix.start:
-        same = found if found.end >= by_prefix.end else None  # the mark alone knows the end
+        same = found if found.end >= by_prefix.end else None  # the block alone knows the end
     if same is not None:
         return same
     hint = ""
@@ -286,10 +309,9 @@ def _agreed(n: int, text: str, content: str, marked: list[_Turn], by_prefix: _Tu
     raise RowError(
         "template_marks_disagree",
         f"message {n}: by the chat template's own marks characters {shown} are the assistant's, by "
-        f"its rendered beginnings {by_prefix.start}–{by_prefix.end} "
-        f"({text[by_prefix.start : by_prefix.end]!r:.60}){hint}",
+        f"its rendered beginnings {_shown(text, by_prefix)}{hint}",
     )
 
 
-def _span(turn: _Turn) -> Span:
-    return turn.start, turn.end
+def _shown(text: str, turn: _Turn) -> str:
+    return f"{turn.start}–{turn.end} ({text[slice(*turn.span)]!r:.60})"

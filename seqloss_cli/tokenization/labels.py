@@ -1,6 +1,7 @@
-"""Labels as trainers write them, and how two sets of them for one text differ, in words.
+"""Labels as trainers write them, and in words how two sets of them for one text differ.
 
 Labels stand unshifted: labels[t] belongs to input_ids[t], and is -100 where no loss counts.
+Shapes: N tokens of a sequence, P places among them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from seqloss_cli.core.records import IGNORED, Bools, Ints, TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class Labels:
+    """The ids and labels of one sequence."""
+
     input_ids: Ints
     """Shape N."""
     labels: Ints
@@ -31,12 +34,13 @@ class Finding:
     position: int | None
     """The first token that it is about: in our sequence, or in theirs where we have none."""
     count: int
-    """How many tokens it is about."""
+    """Number of tokens that it is about."""
     message: str
     """The same for people."""
 
 
 def labels_of(sequence: TokenSequence) -> Labels:
+    """Our labels for a sequence, from its loss mask."""
     ids = sequence.token_ids
     return Labels(ids, np.where(sequence.loss_mask, ids, IGNORED))
 
@@ -47,55 +51,56 @@ def compare_labels(
     name: Callable[[int], str],
     is_control: Callable[[int], bool],
 ) -> list[Finding]:
-    """How `theirs` differ from our sequence's labels; nothing where they say the same.
+    """The differences of `theirs` from our sequence's labels; none where they agree.
 
     `name` spells an id; `is_control` tells the tokens that end turns and texts. Padding at either
     end, masked, is no difference.
     """
     theirs = _without_padding(ours.token_ids, theirs)
     counted = _counted(theirs)
-    comparison = _Comparison(
-        ours, theirs, aligned(ours.token_ids, theirs.input_ids), name, is_control
-    )
+    pairs = aligned(ours.token_ids, theirs.input_ids)
+    comparison = _Comparison(ours, theirs, pairs, name, is_control)
     if not counted.any():
-        n = len(theirs.labels)
         cut = [f for f in comparison.missing() if f.kind == "response_truncated"]
-        return [*cut, Finding("everything_masked", None, n, "every label is -100")]
-    found = list(_wrong_labels(theirs))
-    found += comparison.missing()
-    found += comparison.extra(counted)
-    found += comparison.masks(counted)
-    return found
+        count = len(theirs.labels)
+        return [*cut, Finding("everything_masked", None, count, "every label is -100")]
+    return [
+        *_wrong_labels(theirs),
+        *comparison.missing(),
+        *comparison.extra(counted),
+        *comparison.masks(counted),
+    ]
+
+
+def _finding(kind: str, places: Ints, message: str) -> Finding:
+    """A finding about the tokens at some places, shape P."""
+    return Finding(kind, int(places[0]), len(places), message)
 
 
 def _wrong_labels(theirs: Labels) -> Iterator[Finding]:
     """Labels that are neither -100 nor the id at their own position."""
     ids, labels = theirs.input_ids, theirs.labels
-    wrong = (labels != IGNORED) & (labels != ids)
-    if not wrong.any():
+    wrong = np.flatnonzero((labels != IGNORED) & (labels != ids))
+    if not len(wrong):
         return
-    first, count = int(np.argmax(wrong)), int(wrong.sum())
+    first = wrong[0]
+    message = (
+        f"{len(wrong)} labels are neither -100 nor the id at their position, first labels[{first}] "
+        f"= {labels[first]} at id {ids[first]}"
+    )
     for step, which in ((1, "the next"), (-1, "the previous")):
         if _is_shifted(theirs, step):
-            yield Finding(
-                "shifted",
-                first,
-                count,
+            message = (
                 f"shifted by one: labels[{first}] is {which} token's id; a model that shifts "
-                "labels itself, as those of transformers do, then learns the wrong token",
+                "labels itself, as those of transformers do, then learns the wrong token"
             )
+            yield _finding("shifted", wrong, message)
             return
-    yield Finding(
-        "wrong_labels",
-        first,
-        count,
-        f"{count} labels are neither -100 nor the id at their position, first labels[{first}] = "
-        f"{labels[first]} at id {ids[first]}",
-    )
+    yield _finding("wrong_labels", wrong, message)
 
 
 def _is_shifted(theirs: Labels, step: int) -> bool:
-    """Whether labels[t] is the id at t + step wherever it counts and such a token is there."""
+    """Each label that counts is the id `step` tokens on, if there is such a token."""
     ids, labels = theirs.input_ids, theirs.labels
     places = np.flatnonzero(labels != IGNORED)
     inside = places[(places + step >= 0) & (places + step < len(ids))]
@@ -103,7 +108,7 @@ def _is_shifted(theirs: Labels, step: int) -> bool:
 
 
 def _counted(theirs: Labels) -> Bools:
-    """Which tokens the labels count, shifted back where they were shifted."""
+    """Shape N: the tokens that the labels count, shifted back where they were shifted."""
     counted: Bools = theirs.labels != IGNORED
     if (theirs.labels == theirs.input_ids)[counted].all():
         return counted
@@ -112,17 +117,21 @@ def _counted(theirs: Labels) -> Bools:
             moved = np.zeros_like(counted)
             places = np.flatnonzero(counted) + step
             moved[places[(places >= 0) & (places < len(moved))]] = True
-            moved[-1] |= step == -1 and moved[-2:-1].any()  # its label fell off the end
+            # The last label fell off the end when they were shifted.
+            moved[-1] |= step == -1 and moved[-2:-1].any()
             return moved
     return counted
 
 
 def _without_padding(ours: Ints, theirs: Labels) -> Labels:
-    """Leaves out what was put before and behind to fill a batch: a masked run of one id, beyond
-    what ours have there."""
+    """The labels without what fills a batch: a masked run of one id at either end.
+
+    As many of that id as ours have there are no padding.
+    """
     ids, masked = theirs.input_ids, theirs.labels == IGNORED
     left = run_length(ids, masked)
-    if left and ids[0] == ours[0]:  # padded with BOS; one BOS before another is no padding
+    # Padded with BOS, as trainers do that have no pad token; one BOS too many is none.
+    if left and ids[0] == ours[0]:
         left -= run_length(ours, np.ones(len(ours), dtype=bool))
         left = left if left > 1 else 0
     elif ids[left : left + 1].tolist() != ours[:1].tolist():
@@ -133,16 +142,18 @@ def _without_padding(ours: Ints, theirs: Labels) -> Labels:
     return Labels(ids[:end], labels[:end])
 
 
-def _tokens(n: int) -> str:
-    return "1 token" if n == 1 else f"{n} tokens"
+def _tokens(places: Ints) -> str:
+    return "1 token" if len(places) == 1 else f"{len(places)} tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
+    """Our labels of one text beside theirs."""
+
     ours: TokenSequence
     theirs: Labels
     pairs: Ints
-    """Positions of the same token in ours and theirs, ascending."""
+    """Shape P x 2: positions of the same token in ours and theirs, ascending."""
     name: Callable[[int], str]
     is_control: Callable[[int], bool]
 
@@ -155,114 +166,86 @@ class _Comparison:
         return np.setdiff1d(np.arange(len(self.theirs.input_ids)), self.pairs[:, 1])
 
     def missing(self) -> Iterator[Finding]:
-        """Tokens of ours that they do not have."""
-        ids, mask, places, extra = (
-            self.ours.token_ids,
-            self.ours.loss_mask,
-            self._only_ours,
-            self._only_theirs,
-        )
+        """Differences in tokens of ours that they do not have."""
+        ids, mask, n_tokens = self.ours.token_ids, self.ours.loss_mask, self.ours.n_tokens
+        places, extra = self._only_ours, self._only_theirs
         if len(places) and places[0] == 0 and self.ours.begins_with_bos and 0 not in extra:
             yield Finding("missing_bos", 0, 1, f"no BOS {self._shown(ids, 0)} in front")
             places = places[1:]
         ends = np.array([mask[t] and self._ends_a_turn(int(t)) for t in places], dtype=bool)
-        theirs_end = len(self.theirs.input_ids) - 1
-        ending = places[places >= self.ours.n_tokens - len(places)]  # a run up to our end
-        if theirs_end in extra:  # they go on with something else
+        ending = places[places >= n_tokens - len(places)]  # a run up to our end
+        if len(self.theirs.input_ids) - 1 in extra:  # they go on with something else
             ending = ending[:0]
         lost = ending[mask[ending]]
         only_the_end = len(lost) == 1 and bool(ends[places == lost[0]].all())
         if len(lost) and not only_the_end:
-            n, total = len(lost), int(mask.sum())
-            yield Finding(
-                "response_truncated",
-                int(lost[0]),
-                n,
-                f"{n} of {total} response tokens cut off, from token {lost[0]} "
-                f"{self._shown(ids, lost[0])} on; theirs have {len(self.theirs.labels)} tokens",
+            message = (
+                f"{len(lost)} of {int(mask.sum())} response tokens cut off, from token {lost[0]} "
+                f"{self._shown(ids, lost[0])} on; theirs have {len(self.theirs.labels)} tokens"
             )
+            yield _finding("response_truncated", lost, message)
             ends &= ~np.isin(places, ending)
         if ends.any():
-            yield self._no_end(int(places[ends][0]), "is not there", int(ends.sum()))
-        rest = np.setdiff1d(places[~ends], ending)
-        if len(rest):
-            first = int(rest[0])
-            yield Finding(
-                "tokens_differ",
-                first,
-                len(rest),
-                f"not in theirs: {_tokens(len(rest))} of ours, first token {first} "
-                f"{self._shown(ids, first)}; another text, template, tokenizer or seam",
+            yield self._no_end(places[ends], "is not there")
+        if len(rest := np.setdiff1d(places[~ends], ending)):
+            message = (
+                f"not in theirs: {_tokens(rest)} of ours, first token {rest[0]} "
+                f"{self._shown(ids, rest[0])}; another text, template, tokenizer or seam"
             )
+            yield _finding("tokens_differ", rest, message)
 
     def extra(self, counted: Bools) -> Iterator[Finding]:
-        """Tokens of theirs that we do not have."""
+        """Differences in tokens of theirs that we do not have; `counted`, shape N, is of theirs."""
         ids, places = self.theirs.input_ids, self._only_theirs
         first_two, bos = ids[:2].tolist(), self.ours.token_ids[:1].tolist()
         if self.ours.begins_with_bos and first_two == bos * 2 and len(places):
-            yield Finding(
-                "double_bos",
-                0,
-                1,
-                f"begins with BOS {self._shown(ids, 0)} twice: it was added to a text that had it",
-            )
+            shown = self._shown(ids, 0)
+            message = f"begins with BOS {shown} twice: it was added to a text that had it"
+            yield Finding("double_bos", 0, 1, message)
             places = places[places > 1] if places[0] <= 1 else places
         last = len(ids) - 1
         if len(places) and places[-1] == last and self.is_control(int(ids[last])):
             counts = "and counts" if counted[last] else "masked"
-            yield Finding(
-                "extra_end",
-                last,
-                1,
-                f"ends with {self._shown(ids, last)}, {counts}, which ours do not have (--eos adds "
-                "EOS)",
-            )
+            shown = self._shown(ids, last)
+            message = f"ends with {shown}, {counts}, which ours do not have (--eos adds EOS)"
+            yield Finding("extra_end", last, 1, message)
             places = places[:-1]
         if len(places):
-            first = int(places[0])
-            yield Finding(
-                "extra_tokens",
-                first,
-                len(places),
-                f"not in ours: {_tokens(len(places))} of theirs, first their token {first} "
-                f"{self._shown(ids, first)}",
+            message = (
+                f"not in ours: {_tokens(places)} of theirs, first their token {places[0]} "
+                f"{self._shown(ids, places[0])}"
             )
+            yield _finding("extra_tokens", places, message)
 
     def masks(self, counted: Bools) -> Iterator[Finding]:
-        """Tokens that both have and one of them counts."""
+        """Tokens that both have and only one of them counts; `counted`, shape N, is of theirs."""
         ids, mask = self.ours.token_ids, self.ours.loss_mask
         at, theirs = self.pairs[:, 0], counted[self.pairs[:, 1]]
         too_much = at[theirs & ~mask[at]]
         after = np.array([self._is_after_a_response(int(t)) for t in too_much], dtype=bool)
-        for kind, places, what in (
+        for kind, places, part in (
             ("loss_on_prompt", too_much[~after], "of the prompt"),
             ("loss_on_template", too_much[after], "after the response"),
         ):
             if len(places):
-                first = int(places[0])
-                yield Finding(
-                    kind,
-                    first,
-                    len(places),
-                    f"the loss falls on {_tokens(len(places))} {what}, first token {first} "
-                    f"{self._shown(ids, first)}",
+                message = (
+                    f"the loss falls on {_tokens(places)} {part}, first token {places[0]} "
+                    f"{self._shown(ids, places[0])}"
                 )
+                yield _finding(kind, places, message)
         masked = at[mask[at] & ~theirs]
         ends = np.array([self._ends_a_turn(int(t)) for t in masked], dtype=bool)
         if ends.any():
-            yield self._no_end(int(masked[ends][0]), "is masked", int(ends.sum()))
-        rest = masked[~ends]
-        if len(rest):
-            yield Finding(
-                "response_masked",
-                int(rest[0]),
-                len(rest),
-                f"masked: {_tokens(len(rest))} of the response, first token {rest[0]} "
-                f"{self._shown(ids, rest[0])}",
+            yield self._no_end(masked[ends], "is masked")
+        if len(rest := masked[~ends]):
+            message = (
+                f"masked: {_tokens(rest)} of the response, first token {rest[0]} "
+                f"{self._shown(ids, rest[0])}"
             )
+            yield _finding("response_masked", rest, message)
 
     def _is_after_a_response(self, t: int) -> bool:
-        """Whether a masked token stands behind what counts of its turn."""
+        """A masked token stands behind tokens of its turn that count."""
         prompt_boundary, start = self.ours.prompt_boundary, 0
         for turn in () if prompt_boundary is None else prompt_boundary.turns:
             if turn.start <= t < turn.end:
@@ -273,14 +256,10 @@ class _Comparison:
         mask = self.ours.loss_mask
         return self.is_control(int(self.ours.token_ids[t])) and not mask[t + 1 : t + 2].any()
 
-    def _no_end(self, t: int, what: str, count: int = 1) -> Finding:
-        shown = self._shown(self.ours.token_ids, t)
-        return Finding(
-            "end_of_turn_missing",
-            t,
-            count,
-            f"the end of the turn, token {t} {shown}, {what}: the model does not learn to stop",
-        )
+    def _no_end(self, places: Ints, what: str) -> Finding:
+        shown = f"{places[0]} {self._shown(self.ours.token_ids, places[0])}"
+        message = f"the end of the turn, token {shown}, {what}: the model does not learn to stop"
+        return _finding("end_of_turn_missing", places, message)
 
     def _shown(self, ids: Ints, t: int | np.integer) -> str:
         return repr(self.name(int(ids[t])))

@@ -1,13 +1,13 @@
-"""Prompts with responses, and chats, as token sequences whose mask is on what was responded.
+"""Prompts with responses, and chats, as token sequences whose loss mask is on the responses.
 
-Rules 8, 9, 13 and 14 of the numbers contract: where the seam lies, what is cut from a prompt that
-is too long, and which ids stand for the response alone.
+Rules 8, 9, 13 and 14 of the numbers contract: the boundary of prompt and response, the cut of a
+prompt that is too long, and the ids that stand for the response alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,24 @@ from seqloss_cli.tokenization.chats import RenderedChat, render_chat
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 Encoded = Mapping[str, list[int] | RowError]
+
+
+@dataclass(frozen=True, slots=True)
+class _PairTokens:
+    """A pair's tokens, without BOS and EOS, N of them."""
+
+    ids: list[int]
+    covered: TokenBytes
+    first: int
+    """First token of the response; N where it has none."""
+    n_prompt_bytes: int
+    flags: Flags
+
+    def boundary(self, prompt_ids: list[int]) -> Boundary:
+        """How prompt and response meet; `prompt_ids` are those of the prompt alone (rule 9)."""
+        if self.first < len(self.ids) and self.covered.starts[self.first] < self.n_prompt_bytes:
+            return "merged"
+        return "clean" if self.ids[: self.first] == prompt_ids else "differs"
 
 
 class PairTokenization:
@@ -72,7 +90,7 @@ class PairTokenization:
         return results
 
     def _rendered(self, sample: Sample) -> RenderedChat | RowError | None:
-        control, policy = self._tokenization.vocabulary.special_text, self.policy
+        control, policy = self._tokenization.vocabulary.control_text, self.policy
         try:
             if sample.chat is None:
                 return None
@@ -83,7 +101,7 @@ class PairTokenization:
             return error
 
     def _texts_of(self, sample: Sample, chat: RenderedChat | RowError | None) -> list[str]:
-        """What is to be encoded for a sample."""
+        """The texts to encode for a sample."""
         if isinstance(chat, RenderedChat):
             return [chat.text]
         if isinstance(chat, RowError) or sample.pair is None:
@@ -110,71 +128,60 @@ class PairTokenization:
             )
         if sample.pair is None:
             raise RowError("no_pair", "has neither a prompt with a response nor messages")
-        tokenized = self._pair_sequences(sample, sample.pair, encoded)
-        if policy.boundary == "compare":
-            joint = self._finished(tokenized["joint"]())
-            return _compared(joint, self._finished(tokenized["separate"]()))
-        return self._finished(tokenized[policy.boundary]())
+        return self._pair_sequence(sample, sample.pair, encoded)
 
     # -- pairs ------------------------------------------------------------------------------
 
-    def _pair_sequences(
-        self, sample: Sample, pair: Pair, encoded: Encoded
-    ) -> dict[str, Callable[[], TokenSequence]]:
-        """What each boundary policy makes of a pair; the joint tokens tell how its texts meet."""
-        response, n_prompt_bytes = pair.separator + pair.response, len(pair.prompt.encode())
-        ids, prompt_ids = _ids(encoded, pair.text), _ids(encoded, pair.prompt)
-        covered, flags = self._tokenization.cover(pair.text, ids)
+    def _pair_sequence(self, sample: Sample, pair: Pair, encoded: Encoded) -> TokenSequence:
+        """The sequence by the boundary policy, and with `compare` the other one beside it."""
+        joint, prompt_ids = self._joint(pair, encoded), _ids(encoded, pair.prompt)
+        response = pair.separator + pair.response
+        # The joint tokens tell how the texts meet, whichever policy runs.
+        boundary = PromptBoundary(
+            joint.boundary(prompt_ids), not pair.prompt, len(response.split())
+        )
+        found = list[TokenSequence]()
+        if self.policy.boundary != "separate":
+            if joint.ids == prompt_ids and self._tokenization.encode([response]) == [[]]:
+                raise RowError("no_response_token", "the response has no token of its own")
+            found.append(self._finished(self._masked(sample, pair, joint, boundary)))
+        if self.policy.boundary != "joint":
+            separate = self._separate(pair, encoded)
+            found.append(self._finished(self._masked(sample, pair, separate, boundary)))
+        return found[0] if len(found) == 1 else _compared(*found)
+
+    def _joint(self, pair: Pair, encoded: Encoded) -> _PairTokens:
+        ids = _ids(encoded, pair.text)
+        covered, flags = self._tokenization.token_bytes(pair.text, ids)
+        n_prompt_bytes = len(pair.prompt.encode())
         # A token that crosses the boundary is the response's (rule 9).
         first = covered.first_reaching(n_prompt_bytes)
-        boundary = PromptBoundary(
-            _how_they_meet(ids, prompt_ids, covered, n_prompt_bytes),
-            not n_prompt_bytes,
-            len(response.split()),
-        )
+        return _PairTokens(ids, covered, first, n_prompt_bytes, flags)
 
-        def joint() -> TokenSequence:
-            if ids == prompt_ids and self._tokenization.encode([response]) == [[]]:
-                raise RowError("no_response_token", "the response has no token of its own")
-            return self._pair_sequence(sample, pair, ids, covered, first, flags, boundary)
+    def _separate(self, pair: Pair, encoded: Encoded) -> _PairTokens:
+        response = pair.separator + pair.response
+        prompt_ids, response_ids = _ids(encoded, pair.prompt), _ids(encoded, response)
+        before, prompt_flags = self._tokenization.token_bytes(pair.prompt, prompt_ids)
+        after, response_flags = self._tokenization.token_bytes(response, response_ids)
+        ids, flags = prompt_ids + response_ids, _summed(prompt_flags, response_flags)
+        return _PairTokens(ids, before + after, len(prompt_ids), len(before.text), flags)
 
-        def separate() -> TokenSequence:
-            response_ids = _ids(encoded, response)
-            before, prompt_flags = self._tokenization.cover(pair.prompt, prompt_ids)
-            after, response_flags = self._tokenization.cover(response, response_ids)
-            return self._pair_sequence(
-                sample,
-                pair,
-                prompt_ids + response_ids,
-                before + after,
-                len(prompt_ids),
-                _summed(prompt_flags, response_flags),
-                boundary,
-            )
-
-        return {"joint": joint, "separate": separate}
-
-    def _pair_sequence(
-        self,
-        sample: Sample,
-        pair: Pair,
-        ids: list[int],
-        covered: TokenBytes,
-        first: int,
-        flags: Flags,
-        prompt_boundary: PromptBoundary,
+    def _masked(
+        self, sample: Sample, pair: Pair, tokens: _PairTokens, boundary: PromptBoundary
     ) -> TokenSequence:
-        """`first` is the first of the ids that belongs to the response."""
-        if first == len(ids):
+        """The sequence of a pair, with the loss mask on the response."""
+        if tokens.first == len(tokens.ids):
             raise RowError("no_response_token", "the response has no token of its own")
-        mask = np.arange(len(ids)) >= first
-        flags = {**sample.flags, **flags}
-        sequence = self._tokenization.between(sample, pair.text, ids, covered, mask, flags)
-        if sequence.bos == "text" and first == 0 and len(ids) == 1:
+        mask = np.arange(len(tokens.ids)) >= tokens.first
+        flags = {**sample.flags, **tokens.flags}
+        sequence = self._tokenization.add_bos_and_eos(
+            sample, pair.text, tokens.ids, tokens.covered, mask, flags
+        )
+        if sequence.bos == "text" and tokens.first == 0 and len(tokens.ids) == 1:
             raise RowError("no_response_token", "the response is nothing but BOS")
-        return replace(without_bos(sequence), prompt_boundary=prompt_boundary)
+        return replace(without_bos(sequence), prompt_boundary=boundary)
 
-    # -- length, and what else is scored ------------------------------------------------------
+    # -- length, and other sequences of a pair -------------------------------------------------
 
     def _finished(self, sequence: TokenSequence) -> TokenSequence:
         sequence = self._fitted(sequence)
@@ -189,7 +196,10 @@ class PairTokenization:
         return sequence
 
     def _fitted(self, sequence: TokenSequence) -> TokenSequence:
-        """Rule 8: what is too long is rejected, or cut at the start of its prompt."""
+        """The sequence, cut at the start of its prompt if it is too long and may be (rule 8).
+
+        Raises RowError for one that is still too long: a response is never cut.
+        """
         excess = 0 if self._longest is None else sequence.n_tokens - self._longest
         if excess <= 0:
             return sequence
@@ -197,12 +207,9 @@ class PairTokenization:
         much = f"has {sequence.n_tokens} tokens, {excess} more than the context takes"
         if self.policy.truncate == "error":
             raise RowError("too_long", f"{much}; --truncate left cuts its prompt")
-        kept_before = 1  # BOS; without one, something for the response to follow
-        first = int(np.argmax(sequence.loss_mask))
-        cut = slice(kept_before, kept_before + excess)
-        if not sequence.begins_with_bos:
-            cut = slice(0, excess)
-        if first - kept_before < excess:
+        # One token stays before the response: BOS, or without one a token for it to follow.
+        cut = slice(1, 1 + excess) if sequence.begins_with_bos else slice(0, excess)
+        if int(np.argmax(sequence.loss_mask)) - 1 < excess:
             raise RowError(
                 "response_too_long",
                 f"{much}: the response is never cut, nor the one token before it",
@@ -225,18 +232,8 @@ class PairTokenization:
         )
 
 
-def _how_they_meet(
-    joint: list[int], prompt: list[int], covered: TokenBytes, n_prompt_bytes: int
-) -> Boundary:
-    """How prompt and response meet in the joint tokenization, whichever policy runs (rule 9)."""
-    first = covered.first_reaching(n_prompt_bytes)
-    if first < len(joint) and covered.starts[first] < n_prompt_bytes:
-        return "merged"
-    return "clean" if joint[:first] == prompt else "differs"
-
-
 def _compared(joint: TokenSequence, separate: TokenSequence) -> TokenSequence:
-    """Both ways to tokenize a pair; a cut of the other one is said, too."""
+    """Both ways to tokenize a pair; a cut of the other one is flagged, too."""
     flags, cut = dict(joint.flags), separate.flags.get("truncated_left")
     if cut is not None:
         flags["separate_truncated_left"] = cut
@@ -244,22 +241,25 @@ def _compared(joint: TokenSequence, separate: TokenSequence) -> TokenSequence:
 
 
 def _response_only(sequence: TokenSequence) -> TokenSequence | None:
-    """Rule 14: exactly the response's ids, after BOS. None without one, and for chats of which
-    more than one stretch is scored."""
+    """The response's ids after BOS, without the prompt (rule 14).
+
+    None without a BOS, and for chats of which more than one stretch is scored.
+    """
     ids, response = sequence.token_ids, sequence.one_stretch
     assert sequence.prompt_boundary is not None
     if not sequence.begins_with_bos or response is None or sequence.prompt_boundary.n_spans != 1:
         return None
-    alone = np.concatenate([ids[:1], ids[slice(*response)]])
-    counts = np.arange(len(alone)) > 0
+    # The very ids that it has after its prompt: tokenized alone, the response may have others.
+    ids = np.concatenate([ids[:1], ids[slice(*response)]])
+    mask = np.arange(len(ids)) > 0
     return replace(
-        sequence, text=None, token_ids=alone, byte_offsets=None, loss_mask=counts,
-        score_mask=counts, prompt_boundary=None, flags={},
+        sequence, text=None, token_ids=ids, byte_offsets=None, loss_mask=mask, score_mask=mask,
+        prompt_boundary=None, flags={},
     )  # fmt: skip
 
 
 def _moved(position: int, cut: slice) -> int:
-    """A token's place once the tokens of `cut` are gone."""
+    """The place of a token once the tokens of `cut` are gone."""
     return position - len(range(cut.start, min(position, cut.stop)))
 
 
@@ -271,7 +271,7 @@ def _ids(encoded: Encoded, text: str) -> list[int]:
 
 
 def _summed(a: Flags, b: Flags) -> Flags:
-    """Flags of two texts: counts are added."""
+    """The flags of two texts together: counts are added."""
     return {
         name: True if (a.get(name) or b.get(name)) is True else a.get(name, 0) + b.get(name, 0)
         for name in {**a, **b}

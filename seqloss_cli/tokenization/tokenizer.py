@@ -1,7 +1,7 @@
 """From a sample's text to the ids that the model sees, with BOS, EOS and bytes accounted for.
 
 Rules 4, 5, 6, 10 and 13 of the numbers contract. The Hugging Face tokenizer is asked for the
-text's own tokens only; what stands around them is decided here, so that it can be said.
+text's own tokens only; BOS and EOS are put around them here, so that the output can report them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
-from seqloss_cli.tokenization.vocabulary import Vocabulary
-from seqloss_cli.tokenization.word_marks import word_marks
+from seqloss_cli.tokenization.vocabulary import Vocabulary, word_marks
 
 
 class Tokenization:
-    """A tokenizer and the policies of a run. `tokenizer` is what `AutoTokenizer` returns.
+    """A tokenizer and the policies of a run.
 
-    `n_ids` is how many ids the model embeds; `model_bos` and `model_eos` come from its text
-    configuration, for tokenizers that name none. Raises UsageError when a policy asks for what
-    neither has. `warnings` holds what should be said on stderr.
+    `tokenizer` is what `AutoTokenizer` returns. `n_ids` is how many ids the model embeds.
+    `model_bos` and `model_eos` come from its text configuration, for tokenizers that name none.
+    Raises UsageError when a policy asks for a token that neither has.
     """
 
     def __init__(
@@ -53,11 +52,12 @@ class Tokenization:
         self.name_token = self.vocabulary.name_token
         self.sha256 = self.vocabulary.sha256
         self.warnings: list[str] = []
+        """Messages for stderr."""
         self.bos_id = self._resolve_bos(model_bos)
         self.eos_id = self._resolve_eos(model_eos)
 
     def token_texts(self, sequence: TokenSequence) -> list[str]:
-        """For each token the source text that it covers; BOS and EOS that were put in by name."""
+        """For each token the source text that it covers, or its name where it was put in."""
         ids, covered = sequence.token_ids.tolist(), TokenBytes.of(sequence)
         if covered is None:
             return [self.name_token(token_id) for token_id in ids]
@@ -71,9 +71,14 @@ class Tokenization:
         return texts
 
     def word_marks(self) -> WordMarks:
-        """Raises UsageError where pieces do not mark where words begin."""
+        """The ids that begin words and end texts, among the `n_ids` that the model embeds.
+
+        Raises UsageError where tokens do not mark where words begin.
+        """
         ends = {i for i in (*self.vocabulary.control, self.eos_id) if i is not None}
-        return word_marks(self.vocabulary.pieces(self.n_ids), {i for i in ends if i < self.n_ids})
+        return word_marks(
+            self.vocabulary.spelled_ids(self.n_ids), {i for i in ends if i < self.n_ids}
+        )
 
     # -- samples to sequences ---------------------------------------------------------------
 
@@ -98,15 +103,16 @@ class Tokenization:
             return [*self.vocabulary.encode(texts)]
         except MemoryError:
             raise
-        except Exception as error:  # the tokenizers library raises nothing more exact
+        # The tokenizers library raises nothing more exact, and names no text of the batch.
+        except Exception as error:
             if len(texts) == 1:
                 return [RowError("tokenizer_error", f"the tokenizer cannot take it: {error}")]
             return [result for text in texts for result in self.encode([text])]
 
-    def cover(self, text: str, ids: list[int]) -> tuple[TokenBytes, dict[str, int | bool]]:
-        """The bytes that each of the text's own tokens covers, and what is to be said of them.
+    def token_bytes(self, text: str, ids: list[int]) -> tuple[TokenBytes, dict[str, int | bool]]:
+        """The bytes that each of the text's own tokens covers, and flags about them.
 
-        Raises RowError when bytes are not known, or the text holds what the policy refuses.
+        Raises RowError when bytes are unknown, or the text holds tokens that the policy refuses.
         """
         covered, spelled = self.vocabulary.token_bytes(text, ids)
         flags: dict[str, int | bool] = {} if spelled else {"lossy_tokenizer": True}
@@ -116,7 +122,7 @@ class Tokenization:
             flags["unk_tokens"] = unknown
         return covered, flags
 
-    def between(
+    def add_bos_and_eos(
         self,
         sample: Sample,
         text: str | None,
@@ -125,30 +131,31 @@ class Tokenization:
         mask: Bools,
         flags: Flags,
     ) -> TokenSequence:
-        """The ids between BOS and EOS, as the policy has it; of a text they are all its tokens.
+        """The sequence of the ids with the BOS and EOS that the policy puts around them.
 
-        `mask` says where their loss counts. Raises RowError for ids that the model does not embed.
+        `mask`, as long as the ids, says where their loss counts. `text` and `covered` are None for
+        a row of ids. Raises RowError for ids that the model does not embed.
         """
         if not ids:
             raise RowError("no_tokens", "the tokenizer makes no token of it")
-        # Rows of ids are taken as they are.
+        # Rows of ids are taken as they are, unless a BOS is demanded.
         wants_bos = self.policy.bos == "always" if text is None else self.policy.bos != "never"
         bos = self._bos_origin(ids, wants_bos)
+        # A text of one token that is BOS and EOS at once, as GPT-2's, begins with it.
         eos = self._eos_origin(ids[1:] if bos == "text" else ids)
-        put_before = int(bos in ("tokenizer", "prepended"))
-        put_after = int(eos == "appended")
+        n_before, n_after = int(bos in ("tokenizer", "prepended")), int(eos == "appended")
         token_ids = np.array(
-            [self.bos_id] * put_before + ids + [self.eos_id] * put_after, dtype=np.int64
+            [self.bos_id] * n_before + ids + [self.eos_id] * n_after, dtype=np.int64
         )
         self._check_range(token_ids)
-        offsets = None if covered is None else covered.surround(put_before, put_after).offsets
+        offsets = None if covered is None else covered.surround(n_before, n_after).offsets
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
         loss_mask = np.ones(len(token_ids), dtype=bool)
-        loss_mask[:put_before] = False
-        loss_mask[put_before : len(token_ids) - put_after] = mask
-        wanted = np.ones(len(token_ids), dtype=bool)
-        return TokenSequence(sample, text, token_ids, offsets, loss_mask, wanted, bos, eos, flags)
+        loss_mask[:n_before] = False
+        loss_mask[n_before : len(token_ids) - n_after] = mask
+        scored = np.ones(len(token_ids), dtype=bool)
+        return TokenSequence(sample, text, token_ids, offsets, loss_mask, scored, bos, eos, flags)
 
     def _sequence(self, sample: Sample, text_ids: list[int] | None) -> TokenSequence:
         flags = dict(sample.flags)
@@ -157,17 +164,17 @@ class Tokenization:
             ids, covered = sample.input_ids.tolist(), None
         else:
             ids = text_ids
-            covered, more = self.cover(sample.text, ids)
+            covered, more = self.token_bytes(sample.text, ids)
             flags |= more
         mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
-        return self.between(sample, sample.text, ids, covered, mask, flags)
+        return self.add_bos_and_eos(sample, sample.text, ids, covered, mask, flags)
 
     def _bos_origin(self, ids: list[int], wants_bos: bool) -> BosOrigin:
         if self.bos_id is not None and ids[0] == self.bos_id:
             return "text"
         if not wants_bos or self.bos_id is None:
             return "none"
-        return "tokenizer" if self.vocabulary.put_before == [self.bos_id] else "prepended"
+        return "tokenizer" if self.vocabulary.prefix_ids == [self.bos_id] else "prepended"
 
     def _eos_origin(self, ids: list[int]) -> EosOrigin:
         if ids and ids[-1] == self.eos_id:
@@ -188,11 +195,11 @@ class Tokenization:
         """The flag `special_tokens` when the text holds some; RowError when it must not."""
         vocabulary = self.vocabulary
         if self.policy.special_tokens == "parse":
-            count = sum(i in vocabulary.special and i != vocabulary.unk_id for i in ids)
+            count = sum(i in vocabulary.control for i in ids)
         else:
-            count = len(vocabulary.special_text.findall(text))
+            count = len(vocabulary.control_text.findall(text))
         if count and self.policy.special_tokens == "error":
-            match = vocabulary.special_text.search(text)
+            match = vocabulary.control_text.search(text)
             assert match is not None
             raise RowError(
                 "special_token_text",
@@ -208,7 +215,7 @@ class Tokenization:
             if self.policy.bos == "never":
                 raise UsageError("--bos-token and --bos never exclude each other")
             return self._token_or_id(self.policy.bos_token)
-        before = self.vocabulary.put_before
+        before = self.vocabulary.prefix_ids
         if len(before) > 1 and self.policy.bos != "never":
             raise UsageError(
                 f"this tokenizer puts {len(before)} tokens before a text, which is no single BOS: "
@@ -241,9 +248,7 @@ class Tokenization:
         return None
 
     def _token_or_id(self, written: str) -> int:
-        by_name = {name: token_id for token_id, name in self.vocabulary.special.items()}.get(
-            written
-        )
+        by_name = {name: i for i, name in self.vocabulary.special.items()}.get(written)
         if by_name is None and written.isascii() and written.isdigit():
             by_name = int(written)
         if by_name is None:

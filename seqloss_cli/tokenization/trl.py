@@ -1,11 +1,13 @@
-"""The labels that TRL's SFTTrainer would train on (TRL 1.16, `SFTConfig` defaults but for what is
-said here). Written from its behaviour, and held to it by `make test-trl`; TRL is not imported.
+"""The labels that TRL's SFTTrainer would train on, without TRL.
+
+Written from the behaviour of TRL 1.16 with the defaults of `SFTConfig`, unless noted here, and held
+to it by `make test-trl`.
 
 - A pair: prompt and prompt + completion are each tokenized with the tokenizer's special tokens; the
-  loss falls on what follows their longest common beginning. EOS is put after a completion that does
-  not end with it.
+  loss falls on the tokens after their longest common beginning. EOS is put after a completion that
+  does not end with it.
 - A chat: the template's rendering; the loss falls on every token, or with `assistant_only` on the
-  template's `{% generation %}` marks.
+  template's `{% generation %}` blocks.
 - Then the sequence is cut to `max_length` at its end, and dropped if nothing that counts is left.
 """
 
@@ -25,21 +27,23 @@ from seqloss_cli.tokenization.labels import Labels
 NAME = "TRL 1.16"
 DEFAULT_MAX_LENGTH = 1024
 # As transformers looks for them: it knows no `{%+ generation %}`, and does look into comments.
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerLabels:
-    """What becomes of a row."""
+    """The labels of a row, or why the trainer leaves it out."""
 
     labels: Labels | None
     """None where the row is not trained on."""
     note: str | None = None
-    """Why not."""
+    """Why it is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrlTrainer:
+    """Settings of an SFTTrainer that its labels depend on."""
+
     tokenizer: Any
     """As `AutoTokenizer` gives it."""
     chat_template: str | None = None
@@ -47,7 +51,7 @@ class TrlTrainer:
     max_length: int | None = DEFAULT_MAX_LENGTH
 
     def labels(self, sample: Sample) -> TrainerLabels:
-        """Of one row, as if it were the first of its data set."""
+        """The labels of one row, as if it were the first of its data set."""
         try:
             ids, counted = self._tokenized(sample)
         except RowError as error:
@@ -71,8 +75,7 @@ class TrlTrainer:
             return self._pair(sample.pair)
         if sample.pair is not None:
             return self._chat_pair(sample.chat)
-        ids, marked = self._rendered(sample.chat, sample.chat.messages)
-        return ids, marked if self.assistant_only else np.ones(len(ids), dtype=bool)
+        return self._rendered(sample.chat, sample.chat.messages)
 
     def _pair(self, pair: Pair) -> tuple[Any, Any]:
         completion, eos = pair.separator + pair.response, self.tokenizer.eos_token
@@ -86,24 +89,24 @@ class TrlTrainer:
 
     def _chat_pair(self, chat: Chat) -> tuple[Any, Any]:
         prompt, _ = self._rendered(chat, chat.messages[:-1], generation_prompt=True)
-        joint, marked = self._rendered(chat, chat.messages)
-        counted = np.arange(len(joint)) >= common_prefix(prompt, joint)
-        return joint, counted & marked if self.assistant_only else counted
+        joint, mask = self._rendered(chat, chat.messages)
+        return joint, mask & (np.arange(len(joint)) >= common_prefix(prompt, joint))
 
     def _rendered(
         self, chat: Chat, messages: Any, generation_prompt: bool = False
     ) -> tuple[Any, Any]:
-        """Ids, and which of them the template marks."""
-        marks = self.assistant_only and not generation_prompt
+        """The ids of a rendered chat, and which of them stand in generation blocks."""
+        masked = self.assistant_only and not generation_prompt
         template = self.chat_template
         if template is None:
             template = self.tokenizer.get_chat_template(None, chat.tools)
-        if self.assistant_only and not _MARKS.search(template):
+        if self.assistant_only and not _GENERATION_BLOCK.search(template):
             raise RowError(
                 "refused",
                 "the trainer stops, or replaces the chat template if it knows it: it has no "
                 "{% generation %} marks for assistant_only_loss",
             )
+        # A trainer makes EOS the pad token where there is none, and templates may write either.
         padding = {} if self.tokenizer.pad_token else {"pad_token": self.tokenizer.eos_token}
         found = self.tokenizer.apply_chat_template(
             list(messages),
@@ -112,13 +115,15 @@ class TrlTrainer:
             add_generation_prompt=generation_prompt,
             tokenize=True,
             return_dict=True,
-            return_assistant_tokens_mask=marks,
+            return_assistant_tokens_mask=masked,
             **{**padding, **chat.template_kwargs},
         )
         ids = np.array(found["input_ids"], dtype=np.int64)
-        if not marks:
+        if not masked:
             return ids, np.ones(len(ids), dtype=bool)
-        marked = np.array(found["assistant_masks"], dtype=bool)
-        if not marked.any():
+        # Taken as it is, with its faults (a first span of one token marks the whole sequence):
+        # the trainer trains on this.
+        mask = np.array(found["assistant_masks"], dtype=bool)
+        if not mask.any():
             raise RowError("refused", "the trainer stops: no token is the assistant's")
-        return ids, marked
+        return ids, mask

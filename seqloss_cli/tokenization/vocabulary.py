@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer, asked for nothing but a text's own tokens and what they spell.
+"""A Hugging Face tokenizer, asked for a text's own tokens and for the bytes that tokens stand for.
 
 Fast tokenizers (those of the `tokenizers` library) and Python ones behave alike from here up.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from seqloss_cli.core.backend import WordMarks
 from seqloss_cli.core.byte_spans import TokenBytes, show_bytes
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.tokenization.byte_offsets import (
     Spelling,
     bytes_by_chars,
@@ -24,45 +28,54 @@ from seqloss_cli.tokenization.byte_offsets import (
     spelling_of,
 )
 
-_MOST_IDS = 1 << 32  # what the tokenizers library takes
+_MOST_IDS = 1 << 32
+"""Ids are below this: the tokenizers library takes no others."""
 _SPELLINGS = (spell_byte_level, spell_sentencepiece, spell_plain)
 
 
 class Vocabulary:
-    """`tokenizer` is what `AutoTokenizer` returns; `special_as_text` takes control tokens in a text
-    for ordinary characters."""
+    """A tokenizer's ids and the bytes that each stands for.
+
+    `tokenizer` is what `AutoTokenizer` returns; `special_as_text` takes special tokens in a text
+    for ordinary characters.
+    """
 
     def __init__(self, tokenizer: Any, special_as_text: bool) -> None:
         self.tokenizer = tokenizer
         self._special_as_text = special_as_text
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
         if self._fast is not None:
+            # A tokenizer.json can hold settings that would cut texts, or pad them, silently.
             self._fast.no_truncation()
             self._fast.no_padding()
         serialized = self._serialized()
         self.sha256 = hashlib.sha256(serialized.encode()).hexdigest()
-        """Of the tokenizer's serialized form."""
+        """Hash of the tokenizer's serialized form."""
         parts = {} if self._fast is None else json.loads(serialized)
         self._spellings = [spelling_of(parts)] if parts else list(_SPELLINGS)
         self.special = _special_tokens(tokenizer)
-        """Ids of control tokens and the text that stands for each."""
+        """Ids of special tokens and the text that stands for each."""
         self._literal = self._literal_tokens()
         self.unk_id = self._unknown_id(parts.get("model", {}))
-        self.special_text = _any_of(
-            name for token_id, name in self.special.items() if token_id != self.unk_id
-        )
+        self.control = {token_id for token_id in self.special if token_id != self.unk_id}
+        """Ids of special tokens but the unknown one: they begin and end texts and turns."""
+        self.control_text = _any_of(self.special[token_id] for token_id in self.control)
         """Matches a control token in a text."""
-        self.control = {i for i in self.special if i != self.unk_id}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
-        self.put_before = self._tokens_put_before_a_text()
-        self._piece = lru_cache(maxsize=1 << 18)(self._spell_id)
-        if self._fast is not None:  # last: the probe above, made by transformers, sets it back
+        self.prefix_ids = self._prefix_ids()
+        self._bytes_of = lru_cache(maxsize=1 << 18)(self._spell_id)
+        if self._fast is not None:
+            # Last of all: whenever transformers encodes, as just above, it sets this back.
             self._fast.encode_special_tokens = special_as_text
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text's own tokens: none is put around them."""
+        """Ids of each text's own tokens: none is put around them.
+
+        Rendered chat templates already hold a BOS; a text gets one by the policy of the run.
+        """
         if self._fast is not None:
+            # Offsets would take about 150 bytes of memory for each byte of text.
             encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
             return [encoding.ids for encoding in encodings]
         split = self._special_as_text
@@ -72,16 +85,16 @@ class Vocabulary:
         ]
 
     def token_bytes(self, text: str, ids: list[int]) -> tuple[TokenBytes, bool]:
-        """The bytes that each of a text's tokens covers, and whether the tokens spell the text (a
-        tokenizer that changes or drops characters does not).
+        """The bytes that each of a text's tokens covers, and whether the tokens spell the text.
 
-        Raises RowError where they do not and the tokenizer gives no offsets of its own.
+        A tokenizer that changes or drops characters has tokens that do not. Raises RowError where
+        they do not and the tokenizer gives no offsets of its own.
         """
         source = text.encode()
         heads = {0} | {n for n, token_id in enumerate(ids, start=1) if token_id in self.special}
         for spell in self._spellings:
-            pieces = [self._piece(token_id, spell) for token_id in ids]
-            spelled = bytes_by_spelling(pieces, source, heads)
+            tokens = [self._bytes_of(token_id, spell) for token_id in ids]
+            spelled = bytes_by_spelling(tokens, source, heads)
             if spelled is not None:
                 return spelled, True
         if self._fast is None:
@@ -94,19 +107,24 @@ class Vocabulary:
         return bytes_by_chars(encoding.offsets, source), False
 
     def name_token(self, token_id: int) -> str:
-        """What an id spells: special tokens by name, parts of characters as `<0xF0>`."""
-        return self.special.get(token_id) or show_bytes(self._piece(token_id))
+        """The text of an id: special tokens by name, parts of characters as `<0xF0>`."""
+        # Not the tokenizer's decode, which makes U+FFFD of parts of characters; and batch_decode
+        # joins a list of ids into one string since transformers 5.
+        return self.special.get(token_id) or show_bytes(self._bytes_of(token_id))
 
-    def pieces(self, n_ids: int) -> list[bytes | None]:
-        """What each id below `n_ids` spells, by the spelling in which most begin with white space;
-        None for control tokens and for ids without a piece."""
+    def spelled_ids(self, n_ids: int) -> list[bytes | None]:
+        """The bytes of each id below `n_ids`; None for control tokens and ids without a token.
+
+        Of several spellings, it is the one in which most tokens begin with white space.
+        """
         stop = n_ids if self._fast is not None else min(n_ids, len(self.tokenizer))
-        known = [i for i in range(stop) if i not in self.control and self._listed(i) is not None]
-        ways = [{i: self._piece(i, spell) for i in known} for spell in self._spellings]
-        best = max(ways, key=lambda way: sum(piece[:1].isspace() for piece in way.values()))
+        known = [i for i in range(stop) if i not in self.control and self._string_of(i) is not None]
+        ways = [{i: self._bytes_of(i, spell) for i in known} for spell in self._spellings]
+        best = max(ways, key=lambda way: sum(token[:1].isspace() for token in way.values()))
         return [best.get(i) for i in range(n_ids)]
 
     def id_of(self, token: str) -> int | None:
+        """The id of a token's string; None where the vocabulary has no such token."""
         if self._fast is not None:
             found: int | None = self._fast.token_to_id(token)
             return found
@@ -123,34 +141,39 @@ class Vocabulary:
     def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
         if name := self._literal.get(token_id):
             return name.encode()
-        piece = self._listed(token_id)
-        if piece is None:  # the model's head is wider than the vocabulary
+        token = self._string_of(token_id)
+        # Heads are often wider than the vocabulary, to a multiple that suits the hardware.
+        if token is None:
             return f"<id {token_id}>".encode()
-        return (spell or self._spellings[0])(piece)
+        return (spell or self._spellings[0])(token)
 
-    def _listed(self, token_id: int) -> str | None:
-        """The piece as the vocabulary has it."""
+    def _string_of(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it."""
         if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
             return None
         if self._fast is not None:
-            piece: str | None = self._fast.id_to_token(token_id)
+            token: str | None = self._fast.id_to_token(token_id)
         else:
-            piece = self.tokenizer.convert_ids_to_tokens(token_id)
-        return piece
+            token = self.tokenizer.convert_ids_to_tokens(token_id)
+        return token
 
     def _literal_tokens(self) -> dict[int, str]:
-        """Tokens that stand for their own text: special ones, and in byte-level vocabularies every
-        added one (its letters are no stand-ins for bytes)."""
+        """Tokens that stand for their own text.
+
+        These are the special ones, and in byte-level vocabularies every added one: its letters are
+        no stand-ins for bytes.
+        """
         if self._spellings[0] is not spell_byte_level:
             return self.special
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         return {i: token.content for i, token in added.items()} | self.special
 
     def _unknown_id(self, model: Mapping[str, Any]) -> int | None:
-        """`model` is the part of that name of the serialized tokenizer."""
+        """The id of the unknown token; `model` is that part of the serialized tokenizer."""
         if self._fast is not None:
+            # Every byte has a token there, and GPT-2 calls its end-of-text token "unknown".
             if self._spellings[0] is spell_byte_level:
-                return None  # every byte has a piece; GPT-2 names its end-of-text "unknown"
+                return None
             if (unk_id := model.get("unk_id")) is not None:
                 return int(unk_id)
             if name := model.get("unk_token"):
@@ -158,8 +181,9 @@ class Vocabulary:
         unknown: int | None = self.tokenizer.unk_token_id
         return unknown
 
-    def _tokens_put_before_a_text(self) -> list[int]:
-        """What the tokenizer itself adds in front: nothing, a BOS, or something longer."""
+    def _prefix_ids(self) -> list[int]:
+        """Ids that the tokenizer itself adds in front of a text: none, a BOS, or more."""
+        # Asked of a text, not read in settings: classes and post-processors add in many ways.
         bare = self.tokenizer.encode("a", add_special_tokens=False)
         full = self.tokenizer.encode("a", add_special_tokens=True)
         starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
@@ -167,7 +191,7 @@ class Vocabulary:
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Ids of control tokens and the text that stands for each."""
+    """Ids of special tokens and the text that stands for each."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {token_id: token.content for token_id, token in added.items() if token.special}
     for token_id, name in zip(
@@ -178,5 +202,81 @@ def _special_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    # Longest first: `|` takes the first that matches, and <|im_end|> may begin another name.
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+# -- beginnings and ends of words ---------------------------------------------------------------
+
+_LEAST_MARKED = 0.1
+"""Share of the tokens with letters that begin with white space where words' starts are marked."""
+_MOST_BROKEN = 0.01
+"""Share of the tokens with letters that go on with white space, where ends of words are seen."""
+_WORD_THEN_SPACE = re.compile(r"(\s*\S+)\s")
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    lettered: int
+    """Tokens with a letter."""
+    marked: int
+    """Of those, the ones that begin with white space."""
+    broken: int
+    """Tokens with white space after a letter or digit."""
+    example: str
+    """One of the last."""
+
+
+def word_marks(tokens: Sequence[bytes | None], ends: Collection[int]) -> WordMarks:
+    """Ids that begin a word, end a text, or hold the end of a word inside.
+
+    `tokens` are the bytes of the ids (None where they have none), `ends` the ids that end a text.
+    White space is what `str.isspace` says, as for words (rule 16). Raises UsageError where tokens
+    do not mark where words begin.
+    """
+    texts = [None if t is None else t.decode(errors="surrogateescape") for t in tokens]
+    spaced = np.array([text is not None and text[:1].isspace() for text in texts], dtype=bool)
+    found = {
+        n: m[1] for n, text in enumerate(texts) if text and (m := _WORD_THEN_SPACE.match(text))
+    }
+    _require_marked(_counts(texts, found))
+    ending = np.zeros(len(tokens), dtype=bool)
+    ending[list(ends)] = True
+    spelled = np.array([text is not None for text in texts], dtype=bool)
+    members = np.stack([spaced | ending, (spelled & ~spaced) | ending], axis=1)
+    # Backwards: of two ids with the same text the lower one counts.
+    ids = {text: n for n, text in reversed([*enumerate(texts)]) if text is not None}
+    return WordMarks(
+        spaced=spaced,
+        ends=ending,
+        members=members.astype(np.float32),
+        longer=np.array([*found], dtype=np.int64),
+        stems=np.array([ids.get(stem, -1) for stem in found.values()], dtype=np.int64),
+    )
+
+
+def _counts(texts: Sequence[str | None], found: dict[int, str]) -> _Counts:
+    lettered = [text for text in texts if text and any(map(str.isalpha, text))]
+    broken = [n for n, stem in found.items() if any(map(str.isalnum, stem))]
+    return _Counts(
+        len(lettered),
+        sum(text[0].isspace() for text in lettered),
+        len(broken),
+        texts[broken[0]] or "" if broken else "",
+    )
+
+
+def _require_marked(counts: _Counts) -> None:
+    if counts.broken > _MOST_BROKEN * counts.lettered:
+        raise UsageError(
+            f"--word-correction: {counts.broken} of this tokenizer's pieces go on with white space "
+            f"after a word, such as {counts.example!r}, so that a word's last token does not tell "
+            "where it ends; leave the flag out"
+        )
+    if counts.marked <= _LEAST_MARKED * counts.lettered:
+        raise UsageError(
+            "--word-correction: this tokenizer's pieces do not mark where a word begins "
+            f"({counts.marked} of {counts.lettered} pieces with letters begin with white space), "
+            "so there is no probability of a word's start to move; leave the flag out"
+        )

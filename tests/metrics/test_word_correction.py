@@ -30,7 +30,7 @@ from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring.pipeline import score_samples, with_ends
 from seqloss_cli.tokenization.tokenizer import Tokenization
-from seqloss_cli.tokenization.word_marks import word_marks
+from seqloss_cli.tokenization.vocabulary import word_marks
 
 TOLERANCE = 1e-4
 NEVER = -80.0  # of a bigram that does not come: less than 1e-34
