@@ -109,7 +109,7 @@ def run_to_end(
     the items are read, for the run's record."""
     say_what_is_left_out(choice)
     if choice.word_correction:
-        requested = requested.with_word_marks(scorer.tokenization.word_marks())
+        requested = requested.with_word_boundaries(scorer.tokenization.word_boundary_ids())
     run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, requested))
     if choice.resume and choice.path and (file := already_complete(choice.path, run)):
         say_nothing_to_do(file, scorer, items)
@@ -127,7 +127,7 @@ def run_to_end(
 
         n_kept = kept.n_rows if kept is not None else 0
         outcomes = scorer.score(items, requested, bar.on_progress, n_kept, check)
-        own = score_writer(scorer.tokenization, sink, choice, requested.word_marks)
+        own = score_writer(scorer.tokenization, sink, choice, requested.word_boundary_ids)
         with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
             work = Work(outcomes, totals_of, Totals(), run, writer, kept)
             written = write_all(work, stats, bar, choice)

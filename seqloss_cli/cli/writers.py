@@ -14,7 +14,7 @@ from rich.console import Console
 
 from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.formats import DELIMITERS
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import HeatWriter, TableOptions, TableWriter
@@ -45,7 +45,7 @@ _FILE_WIDTH = 120  # columns of tables that go to a file
 
 
 def row_options(
-    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+    tokenization: Tokenization, choice: OutputChoice, marks: WordBoundaryIds | None = None
 ) -> RowOptions:
     return RowOptions(
         tokenization.token_texts,
@@ -63,7 +63,7 @@ def row_options(
 
 
 def table_options(
-    tokenization: Tokenization, choice: OutputChoice, marks: WordMarks | None = None
+    tokenization: Tokenization, choice: OutputChoice, marks: WordBoundaryIds | None = None
 ) -> TableOptions:
     return TableOptions(
         tokenization.token_texts,
@@ -79,7 +79,7 @@ def table_options(
 
 
 def score_writer(
-    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice, marks: WordMarks | None
+    tokenization: Tokenization, sink: BinaryIO, choice: OutputChoice, marks: WordBoundaryIds | None
 ) -> Writer[SequenceScore, Totals]:
     if choice.format is Format.table:
         shows = TableWriter if choice.heat is None else HeatWriter

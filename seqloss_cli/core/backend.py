@@ -103,25 +103,25 @@ def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
 
 
 BEGINS, UNSPACED, LONGER = 0, 1, 2
-"""Columns of boundaries: the text goes on with white space or ends, goes on without white space or
-ends, and the next piece is the target's with white space after it."""
+"""Columns of word boundaries: the text goes on with white space or ends, goes on without white
+space or ends, and the next token is the target's with white space after it."""
 
 
 @dataclass(frozen=True, slots=True)
-class WordMarks:
-    """What the ids of a vocabulary of V say of where words begin and end."""
+class WordBoundaryIds:
+    """The ids of a vocabulary, V of them, that tell where words begin and end."""
 
-    spaced: Bools
-    """Shape V: the piece begins with white space."""
-    ends: Bools
+    leading_space: Bools
+    """Shape V: the token begins with white space."""
+    ends_text: Bools
     """Shape V: a control token, which ends a text."""
     members: NDArray[np.float32]
     """Shape V x 2: 1 for the ids that `BEGINS` and `UNSPACED` are the probabilities of. An id
-    without a piece is in neither."""
+    without a token is in neither."""
     longer: Ints
-    """Ids, ascending, of pieces with white space after something else."""
+    """Ids, ascending, of tokens with white space after something else."""
     stems: Ints
-    """For each of these the id that spells what stands before that white space; -1 if none does."""
+    """For each of these the id that spells the text before that white space; -1 if none does."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -136,7 +136,7 @@ class Requested:
     """Those that no output shows, which a command needs, then others in the order of `COLUMNS`."""
     top_k: int
     """Alternatives at each target."""
-    word_marks: WordMarks | None = field(compare=False)
+    word_boundary_ids: WordBoundaryIds | None = field(compare=False)
     """Ids whose probabilities the log-probabilities of word boundaries add up."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Requested:
         entropy: bool = False,
         top_k: int = 0,
         *,
-        word_marks: WordMarks | None = None,
+        word_boundary_ids: WordBoundaryIds | None = None,
         internal: Iterable[TokenColumn] = (),
         **others: bool,
     ) -> None:
@@ -154,18 +154,18 @@ class Requested:
         if unknown := asked.keys() - {column.option for column in COLUMNS}:
             raise TypeError(f"no quantity is asked for by {', '.join(sorted(unknown))}")
         columns = [column for column in COLUMNS if asked.get(column.option)]
-        columns += [WORD_BOUNDARIES] if word_marks is not None else []
+        columns += [WORD_BOUNDARIES] if word_boundary_ids is not None else []
         object.__setattr__(self, "columns", (*internal, *columns))
         object.__setattr__(self, "top_k", top_k)
-        object.__setattr__(self, "word_marks", word_marks)
+        object.__setattr__(self, "word_boundary_ids", word_boundary_ids)
 
     def asks_for(self, name: str) -> bool:
         """Whether the column of this name is to be computed."""
         return any(column.name == name for column in self.columns)
 
-    def with_word_marks(self, marks: WordMarks) -> Requested:
+    def with_word_boundaries(self, ids: WordBoundaryIds) -> Requested:
         """The same request, and the log-probabilities of word boundaries."""
-        return Requested(**self._settings(), word_marks=marks, internal=self._internal())
+        return Requested(**self._settings(), word_boundary_ids=ids, internal=self._internal())
 
     def described(self) -> dict[str, Any]:
         """What a run record says of it: by option, true or false, or the number of alternatives."""

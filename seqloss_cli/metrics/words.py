@@ -54,7 +54,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordMarks
+from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordBoundaryIds
 from seqloss_cli.core.byte_spans import TokenBytes, word_spans
 from seqloss_cli.core.records import Bools, Floats, Ints, Region, SequenceScore
 from seqloss_cli.metrics.totals import exact_sum
@@ -112,8 +112,10 @@ class RegionLosses:
         return {"shared_region_token": sum(self.shared)} if any(self.shared) else {}
 
 
-def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLosses | None:
-    """Return losses of words, with `marks` corrected ones, too; None without a text."""
+def word_losses(
+    score: SequenceScore, boundary_ids: WordBoundaryIds | None = None
+) -> WordLosses | None:
+    """Return losses of words, with `boundary_ids` corrected ones, too; None without a text."""
     text, covered = score.sequence.text, TokenBytes.of(score.sequence)
     if text is None or covered is None:
         return None
@@ -128,12 +130,16 @@ def word_losses(score: SequenceScore, marks: WordMarks | None = None) -> WordLos
         losses=[exact_sum(losses[a:b]) for a, b in _tokens_of_words(score, covered, spans)],
         byte_offsets=spans,
         n_shared_tokens=shared,
-        corrected=None if marks is None else _corrected_losses(score, covered, spans, marks),
+        corrected=None
+        if boundary_ids is None
+        else _corrected_losses(score, covered, spans, boundary_ids),
     )
 
 
-def region_losses(score: SequenceScore, marks: WordMarks | None = None) -> RegionLosses | None:
-    """Return losses of the sample's regions, with `marks` corrected ones, too; None without any."""
+def region_losses(
+    score: SequenceScore, boundary_ids: WordBoundaryIds | None = None
+) -> RegionLosses | None:
+    """Return losses of the sample's regions, with `boundary_ids` corrected ones; None without."""
     sequence, asked = score.sequence, score.sequence.sample.regions
     text, covered = sequence.text, TokenBytes.of(sequence)
     if asked is None or text is None or covered is None:
@@ -141,7 +147,9 @@ def region_losses(score: SequenceScore, marks: WordMarks | None = None) -> Regio
     own, char_edges, losses = sequence.text_tokens, covered.char_edges(), _losses(score).tolist()
     starts, ends, spans = covered.starts[own], covered.ends[own], word_spans(text)
     anchors = _anchors(starts, spans)
-    corrected = None if marks is None else _corrected_losses(score, covered, spans, marks)
+    corrected = (
+        None if boundary_ids is None else _corrected_losses(score, covered, spans, boundary_ids)
+    )
     found = RegionLosses(asked.regions, [], [], [], [], None if corrected is None else [])
     for region in asked.regions:
         start, end = char_edges[[region.start, region.end]].tolist()
@@ -198,9 +206,9 @@ def _sum_of_words(corrected: list[float | None], spans: Ints, start: int, end: i
 
 
 def _corrected_losses(
-    score: SequenceScore, covered: TokenBytes, spans: Ints, marks: WordMarks
+    score: SequenceScore, covered: TokenBytes, spans: Ints, boundary_ids: WordBoundaryIds
 ) -> list[float | None]:
-    correction = _Correction(score, covered, marks)
+    correction = _Correction(score, covered, boundary_ids)
     tokens = _tokens_of_words(score, covered, spans)
     return [
         correction.loss(*place, *span) for place, span in zip(tokens, spans.tolist(), strict=True)
@@ -210,7 +218,9 @@ def _corrected_losses(
 class _Correction:
     """A scored text with what is known of its words' edges. Unknown log-probabilities are NaN."""
 
-    def __init__(self, score: SequenceScore, covered: TokenBytes, marks: WordMarks) -> None:
+    def __init__(
+        self, score: SequenceScore, covered: TokenBytes, boundary_ids: WordBoundaryIds
+    ) -> None:
         sequence = score.sequence
         self._first, self._has_bos = sequence.text_tokens.start, sequence.begins_with_bos
         self._n = sequence.n_tokens
@@ -218,10 +228,10 @@ class _Correction:
         self._losses = _losses(score)
         self._boundaries: Floats = score.columns["word_boundary_log_probs"]
         ids = sequence.token_ids
-        self._spaced: Bools = marks.spaced[ids]
-        self._ends: Bools = marks.ends[ids]
-        self._longer: Bools = np.isin(ids, marks.longer)
-        self._is_stem: Bools = np.isin(ids, marks.stems)
+        self._spaced: Bools = boundary_ids.leading_space[ids]
+        self._ends: Bools = boundary_ids.ends_text[ids]
+        self._longer: Bools = np.isin(ids, boundary_ids.longer)
+        self._is_stem: Bools = np.isin(ids, boundary_ids.stems)
 
     def loss(self, start: int, stop: int, first_byte: int, end_byte: int) -> float | None:
         """Correct the word in bytes [first_byte, end_byte), which owns tokens [start, stop)."""

@@ -107,7 +107,7 @@ class Scorer:
             )
         return score_samples(
             items,
-            self._tokenize if requested.word_marks is None else with_ends(self._tokenize),
+            self._tokenize if requested.word_boundary_ids is None else with_ends(self._tokenize),
             self.backend,
             self.windows,
             requested,

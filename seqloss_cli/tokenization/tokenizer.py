@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.policies import TokenPolicy
@@ -27,7 +27,7 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
-from seqloss_cli.tokenization.vocabulary import Vocabulary, word_marks
+from seqloss_cli.tokenization.vocabulary import Vocabulary, word_boundary_ids
 
 
 class Tokenization:
@@ -70,13 +70,13 @@ class Tokenization:
             texts[-1] = self.name_token(ids[-1])
         return texts
 
-    def word_marks(self) -> WordMarks:
+    def word_boundary_ids(self) -> WordBoundaryIds:
         """The ids that begin words and end texts, among the `n_ids` that the model embeds.
 
         Raises UsageError where tokens do not mark where words begin.
         """
         ends = {i for i in (*self.vocabulary.control, self.eos_id) if i is not None}
-        return word_marks(
+        return word_boundary_ids(
             self.vocabulary.spelled_ids(self.n_ids), {i for i in ends if i < self.n_ids}
         )
 

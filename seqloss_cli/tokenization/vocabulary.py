@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.byte_spans import TokenBytes, show_bytes
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.tokenization.byte_offsets import (
@@ -228,7 +228,7 @@ class _Counts:
     """One of the last."""
 
 
-def word_marks(tokens: Sequence[bytes | None], ends: Collection[int]) -> WordMarks:
+def word_boundary_ids(tokens: Sequence[bytes | None], ends: Collection[int]) -> WordBoundaryIds:
     """Ids that begin a word, end a text, or hold the end of a word inside.
 
     `tokens` are the bytes of the ids (None where they have none), `ends` the ids that end a text.
@@ -247,9 +247,9 @@ def word_marks(tokens: Sequence[bytes | None], ends: Collection[int]) -> WordMar
     members = np.stack([spaced | ending, (spelled & ~spaced) | ending], axis=1)
     # Backwards: of two ids with the same text the lower one counts.
     ids = {text: n for n, text in reversed([*enumerate(texts)]) if text is not None}
-    return WordMarks(
-        spaced=spaced,
-        ends=ending,
+    return WordBoundaryIds(
+        leading_space=spaced,
+        ends_text=ending,
         members=members.astype(np.float32),
         longer=np.array([*found], dtype=np.int64),
         stems=np.array([ids.get(stem, -1) for stem in found.values()], dtype=np.int64),

@@ -30,7 +30,7 @@ from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring.pipeline import score_samples, with_ends
 from seqloss_cli.tokenization.tokenizer import Tokenization
-from seqloss_cli.tokenization.vocabulary import word_marks
+from seqloss_cli.tokenization.vocabulary import word_boundary_ids
 
 TOLERANCE = 1e-4
 NEVER = -80.0  # of a bigram that does not come: less than 1e-34
@@ -82,7 +82,7 @@ class Scored:
     def __init__(self, tokenizer: Any, model: Any, policy: TokenPolicy | None = None) -> None:
         n_ids = model.get_input_embeddings().weight.shape[0]
         self.tokenization = Tokenization(tokenizer, policy or TokenPolicy(), n_ids)
-        self.marks = self.tokenization.word_marks()
+        self.boundary_ids = self.tokenization.word_boundary_ids()
         self.backend = TorchBackend(model, 64, share_prefix=False)
 
     def scores(
@@ -93,14 +93,14 @@ class Scored:
             with_ends(self.tokenization.tokenize),
             self.backend,
             WindowPolicy(context, "test", stride),
-            Requested(word_marks=self.marks),
+            Requested(word_boundary_ids=self.boundary_ids),
             BatchPolicy(tokens),
         )
         return [outcome for outcome in outcomes if isinstance(outcome, SequenceScore)]
 
     def words(self, text: str, **settings: int) -> WordLosses:
         (score,) = self.scores([text], **settings)
-        found = word_losses(score, self.marks)
+        found = word_losses(score, self.boundary_ids)
         assert found is not None
         return found
 
@@ -244,7 +244,7 @@ def test_corrected_losses_are_those_of_a_plain_forward_in_float64(kind: str) -> 
     scored = Scored(tokenizer, llama(len(tokenizer)))
     assert any(len(s.sequence.token_ids) > 8 for s in scored.scores(TEXTS))
     for score in scored.scores(TEXTS, tokens=20):
-        found = word_losses(score, scored.marks)
+        found = word_losses(score, scored.boundary_ids)
         ids = score.sequence.token_ids.tolist()
         expected = oracle(llama(len(tokenizer)), tokenizer, ids, kind == "sentencepiece")
         assert found is not None
@@ -270,7 +270,7 @@ def gpt2() -> Scored:
 @torch.no_grad()
 def boundary_by_hand(scored: Scored, fed: list[int], column: int) -> float:
     row = scored.backend.model(torch.tensor([fed])).logits[0, -1].double().log_softmax(-1).numpy()
-    spaced, ends = scored.marks.spaced, scored.marks.ends
+    spaced, ends = scored.boundary_ids.leading_space, scored.boundary_ids.ends_text
     return float(np.logaddexp.reduce(row[(spaced if column == BEGINS else ~spaced) | ends]))
 
 
@@ -324,7 +324,7 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
     together = gpt2.scores(texts, tokens=tokens)
     turned = gpt2.scores(texts[::-1])[::-1]
     for text, score, other in zip(texts, together, turned, strict=True):
-        found, again = word_losses(score, gpt2.marks), word_losses(other, gpt2.marks)
+        found, again = word_losses(score, gpt2.boundary_ids), word_losses(other, gpt2.boundary_ids)
         assert found is not None
         assert again is not None
         assert found.corrected is not None
@@ -360,8 +360,8 @@ def test_white_space_around_words(gpt2: Scored) -> None:
     assert spaced.corrected is not None
     assert None not in spaced.corrected
     (whole,), (cut,) = gpt2.scores(["the cat sat"]), gpt2.scores(["the cat sat \n"])
-    assert word_losses(cut, gpt2.marks).corrected == pytest.approx(  # type: ignore[union-attr]
-        word_losses(whole, gpt2.marks).corrected,
+    assert word_losses(cut, gpt2.boundary_ids).corrected == pytest.approx(  # type: ignore[union-attr]
+        word_losses(whole, gpt2.boundary_ids).corrected,
         abs=TOLERANCE,  # type: ignore[union-attr]
     )
 
@@ -388,7 +388,7 @@ def test_without_bos_the_first_word_has_neither_loss() -> None:
 @given(st.text(alphabet="abcdehost .,\n\t\u00a0\u3000é", min_size=1, max_size=40))
 def test_any_text_has_losses_that_are_above_zero_or_none(gpt2: Scored, text: str) -> None:
     for score in gpt2.scores([text], 16, 4):
-        found = word_losses(score, gpt2.marks)
+        found = word_losses(score, gpt2.boundary_ids)
         assert found is not None
         assert found.corrected is not None
         assert len(found.corrected) == len(found.losses) == len(text.split())
@@ -402,7 +402,7 @@ def test_any_text_has_losses_that_are_above_zero_or_none(gpt2: Scored, text: str
 
 
 def of_pieces(*pieces: str) -> Any:
-    return word_marks([piece.encode() for piece in pieces], set())
+    return word_boundary_ids([piece.encode() for piece in pieces], set())
 
 
 @pytest.mark.parametrize(
@@ -424,8 +424,8 @@ def test_pieces_of_several_words_are_refused_unless_they_are_few() -> None:
     words = [f" w{n}" for n in range(200)]
     with pytest.raises(UsageError, match=r"3 of this tokenizer's pieces .* such as ' of the'"):
         of_pieces(*words, " of the", " in the", " to a")
-    marks = of_pieces(*words, " of the", " of", ".", ".\n", ";\n\n")
-    assert [*zip(marks.longer.tolist(), marks.stems.tolist(), strict=True)] == [
+    boundary_ids = of_pieces(*words, " of the", " of", ".", ".\n", ";\n\n")
+    assert [*zip(boundary_ids.longer.tolist(), boundary_ids.stems.tolist(), strict=True)] == [
         (200, 201),
         (203, 202),
         (204, -1),
@@ -437,14 +437,14 @@ def test_a_tokenizer_in_python_is_asked_as_well() -> None:
 
     tokenization = Tokenization(ByT5Tokenizer(), TokenPolicy(), 600)
     with pytest.raises(UsageError, match=r"0 of \d+ pieces with letters begin with white space"):
-        tokenization.word_marks()
+        tokenization.word_boundary_ids()
 
 
 def test_marks_of_the_demo_model(demo: Any) -> None:
-    marks = demo.tokenization.word_marks()
-    assert marks.ends.tolist().count(True) == 2
-    assert 1500 < int(marks.spaced.sum()) < 3500
-    assert (marks.members.sum(axis=1) >= 1).all()
+    boundary_ids = demo.tokenization.word_boundary_ids()
+    assert boundary_ids.ends_text.tolist().count(True) == 2
+    assert 1500 < int(boundary_ids.leading_space.sum()) < 3500
+    assert (boundary_ids.members.sum(axis=1) >= 1).all()
 
 
 # -- the command line -------------------------------------------------------------------------

@@ -51,8 +51,8 @@ class StreamingSoftmax:
         self._sum_M1 = torch.zeros(shape, dtype=torch.float64, device=device)
         self._spread_M1 = torch.zeros_like(self._sum_M1)
         self._marked: BoundaryIds | None = None
-        if requested.word_marks is not None:
-            self._marked = BoundaryIds(requested.word_marks, device)
+        if requested.word_boundary_ids is not None:
+            self._marked = BoundaryIds(requested.word_boundary_ids, device)
         self._marked_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
         self._top: tuple[Tensor, Tensor] | None = None  # logits and ids
         self._blocks: list[Tensor] = []  # kept until the target's logit is known, for its rank
@@ -204,8 +204,8 @@ def score_logits(logits_MV: Tensor, targets_M: Tensor, requested: Requested) -> 
     if requested.top_k:
         top_logits, columns["top_ids"] = top_logits_of(logits_MV, requested.top_k)
         columns["top_log_probs"] = 0.0 - (log_sum_M1 + (max_M1.double() - top_logits.double()))
-    if requested.word_marks is not None:
-        marked = BoundaryIds(requested.word_marks, logits_MV.device)
+    if requested.word_boundary_ids is not None:
+        marked = BoundaryIds(requested.word_boundary_ids, logits_MV.device)
         sums_M3 = marked.sums(shifted_MV, 0, targets_M[:, None])
         columns["word_boundary_log_probs"] = sums_M3.log() - log_sum_M1
     return HeadTensors(losses_M1[:, 0], columns)

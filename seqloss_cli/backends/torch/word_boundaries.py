@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 
 
 class BoundaryIds:
     """The ids whose probabilities are summed, on a device."""
 
-    def __init__(self, marks: WordMarks, device: torch.device) -> None:
-        self._members_V2 = torch.from_numpy(marks.members).to(device, torch.float64)
-        self._longer_on_host = marks.longer
-        self._longer = torch.from_numpy(marks.longer).to(device)
-        self._stems = torch.from_numpy(marks.stems).to(device)
+    def __init__(self, boundary_ids: WordBoundaryIds, device: torch.device) -> None:
+        self._members_V2 = torch.from_numpy(boundary_ids.members).to(device, torch.float64)
+        self._longer_on_host = boundary_ids.longer
+        self._longer = torch.from_numpy(boundary_ids.longer).to(device)
+        self._stems = torch.from_numpy(boundary_ids.stems).to(device)
 
     def sums(self, shifted_MB: Tensor, first: int, targets_M1: Tensor) -> Tensor:
         """Sums of exp(z - max) over the words from `first` on that `BEGINS`, `UNSPACED` and

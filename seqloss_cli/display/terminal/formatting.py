@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Flags, TokenSequence
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
@@ -78,7 +78,7 @@ class TableOptions:
     """Totals only."""
     words: bool = False
     """Losses of words, too."""
-    marks: WordMarks | None = None
+    marks: WordBoundaryIds | None = None
     """With `words`: corrected losses, too."""
     pmi: bool = False
     """Pointwise mutual information of pairs, which the scores must hold."""

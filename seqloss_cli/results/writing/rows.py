@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.core.backend import WordMarks
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.records import IGNORED, Bools, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.metrics.totals import (
@@ -41,7 +41,7 @@ class RowOptions:
     summary: bool = False
     """No sequences at all: totals and rejected rows only."""
     words: bool = False
-    marks: WordMarks | None = None
+    marks: WordBoundaryIds | None = None
     """With `words`: corrected losses, too."""
     regions: bool = False
     context_lengths: bool = False
