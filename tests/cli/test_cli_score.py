@@ -644,7 +644,7 @@ def test_help(command: tuple[str, ...], flag: str) -> None:
 # -- inputs that are wrong ----------------------------------------------------------------------
 
 
-def test_bad_inputs_are_named_and_the_others_go_on(seqloss: Run, tmp_path: Path) -> None:
+def test_bad_inputs_are_named_and_the_others_go_on(score: Score, tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\xff")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "empty.txt").touch()
@@ -653,9 +653,8 @@ def test_bad_inputs_are_named_and_the_others_go_on(seqloss: Run, tmp_path: Path)
     long = json.dumps({"text": "x" * 100}).encode()
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join([*rows, long]))
     names = ["missing.txt", ".", "binary.txt", "latin.txt", "empty.txt", "rows.jsonl", "fine.txt"]
-    found = seqloss("score", "-m", "demo", "--json", "--max-bytes", 50, *names, **ONE_THREAD)
-    assert found.returncode == 3
-    result = strictly(found.stdout.decode())
+    found = score("-m", "demo", "--json", "--max-bytes", 50, *names)
+    result = document(found, exit_code=3)
     assert [row["text"] for row in result["sequences"]] == ["fine", "fine"]
     expected = [
         ("missing.txt", None, "no_such_file"),
@@ -673,7 +672,7 @@ def test_bad_inputs_are_named_and_the_others_go_on(seqloss: Run, tmp_path: Path)
     rejected = [(row["source"], row["line"], row["reason"]) for row in result["rejected"]]
     assert rejected == expected
     assert [row["id"] for row in result["rejected"]][4:6] == ["empty.txt", "rows.jsonl:1"]
-    said = found.stderr.decode().splitlines()
+    said = found.stderr.splitlines()
     where = [source if line is None else f"{source}:{line}" for source, line, _ in expected]
     assert [line.split(": ")[1] for line in said] == [f"rejected {place}" for place in where]
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import seqloss_cli
 from helpers.builders import N_BYTE_IDS, bigram_model, byte_tokenizer, llama, save_checkpoint
 from helpers.oracles import reference_losses
-from helpers.program import Run, document, in_process, strictly
+from helpers.program import document, in_process, strictly
 from seqloss_cli import (
     ChainRule,
     ModelChoice,
@@ -567,27 +567,27 @@ def test_rows_with_other_field_names_ids_and_a_separator(cond: Cond, tmp_path: P
     assert first["loss"] == pytest.approx(by_hand["loss"], abs=TOLERANCE * first["n_tokens"])
 
 
-def test_several_files_and_stdin(seqloss: Run, tmp_path: Path) -> None:
-    """The real program, piped into."""
-    write_rows(tmp_path / "rows.jsonl", ROWS[0])
-    done = seqloss("cond", "rows.jsonl", "-", "--jsonl", stdin=json.dumps(ROWS[1]).encode())
-    assert done.returncode == 0, done.stderr
-    lines = [strictly(line) for line in done.stdout.decode().splitlines()]
-    assert [line.get("source") for line in lines[1:-1]] == ["rows.jsonl", "<stdin>"]
+def test_several_files_and_stdin(cond: Cond, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS[0])
+    done = cond(rows, "-", "--jsonl", stdin=json.dumps(ROWS[1]).encode())
+    assert done.exit_code == 0, done.stderr
+    lines = [strictly(line) for line in done.stdout.splitlines()]
+    assert [line.get("source") for line in lines[1:-1]] == [str(rows), "<stdin>"]
     assert [line.get("id") for line in lines[1:-1]] == ["a", "2"]
     assert lines[-1]["n_sequences"] == 2
 
 
-def test_an_output_file(seqloss: Run, tmp_path: Path) -> None:
-    done = seqloss("cond", *ONE, "-o", "out.jsonl")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == b""
-    lines = [strictly(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+def test_an_output_file(cond: Cond, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    done = cond(*ONE, "-o", out)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    lines = [strictly(line) for line in out.read_text().splitlines()]
     assert [line["type"] for line in lines] == ["run", "sequence", "totals"]
     assert not [*tmp_path.glob("*.partial")]
-    again = seqloss("cond", *ONE, "-o", "out.jsonl")
-    assert again.returncode == 2
-    assert b"--force" in again.stderr
+    again = cond(*ONE, "-o", out)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
 
 
 def test_bad_rows_are_kept_to_themselves(cond: Cond, tmp_path: Path) -> None:
