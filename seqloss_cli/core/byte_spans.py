@@ -1,8 +1,8 @@
 """The bytes of a text, and the bytes, characters and words that its tokens cover (rules 10, 16).
 
-`TokenBytes` is the one place for arithmetic on byte offsets: whoever needs a token's bytes, the
-token that holds a character, or a cut that breaks no character asks it. Nothing rebuilds the bytes
-of tokens from the texts that tables show for them.
+`TokenBytes` is the one place for arithmetic on byte offsets: a token's bytes, the token that holds
+a character, a cut that breaks no character. Bytes come from the source text, never from the texts
+that tables show for tokens.
 
 Shapes: N tokens, C characters (code points), W words.
 """
@@ -159,7 +159,7 @@ class TokenBytes:
         return TokenBytes(self.text[start:end], self.offsets[first : last + 1] - start)
 
     def shift(self, before: bytes) -> TokenBytes:
-        """The same tokens in a text with `before` in front, which none of them covers."""
+        """The tokens in a text with `before` in front, which none of them covers."""
         return TokenBytes(before + self.text, self.offsets + len(before))
 
     def __add__(self, other: TokenBytes) -> TokenBytes:

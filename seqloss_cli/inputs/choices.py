@@ -21,7 +21,7 @@ class ChoiceFields:
     answer: str = "answer"
     """Its place among them from 0, its text, or a list of these; a row may be without."""
     fixed_answer: int | None = None
-    """The same for all rows, in place of the field."""
+    """One for all rows, in place of the field."""
     separator: str = ""
     chat: bool = False
 

@@ -33,7 +33,7 @@ ParseLine = Callable[[bytes], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How inputs are cut into samples."""
+    """Settings that say how inputs are cut into samples."""
 
     lines: bool = False
     """Each non-empty line is a sequence."""

@@ -128,6 +128,8 @@ class _TurnFinder:
 
         None where the renderings do not begin one another.
         """
+        # Qwen3's template writes a thought into the last turn only, Llama 2's writes the system's
+        # message into the first of the user's: what a message is, its neighbours may change.
         render, text = self._rendering.beginning, self._rendering.text
         before, unprompted, through = render(n, True), render(n), render(n + 1)
         if before is None or through is None or not through.startswith(before):
@@ -155,6 +157,8 @@ class _TurnFinder:
         content, around = _content(self._messages[n]), self._rendering.around(n)
         if around is None:
             return [self._turn(n, start, written, None, in_block=True)]
+        # The block may end anywhere in what is written after the content: `-%}` strips white
+        # space, and the end token stands inside in one template and outside in another.
         afters = [around[1][:size] for size in range(len(around[1]), -1, -1)]
         afters = [after for after in afters if written.endswith(after)]
         afters.sort(key=lambda after: not written.removesuffix(after).endswith(content))
@@ -170,6 +174,7 @@ class _TurnFinder:
         `after` is the text that the template wrote after the content, where that is known.
         """
         message = self._messages[n]
+        # Most templates strip contents, some write them as they are: only the middle is sure.
         content = _content(message).strip()
         if message.get("tool_calls") or (after is None and content not in written):
             # Calls of tools may hold control tokens of their own; the one that ends them is last.
@@ -211,6 +216,7 @@ class _TurnFinder:
     def _agreement(self, through: str) -> int:
         """Number of characters that a rendering and the whole begin with, no control token cut."""
         text = self._rendering.text
+        # <|im_start|> and <|im_end|> begin alike: such a beginning is nobody's.
         pairs = enumerate(zip(text, through, strict=False))
         agreed = next((n for n, (a, b) in pairs if a != b), min(len(text), len(through)))
         for written in (text, through):

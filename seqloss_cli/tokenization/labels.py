@@ -36,7 +36,7 @@ class Finding:
     count: int
     """Number of tokens that it is about."""
     message: str
-    """The same for people."""
+    """A sentence for people."""
 
 
 def labels_of(sequence: TokenSequence) -> Labels:
@@ -80,6 +80,7 @@ def _finding(kind: str, places: Ints, message: str) -> Finding:
 def _wrong_labels(theirs: Labels) -> Iterator[Finding]:
     """Labels that are neither -100 nor the id at their own position."""
     ids, labels = theirs.input_ids, theirs.labels
+    # Models of transformers shift labels themselves; other losses want them shifted before.
     wrong = np.flatnonzero((labels != IGNORED) & (labels != ids))
     if not len(wrong):
         return
@@ -128,9 +129,10 @@ def _without_padding(ours: Ints, theirs: Labels) -> Labels:
 
     As many of that id as ours have there are no padding.
     """
+    # By runs, not by a pad id: EOS and BOS serve as padding where a tokenizer has none.
     ids, masked = theirs.input_ids, theirs.labels == IGNORED
     left = run_length(ids, masked)
-    # Padded with BOS, as trainers do that have no pad token; one BOS too many is none.
+    # One BOS too many is no padding but a mistake, and reported as that.
     if left and ids[0] == ours[0]:
         left -= run_length(ours, np.ones(len(ours), dtype=bool))
         left = left if left > 1 else 0
@@ -177,6 +179,7 @@ class _Comparison:
         if len(self.theirs.input_ids) - 1 in extra:  # they go on with something else
             ending = ending[:0]
         lost = ending[mask[ending]]
+        # One lost token that ends a turn is no cut: that is reported as a missing end, below.
         only_the_end = len(lost) == 1 and bool(ends[places == lost[0]].all())
         if len(lost) and not only_the_end:
             message = (
@@ -197,6 +200,7 @@ class _Comparison:
     def extra(self, counted: Bools) -> Iterator[Finding]:
         """Differences in tokens of theirs that we do not have; `counted`, shape N, is of theirs."""
         ids, places = self.theirs.input_ids, self._only_theirs
+        # A rendered chat that holds a BOS, tokenized with special tokens, gets a second one.
         first_two, bos = ids[:2].tolist(), self.ours.token_ids[:1].tolist()
         if self.ours.begins_with_bos and first_two == bos * 2 and len(places):
             shown = self._shown(ids, 0)

@@ -45,7 +45,7 @@ class _PairTokens:
     flags: Flags
 
     def boundary(self, prompt_ids: list[int]) -> Boundary:
-        """How prompt and response meet; `prompt_ids` are those of the prompt alone (rule 9)."""
+        """Tells how prompt and response meet; `prompt_ids` are the prompt's alone (rule 9)."""
         if self.first < len(self.ids) and self.covered.starts[self.first] < self.n_prompt_bytes:
             return "merged"
         return "clean" if self.ids[: self.first] == prompt_ids else "differs"

@@ -45,7 +45,7 @@ class TrlTrainer:
     """Settings of an SFTTrainer that its labels depend on."""
 
     tokenizer: Any
-    """As `AutoTokenizer` gives it."""
+    """The one that `AutoTokenizer` gives."""
     chat_template: str | None = None
     assistant_only: bool = False
     max_length: int | None = DEFAULT_MAX_LENGTH

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -216,18 +215,6 @@ _MOST_BROKEN = 0.01
 _WORD_THEN_SPACE = re.compile(r"(\s*\S+)\s")
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    lettered: int
-    """Tokens with a letter."""
-    marked: int
-    """Of those, the ones that begin with white space."""
-    broken: int
-    """Tokens with white space after a letter or digit."""
-    example: str
-    """One of the last."""
-
-
 def word_boundary_ids(tokens: Sequence[bytes | None], ends: Collection[int]) -> WordBoundaryIds:
     """Ids that begin a word, end a text, or hold the end of a word inside.
 
@@ -240,7 +227,7 @@ def word_boundary_ids(tokens: Sequence[bytes | None], ends: Collection[int]) -> 
     found = {
         n: m[1] for n, text in enumerate(texts) if text and (m := _WORD_THEN_SPACE.match(text))
     }
-    _require_marked(_counts(texts, found))
+    _require_marked(texts, found)
     ending = np.zeros(len(tokens), dtype=bool)
     ending[list(ends)] = True
     spelled = np.array([text is not None for text in texts], dtype=bool)
@@ -256,27 +243,20 @@ def word_boundary_ids(tokens: Sequence[bytes | None], ends: Collection[int]) -> 
     )
 
 
-def _counts(texts: Sequence[str | None], found: dict[int, str]) -> _Counts:
+def _require_marked(texts: Sequence[str | None], found: Mapping[int, str]) -> None:
+    """Raises UsageError where tokens do not begin with the space before a word, or hold its end."""
     lettered = [text for text in texts if text and any(map(str.isalpha, text))]
-    broken = [n for n, stem in found.items() if any(map(str.isalnum, stem))]
-    return _Counts(
-        len(lettered),
-        sum(text[0].isspace() for text in lettered),
-        len(broken),
-        texts[broken[0]] or "" if broken else "",
-    )
-
-
-def _require_marked(counts: _Counts) -> None:
-    if counts.broken > _MOST_BROKEN * counts.lettered:
+    broken = [texts[n] or "" for n, stem in found.items() if any(map(str.isalnum, stem))]
+    if len(broken) > _MOST_BROKEN * len(lettered):
         raise UsageError(
-            f"--word-correction: {counts.broken} of this tokenizer's pieces go on with white space "
-            f"after a word, such as {counts.example!r}, so that a word's last token does not tell "
+            f"--word-correction: {len(broken)} of this tokenizer's pieces go on with white space "
+            f"after a word, such as {broken[0]!r}, so that a word's last token does not tell "
             "where it ends; leave the flag out"
         )
-    if counts.marked <= _LEAST_MARKED * counts.lettered:
+    n_marked = sum(text[0].isspace() for text in lettered)
+    if n_marked <= _LEAST_MARKED * len(lettered):
         raise UsageError(
             "--word-correction: this tokenizer's pieces do not mark where a word begins "
-            f"({counts.marked} of {counts.lettered} pieces with letters begin with white space), "
+            f"({n_marked} of {len(lettered)} pieces with letters begin with white space), "
             "so there is no probability of a word's start to move; leave the flag out"
         )
