@@ -1,6 +1,6 @@
-"""Two models' losses on the bytes of one text, whatever its tokens are.
+"""Align two models' losses on the bytes of one text, whatever its tokens are.
 
-Used by whatever shows a difference within a text: the web page and the terminal.
+Whoever shows a difference within a text uses it: the web page and the terminal.
 """
 
 from __future__ import annotations
@@ -10,58 +10,65 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from seqloss_cli.core.byte_spans import TokenSpan, is_edge, spans_of
+import numpy as np
+
+from seqloss_cli.core.byte_spans import TokenBytes, TokenSpan
 
 
 @dataclass(frozen=True, slots=True)
-class Covered:
-    """The tokens of one model, N of them."""
+class LossesOnBytes:
+    """The losses of a model's N tokens, and the bytes of the text that they cover."""
 
-    offsets: Sequence[int]
-    """Where in the bytes of the text they begin and end, N + 1."""
+    token_bytes: TokenBytes
     losses: Sequence[float | None]
-    """Nats; None where one does not count."""
+    """(N) nats; None where a token does not count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Aligned:
-    """The smallest stretches at whose ends both models have a token's end."""
+class AlignedLosses:
+    """The M smallest stretches of a text at whose ends both models have the end of a token."""
 
     spans: list[TokenSpan]
-    """Of A."""
-    other: list[TokenSpan]
-    """Of B, over the same bytes."""
-    first: list[float | None]
-    """Loss of A, nats."""
-    second: list[float | None]
-    difference: list[float | None]
-    """B - A; None where not both count there, or one is infinite."""
+    """Tokens of A and bytes of each stretch, (M)."""
+    losses_a: list[float | None]
+    """Losses of A, (M) nats; None where no token of the stretch counts."""
+    losses_b: list[float | None]
+    differences: list[float | None]
+    """B - A, (M) nats; None where not both count there, or one is infinite."""
     n_merged: int
     """Stretches that several tokens of A, or of B, cover together."""
 
 
-def align(text: bytes, a: Covered, b: Covered) -> Aligned:
-    """Tokens of no bytes are told apart only where both have the same tokens."""
-    if a.offsets == b.offsets:
-        spans = other = spans_of(text, a.offsets)
+def align(a: LossesOnBytes, b: LossesOnBytes) -> AlignedLosses:
+    """Return the losses of both models on the stretches of their common text.
+
+    Tokens of no bytes are told apart only where both models have the same tokens.
+    """
+    tokens_a, tokens_b = a.token_bytes, b.token_bytes
+    if np.array_equal(tokens_a.offsets, tokens_b.offsets):
+        spans = spans_b = tokens_a.char_spans()
     else:
-        edges = sorted(set(a.offsets) & set(b.offsets))
-        edges = [edge for edge in edges if is_edge(text, edge)]
-        spans, other = _between(a.offsets, edges), _between(b.offsets, edges)
-    first = [summed(a.losses[span[0] : span[1]]) for span in spans]
-    second = [summed(b.losses[span[0] : span[1]]) for span in other]
+        # a stretch that ends within a character could be neither shown nor copied as text
+        uncut = tokens_a.offsets[tokens_a.breaks_no_char()]
+        edges = np.intersect1d(uncut, tokens_b.offsets).tolist()
+        spans, spans_b = (_between(each.offsets.tolist(), edges) for each in (tokens_a, tokens_b))
+    losses_a = [sum_of_known(a.losses[span[0] : span[1]]) for span in spans]
+    losses_b = [sum_of_known(b.losses[span[0] : span[1]]) for span in spans_b]
     differences = [
         None if x is None or y is None or not math.isfinite(y - x) else y - x
-        for x, y in zip(first, second, strict=True)
+        for x, y in zip(losses_a, losses_b, strict=True)
     ]
-    many = zip(_covering(a.offsets, spans), _covering(b.offsets, other), strict=True)
-    n_merged = sum(max(pair) > 1 for pair in many)
-    return Aligned(spans, other, first, second, differences, n_merged)
+    counts = zip(_n_covering(tokens_a, spans), _n_covering(tokens_b, spans_b), strict=True)
+    return AlignedLosses(
+        spans, losses_a, losses_b, differences, n_merged=sum(max(pair) > 1 for pair in counts)
+    )
 
 
 def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[TokenSpan]:
-    """Tokens that cover what lies between neighbouring edges; those of no bytes go with what comes
-    after them, at the end with what came before."""
+    """Return the tokens that cover what lies between neighbouring edges.
+
+    Tokens of no bytes go with the token after them, at the end of the text with the one before.
+    """
     found, first = list[TokenSpan](), 0
     for start, end in pairwise(edges):
         last = first
@@ -74,13 +81,14 @@ def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[TokenSpan]:
     return found
 
 
-def _covering(offsets: Sequence[int], spans: Sequence[TokenSpan]) -> Iterator[int]:
-    """How many tokens of each span cover any bytes."""
+def _n_covering(tokens: TokenBytes, spans: Sequence[TokenSpan]) -> Iterator[int]:
+    """Yield for each span how many of its tokens cover any bytes."""
+    covers = (tokens.widths > 0).tolist()
     for first, last, _, _ in spans:
-        yield sum(offsets[t] < offsets[t + 1] for t in range(first, last))
+        yield sum(covers[first:last])
 
 
-def summed(losses: Sequence[float | None]) -> float | None:
-    """Of the tokens that are scored; None where none is."""
+def sum_of_known(losses: Sequence[float | None]) -> float | None:
+    """Return the sum of the losses that are known, in nats; None, and not 0, where none is."""
     known = [loss for loss in losses if loss is not None]
     return math.fsum(known) if known else None

@@ -1,8 +1,7 @@
-"""Whether one model's losses are lower than another's on the same inputs, and where they differ.
+"""Tell whether one model's losses are lower than another's on the same inputs, and where.
 
-Differences are taken row by row and summed over documents, so that what makes a text hard for both
-drops out. With one tokenizer they are per token; across tokenizers per byte of the same text (rule
-15 of the numbers contract).
+Differences are taken row by row and summed over documents: what makes a text hard for both models
+drops out. With one tokenizer they are per token; across tokenizers per byte of the text (rule 15).
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.analysis.extremes import Top, highest, token
-from seqloss_cli.analysis.joining import JoinReport, cluster_of, join, not_comparable
+from seqloss_cli.analysis.extremes import Top, highest, token_text
+from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.statistics import (
     Estimate,
@@ -36,56 +35,67 @@ from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 Unit = Literal["token", "byte"]
 _FLIPS = 9_999
 TIE = 1e-5
-"""Nats per token or byte. Runs of one model differ by less between batches and machines; what does
-not differ by more is a tie, and no difference."""
+"""Nats per token or byte: a smaller difference is a tie, and never significant.
+
+Runs of one model differ by less than that between batches and machines, and with enough documents
+a paired test would find even so little.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
+    """What `compare` may be asked for."""
+
     n_extremes: int = 10
     bootstrap: int = 2000
     seed: int = 0
     cluster: str | None = None
     confidence: float = 0.95
-    """A difference is shown when the adjusted p is below 1 less this, the interval leaves out 0,
-    and it is larger than `TIE`."""
+    """Of the intervals; and a difference is significant when the adjusted p is below 1 less this,
+    the interval leaves out 0, and it is larger than `TIE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentDifference:
+    """A document on which two models differ; losses in nats per token (or byte) of it."""
+
     id: str
     line: int | None
     difference: float
-    """B - A, nats per token or byte of this document."""
+    """B - A."""
     first: float
+    """Loss of A."""
     second: float
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDifference:
+    """A token on which two models differ; losses in nats."""
+
     id: str
     line: int | None
     position: int
     token: str | None
     difference: float
-    """B - A, nats."""
+    """B - A."""
     first: float
+    """Loss of A."""
     second: float
 
 
 @dataclass(frozen=True, slots=True)
 class SideTotals:
-    """Of the rows that are compared."""
+    """One model's losses over the rows that are compared."""
 
     total_loss: float | None
-    """None where no row can be compared."""
+    """Nats; None where no row can be compared."""
     per_unit: Estimate
     """Nats per token or byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """B against A: differences are B - A, so that a negative one says that B is lower."""
+    """B against A: differences are B - A, so that a negative one means that B is lower."""
 
     first: int
     """Place of A among the files."""
@@ -97,48 +107,48 @@ class Comparison:
     a: SideTotals
     b: SideTotals
     difference: Estimate
-    """Nats per unit: of sums over sums."""
+    """Nats per unit: total difference over total units, with the linearised interval."""
     bootstrap: Estimate
+    """The same difference with the interval of the bootstrap."""
     test: SignFlip
     p_adjusted: float
-    """By Holm's method where several are compared."""
+    """By Holm's method where several pairs are compared."""
     n_lower: int
-    """Documents on which B is lower; the others are ties and losses."""
+    """Documents on which B is lower by more than a tie."""
     n_tied: int
     n_higher: int
     correlation: float | None
     """Pearson's, of the documents' losses per unit."""
-    shown: bool
-    """More than noise."""
+    is_significant: bool
+    """More than noise, and more than a tie."""
     documents: list[DocumentDifference]
+    """Those with the largest differences, as the tokens."""
     tokens: list[TokenDifference]
     notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
+    """Every comparison of several files, and which rows of these are in none."""
+
     pairs: list[Comparison]
-    n_without_cluster: int
-    """Rows that lack the field of clusters."""
     joined: JoinReport
-    left_out: dict[str, list[str]]
-    """Ids of rows with partners that could not be compared, by reason."""
 
 
 @dataclass(slots=True)
-class _Pairs:
-    """The rows of two files, as they are joined."""
+class _PairSums:
+    """Losses of two files, document by document, as rows are joined."""
 
     same_tokenizer: bool
     options: CompareOptions
+    # arrays of the standard library grow in place, 8 bytes a document
     a: array[float] = field(default_factory=lambda: array("d"))
     b: array[float] = field(default_factory=lambda: array("d"))
     units: array[float] = field(default_factory=lambda: array("d"))
     clusters: list[Any] = field(default_factory=list)
     only: tuple[Floats, Floats] | None = None
-    """Token losses of both, while there is one document."""
+    """Token losses of both, (tokens) nats, while there is one document."""
     notes: list[str] = field(default_factory=list)
-    n_without_cluster: int = 0
     documents: Top = field(init=False)
     tokens: Top = field(init=False)
 
@@ -149,30 +159,24 @@ class _Pairs:
         first, second = a.totals.total_loss, b.totals.total_loss
         assert first is not None
         assert second is not None
-        units = a.totals.n_scored if self.same_tokenizer else a.totals.n_scored_bytes
+        units = n_units(a, self.same_tokenizer)
         self.a.append(first)
         self.b.append(second)
         self.units.append(units)
-        self._add_cluster(a.id, cluster)
+        if self.options.cluster:  # a row without the field is a cluster of its own
+            self.clusters.append((a.id, len(self.clusters)) if cluster is None else cluster)
         if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
             self.notes = [
                 "written without tokens: how many bytes are scored is compared, not which"
             ]
         difference = (second - first) / units
         if self.documents.takes(abs(difference)):
-            found = DocumentDifference(
-                a.id, a.fields.get("line"), difference, first / units, second / units
-            )
+            line = a.fields.get("line")
+            found = DocumentDifference(a.id, line, difference, first / units, second / units)
             self.documents.add(abs(difference), found)
         self.only = None
         if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
             self._add_tokens(a, a.tokens, b.tokens)
-
-    def _add_cluster(self, row: str, value: Any) -> None:
-        if self.options.cluster and value is None:
-            self.n_without_cluster += 1  # a cluster of its own
-            value = (row, len(self.clusters))
-        self.clusters.append(value)
 
     def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
         if len(self.a) == 1:
@@ -182,7 +186,7 @@ class _Pairs:
             size = float(abs(differences[place]))
             if self.tokens.takes(size) and size > 0:
                 first, second = float(a.losses[place]), float(b.losses[place])
-                text, line = token(row, place), row.fields.get("line")
+                text, line = token_text(row, place), row.fields.get("line")
                 found = TokenDifference(row.id, line, place, text, second - first, first, second)
                 self.tokens.add(size, found)
 
@@ -193,30 +197,29 @@ def compare(
     options: CompareOptions,
     against: int | None = None,
 ) -> Comparisons:
-    """Every two of the files, or each other one with `against` as B, on the rows that all of them
-    have and that can be compared."""
-    report, left_out = JoinReport(), dict[str, list[str]]()
+    """Compare every two of the files on the rows that all have and that can be compared.
+
+    With `against`, the number of a file, each other file (A) is compared with that one (B) only.
+    """
+    report = JoinReport()
     chosen = list(combinations(range(len(files)), 2))
     if against is not None:
         chosen = [(n, against) for n in range(len(files)) if n != against]
-    pairs = {pair: _Pairs(same_tokenizer, options) for pair in chosen}
-    for rows in join(files, report):
-        if reason := not_comparable(rows, same_tokenizer):
-            left_out.setdefault(reason, []).append(rows[0].id)
-            continue
+    pairs = {pair: _PairSums(same_tokenizer, options) for pair in chosen}
+    for rows in join_usable(files, report, same_tokenizer):
         cluster = cluster_of(rows, options.cluster)
+        report.n_without_cluster += bool(options.cluster) and cluster is None
         for (first, second), collected in pairs.items():
             collected.add(rows[first], rows[second], cluster)
     n_flips = _FLIPS * max(1, len(pairs))  # else no p could be small enough for Holm
     tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
-    without = max((each.n_without_cluster for each in pairs.values()), default=0)
     adjusted = dict(zip(chosen, holm([tests[pair].p for pair in chosen]), strict=True))
     made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
-    return Comparisons(made, without, report, left_out)
+    return Comparisons(made, report)
 
 
-def _test(collected: _Pairs, n_flips: int) -> SignFlip:
-    """Over documents, or over clusters of them."""
+def _test(collected: _PairSums, n_flips: int) -> SignFlip:
+    """Test the differences of documents, or of clusters of them."""
     differences = np.array(collected.b) - np.array(collected.a)
     if collected.options.cluster and len(differences):
         differences = np.bincount(_numbered(collected.clusters), weights=differences)
@@ -224,7 +227,7 @@ def _test(collected: _Pairs, n_flips: int) -> SignFlip:
 
 
 def _comparison(
-    pair: tuple[int, int], collected: _Pairs, test: SignFlip, p_adjusted: float
+    pair: tuple[int, int], collected: _PairSums, test: SignFlip, p_adjusted: float
 ) -> Comparison:
     options = collected.options
     a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
@@ -263,15 +266,18 @@ def _comparison(
         n_tied=int(ties.sum()),
         n_higher=int(((d > 0) & ~ties).sum()),
         correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
-        shown=_is_shown(difference, p_adjusted, 1 - options.confidence, len(a)),
+        is_significant=_is_significant(difference, p_adjusted, 1 - options.confidence, len(a)),
         documents=collected.documents.items(),
         tokens=collected.tokens.items(),
         notes=[*interval_notes(difference, len(a)), *collected.notes],
     )
 
 
-def _is_shown(difference: Estimate, p: float, alpha: float, n: int) -> bool:
-    """With one document there is no test over documents: the interval over its blocks decides."""
+def _is_significant(difference: Estimate, p: float, alpha: float, n: int) -> bool:
+    """Tell whether a difference is more than noise and more than a tie.
+
+    One document has no test over documents: the interval over its blocks decides alone.
+    """
     if difference.low is None or difference.high is None or difference.value is None:
         return False
     if abs(difference.value) <= TIE:
@@ -291,7 +297,7 @@ def _correlation(a: Floats, b: Floats) -> float | None:
 
 
 def _numbered(values: list[Any]) -> Any:
-    """Clusters counted from 0 in the order in which they come."""
+    """Return the number of each value, (documents), from 0 in the order of first appearance."""
     numbers: dict[Any, int] = {}
     return np.array(
         [numbers.setdefault((type(value).__name__, value), len(numbers)) for value in values]
@@ -303,7 +309,7 @@ def _numbered(values: list[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class DocumentRows:
-    """A document of a comparison, as each of the two files tells of it."""
+    """A document of a comparison, with its row in each of the two files."""
 
     difference: DocumentDifference
     a: ResultRow
@@ -313,20 +319,23 @@ class DocumentRows:
 def documents_of(
     files: Sequence[Iterable[ResultRow]], found: Comparisons, same_tokenizer: bool
 ) -> list[list[DocumentRows]]:
-    """For each pair of the comparison its documents, in the order in which it lists them. `files`
-    are those that were compared, in the same order."""
+    """Return for each pair of the comparison its documents, in the order in which it lists them.
+
+    The files that were compared are read a second time, in the same order: during the comparison
+    only figures are kept.
+    """
     wanted: dict[tuple[str, int | None], list[tuple[int, int]]] = {}
     for n, pair in enumerate(found.pairs):
         for place, document in enumerate(pair.documents):
             wanted.setdefault((document.id, document.line), []).append((n, place))
     rows: dict[tuple[int, int], DocumentRows] = {}
-    for joined in join(files, JoinReport()):
+    for joined in join_usable(files, JoinReport(), same_tokenizer):
         row = joined[0]
         for n, place in wanted.get((row.id, row.fields.get("line")), ()):
             pair = found.pairs[n]
             document, a, b = pair.documents[place], joined[pair.first], joined[pair.second]
-            is_it = (n, place) not in rows and _difference(a, b, same_tokenizer)
-            if is_it == document.difference and not not_comparable(joined, same_tokenizer):
+            # rows may share an id and a line: the difference tells them apart
+            if (n, place) not in rows and document.difference == _difference(a, b, same_tokenizer):
                 rows[n, place] = DocumentRows(document, a, b)
     return [
         [rows[n, place] for place in range(len(pair.documents)) if (n, place) in rows]
@@ -334,8 +343,8 @@ def documents_of(
     ]
 
 
-def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> float | None:
-    """Per token or byte, as the comparison has it."""
-    first, second = a.totals.total_loss, b.totals.total_loss
-    units = a.totals.n_scored if same_tokenizer else a.totals.n_scored_bytes
-    return None if first is None or second is None or not units else (second - first) / units
+def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> float:
+    """Return B - A of comparable rows, in nats per token (or byte)."""
+    assert a.totals.total_loss is not None
+    assert b.totals.total_loss is not None
+    return (b.totals.total_loss - a.totals.total_loss) / n_units(a, same_tokenizer)

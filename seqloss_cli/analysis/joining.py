@@ -1,13 +1,13 @@
-"""Rows of several results files that are of the same input, and whether they can be compared.
+"""Join rows of several results files that are of one input, and tell which can be compared.
 
-Files are read side by side. As long as they have the same inputs in the same order, nothing waits;
-rows that have not met their partners yet are kept until they do, or the files end.
+Files are read side by side. While they have the same inputs in the same order, nothing waits; a row
+that has not met its partners yet is kept until it does, or the files end.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -18,21 +18,53 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.results.schema.scores import ResultRow
 
 Key = tuple[Any, ...]
-Joined = tuple[ResultRow, ...]
+JoinedRows = tuple[ResultRow, ...]
 """One row of each file, of the same input."""
+WhyNot = Callable[[JoinedRows, bool], str | None]
+"""Returns in a few words why joined rows are of no use, or None. The flag says whether the files
+have one tokenizer: then tokens are compared, else bytes of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsUsed:
+    """How many rows of several files a figure is of, and how many it is not of."""
+
+    n_joined: int
+    """Rows that all files have."""
+    n_used: int
+    left_out: dict[str, int]
+    """Rows that all files have and that are of no use, by reason."""
+    n_alone: list[int]
+    """For each file, rows that some other file lacks."""
+
+    @property
+    def n_missing(self) -> int:
+        """Return the number of rows that are not used, over all files."""
+        return sum(self.left_out.values()) + sum(self.n_alone)
 
 
 @dataclass(slots=True)
 class JoinReport:
+    """What became of the rows of several files; complete once all of them were read."""
+
     n_joined: int = 0
     n_joined_by_order: int = 0
-    """Of those, rows with one text whose ids did not tell them apart: taken as they came."""
-    alone: list[list[str]] = field(default_factory=list)
-    """For each file the ids of rows that have no partner in some other."""
+    """Joined rows with one text whose ids did not tell them apart: taken as they came."""
+    without_partner: list[list[str]] = field(default_factory=list)
+    """For each file the ids of rows that some other file lacks."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of joined rows that could not be used, by reason."""
+    n_without_cluster: int = 0
+    """Joined rows that lack the field of clusters in every file."""
+
+    def used(self, n_used: int) -> RowsUsed:
+        """Return the counts, with the number of rows that were used."""
+        left_out = {reason: len(ids) for reason, ids in self.left_out.items()}
+        return RowsUsed(self.n_joined, n_used, left_out, list(map(len, self.without_partner)))
 
 
 class _Waiting:
-    """Rows of a file that have not met their partners, by text and then by id."""
+    """Rows of one file that have not met their partners, by text and then by id."""
 
     def __init__(self) -> None:
         self._rows: dict[Key, dict[str, deque[ResultRow]]] = {}
@@ -44,7 +76,7 @@ class _Waiting:
         return key in self._rows and (identity is None or identity in self._rows[key])
 
     def take(self, key: Key, identity: str | None = None) -> ResultRow:
-        """With that id, else the one that came first."""
+        """Remove and return the row with that id, else the one that came first."""
         by_id = self._rows[key]
         identity = next(iter(by_id)) if identity is None else identity
         row = by_id[identity].popleft()
@@ -61,9 +93,12 @@ class _Waiting:
         return [row.id for by_id in self._rows.values() for rows in by_id.values() for row in rows]
 
 
-def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[Joined]:
-    """Rows with the same text (rule 15 of the numbers contract compares the same text), and of
-    these the ones with the same id first."""
+def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[JoinedRows]:
+    """Yield rows with the same text, one of each file; rows that share an id, too, first.
+
+    Rule 15 compares losses of the same text only. Files are read side by side, so that a row waits
+    no longer than until its last partner arrives.
+    """
     waiting = [_Waiting() for _ in files]
     for step in zip_longest(*files):
         arrived = [(n, row) for n, row in enumerate(step) if row is not None]
@@ -78,12 +113,14 @@ def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[J
             report.n_joined += 1
             report.n_joined_by_order += 1
             yield tuple(own.take(key) for own in waiting)
-    report.alone = [own.ids() for own in waiting]
+    report.without_partner = [own.ids() for own in waiting]
 
 
 def text_key(row: ResultRow) -> Key:
-    """What a row is of: its text and, of a pair, what of it is the response; ids without a text by
-    the ids and which of them count."""
+    """Return the identity of a row's input.
+
+    That is the text and, of a pair, its response; for ids without a text the ids and their mask.
+    """
     fields = row.fields
     if (sha := fields.get("text_sha256")) is None:
         return ("ids", fields.get("ids_sha256") or row.id)
@@ -93,10 +130,51 @@ def text_key(row: ResultRow) -> Key:
 # -- whether their numbers can be compared ------------------------------------------------------
 
 
-def cluster_of(rows: Joined, name: str | None) -> Any:
-    """The value of the field of that name; None where there is none, or none is asked for. Rows are
-    of one input: what only some of the files say of it holds for all. UsageError where they say
-    different things."""
+def why_not_comparable(rows: JoinedRows, same_tokenizer: bool) -> str | None:
+    """Return why losses of one input cannot be compared, in a few words."""
+    for row in rows:
+        if row.totals.total_loss is None:
+            return "an infinite loss" if row.totals.n_scored else "nothing scored"
+    return why_scored_differently(rows, same_tokenizer)
+
+
+def why_scored_differently(rows: JoinedRows, same_tokenizer: bool) -> str | None:
+    """Return in which way the rows do not score the same tokens (or bytes), if they do not."""
+    for row in rows[1:]:
+        if same_tokenizer and not _same_tokens(row, rows[0]):
+            return "other tokens are scored"
+        if not same_tokenizer and row.totals.n_without_text:
+            return "ids without a text, across tokenizers"
+        if not same_tokenizer and not _same_bytes(row, rows[0]):
+            return "other bytes are scored"
+    return None
+
+
+def join_usable(
+    files: Sequence[Iterable[ResultRow]],
+    report: JoinReport,
+    same_tokenizer: bool,
+    why_not: WhyNot = why_not_comparable,
+) -> Iterator[JoinedRows]:
+    """Yield the joined rows that are of use; the report holds the others by reason."""
+    for rows in join(files, report):
+        if reason := why_not(rows, same_tokenizer):
+            report.left_out.setdefault(reason, []).append(rows[0].id)
+        else:
+            yield rows
+
+
+def n_units(row: ResultRow, same_tokenizer: bool) -> int:
+    """Return what its losses are divided by: scored tokens, across tokenizers scored bytes."""
+    return row.totals.n_scored if same_tokenizer else row.totals.n_scored_bytes
+
+
+def cluster_of(rows: JoinedRows, name: str | None) -> Any:
+    """Return the value of the field `name`; None where no row has it, or `name` is None.
+
+    Rows are of one input: a field that only some of the files have holds for all. Raises UsageError
+    where they have different values.
+    """
     if name is None:
         return None
     found = {repr(value): value for row in rows if (value := row.field(name)) is not None}
@@ -108,48 +186,30 @@ def cluster_of(rows: Joined, name: str | None) -> Any:
     return next(iter(found.values()), None)
 
 
-def not_comparable(rows: Joined, same_tokenizer: bool) -> str | None:
-    """Why rows of one input cannot be compared, in a few words."""
-    for row in rows:
-        if row.totals.total_loss is None:
-            return "an infinite loss" if row.totals.n_scored else "nothing scored"
-    return scored_apart(rows, same_tokenizer)
-
-
-def scored_apart(rows: Joined, same_tokenizer: bool) -> str | None:
-    """In which way it is not the same that is scored in all of them."""
-    for row in rows[1:]:
-        if same_tokenizer and not _same_tokens(row, rows[0]):
-            return "other tokens are scored"
-        if not same_tokenizer and row.totals.n_without_text:
-            return "ids without a text, across tokenizers"
-        if not same_tokenizer and not _same_bytes(row, rows[0]):
-            return "other bytes are scored"
-    return None
-
-
 def _same_tokens(a: ResultRow, b: ResultRow) -> bool:
-    """By ids and mask where both rows have them, else by how many there are."""
+    """Compare ids and masks where both rows have them, else how many there are."""
     if (a.totals.n_tokens, a.totals.n_scored) != (b.totals.n_tokens, b.totals.n_scored):
         return False
     if a.tokens is None or b.tokens is None:
         return True
-    of_a, of_b = a.fields.get("token_ids"), b.fields.get("token_ids")
-    same_ids = of_a is None or of_b is None or np.array_equal(of_a, of_b)
+    ids_a, ids_b = a.fields.get("token_ids"), b.fields.get("token_ids")
+    same_ids = ids_a is None or ids_b is None or np.array_equal(ids_a, ids_b)
     return same_ids and np.array_equal(a.tokens.counted, b.tokens.counted)
 
 
 def _same_bytes(a: ResultRow, b: ResultRow) -> bool:
-    """By stretches of bytes where both rows have their tokens, else by how many bytes there are."""
+    """Compare stretches of bytes where both rows have tokens, else how many bytes there are."""
     if not a.totals.n_scored_bytes or a.totals.n_scored_bytes != b.totals.n_scored_bytes:
         return False
-    of_a, of_b = scored_bytes(a), scored_bytes(b)
-    return of_a is None or of_b is None or of_a == of_b
+    bytes_a, bytes_b = scored_bytes(a), scored_bytes(b)
+    return bytes_a is None or bytes_b is None or bytes_a == bytes_b
 
 
 def scored_bytes(row: ResultRow) -> list[int] | None:
-    """Starts and ends of the stretches of bytes that scored tokens cover; None where the row was
-    written without its tokens."""
+    """Return starts and ends, in turn, of the stretches of bytes that scored tokens cover.
+
+    None where the row was written without its tokens.
+    """
     tokens, edges, found = row.tokens, row.fields.get("byte_offsets"), list[int]()
     if tokens is None or edges is None:
         return None

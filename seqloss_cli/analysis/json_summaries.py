@@ -1,4 +1,7 @@
-"""Summaries, comparisons and objectives as JSON documents."""
+"""Write summaries, comparisons and objectives as JSON documents.
+
+Field names of the records of this room that go through `asdict` are keys of these documents.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from seqloss_cli.analysis.compare import TIE, CompareOptions, Comparison, Comparisons, SideTotals
+from seqloss_cli.analysis.joining import JoinReport
 from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.analysis.summarize import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
@@ -18,10 +22,12 @@ from seqloss_cli.results.runs import Difference
 from seqloss_cli.results.writing.rows import totals_row
 
 Row = dict[str, Any]
-_IDS = 20
+_MOST_IDS = 20
+"""Ids of rows that are left out, of each kind; all of them are counted."""
 
 
 def summary_bytes(report: Row) -> bytes:
+    """Return a document as a line of JSON, its version first."""
     return json_bytes({"schema_version": SCHEMA_VERSION, **report}) + b"\n"
 
 
@@ -35,7 +41,11 @@ def summary_json(
     n_unusable: int,
     differences: Mapping[str, list[Difference]],
 ) -> Row:
-    """`n_unusable` rows of the files could not be read back; `differences` as in a comparison."""
+    """Return the document of `summarize`.
+
+    `n_unusable` rows of the files could not be read back. `differences` hold how the runs differ
+    from the first, by the name of the file.
+    """
     n_rejected = sum(file.n_rejected for file in files)
     n_empty_lines = sum(file.n_empty_lines for file in files)
     return {
@@ -68,7 +78,7 @@ def summary_json(
 
 
 def _group_totals(totals: Totals) -> Row:
-    """To which group a rejected input would have belonged is not known."""
+    # to which group a rejected input would have belonged is not known
     return totals_row(totals, 0, 0) | {"n_rejected": None, "n_empty_lines": None}
 
 
@@ -77,6 +87,7 @@ def _differences(differences: Mapping[str, list[Difference]]) -> Row:
 
 
 def file_row(file: ResultsFile) -> Row:
+    """Return what a document says of a results file that it is made of."""
     return {
         "file": file.name,
         "model": file.run.get("model"),
@@ -103,14 +114,14 @@ def comparison_json(
     differences: Mapping[str, list[Difference]],
     options: CompareOptions,
 ) -> Row:
-    """`differences` of the runs from the first, by name of the file that has them."""
+    """Return the document of `compare`; `differences` as in `summary_json`."""
     return {
         "files": [file_row(file) for file in files],
         "runs_differ": _differences(differences),
         **_settings(options),
         "n_joined": found.joined.n_joined,
         "n_joined_by_order": found.joined.n_joined_by_order,
-        **_left_out(found, files),
+        **_left_out(found.joined, files),
         "comparisons": [comparison_row(pair, files) for pair in found.pairs],
         "runs": [file.run for file in files],
     }
@@ -126,22 +137,23 @@ def _settings(options: CompareOptions) -> Row:
     }
 
 
-def _left_out(found: Comparisons, files: Sequence[ResultsFile]) -> Row:
-    """Rows that are in no figure, the first ids of each kind."""
+def _left_out(report: JoinReport, files: Sequence[ResultsFile]) -> Row:
+    """Return the rows that are in no figure, with the first ids of each kind."""
     return {
         "not_joined": [
-            {"file": file.name, "n": len(ids), "ids": ids[:_IDS]}
-            for file, ids in zip(files, found.joined.alone, strict=True)
+            {"file": file.name, "n": len(ids), "ids": ids[:_MOST_IDS]}
+            for file, ids in zip(files, report.without_partner, strict=True)
         ],
         "left_out": [
-            {"reason": reason, "n": len(ids), "ids": ids[:_IDS]}
-            for reason, ids in found.left_out.items()
+            {"reason": reason, "n": len(ids), "ids": ids[:_MOST_IDS]}
+            for reason, ids in report.left_out.items()
         ],
-        "n_without_cluster": found.n_without_cluster,
+        "n_without_cluster": report.n_without_cluster,
     }
 
 
 def comparison_row(pair: Comparison, files: Sequence[ResultsFile]) -> Row:
+    """Return what a document says of two models."""
     return {
         "a": _side(files[pair.first], pair.a),
         "b": _side(files[pair.second], pair.b),
@@ -157,7 +169,7 @@ def comparison_row(pair: Comparison, files: Sequence[ResultsFile]) -> Row:
         "n_tied": pair.n_tied,
         "n_b_higher": pair.n_higher,
         "correlation": pair.correlation,
-        "difference_shown": pair.shown,
+        "difference_shown": pair.is_significant,
         "notes": pair.notes,
         "documents": [asdict(entry) for entry in pair.documents],
         "tokens": [asdict(entry) for entry in pair.tokens],
@@ -165,6 +177,7 @@ def comparison_row(pair: Comparison, files: Sequence[ResultsFile]) -> Row:
 
 
 def test_method(pair: Comparison) -> str:
+    """Return the name of the test that gave the p value."""
     how = "every choice of signs" if pair.test.exact else f"{pair.test.n_flips} choices of signs"
     return f"sign-flip permutation of documents, {how}, two-sided"
 
@@ -184,6 +197,7 @@ def _side(file: ResultsFile, side: SideTotals) -> Row:
 def objective_json(
     found: Objective, files: Sequence[ResultsFile], data: list[str], options: CompareOptions
 ) -> Row:
+    """Return the document of `objective`; `data` are the names of its inputs."""
     lead, best = found.lead, found.best
     return {
         "data": data,
@@ -193,14 +207,14 @@ def objective_json(
         "best": None if best is None else files[best].run.get("model"),
         "lead": None if lead is None else comparison_row(lead, files),
         "n_joined": found.comparisons.joined.n_joined,
-        **_left_out(found.comparisons, files),
+        **_left_out(found.comparisons.joined, files),
         **_settings(options),
         "runs": [file.run for file in files],
     }
 
 
 def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
-    """A point of the curve; sums are over the rows that every checkpoint has."""
+    """Return what a document says of a checkpoint, over the rows that every checkpoint has."""
     model = str(file.run.get("model"))
     return {
         "model": model,

@@ -1,5 +1,8 @@
-"""The pre-training objective as a question: which parameters make the total loss over a data set
-least, and is their lead more than noise."""
+"""Ask which parameters make the total loss over a data set least, and draw loss over checkpoints.
+
+The pre-training objective is that total. Checkpoints are compared over the rows that all of them
+have; a curve has a point for each results file, or for each checkpoint of what `objective` wrote.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,30 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
-from seqloss_cli.analysis.joining import Joined, JoinReport, cluster_of, join, scored_apart
+from seqloss_cli.analysis.joining import (
+    JoinedRows,
+    JoinReport,
+    RowsUsed,
+    cluster_of,
+    join_usable,
+    why_scored_differently,
+)
+from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
+from seqloss_cli.analysis.summarize import Summarizer, SummaryOptions
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 
-Rows = Callable[[], Sequence[Iterable[ResultRow]]]
+OpenRows = Callable[[], Sequence[Iterable[ResultRow]]]
 """Opens the results of every checkpoint, from the start."""
 _STEP = re.compile(
     r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)", re.IGNORECASE
@@ -29,71 +42,80 @@ _STEP = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Objective:
+    """The totals of several checkpoints over the rows that all of them score alike."""
+
     totals: list[Totals]
-    """Of each checkpoint, over the rows that all of them have and of which they score the same."""
+    """For each checkpoint."""
     means: list[Estimate]
-    """Their mean losses with intervals."""
+    """Their mean losses, in nats per token."""
     best: int | None
-    """Place of the one with the least total loss; None where no total is known."""
+    """Number of the checkpoint with the least total loss; None where no total is known."""
     comparisons: Comparisons
-    """Of every other one (A) with the best (B)."""
+    """Every other checkpoint (A) with the best (B)."""
 
     @property
     def lead(self) -> Comparison | None:
-        """The best against the one that comes nearest."""
+        """Return the comparison of the best checkpoint with the one that comes nearest."""
         known = [pair for pair in self.comparisons.pairs if self.totals[pair.first].total_loss]
         if self.best is None or not known:
             return None
         return min(known, key=lambda pair: self.totals[pair.first].total_loss or 0.0)
 
 
-class _Curve:
-    """The sums of each checkpoint."""
+class _CheckpointSums:
+    """Losses and scored tokens of each checkpoint, document by document."""
 
     def __init__(self, n: int) -> None:
         self.totals = [Totals() for _ in range(n)]
         self._losses = [array("d") for _ in range(n)]
         self._counts = [array("d") for _ in range(n)]
-        self._clusters: dict[Any, int] = {}
-        self._of_rows = array("q")
+        self._numbers: dict[Any, int] = {}
+        self._clusters = array("q")
 
-    def add(self, rows: Joined, cluster: Any) -> None:
+    def add(self, rows: JoinedRows, cluster: Any) -> None:
         for n, row in enumerate(rows):
             self.totals[n] += row.totals
             total = row.totals.total_loss
             self._losses[n].append(math.inf if total is None else total)
             self._counts[n].append(row.totals.n_scored)
-        self._of_rows.append(self._clusters.setdefault(cluster, len(self._clusters)))
+        self._clusters.append(self._numbers.setdefault(cluster, len(self._numbers)))
 
     def mean(self, n: int, options: CompareOptions) -> Estimate:
         y, m = np.array(self._losses[n]), np.array(self._counts[n])
         if self.totals[n].total_loss is None:
             return unknown(None, len(y), "an infinite loss, or nothing scored")
-        clusters = np.array(self._of_rows) if options.cluster else None
+        clusters = np.array(self._clusters) if options.cluster else None
         return ratio_estimate(y, m, clusters, options.confidence)
 
 
-def find_objective(open_rows: Rows, same_tokenizer: bool, options: CompareOptions) -> Objective:
-    """Reads the results twice: for the totals, and against the best one.
+def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOptions) -> Objective:
+    """Return totals and the best checkpoint; the results are read twice.
 
-    A checkpoint with an infinite loss has no total (rule 3) and is not the best.
+    A checkpoint with an infinite loss has no total (rule 3), and is never the best.
     """
     files = open_rows()
-    curve = _Curve(len(files))
-    for number, rows in enumerate(join(files, JoinReport())):
-        if rows[0].totals.n_scored and not scored_apart(rows, same_tokenizer):
-            cluster = cluster_of(rows, options.cluster)
-            curve.add(rows, number if cluster is None else (type(cluster).__name__, cluster))
-    losses = [sums.total_loss for sums in curve.totals]
+    sums = _CheckpointSums(len(files))
+    usable = join_usable(files, JoinReport(), same_tokenizer, _why_useless)
+    for number, rows in enumerate(usable):
+        cluster = cluster_of(rows, options.cluster)
+        sums.add(rows, number if cluster is None else (type(cluster).__name__, cluster))
+    losses = [totals.total_loss for totals in sums.totals]
     known = [n for n, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda n: losses[n] or 0.0) if known else None
     found = compare(open_rows(), same_tokenizer, options, best or 0)
-    means = [curve.mean(n, options) for n in range(len(files))]
-    return Objective(curve.totals, means, best, found)
+    means = [sums.mean(n, options) for n in range(len(files))]
+    return Objective(sums.totals, means, best, found)
+
+
+def _why_useless(rows: JoinedRows, same_tokenizer: bool) -> str | None:
+    """Return why rows are of no use to totals; unlike for a comparison, infinite losses are."""
+    if not any(row.totals.n_scored for row in rows):
+        return "nothing scored"
+    return why_scored_differently(rows, same_tokenizer)
 
 
 def training_step(name: str) -> int | None:
-    """Of a checkpoint: what its trainer_state.json says, else the number in its name."""
+    """Return the step of a checkpoint: of its trainer_state.json, else the number in its name."""
     state = Path(name) / "trainer_state.json"
     try:
         step = json.loads(state.read_text())["global_step"]
@@ -101,3 +123,119 @@ def training_step(name: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         found = _STEP.findall(name)
         return int(found[-1]) if found else None
+
+
+# -- a curve over checkpoints --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A checkpoint on a curve."""
+
+    model: str
+    label: str
+    step: int | None
+    estimate: Estimate
+    """In the unit of the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePlot:
+    """Loss over checkpoints."""
+
+    kind: ClassVar[str] = "curve"
+    axis: str
+    points: list[CurvePoint]
+    """By training step where each checkpoint has one of its own, else as they were given."""
+    by_step: bool
+    n_documents: int
+    rows: RowsUsed | None
+    """None for what `objective` wrote, which tells of its rows itself."""
+    notes: list[str]
+
+
+def curve_of_results(
+    files: Sequence[Iterable[ResultRow]],
+    models: Sequence[str],
+    same_tokenizer: bool,
+    measure: Measure,
+    options: SummaryOptions,
+) -> tuple[CurvePlot, JoinReport]:
+    """Return a point for each results file, over the rows that all of them have."""
+    report = JoinReport()
+    sums = [Summarizer(options) for _ in files]
+    n_rows = 0
+    for rows in join_usable(files, report, same_tokenizer, _why_useless):
+        for summarizer, row in zip(sums, _in_one_cluster(rows, options.cluster), strict=True):
+            # tokens matter as long as there is one document, whose blocks are resampled
+            summarizer.add(replace(row, tokens=None) if n_rows else row)
+        n_rows += 1
+    found = [each.summary() for each in sums]
+    report.n_without_cluster = found[0].n_without_cluster
+    nothing = unknown(None, n_rows, "an infinite loss, or nothing scored")
+    estimates = [measure.of(each.whole.estimates.get(measure.metric, nothing)) for each in found]
+    steps = [training_step(model) for model in models]
+    curve = _curve(models, steps, estimates, measure, n_rows, report.used(n_rows))
+    return replace(curve, notes=found[0].whole.notes), report
+
+
+def _in_one_cluster(rows: JoinedRows, cluster: str | None) -> JoinedRows:
+    """Give the field to every row of an input: what only some files have holds for all."""
+    if cluster is None:
+        return rows
+    value = cluster_of(rows, cluster)
+    return tuple(replace(row, fields={**row.fields, cluster: value}) for row in rows)
+
+
+def _curve(
+    models: Sequence[str],
+    steps: Sequence[int | None],
+    estimates: Sequence[Estimate],
+    measure: Measure,
+    n_documents: int,
+    rows: RowsUsed | None = None,
+) -> CurvePlot:
+    labels = without_directories(models)
+    points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]
+    by_step = None not in steps and len(set(steps)) == len(steps)
+    if by_step:
+        points.sort(key=lambda point: point.step or 0)
+    return CurvePlot(measure.label, points, by_step, n_documents, rows, [])
+
+
+def is_objective(document: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON document is one that `objective --json` writes."""
+    checkpoints = document.get("checkpoints")
+    return isinstance(checkpoints, list) and bool(checkpoints)
+
+
+def curve_of_objective(document: Mapping[str, Any], measure: Measure) -> CurvePlot:
+    """Return the curve of what `objective --json` wrote; raises UsageError for anything else."""
+    rows = document["checkpoints"]
+    try:
+        estimates = [measure.of(_estimate(row, measure.metric)) for row in rows]
+        models = [str(row["model"]) for row in rows]
+        steps = [None if row["step"] is None else int(row["step"]) for row in rows]
+        return _curve(models, steps, estimates, measure, int(rows[0]["n_sequences"]))
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise UsageError(f"this is no report of seqloss objective --json: {error!r}") from error
+
+
+def _estimate(row: Mapping[str, Any], metric: Metric) -> Estimate:
+    """Return the metric of a checkpoint's row; raises ValueError for impossible figures."""
+    ends = [row["mean_loss"], row["mean_loss_low"], row["mean_loss_high"]]
+    value, low, high = (None if end is None else float(end) for end in ends)
+    for end in (value, low, high):
+        if end is not None and not math.isfinite(end):
+            raise ValueError(f"a mean loss of {end}")
+    if value is not None and (value < 0 or (low or value) > value or (high or value) < value):
+        raise ValueError(f"a mean loss of {value} between {low} and {high}")
+    mean = Estimate(value, low, high, n=int(row["n_sequences"]), method=row["interval_method"])
+    if metric == "perplexity":
+        return mean.exp()
+    if metric == "bits_per_byte":
+        bits = row["bits_per_byte"]
+        return unknown(
+            None if bits is None else float(bits), mean.n, "no interval: the report has none"
+        )
+    return mean

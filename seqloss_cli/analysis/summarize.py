@@ -1,18 +1,21 @@
-"""What rows of results come to: sums, means with intervals, quantiles, extremes, by group and by
-position. Nothing but a few numbers for each document is kept."""
+"""Summarize rows of results: sums, means with intervals, quantiles and extremes.
+
+Also by group and by position in the sequence. Of each document a few numbers are kept, so that
+files of any size can be read; of tokens a sample.
+"""
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.analysis.extremes import Extremes, SequenceExtreme, TokenExtreme
-from seqloss_cli.core.records import Floats
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.statistics import (
     Estimate,
     Reservoir,
@@ -33,39 +36,47 @@ _BLOCK_RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class SummaryOptions:
+    """What `summarize` may be asked for."""
+
     by: str | None = None
-    """Field of a row, or of its meta."""
+    """Field of a row, or of its meta, that makes groups."""
     cluster: str | None = None
-    """The same: rows that share its value were not drawn independently."""
+    """Field whose values rows share that were not drawn independently."""
     n_extremes: int = 10
     bootstrap: int = 0
-    """Resamples; 0 takes the linearised standard error."""
+    """Number of resamples; 0 takes the linearised standard error."""
     block: int | None = None
-    """Tokens of a block, for one long text; by default the square root of its length."""
+    """Tokens of a block of one long text; by default the square root of its length."""
     seed: int = 0
     confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
+    """What the rows of one group come to."""
+
     value: Any
-    """Of the field that rows are grouped by; None for all rows."""
+    """Value of the field that rows are grouped by; None for all rows."""
     totals: Totals
     estimates: dict[str, Estimate]
+    """By the names of docs/numbers.md, in nats, bits or none."""
     quantiles: dict[float, Estimate]
-    """Of the documents' mean losses."""
+    """Quantiles of the documents' mean losses, nats per token, by share."""
     notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
+    """What all rows come to."""
+
     whole: GroupSummary
     groups: list[GroupSummary]
     token_quantiles: dict[float, float]
+    """Quantiles of finite losses of tokens, nats, by share."""
     n_tokens_seen: int
     """Scored tokens whose losses the files hold."""
     n_tokens_drawn: int
-    """Of those, the uniform sample that the quantiles are of."""
+    """Those of them, drawn uniformly, that the quantiles are of."""
     positions: list[PositionLoss]
     worst_sequences: list[SequenceExtreme]
     best_sequences: list[SequenceExtreme]
@@ -79,8 +90,8 @@ class Summary:
 
 
 @dataclass(slots=True)
-class _Group:
-    """Rows of one value, as sums of each document."""
+class _GroupSums:
+    """Losses, scored tokens and bytes of each document of a group."""
 
     totals: Totals = field(default_factory=Totals)
     losses: array[float] = field(default_factory=lambda: array("d"))
@@ -100,7 +111,7 @@ class _Group:
 
 
 class Clusters:
-    """Numbers what rows share that were not drawn independently, by a field of theirs."""
+    """Numbers the values of the field that rows share which were not drawn independently."""
 
     def __init__(self, field: str | None) -> None:
         self._field = field
@@ -108,10 +119,12 @@ class Clusters:
         self._n_rows = self.n_without = 0
 
     def number(self, row: ResultRow) -> int:
+        """Return the number of the row's cluster; 0 where no field is named."""
         if not self._field:
             return 0
         self._n_rows += 1
         value = row.field(self._field)
+        # by type, too: 1, 1.0 and True are equal, but not one value of a field
         key = (type(value).__name__, value)
         if value is None:  # a cluster of its own
             self.n_without += 1
@@ -124,8 +137,8 @@ class Summarizer:
 
     def __init__(self, options: SummaryOptions) -> None:
         self._options = options
-        self._whole = _Group()
-        self._groups: dict[Any, _Group] = {}
+        self._whole = _GroupSums()
+        self._groups: dict[Any, _GroupSums] = {}
         self._clusters = Clusters(options.cluster)
         self._positions = PositionSums()
         self._tokens = Reservoir(seed=options.seed)
@@ -136,6 +149,7 @@ class Summarizer:
         self._n_without_by = 0
 
     def add(self, row: ResultRow) -> None:
+        """Add a row."""
         cluster = self._clusters.number(row)
         if row.totals.n_scored:
             self._only = None if self._whole.losses else _counted(row)
@@ -143,7 +157,7 @@ class Summarizer:
         if self._options.by:
             value = row.field(self._options.by)
             self._n_without_by += value is None
-            self._groups.setdefault((type(value).__name__, value), _Group()).add(row, cluster)
+            self._groups.setdefault((type(value).__name__, value), _GroupSums()).add(row, cluster)
         same = hash((row.id, row.fields.get("text_sha256")))
         self._n_duplicates += same in self._seen
         self._seen.add(same)
@@ -154,6 +168,7 @@ class Summarizer:
             self._extremes.add_tokens(row, tokens)
 
     def summary(self) -> Summary:
+        """Return the summary of the rows that were added."""
         drawn = self._tokens.values()
         finite = drawn[np.isfinite(drawn)]
         return Summary(
@@ -162,7 +177,9 @@ class Summarizer:
             token_quantiles={q: float(np.quantile(finite, q)) for q in QUANTILES if len(finite)},
             n_tokens_seen=self._tokens.n_seen,
             n_tokens_drawn=len(drawn),
-            positions=self._positions.figures(self._options.cluster, self._options.confidence),
+            positions=self._positions.figures(
+                bool(self._options.cluster), self._options.confidence
+            ),
             worst_sequences=self._extremes.worst_sequences(),
             best_sequences=self._extremes.best_sequences(),
             worst_tokens=self._extremes.worst_tokens(),
@@ -172,7 +189,7 @@ class Summarizer:
             n_without_cluster=self._clusters.n_without,
         )
 
-    def _summed(self, value: Any, group: _Group) -> GroupSummary:
+    def _summed(self, value: Any, group: _GroupSums) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)
         known = bool(len(y)) and bool(np.isfinite(y).all())
         only = self._only if group is self._whole else None
@@ -194,10 +211,12 @@ class Summarizer:
 
 
 def _estimates(
-    group: _Group, only: Floats | None, options: SummaryOptions
+    group: _GroupSums, only: Floats | None, options: SummaryOptions
 ) -> Iterator[tuple[str, Estimate]]:
-    """Nats and rates, each with its interval, by name of the contract. `only` are the token losses
-    of a single document."""
+    """Yield losses and rates with their intervals, by name.
+
+    `only` holds the token losses of a single document, (n) nats: its interval is over blocks.
+    """
     y, m = np.array(group.losses), np.array(group.n_scored)
     ones, n_docs = np.ones(len(y)), len(y)
     if n_docs == 1 and only is not None:
@@ -218,13 +237,16 @@ def _estimates(
     yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
 
 
-def _ratio(y: Floats, m: Floats, group: _Group, options: SummaryOptions) -> Estimate:
-    clusters = None
-    if options.cluster:  # numbered anew within the group
-        clusters = np.unique(np.array(group.clusters), return_inverse=True)[1]
+def _ratio(y: Floats, m: Floats, group: _GroupSums, options: SummaryOptions) -> Estimate:
+    clusters = numbered_anew(group.clusters) if options.cluster else None
     if options.bootstrap:
         return bootstrap_ratio(y, m, options.bootstrap, options.seed, clusters, options.confidence)
     return ratio_estimate(y, m, clusters, options.confidence)
+
+
+def numbered_anew(clusters: Sequence[int]) -> Ints:
+    """Number the clusters of n documents, (n), from 0 without a gap: a part may lack some."""
+    return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
 
 def _of_one_text(losses: Floats, options: SummaryOptions) -> Estimate:
@@ -241,6 +263,7 @@ def _counted(row: ResultRow) -> Floats | None:
 
 
 def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:
+    """Return the summary of the rows, which are read once."""
     summarizer = Summarizer(options)
     for row in rows:
         summarizer.add(row)
@@ -255,8 +278,10 @@ _BINS = 63
 
 @dataclass(frozen=True, slots=True)
 class PositionLoss:
+    """Mean loss at the positions `first` to `last`."""
+
     first: int
-    """Position in the sequence of the model's tokens; BOS, where there is one, stands at 0."""
+    """Position in the sequence that the model saw; BOS, where there is one, stands at 0."""
     last: int
     n_scored: int
     mean_loss: Estimate
@@ -264,7 +289,7 @@ class PositionLoss:
 
 
 class PositionSums:
-    """The sums of each document in bins that double: three numbers a document and bin."""
+    """Sums of each document in bins that double: 1, 2-3, 4-7, …"""
 
     def __init__(self) -> None:
         self._losses = [array("d") for _ in range(_BINS)]
@@ -272,8 +297,10 @@ class PositionSums:
         self._clusters = [array("q") for _ in range(_BINS)]
 
     def add(self, tokens: TokenLosses, cluster: int = 0) -> None:
+        """Add a document."""
         places = np.flatnonzero(tokens.counted)
         places = places[places > 0]
+        # the exponent of a float64 is exact, where log2 of 2**k - 1 can round up to k
         bins = np.frexp(places.astype(np.float64))[1] - 1
         losses, counts = np.bincount(bins, weights=tokens.losses[places]), np.bincount(bins)
         for n in np.flatnonzero(counts).tolist():
@@ -281,15 +308,16 @@ class PositionSums:
             self._counts[n].append(float(counts[n]))
             self._clusters[n].append(cluster)
 
-    def figures(self, clustered: object = None, confidence: float = 0.95) -> list[PositionLoss]:
+    def figures(self, clustered: bool, confidence: float) -> list[PositionLoss]:
+        """Return the bins that some document reaches, in nats per token."""
         found = []
         for n in range(_BINS):
             if not self._counts[n]:
                 continue
             y, m = np.array(self._losses[n]), np.array(self._counts[n])
             if np.isfinite(y).all():
-                numbers = np.unique(np.array(self._clusters[n]), return_inverse=True)[1]
-                mean = ratio_estimate(y, m, numbers if clustered else None, confidence)
+                clusters = numbered_anew(self._clusters[n]) if clustered else None
+                mean = ratio_estimate(y, m, clusters, confidence)
             else:
                 mean = unknown(None, len(y), "an infinite loss")
             found.append(PositionLoss(1 << n, (2 << n) - 1, int(math.fsum(m)), mean))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -125,9 +125,9 @@ def _compare(
     reading = r.Reading(files)
     shown, same = settle_runs(files, values["allow_different"])
     found = compared([reading.rows(file) for file in files], same, options)
-    say_what_was_left_out(found, files)
+    say_what_was_left_out(found.joined, files)
     n_compared = found.pairs[0].n_documents
-    r.require_field("--cluster", options.cluster, found.n_without_cluster, n_compared)
+    r.require_field("--cluster", options.cluster, found.joined.n_without_cluster, n_compared)
     report = comparison_json(found, files, shown, options)
     labels, unit = labels_of(files), Unit(values["unit"] == "bits")
 
@@ -212,23 +212,12 @@ def labels_of(files: list[ResultsFile]) -> list[str]:
     return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
 
 
-class Joined(Protocol):
-    """Comparisons, and what else is made of rows that several files have."""
-
-    @property
-    def joined(self) -> JoinReport: ...
-
-    @property
-    def left_out(self) -> dict[str, list[str]]:
-        """Ids by reason."""
-
-
-def say_what_was_left_out(found: Joined, files: list[ResultsFile]) -> None:
-    for file, ids in zip(files, found.joined.alone, strict=True):
+def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:
+    for file, ids in zip(files, report.without_partner, strict=True):
         if ids:
             few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
             say(f"warning: {file.name}: {len(ids)} rows have no partner: {few}")
-    for reason, ids in found.left_out.items():
+    for reason, ids in report.left_out.items():
         say(f"warning: {len(ids)} rows are left out: {reason} (first {ids[0]})")
-    if n := found.joined.n_joined_by_order:
+    if n := report.n_joined_by_order:
         say(f"note: {n} rows of one text under other ids, taken in order")

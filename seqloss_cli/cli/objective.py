@@ -65,10 +65,10 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     found = find_objective(
         lambda: [reading.rows(file, quiet=True) for file in open_all()], same, options
     )
-    say_what_was_left_out(found.comparisons, files)
+    say_what_was_left_out(found.comparisons.joined, files)
     if options.cluster:
-        n_rows = found.totals[0].n_sequences
-        r.require_field("--cluster", options.cluster, found.comparisons.n_without_cluster, n_rows)
+        n_rows, n_without = found.totals[0].n_sequences, found.comparisons.joined.n_without_cluster
+        r.require_field("--cluster", options.cluster, n_without, n_rows)
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")

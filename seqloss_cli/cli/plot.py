@@ -139,8 +139,7 @@ def plot(ctx: typer.Context, results: r.Files) -> None:
 
 def _check_output(context: typer.Context, results: list[str]) -> None:
     """Raises UsageError before any work is done."""
-    from seqloss_cli.display.plots import require_matplotlib
-    from seqloss_cli.display.plots.style import Format
+    from seqloss_cli.display.plots.style import Format, require_matplotlib
 
     path: Path | None = context.params["output"]
     if path is None:
@@ -186,7 +185,7 @@ def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind,
 
 
 def _check_number(kind: PlotKind, n: int) -> None:
-    from seqloss_cli.display.plots import MOST_SERIES
+    from seqloss_cli.display.plots.style import MOST_SERIES
 
     if kind is PlotKind.scatter and n != 2:
         raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
@@ -201,7 +200,8 @@ def _check_number(kind: PlotKind, n: int) -> None:
 def _draw(context: typer.Context, made: Made) -> None:
     from importlib.metadata import version
 
-    from seqloss_cli.display.plots import Paper, draw, drawn, size_of
+    from seqloss_cli.display.plots.draw import draw, size_of
+    from seqloss_cli.display.plots.style import Paper, file_bytes
     from seqloss_cli.results.sinks import open_sink
 
     values = context.params
@@ -216,7 +216,7 @@ def _draw(context: typer.Context, made: Made) -> None:
         "description": made.description,
     }
     suffix = path.suffix.removeprefix(".")
-    content = drawn(lambda figure: draw(made.plot, figure), paper, suffix, metadata, say)  # type: ignore[arg-type]
+    content = file_bytes(lambda figure: draw(made.plot, figure), paper, suffix, metadata, say)  # type: ignore[arg-type]
     with open_sink(path, values["force"], warn=say) as sink:
         sink.write(content)
 

@@ -8,7 +8,24 @@ from typing import Any
 
 import typer
 
+from seqloss_cli.analysis.calibration import CalibrationOptions, calibration_plot
+from seqloss_cli.analysis.histograms import histogram_plot
+from seqloss_cli.analysis.joining import JoinReport, RowsUsed
 from seqloss_cli.analysis.json_summaries import file_row
+from seqloss_cli.analysis.objective import (
+    CurvePlot,
+    curve_of_objective,
+    curve_of_results,
+    is_objective,
+)
+from seqloss_cli.analysis.plot_data import (
+    Measure,
+    Metric,
+    groups_plot,
+    position_plot,
+    scatter_plot,
+    without_directories,
+)
 from seqloss_cli.analysis.summarize import SummaryOptions
 from seqloss_cli.cli import reports as r
 from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_runs
@@ -17,24 +34,7 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.plot_flags import WITH_METRICS
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.paths import shown_path
-from seqloss_cli.display.plots import (
-    CalibrationOptions,
-    CurvePlot,
-    Measure,
-    Metric,
-    Plot,
-    RowsTaken,
-    Together,
-    calibration_plot,
-    curve_of_objective,
-    curve_plot,
-    groups_plot,
-    histogram_plot,
-    is_objective,
-    position_plot,
-    scatter_plot,
-    without_directories,
-)
+from seqloss_cli.display.plots.draw import Plot
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
 
@@ -164,10 +164,10 @@ def _curve(work: _Work) -> CurvePlot:
     models = [str(file.run.get("model")) for file in work.files]
     if len(set(models)) < len(models):
         models = [file.name for file in work.files]
-    plot, together = curve_plot(
+    plot, joined = curve_of_results(
         work.rows(), models, work.same_tokenizer, work.measure, work.options
     )
-    _say_together(work, together, together.taken(plot.n_documents))
+    _say_left_out(work, joined, joined.used(plot.n_documents))
     _say_notes(plot.notes)
     _say_gaps(plot)
     return plot
@@ -215,7 +215,7 @@ def _scatter(work: _Work) -> Plot:
     tokens = work.context.params["level"] is PlotLevel.token
     if tokens and not work.same_tokenizer:
         raise UsageError("--level token needs results of one tokenizer; --level sequence does not")
-    plot, together = scatter_plot(
+    plot, joined = scatter_plot(
         work.rows(),
         work.labels,
         work.same_tokenizer,
@@ -223,7 +223,7 @@ def _scatter(work: _Work) -> Plot:
         "token" if tokens else "document",
         work.options.seed,
     )
-    _say_together(work, together, plot.rows)
+    _say_left_out(work, joined, plot.rows)
     if plot.n > len(plot.first):
         say(f"note: {len(plot.first):,} of {plot.n:,} {plot.of}s are drawn; all are counted")
     return plot
@@ -273,13 +273,13 @@ _KINDS: dict[PlotKind, Callable[[_Work], Plot]] = {
 }
 
 
-def _say_together(work: _Work, together: Together, rows: RowsTaken) -> None:
+def _say_left_out(work: _Work, joined: JoinReport, rows: RowsUsed) -> None:
     """Raises RunError where no row is left."""
-    say_what_was_left_out(together, work.files)
+    say_what_was_left_out(joined, work.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
         say(f"note: the plot is of {rows.n_used} of the rows of each file")
-    r.require_field("--cluster", work.options.cluster, together.n_without_cluster, rows.n_used)
+    r.require_field("--cluster", work.options.cluster, joined.n_without_cluster, rows.n_used)
 
 
 def _say_notes(notes: list[str]) -> None:

@@ -180,7 +180,7 @@ def _page_of_two(
         same,
         CompareOptions(n_extremes=0, seed=options.seed),
     )
-    say_what_was_left_out(found, files)
+    say_what_was_left_out(found.joined, files)
     page = page_of_compared(known, files, found, same, options, reading.n_unusable)
     return page, reading.n_unusable or int(not found.pairs[0].n_documents)
 
@@ -201,11 +201,12 @@ def page_of_compared(
     texts = gather_pair(rows, same_tokenizer, options)
     left_out = [
         f"{len(ids):,} rows of {side} have no partner, and are in no figure."
-        for side, ids in zip("AB", found.joined.alone, strict=True)
+        for side, ids in zip("AB", found.joined.without_partner, strict=True)
         if ids
     ]
     left_out += [
-        f"{len(ids):,} rows are left out: {reason}." for reason, ids in found.left_out.items()
+        f"{len(ids):,} rows are left out: {reason}."
+        for reason, ids in found.joined.left_out.items()
     ]
     return page_of_pair(files, texts, found.pairs[0], left_out, options, n_unusable)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.analysis.aligning import Aligned, align
-from seqloss_cli.analysis.joining import JoinReport, join, not_comparable
+from seqloss_cli.analysis.aligning import AlignedLosses, align
+from seqloss_cli.analysis.joining import JoinReport, join, why_not_comparable
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.byte_spans import is_edge
 from seqloss_cli.core.records import Floats
@@ -44,8 +44,8 @@ class ShownPair:
     def same_tokens(self) -> bool:
         return self.a.offsets == self.b.offsets
 
-    def aligned(self) -> Aligned:
-        return align(self.a.text, self.a.covered(), self.b.covered())
+    def aligned(self) -> AlignedLosses:
+        return align(self.a.covered(), self.b.covered())
 
     def per_unit(self) -> list[float]:
         """Losses of A and B, and B - A."""
@@ -80,7 +80,7 @@ def gather_pair(
     differences, worst = Reservoir(seed=options.seed), WorstStretches(options.n_worst)
     selection = Selection[ShownPair](options.limits, options.seed, lambda p: p.size, cut_pair)
     for order, rows in enumerate(join(files, JoinReport())):
-        if not_comparable(rows, same_tokenizer):
+        if why_not_comparable(rows, same_tokenizer):
             continue
         for row, summarizer, reservoir in zip(rows, sums, losses, strict=True):
             summarizer.add(row)
@@ -92,7 +92,7 @@ def gather_pair(
         peak = 0.0
         if pair.has_text:
             aligned = pair.aligned()
-            known = np.array([d for d in aligned.difference if d is not None])
+            known = np.array([d for d in aligned.differences if d is not None])
             peak = float(np.abs(known).max(initial=0.0))
             differences.add(known)
             worst.add(pair.a, aligned)

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from seqloss_cli.analysis.aligning import Aligned, summed
+from seqloss_cli.analysis.aligning import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan, spans_of
 from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.shown import Shown
@@ -86,7 +86,7 @@ def token_pane(
         text = shown.text[start:end].decode()
         if "\0" in text:
             exact[n] = text
-        loss = summed(values[first:last])
+        loss = sum_of_known(values[first:last])
         step = "u" if loss is None else f"s{step_of(loss, edges)}"
         masked = loss is not None and not any(shown.counted[first:last])
         more = "m" if masked else ""
@@ -167,16 +167,18 @@ def _short(value: float | None, digits: int = 9) -> float | None:
 # -- two models ----------------------------------------------------------------------------------
 
 
-def places_in(spans: Sequence[TokenSpan], aligned: Aligned) -> list[int]:
+def places_in(spans: Sequence[TokenSpan], aligned: AlignedLosses) -> list[int]:
     """For each span of a text the stretch that it lies in, by where it ends."""
     ends = [end for *_, end in aligned.spans]
     return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
 
 
-def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collection[int]) -> Pane:
+def difference_pane(
+    text: bytes, aligned: AlignedLosses, anchors: str, marked: Collection[int]
+) -> Pane:
     start = aligned.spans[0][2] if aligned.spans else 0
     parts, exact = [Markup(escape_text(text[:start].decode()))], dict[int, str]()
-    for n, (span, value) in enumerate(zip(aligned.spans, aligned.difference, strict=True)):
+    for n, (span, value) in enumerate(zip(aligned.spans, aligned.differences, strict=True)):
         piece = text[span[2] : span[3]].decode()
         if "\0" in piece:
             exact[n] = piece
@@ -184,9 +186,9 @@ def difference_pane(text: bytes, aligned: Aligned, anchors: str, marked: Collect
         anchor = f"{anchors}{n}" if n in marked else ""
         parts.append(span_markup(piece, step, "", anchor, "·"))
     data = {
-        "d": [_short(value) for value in aligned.difference],
-        "l": [loss_or_mark(value) for value in aligned.first],
-        "b": [loss_or_mark(value) for value in aligned.second],
+        "d": [_short(value) for value in aligned.differences],
+        "l": [loss_or_mark(value) for value in aligned.losses_a],
+        "b": [loss_or_mark(value) for value in aligned.losses_b],
     } | ({"x": exact} if exact else {})
     direction = direction_of(text)
     return Pane("B − A", "difference", Markup("").join(parts), data, "difference", direction)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from seqloss_cli.analysis.aligning import Covered
-from seqloss_cli.core.byte_spans import is_edge
+import numpy as np
+
+from seqloss_cli.analysis.aligning import LossesOnBytes
+from seqloss_cli.core.byte_spans import TokenBytes, is_edge
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
@@ -55,10 +57,11 @@ class Shown:
         """Tokens that the page would show."""
         return len(self.losses)
 
-    def covered(self) -> Covered:
+    def covered(self) -> LossesOnBytes:
         """The bytes of its tokens, and the losses that count."""
         pairs = zip(self.losses, self.counted, strict=True)
-        return Covered(self.offsets, [loss if counts else None for loss, counts in pairs])
+        token_bytes = TokenBytes(self.text, np.array(self.offsets, dtype=np.int64))
+        return LossesOnBytes(token_bytes, [loss if counts else None for loss, counts in pairs])
 
 
 def shown(row: ResultRow, order: int, fields: tuple[str, ...] = ()) -> Shown:

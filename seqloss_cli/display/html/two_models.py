@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from seqloss_cli.analysis.aligning import Aligned
+from seqloss_cli.analysis.aligning import AlignedLosses
 from seqloss_cli.analysis.compare import Comparison
 from seqloss_cli.analysis.summarize import Summary
 from seqloss_cli.core.byte_spans import spans_of
@@ -116,7 +116,7 @@ def verdict(compared: Comparison, confidence: float) -> str:
         between = f", {share} interval {number(low, 4)} to {number(high, 4)}"
     p = f"{compared.p_adjusted:.2g}".replace("-", "−")
     said = f"{signed(value, 4)} nats per {unit}{between}; p = {p}"
-    if not compared.shown:
+    if not compared.is_significant:
         return f"No difference beyond noise: B − A is {said}."
     return f"B is {'better' if value < 0 else 'worse'} than A: B − A is {said}."
 
@@ -180,7 +180,7 @@ def _columns(unit: str) -> list[Column]:
 
 
 def _sequence(
-    number: int, pair: ShownPair, aligned: Aligned | None, names: Names, marked: set[int]
+    number: int, pair: ShownPair, aligned: AlignedLosses | None, names: Names, marked: set[int]
 ) -> ShownSequence:
     panes, about = list[Pane](), _about(pair)
     if aligned is not None:
@@ -204,7 +204,7 @@ def _about(pair: ShownPair) -> list[str]:
     return [f"A: {said}" for said in of_a] + [f"B: {said}" for said in of_b]
 
 
-def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pane:
+def _side(side: Shown, label: str, names: Names, aligned: AlignedLosses | None) -> Pane:
     """With the stretch that each span lies in, where these are not the spans themselves."""
     pane = token_pane(side, label, names, "", (), label.lower())
     if aligned is not None:
@@ -212,7 +212,9 @@ def _side(side: Shown, label: str, names: Names, aligned: Aligned | None) -> Pan
     return pane
 
 
-def _spans_with(pair: ShownPair, aligned: Aligned | None, worst: Sequence[Worst]) -> dict[int, int]:
+def _spans_with(
+    pair: ShownPair, aligned: AlignedLosses | None, worst: Sequence[Worst]
+) -> dict[int, int]:
     """For each of these stretches that the page shows the number of its span: by its bytes, for
     what is shown of two texts can be cut alike where the whole is not."""
     own = [each for each in worst if each.order == pair.a.order]

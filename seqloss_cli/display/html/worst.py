@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.analysis.aligning import Aligned
-from seqloss_cli.analysis.extremes import Top, highest, token
+from seqloss_cli.analysis.aligning import AlignedLosses
+from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.core.byte_spans import is_edge, spans_of
 from seqloss_cli.display.html.charts import Cell
 from seqloss_cli.display.html.page import Place, surroundings
@@ -54,7 +54,7 @@ class WorstTokens:
             if loss < 0 or not self._top.takes(loss):
                 break
             before, after = _around(item, place)
-            name = visible(token(row, place) or "") or f"token {place}"
+            name = visible(token_text(row, place) or "") or f"token {place}"
             where = f"token {place:,}"
             self._top.add(
                 loss, Worst(item.order, item.id, place, where, name, before, after, (loss,))
@@ -80,8 +80,8 @@ class WorstStretches:
     def __init__(self, size: int) -> None:
         self._size, self._top = size, Top(size)
 
-    def add(self, item: Shown, aligned: Aligned) -> None:
-        sizes = np.array([abs(value or 0.0) for value in aligned.difference])
+    def add(self, item: Shown, aligned: AlignedLosses) -> None:
+        sizes = np.array([abs(value or 0.0) for value in aligned.differences])
         for number in highest(sizes, self._size):
             size = float(sizes[number])
             if not size or not self._top.takes(size):
@@ -92,9 +92,9 @@ class WorstStretches:
         return list(self._top.items())
 
 
-def _stretch(item: Shown, aligned: Aligned, number: int) -> Worst:
+def _stretch(item: Shown, aligned: AlignedLosses, number: int) -> Worst:
     start, end = aligned.spans[number][2:]
-    values = (aligned.first[number], aligned.second[number], aligned.difference[number])
+    values = (aligned.losses_a[number], aligned.losses_b[number], aligned.differences[number])
     text = visible(item.text[start:end].decode()) or "·"
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}…"

@@ -9,8 +9,9 @@ from itertools import pairwise
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.aligning import Covered, align
+from seqloss_cli.analysis.aligning import LossesOnBytes, align
 from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal.formatting import (
     HeatOptions,
@@ -50,7 +51,7 @@ def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> s
     size = f"{number(abs(difference))}{sure} {unit} per {pair.unit}"
     share = f"lower on {n_lower} of {count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
-    if not pair.shown:
+    if not pair.is_significant:
         signed = f"{difference:+.4f}{sure} {unit} per {pair.unit}"
         return f"no difference shown between {b} and {a}: {signed}; {p}"
     return f"{lower} is lower by {size}; {share}; {p}"
@@ -70,7 +71,7 @@ def comparison_view(
     """Yield a sentence for each pair of models, then its figures, documents and tokens."""
     for pair in found.pairs:
         sentence = comparison_sentence(pair, names, unit)
-        yield Text(sentence, style="bold" if pair.shown else "")
+        yield Text(sentence, style="bold" if pair.is_significant else "")
     for pair in found.pairs:
         yield _figures(pair, names, unit, len(found.pairs), confidence)
         yield from _where(pair, names, unit)
@@ -279,24 +280,18 @@ def align_pieces(document: DocumentRows) -> AlignedDifference | NotColoured:
         return a
     if isinstance(b, NotColoured):
         return b
-    if a.text != b.text:
+    spelled = a.token_bytes.text
+    if spelled != b.token_bytes.text:
         return NotColoured(_OTHER_BYTES)
-    aligned = align(a.text, a.covered, b.covered)
-    pieces = [a.text[start:end] for _, _, start, end in aligned.spans]
-    text = TokenText(pieces, frozenset(), aligned.difference, weight=abs, noun="piece")
+    aligned = align(a, b)
+    pieces = [spelled[start:end] for _, _, start, end in aligned.spans]
+    text = TokenText(pieces, frozenset(), aligned.differences, weight=abs, noun="piece")
     note = f"{aligned.n_merged} of its {len(pieces)} pieces are several tokens of a model"
-    return AlignedDifference(text, aligned.first, aligned.second, note)
+    return AlignedDifference(text, aligned.losses_a, aligned.losses_b, note)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spelled:
-    """A text as the tokens of one model spell it."""
-
-    text: bytes
-    covered: Covered
-
-
-def _spell(row: ResultRow) -> _Spelled | NotColoured:
+def _spell(row: ResultRow) -> LossesOnBytes | NotColoured:
+    """Return the losses on the text that the row's tokens spell."""
     losses, texts = _losses_of(row), row.fields.get("tokens")
     offsets = row.fields.get("byte_offsets")
     if losses is None or texts is None or offsets is None:
@@ -305,7 +300,7 @@ def _spell(row: ResultRow) -> _Spelled | NotColoured:
     covered = spelled_bytes(texts, _widths(edges))
     if edges[0] or [*map(len, covered)] != _widths(edges):
         return NotColoured(_WITHOUT_BYTES)
-    return _Spelled(b"".join(covered), Covered(edges, losses))
+    return LossesOnBytes(TokenBytes.join(covered), losses)
 
 
 def _widths(edges: Sequence[int]) -> list[int]:

@@ -64,7 +64,7 @@ def mean_gap_estimate(
 ) -> tuple[Estimate, float | None]:
     """Return the figure with its interval, and how far resamples lie above it on average.
 
-    The figure itself lies above the truth by about as much, or less. `unit` names what is resampled
+    The figure itself lies above the truth by about as much, or more. `unit` names what is resampled
     (document or cluster) in the method's text.
     """
     value, n = mean_gap(parts), int(parts.units.max(initial=-1)) + 1

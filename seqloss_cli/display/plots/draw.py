@@ -1,4 +1,4 @@
-"""Each kind of plot drawn on a figure."""
+"""Draw each kind of plot on a figure, from the numbers that `analysis` made."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from seqloss_cli.display.plots.calibrations import CalibrationPlot
-from seqloss_cli.display.plots.curves import CurvePlot
-from seqloss_cli.display.plots.groups import GroupsPlot, PositionPlot
-from seqloss_cli.display.plots.histograms import HistogramPlot, HistogramSeries
-from seqloss_cli.display.plots.marks import (
+from seqloss_cli.analysis.calibration import CalibrationBin, CalibrationPlot, CalibrationSeries
+from seqloss_cli.analysis.histograms import HistogramPlot, HistogramSeries
+from seqloss_cli.analysis.joining import RowsUsed
+from seqloss_cli.analysis.objective import CurvePlot
+from seqloss_cli.analysis.plot_data import GroupsPlot, PositionPlot, ScatterPlot
+from seqloss_cli.display.plots.style import (
     GAP,
     LINES,
+    MUTED,
+    draw_series,
+    label_text,
     legend,
     legend_height,
     reach_of,
     remark,
     value_of,
-    with_intervals,
 )
-from seqloss_cli.display.plots.reliability import draw_calibration, name_of
-from seqloss_cli.display.plots.scatters import ScatterPlot
-from seqloss_cli.display.plots.style import MUTED, named
-from seqloss_cli.display.plots.together import RowsTaken
 from seqloss_cli.display.scales import SERIES
 
 if TYPE_CHECKING:
@@ -31,14 +30,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Plot = CurvePlot | HistogramPlot | PositionPlot | ScatterPlot | GroupsPlot | CalibrationPlot
-MOST_SERIES = len(SERIES)
 _MANY_POINTS = 3_000
 _ABREAST = 60
-"""Letters below an axis."""
+"""Letters that fit below an axis."""
+_UNEVEN = 50
+"""Above this ratio of the highest to the lowest bar, heights are on a logarithmic scale."""
 
 
 def size_of(plot: Plot) -> tuple[float, float]:
-    """Width and height in inches; a column of a paper is 3 to 3.5 wide, a page 5.5 to 7."""
+    """Return width and height in inches; a paper's column is 3 to 3.5 wide, a page 5.5 to 7."""
     width, height = _size_of_axes(plot)
     labels = _labels_of(plot)
     return width, height + (legend_height(labels, width) if labels else 0.0)
@@ -59,21 +59,22 @@ def _size_of_axes(plot: Plot) -> tuple[float, float]:
 
 
 def _labels_of(plot: Plot) -> list[str]:
-    """In the legend."""
+    """Return the texts of the legend."""
     match plot:
         case GroupsPlot():
-            return [named(label) for label in plot.labels]
+            return [label_text(label) for label in plot.labels]
         case PositionPlot():
-            return [named(series.label) for series in plot.series]
+            return [label_text(series.label) for series in plot.series]
         case HistogramPlot():
             return [_with_mean(series) for series in plot.series]
         case CalibrationPlot():
-            return [name_of(series, len(plot.series) == 1) for series in plot.series]
+            return [_name_with_error(series, len(plot.series) == 1) for series in plot.series]
         case _:
             return []
 
 
 def draw(plot: Plot, figure: Figure) -> None:
+    """Draw the plot on an empty figure."""
     match plot:
         case CurvePlot():
             _draw_curve(plot, figure.subplots())
@@ -86,7 +87,7 @@ def draw(plot: Plot, figure: Figure) -> None:
         case GroupsPlot():
             _draw_groups(plot, figure.subplots())
         case CalibrationPlot():
-            draw_calibration(plot, figure)
+            _draw_calibration(plot, figure)
 
 
 def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
@@ -99,7 +100,7 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
         axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
         axes.plot(x, [value_of(e) for e in estimates], color=SERIES[0], marker="o")
     else:  # a band would hide the interval of a point that stands alone
-        with_intervals(axes, x, estimates, 0, "-" if plot.by_step else "")
+        draw_series(axes, x, estimates, 0, "-" if plot.by_step else "")
     if plot.rows is not None and plot.rows.n_missing:
         remark(axes, _rows_taken(plot.rows))
     axes.set_ylabel(plot.axis)
@@ -109,7 +110,7 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         return
     axes.set_xlabel("Checkpoint")
-    names = [named(point.label) for point in plot.points]
+    names = [label_text(point.label) for point in plot.points]
     crowded = _crowded(plot)
     axes.set_xticks(
         range(len(names)), names,
@@ -119,11 +120,11 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
 
 
 def _crowded(plot: CurvePlot) -> bool:
-    """Their names would not stand side by side."""
-    return sum(len(named(point.label)) for point in plot.points) > _ABREAST
+    """Tell whether the checkpoints' names are too long to stand side by side."""
+    return sum(len(label_text(point.label)) for point in plot.points) > _ABREAST
 
 
-def _rows_taken(rows: RowsTaken) -> str:
+def _rows_taken(rows: RowsUsed) -> str:
     return f"{rows.n_used:,} documents; {rows.n_missing:,} rows left out"
 
 
@@ -159,11 +160,11 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
 
 def _with_mean(series: HistogramSeries) -> str:
     mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
-    return f"{named(series.label)} (mean {mean})"
+    return f"{label_text(series.label)} (mean {mean})"
 
 
 def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
-    """Beyond the axes, where there is no data; on the side where there is more room."""
+    """Put a text beyond the axes, where no data is, on the side where more room is."""
     right = x < edges[-1] / 2
     axes.annotate(
         text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 2),
@@ -180,7 +181,7 @@ def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
         aside = 2 ** (0.08 * (n - (n_series - 1) / 2))
         x = [math.sqrt(first * (2 * first - 1)) * aside for first in firsts]
         estimates = [by_first.get(first, GAP) for first in firsts]
-        with_intervals(axes, x, estimates, n, "-", named(series.label))
+        draw_series(axes, x, estimates, n, "-", label_text(series.label))
     last = max(p.last for series in plot.series for p in series.positions)
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.8, last * 1.1)
@@ -207,7 +208,7 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
-    a, b = (named(label) for label in plot.labels)
+    a, b = (label_text(label) for label in plot.labels)
     axes.set_xlabel(f"Loss under A ({plot.unit})\nA = {a}")
     axes.set_ylabel(f"B = {b}\nLoss under B ({plot.unit})")
     remark(axes, "\n".join(_who_is_lower(plot)))
@@ -231,20 +232,19 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
         values = [value_of(e) for _, e in known]
         reach = reach_of([e for _, e in known])
         axes.barh(
-            y, values, thick, color=SERIES[n], label=named(label), alpha=0.85,
+            y, values, thick, color=SERIES[n], label=label_text(label), alpha=0.85,
             xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
-    names = [
-        f"{'(none)' if bar.value is None else named(str(bar.value))} ({_range(bar.n_documents)})"
-        for bar in plot.groups
-    ]
+    shown = ["(none)" if bar.value is None else label_text(str(bar.value)) for bar in plot.groups]
+    counts = [_range(bar.n_documents) for bar in plot.groups]
+    names = [f"{value} ({count})" for value, count in zip(shown, counts, strict=True)]
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(plot.axis)
     axes.annotate(
-        f"{named(plot.by)} (documents)", (0, 0), xycoords="axes fraction", xytext=(-9, -5),
+        f"{label_text(plot.by)} (documents)", (0, 0), xycoords="axes fraction", xytext=(-9, -5),
         textcoords="offset points", ha="right", va="top", fontsize=7, color=MUTED,
     )  # fmt: skip
     if n_series > 1:
@@ -252,6 +252,57 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
 
 
 def _range(counts: Sequence[int]) -> str:
-    """Over the series."""
+    """Return the counts of all series, as one where they are equal."""
     least, most = min(counts), max(counts)
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    above.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    alone = len(plot.series) == 1
+    for n, series in enumerate(plot.series):
+        # an empty bin breaks the line, in its middle
+        x = [(b.low + b.high) / 2 if b.confidence is None else b.confidence for b in series.bins]
+        estimates = [GAP if each.accuracy is None else each.accuracy for each in series.bins]
+        draw_series(above, x, estimates, n, "-", _name_with_error(series, alone))
+        edges = [series.bins[0].low, *(each.high for each in series.bins)]
+        below.stairs(
+            [_height(plot, each, series.n_tokens) for each in series.bins], edges,
+            fill=alone, color=SERIES[n], linewidth=1, linestyle=LINES[n],
+        )  # fmt: skip
+    above.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="Favourite is right\n(share of tokens)")
+    legend(above)
+    below.set_xlabel("Probability of the model's favourite")
+    _scale_of_heights(plot, below)
+
+
+def _name_with_error(series: CalibrationSeries, alone: bool) -> str:
+    error = series.expected_calibration_error
+    figures = f"ECE {error.value:.3f}"
+    if error.low is not None and error.high is not None:
+        figures += f" [{error.low:.3f}, {error.high:.3f}]"
+    return figures if alone else f"{label_text(series.label)}\n{figures}"
+
+
+def _height(plot: CalibrationPlot, each: CalibrationBin, n_tokens: int) -> float:
+    """Return the tokens of a bin; their density where bins are of unequal width."""
+    if plot.bins_by == "width":
+        return each.n_tokens
+    return each.n_tokens / n_tokens / (each.high - each.low)
+
+
+def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
+    heights = [
+        _height(plot, each, series.n_tokens)
+        for series in plot.series for each in series.bins if each.n_tokens
+    ]  # fmt: skip
+    least, most = min(heights), max(heights)
+    below.set_ylabel("Tokens" if plot.bins_by == "width" else "Density")
+    if most > _UNEVEN * least:
+        below.set_yscale("log")
+        below.set_ylim(bottom=least / 2, top=most * 2)
+    else:
+        below.set_ylim(bottom=0)
+    below.minorticks_off()
+    below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")

@@ -1,0 +1,212 @@
+"""Tell whether a model is as often right as it is sure: the numbers of a reliability diagram.
+
+At each scored token the model's top-1 has a probability (its confidence), and is either the text's
+token or not. In bins of confidence the accuracy, the share of tokens where it is, stands beside the
+mean confidence. The expected calibration error is the mean of the gaps between them, weighted by
+tokens (Guo, Pleiss, Sun & Weinberger, On Calibration of Modern Neural Networks, 2017).
+
+Bins are of equal width, or of equal mass: these are cut at quantiles of the confidences, and equal
+confidences share a bin, so that no bin depends on the order of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from seqloss_cli.analysis.summarize import Clusters, numbered_anew
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.metrics.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate
+from seqloss_cli.results.schema.scores import ResultRow
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """What a reliability diagram may be asked for."""
+
+    n_bins: int = 15
+    by_mass: bool = False
+    """Bins of about as many tokens, else of equal width."""
+    cluster: str | None = None
+    """Field of rows that were not drawn independently."""
+    seed: int = 0
+    confidence: float = 0.95
+    """Of the intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Tokens whose top-1 has a probability above `low`, and at most `high`."""
+
+    low: float
+    """Exclusive, but for the first bin."""
+    high: float
+    n_tokens: int
+    confidence: float | None
+    """Mean probability of the top-1; None in an empty bin."""
+    accuracy: Estimate | None
+    """Share of tokens that are the top-1, with its interval over documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSeries:
+    """The bins of a results file, and what they come to."""
+
+    label: str
+    expected_calibration_error: Estimate
+    """Biased upward: chance alone makes gaps, too."""
+    resampling_bias: float | None
+    """How far resamples lie above the error on average; its own bias is about that, or more. None
+    without an interval."""
+    accuracy: float | None
+    """Over all tokens; None, as the confidence, where nothing is scored."""
+    confidence: float | None
+    n_tokens: int
+    bins: list[CalibrationBin]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPlot:
+    """A reliability diagram of several results files."""
+
+    kind: ClassVar[str] = "calibration"
+    bins_by: str
+    """`width` or `mass`."""
+    series: list[CalibrationSeries]
+    n_without_cluster: int
+
+
+def calibration_plot(
+    files: Sequence[Iterable[ResultRow]], labels: Sequence[str], options: CalibrationOptions
+) -> CalibrationPlot:
+    """Return a series for each file; raises UsageError where rows have no alternatives."""
+    series, n_without = [], 0
+    equal_width = np.arange(options.n_bins + 1) / options.n_bins
+    for label, rows in zip(labels, files, strict=True):
+        clusters = Clusters(options.cluster)
+        sums = _TokensOfDocuments() if options.by_mass else _BinSums(equal_width)
+        for number, row in enumerate(rows):
+            cluster = clusters.number(row)
+            if row.totals.n_scored:
+                sums.add(*_top1_of(row), cluster if options.cluster else number)
+        series.append(sums.series(label, options))
+        n_without += clusters.n_without
+    return CalibrationPlot("mass" if options.by_mass else "width", series, n_without)
+
+
+def _top1_of(row: ResultRow) -> tuple[Floats, Floats]:
+    """Return the top-1's probability at each scored token, and 1.0 where it is that token."""
+    if row.top1 is None or row.tokens is None:
+        raise UsageError(
+            f"{row.place} has no alternatives: calibration needs results that were made with "
+            "--top-k 1 or more (and without --no-tokens)"
+        )
+    counted = row.tokens.counted
+    correct = row.top1.ids == row.fields["token_ids"]
+    return row.top1.probabilities[counted], correct[counted].astype(np.float64)
+
+
+def edges_of_mass(confidences: Floats, n_bins: int) -> Floats:
+    """Return the edges of bins that hold about as many of the n confidences each, from 0 to 1.
+
+    Fewer bins than asked for come of many equal confidences.
+    """
+    ordered, n = np.sort(confidences), len(confidences)
+    if not n:
+        return np.array([0.0, 1.0])
+    last_of_each = -(-np.arange(1, n_bins) * n // n_bins) - 1
+    inner = np.unique(ordered[np.maximum(last_of_each, 0)])
+    return np.concatenate([[0.0], inner[(inner > 0) & (inner < ordered[-1])], [1.0]])
+
+
+# -- sums ----------------------------------------------------------------------------------------
+
+
+class _BinSums:
+    """Tokens, confidences and correct ones of each document in each bin that it has tokens in."""
+
+    def __init__(self, edges: Floats) -> None:
+        self._edges, self._n_bins = edges, len(edges) - 1
+        self._bins, self._units = array("q"), array("q")
+        self._sums = [array("d") for _ in range(3)]
+
+    def add(self, confidences: Floats, correct: Floats, unit: int) -> None:
+        """Add the n tokens of a document, both arrays (n); `unit` is what is drawn at random."""
+        places = np.searchsorted(self._edges[1:-1], confidences, side="left")
+        each_token = (np.ones_like(confidences), confidences, correct)
+        sums = [np.bincount(places, values, self._n_bins) for values in each_token]
+        filled = np.flatnonzero(sums[0])
+        self._bins.extend(filled.tolist())
+        self._units.extend([unit] * len(filled))
+        for kept, each in zip(self._sums, sums, strict=True):
+            kept.extend(each[filled].tolist())
+
+    def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
+        parts = _Parts(
+            np.array(self._bins, dtype=np.int64),
+            numbered_anew(self._units),
+            *(np.array(each) for each in self._sums),
+        )
+        gaps = UnitGaps(parts.units, parts.bins, parts.correct - parts.confidence, parts.n)
+        unit = "cluster" if options.cluster else "document"
+        error, bias = mean_gap_estimate(gaps, _RESAMPLES, options.seed, unit, options.confidence)
+        n, edges = math.fsum(parts.n.tolist()), self._edges.tolist()
+        return CalibrationSeries(
+            label=label,
+            expected_calibration_error=error,
+            resampling_bias=bias,
+            accuracy=math.fsum(parts.correct.tolist()) / n if n else None,
+            confidence=math.fsum(parts.confidence.tolist()) / n if n else None,
+            n_tokens=int(n),
+            bins=[_bin(parts, k, edges[k], edges[k + 1], options) for k in range(self._n_bins)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The part of each document (or cluster) in each bin; parallel arrays, sums over its tokens."""
+
+    bins: Ints
+    units: Ints
+    n: Floats
+    confidence: Floats
+    correct: Floats
+
+
+def _bin(
+    parts: _Parts, number: int, low: float, high: float, options: CalibrationOptions
+) -> CalibrationBin:
+    here = parts.bins == number
+    n, correct = parts.n[here], parts.correct[here]
+    if not len(n):
+        return CalibrationBin(low, high, 0, None, None)
+    units = numbered_anew(parts.units[here].tolist()) if options.cluster else None
+    accuracy = share_estimate(correct, n, units, options.confidence)
+    total = math.fsum(n.tolist())
+    confidence = math.fsum(parts.confidence[here].tolist()) / total
+    return CalibrationBin(low, high, int(total), confidence, accuracy)
+
+
+class _TokensOfDocuments:
+    """All tokens of a file: bins of equal mass are not known before the last of them."""
+
+    def __init__(self) -> None:
+        self._documents: list[tuple[Floats, Floats, int]] = []
+
+    def add(self, confidences: Floats, correct: Floats, unit: int) -> None:
+        self._documents.append((confidences, correct, unit))
+
+    def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
+        everything = [confidences for confidences, _, _ in self._documents]
+        sums = _BinSums(edges_of_mass(np.concatenate([np.empty(0), *everything]), options.n_bins))
+        for document in self._documents:
+            sums.add(*document)
+        return sums.series(label, options)

@@ -1,0 +1,303 @@
+"""Spread out values over bins: the numbers of every chart that shows how something is distributed.
+
+Pages and plots draw them. A page's histograms are made of a sample of tokens that fits in memory; a
+plot's of counts in fine bins that are filled as rows come, so that no file has to fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+
+from seqloss_cli.analysis.plot_data import Measure, counted_losses
+from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.schema.scores import ResultRow
+
+
+def count_in_bins(values: Floats, low: float, width: float, n_bins: int) -> Ints:
+    """Return how many of the values (n) lie in each bin, (n_bins); none of them may be NaN.
+
+    The outer bins hold what lies beyond them, infinities too. A value at an edge is of the bin
+    above it.
+    """
+    # clipped as floats: an infinity as an integer is whatever the processor makes of it
+    places = np.clip((values - low) / width, 0, n_bins - 1).astype(np.int64)
+    return np.bincount(places, minlength=n_bins)
+
+
+def finite(values: Floats) -> Floats:
+    """Return the finite ones of the values (n)."""
+    return values[np.isfinite(values)]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of values in bins of one width."""
+
+    low: float
+    """Where the first bin begins."""
+    width: float
+    counts: list[list[int]]
+    """For each of several sets of values, (sets, bins)."""
+    is_open: bool = False
+    """The last bin holds values that lie above it, too."""
+
+    @property
+    def n_bins(self) -> int:
+        """Return the number of bins."""
+        return len(self.counts[0])
+
+    @property
+    def high(self) -> float:
+        """Return where the last bin ends."""
+        return self.edge(self.n_bins)
+
+    def edge(self, n: int) -> float:
+        """Return where bin `n` begins."""
+        return self.low + n * self.width
+
+    def percent(self) -> list[list[float]]:
+        """Return the share of each bin in percent of its set, (sets, bins)."""
+        return [
+            (np.array(counts, dtype=np.float64) * (100 / sum(counts))).tolist()
+            for counts in self.counts
+        ]
+
+
+# -- losses, differences, divergences (pages) ----------------------------------------------------
+
+_BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
+"""Nats; wider bins where there are few tokens."""
+_HIGHEST_LOSS = 20.0
+LOWEST_POWER, HIGHEST_POWER, BINS_PER_POWER = -5, 1, 4
+"""Powers of ten, nats, of the histogram of divergences."""
+_FURTHEST_DIFFERENCE = 10.0
+
+
+def loss_histogram(losses: Sequence[Floats]) -> Histogram | None:
+    """Return the histogram of each model's finite losses, (n) nats; None where one has none."""
+    known = [finite(each) for each in losses]
+    if not all(len(each) for each in known):
+        return None
+    top = min(_HIGHEST_LOSS, max(float(each.max()) for each in known))
+    width = _WIDE_BIN if min(map(len, known)) < _FEW else _BIN
+    n_bins = max(4, math.ceil(top / width + 1e-9))
+    counts = [count_in_bins(each, 0.0, width, n_bins).tolist() for each in known]
+    return Histogram(0.0, width, counts, is_open=top == _HIGHEST_LOSS)
+
+
+def difference_histogram(differences: Floats) -> Histogram | None:
+    """Return the histogram of differences, (n) nats, symmetric about 0; None where n is 0."""
+    if not len(differences):
+        return None
+    most = math.ceil(float(np.quantile(np.abs(differences), 0.995)))
+    reach = min(_FURTHEST_DIFFERENCE, max(1.0, most))
+    counts = count_in_bins(differences, -reach, _BIN, round(2 * reach / _BIN))
+    return Histogram(-reach, _BIN, [counts.tolist()])
+
+
+def divergence_histogram(divergences: Floats) -> Histogram | None:
+    """Return the histogram of finite divergences, (n) nats, over decimal logarithms."""
+    known = finite(divergences)
+    if not len(known):
+        return None
+    logarithms = np.log10(np.maximum(known, 10.0**LOWEST_POWER))
+    width, n_bins = 1 / BINS_PER_POWER, (HIGHEST_POWER - LOWEST_POWER) * BINS_PER_POWER
+    # 0.01 is no float, and its logarithm is a little less than -2: it belongs above the edge
+    counts = count_in_bins(logarithms + 1e-9, LOWEST_POWER, width, n_bins)
+    return Histogram(LOWEST_POWER, width, [counts.tolist()])
+
+
+@dataclass(frozen=True, slots=True)
+class StepShare:
+    """Values within one step of a scale."""
+
+    low: float
+    high: float
+    of_values: float | None
+    """Percent of the values; None where there is none at all."""
+    of_total: float | None
+    """Percent of their sum; None where that is 0."""
+
+
+def shares_by_step(values: Floats, edges: Sequence[float]) -> list[StepShare]:
+    """Return the shares of the finite ones of n values for each step that the edges make."""
+    known, found = finite(values), []
+    for low, high in pairwise((-math.inf, *edges, math.inf)):
+        inside = known[(known >= low) & (known < high)]
+        of_values, of_total = _percent(len(inside), len(known)), _percent(inside.sum(), known.sum())
+        found.append(StepShare(max(low, 0.0), high, of_values, of_total))
+    return found
+
+
+def _percent(part: float, whole: float) -> float | None:
+    return float(100 * part / whole) if whole else None
+
+
+# -- how few tokens make most of the loss (pages) ------------------------------------------------
+
+_POINTS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Concentration:
+    """The share of the total loss that the tokens of the highest losses make up."""
+
+    curve: list[tuple[float, float]]
+    """Percent of the tokens, the highest losses first, and percent of the loss."""
+    shares: dict[float, float]
+    """Percent of the loss by percent of the tokens, on the straight lines from token to token."""
+
+
+def concentration(losses: Floats, percents: Sequence[float]) -> Concentration | None:
+    """Return the curve of finite losses, (n) nats; None where they sum to 0."""
+    known = finite(losses)
+    ordered = np.sort(known)[::-1]
+    if not len(ordered) or not ordered.sum() > 0:
+        return None
+    reached = np.concatenate([[0.0], np.cumsum(ordered)])
+    places = np.unique(np.linspace(0, len(ordered), _POINTS).round().astype(np.int64))
+    shares = 100 * reached[places] / reached[-1]
+    curve = list(zip((100 * places / len(ordered)).tolist(), shares.tolist(), strict=True))
+    at = {percent: len(ordered) * percent / 100 for percent in percents}
+    numbers = np.arange(len(reached))
+    between = {p: float(np.interp(place, numbers, reached)) for p, place in at.items()}
+    return Concentration(curve, {p: 100 * x / float(reached[-1]) for p, x in between.items()})
+
+
+# -- questions with choices (pages) --------------------------------------------------------------
+
+_N_BINS, _WITHIN = 20, 0.99
+"""Bins on either side of zero; of margins, the share that lies within them."""
+_WIDTHS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)
+
+
+def margin_histogram(margins: Floats) -> Histogram | None:
+    """Return the histograms of the sizes of finite margins, (n) nats: of wrong and right questions.
+
+    A margin is of a wrong question where its sign is negative; -0.0 is. None where n is 0.
+    """
+    known = finite(margins)
+    if not len(known):
+        return None
+    sizes, wrong = np.abs(known), np.signbit(known)
+    width, n_bins = _bins_for(sizes)
+    counts = (count_in_bins(sizes[which], 0.0, width, n_bins) for which in (wrong, ~wrong))
+    return Histogram(0.0, width, [each.tolist() for each in counts])
+
+
+def median_margins(margins: Floats) -> list[tuple[int, float | None]]:
+    """Return how many finite margins (n) are of wrong and of right questions, and their medians."""
+    known = finite(margins)
+    wrong = np.signbit(known)
+    sides = (known[wrong], known[~wrong])
+    return [(len(each), float(np.median(each)) if len(each) else None) for each in sides]
+
+
+def lead_histogram(leads: Floats) -> Histogram | None:
+    """Return the histogram of finite leads of best choices, (n) nats; None where n is 0."""
+    known = finite(leads)
+    if not len(known):
+        return None
+    width, n_bins = _bins_for(known)
+    return Histogram(0.0, width, [count_in_bins(known, 0.0, width, n_bins).tolist()])
+
+
+def probability_histogram(sets: Sequence[Floats]) -> Histogram | None:
+    """Return the histograms of sets of probabilities, each (n); None where there are none."""
+    if not any(map(len, sets)):
+        return None
+    # times 20, and not over 0.05: 0.15 / 0.05 is less than 3
+    counts = [count_in_bins(each * _N_BINS, 0.0, 1.0, _N_BINS).tolist() for each in sets]
+    return Histogram(0.0, 1 / _N_BINS, counts)
+
+
+def _bins_for(sizes: Floats) -> tuple[float, int]:
+    """Return width and number of bins, so that most of the sizes, (n) nats, lie within them."""
+    reach = max(float(np.quantile(sizes, _WITHIN)), _WIDTHS[0])
+    width = next((width for width in _WIDTHS if reach <= width * _N_BINS), _WIDTHS[-1])
+    return width, min(_N_BINS, math.ceil(reach / width + 1e-9))
+
+
+# -- losses of several files (plots) -------------------------------------------------------------
+
+_FINEST, _LAST = 1 / 16, 64
+_MULTIPLES = (1, 2, 4, 8, 16, 32)
+"""Widths of the bins that are shown, in fine bins."""
+_MOST_BINS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSeries:
+    """How the losses of a results file are spread."""
+
+    label: str
+    shares: list[float]
+    """Share of the scored tokens in each bin; with `share_beyond` they sum to 1."""
+    share_beyond: float
+    """Share of tokens at or above the last edge, infinite losses among them."""
+    n_tokens: int
+    mean: float | None
+    """None where a loss is infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramPlot:
+    """How losses are spread, over bins that all files have in common."""
+
+    kind: ClassVar[str] = "histogram"
+    unit: str
+    """Of losses: nats or bits."""
+    edges: list[float]
+    series: list[HistogramSeries]
+
+
+class _FineCounts:
+    """Counts of tokens in fine bins, of which the last one has no end."""
+
+    def __init__(self, nats: float) -> None:
+        self._nats = nats
+        self.counts = np.zeros(int(_LAST / _FINEST) + 1, dtype=np.int64)
+        self.totals = Totals()
+
+    def add(self, row: ResultRow) -> None:
+        """Raise UsageError where the row was written without tokens."""
+        self.totals += row.totals
+        losses = counted_losses(row) / self._nats
+        self.counts += count_in_bins(losses, 0.0, _FINEST, len(self.counts))
+
+    def series(self, label: str, multiple: int, n_bins: int) -> HistogramSeries:
+        n, mean = int(self.counts.sum()), self.totals.mean_loss
+        padded = np.zeros(multiple * n_bins, dtype=np.int64)
+        shown = self.counts[:-1][: len(padded)]
+        padded[: len(shown)] = shown
+        shares = padded.reshape(n_bins, multiple).sum(1) / max(n, 1)
+        beyond = int(self.counts[-1]) / max(n, 1)
+        mean = None if mean is None else mean / self._nats
+        return HistogramSeries(label, shares.tolist(), beyond, n, mean)
+
+
+def histogram_plot(
+    files: Sequence[Iterable[ResultRow]], labels: Sequence[str], measure: Measure
+) -> HistogramPlot:
+    """Return a series for each file; raises UsageError for rows without losses of tokens."""
+    counts = []
+    for rows in files:
+        counts.append(_FineCounts(measure.nats))
+        for row in rows:
+            counts[-1].add(row)
+    filled = [int(np.flatnonzero(each.counts[:-1]).max(initial=0)) + 1 for each in counts]
+    last = max([*filled, *(len(each.counts) - 1 for each in counts if each.counts[-1])])
+    multiple = next(m for m in _MULTIPLES if last <= m * _MOST_BINS)
+    n_bins = -(-last // multiple)
+    series = [
+        each.series(label, multiple, n_bins) for label, each in zip(labels, counts, strict=True)
+    ]
+    edges = (np.arange(n_bins + 1) * multiple * _FINEST).tolist()
+    return HistogramPlot(measure.unit, edges, series)

@@ -1,0 +1,284 @@
+"""The numbers of plots: losses by position and by group, two models against each other.
+
+Measures say what is on an axis, in which unit, and how the axis is called. Field names of the
+records are keys of `plot --json`. The histogram stands in `histograms`, the curve over checkpoints
+in `objective`, the reliability diagram in `calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from seqloss_cli.analysis.compare import TIE
+from seqloss_cli.analysis.joining import JoinReport, RowsUsed, join_usable, n_units
+from seqloss_cli.analysis.summarize import PositionLoss, Summary, SummaryOptions, summarize
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import Floats
+from seqloss_cli.metrics.statistics import Estimate, Reservoir
+from seqloss_cli.results.schema.scores import ResultRow
+
+Metric = Literal["mean_loss", "bits_per_byte", "perplexity"]
+NATS_PER_BIT = math.log(2)
+MOST_GROUPS = 40
+_MOST_POINTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The quantity on an axis, and its unit."""
+
+    metric: Metric = "mean_loss"
+    bits: bool = False
+    """For losses; rates have units of their own."""
+
+    @property
+    def nats(self) -> float:
+        """Return how many nats a unit of loss is."""
+        return NATS_PER_BIT if self.bits else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Return the name of the unit of loss."""
+        return "bits" if self.bits else "nats"
+
+    @property
+    def label(self) -> str:
+        """Return the name of the axis."""
+        if self.metric == "mean_loss":
+            return f"Mean loss ({self.unit} per token)"
+        return "Perplexity (per token)" if self.metric == "perplexity" else "Loss (bits per byte)"
+
+    def of(self, estimate: Estimate) -> Estimate:
+        """Convert an estimate of the metric, in nats if it is a loss, to the unit of the axis."""
+        return estimate.times(1 / self.nats) if self.metric == "mean_loss" else estimate
+
+
+def without_directories(names: Sequence[str]) -> list[str]:
+    """Return the last parts of the names, where these still tell them apart."""
+    last = [PurePath(name).name or name for name in names]
+    return last if len(set(last)) == len(names) else list(names)
+
+
+def require_tokens(row: ResultRow) -> None:
+    """Raise UsageError where something is scored, but the row was written without token losses."""
+    if row.tokens is None and row.totals.n_scored:
+        raise UsageError(
+            f"{row.place} has no losses of tokens, which this plot is of: score again without "
+            "--no-tokens"
+        )
+
+
+def counted_losses(row: ResultRow) -> Floats:
+    """Return the losses of the n scored tokens, (n) nats; raises UsageError as `require_tokens`."""
+    require_tokens(row)
+    return np.empty(0) if row.tokens is None else row.tokens.losses[row.tokens.counted]
+
+
+# -- by position ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PositionSeries:
+    """Losses of a results file by position, in the unit of the axis."""
+
+    label: str
+    positions: list[PositionLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class PositionPlot:
+    """Loss by position in the sequence."""
+
+    kind: ClassVar[str] = "position"
+    axis: str
+    series: list[PositionSeries]
+    notes: list[str]
+
+
+def position_plot(
+    files: Sequence[Iterable[ResultRow]],
+    labels: Sequence[str],
+    measure: Measure,
+    options: SummaryOptions,
+) -> tuple[PositionPlot, list[Summary]]:
+    """Return a series for each file; raises UsageError for rows without losses of tokens."""
+    found = [summarize(_with_tokens(rows), options) for rows in files]
+    series, notes = [], list[str]()
+    for label, summary in zip(labels, found, strict=True):
+        scaled = [replace(p, mean_loss=measure.of(p.mean_loss)) for p in summary.positions]
+        series.append(PositionSeries(label, scaled))
+        notes += [note for note in summary.whole.notes if note not in notes]
+    return PositionPlot(measure.label, series, notes), found
+
+
+def _with_tokens(rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
+    for row in rows:
+        require_tokens(row)
+        yield row
+
+
+# -- by group ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBar:
+    """The rows that have one value of a field."""
+
+    value: Any
+    """None for rows without the field."""
+    estimates: list[Estimate | None]
+    """For each series; None where the file has no such rows, or no such figure for them."""
+    n_documents: list[int]
+    """Documents with something scored, in each series."""
+
+    @property
+    def height(self) -> float | None:
+        """Return the figure of the first series that has one."""
+        known = (e.value for e in self.estimates if e is not None)
+        return next((value for value in known if value is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsPlot:
+    """A figure for each value of a field."""
+
+    kind: ClassVar[str] = "groups"
+    axis: str
+    by: str
+    labels: list[str]
+    """Names of the series."""
+    groups: list[GroupBar]
+    """The highest first, by the first series that has them."""
+    n_groups: int
+    """Groups, with those that are not shown."""
+    n_known: int
+    """Groups that have a figure."""
+    without_bar: list[tuple[str, str]]
+    """Series and group where there is none: a loss is infinite, or nothing is scored."""
+    n_rows: int
+    n_without_by: int
+    n_without_cluster: int
+
+
+def groups_plot(
+    files: Sequence[Iterable[ResultRow]],
+    labels: Sequence[str],
+    measure: Measure,
+    options: SummaryOptions,
+) -> GroupsPlot:
+    """Return the groups of all files by the field `options.by`, at most `MOST_GROUPS`."""
+    found = [summarize(rows, options) for rows in files]
+    bars: dict[tuple[str, Any], GroupBar] = {}
+    without_bar: list[tuple[str, str]] = []
+    for place, summary in enumerate(found):
+        for group in summary.groups:
+            # by type, too: 1, 1.0 and True are equal, but not one value of a field
+            key = (type(group.value).__name__, group.value)
+            empty = GroupBar(group.value, [None] * len(found), [0] * len(found))
+            bar, estimate = bars.setdefault(key, empty), group.estimates.get(measure.metric)
+            bar.estimates[place] = None if estimate is None else measure.of(estimate)
+            bar.n_documents[place] = group.totals.n_sequences_scored
+            if estimate is None or estimate.value is None:
+                without_bar.append((labels[place], str(group.value)))
+    known = [bar for bar in bars.values() if bar.height is not None]
+    known.sort(key=lambda bar: bar.height or 0.0, reverse=True)
+    return GroupsPlot(
+        axis=measure.label,
+        by=str(options.by),
+        labels=list(labels),
+        groups=known[:MOST_GROUPS],
+        n_groups=len(bars),
+        n_known=len(known),
+        without_bar=without_bar,
+        n_rows=sum(summary.whole.totals.n_sequences for summary in found),
+        n_without_by=sum(summary.n_without_by for summary in found),
+        n_without_cluster=sum(summary.n_without_cluster for summary in found),
+    )
+
+
+# -- two models against each other ---------------------------------------------------------------
+
+PointOf = Literal["document", "token"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterPlot:
+    """Losses under A against losses under B."""
+
+    kind: ClassVar[str] = "scatter"
+    unit: str
+    """Of both axes: nats or bits, per token or byte."""
+    labels: tuple[str, str]
+    of: PointOf
+    """What a point is."""
+    first: list[float]
+    """Losses under A of the points; beyond 20,000 those of a uniform sample."""
+    second: list[float]
+    """Losses under B of the same points."""
+    n: int
+    """Documents or tokens that are counted: all of them."""
+    n_lower: int
+    """Those on which B is lower by more than a tie."""
+    n_tied: int
+    n_higher: int
+    rows: RowsUsed
+
+
+class _Points:
+    """A sample of the points, and counts of all."""
+
+    def __init__(self, seed: int) -> None:
+        # one seed for both: they draw the same places, so that points stay pairs
+        self.first, self.second = (Reservoir(_MOST_POINTS, seed) for _ in range(2))
+        self.n = self.n_lower = self.n_higher = self.n_rows = 0
+
+    def add(self, first: Floats, second: Floats) -> None:
+        """Add n points, both (n) in nats per token or byte."""
+        self.first.add(first)
+        self.second.add(second)
+        self.n_rows += 1
+        self.n += len(first)
+        self.n_lower += int((second - first < -TIE).sum())
+        self.n_higher += int((second - first > TIE).sum())
+
+
+def scatter_plot(
+    files: Sequence[Iterable[ResultRow]],
+    labels: Sequence[str],
+    same_tokenizer: bool,
+    measure: Measure,
+    of: PointOf,
+    seed: int,
+) -> tuple[ScatterPlot, JoinReport]:
+    """Return a point for each document or token that both files have.
+
+    Losses of documents are per token, across tokenizers per byte (rule 15); tokens are points with
+    one tokenizer only.
+    """
+    assert same_tokenizer or of == "document"
+    report, points = JoinReport(), _Points(seed)
+    for a, b in join_usable(files, report, same_tokenizer):
+        if of == "token":
+            points.add(counted_losses(a), counted_losses(b))
+            continue
+        n = n_units(a, same_tokenizer)
+        points.add(*(np.array([(row.totals.total_loss or 0.0) / n]) for row in (a, b)))
+    per = "token" if same_tokenizer else "byte"
+    return ScatterPlot(
+        unit=measure.unit if of == "token" else f"{measure.unit} per {per}",
+        labels=(labels[0], labels[1]),
+        of=of,
+        first=(points.first.values() / measure.nats).tolist(),
+        second=(points.second.values() / measure.nats).tolist(),
+        n=points.n,
+        n_lower=points.n_lower,
+        n_tied=points.n - points.n_lower - points.n_higher,
+        n_higher=points.n_higher,
+        rows=report.used(points.n_rows),
+    ), report
