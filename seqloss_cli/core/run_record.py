@@ -39,7 +39,7 @@ class RunInfo:
     stride: int | None
     """None where a sequence must fit the context."""
     boundary: str | None
-    """The policy for the seam of prompt and response; None where there is no such seam."""
+    """The policy for the boundary of prompt and response; None where there is none."""
     pairs: Mapping[str, Any] | None
     """The other policies for pairs and chats; None where there are none."""
     share_prefix: bool

@@ -491,7 +491,7 @@ def test_compare_scores_both_ways(cond: Cond, checkpoints: Any) -> None:
     before = [0, *tokenizer.encode("The li", add_special_tokens=False)]
     after = tokenizer.encode("st", add_special_tokens=False)
     assert joint != before + after
-    loss = reference_losses(reference, joint)[-1]  # the token that straddles
+    loss = reference_losses(reference, joint)[-1]  # the token that crosses
     apart = math.fsum(reference_losses(reference, before + after)[len(before) :])
     assert row["boundary"] == "merged"
     assert row["token_ids"] == joint

@@ -226,7 +226,7 @@ def check_counts(sequence: TokenSequence, text: str) -> None:
     assert offsets[-1] == len(text.encode())
 
 
-# -- the seam ---------------------------------------------------------------------------------
+# -- the boundary of prompt and response ------------------------------------------------------
 
 SEAMS = [
     ("byte-level", "Ans", "wer", "merged", ["Answer"]),
@@ -499,7 +499,7 @@ def test_a_response_that_is_nothing_but_bos_is_rejected(tokens: Any) -> None:
 
 
 def test_a_response_that_merges_into_the_prompt_s_last_token_takes_it_over() -> None:
-    """Rule 9: the token straddles, so it is the response's, with the prompt's bytes in it."""
+    """Rule 9: the token crosses the boundary and is the response's, prompt's bytes included."""
     sequence = tokens_of(pairing("byte-level"), "the Ans", "wer")
     assert sequence.prompt_boundary.boundary == "merged"
     _, spans = spans_of("byte-level", "the Answer")
