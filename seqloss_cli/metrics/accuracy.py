@@ -9,8 +9,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from seqloss_cli.metrics.intervals import Estimate, proportion_estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
-from seqloss_cli.metrics.statistics import Estimate, proportion_estimate
 from seqloss_cli.metrics.totals import add_records
 
 

@@ -21,13 +21,8 @@ import numpy as np
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
 from seqloss_cli.core.records import Bools, Floats, Outcome, Rejected, Sample, SequenceScore
-from seqloss_cli.metrics.statistics import (
-    Estimate,
-    Reservoir,
-    cluster_quantiles,
-    ratio_estimate,
-    share_estimate,
-)
+from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
+from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
 from seqloss_cli.metrics.totals import add_records, from_units, score_flags, to_units
 
 SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
@@ -258,7 +253,8 @@ class Documents:
         found = {name: self._mean(np.asarray(sums)) for name, sums in self._sums.items()}
         squares = found.pop("squared_delta_p", None)
         if squares is not None:
-            found["rms_delta_p"] = _root(squares)
+            # The lower end of a mean of squares may lie below 0.
+            found["rms_delta_p"] = squares.transform(lambda square: math.sqrt(max(square, 0.0)))
         if self._sums:
             student, teacher = (
                 np.asarray(self._sums[name]) for name in ("student_loss", "teacher_loss")
@@ -280,12 +276,3 @@ class Documents:
         if np.isnan(sums).any():
             return Estimate(None, n=len(sums), method="no interval: a term is infinite")
         return ratio_estimate(sums, np.asarray(self._counts))
-
-
-def _root(estimate: Estimate) -> Estimate:
-    """Return the root of a mean of squares; its ends go along, the lower one cut at 0."""
-    value, low, high = (
-        None if v is None else math.sqrt(max(v, 0.0))
-        for v in (estimate.value, estimate.low, estimate.high)
-    )
-    return Estimate(value, low, high, None, estimate.n, estimate.method)

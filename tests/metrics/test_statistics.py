@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from seqloss_cli.metrics.statistics import (
+from seqloss_cli.metrics.intervals import quantile_estimate, ratio_estimate
+from seqloss_cli.metrics.resampling import (
     Reservoir,
     block_bootstrap,
     bootstrap_ratio,
     default_block,
     holm,
-    quantile_estimate,
-    ratio_estimate,
     sign_flip_test,
 )
 

@@ -26,7 +26,8 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedTeacherRows
 from seqloss_cli.metrics.divergence import Documents, divergence_totals
-from seqloss_cli.metrics.statistics import cluster_quantiles, share_estimate
+from seqloss_cli.metrics.intervals import share_estimate
+from seqloss_cli.metrics.resampling import cluster_quantiles
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 TEXT = "the cat sat on the mat, and the dog on the cat"

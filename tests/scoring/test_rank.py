@@ -21,8 +21,8 @@ from seqloss_cli import ModelChoice, PairPolicy, Scorer
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.records import Choices, Rejected, Sample
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, rank_totals
+from seqloss_cli.metrics.intervals import proportion_estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, SCORES, Ranking, rank
-from seqloss_cli.metrics.statistics import proportion_estimate
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 TEXTS = st.text(st.sampled_from("abc é"), min_size=1, max_size=6)

@@ -1,0 +1,193 @@
+"""How sure a figure is: estimates with intervals in closed form; `resampling` has those drawn anew.
+
+The unit that is drawn at random is a document (or a cluster of them, or a block of one long text),
+never a token: tokens of a text are not independent.
+
+A mean loss is a ratio: nats over tokens, both sums over documents of unequal length. Its standard
+error is the linearised one (Cochran, Sampling Techniques, 1977, section 6.4): of the residuals
+e_i = y_i - R m_i of n documents, se^2 = n / (n - 1) * sum e_i^2 / (sum m_i)^2, with Student's t on
+n - 1 degrees of freedom. Where documents come in clusters, e is summed over each cluster first.
+
+Shapes: D documents, in arrays that run parallel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.metrics.totals import exp_or_none
+
+FEW_UNITS = 30
+"""Intervals from fewer units tend to be too narrow, and a note says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval; None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    """Units that were drawn: documents, clusters or blocks."""
+    method: str = ""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width, in the figure's unit."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def transform(self, increasing: Callable[[float], float | None]) -> Estimate:
+        """Apply an increasing function to the figure and its ends; a standard error is dropped."""
+        value, low, high = (
+            None if v is None else increasing(v) for v in (self.value, self.low, self.high)
+        )
+        return replace(self, value=value, low=low, high=high, standard_error=None)
+
+    def exp(self) -> Estimate:
+        """Return e to the figure, such as the perplexity of a mean loss."""
+        return self.transform(exp_or_none)
+
+    def times(self, factor: float) -> Estimate:
+        """Return the figure in another unit, such as bits for nats."""
+        error = None if self.standard_error is None else self.standard_error * factor
+        return replace(self.transform(lambda value: value * factor), standard_error=error)
+
+
+def interval_notes(estimate: Estimate, n_documents: int) -> list[str]:
+    """Return what to bear in mind about an interval, a sentence each."""
+    if estimate.low is None:
+        return []
+    if n_documents == 1:
+        return ["one document: the interval is of this text, not of others like it"]
+    if estimate.n < FEW_UNITS:
+        unit = "documents" if estimate.n == n_documents else "clusters"
+        return [f"few {unit} ({estimate.n}): the interval may be too narrow"]
+    return []
+
+
+def unknown(value: float | None, n: int, why: str) -> Estimate:
+    """Return a figure without an interval."""
+    return Estimate(value, n=n, method=why)
+
+
+def ratio_estimate(
+    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+) -> Estimate:
+    """Estimate sum(y) / sum(m) over documents, with the linearised standard error.
+
+    All are of shape D: y in nats, say, m in tokens; `clusters` numbers the documents' clusters
+    from 0.
+    """
+    total = math.fsum(m.tolist())
+    if total == 0:
+        return unknown(None, len(y), "nothing to divide by")
+    value = math.fsum(y.tolist()) / total
+    residuals = sum_clusters(y - value * m, clusters)
+    n, unit = len(residuals), "document" if clusters is None else "cluster"
+    if n < 2:
+        return unknown(value, n, f"no interval: one {unit}")
+    scaled, exponent = scale_down(residuals)
+    root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
+    error = math.ldexp(root, exponent) / abs(total)
+    reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
+    method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
+    return Estimate(value, value - reach, value + reach, error, n, method)
+
+
+def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:
+    """Estimate a quantile of independent values, shape D, with the interval of order statistics.
+
+    Source: Conover, Practical Nonparametric Statistics, 1999, section 3.2: by ranks alone, whatever
+    the distribution.
+    """
+    from scipy.special import bdtr
+
+    ordered, n = np.sort(values), len(values)
+    value = float(np.quantile(ordered, share))
+    below = bdtr(np.arange(n + 1), n, share)  # P(at most so many values lie under the quantile)
+    tail = (1 - confidence) / 2
+    low = int(np.searchsorted(below, tail, side="right"))
+    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
+    if low < 1 or high > n:
+        return unknown(value, n, "no interval: too few documents for this quantile")
+    method = "order statistics of documents"
+    return Estimate(value, float(ordered[low - 1]), float(ordered[high - 1]), None, n, method)
+
+
+def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estimate:
+    """Estimate a share of n independent units with Wilson's score interval; sample standard error.
+
+    It stays within 0 and 1, and has a width at either end, too (Wilson, Probable Inference, 1927).
+    """
+    if not n:
+        return unknown(None, 0, "nothing to divide by")
+    p = n_right / n
+    low, high = _wilson(p, n, normal_quantile(0.5 + confidence / 2))
+    error = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
+    return Estimate(p, low, high, error, n, "Wilson's score interval over rows")
+
+
+def share_estimate(
+    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+) -> Estimate:
+    """Estimate sum(y) / sum(m) where y counts some of m, shape D, with an interval within 0 and 1.
+
+    It is Wilson's, for as many independent units as would have the linearised standard error (Korn
+    & Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive Counts,
+    1998): no more than there are, and as many as documents where the share is 0 or 1.
+    """
+    plain = ratio_estimate(y, m, clusters, confidence)
+    if plain.value is None or plain.standard_error is None:
+        return plain
+    p, most = plain.value, float(m.sum())
+    n_effective = float(plain.n)  # at a share of 0 or 1 the error is 0, and tells nothing
+    if 0 < p < 1:
+        n_effective = min(most, p * (1 - p) / max(plain.standard_error**2, p * (1 - p) / most))
+    low, high = _wilson(p, n_effective, student_quantile(plain.n - 1, 0.5 + confidence / 2))
+    method = f"Wilson's score interval, {n_effective:.1f} effective units, {plain.method}"
+    return replace(plain, low=low, high=high, method=method)
+
+
+def student_quantile(degrees: int, share: float) -> float:
+    """Return the quantile of Student's t on so many degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, share))
+
+
+def normal_quantile(share: float) -> float:
+    """Return the quantile of the standard normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(share))
+
+
+def sum_clusters(values: Floats, clusters: Ints | None) -> Floats:
+    """Sum values of documents, shape D, over each cluster; as they are without clusters."""
+    return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
+
+
+def scale_down(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Return values over a power of two, in their shape, and its exponent.
+
+    Their squares stay within a float64, and figures made of them keep the bits that they would have
+    had without: a power of two changes no digit.
+    """
+    exponent = math.frexp(float(np.abs(values).max(initial=0.0)))[1]
+    return np.ldexp(values, -exponent), exponent
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * math.sqrt((p * (1 - p) + z**2 / (4 * n)) / n) / (1 + z**2 / n)
+    # p lies between them, and at p = 0 or 1 is one of them: rounding must not part them.
+    return max(0.0, min(p, centre - reach)), min(1.0, max(p, centre + reach))
