@@ -22,16 +22,11 @@ Spelling = Callable[[str], bytes]
 """From a token's string in the vocabulary to the bytes that it stands for."""
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: printable Latin-1 for itself, the others from U+0100 up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + n): byte for n, byte in enumerate(others)})
-    return alphabet
-
-
-_ALPHABET = _byte_level_alphabet()
+# GPT-2's printable stand-ins for bytes: printable Latin-1 for itself, the others from U+0100 up.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
+_ALPHABET = {chr(byte): byte for byte in _PRINTABLE}
+_ALPHABET |= {chr(0x100 + n): byte for n, byte in enumerate(_OTHERS)}
 
 
 def spell_byte_level(token: str) -> bytes:

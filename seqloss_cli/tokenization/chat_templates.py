@@ -37,13 +37,12 @@ class ChatTemplate:
         if self._given is not None:
             return self._given
         try:
-            template: str = self._tokenizer.get_chat_template(None, tools)
+            return str(self._tokenizer.get_chat_template(None, tools))
         except ValueError as error:
             raise RowError(
                 "no_chat_template",
                 "the tokenizer has no chat template for it; --chat-template FILE names one",
             ) from error
-        return template
 
     @property
     def sha256(self) -> str | None:

@@ -199,8 +199,7 @@ class Tokenization:
         else:
             count = len(vocabulary.control_text.findall(text))
         if count and self.policy.special_tokens == "error":
-            match = vocabulary.control_text.search(text)
-            assert match is not None
+            match = next(vocabulary.control_text.finditer(text))
             raise RowError(
                 "special_token_text",
                 f"the text holds {match[0]!r} at character {match.start()}; --special-tokens parse "

@@ -124,16 +124,13 @@ class Vocabulary:
 
     def id_of(self, token: str) -> int | None:
         """The id of a token's string; None where the vocabulary has no such token."""
-        if self._fast is not None:
-            found: int | None = self._fast.token_to_id(token)
-            return found
-        listed: int | None = self.tokenizer.get_vocab().get(token)
-        return listed
+        look_up = self.tokenizer.get_vocab().get if self._fast is None else self._fast.token_to_id
+        found: int | None = look_up(token)
+        return found
 
     def _serialized(self) -> str:
         if self._fast is not None:
-            written: str = self._fast.to_str()
-            return written
+            return str(self._fast.to_str())
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return json.dumps([type(self.tokenizer).__name__, vocabulary])
 
@@ -150,10 +147,9 @@ class Vocabulary:
         """The token as the vocabulary writes it."""
         if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
             return None
-        if self._fast is not None:
-            token: str | None = self._fast.id_to_token(token_id)
-        else:
-            token = self.tokenizer.convert_ids_to_tokens(token_id)
+        slow, fast = self.tokenizer, self._fast
+        look_up = slow.convert_ids_to_tokens if fast is None else fast.id_to_token
+        token: str | None = look_up(token_id)
         return token
 
     def _literal_tokens(self) -> dict[int, str]:
