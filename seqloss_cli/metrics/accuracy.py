@@ -1,6 +1,6 @@
-"""How often the choice that a model prefers is a right one: counts over rows, and their shares.
+"""Counts over ranked rows, and accuracies: how often the preferred choice is a right one.
 
-The definitions of the accuracies, by name, stand in `ranking.ACCURACIES`.
+Definitions of the accuracies, by name, stand in `ranking.ACCURACIES`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class RankTotals:
         """The accuracy to expect of a guess, as a share; None without answers."""
         if not self.n_with_answer:
             return None
+        # Rows differ in how many choices they have: chance is a mean over rows, not one quotient.
         right = math.fsum(n * right / among for (right, among), n in self.guesses.items())
         return right / self.n_with_answer
 

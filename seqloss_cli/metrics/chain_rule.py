@@ -55,6 +55,7 @@ class ChainRule:
         values = {}
         for name in cls.__slots__:
             value = row.get(name)
+            # A bool is an int to Python.
             if isinstance(value, bool) or not isinstance(value, int | float | None):
                 raise RowError("wrong_type", f"field {name!r} is not a number")
             values[name] = value
@@ -93,8 +94,10 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     whole = boundary.n_spans == 1 and not boundary.n_dropped
     if response and whole and boundary.prompt_scored:
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])
+        # An empty prompt is certain; one without a scored token is unknown (rule 13).
         loss = 0.0 if boundary.empty_prompt else exact_sum(score.losses[prompt].tolist())
-        marginal = None if loss is None else 0.0 - loss
+        marginal = None if loss is None else 0.0 - loss  # -loss would be -0.0 for 0
+    # The sum of the two as they are written, not of all losses: a reader can check it to the bit.
     joint = None if marginal is None or conditional is None else marginal + conditional
     return ChainRule(marginal, conditional, joint)
 
@@ -102,6 +105,7 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
 def log_prob_y(totals: Totals) -> float | None:
     """Return ln Pr(y), nats, of exactly the responses' ids after BOS; None where one has no BOS."""
     alone = totals.response_only
+    # Of a set of pairs the sum would be of fewer pairs than ln Pr(y | x).
     return None if alone is None or alone.n_sequences < totals.n_pairs else alone.log_prob
 
 

@@ -1,4 +1,4 @@
-"""How far a model is from a reference distribution at each token: a teacher's, or smoothed one-hot.
+"""Divergences of a model from a reference distribution: a teacher's, or smoothed one-hot.
 
 Units: nats. The loss is the cross-entropy of the reference q and the model p (docs/numbers.md,
 section 1 and rule 15), H(q, p) = H(q) + KL(q ‖ p) (Kullback & Leibler 1951). Sums are over the
@@ -54,8 +54,9 @@ class Divergences:
     kls_at_most: Floats | None = None
     """Upper bounds where the reference is known in part; `kls` are lower bounds then."""
     student_cut: Floats | None = None
-    """Where the heads are of different widths: the model's probability of the ids left out."""
+    """The model's probability of the ids left out, where the heads are of different widths."""
     reference_cut: Floats | None = None
+    """The reference's probability of them."""
 
     @property
     def cross_entropies(self) -> Floats:
@@ -110,8 +111,9 @@ def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: in
     Computer Vision, 2016, section 7.
     """
     n, spread = len(score.losses), smoothing / vocab_size
-    own = 1 - smoothing + spread
+    own = 1 - smoothing + spread  # the reference's probability of the text's own token
     entropy, cross = 0.0, score.losses
+    # Without smoothing 0 ln 0 is 0, and no product with an infinite loss may be made.
     if smoothing:
         entropy = -(own * math.log(own) + (vocab_size - 1) * spread * math.log(spread))
         mean = score.columns.get("mean_log_prob", np.zeros(n))
@@ -122,7 +124,7 @@ def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: in
         kls=cross - entropy,
         reference_entropies=np.full(n, entropy),
         student_losses=score.losses,
-        reference_losses=np.full(n, 0.0 - math.log(own)),
+        reference_losses=np.full(n, 0.0 - math.log(own)),  # never -0.0
         same_top1=top1 == score.sequence.token_ids,
     )
 
@@ -196,6 +198,7 @@ def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
     score, counted = diverged.score, diverged.score.counted
     units, infinite = {}, {}
     for name, values in diverged.divergences.by_name().items():
+        # One infinite term makes the sum none: it is counted, and the others need no adding.
         if n := int(np.isinf(values[counted]).sum()):
             infinite[name] = n
         else:
@@ -246,6 +249,7 @@ class Documents:
             total = totals.total(name)
             self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
         for name, values in (tokens or {}).items():
+            # Each value with its document, since whole documents are drawn for the intervals.
             self._tokens[name].add(np.column_stack([values, np.full(len(values), document)]))
 
     def means(self) -> dict[str, Estimate]:

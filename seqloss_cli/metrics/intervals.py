@@ -1,4 +1,4 @@
-"""How sure a figure is: estimates with intervals in closed form; `resampling` has those drawn anew.
+"""Estimates with intervals in closed form: how sure a figure is. `resampling` has the drawn ones.
 
 The unit that is drawn at random is a document (or a cluster of them, or a block of one long text),
 never a token: tokens of a text are not independent.
@@ -91,10 +91,12 @@ def ratio_estimate(
     if total == 0:
         return unknown(None, len(y), "nothing to divide by")
     value = math.fsum(y.tolist()) / total
+    # Summed over clusters first: documents of one cluster err in the same direction.
     residuals = sum_clusters(y - value * m, clusters)
     n, unit = len(residuals), "document" if clusters is None else "cluster"
     if n < 2:
         return unknown(value, n, f"no interval: one {unit}")
+    # Squares of losses near 1e300 would overflow.
     scaled, exponent = scale_down(residuals)
     root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
     error = math.ldexp(root, exponent) / abs(total)
@@ -104,7 +106,7 @@ def ratio_estimate(
 
 
 def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:
-    """Estimate a quantile of independent values, shape D, with the interval of order statistics.
+    """Estimate a quantile of independent values, shape D, in their unit, by order statistics.
 
     Source: Conover, Practical Nonparametric Statistics, 1999, section 3.2: by ranks alone, whatever
     the distribution.
@@ -115,6 +117,7 @@ def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) ->
     value = float(np.quantile(ordered, share))
     below = bdtr(np.arange(n + 1), n, share)  # P(at most so many values lie under the quantile)
     tail = (1 - confidence) / 2
+    # Both ends are values: their ranks leave the quantile out with the tail's probability at most.
     low = int(np.searchsorted(below, tail, side="right"))
     high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
     if low < 1 or high > n:
@@ -149,7 +152,8 @@ def share_estimate(
     if plain.value is None or plain.standard_error is None:
         return plain
     p, most = plain.value, float(m.sum())
-    n_effective = float(plain.n)  # at a share of 0 or 1 the error is 0, and tells nothing
+    # At a share of 0 or 1 the standard error is 0, and tells nothing.
+    n_effective = float(plain.n)
     if 0 < p < 1:
         n_effective = min(most, p * (1 - p) / max(plain.standard_error**2, p * (1 - p) / most))
     low, high = _wilson(p, n_effective, student_quantile(plain.n - 1, 0.5 + confidence / 2))
@@ -172,7 +176,7 @@ def normal_quantile(share: float) -> float:
 
 
 def sum_clusters(values: Floats, clusters: Ints | None) -> Floats:
-    """Sum values of documents, shape D, over each cluster; as they are without clusters."""
+    """Sum values of documents, shape D, any unit, over each cluster; unchanged without clusters."""
     return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Which tokens a training loss falls on: our labels, a trainer's, and those of a user's file.
+"""Loss masks: the tokens that a training loss falls on by our labels, a trainer's and a user's.
 
 Works on sequences, with losses or without; loads nothing and prints nothing. A label mask is a
 loss mask in a trainer's form: the id where the loss counts, -100 elsewhere, unshifted.
@@ -30,14 +30,15 @@ class Mask:
     """None where no losses were asked for."""
     trainer: TrainerLabels | None = None
     trainer_findings: tuple[Finding, ...] = ()
-    """How the trainer's labels differ from ours."""
+    """Differences of the trainer's labels from ours."""
     checked: bool = False
     """The user gave labels for it."""
     findings: tuple[Finding, ...] = ()
-    """How the user's labels differ from ours."""
+    """Differences of the user's labels from ours."""
 
     @property
     def sample(self) -> Sample:
+        """The input that the sequence was made of."""
         return self.sequence.sample
 
 
@@ -82,11 +83,10 @@ def masks(
     find_labels: FindLabels | None,
 ) -> Iterator[Mask | Rejected]:
     """Yield a mask or a rejection for each entry, in order, compared with the labels there are."""
-    ends = {*vocabulary.special}
+    is_control = {*vocabulary.special}.__contains__
 
     def compare(sequence: TokenSequence, labels: Labels) -> tuple[Finding, ...]:
-        found = compare_labels(sequence, labels, vocabulary.name_token, ends.__contains__)
-        return tuple(found)
+        return tuple(compare_labels(sequence, labels, vocabulary.name_token, is_control))
 
     for entry in entries:
         if isinstance(entry, Rejected):

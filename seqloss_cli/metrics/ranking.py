@@ -1,4 +1,4 @@
-"""Which of several responses a model prefers, and whether that is a right one.
+"""Rankings: the order of several responses by a model, and whether the best is a right one.
 
 Each response y of a prompt x has a log-probability ln Pr(y | x), scores made from it, and under
 each score a place. The first of equal scores goes before the others; lengths are those of the
@@ -120,7 +120,7 @@ class Ranking:
 
     @property
     def probabilities(self) -> Floats | None:
-        """Probability of each choice among them, shape choices; None where all are impossible."""
+        """Shape C: probability of each of the C choices; None where all are impossible."""
         return choice_probabilities(self.scored)
 
     @property
@@ -164,10 +164,11 @@ def rank(
 
 
 def choice_probabilities(choices: Sequence[ChoiceFigures]) -> Floats | None:
-    """Return the softmax of C choices, shape C; None where all are impossible."""
+    """Return probabilities, shape C: the softmax of C choices; None where all are impossible."""
     logs = np.array([choice.log_prob for choice in choices])
     if logs.max() == -np.inf:
         return None
+    # The probability of a long text is 0 in a float64: only differences are exponentiated.
     weights = np.exp(logs - logs.max())
     shares: Floats = weights / weights.sum()
     return shares
@@ -182,6 +183,7 @@ def orders_by_score(
         known = [score for score in found if score is not None]
         if len(known) < len(found):
             continue
+        # The place breaks ties: the first of equals goes before the others.
         orders[name] = tuple(sorted(range(len(known)), key=lambda n: (-known[n], n)))
         if known.count(max(known)) > 1:
             tied.append(name)
@@ -228,6 +230,7 @@ def _ranking(sample: Sample, outcomes: list[Outcome], with_unprompted: bool) -> 
     choices = sample.choices
     assert choices is not None
     places = {text: n for n, text in enumerate(dict.fromkeys(choices.responses))}
+    # A choice that comes twice is scored once: outcomes are of the different texts, in order.
     found: list[SequenceScore] = []
     for number, (outcome, text) in enumerate(zip(outcomes, [*places] * 2, strict=False)):
         wrong = _why_not(outcome, unprompted=number >= len(places))

@@ -46,8 +46,8 @@ def bootstrap_ratio(
 ) -> Estimate:
     """Estimate sum(y) / sum(m), shape D each, with the percentiles of resampled documents.
 
-    With `clusters` (shape D, numbers from 0) whole clusters are drawn. Source: Efron & Tibshirani,
-    An Introduction to the Bootstrap, 1993, chapter 13.
+    y is in nats, say, and m in tokens. With `clusters` (shape D, numbers from 0) whole clusters are
+    drawn. Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
     value = math.fsum(y.tolist()) / math.fsum(m.tolist()) if m.sum() else None
     y, m = sum_clusters(y, clusters), sum_clusters(m, clusters)
@@ -113,11 +113,13 @@ def cluster_quantiles(
     ordered = values[order]
     codes = np.unique(clusters[order], return_inverse=True)[1]
     n = int(codes.max()) + 1
+    # Values are sorted once: a resample only changes how often each of them counts.
     found = np.empty((n_resamples + 1, len(shares)))
     generator = np.random.default_rng(seed)
     for row in range(n_resamples + 1):  # the first is of what was seen
         drawn = np.bincount(generator.integers(0, n, n), minlength=n) if row else np.ones(n)
         reached = np.cumsum(drawn[codes])
+        # A share times a count may round to just above a whole number, and skip a value.
         places = np.searchsorted(reached, np.asarray(shares) * reached[-1] * (1 - _ROUNDING))
         found[row] = ordered[np.minimum(places, len(ordered) - 1)]
     if n < 2:
@@ -156,7 +158,7 @@ def _percentiles(
 
 @dataclass(frozen=True, slots=True)
 class UnitGaps:
-    """The part of each unit (document or cluster) in each bin; four parallel arrays."""
+    """The part of each unit (document or cluster) in each bin; arrays of one shape, in tokens."""
 
     units: Ints
     """Numbers of the units, from 0; every one occurs."""
@@ -262,6 +264,7 @@ def sign_flip_test(differences: Floats, n_flips: int = 9_999, seed: int = 0) -> 
     Permutation P-values Should Never Be Zero, 2010).
     """
     n, seen = len(differences), abs(float(differences.sum()))
+    # Sums of the same numbers in another order differ in the last bits, and count as equal.
     edge = seen - _ROUNDING * float(np.abs(differences).sum())
     if n <= _MOST_EXACT:
         numbers = np.arange(1 << n)[:, None] >> np.arange(n)
@@ -306,7 +309,7 @@ class Reservoir:
         self._n_held = self.n_seen = 0
 
     def add(self, values: Floats) -> None:
-        """Add values; rows of a table stay together."""
+        """Add values of any shape and unit; each row of the first dimension is one."""
         if not len(values):
             return
         self._values.append(values)
@@ -318,7 +321,7 @@ class Reservoir:
             self._shrink()
 
     def values(self) -> Floats:
-        """Return the sample, at most `size` values or rows."""
+        """Return the sample in the shape and unit of what was added, at most `size` rows."""
         if self._n_held > self._size:
             self._shrink()
         return np.concatenate(self._values) if self._values else np.empty(0)

@@ -114,7 +114,7 @@ class Totals:
     response_only: Totals | None = None
     """The responses without their prompts, where that was asked for (rule 14)."""
     separate_tokenization: Totals | None = None
-    """The same pairs, each part tokenized as a text of its own (rule 9)."""
+    """Totals of the same pairs, each part tokenized as a text of its own (rule 9)."""
 
     def __add__(self, other: Totals) -> Totals:
         return add_records(self, other)
@@ -132,7 +132,8 @@ class Totals:
     @property
     def log_prob(self) -> float | None:
         """Log-probability of the scored tokens, nats, <= 0."""
-        return None if self.total_loss is None else 0.0 - self.total_loss  # never -0.0
+        # 0 - 0 is 0, and -0 would be written as -0.0.
+        return None if self.total_loss is None else 0.0 - self.total_loss
 
     @property
     def mean_loss(self) -> float | None:
@@ -212,6 +213,7 @@ def totals_of(score: SequenceScore) -> Totals:
     """Return the sums of one sequence, over its counted tokens."""
     counted = score.counted
     losses = score.losses[counted]
+    # An infinite loss counts among the scored, and makes the sums None (rule 3).
     n_infinite = int(np.isinf(losses).sum())
     n_scored = len(losses)
     total = math.fsum(losses.tolist()) if n_scored and not n_infinite else 0.0
@@ -266,6 +268,7 @@ def _text_counts(score: SequenceScore) -> dict[str, Any]:
         # A character counts where its last byte does: several tokens may share one.
         "n_scored_chars": int(counted[covered.tokens_of_chars()].sum()),
         "n_words": len(text.split()) if boundary is None else boundary.n_words,
+        # BOS and EOS cover no byte, and are no part of a word.
         "n_unscored_text_tokens": int(((widths > 0) & sequence.loss_mask & ~counted).sum()),
     }
 
@@ -274,6 +277,7 @@ def _pair_counts(score: SequenceScore) -> dict[str, Any]:
     sequence, boundary = score.sequence, score.sequence.prompt_boundary
     if boundary is None:
         return {}
+    # Sums of other sequences of the same sample, never added to its own.
     alone, separate = score.response_only, score.separate_tokenization
     return {
         "n_pairs": 1,

@@ -119,6 +119,7 @@ def word_losses(
     text, covered = score.sequence.text, TokenBytes.of(score.sequence)
     if text is None or covered is None:
         return None
+    # White space is the same to `str.split` and to the spans: words and spans run parallel.
     spans, own = word_spans(text), score.sequence.text_tokens
     owners, losses = covered.words_of_tokens(spans)[own], _losses(score).tolist()
     shared = 0
@@ -130,9 +131,7 @@ def word_losses(
         losses=[exact_sum(losses[a:b]) for a, b in _tokens_of_words(score, covered, spans)],
         byte_offsets=spans,
         n_shared_tokens=shared,
-        corrected=None
-        if boundary_ids is None
-        else _corrected_losses(score, covered, spans, boundary_ids),
+        corrected=_corrected_losses(score, covered, spans, boundary_ids),
     )
 
 
@@ -147,9 +146,7 @@ def region_losses(
     own, char_edges, losses = sequence.text_tokens, covered.char_edges(), _losses(score).tolist()
     starts, ends, spans = covered.starts[own], covered.ends[own], word_spans(text)
     anchors = _anchors(starts, spans)
-    corrected = (
-        None if boundary_ids is None else _corrected_losses(score, covered, spans, boundary_ids)
-    )
+    corrected = _corrected_losses(score, covered, spans, boundary_ids)
     found = RegionLosses(asked.regions, [], [], [], [], None if corrected is None else [])
     for region in asked.regions:
         start, end = char_edges[[region.start, region.end]].tolist()
@@ -162,6 +159,7 @@ def region_losses(
         found.n_tokens.append(stop - first)
         tokens = slice(own.start + first, own.start + stop)
         found.losses.append(None if is_cut else exact_sum(losses[tokens]))
+        # The token that holds the region's first letter counts where its own first letter lies.
         shares = start <= begins < end and holder < len(anchors) and anchors[holder] < start
         found.shared.append(bool(shares))
         if found.corrected is not None and corrected is not None:
@@ -206,8 +204,10 @@ def _sum_of_words(corrected: list[float | None], spans: Ints, start: int, end: i
 
 
 def _corrected_losses(
-    score: SequenceScore, covered: TokenBytes, spans: Ints, boundary_ids: WordBoundaryIds
-) -> list[float | None]:
+    score: SequenceScore, covered: TokenBytes, spans: Ints, boundary_ids: WordBoundaryIds | None
+) -> list[float | None] | None:
+    if boundary_ids is None:
+        return None
     correction = _Correction(score, covered, boundary_ids)
     tokens = _tokens_of_words(score, covered, spans)
     return [

@@ -8,14 +8,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_CONTEXT,
-    DEFAULT_MODEL,
     ModelChoice,
     WindowPolicy,
     require_whole,
@@ -24,6 +22,7 @@ from seqloss_cli.models.adapters import adapter_files
 from seqloss_cli.models.files import (
     ADAPTER_CONFIGURATION,
     CONFIGURATION,
+    checkpoint_path,
     is_gguf,
     weights_place,
     weights_sha256,
@@ -33,7 +32,6 @@ from seqloss_cli.models.model_loading import find_devices, load_config, load_mod
 from seqloss_cli.models.quantization import quantization_name
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
 
-DEMO_FOLDER = Path(str(resources.files("seqloss_cli") / "demo"))
 _NOISY_LOGGERS = ("torchao", "bitsandbytes", "torch.utils._pytree")
 """Loggers whose warnings no user can act on, some of them for every matrix product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -75,7 +73,7 @@ class Checkpoint(LoadedTokenizer):
     dtype: str
     device: str
     copies: tuple[Any, ...] = ()
-    """The same model on further devices."""
+    """Copies of the model on further devices."""
 
 
 def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
@@ -83,7 +81,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
 
     Raises RunError or UsageError with what mends it.
     """
-    path = _path_of(choice.name)
+    path = checkpoint_path(choice.name)
     _check_local_path(path)
     _check_revision(choice, path)
     _set_environment(choice)
@@ -95,9 +93,10 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     config = load_config(path, choice)
     device, *more_devices = find_devices(choice.device, n_devices)
     model, warnings = load_model(path, config, choice, device)
+    # Loaded anew for each device: packed weights may refuse to be moved.
     copies = [load_model(path, config, choice, other)[0] for other in more_devices]
-    tokenizer, warning = _load_tokenizer(choice)
-    warnings += [warning] if warning else []
+    tokenizer, more_warnings = load_tokenizer(choice)
+    warnings += more_warnings
     revision = getattr(config, "_commit_hash", None)
     return Checkpoint(
         model=model,
@@ -120,11 +119,10 @@ def load_tokenizer_only(choice: ModelChoice) -> LoadedTokenizer:
 
     Raises RunError or UsageError with what mends it.
     """
-    path = _path_of(choice.name)
+    path = checkpoint_path(choice.name)
     _check_revision(choice, path)
     _set_environment(choice)
-    tokenizer, warning = _load_tokenizer(choice)
-    warnings = [warning] if warning else []
+    tokenizer, warnings = load_tokenizer(choice)
     if Path(path).is_dir() and not (Path(path) / CONFIGURATION).is_file():
         facts: dict[str, Any] = {"n_ids": len(tokenizer), "warnings": tuple(warnings)}
     else:
@@ -162,15 +160,6 @@ def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
     return f"{name} (on load)" if choice.quantize else name
 
 
-def _load_tokenizer(choice: ModelChoice) -> tuple[Any, str | None]:
-    return load_tokenizer(
-        _path_of(choice.tokenizer or choice.name),
-        None if choice.tokenizer else choice.revision,
-        choice.trust_remote_code,
-        choice.offline,
-    )
-
-
 def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
     """Return the fields of `LoadedTokenizer` that the configuration and the model's ids give."""
     text_config, ids = config.get_text_config(), list[int | None]()
@@ -206,10 +195,6 @@ def _check_revision(choice: ModelChoice, path: str) -> None:
         raise UsageError(f"--revision is for names of the hub; {choice.name} is a {kind}")
 
 
-def _path_of(name: str) -> str:
-    return str(DEMO_FOLDER) if name == DEFAULT_MODEL else name
-
-
 def _set_environment(choice: ModelChoice) -> None:
     """Set the variables and loggers of libraries, some of which are read at import only."""
     if choice.offline:
@@ -228,6 +213,7 @@ def _set_environment(choice: ModelChoice) -> None:
 def _check_local_path(path: str) -> None:
     """Raise an error for a name that is no checkpoint here, and none of the hub either."""
     wants_file = path.lower().endswith(".gguf")
+    # A hub name has at most one slash; what looks like a path gets a message about paths.
     looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
     folder = Path(path)
     if folder.is_file() and not is_gguf(path):

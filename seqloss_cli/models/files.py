@@ -10,12 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.policies import DEFAULT_MODEL
 
 CONFIGURATION = "config.json"
 ADAPTER_CONFIGURATION = "adapter_config.json"
+DEMO_FOLDER = Path(str(resources.files("seqloss_cli") / "demo"))
+
+
+def checkpoint_path(name: str) -> str:
+    """Return the built-in model's directory for its name, and other names as they are."""
+    return str(DEMO_FOLDER) if name == DEFAULT_MODEL else name
 
 
 def is_gguf(name: str) -> bool:
@@ -84,6 +92,7 @@ def weight_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     for single in ("model.safetensors", "pytorch_model.bin"):
+        # transformers takes the single file where both are there.
         index = place / f"{single}.index.json"
         if (place / single).is_file():
             return [place / single]

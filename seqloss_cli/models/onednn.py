@@ -73,7 +73,7 @@ class OneDnnLinear(_OneDnnLayer, nn.Linear):
     """A linear layer that oneDNN computes."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute the layer's … x O of … x I hidden states."""
+        """Compute the layer, shape … x O, of hidden states of shape … x I."""
         return self._by_onednn(input, self.weight, self.bias, super().forward)
 
 
@@ -81,7 +81,7 @@ class OneDnnConv1D(_OneDnnLayer, Conv1D):  # type: ignore[misc]
     """A layer of GPT-2's kind that oneDNN computes; its weight is kept as I x O."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the layer's … x O of … x I hidden states."""
+        """Compute the layer, shape … x O, of hidden states of shape … x I."""
         return self._by_onednn(x, self.weight.t(), self.bias, super().forward)
 
 

@@ -1,5 +1,7 @@
-"""How a checkpoint's weights are quantised: the method's name, the packages that it needs, and its
-effect on a row's numbers. Also quantising a model when it is loaded."""
+"""Quantised weights of a checkpoint: the method's name and packages, its effect on numbers.
+
+Also quantises a model when it is loaded.
+"""
 
 from __future__ import annotations
 

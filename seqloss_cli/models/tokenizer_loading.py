@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloss_cli.core.errors import RunError
-from seqloss_cli.models.files import find_file, is_gguf
+from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.models.files import checkpoint_path, find_file, is_gguf
 from seqloss_cli.models.gguf import gguf_source, read_gguf, tokenizer_warning
 
 _PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
@@ -22,16 +23,15 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_tokenizer(
-    name: str, revision: str | None, trust_remote_code: bool, offline: bool
-) -> tuple[Any, str | None]:
-    """Load the tokenizer of a directory, GGUF file or hub name.
+def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
+    """Load the tokenizer of a directory, GGUF file or hub name; returns it with warnings.
 
-    Returns it with a warning when it is not the one that AutoTokenizer chose. Raises RunError when
-    there is none.
+    Raises RunError when there is none.
     """
     from transformers import AutoTokenizer
 
+    name = checkpoint_path(choice.tokenizer or choice.name)
+    revision = None if choice.tokenizer else choice.revision
     file = read_gguf(name) if is_gguf(name) else None
     try:
         with _isolated(name) as place:
@@ -40,17 +40,17 @@ def load_tokenizer(
                 folder,
                 revision=revision,
                 # Never None: that asks on the terminal, and takes the answer from piped texts.
-                trust_remote_code=trust_remote_code,
-                local_files_only=offline,
+                trust_remote_code=choice.trust_remote_code,
+                local_files_only=choice.offline,
                 **source,
             )
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        own_file = find_file(name, "tokenizer.json", offline, revision)
+        own_file = find_file(name, "tokenizer.json", choice.offline, revision)
         if own_file is not None:
             why = f"AutoTokenizer cannot load {name} ({reason})"
-            return _from_file(own_file, None), f"{why}: its tokenizer.json is used as it is"
+            return _from_file(own_file, None), [f"{why}: its tokenizer.json is used as it is"]
         raise RunError(
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
         ) from error
@@ -58,16 +58,14 @@ def load_tokenizer(
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
     if file is not None:
-        return loaded, tokenizer_warning(file, loaded)
-    own_file = find_file(name, "tokenizer.json", offline, revision)
-    difference = None if own_file is None else _difference(loaded, own_file)
-    if own_file is None or difference is None:
-        return loaded, None
-    return (
-        _from_file(own_file, loaded),
+        return loaded, [tokenizer_warning(file, loaded)]
+    own_file = find_file(name, "tokenizer.json", choice.offline, revision)
+    if own_file is None or (difference := _difference(loaded, own_file)) is None:
+        return loaded, []
+    return _from_file(own_file, loaded), [
         f"AutoTokenizer chose {type(loaded).__name__}, {difference}: {own_file} is used instead "
-        "(--tokenizer names another)",
-    )
+        "(--tokenizer names another)"
+    ]
 
 
 @contextmanager

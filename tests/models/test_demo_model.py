@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from demo_corpus import documents, held_out_text
 from seqloss_cli import Sample, Totals, totals_of
-from seqloss_cli.models.checkpoint import DEMO_FOLDER
+from seqloss_cli.models.files import DEMO_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [DEMO_FOLDER, *sorted((ROOT / "samples" / "checkpoints").glob("step-*"))]

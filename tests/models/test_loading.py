@@ -35,10 +35,11 @@ def test_a_wrong_tokenizer_class_is_noticed_in_a_hub_model(
     (refs / "main").write_text("0" * 40)
     code = """
 import json, sys
-import seqloss_cli.models.tokenizer_loading as loading
+from seqloss_cli import ModelChoice
+from seqloss_cli.models.tokenizer_loading import load_tokenizer
 for name in sys.argv[1:]:
-    tokenizer, warning = loading.load_tokenizer(name, None, False, True)
-    print(json.dumps([tokenizer.encode("hello wor", add_special_tokens=False), bool(warning)]))
+    tokenizer, warnings = load_tokenizer(ModelChoice(name, offline=True))
+    print(json.dumps([tokenizer.encode("hello wor", add_special_tokens=False), bool(warnings)]))
 """
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
