@@ -269,7 +269,7 @@ def test_differences_that_share_a_character_are_told_by_their_size() -> None:
 
 def test_spelled_out_bytes_are_told_from_bytes() -> None:
     texts = ["<0xF0>", "<0x9F>", "<s>"]
-    covered = spelled_bytes(texts, [6, 1, 0])
+    covered = spelled_bytes(texts, np.array([0, 6, 7, 7]))
     assert covered == [b"<0xF0>", b"\x9f", b""]
     text = TokenText.of(texts, covered, [1.0, 2.0, None])
     assert text.named == {2}
@@ -550,7 +550,8 @@ def test_no_line_is_too_long_and_none_is_cropped(
         *drawing.legend_of_counts(),
         *drawing.title("日本語 identity"),
         *drawing.text(text, all_tokens=False),
-        *drawing.figures(values),
+        *drawing.by_position(values),
+        *drawing.histogram(drawing.counts(values)),
     ]
     assert all(line.cell_len <= max(width, 5) for line in lines)
     drawing.show(lines)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -13,15 +13,9 @@ from seqloss_cli.analysis.aligning import LossesOnBytes, align
 from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.display.terminal.formatting import (
-    HeatOptions,
-    Unit,
-    count_of,
-    figures_table,
-    number,
-    visible,
-)
-from seqloss_cli.display.terminal.heat import Drawing, DrawnLines
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import HeatOptions, Unit
+from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
 from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
 from seqloss_cli.metrics.statistics import Estimate, interval_notes
@@ -48,8 +42,8 @@ def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> s
     n_lower = pair.n_lower if difference <= 0 else pair.n_higher
     reach = pair.difference.half_width
     sure = "" if reach is None else f" ± {unit.text(reach)}"
-    size = f"{number(abs(difference))}{sure} {unit} per {pair.unit}"
-    share = f"lower on {n_lower} of {count_of(pair.n_documents, 'document')}"
+    size = f"{fmt.number(abs(difference))}{sure} {unit} per {pair.unit}"
+    share = f"lower on {n_lower} of {fmt.count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
     if not pair.is_significant:
         signed = f"{difference:+.4f}{sure} {unit} per {pair.unit}"
@@ -81,7 +75,7 @@ def _figures(
     pair: Comparison, names: Sequence[str], unit: Unit, n: int, confidence: float
 ) -> RenderableType:
     a, b = _names(pair, names)
-    table = figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
+    table = fmt.figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
     for name, mean in (
         (f"{a}, ", pair.a.per_unit),
         (f"{b}, ", pair.b.per_unit),
@@ -96,7 +90,7 @@ def _figures(
             table.add_row(f"  adjusted for {n} comparisons (Holm)", _p(pair.p_adjusted), "")
     counts = f"{pair.n_lower}, {pair.n_tied}, {pair.n_higher}"
     table.add_row(f"documents: {b} lower, tied, higher", counts, "")
-    table.add_row("correlation of documents", number(pair.correlation), "")
+    table.add_row("correlation of documents", fmt.number(pair.correlation), "")
     lines = [f"{100 * confidence:g}% intervals", pair.difference.method, *pair.notes]
     table.caption = Text("; ".join(line for line in lines if line))
     return table
@@ -106,17 +100,17 @@ def _where(pair: Comparison, names: Sequence[str], unit: Unit) -> Iterator[Rende
     a, b = _names(pair, names)
     if pair.n_documents > 1 and pair.documents:
         title = f"documents that differ most, {unit} per {pair.unit}"
-        table = figures_table(title, (), ("sequence",), (a, b, "difference"))
+        table = fmt.figures_table(title, (), ("sequence",), (a, b, "difference"))
         for entry in pair.documents:
             values = (entry.first, entry.second, entry.difference)
             table.add_row(Text(escape(entry.id)), *map(unit.text, values))
         yield table
     if pair.tokens:
         title = f"tokens that differ most, {unit}"
-        table = figures_table(title, (), ("sequence", "token"), ("pos", a, b, "difference"))
+        table = fmt.figures_table(title, (), ("sequence", "token"), ("pos", a, b, "difference"))
         for found in pair.tokens:
             values = (found.first, found.second, found.difference)
-            token = Text("" if found.token is None else visible(found.token))
+            token = Text("" if found.token is None else fmt.visible(found.token))
             position = str(found.position)
             table.add_row(Text(escape(found.id)), token, position, *map(unit.text, values))
         yield table
@@ -132,7 +126,7 @@ def objective_view(
     unit: Unit,
 ) -> Iterator[RenderableType]:
     """Yield a line for each checkpoint, and the curve over training steps."""
-    table = figures_table(
+    table = fmt.figures_table(
         f"total loss over the data set, {unit}",
         (),
         ("checkpoint",),
@@ -164,6 +158,7 @@ def objective_view(
 def _sparkline(values: Sequence[float]) -> str:
     """Between the lowest and the highest of them."""
     low, high = min(values), max(values)
+    # A flat curve has no range to divide by.
     levels, top = UNICODE.levels, len(UNICODE.levels) - 1
     return "".join(levels[round(top * (v - low) / ((high - low) or 1.0))] for v in values)
 
@@ -180,62 +175,61 @@ def difference_views(
 ) -> Iterator[RenderableType]:
     """Yield a legend for each pair of models, and the texts of its documents."""
     for pair, documents in pairs:
-        view = _PairView(pair, names, options, unit, all_tokens)
+        view = _PairView(*_names(pair, names), pair.unit, options, unit, all_tokens)
         if documents:
             yield DrawnLines(view.legend)
         for document in documents:
             yield view.document(document)
 
 
+@dataclass(frozen=True)
 class _PairView:
-    def __init__(
-        self,
-        pair: Comparison,
-        names: Sequence[str],
-        options: HeatOptions,
-        unit: Unit,
-        all_tokens: bool,
-    ) -> None:
-        self._a, self._b = _names(pair, names)
-        self._options, self._unit, self._all_tokens = options, unit, all_tokens
-        self._per, self._same_tokens = pair.unit, pair.unit == "token"
+    """Draws two models' difference; `a` and `b` are their escaped names."""
+
+    a: str
+    b: str
+    per: str
+    """The unit of text that losses are compared per: a token, or a byte across tokenizers."""
+    options: HeatOptions
+    unit: Unit
+    all_tokens: bool
 
     def legend(self, console: Console) -> Iterator[Text]:
-        drawing = Drawing(console, self._options, self._unit, DIFFERENCES)
-        noun = "token" if self._same_tokens else "piece"
-        yield from drawing.legend(f"loss of {self._b} less that of {self._a}", noun=noun)
-        yield from drawing.prose(f"below 0: {self._b} is better; above 0: {self._a} is")
-        if not self._same_tokens:
+        drawing = Drawing(console, self.options, self.unit, DIFFERENCES)
+        noun = "token" if self.per == "token" else "piece"
+        yield from drawing.legend(f"loss of {self.b} less that of {self.a}", noun=noun)
+        yield from drawing.prose(f"below 0: {self.b} is better; above 0: {self.a} is")
+        if self.per != "token":
             yield from drawing.prose(
                 "Their tokens differ: a piece is the least text at whose ends both have a token's "
                 "end; its loss is the sum of its tokens, with those of no text beside it."
             )
 
     def document(self, document: DocumentRows) -> DrawnLines:
+        # Drawn as it is printed: only then the width and the colours are known.
         return DrawnLines(lambda console: self._document(console, document))
 
     def _document(self, console: Console, document: DocumentRows) -> Iterator[Text]:
-        drawing = Drawing(console, self._options, self._unit, DIFFERENCES)
+        drawing = Drawing(console, self.options, self.unit, DIFFERENCES)
         yield from drawing.title(self._title(document))
-        aligned = align_tokens(document) if self._same_tokens else align_pieces(document)
+        aligned = align_tokens(document) if self.per == "token" else align_pieces(document)
         if isinstance(aligned, NotColoured):
             yield from drawing.prose(aligned.reason)
             return
         if aligned.note:
             yield from drawing.prose(aligned.note)
-        yield from drawing.text(aligned.text, self._all_tokens)
+        yield from drawing.text(aligned.text, self.all_tokens)
         yield Text()
-        losses, noun = Drawing(console, self._options, self._unit), aligned.text.noun
-        yield from losses.by_position(aligned.a, f"loss of {self._a}", noun)
-        yield from losses.by_position(aligned.b, f"loss of {self._b}", noun)
+        noun = aligned.text.noun
+        yield from drawing.by_position(aligned.a, f"loss of {self.a}", noun)
+        yield from drawing.by_position(aligned.b, f"loss of {self.b}", noun)
         yield from drawing.histogram(drawing.counts(aligned.text.values))
 
     def _title(self, document: DocumentRows) -> str:
-        difference = self._unit.of(document.difference.difference)
-        totals = document.a.totals
-        n = totals.n_scored if self._same_tokens else totals.n_scored_bytes
-        scored = count_of(n, f"scored {self._per}")
-        size = f"{difference:+.4f} {self._unit} per {self._per}"
+        difference, totals = self.unit.of(document.difference.difference), document.a.totals
+        n = totals.n_scored if self.per == "token" else totals.n_scored_bytes
+        scored = fmt.count_of(n, f"scored {self.per}")
+        size = f"{difference:+.4f} {self.unit} per {self.per}"
         return f"{escape(document.difference.id)}  ({scored}, {size})"
 
 
@@ -262,13 +256,14 @@ class NotColoured:
 
 def align_tokens(document: DocumentRows) -> AlignedDifference | NotColoured:
     """Subtract losses token by token, where both models have the same tokens."""
-    a, b = _losses_of(document.a), _losses_of(document.b)
+    # Both have these tokens, so texts and offsets of either will do.
     texts, offsets = document.a.fields.get("tokens"), document.a.fields.get("byte_offsets")
-    if a is None or b is None or texts is None:
+    if document.a.tokens is None or document.b.tokens is None or texts is None:
         return NotColoured(_WITHOUT_TOKENS)
+    a, b = counted_losses(document.a.tokens), counted_losses(document.b.tokens)
     both = zip(a, b, strict=True)
     values = [None if x is None or y is None else y - x for x, y in both]
-    covered = None if offsets is None else spelled_bytes(texts, _widths(offsets.tolist()))
+    covered = None if offsets is None else spelled_bytes(texts, offsets)
     return AlignedDifference(TokenText.of(texts, covered, values, weight=abs), a, b)
 
 
@@ -292,24 +287,11 @@ def align_pieces(document: DocumentRows) -> AlignedDifference | NotColoured:
 
 def _spell(row: ResultRow) -> LossesOnBytes | NotColoured:
     """Return the losses on the text that the row's tokens spell."""
-    losses, texts = _losses_of(row), row.fields.get("tokens")
-    offsets = row.fields.get("byte_offsets")
-    if losses is None or texts is None or offsets is None:
+    texts, offsets = row.fields.get("tokens"), row.fields.get("byte_offsets")
+    if row.tokens is None or texts is None or offsets is None:
         return NotColoured(_WITHOUT_TOKENS)
-    edges = offsets.tolist()
-    covered = spelled_bytes(texts, _widths(edges))
-    if edges[0] or [*map(len, covered)] != _widths(edges):
+    spelled = TokenBytes.join(spelled_bytes(texts, offsets))
+    # Where a prompt was cut, the first token covers what is gone, and its text is a name.
+    if not np.array_equal(spelled.offsets, offsets):
         return NotColoured(_WITHOUT_BYTES)
-    return LossesOnBytes(TokenBytes.join(covered), losses)
-
-
-def _widths(edges: Sequence[int]) -> list[int]:
-    return [end - start for start, end in pairwise(edges)]
-
-
-def _losses_of(row: ResultRow) -> list[float | None] | None:
-    """The losses that count; None where the row was written without its tokens."""
-    if row.tokens is None:
-        return None
-    pairs = zip(row.tokens.losses.tolist(), row.tokens.counted.tolist(), strict=True)
-    return [loss if counts else None for loss, counts in pairs]
+    return LossesOnBytes(spelled, counted_losses(row.tokens))

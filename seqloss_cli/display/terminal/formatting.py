@@ -21,8 +21,9 @@ from seqloss_cli.core.records import Flags, TokenSequence
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
 from seqloss_cli.metrics.statistics import Estimate
 
+WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+"""Signs that make white space visible."""
 _NATS_PER_BIT = math.log(2)
-_WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
 
 # A style for each step of `scales`. Blue to orange, with weight and underline beside the hue, tells
 # the steps apart for those who do not see hues.
@@ -40,15 +41,20 @@ class Unit:
 
     def of(self, nats: float | None, power: int = 1) -> float | None:
         """Convert a figure in a power of nats to the same power of the unit; None stays None."""
+        # A variance in nats² has the factor of its unit twice.
         return nats / _NATS_PER_BIT**power if self.bits and nats is not None else nats
 
     def text(self, nats: float | None, digits: int = 4) -> str:
         """Convert and format a figure in nats."""
         return number(self.of(nats), digits)
 
+    def figure(self, nats: float | None, per: str = "") -> str:
+        """Convert and format a figure in nats, with the unit and what it is `per`."""
+        return "-" if nats is None else f"{self.text(nats)} {self} {per}".rstrip()
+
     def interval(self, estimate: Estimate | None) -> str:
         """`[low, high]` of an estimate in nats; nothing where it has none."""
-        return interval(estimate, self.of)
+        return interval(estimate, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class TableOptions:
 
 
 class FoldRule(NamedTuple):
-    """How many tokens or rows of something long stay, in order of place."""
+    """Numbers of tokens or rows of something long that stay."""
 
     head: int
     tail: int
@@ -100,7 +106,8 @@ class FoldRule(NamedTuple):
     """On either side of a prompt boundary."""
 
     def folds(self, n: int, prompt_boundary: int | None) -> list[range]:
-        """Ranges of n that are left out; never a single one, in whose place a note would stand."""
+        """Return the ranges of n that are left out, and whose place a note takes."""
+        # Never a single one: its note would take as much room.
         if n <= self.head + self.tail + 1:
             return []
         start, stop = self.head, n - self.tail
@@ -114,6 +121,7 @@ class FoldRule(NamedTuple):
 def loss_style(loss: float | None, beside_masked: bool = False) -> str:
     """Return a rich style for a loss in nats; `beside_masked`, where dim means masked, low ones are
     green instead."""
+    # By nats whatever the unit that is shown: steps are fixed, so that outputs can be compared.
     style = "dim" if loss is None else _STYLES[step_of(loss, LOSS_EDGES)]
     return "green" if beside_masked and loss is not None and style == "dim" else style
 
@@ -125,13 +133,15 @@ def kl_style(kl: float | None) -> str:
 
 def visible(text: str) -> str:
     """Return a token's text with its white space shown, and nothing a terminal would act on."""
-    return "".join(_WHITE_SPACE.get(char) or escape(char) for char in text)
+    # Signs first: `escape` spells a line break as `\n`.
+    return "".join(WHITE_SPACE.get(char) or escape(char) for char in text)
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """Format with fixed digits; `-` for null; large and tiny ones in powers of ten."""
     if value is None:
         return "-"
+    # So put that an infinite figure goes the same way, and is written `inf`.
     if value != 0 and not 10**-digits <= abs(value) < 1e7:
         return f"{value:.{digits}g}"
     return f"{value:.{digits}f}"
@@ -142,18 +152,16 @@ def probability(loss: float | None) -> str:
     if loss is None:
         return "-"
     value = math.exp(-loss)
+    # 0 is what an infinite loss gives, and one beyond 745 nats: no power of ten tells it better.
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def interval(
-    estimate: Estimate | None, convert: Callable[[float], float | None] | None = None
-) -> str:
-    """`[low, high]` of an estimate; nothing where it has none."""
+def interval(estimate: Estimate | None, unit: Unit | None = None) -> str:
+    """`[low, high]` of an estimate, in a unit if it has one; nothing where it has no interval."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
-    ends = (estimate.low, estimate.high)
-    low, high = (number(end if convert is None else convert(end)) for end in ends)
-    return f"[{low}, {high}]"
+    text = number if unit is None else unit.text
+    return f"[{text(estimate.low)}, {text(estimate.high)}]"
 
 
 def count_of(n: int, noun: str) -> str:
@@ -171,6 +179,8 @@ def figures_table(
 ) -> Table:
     """Return an empty table whose columns of figures keep their width: on a narrow terminal, texts
     wrap."""
+    # no_wrap: a number that is broken in two reads as two numbers. rich would break it where a
+    # table is too wide, as it would any text.
     table = Table(
         title=Text(title, style="bold"),
         title_justify="left",
@@ -192,11 +202,12 @@ def figures_grid(rows: Iterable[Sequence[str | Text]]) -> Table:
     """Return a grid of rows: a name, a figure where rows have three parts, and a note."""
     grid = Table.grid(padding=(0, 2))
     for n, row in enumerate(rows):
-        if n == 0:
+        if n == 0:  # columns follow from the first row
             grid.add_column(style="bold", no_wrap=True)
             if len(row) == 3:
                 grid.add_column(justify="right", no_wrap=True)
             grid.add_column(overflow="fold")
+        # Names of models, flags of tokenizers and notes of trainers come from outside, too.
         grid.add_row(*(part if isinstance(part, Text) else escape(part) for part in row))
     return grid
 

@@ -7,41 +7,41 @@ under its first cell; the text's own lines begin with two blanks, so that either
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.style import Style
 from rich.text import Text
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.formatting import (
-    FoldRule,
-    HeatOptions,
-    TableOptions,
-    Unit,
-    count_of,
-)
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions, Unit
 from seqloss_cli.display.terminal.palette import (
     COUNTS,
     DIM,
+    FULL_LOSS,
     LOSSES,
     Palette,
     Scale,
-    by_position,
+    bar_of,
     charset_of,
     count_steps,
-    histogram,
+    sparkline,
 )
 from seqloss_cli.display.terminal.token_text import Line, TokenText, break_lines, glyphs
 from seqloss_cli.display.terminal.writer import ScoreWriter
 from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.schema.scores import TokenLosses
 
-FOLDS = FoldRule(head=400, tail=200, around_boundary=150)
+FOLDS = fmt.FoldRule(head=400, tail=200, around_boundary=150)
 _TEXT_LINE, _MARK_LINE = "  ", "^ "
+_LONGEST_BAR, _SHORTEST_BAR = 40, 4
 _LEAST_WIDTH = 5
 """Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
 
@@ -76,6 +76,7 @@ class Drawing:
 
     def show(self, lines: Iterable[Text]) -> None:
         """Print on its console, where nothing is cropped."""
+        # rich measures lines anew before it prints, and silently cuts what it takes for too long.
         self._console.print(DrawnLines(lambda _: lines), crop=False)
 
     # -- legend ------------------------------------------------------------------------------
@@ -119,10 +120,9 @@ class Drawing:
 
     def _about_white_space(self) -> Iterator[Text]:
         if self._options.white_space:
-            signs = self._charset
+            blank, tab, line_end = map(self._charset.white_space.__getitem__, " \t\n")
             yield from self.prose(
-                f"{signs.blank} blank, {signs.tab} tab, {signs.line_end} end of line; "
-                "other blanks by number"
+                f"{blank} blank, {tab} tab, {line_end} end of line; other blanks by number"
             )
 
     def prose(self, words: str) -> Iterator[Text]:
@@ -138,7 +138,7 @@ class Drawing:
             line.rstrip()
             yield line
 
-    def _wrapped_if_too_long(self, line: Text) -> Iterator[Text]:
+    def _fitting(self, line: Text) -> Iterator[Text]:
         # Wrapping also strips blanks, which a swatch or a bar that fits must keep.
         yield from self._wrapped(line) if line.cell_len > self._width else [line]
 
@@ -146,11 +146,11 @@ class Drawing:
         line = Text()
         for words, style in parts:
             if line and len(line) + 2 + len(words) > self._width:
-                yield from self._wrapped_if_too_long(line)
+                yield from self._fitting(line)
                 line = Text()
             line.append("  " if line else "")
             line.append(words, style=style)  # type: ignore[arg-type]
-        yield from self._wrapped_if_too_long(line)
+        yield from self._fitting(line)
 
     # -- text --------------------------------------------------------------------------------
 
@@ -161,10 +161,11 @@ class Drawing:
         n, start = len(text.pieces), 0
         folds = [] if all_tokens else FOLDS.folds(n, prompt_boundary)
         for fold in (*folds, range(n, n)):
+            # Tokens of bytes share characters: a fold begins and ends between characters.
             first, last = text.whole_from(fold.start), text.whole_from(fold.stop)
             yield from self._part(text, range(start, first))
             if fold:
-                note = f"{count_of(last - first, text.noun)} folded; --all-tokens shows them"
+                note = f"{fmt.count_of(last - first, text.noun)} folded; --all-tokens shows them"
                 yield from self.prose(f"{self._charset.fold} {note}")
             start = last
         if text.n_hidden:
@@ -172,8 +173,10 @@ class Drawing:
 
     def _hidden(self, text: TokenText) -> str:
         if self.scale is COUNTS:
-            return f"{count_of(text.n_hidden, text.noun)} of no text: not shown, but counted"
-        return f"{count_of(text.n_hidden, f'scored {text.noun}')} of no text: in the figures only"
+            return f"{fmt.count_of(text.n_hidden, text.noun)} of no text: not shown, but counted"
+        return (
+            f"{fmt.count_of(text.n_hidden, f'scored {text.noun}')} of no text: in the figures only"
+        )
 
     def _part(self, text: TokenText, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding
@@ -183,12 +186,14 @@ class Drawing:
             yield self._line(text, line)
             if self._palette.marks:
                 marks = self._marks(text, line)
-                if marks.strip("- "):  # of a prompt there is nothing to say
+                # Under a line of a prompt there would be dashes alone.
+                if marks.strip("- "):
                     yield Text(_MARK_LINE + marks.rstrip())
 
     def _line(self, text: TokenText, line: Line) -> Text:
         drawn = Text(_TEXT_LINE[: self._margin])
         styled = ((part.text, self._palette.style(text.values[part.token])) for part in line)
+        # Neighbours of one step are one span, or each token would bring its escape codes.
         for style, parts in groupby(styled, key=itemgetter(1)):
             drawn.append("".join(words for words, _ in parts), style=style)
         return drawn
@@ -200,29 +205,51 @@ class Drawing:
 
     # -- figures -----------------------------------------------------------------------------
 
-    def figures(self, values: Sequence[float | None]) -> Iterator[Text]:
-        """Yield the values (nats) of N tokens by position, and how many are of each step."""
-        yield from self.by_position(values)
-        yield from self.histogram(self.counts(values))
-
     def by_position(
         self, values: Sequence[float | None], what: str = "loss", noun: str = "token"
     ) -> Iterator[Text]:
-        """Yield a sparkline of values (nats) and its title."""
-        what = f"{what} by position ({noun}s"
-        title, line = by_position(values, self._width, self._charset, self._unit, what)
-        if line:
-            yield from self.prose(title)
-            yield Text(line)
+        """Yield a sparkline of values (nats) and how it is to be read. Ends without known values
+        are left out."""
+        known = [t for t, value in enumerate(values) if value is not None]
+        if not known:
+            return
+        first, last = known[0], known[-1]
+        a_cell = math.ceil((last + 1 - first) / self._width)
+        each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
+        low, high = self._charset.levels[0], self._charset.levels[-1]
+        full = f"{high} {self._unit.of(FULL_LOSS):.3g} {self._unit} or more"
+        places = f"{what} by position ({noun}s {first} to {last}"
+        yield from self.prose(f"{places}{each}; {low} 0, {full})")
+        yield Text(sparkline(values[first : last + 1], self._width, self._charset))
 
     def counts(self, values: Iterable[float | None]) -> list[int]:
         """Count the known values (nats) of each step of the scale."""
         return count_steps(values, self.scale.edges)
 
     def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
-        """Yield a bar for each step of the scale."""
-        for line in histogram(counts, self._palette, self._width, self._charset, self._unit):
-            yield from self._wrapped_if_too_long(line)
+        """Yield a bar for each step of the scale, with its count and share. Where there is no room
+        for both beside each other, the figures stand under the label."""
+        total, most = sum(counts), max(counts)
+        if not total:
+            return
+        labels = self.scale.labels(self._unit)
+        if self._palette.marks:
+            labels = [f"{n} {label}" for n, label in enumerate(labels)]
+        # Labels are of digits and letters: characters are cells here.
+        wide = max(map(len, labels)) + 2
+        figures = [f"{count:>{len(str(most))}} {100 * count / total:5.1f} %" for count in counts]
+        room = min(self._width - wide - len(figures[0]) - 2, _LONGEST_BAR)
+        for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
+            style = Style.null() if self._palette.marks else self._palette.styles[n]
+            if room < -1:
+                yield from self._fitting(Text(f" {label} ", style))
+                yield from self._fitting(Text(figure.rjust(min(self._width, wide))))
+                continue
+            bar = ""
+            if room >= _SHORTEST_BAR:
+                bar = bar_of(count / most, room, self._charset).ljust(room)
+            label = f" {label} ".ljust(wide)
+            yield from self._fitting(Text.assemble((label, style), " ", bar, f" {figure}"))
 
 
 class HeatWriter(ScoreWriter):
@@ -243,6 +270,9 @@ class HeatWriter(ScoreWriter):
     def sequence(self, score: SequenceScore, totals: Totals) -> None:
         """Print one result, and count its tokens for the figures of all."""
         super().sequence(score, totals)
+        if self._options.summary:
+            return
+        # Lines count as well as texts: the figures at the end are of all of them.
         counts = self._drawing.counts(counted_losses(score))
         self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
 
@@ -264,16 +294,17 @@ class HeatWriter(ScoreWriter):
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
         unit = self._options.unit
         mean = f"mean {unit.text(totals.mean_loss)} {unit}"
-        scored = f"{count_of(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
+        scored = f"{fmt.count_of(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
         self._drawing.show(self._drawing.title(f"{escape(score.sample.id)}  ({scored})"))
         show_heat(self._drawing, score, self._options)
 
 
 def show_heat(drawing: Drawing, score: SequenceScore, options: TableOptions) -> None:
-    """Print the text of one sequence and its figures."""
+    """Print the text of one sequence, its losses by position, and how many are of each step."""
     values = counted_losses(score)
     show_text(drawing, score.sequence, values, options)
-    drawing.show([Text(), *drawing.figures(values)])
+    figures = (drawing.by_position(values), drawing.histogram(drawing.counts(values)))
+    drawing.show([Text(), *chain.from_iterable(figures)])
 
 
 def show_text(
@@ -290,7 +321,8 @@ def show_text(
     drawing.show(drawing.text(text, options.all_tokens, None if stretch is None else stretch[0]))
 
 
-def counted_losses(score: SequenceScore) -> list[float | None]:
-    """Return N losses in nats; None for tokens that do not count."""
+def counted_losses(score: SequenceScore | TokenLosses) -> list[float | None]:
+    """Return N losses in nats, of a score just made or a row read back; None for tokens that do not
+    count."""
     pairs = zip(score.losses.tolist(), score.counted.tolist(), strict=True)
     return [loss if counts else None for loss, counts in pairs]

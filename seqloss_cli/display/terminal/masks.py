@@ -86,6 +86,7 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             folded = range(_HEAD, len(texts) - _TAIL)
         shown, inside = Text(), False
         for t, (token, counted) in enumerate(zip(texts, counts, strict=True)):
+            # Within a fold, too: the text goes on inside of brackets after it, or outside.
             if self._marks and counted != inside:
                 shown.append(_OPEN if counted else _CLOSE)
             inside = counted
@@ -96,6 +97,7 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
                 shown.append(_in_lines(token), style=style)
         if self._marks and inside:
             shown.append(_CLOSE)
+        # Texts end in line breaks, and `print` adds one.
         shown.rstrip()
         return shown
 

@@ -5,15 +5,13 @@ Where colours can be shown, a step of a scale is a background; elsewhere it is a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from rich.console import Console
 from rich.style import Style
-from rich.text import Text
 
 from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
@@ -29,14 +27,14 @@ from seqloss_cli.display.scales import (
     Theme,
     step_of,
 )
-from seqloss_cli.display.terminal.formatting import Unit
+from seqloss_cli.display.terminal.formatting import WHITE_SPACE, Unit
 
 DIM = Style(dim=True)
+# 8, bright black, is dark. Some terminals write "default" in place of a number: taken for dark.
 _LIGHT_GROUNDS = {"7", *map(str, range(9, 16))}
-"""Of the 16 colours, as COLORFGBG numbers them."""
-_FULL_LOSS = LOSS_EDGES[-1]
+"""Numbers of light colours among the 16, as COLORFGBG writes them."""
+FULL_LOSS = LOSS_EDGES[-1]
 """Nats: where a sparkline is full, whatever the text, so that two of them can be compared."""
-_LONGEST_BAR, _SHORTEST_BAR = 40, 4
 
 
 # -- characters ---------------------------------------------------------------------------------
@@ -47,27 +45,17 @@ class Charset:
     """Characters that figures are made of, and that make white space visible."""
 
     levels: str
-    """Of a sparkline, lowest first."""
+    """Heights of a sparkline, lowest first."""
     bars: str
     """Parts of a bar's last cell, thinnest first; the last one is a full cell."""
-    blank: str
-    tab: str
-    line_end: str
-    carriage_return: str
     fold: str
-
-    def white_space(self, char: str) -> str | None:
-        """Return what makes the character visible; None for what is no white space."""
-        return {
-            " ": self.blank,
-            "\t": self.tab,
-            "\n": self.line_end,
-            "\r": self.carriage_return,
-        }.get(char)
+    """Begins a note of what is left out."""
+    white_space: Mapping[str, str]
+    """Signs that make white space visible."""
 
 
-UNICODE = Charset("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "·", "→", "↵", "␍", "⋮")
-ASCII = Charset("_.:-=+*#", "#", "_", ">", "$", "\\r", ":")
+UNICODE = Charset("▁▂▃▄▅▆▇█", "▏▎▍▌▋▊▉█", "⋮", WHITE_SPACE)
+ASCII = Charset("_.:-=+*#", "#", ":", {" ": "_", "\n": "$", "\r": "\\r", "\t": ">"})
 
 
 def can_encode(text: str, encoding: str) -> bool:
@@ -81,7 +69,8 @@ def can_encode(text: str, encoding: str) -> bool:
 
 def charset_of(console: Console) -> Charset:
     """Return the characters that the console's encoding has."""
-    needed = UNICODE.levels + UNICODE.bars + "·→↵␍⋮"
+    # All or none: a picture of both kinds of characters would be read wrongly.
+    needed = "".join((UNICODE.levels, UNICODE.bars, UNICODE.fold, *WHITE_SPACE.values()))
     return UNICODE if can_encode(needed, console.encoding) else ASCII
 
 
@@ -98,7 +87,7 @@ class Scale:
     entries_256: Mapping[Theme, Sequence[Entry]]
     entries_16: Mapping[Theme, Sequence[Entry]]
     marks: str = "012345678"
-    """Of each step, where there are no colours."""
+    """A character for each step, where there are no colours."""
 
     def labels(self, unit: Unit) -> list[str]:
         """`below 0.5`, `0.5 to 1`, …, `10 or more`, in the unit."""
@@ -116,8 +105,8 @@ COUNTS = Scale(
     entries_16={"light": [(14, 0, False)], "dark": [(4, 15, False)]},
     marks="+",
 )
-"""Of one step, whatever the value: a token counts, or has none. The blue is of the differences, so
-that it is not taken for a loss."""
+"""A scale of one step, whatever the value: a token counts, or has none. The blue is of the
+differences, so that it is not taken for a loss."""
 
 
 class Palette:
@@ -128,7 +117,7 @@ class Palette:
         self.marks = shows_no_colour(console)
         """Marks stand in place of colours."""
         self.styles = _styles(console.color_system, scale, theme)
-        """Of each step."""
+        """A style for each step."""
 
     def step(self, value: float | None) -> int | None:
         """Return the step of a value in nats."""
@@ -172,6 +161,7 @@ def _styles(system: str | None, scale: Scale, theme: Theme) -> list[Style]:
 
 
 def _style(background: int, text: int, underlined: bool) -> Style:
+    # None, not False: an attribute that is set to False is still set, and two equal looks differ.
     return Style(
         color=f"color({text})", bgcolor=f"color({background})", underline=underlined or None
     )
@@ -186,6 +176,7 @@ def sparkline(values: Sequence[float | None], width: int, charset: Charset) -> s
     n_cells = min(len(values), width)
     cells = []
     for n in range(n_cells):
+        # Whole numbers: with bounds of a float width a token may be missed, or be in two cells.
         part = values[n * len(values) // n_cells : (n + 1) * len(values) // n_cells]
         known = [value for value in part if value is not None]
         cells.append(_level(sum(known) / len(known), charset) if known else " ")
@@ -194,55 +185,16 @@ def sparkline(values: Sequence[float | None], width: int, charset: Charset) -> s
 
 def _level(mean: float, charset: Charset) -> str:
     top = len(charset.levels) - 1
-    return charset.levels[top if mean >= _FULL_LOSS else int(mean / _FULL_LOSS * top)]
-
-
-def by_position(
-    values: Sequence[float | None], width: int, charset: Charset, unit: Unit, what: str
-) -> tuple[str, str]:
-    """Return how a sparkline is to be read, and the line itself; `what` begins its title. Ends
-    without known values (nats) are left out."""
-    known = [t for t, value in enumerate(values) if value is not None]
-    if not known:
-        return "", ""
-    first, last = known[0], known[-1]
-    a_cell = math.ceil((last + 1 - first) / width)
-    each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
-    full = f"{charset.levels[-1]} {unit.of(_FULL_LOSS):.3g} {unit} or more"
-    title = f"{what} {first} to {last}{each}; {charset.levels[0]} 0, {full})"
-    return title, sparkline(values[first : last + 1], width, charset)
+    # Compared first: int() of an infinite mean raises.
+    return charset.levels[top if mean >= FULL_LOSS else int(mean / FULL_LOSS * top)]
 
 
 def count_steps(values: Iterable[float | None], edges: Sequence[float]) -> list[int]:
     """Count the known values (nats) of each step (`step_of`, all at once)."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)
+    # "right", as in `step_of`: a value at an edge is of the step above it.
     steps = np.searchsorted(np.array(edges), known, side="right")
     return [*map(int, np.bincount(steps, minlength=len(edges) + 1))]
-
-
-def histogram(
-    counts: Sequence[int], palette: Palette, width: int, charset: Charset, unit: Unit
-) -> Iterator[Text]:
-    """Draw a bar for each step, with its count and share; its label has the step's colour. Where
-    there is no room for both beside each other, the figures stand under it; whoever prints them
-    wraps what is still too long."""
-    total, most = sum(counts), max(counts)
-    if not total:
-        return
-    labels = palette.scale.labels(unit)
-    if palette.marks:
-        labels = [f"{n} {label}" for n, label in enumerate(labels)]
-    wide = max(map(len, labels)) + 2
-    figures = [f"{count:>{len(str(most))}} {100 * count / total:5.1f} %" for count in counts]
-    room = min(width - wide - len(figures[0]) - 2, _LONGEST_BAR)
-    for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
-        style = Style.null() if palette.marks else palette.styles[n]
-        if room < -1:
-            yield Text(f" {label} ", style)
-            yield Text(figure.rjust(min(width, wide)))
-            continue
-        bar = "" if room < _SHORTEST_BAR else bar_of(count / most, room, charset).ljust(room)
-        yield Text.assemble((f" {label} ".ljust(wide), style), " ", bar, f" {figure}")
 
 
 def bar_of(share: float, width: int, charset: Charset) -> str:

@@ -9,15 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.display.terminal.formatting import (
-    TableOptions,
-    count_of,
-    counts_text,
-    figures_table,
-    interval,
-    number,
-    visible,
-)
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import TableOptions
 from seqloss_cli.display.terminal.writer import TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
@@ -60,20 +53,26 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
         yield "rows", f"{sums.n_rows}, rejected {n_rejected}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)
-        yield "choices", f"{sums.n_choices}, {count_of(sums.n_tokens, 'token')} with their prompts"
+        yield (
+            "choices",
+            f"{sums.n_choices}, {fmt.count_of(sums.n_tokens, 'token')} with their prompts",
+        )
         found = accuracies(sums)
         for name, estimate in found.items():
-            yield name, f"{number(estimate.value)} {interval(estimate)} {_JUDGED_BY[name]}"
+            yield name, f"{fmt.number(estimate.value)} {fmt.interval(estimate)} {_JUDGED_BY[name]}"
         if found:
-            n_judged = count_of(sums.n_with_answer, "row")
-            yield "by guessing", f"{number(sums.chance)}, {n_judged} judged"
+            n_judged = fmt.count_of(sums.n_with_answer, "row")
+            yield "by guessing", f"{fmt.number(sums.chance)}, {n_judged} judged"
             yield "intervals", "95%, Wilson's score interval over rows"
         if n := sums.n_tied.get(self._by, 0):
-            yield "ties", f"{count_of(n, 'row')} by {self._by}; the first of equals counts as best"
+            yield (
+                "ties",
+                f"{fmt.count_of(n, 'row')} by {self._by}; the first of equals counts as best",
+            )
         if sums.boundaries:
-            yield "boundaries", counts_text(sums.boundaries)
+            yield "boundaries", fmt.counts_text(sums.boundaries)
         if sums.flags:
-            yield "flags", counts_text(sums.flags)
+            yield "flags", fmt.counts_text(sums.flags)
         yield from run_rows(self._run)
 
 
@@ -90,7 +89,8 @@ def choices_table(ranking: Ranking, options: TableOptions, by: str) -> Table:
     title = f"{escape(ranking.sample.id)}  (in {unit}, by {by})"
     answers = ranking.choices.answers
     right = (_RIGHT,) if answers is not None else ()
-    table = figures_table(title, ("#", *right), ("choice",), headers)
+    table = fmt.figures_table(title, ("#", *right), ("choice",), headers)
+    # Without an order (a score is unknown of a choice) they stand as they came.
     order = ranking.orders.get(by, tuple(range(len(ranking.scored))))
     shares = ranking.probabilities
     for rank, n in enumerate(order, start=1):
@@ -108,7 +108,7 @@ def choices_table(ranking: Ranking, options: TableOptions, by: str) -> Table:
 
 
 def _shortened(text: str) -> str:
-    return visible(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
+    return fmt.visible(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
 
 
 def _remarks(ranking: Ranking, by: str) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _remarks(ranking: Ranking, by: str) -> Iterator[str]:
     if others and best is not None:
         yield f"other scores prefer choice {', '.join(others)}"
     if flags := ranking.flags:
-        yield f"flags: {counts_text(flags)}"
+        yield f"flags: {fmt.counts_text(flags)}"
 
 
 def _line(ranking: Ranking, by: str) -> Text:

@@ -16,17 +16,8 @@ from seqloss_cli.analysis.summarize import (
     SummaryOptions,
 )
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.display.terminal.formatting import (
-    Unit,
-    count_of,
-    counts_text,
-    figures_panel,
-    figures_table,
-    interval,
-    loss_style,
-    number,
-    visible,
-)
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import Unit
 from seqloss_cli.metrics.totals import corpus_flags
 
 _FIGURES = {
@@ -45,7 +36,7 @@ def summary_view(
 ) -> Iterator[RenderableType]:
     """Yield the totals, groups, quantiles, positions and extremes of a summary."""
     rows = _figures(summary.whole, options, unit, n_rejected)
-    yield figures_panel("summary", rows)
+    yield fmt.figures_panel("summary", rows)
     if summary.groups:
         yield _groups(summary.groups, options, unit)
     yield _quantiles(summary, unit)
@@ -71,15 +62,15 @@ def _figures(
     for name, (label, per) in _FIGURES.items():
         estimate, value = group.estimates.get(name), getattr(totals, name)
         if name in _WITHOUT_UNIT:
-            yield label, number(value), interval(estimate)
+            yield label, fmt.number(value), fmt.interval(estimate)
         else:
             parts = (unit.interval(estimate), f"{unit} {per}")
             yield label, unit.text(value), " ".join(part for part in parts if part)
     if totals.word_perplexity is not None:
-        words = f"over {count_of(totals.n_words, 'word')}"
-        yield "word perplexity", number(totals.word_perplexity), words
+        words = f"over {fmt.count_of(totals.n_words, 'word')}"
+        yield "word perplexity", fmt.number(totals.word_perplexity), words
     if flags := corpus_flags(totals):
-        yield "flags", "", counts_text(flags)
+        yield "flags", "", fmt.counts_text(flags)
     if mean is not None:
         share = f"{100 * options.confidence:g}%"
         yield "intervals", share if mean.low is not None else "-", mean.method
@@ -88,7 +79,7 @@ def _figures(
 
 
 def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit) -> RenderableType:
-    table = figures_table(
+    table = fmt.figures_table(
         f"by {escape(str(options.by))}, {unit}",
         (),
         ("value",),
@@ -103,22 +94,23 @@ def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit)
             unit.text(totals.total_loss, 3),
             _coloured(totals.mean_loss, unit),
             unit.interval(group.estimates.get("mean_loss")),
-            number(totals.bits_per_byte),
+            fmt.number(totals.bits_per_byte),
         )
     if few := sum(bool(group.notes) for group in groups):
-        small = count_of(few, "group")
+        small = fmt.count_of(few, "group")
         table.caption = Text(f"{small} of few documents: intervals may be too narrow")
     return table
 
 
 def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
     documents, tokens = summary.whole.quantiles, summary.token_quantiles
-    table = figures_table(
+    table = fmt.figures_table(
         f"quantiles of loss, {unit} per token",
         ("share",),
         (),
         ("sequences' means", "interval", "tokens"),
     )
+    # Sequences were drawn at random, and have intervals; tokens never were.
     for share in QUANTILES:
         estimate = documents.get(share)
         value = None if estimate is None else estimate.value
@@ -134,7 +126,9 @@ def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
 
 def _positions(positions: Sequence[PositionLoss], unit: Unit) -> RenderableType:
     title = f"loss by position in the sequence, {unit} per token"
-    table = figures_table(title, ("positions",), (), ("scored", "mean", "interval", "documents"))
+    table = fmt.figures_table(
+        title, ("positions",), (), ("scored", "mean", "interval", "documents")
+    )
     for bin in positions:
         span = str(bin.first) if bin.first == bin.last else f"{bin.first}–{bin.last}"
         mean = bin.mean_loss
@@ -148,7 +142,7 @@ def _positions(positions: Sequence[PositionLoss], unit: Unit) -> RenderableType:
 
 def _sequences(title: str, entries: Sequence[SequenceExtreme], unit: Unit) -> RenderableType:
     figures = ("scored", "total loss", "mean")
-    table = figures_table(f"{title}, {unit}", (), ("sequence",), figures)
+    table = fmt.figures_table(f"{title}, {unit}", (), ("sequence",), figures)
     for entry in entries:
         total, mean = unit.text(entry.total_loss, 3), _coloured(entry.mean_loss, unit)
         table.add_row(Text(escape(entry.id)), str(entry.n_scored), total, mean)
@@ -156,13 +150,13 @@ def _sequences(title: str, entries: Sequence[SequenceExtreme], unit: Unit) -> Re
 
 
 def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> RenderableType:
-    table = figures_table(f"{title}, {unit}", (), ("sequence", "token"), ("pos", "loss"))
+    table = fmt.figures_table(f"{title}, {unit}", (), ("sequence", "token"), ("pos", "loss"))
     for entry in entries:
-        token = Text("" if entry.token is None else visible(entry.token))
+        token = Text("" if entry.token is None else fmt.visible(entry.token))
         loss = _coloured(entry.loss, unit)
         table.add_row(Text(escape(entry.id)), token, str(entry.position), loss)
     return table
 
 
 def _coloured(nats: float | None, unit: Unit) -> Text:
-    return Text(unit.text(nats), style=loss_style(nats))
+    return Text(unit.text(nats), style=fmt.loss_style(nats))

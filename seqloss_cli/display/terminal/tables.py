@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,18 +12,8 @@ from rich.text import Text
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import PromptBoundary, SequenceScore
-from seqloss_cli.display.terminal.formatting import (
-    FoldRule,
-    TableOptions,
-    Unit,
-    count_of,
-    figures_grid,
-    figures_table,
-    loss_style,
-    number,
-    probability,
-    visible,
-)
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import TableOptions, Unit
 from seqloss_cli.metrics.chain_rule import (
     ChainRule,
     boundary_difference,
@@ -35,7 +25,7 @@ from seqloss_cli.metrics.chain_rule import (
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import RegionLosses, WordLosses
 
-_FOLDS = FoldRule(head=24, tail=16, around_boundary=4)
+_FOLDS = fmt.FoldRule(head=24, tail=16, around_boundary=4)
 
 
 # -- tokens, words, regions -----------------------------------------------------------------------
@@ -52,7 +42,7 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     positions = ("pos", *(("part",) if sequence.prompt_boundary else ()))
     figures = ["id", "loss", "prob", "sum"]
     figures += [column.header for column in _cell_columns_of(score)]
-    table = figures_table(title, positions, ("token",), figures)
+    table = fmt.figures_table(title, positions, ("token",), figures)
     if score.top_ids is not None:
         names = [column.header for column in COLUMNS if column.kind == "alternatives"]
         table.add_column(*names, overflow="fold")
@@ -75,6 +65,7 @@ def add_rows(
     if folds:
         n_folded = sum(map(len, folds))
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
+    # The note stands in the first column that wraps: others would grow by its width.
     first_text = next(n for n, column in enumerate(table.columns) if not column.no_wrap)
     for n, row in enumerate(rows):
         for fold in folds:
@@ -88,19 +79,21 @@ def add_rows(
 def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:
     sequence, unit = score.sequence, options.unit
     ids, columns = sequence.token_ids.tolist(), _cell_columns_of(score)
+    # Rounded at each token: the last one need not equal the total, which is exact (rule 1). Where
+    # nothing counts, the arrays may hold anything.
     cumulative = np.cumsum(np.where(score.counted, score.losses, 0.0)).tolist()
     for t, text in enumerate(options.token_texts(sequence)):
         loss = float(score.losses[t]) if score.scored[t] else None
         counts = bool(score.counted[t])
-        style = loss_style(loss, sequence.prompt_boundary is not None) if counts else "dim"
+        style = fmt.loss_style(loss, sequence.prompt_boundary is not None) if counts else "dim"
         row = [Text(str(t), style="dim")]
         if sequence.prompt_boundary is not None:
             row.append(Text(*("y", "") if sequence.loss_mask[t] else ("x", "dim")))
         row += [
-            Text(visible(text), style=style),
+            Text(fmt.visible(text), style=style),
             Text(str(ids[t]), style="dim"),
             Text(unit.text(loss), style=style),
-            Text(probability(loss), style=style),
+            Text(fmt.probability(loss), style=style),
             Text(unit.text(cumulative[t], 3) if counts else "-"),
         ]
         row += [
@@ -121,32 +114,33 @@ def _cell(column: TokenColumn, value: Any, unit: Unit) -> str:
     """A number of the column, in the unit of the table."""
     if column.kind == "whole":
         return str(value)
-    return number(unit.of(float(value), column.power), 3)
+    return fmt.number(unit.of(float(value), column.power), 3)
 
 
 def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
     if not score.scored[t] or score.top_ids is None or score.top_log_probs is None:
         return Text("-")
     pairs = zip(score.top_ids[t].tolist(), score.top_log_probs[t].tolist(), strict=True)
-    shown = (f"{probability(-p)} {visible(options.name_token(i))}" for i, p in pairs)
+    shown = (f"{fmt.probability(-p)} {fmt.visible(options.name_token(i))}" for i, p in pairs)
     return Text("  ".join(shown))
 
 
 def region_table(found: RegionLosses, options: TableOptions) -> Table:
     """Return name, text, tokens and losses of each region."""
-    columns, names = [found.losses, found.means], ["loss", "mean"]
+    columns = {"loss": found.losses, "mean": found.means}
     if found.corrected is not None:
-        columns, names = [*columns, found.corrected], [*names, "corrected"]
-    table = figures_table(f"regions, {options.unit}", (), ("region", "text"), ("tokens", *names))
+        columns["corrected"] = found.corrected
+    figures = ("tokens", *columns)
+    table = fmt.figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
     rows = (
         [
             Text(escape(region.name), style="dim"),
-            Text(visible(text), style=loss_style(values[1])),
+            Text(fmt.visible(text), style=fmt.loss_style(mean)),
             Text(str(n), style="dim"),
-            *(Text(options.unit.text(nats), style=loss_style(values[1])) for nats in values),
+            *_coloured((loss, mean, *corrected), mean, options.unit),
         ]
-        for region, text, n, *values in zip(
-            found.regions, found.texts, found.n_tokens, *columns, strict=True
+        for region, text, n, loss, mean, *corrected in zip(
+            found.regions, found.texts, found.n_tokens, *columns.values(), strict=True
         )
     )
     add_rows(table, rows, len(found.regions), options, "regions")
@@ -155,22 +149,27 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
 
 def word_table(found: WordLosses, options: TableOptions) -> Table:
     """Return bytes, text and losses of each word."""
-    columns, names = [found.losses], ["loss"]
+    columns = {"loss": found.losses}
     if found.corrected is not None:
-        columns, names = [*columns, found.corrected], [*names, "corrected"]
-    table = figures_table(f"words, {options.unit}", ("bytes",), ("word",), names)
+        columns["corrected"] = found.corrected
+    table = fmt.figures_table(f"words, {options.unit}", ("bytes",), ("word",), columns)
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),
-            Text(visible(word), style=loss_style(losses[0])),
-            *(Text(options.unit.text(nats), style=loss_style(losses[0])) for nats in losses),
+            Text(fmt.visible(word), style=fmt.loss_style(loss)),
+            *_coloured((loss, *corrected), loss, options.unit),
         ]
-        for word, (start, end), *losses in zip(
-            found.words, found.byte_offsets.tolist(), *columns, strict=True
+        for word, (start, end), loss, *corrected in zip(
+            found.words, found.byte_offsets.tolist(), *columns.values(), strict=True
         )
     )
     add_rows(table, rows, len(found.words), options, "words")
     return table
+
+
+def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -> Iterator[Text]:
+    """Figures in nats, all in the colour of a loss."""
+    return (Text(unit.text(nats), style=fmt.loss_style(loss)) for nats in figures)
 
 
 # -- pairs and chats ------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions
     for."""
     unit = options.unit
     rows = _chain_rule_rows(score, totals, chain_rule(score, totals), options)
-    return figures_grid((name, unit.text(nats), note) for name, nats, note in rows)
+    return fmt.figures_grid((name, unit.text(nats), note) for name, nats, note in rows)
 
 
 def _chain_rule_rows(
@@ -219,10 +218,12 @@ def _chain_rule_rows(
     unit, boundary = options.unit, score.sequence.prompt_boundary
     assert boundary is not None
     ln = "log2" if options.bits else "ln"
-    prompt = f"prompt, {count_of(totals.n_prompt_tokens, 'token')}{_why_unknown(boundary, rule)}"
+    prompt = (
+        f"prompt, {fmt.count_of(totals.n_prompt_tokens, 'token')}{_why_unknown(boundary, rule)}"
+    )
     yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if boundary.empty_prompt else prompt
     meeting = f", boundary {boundary.boundary}" if boundary.boundary else ""
-    response = f"response, {count_of(totals.n_response_tokens, 'token')}{meeting}"
+    response = f"response, {fmt.count_of(totals.n_response_tokens, 'token')}{meeting}"
     yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
     parts = (rule.log_prob_x, rule.log_prob_y_given_x)
     summands = " + ".join(f"({unit.text(part)})" for part in parts)
@@ -233,10 +234,10 @@ def _chain_rule_rows(
         pmi = pointwise_mutual_information(totals)
         yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
     mean = unit.text(totals.mean_loss)
-    rates = f"mean {mean} per token, perplexity {number(totals.perplexity)}"
+    rates = f"mean {mean} per token, perplexity {fmt.number(totals.perplexity)}"
     yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
     if (apart := totals.separate_tokenization) is not None:
-        tokens = count_of(apart.n_scored, "token")
+        tokens = fmt.count_of(apart.n_scored, "token")
         yield "loss, apart", apart.total_loss, f"{tokens} tokenized apart"
         yield "apart - joint", boundary_difference(totals), ""
 
@@ -256,9 +257,11 @@ def _why_unknown(boundary: PromptBoundary, rule: ChainRule) -> str:
 
 def turn_table(score: SequenceScore, options: TableOptions) -> Table:
     """Return role, tokens, and the loss of the tokens that count, of each turn of a chat."""
-    table = figures_table("turns", ("turn",), ("role",), ("tokens", "scored", "loss", "mean loss"))
+    table = fmt.figures_table(
+        "turns", ("turn",), ("role",), ("tokens", "scored", "loss", "mean loss")
+    )
     for n, found in enumerate(turn_scores(score)):
-        style = loss_style(found.mean_loss)
+        style = fmt.loss_style(found.mean_loss)
         table.add_row(
             Text(str(n), style="dim"),
             Text(escape(found.turn.role)),

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import regex
 from rich.cells import cell_len
 
 from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Ints
 from seqloss_cli.display.terminal.palette import Charset, can_encode
 
 _LONE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -60,6 +62,7 @@ class TokenText:
         for t, text in enumerate(texts):
             if covered is None or show_bytes(covered[t]) != text:
                 named.add(t)
+                # Names of a file may hold lone surrogates, which UTF-8 has no bytes for.
                 pieces.append(text.encode(errors="backslashreplace"))
             else:
                 pieces.append(covered[t])
@@ -77,6 +80,7 @@ class TokenText:
         first, waiting = tokens.start, False
         for t in tokens:
             if t in self.named:
+                # What waits for its last bytes will not get them: a name stands between.
                 for char in decoder.decode(b"", True):
                     yield char, range(first, t)
                 for char in escape(self.pieces[t].decode()):
@@ -97,8 +101,8 @@ class TokenText:
         """Return which of the tokens that share a character shows its value."""
         if len(tokens) == 1:
             return tokens.start
-        known = [t for t in tokens if self.values[t] is not None]
-        return max(known, key=self._weight_of) if known else tokens.start
+        known = {t: value for t in tokens if (value := self.values[t]) is not None}
+        return max(known, key=lambda t: self.weight(known[t]), default=tokens.start)
 
     def whole_from(self, token: int) -> int:
         """Return the first token, from this one on, before which no character is cut in two."""
@@ -110,15 +114,11 @@ class TokenText:
         piece = self.pieces[token]
         return token in self.named or not piece or piece[0] & 0xC0 != 0x80
 
-    def _weight_of(self, token: int) -> float:
-        value = self.values[token]
-        assert value is not None
-        return self.weight(value)
 
-
-def spelled_bytes(texts: Sequence[str], widths: Sequence[int]) -> list[bytes]:
-    """Return the bytes that tokens of a row cover, told by their texts; none for a text that is a
-    name. Rows may lack the text that their offsets count in."""
+def spelled_bytes(texts: Sequence[str], offsets: Ints) -> list[bytes]:
+    """Return the bytes that N tokens of a row cover, told by their texts; none for a text that is a
+    name. `offsets` has shape N + 1, in bytes of the text, which a row may lack."""
+    widths = np.diff(offsets).tolist()
     return [_spelled(text, width) for text, width in zip(texts, widths, strict=True)]
 
 
@@ -180,6 +180,7 @@ def glyphs(
     for found in _GRAPHEME.finditer(encodable):
         start, end = found.span()
         if _stands(found[0]):
+            # Tokens of bytes may meet within a grapheme, or within a character of it: all share it.
             owners = range(characters[start][1].start, characters[end - 1][1].stop)
             yield Glyph(found[0], text.owner(owners))
             continue
@@ -207,7 +208,7 @@ def _stays(char: str, show_white_space: bool) -> bool:
 
 def _special(char: str, token: int, charset: Charset, show_white_space: bool) -> Glyph:
     """White space, and whatever has no cell of its own or would move the cursor."""
-    sign = charset.white_space(char) if show_white_space else None
+    sign = charset.white_space.get(char) if show_white_space else None
     if char in _BLANKS:
         return Glyph(sign or " ", token, _BLANKS[char])
     escaped = escape(char)
@@ -259,6 +260,7 @@ def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
     """A glyph as it stands at a column; an escape that is wider than a line in characters."""
     if glyph.kind == "tab":
         cells = _TAB - column % _TAB
+        # To the next stop, or to the end of the line: no tab goes on in the next line.
         return [glyph.text.ljust(max(1, min(cells, width - column)))]
     return (glyph.text,) if cell_len(glyph.text) <= width else glyph.text
 

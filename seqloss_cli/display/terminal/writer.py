@@ -12,15 +12,8 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.formatting import (
-    TableOptions,
-    Unit,
-    count_of,
-    counts_text,
-    figures_panel,
-    loss_style,
-    number,
-)
+from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal.formatting import TableOptions, Unit
 from seqloss_cli.display.terminal.tables import (
     LineColumn,
     chain_rule_table,
@@ -74,7 +67,7 @@ class TerminalWriter(Generic[Result, Sums]):
         """Print the totals."""
         self._before_totals()
         rows = self._totals(sums, n_rejected, n_empty_lines)
-        self._console.print(figures_panel("totals", rows))
+        self._console.print(fmt.figures_panel("totals", rows))
 
     @property
     def _in_lines(self) -> bool:
@@ -122,7 +115,7 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
             console.print(region_table(regions, options))
             flags |= regions.flags
         if flags:
-            console.print(Text("flags: " + counts_text(flags), style="yellow"))
+            console.print(Text("flags: " + fmt.counts_text(flags), style="yellow"))
         console.print()
 
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
@@ -142,8 +135,8 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
             flags[f"boundary {boundary.boundary}"] = True
         columns = self._columns(score, totals)
         figures = "".join(f"{column.value:>{column.width}}" for column in columns)
-        name, style = escape(score.sequence.sample.id), loss_style(totals.mean_loss)
-        self._print_line(name, figures, counts_text(flags), style)
+        name, style = escape(score.sequence.sample.id), fmt.loss_style(totals.mean_loss)
+        self._print_line(name, figures, fmt.counts_text(flags), style)
 
     def _columns(self, score: SequenceScore, totals: Totals) -> list[LineColumn]:
         if score.sequence.prompt_boundary is not None:
@@ -153,18 +146,21 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
             LineColumn("scored", 8, str(totals.n_scored)),
             LineColumn("total loss", 12, self._unit.text(totals.total_loss, 3)),
             LineColumn("mean", 9, self._unit.text(totals.mean_loss)),
-            LineColumn("bits/byte", 10, number(totals.bits_per_byte)),
+            LineColumn("bits/byte", 10, fmt.number(totals.bits_per_byte)),
         ]
 
     def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
         room = self._console.width - len(figures)
         width = min(max(_LEAST_ID_WIDTH, room), _MOST_ID_WIDTH)
+        # The end is kept: it tells the rows of one file apart (`rows.jsonl:7`). In cells, not
+        # characters: after wide ones the columns would not stand under each other.
         if cell_len(name) > width:
             name = "…" + _last_cells(name, width - 1)
         text = Text(set_cell_size(name, width))
         text.append(figures, style=style)
         if flags:
             text.append(f"\n  {flags}", style="yellow")
+        # Not wrapped by rich: one line a result, for grep, whatever the width.
         self._console.print(text, soft_wrap=True)
 
     def _totals(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> Rows:
@@ -183,6 +179,7 @@ class TableWriter(ScoreWriter):
         if self._options.summary or self._options.all_tokens:
             super().sequence(score, totals)
             return
+        # Nothing is printed before the eleventh, so that all look alike: at most ten are held.
         self._n_shown += 1
         self._waiting.append((score, totals))
         if self._n_shown == self._most_whole + 1:
@@ -215,39 +212,38 @@ def totals_rows(
     totals: Totals, n_rejected: int, n_empty_lines: int, run: RunInfo, unit: Unit
 ) -> Iterator[tuple[str, str]]:
     """Yield names and values of the totals of texts or pairs, and what the run did."""
+    # With one sequence "1, rejected 0" says nothing; with a rejected one it does.
     if totals.n_sequences != 1 or n_rejected:
         yield "sequences", f"{totals.n_sequences}, rejected {n_rejected}"
     if n_empty_lines:
         yield "empty lines", str(n_empty_lines)
     yield "tokens", f"{totals.n_tokens}, scored {totals.n_scored}"
     yield from _pair_counts(totals)
-    yield "total loss", _figure(unit.of(totals.total_loss), str(unit))
+    yield "total loss", unit.figure(totals.total_loss)
     if totals.response_only is not None:
-        pmi = pointwise_mutual_information(totals)
-        yield "pmi", _figure(unit.of(pmi), f"{unit} in all")
+        yield "pmi", unit.figure(pointwise_mutual_information(totals), "in all")
     if (apart := totals.separate_tokenization) is not None:
-        loss = _figure(unit.of(apart.total_loss), f"{unit} over {apart.n_scored}")
+        loss = unit.figure(apart.total_loss, f"over {apart.n_scored}")
         yield "loss, apart", f"{loss} tokens"
-        yield "apart - joint", _figure(unit.of(boundary_difference(totals)), str(unit))
-    yield "mean loss", _figure(unit.of(totals.mean_loss), f"{unit} per token")
-    yield "perplexity", number(totals.perplexity)
+        yield "apart - joint", unit.figure(boundary_difference(totals))
+    yield "mean loss", unit.figure(totals.mean_loss, "per token")
+    yield "perplexity", fmt.number(totals.perplexity)
     yield from _text_rates(totals)
     if totals.n_sequences > 1:
-        per_sequence, macro = totals.mean_sequence_loss, totals.mean_of_mean_losses
-        yield "mean sequence loss", _figure(unit.of(per_sequence), f"{unit} per sequence")
-        yield "mean of mean losses", _figure(unit.of(macro), f"{unit} per token")
+        yield "mean sequence loss", unit.figure(totals.mean_sequence_loss, "per sequence")
+        yield "mean of mean losses", unit.figure(totals.mean_of_mean_losses, "per token")
     if flags := corpus_flags(totals):
-        yield "flags", counts_text(flags)
+        yield "flags", fmt.counts_text(flags)
     yield from run_rows(run)
 
 
 def _pair_counts(totals: Totals) -> Iterator[tuple[str, str]]:
     """Tokens on each side of pairs, and how texts meet."""
     if totals.n_pairs:
-        yield "prompts", count_of(totals.n_prompt_tokens, "token")
-        yield "responses", count_of(totals.n_response_tokens, "token")
+        yield "prompts", fmt.count_of(totals.n_prompt_tokens, "token")
+        yield "responses", fmt.count_of(totals.n_response_tokens, "token")
         if totals.boundaries:
-            yield "boundaries", counts_text(totals.boundaries)
+            yield "boundaries", fmt.counts_text(totals.boundaries)
 
 
 def _text_rates(totals: Totals) -> Iterator[tuple[str, str]]:
@@ -255,16 +251,16 @@ def _text_rates(totals: Totals) -> Iterator[tuple[str, str]]:
         yield "rates of text", f"- ({totals.n_without_text} sequences are ids without a text)"
         return
     n_bytes, n_chars = totals.n_scored_bytes, totals.n_scored_chars
-    yield "bits per byte", _figure(totals.bits_per_byte, f"over {count_of(n_bytes, 'byte')}")
-    yield "bits per char", _figure(totals.bits_per_char, f"over {count_of(n_chars, 'char')}")
-    words = _figure(totals.word_perplexity, f"over {count_of(totals.n_words, 'word')}")
+    yield "bits per byte", _figure(totals.bits_per_byte, f"over {fmt.count_of(n_bytes, 'byte')}")
+    yield "bits per char", _figure(totals.bits_per_char, f"over {fmt.count_of(n_chars, 'char')}")
+    words = _figure(totals.word_perplexity, f"over {fmt.count_of(totals.n_words, 'word')}")
     if totals.n_unscored_text_tokens:
         words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
     yield "word perplexity", words
 
 
 def _figure(value: float | None, what: str) -> str:
-    return "-" if value is None else f"{number(value)} {what}"
+    return "-" if value is None else f"{fmt.number(value)} {what}"
 
 
 def run_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
