@@ -65,7 +65,7 @@ def stubbed() -> Iterator[None]:
     from seqloss_cli.backends.torch import opening
     from seqloss_cli.backends.torch import teacher as teaching
     from seqloss_cli.backends.torch.backend import TorchBackend
-    from seqloss_cli.backends.torch.softmax import QUANTITIES
+    from seqloss_cli.backends.torch.quantities import QUANTITIES
     from seqloss_cli.core.backend import Capabilities, Requested, TokenScores
     from seqloss_cli.scoring import scorer
 
@@ -81,7 +81,9 @@ def stubbed() -> Iterator[None]:
             self.model, self.warnings, self.n_too_large = model, [], 0
             self.checkpoint = checkpoint
             self.capabilities = Capabilities(
-                longest_packed=512, longest_shared=512 * share_prefix, quantities=QUANTITIES
+                longest_packed=512,
+                longest_shared=512 * share_prefix,
+                quantities=frozenset(QUANTITIES),
             )
 
         def vocab_size(self) -> int:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from seqloss_cli import Sample, totals_of
 from seqloss_cli.backends.torch import head as head_module
 from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logits, score_positions
-from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.backend import Requested, WordBoundaryIds
+from seqloss_cli.core.columns import MEAN_LOG_PROB
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("ranks", "entropies", "top_ids", "top_log_probs")
@@ -277,6 +278,37 @@ def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPat
 def test_only_what_is_wanted_is_computed() -> None:
     scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Requested())
     assert not scores.columns
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [None, 4, 11])
+def test_what_is_asked_for_beside_it_changes_nothing(dtype: torch.dtype, width: int | None) -> None:
+    """In float64, logits that word boundaries had turned into weights were once weighed again."""
+    n_ids = 11
+    rng = np.random.default_rng(0)
+    logits, ids = 5 * torch.randn(7, n_ids, dtype=dtype), torch.arange(7)
+    marks = WordBoundaryIds(
+        leading_space=rng.random(n_ids) < 0.5,
+        ends_text=np.zeros(n_ids, dtype=bool),
+        members=(rng.random((n_ids, 2)) < 0.5).astype(np.float32),
+        longer=np.array([2, 9]),
+        stems=np.array([1, 3]),
+    )
+
+    def scores(requested: Requested) -> Any:
+        if width is None:
+            return score_logits(logits, ids, requested)
+        return score_in_blocks(lambda r, w: logits[r, w].clone(), ids, n_ids, requested, width)
+
+    plain, mean = scores(EVERYTHING), scores(Requested(internal=(MEAN_LOG_PROB,)))
+    every = Requested(True, True, 3, word_boundary_ids=marks, internal=(MEAN_LOG_PROB,))
+    found = scores(every)
+    assert found.losses.tolist() == plain.losses.tolist() == mean.losses.tolist()
+    for name, column in {**plain.columns, **mean.columns}.items():
+        assert found.columns[name].tolist() == column.tolist(), name
+    probabilities = logits.double().softmax(1)
+    sums = np.exp(np.asarray(found.columns["word_boundary_log_probs"]))
+    np.testing.assert_allclose(sums[:, :2], probabilities.numpy() @ marks.members, rtol=1e-6)
 
 
 def test_worked_examples_of_the_contract() -> None:

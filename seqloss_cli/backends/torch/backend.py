@@ -150,7 +150,7 @@ class TorchBackend:
         probe = probe_of(probe_ids(2, self._prober.n_ids))
         windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
         (batch,) = plan_batches([probe], windows, policy, self._runner.capabilities)
-        return self._runner.logits(batch).vocabulary
+        return self._runner.logits(batch).vocab_size
 
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record: which checkpoint, and how it is run."""

@@ -1,12 +1,12 @@
-"""How far a model's distributions are from gold ones: cross-entropy, entropy, KL divergence.
+"""Measure how far a model's distributions are from a teacher's: cross-entropy, entropy, KL.
 
-With gold q and model p at a position, over the words v (Cover & Thomas, Elements of Information
-Theory, 2006, chapter 2): H(q, p) = -Σ q ln p, H(q) = -Σ q ln q, and KL(q ‖ p) = H(q, p) - H(q) =
-Σ q (ln q - ln p). KL is computed as a sum of differences of logits, not as a difference of
-entropies, and in float64: of a model and itself it is exactly 0, and what int8 costs is not lost in
-rounding. Units: nats.
+With the teacher's q and the model's p at a position, over the ids v (Cover & Thomas, Elements of
+Information Theory, 2006, chapter 2): H(q, p) = -Σ q ln p, H(q) = -Σ q ln q, and KL(q ‖ p) =
+H(q, p) - H(q) = Σ q (ln q - ln p). KL is computed as a sum of differences of logits, not as a
+difference of entropies, and in float64: of a model and itself it is exactly 0, and what int8 costs
+is not lost in rounding. Units: nats.
 
-Shape letters: M positions, R of them at a time, B words of a block, K ids that a file knows.
+Shape letters: M positions, R of them at a time, B ids of a block, K ids that a file knows.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from torch import Tensor
 
 from seqloss_cli.backends.torch.forward import Logits
 from seqloss_cli.backends.torch.head import on_host, rows_at_once, vocab_blocks
+from seqloss_cli.backends.torch.quantities import KnownIds, Top1, quantities_of
 from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.records import SavedTeacherRows
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
-"""As the head's, of fewer words at least: there are two models, and everything is in float64."""
+"""As the head's, of fewer ids at least: there are two models, and everything is in float64."""
 Block = Callable[[slice], Tensor]
-"""The logits of some words at the rows in hand, in float64."""
+"""Computes the logits of some ids at the rows in hand, in float64."""
 
 
 def diverge(
-    student: Logits, teacher: Logits, targets_M: Tensor, n_words: int, top_k: int = 0
+    student: Logits, teacher: Logits, targets_M: Tensor, vocab_size: int, top_k: int = 0
 ) -> TokenScores:
-    """The student's losses at M positions, and by name what `teacher_divergences` reads; with
-    `top_k` also what a file keeps of the teacher, and the KL that would be known from it.
+    """Score M targets with the student, and compare it with the teacher, in nats.
 
-    Words from `n_words` on are left out of both distributions, which are normalised without them.
+    Columns: `kls`, `teacher_losses`, `teacher_entropies`, `same_top1`. With `top_k` also what a
+    file keeps of the teacher, and the KL that would be known from it. Ids from `vocab_size` on are
+    left out of both distributions, which are normalised without them.
     """
     parts = []
     for rows in _chunks(len(targets_M), student, teacher):
-        running = _Both(targets_M[rows], top_k)
+        both = _StudentAndTeacher(targets_M[rows], top_k)
         of_student, of_teacher = _block(student, rows), _block(teacher, rows)
-        for words in _words(rows, n_words):
-            running.add(of_student(words), of_teacher(words), words.start)
-        found = running.result()
+        for ids in _id_blocks(rows, vocab_size):
+            both.add(of_student(ids), of_teacher(ids), ids.start)
+        found = both.result()
         cuts = (("student_cut", student, of_student), ("teacher_cut", teacher, of_teacher))
-        if student.vocabulary != n_words or teacher.vocabulary != n_words:
+        if student.vocab_size != vocab_size or teacher.vocab_size != vocab_size:
             for name, logits, block in cuts:
-                found[name] = _cut_share(block, rows, n_words, logits.vocabulary, targets_M.device)
+                found[name] = _cut_share(block, targets_M[rows], vocab_size, logits.vocab_size)
         if top_k:
-            theirs = _asked(of_teacher, rows, n_words, found["top_ids"])
-            ours = _asked(of_student, rows, n_words, found["top_ids"])
+            theirs = _known(of_teacher, rows, vocab_size, found["top_ids"])
+            ours = _known(of_student, rows, vocab_size, found["top_ids"])
             found |= {name: theirs[name] for name in ("rest_log_prob", "rest_own")}
             found["kls_in_part"], _ = kl_bounds(theirs, ours)
         parts.append(found)
@@ -57,33 +59,34 @@ def diverge(
 
 
 def diverge_from_saved(
-    student: Logits, targets_M: Tensor, saved: SavedTeacherRows, n_words: int
+    student: Logits, targets_M: Tensor, saved: SavedTeacherRows, vocab_size: int
 ) -> TokenScores:
-    """The same with a teacher of which a file knows something at each of the M positions."""
-    device, parts = targets_M.device, []
+    """Score M targets with the student, and compare it with what a file knows of a teacher at each
+    of them, in nats: `kls` is the least and `kls_at_most` the greatest that KL can be."""
+    parts = []
     on_device = {
-        name: torch.from_numpy(getattr(saved, name)).to(device)
+        name: torch.from_numpy(getattr(saved, name)).to(targets_M.device)
         for name in ("top_ids", "top_log_probs", "rest_log_prob", "rest_own")
     }
     for rows in _chunks(len(targets_M), student):
         block, of = _block(student, rows), {name: each[rows] for name, each in on_device.items()}
         ids_RK = of["top_ids"].long()
-        running, favourite = StreamingSoftmax(targets_M[rows], Requested()), _Favourite(ids_RK)
-        for words in _words(rows, n_words):
-            logits_RB = block(words)
-            favourite.see(logits_RB, words.start)
-            running.add(logits_RB, words.start)
+        top1 = Top1(targets_M[rows])
+        softmax = StreamingSoftmax(targets_M[rows], [top1])
+        for ids in _id_blocks(rows, vocab_size):
+            softmax.add(block(ids), ids.start)
         theirs = {**of, "log_probs": of["top_log_probs"]}
-        at_least, at_most = kl_bounds(theirs, _asked(block, rows, n_words, ids_RK))
+        at_least, at_most = kl_bounds(theirs, _known(block, rows, vocab_size, ids_RK))
         found: dict[str, Tensor] = {
-            "student_losses": running.result().losses,
+            "student_losses": softmax.result().losses,
             "kls": at_least,
             "kls_at_most": at_most,
-            "same_top1": favourite.ids[:, 0] == ids_RK[:, 0],
+            "same_top1": top1.ids_M1[:, 0] == ids_RK[:, 0],
         }
-        if student.vocabulary != n_words:
-            cut = _cut_share(block, rows, n_words, student.vocabulary, device)
-            found["student_cut"] = cut
+        if student.vocab_size != vocab_size:
+            found["student_cut"] = _cut_share(
+                block, targets_M[rows], vocab_size, student.vocab_size
+            )
         parts.append(found)
     scores = _joined(parts)
     known = {"teacher_losses": saved.losses, "teacher_entropies": saved.entropies}
@@ -91,12 +94,12 @@ def diverge_from_saved(
 
 
 def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Between what KL(teacher ‖ student) lies, of the teacher's best ids and what both say of all
-    others (`StreamingSoftmax.asked`).
+    """Return the least and the greatest KL(teacher ‖ student), each of shape M, in nats.
 
-    With P and Q the teacher's and the student's probability of the others: the sum over the known
-    ids plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above
-    that of the finer ones (Cover & Thomas 2006, section 2.7); and the others' part is at most their
+    Both sides tell of the teacher's K best ids and of all others together, as `KnownIds` does. With
+    P and Q the teacher's and the student's probability of the others: the sum over the known ids
+    plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above that
+    of the finer ones (Cover & Thomas 2006, section 2.7); and the others' part is at most their
     Σ q ln q less P times the student's least log-probability. Where the known ids are all there
     are, both are the divergence itself.
     """
@@ -116,109 +119,90 @@ def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
 
 
 def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
-    """The positions, as many at a time as all models can take."""
-    step = min([BLOCK_ROWS, *(rows_at_once(m.vocabulary) for m in models if not m.in_blocks)])
+    """Yield the positions, as many at a time as all models can take."""
+    step = min([BLOCK_ROWS, *(rows_at_once(m.vocab_size) for m in models if not m.in_blocks)])
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
 
 
-def _words(rows: slice, n_words: int) -> Iterator[slice]:
-    """The vocabulary in blocks."""
+def _id_blocks(rows: slice, vocab_size: int) -> Iterator[slice]:
     width = max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
-    return vocab_blocks(n_words, width)
+    return vocab_blocks(vocab_size, width)
 
 
 def _block(logits: Logits, rows: slice) -> Block:
-    """What computes the logits of some words at these rows."""
+    """Return the function that computes the logits of some ids at these rows."""
     if logits.in_blocks:
-        return lambda words: _own(logits.of(rows, words))
+        return lambda ids: _own(logits.of(rows, ids))
     whole = logits.of(rows, None)
-    return lambda words: _own(whole[:, words])
+    return lambda ids: _own(whole[:, ids])
 
 
 def _own(logits: Tensor) -> Tensor:
-    """In float64, and free to be overwritten."""
+    """In float64, and free to be overwritten: `double` gives float64 logits back uncopied."""
     return logits.clone() if logits.dtype == torch.float64 else logits.double()
 
 
-def _asked(block: Block, rows: slice, n_words: int, ids_RK: Tensor) -> dict[str, Tensor]:
-    """What a model says of some ids, and of all others together."""
-    running = StreamingSoftmax(ids_RK[:, 0], Requested(), ids_RK.long())
-    for words in _words(rows, n_words):
-        running.add(block(words), words.start)
-    return running.asked()
+def _known(block: Block, rows: slice, vocab_size: int, ids_RK: Tensor) -> dict[str, Tensor]:
+    """Return a model's probabilities of some ids, and of all others together."""
+    known = KnownIds(ids_RK.long())
+    softmax = StreamingSoftmax(ids_RK[:, 0].long(), [known])
+    for ids in _id_blocks(rows, vocab_size):
+        softmax.add(block(ids), ids.start)
+    return known.arrays(softmax.sums)
 
 
-def _cut_share(
-    block: Block, rows: slice, n_words: int, vocabulary: int, device: torch.device
-) -> Tensor:
-    """The probability of the words that are left out."""
-    nowhere_R = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=device)
-    kept, rest = StreamingSoftmax(nowhere_R, Requested()), StreamingSoftmax(nowhere_R, Requested())
-    for words in _words(rows, n_words):
-        kept.add(block(words), words.start)
-    for words in _words(rows, vocabulary - n_words):
-        place = slice(n_words + words.start, n_words + words.stop)
+def _cut_share(block: Block, targets_R: Tensor, vocab_size: int, n_logits: int) -> Tensor:
+    """Return the probability of the ids from `vocab_size` on, shape R."""
+    rows = slice(0, len(targets_R))
+    kept, rest = StreamingSoftmax(targets_R), StreamingSoftmax(targets_R)
+    for ids in _id_blocks(rows, vocab_size):
+        kept.add(block(ids), ids.start)
+    for ids in _id_blocks(rows, n_logits - vocab_size):
+        place = slice(vocab_size + ids.start, vocab_size + ids.stop)
         rest.add(block(place), place.start)
-    return torch.sigmoid(_log_sum(rest) - _log_sum(kept))[:, 0]
+    # The sigmoid of a difference of logarithms: 1 - (share kept) would lose a small rest.
+    difference_R1 = rest.sums.log_normaliser - kept.sums.log_normaliser
+    return torch.sigmoid(difference_R1)[:, 0]
 
 
-def _log_sum(running: StreamingSoftmax) -> Tensor:
-    return running.weight_sum.log() + running.greatest
-
-
-class _Both:
-    """Two models' running sums over the blocks that were seen."""
+class _StudentAndTeacher:
+    """Two models' softmax over the blocks so far, and the sum that is their divergence."""
 
     def __init__(self, targets_R: Tensor, top_k: int) -> None:
-        self._student = StreamingSoftmax(targets_R, Requested())
-        self._teacher = StreamingSoftmax(targets_R, Requested(entropy=True, top_k=top_k))
+        self._top1s = Top1(targets_R), Top1(targets_R)
+        self._student = StreamingSoftmax(targets_R, [self._top1s[0]])
+        asked = quantities_of(Requested(entropy=True, top_k=top_k), targets_R)
+        self._teacher = StreamingSoftmax(targets_R, [self._top1s[1], *asked])
         self._gap_R1 = torch.zeros_like(targets_R[:, None], dtype=torch.float64)
         """Σ w (z_teacher - z_student), with the teacher's weights w = exp(z - max)."""
-        self._favourites = _Favourite(targets_R[:, None]), _Favourite(targets_R[:, None])
-        self._top_k = top_k
 
     def add(self, student_RB: Tensor, teacher_RB: Tensor, first: int) -> None:
-        """Logits of the words from `first` on; they are overwritten."""
+        """Take in the logits of the ids from `first` on; they are overwritten."""
         gaps_RB = teacher_RB - student_RB
-        self._favourites[0].see(student_RB, first)
-        self._favourites[1].see(teacher_RB, first)
         self._student.add(student_RB, first)
         weights_RB, scale_R1 = self._teacher.add(teacher_RB, first)
-        # a word that is impossible to the teacher adds nothing, whatever the student's logit
+        # An id that is impossible to the teacher adds nothing, whatever the student's logit.
         products_RB = torch.where(weights_RB > 0, gaps_RB.mul_(weights_RB), 0.0)
         moved_R1 = torch.where(scale_R1 > 0, scale_R1 * self._gap_R1, 0.0)
         self._gap_R1 = moved_R1 + products_RB.sum(dim=1, keepdim=True)
 
     def result(self) -> dict[str, Tensor]:
-        student, teacher = self._student, self._teacher
-        logs_R1 = student.weight_sum.log() - teacher.weight_sum.log()
-        kls_R1 = logs_R1 + (student.greatest - teacher.greatest)
-        kls_R1 = kls_R1 + self._gap_R1 / teacher.weight_sum
-        of_teacher = teacher.result()
-        ours, theirs = self._favourites
+        """Return arrays of shape R, or R x K of the teacher's best ids; nats."""
+        student, teacher = self._student.sums, self._teacher.sums
+        kls_R1 = student.log_sum - teacher.log_sum
+        kls_R1 = kls_R1 + (student.greatest - teacher.greatest)
+        kls_R1 = kls_R1 + self._gap_R1 / teacher.total
+        of_teacher = self._teacher.result()
+        ours, theirs = self._top1s
         found = {
-            "student_losses": student.result().losses,
+            "student_losses": self._student.result().losses,
             "teacher_losses": of_teacher.losses,
             "teacher_entropies": of_teacher.columns["entropies"],
             "kls": kls_R1[:, 0],
-            "same_top1": (ours.ids == theirs.ids)[:, 0],
+            "same_top1": (ours.ids_M1 == theirs.ids_M1)[:, 0],
         }
-        if self._top_k:
+        if "top_ids" in of_teacher.columns:
             found["top_ids"] = of_teacher.columns["top_ids"].int()
             found["top_log_probs"] = of_teacher.columns["top_log_probs"]
         return found
-
-
-class _Favourite:
-    """The word with the greatest logit so far, of equals the first."""
-
-    def __init__(self, like_RK: Tensor) -> None:
-        self.ids = torch.zeros_like(like_RK[:, :1], dtype=torch.long)
-        self._best_R1 = torch.full_like(self.ids, -torch.inf, dtype=torch.float64)
-
-    def see(self, logits_RB: Tensor, first: int) -> None:
-        values_R1, places_R1 = logits_RB.max(dim=1, keepdim=True)
-        better_R1 = values_R1 > self._best_R1
-        self.ids = torch.where(better_R1, places_R1 + first, self.ids)
-        self._best_R1 = torch.where(better_R1, values_R1, self._best_R1)

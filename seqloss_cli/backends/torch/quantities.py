@@ -1,0 +1,286 @@
+"""Quantities that are summed as a softmax goes through the vocabulary, one class for each.
+
+A softmax shows each block of logits to all of its quantities: first as logits (`see`), then as
+weights exp(z - max), max being the greatest logit so far (`weigh`). Sums of weights from earlier
+blocks shrink by `scale` when a block brings a greater logit.
+
+Shape letters: M positions, V vocabulary, B ids of a block, K alternatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqloss_cli.core.backend import Requested, WordBoundaryIds
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Logits of B neighbouring ids at M positions, and how earlier sums change by them."""
+
+    first: int
+    """The first id."""
+    logits: Tensor
+    """M x B, float32 or float64. They are gone after `see`: weights take their place."""
+    base: Tensor
+    """M x 1: the greatest logit so far, with this block; 0 where all are -inf."""
+    drop: Tensor
+    """M x 1, float64: the greatest logit before this block less that with it, <= 0."""
+    scale: Tensor
+    """M x 1, float64: exp(drop); 0 before the first block."""
+    sum_before: Tensor
+    """M x 1, float64: Σ exp(z - max) of the blocks before, with their own max."""
+
+    def places_of(self, ids_MK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns of ids (M x K) in this block, and a mask of those that are in it."""
+        place_MK = ids_MK - self.first
+        width = self.logits.shape[1]
+        return place_MK.clamp(0, width - 1), (place_MK >= 0) & (place_MK < width)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A whole softmax at M positions, float64, each of shape M x 1; in nats where a logarithm."""
+
+    log_sum: Tensor
+    """ln Σ exp(z - max)."""
+    greatest: Tensor
+    """The greatest logit, max."""
+    total: Tensor
+    """Σ exp(z - max), at least 1."""
+    target: Tensor
+    """The target's logit, in the dtype of the logits."""
+
+    @property
+    def log_normaliser(self) -> Tensor:
+        """ln Σ exp(z), M x 1, nats."""
+        return self.log_sum + self.greatest
+
+
+class Quantity:
+    """A quantity at M positions while the vocabulary goes by. Subclasses do what they need."""
+
+    needs_shifted = False
+    """`weigh` looks at z - max beside the weights, which otherwise take its memory."""
+
+    def see(self, block: Block) -> None:
+        """Look at the logits of a block."""
+
+    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        """Look at z - max and exp(z - max) of a block, M x B."""
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the arrays of the column by name, M in the first dimension."""
+        raise NotImplementedError
+
+
+class Ranks(Quantity):
+    """1 + the number of logits strictly greater than the target's."""
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        # All logits are kept: the target's, which they are compared with, may be in the last block.
+        self._blocks: list[Tensor] = []
+
+    def see(self, block: Block) -> None:
+        self._blocks.append(block.logits.clone())
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        above = [(block_MB > sums.target).sum(dim=1) for block_MB in self._blocks]
+        return {"ranks": 1 + torch.stack(above).sum(dim=0)}
+
+
+class Entropies(Quantity):
+    """-Σ p ln p = ln s - Σ w (z - max) / s, nats; an id of probability zero adds nothing.
+
+    With s = Σ w and u = Σ w (z - max) over the ids so far, a greater max' turns them into s e^d and
+    e^d (u + d s), d = max - max' (Milakov & Gimelshein 2018).
+    """
+
+    needs_shifted = True
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        self._spread_M1 = _zeros(targets_M)
+
+    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        # 0 · -inf is NaN: an impossible id has a weight of 0 and a shifted logit of -inf.
+        products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
+        moved_M1 = self._spread_M1 + block.drop * block.sum_before
+        moved_M1 = torch.where(block.scale > 0, moved_M1, 0.0)
+        self._spread_M1 = block.scale * moved_M1 + products_MB.sum(dim=1, keepdim=True)
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        return {"entropies": (sums.log_sum - self._spread_M1 / sums.total)[:, 0]}
+
+
+class Alternatives(Quantity):
+    """The K most probable ids and their log-probabilities (nats), best first, ties by id."""
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        self._k = requested.top_k
+        self._logits_MK: Tensor | None = None
+        self._ids_MK: Tensor | None = None
+
+    def see(self, block: Block) -> None:
+        values, ids = top_logits_of(block.logits, min(self._k, block.logits.shape[1]))
+        ids = ids + block.first
+        if self._logits_MK is not None and self._ids_MK is not None:
+            # Earlier ids stand first, so a stable sort keeps ties by id.
+            values = torch.cat([self._logits_MK, values], dim=1)
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            ids = torch.cat([self._ids_MK, ids], dim=1).gather(1, order)
+        self._logits_MK, self._ids_MK = values[:, : self._k], ids[:, : self._k]
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        assert self._logits_MK is not None
+        assert self._ids_MK is not None
+        # In the order of the loss's own terms, so that the target's is its loss to the last bit.
+        losses_MK = sums.log_sum + (sums.greatest - self._logits_MK.double())
+        return {"top_ids": self._ids_MK, "top_log_probs": 0.0 - losses_MK}
+
+
+class MeanLogProb(Quantity):
+    """The mean of ln p over all ids of the vocabulary, each alike; nats."""
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        self._total_M1, self._vocab_size = _zeros(targets_M), 0
+
+    def see(self, block: Block) -> None:
+        self._total_M1 += block.logits.sum(dim=1, keepdim=True, dtype=torch.float64)
+        self._vocab_size += block.logits.shape[1]
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        mean_M1 = self._total_M1 / self._vocab_size
+        return {"mean_log_prob": (mean_M1 - sums.log_normaliser)[:, 0]}
+
+
+class WordBoundaries(Quantity):
+    """Log-probabilities of `BEGINS`, `UNSPACED` and `LONGER`, M x 3, nats.
+
+    Summed in float64, so that a boundary of probability 1e-300 has one, too.
+    """
+
+    needs_shifted = True
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        boundary_ids = requested.word_boundary_ids
+        assert isinstance(boundary_ids, WordBoundaryIds)
+        device = targets_M.device
+        self._targets_M1 = targets_M[:, None]
+        self._members_V2 = torch.from_numpy(boundary_ids.members).to(device, torch.float64)
+        self._longer_on_host = boundary_ids.longer
+        self._longer = torch.from_numpy(boundary_ids.longer).to(device)
+        self._stems = torch.from_numpy(boundary_ids.stems).to(device)
+        self._sums_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
+
+    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        # A copy, since `double` gives back float64 logits themselves, which others look at, too.
+        exact_MB, first = shifted_MB.to(torch.float64, copy=True).exp_(), block.first
+        last = first + exact_MB.shape[1]
+        members_B2 = self._members_V2[first:last]
+        # Ids beyond the tokenizer's vocabulary (heads are padded) have no piece and are in no sum.
+        sums_M2 = exact_MB[:, : len(members_B2)] @ members_B2
+        here = slice(*np.searchsorted(self._longer_on_host, [first, last]).tolist())
+        longer_ML = exact_MB[:, self._longer[here] - first]
+        own_ML = longer_ML * (self._stems[here] == self._targets_M1)
+        sums_M3 = torch.cat([sums_M2, own_ML.sum(dim=1, keepdim=True)], dim=1)
+        self._sums_M3 = block.scale * self._sums_M3 + sums_M3
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        return {"word_boundary_log_probs": self._sums_M3.log() - sums.log_sum}
+
+
+class KnownIds(Quantity):
+    """Probabilities of K given ids at each position, and of all others together.
+
+    `arrays` gives `log_probs` (M x K), and of the others (M) `rest_log_prob`, `rest_own` = Σ p ln p
+    and `least_log_prob`, the least log-probability of any id; nats. It overwrites the weights, so
+    it is the last quantity of a softmax.
+    """
+
+    def __init__(self, ids_MK: Tensor) -> None:
+        self._ids_MK = ids_MK
+        self._logits_MK = torch.full(ids_MK.shape, -torch.inf, device=ids_MK.device)
+        self._min_M1 = torch.full_like(self._logits_MK[:, :1], torch.inf)
+        self._rest_M1 = _zeros(ids_MK)
+        self._rest_spread_M1 = _zeros(ids_MK)
+
+    def see(self, block: Block) -> None:
+        place_MK, inside_MK = block.places_of(self._ids_MK)
+        here_MK = block.logits.gather(1, place_MK)
+        self._logits_MK = torch.where(inside_MK, here_MK, self._logits_MK)
+        self._min_M1 = torch.minimum(self._min_M1, block.logits.amin(dim=1, keepdim=True))
+
+    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        # The others are added up by themselves: 1 - Σ p of the given ids would lose a small rest.
+        place_MK, inside_MK = block.places_of(self._ids_MK)
+        rows, columns = inside_MK.nonzero(as_tuple=True)
+        weights_MB[rows, place_MK[rows, columns]] = 0.0
+        moved_M1 = self._rest_spread_M1 + block.drop * self._rest_M1
+        moved_M1 = torch.where(block.scale > 0, block.scale * moved_M1, 0.0)
+        self._rest_spread_M1 = moved_M1 + torch.xlogy(weights_MB, weights_MB).sum(1, keepdim=True)
+        self._rest_M1 = block.scale * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        own_M1 = (self._rest_spread_M1 - sums.log_sum * self._rest_M1) / sums.total
+        return {
+            "log_probs": self._logits_MK.double() - sums.log_normaliser,
+            "rest_log_prob": (self._rest_M1.log() - sums.log_sum)[:, 0],
+            "rest_own": own_M1[:, 0],
+            "least_log_prob": (self._min_M1.double() - sums.log_normaliser)[:, 0],
+        }
+
+
+class Top1(Quantity):
+    """The most probable id at each position, of equals the first."""
+
+    def __init__(self, targets_M: Tensor) -> None:
+        self.ids_M1 = torch.zeros_like(targets_M[:, None])
+        self._best_M1 = torch.full_like(self.ids_M1, -torch.inf, dtype=torch.float64)
+
+    def see(self, block: Block) -> None:
+        values_M1, places_M1 = block.logits.max(dim=1, keepdim=True)
+        better_M1 = values_M1 > self._best_M1
+        self.ids_M1 = torch.where(better_M1, places_M1 + block.first, self.ids_M1)
+        self._best_M1 = torch.where(better_M1, values_M1, self._best_M1)
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        return {}
+
+
+QUANTITIES = {
+    "ranks": Ranks,
+    "entropies": Entropies,
+    "top_logprobs": Alternatives,
+    "mean_log_prob": MeanLogProb,
+    "word_boundary_log_probs": WordBoundaries,
+}
+"""Name of a column to what computes it."""
+
+
+def quantities_of(requested: Requested, targets_M: Tensor) -> list[Quantity]:
+    """Return what computes the columns that are asked for, at targets of shape M."""
+    return [QUANTITIES[column.name](targets_M, requested) for column in requested.columns]
+
+
+def top_logits_of(logits_MV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k greatest logits and their ids, both M x k, best first, ties by id."""
+    # torch.topk leaves the order of ties open. Only where one crosses the k-th place does a row
+    # need the full, stable sort.
+    values, ids = logits_MV.topk(k, dim=1)
+    ids, order = ids.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    tied = ((logits_MV >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
+    if len(tied):
+        ranked, ranked_ids = logits_MV[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], ids[tied] = ranked[:, :k], ranked_ids[:, :k]
+    return values, ids
+
+
+def _zeros(like_M: Tensor) -> Tensor:
+    """M x 1, float64: a float32 sum over blocks would lose what a later block adds."""
+    return torch.zeros(len(like_M), 1, dtype=torch.float64, device=like_M.device)
