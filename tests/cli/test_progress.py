@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from rich.progress import Progress, TaskID
 
 from helpers.program import ROOT, document, in_process
 from seqloss_cli import Sample
 from seqloss_cli.cli.progress import ProgressBar
 
 
-def test_progress_moves_within_a_block(tmp_path: Path) -> None:
+def test_progress_moves_within_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two files of 100 bytes; half of the first block's targets is done."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr("seqloss_cli.cli.progress.time.monotonic", lambda: next(clock))
+    shown, totals = list[float](), list[float]()
+    monkeypatch.setattr(
+        "rich.progress.Progress.update", lambda bar, task, **new: shown.append(new["completed"])
+    )
+    add_task = Progress.add_task
+
+    def added(bar: Progress, name: str, total: float) -> TaskID:
+        totals.append(total)
+        return add_task(bar, name, total=total)
+
+    monkeypatch.setattr("rich.progress.Progress.add_task", added)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_bytes(b"x" * 100)
     names = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
-    bar = ProgressBar(names)
-    bar._console._force_terminal = True
-    bar._started -= 10
     last = Sample(names[1], names[1], text="x", end=100)
-    bar.on_progress(50, 0.5, last)
-    assert bar._progress.tasks[0].total == 200
-    assert bar._progress.tasks[0].completed == 100
-    bar.on_input(last)
-    bar.on_progress(50, 1.0, last)
-    assert bar._progress.tasks[0].completed == 200
-    bar.stop()
+    with ProgressBar(names) as bar:
+        bar.on_progress(50, 0.5, last)
+        bar.on_input(last)
+        bar.on_progress(50, 1.0, last)
+    assert (totals, shown) == ([200], [100, 200])
 
 
 def test_help_into_a_closed_pipe_is_quiet() -> None:
