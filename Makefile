@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TRL := .venv-trl
 PEERS := .venv-bench
 
-.PHONY: demo test check format lint types layers tests test-kill test-trl test-browser test-peers bench \
+.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-browser test-peers bench \
 	bench-quick bench-full bench-start bench-page bench-prompts train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
@@ -17,6 +17,10 @@ demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 test: $(INSTALLED) check  ## set up, then check
 
 check: $(INSTALLED) format lint types layers tests
+
+quick: $(INSTALLED) format lint types layers  ## check without the tests that take over a second
+	$(BIN)/python -m pytest -n 2 --dist worksteal \
+		-m 'not long and not trl and not slow and not peers and not browser'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +42,9 @@ layers:
 
 tests:
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+long-tests: $(INSTALLED)  ## write the list of tests that take over a second anew, after all ran
+	$(BIN)/python -m pytest -n 2 --dist loadfile --write-long
 
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)
 	$(BIN)/python -m pytest -m slow tests/results/test_resume.py

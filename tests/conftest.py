@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -24,6 +25,47 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("default")
+
+
+# -- tests that take over a second: `make quick` leaves them out --------------------------------
+
+LONG = ROOT / "tests" / "long.txt"
+SECONDS = 1.0
+
+
+def _name(nodeid: str) -> str:
+    """Of a test in whatever parameters."""
+    return nodeid.partition("[")[0]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-long", action="store_true", help="write tests/long.txt anew")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named = set(LONG.read_text().split())
+    for item in items:
+        if _name(item.nodeid) in named:
+            item.add_marker("long")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which tests should be in the list, or write it; a slow machine fails nobody."""
+    longest: dict[str, float] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            name = _name(report.nodeid)
+            longest[name] = max(longest.get(name, 0.0), report.duration)
+    found = sorted(name for name, seconds in longest.items() if seconds > SECONDS)
+    if config.getoption("--write-long"):
+        LONG.write_text("".join(f"{name}\n" for name in found))
+    elif new := set(found) - set(LONG.read_text().split()):
+        terminalreporter.section(f"over {SECONDS:.0f} s, and not in tests/long.txt")
+        terminalreporter.write_line("\n".join(sorted(new)))
+
+
+# -- fixtures -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
