@@ -61,8 +61,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("--write-long"):
         LONG.write_text("".join(f"{name}\n" for name in found))
     elif new := set(found) - set(LONG.read_text().split()):
-        terminalreporter.section(f"over {SECONDS:.0f} s, and not in tests/long.txt")
-        terminalreporter.write_line("\n".join(sorted(new)))
+        known = f"{len(new)} tests took over a second and are not in tests/long.txt"
+        terminalreporter.write_line(f"{known} (--write-long), such as {min(new)}")
 
 
 # -- fixtures -------------------------------------------------------------------------------------
