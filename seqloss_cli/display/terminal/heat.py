@@ -84,41 +84,31 @@ class Drawing:
     def legend(
         self, what: str = "loss", dim: str = "not scored", noun: str = "token"
     ) -> Iterator[Text]:
-        """Yield the steps with their bounds, and what else a reader has to know."""
-        labels = self.scale.labels(self._unit)
-        if self._palette.marks:
+        """Yield the steps with their bounds, and what else a reader has to know; `dim` says which
+        tokens have no value."""
+        if self.scale is COUNTS and self._palette.marks:
+            yield from self.prose(
+                "In a line that begins with ^, + stands under the first cell of each token above "
+                f"that counts, - of one that is {dim}; text without such a line is all {dim}."
+            )
+        elif self._palette.marks:
             yield from self.prose(f"Steps of {what} in {self._unit} per {noun}:")
-            yield from self._in_lines([(f"{n}: {label}", "") for n, label in enumerate(labels)])
+            steps = enumerate(self.scale.labels(self._unit))
+            yield from self._in_lines([(f"{n}: {label}", Style.null()) for n, label in steps])
             yield from self.prose(
                 f"A line that begins with ^ gives the step of each {noun} in the line above, under "
                 f"its first cell there; - is {dim}."
             )
         else:
-            yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
+            labels = ["counts"]
+            if self.scale is not COUNTS:
+                labels = self.scale.labels(self._unit)
+                yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
             styles = self._palette.styles
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
-            yield from self._about_colours(dim)
-        yield from self._about_white_space()
-
-    def legend_of_counts(self) -> Iterator[Text]:
-        """Yield the legend of a text whose tokens count or are masked, and whose losses are not
-        known."""
-        if self._palette.marks:
-            yield from self.prose(
-                "In a line that begins with ^, + stands under the first cell of each token above "
-                "that counts, - of one that is masked; text without such a line is all masked."
-            )
-        else:
-            yield from self._in_lines([(" counts ", self._palette.styles[0])])
-            yield from self._about_colours("masked")
-        yield from self._about_white_space()
-
-    def _about_colours(self, dim: str) -> Iterator[Text]:
-        theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-        yield from self.prose(f"dim: {dim}; colours for a {theme}")
-
-    def _about_white_space(self) -> Iterator[Text]:
+            theme = f"{self._options.theme} terminal ({self._options.theme_note})"
+            yield from self.prose(f"dim: {dim}; colours for a {theme}")
         if self._options.white_space:
             blank, tab, line_end = map(self._charset.white_space.__getitem__, " \t\n")
             yield from self.prose(
@@ -142,14 +132,14 @@ class Drawing:
         # Wrapping also strips blanks, which a swatch or a bar that fits must keep.
         yield from self._wrapped(line) if line.cell_len > self._width else [line]
 
-    def _in_lines(self, parts: Sequence[tuple[str, object]]) -> Iterator[Text]:
+    def _in_lines(self, parts: Sequence[tuple[str, Style]]) -> Iterator[Text]:
         line = Text()
         for words, style in parts:
             if line and len(line) + 2 + len(words) > self._width:
                 yield from self._fitting(line)
                 line = Text()
             line.append("  " if line else "")
-            line.append(words, style=style)  # type: ignore[arg-type]
+            line.append(words, style=style)
         yield from self._fitting(line)
 
     # -- text --------------------------------------------------------------------------------

@@ -41,17 +41,14 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
         if options.heat is not None:
             scale = LOSSES if has_losses else COUNTS
             self._drawing = Drawing(self._console, options.heat, self._unit, scale)
-        if not options.summary:
-            self._legend(self._drawing, has_losses)
-
-    def _legend(self, drawing: Drawing | None, has_losses: bool) -> None:
-        if drawing is None:
+        if options.summary:
+            return
+        if self._drawing is not None:
+            dim = "masked, or not scored" if has_losses else "masked"
+            self._drawing.show([*self._drawing.legend(dim=dim), Text()])
+        else:
             shown = f"{_OPEN}in brackets{_CLOSE}" if self._marks else "highlighted"
             self._console.print(Text(f"What counts is {shown}; what is masked is not.\n"))
-        elif has_losses:
-            drawing.show([*drawing.legend(dim="masked, or not scored"), Text()])
-        else:
-            drawing.show([*drawing.legend_of_counts(), Text()])
 
     # -- one sequence -----------------------------------------------------------------------
 

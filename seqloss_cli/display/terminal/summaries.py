@@ -42,15 +42,12 @@ def summary_view(
     yield _quantiles(summary, unit)
     if summary.positions:
         yield _positions(summary.positions, unit)
+    # One sequence is both the worst and the best.
     if summary.whole.totals.n_sequences > 1:
-        if summary.worst_sequences:
-            yield _sequences("worst sequences", summary.worst_sequences, unit)
-        if summary.best_sequences:
-            yield _sequences("best sequences", summary.best_sequences, unit)
-    if summary.worst_tokens:
-        yield _tokens("worst tokens", summary.worst_tokens, unit)
-    if summary.best_tokens:
-        yield _tokens("best tokens", summary.best_tokens, unit)
+        yield from _sequences("worst sequences", summary.worst_sequences, unit)
+        yield from _sequences("best sequences", summary.best_sequences, unit)
+    yield from _tokens("worst tokens", summary.worst_tokens, unit)
+    yield from _tokens("best tokens", summary.best_tokens, unit)
 
 
 def _figures(
@@ -140,22 +137,26 @@ def _positions(positions: Sequence[PositionLoss], unit: Unit) -> RenderableType:
     return table
 
 
-def _sequences(title: str, entries: Sequence[SequenceExtreme], unit: Unit) -> RenderableType:
+def _sequences(
+    title: str, entries: Sequence[SequenceExtreme], unit: Unit
+) -> Iterator[RenderableType]:
     figures = ("scored", "total loss", "mean")
     table = fmt.figures_table(f"{title}, {unit}", (), ("sequence",), figures)
     for entry in entries:
         total, mean = unit.text(entry.total_loss, 3), _coloured(entry.mean_loss, unit)
         table.add_row(Text(escape(entry.id)), str(entry.n_scored), total, mean)
-    return table
+    if entries:
+        yield table
 
 
-def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> RenderableType:
+def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> Iterator[RenderableType]:
     table = fmt.figures_table(f"{title}, {unit}", (), ("sequence", "token"), ("pos", "loss"))
     for entry in entries:
         token = Text("" if entry.token is None else fmt.visible(entry.token))
         loss = _coloured(entry.loss, unit)
         table.add_row(Text(escape(entry.id)), token, str(entry.position), loss)
-    return table
+    if entries:
+        yield table
 
 
 def _coloured(nats: float | None, unit: Unit) -> Text:

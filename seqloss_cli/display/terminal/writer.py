@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from rich.cells import cell_len, set_cell_size, split_graphemes
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
@@ -97,26 +98,25 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
     """Shows losses of texts and pairs."""
 
     def _show(self, score: SequenceScore, totals: Totals) -> None:
-        options, console = self._options, self._console
+        options, tables = self._options, list[Table]()
         self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
         if (boundary := score.sequence.prompt_boundary) is not None:
             if boundary.turns:
-                console.print()
-                console.print(turn_table(score, options))
-            console.print()
-            console.print(chain_rule_table(score, totals, options))
+                tables.append(turn_table(score, options))
+            tables.append(chain_rule_table(score, totals, options))
         if options.words and (words := word_losses(score, options.marks)):
-            console.print()
-            console.print(word_table(words, options))
+            tables.append(word_table(words, options))
             flags |= words.flags
         if (regions := region_losses(score, options.marks)) is not None:
-            console.print()
-            console.print(region_table(regions, options))
+            tables.append(region_table(regions, options))
             flags |= regions.flags
+        for table in tables:
+            self._console.print()
+            self._console.print(table)
         if flags:
-            console.print(Text("flags: " + fmt.counts_text(flags), style="yellow"))
-        console.print()
+            self._console.print(Text("flags: " + fmt.counts_text(flags), style="yellow"))
+        self._console.print()
 
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
         self._console.print(token_table(score, self._options))
