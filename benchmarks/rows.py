@@ -19,7 +19,7 @@ from settings import ROOT, Settings
 from sides import Watch, load_scorer
 from workload import cache, jsonl
 
-from seqloss_cli.cli.options import Format
+from seqloss_cli.cli.formats import Format
 from seqloss_cli.cli.output import OutputChoice, run_to_end
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy

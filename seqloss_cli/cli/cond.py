@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import pairs as p
+from seqloss_cli.cli import inputs as i
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import command_errors
-from seqloss_cli.cli.views import VIEW_OPTIONS
+from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 EXAMPLES = (
     'seqloss cond --prompt "The list is" --response " sorted in place."',
@@ -18,33 +26,24 @@ EXAMPLES = (
 )
 
 
-@o.with_options(
-    p.PAIR_INPUTS,
-    o.REGIONS_OPTION,
-    p.CHAT_OPTIONS,
-    o.MODEL_OPTIONS,
-    o.POLICY_OPTIONS,
-    p.SEAM_OPTIONS,
-    {
-        "pmi": (
-            Annotated[
-                bool, o.flag(o.POLICY, "--pmi", "Score the response without its prompt, too.")
-            ],
-            False,
-        ),
-        "no_marginal": (
-            Annotated[bool, o.flag(o.POLICY, "--no-marginal", "Do not score prompts: faster.")],
-            False,
-        ),
-        "no_share_prefix": p.NO_SHARE_PREFIX,
-    },
-    o.SPEED_OPTIONS,
-    o.SHOW_OPTIONS,
-    VIEW_OPTIONS,
-    o.OUTPUT_OPTIONS,
-    o.RESUME_OPTION,
-    o.PAGE_OPTION,
-    o.OTHER_OPTIONS,
+@with_options(
+    only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
+    only(PairPolicy, "separator"),
+    only(Reading, "keep_meta", "limit", "max_bytes"),
+    only(i.TextArguments, "regions"),
+    only(i.PairArguments, "chat", "chat_template"),
+    only(PairPolicy, "turns", "end_of_turn"),
+    ModelChoice,
+    TokenPolicy,
+    only(WindowChoice, "context"),
+    only(PairPolicy, "boundary", "truncate", "pmi", "marginal"),
+    only(BatchPolicy, "share_prefix", "tokens"),
+    SpeedPolicy,
+    quantities(),
+    ShowSettings,
+    OutputSettings,
+    CONFIG,
+    OtherSettings,
 )
 def cond(ctx: typer.Context) -> None:
     """Score responses given their prompts: ln Pr(y|x), ln Pr(x) and the joint.
@@ -53,20 +52,19 @@ def cond(ctx: typer.Context) -> None:
     losses of all tokens; only the response's count. A common beginning is computed once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output, choose_requested, load_scorer
-        from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
-        from seqloss_cli.cli.paging import page_after, refuse_page
+        from seqloss_cli.cli.report_option import page_after, refuse_page
+        from seqloss_cli.cli.settings import load_scorer, output_choice, requested
         from seqloss_cli.inputs import ReadStats, described
 
-        choice = choose_output(ctx)
+        choice = output_choice(ctx)
         refuse_page(ctx, choice)
-        names, policy = p.pair_names(ctx), p.choose_pairs(ctx)
-        regions, stats = choose_regions(ctx), ReadStats()
-        items = p.pair_items(ctx, names, stats)
+        names, policy = i.pair_names(ctx), i.pair_policy(ctx)
+        regions, stats = i.region_file(ctx), ReadStats()
+        items = i.pair_items(ctx, names, stats)
         scorer = load_scorer(ctx, policy)
-        read = described(names or ["<pair>"], p.pair_reading(ctx))
+        read = described(names or ["<pair>"], i.pair_reading(ctx))
         if regions is not None:
             items, read = regions.attach(items), read | regions.described()
         with page_after(ctx, choice) as choice:
-            run_to_end(scorer, items, stats, names, choose_requested(ctx), choice, "cond", read)
+            run_to_end(scorer, items, stats, names, requested(ctx), choice, "cond", read)

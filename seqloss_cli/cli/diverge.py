@@ -6,15 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import texts as t
-from seqloss_cli.cli.enums import Dtype, Format
+from seqloss_cli.cli import inputs as i
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.formats import Format
+from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import REFERENCE, option, record
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    DtypeChoice,
+    ModelChoice,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import SavedSums
@@ -26,79 +38,61 @@ if TYPE_CHECKING:
     from seqloss_cli.results.writing.rows import RowOptions
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
-_GOLD = "Gold distributions"
 EXAMPLES = (
     "seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo",
     "seqloss diverge README.md --lines --quantize int8 --teacher demo --summary",
     "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
     "seqloss diverge README.md -m samples/checkpoints/step-600 --teacher demo --report page.html",
 )
-GOLD_OPTIONS: o.Group = {
-    "teacher": (
-        Annotated[
-            str | None,
-            o.option(_GOLD, "--teacher", "Checkpoint whose distributions are gold; or its FILE."),
-        ],
-        None,
-    ),
-    "teacher_dtype": (
-        Annotated[
-            Dtype | None,
-            o.option(_GOLD, "--teacher-dtype", "The teacher's; else --dtype.", show_default=False),
-        ],
-        None,
-    ),
-    "teacher_adapter": (
-        Annotated[
-            str | None, o.option(_GOLD, "--teacher-adapter", "Adapter that the teacher is to have.")
-        ],
-        None,
-    ),
-    "teacher_revision": (
-        Annotated[
-            str | None, o.option(_GOLD, "--teacher-revision", "Commit or tag of the teacher.")
-        ],
-        None,
-    ),
-    "label_smoothing": (
-        Annotated[
-            float | None,
-            o.option(_GOLD, "--label-smoothing", "Gold: one-hot, E of it spread over all words."),
-        ],
-        None,
-    ),
-    "save_teacher": (
-        Annotated[
-            Path | None,
-            o.option(
-                _GOLD, "--save-teacher", "Keep the teacher's best ids in FILE, for --teacher."
-            ),
-        ],
-        None,
-    ),
-    "teacher_top_k": (
-        Annotated[
-            int,
-            o.option(_GOLD, "--teacher-top-k", "How many of them, at each token.", min=1),
-        ],
-        64,
-    ),
-}
 
 
-@o.with_options(
-    t.TEXT_INPUTS,
-    GOLD_OPTIONS,
-    o.MODEL_OPTIONS,
-    o.POLICY_OPTIONS,
-    {"stride": (o.Stride, None)},
-    {n: o.SPEED_OPTIONS[n] for n in ("batch_tokens", "compile")},
-    {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
-    {n: o.OUTPUT_OPTIONS[n]
-     for n in ("json", "jsonl", "format", "output", "force", "no_text", "no_tokens")},
-    o.PAGE_OPTION,
-    o.OTHER_OPTIONS,
-)  # fmt: skip
+@record
+class ReferenceSettings:
+    """The distributions that the model is measured against: a teacher's, or smoothed labels."""
+
+    teacher: str | None = option(
+        None, "--teacher", REFERENCE, "Checkpoint whose distributions are gold; or its FILE."
+    )
+    teacher_dtype: DtypeChoice | None = option(
+        None, "--teacher-dtype", REFERENCE, "The teacher's; else --dtype."
+    )
+    teacher_adapter: str | None = option(
+        None, "--teacher-adapter", REFERENCE, "Adapter that the teacher is to have."
+    )
+    teacher_revision: str | None = option(
+        None, "--teacher-revision", REFERENCE, "Commit or tag of the teacher."
+    )
+    label_smoothing: float | None = option(
+        None, "--label-smoothing", REFERENCE, "Gold: one-hot, E of it spread over all words."
+    )
+    save_teacher: Path | None = option(
+        None, "--save-teacher", REFERENCE, "Keep the teacher's best ids in FILE, for --teacher."
+    )
+    teacher_top_k: int = option(
+        64, "--teacher-top-k", REFERENCE, "How many of them, at each token.", min=1
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a share of labels that is none."""
+        smoothing = self.label_smoothing
+        if smoothing is not None and not 0 <= smoothing < 1:
+            raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
+
+
+@with_options(
+    only(i.TextArguments, "files", "text"),
+    Reading,
+    ReferenceSettings,
+    ModelChoice,
+    TokenPolicy,
+    WindowChoice,
+    only(BatchPolicy, "tokens"),
+    only(SpeedPolicy, "compile"),
+    only(ShowSettings, "unit", "all_tokens", "summary"),
+    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text", "tokens", "report"),
+    CONFIG,
+    OtherSettings,
+)
 def diverge(ctx: typer.Context) -> None:
     """Measure how far a model is from a teacher: cross-entropy, KL, changed probabilities.
 
@@ -106,10 +100,10 @@ def diverge(ctx: typer.Context) -> None:
     quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output, load_scorer, say_warnings
-        from seqloss_cli.cli.paging import page_after
+        from seqloss_cli.cli.report_option import page_after
+        from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
-        choice, inputs = choose_output(ctx), t.text_inputs(ctx)
+        choice, inputs = output_choice(ctx), i.text_inputs(ctx)
         _refuse(ctx, choice)
         scorer = load_scorer(ctx)
         gold = _gold(ctx, scorer)
@@ -124,7 +118,7 @@ def diverge(ctx: typer.Context) -> None:
 def _diverge(
     ctx: typer.Context,
     choice: OutputChoice,
-    inputs: t.TextInputs,
+    inputs: i.TextInputs,
     gold: TeacherScorer,
     saved: SavedSums | None,
 ) -> int:
@@ -163,32 +157,17 @@ def _diverge(
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
-    from seqloss_cli.backends.teacher_files import looks_saved
-    from seqloss_cli.cli.paging import refuse_page
+    from seqloss_cli.cli.report_option import refuse_page
     from seqloss_cli.results.sinks import refuse_to_overwrite
 
     values = ctx.params
     refuse_page(ctx, choice)
     _refuse_page_over(values["report"], values["teacher"], values["save_teacher"])
-    teacher, smoothing, save = (values[n] for n in ("teacher", "label_smoothing", "save_teacher"))
-    if (teacher is None) == (smoothing is None):
-        raise UsageError("say what is gold: --teacher MODEL, or --label-smoothing E")
-    if smoothing is not None and not 0 <= smoothing < 1:
-        raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
+    save = given(ctx, ReferenceSettings).save_teacher
     if choice.format not in (Format.table, Format.json, Format.jsonl):
         raise UsageError(f"diverge does not write {choice.format.value}, but --json and --jsonl")
-    from_file = teacher is not None and looks_saved(teacher)
-    for name in ("teacher_dtype", "teacher_adapter", "teacher_revision"):
-        if values[name] is not None and (teacher is None or from_file):
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} is for a --teacher that is a model")
     if save is None:
-        given = ctx.get_parameter_source("teacher_top_k")
-        if given is not None and given.name == "COMMANDLINE":
-            raise UsageError("--teacher-top-k goes with --save-teacher")
         return
-    if teacher is None or from_file:
-        raise UsageError("--save-teacher needs a --teacher that is a model")
     if choice.path is not None and save.absolute() == choice.path.absolute():
         raise UsageError("--save-teacher and -o name the same file")
     refuse_to_overwrite(save, choice.force)
@@ -207,7 +186,7 @@ def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
     from dataclasses import replace
 
     from seqloss_cli.backends.teacher_files import looks_saved
-    from seqloss_cli.cli.choices import choose_model
+    from seqloss_cli.cli.settings import model_choice
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
     values = ctx.params
@@ -215,7 +194,7 @@ def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
         return TeacherScorer.with_smoothing(scorer, values["label_smoothing"])
     if looks_saved(values["teacher"]):
         return TeacherScorer.with_saved_teacher(scorer, Path(values["teacher"]))
-    choice = choose_model(ctx, values["teacher"])  # what is said of the model is not of it, too
+    choice = model_choice(ctx, values["teacher"])  # what is said of the model is not of it, too
     choice = replace(
         choice,
         revision=values["teacher_revision"],

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.extras import load_pyarrow
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    openai = "openai"
+    parquet = "parquet"
+    csv = "csv"
+    tsv = "tsv"
+
+
+class Level(StrEnum):
+    sequence = "sequence"
+    token = "token"
+    word = "word"
+    region = "region"
+
 
 BY_EXTENSION = {
     f".{format.value}": format

@@ -1,20 +1,115 @@
-"""Where a command's inputs come from: files, stdin, or values on the command line."""
+"""Options of inputs, and the samples that they name: of files, of stdin, or of the command line."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.options import given
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import CHATS, INPUT, argument, option, record
+from seqloss_cli.core.policies import PairPolicy, Reading
 
 if TYPE_CHECKING:
     import typer
 
-    from seqloss_cli.inputs import RegionFile
+    from seqloss_cli.core.records import Rejected, Sample
+    from seqloss_cli.inputs import ChoiceFields, PairFields, ReadOptions, ReadStats, RegionFile
 
 STDIN = "-"
+
+
+@record
+class TextArguments:
+    """Files of texts or one text, and regions of them."""
+
+    files: list[str] | None = argument("[FILES…|-]", "Texts or JSONL; .gz, .zst.")
+    text: str | None = option(None, "--text", INPUT, "Score this text.")
+    regions: str | None = option(
+        None,
+        "--regions",
+        INPUT,
+        "JSONL with regions of each text: spans of characters, or strings.",
+        metavar="FILE",
+    )
+
+
+@record
+class PairArguments:
+    """Files of prompts with responses or one pair, and how they are made a chat."""
+
+    files: list[str] | None = argument("[FILES…|-]", "JSONL rows; .gz, .zst.")
+    prompt: str | None = option(None, "--prompt", INPUT, "The prompt: a text, @FILE or - (stdin).")
+    response: str | None = option(
+        None, "--response", INPUT, "The response: a text, @FILE or - (stdin)."
+    )
+    prompt_field: str = option("prompt", "--prompt-field", INPUT, "Field of a row with the prompt.")
+    response_field: str = option(
+        "response", "--response-field", INPUT, "Field of a row with the response."
+    )
+    chat: bool = option(
+        False, "--chat", CHATS, "Wrap prompt and response as a turn of user and assistant."
+    )
+    chat_template: Path | None = option(
+        None, "--chat-template", CHATS, "Jinja file in place of the tokenizer's template."
+    )
+
+
+@record
+class ChoiceArguments:
+    """Several responses to a prompt, and which one is right."""
+
+    response: list[str] | None = option(
+        None, "--response", INPUT, "A response: a text, @FILE or - (stdin); twice or more."
+    )
+    no_prompt: bool = option(False, "--no-prompt", INPUT, "Rows have no prompt: minimal pairs.")
+    choices_field: str = option(
+        "choices", "--choices-field", INPUT, "Field with the list; or a,b: a response in each."
+    )
+    answer_field: str = option(
+        "answer", "--answer-field", INPUT, "Field with the right one: its place, from 0."
+    )
+    answer: int | None = option(
+        None, "--answer", INPUT, "The right one, the same for all rows.", min=0
+    )
+
+
+# -- texts ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """Texts of files or of the command line, and how they are read."""
+
+    names: list[str]
+    """Files; none for a text of the command line."""
+    reading: ReadOptions
+    text: str | None
+
+    def items(self, stats: ReadStats) -> Iterable[Sample | Rejected]:
+        """Samples, in input order."""
+        from seqloss_cli.inputs import read_inputs, text_sample
+
+        if self.text is not None:
+            return [text_sample(self.text, max_bytes=self.reading.max_bytes)]
+        return read_inputs(self.names, self.reading, stats)
+
+    def described(self) -> Mapping[str, Any]:
+        """For the run's record."""
+        from seqloss_cli.inputs import described
+
+        return described(["<text>"] if self.text is not None else self.names, self.reading)
+
+
+def text_inputs(context: typer.Context) -> TextInputs:
+    """The files or the text that the options name. Raises UsageError when there is nothing."""
+    arguments = given(context, TextArguments)
+    names = [] if arguments.text is not None else input_names(arguments.files, "give --text")
+    return TextInputs(names, read_options(context), arguments.text)
 
 
 def input_names(files: list[str] | None, otherwise: str) -> list[str]:
@@ -26,6 +121,111 @@ def input_names(files: list[str] | None, otherwise: str) -> list[str]:
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(f"nothing to score: name FILES, pipe a file in, or {otherwise}")
     return [STDIN]
+
+
+def read_options(
+    context: typer.Context, pairs: PairFields | ChoiceFields | None = None
+) -> ReadOptions:
+    """How inputs are read: as texts, or as rows with the fields of `pairs`."""
+    from seqloss_cli.inputs import ReadOptions
+
+    return ReadOptions(**asdict(given(context, Reading)), pairs=pairs)
+
+
+# -- pairs and chats -----------------------------------------------------------------------------
+
+
+def pair_policy(context: typer.Context) -> PairPolicy:
+    """The policies for pairs and chats. Raises UsageError when a template cannot be read."""
+    path = given(context, PairArguments).chat_template
+    template = None if path is None else file_text("--chat-template", path)
+    return replace(given(context, PairPolicy), chat_template=template)
+
+
+def pair_names(context: typer.Context) -> list[str]:
+    """The names of input files; none when the pair stands on the command line."""
+    arguments = given(context, PairArguments)
+    if arguments.prompt is None:
+        return input_names(arguments.files, "give --prompt and --response")
+    if [arguments.prompt, arguments.response] == [STDIN, STDIN]:
+        raise UsageError("'-' (stdin) can be read once only")
+    return []
+
+
+def pair_items(
+    context: typer.Context, names: list[str], stats: ReadStats
+) -> Iterable[Sample | Rejected]:
+    """Samples of the files, or the one pair of the command line."""
+    from seqloss_cli.core.records import Pair
+    from seqloss_cli.inputs import pair_sample, read_inputs
+
+    if names:
+        return read_inputs(names, pair_reading(context), stats)
+    arguments, reading = given(context, PairArguments), given(context, Reading)
+    prompt = text_of("--prompt", arguments.prompt or "")
+    response = text_of("--response", arguments.response or "")
+    pair = Pair(prompt, response, given(context, PairPolicy).separator)
+    return [pair_sample(pair, "<pair>", arguments.chat, reading.max_bytes)]
+
+
+def pair_reading(context: typer.Context) -> ReadOptions:
+    """How rows of pairs are read."""
+    from seqloss_cli.inputs import PairFields
+
+    arguments, separator = given(context, PairArguments), given(context, PairPolicy).separator
+    fields = PairFields(arguments.prompt_field, arguments.response_field, separator, arguments.chat)
+    return read_options(context, fields)
+
+
+# -- several responses to a prompt ---------------------------------------------------------------
+
+
+def choice_names(context: typer.Context) -> list[str]:
+    """The names of input files; none when the choices stand on the command line."""
+    arguments = given(context, PairArguments)
+    if arguments.prompt is None:
+        return input_names(arguments.files, "give --prompt and --response twice or more")
+    responses = given(context, ChoiceArguments).response or []
+    if [arguments.prompt, *responses].count(STDIN) > 1:
+        raise UsageError("'-' (stdin) can be read once only")
+    return []
+
+
+def choice_items(
+    context: typer.Context, names: list[str], stats: ReadStats
+) -> Iterable[Sample | Rejected]:
+    """Samples of the files, or the one row of the command line."""
+    from seqloss_cli.core.records import Choices
+    from seqloss_cli.inputs import choices_sample, read_inputs
+
+    if names:
+        return read_inputs(names, choice_reading(context), stats)
+    arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
+    responses = tuple(text_of("--response", each) for each in arguments.response or ())
+    answers = None if arguments.answer is None else (arguments.answer,)
+    prompt = text_of("--prompt", pairs.prompt or "")
+    separator = given(context, PairPolicy).separator
+    choices = Choices(prompt, responses, separator, answers, pairs.chat)
+    return [choices_sample(choices, max_bytes=given(context, Reading).max_bytes)]
+
+
+def choice_reading(context: typer.Context) -> ReadOptions:
+    """How rows of choices are read."""
+    from seqloss_cli.inputs import ChoiceFields
+
+    arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
+    fields = ChoiceFields(
+        prompt=None if arguments.no_prompt else pairs.prompt_field,
+        choices=tuple(arguments.choices_field.split(",")),
+        answer=arguments.answer_field,
+        fixed_answer=arguments.answer,
+        separator=given(context, PairPolicy).separator,
+        chat=pairs.chat,
+    )
+    return read_options(context, fields)
+
+
+# -- texts of the command line -------------------------------------------------------------------
 
 
 def text_of(flag: str, value: str) -> str:
@@ -60,21 +260,26 @@ def _decoded(where: str, raw: bytes) -> str:
         raise UsageError(f"{where}: is not UTF-8 at byte {error.start}") from error
 
 
-def choose_regions(context: typer.Context) -> RegionFile | None:
-    """The file of --regions, if there is one; once the run is over, what of it was not used is
-    said. Raises UsageError when there is no such file."""
+# -- regions -------------------------------------------------------------------------------------
+
+
+def region_file(context: typer.Context) -> RegionFile | None:
+    """The file of --regions, if there is one; when the command ends, its unused rows are reported.
+
+    Raises UsageError when there is no such file.
+    """
     from seqloss_cli.inputs import RegionFile
 
-    values = context.params
-    if values["regions"] is None:
+    name, reading = given(context, TextArguments).regions, given(context, Reading)
+    if name is None:
         return None
-    file = RegionFile(values["regions"], values["max_bytes"])
-    context.call_on_close(lambda: _say_unused(file, bool(values["limit"])))
+    file = RegionFile(name, reading.max_bytes)
+    context.call_on_close(lambda: _say_unused(file, bool(reading.limit)))
     return file
 
 
 def _say_unused(file: RegionFile, limited: bool) -> None:
-    """Of a run that came to the end of its inputs."""
+    """Report the unused rows, if the run came to the end of its inputs."""
     if not file.all_asked:
         return
     if (unused := file.count_unused()) and not limited:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import typer
 
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import pairs as p
-from seqloss_cli.cli.enums import Format
+from seqloss_cli.cli import inputs as i
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.formats import Format
 from seqloss_cli.cli.inputs import STDIN
-from seqloss_cli.cli.views import VIEW_OPTIONS
+from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -37,49 +47,42 @@ EXAMPLES = (
 )
 
 
-class Like(StrEnum):
-    trl = "trl"
-    trl_assistant = "trl-assistant-only"
+Like = Literal["trl", "trl-assistant-only"]
 
 
-@o.with_options(
-    p.PAIR_INPUTS,
-    {
-        "check": (
-            Annotated[
-                str | None,
-                o.option(o.INPUT, "--check", "JSONL of input_ids and labels to compare with."),
-            ],
-            None,
-        ),
-        "like": (
-            Annotated[
-                Like | None,
-                o.option(o.POLICY, "--like", "Also the labels that TRL's SFTTrainer makes."),
-            ],
-            None,
-        ),
-        "max_length": (
-            Annotated[
-                int,
-                o.option(o.POLICY, "--max-length", "With --like: the trainer's; 0: none.", min=0),
-            ],
-            1024,
-        ),
-        "loss": (
-            Annotated[bool, o.flag(o.SHOW, "--loss", "Load the model, and say what the loss is.")],
-            False,
-        ),
-    },
-    p.CHAT_OPTIONS,
-    o.MODEL_OPTIONS,
-    o.POLICY_OPTIONS,
-    p.SEAM_OPTIONS,
-    o.SPEED_OPTIONS,
-    {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
-    VIEW_OPTIONS,
-    {n: value for n, value in o.OUTPUT_OPTIONS.items() if n not in ("level", "context_lengths")},
-    o.OTHER_OPTIONS,
+@record
+class MaskSettings:
+    """The labels that the mask is compared with."""
+
+    check: str | None = option(
+        None, "--check", INPUT, "JSONL of input_ids and labels to compare with."
+    )
+    like: Like | None = option(
+        None, "--like", POLICIES, "Also the labels that TRL's SFTTrainer makes."
+    )
+    max_length: int = option(
+        1024, "--max-length", POLICIES, "With --like: the trainer's; 0: none.", min=0
+    )
+    loss: bool = option(False, "--loss", SHOW, "Load the model, and say what the loss is.")
+
+
+@with_options(
+    only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
+    only(PairPolicy, "separator"),
+    only(Reading, "keep_meta", "limit", "max_bytes"),
+    MaskSettings,
+    only(i.PairArguments, "chat", "chat_template"),
+    only(PairPolicy, "turns", "end_of_turn"),
+    ModelChoice,
+    TokenPolicy,
+    only(WindowChoice, "context"),
+    only(PairPolicy, "boundary", "truncate"),
+    only(BatchPolicy, "tokens"),
+    SpeedPolicy,
+    only(ShowSettings, "unit", "all_tokens", "summary", "view", "theme", "show_whitespace"),
+    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text", "tokens"),
+    CONFIG,
+    OtherSettings,
 )
 def mask(ctx: typer.Context) -> None:
     """Show which tokens a training loss falls on, and where other labels differ.
@@ -88,7 +91,6 @@ def mask(ctx: typer.Context) -> None:
     --check compares with labels that a training pipeline wrote; a difference exits with 3.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output
         from seqloss_cli.cli.output import (
             Work,
             say_what_did_not_fit,
@@ -96,17 +98,18 @@ def mask(ctx: typer.Context) -> None:
             write_all,
         )
         from seqloss_cli.cli.progress import ProgressBar
+        from seqloss_cli.cli.settings import output_choice
         from seqloss_cli.inputs import LabelFile, ReadStats
         from seqloss_cli.metrics.masks import MaskTotals, mask_totals, masks
         from seqloss_cli.results.sinks import open_sink
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
-        values, choice = ctx.params, choose_output(ctx)
-        names, stats = p.pair_names(ctx), ReadStats()
+        values, choice = ctx.params, output_choice(ctx)
+        names, stats = i.pair_names(ctx), ReadStats()
         _refuse(ctx, choice, names)
-        items = p.pair_items(ctx, names, stats)
+        items = i.pair_items(ctx, names, stats)
         bar = ProgressBar(names)
-        pairs = p.choose_pairs(ctx)
+        pairs = i.pair_policy(ctx)
         tokens, run, entries, scorer = _entries(ctx, pairs, items, bar)
         labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
         find = None if labels is None else labels.find
@@ -134,18 +137,6 @@ def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
         raise UsageError("--format openai is made of losses; mask writes --json or --jsonl")
     if choice.format not in (Format.table, Format.json, Format.jsonl):
         raise UsageError(f"mask does not write {choice.format.value}, but --json and --jsonl")
-    if values["boundary"] == "compare":
-        raise UsageError("mask shows one boundary policy at a time: joint or separate")
-    if values["like"] and values["special_tokens"] != "parse":
-        raise UsageError(
-            "--like trl parses control tokens, as TRL does; leave --special-tokens out"
-        )
-    given = ctx.get_parameter_source("max_length")
-    if not values["like"] and given is not None and given.name == "COMMANDLINE":
-        raise UsageError("--max-length is the trainer's; it goes with --like")
-    for flag in ("adapter", "quantize"):
-        if values[flag] and not values["loss"]:
-            raise UsageError(f"--{flag} is for the model's numbers: mask loads none without --loss")
     check = values["check"]
     if check == STDIN and STDIN in (*names, values["prompt"], values["response"]):
         raise UsageError("'-' (stdin) can be read once only")
@@ -169,12 +160,11 @@ def _entries(
 ]:
     """The tokenization, what the run's record says, and sequences: with --loss their scores, and
     who makes them."""
-    from seqloss_cli.cli.choices import (
-        choose_model,
-        choose_tokenizer,
-        choose_tokens,
+    from seqloss_cli.cli.settings import (
         load_scorer,
+        model_choice,
         say_warnings,
+        tokenizer_choice,
     )
     from seqloss_cli.scoring.scorer import PairTokens
 
@@ -186,8 +176,8 @@ def _entries(
             scorer.score(items, None, bar.on_progress),
             scorer,
         )
-    choice = choose_tokenizer(ctx) or choose_model(ctx)
-    tokens = PairTokens(choice, choose_tokens(ctx), pairs, ctx.params["context"])
+    choice = tokenizer_choice(ctx) or model_choice(ctx)
+    tokens = PairTokens(choice, given(ctx, TokenPolicy), pairs, ctx.params["context"])
     say_warnings(tokens.warnings)
     return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items), None
 
@@ -201,7 +191,7 @@ def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> Trl
     return TrlTrainer(
         tokens.vocabulary.tokenizer,
         pairs.chat_template,
-        assistant_only=values["like"] == Like.trl_assistant,
+        assistant_only=values["like"] == "trl-assistant-only",
         max_length=values["max_length"] or None,
     )
 

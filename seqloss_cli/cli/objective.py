@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli import in_turn as t
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import reports as r
-from seqloss_cli.cli.compare import say_what_was_left_out
+from seqloss_cli.cli import results_files as r
+from seqloss_cli.cli import summary_output as s
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
+from seqloss_cli.core.presentation import ShowSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,25 +26,27 @@ EXAMPLES = (
 )
 
 
-@o.with_options(
-    t.TURN_OPTIONS,
-    r.COMPARE_OPTIONS,
-    {name: r.REPORT_OPTIONS[name] for name in r.REPORT_OPTIONS if name != "allow_different"},
+@with_options(
+    only(ModelArguments, "checkpoints"),
+    SCORING_OPTIONS,
+    s.INTERVALS,
+    only(s.StatisticsSettings, "bootstrap"),
+    only(s.StatisticsSettings, "worst"),
+    only(ShowSettings, "unit"),
+    s.SUMMARY_OUTPUT,
+    CONFIG,
+    only(OtherSettings, "debug"),
 )
-def objective(
-    ctx: typer.Context,
-    checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CHECKPOINT", help="Directories or hub names.")
-    ],
-) -> None:
+def objective(ctx: typer.Context) -> None:
     """The pre-training objective as a question: which checkpoint makes the total loss least.
 
     Scores the data with each in turn, shows the curve over training steps, and says whether the
     lead of the best one is more than noise.
     """
     with command_errors(ctx):
-        r.check_output(ctx)
-        with t.scored_in_turn(ctx, checkpoints) as (names, n_rejected):
+        checkpoints = given(ctx, ModelArguments).checkpoints
+        s.check_output(ctx)
+        with score_models(ctx, checkpoints) as (names, n_rejected):
             _find(ctx, names, checkpoints, n_rejected)
 
 
@@ -53,26 +57,25 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.display.terminal.comparisons import comparison_sentence, objective_view
     from seqloss_cli.results.runs import TOKENIZER, run_differences
 
-    values = ctx.params
-    options = r.choose_comparison(ctx)
+    options = s.comparison_options(ctx)
 
     def open_all() -> list[ResultsFile]:
         return [r.open_one(*each) for each in zip(names, models, strict=True)]
 
-    reading = r.Reading(open_all())
-    files = reading.files
+    reader = r.ResultsReader(open_all())
+    files = reader.files
     same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
     found = find_objective(
-        lambda: [reading.rows(file, quiet=True) for file in open_all()], same, options
+        lambda: [reader.rows(file, quiet=True) for file in open_all()], same, options
     )
-    say_what_was_left_out(found.comparisons.joined, files)
+    r.say_what_was_left_out(found.comparisons.joined, files)
     if options.cluster:
         n_rows, n_without = found.totals[0].n_sequences, found.comparisons.joined.n_without_cluster
         r.require_field("--cluster", options.cluster, n_without, n_rows)
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")
-    unit = Unit(values["unit"] == "bits")
+    unit = Unit(given(ctx, ShowSettings).unit == "bits")
 
     def views() -> Iterator[RenderableType]:
         steps = [training_step(model) for model in models]
@@ -82,7 +85,8 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
         if found.lead is not None:
             yield comparison_sentence(found.lead, models, unit)
 
-    r.write_report(ctx, objective_json(found, files, values["data"], options), views)
+    data = given(ctx, ModelArguments).data or []
+    s.write_summary(ctx, objective_json(found, files, data, options), views)
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
     if n_rejected or found.best is None:

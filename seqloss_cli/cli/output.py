@@ -10,9 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import typer
 
-from seqloss_cli.cli.enums import Format, Level
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
-from seqloss_cli.cli.formats import say_what_is_left_out
+from seqloss_cli.cli.formats import Format, Level, say_what_is_left_out
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.cli.resuming import already_complete, resume, say_nothing_to_do
 from seqloss_cli.cli.writers import also_beside, score_writer

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import typer
-
 from seqloss_cli.analysis.calibration import CalibrationOptions, calibration_plot
 from seqloss_cli.analysis.histograms import histogram_plot
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed
@@ -20,18 +18,14 @@ from seqloss_cli.analysis.objective import (
 )
 from seqloss_cli.analysis.plot_data import (
     Measure,
-    Metric,
     groups_plot,
     position_plot,
     scatter_plot,
     without_directories,
 )
 from seqloss_cli.analysis.summarize import SummaryOptions
-from seqloss_cli.cli import reports as r
-from seqloss_cli.cli.compare import labels_of, say_what_was_left_out, settle_runs
-from seqloss_cli.cli.enums import BinsBy, PlotKind, PlotLevel
+from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.plot_flags import WITH_METRICS
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.paths import shown_path
 from seqloss_cli.display.plots.draw import Plot
@@ -40,7 +34,26 @@ from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
 
 
 @dataclass(frozen=True, slots=True)
+class PlotRequest:
+    """What is plotted of results, and how."""
+
+    kind: str
+    measure: Measure
+    statistics: SummaryOptions
+    """Also what groups are by."""
+    of_tokens: bool
+    """Points of a scatter are tokens."""
+    n_bins: int
+    by_mass: bool
+    """Bins of a calibration hold about as many tokens each, else they have equal widths."""
+    allow_different: bool
+    """Runs may differ in their policies."""
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
+    """A plot, and what is written of it beside the drawing."""
+
     plot: Plot
     title: str
     """For the file's metadata."""
@@ -54,32 +67,40 @@ class Made:
 class _Work:
     """What every kind starts from."""
 
-    context: typer.Context
-    reading: r.Reading
+    request: PlotRequest
+    reader: r.ResultsReader
     labels: list[str]
     same_tokenizer: bool
-    measure: Measure
-    options: SummaryOptions
+
+    @property
+    def measure(self) -> Measure:
+        return self.request.measure
+
+    @property
+    def options(self) -> SummaryOptions:
+        return self.request.statistics
 
     @property
     def files(self) -> list[ResultsFile]:
-        return self.reading.files
+        return self.reader.files
 
     def rows(self) -> list[Any]:
-        return [self.reading.rows(file) for file in self.files]
+        return [self.reader.rows(file) for file in self.files]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
+    """The files that a plot is made of."""
+
     name: str
-    """Of the first file."""
+    """The first file's."""
     files: list[ResultsFile]
     objective: Mapping[str, Any] | None = None
     """The report of `objective` that stands in place of results."""
 
 
 def open_source(results: Sequence[str], top1: bool) -> Source:
-    """Raises RunError for a file that holds neither."""
+    """Open results, or one report of `objective`. Raises RunError for a file that is neither."""
     if len(results) > 1:
         files = [r.open_one(name, top1=top1) for name in results]
         return Source(files[0].name, files)
@@ -95,56 +116,33 @@ def open_source(results: Sequence[str], top1: bool) -> Source:
         raise r.cannot_open(name, error) from error
 
 
-def made_plot(context: typer.Context, kind: PlotKind, source: Source) -> Made:
-    values = context.params
-    metric: Metric = values["metric"].value if kind in WITH_METRICS else "mean_loss"
-    measure = Measure(metric, values["unit"] == "bits")
+def made_plot(request: PlotRequest, source: Source) -> Made:
+    """The numbers of a plot. Raises UsageError where the runs' policies differ."""
     if source.objective is not None:
-        return _of_objective(context, source.name, source.objective, measure)
-    work = _work(context, source.files, measure)
-    plot = _KINDS[kind](work)
-    if measure.metric == "mean_loss" and not work.same_tokenizer and kind is not PlotKind.scatter:
+        return _of_objective(request, source.name, source.objective)
+    _, same_tokenizer = r.settle_runs(source.files, request.allow_different)
+    labels = without_directories(r.labels_of(source.files))
+    work = _Work(request, r.ResultsReader(source.files), labels, same_tokenizer)
+    plot = _KINDS[request.kind](work)
+    if work.measure.metric == "mean_loss" and not same_tokenizer and request.kind != "scatter":
         say("warning: tokens of other tokenizers are other units; --metric bits_per_byte compares")
     models = list(dict.fromkeys(str(file.run.get("model")) for file in work.files))
     rows = [file_row(file) for file in work.files]
-    return _made(context, plot, rows, models, work.reading.n_unusable)
+    return _made(plot, rows, models, work.reader.n_unusable, work.options.confidence)
 
 
-def _of_objective(
-    context: typer.Context, name: str, document: Mapping[str, Any], measure: Measure
-) -> Made:
-    """Its intervals were made by the other command."""
-    curve = curve_of_objective(document, measure)
+def _of_objective(request: PlotRequest, name: str, document: Mapping[str, Any]) -> Made:
+    """The curve of a report whose intervals the other command has made."""
+    curve = curve_of_objective(document, request.measure)
     _say_gaps(curve)
     models = [point.model for point in curve.points]
-    return _made(context, curve, [{"file": name}], models, 0, document.get("confidence"))
-
-
-def _work(context: typer.Context, files: list[ResultsFile], measure: Measure) -> _Work:
-    """Raises UsageError where the runs' policies differ."""
-    values = context.params
-    _, same_tokens = settle_runs(files, values["allow_different"])
-    options = SummaryOptions(
-        by=values["by"],
-        cluster=values["cluster"],
-        n_extremes=0,
-        seed=values["seed"],
-        confidence=values["confidence"],
-    )
-    labels = without_directories(labels_of(files))
-    return _Work(context, r.Reading(files), labels, same_tokens, measure, options)
+    confidence = document.get("confidence") or request.statistics.confidence
+    return _made(curve, [{"file": name}], models, 0, confidence)
 
 
 def _made(
-    context: typer.Context,
-    plot: Plot,
-    files: list[dict[str, Any]],
-    models: list[str],
-    n: int,
-    confidence: float | None = None,
+    plot: Plot, files: list[dict[str, Any]], models: list[str], n: int, confidence: float
 ) -> Made:
-    """`confidence` where it is not that of the options."""
-    confidence = confidence or context.params["confidence"]
     numbers = {"kind": plot.kind, **asdict(plot)}
     of_documents = plot.kind not in ("histogram", "scatter")
     intervals = f"; {100 * confidence:g} % intervals over documents" if of_documents else ""
@@ -212,7 +210,7 @@ def _position(work: _Work) -> Plot:
 
 
 def _scatter(work: _Work) -> Plot:
-    tokens = work.context.params["level"] is PlotLevel.token
+    tokens = work.request.of_tokens
     if tokens and not work.same_tokenizer:
         raise UsageError("--level token needs results of one tokenizer; --level sequence does not")
     plot, joined = scatter_plot(
@@ -242,13 +240,12 @@ def _groups(work: _Work) -> Plot:
 
 
 def _calibration(work: _Work) -> Plot:
-    values = work.context.params
     options = CalibrationOptions(
-        n_bins=values["bins"],
-        by_mass=values["bins_by"] is BinsBy.mass,
-        cluster=values["cluster"],
-        seed=values["seed"],
-        confidence=values["confidence"],
+        n_bins=work.request.n_bins,
+        by_mass=work.request.by_mass,
+        cluster=work.options.cluster,
+        seed=work.options.seed,
+        confidence=work.options.confidence,
     )
     plot = calibration_plot(work.rows(), work.labels, options)
     for series in plot.series:
@@ -259,23 +256,23 @@ def _calibration(work: _Work) -> Plot:
                 "those are not parted"
             )
     n_rows = sum(file.n_sequences for file in work.files)
-    r.require_field("--cluster", values["cluster"], plot.n_without_cluster, n_rows)
+    r.require_field("--cluster", options.cluster, plot.n_without_cluster, n_rows)
     return plot
 
 
-_KINDS: dict[PlotKind, Callable[[_Work], Plot]] = {
-    PlotKind.curve: _curve,
-    PlotKind.histogram: _histogram,
-    PlotKind.position: _position,
-    PlotKind.scatter: _scatter,
-    PlotKind.groups: _groups,
-    PlotKind.calibration: _calibration,
+_KINDS: dict[str, Callable[[_Work], Plot]] = {
+    "curve": _curve,
+    "histogram": _histogram,
+    "position": _position,
+    "scatter": _scatter,
+    "groups": _groups,
+    "calibration": _calibration,
 }
 
 
 def _say_left_out(work: _Work, joined: JoinReport, rows: RowsUsed) -> None:
     """Raises RunError where no row is left."""
-    say_what_was_left_out(joined, work.files)
+    r.say_what_was_left_out(joined, work.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
         say(f"note: the plot is of {rows.n_used} of the rows of each file")

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import typer
 
-from seqloss_cli.cli import choice_inputs as i
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import pairs as p
-from seqloss_cli.cli.enums import Format
+from seqloss_cli.cli import inputs as i
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.formats import Format
+from seqloss_cli.cli.options import only
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import OUTPUT, SHOW, option, record
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -34,60 +44,46 @@ EXAMPLES = (
 )
 
 
-class By(StrEnum):
-    sum = "sum"
-    token = "token"
-    byte = "byte"
-    char = "char"
-    pmi = "pmi"
-    mutual_information = "mutual_information"
+By = Literal["sum", "token", "byte", "char", "pmi", "mutual_information"]
 
 
-_CHAT = {n: p.CHAT_OPTIONS[n] for n in ("chat", "chat_template", "no_end_of_turn")}
+@record
+class RankSettings:
+    """How choices are ordered, and what is written of them."""
+
+    by: By = option("sum", "--by", SHOW, "Score that orders tables and n-best lists.")
+    output_ranked: Path | None = option(
+        None, "--output-ranked", OUTPUT, "JSONL of the rows, best choice first."
+    )
+    tokens: bool = option(
+        False, "--tokens", OUTPUT, "Rows hold choices' token losses; so with --report."
+    )
 
 
-@o.with_options(
-    i.CHOICE_INPUTS,
-    _CHAT,
-    o.MODEL_OPTIONS,
-    o.POLICY_OPTIONS,
-    p.SEAM_OPTIONS,
-    {
-        "pmi": (
-            Annotated[bool, o.flag(o.POLICY, "--pmi", "Score responses without the prompt, too.")],
-            False,
-        ),
-        "no_share_prefix": p.NO_SHARE_PREFIX,
-    },
-    o.SPEED_OPTIONS,
-    {
-        "by": (
-            Annotated[By, o.option(o.SHOW, "--by", "Score that orders tables and n-best lists.")],
-            By.sum,
-        ),
-    },
-    {name: o.SHOW_OPTIONS[name] for name in ("unit", "all_tokens", "summary")},
-    {
-        "output_ranked": (
-            Annotated[
-                Path | None,
-                o.option(o.OUTPUT, "--output-ranked", "JSONL of the rows, best choice first."),
-            ],
-            None,
-        ),
-    },
-    {n: o.OUTPUT_OPTIONS[n] for n in ("json", "jsonl", "format", "output", "force", "no_text")},
-    {
-        "tokens": (
-            Annotated[
-                bool,
-                o.flag(o.OUTPUT, "--tokens", "Rows hold choices' token losses; so with --report."),
-            ],
-            False,
-        ),
-    },
-    o.PAGE_OPTION,
-    o.OTHER_OPTIONS,
+@with_options(
+    only(i.PairArguments, "files", "prompt"),
+    only(i.ChoiceArguments, "response"),
+    only(i.PairArguments, "prompt_field"),
+    only(i.ChoiceArguments, "no_prompt", "choices_field", "answer_field", "answer"),
+    only(PairPolicy, "separator"),
+    only(Reading, "keep_meta", "limit", "max_bytes"),
+    only(i.PairArguments, "chat", "chat_template"),
+    only(PairPolicy, "end_of_turn"),
+    ModelChoice,
+    TokenPolicy,
+    only(WindowChoice, "context"),
+    only(PairPolicy, "boundary", "truncate"),
+    only(PairPolicy, "pmi", pmi="Score responses without the prompt, too."),
+    only(BatchPolicy, "share_prefix", "tokens"),
+    SpeedPolicy,
+    only(RankSettings, "by"),
+    only(ShowSettings, "unit", "all_tokens", "summary"),
+    only(RankSettings, "output_ranked"),
+    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text"),
+    only(RankSettings, "tokens"),
+    only(OutputSettings, "report"),
+    CONFIG,
+    OtherSettings,
 )
 def rank(ctx: typer.Context) -> None:
     """Rank responses to a prompt by their log-probability, and judge the best.
@@ -98,10 +94,10 @@ def rank(ctx: typer.Context) -> None:
     with command_errors(ctx):
         from dataclasses import replace
 
-        from seqloss_cli.cli.choices import choose_output
-        from seqloss_cli.cli.paging import page_after
+        from seqloss_cli.cli.report_option import page_after
+        from seqloss_cli.cli.settings import output_choice
 
-        choice = choose_output(ctx)
+        choice = output_choice(ctx)
         _refuse(ctx, choice)
         choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
         with page_after(ctx, choice, "Preferences of") as choice:
@@ -115,9 +111,9 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     """How many rows were rejected."""
     from dataclasses import replace
 
-    from seqloss_cli.cli.choices import load_scorer
     from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
     from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.cli.writers import also_beside
     from seqloss_cli.inputs import ReadStats, described
     from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
@@ -128,7 +124,7 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
 
     values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()
     items = i.choice_items(ctx, names, stats)
-    scorer = load_scorer(ctx, p.choose_pairs(ctx, marginal=False))
+    scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
     bar = ProgressBar(names)
     found = rankings(items, lambda pairs: scorer.score(pairs, None, bar.on_progress), values["pmi"])
     read = described(names or ["<choices>"], i.choice_reading(ctx))
@@ -149,24 +145,13 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
-    from seqloss_cli.cli.paging import refuse_page
+    from seqloss_cli.cli.report_option import refuse_page
 
     values = ctx.params
     refuse_page(ctx, choice)
     _refuse_page_over(ctx)
-    if choice.tokens and (choice.format is Format.table or choice.summary):
-        raise UsageError("--tokens is for rows: they need --json, --jsonl or -o FILE.jsonl")
     if choice.format not in (Format.table, Format.json, Format.jsonl):
         raise UsageError(f"rank does not write {choice.format.value}, but --json and --jsonl")
-    if values["boundary"] == "compare":
-        raise UsageError("--boundary compare is for cond; rank goes by joint or separate")
-    if values["by"] in (By.pmi, By.mutual_information) and not values["pmi"]:
-        raise UsageError(f"--by {values['by']} needs the responses alone: --pmi")
-    if values["pmi"] and values["chat"]:
-        raise UsageError("--pmi is for plain prompts: without --chat")
-    if values["no_prompt"] and (values["prompt"] is not None or values["chat"]):
-        raise UsageError("--no-prompt excludes --prompt and --chat")
-    i.refuse_fields(ctx)
     if values["answer"] is not None and values["prompt"] is not None:
         n = len(values["response"] or [])
         if values["answer"] >= n:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from seqloss_cli.cli.enums import Format
 from seqloss_cli.cli.failures import StrictStopError, say
+from seqloss_cli.cli.formats import Format
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo

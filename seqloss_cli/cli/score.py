@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import texts as t
+from seqloss_cli.cli import inputs as i
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import command_errors
-from seqloss_cli.cli.views import VIEW_OPTIONS
+from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 EXAMPLES = (
     "seqloss score README.md",
@@ -17,19 +26,20 @@ EXAMPLES = (
 )
 
 
-@o.with_options(
-    t.TEXT_INPUTS,
-    o.REGIONS_OPTION,
-    o.MODEL_OPTIONS,
-    o.POLICY_OPTIONS,
-    {"stride": (o.Stride, None)},
-    o.SPEED_OPTIONS,
-    o.SHOW_OPTIONS,
-    VIEW_OPTIONS,
-    o.OUTPUT_OPTIONS,
-    o.RESUME_OPTION,
-    o.PAGE_OPTION,
-    o.OTHER_OPTIONS,
+@with_options(
+    only(i.TextArguments, "files", "text"),
+    Reading,
+    only(i.TextArguments, "regions"),
+    ModelChoice,
+    TokenPolicy,
+    WindowChoice,
+    only(BatchPolicy, "tokens"),
+    SpeedPolicy,
+    quantities(),
+    ShowSettings,
+    OutputSettings,
+    CONFIG,
+    OtherSettings,
 )
 def score(ctx: typer.Context) -> None:
     """Score texts: the loss of every token, and totals.
@@ -38,20 +48,17 @@ def score(ctx: typer.Context) -> None:
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.choices import choose_output, choose_requested, load_scorer
-        from seqloss_cli.cli.inputs import choose_regions
         from seqloss_cli.cli.output import run_to_end
-        from seqloss_cli.cli.paging import page_after, refuse_page
+        from seqloss_cli.cli.report_option import page_after, refuse_page
+        from seqloss_cli.cli.settings import load_scorer, output_choice, requested
         from seqloss_cli.inputs import ReadStats
 
-        choice, inputs, stats = choose_output(ctx), t.text_inputs(ctx), ReadStats()
+        choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
         refuse_page(ctx, choice)
-        regions = choose_regions(ctx)
+        regions = i.region_file(ctx)
         scorer, read = load_scorer(ctx), inputs.described()
         items = inputs.items(stats)
         if regions is not None:
             items, read = regions.attach(items), {**read, **regions.described()}
         with page_after(ctx, choice) as choice:
-            run_to_end(
-                scorer, items, stats, inputs.names, choose_requested(ctx), choice, "score", read
-            )
+            run_to_end(scorer, items, stats, inputs.names, requested(ctx), choice, "score", read)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from seqloss_cli.cli import options as o
-from seqloss_cli.cli import reports as r
+from seqloss_cli.cli import results_files as r
+from seqloss_cli.cli import summary_output as s
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import INPUT, STATISTICS, option, record
+from seqloss_cli.core.presentation import ShowSettings
 
 EXAMPLES = (
     "seqloss summarize results.jsonl",
@@ -18,40 +20,37 @@ EXAMPLES = (
 )
 
 
-@o.with_options(
-    {
-        "by": (
-            Annotated[
-                str | None,
-                o.option(o.INPUT, "--by", "Also by the values of this field or meta field."),
-            ],
-            None,
-        ),
-    },
-    r.STATISTICS_OPTIONS,
-    {
-        "bootstrap": (
-            Annotated[
-                int,
-                o.option(
-                    r.STATISTICS, "--bootstrap", "Resamples, in place of the standard error.", min=0
-                ),
-            ],
-            0,
-        ),
-        "block": (
-            Annotated[
-                int | None,
-                o.option(
-                    r.STATISTICS, "--block", "Tokens of a block where there is one text.", min=1
-                ),
-            ],
-            None,
-        ),
-    },
-    r.REPORT_OPTIONS,
+@record
+class SummarizeSettings:
+    """Groups of rows, and resampling."""
+
+    by: str | None = option(None, "--by", INPUT, "Also by the values of this field or meta field.")
+    bootstrap: int = option(
+        0, "--bootstrap", STATISTICS, "Resamples, in place of the standard error.", min=0
+    )
+    block: int | None = option(
+        None, "--block", STATISTICS, "Tokens of a block where there is one text.", min=1
+    )
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for resamples that are too few for an interval."""
+        if 0 < self.bootstrap < s.LEAST_RESAMPLES:
+            raise UsageError(f"--bootstrap takes 0, or {s.LEAST_RESAMPLES} and more")
+
+
+@with_options(
+    only(r.ResultsArguments, "results"),
+    only(SummarizeSettings, "by"),
+    s.INTERVALS,
+    only(SummarizeSettings, "bootstrap", "block"),
+    only(r.ResultsArguments, "allow_different"),
+    only(s.StatisticsSettings, "worst"),
+    only(ShowSettings, "unit"),
+    s.SUMMARY_OUTPUT,
+    CONFIG,
+    only(OtherSettings, "debug"),
 )
-def summarize(ctx: typer.Context, results: r.Files) -> None:
+def summarize(ctx: typer.Context) -> None:
     """Totals, means, quantiles and extremes of results, without a model.
 
     Each mean has an interval: documents are what was drawn at random, tokens never. One long text
@@ -65,26 +64,25 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
         from seqloss_cli.display.terminal.summaries import summary_view
         from seqloss_cli.results.runs import run_differences
 
-        r.check_output(ctx, results)
-        values = ctx.params
+        arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
+        statistics = given(ctx, s.StatisticsSettings)
+        s.check_output(ctx, arguments.results)
         options = SummaryOptions(
-            by=values["by"],
-            cluster=values["cluster"],
-            n_extremes=values["worst"],
-            bootstrap=values["bootstrap"],
-            block=values["block"],
-            seed=values["seed"],
-            confidence=values["confidence"],
+            by=own.by,
+            cluster=statistics.cluster,
+            n_extremes=statistics.worst,
+            bootstrap=own.bootstrap,
+            block=own.block,
+            seed=statistics.seed,
+            confidence=statistics.confidence,
         )
-        reading = r.Reading([r.open_one(name) for name in results])
-        files = reading.files
-        if 0 < options.bootstrap < r.LEAST_RESAMPLES:
-            raise UsageError(f"--bootstrap takes 0, or {r.LEAST_RESAMPLES} and more")
+        reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
+        files = reader.files
         shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
-        if not values["allow_different"]:
+        if not arguments.allow_different:
             r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
         r.say_differences(files, shown)
-        summary = summed(reading.all_rows(), options)
+        summary = summed(reader.all_rows(), options)
         n_rows = summary.whole.totals.n_sequences
         r.require_field("--by", options.by, summary.n_without_by, n_rows)
         r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
@@ -92,12 +90,12 @@ def summarize(ctx: typer.Context, results: r.Files) -> None:
             say("warning: --block is for one text; the intervals are over documents")
         if summary.n_duplicates:
             say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
+        unit = Unit(given(ctx, ShowSettings).unit == "bits")
         n_rejected = sum(file.n_rejected for file in files)
-        unit = Unit(values["unit"] == "bits")
-        r.write_report(
+        s.write_summary(
             ctx,
-            summary_json(summary, files, options, reading.n_unusable, shown),
+            summary_json(summary, files, options, reader.n_unusable, shown),
             lambda: summary_view(summary, options, unit, n_rejected),
         )
-        if reading.n_unusable:
+        if reader.n_unusable:
             raise typer.Exit(REJECTED)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from rich.console import Console
 
-from seqloss_cli.cli.enums import Format, Level
-from seqloss_cli.cli.formats import DELIMITERS
+from seqloss_cli.cli.formats import DELIMITERS, Format, Level
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo

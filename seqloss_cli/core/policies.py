@@ -1,12 +1,18 @@
-"""Settings of a run, as plain records: what the flags mean once they are parsed and resolved."""
+"""Settings of what is scored and how, as plain records; their options are declared at the fields.
 
-from __future__ import annotations
+A *choice* or a reading is what was asked for; a *policy* is what a run goes by.
+"""
+
+# No `from __future__ import annotations`: the command line reads these annotations when it starts,
+# and as strings each of them would have to be compiled a second time.
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import CHATS, INPUT, MODEL, POLICIES, SPEED, check_values, option
+from seqloss_cli.core.options import require_whole as require_whole
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]
@@ -20,116 +26,74 @@ QuantizeChoice = Literal["int8"]
 DEFAULT_MODEL = "demo"
 DEFAULT_CONTEXT = 2048
 """Where the model's configuration names none (rule 7)."""
-_OPTIONAL = ("revision", "tokenizer", "adapter")
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPolicy:
-    """What is put around and made of a text's tokens (rules 4, 5, 6)."""
+class Reading:
+    """How inputs are read."""
 
-    bos: BosChoice = "auto"
-    bos_token: str | None = None
+    lines: bool = option(False, "--lines", INPUT, "Each non-empty line is a text.")
+    jsonl: bool = option(
+        False, "--jsonl-input", INPUT, "Inputs are JSONL, whatever they are called."
+    )
+    text_field: str = option(
+        "text", "--text-field", INPUT, "Field of a JSONL row that holds the text."
+    )
+    keep_meta: bool = option(
+        False, "--keep-meta", INPUT, "Carry a row's other fields through as meta."
+    )
+    limit: int | None = option(None, "--limit", INPUT, "Take the first N inputs.", min=1)
+    max_bytes: int = option(
+        DEFAULT_MAX_BYTES, "--max-bytes", INPUT, "Longest text or line that is taken.", min=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPolicy:
+    """Which tokens are put around a text, and how its own are made (rules 4, 5, 6)."""
+
+    bos: BosChoice = option(
+        "auto",
+        "--bos",
+        POLICIES,
+        "auto: the tokenizer's BOS, else the model's, else the first token is unscored.",
+    )
+    bos_token: str | None = option(
+        None, "--bos-token", POLICIES, "Token or id to use as BOS.", takes="a token or an id"
+    )
     """A token or an id in place of the model's own BOS."""
-    eos: bool = False
-    special_tokens: SpecialChoice = "parse"
+    eos: bool = option(False, "--eos", POLICIES, "Append the end-of-sequence token and score it.")
+    special_tokens: SpecialChoice = option(
+        "parse",
+        "--special-tokens",
+        POLICIES,
+        "Control tokens written in a text: what to make of them.",
+    )
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value that no flag could have."""
-        _require_choice("--bos", self.bos, BosChoice)
-        _require_choice("--special-tokens", self.special_tokens, SpecialChoice)
-        _require_flag("--eos", self.eos)
+        """Raises UsageError for a value that no option could have; an id may be a number."""
+        # True is an int to Python, and would be the token of id 1.
         if isinstance(self.bos_token, int) and not isinstance(self.bos_token, bool):
             object.__setattr__(self, "bos_token", str(self.bos_token))
-        if not isinstance(self.bos_token, str | None):
-            raise UsageError(f"--bos-token takes a token or an id, not {self.bos_token!r}")
+        check_values(self)
 
 
 @dataclass(frozen=True, slots=True)
-class PairPolicy:
-    """What of prompts, responses and chats is scored, and how (rules 8, 9, 13, 14)."""
+class WindowChoice:
+    """The lengths of windows that were asked for; None leaves them to the model (rule 7)."""
 
-    boundary: BoundaryChoice = "joint"
-    truncate: TruncateChoice = "error"
-    marginal: bool = True
-    """Score the prompts, too."""
-    pmi: bool = False
-    """Score the responses without their prompts, too."""
-    turns: TurnChoice = "assistant"
-    """Which turns of a chat are scored."""
-    end_of_turn: bool = True
-    """Whether a scored turn reaches through the token that ends it."""
-    chat_template: str | None = None
-    """In place of the tokenizer's own."""
-    separator: str = ""
-    """Between a prompt and its response; scored with the response."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a value that no flag could have."""
-        if not isinstance(self.separator, str):
-            raise UsageError(f"--separator takes a text, not {self.separator!r}")
-        _require_choice("--boundary", self.boundary, BoundaryChoice)
-        _require_choice("--truncate", self.truncate, TruncateChoice)
-        _require_choice("--score", self.turns, TurnChoice)
-        _require_flag("--no-marginal", self.marginal)
-        _require_flag("--pmi", self.pmi)
-        _require_flag("--no-end-of-turn", self.end_of_turn)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which checkpoint, and how it is loaded."""
-
-    name: str = DEFAULT_MODEL
-    revision: str | None = None
-    tokenizer: str | None = None
-    adapter: str | None = None
-    """LoRA or another of PEFT, beside the weights, not merged into them."""
-    quantize: QuantizeChoice | None = None
-    """Quantise the weights when they are loaded."""
-    dtype: DtypeChoice = "auto"
-    device: str = "auto"
-    threads: int | None = None
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    offline: bool = False
-    backend: str = "torch"
-    """What runs it: a name of `backends.opening.BACKENDS`."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a value that no flag could have; paths may be path objects."""
-        for field in ("name", "tokenizer", "adapter"):
-            if isinstance(value := getattr(self, field), os.PathLike):
-                object.__setattr__(self, field, os.fspath(value))
-        for field in ("name", "device", "revision", "tokenizer", "adapter"):
-            value = getattr(self, field)
-            if not isinstance(value, str) and not (value is None and field in _OPTIONAL):
-                raise UsageError(f"--{field.replace('name', 'model')} takes a name, not {value!r}")
-        _require_choice("--dtype", self.dtype, DtypeChoice)
-        if self.quantize is not None:
-            _require_choice("--quantize", self.quantize, QuantizeChoice)
-        if self.threads is not None:
-            require_whole("--threads", self.threads, 1)
-        for flag in ("allow_pickle", "trust_remote_code", "offline"):
-            _require_flag(f"--{flag.replace('_', '-')}", getattr(self, flag))
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedPolicy:
-    """How the machine is used; numbers do not depend on it beyond rounding."""
-
-    compile: CompileChoice = "auto"
-    """auto: if what it saves on `work_bytes` is more than it takes."""
-    work_bytes: int | None = None
-    """How much text there is to score, where that is known."""
-    devices: int = 1
-    """GPUs of this machine, each with the whole model, that share the batches."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a value that no flag could have."""
-        _require_choice("--compile", self.compile, CompileChoice)
-        require_whole("--devices", self.devices, 1)
+    context: int | None = option(
+        None,
+        "--context",
+        POLICIES,
+        "Most tokens fed at a time; the model's own length by default.",
+        min=1,
+    )
+    stride: int | None = option(
+        None, "--stride", POLICIES, "Targets a later window scores; half the context.", min=1
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +107,138 @@ class WindowPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PairPolicy:
+    """Which parts of prompts, responses and chats are scored, and how (rules 8, 9, 13, 14)."""
+
+    boundary: BoundaryChoice = option(
+        "joint",
+        "--boundary",
+        POLICIES,
+        "joint: both texts tokenized as one; separate: each by itself; compare: both ways, and "
+        "the difference.",
+    )
+    truncate: TruncateChoice = option(
+        "error", "--truncate", POLICIES, "Too long: reject it, or cut its prompt's start."
+    )
+    marginal: bool = option(True, "--no-marginal", POLICIES, "Do not score prompts: faster.")
+    """Score the prompts, too."""
+    pmi: bool = option(False, "--pmi", POLICIES, "Score the response without its prompt, too.")
+    turns: TurnChoice = option(
+        "assistant",
+        "--score",
+        CHATS,
+        "Turns that count: every assistant's, the last, all text.",
+        key="scored_turns",
+    )
+    """The turns of a chat that are scored."""
+    end_of_turn: bool = option(
+        True, "--no-end-of-turn", CHATS, "Leave out the token that ends a scored turn."
+    )
+    """A scored turn reaches through the token that ends it."""
+    chat_template: str | None = None
+    """In place of the tokenizer's own: the template, not its file."""
+    separator: str = option(
+        "", "--separator", INPUT, "Put between the two; scored with the response.", takes="a text"
+    )
+    """Between a prompt and its response; scored with the response."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no option could have."""
+        check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """The checkpoint, and how it is loaded."""
+
+    name: str = option(
+        DEFAULT_MODEL,
+        "--model",
+        MODEL,
+        "Directory or .gguf file, hub name, or 'demo' (built in; the default).",
+        short="-m",
+        show_default=False,
+        key="model",
+    )
+    revision: str | None = option(
+        None, "--revision", MODEL, "Branch, tag or commit of a hub model."
+    )
+    tokenizer: str | None = option(
+        None, "--tokenizer", MODEL, "Another tokenizer: directory or hub name."
+    )
+    adapter: str | None = option(
+        None, "--adapter", MODEL, "LoRA put on the model: directory or hub name."
+    )
+    """LoRA or another of PEFT, beside the weights, not merged into them."""
+    quantize: QuantizeChoice | None = option(
+        None, "--quantize", MODEL, "Make the weights int8 when they are loaded.", key="quantization"
+    )
+    dtype: DtypeChoice = option(
+        "auto", "--dtype", MODEL, "auto: the checkpoint's own on a GPU, float32 on a CPU."
+    )
+    device: str = option("auto", "--device", MODEL, "auto, cpu, cuda, cuda:N or mps.")
+    threads: int | None = option(
+        None, "--threads", MODEL, "CPU threads; torch chooses by default.", min=1
+    )
+    allow_pickle: bool = option(
+        False, "--allow-pickle", MODEL, "Load pickled weights, which can run code."
+    )
+    trust_remote_code: bool = option(
+        False, "--trust-remote-code", MODEL, "Run code that the checkpoint brings."
+    )
+    offline: bool = option(False, "--offline", MODEL, "Use the hub's local cache only.")
+    backend: str = "torch"
+    """What runs it: a name of `backends.opening.BACKENDS`."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no option could have; paths may be path objects."""
+        for field in ("name", "tokenizer", "adapter"):
+            if isinstance(value := getattr(self, field), os.PathLike):
+                object.__setattr__(self, field, os.fspath(value))
+        check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedPolicy:
+    """How the machine is used; numbers do not depend on it beyond rounding."""
+
+    compile: CompileChoice = option(
+        "auto",
+        "--compile",
+        SPEED,
+        "Compile the layers; auto: if the files are large enough to pay.",
+        key="compiled",
+    )
+    """auto: if what it saves on `work_bytes` is more than it takes."""
+    work_bytes: int | None = None
+    """Bytes of text to be scored, where that is known."""
+    devices: int = option(
+        1, "--devices", SPEED, "GPUs that share the work, each with the model.", min=1
+    )
+    """GPUs of this machine, each with the whole model, that share the batches."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no option could have."""
+        check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How sequences are put together for a forward pass."""
 
-    tokens: int = DEFAULT_BATCH_TOKENS
+    tokens: int = option(
+        DEFAULT_BATCH_TOKENS,
+        "--batch-tokens",
+        SPEED,
+        "Tokens in a batch; auto: by free memory and a short probe.",
+        kind=str,
+        metavar="N|auto",
+        key="batch_tokens",
+    )
     """The most tokens of a batch, padding counted."""
-    share_prefix: bool = False
+    share_prefix: bool = option(
+        False, "--no-share-prefix", SPEED, "Compute a common beginning for each row."
+    )
     """Compute what sequences of a read-ahead block begin with in common once."""
     prefetch: bool = False
     """Read and tokenize on another thread, while the model is at work on the block before."""
@@ -156,22 +246,19 @@ class BatchPolicy:
     """Choose `tokens` by a probe, once the model is loaded."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value that no flag could have."""
-        require_whole("--batch-tokens", self.tokens, 1)
-        _require_flag("--no-share-prefix", self.share_prefix)
+        """Raises UsageError for a value that no option could have; `tokens` may be its text."""
+        text: Any = self.tokens
+        if isinstance(text, str):
+            object.__setattr__(self, "auto", text == "auto")
+            object.__setattr__(self, "tokens", _batch_tokens(text))
+        check_values(self)
 
 
-def require_whole(flag: str, value: Any, least: int) -> None:
-    """Raises UsageError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{flag} takes a whole number of at least {least}, not {value!r}")
-
-
-def _require_choice(flag: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise UsageError(f"{flag} takes one of {', '.join(get_args(choices))}, not {value!r}")
-
-
-def _require_flag(flag: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise UsageError(f"{flag} is true or false, not {value!r}")
+def _batch_tokens(text: str) -> int:
+    """Raises UsageError for what is neither a whole number nor `auto`."""
+    if text == "auto":
+        return DEFAULT_BATCH_TOKENS
+    # int() alone would take digits of other scripts, blanks and underscores, too.
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UsageError(f"--batch-tokens takes a whole number of at least 1, or auto: {text!r}")
+    return int(text)

@@ -14,9 +14,8 @@ import typer.main
 
 from helpers.program import document
 from helpers.results import row, rows_of, write
-from seqloss_cli.cli.enums import Metric, PlotKind
+from seqloss_cli.cli.conflicts import CONFLICTS, TYPED
 from seqloss_cli.cli.main import app
-from seqloss_cli.cli.plot_flags import RULES, Asked
 
 Run = Callable[..., Any]
 ALWAYS = {"results", "kind", "json", "output", "config", "debug"}
@@ -62,7 +61,9 @@ def given(name: str) -> list[str]:
 def test_every_option_has_a_rule_or_is_always_used() -> None:
     command = typer.main.get_command(app).commands["plot"]  # type: ignore[attr-defined]
     names = {parameter.name for parameter in command.params} - {"help"}
-    assert names - ALWAYS == {name for rule in RULES for name in rule.options} == set(VALUES)
+    rows = [row for row in CONFLICTS if not {"draws", "objective"}.isdisjoint(row.where)]
+    idle = {name for row in rows for name, holds in row.where.items() if holds is TYPED}
+    assert names - ALWAYS == idle == set(VALUES)
 
 
 @pytest.mark.parametrize("kind", USED)
@@ -121,12 +122,6 @@ def test_a_configuration_is_no_flag(run_cli: Run, pair: list[Path], tmp_path: Pa
     found = document(run_cli("plot", *words, "--config", config))
     assert found == document(run_cli("plot", *words))
     assert found["axis"] == "Mean loss (nats per token)"
-
-
-def test_a_rule_is_of_what_is_asked() -> None:
-    asked = Asked(PlotKind.histogram, Metric.mean_loss, "", 1, objective=False)
-    idle = {name for rule in RULES for name in rule.options if not rule.used(asked)}
-    assert idle == set(VALUES) - {"unit"}
 
 
 # -- reports of objective ------------------------------------------------------------------------

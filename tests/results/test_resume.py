@@ -24,7 +24,7 @@ import pytest
 
 from helpers.program import ROOT, in_process
 from seqloss_cli import ModelChoice, Scorer
-from seqloss_cli.cli import choices
+from seqloss_cli.cli import settings
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import BatchPolicy, PairPolicy
 from seqloss_cli.results import sinks
@@ -83,7 +83,7 @@ def scorers() -> dict[bool, Scorer]:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorers: dict[bool, Scorer]) -> Run:
     """The program in a directory with inputs; its model is loaded already, whatever it is asked."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(choices, "load_scorer", lambda _, pairs=None: scorers[pairs is not None])
+    monkeypatch.setattr(settings, "load_scorer", lambda _, pairs=None: scorers[pairs is not None])
     lines = [json.dumps(row) for row in ROWS]
     (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:6], "", *lines[6:]]) + "\n")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))

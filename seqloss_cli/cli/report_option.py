@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli.enums import Format
-from seqloss_cli.cli.reports import refuse_outputs
+from seqloss_cli.cli.formats import Format
+from seqloss_cli.cli.summary_output import refuse_outputs
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def page_after(
 
 
 def _write(rows: Path, called: str, path: Path, force: bool, title: str | None) -> None:
-    from seqloss_cli.cli.report import write_page
+    from seqloss_cli.cli.pages import write_page
     from seqloss_cli.display.html import PageOptions
 
     write_page([str(rows)], path, force, PageOptions(title), called=[called or "the results"])

@@ -1,0 +1,176 @@
+"""Results files that a command reads: opening them, their rows, and how their runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from seqloss_cli.cli.failures import say
+from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.options import POLICIES, argument, option, record
+
+if TYPE_CHECKING:
+    from seqloss_cli.analysis.joining import JoinReport
+    from seqloss_cli.results.files import ResultsFile, ResultsOf
+    from seqloss_cli.results.runs import Difference
+    from seqloss_cli.results.schema import RowKind
+    from seqloss_cli.results.schema.scores import ResultRow
+
+Row = TypeVar("Row")
+
+
+@record
+class ResultsArguments:
+    """The results files of a command, and whether their runs may differ."""
+
+    results: list[str] = argument("RESULTS", "Results: .jsonl, .json or .parquet.", required=True)
+    allow_different: bool = option(
+        False, "--allow-different", POLICIES, "Take runs whose policies differ together."
+    )
+
+
+class ResultsReader:
+    """Results files that are being read, and how many rows of them could not be used."""
+
+    def __init__(self, files: Sequence[ResultsFile] = ()) -> None:
+        self.files, self.n_unusable = list(files), 0
+
+    def rows(self, file: ResultsOf[Row], quiet: bool = False) -> Iterator[Row]:
+        """The usable rows of a file; the others are reported and counted, unless `quiet`.
+
+        Raises RunError where the file itself is cut off or damaged.
+        """
+        from seqloss_cli.core.records import Rejected
+
+        try:
+            for row in file.rows:
+                if not isinstance(row, Rejected):
+                    yield row
+                elif not quiet:
+                    self.n_unusable += 1
+                    say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
+        except RowError as error:  # the file itself: cut off, or damaged
+            raise RunError(f"{file.name}: {error.message} ({error.reason})") from error
+        if not file.complete and not quiet:
+            say(f"warning: {file.name} is not complete: its run did not come to its end")
+
+    def all_rows(self) -> Iterator[ResultRow]:
+        """The usable rows of all files, one file after another."""
+        for file in self.files:
+            yield from self.rows(file)
+
+
+def open_one(
+    name: str, shown: str | None = None, top1: bool = False, whole: bool = False
+) -> ResultsFile:
+    """Open what `score` or `cond` wrote. `shown` is its name in messages; `whole` reads texts and
+    all arrays, too. Raises RunError when it holds no results."""
+    from seqloss_cli.results.files import loss_kinds
+
+    return open_of(name, loss_kinds(top1, whole), shown)
+
+
+def open_of(
+    name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
+) -> ResultsOf[Any]:
+    """Open what one of the commands in `kinds` wrote. Raises RunError when it holds no results."""
+    from seqloss_cli.results.files import open_any
+
+    try:
+        file = open_any(name, kinds)
+        file.name = shown or file.name
+        return file
+    except RowError as error:
+        raise cannot_open(name, error) from error
+
+
+def cannot_open(name: str, error: RowError) -> RunError:
+    """The error of a file that holds no results."""
+    from seqloss_cli.core.paths import shown_path
+
+    return RunError(f"{shown_path(name)}: {error.message} ({error.reason})")
+
+
+def require_same(
+    files: Sequence[ResultsFile],
+    differences: Callable[[ResultsFile], Iterable[Difference]],
+    why: str,
+) -> None:
+    """Raises UsageError naming what differs between the first run and another."""
+    for file in files[1:]:
+        if named := "; ".join(map(str, differences(file))):
+            raise UsageError(
+                f"{file.name} and {files[0].name} differ: {named}; {why} (--allow-different)"
+            )
+
+
+def say_differences(
+    files: Sequence[ResultsFile], differences: Mapping[str, Iterable[Difference]]
+) -> None:
+    """Report how each run, by its file's name, differs from the first."""
+    for name, found in differences.items():
+        for difference in found:
+            say(f"note: {name} against {files[0].name}: {difference}")
+
+
+def settle_runs(
+    files: list[ResultsFile], allow_different: bool
+) -> tuple[dict[str, list[Difference]], bool]:
+    """The differences of the runs from the first, by file, and whether all have the same tokens.
+
+    Raises UsageError when their policies differ and that is not allowed.
+    """
+    from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, run_differences
+
+    if not allow_different:
+        require_same(
+            files,
+            lambda file: run_differences(files[0].run, file.run, POLICIES),
+            "their losses are not of the same tokens",
+        )
+    shown = {
+        file.name: run_differences(files[0].run, file.run, (*POLICIES, *TOKENIZER, *NUMERICS))
+        for file in files[1:]
+    }
+    say_differences(files, shown)
+    # with other policies other tokens are scored, of the same bytes
+    same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
+    return shown, same
+
+
+def model_label(run: Mapping[str, Any]) -> str:
+    """A model with its adapter and quantisation."""
+    adapter, quantization = run.get("adapter"), run.get("quantization")
+    with_adapter = f" with {adapter}" if adapter else ""
+    return f"{run.get('model')}{with_adapter}" + (f", {quantization}" if quantization else "")
+
+
+def labels_of(files: list[ResultsFile]) -> list[str]:
+    """Models by name where that tells them apart, else the files."""
+    models = [model_label(file.run) for file in files]
+    if len(set(models)) == len(files):
+        return models
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
+
+
+def require_field(flag: str, name: str | None, n_without: int, n_rows: int) -> None:
+    """Raises UsageError when no row has the field that rows are to be grouped by."""
+    if name is None or not n_rows:
+        return
+    if n_without == n_rows:
+        raise UsageError(f"{flag} {name}: no row has such a field, nor in its meta (--keep-meta)")
+    if n_without:
+        say(f"warning: {flag} {name}: {n_without} of {n_rows} rows have no such field")
+
+
+def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:
+    """Report rows without a partner, rows that are left out, and rows that are joined by order."""
+    for file, ids in zip(files, report.without_partner, strict=True):
+        if ids:
+            few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+            say(f"warning: {file.name}: {len(ids)} rows have no partner: {few}")
+    for reason, ids in report.left_out.items():
+        say(f"warning: {len(ids)} rows are left out: {reason} (first {ids[0]})")
+    if n := report.n_joined_by_order:
+        say(f"note: {n} rows of one text under other ids, taken in order")

@@ -1,0 +1,125 @@
+"""Score the same data with several models, one in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.inputs import read_options
+from seqloss_cli.cli.options import Group, given, only, without
+from seqloss_cli.core.options import INPUT, MODEL, argument, option, record
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+
+if TYPE_CHECKING:
+    from seqloss_cli.scoring.scorer import Scorer
+
+
+@record
+class ModelArguments:
+    """Several models that are scored, and the data."""
+
+    checkpoints: list[str] = argument("CHECKPOINT", "Directories or hub names.", required=True)
+    models: list[str] | None = option(
+        None, "--model", MODEL, "To be scored with --data; name each.", short="-m"
+    )
+    data: list[str] | None = option(
+        None, "--data", INPUT, "Texts or JSONL to score; may be given again."
+    )
+
+
+SCORING_OPTIONS: Group = {
+    **only(ModelArguments, "data"),
+    **only(
+        Reading,
+        jsonl="Data is JSONL, whatever its name.",
+        text_field="Field of a JSONL row with the text.",
+    ),
+    **without(ModelChoice, "name"),
+    **only(TokenPolicy),
+    **only(WindowChoice),
+    **only(BatchPolicy, "tokens"),
+    **only(SpeedPolicy),
+}
+
+
+@contextmanager
+def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+    """Score the data with each model: yields their results files, which are gone at the end, and
+    how many inputs were rejected."""
+    names = given(context, ModelArguments).data or []
+    with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
+        paths, n_rejected, said = [], 0, set[str]()
+        for number, model in enumerate(models):
+            path = Path(folder) / f"{number}.jsonl"
+            n_rejected += _score_to(context, model, names, path, said)
+            paths.append(str(path))
+            # Memory may not hold two models: this one goes before the next is loaded.
+            gc.collect()
+        yield paths, n_rejected
+
+
+def _score_to(
+    context: typer.Context, model: str, names: list[str], path: Path, said: set[str]
+) -> int:
+    """How many inputs were rejected; what was said of them before is not said again."""
+    from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.settings import load_scorer
+    from seqloss_cli.inputs import ReadStats, read_inputs
+
+    stats = ReadStats()
+    say(f"scoring with {model}")
+    scorer = load_scorer(context, model=model)
+    bar = ProgressBar(names)
+    with bar:
+        items = read_inputs(names, read_options(context), stats)
+        # rows hold their texts only where a page is to show them
+        with_texts = context.params.get("report") is not None
+        return _write(scorer, items, stats, path, bar, said, with_texts)
+
+
+def _write(
+    scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str], text: bool
+) -> int:
+    from seqloss_cli.core.backend import Requested
+    from seqloss_cli.core.records import Rejected
+    from seqloss_cli.metrics.totals import Totals, totals_of
+    from seqloss_cli.results.formats.json import JsonlWriter
+    from seqloss_cli.results.schema.scores import score_rows
+    from seqloss_cli.results.writing.rows import RowOptions
+
+    tokenization = scorer.tokenization
+    options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)
+    totals, n_rejected = Totals(), 0
+    outcomes: Any = scorer.score(items, Requested(), bar.on_progress)
+    with path.open("wb") as sink, closing(outcomes):
+        writer = JsonlWriter(sink, score_rows(options))
+        writer.begin(scorer.run_info("score"))
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                n_rejected += 1
+                writer.reject(outcome)
+                where = f"{outcome.source}:{outcome.line}" if outcome.line else outcome.source
+                message = f"rejected {where}: {outcome.message} ({outcome.reason})"
+                if message not in said:
+                    said.add(message)
+                    say(message)
+                continue
+            sums = totals_of(outcome)
+            totals += sums
+            writer.sequence(outcome, sums)
+        writer.end(totals, n_rejected, stats.n_empty_lines)
+    return n_rejected

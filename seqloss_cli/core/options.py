@@ -1,0 +1,171 @@
+"""Options of the command line, declared at the fields of the records that they fill.
+
+    eos: bool = option(False, "--eos", POLICIES, "Append the end-of-sequence token and score it.")
+
+Name, SEQLOSS_* variable, choices (of a `Literal`), bounds, default, help and panel follow from such
+a field, and so do the checks of a value from Python and its key in the run record. Nothing of a
+command line is imported: `cli/options.py` makes parameters of these fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from seqloss_cli.core.errors import UsageError
+
+T = TypeVar("T")
+INPUT, CHATS, REFERENCE, MODEL, POLICIES, SPEED, STATISTICS, SHOW, PAPER, OUTPUT, OTHER = (
+    "Input",
+    "Chats",
+    "Gold distributions",
+    "Model",
+    "Policies",
+    "Speed",
+    "Statistics",
+    "What to show",
+    "Paper",
+    "Output",
+    "Other",
+)
+"""The panels of `--help`."""
+
+
+class Argument(NamedTuple):
+    """A field is given by position."""
+
+    metavar: str
+    help: str
+    required: bool
+
+
+class Option(NamedTuple):
+    """How a field is given on the command line."""
+
+    flag: str
+    """Its long name. `--no-x` at a field that is not called `no_x` turns that field off."""
+    panel: str
+    help: str
+    short: str = ""
+    kind: Any = None
+    """Its type on the command line, where that is not the field's."""
+    metavar: str | None = None
+    min: int | float | None = None
+    max: int | float | None = None
+    takes: str = "a name"
+    """A string's meaning, for the message about another value."""
+    show_default: bool = True
+    key: str = ""
+    """Name in the run record, where that is not the field's."""
+
+
+def record(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that only the command line fills.
+
+    Nothing compares or prints one: without the code for that, making them takes half the time,
+    which is felt whenever the program starts.
+    """
+    return dataclass(frozen=True, slots=True, eq=False, repr=False)(cls)
+
+
+def option(
+    default: T,
+    flag: str,
+    panel: str,
+    help: str,
+    short: str = "",
+    kind: Any = None,
+    metavar: str | None = None,
+    min: int | float | None = None,
+    max: int | float | None = None,
+    takes: str = "a name",
+    show_default: bool = True,
+    key: str = "",
+) -> T:
+    """A field of a dataclass that an option fills."""
+    about = Option(flag, panel, help, short, kind, metavar, min, max, takes, show_default, key)
+    # A field stands for its default until `dataclass` replaces it.
+    made: T = field(default=default, metadata={"declared": about})
+    return made
+
+
+def argument(metavar: str, help: str, required: bool = False) -> Any:
+    """A field of a dataclass that is given by position; None where it is not given."""
+    return field(default=None, metadata={"declared": Argument(metavar, help, required)})
+
+
+class OptionField(NamedTuple):
+    """A field of a record that the command line fills."""
+
+    name: str
+    parameter: str
+    """Name among the parameters of a command: `no_text` of `--no-text`."""
+    declared: Option | Argument
+    kind: Any
+    """Its type without `| None`."""
+    optional: bool
+    default: Any
+
+    @property
+    def is_negative(self) -> bool:
+        """The flag turns the field off."""
+        return self.parameter.startswith("no_") and not self.name.startswith("no_")
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable of its default; what may be given several times has none."""
+        return None if get_origin(self.kind) is list else f"SEQLOSS_{self.parameter.upper()}"
+
+
+_KNOWN: dict[type, tuple[OptionField, ...]] = {}
+
+
+def option_fields(cls: type) -> tuple[OptionField, ...]:
+    """The fields of a dataclass that the command line fills, in order."""
+    if cls not in _KNOWN:
+        declared = [each for each in fields(cls) if "declared" in each.metadata]
+        hints = {each.name: each.type for each in declared}
+        if any(isinstance(hint, str) for hint in hints.values()):
+            hints = get_type_hints(cls)
+        _KNOWN[cls] = tuple(_option_field(each, hints[each.name]) for each in declared)
+    return _KNOWN[cls]
+
+
+def _option_field(each: Field[Any], kind: Any) -> OptionField:
+    declared = each.metadata["declared"]
+    # `Literal[…] | None` is a Union of typing, `str | None` one of types.
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    (plain,) = (one for one in kinds if one is not NoneType)
+    parameter = each.name
+    # --model of one model is not that of several, which has its field's name.
+    if isinstance(declared, Option) and get_origin(plain) is not list:
+        parameter = declared.flag.removeprefix("--").replace("-", "_")
+    return OptionField(each.name, parameter, declared, plain, len(kinds) > 1, each.default)
+
+
+def check_values(record: Any) -> None:
+    """Raises UsageError for a value that the option of its field could not have."""
+    for each in option_fields(type(record)):
+        value = getattr(record, each.name)
+        if isinstance(each.declared, Option) and not (value is None and each.optional):
+            _check_value(each.declared, each.kind, value)
+
+
+def _check_value(option: Option, kind: Any, value: Any) -> None:
+    flag = option.flag
+    if kind is bool and not isinstance(value, bool):
+        raise UsageError(f"{flag} is true or false, not {value!r}")
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise UsageError(f"{flag} takes one of {', '.join(get_args(kind))}, not {value!r}")
+    if kind is int:
+        require_whole(flag, value, 1 if option.min is None else int(option.min))
+    if kind is str and not isinstance(value, str):
+        raise UsageError(f"{flag} takes {option.takes}, not {value!r}")
+
+
+def require_whole(flag: str, value: Any, least: int) -> None:
+    """Raises UsageError unless `value` is a whole number of at least `least`."""
+    # True and False are ints to Python: `threads=True` would be one thread.
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{flag} takes a whole number of at least {least}, not {value!r}")

@@ -1,0 +1,53 @@
+"""Options are declared once: at fields of records, and their conflicts in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer.main
+
+from seqloss_cli import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy, UsageError
+from seqloss_cli.cli.conflicts import CONFLICTS
+from seqloss_cli.cli.inputs import ChoiceArguments
+from seqloss_cli.cli.main import app
+from seqloss_cli.core.options import Option, option_fields
+from seqloss_cli.core.policies import SpeedPolicy
+from seqloss_cli.core.presentation import OutputSettings
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PARAMETERS = {name: {p.name: p for p in command.params} for name, command in COMMANDS.items()}
+DERIVED = {"writes", "draws", "suffix", "objective"}
+"""Parameters that a command works out for the table."""
+
+
+@pytest.mark.parametrize("row", CONFLICTS, ids=lambda row: " ".join(row.where))
+def test_a_row_of_the_table_is_for_a_command_that_has_its_options(row: Any) -> None:
+    assert set(row.commands) <= set(COMMANDS)
+    names = row.where.keys() - DERIVED
+    having = {name for name, parameters in PARAMETERS.items() if names <= parameters.keys()}
+    assert having >= set(row.commands)
+    assert having
+
+
+@pytest.mark.parametrize("record", [BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy, TokenPolicy])
+def test_a_value_that_its_option_does_not_take_is_refused(record: type) -> None:
+    for field in option_fields(record):
+        assert isinstance(field.declared, Option)
+        with pytest.raises(UsageError, match=f"{field.declared.flag} (takes|is true or false)"):
+            record(**{field.name: 7.5})
+
+
+def test_a_batch_is_of_auto_or_of_a_number_that_may_be_text() -> None:
+    assert BatchPolicy("512") == BatchPolicy(512)  # type: ignore[arg-type]
+    assert BatchPolicy("auto").auto  # type: ignore[arg-type]
+    for wrong in ("0", "-1", "1.5", "٣", " 3", "1_000", ""):
+        with pytest.raises(UsageError, match="--batch-tokens takes a whole number"):
+            BatchPolicy(wrong)  # type: ignore[arg-type]
+
+
+def test_a_flag_that_begins_with_no_turns_its_field_off() -> None:
+    for record in (BatchPolicy, PairPolicy, OutputSettings):
+        for field in option_fields(record):
+            assert field.is_negative == field.parameter.startswith("no_")
+    assert not any(field.is_negative for field in option_fields(ChoiceArguments))  # --no-prompt
