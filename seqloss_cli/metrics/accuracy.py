@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from seqloss_cli.metrics.intervals import Estimate, proportion_estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
-from seqloss_cli.metrics.totals import add_records
+from seqloss_cli.metrics.totals import SumRecord
 
 
 @dataclass(frozen=True, slots=True)
-class RankTotals:
-    """Counts over rows; `+` joins two sets of rows."""
+class RankTotals(SumRecord):
+    """Counts over rows."""
 
     n_rows: int = 0
     n_choices: int = 0
@@ -35,9 +35,6 @@ class RankTotals:
     flags: Mapping[str, int] = field(default_factory=dict)
     boundaries: Mapping[str, int] = field(default_factory=dict)
     """Kind of prompt boundary to the choices that have it."""
-
-    def __add__(self, other: RankTotals) -> RankTotals:
-        return add_records(self, other)
 
     @property
     def chance(self) -> float | None:

@@ -23,7 +23,7 @@ from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
 from seqloss_cli.core.records import Bools, Floats, Outcome, Rejected, Sample, SequenceScore
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
-from seqloss_cli.metrics.totals import add_records, from_units, score_flags, to_units
+from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
 
 SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
 TEACHER_REQUEST = Requested(internal=(DIVERGENCES,))
@@ -159,8 +159,8 @@ def with_divergences(
 
 
 @dataclass(frozen=True, slots=True)
-class DivergenceTotals:
-    """Sums over one sequence or many; `+` joins two sets of sequences."""
+class DivergenceTotals(SumRecord):
+    """Sums over the counted tokens of sequences."""
 
     n_sequences: int = 0
     n_sequences_scored: int = 0
@@ -172,9 +172,6 @@ class DivergenceTotals:
     """Name of a sum to its infinite terms; with any of them it is None."""
     n_same_top1: int = 0
     flags: Mapping[str, int] = field(default_factory=dict)
-
-    def __add__(self, other: DivergenceTotals) -> DivergenceTotals:
-        return add_records(self, other)
 
     def total(self, name: str) -> float | None:
         """Return a sum, nats; None where nothing is scored or a term is infinite."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
-from seqloss_cli.metrics.totals import Totals, add_records, totals_of
+from seqloss_cli.metrics.totals import SumRecord, Totals, totals_of
 from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels
 from seqloss_cli.tokenization.trl import TrainerLabels, TrlTrainer
 from seqloss_cli.tokenization.vocabulary import Vocabulary
@@ -43,8 +43,8 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskTotals:
-    """Counts and losses over sequences; `+` joins two sets of sequences."""
+class MaskTotals(SumRecord):
+    """Counts and losses over sequences."""
 
     n_sequences: int = 0
     n_tokens: int = 0
@@ -64,9 +64,6 @@ class MaskTotals:
     """Losses of the tokens that count."""
     everything: Totals | None = None
     """Losses of all tokens, as if nothing were masked."""
-
-    def __add__(self, other: MaskTotals) -> MaskTotals:
-        return add_records(self, other)
 
     @property
     def prompt_share(self) -> float | None:

@@ -13,19 +13,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import SequenceScore
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Sums = TypeVar("Sums", bound="DataclassInstance")
+Sums = TypeVar("Sums", bound="SumRecord")
 _UNITS = 1 << 1074
 """Units of 1 nat."""
 
@@ -78,8 +74,30 @@ RATES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over one sequence or many; `+` joins two sets of sequences."""
+class SumRecord:
+    """Sums over one sequence or many; `+` joins two sets of sequences, field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        # All fields, in order, since this record has none itself.
+        names: tuple[str, ...] = type(self).__slots__
+        return type(self)(*[_add(getattr(self, name), getattr(other, name)) for name in names])
+
+
+def _add(a: Any, b: Any) -> Any:
+    """Add two sums, two records of sums, or two counts by name."""
+    # Most fields of most rows are 0, None or without names: this runs once for each row.
+    if not b or not a:
+        return a or b
+    if isinstance(a, Mapping):
+        counts = Counter(a)
+        counts.update(b)
+        return dict(counts)
+    return a + b
+
+
+@dataclass(frozen=True, slots=True)
+class Totals(SumRecord):
+    """Counts and exact sums of losses, and the rates made from them."""
 
     n_sequences: int = 0
     n_sequences_scored: int = 0
@@ -115,9 +133,6 @@ class Totals:
     """The responses without their prompts, where that was asked for (rule 14)."""
     separate_tokenization: Totals | None = None
     """Totals of the same pairs, each part tokenized as a text of its own (rule 9)."""
-
-    def __add__(self, other: Totals) -> Totals:
-        return add_records(self, other)
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -186,27 +201,6 @@ class Totals:
         if self.total_loss is None or self.n_without_text or not count:
             return None
         return self.total_loss / (math.log(2) * count)
-
-
-def add_records(a: Sums, b: Sums) -> Sums:
-    """Add two records of sums field by field; counts by name are added name by name."""
-    return type(a)(*[_add(getattr(a, name), getattr(b, name)) for name in _names(type(a))])
-
-
-@cache
-def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))
-
-
-def _add(a: Any, b: Any) -> Any:
-    # Most fields of most rows are 0, None or without names: this runs once for each row.
-    if not b or not a:
-        return a or b
-    if isinstance(a, Mapping):
-        counts = Counter(a)
-        counts.update(b)
-        return dict(counts)
-    return a + b
 
 
 def totals_of(score: SequenceScore) -> Totals:

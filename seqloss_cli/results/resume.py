@@ -20,7 +20,7 @@ import orjson
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected, TokenSequence
-from seqloss_cli.metrics.totals import Sums, add_records
+from seqloss_cli.metrics.totals import Sums
 from seqloss_cli.results.writing.pairs import sha256, texts_row
 from seqloss_cli.results.writing.rows import Row, identity_row, rejected_row
 
@@ -191,7 +191,7 @@ class KeptRows(Generic[Sums]):
             self.n_rejected += 1
         else:
             self.n_sequences += 1
-            self.sums = add_records(self.sums, self._checked_sums(row, place))
+            self.sums += self._checked_sums(row, place)
         if self.n_sequences + self.n_rejected == self.n_rows:
             self._when_all_checked()
 
