@@ -22,7 +22,8 @@ import numpy as np
 from seqloss_cli.analysis.summarize import Clusters, numbered_anew
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics.statistics import Estimate, UnitGaps, mean_gap_estimate, share_estimate
+from seqloss_cli.metrics.intervals import Estimate, share_estimate
+from seqloss_cli.metrics.resampling import UnitGaps, mean_gap_estimate
 from seqloss_cli.results.schema.scores import ResultRow
 
 _RESAMPLES = 2000

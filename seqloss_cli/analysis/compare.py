@@ -18,17 +18,14 @@ import numpy as np
 from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
 from seqloss_cli.core.records import Floats
-from seqloss_cli.metrics.statistics import (
-    Estimate,
+from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
+from seqloss_cli.metrics.resampling import (
     SignFlip,
     block_bootstrap,
     bootstrap_ratio,
     default_block,
     holm,
-    interval_notes,
-    ratio_estimate,
     sign_flip_test,
-    unknown,
 )
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 

@@ -14,7 +14,7 @@ from seqloss_cli.analysis.joining import JoinReport
 from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.analysis.summarize import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
-from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.formats.json import json_bytes

@@ -29,7 +29,7 @@ from seqloss_cli.analysis.joining import (
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
 from seqloss_cli.analysis.summarize import Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.metrics.statistics import Estimate, ratio_estimate, unknown
+from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 

@@ -20,7 +20,8 @@ from seqloss_cli.analysis.joining import JoinReport, RowsUsed, join_usable, n_un
 from seqloss_cli.analysis.summarize import PositionLoss, Summary, SummaryOptions, summarize
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
-from seqloss_cli.metrics.statistics import Estimate, Reservoir
+from seqloss_cli.metrics.intervals import Estimate
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.schema.scores import ResultRow
 
 Metric = Literal["mean_loss", "bits_per_byte", "perplexity"]

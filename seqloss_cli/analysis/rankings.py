@@ -15,7 +15,7 @@ import numpy as np
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.ranking import SCORES
-from seqloss_cli.metrics.statistics import Reservoir
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.schema.rankings import RankedRow
 
 

@@ -16,16 +16,18 @@ import numpy as np
 
 from seqloss_cli.analysis.extremes import Extremes, SequenceExtreme, TokenExtreme
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics.statistics import (
+from seqloss_cli.metrics.intervals import (
     Estimate,
-    Reservoir,
-    block_bootstrap,
-    bootstrap_ratio,
-    default_block,
     interval_notes,
     quantile_estimate,
     ratio_estimate,
     unknown,
+)
+from seqloss_cli.metrics.resampling import (
+    Reservoir,
+    block_bootstrap,
+    bootstrap_ratio,
+    default_block,
 )
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses

@@ -18,12 +18,8 @@ from helpers.oracles import calibration_by_hand
 from helpers.program import document
 from helpers.results import row, rows_of, write
 from seqloss_cli.analysis.calibration import edges_of_mass
-from seqloss_cli.metrics.statistics import (
-    UnitGaps,
-    mean_gap_estimate,
-    proportion_estimate,
-    share_estimate,
-)
+from seqloss_cli.metrics.intervals import proportion_estimate, share_estimate
+from seqloss_cli.metrics.resampling import UnitGaps, mean_gap_estimate
 
 Run = Callable[..., Any]
 CONFIDENCES = st.floats(0.5, 0.9999)

@@ -14,7 +14,7 @@ from seqloss_cli.analysis.summarize import PositionLoss
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import svg
 from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
-from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.intervals import Estimate
 
 _BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
 """Nats; wider ones where there are few tokens."""

@@ -36,7 +36,8 @@ from seqloss_cli.display.html.shown import Shown, shown
 from seqloss_cli.display.html.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.display.scales import KL_EDGES, step_of
 from seqloss_cli.metrics.divergence import DivergenceTotals, Documents
-from seqloss_cli.metrics.statistics import Estimate, Reservoir
+from seqloss_cli.metrics.intervals import Estimate
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
 

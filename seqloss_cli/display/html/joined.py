@@ -17,7 +17,7 @@ from seqloss_cli.display.html.page import PageOptions
 from seqloss_cli.display.html.selecting import Chosen, Selection
 from seqloss_cli.display.html.shown import Shown, cut, shown
 from seqloss_cli.display.html.worst import Worst, WorstStretches
-from seqloss_cli.metrics.statistics import Reservoir
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.schema.scores import ResultRow
 
 _PANES = 3

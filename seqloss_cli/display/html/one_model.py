@@ -32,7 +32,7 @@ from seqloss_cli.display.html.selecting import Chosen, Selection
 from seqloss_cli.display.html.shown import Shown, cut, shown
 from seqloss_cli.display.html.worst import Worst, WorstTokens, anchors_of, place_of
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
-from seqloss_cli.metrics.statistics import Reservoir
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile, ResultsOf
 from seqloss_cli.results.schema.scores import ResultRow
 

@@ -23,7 +23,7 @@ from seqloss_cli.display.html.questions import (
 from seqloss_cli.display.html.selecting import Chosen, Selection
 from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.ranking import SCORES
-from seqloss_cli.metrics.statistics import Reservoir
+from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.schema.rankings import RankedRow
 
 _UNSURE = -1e200

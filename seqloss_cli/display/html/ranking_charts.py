@@ -11,7 +11,7 @@ from markupsafe import Markup
 from seqloss_cli.core.records import Bools, Floats, Ints
 from seqloss_cli.display.html import svg
 from seqloss_cli.display.html.charts import Cell, Chart
-from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.intervals import Estimate
 
 RIGHT, WRONG, NEITHER = "g1", "g7", "f3"
 _N_BINS, _MOST = 20, 0.99

@@ -38,8 +38,8 @@ from seqloss_cli.display.html.questions import (
     verdict_of,
 )
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
+from seqloss_cli.metrics.intervals import Estimate, ratio_estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, MEANINGS, SCORES
-from seqloss_cli.metrics.statistics import Estimate, ratio_estimate
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.rankings import RankedRow
 

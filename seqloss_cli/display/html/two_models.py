@@ -40,7 +40,7 @@ from seqloss_cli.display.html.panes import (
 from seqloss_cli.display.html.shown import Shown
 from seqloss_cli.display.html.worst import Worst, place_of
 from seqloss_cli.display.scales import DIFFERENCE_EDGES, step_of
-from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.results.files import ResultsFile
 
 SIDES = ["A", "B"]

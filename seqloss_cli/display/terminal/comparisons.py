@@ -18,7 +18,7 @@ from seqloss_cli.display.terminal.formatting import HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
 from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
-from seqloss_cli.metrics.statistics import Estimate, interval_notes
+from seqloss_cli.metrics.intervals import Estimate, interval_notes
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 

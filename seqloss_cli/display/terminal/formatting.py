@@ -19,7 +19,7 @@ from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Flags, TokenSequence
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
-from seqloss_cli.metrics.statistics import Estimate
+from seqloss_cli.metrics.intervals import Estimate
 
 WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
 """Signs that make white space visible."""
