@@ -21,7 +21,7 @@ import numpy as np
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
 from seqloss_cli.core.records import Bools, Floats, Outcome, Rejected, Sample, SequenceScore
-from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
+from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate, unknown
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
 from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
 
@@ -275,5 +275,5 @@ class Documents:
 
     def _mean(self, sums: Floats) -> Estimate:
         if np.isnan(sums).any():
-            return Estimate(None, n=len(sums), method="no interval: a term is infinite")
+            return unknown(None, len(sums), "no interval: a term is infinite")
         return ratio_estimate(sums, np.asarray(self._counts))

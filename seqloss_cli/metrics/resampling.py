@@ -96,17 +96,12 @@ def block_bootstrap(
 
 
 def cluster_quantiles(
-    values: Floats,
-    clusters: Ints,
-    shares: Sequence[float],
-    n_resamples: int,
-    seed: int,
-    confidence: float = 0.95,
+    values: Floats, clusters: Ints, shares: Sequence[float], n_resamples: int, seed: int
 ) -> dict[float, Estimate]:
     """Estimate quantiles of values that are alike within a cluster (tokens of a document).
 
     A quantile is the least value that so large a share does not exceed; values may be infinite.
-    Whole clusters are drawn, and the intervals are those of the percentiles. Both arrays have
+    Whole clusters are drawn, and the 95 % intervals are those of the percentiles. Both arrays have
     shape T.
     """
     order = np.argsort(values, kind="stable")
@@ -126,7 +121,7 @@ def cluster_quantiles(
         why = "no interval: one document"
         return {share: unknown(float(v), n, why) for share, v in zip(shares, found[0], strict=True)}
     # By ranks alone: between values of which one is infinite nothing can be interpolated.
-    tail = (1 - confidence) / 2
+    tail = (1 - 0.95) / 2
     lows, highs = (
         np.quantile(found[1:], q, axis=0, method="inverted_cdf") for q in (tail, 1 - tail)
     )
