@@ -815,7 +815,7 @@ def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> N
     )
     for view in views:
         assert isinstance(view, DrawnLines)
-        lines = [*view.lines(a_console(width))]
+        lines = [*view.draw(a_console(width))]
         assert lines
         assert all(line.cell_len <= max(width, 5) for line in lines)
 

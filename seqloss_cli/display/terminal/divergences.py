@@ -13,7 +13,7 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import TableOptions
 from seqloss_cli.display.terminal.tables import add_rows
-from seqloss_cli.display.terminal.writer import TerminalWriter, run_rows
+from seqloss_cli.display.terminal.writer import Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
 
 # Printed words say "gold" where code says teacher or reference: golden outputs pin them.
@@ -69,9 +69,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         # Quantiles are of all tokens of the run, so they come last, whatever was shown before.
         self._console.print(self._quantiles())
 
-    def _totals(
-        self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int
-    ) -> Iterator[tuple[str, str, str]]:
+    def _totals(self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         rejected = f"rejected {n_rejected}" if n_rejected else ""
         yield "sequences", str(sums.n_sequences), rejected
         if n_empty_lines:

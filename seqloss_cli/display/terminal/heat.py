@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
 
@@ -46,18 +47,14 @@ _LEAST_WIDTH = 5
 """Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
 
 
+@dataclass(frozen=True)
 class DrawnLines:
     """Lines that are made for the console that they are printed on, and not wrapped again."""
 
-    def __init__(self, draw: Callable[[Console], Iterable[Text]]) -> None:
-        self._draw = draw
-
-    def lines(self, console: Console) -> Iterator[Text]:
-        """Yield the lines as they are before a console would crop them."""
-        yield from self._draw(console)
+    draw: Callable[[Console], Iterable[Text]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self.lines(console):
+        for line in self.draw(console):
             # rich drops the style of a Text that has no spans; assembled, it is a span.
             yield from Text.assemble(line).render(console, end="\n")
 

@@ -13,7 +13,7 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import TableOptions, counts_text, figures_table
 from seqloss_cli.display.terminal.heat import Drawing, show_heat, show_text
 from seqloss_cli.display.terminal.palette import COUNTS, LOSSES, shows_no_colour
-from seqloss_cli.display.terminal.writer import TerminalWriter
+from seqloss_cli.display.terminal.writer import Rows, TerminalWriter
 from seqloss_cli.metrics.masks import Mask, MaskTotals
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.tokenization.labels import Finding
@@ -144,9 +144,7 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
     def _before_totals(self) -> None:
         """Nothing stands between lines and totals."""
 
-    def _totals(
-        self, sums: MaskTotals, n_rejected: int, n_empty_lines: int
-    ) -> Iterator[tuple[str, str]]:
+    def _totals(self, sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         yield "sequences", f"{sums.n_sequences}, rejected {n_rejected}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)

@@ -11,7 +11,7 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import TableOptions
-from seqloss_cli.display.terminal.writer import TerminalWriter, run_rows
+from seqloss_cli.display.terminal.writer import Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
 
@@ -47,9 +47,7 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
     def _show_line(self, ranking: Ranking, sums: RankTotals) -> None:
         self._console.print(_line(ranking, self._by), soft_wrap=True)
 
-    def _totals(
-        self, sums: RankTotals, n_rejected: int, n_empty_lines: int
-    ) -> Iterator[tuple[str, str]]:
+    def _totals(self, sums: RankTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         yield "rows", f"{sums.n_rows}, rejected {n_rejected}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)
