@@ -1,7 +1,7 @@
-"""Which sequences begin alike: integers only.
+"""Find sequences that begin alike: integers only.
 
-A group's common beginning, its trunk, is computed once, and what follows of each sequence branches
-off it. Groups are chosen so that as many tokens as possible are not computed again.
+A group's common prefix is computed once, and then the suffix of each sequence. Groups are chosen so
+that as many tokens as possible are not computed again.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from seqloss_cli.core.alignment import common_prefix
 from seqloss_cli.core.records import Ints
 
 SHORTEST_PREFIX = 16
-"""Tokens: below this, what sharing costs is no less than what it saves."""
+"""Tokens: below this, sharing costs no less than it saves."""
 _DEEPEST = 64
-"""Levels of beginnings within beginnings that are looked into (texts that grow word by word have as
-many levels as rows)."""
+"""Levels of prefixes within prefixes that are looked into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
+    """Sequences with a common prefix."""
+
     prefix: int
-    """Tokens that its members begin with."""
+    """Its length in tokens."""
     members: tuple[int, ...]
     """Indexes of the sequences, those that are most alike side by side."""
 
 
 def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_PREFIX) -> list[Group]:
-    """Groups of at least two sequences with at least `shortest` tokens in common.
+    """Return groups of at least two sequences (ids of shape N each) with at least `shortest` tokens
+    in common at their beginning.
 
     A sequence is in one group at most; those in none are left out.
     """
@@ -47,15 +49,15 @@ def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_PREFIX) 
 def _best_groups(
     order: list[int], common: list[int], start: int, stop: int, depth: int
 ) -> tuple[int, list[Group]]:
-    """The grouping of the sorted sequences [start, stop) that saves the most tokens, and how many
-    those are: all in one group, or what is best for the parts between the places where neighbours
-    have the least in common, and a group of those that are then left over."""
+    """Return how many tokens the best grouping of the sorted sequences [start, stop) saves, and the
+    grouping: all in one group, or the best of each part between the places where neighbours have
+    the least in common, and a group of the sequences that are then left over."""
     if stop - start < 2:
         return 0, []
     inside = common[start : stop - 1]
     prefix = min(inside)
     whole = prefix * (stop - start - 1)
-    if not depth:
+    if not depth:  # texts that grow word by word have as many levels as rows
         return whole, [Group(prefix, tuple(order[start:stop]))]
     cuts = [start, *(start + 1 + n for n, value in enumerate(inside) if value == prefix), stop]
     saved, groups = 0, []
@@ -74,5 +76,6 @@ def _best_groups(
 
 
 def _sortable(ids: Ints) -> bytes:
-    """Bytes that sort as the ids do."""
+    """Return bytes that sort as the ids do."""
+    # Big-endian: little-endian bytes would compare the lowest digit first.
     return ids.astype(">u4").tobytes()

@@ -1,7 +1,7 @@
-"""What is kept of a teacher's distributions, so that it need not be loaded again.
+"""Save a teacher's distributions in part, so that it need not be loaded again, and read them.
 
-JSONL: a line that says which teacher, tokenizer and windows; for each sequence, by the SHA-256 of
-its ids, lines of at most `CHUNK` scored tokens with the columns of `SavedTeacherRows` (base64 of
+JSONL: a line that names teacher, tokenizer and windows; for each sequence, by the SHA-256 of its
+ids, lines of at most `CHUNK` scored tokens with the columns of `SavedTeacherRows` (base64 of
 little-endian numbers); and a line with the error that the K ids make for the student that they were
 saved beside.
 """
@@ -46,14 +46,14 @@ _DTYPES = {
     "entropies": "<f8",
 }
 _COLUMNS = {"losses": "teacher_losses", "entropies": "teacher_entropies"}
-"""Columns that have another name where they are computed."""
+"""Columns with another name where they are computed."""
 _HEADER = {"top_k": int, "n_words": int}
 _PREFIX = b'{"key":"'
 _KEY_CHARS = slice(len(_PREFIX), len(_PREFIX) + 64)
 
 
 def key_of(sequence: TokenSequence) -> str:
-    """SHA-256 of the ids and of which of them are scored."""
+    """Return the SHA-256 of the ids and of the mask of those that are scored."""
     parts = (sequence.token_ids.astype("<i8"), _scored(sequence).astype("u1"))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
@@ -65,14 +65,14 @@ def _scored(sequence: TokenSequence) -> Bools:
 
 
 class TeacherWriter:
-    """Writes a file of a teacher, a sequence at a time."""
+    """A file of a teacher that is written, a sequence at a time."""
 
     def __init__(self, sink: BinaryIO, header: Mapping[str, Any]) -> None:
         self._sink = sink
         self._line({"type": KIND, "version": VERSION, **header})
 
     def write(self, score: SequenceScore) -> None:
-        """A sequence that a teacher was asked about, with its best ids."""
+        """Write a sequence that was scored beside a teacher, with the teacher's best ids."""
         places = np.flatnonzero(score.scored)
         key = key_of(score.sequence)
         for start in range(0, len(places), CHUNK):
@@ -84,6 +84,7 @@ class TeacherWriter:
             self._line(row)
 
     def end(self, measured: Mapping[str, Any]) -> None:
+        """Write the last line, with the measured error: a file without it was cut off."""
         self._line({"type": "end", "measured": measured})
 
     def _line(self, row: Mapping[str, Any]) -> None:
@@ -91,14 +92,15 @@ class TeacherWriter:
 
 
 class TeacherFile:
-    """A file of a teacher that was read through once: `header`, `measured`, and where its lines
-    are, in 16 bytes a line.
+    """A file of a teacher: `header`, `measured`, and an index of its lines.
 
-    Raises UsageError for what is no such file, or was cut off.
+    Raises UsageError for another kind of file, and for one that was cut off.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Of each line 16 bytes are kept, a part of its key and its place: the file itself may be
+        # larger than the memory, and is read where it is asked for.
         keys, places, last = array("Q"), array("Q"), b""
         try:
             self._file = path.open("rb")
@@ -129,13 +131,15 @@ class TeacherFile:
         return found
 
     def rows_of(self, sequence: TokenSequence) -> RowsOfFile:
-        """What the file knows of a sequence; raises RowError where that is nothing."""
+        """Return the sequence's part of the file. Raises RowError where there is none."""
         key, scored = key_of(sequence), _scored(sequence)
         n_lines = -(-int(scored.sum()) // CHUNK)
         start = int(np.searchsorted(self._keys, _short(key.encode())))
-        places = self._places[start : start + n_lines].tolist()  # the same text twice: the first
+        # A text that was saved twice has its lines twice: the first are taken.
+        places = self._places[start : start + n_lines].tolist()
         if not n_lines:
             return RowsOfFile(self, [], scored)
+        # 64 bits of a key may be those of another sequence: the whole key decides.
         if len(places) < n_lines or self._key_at(places[0]) != key.encode():
             raise RowError("not_in_teacher", f"{self.path} knows nothing of this text's tokens")
         return RowsOfFile(self, places, scored)
@@ -185,7 +189,7 @@ class TeacherFile:
         return self._file.read(_KEY_CHARS.stop)[_KEY_CHARS]
 
     def line_at(self, place: int, n_least: int) -> SavedTeacherRows:
-        """The columns of a line; raises RunError where they are damaged."""
+        """Return the columns of a line. Raises RunError where they are damaged."""
         self._file.seek(place)
         try:
             row = orjson.loads(self._file.readline())
@@ -215,7 +219,7 @@ class RowsOfFile:
         self._line = line
 
     def at(self, targets: Ints) -> SavedTeacherRows:
-        """Of scored tokens, in their order."""
+        """Return what the file knows at scored tokens of the sequence (shape M), in their order."""
         lines, places = np.divmod(self._numbers[targets], CHUNK)
         parts: list[dict[str, NDArray[Any]]] = []
         for number in np.unique(lines).tolist():
@@ -225,12 +229,12 @@ class RowsOfFile:
 
 
 def _short(key: bytes) -> int:
-    """64 bits of a key."""
+    """Return 64 bits of a key."""
     return int(key[:16], 16)
 
 
 def looks_saved(name: str) -> bool:
-    """Whether a teacher's name is that of a file, not of a model."""
+    """Return whether a teacher's name is that of a file, not of a model."""
     try:
         return Path(name).is_file() and not name.lower().endswith(".gguf")
     except OSError:  # longer than a name may be
@@ -238,14 +242,14 @@ def looks_saved(name: str) -> bool:
 
 
 class SavedSums:
-    """Writes sequences to a file as they are scored, and measures what is lost by it."""
+    """The error of a file that is written: KL by its K ids beside KL by whole distributions."""
 
     def __init__(self, writer: TeacherWriter, student: str, top_k: int) -> None:
         self._writer, self._student, self._top_k = writer, student, top_k
         self._whole, self._in_part, self._n = [0.0], [0.0], 0
 
     def add(self, score: SequenceScore) -> None:
-        """A sequence that was scored beside its teacher."""
+        """Write a sequence that was scored beside its teacher, and count its divergences."""
         self._writer.write(score)
         counted = score.counted
         if not counted.any():
@@ -255,7 +259,7 @@ class SavedSums:
             sums.append(math.fsum(score.columns[name][counted].tolist()))
 
     def measured(self) -> dict[str, Any]:
-        """Mean KL per token of the student, whole and by what is saved."""
+        """Return the student's mean KL per token in nats, whole and by what is saved."""
         whole, in_part = (math.fsum(sums) for sums in (self._whole, self._in_part))
         return {
             "model": self._student,

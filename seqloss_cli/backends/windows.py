@@ -1,4 +1,4 @@
-"""Which token is scored in which window: integers only (rule 7 of the numbers contract).
+"""Cut a sequence into windows, each target scored in one of them (rule 7): integers only.
 
 Window 1 scores targets 1 … min(C, n - 1). A later window whose first unscored target is u scores
 u … e, e = min(u + S - 1, n - 1), and feeds the C tokens that end at e - 1; where the sequence
@@ -14,7 +14,7 @@ from seqloss_cli.core.backend import Window
 
 
 def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Iterator[Window]:
-    """The windows of a sequence: every target 1 … n_tokens - 1 is scored exactly once.
+    """Yield the windows of a sequence: every target 1 … n_tokens - 1 is scored exactly once.
 
     `context` is the most tokens one forward pass is fed, `stride` (1 … context) the most targets
     that a window after the first scores.
@@ -28,6 +28,8 @@ def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Ite
     yield Window(start=0, end=end, score_from=1, bos_first=False)
     while end < last:
         first, end = end + 1, min(end + stride, last)
+        # BOS takes a place of the context: losses without it are those of a text that begins in
+        # the middle, which the model may never have seen.
         start = end - context + has_bos
         yield Window(start=start, end=end, score_from=first, bos_first=has_bos)
 
@@ -35,8 +37,8 @@ def plan_windows(n_tokens: int, context: int, stride: int, has_bos: bool) -> Ite
 def with_end(
     windows: Iterable[Window], n_tokens: int, context: int, has_bos: bool
 ) -> Iterator[Window]:
-    """The same windows with one target more, `n_tokens`: what comes after x_{n-1}, which is fed for
-    that alone.
+    """Yield the windows with one target more, `n_tokens`: whatever follows x_{n-1}, which is fed
+    for that alone.
 
     The last window takes it in if it has room for one more token, else it gets a window that feeds
     the last tokens. No other target sees more or less than without it.

@@ -14,7 +14,7 @@ import typer
 
 from seqloss_cli.core.errors import SeqlossError
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.paths import partial_path
+from seqloss_cli.results.sinks import partial_path
 
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
 

@@ -17,7 +17,6 @@ from seqloss_cli.cli.resuming import already_complete, resume, say_nothing_to_do
 from seqloss_cli.cli.writers import also_beside, score_writer
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import TokenColumn
-from seqloss_cli.core.paths import partial_path
 from seqloss_cli.core.records import Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import HeatOptions
@@ -30,7 +29,7 @@ from seqloss_cli.metrics.words import CORRECTION_SOURCE
 from seqloss_cli.results.formats import Writer
 from seqloss_cli.results.resume import KeptRows
 from seqloss_cli.results.schema.scores import score_rows
-from seqloss_cli.results.sinks import open_sink
+from seqloss_cli.results.sinks import open_sink, partial_path
 from seqloss_cli.scoring.scorer import Scorer
 
 

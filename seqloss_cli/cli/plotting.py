@@ -27,7 +27,7 @@ from seqloss_cli.analysis.summarize import SummaryOptions
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import RowError, RunError, UsageError
-from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.display.plots.draw import Plot
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Rejected, Sample
 
 _PATIENCE = 1.0  # seconds

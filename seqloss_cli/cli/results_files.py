@@ -86,7 +86,7 @@ def open_of(
 
 def cannot_open(name: str, error: RowError) -> RunError:
     """The error of a file that holds no results."""
-    from seqloss_cli.core.paths import shown_path
+    from seqloss_cli.core.escaping import shown_path
 
     return RunError(f"{shown_path(name)}: {error.message} ({error.reason})")
 

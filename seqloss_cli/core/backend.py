@@ -1,12 +1,13 @@
-"""What goes to a backend and comes back: windows of sequences in batches, and their scores.
+"""The contract between the pipeline and a backend: batches of windows go in, scores come back.
 
-Shape letters: B rows of a batch, N their tokens, R tokens of a row's branches, M targets,
-K top ids.
+Shape letters: B rows of a batch, N their tokens, S tokens of a row's suffixes, M targets, V ids of
+a vocabulary, K alternatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SavedTeacherRow
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one forward pass is fed of a sequence, and which targets it scores."""
+    """The tokens of a sequence that one forward pass is fed, and the targets that it scores."""
 
     start: int
     """First token fed (after BOS, when `bos_first`)."""
@@ -34,44 +35,47 @@ class Window:
 
     @property
     def n_fed(self) -> int:
+        """Number of tokens fed, BOS included."""
         return self.end - self.start + self.bos_first
 
     def context_length(self, target: int) -> int:
-        """Number of tokens, BOS included, that `target` can see."""
+        """Return the number of tokens, BOS included, that `target` can see."""
         return target - self.start + self.bos_first
 
 
 @dataclass(frozen=True, slots=True)
 class Suffixes:
-    """What some sequences go on with after a row of the batch, their trunk, side by side: each sees
-    the trunk and itself, not the others."""
+    """Continuations of each row of a batch, its prefix, side by side: each sees the prefix and
+    itself, not the others."""
 
     input_ids: Ints
-    """Shape B x R."""
+    """Shape B x S."""
     position_ids: Ints
-    """Shape B x R: each branch goes on where its trunk ends."""
+    """Shape B x S: each suffix goes on where its prefix ends."""
     numbers: Ints
-    """Shape B x R: which branch of the row a token belongs to, from 0; -1 is padding."""
+    """Shape B x S: the number of the suffix that a token belongs to, from 0 in each row; -1 is
+    padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which of a batch's scores are those of a sequence's targets."""
+    """The places of one window's targets among the scores of a batch."""
 
     sequence: int
-    """Its index in the read-ahead block."""
+    """Index of the sequence in the read-ahead block."""
     window: Window
     targets: Ints
-    """Positions in the sequence, ascending."""
+    """Positions in the sequence, ascending; shape of `scores`."""
     scores: slice | Ints
-    """Where they stand among the batch's M; parts that share a trunk share its scores."""
+    """Places among the batch's M, one for each target; parts with a common prefix share its scores.
+    The shape is that of `targets`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Windows of one or several sequences, their rows.
+    """Windows of one or several sequences, its rows.
 
-    Hidden states are counted row by row, N in all, then R of each row in the first `suffixes`, ….
+    Hidden states are counted row by row, N in all, then S of each row in the first `suffixes`, ….
     """
 
     input_ids: Ints
@@ -85,17 +89,18 @@ class Batch:
     parts: tuple[Part, ...]
     suffixes: tuple[Suffixes, ...] = ()
     """Fed one after another."""
+    # Rows of M targets, not of sequences: a batch that does not fit is halved with them.
     saved: SavedTeacherRows | None = None
-    """What a file knows of a teacher at each of the M targets."""
+    """A file's knowledge of a teacher at each of the M targets."""
 
     @property
     def n_fed(self) -> int:
-        """Tokens fed, the padding of branches counted."""
-        return self.input_ids.size + sum(branch.input_ids.size for branch in self.suffixes)
+        """Tokens fed, the padding of suffixes counted."""
+        return self.input_ids.size + sum(each.input_ids.size for each in self.suffixes)
 
 
 def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
-    """Shape B x width: each row followed by padding."""
+    """Return ids of shape B x width: each row followed by padding."""
     array = np.full((len(rows), width), padding, dtype=np.int64)
     for b, row in enumerate(rows):
         array[b, : len(row)] = row
@@ -113,15 +118,16 @@ class WordBoundaryIds:
 
     leading_space: Bools
     """Shape V: the token begins with white space."""
+    # A control token ends the word before it, though it has no white space.
     ends_text: Bools
     """Shape V: a control token, which ends a text."""
     members: NDArray[np.float32]
     """Shape V x 2: 1 for the ids that `BEGINS` and `UNSPACED` are the probabilities of. An id
     without a token is in neither."""
     longer: Ints
-    """Ids, ascending, of tokens with white space after something else."""
+    """Ids, ascending, of the L tokens with white space after something else; shape L."""
     stems: Ints
-    """For each of these the id that spells the text before that white space; -1 if none does."""
+    """Shape L: the id that spells the text before that white space; -1 if none does."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -133,12 +139,13 @@ class Requested:
     """
 
     columns: tuple[TokenColumn, ...]
-    """Those that no output shows, which a command needs, then others in the order of `COLUMNS`."""
+    """Columns that a command needs and no output shows, then others in the order of `COLUMNS`."""
     top_k: int
     """Alternatives at each target."""
     word_boundary_ids: WordBoundaryIds | None = field(compare=False)
     """Ids whose probabilities the log-probabilities of word boundaries add up."""
 
+    # The order of the first three is public: scripts write `Wants(True, False, 5)`.
     def __init__(
         self,
         ranks: bool = False,
@@ -160,28 +167,23 @@ class Requested:
         object.__setattr__(self, "word_boundary_ids", word_boundary_ids)
 
     def asks_for(self, name: str) -> bool:
-        """Whether the column of this name is to be computed."""
+        """Return whether the column of this name is to be computed."""
         return any(column.name == name for column in self.columns)
 
     def with_word_boundaries(self, ids: WordBoundaryIds) -> Requested:
-        """The same request, and the log-probabilities of word boundaries."""
-        return Requested(**self._settings(), word_boundary_ids=ids, internal=self._internal())
+        """Return a request for the log-probabilities of word boundaries, too."""
+        found = copy(self)
+        object.__setattr__(found, "columns", (*self.columns, WORD_BOUNDARIES))
+        object.__setattr__(found, "word_boundary_ids", ids)
+        return found
 
     def described(self) -> dict[str, Any]:
-        """What a run record says of it: by option, true or false, or the number of alternatives."""
-        settings = self._settings()
+        """Return its part of a run record: by option true, false, or a number of alternatives."""
         return {
-            column.option: settings.get(column.option, False)
+            column.option: self.top_k if column.option == "top_k" else column in self.columns
             for column in COLUMNS
             if column.is_standard or column in self.columns
         }
-
-    def _settings(self) -> dict[str, Any]:
-        settings = {column.option: True for column in self.columns if column in COLUMNS}
-        return settings | {"top_k": self.top_k}
-
-    def _internal(self) -> list[TokenColumn]:
-        return [c for c in self.columns if c not in COLUMNS and c is not WORD_BOUNDARIES]
 
 
 Wants = Requested
@@ -203,16 +205,18 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What batches a backend takes."""
+    """The batches that a backend takes, and the quantities that it gives."""
 
+    # States of recurrent models, rotary factors by length and scales of rounded activations.
     one_row: bool = False
     """Rows must come one at a time: others in a batch would change their numbers."""
+    # Rows beyond a sliding window are padded: the attention of packed rows knows no windows.
     longest_packed: int = 0
     """The longest row, in tokens, that is fed beside others without padding; 0 where none is."""
     longest_shared: int = 0
-    """The longest sequence, in fed tokens, that can share its beginning; 0 where none can."""
+    """The longest sequence, in fed tokens, that can share its prefix; 0 where none can."""
     at_once: int = 1
-    """How many batches it can score at the same time."""
+    """Batches that it can score at the same time."""
     quantities: frozenset[str] = frozenset()
     """Names of the columns that it can give beside losses."""
     prefetch_helps: bool = False
@@ -235,12 +239,12 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What batches it takes, and what it can give."""
+        """The batches that it takes, and the quantities that it gives."""
         ...
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What a user should know of how the model is run: for stderr."""
+        """Messages for stderr on how the model is run."""
         ...
 
     @property
@@ -264,7 +268,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A backend that is ready to score, and what tokenization and batching must know of it."""
+    """A backend that is ready to score, with the tokenizer, windows and budget that go with it."""
 
     backend: Backend
     tokenizer: Any
@@ -279,7 +283,7 @@ class OpenedModel:
     batches: BatchPolicy
     """With the budget that was settled on."""
     warnings: tuple[str, ...] = ()
-    """What a user should know of the checkpoint."""
+    """Messages for stderr on the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +294,7 @@ class ComparedModel:
     windows: WindowPolicy
     """Windows that both take."""
     record: Mapping[str, Any]
-    """What the run record says of the teacher."""
+    """The teacher's part of the run record."""
     n_ids: int | None = None
     """Ids that both have logits for; None where the model's own vocabulary counts."""
     attach: Callable[[Sequence[Entry]], list[Entry]] | None = None

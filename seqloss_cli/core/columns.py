@@ -32,7 +32,7 @@ class TokenColumn:
     header: str = ""
     """Head of its column in tables."""
     power: int = 0
-    """Of nats: 1 for an entropy, 2 for a variance of losses, 0 for a number without a unit."""
+    """Power of nats: 1 for an entropy, 2 for a variance of losses, 0 for a plain number."""
     help: str = ""
     """The flag's help."""
     arrays: tuple[str, ...] = ()
@@ -57,6 +57,7 @@ class TokenColumn:
         return self.arrays or (self.name,)
 
 
+# The order is that of the keys of JSON and of the columns of every table: programs read both.
 COLUMNS = (
     TokenColumn(
         name="ranks",

@@ -23,6 +23,7 @@ Boundary = Literal["clean", "merged", "differs"]
 
 SCHEMA_VERSION = 1
 """Of the JSON that is written; a reader refuses what is newer than it knows."""
+# Labels are unshifted: labels[t] belongs to x_t. Trainers shift them inside the model.
 IGNORED = -100
 """The label of a position that is not scored, as trainers write it."""
 
@@ -37,6 +38,7 @@ class Pair:
 
     @property
     def text(self) -> str:
+        """Prompt, separator and response as one text."""
         return self.prompt + self.separator + self.response
 
 
@@ -49,7 +51,7 @@ class Choices:
     """Two or more."""
     separator: str = ""
     answers: tuple[int, ...] | None = None
-    """Which of them are right, counted from 0; None where that is not known."""
+    """Places of the right ones, counted from 0; None where that is not known."""
     as_chat: bool = False
     """Wrap each as a turn of the assistant, after the prompt as one of the user."""
 
@@ -63,7 +65,7 @@ class Chat:
     tools: Sequence[Mapping[str, Any]] | None = None
     """JSON schemas, for the template."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """What else the template is given."""
+    """Other variables of the template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Regions:
 
     regions: tuple[Region, ...]
     item: str | int | None = None
-    """Of an experiment, as the row named it."""
+    """Item of an experiment, as the row named it."""
     condition: str | int | None = None
 
 
@@ -109,10 +111,11 @@ class Sample:
     meta: Mapping[str, Any] | None = None
     """The row's other fields, when they are to be carried through."""
     regions: Regions | None = None
-    """Of a text or a pair, where their losses are asked for."""
+    """Regions of a text or a pair, where their losses are asked for."""
     flags: Flags = field(default_factory=dict)
     end: int = 0
-    """How far into its source this sample reaches, in bytes as stored; for progress only."""
+    """Bytes of its source up to the end of this sample, as stored; for progress only."""
+    # A row of a kilobyte of text may hold megabytes in fields that are not used.
     n_bytes_read: int = 0
     """Bytes that were read for it, other fields of a row included: they bound the read-ahead."""
 
@@ -127,7 +130,7 @@ class Rejected:
     reason: str
     """A word that scripts can match, such as `bad_json`."""
     message: str
-    """The same for people."""
+    """The reason in a sentence, for people."""
     end: int = 0
     n_bytes_read: int = 0
     """Both as in `Sample`."""
@@ -138,7 +141,7 @@ Item = Sample | Rejected
 
 
 def rejection(sample: Sample, reason: str, message: str) -> Rejected:
-    """A sample that was read and cannot be scored."""
+    """Return the rejection of a sample that was read."""
     return Rejected(
         sample.id, sample.source, sample.line, reason, message, sample.end, sample.n_bytes_read
     )
@@ -157,10 +160,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class PromptBoundary:
-    """Where prompt and response meet, or what of a chat is scored (rules 8 and 9)."""
+    """The meeting of prompt and response, or the scored turns of a chat (rules 8 and 9)."""
 
     boundary: Boundary | None
-    """Of a pair: how its two texts meet in the joint tokenization. None for chats."""
+    """The way in which the two texts of a pair meet in their joint tokenization. None for chats."""
     empty_prompt: bool
     """No text stands before the response."""
     n_words: int
@@ -176,7 +179,7 @@ class PromptBoundary:
 
 @dataclass(frozen=True, slots=True)
 class SavedTeacherRows:
-    """What a file knows of a teacher's distributions at M tokens, nats."""
+    """A teacher's distributions at M tokens, as far as a file knows them; nats."""
 
     top_ids: NDArray[np.int32]
     """Shape M x K: the teacher's most probable ids, best first."""
@@ -196,7 +199,7 @@ class SavedTeacher(Protocol):
     """A sequence's part of a file that knows a teacher's distributions."""
 
     def at(self, targets: Ints) -> SavedTeacherRows:
-        """Return the rows of these M scored tokens of the sequence, in this order."""
+        """Return the rows of these scored tokens of the sequence (shape M), in this order."""
         ...
 
 
@@ -206,11 +209,12 @@ class TokenSequence:
 
     sample: Sample
     text: str | None
-    """What the model is given, as text: of a pair both parts, of a chat the rendered template."""
+    """The text that the model is given: of a pair both parts, of a chat the rendered template."""
     token_ids: Ints
     """Shape N, with BOS and EOS."""
     byte_offsets: Ints | None
     """Shape N + 1: token t covers bytes [t, t + 1) of the UTF-8 text. None without a text."""
+    # Two masks: the losses of a prompt are computed, for its marginal, and count in no total.
     loss_mask: Bools
     """Shape N: where a loss counts, if there is one."""
     score_mask: Bools
@@ -222,18 +226,20 @@ class TokenSequence:
     response_only: TokenSequence | None = None
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""
     separate_tokenization: TokenSequence | None = None
-    """The same pair tokenized by the other policy, when both are to be compared."""
+    """The pair as the other policy tokenizes it, when both are to be compared."""
     saved: SavedTeacher | None = None
-    """Where the model is held to a teacher that is known from a file."""
+    """Its part of a teacher's file, where the model is compared with one."""
     end_scored: bool = False
-    """What comes after the last token is asked about, too; so that one is fed."""
+    """Whatever follows the last token is a target, too: so the last token is fed."""
 
     @property
     def n_tokens(self) -> int:
+        """N: BOS and EOS are counted."""
         return len(self.token_ids)
 
     @property
     def begins_with_bos(self) -> bool:
+        """True where x_0 is a BOS, whoever put it there."""
         return self.bos != "none"
 
     @property
@@ -263,13 +269,14 @@ class SequenceScore:
     sequence: TokenSequence
     losses: Floats
     """Shape N, nats."""
+    # A mask, and not NaN in `losses`: a NaN of the model must not pass for an unscored token.
     scored: Bools
     """Shape N: the token has a loss."""
     context_lengths: Ints
     """Shape N: tokens that the target could see."""
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Other quantities of each token by name (`core/columns.py`): N in the first dimension, N + 1
-    of `word_boundary_log_probs`, which are NaN where they were not asked for."""
+    """Other quantities of each token by name (`core/columns.py`), of shape N or N x K. Only
+    `word_boundary_log_probs` is N + 1 x 3, and NaN where no boundary was asked for."""
     response_only: SequenceScore | None = None
     """Scores of `sequence.response_only`."""
     separate_tokenization: SequenceScore | None = None
@@ -277,11 +284,12 @@ class SequenceScore:
 
     @property
     def sample(self) -> Sample:
+        """The input that the sequence was made of."""
         return self.sequence.sample
 
     @property
     def counted(self) -> Bools:
-        """Where a loss exists and counts: totals, means and rates are over exactly these."""
+        """Shape N: a loss exists and counts. Totals, means and rates are over exactly these."""
         return self.scored & self.sequence.loss_mask
 
     @property

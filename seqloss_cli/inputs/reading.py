@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
 from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
 from seqloss_cli.inputs.rows import own_id_of, parse_object, string_or_whole, whole_numbers
 from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input

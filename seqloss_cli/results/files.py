@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.paths import shown_path
+from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.inputs.streams import STDIN, bounded_lines, open_input
 from seqloss_cli.metrics.totals import from_units

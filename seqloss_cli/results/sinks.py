@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
-from seqloss_cli.core.paths import partial_path
 
 if sys.platform == "win32":
     import msvcrt
@@ -93,6 +92,11 @@ def earlier_output(path: Path) -> Path | None:
             "other is away, --force writes over both"
         )
     return partial
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name under which an output file grows until it is whole."""
+    return Path(f"{path}.partial")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The pipeline from samples to scores, in input order, in bounded memory.
 
 Samples are read ahead in blocks, tokenized, cut into windows and batched by length (if asked on
-another thread), then scored and put together again. A block's cut depends on the samples alone, so
-a run can be repeated exactly.
+another thread), then scored and assembled again. The cut of a block depends on the samples alone,
+so a run can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from seqloss_cli.scoring.prefetch import prefetch
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 FIRST_SHARED_ROWS = 256
-"""Where common beginnings are shared, rows wait for others that begin alike."""
+"""Where common prefixes are shared, rows wait for others that begin alike."""
 BLOCK_BYTES = 1 << 20
 OnProgress = Callable[[int, float, Item], None]
 Tokenize = Callable[[Sequence[Sample]], list[Entry]]
 
 
 def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
-    """Nobody watches."""
+    """Do nothing: nobody watches."""
 
 
 def ignore_finished(entry: Entry) -> None:
-    """Nothing was finished before."""
+    """Do nothing: no row was finished before."""
 
 
 def with_ends(tokenize: Tokenize) -> Tokenize:
-    """The same; of sequences with a text is asked what comes after their last token, unless that
-    is an EOS which is scored."""
+    """Return a tokenizer that makes whatever follows the last token of a text a target, too, unless
+    an EOS is scored there."""
 
     def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
         return [
@@ -81,12 +81,10 @@ def score_samples(
     n_finished: int = 0,
     on_finished: Callable[[Entry], None] = ignore_finished,
 ) -> Iterator[Outcome]:
-    """A score or a rejection for each item, in order. `on_progress` hears of tokens as they are
-    scored: how many, the share of the block that is done, and the block's last item.
+    """Yield a score or a rejection for each item, in order. `on_progress` is told of tokens as they
+    are scored: their number, the share of the block that is done, and the block's last item.
 
-    The first `n_finished` items were scored by an earlier run: `on_finished` hears of them. Blocks
-    are cut, and one that is finished in part is scored, as without it, so that the outcomes of the
-    others are those of one whole run, to the last bit.
+    The first `n_finished` items were scored by an earlier run: `on_finished` is told of them.
 
     Raises UsageError, before anything is read, for a quantity that the backend cannot give.
     """
@@ -121,13 +119,15 @@ def _outcomes_of(
         return _prepared(block, tokenize, backend.capabilities, windows, policy)
 
     for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
+        # Blocks are cut, and one that is finished in part is scored, as without an earlier run: so
+        # the outcomes of the others are those of one whole run, to the last bit.
         finished_here = block.entries[:n_finished]
         n_finished -= len(finished_here)
         for entry in finished_here:
             on_finished(entry)
         if len(finished_here) == len(block.entries):
             continue
-        collected = [ScoreAssembler(sequence, requested) for sequence in block.sequences]
+        assemblers = [ScoreAssembler(sequence, requested) for sequence in block.sequences]
         n_targets, n_done = (
             sum(int(s.score_mask[1:].sum()) + s.end_scored for s in block.sequences),
             0,
@@ -135,10 +135,10 @@ def _outcomes_of(
         for batch, scores in _scored(block, backend, requested):
             assert len(scores.losses) == len(batch.targets)
             for part in batch.parts:
-                collected[part.sequence].take(part, scores)
+                assemblers[part.sequence].take(part, scores)
                 n_done += len(part.targets)
             on_progress(len(scores.losses), n_done / n_targets, block.last)
-        yield from islice(_outcomes(block, iter(collected)), len(finished_here), None)
+        yield from islice(_outcomes(block, iter(assemblers)), len(finished_here), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class _Block:
     entries: list[Entry]
     """One for each item, in order."""
     sequences: list[TokenSequence]
-    """Those of the entries, each followed by its companions."""
+    """The sequences among the entries, each followed by its auxiliary ones."""
     batches: Iterator[Batch]
     """Planned as they are asked for."""
 
@@ -179,7 +179,8 @@ def _prepared(
 def _scored(
     block: _Block, backend: Backend, requested: Requested
 ) -> Iterator[tuple[Batch, TokenScores]]:
-    """Every batch, or halves of it, with its scores; as many at a time as the backend can take."""
+    """Yield every batch, or halves of it, with its scores; as many at a time as the backend can
+    take."""
     n_at_once = backend.capabilities.at_once
     if n_at_once == 1:
         for batch in block.batches:
@@ -194,6 +195,7 @@ def _scored(
         waiting: deque[Future[list[tuple[Batch, TokenScores]]]] = deque()
         for batch in block.batches:
             waiting.append(pool.submit(score, batch))
+            # In order, and few at a time: the scores of those that wait are in memory.
             if len(waiting) > 2 * n_at_once:
                 yield from waiting.popleft().result()
         while waiting:
@@ -205,7 +207,7 @@ def _scored(
 def _fitting(
     batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, requested: Requested
 ) -> Iterator[tuple[Batch, TokenScores]]:
-    """The batch with its scores, or halves of it where it does not fit in memory."""
+    """Yield the batch with its scores, or halves of it where it does not fit in memory."""
     batch = _with_saved(batch, sequences)
     try:
         scores = backend.score(batch, requested)
@@ -216,12 +218,13 @@ def _fitting(
     else:
         yield batch, scores
         return
-    for half in halves:  # outside the except block: the error would keep the tensors alive
+    # Outside the except block: there the error would keep the tensors of the batch alive.
+    for half in halves:
         yield from _fitting(half, sequences, backend, requested)
 
 
 def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
-    """With what a teacher's file knows of each target, where there is one."""
+    """Add a teacher file's knowledge of each target, where there is such a file."""
     parts = [(part, sequences[part.sequence].saved) for part in batch.parts]
     found = [saved.at(part.targets) for part, saved in parts if saved is not None]
     if not found:
@@ -242,14 +245,15 @@ def _outcomes(block: _Block, finished: Iterator[ScoreAssembler]) -> Iterator[Out
 
 
 def _outcome(sequence: TokenSequence, finished: Iterator[ScoreAssembler]) -> Outcome:
-    """The sequence's score with those of its companions; what rejects one rejects the sample."""
+    """Return the sequence's score with those of its auxiliary sequences; a rejection of one rejects
+    the sample."""
     score = next(finished).outcome()
-    of_companions = [next(finished).outcome() for _ in sequence.auxiliary]
-    for outcome in (score, *of_companions):
+    auxiliary = [next(finished).outcome() for _ in sequence.auxiliary]
+    for outcome in (score, *auxiliary):
         if isinstance(outcome, Rejected):
             return outcome
     assert isinstance(score, SequenceScore)
-    scores = {id(s.sequence): s for s in of_companions if isinstance(s, SequenceScore)}
+    scores = {id(s.sequence): s for s in auxiliary if isinstance(s, SequenceScore)}
     return replace(
         score,
         response_only=scores.get(id(sequence.response_only)),
@@ -258,8 +262,8 @@ def _outcome(sequence: TokenSequence, finished: Iterator[ScoreAssembler]) -> Out
 
 
 def read_ahead(items: Iterable[Item], first_rows: int = FIRST_BLOCK_ROWS) -> Iterator[list[Item]]:
-    """Blocks cut by the row's position (small ones first, so that first results come soon) or
-    after a mebibyte of text."""
+    """Yield blocks, cut by the row's position or after a mebibyte of text."""
+    # Small ones first, so that first results come soon: an idle pipe shows its first line.
     block: list[Item] = []
     rows, size = first_rows, 0
     for item in items:

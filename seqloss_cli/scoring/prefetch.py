@@ -1,4 +1,4 @@
-"""Work done ahead of time on another thread, a bounded amount of it."""
+"""Do work ahead of time on another thread, a bounded amount of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MOMENT = 0.5
 
 
 def prefetch(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> Iterator[Made]:
-    """What `make` makes of each item, on another thread, while the last one is used: `most` may
-    wait. The items are taken on that thread, too.
+    """Yield `make(item)` of each item, made on another thread while the last one is used: `most`
+    may wait. The items are taken on that thread, too.
 
-    What is raised there is raised here, in its place. Raises RunError when the thread is gone
-    without a word. The thread ends when this generator does.
+    An error there is raised here, in its place. Raises RunError when the thread is gone without a
+    word. The thread ends when this generator does.
     """
     worker = _Worker(items, make, most)
     worker.start()
@@ -48,7 +48,8 @@ class _Worker(threading.Thread, Generic[T, Made]):
                         return
                     box = [self._make(item)]
                 self._put(box)
-        except BaseException as error:  # raised again by whoever waits for the items
+        except BaseException as error:
+            # Ctrl-C, too: it is raised again by the thread that waits for the items.
             self._error = error
         self._put([])
 
@@ -59,8 +60,9 @@ class _Worker(threading.Thread, Generic[T, Made]):
             raise self._error
 
     def stop(self) -> None:
-        """Waits for what is being made: a thread that is cut off in the middle at the end of the
-        process may crash it. A read that may take forever is left after a moment."""
+        """Wait for the item that is being made, and a moment for the end of the thread."""
+        # A thread that is cut off in tokenizers' code as the process ends may crash it. A read
+        # (a terminal, a pipe) may take forever: that one is left.
         self._stopped.set()
         with self._making:
             pass
@@ -77,5 +79,6 @@ class _Worker(threading.Thread, Generic[T, Made]):
             try:
                 return self._ready.get(timeout=_TICK)
             except Empty:
+                # A thread that was killed puts no end: without this the other side waits for ever.
                 if not self.is_alive() and self._ready.empty():
                     raise RunError("the thread that reads and tokenizes died") from self._error

@@ -1,4 +1,4 @@
-"""A loaded model, or a tokenizer alone, with the policies of a run: the pipeline composed."""
+"""Compose the pipeline: a loaded model, or a tokenizer alone, with the policies of a run."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 class Scorer:
-    """A loaded model with the policies of a run.
+    """A loaded model with the policies of a run. `warnings` are for stderr.
 
     Raises RunError when the model cannot be loaded and UsageError when options do not fit it.
-    `warnings` holds what should be said on stderr.
     """
 
     def __init__(
@@ -54,6 +53,7 @@ class Scorer:
         speed: SpeedPolicy | None = None,
     ) -> None:
         """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
+        # Here, since a tokenizer alone (`PairTokens`) needs no backend, which takes a second.
         from seqloss_cli.backends.opening import open_backend
 
         opened = open_backend(
@@ -80,7 +80,8 @@ class Scorer:
         found = copy(self)
         found.backend, found.windows = compared.backend, compared.windows
         found._attach = compared.attach
-        if compared.n_ids is not None:  # an id that the teacher does not know rejects the row
+        if compared.n_ids is not None:
+            # A copy: an id that the teacher does not know rejects a row here, and only here.
             found.tokenization = copy(self.tokenization)
             found.tokenization.n_ids = min(self.tokenization.n_ids, compared.n_ids)
         return found
@@ -93,7 +94,7 @@ class Scorer:
         n_finished: int = 0,
         on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[Outcome]:
-        """A score or a rejection for each item, in order, as soon as it is ready. The first
+        """Yield a score or a rejection for each item, in order, as soon as it is ready. The first
         `n_finished` are not scored, but handed to `on_finished` as they would be.
 
         Raises UsageError for a quantity that the backend cannot give, and when more alternatives
@@ -164,10 +165,11 @@ class PairTokens:
         self.warnings = [*found.warnings, *self.tokenization.warnings]
 
     def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
-        """A sequence or a rejection for each item, in order."""
+        """Yield a sequence or a rejection for each item, in order."""
         return tokenized(read_ahead(items), self.pairing.tokenize)
 
     def run_info(self, command: str = "api") -> RunInfo:
+        """Return the run record, as far as it is known without a model."""
         info = _run_info(command, self.tokenization, self._name, self.pairing)
         if self.windows is None:
             return info
@@ -178,38 +180,21 @@ class PairTokens:
 def _run_info(
     command: str, tokenization: Tokenization, tokenizer_name: str, pairing: PairTokenization | None
 ) -> RunInfo:
-    """What is known without a model."""
+    """Make a run record of the policies: the fields of the model stay empty."""
     bos_id, policy = tokenization.bos_id, tokenization.policy
     return RunInfo(
         command=command,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=None,
-        revision=None,
-        weights_sha256=None,
-        adapter=None,
-        quantization=None,
         tokenizer=tokenizer_name,
         tokenizer_sha256=tokenization.sha256,
-        dtype=None,
-        device=None,
-        threads=None,
         bos=policy.bos,
         bos_token_id=bos_id,
         bos_token=None if bos_id is None else tokenization.name_token(bos_id),
         eos=policy.eos,
         eos_token_id=tokenization.eos_id,
         special_tokens=policy.special_tokens,
-        context=None,
-        context_source=None,
-        stride=None,
         boundary=None if pairing is None else pairing.policy.boundary,
         pairs=None if pairing is None else pairing.described(),
-        share_prefix=False,
-        batch_tokens=None,
-        path=None,
-        compiled=None,
-        devices=None,
-        gold=None,
         versions=_versions(),
     )
 

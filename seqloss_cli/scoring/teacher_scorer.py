@@ -89,7 +89,7 @@ class TeacherScorer:
 
     @property
     def knows_in_part(self) -> bool:
-        """Whether the teacher is known from a file that holds some of its ids only."""
+        """True where the teacher is known from a file that holds some of its ids only."""
         teacher = self.teacher
         return bool(teacher and teacher["saved_as"] and teacher["top_k"] < teacher["n_words"])
 
@@ -102,6 +102,7 @@ class TeacherScorer:
         )
 
     def run_info(self, command: str = "api") -> RunInfo:
+        """Return the run record, with the reference."""
         return replace(self.scorer.run_info(command), gold=self._reference, teacher=self.teacher)
 
     def file_header(self, top_k: int) -> dict[str, Any]:

@@ -82,8 +82,8 @@ class Model:
         path: Any = way.split(",")[0]
         found = TorchBackend(self.model, LONGEST, path=path)
         if way.endswith("in blocks"):
-            found._runner.use_path(path, self.model.get_decoder(), in_blocks=True)
-            found._runner.block_width = 50
+            found.forward.use_path(path, self.model.get_decoder(), in_blocks=True)
+            found.forward.block_width = 50
         return found
 
 

@@ -14,7 +14,7 @@ from helpers.builders import llama
 from helpers.oracles import plain_losses
 from helpers.runs import PROMPTS, Counting, outcomes
 from seqloss_cli import PairPolicy, Sample
-from seqloss_cli.backends.batching import WIDEST_BRANCHES, plan_batches
+from seqloss_cli.backends.batching import WIDEST_SUFFIXES, plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX, group_by_prefix
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import Capabilities, Requested
@@ -111,7 +111,7 @@ def test_many_long_branches_are_cut_into_rows_and_batches() -> None:
     windows = WindowPolicy(1000, "test", 1000)
     batches = list(plan_batches(rows, windows, BatchPolicy(1200, True), SHARING))
     widths = [suffixes.input_ids.shape[1] for batch in batches for suffixes in batch.suffixes]
-    assert max(widths) <= WIDEST_BRANCHES
+    assert max(widths) <= WIDEST_SUFFIXES
     fed = [batch.n_fed for batch in batches]
     assert max(fed) <= 1200
     assert sum(fed) < 30 * 120 + 6 * 100

@@ -341,7 +341,7 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
 def test_blocks_of_the_vocabulary_and_whole_rows_agree(gpt2: Scored) -> None:
     whole = TorchBackend(llama(len(trained("gpt2"))), 64, path="plain")
     blocks = TorchBackend(llama(len(trained("gpt2"))), 64)
-    blocks._runner.block_width = 7
+    blocks.forward.block_width = 7
     found = []
     for backend in (whole, blocks):
         gpt2.backend, before = backend, gpt2.backend

@@ -1,8 +1,8 @@
 """Attention of rows that stand one after another without padding: each sees itself, causally.
 
-transformers lets a name stand for an attention function; ours finds the rows in a context that is
-set around the forward. A model whose attention wants more than causality (soft caps, sinks, biases)
-raises, and is fed padded rows instead.
+transformers calls attention by a name; the function of this name finds the rows in a context that
+is set around the forward. It raises where a model wants more than causality (soft caps, sinks,
+biases), and such a model is fed padded rows instead.
 
 Shape letters: N tokens of all rows, H heads, D their size; L tokens of each of R rows.
 """
@@ -23,22 +23,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 PACKED = "seqloss_packed"
-"""What the function is called in a model's configuration."""
+"""The name of the function in a model's configuration."""
 _NEUTRAL = {
     *("dropout", "position_ids", "sliding_window", "use_cache", "cache_position", "training"),
     *("output_attentions", "output_hidden_states", "return_dict", "logits_to_keep"),
 }
-"""Arguments that change nothing here: rows are no longer than a window that slides. What is not
-among them (soft caps, sinks, biases, blocks of keys) may change what attention computes."""
+"""Arguments that change nothing here: rows are no longer than a window that slides. Any other one
+(soft caps, sinks, biases, blocks of keys) may change the attention."""
 
 
 @dataclass
 class Packing:
-    """Where the rows are among the N tokens."""
+    """The places of the rows among the N tokens."""
 
     lengths: Sequence[int]
+    """Tokens of each row, which add up to N."""
     n_calls: int = 0
-    """How often attention was asked for: never by a model that does not look it up by name."""
+    """Calls of attention so far: none by a model that does not look it up by name."""
     _edges: Tensor | None = None
 
     @cached_property
@@ -52,7 +53,8 @@ class Packing:
         return found
 
     def edges(self, device: torch.device) -> Tensor:
-        """First token of each row, and N; copied to the device once, for all layers."""
+        """Return the first token of each row, and N: shape rows + 1, int32."""
+        # Copied to the device once, for all layers.
         if self._edges is None:
             edges = torch.tensor([0, *self.lengths]).cumsum(0, dtype=torch.int32)
             self._edges = edges.to(device)
@@ -64,7 +66,7 @@ _current: ContextVar[Packing] = ContextVar("packing")
 
 @contextmanager
 def packed(lengths: Sequence[int]) -> Iterator[Packing]:
-    """While it lasts, attention called by the name `PACKED` is that of rows of these lengths."""
+    """Have attention called by the name `PACKED` be that of rows of these lengths, for a while."""
     packing = Packing(lengths)
     token = _current.set(packing)
     try:
@@ -88,7 +90,8 @@ def _attention(
     if attention_mask is not None or is_causal is False or asked:
         raise ValueError(f"attention with {asked or 'a mask'} cannot be packed")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # What is compiled calls an operator that cannot be looked into: rows differ at each call.
+    # Compiled code calls an operator that the compiler does not look into: rows differ at each
+    # call, and it would compile again for each.
     attend = _attend_opaquely if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, float(scale)), None
 
@@ -108,6 +111,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
             .transpose(0, 1)  # R x H x L x D
             for x in (query, key, value)
         )
+        # No mask, or the kernel would leave its fast path for causal attention.
         seen_RHLD = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
@@ -118,7 +122,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 def _attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, scale: float, packing: Packing
 ) -> Tensor:
-    """All rows by one flash kernel, which is there for half precision on a GPU only."""
+    """Attend in all rows by one flash kernel, which exists for half precision on a GPU only."""
     from torch.nn.attention.varlen import varlen_attn
 
     edges, longest = packing.edges(query.device), max(packing.lengths)

@@ -41,13 +41,13 @@ def described_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def prefetch_helps(device_type: str) -> bool:
-    """Whether a model on this device leaves cores to a thread beside it: on a CPU its products take
-    them all, and wait for each other when one is taken."""
+    """Return whether a model on this device leaves cores to a thread beside it."""
+    # On a CPU its products take all cores, and wait for each other when one is taken.
     return device_type != "cpu"
 
 
 class TorchBackend:
-    """Scores batches with a transformers causal LM. `warnings` says what it had to fall back to."""
+    """A transformers causal LM. `warnings` names what it had to fall back to, and why."""
 
     def __init__(
         self,
@@ -64,48 +64,49 @@ class TorchBackend:
         Raises RunError when the model is not causal: its losses would see their own targets.
         """
         self.model, self.checkpoint = model, checkpoint
-        self._prober = PathSelector(model, max_tokens)
-        self._runner = self._prober.runner
-        self.warnings = self._prober.warnings
+        self.selector = PathSelector(model, max_tokens)
+        self.forward = self.selector.forward
+        self.warnings = self.selector.warnings
         self.n_too_large = 0
         """Batches that did not fit in memory."""
         if path is None:
-            self._at_load(lambda: self._prober.choose_path(min(12, max_tokens)))
+            self._at_load(lambda: self.selector.choose_path(min(12, max_tokens)))
         elif path != "plain":
-            self._runner.use_path(path, self._prober.backbones[0])
+            self.forward.use_path(path, self.selector.backbones[0])
         self.capabilities = replace(
-            self._runner.capabilities, prefetch_helps=prefetch_helps(model.device.type)
+            self.forward.capabilities, prefetch_helps=prefetch_helps(model.device.type)
         )
         if share_prefix and not self.capabilities.one_row:
-            longest_shared = self._at_load(self._prober.choose_longest_shared)
+            longest_shared = self._at_load(self.selector.choose_longest_shared)
             self.capabilities = replace(self.capabilities, longest_shared=longest_shared)
 
     @property
     def path(self) -> RunPath:
-        return self._runner.path
+        """The way the model is run."""
+        return self.forward.path
 
     @property
     def compiled(self) -> bool:
-        """Whether packed rows go through compiled layers."""
-        return self._runner.compiled is not None
+        """True where packed rows go through compiled layers."""
+        return self.forward.compiled is not None
 
     @torch.inference_mode()
     def compile(self) -> None:
-        """Compile the layers, which takes a while, and see that losses stay the same.
+        """Compile the layers, which takes a while, and check that losses stay the same.
 
-        Raises RunError when that cannot be done; then nothing is changed.
+        Raises RunError where they do not, or compiling fails; then nothing is changed.
         """
         name = type(self.model).__name__
         if self.path != "packed":
             raise RunError(f"{name} is run one way only, which cannot be compiled: --compile off")
-        ids = probe_ids(min(24, self._prober.longest) + 1, self._prober.n_ids)
+        ids = probe_ids(min(24, self.selector.longest) + 1, self.selector.n_ids)
         probes = [probe_of(ids), probe_of(ids[: len(ids) // 2 + 1])]
-        expected = self._prober.losses(probes)
+        expected = self.selector.losses(probes)
         try:
-            self._runner.compiled = CompiledLayers(self._runner.backbone)
-            found = self._prober.losses(probes)
-            equal = self._prober.equal(np.concatenate(found), np.concatenate(expected))
-        except Exception as error:  # the compiler has many ways to fail
+            self.forward.compiled = CompiledLayers(self.forward.backbone)
+            found = self.selector.losses(probes)
+            equal = self.selector.equal(np.concatenate(found), np.concatenate(expected))
+        except Exception as error:  # no compiler, no headers, an operator it does not know, …
             self.stop_compiled()
             reason = " ".join(str(error).split())[:200]
             raise RunError(
@@ -117,21 +118,21 @@ class TorchBackend:
             raise RunError(f"{name} gives other losses when it is compiled: --compile off")
 
     def stop_compiled(self) -> None:
-        """Run the layers as they are again."""
-        self._runner.compiled = None
+        """Run the layers uncompiled again."""
+        self.forward.compiled = None
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch.
 
         Raises OutOfMemoryError when memory does not suffice, naming what helps.
         """
-        return self.run(batch, lambda runner: runner.score(batch, requested))
+        return self.run(batch, lambda forward: forward.score(batch, requested))
 
     @torch.inference_mode()
     def run(self, batch: Batch, compute: Callable[[ModelForward], TokenScores]) -> TokenScores:
-        """What is computed of the batch; raises as `score` does."""
+        """Compute scores of a batch from its forward; raises as `score` does."""
         try:
-            return compute(self._runner)
+            return compute(self.forward)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -147,10 +148,10 @@ class TorchBackend:
     @torch.inference_mode()
     def vocab_size(self) -> int:
         """Return how many logits the model has."""
-        probe = probe_of(probe_ids(2, self._prober.n_ids))
+        probe = probe_of(probe_ids(2, self.selector.n_ids))
         windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
-        (batch,) = plan_batches([probe], windows, policy, self._runner.capabilities)
-        return self._runner.logits(batch).vocab_size
+        (batch,) = plan_batches([probe], windows, policy, self.forward.capabilities)
+        return self.forward.logits(batch).vocab_size
 
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record: which checkpoint, and how it is run."""
@@ -169,7 +170,7 @@ class TorchBackend:
             return check()
         except SeqlossError:
             raise
-        except Exception as error:  # quantised layers that were not made whole fail in many ways
+        except Exception as error:  # quantised layers that miss a part fail in many ways
             if is_out_of_memory(error):
                 raise RunError(
                     f"out of memory in the first forward of {name}: choose a smaller --dtype or "

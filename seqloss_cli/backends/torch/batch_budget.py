@@ -1,4 +1,4 @@
-"""What a run may cost on this machine: guesses that choose a setting, never a number."""
+"""Guess what a run may cost on this machine: to choose a setting, never a number."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from seqloss_cli.models.onednn import fastest_product
 
 _BYTES_PER_TOKEN = 4
 _COMPILE_SECONDS, _COMPILE_SAVES = 20.0, {"cpu": 0.03, "cuda": 0.15}
-"""What compiling takes, and the share of the work that it saves: on CPUs 0 to 4 % were measured; on
-GPUs it is a guess. It also takes about 100 MB of memory, which a small saving is not worth."""
+"""Seconds that compiling takes, and the share of the work that it saves: on CPUs 0 to 4 % were
+measured; on GPUs it is a guess. A small saving is not worth the 100 MB of memory that it takes."""
 _BUDGETS = tuple(1 << n for n in range(10, 17))
 _WORTHWHILE, _LONG_ENOUGH = 1.05, 1.0
 """A larger batch must be faster by this factor; no probe is made after one of so many seconds."""
@@ -30,8 +30,8 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def compiling_pays(model: Any, work_bytes: int | None) -> bool:
-    """Whether compiled layers would save more than compiling takes, of a text of so many bytes;
-    False where that is not known (stdin, compressed files)."""
+    """Return whether compiled layers would save more than compiling takes, of a text of so many
+    bytes; False where that is not known (stdin, compressed files)."""
     head = model.get_output_embeddings()
     if not work_bytes or head is None:
         return False
@@ -42,8 +42,9 @@ def compiling_pays(model: Any, work_bytes: int | None) -> bool:
 
 
 def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
-    """FLOP per second of products as wide as the model's hidden states: the best of some, since the
-    first ones after loading, and what else runs, only make it slower (seen: a tenth)."""
+    """Measure the FLOP per second of products as wide as the model's hidden states."""
+    # The best of some: the first ones after loading, and other processes, only make it slower
+    # (seen: a tenth).
     width = model.get_output_embeddings().weight.shape[1]
     a = torch.zeros(n_rows, width, dtype=model.dtype, device=model.device)
     b = torch.zeros(4 * width, width, dtype=model.dtype, device=model.device)
@@ -51,14 +52,16 @@ def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
     with torch.inference_mode():
         for _ in range(repeats):
             start = time.perf_counter()
-            product(a, b, None).sum().item()  # waits for the device
+            product(
+                a, b, None
+            ).sum().item()  # `item` waits for the device, which `product` does not
             seconds.append(time.perf_counter() - start)
     return 2 * n_rows * b.numel() / min(seconds)
 
 
 def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
-    """The smallest budget beyond which batches get no faster, as far as half of the free memory
-    allows. Where a probe takes long, or rows come one at a time anyway, the default."""
+    """Return the smallest budget in tokens beyond which batches get no faster, as far as half of
+    the free memory allows. Where a probe takes long, or rows come one at a time, the default."""
     if backend.capabilities.one_row:
         return DEFAULT_BATCH_TOKENS
     allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // _token_bytes(backend.model), 1)
@@ -68,7 +71,7 @@ def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
         try:
             seconds = _probe_seconds(backend, tokens, min(context, 256))
         except OutOfMemoryError:
-            backend.n_too_large = n_too_large  # a probe is no batch that did not fit
+            backend.n_too_large = n_too_large  # a probe is no batch of the run
             return min(best, tokens // 2)
         if seconds > _LONG_ENOUGH:
             return max(best, min(DEFAULT_BATCH_TOKENS, allowed))
@@ -79,7 +82,7 @@ def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
 
 
 def free_memory(model: Any) -> int:
-    """Bytes that can still be had where the model is."""
+    """Return the bytes that are free where the model is."""
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0])
     found = []
@@ -89,11 +92,12 @@ def free_memory(model: Any) -> int:
         found += [1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"]
     if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
         found.append(int(limit.read_text()) - int(used.read_text()))
+    # A container may have less than the machine: its limit is in no other place.
     return min(found, default=1 << 32)  # elsewhere: as if 4 GiB were free
 
 
 def _token_bytes(model: Any) -> int:
-    """About what a token takes while a layer is computed."""
+    """Estimate the bytes that a token takes while a layer is computed."""
     config = model.config.get_text_config()
     hidden = config.hidden_size
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
@@ -101,7 +105,7 @@ def _token_bytes(model: Any) -> int:
 
 
 def _probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
-    """Of the second forward of a batch of rows of ids."""
+    """Measure the second forward of a batch of `tokens` ids: the first one also makes buffers."""
     ids = np.arange(row + 1, dtype=np.int64) % int(
         backend.model.get_input_embeddings().num_embeddings
     )

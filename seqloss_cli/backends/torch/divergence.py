@@ -61,8 +61,8 @@ def diverge(
 def diverge_from_saved(
     student: Logits, targets_M: Tensor, saved: SavedTeacherRows, vocab_size: int
 ) -> TokenScores:
-    """Score M targets with the student, and compare it with what a file knows of a teacher at each
-    of them, in nats: `kls` is the least and `kls_at_most` the greatest that KL can be."""
+    """Score targets (shape M) with the student, and compare it with a file's knowledge of a teacher
+    at each of them, in nats: `kls` is the least and `kls_at_most` the greatest possible KL."""
     parts = []
     on_device = {
         name: torch.from_numpy(getattr(saved, name)).to(targets_M.device)

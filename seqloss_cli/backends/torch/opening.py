@@ -80,8 +80,8 @@ def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
 
 
 class MultiDeviceBackend:
-    """The same model on several devices as one backend. Each batch goes to whichever is free; as
-    many threads may ask as there are devices."""
+    """Copies of a model on several devices as one backend. Each batch goes to whichever is free;
+    as many threads may ask as there are devices."""
 
     def __init__(self, backends: Sequence[TorchBackend]) -> None:
         """Raises RunError when the model does not run the same way on all of them."""

@@ -1,11 +1,12 @@
 """Find out on a few tokens how a model may be run: the fastest path that equals plain forwards.
 
-Four paths, tried in this order, the first that is exact being used:
+No list of models is kept: a path is used where its losses equal those of `model(ids).logits`. Four
+paths, tried in this order, the first that is exact being used:
 1. packed: rows one after another without padding, hidden states once, then the head on the scored
    positions only, a bounded number at a time (rows beyond a sliding window are batched);
 2. batched: the same with rows padded on the right, without an attention mask (models whose
    attention cannot be told where rows begin);
-3. single: the same, one row at a time (models whose states or positions mind the padding);
+3. single: the same, one row at a time (models whose states or positions depend on padding);
 4. plain: `model(ids).logits`, row by row (heads that cannot be run on their own)."""
 
 from __future__ import annotations
@@ -43,22 +44,27 @@ thousands of tokens."""
 
 
 class PathSelector:
-    """Runs a few made-up ids through a model in every way. `warnings` says what is not the fastest,
-    and why."""
+    """The ways in which a model may be run, tried on a few made-up ids. `warnings` says what is not
+    the fastest, and why."""
 
     def __init__(self, model: Any, max_tokens: int) -> None:
         """`max_tokens` is the most tokens that the model may be fed."""
         self.model, self.warnings = model, list[str]()
         self.longest = longest_seen_whole(model, max_tokens)
         """The longest row of which every token sees all before it."""
-        self.runner = ModelForward(model, self.longest)
+        self.forward = ModelForward(model, self.longest)
         self.backbones = possible_backbones(model)
         self._rounding = quantizes_activations(model)
-        self._refusal = ""  # what the last way that was tried raised
-        self._not_packed = ""  # why rows are padded, or fed one at a time
+        self._refusal = ""
+        """The error of the last way that was tried, or nothing."""
+        self._not_packed = ""
+        """The reason why rows are padded, or fed one at a time."""
 
     def choose_path(self, n_tokens: int) -> None:
-        """Go by the first path whose losses equal those of plain forwards on a few tokens."""
+        """Use the first path whose losses equal those of plain forwards on `n_tokens` tokens.
+
+        Raises RunError for a model that is not causal.
+        """
         ids, n_short = probe_ids(n_tokens + 1, self.n_ids), max(1, n_tokens * 2 // 3)
         short = probe_of(ids[: n_short + 1])
         plain, plain_short = self.losses([probe_of(ids), short])
@@ -69,24 +75,26 @@ class PathSelector:
                 f"{type(self.model).__name__} is not causal: what it predicts depends on the "
                 "tokens that come after (an encoder?), so its losses would mean nothing"
             )
-        skipped = n_tokens // 3  # as later windows do: a head must not mind which rows it sees
+        # Later windows skip targets, too: a head must not depend on which positions it is given.
+        skipped = n_tokens // 3
         probes, expected = [probe_of(ids, skipped), short], [plain[skipped:], plain_short]
         paths = self._possible_paths()
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
         for path, backbone, in_blocks in product(paths, self.backbones, blocks):
-            self.runner.use_path(path, backbone, in_blocks)
-            self.runner.block_width = -(-self.n_ids // 3)  # else a few positions need one block
+            self.forward.use_path(path, backbone, in_blocks)
+            # Three blocks: so few positions would be done in one, and blocks stay untried.
+            self.forward.block_width = -(-self.n_ids // 3)
             if self.agrees(probes, expected) and self._keeps_apart(*probes):
-                self.runner.block_width = None
+                self.forward.block_width = None
                 self._say_what_is_slow(slow_head=blocks[0] and not in_blocks)
                 return
             if path == "packed" and not self._not_packed:
                 self._not_packed = self._refusal or "packed, they would get other losses"
-        self.runner.use_path("plain", None)
+        self.forward.use_path("plain", None)
         self._say_what_is_slow()
 
     def _possible_paths(self) -> tuple[RunPath, ...]:
-        """Those that what the model says of itself leaves to be tried."""
+        """Paths that are left to be tried after what the configuration says."""
         if has_length_dependent_rope(self.model) or self._rounding is not None:
             return ("single",)
         if not self.longest:
@@ -96,8 +104,8 @@ class PathSelector:
         return PATHS[1:-1] if self._not_packed else PATHS[:-1]
 
     def _keeps_apart(self, long: TokenSequence, short: TokenSequence) -> bool:
-        """Whether a row's losses stay as they are when the ids of the row before it change."""
-        if self.runner.capabilities.one_row:
+        """True where a row's losses stay as they are when the ids of the row before it change."""
+        if self.forward.capabilities.one_row:
             return True
         other = probe_of((long.token_ids[::-1] + 1) % self.n_ids)
         before, after = (self.losses([first, short])[1] for first in (long, other))
@@ -105,9 +113,9 @@ class PathSelector:
         return bool(np.allclose(before, after, rtol=0, atol=atol, equal_nan=True))
 
     def choose_longest_shared(self) -> int:
-        """The longest sequence that can share its beginning: 0 where one that does so gets other
-        losses, or where a cache cannot be shared. Masks for branches know no sliding windows."""
-        longest = self.longest
+        """Return the longest sequence, in tokens, that can share its prefix: 0 where one that does
+        so gets other losses, or where a cache cannot be shared."""
+        longest = self.longest  # the masks of suffixes know no sliding windows
         a, b = SHORTEST_PREFIX, SHORTEST_PREFIX + 3
         ids = probe_ids(b + 22, self.n_ids)
         rows = [ids[: a + 1], ids[: a + 6], np.append(ids[:a], ids[b : b + 4])]
@@ -125,13 +133,14 @@ class PathSelector:
         return 0
 
     def losses(self, probes: list[TokenSequence], longest_shared: int = 0) -> list[Floats]:
-        """Of each probe, batched as sequences are, by the path and backbone that are set."""
+        """Return the losses of each probe (nats, shape M), batched as sequences are, by the path
+        that is set."""
         windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
         policy = BatchPolicy(share_prefix=longest_shared > 0)
-        capabilities = replace(self.runner.capabilities, longest_shared=longest_shared)
+        capabilities = replace(self.forward.capabilities, longest_shared=longest_shared)
         losses = [np.empty(0)] * len(probes)
         for batch in plan_batches(probes, windows, policy, capabilities):
-            scores = self.runner.score(batch, Requested())
+            scores = self.forward.score(batch, Requested())
             for part in batch.parts:
                 losses[part.sequence] = scores.losses[part.scores]
         return losses
@@ -139,10 +148,11 @@ class PathSelector:
     def agrees(
         self, probes: list[TokenSequence], expected: list[Floats], longest_shared: int = 0
     ) -> bool:
+        """Return whether the probes' losses (nats, shape M each) are as expected."""
         self._refusal = ""
         try:
             losses = self.losses(probes, longest_shared)
-        except Exception as error:  # whatever a model raises when it is not called as it expects
+        except Exception as error:  # models raise anything where they are not called as they expect
             if is_out_of_memory(error):
                 raise
             self._refusal = " ".join(str(error).split())[:200] or type(error).__name__
@@ -150,14 +160,15 @@ class PathSelector:
         return self.equal(np.concatenate(losses), np.concatenate(expected))
 
     def equal(self, a: Any, b: Any) -> bool:
-        """Within the dtype's tolerance, which grows with the losses; NaN equals NaN."""
+        """Return whether losses are equal within the dtype's tolerance, which grows with them; NaN
+        equals NaN."""
         tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
         return bool(np.allclose(a, b, rtol=tolerance / 10, atol=tolerance, equal_nan=True))
 
     def _leak(self, losses: Floats) -> float:
-        """A difference that is more than noise: a thousandth of how losses vary, since a model that
-        was never trained is nearly flat, but no less than the dtype's own grain, nor than what
-        rounded activations make of a token more or less."""
+        """Return a difference of losses, in nats, that is more than noise."""
+        # A thousandth of how losses vary, since a model that was never trained is nearly flat; but
+        # no less than the dtype's own grain, nor than a token more makes of rounded activations.
         tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
         spread = float(np.nanstd(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else 0.0
         if self._rounding is not None:
@@ -175,7 +186,7 @@ class PathSelector:
             "single": "a row's numbers would depend on its batch: one sequence at a time",
             "plain": "its head cannot be run apart: one sequence at a time with full logits",
         }
-        path = self.runner.path
+        path = self.forward.path
         reasons = [why[path]] if path in why and self._rounding is None else []
         if slow_head:
             reasons += ["its head cannot be run for a part of the vocabulary: whole rows of logits"]
@@ -184,26 +195,29 @@ class PathSelector:
 
     @property
     def n_ids(self) -> int:
-        """Rows of the table of embeddings."""
+        """Rows of the table of embeddings: ids that the model takes."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 def probe_ids(n_tokens: int, n_ids: int) -> Ints:
+    """Return made-up ids, shape N, that look alike nowhere."""
     return (np.arange(n_tokens, dtype=np.int64) * 7919 + 17) % n_ids
 
 
 def probe_of(ids: Ints, skipped: int = 0) -> TokenSequence:
-    """A sequence that scores all its tokens but for the first few."""
-    wanted = np.arange(len(ids)) > skipped
-    return TokenSequence(Sample("", "<probe>"), None, ids, None, wanted, wanted, "none", "none", {})
+    """Return a sequence of ids (shape N) that scores all its tokens but for the first few."""
+    score_mask = np.arange(len(ids)) > skipped
+    return TokenSequence(
+        Sample("", "<probe>"), None, ids, None, score_mask, score_mask, "none", "none", {}
+    )
 
 
 # -- what a configuration says, where a probe of a few tokens cannot tell --------------------------
 
 
 def longest_seen_whole(model: Any, max_tokens: int) -> int:
-    """The longest row of which every token sees all before it: no layer slides a window. 0 where
-    layers differ in a way that is not known."""
+    """Return the longest row, in tokens, of which every token sees all before it: no layer slides a
+    window. 0 where layers differ in a way that is not known."""
     config = model.config.get_text_config()
     reaches = [getattr(config, name, None) for name in _REACHES]
     if any(isinstance(reach, list | tuple) for reach in reaches):
@@ -212,27 +226,26 @@ def longest_seen_whole(model: Any, max_tokens: int) -> int:
 
 
 def depends_on_packed_position(model: Any) -> bool:
-    """Whether a token's place in what is fed counts, beside its place in its row."""
+    """Return whether a token's place among all that is fed counts, beside its place in its row."""
     config = model.config.get_text_config()
     return any(getattr(config, name, None) for name in _PACKED_POSITION_SETTINGS)
 
 
 def has_length_dependent_rope(model: Any) -> bool:
-    """Whether rotary factors depend on the longest row: then a row's numbers depend on its batch.
-
-    A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
-    """
+    """Return whether rotary factors depend on the longest row: then a row's numbers depend on its
+    batch."""
+    # A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
     written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
     return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
 
 
 def quantizes_activations(model: Any) -> str | None:
-    """The quantisation, where it rounds activations by what they are computed together with."""
+    """Return the quantisation, where it rounds activations by scales of a whole batch."""
     return activation_quantization(model.config)
 
 
 def possible_backbones(model: Any) -> list[Any]:
-    """The modules that may turn ids into hidden states; which one does is found by trying."""
+    """Return the modules that may turn ids into hidden states; trying finds the one that does."""
     found = []
     for candidate in (model.get_decoder(), model.base_model):
         if candidate is not None and candidate is not model and candidate not in found:

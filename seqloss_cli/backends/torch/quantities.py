@@ -74,7 +74,7 @@ class Quantity:
         """Look at z - max and exp(z - max) of a block, M x B."""
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
-        """Return the arrays of the column by name, M in the first dimension."""
+        """Return the arrays of the column by name, of shape M or M x K."""
         raise NotImplementedError
 
 
@@ -86,9 +86,11 @@ class Ranks(Quantity):
         self._blocks: list[Tensor] = []
 
     def see(self, block: Block) -> None:
+        """Keep the logits."""
         self._blocks.append(block.logits.clone())
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the ranks, shape M."""
         above = [(block_MB > sums.target).sum(dim=1) for block_MB in self._blocks]
         return {"ranks": 1 + torch.stack(above).sum(dim=0)}
 
@@ -106,6 +108,7 @@ class Entropies(Quantity):
         self._spread_M1 = _zeros(targets_M)
 
     def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        """Add up w (z - max), M x B."""
         # 0 · -inf is NaN: an impossible id has a weight of 0 and a shifted logit of -inf.
         products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
         moved_M1 = self._spread_M1 + block.drop * block.sum_before
@@ -113,6 +116,7 @@ class Entropies(Quantity):
         self._spread_M1 = block.scale * moved_M1 + products_MB.sum(dim=1, keepdim=True)
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the entropies, shape M, nats."""
         return {"entropies": (sums.log_sum - self._spread_M1 / sums.total)[:, 0]}
 
 
@@ -125,6 +129,7 @@ class Alternatives(Quantity):
         self._ids_MK: Tensor | None = None
 
     def see(self, block: Block) -> None:
+        """Keep the best of the block and of the ids so far."""
         values, ids = top_logits_of(block.logits, min(self._k, block.logits.shape[1]))
         ids = ids + block.first
         if self._logits_MK is not None and self._ids_MK is not None:
@@ -135,6 +140,7 @@ class Alternatives(Quantity):
         self._logits_MK, self._ids_MK = values[:, : self._k], ids[:, : self._k]
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the ids and their log-probabilities, M x K each, nats."""
         assert self._logits_MK is not None
         assert self._ids_MK is not None
         # In the order of the loss's own terms, so that the target's is its loss to the last bit.
@@ -149,10 +155,12 @@ class MeanLogProb(Quantity):
         self._total_M1, self._vocab_size = _zeros(targets_M), 0
 
     def see(self, block: Block) -> None:
+        """Add up the logits."""
         self._total_M1 += block.logits.sum(dim=1, keepdim=True, dtype=torch.float64)
         self._vocab_size += block.logits.shape[1]
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the means, shape M, nats."""
         mean_M1 = self._total_M1 / self._vocab_size
         return {"mean_log_prob": (mean_M1 - sums.log_normaliser)[:, 0]}
 
@@ -177,6 +185,7 @@ class WordBoundaries(Quantity):
         self._sums_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
 
     def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        """Add up the weights of the ids of each boundary, from M x B logits less their max."""
         # A copy, since `double` gives back float64 logits themselves, which others look at, too.
         exact_MB, first = shifted_MB.to(torch.float64, copy=True).exp_(), block.first
         last = first + exact_MB.shape[1]
@@ -190,15 +199,14 @@ class WordBoundaries(Quantity):
         self._sums_M3 = block.scale * self._sums_M3 + sums_M3
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the log-probabilities, M x 3, nats."""
         return {"word_boundary_log_probs": self._sums_M3.log() - sums.log_sum}
 
 
 class KnownIds(Quantity):
     """Probabilities of K given ids at each position, and of all others together.
 
-    `arrays` gives `log_probs` (M x K), and of the others (M) `rest_log_prob`, `rest_own` = Σ p ln p
-    and `least_log_prob`, the least log-probability of any id; nats. It overwrites the weights, so
-    it is the last quantity of a softmax.
+    It overwrites the weights, so it is the last quantity of a softmax.
     """
 
     def __init__(self, ids_MK: Tensor) -> None:
@@ -209,12 +217,14 @@ class KnownIds(Quantity):
         self._rest_spread_M1 = _zeros(ids_MK)
 
     def see(self, block: Block) -> None:
+        """Keep the logits of the given ids, and the least of all."""
         place_MK, inside_MK = block.places_of(self._ids_MK)
         here_MK = block.logits.gather(1, place_MK)
         self._logits_MK = torch.where(inside_MK, here_MK, self._logits_MK)
         self._min_M1 = torch.minimum(self._min_M1, block.logits.amin(dim=1, keepdim=True))
 
     def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        """Add up the weights of the others, M x B; those of the given ids become 0."""
         # The others are added up by themselves: 1 - Σ p of the given ids would lose a small rest.
         place_MK, inside_MK = block.places_of(self._ids_MK)
         rows, columns = inside_MK.nonzero(as_tuple=True)
@@ -225,6 +235,8 @@ class KnownIds(Quantity):
         self._rest_M1 = block.scale * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return `log_probs` (M x K), and of the others (shape M) `rest_log_prob`, `rest_own` =
+        Σ p ln p and `least_log_prob`, the least log-probability of any id; nats."""
         own_M1 = (self._rest_spread_M1 - sums.log_sum * self._rest_M1) / sums.total
         return {
             "log_probs": self._logits_MK.double() - sums.log_normaliser,
@@ -242,12 +254,14 @@ class Top1(Quantity):
         self._best_M1 = torch.full_like(self.ids_M1, -torch.inf, dtype=torch.float64)
 
     def see(self, block: Block) -> None:
+        """Keep the best id so far."""
         values_M1, places_M1 = block.logits.max(dim=1, keepdim=True)
         better_M1 = values_M1 > self._best_M1
         self.ids_M1 = torch.where(better_M1, places_M1 + block.first, self.ids_M1)
         self._best_M1 = torch.where(better_M1, values_M1, self._best_M1)
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return nothing: no column, of any shape, is made of it."""
         return {}
 
 

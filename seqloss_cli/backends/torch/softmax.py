@@ -26,7 +26,7 @@ class HeadTensors:
     losses: Tensor
     """Shape M, nats, float64."""
     columns: dict[str, Tensor]
-    """By name, M in the first dimension; nats where a log-probability or an entropy."""
+    """By name, of shape M or M x K; nats where a log-probability or an entropy."""
 
 
 class StreamingSoftmax:

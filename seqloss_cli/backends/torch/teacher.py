@@ -38,7 +38,7 @@ class StudentTeacherBackend:
         self.warnings: list[str] = []
         """Of the teacher: those of the student were said when it was loaded."""
         given = frozenset([DIVERGENCES.name])
-        # No prefix is shared: the divergence needs the logits of both models at the same targets.
+        # No prefix is shared: both models must take the same batch, and their caches may differ.
         self.capabilities = replace(student.capabilities, longest_shared=0, quantities=given)
         if teacher is not None:
             self.warnings += [f"teacher: {each}" for each in teacher.warnings]
