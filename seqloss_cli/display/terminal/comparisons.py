@@ -126,12 +126,9 @@ def objective_view(
     unit: Unit,
 ) -> Iterator[RenderableType]:
     """Yield a line for each checkpoint, and the curve over training steps."""
-    table = fmt.figures_table(
-        f"total loss over the data set, {unit}",
-        (),
-        ("checkpoint",),
-        ("step", "total loss", "per token", "interval", "above least"),
-    )
+    figures = ("step", "total loss", "per token", "interval", "above least")
+    title = f"total loss over the data set, {unit}"
+    table = fmt.figures_table(title, (), ("checkpoint",), figures)
     least = None if best is None else totals[best].total_loss
     for n, (name, step, sums, mean) in enumerate(zip(names, steps, totals, estimates, strict=True)):
         total = sums.total_loss

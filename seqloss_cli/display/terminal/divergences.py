@@ -101,9 +101,8 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
     def _quantiles(self) -> Table:
         """Quantiles of tokens, with their intervals."""
         unit = self._unit
-        table = fmt.figures_table(
-            "tokens", ("share",), (), ("KL", "interval", "delta p", "interval")
-        )
+        figures = ("KL", "interval", "delta p", "interval")
+        table = fmt.figures_table("tokens", ("share",), (), figures)
         kls, deltas = (self._documents.quantiles(name) for name in ("kl", "delta_p"))
         for share in _QUANTILES:
             if share in kls:

@@ -156,14 +156,10 @@ class Drawing:
                 yield from self.prose(f"{self._charset.fold} {note}")
             start = last
         if text.n_hidden:
-            yield from self.prose(self._hidden(text))
-
-    def _hidden(self, text: TokenText) -> str:
-        if self.scale is COUNTS:
-            return f"{fmt.count_of(text.n_hidden, text.noun)} of no text: not shown, but counted"
-        return (
-            f"{fmt.count_of(text.n_hidden, f'scored {text.noun}')} of no text: in the figures only"
-        )
+            noun, where = f"scored {text.noun}", "in the figures only"
+            if self.scale is COUNTS:
+                noun, where = text.noun, "not shown, but counted"
+            yield from self.prose(f"{fmt.count_of(text.n_hidden, noun)} of no text: {where}")
 
     def _part(self, text: TokenText, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding
@@ -264,10 +260,8 @@ class HeatWriter(ScoreWriter):
         self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
 
     def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
-        note = (
-            f"After {self._most_whole} texts the others are a line each; --all-tokens shows them."
-        )
-        self._drawing.show(self._drawing.prose(note))
+        others = "the others are a line each; --all-tokens shows them."
+        self._drawing.show(self._drawing.prose(f"After {self._most_whole} texts {others}"))
         super()._begin_lines(score, totals)
 
     def _before_totals(self) -> None:

@@ -76,12 +76,9 @@ def _figures(
 
 
 def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit) -> RenderableType:
-    table = fmt.figures_table(
-        f"by {escape(str(options.by))}, {unit}",
-        (),
-        ("value",),
-        ("sequences", "scored", "total loss", "mean", "interval", "bits/byte"),
-    )
+    figures = ("sequences", "scored", "total loss", "mean", "interval", "bits/byte")
+    title = f"by {escape(str(options.by))}, {unit}"
+    table = fmt.figures_table(title, (), ("value",), figures)
     for group in groups:
         totals = group.totals
         table.add_row(
@@ -101,12 +98,9 @@ def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit)
 
 def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
     documents, tokens = summary.whole.quantiles, summary.token_quantiles
-    table = fmt.figures_table(
-        f"quantiles of loss, {unit} per token",
-        ("share",),
-        (),
-        ("sequences' means", "interval", "tokens"),
-    )
+    figures = ("sequences' means", "interval", "tokens")
+    title = f"quantiles of loss, {unit} per token"
+    table = fmt.figures_table(title, ("share",), (), figures)
     # Sequences were drawn at random, and have intervals; tokens never were.
     for share in QUANTILES:
         estimate = documents.get(share)

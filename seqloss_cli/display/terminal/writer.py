@@ -127,10 +127,8 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         self._print_line("sequence", header, "", "bold")
 
     def _show_line(self, score: SequenceScore, totals: Totals) -> None:
-        flags, boundary = (
-            score_flags(score) | overflow_flags(totals),
-            score.sequence.prompt_boundary,
-        )
+        flags = score_flags(score) | overflow_flags(totals)
+        boundary = score.sequence.prompt_boundary
         if boundary is not None and boundary.boundary not in ("clean", None):
             flags[f"boundary {boundary.boundary}"] = True
         columns = self._columns(score, totals)
