@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def escape(text: str) -> str:
-    """Escape characters that are not printable as Python would: ESC, C1, lone surrogates, …"""
+    """Escape characters that are not printable as Python would: ESC, C1, lone surrogates."""
     # rich passes ESC, OSC and bidirectional controls through: a text could paint over others.
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown_path(name: str) -> str:
-    """Return a path as text that can be encoded: bytes that are not UTF-8 become `\\xff`."""
+    r"""Return a path as text that can be encoded: bytes that are not UTF-8 become `\xff`."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
