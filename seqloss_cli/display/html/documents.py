@@ -17,9 +17,11 @@ import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display.html.charts import Cell
 from seqloss_cli.display.html.numbers import number
 from seqloss_cli.display.html.page import Page
+from seqloss_cli.display.html.panes import data_key
 from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
@@ -48,11 +50,25 @@ def page_bytes(page: Page) -> bytes:
             style=Markup(style),
             script=Markup(script),
             policy=policy(style, script),
-            data=Markup(json_text({**page.data, "edges": _EDGES})),
+            data=Markup(json_text({**page.data, "columns": _columns(page), "edges": _EDGES})),
             difference_edges=DIFFERENCE_EDGES,
         )
     )
     return made.encode("utf-8", "backslashreplace")
+
+
+def _columns(page: Page) -> list[dict[str, Any]]:
+    """The columns that the page's tokens have, as the script shows them."""
+    return [
+        {
+            "name": column.csv,
+            "key": data_key(column),
+            "whole": column.kind == "whole",
+            "power": column.power,
+        }
+        for column in cell_columns()
+        if any(data_key(column) in pane for pane in page.data["panes"])
+    ]
 
 
 def policy(style: str, script: str) -> str:

@@ -9,11 +9,12 @@
   const INFINITE = -1;
   const state = { metric: one('#metric option').value, scale: 'fixed', unit: 'nats' };
 
-  /** Where a metric's values stand, its palette and edges, and whether those of tokens add up. */
+  /**
+   * Where a metric's values stand, its palette and edges, whether those of tokens add up, and in
+   * which power of nats they are, if not the first.
+   */
   const METRICS = {
     loss: { from: 'l', kind: 's', edges: 'loss', adds: true },
-    rank: { from: 'r', kind: 'r', edges: 'rank' },
-    entropy: { from: 'e', kind: 's', edges: 'loss' },
     difference: { from: 'd', kind: 'd', edges: 'difference', adds: true },
     kl: { from: 'kl', kind: 's', edges: 'kl', adds: true },
     cross: { from: 'ce', kind: 's', edges: 'loss', adds: true },
@@ -21,6 +22,12 @@
     gold_loss: { from: 'tl', kind: 's', edges: 'loss', adds: true },
     gap: { from: 'gap', kind: 'd', edges: 'difference', adds: true },
   };
+  for (const { name, key, whole, power } of data.columns) {
+    METRICS[name] = { from: key, kind: whole ? 'r' : 's', edges: whole ? 'rank' : 'loss', power };
+  }
+  const powerOf = (metric) => METRICS[metric].power ?? 1;
+  const unitOf = (power) => state.unit + ['', '', '²'][power];
+  const inUnit = (value, power) => (state.unit === 'bits' ? value / NATS_PER_BIT ** power : value);
   const isSigned = (metric) => METRICS[metric].kind === 'd';
 
   // -- what stands in the spans ------------------------------------------------------------------
@@ -127,7 +134,7 @@
     const differences = one('#legend-difference');
     const of = differences && state.metric === 'difference' ? 'loss' : state.metric;
     one('#legend').replaceChildren(...legendOf(of));
-    const unit = of === 'rank' ? '1 is the favourite' : state.unit;
+    const unit = of === 'rank' ? '1 is the favourite' : unitOf(powerOf(of));
     const said = one(`#metric option[value="${of}"]`).textContent;
     one('#legend-title').textContent = `${said}, ${unit}`;
     if (!differences) return;
@@ -138,8 +145,8 @@
   function legendOf(metric) {
     const edges = edgesOf(metric);
     const isRank = metric === 'rank';
-    const factor = !isRank && state.unit === 'bits' ? 1 / NATS_PER_BIT : 1;
-    const short = (x) => Number((x * factor).toPrecision(2)).toString().replace('-', '−').replace('0.', isSigned(metric) ? '.' : '0.');
+    const power = powerOf(metric);
+    const short = (x) => Number(inUnit(x, power).toPrecision(2)).toString().replace('-', '−').replace('0.', isSigned(metric) ? '.' : '0.');
     return [0, ...edges].map((edge, n) => {
       const item = document.createElement('li');
       const key = document.createElement('span');
@@ -267,8 +274,12 @@
     if (loss === null) entries(list, [['loss', 'not scored']]);
     else entries(list, [['loss', inBoth(loss)[0]], ['in bits', inBoth(loss)[1]], ['probability', probability(loss)]]);
     if (own.k && loss !== null) entries(list, [['counts', own.k[t] ? 'yes' : 'no']]);
-    if (own.r && own.r[t] !== null) entries(list, [['rank', own.r[t].toLocaleString('en')]]);
-    if (own.e && own.e[t] !== null) entries(list, [['entropy', inBoth(own.e[t])[state.unit === 'bits' ? 1 : 0]]]);
+    for (const { name, key, whole, power } of data.columns) {
+      const value = own[key] ? own[key][t] : null;
+      if (value === null) continue;
+      const said = whole ? value.toLocaleString('en') : `${shown(inUnit(value, power))} ${unitOf(power)}`;
+      entries(list, [[name, said]]);
+    }
     if (own.c && own.c[t] !== null) entries(list, [['context', `${own.c[t]} tokens`]]);
     const parts = [list];
     if (own.a && own.a[t]) parts.push(alternatives(own, t));
