@@ -54,6 +54,7 @@ def align(a: LossesOnBytes, b: LossesOnBytes) -> AlignedLosses:
         spans, spans_b = (_between(each.offsets.tolist(), edges) for each in (tokens_a, tokens_b))
     losses_a = [sum_of_known(a.losses[span[0] : span[1]]) for span in spans]
     losses_b = [sum_of_known(b.losses[span[0] : span[1]]) for span in spans_b]
+    # of two infinite losses the difference is NaN, of one it is infinite: neither can be drawn
     differences = [
         None if x is None or y is None or not math.isfinite(y - x) else y - x
         for x, y in zip(losses_a, losses_b, strict=True)

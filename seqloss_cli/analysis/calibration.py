@@ -123,7 +123,9 @@ def edges_of_mass(confidences: Floats, n_bins: int) -> Floats:
     ordered, n = np.sort(confidences), len(confidences)
     if not n:
         return np.array([0.0, 1.0])
+    # rounded up, so that bins differ by one token at most whatever n is
     last_of_each = -(-np.arange(1, n_bins) * n // n_bins) - 1
+    # an edge that two bins share is one edge, and the last bin must hold something
     inner = np.unique(ordered[np.maximum(last_of_each, 0)])
     return np.concatenate([[0.0], inner[(inner > 0) & (inner < ordered[-1])], [1.0]])
 
@@ -141,6 +143,7 @@ class _BinSums:
 
     def add(self, confidences: Floats, correct: Floats, unit: int) -> None:
         """Add the n tokens of a document, both arrays (n); `unit` is what is drawn at random."""
+        # a confidence at an edge is of the bin below it; the outer bins hold 0 and 1
         places = np.searchsorted(self._edges[1:-1], confidences, side="left")
         each_token = (np.ones_like(confidences), confidences, correct)
         sums = [np.bincount(places, values, self._n_bins) for values in each_token]
@@ -153,6 +156,7 @@ class _BinSums:
     def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
         parts = _Parts(
             np.array(self._bins, dtype=np.int64),
+            # units without a scored token are in no bin: no resample may draw them
             numbered_anew(self._units),
             *(np.array(each) for each in self._sums),
         )
@@ -189,6 +193,7 @@ def _bin(
     n, correct = parts.n[here], parts.correct[here]
     if not len(n):
         return CalibrationBin(low, high, 0, None, None)
+    # without clusters each part is a document of its own, and needs no number
     units = numbered_anew(parts.units[here].tolist()) if options.cluster else None
     accuracy = share_estimate(correct, n, units, options.confidence)
     total = math.fsum(n.tolist())

@@ -153,24 +153,17 @@ class _PairSums:
         self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
 
     def add(self, a: ResultRow, b: ResultRow, cluster: Any) -> None:
-        first, second = a.totals.total_loss, b.totals.total_loss
-        assert first is not None
-        assert second is not None
-        units = n_units(a, self.same_tokenizer)
-        self.a.append(first)
-        self.b.append(second)
-        self.units.append(units)
+        self.a.append(a.totals.total_loss or 0.0)
+        self.b.append(b.totals.total_loss or 0.0)
+        self.units.append(n_units(a, self.same_tokenizer))
         if self.options.cluster:  # a row without the field is a cluster of its own
             self.clusters.append((a.id, len(self.clusters)) if cluster is None else cluster)
         if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
             self.notes = [
                 "written without tokens: how many bytes are scored is compared, not which"
             ]
-        difference = (second - first) / units
-        if self.documents.takes(abs(difference)):
-            line = a.fields.get("line")
-            found = DocumentDifference(a.id, line, difference, first / units, second / units)
-            self.documents.add(abs(difference), found)
+        found = _difference(a, b, self.same_tokenizer)
+        self.documents.add(abs(found.difference), found)
         self.only = None
         if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
             self._add_tokens(a, a.tokens, b.tokens)
@@ -178,6 +171,7 @@ class _PairSums:
     def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
         if len(self.a) == 1:
             self.only = (a.losses[a.counted], b.losses[b.counted])
+        # an infinite loss has no place here: such rows are not comparable
         differences = np.where(a.counted & b.counted, b.losses - a.losses, 0.0)
         for place in highest(np.abs(differences), self.options.n_extremes):
             size = float(abs(differences[place]))
@@ -208,11 +202,21 @@ def compare(
         report.n_without_cluster += bool(options.cluster) and cluster is None
         for (first, second), collected in pairs.items():
             collected.add(rows[first], rows[second], cluster)
-    n_flips = _FLIPS * max(1, len(pairs))  # else no p could be small enough for Holm
+    # Holm multiplies the least p by the number of pairs: more flips, else it could not be small
+    n_flips = _FLIPS * max(1, len(pairs))
     tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
     adjusted = dict(zip(chosen, holm([tests[pair].p for pair in chosen]), strict=True))
     made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
     return Comparisons(made, report)
+
+
+def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> DocumentDifference:
+    """Return what two comparable rows of one document differ by."""
+    first, second, units = a.totals.total_loss, b.totals.total_loss, n_units(a, same_tokenizer)
+    assert first is not None
+    assert second is not None
+    line, difference = a.fields.get("line"), (second - first) / units
+    return DocumentDifference(a.id, line, difference, first / units, second / units)
 
 
 def _test(collected: _PairSums, n_flips: int) -> SignFlip:
@@ -230,6 +234,7 @@ def _comparison(
     a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
     clusters = _numbered(collected.clusters) if options.cluster and len(a) else None
     d = b - a
+    # per unit, so that a long document is no difference for its length alone
     ties = np.abs(d) <= TIE * units
     if not len(a):
         difference = bootstrap = unknown(None, 0, "no rows to compare")
@@ -288,6 +293,7 @@ def _of_one_text(a: Floats, b: Floats, options: CompareOptions) -> Estimate:
 
 
 def _correlation(a: Floats, b: Floats) -> float | None:
+    # where all documents have one loss, numpy would divide by 0, and warn
     if not (a.std() > 0 and b.std() > 0):
         return None
     return float(np.corrcoef(a, b)[0, 1])
@@ -321,27 +327,15 @@ def documents_of(
     The files that were compared are read a second time, in the same order: during the comparison
     only figures are kept.
     """
-    wanted: dict[tuple[str, int | None], list[tuple[int, int]]] = {}
-    for n, pair in enumerate(found.pairs):
-        for place, document in enumerate(pair.documents):
-            wanted.setdefault((document.id, document.line), []).append((n, place))
-    rows: dict[tuple[int, int], DocumentRows] = {}
+    rows: list[dict[DocumentDifference, DocumentRows]] = [{} for _ in found.pairs]
     for joined in join_usable(files, JoinReport(), same_tokenizer):
-        row = joined[0]
-        for n, place in wanted.get((row.id, row.fields.get("line")), ()):
-            pair = found.pairs[n]
-            document, a, b = pair.documents[place], joined[pair.first], joined[pair.second]
-            # rows may share an id and a line: the difference tells them apart
-            if (n, place) not in rows and document.difference == _difference(a, b, same_tokenizer):
-                rows[n, place] = DocumentRows(document, a, b)
+        for pair, taken in zip(found.pairs, rows, strict=True):
+            a, b = joined[pair.first], joined[pair.second]
+            # rows may share an id and a line: the losses tell them apart
+            document = _difference(a, b, same_tokenizer)
+            if document in pair.documents and document not in taken:
+                taken[document] = DocumentRows(document, a, b)
     return [
-        [rows[n, place] for place in range(len(pair.documents)) if (n, place) in rows]
-        for n, pair in enumerate(found.pairs)
+        [taken[document] for document in pair.documents if document in taken]
+        for pair, taken in zip(found.pairs, rows, strict=True)
     ]
-
-
-def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> float:
-    """Return B - A of comparable rows, in nats per token (or byte)."""
-    assert a.totals.total_loss is not None
-    assert b.totals.total_loss is not None
-    return (b.totals.total_loss - a.totals.total_loss) / n_units(a, same_tokenizer)

@@ -1,10 +1,13 @@
-"""Find the sequences and tokens with the highest and the lowest losses, in one pass."""
+"""Find the extremes of many rows in one pass: for lists, and for pages with room for some."""
 
 from __future__ import annotations
 
 import heapq
+import math
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -70,26 +73,25 @@ class Extremes:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._worst, self._best = Top(size), Top(size)
-        self._worst_tokens, self._best_tokens = Top(size), Top(size)
+        self.worst_sequences, self.best_sequences = Top(size), Top(size)
+        self.worst_tokens, self.best_tokens = Top(size), Top(size)
 
     def add_sequence(self, row: ResultRow) -> None:
         """Consider the row's mean loss, if it has one."""
         mean, total = row.totals.mean_loss, row.totals.total_loss
         if mean is None or total is None:
             return
-        if self._worst.takes(mean) or self._best.takes(-mean):
-            where = _where(row)
-            item = SequenceExtreme(*where, row.totals.n_scored, total, mean)
-            self._worst.add(mean, item)
-            self._best.add(-mean, item)
+        item = SequenceExtreme(*_where(row), row.totals.n_scored, total, mean)
+        self.worst_sequences.add(mean, item)
+        self.best_sequences.add(-mean, item)
 
     def add_tokens(self, row: ResultRow, tokens: TokenLosses) -> None:
         """Consider the row's tokens that count."""
+        # no more than `size` of one row can be among those of all rows
         places = np.flatnonzero(tokens.counted & np.isfinite(tokens.losses))
         if not len(places) or not self._size:
             return
-        for top, sign in ((self._worst_tokens, 1.0), (self._best_tokens, -1.0)):
+        for top, sign in ((self.worst_tokens, 1.0), (self.best_tokens, -1.0)):
             for place in highest(sign * tokens.losses[places], self._size):
                 position = int(places[place])
                 key = sign * float(tokens.losses[position])
@@ -99,25 +101,10 @@ class Extremes:
                         key, TokenExtreme(*_where(row), position, token_text(row, position), loss)
                     )
 
-    def worst_sequences(self) -> list[SequenceExtreme]:
-        """Return those of the highest mean losses, the highest first."""
-        return self._worst.items()
-
-    def best_sequences(self) -> list[SequenceExtreme]:
-        """Return those of the lowest mean losses, the lowest first."""
-        return self._best.items()
-
-    def worst_tokens(self) -> list[TokenExtreme]:
-        """Return those of the highest losses, the highest first."""
-        return self._worst_tokens.items()
-
-    def best_tokens(self) -> list[TokenExtreme]:
-        """Return those of the lowest losses, the lowest first."""
-        return self._best_tokens.items()
-
 
 def highest(values: Floats, size: int) -> list[int]:
     """Return the places of the `size` highest of n values, highest first; of equals the first."""
+    # numpy's default sort may swap equal values, and with them the rows of a list
     places: list[int] = np.argsort(-values, kind="stable")[:size].tolist()
     return places
 
@@ -130,3 +117,114 @@ def token_text(row: ResultRow, position: int) -> str | None:
 
 def _where(row: ResultRow) -> tuple[str, str, int | None]:
     return row.id, str(row.fields.get("source")), row.fields.get("line")
+
+
+# -- which of many sequences a page shows --------------------------------------------------------
+
+Item = TypeVar("Item")
+MOST_TOKENS = 60_000
+MOST_SEQUENCES = 2_000
+_EIGHTHS = {"worst": 3, "peaks": 1, "sample": 4}
+"""Parts of the room: for sequences by their losses, by those of their worst tokens, and drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a page shows as text, and in its table."""
+
+    tokens: int = MOST_TOKENS
+    sequences: int = MOST_SEQUENCES
+
+    def part(self, eighths: int) -> Limits:
+        """Return so many eighths of the room, at least one of each."""
+        return Limits(max(1, self.tokens * eighths // 8), max(1, self.sequences * eighths // 8))
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[Item]):
+    """The items that a page shows."""
+
+    items: list[Item]
+    """In the order in which they came."""
+    n_seen: int
+    n_worst: int
+    """Those of the highest losses, or with tokens of the highest; 0 where all items are shown."""
+    n_sampled: int
+    """The others, drawn uniformly."""
+
+
+class _Pool(Generic[Item]):
+    """The items of the highest keys, as many as fit.
+
+    What is left out once stays out: else which items are kept would depend on their order.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._n_tokens, self._floor = limits, 0, -math.inf
+        self._heap: list[tuple[float, int, int, Item]] = []
+
+    def add(self, key: float, order: int, size: int, item: Item) -> None:
+        if key <= self._floor:
+            return
+        heapq.heappush(self._heap, (key, -order, size, item))
+        self._n_tokens += size
+        while len(self._heap) > 1 and (
+            self._n_tokens > self._limits.tokens or len(self._heap) > self._limits.sequences
+        ):
+            lowest, _, freed, _ = heapq.heappop(self._heap)
+            self._floor = max(self._floor, lowest)
+            self._n_tokens -= freed
+
+    def items(self) -> dict[int, Item]:
+        return {-order: item for _, order, _, item in self._heap}
+
+
+class Selection(Generic[Item]):
+    """Selects all items, or where they are too many the worst and a random sample.
+
+    `add` items as they come, then ask which were `chosen`. Memory is that of what is shown.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        seed: int,
+        size_of: Callable[[Item], int],
+        cut: Callable[[Item, int], Item],
+    ) -> None:
+        """`size_of` counts an item's tokens, `cut` gives an item of about so many at most."""
+        self._limits, self._size_of, self._cut = limits, size_of, cut
+        self._all: list[Item] | None = []
+        self._only: Item | None = None
+        self._n_tokens = self._n_seen = 0
+        self._pools = {name: _Pool[Item](limits.part(part)) for name, part in _EIGHTHS.items()}
+        self._random = random.Random(seed)
+
+    def add(self, item: Item, badness: float, peak: float) -> None:
+        """Add an item; `peak` is the badness of its worst token."""
+        order, size = self._n_seen, self._size_of(item)
+        self._n_seen += 1
+        self._n_tokens += size
+        self._only = item if self._n_seen == 1 else None
+        if self._all is not None:
+            self._all.append(item)
+            if self._n_tokens > self._limits.tokens or self._n_seen > self._limits.sequences:
+                self._all = None
+        # drawn for every item, kept or not: else the sample would depend on the other pools
+        keys = {"worst": badness, "peaks": peak, "sample": self._random.random()}
+        for name, key in keys.items():
+            # one long text must not take all the room of the others
+            most = self._limits.part(_EIGHTHS["worst" if name == "worst" else "peaks"]).tokens
+            part = self._cut(item, most)
+            self._pools[name].add(key, order, self._size_of(part), part)
+
+    def chosen(self) -> Chosen[Item]:
+        """Return what is shown of the items that were added."""
+        if self._all is not None:
+            return Chosen(self._all, self._n_seen, 0, 0)
+        if self._only is not None:  # nothing else wants the room
+            return Chosen([self._cut(self._only, self._limits.tokens)], 1, 1, 0)
+        worst = {**self._pools["peaks"].items(), **self._pools["worst"].items()}
+        found = {**self._pools["sample"].items(), **worst}
+        items = [found[order] for order in sorted(found)]
+        return Chosen(items, self._n_seen, len(worst), len(found) - len(worst))

@@ -1,23 +1,19 @@
-"""Spread out values over bins: the numbers of every chart that shows how something is distributed.
+"""Spread out values over bins and steps: the numbers of charts of pages and of the terminal.
 
-Pages and plots draw them. A page's histograms are made of a sample of tokens that fits in memory; a
-plot's of counts in fine bins that are filled as rows come, so that no file has to fit.
+A page's histograms are of all tokens, or of a sample that fits in memory. Plots, which are of whole
+files, count in fine bins as rows come (`plot_data`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 
-from seqloss_cli.analysis.plot_data import Measure, counted_losses
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.schema.scores import ResultRow
 
 
 def count_in_bins(values: Floats, low: float, width: float, n_bins: int) -> Ints:
@@ -56,11 +52,11 @@ class Histogram:
     @property
     def high(self) -> float:
         """Return where the last bin ends."""
-        return self.edge(self.n_bins)
+        return self.low + self.n_bins * self.width
 
-    def edge(self, n: int) -> float:
-        """Return where bin `n` begins."""
-        return self.low + n * self.width
+    def bounds(self) -> list[tuple[float, float]]:
+        """Return where each bin begins and ends."""
+        return list(pairwise(self.low + n * self.width for n in range(self.n_bins + 1)))
 
     def percent(self) -> list[list[float]]:
         """Return the share of each bin in percent of its set, (sets, bins)."""
@@ -209,10 +205,15 @@ def lead_histogram(leads: Floats) -> Histogram | None:
     return Histogram(0.0, width, [count_in_bins(known, 0.0, width, n_bins).tolist()])
 
 
-def probability_histogram(sets: Sequence[Floats]) -> Histogram | None:
-    """Return the histograms of sets of probabilities, each (n); None where there are none."""
-    if not any(map(len, sets)):
+def probability_histogram(probabilities: Floats, with_verdicts: bool) -> Histogram | None:
+    """Return the histogram of probabilities, (n); None where n is 0.
+
+    With verdicts they are two, of wrong and right questions: a negative sign is of a wrong one.
+    """
+    if not len(probabilities):
         return None
+    sizes, wrong = np.abs(probabilities), np.signbit(probabilities)
+    sets = (sizes[wrong], sizes[~wrong]) if with_verdicts else (sizes,)
     # times 20, and not over 0.05: 0.15 / 0.05 is less than 3
     counts = [count_in_bins(each * _N_BINS, 0.0, 1.0, _N_BINS).tolist() for each in sets]
     return Histogram(0.0, 1 / _N_BINS, counts)
@@ -223,81 +224,3 @@ def _bins_for(sizes: Floats) -> tuple[float, int]:
     reach = max(float(np.quantile(sizes, _WITHIN)), _WIDTHS[0])
     width = next((width for width in _WIDTHS if reach <= width * _N_BINS), _WIDTHS[-1])
     return width, min(_N_BINS, math.ceil(reach / width + 1e-9))
-
-
-# -- losses of several files (plots) -------------------------------------------------------------
-
-_FINEST, _LAST = 1 / 16, 64
-_MULTIPLES = (1, 2, 4, 8, 16, 32)
-"""Widths of the bins that are shown, in fine bins."""
-_MOST_BINS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class HistogramSeries:
-    """How the losses of a results file are spread."""
-
-    label: str
-    shares: list[float]
-    """Share of the scored tokens in each bin; with `share_beyond` they sum to 1."""
-    share_beyond: float
-    """Share of tokens at or above the last edge, infinite losses among them."""
-    n_tokens: int
-    mean: float | None
-    """None where a loss is infinite."""
-
-
-@dataclass(frozen=True, slots=True)
-class HistogramPlot:
-    """How losses are spread, over bins that all files have in common."""
-
-    kind: ClassVar[str] = "histogram"
-    unit: str
-    """Of losses: nats or bits."""
-    edges: list[float]
-    series: list[HistogramSeries]
-
-
-class _FineCounts:
-    """Counts of tokens in fine bins, of which the last one has no end."""
-
-    def __init__(self, nats: float) -> None:
-        self._nats = nats
-        self.counts = np.zeros(int(_LAST / _FINEST) + 1, dtype=np.int64)
-        self.totals = Totals()
-
-    def add(self, row: ResultRow) -> None:
-        """Raise UsageError where the row was written without tokens."""
-        self.totals += row.totals
-        losses = counted_losses(row) / self._nats
-        self.counts += count_in_bins(losses, 0.0, _FINEST, len(self.counts))
-
-    def series(self, label: str, multiple: int, n_bins: int) -> HistogramSeries:
-        n, mean = int(self.counts.sum()), self.totals.mean_loss
-        padded = np.zeros(multiple * n_bins, dtype=np.int64)
-        shown = self.counts[:-1][: len(padded)]
-        padded[: len(shown)] = shown
-        shares = padded.reshape(n_bins, multiple).sum(1) / max(n, 1)
-        beyond = int(self.counts[-1]) / max(n, 1)
-        mean = None if mean is None else mean / self._nats
-        return HistogramSeries(label, shares.tolist(), beyond, n, mean)
-
-
-def histogram_plot(
-    files: Sequence[Iterable[ResultRow]], labels: Sequence[str], measure: Measure
-) -> HistogramPlot:
-    """Return a series for each file; raises UsageError for rows without losses of tokens."""
-    counts = []
-    for rows in files:
-        counts.append(_FineCounts(measure.nats))
-        for row in rows:
-            counts[-1].add(row)
-    filled = [int(np.flatnonzero(each.counts[:-1]).max(initial=0)) + 1 for each in counts]
-    last = max([*filled, *(len(each.counts) - 1 for each in counts if each.counts[-1])])
-    multiple = next(m for m in _MULTIPLES if last <= m * _MOST_BINS)
-    n_bins = -(-last // multiple)
-    series = [
-        each.series(label, multiple, n_bins) for label, each in zip(labels, counts, strict=True)
-    ]
-    edges = (np.arange(n_bins + 1) * multiple * _FINEST).tolist()
-    return HistogramPlot(measure.unit, edges, series)

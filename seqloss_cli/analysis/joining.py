@@ -104,10 +104,12 @@ def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[J
         arrived = [(n, row) for n, row in enumerate(step) if row is not None]
         for n, row in arrived:
             waiting[n].add(row)
+        # rows of one step often have one key: it is tried once, in the order of the files
         for key, identity in dict.fromkeys((text_key(row), row.id) for _, row in arrived):
             if all(own.has(key, identity) for own in waiting):
                 report.n_joined += 1
                 yield tuple(own.take(key, identity) for own in waiting)
+    # left are rows whose ids differ between the files: with one text they belong together
     for key in waiting[0].texts():
         while all(own.has(key) for own in waiting):
             report.n_joined += 1
@@ -122,6 +124,7 @@ def text_key(row: ResultRow) -> Key:
     That is the text and, of a pair, its response; for ids without a text the ids and their mask.
     """
     fields = row.fields
+    # hashes, and not texts: files written with --no-text can be joined, too
     if (sha := fields.get("text_sha256")) is None:
         return ("ids", fields.get("ids_sha256") or row.id)
     return (sha, fields.get("response_sha256"))
@@ -190,7 +193,7 @@ def _same_tokens(a: ResultRow, b: ResultRow) -> bool:
     """Compare ids and masks where both rows have them, else how many there are."""
     if (a.totals.n_tokens, a.totals.n_scored) != (b.totals.n_tokens, b.totals.n_scored):
         return False
-    if a.tokens is None or b.tokens is None:
+    if a.tokens is None or b.tokens is None:  # written with --no-tokens: counts are all there is
         return True
     ids_a, ids_b = a.fields.get("token_ids"), b.fields.get("token_ids")
     same_ids = ids_a is None or ids_b is None or np.array_equal(ids_a, ids_b)
@@ -214,7 +217,7 @@ def scored_bytes(row: ResultRow) -> list[int] | None:
     if tokens is None or edges is None:
         return None
     for start, end in zip(edges[:-1][tokens.counted], edges[1:][tokens.counted], strict=True):
-        if start == end:
+        if start == end:  # covers no bytes, such as a prefix space of the tokenizer
             continue
         if found and found[-1] == start:
             found[-1] = int(end)

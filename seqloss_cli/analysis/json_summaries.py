@@ -83,6 +83,7 @@ def _group_totals(totals: Totals) -> Row:
 
 
 def _differences(differences: Mapping[str, list[Difference]]) -> Row:
+    # by file: a difference is of one run from the first, not of all from each other
     return {name: [asdict(each) for each in found] for name, found in differences.items()}
 
 

@@ -96,6 +96,7 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     files = open_rows()
     sums = _CheckpointSums(len(files))
     usable = join_usable(files, JoinReport(), same_tokenizer, _why_useless)
+    # rows with an infinite loss stay: they make the total of a checkpoint unknown (rule 3)
     for number, rows in enumerate(usable):
         cluster = cluster_of(rows, options.cluster)
         sums.add(rows, number if cluster is None else (type(cluster).__name__, cluster))
@@ -119,6 +120,7 @@ def training_step(name: str) -> int | None:
     state = Path(name) / "trainer_state.json"
     try:
         step = json.loads(state.read_text())["global_step"]
+        # a folder that a trainer wrote may be called anything: its record comes before its name
         return step if isinstance(step, int) else None
     except (OSError, ValueError, KeyError, TypeError):
         found = _STEP.findall(name)
@@ -197,6 +199,7 @@ def _curve(
 ) -> CurvePlot:
     labels = without_directories(models)
     points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]
+    # one checkpoint without a step, or two with one, and there is no order by steps
     by_step = None not in steps and len(set(steps)) == len(steps)
     if by_step:
         points.sort(key=lambda point: point.step or 0)
@@ -225,6 +228,7 @@ def _estimate(row: Mapping[str, Any], metric: Metric) -> Estimate:
     """Return the metric of a checkpoint's row; raises ValueError for impossible figures."""
     ends = [row["mean_loss"], row["mean_loss_low"], row["mean_loss_high"]]
     value, low, high = (None if end is None else float(end) for end in ends)
+    # the document may be of anyone: nothing that is no loss is drawn
     for end in (value, low, high):
         if end is not None and not math.isfinite(end):
             raise ValueError(f"a mean loss of {end}")

@@ -1,8 +1,7 @@
-"""The numbers of plots: losses by position and by group, two models against each other.
+"""Make the numbers of plots: histograms, by position and by group, two models in a scatter.
 
-Measures say what is on an axis, in which unit, and how the axis is called. Field names of the
-records are keys of `plot --json`. The histogram stands in `histograms`, the curve over checkpoints
-in `objective`, the reliability diagram in `calibration`.
+The curve over checkpoints stands in `objective`, the reliability diagram in `calibration`. Field
+names of the records are keys of `plot --json`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from seqloss_cli.analysis.compare import TIE
+from seqloss_cli.analysis.histograms import count_in_bins
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed, join_usable, n_units
 from seqloss_cli.analysis.summarize import PositionLoss, Summary, SummaryOptions, summarize
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.resampling import Reservoir
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 
 Metric = Literal["mean_loss", "bits_per_byte", "perplexity"]
@@ -79,6 +80,86 @@ def counted_losses(row: ResultRow) -> Floats:
     """Return the losses of the n scored tokens, (n) nats; raises UsageError as `require_tokens`."""
     require_tokens(row)
     return np.empty(0) if row.tokens is None else row.tokens.losses[row.tokens.counted]
+
+
+# -- how losses are spread -----------------------------------------------------------------------
+
+_FINEST, _LAST = 1 / 16, 64
+_MULTIPLES = (1, 2, 4, 8, 16, 32)
+"""Widths of the bins that are shown, in fine bins."""
+_MOST_BINS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSeries:
+    """How the losses of a results file are spread."""
+
+    label: str
+    shares: list[float]
+    """Share of the scored tokens in each bin; with `share_beyond` they sum to 1."""
+    share_beyond: float
+    """Share of tokens at or above the last edge, infinite losses among them."""
+    n_tokens: int
+    mean: float | None
+    """None where a loss is infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramPlot:
+    """How losses are spread, over bins that all files have in common."""
+
+    kind: ClassVar[str] = "histogram"
+    unit: str
+    """Of losses: nats or bits."""
+    edges: list[float]
+    series: list[HistogramSeries]
+
+
+class _FineCounts:
+    """Counts of tokens in fine bins, of which the last one has no end."""
+
+    def __init__(self, nats: float) -> None:
+        self._nats = nats
+        self.counts = np.zeros(int(_LAST / _FINEST) + 1, dtype=np.int64)
+        self.totals = Totals()
+
+    def add(self, row: ResultRow) -> None:
+        """Raise UsageError where the row was written without tokens."""
+        self.totals += row.totals
+        losses = counted_losses(row) / self._nats
+        self.counts += count_in_bins(losses, 0.0, _FINEST, len(self.counts))
+
+    def series(self, label: str, multiple: int, n_bins: int) -> HistogramSeries:
+        n, mean = int(self.counts.sum()), self.totals.mean_loss
+        # the bins that are shown may reach beyond the last fine one
+        padded = np.zeros(multiple * n_bins, dtype=np.int64)
+        shown = self.counts[:-1][: len(padded)]
+        padded[: len(shown)] = shown
+        shares = padded.reshape(n_bins, multiple).sum(1) / max(n, 1)
+        beyond = int(self.counts[-1]) / max(n, 1)
+        mean = None if mean is None else mean / self._nats
+        return HistogramSeries(label, shares.tolist(), beyond, n, mean)
+
+
+def histogram_plot(
+    files: Sequence[Iterable[ResultRow]], labels: Sequence[str], measure: Measure
+) -> HistogramPlot:
+    """Return a series for each file; raises UsageError for rows without losses of tokens."""
+    counts = []
+    for rows in files:
+        counts.append(_FineCounts(measure.nats))
+        for row in rows:
+            counts[-1].add(row)
+    # one set of edges for all files: known once the last of them was read
+    filled = [int(np.flatnonzero(each.counts[:-1]).max(initial=0)) + 1 for each in counts]
+    last = max([*filled, *(len(each.counts) - 1 for each in counts if each.counts[-1])])
+    multiple = next(m for m in _MULTIPLES if last <= m * _MOST_BINS)
+    n_bins = -(-last // multiple)
+    series = [
+        each.series(label, multiple, n_bins) for label, each in zip(labels, counts, strict=True)
+    ]
+    edges = (np.arange(n_bins + 1) * multiple * _FINEST).tolist()
+    return HistogramPlot(measure.unit, edges, series)
 
 
 # -- by position ---------------------------------------------------------------------------------

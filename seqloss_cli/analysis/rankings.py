@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.accuracy import RankTotals
+from seqloss_cli.metrics.intervals import Estimate, ratio_estimate
 from seqloss_cli.metrics.ranking import SCORES
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.schema.rankings import RankedRow
@@ -63,6 +64,7 @@ def probability_of_right(row: RankedRow) -> float | None:
         return None
     found = [row.choices[n].probability for n in sorted(set(row.answers))]
     known = [probability for probability in found if probability is not None]
+    # rounding can carry the sum of all choices beyond 1
     return min(1.0, math.fsum(known)) if len(known) == len(found) else None
 
 
@@ -84,6 +86,14 @@ class RankingFigures:
     """(questions) nats."""
     best_probabilities: Floats
     """(questions without an answer) of the preferred choices."""
+
+    def mean_probability(self) -> Estimate:
+        """Return the mean probability of right choices."""
+        found = ratio_estimate(np.abs(self.probabilities), np.ones(len(self.probabilities)))
+        if found.low is None or found.high is None:
+            return found
+        # Student's interval may leave what probabilities can be
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 class RankingSums:

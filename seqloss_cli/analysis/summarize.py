@@ -106,6 +106,7 @@ class _GroupSums:
         self.totals += sums
         if not sums.n_scored:
             return
+        # rows without a total hold an infinite loss: something is scored in them
         self.losses.append(math.inf if sums.total_loss is None else sums.total_loss)
         self.n_scored.append(sums.n_scored)
         self.n_bytes.append(sums.n_scored_bytes)
@@ -154,12 +155,15 @@ class Summarizer:
         """Add a row."""
         cluster = self._clusters.number(row)
         if row.totals.n_scored:
+            # only one document is resampled by blocks; kept for all, losses would fill the memory
             self._only = None if self._whole.losses else _counted(row)
         self._whole.add(row, cluster)
         if self._options.by:
             value = row.field(self._options.by)
             self._n_without_by += value is None
             self._groups.setdefault((type(value).__name__, value), _GroupSums()).add(row, cluster)
+        # a hash, and not the texts: a set of these for a million rows is small, and an equal hash
+        # of two rows only costs a wrong warning
         same = hash((row.id, row.fields.get("text_sha256")))
         self._n_duplicates += same in self._seen
         self._seen.add(same)
@@ -182,10 +186,10 @@ class Summarizer:
             positions=self._positions.figures(
                 bool(self._options.cluster), self._options.confidence
             ),
-            worst_sequences=self._extremes.worst_sequences(),
-            best_sequences=self._extremes.best_sequences(),
-            worst_tokens=self._extremes.worst_tokens(),
-            best_tokens=self._extremes.best_tokens(),
+            worst_sequences=self._extremes.worst_sequences.items(),
+            best_sequences=self._extremes.best_sequences.items(),
+            worst_tokens=self._extremes.worst_tokens.items(),
+            best_tokens=self._extremes.best_tokens.items(),
             n_duplicates=self._n_duplicates,
             n_without_by=self._n_without_by,
             n_without_cluster=self._clusters.n_without,
@@ -193,6 +197,7 @@ class Summarizer:
 
     def _summed(self, value: Any, group: _GroupSums) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)
+        # one infinite loss makes every sum that holds it unknown (rule 3)
         known = bool(len(y)) and bool(np.isfinite(y).all())
         only = self._only if group is self._whole else None
         estimates = dict(_estimates(group, only, self._options)) if known else {}
@@ -201,6 +206,7 @@ class Summarizer:
             quantiles = {q: self._quantile(y / m, q) for q in QUANTILES}
         mean = estimates.get("mean_loss")
         notes = interval_notes(mean, len(y)) if mean else []
+        # of the exact sums (rule 1): a mean of floats could differ in its last bits
         values = {name: getattr(group.totals, name) for name in estimates}
         exact = {n: replace(e, value=values[n]) for n, e in estimates.items()}
         return GroupSummary(value, group.totals, exact, quantiles, notes)
@@ -229,7 +235,7 @@ def _estimates(
     yield "perplexity", mean.exp()
     if not group.totals.n_without_text and group.totals.n_scored_bytes:
         per_byte = math.log(2) * np.array(group.n_bytes)
-        if n_docs == 1:
+        if n_docs == 1:  # the interval over blocks, in another unit
             yield "bits_per_byte", mean.times(float(m[0] / per_byte[0]))
         else:
             yield "bits_per_byte", _ratio(y, per_byte, group, options)

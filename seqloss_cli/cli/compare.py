@@ -110,7 +110,7 @@ def _compare(
     from seqloss_cli.analysis.compare import compare as compared
     from seqloss_cli.analysis.json_summaries import comparison_json
     from seqloss_cli.cli.pages import page_of_compared, write_out
-    from seqloss_cli.display.html import PageOptions
+    from seqloss_cli.display.html.page import PageOptions
     from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import comparison_view
 

@@ -11,7 +11,7 @@ from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.analysis.compare import Comparisons
-    from seqloss_cli.display.html import Page, PageOptions
+    from seqloss_cli.display.html.page import Page, PageOptions
     from seqloss_cli.results.files import ResultsFile, ResultsOf
     from seqloss_cli.results.schema import RowKind
     from seqloss_cli.results.schema.divergences import DivergenceRow
@@ -40,7 +40,7 @@ def write_page(
 
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
-    from seqloss_cli.display.html import gather, page_of
+    from seqloss_cli.display.html.loss_page import gather_losses, loss_page
     from seqloss_cli.results.files import loss_kinds
     from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
     from seqloss_cli.results.schema.rankings import RANKING_KINDS
@@ -52,29 +52,30 @@ def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, in
         return _page_of_rankings(file, reader, options), reader.n_unusable
     if file.run["command"] in DIVERGENCE_KINDS:
         return _page_of_divergences(file, reader, options), reader.n_unusable
-    found = gather(reader.rows(file), options)
+    found = gather_losses(reader.rows(file), options)
     n_rows = found.summary.whole.totals.n_sequences
     for field, groups in found.groups.items():
         n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
         r.require_field("--by", field, n_without, n_rows)
-    return page_of(file, found, options, reader.n_unusable), reader.n_unusable
+    return loss_page(file, found, options, reader.n_unusable), reader.n_unusable
 
 
 def _page_of_divergences(
     file: ResultsOf[DivergenceRow], reader: r.ResultsReader, options: PageOptions
 ) -> Page:
-    from seqloss_cli.display.html import gather_divergences, page_of_divergences
+    from seqloss_cli.display.html.divergence_page import divergence_page, gather_divergences
 
     if options.by:
         raise UsageError("--by is for pages of what score and cond wrote")
     found = gather_divergences(reader.rows(file), options)
-    return page_of_divergences(file, found, options, reader.n_unusable)
+    return divergence_page(file, found, options, reader.n_unusable)
 
 
 def _page_of_rankings(
     file: ResultsOf[RankedRow], reader: r.ResultsReader, options: PageOptions
 ) -> Page:
-    from seqloss_cli.display.html import PageOptions, gather_rankings, page_of_rankings
+    from seqloss_cli.display.html.page import PageOptions
+    from seqloss_cli.display.html.ranking_page import gather_rankings, ranking_page
 
     if options.by:
         raise UsageError(
@@ -85,7 +86,7 @@ def _page_of_rankings(
             "--worst lists tokens; what rank wrote is listed by question: leave it out"
         )
     found = gather_rankings(reader.rows(file), file.run, options)
-    return page_of_rankings(file, found, options, reader.n_unusable)
+    return ranking_page(file, found, options, reader.n_unusable)
 
 
 def _page_of_two(
@@ -117,11 +118,11 @@ def page_of_compared(
     n_unusable: int,
 ) -> Page:
     """The page of two files that were read to their ends, and of their comparison."""
-    from seqloss_cli.display.html import gather_pair, page_of_pair
+    from seqloss_cli.display.html.comparison_page import comparison_page, gather_comparison
 
     again = r.ResultsReader([r.open_one(*each, whole=True) for each in known])
     rows = [again.rows(file, quiet=True) for file in again.files]
-    texts = gather_pair(rows, same_tokenizer, options)
+    texts = gather_comparison(rows, same_tokenizer, options)
     left_out = [
         f"{len(ids):,} rows of {side} have no partner, and are in no figure."
         for side, ids in zip("AB", found.joined.without_partner, strict=True)
@@ -131,12 +132,12 @@ def page_of_compared(
         f"{len(ids):,} rows are left out: {reason}."
         for reason, ids in found.joined.left_out.items()
     ]
-    return page_of_pair(files, texts, found.pairs[0], left_out, options, n_unusable)
+    return comparison_page(files, texts, found.pairs[0], left_out, options, n_unusable)
 
 
 def write_out(page: Page, path: Path, force: bool) -> None:
     """Write a page, and report its size."""
-    from seqloss_cli.display.html import page_bytes
+    from seqloss_cli.display.html.document import page_bytes
     from seqloss_cli.results.sinks import open_sink
 
     made = page_bytes(page)

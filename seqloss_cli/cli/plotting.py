@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from seqloss_cli.analysis.calibration import CalibrationOptions, calibration_plot
-from seqloss_cli.analysis.histograms import histogram_plot
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed
 from seqloss_cli.analysis.json_summaries import file_row
 from seqloss_cli.analysis.objective import (
@@ -19,6 +18,7 @@ from seqloss_cli.analysis.objective import (
 from seqloss_cli.analysis.plot_data import (
     Measure,
     groups_plot,
+    histogram_plot,
     position_plot,
     scatter_plot,
     without_directories,

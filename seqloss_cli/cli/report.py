@@ -49,7 +49,7 @@ def report(ctx: typer.Context) -> None:
     """
     with command_errors(ctx):
         from seqloss_cli.cli.pages import write_page
-        from seqloss_cli.display.html import PageOptions
+        from seqloss_cli.display.html.page import PageOptions
 
         arguments, page = given(ctx, r.ResultsArguments), given(ctx, PageSettings)
         output = given(ctx, OutputSettings)

@@ -61,6 +61,6 @@ def page_after(
 
 def _write(rows: Path, called: str, path: Path, force: bool, title: str | None) -> None:
     from seqloss_cli.cli.pages import write_page
-    from seqloss_cli.display.html import PageOptions
+    from seqloss_cli.display.html.page import PageOptions
 
     write_page([str(rows)], path, force, PageOptions(title), called=[called or "the results"])

@@ -115,7 +115,8 @@ def coverage(
     than it is on the whole: tokens of a document are not independent.
     """
     generator, right_of = np.random.default_rng(n_documents + n_tokens), SIMULATED[kind]
-    population = np.random.default_rng(1).beta(1.2, 0.9, 200_000)
+    population = np.random.default_rng(1).beta(1.2, 0.9, 50_000)
+    gaps = right_of(population) - population
     edges, held, widths = np.arange(16) / 15, 0, []
     for _ in range(n_samples):
         lengths = generator.lognormal(-0.32, 0.8, n_documents) * n_tokens / n_documents
@@ -128,7 +129,6 @@ def coverage(
         bins = np.searchsorted(edges[1:-1], sure)
         made = UnitGaps(units, bins, right - sure, np.ones(len(units)))
         found, _ = mean_gap_estimate(made, n_resamples, 0, "document")
-        gaps = right_of(population) - population
         of_bins = np.bincount(np.searchsorted(edges[1:-1], population), gaps)
         held += found.low <= np.abs(of_bins).sum() / len(population) <= found.high
         widths.append(found.high - found.low)

@@ -11,8 +11,8 @@ import pytest
 
 from helpers.pages import EVIL, Page, lines_of, page_of, values_of
 from helpers.results import diverged_row, write_divergences
-from seqloss_cli.display.html.documents import number
-from seqloss_cli.display.html.panes import _short
+from seqloss_cli.display.html.page import number
+from seqloss_cli.display.html.spans import loss_or_mark
 from seqloss_cli.display.scales import KL_EDGES, step_of
 
 Run = Callable[..., Any]
@@ -42,7 +42,7 @@ def test_figures_are_those_of_the_command(run_cli: Run, results: Path) -> None:
     rows = [line for line in lines if line["type"] == "sequence" and line["text_sha256"]]
     assert page.panes[: len(rows)] == [row["text"] for row in rows]
     first = page.data["panes"][0]
-    assert first["kl"] == [_short(kl) for kl in rows[0]["kls"]]
+    assert first["kl"] == [loss_or_mark(kl) for kl in rows[0]["kls"]]
     assert [kind.split()[0] for kind, _ in page.spans[0]] == [
         "u" if kl is None else f"s{step_of(kl, KL_EDGES)}" for kl in rows[0]["kls"]
     ]
@@ -86,7 +86,7 @@ def test_bounds_of_a_saved_teacher_are_called_bounds(run_cli: Run, tmp_path: Pat
     for said in ("KL ≥", "KL at most", "cross-entropy ≥", "lower bounds"):
         assert said in page.text
     row = lines_of(results)[1]
-    assert page.data["panes"][0]["km"] == [_short(kl) for kl in row["kls_at_most"]]
+    assert page.data["panes"][0]["km"] == [loss_or_mark(kl) for kl in row["kls_at_most"]]
     assert any(math.isclose(row["mean_kl_at_most"], v, rel_tol=1e-8) for v in values_of(page))
     before = saved.read_bytes()
     for flags in ((*words, "--report", saved), (*words, "--report", results, "-o", results),

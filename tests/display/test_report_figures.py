@@ -13,8 +13,8 @@ import pytest
 
 from helpers.pages import Page, text_row
 from helpers.results import write
-from seqloss_cli.display.html.charts import concentration, differences, histogram
-from seqloss_cli.display.html.numbers import number, signed
+from seqloss_cli.display.html.charts import concentration_chart, difference_chart, loss_chart
+from seqloss_cli.display.html.page import number, signed
 
 Run = Callable[..., Any]
 WORDS = ["The", " cat", " sat", "\n", " on", " the", " mat", "."]
@@ -137,22 +137,22 @@ def test_a_long_stretch_is_shortened(report: Callable[..., Page], tmp_path: Path
 
 
 def test_the_last_bar_says_that_it_is_open() -> None:
-    chart = histogram([np.array([1.0, 3.0, 26.0])], [], 3)
+    chart = loss_chart([np.array([1.0, 3.0, 26.0])], [], 3)
     assert chart is not None
     assert "20 and more nats: 33.33% of tokens" in chart.drawing
     assert "20 to 20.5" not in chart.drawing
-    chart = histogram([np.array([1.0, 3.0])], [], 3)
+    chart = loss_chart([np.array([1.0, 3.0])], [], 3)
     assert chart is not None
     assert "and more" not in chart.drawing
     assert "a random sample of 2 of the 3 tokens" in chart.about
-    chart = differences(np.array([-30.0, 0.1, 0.2, 30.0]), 4)
+    chart = difference_chart(np.array([-30.0, 0.1, 0.2, 30.0]), 4)
     assert chart is not None
     assert "below -9.75 nats: 25.00%" in chart.drawing
     assert "9.75 and more nats: 25.00%" in chart.drawing
 
 
 def test_shares_of_few_tokens_are_those_of_the_curve() -> None:
-    chart = concentration([np.array([10.0, *([1.0] * 9)])], [], 10)
+    chart = concentration_chart([np.array([10.0, *([1.0] * 9)])], [], 10)
     assert chart is not None
     shares = {str(row[0]): row[1] for row in chart.rows}
     assert shares["worst 1%"] == "5.3%"  # a tenth of the first token's 10 of 19

@@ -15,16 +15,12 @@ import pytest
 from helpers.pages import EVIL, Page, lines_of, page_of, values_of
 from helpers.program import document
 from helpers.results import ranked_row, write_rankings
-from seqloss_cli.display.html import (
-    Limits,
-    PageOptions,
-    gather_rankings,
-    page_bytes,
-    page_of_rankings,
-)
-from seqloss_cli.display.html import ranking_charts as charts
-from seqloss_cli.display.html.numbers import number
-from seqloss_cli.display.html.panes import loss_or_mark
+from seqloss_cli.analysis.extremes import Limits
+from seqloss_cli.display.html import charts
+from seqloss_cli.display.html.document import page_bytes
+from seqloss_cli.display.html.page import PageOptions, number
+from seqloss_cli.display.html.ranking_page import gather_rankings, ranking_page
+from seqloss_cli.display.html.spans import loss_or_mark
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results.files import open_any
 from seqloss_cli.results.schema.rankings import RANKING_KINDS
@@ -253,7 +249,7 @@ def test_long_results_show_the_worst_and_a_sample(tmp_path: Path) -> None:
     options = PageOptions(limits=Limits(tokens=2000, sequences=20))
     file = open_any(str(path), RANKING_KINDS)
     found = gather_rankings(file.rows, file.run, options)  # type: ignore[arg-type]
-    page = Page(page_bytes(page_of_rankings(file, found, options)).decode())
+    page = Page(page_bytes(ranking_page(file, found, options)).decode())
     assert "Of 61 questions these are the 7 with the highest lead of a wrong choice" in page.text
     margins = {
         row["id"]: row["choices"][1]["log_prob"] - row["choices"][0]["log_prob"] for row in rows
@@ -267,25 +263,25 @@ def test_long_results_show_the_worst_and_a_sample(tmp_path: Path) -> None:
     whole = PageOptions(limits=Limits(tokens=2000, sequences=200))
     file = open_any(str(path), RANKING_KINDS)
     found = gather_rankings(file.rows, file.run, whole)  # type: ignore[arg-type]
-    page = Page(page_bytes(page_of_rankings(file, found, whole)).decode())
+    page = Page(page_bytes(ranking_page(file, found, whole)).decode())
     assert "word word" not in page.text
 
 
 def test_histograms_count_every_question() -> None:
     values = np.array([3.0, 0.0, -0.0, -1.0, -400.0])
-    chart = charts.margins(values, ~np.signbit(values))
+    chart = charts.margin_chart(values)
     assert chart is not None
     assert chart.rows[0][:2] == ["wrong", "3"]
     assert chart.rows[1][:2] == ["right", "2"]
     drawn = str(chart.drawing)
     assert "wrong, margin -" in drawn
     assert drawn.count(": 0<") < drawn.count("<title>")
-    many = charts.leads(np.ones(1500))
+    many = charts.lead_chart(np.ones(1500))
     assert many is not None
     assert ">1,000<" in str(many.drawing)
     assert "e+" not in str(many.drawing)
-    assert charts.margins(np.array([]), np.array([], dtype=bool)) is None
-    sure = charts.probabilities(np.array([1.0, 0.0, 0.5]), np.array([True, False, True]))
+    assert charts.margin_chart(np.array([])) is None
+    sure = charts.probability_chart(np.array([1.0, -0.0, 0.5]), with_verdicts=True)
     assert sure is not None
     assert "0.95 to 1: 1 right" in str(sure.drawing)
     assert "0 to 0.05: 1 wrong" in str(sure.drawing)

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from helpers.pages import EVIL, Page, text_row
 from helpers.results import row, write
 from seqloss_cli.analysis.aligning import align
-from seqloss_cli.core.byte_spans import is_edge, spans_of
-from seqloss_cli.display.html.documents import json_text
-from seqloss_cli.display.html.numbers import number
-from seqloss_cli.display.html.panes import Names, places_in, token_pane
-from seqloss_cli.display.html.selecting import Limits, Selection
-from seqloss_cli.display.html.shown import Shown, cut
+from seqloss_cli.analysis.extremes import Limits, Selection
+from seqloss_cli.core.byte_spans import TokenBytes, char_edges
+from seqloss_cli.display.html.document import json_text
+from seqloss_cli.display.html.page import TokenNames, number
+from seqloss_cli.display.html.sequences import PageSequence, cut_sequence
+from seqloss_cli.display.html.spans import stretches_of, token_pane
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results.schema.scores import totals_of_row
 
@@ -109,25 +109,29 @@ def test_spans_are_the_text_however_it_is_cut(words: list[str], data: st.DataObj
     offsets = tuple(sorted([0, *cuts, len(raw)]))
     n = len(offsets) - 1
     whole = shown_of(raw, offsets, data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n)))
-    pane = token_pane(whole, "", Names(), "", ())
+    pane = token_pane(whole, "", TokenNames())
     parsed = Page(f"<div class=pane>{pane.spans}</div>")
     exact = pane.data.get("x", {})
     found = [exact.get(k, text) for k, (_, text) in enumerate(parsed.spans[0])]
     assert "".join(found) == raw.decode()
-    spans = spans_of(raw, offsets)
+    spans = whole.token_bytes.char_spans()
     assert [s[0] for s in spans] == pane.data.get("n", list(range(n)))
-    assert all(is_edge(raw, start) and is_edge(raw, end) for *_, start, end in spans)
+    edges = set(char_edges(raw).tolist())
+    assert all({start, end} <= edges for *_, start, end in spans)
     assert [a[1] for a in spans][:-1] == [b[0] for b in spans][1:]
     for (first, last, *_), (kind, _) in zip(spans, parsed.spans[0], strict=True):
         step = step_of(math.fsum(whole.losses[first:last]), LOSS_EDGES)  # type: ignore[arg-type]
         assert kind.split()[0] == f"s{step}"
 
 
-def shown_of(raw: bytes, offsets: tuple[int, ...], losses: list[float]) -> Shown:
+def shown_of(raw: bytes, offsets: tuple[int, ...], losses: list[float]) -> PageSequence:
     n = len(offsets) - 1
     totals = totals_of_row(row("x", [None, 1.0]))
-    return Shown(0, "x", "", None, totals, {}, {}, "", raw, offsets, tuple(losses),
-                 (True,) * n, tuple(f"t{k}" for k in range(n)))  # fmt: skip
+    token_bytes = TokenBytes(raw, np.array(offsets, dtype=np.int64))
+    names = tuple(f"t{k}" for k in range(n))
+    return PageSequence(
+        0, "x", "", None, totals, {}, {}, "", token_bytes, tuple(losses), (True,) * n, names
+    )
 
 
 @given(st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -299,10 +303,10 @@ def test_a_large_file_shows_some_and_says_so(report: Callable[..., Page], tmp_pa
 def test_a_cut_text_ends_with_a_character(text: str, n: int) -> None:
     raw = text.encode("utf-8", "replace")
     whole = shown_of(raw, tuple(range(len(raw) + 1)), [1.0] * len(raw))
-    part = cut(whole, n)
+    part = cut_sequence(whole, n)
     part.text.decode()
     assert part.size + part.n_left_out == whole.size
-    assert part.offsets[-1] == len(part.text)
+    assert part.token_bytes.offsets[-1] == len(part.text)
 
 
 # -- two models ----------------------------------------------------------------------------------
@@ -318,18 +322,20 @@ def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> N
         n = len(offsets) - 1
         losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
         sides.append(shown_of(raw, offsets, losses))
-    found = align(*(side.covered() for side in sides))
+    found = align(*(side.counted_losses() for side in sides))
     assert found.spans[0][2] == 0
     assert found.spans[-1][3] == len(raw)
     assert all(a[3] == b[2] for a, b in pairwise(found.spans))
     for side, sums in zip(sides, (found.losses_a, found.losses_b), strict=True):
         known = [value for value in sums if value is not None]
         assert math.fsum(known) == pytest.approx(math.fsum(side.losses))  # type: ignore[arg-type]
-        places = places_in(spans_of(side.text, side.offsets), found)
+        places = stretches_of(side.token_bytes.char_spans(), found)
         assert places == sorted(places)
     for _, _, start, end in found.spans:
-        inner = set(range(start + 1, end)) & set(sides[0].offsets) & set(sides[1].offsets)
-        assert not [place for place in inner if is_edge(raw, place)]
+        inner = set(range(start + 1, end)) & set(char_edges(raw).tolist())
+        for side in sides:
+            inner &= set(side.token_bytes.offsets.tolist())
+        assert not inner
 
 
 def test_two_models_side_by_side(run_cli: Run, report: Callable[..., Page], tmp_path: Path) -> None:

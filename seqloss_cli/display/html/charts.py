@@ -1,114 +1,30 @@
-"""What the page draws: how losses are spread, where they stand, and how few tokens make most."""
+"""Draw the charts of pages from the numbers that `analysis` made, each with a table of figures.
+
+Losses: how they are spread, where they stand, how few tokens make most of them, where two models
+differ. Divergences over powers of ten. Questions: how sure a model is of right and wrong answers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from markupsafe import Markup
 
+from seqloss_cli.analysis import histograms
+from seqloss_cli.analysis.histograms import Histogram
 from seqloss_cli.analysis.summarize import PositionLoss
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import svg
-from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
+from seqloss_cli.display.html.page import Cell, Chart, TableRow
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, KL_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.metrics.intervals import Estimate
 
-_BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
-"""Nats; wider ones where there are few tokens."""
-_LONGEST = 20.0
-_POINTS = 120
-SIDES = ("side-a", "side-b")
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    value: float | None
-    """Nats where `digits` is given, else a plain figure; with `low` and `high` of an interval."""
-    digits: int = 4
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    name: str
-    title: str
-    drawing: Markup
-    about: str
-    """How it is to be read."""
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str | Cell]] = field(default_factory=list)
-    """The same as figures."""
-    sides: list[str] = field(default_factory=list)
-    """Names of the lines, where there are two."""
-
-
-# -- how losses are spread -----------------------------------------------------------------------
-
-
-def histogram(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
-    """Of finite losses; one model as bars in the colours of the steps, two as lines. `n_seen` are
-    the tokens that these were drawn from."""
-    known = [each[np.isfinite(each)] for each in losses]
-    if not all(len(each) for each in known):
-        return None
-    top = min(_LONGEST, max(float(each.max()) for each in known))
-    bin = _bin_for(known)
-    n_bins = max(4, math.ceil(top / bin + 1e-9))
-    shares = [_shares(each, bin, n_bins) for each in known]
-    highest = max(float(share.max()) for share in shares)
-    frame = svg.Frame(0, n_bins * bin, 0, highest * 1.05)
-    parts = [*svg.y_axis(frame, "share of tokens", percent=True)]
-    if len(shares) == 1:
-        ends = [*(n * bin for n in range(1, n_bins)), math.inf if top == _LONGEST else n_bins * bin]
-        parts += [
-            _step_bar(frame, n * bin, end, bin, float(share))
-            for n, (end, share) in enumerate(zip(ends, shares[0], strict=True))
-        ]
-    else:
-        for share, side in zip(shares, SIDES, strict=False):
-            parts.append(svg.path(_outline(frame, bin, share), f"line {side}"))
-    parts += svg.x_axis_of_losses(frame, "loss of a token")
-    over = " The last bar holds all above." if top == _LONGEST else ""
-    about = f"Scored tokens by their loss, in steps of {bin} nats.{over}{_sample(losses, n_seen)}"
-    header = ["loss", *(f"{name} tokens".strip() for name in sides or [""])]
-    header += [f"{name} share of the loss".strip() for name in sides or [""]]
-    return Chart(
-        "histogram", "How losses are spread", svg.drawing("Histogram of token losses", parts),
-        about, header, _step_rows(known), sides,
-    )  # fmt: skip
-
-
-def _bin_for(values: Sequence[Floats]) -> float:
-    return _WIDE_BIN if min(map(len, values)) < _FEW else _BIN
-
-
-def _shares(losses: Floats, bin: float, n_bins: int) -> Floats:
-    places = np.minimum((losses / bin).astype(np.int64), n_bins - 1)
-    counts = np.bincount(places, minlength=n_bins).astype(np.float64)
-    return counts * (100 / len(losses))
-
-
-def _sample(drawn: Sequence[Floats], n_seen: int) -> str:
-    n = max(map(len, drawn))
-    return f" Of a random sample of {n:,} of the {n_seen:,} tokens." if n < n_seen else ""
-
-
-def _step_bar(frame: svg.Frame, low: float, end: float, bin: float, share: float) -> Markup:
-    hint = f"{_stretch(low, end)} nats: {share:.2f}% of tokens"
-    step = step_of(low, LOSS_EDGES)
-    x1, x2 = frame.x(low) + 0.4, frame.x(low + bin) - 0.4
-    return svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar f{step}", hint)
-
-
-def _outline(frame: svg.Frame, bin: float, shares: Floats) -> list[tuple[float, float]]:
-    points = [(frame.x(0), frame.y(0))]
-    for n, share in enumerate(shares.tolist()):
-        points += [(frame.x(n * bin), frame.y(share)), (frame.x((n + 1) * bin), frame.y(share))]
-    return points
+_SIDES = ("side-a", "side-b")
+"""Classes of what is drawn for the first and the second of two models."""
+_RIGHT, _WRONG, _NEITHER = "g1", "g7", "f3"
+"""Classes of colours: of the scales of differences and of losses."""
+_WORST_PERCENTS = (1, 5, 10, 25, 50)
 
 
 def _stretch(low: float, high: float) -> str:
@@ -117,43 +33,181 @@ def _stretch(low: float, high: float) -> str:
     return f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
 
 
-def _step_rows(known: Sequence[Floats]) -> list[list[str | Cell]]:
-    """For each step of the scale the share of tokens and of the loss."""
-    edges = (0.0, *LOSS_EDGES, math.inf)
-    rows: list[list[str | Cell]] = []
-    for low, high in pairwise(edges):
-        inside = [each[(each >= low) & (each < high)] for each in known]
-        tokens = [_percent(len(i), len(k)) for i, k in zip(inside, known, strict=True)]
-        loss = [_percent(i.sum(), k.sum()) for i, k in zip(inside, known, strict=True)]
-        rows.append([f"{_stretch(low, high)} nats", *tokens, *loss])
-    return rows
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1f}%"
 
 
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "-"
+def _step_rows(values: Sequence[Floats], edges: Sequence[float]) -> list[TableRow]:
+    """Return for each step of a scale the shares of tokens, and of the sums; values (n) nats."""
+    steps = zip(*(histograms.shares_by_step(each, edges) for each in values), strict=True)
+    return [
+        [
+            f"{_stretch(step[0].low, step[0].high)} nats",
+            *(_percent(each.of_values) for each in step),
+            *(_percent(each.of_total) for each in step),
+        ]
+        for step in steps
+    ]
+
+
+def _sample(drawn: Sequence[Floats], n_seen: int) -> str:
+    n = max(map(len, drawn))
+    return f" Of a random sample of {n:,} of the {n_seen:,} tokens." if n < n_seen else ""
+
+
+# -- losses --------------------------------------------------------------------------------------
+
+
+def loss_chart(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
+    """Draw how losses, (n) nats for each model, are spread: one as bars, two as lines.
+
+    `n_seen` are the tokens that these were drawn from.
+    """
+    bins = histograms.loss_histogram(losses)
+    if bins is None:
+        return None
+    shares = bins.percent()
+    frame = svg.Frame(0, bins.high, 0, max(map(max, shares)) * 1.05)
+    parts = svg.y_axis(frame, "share of tokens", percent=True)
+    if len(shares) == 1:
+        for (low, high), share in zip(bins.bounds(), shares[0], strict=True):
+            end = math.inf if bins.is_open and high == bins.high else high
+            hint = f"{_stretch(low, end)} nats: {share:.2f}% of tokens"
+            parts.append(svg.bar(frame, (low, high), share, f"f{step_of(low, LOSS_EDGES)}", hint))
+    else:
+        for each, side in zip(shares, _SIDES, strict=False):
+            parts.append(svg.path(_outline(frame, bins, each), f"line {side}"))
+    parts += svg.x_axis_of_losses(frame, "loss of a token")
+    over = " The last bar holds all above." if bins.is_open else ""
+    steps = f"in steps of {bins.width} nats."
+    header = ["loss", *(f"{name} tokens".strip() for name in sides or [""])]
+    header += [f"{name} share of the loss".strip() for name in sides or [""]]
+    return Chart(
+        "histogram", "How losses are spread", svg.drawing("Histogram of token losses", parts),
+        f"Scored tokens by their loss, {steps}{over}{_sample(losses, n_seen)}",
+        header, _step_rows(losses, LOSS_EDGES), sides,
+    )  # fmt: skip
+
+
+def _outline(frame: svg.Frame, bins: Histogram, shares: Sequence[float]) -> list[svg.Point]:
+    points = [(frame.x(0), frame.y(0))]
+    for (low, high), share in zip(bins.bounds(), shares, strict=True):
+        points += [(frame.x(low), frame.y(share)), (frame.x(high), frame.y(share))]
+    return points
+
+
+def concentration_chart(
+    losses: Sequence[Floats], sides: list[str], n_seen: int = 0
+) -> Chart | None:
+    """Draw the share of the total loss that the tokens of the highest losses make up.
+
+    `losses` are (n) nats for each model, drawn from `n_seen` tokens.
+    """
+    found = [histograms.concentration(each, _WORST_PERCENTS) for each in losses]
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):  # two curves or none: one alone would be taken for both
+        return None
+    frame = svg.Frame(0, 100, 0, 100)
+    parts = svg.y_axis(frame, "share of the total loss", percent=True)
+    parts.append(svg.line(frame.x(0), frame.y(0), frame.x(100), frame.y(100), "guide"))
+    for n, each in enumerate(known):
+        points = [(frame.x(x), frame.y(y)) for x, y in each.curve]
+        side = _SIDES[n] if len(known) > 1 else ""
+        if not side:
+            corners = [(frame.x(100), frame.y(0)), (frame.x(0), frame.y(0))]
+            parts.append(svg.path([*points, *corners], "area", closed=True))
+        parts.append(svg.path(points, f"line {side}"))
+    parts += svg.x_figures(frame, [(x, f"{x:g}%") for x in (0, 20, 40, 60, 80, 100)])
+    parts.append(svg.x_label(frame, "share of the scored tokens, highest losses first"))
+    rows: list[TableRow] = [
+        [f"worst {percent:g}%", *(_percent(each.shares[percent]) for each in known)]
+        for percent in _WORST_PERCENTS
+    ]
+    return Chart(
+        "concentration", "Loss of the worst tokens",
+        svg.drawing("Cumulative share of the total loss", parts),
+        "How much of the loss how few tokens make up; on the dashed line all would have the same."
+        + _sample(losses, n_seen),
+        ["tokens", *(f"{name} share of the loss".strip() for name in sides or [""])], rows, sides,
+    )  # fmt: skip
+
+
+def difference_chart(differences: Floats, n_seen: int = 0) -> Chart | None:
+    """Draw B - A, (n) nats, of the smallest stretches that both models' tokens share."""
+    bins = histograms.difference_histogram(differences)
+    if bins is None:
+        return None
+    (shares,) = bins.percent()
+    frame = svg.Frame(bins.low, bins.high, 0, max(shares) * 1.05)
+    parts = svg.y_axis(frame, "share", percent=True)
+    for (low, high), share in zip(bins.bounds(), shares, strict=True):
+        step = step_of(low + bins.width / 2, DIFFERENCE_EDGES)
+        ends = -math.inf if low == bins.low else low, math.inf if high == bins.high else high
+        hint = f"{_stretch(*ends)} nats: {share:.2f}%"
+        parts.append(svg.bar(frame, (low, high), share, f"g{step}", hint))
+    parts += svg.x_axis_of_losses(frame, "B − A")
+    return Chart(
+        "differences", "Where the two differ", svg.drawing("Histogram of differences", parts),
+        "Differences of all tokens (or of the smallest stretches that both models' tokens share); "
+        "left of 0 B is better. The outer bars hold what lies beyond."
+        + _sample([differences], n_seen),
+    )  # fmt: skip
+
+
+def divergence_chart(divergences: Floats) -> Chart | None:
+    """Draw how divergences of tokens, (n) nats, are spread over powers of ten."""
+    bins = histograms.divergence_histogram(divergences)
+    if bins is None:
+        return None
+    (shares,) = bins.percent()
+    frame = svg.Frame(bins.low, bins.high, 0, max(shares) * 1.05)
+    parts = svg.y_axis(frame, "share of tokens", percent=True)
+    for (low, high), share in zip(bins.bounds(), shares, strict=True):
+        hint = f"{10**low:.2g} to {10**high:.2g} nats: {share:.2f}% of tokens"
+        # 10 ** -1.5 is of the step above the edge, whatever the last bit of the power is
+        step = step_of(10**low * (1 + 1e-9), KL_EDGES)
+        parts.append(svg.bar(frame, (low, high), share, f"f{step}", hint))
+    powers = range(round(bins.low), round(bins.high) + 1)
+    parts += svg.x_figures(frame, [(power, _without_exponent(power)) for power in powers])
+    parts.append(svg.x_label(frame, "KL of a token, nats"))
+    return Chart(
+        "histogram", "How divergences are spread", svg.drawing("Histogram of divergences", parts),
+        "Scored tokens by their KL, over powers of ten. The outer bars hold what lies beyond.",
+        ["KL", "tokens", "share of the KL"], _step_rows([divergences], KL_EDGES),
+    )  # fmt: skip
+
+
+def _without_exponent(power: int) -> str:
+    return f"{10.0**power:.5f}".rstrip("0").rstrip(".")
 
 
 # -- loss by position ----------------------------------------------------------------------------
 
 
-def by_position(
+def position_chart(
     positions: Sequence[Sequence[PositionLoss]],
     sides: list[str],
     interval: str,
     what: str = "loss",
 ) -> Chart | None:
-    """Mean losses (or of `what`) with their intervals, and what these are called; the positions
-    double."""
+    """Draw the mean losses of each model by position, in bins that double.
+
+    `interval` is what their intervals are called, `what` the quantity.
+    """
     known = [[p for p in each if p.mean_loss.value is not None] for each in positions]
     if not all(known):
         return None
     firsts = sorted({p.first for each in known for p in each})
-    ends = [end for each in known for p in each for end in _ends(p.mean_loss)]
-    frame = svg.Frame(-0.5, max(1, len(firsts) - 0.5), 0, max(ends) * 1.08 or 1)
+    ends = [end for each in known for p in each for end in (p.mean_loss.value, p.mean_loss.high)]
+    highest = max(end for end in ends if end is not None)
+    frame = svg.Frame(-0.5, max(1, len(firsts) - 0.5), 0, highest * 1.08 or 1)
     parts = svg.y_axis_of_losses(frame, f"mean {what}")
     for n, each in enumerate(known):
-        places = {p.first: frame.x(firsts.index(p.first) + _aside(n, len(known))) for p in each}
-        parts += _means(frame, each, places, SIDES[n] if len(known) > 1 else "")
+        # side by side, so that no interval hides the other
+        aside = 0.0 if len(known) == 1 else (-0.08, 0.08)[n]
+        places = {p.first: frame.x(firsts.index(p.first) + aside) for p in each}
+        parts += _means(frame, each, places, _SIDES[n] if len(known) > 1 else "")
+    # ten figures would run into each other
     figures = [(n, _brief(first)) for n, first in enumerate(firsts)]
     parts += svg.x_figures(frame, figures if len(figures) < 10 else figures[::2])
     parts.append(svg.x_label(frame, "position in the sequence, tokens (first of each stretch)"))
@@ -166,125 +220,137 @@ def by_position(
     )  # fmt: skip
 
 
-def _aside(n: int, n_sides: int) -> float:
-    return 0.0 if n_sides == 1 else (-0.08, 0.08)[n]
-
-
 def _means(
     frame: svg.Frame, positions: Sequence[PositionLoss], places: dict[int, float], side: str
 ) -> list[Markup]:
-    parts, points = list[Markup](), list[tuple[float, float]]()
+    parts, points = list[Markup](), list[svg.Point]()
     for position in positions:
         x, mean = places[position.first], position.mean_loss
         assert mean.value is not None
         points.append((x, frame.y(mean.value)))
-        if mean.low is not None and mean.high is not None:
-            low, high = frame.y(max(mean.low, 0)), frame.y(mean.high)
-            parts.append(svg.line(x, low, x, high, f"whisker {side}"))
+        parts += _whisker(frame, x, mean, f"whisker {side}")
     parts.append(svg.path(points, f"line {side}"))
     return [*parts, *(svg.dot(x, y, f"dot {side}") for x, y in points)]
 
 
+def _whisker(frame: svg.Frame, x: float, estimate: Estimate, kind: str) -> list[Markup]:
+    if estimate.low is None or estimate.high is None:
+        return []
+    return [svg.line(x, frame.y(max(estimate.low, 0)), x, frame.y(estimate.high), kind)]
+
+
 def _position_rows(
     known: Sequence[Sequence[PositionLoss]], firsts: Sequence[int]
-) -> list[list[str | Cell]]:
-    rows: list[list[str | Cell]] = []
+) -> list[TableRow]:
+    rows: list[TableRow] = []
     for first in firsts:
         found = [next((p for p in each if p.first == first), None) for each in known]
-        cells = [Cell(None) if p is None else _cell(p.mean_loss) for p in found]
+        cells = [Cell(None) if p is None else Cell.of(p.mean_loss) for p in found]
         some = next(p for p in found if p is not None)
-        rows.append([_range(some.first, some.last), *cells, f"{some.n_scored:,}"])
+        places = f"{_brief(some.first)}–{_brief(some.last)}"
+        rows.append([str(first) if first == some.last else places, *cells, f"{some.n_scored:,}"])
     return rows
-
-
-def _cell(estimate: Estimate) -> Cell:
-    return Cell(estimate.value, 4, estimate.low, estimate.high)
-
-
-def _ends(estimate: Estimate) -> list[float]:
-    return [v for v in (estimate.value, estimate.high) if v is not None]
-
-
-def _range(first: int, last: int) -> str:
-    if first == last:
-        return str(first)
-    return f"{_brief(first)}–{_brief(last)}"
 
 
 def _brief(n: int) -> str:
     return str(n) if n < 10_000 else f"{n / 1000:.0f}k"
 
 
-# -- how few tokens make most of the loss --------------------------------------------------------
+# -- questions with choices ----------------------------------------------------------------------
 
 
-def concentration(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
-    """The tokens of the highest losses, and the share of the total that they make up."""
-    known = [np.sort(each[np.isfinite(each)])[::-1] for each in losses]
-    if not all(len(each) and each.sum() > 0 for each in known):
+def margin_chart(margins: Floats) -> Chart | None:
+    """Draw the score of the right choice less that of the best wrong one, (questions) nats.
+
+    A negative sign, that of -0.0 too, is of a question where a wrong choice is preferred.
+    """
+    bins = histograms.margin_histogram(margins)
+    if bins is None:
         return None
-    frame = svg.Frame(0, 100, 0, 100)
-    parts = svg.y_axis(frame, "share of the total loss", percent=True)
-    parts.append(svg.line(frame.x(0), frame.y(0), frame.x(100), frame.y(100), "guide"))
-    for n, each in enumerate(known):
-        points = [(frame.x(x), frame.y(y)) for x, y in _cumulative(each)]
-        side = SIDES[n] if len(known) > 1 else ""
-        if not side:
-            corners = [(frame.x(100), frame.y(0)), (frame.x(0), frame.y(0))]
-            parts.append(svg.path([*points, *corners], "area", closed=True))
-        parts.append(svg.path(points, f"line {side}"))
-    parts += svg.x_figures(frame, [(x, f"{x:g}%") for x in (0, 20, 40, 60, 80, 100)])
-    parts.append(svg.x_label(frame, "share of the scored tokens, highest losses first"))
-    rows: list[list[str | Cell]] = [
-        [f"worst {share:g}%", *(_share_of(each, share) for each in known)]
-        for share in (1, 5, 10, 25, 50)
-    ]
+    frame = svg.Frame(-bins.high, bins.high, 0, max(1, *map(max, bins.counts)) * 1.05)
+    parts = svg.y_axis(frame, "questions")
+    names = ("wrong", "right")
+    for name, kind, sign, counts in zip(names, (_WRONG, _RIGHT), (-1, 1), bins.counts, strict=True):
+        for ends, count in zip(bins.bounds(), counts, strict=True):
+            low, high = sorted(0.0 + sign * end for end in ends)  # 0.0, and not -0.0
+            hint = f"{name}, margin {low:g} to {high:g} nats: {count:,}"
+            parts.append(svg.bar(frame, (low, high), count, kind, hint))
+    parts += svg.x_axis_of_losses(frame, "margin")
+    medians = zip(names, histograms.median_margins(margins), strict=True)
     return Chart(
-        "concentration", "Loss of the worst tokens",
-        svg.drawing("Cumulative share of the total loss", parts),
-        "How much of the loss how few tokens make up; on the dashed line all would have the same."
-        + _sample(losses, n_seen),
-        ["tokens", *(f"{name} share of the loss".strip() for name in sides or [""])], rows, sides,
+        "margins", "By how much right and wrong",
+        svg.drawing("Histogram of margins of right and of wrong questions", parts),
+        "Score of the right choice less that of the best wrong one: orange, left of 0, where a "
+        "wrong one is preferred. The outer bars hold what lies beyond.",
+        ["questions", "how many", "median margin"],
+        [[name, f"{n:,}", Cell(median)] for name, (n, median) in medians],
     )  # fmt: skip
 
 
-def _cumulative(ordered: Floats) -> list[tuple[float, float]]:
-    places = np.unique(np.linspace(0, len(ordered), _POINTS).round().astype(np.int64))
-    reached = np.concatenate([[0.0], np.cumsum(ordered)])
-    shares = 100 * reached[places] / reached[-1]
-    return list(zip((100 * places / len(ordered)).tolist(), shares.tolist(), strict=True))
-
-
-def _share_of(ordered: Floats, share: float) -> str:
-    """Where the curve stands, which is straight from token to token."""
-    reached = np.concatenate([[0.0], np.cumsum(ordered)])
-    place = len(ordered) * share / 100
-    return _percent(float(np.interp(place, np.arange(len(reached)), reached)), float(reached[-1]))
-
-
-# -- differences ---------------------------------------------------------------------------------
-
-
-def differences(values: Floats, n_seen: int = 0) -> Chart | None:
-    """Of stretches that both models see alike, B - A."""
-    if not len(values):
+def lead_chart(leads: Floats) -> Chart | None:
+    """Draw the score of the best choice less that of the second, (questions) nats."""
+    bins = histograms.lead_histogram(leads)
+    if bins is None:
         return None
-    reach = min(10.0, max(1.0, math.ceil(float(np.quantile(np.abs(values), 0.995)))))
-    n_bins = round(2 * reach / _BIN)
-    places = np.clip(((values + reach) / _BIN).astype(np.int64), 0, n_bins - 1)
-    shares = np.bincount(places, minlength=n_bins) * (100 / len(values))
-    frame = svg.Frame(-reach, reach, 0, float(shares.max()) * 1.05)
-    parts = svg.y_axis(frame, "share", percent=True)
-    for n, share in enumerate(shares.tolist()):
-        low = n * _BIN - reach
-        step = step_of(low + _BIN / 2, DIFFERENCE_EDGES)
-        ends = -math.inf if not n else low, math.inf if n == n_bins - 1 else low + _BIN
-        hint = f"{_stretch(*ends)} nats: {share:.2f}%"
-        x1, x2 = frame.x(low) + 0.4, frame.x(low + _BIN) - 0.4
-        parts.append(svg.bar(x1, frame.y(share), x2, frame.bottom, f"bar g{step}", hint))
-    parts += svg.x_axis_of_losses(frame, "B − A")
+    frame = svg.Frame(0, bins.high, 0, max(bins.counts[0]) * 1.05)
+    parts = svg.y_axis(frame, "questions")
+    for (low, high), count in zip(bins.bounds(), bins.counts[0], strict=True):
+        hint = f"{low:g} to {high:g} nats: {count:,}"
+        parts.append(svg.bar(frame, (low, high), count, _NEITHER, hint))
+    parts += svg.x_axis_of_losses(frame, "lead")
     return Chart(
-        "differences", "Where the two differ", svg.drawing("Histogram of differences", parts),
-        "Differences of all tokens (or of the smallest stretches that both models' tokens share); "
-        f"left of 0 B is better. The outer bars hold what lies beyond.{_sample([values], n_seen)}",
+        "leads", "How far the best is ahead", svg.drawing("Histogram of leads", parts),
+        "Score of the best choice less that of the second. The last bar holds all above.",
+    )  # fmt: skip
+
+
+def probability_chart(probabilities: Floats, with_verdicts: bool) -> Chart | None:
+    """Draw the probabilities of right choices, (questions).
+
+    A negative sign, that of -0.0 too, is of a question where a wrong choice is preferred. Without
+    verdicts they are the probabilities of the preferred choices.
+    """
+    bins = histograms.probability_histogram(probabilities, with_verdicts)
+    if bins is None:
+        return None
+    below = [0] * bins.n_bins
+    frame = svg.Frame(0, 1, 0, max(map(sum, zip(*bins.counts, strict=True))) * 1.05)
+    parts = svg.y_axis(frame, "questions")
+    kinds = [(_WRONG, " wrong"), (_RIGHT, " right")] if with_verdicts else [(_NEITHER, "")]
+    for (kind, name), counts in zip(kinds, bins.counts, strict=True):
+        for n, ((low, high), count) in enumerate(zip(bins.bounds(), counts, strict=True)):
+            hint = f"{low:g} to {high:g}: {count:,}{name}"
+            parts.append(svg.bar(frame, (low, high), count, kind, hint, below[n]))
+        below = [sum(pair) for pair in zip(below, counts, strict=True)]
+    parts += svg.x_figures(frame, [(tick, f"{tick:g}") for tick in svg.ticks(0, 1, 5)])
+    choice = "right answer" if with_verdicts else "preferred choice"
+    parts.append(svg.x_label(frame, f"probability of the {choice} among the choices"))
+    colours = " Blue: right; orange: another choice is preferred." if with_verdicts else ""
+    return Chart(
+        "probabilities", f"Probability of the {choice}",
+        svg.drawing(f"Histogram of the probability of the {choice}", parts),
+        f"Softmax of ln Pr(y|x) over the choices of a question.{colours}",
+    )  # fmt: skip
+
+
+def accuracy_chart(accuracies: Mapping[str, Estimate], chance: float | None) -> Chart | None:
+    """Draw accuracies by the name of the score, and what guessing would get."""
+    if not accuracies:
+        return None
+    frame = svg.Frame(-0.5, max(1, len(accuracies) - 0.5), 0, 1)
+    parts = svg.y_axis(frame, "accuracy")
+    if chance is not None:
+        y = frame.y(chance)
+        parts.append(svg.line(frame.left, y, frame.right, y, "guide"))
+    for n, estimate in enumerate(accuracies.values()):
+        if estimate.value is not None:
+            parts += _whisker(frame, frame.x(n), estimate, "whisker")
+            parts.append(svg.dot(frame.x(n), frame.y(estimate.value), "dot"))
+    parts += svg.x_figures(frame, list(enumerate(accuracies)))
+    parts.append(svg.x_label(frame, "score that chooses"))
+    return Chart(
+        "accuracies", "How often each score is right",
+        svg.drawing("Accuracy by score", parts),
+        "Share of questions whose best choice is right, with Wilson's 95 % interval; the dashed "
+        "line is what guessing would get.",
     )  # fmt: skip

@@ -1,30 +1,35 @@
-"""What a page shows, as plain data for the templates."""
+"""The content of a page as plain data, which the templates in `templates/` lay out.
+
+Also what every part of a page needs: figures and texts as a page writes them. `report.js` writes
+figures in bits likewise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from seqloss_cli.core.columns import cell_columns
-from seqloss_cli.display.html.charts import Cell, Chart
-from seqloss_cli.display.html.panes import Pane, data_key
-from seqloss_cli.display.html.selecting import Chosen, Limits
-from seqloss_cli.display.html.shown import Shown
+from seqloss_cli.analysis.extremes import Limits
 from seqloss_cli.display.scales import LOSS_EDGES
-from seqloss_cli.results.files import ResultsOf
+from seqloss_cli.metrics.intervals import Estimate
 
-NEAR = 32
-"""Characters of text shown before and after a token of a list."""
+# -- options and parts ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PageOptions:
+    """What a page may be asked for."""
+
     title: str | None = None
     n_worst: int = 25
+    """Tokens, or stretches of text, that are listed."""
     by: tuple[str, ...] = ()
+    """Fields of rows, or of their meta, that groups are made by."""
     seed: int = 0
     confidence: float = 0.95
     """Of the intervals of a comparison."""
@@ -34,21 +39,69 @@ class PageOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """A figure of a table."""
+
+    value: float | None
+    """Nats in columns of losses, else a plain figure; `low` and `high` of an interval likewise."""
+    digits: int = 4
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Cell:
+        """Return an estimate with its interval."""
+        return cls(estimate.value, 4, estimate.low, estimate.high)
+
+
+TableRow = list[str | Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawing, and its figures as a table."""
+
+    name: str
+    title: str
+    drawing: Markup
+    about: str
+    """How it is to be read."""
+    header: list[str] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
+    sides: list[str] = field(default_factory=list)
+    """Names of the lines, where there are two."""
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
+    """A figure of the totals."""
+
     name: str
     value: Cell | str
     about: str = ""
     is_loss: bool = False
-    """In nats, to be shown in bits, too."""
+    """In nats; the page can show it in bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
+    """The head of a column of a table."""
+
     name: str
     is_text: bool = False
     is_loss: bool = False
     unit: bool = False
     """Its name is the unit that the page shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the totals."""
+
+    title: str
+    header: list[Column]
+    rows: list[TableRow]
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +122,23 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Pane:
+    """A text as coloured spans, with what a browser shows for hovering and keys."""
+
+    label: str
+    kind: str
+    """`tokens`, or `difference`."""
+    spans: Markup
+    data: dict[str, Any]
+    """Arrays by token or span, under the short keys that `report.js` reads."""
+    side: str = ""
+    """`a`, `b` or `difference`, where there are several."""
+    direction: str = "ltr"
+    """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFigure:
     """A figure of a choice."""
 
     name: str
@@ -78,31 +147,37 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownChoice:
+class Choice:
+    """A choice of a question."""
+
     number: int
     marks: list[tuple[str, str]]
     """Class and words of each thing that it is: right, preferred."""
     pane: Pane
-    scores: list[Scored]
+    scores: list[ChoiceFigure]
     share: float | None
     """Its probability among the choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """A prompt and its choices."""
+
     prompt: Markup | None
     """None where it is not known."""
     direction: str
-    choices: list[ShownChoice]
+    choices: list[Choice]
 
 
 @dataclass(frozen=True, slots=True)
-class ShownSequence:
+class Section:
+    """A sequence: its row in the table, and its texts."""
+
     number: int
-    """Of the page's sequences, from 0."""
+    """Among the page's sequences, from 0."""
     id: str
     where: str
-    cells: list[Cell | str]
+    cells: TableRow
     panes: list[Pane]
     about: list[str]
     question: Question | None = None
@@ -110,26 +185,18 @@ class ShownSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    title: str
-    header: list[Column]
-    rows: list[list[Cell | str]]
-    about: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Metric:
-    """What colours can stand for."""
+    """A quantity that colours can stand for."""
 
     name: str
-    said: str
+    label: str
     needs: str = ""
     """The option that the results would need."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What the parts of the page are called."""
+class Headings:
+    """The names of a page's parts."""
 
     charts: str = "Losses"
     places: str = "Worst tokens"
@@ -142,144 +209,146 @@ class Words:
     )
 
 
+class TokenNames:
+    """The texts of tokens, each once: the data of panes hold their numbers."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        """Return the number of a text, a new one where it is new."""
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def all(self) -> list[str]:
+        """Return the texts by number."""
+        return list(self._numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
+    """All that a page shows."""
+
     title: str
     subtitle: str
-    is_comparison: bool
     notes: list[str]
     """What to bear in mind before reading anything else."""
-    verdict: str
     figures: list[Figure]
     tables: list[Table]
     charts: list[Chart]
-    places: list[Place]
-    places_header: list[str]
     columns: list[Column]
-    sequences: list[ShownSequence]
+    sequences: list[Section]
     chosen: str
     """Which sequences these are, where they are not all."""
     provenance: list[tuple[str, list[tuple[str, str]]]]
-    data: dict[str, Any]
     metrics: list[Metric]
     """The first is the one that the texts are coloured by."""
-    has_masked: bool
+    names: TokenNames
+    is_comparison: bool = False
+    verdict: str = ""
+    places: list[Place] = field(default_factory=list)
+    places_header: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
     """What no token has that it could, with the flag that adds it."""
-    words: Words = field(default_factory=Words)
+    headings: Headings = field(default_factory=Headings)
     edges: Sequence[float] = LOSS_EDGES
-    """Of the first metric."""
+    """Steps of the first metric."""
+
+    @property
+    def panes(self) -> list[Pane]:
+        """Return the panes of all sequences, in their order."""
+        return [pane for sequence in self.sequences for pane in sequence.panes]
 
     @property
     def has_texts(self) -> bool:
-        return any(sequence.panes for sequence in self.sequences)
+        """Tell whether any text is shown."""
+        return bool(self.panes)
+
+    @property
+    def has_masked(self) -> bool:
+        """Tell whether some tokens are scored, but do not count."""
+        return any("k" in pane.data for pane in self.panes)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Return what the script reads."""
+        return {"names": self.names.all(), "panes": [pane.data for pane in self.panes]}
 
 
-def where(shown: Shown) -> str:
-    """`file:line`, where it says more than the id does."""
-    place = shown.source if shown.line is None else f"{shown.source}:{shown.line}"
-    return "" if place == shown.id else place
+# -- figures and texts ---------------------------------------------------------------------------
 
 
-def about_sequence(shown: Shown) -> list[str]:
-    """What a reader must know of its text."""
-    said = []
-    if shown.why_plain:
-        said.append(f"No coloured text: {shown.why_plain}.")
-    if shown.of_ids:
-        said.append("Token ids without a text: the tokens stand here as their tokenizer has them.")
-    if shown.n_left_out:
-        said.append(
-            f"The first {shown.size:,} tokens of {shown.size + shown.n_left_out:,}, for which "
-            "there is room; figures, charts and lists are of all of them."
-        )
-    return said
+def number(value: float, digits: int) -> str:
+    """Return a figure with fixed digits and a true minus; large and tiny ones in powers of ten."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    # a tiny difference must not be shown as 0.0000
+    if value != 0 and not 10**-digits <= abs(value) < 1e9:
+        return f"{value:.4g}".replace("-", "−")
+    return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def about_selection(
-    chosen: Chosen[Any], limits: Limits, seed: int, per: str, of: str = "sequences"
-) -> str:
-    """Empty where all are shown; of a text that is cut, `about_sequence` tells."""
-    if not chosen.n_worst or chosen.n_seen == 1:
-        return ""
-    sample = f" and {chosen.n_sampled:,} drawn at random (seed {seed})" if chosen.n_sampled else ""
-    return (
-        f"Of {chosen.n_seen:,} {of} these are the {chosen.n_worst:,} with the highest {per}"
-        f"{sample}: a page holds at most {limits.tokens:,} tokens of {limits.sequences:,} "
-        f"{of}. Totals, charts and lists are of all of them."
+def signed(value: float, digits: int) -> str:
+    """Return a figure that has a sign in any case."""
+    return number(value, digits) if value < 0 else f"+{number(value, digits)}"
+
+
+_SPACES = "\n\r\t "
+_NAMES = {
+    "\x1b": "ESC", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO",
+    "\u202e": "RLO", "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
+    "\u200e": "LRM", "\u200f": "RLM", "\u061c": "ALM", "\u200b": "ZWSP", "\u00ad": "SHY",
+    "\ufeff": "BOM", "\u2028": "LSEP", "\u2029": "PSEP", "\x00": "NUL", "\x7f": "DEL",
+}  # fmt: skip
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def escape_text(text: str) -> str:
+    """Return HTML whose text is this one; the script puts in the NULs that HTML cannot hold."""
+    # a browser would read a carriage return as a line feed, and copied text would be another
+    return str(escape(text)).replace("\r", "&#13;").replace("\0", "\ufffd")
+
+
+def direction_of(text: str) -> str:
+    """Return `rtl` where the first letter is of a script that is written from right to left."""
+    # half of a surrogate pair, which is no character, would count as a letter
+    for char in text.encode("utf-8", "replace").decode():
+        kind = unicodedata.bidirectional(char)
+        if kind in ("L", "R", "AL"):
+            return "ltr" if kind == "L" else "rtl"
+    return "ltr"
+
+
+def visible(text: str) -> str:
+    """Return a text for labels and lists: white space as marks, hidden characters by name."""
+    shown = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+    return "".join(
+        shown.get(char) or (f"⟨{_name_of(char)}⟩" if _is_hidden(char) else char) for char in text
     )
 
 
-def notes_of(file: ResultsOf[Any], n_unusable: int, name: str = "") -> list[str]:
-    """What went wrong, or was left out, of a file that was read."""
-    prefix = f"{name}: " if name else ""
-    found = []
-    if not file.complete:
-        found.append("The run did not come to its end: rows may be missing.")
-    if file.n_rejected:
-        found.append(f"{file.n_rejected:,} inputs were rejected by the run, and are in no figure.")
-    if n_unusable:
-        found.append(f"{n_unusable:,} rows of the file could not be used, and are in no figure.")
-    return [prefix + note for note in found]
+def mark_of(text: str, name: str) -> tuple[str, str]:
+    """Return a class and a mark for what cannot be seen: no text at all, line ends, controls.
+
+    `name` is the mark of a token that covers nothing.
+    """
+    if not text:
+        return "z", visible(name) or "∅"
+    if all(char in _SPACES for char in text):
+        return ("n", "") if "\n" in text or "\r" in text else ("", "")
+    # joiners, which pictures and letters are made with, are hidden, too: among these no mark
+    hidden = [char for char in text if _is_hidden(char)]
+    is_blank = all(_is_hidden(char) or char in _SPACES for char in text)
+    # a character that turns the direction of a line can make code look like other code
+    if any(char in _BIDI or unicodedata.category(char) == "Cc" for char in hidden) or is_blank:
+        return "c", " ".join(_name_of(char) for char in dict.fromkeys(hidden))
+    return "", ""
 
 
-def run_table(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys and values of a run, nested ones by dotted keys; what was not used is left out."""
-    found: list[tuple[str, str]] = []
-    for key, value in run.items():
-        if isinstance(value, Mapping):
-            found += [(f"{key}.{name}", text) for name, text in run_table(value)]
-        elif value is not None:
-            found.append((key, _said(value)))
-    return found
+def _is_hidden(char: str) -> bool:
+    if char in _SPACES:
+        return False
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
 
 
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def surroundings(text: bytes, start: int, end: int) -> tuple[str, str]:
-    """The characters before and after a stretch of bytes, on its own line."""
-    before = text[max(0, start - 4 * NEAR) : start].decode("utf-8", "ignore")[-NEAR:]
-    after = text[end : end + 4 * NEAR].decode("utf-8", "ignore")[:NEAR]
-    return before, after
-
-
-def model_name(run: Mapping[str, Any]) -> str:
-    name = str(run.get("model"))
-    parts = [str(run[key]) for key in ("revision", "adapter", "quantization") if run.get(key)]
-    return f"{name} ({', '.join(parts)})" if parts else name
-
-
-def flags_text(flags: Mapping[str, Any]) -> str:
-    """`name`, or `name count`."""
-    return ", ".join(name if n is True else f"{name} {n}" for name, n in flags.items())
-
-
-def metrics_of(panes: Sequence[Pane]) -> list[Metric]:
-    """Loss, and what else the tokens have, or would have with an option."""
-    found = [Metric("loss", "loss")]
-    for column in cell_columns():
-        known = any(data_key(column) in pane.data for pane in panes)
-        if known or column.is_standard:
-            found.append(Metric(column.csv, column.csv, "" if known else column.flag))
-    return found
-
-
-_ADDED = (
-    *(
-        (data_key(column), f"{column.name} ({column.flag})")
-        for column in cell_columns()
-        if column.is_standard
-    ),
-    ("a", "alternatives (--top-k N)"),
-    ("c", "context lengths (--context-lengths)"),
-)
-
-
-def lacking_in(panes: Sequence[Pane]) -> list[str]:
-    """Nothing where no text is shown."""
-    texts = [pane.data for pane in panes if pane.kind == "tokens"]
-    return [said for key, said in _ADDED if texts and not any(key in data for data in texts)]
+def _name_of(char: str) -> str:
+    return _NAMES.get(char) or f"U+{ord(char):04X}"

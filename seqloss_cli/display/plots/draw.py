@@ -7,10 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from seqloss_cli.analysis.calibration import CalibrationBin, CalibrationPlot, CalibrationSeries
-from seqloss_cli.analysis.histograms import HistogramPlot, HistogramSeries
 from seqloss_cli.analysis.joining import RowsUsed
 from seqloss_cli.analysis.objective import CurvePlot
-from seqloss_cli.analysis.plot_data import GroupsPlot, PositionPlot, ScatterPlot
+from seqloss_cli.analysis.plot_data import (
+    GroupsPlot,
+    HistogramPlot,
+    HistogramSeries,
+    PositionPlot,
+    ScatterPlot,
+)
 from seqloss_cli.display.plots.style import (
     GAP,
     LINES,
@@ -139,6 +144,7 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
             linewidth=1.1, linestyle=line, label=_with_mean(series),
         )  # fmt: skip
+        # beyond the last edge a line would stretch the axis
         if series.mean is not None and series.mean <= plot.edges[-1]:
             axes.axvline(series.mean, color=SERIES[n], linewidth=0.9, linestyle=(0, (2, 2)))
     mean_of_one = plot.series[0].mean if alone else None
@@ -176,9 +182,11 @@ def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None
 def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
     n_series = len(plot.series)
     for n, series in enumerate(plot.series):
+        # bins that no document reaches, or that hold an infinite loss, break the line
         by_first = {p.first: p.mean_loss for p in series.positions}
         firsts = [1 << k for k in range(max(by_first).bit_length())]
         aside = 2 ** (0.08 * (n - (n_series - 1) / 2))
+        # the middle of a bin on the logarithmic axis
         x = [math.sqrt(first * (2 * first - 1)) * aside for first in firsts]
         estimates = [by_first.get(first, GAP) for first in firsts]
         draw_series(axes, x, estimates, n, "-", label_text(series.label))
@@ -197,9 +205,11 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     lowest, highest = min(*plot.first, *plot.second), max(*plot.first, *plot.second)
+    # where all points are one, the axis still needs a length
     edge = 0.04 * (highest - lowest) or 0.5
     limits = (lowest - edge, highest + edge)
     axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    # thousands of points as shapes make a file of megabytes: they become one picture
     many = len(plot.first) > _MANY_POINTS
     axes.scatter(
         plot.first, plot.second, s=3 if many else 11, alpha=0.25 if many else 0.6,
@@ -240,7 +250,7 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
     names = [f"{value} ({count})" for value, count in zip(shown, counts, strict=True)]
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first group on top
     axes.set_xlim(left=0)
     axes.set_xlabel(plot.axis)
     axes.annotate(

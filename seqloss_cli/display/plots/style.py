@@ -163,6 +163,7 @@ def _warnings_to(warn: Callable[[str], None], format: Format) -> Iterator[None]:
 
 def legend(axes: Axes) -> None:
     """Put the legend above the axes, where it covers no data."""
+    # `best`, matplotlib's own choice, depends on the data and is slow with many points
     handles, labels = axes.get_legend_handles_labels()
     columns = _columns(labels, axes.figure.bbox.width / axes.figure.dpi)
     axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1.01), ncols=columns)

@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else: style, script and data are in it.
+"""Write a page as one HTML file that needs nothing else: style, script and data are in it.
 
 Its content security policy lets nothing be loaded, and lets only this very style and script work,
 by their SHA-256; text that should be taken for markup would still do nothing.
@@ -18,10 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from seqloss_cli.core.columns import cell_columns
-from seqloss_cli.display.html.charts import Cell
-from seqloss_cli.display.html.numbers import number
-from seqloss_cli.display.html.page import Page
-from seqloss_cli.display.html.panes import data_key
+from seqloss_cli.display.html.page import Cell, Page, number
+from seqloss_cli.display.html.sequences import data_key
 from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
@@ -40,25 +38,24 @@ _PALETTES = {"s": SEQUENTIAL, "d": DIVERGING, "r": RANKED}
 
 
 def page_bytes(page: Page) -> bytes:
-    """UTF-8; what cannot be in it, such as an undecodable byte of a title, is escaped."""
+    """Return the page in UTF-8."""
+    # the policy holds hashes of the very texts between the tags: nothing may be put beside them
     style, script = _style(), _asset("report.js")
-    made = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            page=page,
-            style=Markup(style),
-            script=Markup(script),
-            policy=policy(style, script),
-            data=Markup(json_text({**page.data, "columns": _columns(page), "edges": _EDGES})),
-            difference_edges=DIFFERENCE_EDGES,
-        )
+    template = _environment().get_template("report.html.j2")
+    made = template.render(
+        page=page,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy(style, script),
+        data=Markup(json_text({**page.data, "columns": _columns(page), "edges": _EDGES})),
+        difference_edges=DIFFERENCE_EDGES,
     )
+    # a title from the command line may hold bytes that were no UTF-8
     return made.encode("utf-8", "backslashreplace")
 
 
 def _columns(page: Page) -> list[dict[str, Any]]:
-    """The columns that the page's tokens have, as the script shows them."""
+    """Return the columns that the page's tokens have, as the script shows them."""
     return [
         {
             "name": column.csv,
@@ -67,11 +64,12 @@ def _columns(page: Page) -> list[dict[str, Any]]:
             "power": column.power,
         }
         for column in cell_columns()
-        if any(data_key(column) in pane for pane in page.data["panes"])
+        if any(data_key(column) in pane.data for pane in page.panes)
     ]
 
 
 def policy(style: str, script: str) -> str:
+    """Return the content security policy that lets only this style and this script work."""
     return (
         f"default-src 'none'; style-src 'sha256-{_sha256(style)}'; "
         f"script-src 'sha256-{_sha256(script)}'; img-src data:; base-uri 'none'; "
@@ -84,7 +82,8 @@ def _sha256(text: str) -> str:
 
 
 def json_text(value: Any) -> str:
-    """JSON in which nothing can end the element that it stands in."""
+    """Return JSON in which nothing can end the element that it stands in."""
+    # `</script>` in a text would end the script, U+2028 a line of it
     raw = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
     return _ACTIVE.sub(lambda match: f"\\u{ord(match[0]):04x}", raw)
 
@@ -94,14 +93,13 @@ def json_text(value: Any) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return (resources.files("seqloss_cli.display.html") / "assets" / name).read_text(
-        encoding="utf-8"
-    )
+    folder = resources.files("seqloss_cli.display.html") / "assets"
+    return (folder / name).read_text(encoding="utf-8")
 
 
 @cache
 def _style() -> str:
-    """The colours of the scale, then what uses them."""
+    """Return the colours of the scales, then the style sheet that uses them."""
     light, dark = _variables("light"), _variables("dark")
     themes = (
         f":root{{{light}}}\n"
@@ -121,19 +119,20 @@ def _variables(theme: Theme) -> str:
 
 
 def _paint(name: str, paint: Paint) -> list[str]:
+    # `transparent` and `inherit` keep the page's own colours, in both themes
     ground, text = paint.background or "transparent", paint.text or "inherit"
     return [f"--{name}:{ground};", f"--{name}t:{text};"]
 
 
 def _rules() -> list[str]:
-    """A class for each step of each palette, and fills of bars that are never transparent."""
+    """Return a class for each step of each palette, and one for each fill of bars."""
     found = [
         f".{letter}{n}{{background:var(--{letter}{n});color:var(--{letter}{n}t)}}\n"
         for letter, palette in _PALETTES.items()
         for n in range(len(palette["light"]))
     ]
     found += [f".f{n}{{fill:var(--s{n})}}\n" for n in range(1, len(LOSS_EDGES) + 1)]
-    middle = len(DIFFERENCE_EDGES) // 2
+    middle = len(DIFFERENCE_EDGES) // 2  # transparent, as the first step of the others: no fill
     steps = (n for n in range(len(DIFFERENCE_EDGES) + 1) if n != middle)
     return found + [f".g{n}{{fill:var(--d{n})}}\n" for n in steps]
 
@@ -146,6 +145,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("seqloss_cli.display.html"),
         autoescape=True,
+        # a misspelt name would leave a figure out of the page without a word
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -156,7 +156,7 @@ def _environment() -> Environment:
 
 
 def figure(value: Cell | str, is_loss: bool = False) -> Markup:
-    """A figure with its interval; the script turns the losses into bits."""
+    """Return a figure with its interval; the script turns losses into bits."""
     if isinstance(value, str):
         return escape(value)
     shown = _value(value.value, value.digits, is_loss)
@@ -169,6 +169,7 @@ def figure(value: Cell | str, is_loss: bool = False) -> Markup:
 def _value(value: float | None, digits: int, is_loss: bool) -> Markup:
     if value is None:
         return Markup("–")
+    # the script reads the value, nine digits of it, and not what is shown
     kind = Markup(" class=l") if is_loss else Markup("")
     return Markup('<data value="{}"{}>{}</data>').format(
         f"{value:.9g}".replace("inf", "Infinity"), kind, number(value, digits)

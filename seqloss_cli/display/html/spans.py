@@ -1,0 +1,342 @@
+"""Show texts: as coloured spans, and as lists of the tokens where losses are highest.
+
+A text is one span for each token, and its content is the text to the last character. Tokens that
+share a character are one span. A token that covers nothing (BOS, EOS, a space that the tokenizer
+put in) is an empty span with a mark that is no part of the text. What a browser shows for hovering
+and keys stands in the data of a pane, by the number of the span.
+
+Lists are over all rows that are read: also of texts that a page has no room for.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from seqloss_cli.analysis.aligning import AlignedLosses, sum_of_known
+from seqloss_cli.analysis.extremes import Top, highest, token_text
+from seqloss_cli.core.byte_spans import TokenSpan
+from seqloss_cli.core.columns import cell_columns
+from seqloss_cli.display.html import page
+from seqloss_cli.display.html.sequences import PageSequence, data_key
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
+from seqloss_cli.results.schema.scores import ResultRow
+
+_INFINITE = -1
+"""Stands for an infinite loss in the data, as JSON has no infinity: no loss is below 0."""
+_NEAR = 32
+"""Characters of text shown before and after a token of a list."""
+_LONGEST = 48
+"""Characters of a stretch of text in a list."""
+
+
+# -- one text ------------------------------------------------------------------------------------
+
+
+def token_pane(
+    sequence: PageSequence,
+    label: str,
+    names: page.TokenNames,
+    anchors: str = "",
+    marked: Collection[int] = (),
+    side: str = "",
+    colour: str = "",
+    edges: Sequence[float] = LOSS_EDGES,
+) -> page.Pane:
+    """Return a text coloured by its losses, or by the quantity `colour` of `sequence.extra`.
+
+    The spans `marked` can be linked to, by `anchors` and their number.
+    """
+    values = sequence.extra[colour] if colour else sequence.losses
+    spans, looks = sequence.token_bytes.char_spans(), list[tuple[str, str]]()
+    for first, last, _, _ in spans:
+        loss = sum_of_known(values[first:last])
+        step = "u" if loss is None else f"s{step_of(loss, edges)}"
+        is_masked = loss is not None and not any(sequence.counted[first:last])
+        looks.append((f"{step} m" if is_masked else step, "".join(sequence.tokens[first:last])))
+    markup, exact = _spans(sequence.text, spans, looks, anchors, marked)
+    data = _token_data(sequence, names) | _firsts(spans, sequence.size) | exact
+    return page.Pane(label, "tokens", markup, data, side, page.direction_of(sequence.text.decode()))
+
+
+def _token_data(sequence: PageSequence, names: page.TokenNames) -> dict[str, Any]:
+    """Return arrays by token, under the keys that `report.js` reads."""
+    # one letter a key: a page holds tens of thousands of values of some panes
+    data: dict[str, Any] = {
+        "l": [loss_or_mark(loss) for loss in sequence.losses],
+        "t": [names.number(token) for token in sequence.tokens],
+    }
+    if sequence.ids is not None:
+        data["i"] = sequence.ids
+    # a mask only where it hides a loss: BOS, unscored in any case, makes none
+    pairs = zip(sequence.counted, sequence.losses, strict=True)
+    if not all(counts or loss is None for counts, loss in pairs):
+        data["k"] = [int(counted) for counted in sequence.counted]
+    for column in cell_columns():
+        if (values := sequence.columns.get(column.name)) is not None:
+            is_whole = column.kind == "whole"
+            data[data_key(column)] = values if is_whole else [_short(value) for value in values]
+    if sequence.contexts is not None:
+        data["c"] = sequence.contexts
+    if sequence.alternatives is not None:
+        data["a"] = [_flat(each, names) for each in sequence.alternatives]
+        data["h"] = _own_places(sequence)
+    for name, values in sequence.extra.items():
+        data[name] = [loss_or_mark(value) for value in values]
+    return data
+
+
+def _firsts(spans: Sequence[TokenSpan], n_tokens: int) -> dict[str, Any]:
+    """Return the first tokens of the spans, where some have more than one."""
+    return {} if len(spans) == n_tokens else {"n": [first for first, *_ in spans]}
+
+
+def _flat(alternatives: Any, names: page.TokenNames) -> list[Any] | None:
+    if not alternatives:
+        return None
+    return [x for name, value, _ in alternatives for x in (names.number(name), _short(value, 6))]
+
+
+def _own_places(sequence: PageSequence) -> list[int]:
+    """Return where each token stands among its alternatives, -1 where it is not among them.
+
+    By ids: several tokens can have one name.
+    """
+    assert sequence.alternatives is not None
+    if sequence.ids is None:
+        return [-1] * sequence.size
+    pairs = zip(sequence.ids, sequence.alternatives, strict=True)
+    return [
+        next((n for n, (*_, other) in enumerate(each or ()) if other == own), -1)
+        for own, each in pairs
+    ]
+
+
+def loss_or_mark(loss: float | None) -> float | None:
+    """Return a loss, nats, as the data of a pane hold it."""
+    return _INFINITE if loss is not None and math.isinf(loss) else _short(loss)
+
+
+def _short(value: float | None, digits: int = 9) -> float | None:
+    # a float32 needs nine digits, and half of the bytes of the float64 that it was made
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
+# -- two models ----------------------------------------------------------------------------------
+
+
+def difference_pane(
+    text: bytes, aligned: AlignedLosses, anchors: str, marked: Collection[int]
+) -> page.Pane:
+    """Return the text that two models share, coloured by B - A."""
+    steps = (
+        "u" if value is None else f"d{step_of(value, DIFFERENCE_EDGES)}"
+        for value in aligned.differences
+    )
+    markup, exact = _spans(text, aligned.spans, ((step, "·") for step in steps), anchors, marked)
+    data: dict[str, Any] = {
+        "d": [_short(value) for value in aligned.differences],
+        "l": [loss_or_mark(value) for value in aligned.losses_a],
+        "b": [loss_or_mark(value) for value in aligned.losses_b],
+    }
+    side, direction = "difference", page.direction_of(text.decode())
+    return page.Pane("B − A", "difference", markup, data | exact, side, direction)
+
+
+def stretches_of(spans: Sequence[TokenSpan], aligned: AlignedLosses) -> list[int]:
+    """Return for each span of a text the number of the stretch that it lies in."""
+    # by its end: an empty span where a stretch begins is of the one before
+    ends = [end for *_, end in aligned.spans]
+    return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
+
+
+# -- HTML ----------------------------------------------------------------------------------------
+
+
+def _spans(
+    text: bytes,
+    spans: Sequence[TokenSpan],
+    looks: Iterable[tuple[str, str]],
+    anchors: str,
+    marked: Collection[int],
+) -> tuple[Markup, dict[str, Any]]:
+    """Return the text as spans, and data with the pieces that HTML cannot hold as they are.
+
+    `looks` are the classes of each span, and the name of its tokens.
+    """
+    start, exact = spans[0][2] if spans else 0, dict[int, str]()
+    parts = [Markup(page.escape_text(text[:start].decode()))]
+    for n, ((*_, first, last), (classes, name)) in enumerate(zip(spans, looks, strict=True)):
+        piece = text[first:last].decode()
+        if "\0" in piece:
+            exact[n] = piece
+        parts.append(span_markup(piece, classes, f"{anchors}{n}" if n in marked else "", name))
+    return Markup("").join(parts), {"x": exact} if exact else {}
+
+
+def span_markup(text: str, classes: str, anchor: str, name: str) -> Markup:
+    """Return a span; `name` is what a token that covers nothing is called."""
+    kind, mark = page.mark_of(text, name)
+    classes = f"{classes} {kind}" if kind else classes
+    # no quotes where HTML needs none: a long text has many spans
+    attributes = f'class="{classes}"' if " " in classes else f"class={classes}"
+    if anchor:
+        attributes += f" id={anchor}"
+    if mark:
+        attributes += f' data-m="{escape(mark)}"'
+    return Markup(f"<span {attributes}>{page.escape_text(text)}</span>")
+
+
+# -- lists of tokens and stretches ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ListedToken:
+    """A token, or a stretch of text, that a page lists."""
+
+    order: int
+    """Number of its row among those of the file."""
+    id: str
+    number: int
+    """Number of the token in its sequence, or of the stretch in its text."""
+    where: str
+    """The same, in words."""
+    token: str
+    before: str
+    after: str
+    values: tuple[float, ...]
+    """Nats: the loss; or that of A, that of B, and B - A."""
+    place: tuple[int, int] = (0, 0)
+    """Bytes [start, end) of a stretch."""
+
+
+class WorstTokens:
+    """Collects the tokens of the highest losses."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._top = size, Top(size)
+
+    def add(self, row: ResultRow, sequence: PageSequence) -> None:
+        """Consider the tokens of a row; infinite losses are the worst."""
+        if row.tokens is None or not self._size:
+            return
+        # -1 is below any loss, so that what does not count is last
+        losses = np.where(row.tokens.counted, row.tokens.losses, -1.0)
+        for place in highest(losses, self._size):
+            loss = float(losses[place])
+            if loss < 0 or not self._top.takes(loss):
+                break
+            before, after = _around_token(sequence, place)
+            name = page.visible(token_text(row, place) or "") or f"token {place}"
+            listed = ListedToken(
+                sequence.order, sequence.id, place, f"token {place:,}", name, before, after, (loss,)
+            )
+            self._top.add(loss, listed)
+
+    def items(self) -> list[ListedToken]:
+        """Return the tokens, those of the highest losses first."""
+        return self._top.items()
+
+
+def _around_token(sequence: PageSequence, place: int) -> tuple[str, str]:
+    """Return the text before and after the characters that a token is of."""
+    if sequence.why_plain:
+        return "", ""
+    first, last = sequence.token_bytes.snap(place, place + 1)
+    offsets = sequence.token_bytes.offsets
+    return _surroundings(sequence.text, int(offsets[first]), int(offsets[last]))
+
+
+def _surroundings(text: bytes, start: int, end: int) -> tuple[str, str]:
+    """Return the characters before and after a stretch of bytes."""
+    # a character has at most four bytes; what is cut at the far end is left out
+    before = text[max(0, start - 4 * _NEAR) : start].decode("utf-8", "ignore")[-_NEAR:]
+    after = text[end : end + 4 * _NEAR].decode("utf-8", "ignore")[:_NEAR]
+    return before, after
+
+
+class WorstStretches:
+    """Collects the stretches of text that two models differ on most."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._top = size, Top(size)
+
+    def add(self, sequence: PageSequence, aligned: AlignedLosses) -> None:
+        """Consider the stretches of a text."""
+        sizes = np.array([abs(value or 0.0) for value in aligned.differences])
+        for number in highest(sizes, self._size):
+            size = float(sizes[number])
+            if not size or not self._top.takes(size):
+                break
+            self._top.add(size, _listed_stretch(sequence, aligned, number))
+
+    def items(self) -> list[ListedToken]:
+        """Return the stretches, those of the largest differences first."""
+        return self._top.items()
+
+
+def _listed_stretch(sequence: PageSequence, aligned: AlignedLosses, number: int) -> ListedToken:
+    start, end = aligned.spans[number][2:]
+    values = (aligned.losses_a[number], aligned.losses_b[number], aligned.differences[number])
+    text = page.visible(sequence.text[start:end].decode()) or "·"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    before, after = _surroundings(sequence.text, start, end)
+    known = tuple(value for value in values if value is not None)
+    return ListedToken(
+        sequence.order, sequence.id, number, f"byte {start:,}", text, before, after, known,
+        place=(start, end),
+    )  # fmt: skip
+
+
+def anchors_of(
+    sequences: Sequence[PageSequence], listed: Sequence[ListedToken]
+) -> tuple[list[set[int]], dict[tuple[int, int], str]]:
+    """Return which spans of each text are linked to, and the anchors by row and token."""
+    marked, anchors = [], dict[tuple[int, int], str]()
+    for n, sequence in enumerate(sequences):
+        spans = _spans_of(sequence, listed)
+        marked.append(set(spans.values()))
+        for position, span in spans.items():
+            anchors[sequence.order, position] = f"t{n}-0-{span}"
+    return marked, anchors
+
+
+def _spans_of(sequence: PageSequence, listed: Sequence[ListedToken]) -> dict[int, int]:
+    """Return the number of the span of each listed token that the page shows."""
+    numbers = [each.number for each in listed if each.order == sequence.order]
+    if sequence.why_plain or not numbers:
+        return {}
+    firsts = [first for first, *_ in sequence.token_bytes.char_spans()]
+    return {n: bisect_right(firsts, n) - 1 for n in numbers if n < sequence.size}
+
+
+def places_of(
+    listed: Sequence[ListedToken],
+    anchors: Mapping[tuple[int, int], str],
+    step_for: Callable[[float], str],
+) -> list[page.Place]:
+    """Return the list: a link where the page has an anchor, else where in its text it stands.
+
+    `step_for` gives the class of the colour of the last value.
+    """
+    found = []
+    for each in listed:
+        href = anchors.get((each.order, each.number), "")
+        found.append(page.Place(
+            href=href,
+            sequence=each.id,
+            token=each.token,
+            before=page.visible(each.before),
+            after=page.visible(each.after),
+            cells=list(map(page.Cell, each.values)),
+            step=step_for(each.values[-1]),
+            where="" if href else each.where,
+        ))  # fmt: skip
+    return found
