@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked
 from seqloss_cli.scoring.scorer import Scorer
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
+
+Policy = TypeVar("Policy", ModelChoice, TokenPolicy, PairPolicy)
 
 
 def score(
@@ -85,9 +87,9 @@ def cond(
     The figures of an outcome are made by `chain_rule(outcome, totals_of(outcome))`.
     """
     requested = _requested(options)
-    own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
+    pair_policy = _taken(PairPolicy, options)
     choice, policy = _choices("cond", model, options)
-    batches, pair_policy = _batches(batch_tokens, share_prefix), PairPolicy(**own)
+    batches = _batches(batch_tokens, share_prefix)
     speed = SpeedPolicy(compile, None, devices)
     scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
     _warn(scorer.warnings)
@@ -109,13 +111,12 @@ def rank(
 
     A ranking's `scored` choices have `score_by`, its `orders` the places under each score.
     """
-    own = {k: options.pop(k) for k in PairPolicy.__dataclass_fields__ if k in options}
-    policy_of_pairs = PairPolicy(**{"marginal": False, "pmi": pmi} | own)
+    pair_policy = _taken(PairPolicy, options, marginal=False, pmi=pmi)
     choice, policy = _choices("rank", model, options)
     batches = _batches(batch_tokens, share_prefix)
-    scorer = Scorer(choice, policy, context, None, batches, policy_of_pairs)
+    scorer = Scorer(choice, policy, context, None, batches, pair_policy)
     _warn(scorer.warnings)
-    return ranked(as_choices(rows, policy_of_pairs.separator), scorer.score, pmi)
+    return ranked(as_choices(rows, pair_policy.separator), scorer.score, pmi)
 
 
 def diverge(
@@ -143,9 +144,7 @@ def diverge(
 
 
 def _batches(tokens: int | Literal["auto"], share_prefix: bool = False) -> BatchPolicy:
-    if tokens == "auto":
-        return BatchPolicy(share_prefix=share_prefix, auto=True)
-    return BatchPolicy(tokens, share_prefix)
+    return BatchPolicy(cast(int, tokens), share_prefix)  # it reads `auto` itself
 
 
 def _requested(options: dict[str, Any]) -> Requested:
@@ -154,14 +153,19 @@ def _requested(options: dict[str, Any]) -> Requested:
     return Requested(**{name: options.pop(name) for name in names})
 
 
+def _taken(policy: type[Policy], options: dict[str, Any], **defaults: Any) -> Policy:
+    """A policy of the options that are its fields; they are taken out of `options`."""
+    # A model's name is no option: it is a parameter of its own.
+    names = [name for name in policy.__dataclass_fields__ if name in options and name != "name"]
+    return policy(**defaults | {name: options.pop(name) for name in names})
+
+
 def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelChoice, TokenPolicy]:
     """Raises UsageError for an option that is a field of neither."""
-    names = set(ModelChoice.__dataclass_fields__) - {"name"}
-    choice = {name: options.pop(name) for name in names if name in options}
-    policy = {k: options.pop(k) for k in TokenPolicy.__dataclass_fields__ if k in options}
+    choice, policy = _taken(ModelChoice, options, name=model), _taken(TokenPolicy, options)
     if options:
         raise UsageError(f"{caller}() has no option {', '.join(sorted(options))}")
-    return ModelChoice(name=model, **choice), TokenPolicy(**policy)
+    return choice, policy
 
 
 def _warn(messages: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ CONFIG: Group = {
 
 @record
 class OtherSettings:
-    """How errors are taken."""
+    """The consequences of errors."""
 
     strict: bool = option(False, "--strict", OTHER, "Stop at the first rejected input.")
     debug: bool = option(False, "--debug", OTHER, "Show tracebacks.")

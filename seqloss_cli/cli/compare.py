@@ -11,7 +11,7 @@ import typer
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli import summary_output as s
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors
+from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
@@ -62,19 +62,18 @@ def compare(ctx: typer.Context) -> None:
     Rows are joined on their text. With one tokenizer differences are per token, across tokenizers
     per byte; documents are what was drawn at random.
     """
-    with command_errors(ctx):
-        results = given(ctx, CompareArguments).results or []
-        models = given(ctx, ModelArguments).models or []
-        s.check_output(ctx, results)
-        heat = heat_options(ctx, _no_heat(ctx, results))
-        _check_page(ctx, results)
-        if not models:
-            files = [r.open_one(name) for name in results]
-            _compare(ctx, files, 0, heat, [(name, name) for name in results])
-            return
-        with score_models(ctx, models) as (names, n_rejected):
-            known = list(zip(names, models, strict=True))
-            _compare(ctx, [r.open_one(*each) for each in known], n_rejected, heat, known)
+    results = given(ctx, CompareArguments).results or []
+    models = given(ctx, ModelArguments).models or []
+    s.check_output(ctx, results)
+    heat = heat_options(ctx, _no_heat(ctx, results))
+    _check_page(ctx, results)
+    if not models:
+        files = [r.open_one(name) for name in results]
+        _compare(ctx, files, 0, heat, [(name, name) for name in results])
+        return
+    with score_models(ctx, models) as (names, n_rejected):
+        known = list(zip(names, models, strict=True))
+        _compare(ctx, [r.open_one(*each) for each in known], n_rejected, heat, known)
 
 
 def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:

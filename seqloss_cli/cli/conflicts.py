@@ -1,13 +1,13 @@
-"""Which options exclude or need each other: one table, read before anything is loaded.
+"""The options that exclude or need each other: one table, read before anything is loaded.
 
-A row names parameters with what holds of each where the row applies, and the message. Three of them
-are derived by their command: `writes` is the format that the options of output settle on, `draws`
-the kind of plot, `suffix` that of the plot's file.
+A row is a message with what holds of each parameter where it applies. Four parameters are derived
+by their command: `writes` is the format that its options settle on; of a plot, `draws` is its kind,
+`suffix` that of its file, and `objective` says that it is made of a report of that command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,11 @@ from seqloss_cli.core.policies import (
     WindowChoice,
 )
 
-Condition = Callable[[Any], bool] | None
-"""A test of a parameter's value; or `TYPED`."""
+Condition = Callable[[Any], bool] | tuple[Any, ...] | str | None
+"""Of a parameter's value: a test, the values that it may have, the one that it has, or `TYPED`."""
 TYPED = None
-"""The command line itself gives the option: variables and files are defaults for other runs, too,
-where it may do something."""
+"""The command line itself gives the option. Variables and files are defaults for other runs, too,
+where an option that is idle in this one does something."""
 
 
 def present(value: Any) -> bool:
@@ -44,33 +44,33 @@ def absent(value: Any) -> bool:
     return not present(value)
 
 
-def one_of(*values: Any) -> Callable[[Any], bool]:
-    """The value is one of these."""
-    return lambda value: value in values
-
-
 def other_than(*values: Any) -> Callable[[Any], bool]:
     """The value is none of these."""
     return lambda value: value not in values
 
 
-def more_than(n: int) -> Callable[[Any], bool]:
-    """The list is longer."""
-    return lambda values: len(values or ()) > n
+def several(values: list[str] | None) -> bool:
+    """The list has two entries or more."""
+    return len(values or ()) > 1
 
 
-def fewer_than(n: int) -> Callable[[Any], bool]:
-    """The list is shorter, or not given."""
-    return lambda values: len(values or ()) < n
+def under_two(values: list[str] | None) -> bool:
+    """The list has one entry or none, or is not given."""
+    return not several(values)
 
 
-def names_stdin(values: Any) -> bool:
+def over_two(values: list[str] | None) -> bool:
+    """The list has three entries or more."""
+    return len(values or ()) > 2
+
+
+def names_stdin(values: list[str] | None) -> bool:
     """The list has `-`."""
     return STDIN in (values or ())
 
 
 def names_no_model(teacher: str | None) -> bool:
-    """There is no teacher, or what a teacher said is read from a file."""
+    """There is no teacher, or its distributions are read from a file."""
     from seqloss_cli.backends.teacher_files import looks_saved
 
     return teacher is None or looks_saved(teacher)
@@ -80,229 +80,152 @@ def names_no_model(teacher: str | None) -> bool:
 class Conflict:
     """Options that do not go together."""
 
-    where: Mapping[str, Condition]
-    """By parameter, all at once. The row is for commands that have all of them."""
     message: str
     """`{name}` stands for a parameter's value."""
-    commands: tuple[str, ...] = ()
+    commands: tuple[str, ...]
     """Only these; without names, every command that has the parameters."""
+    where: Mapping[str, Condition]
+    """By parameter, all at once. The row is for commands that have all of them."""
 
 
-def idle(
-    names: Iterable[str], where: Mapping[str, Condition], message: str, *commands: str
-) -> list[Conflict]:
+def conflict(message: str, commands: str = "", /, **where: Condition) -> Conflict:
+    """A row; `commands` are separated by blanks."""
+    return Conflict(message, tuple(commands.split()), where)
+
+
+def idle(names: str, message: str, commands: str = "", /, **where: Condition) -> list[Conflict]:
     """A row for each option that would do nothing, though the command line gives it."""
     return [
-        Conflict({name: TYPED, **where}, f"--{name.replace('_', '-')} {message}", commands)
-        for name in names
+        conflict(f"--{name.replace('_', '-')} {message}", commands, **{name: TYPED, **where})
+        for name in names.split()
     ]
 
 
-_STDIN_ONCE = "'-' (stdin) can be read once only"
+STDIN_ONCE = "'-' (stdin) can be read once only"
 _ONE_TEXT = "--text is one text; --lines and --jsonl-input are for FILES and stdin"
 _TOGETHER = "--prompt and --response go together; an empty prompt is --prompt ''"
 _CHOICES = "--prompt goes with two or more --response; an empty prompt is --prompt ''"
 _NO_PROMPT = "--no-prompt excludes --prompt and --chat"
 _TOKENS = "--tokens is for rows: they need --json, --jsonl or -o FILE.jsonl"
 _REFERENCE = "say what is gold: --teacher MODEL, or --label-smoothing E"
+_NO_MODEL = "is for the model's numbers: mask loads none without --loss"
 _TWO_MODELS = "--report shows two models; name two, or leave it out"
 _NO_DATA = "--data FILE says what is scored"
 _DATA_ONCE = "--data - can be read once only: put it in a file for several models"
-_SCORING = [
+WITH_METRICS = ("curve", "groups")
+"""Kinds of plots that have a choice of figures."""
+_SCORING = " ".join(
     field.parameter
     for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
     for field in option_fields(record)
     # compare names its models itself, and its rows share no prompts
     if field.parameter not in ("model", "no_share_prefix")
-]
-WITH_METRICS = ("curve", "groups")
+)
 
+# fmt: off
 CONFLICTS: tuple[Conflict, ...] = (
     # inputs
-    Conflict({"text": present, "files": present}, "--text and FILES exclude each other"),
-    Conflict({"text": present, "lines": present}, _ONE_TEXT),
-    Conflict({"text": present, "jsonl_input": present}, _ONE_TEXT),
-    Conflict(
-        {"lines": present, "jsonl_input": present},
-        "choose one of --lines and --jsonl-input",
-        ("score", "diverge"),
-    ),
-    Conflict({"prompt": present, "response": absent}, _TOGETHER, ("cond", "mask")),
-    Conflict({"prompt": absent, "response": present}, _TOGETHER, ("cond", "mask")),
-    Conflict({"prompt": present, "response": fewer_than(2)}, _CHOICES, ("rank",)),
-    Conflict({"prompt": absent, "response": present}, _CHOICES, ("rank",)),
-    Conflict({"prompt": present, "files": present}, "--prompt and --response exclude FILES"),
-    *idle(
-        ("choices_field", "answer_field", "prompt_field"),
-        {"prompt": present},
-        "is for rows of FILES, not --prompt",
-        "rank",
-    ),
-    Conflict(
-        {"prompt_field": TYPED, "no_prompt": present},
-        "--no-prompt and --prompt-field exclude each other",
-    ),
-    Conflict(
-        {"answer_field": TYPED, "answer": present},
-        "--answer is the same for all rows; --answer-field is each row's own",
-    ),
-    Conflict({"no_prompt": present, "prompt": present}, _NO_PROMPT),
-    Conflict({"no_prompt": present, "chat": present}, _NO_PROMPT),
-    Conflict({"check": one_of(STDIN), "prompt": one_of(STDIN)}, _STDIN_ONCE),
-    Conflict({"check": one_of(STDIN), "response": one_of(STDIN)}, _STDIN_ONCE),
+    conflict("--text and FILES exclude each other", text=present, files=present),
+    conflict(_ONE_TEXT, text=present, lines=present),
+    conflict(_ONE_TEXT, text=present, jsonl_input=present),
+    conflict("choose one of --lines and --jsonl-input", "score diverge",
+             lines=present, jsonl_input=present),
+    conflict(_TOGETHER, "cond mask", prompt=present, response=absent),
+    conflict(_TOGETHER, "cond mask", prompt=absent, response=present),
+    conflict(_CHOICES, "rank", prompt=present, response=under_two),
+    conflict(_CHOICES, "rank", prompt=absent, response=present),
+    conflict("--prompt and --response exclude FILES", prompt=present, files=present),
+    *idle("choices_field answer_field prompt_field", "is for rows of FILES, not --prompt", "rank",
+          prompt=present),
+    conflict("--no-prompt and --prompt-field exclude each other",
+             no_prompt=present, prompt_field=TYPED),
+    conflict("--answer is the same for all rows; --answer-field is each row's own",
+             answer=present, answer_field=TYPED),
+    conflict(_NO_PROMPT, no_prompt=present, prompt=present),
+    conflict(_NO_PROMPT, no_prompt=present, chat=present),
+    conflict(STDIN_ONCE, check=STDIN, prompt=STDIN),
+    conflict(STDIN_ONCE, check=STDIN, response=STDIN),
     # policies
-    Conflict(
-        {"separator": other_than(""), "chat": present},
-        "--separator is for plain pairs; with --chat the template separates them",
-    ),
-    Conflict(
-        {"eos": present, "chat": present},
-        "--eos is for plain pairs; with --chat the template ends the turns",
-    ),
-    Conflict(
-        {"boundary": one_of("compare")},
-        "--boundary compare is for cond; rank goes by joint or separate",
-        ("rank",),
-    ),
-    Conflict(
-        {"boundary": one_of("compare")},
-        "mask shows one boundary policy at a time: joint or separate",
-        ("mask",),
-    ),
-    Conflict(
-        {"by": one_of("pmi", "mutual_information"), "pmi": absent},
-        "--by {by} needs the responses alone: --pmi",
-    ),
-    Conflict(
-        {"pmi": present, "chat": present}, "--pmi is for plain prompts: without --chat", ("rank",)
-    ),
-    Conflict(
-        {"like": present, "special_tokens": other_than("parse")},
-        "--like trl parses control tokens, as TRL does; leave --special-tokens out",
-    ),
-    *idle(("max_length",), {"like": absent}, "is the trainer's; it goes with --like"),
-    *(
-        Conflict(
-            {name: present, "loss": absent},
-            f"--{name} is for the model's numbers: mask loads none without --loss",
-        )
-        for name in ("adapter", "quantize")
-    ),
+    conflict("--separator is for plain pairs; with --chat the template separates them",
+             separator=other_than(""), chat=present),
+    conflict("--eos is for plain pairs; with --chat the template ends the turns",
+             eos=present, chat=present),
+    conflict("--boundary compare is for cond; rank goes by joint or separate", "rank",
+             boundary="compare"),
+    conflict("mask shows one boundary policy at a time: joint or separate", "mask",
+             boundary="compare"),
+    conflict("--by {by} needs the responses alone: --pmi",
+             by=("pmi", "mutual_information"), pmi=absent),
+    conflict("--pmi is for plain prompts: without --chat", "rank", pmi=present, chat=present),
+    conflict("--like trl parses control tokens, as TRL does; leave --special-tokens out",
+             like=present, special_tokens=other_than("parse")),
+    *idle("max_length", "is the trainer's; it goes with --like", like=absent),
+    conflict(f"--adapter {_NO_MODEL}", adapter=present, loss=absent),
+    conflict(f"--quantize {_NO_MODEL}", quantize=present, loss=absent),
     # diverge
-    Conflict({"teacher": absent, "label_smoothing": absent}, _REFERENCE),
-    Conflict({"teacher": present, "label_smoothing": present}, _REFERENCE),
-    *(
-        Conflict(
-            {name: present, "teacher": names_no_model},
-            f"--{name.replace('_', '-')} is for a --teacher that is a model",
-        )
-        for name in ("teacher_dtype", "teacher_adapter", "teacher_revision")
-    ),
-    *idle(("teacher_top_k",), {"save_teacher": absent}, "goes with --save-teacher"),
-    Conflict(
-        {"save_teacher": present, "teacher": names_no_model},
-        "--save-teacher needs a --teacher that is a model",
-    ),
+    conflict(_REFERENCE, teacher=absent, label_smoothing=absent),
+    conflict(_REFERENCE, teacher=present, label_smoothing=present),
+    conflict("--teacher-dtype is for a --teacher that is a model",
+             teacher_dtype=present, teacher=names_no_model),
+    conflict("--teacher-adapter is for a --teacher that is a model",
+             teacher_adapter=present, teacher=names_no_model),
+    conflict("--teacher-revision is for a --teacher that is a model",
+             teacher_revision=present, teacher=names_no_model),
+    *idle("teacher_top_k", "goes with --save-teacher", save_teacher=absent),
+    conflict("--save-teacher needs a --teacher that is a model",
+             save_teacher=present, teacher=names_no_model),
     # what is shown
-    *idle(("theme", "show_whitespace"), {"view": other_than("heat")}, "goes with --view heat"),
-    *idle(
-        ("all_tokens",),
-        {"view": other_than("heat")},
-        "is of texts in colours; it goes with --view heat",
-        "compare",
-    ),
-    Conflict({"tokens": present, "writes": one_of("table")}, _TOKENS, ("rank",)),
-    Conflict({"tokens": present, "summary": present}, _TOKENS, ("rank",)),
+    *idle("theme show_whitespace", "goes with --view heat", view=other_than("heat")),
+    *idle("all_tokens", "is of texts in colours; it goes with --view heat", "compare",
+          view=other_than("heat")),
+    conflict(_TOKENS, "rank", tokens=present, writes="table"),
+    conflict(_TOKENS, "rank", tokens=present, summary=present),
     # results, or models that are scored first
-    Conflict({"report": present, "models": more_than(2)}, _TWO_MODELS),
-    Conflict({"report": present, "results": more_than(2)}, _TWO_MODELS),
-    Conflict(
-        {"models": present, "results": present},
-        "name either RESULTS files, or --model A --model B with --data FILE",
-    ),
-    Conflict(
-        {"models": lambda names: len(names or ()) == 1}, "--model: name two or more to compare"
-    ),
-    Conflict(
-        {"models": absent, "results": fewer_than(2)},
-        "name two or more RESULTS files, or --model A --model B --data FILE",
-    ),
-    Conflict({"models": present, "data": absent}, _NO_DATA),
-    Conflict({"checkpoints": present, "data": absent}, _NO_DATA),
-    Conflict({"models": more_than(1), "data": names_stdin}, _DATA_ONCE),
-    Conflict({"checkpoints": more_than(1), "data": names_stdin}, _DATA_ONCE),
-    *idle(
-        ("data", *_SCORING),
-        {"models": absent},
-        "is for --model A --model B; RESULTS are scored already",
-    ),
-    Conflict({"output": absent}, "-o FILE.html says where the page goes", ("report",)),
-    Conflict(
-        {"results": more_than(2)},
-        "a page is of one results file, or of two that it compares",
-        ("report",),
-    ),
-    Conflict(
-        {"by": present, "results": more_than(1)},
-        "--by is for the page of one results file",
-        ("report",),
-    ),
-    Conflict(
-        {"results": lambda names: len(names) > 1 and STDIN in names},
-        "two results files are read twice: put what comes on stdin in a file",
-        ("report",),
-    ),
+    conflict(_TWO_MODELS, report=present, models=over_two),
+    conflict(_TWO_MODELS, report=present, results=over_two),
+    conflict("name either RESULTS files, or --model A --model B with --data FILE",
+             models=present, results=present),
+    conflict("--model: name two or more to compare",
+             models=lambda names: names is not None and len(names) == 1),
+    conflict("name two or more RESULTS files, or --model A --model B --data FILE",
+             models=absent, results=under_two),
+    conflict(_NO_DATA, models=present, data=absent),
+    conflict(_NO_DATA, checkpoints=present, data=absent),
+    conflict(_DATA_ONCE, models=several, data=names_stdin),
+    conflict(_DATA_ONCE, checkpoints=several, data=names_stdin),
+    *idle(f"data {_SCORING}", "is for --model A --model B; RESULTS are scored already",
+          models=absent),
+    conflict("-o FILE.html says where the page goes", "report", output=absent),
+    conflict("a page is of one results file, or of two that it compares", "report",
+             results=over_two),
+    conflict("--by is for the page of one results file", "report", by=present, results=several),
+    conflict("two results files are read twice: put what comes on stdin in a file", "report",
+             results=lambda names: several(names) and names_stdin(names)),
     # plots
-    Conflict(
-        {"output": absent, "json": absent},
-        "-o FILE says where the plot goes (.svg, .png, .pdf), --json prints numbers",
-        ("plot",),
-    ),
-    *idle(("by",), {"draws": other_than("groups")}, "is for --kind groups"),
-    *idle(("metric",), {"draws": other_than(*WITH_METRICS)}, "is for --kind curve and groups"),
-    *idle(("level",), {"draws": other_than("scatter")}, "is for --kind scatter"),
-    *idle(("bins", "bins_by"), {"draws": other_than("calibration")}, "is for --kind calibration"),
-    *idle(
-        ("unit",),
-        {"draws": one_of("calibration")},
-        "is for losses, not for --kind calibration: probabilities have no unit",
-    ),
-    *idle(
-        ("unit",),
-        {"draws": one_of(*WITH_METRICS), "metric": other_than("mean_loss")},
-        "is for --metric mean_loss: perplexity has no unit, and bits_per_byte is in bits",
-    ),
-    *idle(
-        ("cluster", "confidence", "seed", "allow_different"),
-        {"objective": present},
-        "is for results files; a report of objective has its intervals already",
-    ),
-    *idle(
-        ("cluster", "confidence"),
-        {"draws": other_than("curve", "position", "groups", "calibration")},
-        "is for intervals: --kind curve, position, groups or calibration",
-    ),
-    *idle(
-        ("seed",),
-        {"draws": other_than("curve", "scatter", "calibration")},
-        "is for what is drawn at random: --kind curve, scatter or calibration",
-    ),
-    *idle(
-        ("allow_different",),
-        {"draws": present, "results": fewer_than(2)},
-        "is for two RESULTS files or more",
-    ),
-    *idle(
-        ("title", "width", "height", "dpi", "force"),
-        {"draws": present, "suffix": one_of("")},
-        "is for the plot: say where with -o FILE",
-    ),
-    *idle(
-        ("dpi",),
-        {"draws": other_than("scatter"), "suffix": other_than(".png")},
-        "is for pixels: -o FILE.png, or the points of --kind scatter",
-    ),
+    conflict("-o FILE says where the plot goes (.svg, .png, .pdf), --json prints numbers", "plot",
+             output=absent, json=absent),
+    *idle("by", "is for --kind groups", draws=other_than("groups")),
+    *idle("metric", "is for --kind curve and groups", draws=other_than(*WITH_METRICS)),
+    *idle("level", "is for --kind scatter", draws=other_than("scatter")),
+    *idle("bins bins_by", "is for --kind calibration", draws=other_than("calibration")),
+    *idle("unit", "is for losses, not for --kind calibration: probabilities have no unit",
+          draws="calibration"),
+    *idle("unit",
+          "is for --metric mean_loss: perplexity has no unit, and bits_per_byte is in bits",
+          draws=WITH_METRICS, metric=other_than("mean_loss")),
+    *idle("cluster confidence seed allow_different",
+          "is for results files; a report of objective has its intervals already",
+          objective=present),
+    *idle("cluster confidence", "is for intervals: --kind curve, position, groups or calibration",
+          draws=other_than("curve", "position", "groups", "calibration")),
+    *idle("seed", "is for what is drawn at random: --kind curve, scatter or calibration",
+          draws=other_than("curve", "scatter", "calibration")),
+    *idle("allow_different", "is for two RESULTS files or more", draws=present, results=under_two),
+    *idle("title width height dpi force", "is for the plot: say where with -o FILE", suffix=""),
+    *idle("dpi", "is for pixels: -o FILE.png, or the points of --kind scatter",
+          draws=other_than("scatter"), suffix=other_than(".png")),
 )
+# fmt: on
 
 
 def refuse_conflicts(context: typer.Context, **derived: Any) -> None:
@@ -310,17 +233,17 @@ def refuse_conflicts(context: typer.Context, **derived: Any) -> None:
     these parameters; else of those that name none."""
     command, values = str(context.command.name), {**context.params, **derived}
     for row in CONFLICTS:
-        if row.commands and command not in row.commands:
-            continue
-        if not row.where.keys() <= values.keys() or (
-            derived and row.where.keys().isdisjoint(derived)
-        ):
-            continue
-        if all(_holds(context, values, name, condition) for name, condition in row.where.items()):
+        names = row.where.keys()
+        is_for_command = not row.commands or command in row.commands
+        is_due = names <= values.keys() and (not derived or not names.isdisjoint(derived))
+        if is_for_command and is_due and all(_holds(context, values, name, row) for name in names):
             raise UsageError(row.message.format_map(values))
 
 
-def _holds(
-    context: typer.Context, values: Mapping[str, Any], name: str, condition: Condition
-) -> bool:
-    return is_typed(context, name) if condition is TYPED else condition(values[name])
+def _holds(context: typer.Context, values: Mapping[str, Any], name: str, row: Conflict) -> bool:
+    condition = row.where[name]
+    if condition is None:
+        return is_typed(context, name)
+    if callable(condition):
+        return condition(values[name])
+    return values[name] in condition if isinstance(condition, tuple) else values[name] == condition

@@ -1,4 +1,4 @@
-"""What ends a command, and with which exit code."""
+"""The ends of a command: messages on stderr and exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from errno import EPIPE
 from pathlib import Path
 
@@ -26,21 +26,22 @@ class StrictStopError(SeqlossError):
 
 
 def say(message: str) -> None:
-    """A line on stderr, safe for a terminal."""
+    """Write a line on stderr that is safe for a terminal."""
     typer.echo(f"seqloss: {escape(message)}", err=True)
 
 
 @contextmanager
-def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
-    """Turn exceptions into one message on stderr and an exit code.
-
-    `partial` is where finished results are after Ctrl-C, once that file exists.
-    """
+def command_errors(context: typer.Context) -> Iterator[None]:
+    """Turn a command's exceptions into one message on stderr and an exit code."""
+    debug: bool = context.params["debug"]
+    output: Path | None = context.params.get("output")
     try:
         yield
+        # A full disk or a closed pipe shows here, and not while Python exits, with a traceback.
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
+        partial = None if output is None else partial_path(output)
         kept = partial is not None and partial.exists()
         say("interrupted" + (f"; what was finished is in {partial}" if kept else ""))
         raise typer.Exit(INTERRUPTED) from None
@@ -49,6 +50,7 @@ def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
         say(f"error: {error}")
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
+        # Whoever reads stdout has enough: typer would exit with 1, a pipeline of `head` expects 0.
         if error.errno == EPIPE:
             close_stdout_quietly()
             raise typer.Exit(0) from None
@@ -62,14 +64,8 @@ def exit_codes(debug: bool, partial: Path | None = None) -> Iterator[None]:
         raise typer.Exit(report_bug(error, debug)) from None
 
 
-def command_errors(context: typer.Context) -> AbstractContextManager[None]:
-    """`exit_codes` by the command's own --debug and -o."""
-    output: Path | None = context.params.get("output")
-    return exit_codes(context.params["debug"], partial_path(output) if output else None)
-
-
 def report_bug(error: Exception, debug: bool) -> int:
-    """A short notice (with `debug` the traceback, too); returns the exit code."""
+    """Write a short notice (with `debug` the traceback, too); returns the exit code."""
     _traceback(debug)
     hint = "" if debug else "; --debug shows where"
     say(f"bug: {type(error).__name__}: {error}{hint}; please report it")
@@ -82,7 +78,8 @@ def _traceback(debug: bool) -> None:
 
 
 def close_stdout_quietly() -> None:
-    """Whoever read stdout is gone or its disk is full: Python must not try again at exit."""
+    """Discard what stdout still holds."""
+    # Its reader is gone or its disk is full: Python would try again at exit, and fail loudly.
     if sys.stdout is None:
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

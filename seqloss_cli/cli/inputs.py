@@ -126,7 +126,7 @@ def input_names(files: list[str] | None, otherwise: str) -> list[str]:
 def read_options(
     context: typer.Context, pairs: PairFields | ChoiceFields | None = None
 ) -> ReadOptions:
-    """How inputs are read: as texts, or as rows with the fields of `pairs`."""
+    """The way inputs are read: as texts, or as rows with the fields of `pairs`."""
     from seqloss_cli.inputs import ReadOptions
 
     return ReadOptions(**asdict(given(context, Reading)), pairs=pairs)
@@ -169,7 +169,7 @@ def pair_items(
 
 
 def pair_reading(context: typer.Context) -> ReadOptions:
-    """How rows of pairs are read."""
+    """The way rows of pairs are read."""
     from seqloss_cli.inputs import PairFields
 
     arguments, separator = given(context, PairArguments), given(context, PairPolicy).separator
@@ -210,7 +210,7 @@ def choice_items(
 
 
 def choice_reading(context: typer.Context) -> ReadOptions:
-    """How rows of choices are read."""
+    """The way rows of choices are read."""
     from seqloss_cli.inputs import ChoiceFields
 
     arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
@@ -246,7 +246,7 @@ def text_of(flag: str, value: str) -> str:
 
 
 def file_text(flag: str, path: Path) -> str:
-    """What a file holds. Raises UsageError when it cannot be read as UTF-8."""
+    """The text of a file. Raises UsageError when it cannot be read as UTF-8."""
     try:
         return _decoded(f"{flag} {path}", path.read_bytes())
     except OSError as error:

@@ -67,24 +67,28 @@ def seqloss(
 
 
 app.callback(help=_help_of(seqloss))(seqloss)
-app.command(help=_help_of(score.score, score.EXAMPLES))(score.score)
-app.command(help=_help_of(cond.cond, cond.EXAMPLES))(cond.cond)
-app.command(help=_help_of(rank.rank, rank.EXAMPLES))(rank.rank)
-app.command(help=_help_of(diverge.diverge, diverge.EXAMPLES))(diverge.diverge)
-app.command(help=_help_of(mask.mask, mask.EXAMPLES))(mask.mask)
-app.command(help=_help_of(summarize.summarize, summarize.EXAMPLES))(summarize.summarize)
-app.command(help=_help_of(compare.compare, compare.EXAMPLES))(compare.compare)
-app.command(help=_help_of(objective.objective, objective.EXAMPLES))(objective.objective)
-app.command(help=_help_of(plot.plot, plot.EXAMPLES))(plot.plot)
-app.command(help=_help_of(report.report, report.EXAMPLES))(report.report)
+for command, examples in (
+    (score.score, score.EXAMPLES),
+    (cond.cond, cond.EXAMPLES),
+    (rank.rank, rank.EXAMPLES),
+    (diverge.diverge, diverge.EXAMPLES),
+    (mask.mask, mask.EXAMPLES),
+    (summarize.summarize, summarize.EXAMPLES),
+    (compare.compare, compare.EXAMPLES),
+    (objective.objective, objective.EXAMPLES),
+    (plot.plot, plot.EXAMPLES),
+    (report.report, report.EXAMPLES),
+):
+    app.command(help=_help_of(command, examples))(command)
 
 
 def main() -> None:
-    """The console script. Commands see to their own errors; what escapes from parsing is a bug."""
+    """Run the program. Commands see to their own errors; what escapes from parsing is a bug."""
     try:
         app()
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # typer and rich would say 1
+        # Where help goes to a pipe that was closed, typer and rich would exit with 1.
+        if isinstance(stop.__context__, BrokenPipeError):
             sys.exit(0)
         raise
     except OSError as error:  # while help is printed

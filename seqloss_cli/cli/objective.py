@@ -10,7 +10,7 @@ import typer
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli import summary_output as s
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
 from seqloss_cli.core.presentation import ShowSettings
@@ -43,11 +43,10 @@ def objective(ctx: typer.Context) -> None:
     Scores the data with each in turn, shows the curve over training steps, and says whether the
     lead of the best one is more than noise.
     """
-    with command_errors(ctx):
-        checkpoints = given(ctx, ModelArguments).checkpoints
-        s.check_output(ctx)
-        with score_models(ctx, checkpoints) as (names, n_rejected):
-            _find(ctx, names, checkpoints, n_rejected)
+    checkpoints = given(ctx, ModelArguments).checkpoints
+    s.check_output(ctx)
+    with score_models(ctx, checkpoints) as (names, n_rejected):
+        _find(ctx, names, checkpoints, n_rejected)
 
 
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:

@@ -32,7 +32,8 @@ _SHARED: dict[tuple[type, str], tuple[Any, Any]] = {}
 
 
 def _shared_parameter(cls: type, field: OptionField) -> tuple[Any, Any]:
-    """The same object for all commands: hundreds of them would be felt when the program starts."""
+    """A parameter that all commands share."""
+    # One for each of them, some 350, would take longer to be made than all else in this room.
     key = cls, field.name
     if key not in _SHARED:
         _SHARED[key] = _parameter(field)

@@ -9,7 +9,7 @@ import typer
 
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.summary_output import INTERVALS, StatisticsSettings, check_place
 from seqloss_cli.core.errors import UsageError
@@ -31,7 +31,7 @@ PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "
 
 @record
 class PlotSettings:
-    """What is plotted, and on which sheet."""
+    """The plot, and the sheet that it is drawn on."""
 
     kind: PlotKind | None = option(
         None,
@@ -88,25 +88,24 @@ def plot(ctx: typer.Context) -> None:
     for its expected error. The same results give the same bytes; the file's metadata names the
     models. Needs the extra `plot`.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.plotting import made_plot, open_source
+    from seqloss_cli.cli.plotting import made_plot, open_source
 
-        results = given(ctx, r.ResultsArguments).results
-        settings, output = given(ctx, PlotSettings), given(ctx, OutputSettings)
-        _check_output(ctx, results)
-        source = open_source(results, settings.kind == "calibration")
-        kind = _chosen_kind(ctx, settings, source.name, len(results), source.objective is not None)
-        made = made_plot(_request(ctx, kind), source)
-        if output.output is not None:
-            _draw(settings, made, output.output, output.force)
-        if output.json:
-            _print_numbers(made)
-        if made.n_unusable:
-            raise typer.Exit(REJECTED)
+    results = given(ctx, r.ResultsArguments).results
+    settings, output = given(ctx, PlotSettings), given(ctx, OutputSettings)
+    _check_output(ctx, results)
+    source = open_source(results, settings.kind == "calibration")
+    kind = _chosen_kind(ctx, settings, source.name, len(results), source.objective is not None)
+    made = made_plot(_request(ctx, kind), source)
+    if output.output is not None:
+        _draw(settings, made, output.output, output.force)
+    if output.json:
+        _print_numbers(made)
+    if made.n_unusable:
+        raise typer.Exit(REJECTED)
 
 
 def _check_output(context: typer.Context, results: list[str]) -> None:
-    """Raises UsageError before any work is done."""
+    """Raises UsageError for a plot that could not be drawn, before any work is done."""
     from seqloss_cli.display.plots.style import Format, require_matplotlib
 
     path = given(context, OutputSettings).output
@@ -167,7 +166,7 @@ def _request(context: typer.Context, kind: PlotKind) -> PlotRequest:
 
 
 def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind, str]:
-    """And why it is this one."""
+    """The kind without --kind, and the reason for it."""
     if is_objective:
         return "curve", "objective wrote this report"
     if by:

@@ -35,12 +35,12 @@ from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
 
 @dataclass(frozen=True, slots=True)
 class PlotRequest:
-    """What is plotted of results, and how."""
+    """The plot that is asked for."""
 
     kind: str
     measure: Measure
     statistics: SummaryOptions
-    """Also what groups are by."""
+    """They name the field that groups have in common, too."""
     of_tokens: bool
     """Points of a scatter are tokens."""
     n_bins: int
@@ -65,7 +65,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What every kind starts from."""
+    """The results that every kind of plot starts from."""
 
     request: PlotRequest
     reader: r.ResultsReader

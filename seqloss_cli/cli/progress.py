@@ -79,6 +79,7 @@ class ProgressBar:
         self.stop()
 
     def stop(self) -> None:
+        """Take the bar away; the next progress brings it back."""
         if self._shown:
             self._progress.stop()
             self._shown = False
@@ -91,10 +92,11 @@ class ProgressBar:
 
 
 def _starts(names: Sequence[str]) -> tuple[dict[str, int], int | None]:
-    """Where each file begins when all are laid end to end, and their size; None if unknown."""
+    """The place of each file when all are laid end to end, and their size; None if unknown."""
     starts, total = {}, 0
     for name in names:
-        if not os.path.isfile(name):  # noqa: PTH113 - a name may be too long for Path
+        # A name may be too long for the system: pathlib's own test would raise OSError.
+        if not os.path.isfile(name):  # noqa: PTH113
             return {}, None
         starts[shown_path(name)] = total
         total += os.path.getsize(name)  # noqa: PTH202

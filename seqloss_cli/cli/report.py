@@ -6,7 +6,7 @@ import typer
 
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors
+from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.summary_output import refuse_outputs
 from seqloss_cli.core.options import SHOW, option, record
@@ -23,7 +23,7 @@ EXAMPLES = (
 
 @record
 class PageSettings:
-    """What a page shows."""
+    """The contents of a page."""
 
     title: str | None = option(None, "--title", SHOW, "Of the page.")
     worst: int = option(25, "--worst", SHOW, "How many tokens are listed.", min=0)
@@ -47,16 +47,15 @@ def report(ctx: typer.Context) -> None:
     Of two results files it shows both models side by side, and their differences; of what diverge
     wrote, texts coloured by KL; of what rank wrote, questions with their choices.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.pages import write_page
-        from seqloss_cli.display.html.page import PageOptions
+    from seqloss_cli.cli.pages import write_page
+    from seqloss_cli.display.html.page import PageOptions
 
-        arguments, page = given(ctx, r.ResultsArguments), given(ctx, PageSettings)
-        output = given(ctx, OutputSettings)
-        assert output.output is not None  # the table of conflicts refuses a page without a place
-        refuse_outputs(output.output, output.force, arguments.results)
-        options = PageOptions(page.title, page.worst, tuple(page.by or ()), page.seed)
-        if write_page(
-            arguments.results, output.output, output.force, options, arguments.allow_different
-        ):
-            raise typer.Exit(REJECTED)
+    arguments, page = given(ctx, r.ResultsArguments), given(ctx, PageSettings)
+    output = given(ctx, OutputSettings)
+    assert output.output is not None  # the table of conflicts refuses a page without a place
+    refuse_outputs(output.output, output.force, arguments.results)
+    options = PageOptions(page.title, page.worst, tuple(page.by or ()), page.seed)
+    if write_page(
+        arguments.results, output.output, output.force, options, arguments.allow_different
+    ):
+        raise typer.Exit(REJECTED)

@@ -75,7 +75,8 @@ def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tupl
 def _score_to(
     context: typer.Context, model: str, names: list[str], path: Path, said: set[str]
 ) -> int:
-    """How many inputs were rejected; what was said of them before is not said again."""
+    """Score one model; returns how many inputs were rejected. A message that is in `said` is not
+    repeated: most rejections are the same for every model."""
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.inputs import ReadStats, read_inputs
@@ -86,7 +87,7 @@ def _score_to(
     bar = ProgressBar(names)
     with bar:
         items = read_inputs(names, read_options(context), stats)
-        # rows hold their texts only where a page is to show them
+        # Texts are kept only for a page: they can be larger than all else in the file.
         with_texts = context.params.get("report") is not None
         return _write(scorer, items, stats, path, bar, said, with_texts)
 

@@ -57,8 +57,9 @@ def load_scorer(
 
 
 def _measured_before(context: typer.Context) -> tuple[BatchPolicy, SpeedPolicy]:
-    """How batches are made and whether layers are compiled. With --resume, what `auto` measured in
-    the earlier run stays: a second measurement may come out otherwise."""
+    """The policies that `auto` may settle by measuring."""
+    # A second measurement may come out otherwise, and numbers would differ in their last digits
+    # within one file: with --resume, what the earlier run settled on stays.
     batches, speed = given(context, BatchPolicy), given(context, SpeedPolicy)
     output = given(context, OutputSettings)
     earlier = settings_of_earlier(output.output) if output.resume else {}
@@ -117,8 +118,8 @@ def requested(context: typer.Context) -> Requested:
 
 
 def output_choice(context: typer.Context) -> OutputChoice:
-    """Where results go and what they hold. Raises UsageError, before a model is loaded, for what
-    no file or format can hold."""
+    """The output that the options ask for. Raises UsageError, before a model is loaded, for
+    contents that the format has no place for and for a file that is taken."""
     values, output = context.params, given(context, OutputSettings)
     show = given(context, ShowSettings)
     format = format_choice(context, output)

@@ -7,7 +7,7 @@ import typer
 from seqloss_cli.cli import results_files as r
 from seqloss_cli.cli import summary_output as s
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, STATISTICS, option, record
@@ -56,46 +56,45 @@ def summarize(ctx: typer.Context) -> None:
     Each mean has an interval: documents are what was drawn at random, tokens never. One long text
     is resampled in blocks. The totals are those that the run itself printed.
     """
-    with command_errors(ctx):
-        from seqloss_cli.analysis.json_summaries import summary_json
-        from seqloss_cli.analysis.summarize import SummaryOptions
-        from seqloss_cli.analysis.summarize import summarize as summed
-        from seqloss_cli.display.terminal import Unit
-        from seqloss_cli.display.terminal.summaries import summary_view
-        from seqloss_cli.results.runs import run_differences
+    from seqloss_cli.analysis.json_summaries import summary_json
+    from seqloss_cli.analysis.summarize import SummaryOptions
+    from seqloss_cli.analysis.summarize import summarize as summed
+    from seqloss_cli.display.terminal import Unit
+    from seqloss_cli.display.terminal.summaries import summary_view
+    from seqloss_cli.results.runs import run_differences
 
-        arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
-        statistics = given(ctx, s.StatisticsSettings)
-        s.check_output(ctx, arguments.results)
-        options = SummaryOptions(
-            by=own.by,
-            cluster=statistics.cluster,
-            n_extremes=statistics.worst,
-            bootstrap=own.bootstrap,
-            block=own.block,
-            seed=statistics.seed,
-            confidence=statistics.confidence,
-        )
-        reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
-        files = reader.files
-        shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
-        if not arguments.allow_different:
-            r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
-        r.say_differences(files, shown)
-        summary = summed(reader.all_rows(), options)
-        n_rows = summary.whole.totals.n_sequences
-        r.require_field("--by", options.by, summary.n_without_by, n_rows)
-        r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
-        if options.block and summary.whole.totals.n_sequences_scored != 1:
-            say("warning: --block is for one text; the intervals are over documents")
-        if summary.n_duplicates:
-            say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
-        unit = Unit(given(ctx, ShowSettings).unit == "bits")
-        n_rejected = sum(file.n_rejected for file in files)
-        s.write_summary(
-            ctx,
-            summary_json(summary, files, options, reader.n_unusable, shown),
-            lambda: summary_view(summary, options, unit, n_rejected),
-        )
-        if reader.n_unusable:
-            raise typer.Exit(REJECTED)
+    arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
+    statistics = given(ctx, s.StatisticsSettings)
+    s.check_output(ctx, arguments.results)
+    options = SummaryOptions(
+        by=own.by,
+        cluster=statistics.cluster,
+        n_extremes=statistics.worst,
+        bootstrap=own.bootstrap,
+        block=own.block,
+        seed=statistics.seed,
+        confidence=statistics.confidence,
+    )
+    reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
+    files = reader.files
+    shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
+    if not arguments.allow_different:
+        r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
+    r.say_differences(files, shown)
+    summary = summed(reader.all_rows(), options)
+    n_rows = summary.whole.totals.n_sequences
+    r.require_field("--by", options.by, summary.n_without_by, n_rows)
+    r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
+    if options.block and summary.whole.totals.n_sequences_scored != 1:
+        say("warning: --block is for one text; the intervals are over documents")
+    if summary.n_duplicates:
+        say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
+    unit = Unit(given(ctx, ShowSettings).unit == "bits")
+    n_rejected = sum(file.n_rejected for file in files)
+    s.write_summary(
+        ctx,
+        summary_json(summary, files, options, reader.n_unusable, shown),
+        lambda: summary_view(summary, options, unit, n_rejected),
+    )
+    if reader.n_unusable:
+        raise typer.Exit(REJECTED)

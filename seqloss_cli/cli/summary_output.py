@@ -1,4 +1,4 @@
-"""Where the commands on results write: a summary as JSON or for a person, checked beforehand."""
+"""Output of the commands on results: a summary as JSON or for a person, checked beforehand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAST_RESAMPLES = 100
 
 @record
 class StatisticsSettings:
-    """How sure figures are, and how many are listed one by one."""
+    """Intervals of figures, and figures that are listed one by one."""
 
     cluster: str | None = option(
         None,
@@ -49,7 +49,7 @@ SUMMARY_OUTPUT = only(
 
 
 def comparison_options(context: typer.Context) -> CompareOptions:
-    """How models are compared."""
+    """The settings of a comparison of models."""
     from seqloss_cli.analysis.compare import CompareOptions
 
     statistics = given(context, StatisticsSettings)

@@ -1,4 +1,4 @@
-"""How results look in a terminal: tables, or texts coloured by the losses of their tokens."""
+"""`--view`: tables, or texts coloured by the losses of their tokens."""
 
 from __future__ import annotations
 

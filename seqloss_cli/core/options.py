@@ -16,24 +16,14 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from seqloss_cli.core.errors import UsageError
 
 T = TypeVar("T")
-INPUT, CHATS, REFERENCE, MODEL, POLICIES, SPEED, STATISTICS, SHOW, PAPER, OUTPUT, OTHER = (
-    "Input",
-    "Chats",
-    "Gold distributions",
-    "Model",
-    "Policies",
-    "Speed",
-    "Statistics",
-    "What to show",
-    "Paper",
-    "Output",
-    "Other",
-)
+INPUT, CHATS, REFERENCE, MODEL = "Input", "Chats", "Gold distributions", "Model"
+POLICIES, SPEED, STATISTICS, SHOW = "Policies", "Speed", "Statistics", "What to show"
+PAPER, OUTPUT, OTHER = "Paper", "Output", "Other"
 """The panels of `--help`."""
 
 
 class Argument(NamedTuple):
-    """A field is given by position."""
+    """A field is given by position: the declaration of an argument."""
 
     metavar: str
     help: str
@@ -41,7 +31,7 @@ class Argument(NamedTuple):
 
 
 class Option(NamedTuple):
-    """How a field is given on the command line."""
+    """A field is given by name: the declaration of an option."""
 
     flag: str
     """Its long name. `--no-x` at a field that is not called `no_x` turns that field off."""
@@ -61,32 +51,16 @@ class Option(NamedTuple):
 
 
 def record(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that only the command line fills.
-
-    Nothing compares or prints one: without the code for that, making them takes half the time,
-    which is felt whenever the program starts.
-    """
+    """Make a class a frozen dataclass that only the command line fills."""
+    # Nothing compares or prints such a record. Code for that would double the time that its class
+    # takes to be made, and some twenty are made whenever the program starts.
     return dataclass(frozen=True, slots=True, eq=False, repr=False)(cls)
 
 
-def option(
-    default: T,
-    flag: str,
-    panel: str,
-    help: str,
-    short: str = "",
-    kind: Any = None,
-    metavar: str | None = None,
-    min: int | float | None = None,
-    max: int | float | None = None,
-    takes: str = "a name",
-    show_default: bool = True,
-    key: str = "",
-) -> T:
-    """A field of a dataclass that an option fills."""
-    about = Option(flag, panel, help, short, kind, metavar, min, max, takes, show_default, key)
-    # A field stands for its default until `dataclass` replaces it.
-    made: T = field(default=default, metadata={"declared": about})
+def option(default: T, flag: str, panel: str, help: str, **further: Any) -> T:
+    """A field of a dataclass that an option fills; `further` are other fields of `Option`."""
+    # It stands for its default until `dataclass` replaces it.
+    made: T = field(default=default, metadata={"declared": Option(flag, panel, help, **further)})
     return made
 
 
@@ -125,6 +99,7 @@ def option_fields(cls: type) -> tuple[OptionField, ...]:
     """The fields of a dataclass that the command line fills, in order."""
     if cls not in _KNOWN:
         declared = [each for each in fields(cls) if "declared" in each.metadata]
+        # Types are strings where a module asks for that; to evaluate others would take time, too.
         hints = {each.name: each.type for each in declared}
         if any(isinstance(hint, str) for hint in hints.values()):
             hints = get_type_hints(cls)

@@ -1,7 +1,4 @@
-"""Settings of what is scored and how, as plain records; their options are declared at the fields.
-
-A *choice* or a reading is what was asked for; a *policy* is what a run goes by.
-"""
+"""Settings of what is scored and how: plain records, with the options that fill their fields."""
 
 # No `from __future__ import annotations`: the command line reads these annotations when it starts,
 # and as strings each of them would have to be compiled a second time.
@@ -25,14 +22,14 @@ QuantizeChoice = Literal["int8"]
 
 DEFAULT_MODEL = "demo"
 DEFAULT_CONTEXT = 2048
-"""Where the model's configuration names none (rule 7)."""
+"""For a model whose configuration names none (rule 7)."""
 DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How inputs are read."""
+    """The way inputs are read."""
 
     lines: bool = option(False, "--lines", INPUT, "Each non-empty line is a text.")
     jsonl: bool = option(
@@ -52,7 +49,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class TokenPolicy:
-    """Which tokens are put around a text, and how its own are made (rules 4, 5, 6)."""
+    """The tokens that are put around a text, and the way its own are made (rules 4, 5, 6)."""
 
     bos: BosChoice = option(
         "auto",
@@ -102,13 +99,13 @@ class WindowPolicy:
 
     context: int
     context_source: str
-    """Where `context` comes from: `--context`, the name of a configuration key, or `default`."""
+    """The origin of `context`: `--context`, the name of a configuration key, or `default`."""
     stride: int
 
 
 @dataclass(frozen=True, slots=True)
 class PairPolicy:
-    """Which parts of prompts, responses and chats are scored, and how (rules 8, 9, 13, 14)."""
+    """The parts of prompts, responses and chats that are scored (rules 8, 9, 13, 14)."""
 
     boundary: BoundaryChoice = option(
         "joint",
@@ -188,7 +185,7 @@ class ModelChoice:
     )
     offline: bool = option(False, "--offline", MODEL, "Use the hub's local cache only.")
     backend: str = "torch"
-    """What runs it: a name of `backends.opening.BACKENDS`."""
+    """The backend that runs it: a name of `backends.opening.BACKENDS`."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; paths may be path objects."""
@@ -200,7 +197,7 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class SpeedPolicy:
-    """How the machine is used; numbers do not depend on it beyond rounding."""
+    """The use of the machine; numbers do not depend on it beyond rounding."""
 
     compile: CompileChoice = option(
         "auto",
@@ -224,7 +221,7 @@ class SpeedPolicy:
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """How sequences are put together for a forward pass."""
+    """The way sequences are put together for a forward pass."""
 
     tokens: int = option(
         DEFAULT_BATCH_TOKENS,

@@ -1,4 +1,4 @@
-"""Settings of results: which file and format, what a row holds, how tables look."""
+"""Settings of results: their file and format, the contents of rows, the look of tables."""
 
 # No `from __future__ import annotations`: as in `policies.py`.
 
@@ -16,7 +16,7 @@ UnitName = Literal["nats", "bits"]
 
 @record
 class ShowSettings:
-    """What a person sees in the terminal."""
+    """Tables and coloured texts in the terminal."""
 
     words: bool = option(False, "--words", SHOW, "Losses of words, too.")
     word_correction: bool = option(
@@ -43,7 +43,7 @@ class ShowSettings:
 
 @record
 class OutputSettings:
-    """Where results go, in which format, and what a row of them holds."""
+    """The file and format of results, and the contents of their rows."""
 
     json: bool = option(False, "--json", OUTPUT, "One JSON document.")
     jsonl: bool = option(False, "--jsonl", OUTPUT, "A JSON line for each input as it is ready.")
