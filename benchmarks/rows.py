@@ -19,11 +19,15 @@ from settings import ROOT, Settings
 from sides import Watch, load_scorer
 from workload import cache, jsonl
 
-from seqloss_cli.cli.formats import Format
-from seqloss_cli.cli.output import OutputChoice, run_to_end
+from seqloss_cli.cli.output import OutputChoice
+from seqloss_cli.cli.run import Command, Inputs, run
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.display.terminal import TableWriter
 from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
+from seqloss_cli.results.formats import FORMATS
+from seqloss_cli.results.schema.scores import score_rows
+from seqloss_cli.scoring.tasks import score_task
 
 MB = 1e6
 
@@ -74,7 +78,8 @@ def _score_file(scorer: Any, path: Path, out: Path) -> None:
     """As `seqloss score FILE --jsonl --no-tokens --no-text -o OUT` does it once it is loaded."""
     stats = ReadStats()
     choice = OutputChoice(
-        format=Format.jsonl,
+        command="score",
+        format=FORMATS["jsonl"],
         path=out,
         force=True,
         text=False,
@@ -87,8 +92,10 @@ def _score_file(scorer: Any, path: Path, out: Path) -> None:
         strict=False,
         pmi=False,
     )
-    items = read_inputs([str(path)], ReadOptions(), stats)
-    run_to_end(scorer, items, stats, [str(path)], Requested(), choice, "score")
+    names = [str(path)]
+    inputs = Inputs(read_inputs(names, ReadOptions(), stats), stats, names, None)
+    command = Command(score_task(scorer, "score", Requested()), score_rows, TableWriter)
+    run(command, inputs, choice, None)
 
 
 # -- a corpus through the program --------------------------------------------------------------

@@ -17,9 +17,9 @@ from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.files import ResultsFile
-from seqloss_cli.results.formats.json import json_bytes
 from seqloss_cli.results.runs import Difference
-from seqloss_cli.results.writing.rows import totals_row
+from seqloss_cli.results.schema import json_bytes
+from seqloss_cli.results.schema.score_keys import totals_row
 
 Row = dict[str, Any]
 _MOST_IDS = 20

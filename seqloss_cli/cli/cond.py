@@ -8,6 +8,8 @@ from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import command_errors
 from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
+from seqloss_cli.cli.score import write_scores
 from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,
@@ -17,7 +19,6 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 EXAMPLES = (
     'seqloss cond --prompt "The list is" --response " sorted in place."',
@@ -52,9 +53,9 @@ def cond(ctx: typer.Context) -> None:
     losses of all tokens; only the response's count. A common beginning is computed once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.report_option import page_after, refuse_page
-        from seqloss_cli.cli.settings import load_scorer, output_choice, requested
+        from seqloss_cli.cli.run import Inputs
+        from seqloss_cli.cli.settings import load_scorer, output_choice
         from seqloss_cli.inputs import ReadStats, described
 
         choice = output_choice(ctx)
@@ -63,8 +64,8 @@ def cond(ctx: typer.Context) -> None:
         regions, stats = i.region_file(ctx), ReadStats()
         items = i.pair_items(ctx, names, stats)
         scorer = load_scorer(ctx, policy)
-        read = described(names or ["<pair>"], i.pair_reading(ctx))
+        reading = described(names or ["<pair>"], i.pair_reading(ctx))
         if regions is not None:
-            items, read = regions.attach(items), read | regions.described()
+            items, reading = regions.attach(items), reading | regions.described()
         with page_after(ctx, choice) as choice:
-            run_to_end(scorer, items, stats, names, requested(ctx), choice, "cond", read)
+            write_scores(ctx, scorer, Inputs(items, stats, names, reading), choice)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.cli.formats import Format
+from seqloss_cli.cli.failures import command_errors, say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, option, record
 from seqloss_cli.core.policies import (
@@ -26,16 +25,10 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import SavedSums
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
-    from seqloss_cli.results.formats import Writer
-    from seqloss_cli.results.schema import RowMakers
-    from seqloss_cli.results.writing.rows import RowOptions
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 EXAMPLES = (
@@ -110,49 +103,35 @@ def diverge(ctx: typer.Context) -> None:
         say_warnings(gold.warnings)
         with page_after(ctx, choice, "Divergences of") as choice:
             with _saving(ctx, gold) as saved:
-                n_rejected = _diverge(ctx, choice, inputs, gold, saved)
-            if n_rejected:  # once both files are whole
-                raise typer.Exit(REJECTED)
+                exit_code = _diverge(choice, inputs, gold, saved)
+            if exit_code:  # once both files are whole
+                raise typer.Exit(exit_code)
 
 
 def _diverge(
-    ctx: typer.Context,
-    choice: OutputChoice,
-    inputs: i.TextInputs,
-    gold: TeacherScorer,
-    saved: SavedSums | None,
+    choice: OutputChoice, inputs: i.TextInputs, gold: TeacherScorer, saved: SavedSums | None
 ) -> int:
-    """How many inputs were rejected."""
-    from dataclasses import replace
-
-    from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
-    from seqloss_cli.cli.progress import ProgressBar
-    from seqloss_cli.cli.writers import also_beside
+    """Measure everything and write it; returns the exit code."""
+    from seqloss_cli.cli.run import Command, Inputs, run
+    from seqloss_cli.display.terminal import DivergenceTableWriter
     from seqloss_cli.inputs import ReadStats
-    from seqloss_cli.metrics.divergence import DivergenceTotals, Documents, divergence_totals
-    from seqloss_cli.results.sinks import open_sink
+    from seqloss_cli.metrics.divergence import Documents
+    from seqloss_cli.results.schema.divergences import divergence_rows
+    from seqloss_cli.scoring.tasks import diverge_task
 
-    stats, documents, bar = ReadStats(), Documents(), ProgressBar(inputs.names)
+    stats, documents = ReadStats(), Documents()
 
-    def sums_of(diverged: DivergenceScore) -> DivergenceTotals:
-        totals = divergence_totals(diverged)
-        documents.add(totals, diverged.counted_values())
-        if saved is not None:
-            saved.add(diverged.score)
-        return totals
+    def measured() -> dict[str, Any] | None:
+        return None if saved is None else saved.measured()
 
-    found: Iterator[DivergenceScore | Rejected] = gold.diverge(inputs.items(stats), bar.on_progress)
+    command = Command(
+        diverge_task(gold, documents, None if saved is None else saved.add),
+        lambda options: divergence_rows(options, documents, measured, gold.knows_in_part),
+        lambda console, options: DivergenceTableWriter(console, options, documents, measured),
+    )
     rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
-    run = replace(gold.run_info("diverge"), reading=inputs.described(), rows=rows)
-    tokenization, rows_of = gold.scorer.tokenization, _rows_of(gold, documents, saved)
-    with open_sink(choice.path, choice.force, warn=say) as sink:
-        own = _writer(sink, choice, gold, documents, saved)
-        with also_beside(own, choice, tokenization, rows_of) as writer:
-            work = Work(found, sums_of, DivergenceTotals(), run, writer)
-            written = write_all(work, stats, bar, choice)
-    say_what_was_written(written, stats, choice)
-    say_what_did_not_fit(gold.scorer)
-    return written.n_rejected
+    read = Inputs(inputs.items(stats), stats, inputs.names, inputs.described())
+    return run(command, read, choice, rows).exit_code
 
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
@@ -164,8 +143,8 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     refuse_page(ctx, choice)
     _refuse_page_over(values["report"], values["teacher"], values["save_teacher"])
     save = given(ctx, ReferenceSettings).save_teacher
-    if choice.format not in (Format.table, Format.json, Format.jsonl):
-        raise UsageError(f"diverge does not write {choice.format.value}, but --json and --jsonl")
+    if choice.format_name not in ("table", "json", "jsonl"):
+        raise UsageError(f"diverge does not write {choice.format_name}, but --json and --jsonl")
     if save is None:
         return
     if choice.path is not None and save.absolute() == choice.path.absolute():
@@ -225,37 +204,3 @@ def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | Non
         saved = SavedSums(writer, str(gold.run_info().model), top_k)
         yield saved
         writer.end(saved.measured())
-
-
-def _measured(saved: SavedSums | None) -> dict[str, Any] | None:
-    """The error of the file that is saved by the way, if one is."""
-    return None if saved is None else saved.measured()
-
-
-def _rows_of(
-    gold: TeacherScorer, documents: Documents, saved: SavedSums | None
-) -> Callable[[RowOptions], RowMakers[DivergenceScore, DivergenceTotals]]:
-    from seqloss_cli.results.schema.divergences import divergence_rows
-
-    measured = partial(_measured, saved)
-    return lambda options: divergence_rows(options, documents, measured, gold.knows_in_part)
-
-
-def _writer(
-    sink: BinaryIO,
-    choice: OutputChoice,
-    gold: TeacherScorer,
-    documents: Documents,
-    saved: SavedSums | None,
-) -> Writer[DivergenceScore, DivergenceTotals]:
-    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.display.terminal import DivergenceTableWriter
-
-    tokenization = gold.scorer.tokenization
-    if choice.format is Format.table:
-        options = table_options(tokenization, choice)
-        measured = partial(_measured, saved)
-        return DivergenceTableWriter(console(choice.path, sink), options, documents, measured)
-    rows = _rows_of(gold, documents, saved)(row_options(tokenization, choice))
-    writer: Writer[DivergenceScore, DivergenceTotals] = JSON_WRITERS[choice.format](sink, rows)
-    return writer

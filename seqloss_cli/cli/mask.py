@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.cli.formats import Format
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
 from seqloss_cli.core.policies import (
@@ -25,18 +24,11 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.cli.progress import ProgressBar
-    from seqloss_cli.core.policies import PairPolicy
-    from seqloss_cli.core.records import Rejected, Sample, SequenceScore, TokenSequence
-    from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.inputs import LabelFile
-    from seqloss_cli.metrics.masks import Mask, MaskTotals
-    from seqloss_cli.results.formats import Writer
-    from seqloss_cli.scoring.scorer import Scorer
+    from seqloss_cli.scoring.scorer import PairTokens, Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
 
@@ -91,39 +83,30 @@ def mask(ctx: typer.Context) -> None:
     --check compares with labels that a training pipeline wrote; a difference exits with 3.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.output import (
-            Work,
-            say_what_did_not_fit,
-            say_what_was_written,
-            write_all,
-        )
-        from seqloss_cli.cli.progress import ProgressBar
+        from seqloss_cli.cli.run import Command, Inputs, run
         from seqloss_cli.cli.settings import output_choice
+        from seqloss_cli.display.terminal import MaskTableWriter
         from seqloss_cli.inputs import LabelFile, ReadStats
-        from seqloss_cli.metrics.masks import MaskTotals, mask_totals, masks
-        from seqloss_cli.results.sinks import open_sink
+        from seqloss_cli.results.schema.masks import mask_rows
+        from seqloss_cli.scoring.tasks import mask_task
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
         values, choice = ctx.params, output_choice(ctx)
         names, stats = i.pair_names(ctx), ReadStats()
         _refuse(ctx, choice, names)
-        items = i.pair_items(ctx, names, stats)
-        bar = ProgressBar(names)
-        pairs = i.pair_policy(ctx)
-        tokens, run, entries, scorer = _entries(ctx, pairs, items, bar)
+        items, pairs = i.pair_items(ctx, names, stats), i.pair_policy(ctx)
+        source = _source(ctx, pairs)
         labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
-        find = None if labels is None else labels.find
-        found = masks(entries, tokens.vocabulary, _trainer(ctx, pairs, tokens), find)
-        trainer = TRAINER_NAME if values["like"] else None
-        with open_sink(choice.path, choice.force, warn=say) as sink:
-            writer = _writer(sink, tokens, choice, trainer)
-            work = Work(found, mask_totals, MaskTotals(), run, writer)
-            written = write_all(work, stats, bar, choice)
-        totals = written.totals
-        say_what_was_written(written, stats, choice)
-        if scorer is not None:
-            say_what_did_not_fit(scorer)
+        trainer = _trainer(ctx, pairs, source.tokenization)
+        name = None if trainer is None else TRAINER_NAME
+        command = Command(
+            mask_task(source, trainer, None if labels is None else labels.find),
+            lambda options: mask_rows(options, labels is not None, trainer is not None),
+            lambda console, options: MaskTableWriter(console, options, name),
+        )
+        written = run(command, Inputs(items, stats, names, None), choice, None)
         _say_what_is_left(labels, values["check"])
+        totals = written.totals
         if totals.n_different:
             say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
         if written.n_rejected or totals.n_different:
@@ -133,10 +116,8 @@ def mask(ctx: typer.Context) -> None:
 def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     values = ctx.params
-    if choice.format is Format.openai:
-        raise UsageError("--format openai is made of losses; mask writes --json or --jsonl")
-    if choice.format not in (Format.table, Format.json, Format.jsonl):
-        raise UsageError(f"mask does not write {choice.format.value}, but --json and --jsonl")
+    if choice.format_name not in ("table", "json", "jsonl"):
+        raise UsageError(f"mask does not write {choice.format_name}, but --json and --jsonl")
     check = values["check"]
     if check == STDIN and STDIN in (*names, values["prompt"], values["response"]):
         raise UsageError("'-' (stdin) can be read once only")
@@ -153,13 +134,8 @@ def _say_what_is_left(labels: LabelFile | None, name: str) -> None:
         say(f"warning: {message}")
 
 
-def _entries(
-    ctx: typer.Context, pairs: PairPolicy, items: Iterable[Sample | Rejected], bar: ProgressBar
-) -> tuple[
-    Tokenization, RunInfo, Iterator[TokenSequence | SequenceScore | Rejected], Scorer | None
-]:
-    """The tokenization, what the run's record says, and sequences: with --loss their scores, and
-    who makes them."""
+def _source(ctx: typer.Context, pairs: PairPolicy) -> Scorer | PairTokens:
+    """Return what makes sequences of the inputs: with --loss a scorer, else a tokenizer alone."""
     from seqloss_cli.cli.settings import (
         load_scorer,
         model_choice,
@@ -169,17 +145,11 @@ def _entries(
     from seqloss_cli.scoring.scorer import PairTokens
 
     if ctx.params["loss"]:
-        scorer = load_scorer(ctx, pairs)
-        return (
-            scorer.tokenization,
-            scorer.run_info("mask"),
-            scorer.score(items, None, bar.on_progress),
-            scorer,
-        )
+        return load_scorer(ctx, pairs)
     choice = tokenizer_choice(ctx) or model_choice(ctx)
     tokens = PairTokens(choice, given(ctx, TokenPolicy), pairs, ctx.params["context"])
     say_warnings(tokens.warnings)
-    return tokens.tokenization, tokens.run_info("mask"), tokens.sequences(items), None
+    return tokens
 
 
 def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
@@ -194,18 +164,3 @@ def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> Trl
         assistant_only=values["like"] == "trl-assistant-only",
         max_length=values["max_length"] or None,
     )
-
-
-def _writer(
-    sink: BinaryIO, tokens: Tokenization, choice: OutputChoice, trainer: str | None
-) -> Writer[Mask, MaskTotals]:
-    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.display.terminal import MaskTableWriter
-    from seqloss_cli.results.schema.masks import mask_rows
-
-    if choice.format is Format.table:
-        return MaskTableWriter(console(choice.path, sink), table_options(tokens, choice), trainer)
-    writer: Writer[Mask, MaskTotals] = JSON_WRITERS[choice.format](
-        sink, mask_rows(row_options(tokens, choice))
-    )
-    return writer

@@ -12,8 +12,8 @@ from seqloss_cli.cli import summary_output as s
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
-from seqloss_cli.core.presentation import ShowSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

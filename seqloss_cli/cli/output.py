@@ -1,41 +1,38 @@
-"""Run the pipeline to its end and write what comes out of it: shared by the scoring commands."""
+"""Where results go and what they hold: from options to a format, and to the writer of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO
 
-import typer
+from rich.console import Console
 
-from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
-from seqloss_cli.cli.formats import Format, Level, say_what_is_left_out
-from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.resuming import already_complete, resume, say_nothing_to_do
-from seqloss_cli.cli.writers import also_beside, score_writer
-from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import TokenColumn
-from seqloss_cli.core.records import Rejected, Sample, TokenSequence
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import HeatOptions
-from seqloss_cli.inputs import ReadStats
-from seqloss_cli.metrics.accuracy import RankTotals
-from seqloss_cli.metrics.divergence import DivergenceTotals
-from seqloss_cli.metrics.masks import MaskTotals
-from seqloss_cli.metrics.totals import Totals, totals_of
-from seqloss_cli.metrics.words import CORRECTION_SOURCE
-from seqloss_cli.results.formats import Writer
-from seqloss_cli.results.resume import KeptRows
-from seqloss_cli.results.schema.scores import score_rows
-from seqloss_cli.results.sinks import open_sink, partial_path
-from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.display.terminal import HeatOptions, TableOptions
+from seqloss_cli.results.formats import FORMATS, Format
+from seqloss_cli.results.resume import recorded_run
+from seqloss_cli.results.schema import RowOptions
+from seqloss_cli.results.sinks import earlier_output
+from seqloss_cli.tokenization.tokenizer import Tokenization
+
+TABLE = "table"
+_FILE_WIDTH = 120  # columns of tables that go to a file
 
 
 @dataclass(frozen=True, slots=True)
 class OutputChoice:
-    format: Format
+    """Where results go and what they hold, as the options of a command ask for it."""
+
+    command: str
+    format: Format | None
+    """None for tables, or coloured texts."""
     path: Path | None
     force: bool
     text: bool
@@ -47,7 +44,8 @@ class OutputChoice:
     summary: bool
     strict: bool
     pmi: bool
-    level: Level = Level.sequence
+    level: str = ""
+    """What a line of CSV is."""
     columns: tuple[TokenColumn, ...] = ()
     """What was asked for of each token beside its loss."""
     resume: bool = False
@@ -58,179 +56,111 @@ class OutputChoice:
     beside: Path | None = None
     """Where the rows go a second time, as JSONL with texts and tokens: for a page of them."""
 
-
-class HasSample(Protocol):
     @property
-    def sample(self) -> Sample: ...
+    def format_name(self) -> str:
+        """Return the name of the format, `table` for what is shown to people."""
+        return TABLE if self.format is None else self.format.name
 
 
-Result = TypeVar("Result", bound=HasSample)
-Sums = TypeVar("Sums", Totals, MaskTotals, RankTotals, DivergenceTotals)
+# -- what is refused before a model is loaded ----------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Work(Generic[Result, Sums]):
-    """What a command computes and how it is written."""
-
-    results: Iterator[Result | Rejected]
-    """In input order, as they are ready."""
-    sums_of: Callable[[Result], Sums]
-    nothing: Sums
-    run: RunInfo
-    writer: Writer[Result, Sums]
-    kept: KeptRows[Sums] | None = None
-    """Of an earlier run, which this one goes on with: they stand before the results."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written(Generic[Sums]):
-    """What a results file holds at the end."""
-
-    totals: Sums
-    n_sequences: int
-    n_rejected: int
-    n_kept: int
-    """Rows of an earlier run among these."""
+def require_possible(choice: OutputChoice, level_given: bool) -> None:
+    """Raise UsageError for what the format has no place for, or when its package is missing."""
+    if choice.word_correction and not choice.words:
+        raise UsageError("--word-correction corrects the losses of words: give --words, too")
+    for flag, asked in (
+        ("--regions", choice.regions),
+        ("--word-correction", choice.word_correction),
+    ):
+        if choice.summary and asked:
+            raise UsageError(f"--summary shows totals, which {flag} has none of; leave one out")
+    format = choice.format
+    if format is not None:
+        if (conflict := next(format.conflicts(choice), None)) is not None:
+            raise UsageError(conflict)
+        format.require_package()
+    if level_given and not (format is not None and format.has_levels):
+        names = " or ".join(each.name for each in FORMATS.values() if each.has_levels)
+        raise UsageError(f"--level says what a line of --format {names} is")
 
 
-def run_to_end(
-    scorer: Scorer,
-    items: Iterable[Sample | Rejected],
-    stats: ReadStats,
-    names: Sequence[str],
-    requested: Requested,
+def require_resumable(choice: OutputChoice) -> None:
+    """Raise UsageError for what --resume cannot continue, before a model is loaded."""
+    if choice.path is None:
+        raise UsageError("--resume goes on with a file: give -o FILE.jsonl")
+    if choice.force:
+        raise UsageError("--resume keeps what --force writes over: choose one of them")
+    if choice.format is None or not choice.format.resumable:
+        raise UsageError(
+            f"--resume goes on line by line, which {choice.format_name} does not have: give "
+            "-o FILE.jsonl or --jsonl"
+        )
+    if choice.summary:
+        raise UsageError("--resume needs the rows in the file: leave --summary out")
+    earlier_output(choice.path)
+
+
+def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
+    """Return the run line of what an earlier run left; nothing where there is none."""
+    left = None if path is None else earlier_output(path)
+    return {} if left is None else recorded_run(left) or {}
+
+
+# -- to writers ---------------------------------------------------------------------------------
+
+
+def row_options(
+    tokenization: Tokenization,
+    run: RunInfo,
     choice: OutputChoice,
-    command: str,
-    reading: Mapping[str, Any] | None = None,
-) -> None:
-    """Score everything, write it, and exit with 3 if something was rejected. `reading` says how
-    the items are read, for the run's record."""
-    say_what_is_left_out(choice)
-    if choice.word_correction:
-        requested = requested.with_word_boundaries(scorer.tokenization.word_boundary_ids())
-    run = replace(scorer.run_info(command), reading=reading, rows=_described(choice, requested))
-    if choice.resume and choice.path and (file := already_complete(choice.path, run)):
-        say_nothing_to_do(file, scorer, items)
-        raise typer.Exit(REJECTED if file.n_rejected else 0)
-    bar = ProgressBar(names)
-    with open_sink(choice.path, choice.force, choice.resume, warn=say) as sink:
-        kept = None
-        if choice.resume and choice.path:
-            kept = resume(sink, partial_path(choice.path), run, choice.strict)
-
-        def check(entry: TokenSequence | Rejected) -> None:
-            assert kept is not None
-            kept.check(entry)
-            bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
-
-        n_kept = kept.n_rows if kept is not None else 0
-        outcomes = scorer.score(items, requested, bar.on_progress, n_kept, check)
-        own = score_writer(scorer.tokenization, sink, choice, requested.word_boundary_ids)
-        with also_beside(own, choice, scorer.tokenization, score_rows) as writer:
-            work = Work(outcomes, totals_of, Totals(), run, writer, kept)
-            written = write_all(work, stats, bar, choice)
-    say_what_was_written(written, stats, choice)
-    say_what_did_not_fit(scorer)
-    if written.n_rejected:
-        raise typer.Exit(REJECTED)
-
-
-def _described(choice: OutputChoice, requested: Requested) -> dict[str, Any]:
-    """What a sequence's row holds, for the run's record."""
-    names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
-    found = {name: getattr(choice, name) for name in names}
-    found |= requested.described()
-    if choice.word_correction:
-        found |= {"word_correction": True, "word_correction_source": CORRECTION_SOURCE}
-    return found
-
-
-def say_what_did_not_fit(scorer: Scorer) -> None:
-    if n := scorer.backend.n_too_large:
-        say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
-
-
-def write_all(
-    work: Work[Result, Sums], stats: ReadStats, bar: ProgressBar, choice: OutputChoice
-) -> Written[Sums]:
-    """Write every result as it comes, after the rows that are kept."""
-    totals, n_rejected, n_sequences = work.nothing, 0, 0
-    writer, kept = work.writer, work.kept
-    with bar, _closing(work.results):
-        if kept is None:
-            writer.begin(work.run)
-        for result in work.results:
-            bar.make_way()
-            if isinstance(result, Rejected):
-                n_rejected += 1
-                _reject(result, writer, bar)
-                if choice.strict:
-                    break
-                continue
-            sums = work.sums_of(result)
-            totals += sums
-            n_sequences += 1
-            writer.sequence(result, sums)
-            bar.on_input(result.sample)
-        bar.stop()
-        written = Written(totals, n_sequences, n_rejected, 0)
-        if kept is not None:
-            written = _with_kept(kept, written)
-        stopped = bool(n_rejected) and choice.strict
-        sums = _stopped(written.totals) if stopped else written.totals
-        writer.end(sums, written.n_rejected, stats.n_empty_lines)
-        if stopped:
-            raise StrictStopError("--strict: stopped at the first rejected input")
-    return written
-
-
-def _stopped(totals: Sums) -> Sums:
-    """Totals that say that inputs were left."""
-    if isinstance(totals, MaskTotals):
-        return totals
-    return replace(totals, flags={**totals.flags, "stopped_early": 1})
-
-
-def _with_kept(kept: KeptRows[Sums], later: Written[Sums]) -> Written[Sums]:
-    """Raises UsageError when the inputs ended among the rows that are kept."""
-    kept.require_all_checked()
-    return Written(
-        kept.sums + later.totals,
-        kept.n_sequences + later.n_sequences,
-        kept.n_rejected + later.n_rejected,
-        kept.n_rows,
+    marks: WordBoundaryIds | None = None,
+) -> RowOptions:
+    """Return what the rows of a run hold."""
+    return RowOptions(
+        tokenization.token_texts,
+        tokenization.name_token,
+        run,
+        text=choice.text,
+        tokens=choice.tokens,
+        summary=choice.summary,
+        words=choice.words,
+        marks=marks,
+        regions=choice.regions,
+        context_lengths=choice.context_lengths,
+        pmi=choice.pmi,
+        columns=choice.columns,
     )
 
 
-def say_what_was_written(written: Written[Sums], stats: ReadStats, choice: OutputChoice) -> None:
-    _say_what_was_noticed(stats)
-    if choice.path is not None:
-        kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
-        say(
-            f"wrote {choice.path}: {written.n_sequences} sequences, {written.n_rejected} rejected"
-            f"{kept}"
-        )
+def table_options(
+    tokenization: Tokenization, choice: OutputChoice, marks: WordBoundaryIds | None = None
+) -> TableOptions:
+    """Return what the tables of a run show."""
+    return TableOptions(
+        tokenization.token_texts,
+        tokenization.name_token,
+        bits=choice.bits,
+        all_tokens=choice.all_tokens,
+        summary=choice.summary,
+        words=choice.words,
+        marks=marks,
+        pmi=choice.pmi,
+        heat=choice.heat,
+    )
 
 
-@contextmanager
-def _closing(results: Iterator[Any]) -> Iterator[None]:
-    """However it ends, a thread that reads ahead ends with it."""
-    try:
-        yield
-    finally:
-        if isinstance(results, Generator):
-            results.close()
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the error go on to where exit codes are decided: rich would exit with 1 here."""
+        raise
 
 
-def _reject(rejected: Rejected, writer: Writer[Any, Any], bar: ProgressBar) -> None:
-    writer.reject(rejected)
-    bar.on_input(rejected)
-    where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
-    say(f"rejected {where}: {rejected.message} ({rejected.reason})")
-
-
-def _say_what_was_noticed(stats: ReadStats) -> None:
-    if stats.n_duplicate_ids:
-        say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
-    if stats.n_unchecked_ids:
-        say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
+def console(path: Path | None, sink: BinaryIO) -> Console:
+    """Return a console that writes to stdout, or to the sink of a file."""
+    if path is not None:
+        text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
+        return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows \\u2026, not a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return _Console(markup=False, highlight=False, emoji=False)

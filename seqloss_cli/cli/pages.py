@@ -41,9 +41,9 @@ def write_page(
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
     from seqloss_cli.display.html.loss_page import gather_losses, loss_page
-    from seqloss_cli.results.files import loss_kinds
     from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
     from seqloss_cli.results.schema.rankings import RANKING_KINDS
+    from seqloss_cli.results.schema.scores import loss_kinds
 
     kinds: dict[str, RowKind[Any]] = {**loss_kinds(whole=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
     file = r.open_of(name, kinds, called)

@@ -30,7 +30,8 @@ from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.display.plots.draw import Plot
 from seqloss_cli.inputs.streams import STDIN
-from seqloss_cli.results.files import NoResultsError, ResultsFile, open_results
+from seqloss_cli.results.files import ResultsFile, open_results
+from seqloss_cli.results.formats.json import NoResultsError
 
 
 @dataclass(frozen=True, slots=True)

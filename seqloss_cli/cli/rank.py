@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
-from seqloss_cli.cli.formats import Format
+from seqloss_cli.cli.failures import command_errors, say
 from seqloss_cli.cli.options import only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, option, record
 from seqloss_cli.core.policies import (
@@ -25,16 +25,10 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics.accuracy import RankTotals
-    from seqloss_cli.metrics.ranking import Ranking
-    from seqloss_cli.results.formats import Writer
     from seqloss_cli.results.schema.rankings import RankedRows
-    from seqloss_cli.scoring.scorer import Scorer
 
 EXAMPLES = (
     'seqloss rank --prompt "A list is" --response " sorted." --response " wet."',
@@ -102,45 +96,37 @@ def rank(ctx: typer.Context) -> None:
         choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
         with page_after(ctx, choice, "Preferences of") as choice:
             with _ranked_rows(ctx) as ranked:
-                n_rejected = _rank(ctx, choice, ranked)
-            if n_rejected:  # once both files are whole
-                raise typer.Exit(REJECTED)
+                exit_code = _rank(ctx, choice, ranked)
+            if exit_code:  # once both files are whole
+                raise typer.Exit(exit_code)
 
 
 def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -> int:
-    """How many rows were rejected."""
+    """Rank everything and write it; returns the exit code."""
     from dataclasses import replace
 
-    from seqloss_cli.cli.output import Work, say_what_did_not_fit, say_what_was_written, write_all
-    from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.run import Command, Inputs, run
     from seqloss_cli.cli.settings import load_scorer
-    from seqloss_cli.cli.writers import also_beside
+    from seqloss_cli.display.terminal import RankTableWriter
     from seqloss_cli.inputs import ReadStats, described
-    from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
     from seqloss_cli.metrics.ranking import MEANINGS, SCORES
-    from seqloss_cli.metrics.ranking import rank as rankings
     from seqloss_cli.results.schema.rankings import ranking_rows
-    from seqloss_cli.results.sinks import open_sink
+    from seqloss_cli.scoring.tasks import rank_task
 
     values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()
-    items = i.choice_items(ctx, names, stats)
+    items, by = i.choice_items(ctx, names, stats), str(values["by"])
     scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
-    bar = ProgressBar(names)
-    found = rankings(items, lambda pairs: scorer.score(pairs, None, bar.on_progress), values["pmi"])
-    read = described(names or ["<choices>"], i.choice_reading(ctx))
+    reading = described(names or ["<choices>"], i.choice_reading(ctx))
     rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
-    rows |= {"summary": choice.summary, "pmi": values["pmi"], "by": str(values["by"])}
+    rows |= {"summary": choice.summary, "pmi": values["pmi"], "by": by}
     rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if values["pmi"] else -2]}
-    run = replace(scorer.run_info("rank"), reading=read, rows=rows)
-    with open_sink(choice.path, choice.force, warn=say) as sink:
-        own = _writer(sink, choice, scorer, str(values["by"]))
-        results = found if ranked is None else _also_ranked(found, ranked)
-        with also_beside(own, choice, scorer.tokenization, ranking_rows) as writer:
-            work = Work(results, rank_totals, RankTotals(), run, writer)
-            written = write_all(work, stats, bar, choice)
-    say_what_was_written(written, stats, choice)
-    say_what_did_not_fit(scorer)
-    return written.n_rejected
+    command = Command(
+        rank_task(scorer, values["pmi"]),
+        ranking_rows,
+        lambda console, options: RankTableWriter(console, options, by),
+    )
+    also = () if ranked is None else (ranked,)
+    return run(command, Inputs(items, stats, names, reading), choice, rows, also).exit_code
 
 
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
@@ -150,8 +136,8 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     values = ctx.params
     refuse_page(ctx, choice)
     _refuse_page_over(ctx)
-    if choice.format not in (Format.table, Format.json, Format.jsonl):
-        raise UsageError(f"rank does not write {choice.format.value}, but --json and --jsonl")
+    if choice.format_name not in ("table", "json", "jsonl"):
+        raise UsageError(f"rank does not write {choice.format_name}, but --json and --jsonl")
     if values["answer"] is not None and values["prompt"] is not None:
         n = len(values["response"] or [])
         if values["answer"] >= n:
@@ -197,30 +183,3 @@ def _ranked_rows(ctx: typer.Context) -> Iterator[RankedRows | None]:
         yield rows
         if rows.n_unordered:
             say(f"warning: {rows.n_unordered} rows of {path} have no order by {rows.by}")
-
-
-def _also_ranked(
-    rankings: Iterator[Ranking | Rejected], rows: RankedRows
-) -> Iterator[Ranking | Rejected]:
-    """The same, each written to the other file as it comes."""
-    from seqloss_cli.metrics.ranking import Ranking
-
-    for ranking in rankings:
-        if isinstance(ranking, Ranking):
-            rows.write(ranking)
-        yield ranking
-
-
-def _writer(
-    sink: BinaryIO, choice: OutputChoice, scorer: Scorer, by: str
-) -> Writer[Ranking, RankTotals]:
-    from seqloss_cli.cli.writers import JSON_WRITERS, console, row_options, table_options
-    from seqloss_cli.display.terminal import RankTableWriter
-    from seqloss_cli.results.schema.rankings import ranking_rows
-
-    if choice.format is Format.table:
-        options = table_options(scorer.tokenization, choice)
-        return RankTableWriter(console(choice.path, sink), options, by)
-    rows = ranking_rows(row_options(scorer.tokenization, choice))
-    writer: Writer[Ranking, RankTotals] = JSON_WRITERS[choice.format](sink, rows)
-    return writer

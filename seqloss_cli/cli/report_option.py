@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli.formats import Format
 from seqloss_cli.cli.summary_output import refuse_outputs
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-
-_READ_BACK = (Format.json, Format.jsonl, Format.parquet)
 
 
 def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
@@ -43,7 +40,9 @@ def page_after(
         yield choice
         return
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
-        rows = choice.path if choice.format in _READ_BACK and not choice.summary else None
+        format = choice.format
+        read_back = format is not None and format.read is not None and not choice.summary
+        rows = choice.path if read_back else None
         called = "" if rows is None else str(rows)
         if rows is None:
             rows = Path(folder) / "results.jsonl"

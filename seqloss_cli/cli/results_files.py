@@ -65,7 +65,7 @@ def open_one(
 ) -> ResultsFile:
     """Open what `score` or `cond` wrote. `shown` is its name in messages; `whole` reads texts and
     all arrays, too. Raises RunError when it holds no results."""
-    from seqloss_cli.results.files import loss_kinds
+    from seqloss_cli.results.schema.scores import loss_kinds
 
     return open_of(name, loss_kinds(top1, whole), shown)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import command_errors
 from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,
@@ -16,7 +19,11 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
+
+if TYPE_CHECKING:
+    from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.cli.run import Inputs
+    from seqloss_cli.scoring.scorer import Scorer
 
 EXAMPLES = (
     "seqloss score README.md",
@@ -48,17 +55,40 @@ def score(ctx: typer.Context) -> None:
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
     with command_errors(ctx):
-        from seqloss_cli.cli.output import run_to_end
         from seqloss_cli.cli.report_option import page_after, refuse_page
-        from seqloss_cli.cli.settings import load_scorer, output_choice, requested
+        from seqloss_cli.cli.run import Inputs
+        from seqloss_cli.cli.settings import load_scorer, output_choice
         from seqloss_cli.inputs import ReadStats
 
         choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
         refuse_page(ctx, choice)
         regions = i.region_file(ctx)
-        scorer, read = load_scorer(ctx), inputs.described()
+        scorer, reading = load_scorer(ctx), inputs.described()
         items = inputs.items(stats)
         if regions is not None:
-            items, read = regions.attach(items), {**read, **regions.described()}
+            items, reading = regions.attach(items), {**reading, **regions.described()}
         with page_after(ctx, choice) as choice:
-            run_to_end(scorer, items, stats, inputs.names, requested(ctx), choice, "score", read)
+            write_scores(ctx, scorer, Inputs(items, stats, inputs.names, reading), choice)
+
+
+def write_scores(ctx: typer.Context, scorer: Scorer, inputs: Inputs, choice: OutputChoice) -> None:
+    """Score texts or pairs and write them; exits with 3 if something was rejected."""
+    from seqloss_cli.cli.run import Command, run
+    from seqloss_cli.cli.settings import requested
+    from seqloss_cli.display.terminal import HeatWriter, TableWriter
+    from seqloss_cli.metrics.words import CORRECTION_SOURCE
+    from seqloss_cli.results.schema.scores import score_rows
+    from seqloss_cli.scoring.tasks import score_task
+
+    asked = requested(ctx)
+    names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
+    described = {name: getattr(choice, name) for name in names} | asked.described()
+    if choice.word_correction:
+        asked = asked.with_word_boundaries(scorer.tokenization.word_boundary_ids())
+        described |= {"word_correction": True, "word_correction_source": CORRECTION_SOURCE}
+    task = score_task(scorer, choice.command, asked)
+    table = TableWriter if choice.heat is None else HeatWriter
+    command = Command(task, score_rows, table, asked.word_boundary_ids)
+    written = run(command, inputs, choice, described)
+    if written.exit_code:
+        raise typer.Exit(written.exit_code)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,9 +22,6 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-
-if TYPE_CHECKING:
-    from seqloss_cli.scoring.scorer import Scorer
 
 
 @record
@@ -78,49 +74,29 @@ def _score_to(
     """Score one model; returns how many inputs were rejected. A message that is in `said` is not
     repeated: most rejections are the same for every model."""
     from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.run import Inputs, write_all
     from seqloss_cli.cli.settings import load_scorer
+    from seqloss_cli.core.backend import Requested
     from seqloss_cli.inputs import ReadStats, read_inputs
+    from seqloss_cli.results.formats.json import JsonlWriter
+    from seqloss_cli.results.schema import RowOptions
+    from seqloss_cli.results.schema.scores import score_rows
+    from seqloss_cli.scoring.tasks import score_task
+
+    def say_once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            say(message)
 
     stats = ReadStats()
     say(f"scoring with {model}")
     scorer = load_scorer(context, model=model)
-    bar = ProgressBar(names)
-    with bar:
-        items = read_inputs(names, read_options(context), stats)
-        # Texts are kept only for a page: they can be larger than all else in the file.
-        with_texts = context.params.get("report") is not None
-        return _write(scorer, items, stats, path, bar, said, with_texts)
-
-
-def _write(
-    scorer: Scorer, items: Any, stats: Any, path: Path, bar: Any, said: set[str], text: bool
-) -> int:
-    from seqloss_cli.core.backend import Requested
-    from seqloss_cli.core.records import Rejected
-    from seqloss_cli.metrics.totals import Totals, totals_of
-    from seqloss_cli.results.formats.json import JsonlWriter
-    from seqloss_cli.results.schema.scores import score_rows
-    from seqloss_cli.results.writing.rows import RowOptions
-
-    tokenization = scorer.tokenization
-    options = RowOptions(tokenization.token_texts, tokenization.name_token, text=text)
-    totals, n_rejected = Totals(), 0
-    outcomes: Any = scorer.score(items, Requested(), bar.on_progress)
-    with path.open("wb") as sink, closing(outcomes):
+    inputs = Inputs(read_inputs(names, read_options(context), stats), stats, names, None)
+    task, tokens = score_task(scorer, "score", Requested()), scorer.tokenization
+    # Texts are kept only for a page: they can be larger than all else in the file.
+    with_texts = context.params.get("report") is not None
+    options = RowOptions(tokens.token_texts, tokens.name_token, task.run, text=with_texts)
+    with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))
-        writer.begin(scorer.run_info("score"))
-        for outcome in outcomes:
-            if isinstance(outcome, Rejected):
-                n_rejected += 1
-                writer.reject(outcome)
-                where = f"{outcome.source}:{outcome.line}" if outcome.line else outcome.source
-                message = f"rejected {where}: {outcome.message} ({outcome.reason})"
-                if message not in said:
-                    said.add(message)
-                    say(message)
-                continue
-            sums = totals_of(outcome)
-            totals += sums
-            writer.sequence(outcome, sums)
-        writer.end(totals, n_rejected, stats.n_empty_lines)
-    return n_rejected
+        written = write_all(task, inputs, task.run, writer, ProgressBar(names), tell=say_once)
+    return written.n_rejected

@@ -12,10 +12,15 @@ import typer
 from seqloss_cli.cli.commands import OtherSettings
 from seqloss_cli.cli.conflicts import refuse_conflicts
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.formats import BY_EXTENSION, Format, Level, require_possible
 from seqloss_cli.cli.options import given, is_from, is_typed
-from seqloss_cli.cli.output import OutputChoice
-from seqloss_cli.cli.resuming import require_resumable, settings_of_earlier
+from seqloss_cli.cli.output import (
+    TABLE,
+    OutputChoice,
+    require_possible,
+    require_resumable,
+    settings_of_earlier,
+)
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.views import heat_options
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import COLUMNS
@@ -29,8 +34,8 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.core.presentation import OutputSettings, ShowSettings
 from seqloss_cli.inputs import COMPRESSED
+from seqloss_cli.results.formats import FORMATS, LEVELS, Format
 from seqloss_cli.results.sinks import refuse_to_overwrite
 from seqloss_cli.scoring.scorer import Scorer
 
@@ -123,8 +128,11 @@ def output_choice(context: typer.Context) -> OutputChoice:
     values, output = context.params, given(context, OutputSettings)
     show = given(context, ShowSettings)
     format = format_choice(context, output)
-    refuse_conflicts(context, writes=format.value)
+    name = TABLE if format is None else format.name
+    refuse_conflicts(context, writes=name)
+    command = str(context.command.name)
     choice = OutputChoice(
+        command=command,
         format=format,
         path=output.output,
         force=output.force,
@@ -137,49 +145,45 @@ def output_choice(context: typer.Context) -> OutputChoice:
         summary=show.summary,
         strict=given(context, OtherSettings).strict,
         pmi=given(context, PairPolicy).pmi,
-        level=Level(output.level),
+        level=str(values.get("level") or LEVELS[command][0]),
         columns=tuple(column for column in COLUMNS if values.get(column.option)),
         resume=output.resume,
         word_correction=show.word_correction,
         regions=values.get("regions") is not None,
-        heat=heat_options(context, _no_heat(format)),
+        heat=heat_options(context, f"is for the terminal, and {name} is not" if format else None),
     )
     require_possible(choice, level_given=is_typed(context, "level"))
     if choice.resume:
         require_resumable(choice)
     elif choice.path is not None:
-        resumable = "resume" in values and choice.format is Format.jsonl
+        resumable = "resume" in values and format is not None and format.resumable
         refuse_to_overwrite(choice.path, choice.force, resumable)
     return choice
 
 
-def _no_heat(format: Format) -> str | None:
-    """Why texts cannot be coloured, if they cannot."""
-    return None if format is Format.table else f"is for the terminal, and {format.value} is not"
+def format_choice(context: typer.Context, settings: OutputSettings) -> Format | None:
+    """Return the format that --json, --jsonl or --format ask for, else the one of -o's extension.
 
-
-def format_choice(context: typer.Context, settings: OutputSettings) -> Format:
-    """The format that --json, --jsonl or --format ask for, else the one that the extension of -o
-    names, else show. What the command line says goes before a variable, and that before a file.
-
-    Raises UsageError when flags contradict each other or the extension says nothing.
+    None is for what a person is shown. The command line goes before a variable, and that before a
+    file. Raises UsageError when flags contradict each other or the extension says nothing.
     """
     output = settings.output
+    extensions = {each.extension: each for each in FORMATS.values() if each.has_extension}
     for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
         asked = {
-            Format(str(settings.format) if name == "format" else name)
+            str(settings.format) if name == "format" else name
             for name in ("json", "jsonl", "format")
             if getattr(settings, name) and is_from(context, name, level)
         }
         if len(asked) > 1:
             raise UsageError("choose one of --json, --jsonl and --format")
         if asked:
-            return asked.pop()
-        if is_from(context, "output", level) and output and output.suffix in BY_EXTENSION:
-            return BY_EXTENSION[output.suffix]
+            return FORMATS.get(asked.pop())
+        if is_from(context, "output", level) and output and output.suffix in extensions:
+            return extensions[output.suffix]
     if output is None:
-        return Format.table
+        return None
     raise UsageError(
-        f"-o {output}: its extension names no format; use {', '.join(BY_EXTENSION)}, or "
+        f"-o {output}: its extension names no format; use {', '.join(extensions)}, or "
         "say --json, --jsonl or --format"
     )

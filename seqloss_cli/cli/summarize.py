@@ -9,9 +9,9 @@ from seqloss_cli.cli import summary_output as s
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, STATISTICS, option, record
-from seqloss_cli.core.presentation import ShowSettings
 
 EXAMPLES = (
     "seqloss summarize results.jsonl",

@@ -11,9 +11,9 @@ import typer
 
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import SHOW, STATISTICS, option, record
-from seqloss_cli.core.presentation import OutputSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,7 +90,7 @@ def write_summary(
 ) -> None:
     """Write it to -o or stdout, as JSON or as the views for a person."""
     from seqloss_cli.analysis.json_summaries import summary_bytes
-    from seqloss_cli.cli.writers import console
+    from seqloss_cli.cli.output import console
     from seqloss_cli.results.sinks import open_sink
 
     path: Path | None = context.params["output"]

@@ -9,9 +9,9 @@ import typer
 
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_typed
+from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.presentation import ShowSettings
 
 if TYPE_CHECKING:
     from seqloss_cli.display.terminal import HeatOptions

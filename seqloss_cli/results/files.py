@@ -6,19 +6,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import orjson
-
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
-from seqloss_cli.inputs.streams import STDIN, bounded_lines, open_input
+from seqloss_cli.inputs.streams import STDIN, open_input
 from seqloss_cli.metrics.totals import from_units
+from seqloss_cli.results.formats import FORMATS, Format, Records
+from seqloss_cli.results.formats.json import NoResultsError
 from seqloss_cli.results.runs import run_differences
 from seqloss_cli.results.schema import RowKind
-from seqloss_cli.results.schema.scores import ResultRow, read_row
+from seqloss_cli.results.schema.scores import ResultRow, loss_kinds
 
-_PARQUET, _RUN_LINE = b"PAR1", b'{"type":"run"'
-_LONGEST_LINE = 1 << 30
 Run = Mapping[str, Any]
 Row = TypeVar("Row")
 
@@ -50,25 +48,6 @@ class ResultsOf(Generic[Row]):
 
 ResultsFile = ResultsOf[ResultRow]
 """What `score` or `cond` wrote."""
-
-
-def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, RowKind[ResultRow]]:
-    """Of `score` and `cond`: `top1` asks for the first of the alternatives, `whole` for texts
-    and all arrays, too."""
-    kind = RowKind(
-        lambda record, place: read_row(record, place, top1, whole),
-        "total_loss",
-        lambda row: None if row.totals.n_infinite else row.totals.loss_units,
-    )
-    return {"score": kind, "cond": kind}
-
-
-class NoResultsError(RowError):
-    """A whole JSON object where results were looked for, which another command may have written."""
-
-    def __init__(self, message: str, document: Run) -> None:
-        super().__init__("no_results", f"holds no results of seqloss: {message}")
-        self.document = document
 
 
 def open_results(name: str, top1: bool = False, whole: bool = False) -> ResultsFile:
@@ -186,67 +165,19 @@ def _require_same_run(file: ResultsOf[Any], line: int, record: Run) -> None:
         raise UsageError(f"{file.name}:{line} goes on with another run: {named}")
 
 
-# -- records of each format --------------------------------------------------------------------
+def _records(name: str) -> Records:
+    """Return the records of a file of any format that is read back."""
+    format = next((each for each in FORMATS.values() if _is_of(name, each)), FORMATS["jsonl"])
+    assert format.read is not None
+    return format.read(name)
 
 
-def _records(name: str) -> Iterator[tuple[int, Any]]:
-    """Line (of JSONL, else the count) and object, or the RowError that stands for it."""
-    if name != STDIN and _begins_with(name, _PARQUET):
-        from seqloss_cli.results.formats.parquet import read_parquet_rows
-
-        yield from enumerate(read_parquet_rows(name), start=1)
-        return
-    with open_input(name) as (stream, _):
-        number = 0
-        for number, raw in enumerate(bounded_lines(stream, _LONGEST_LINE), start=1):
-            if number == 1 and raw is not None and _is_document(raw):
-                yield from _of_document(raw + b"\n" + stream.read())
-                return
-            record = _parsed(raw)
-            yield number, record
-            if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:
-                yield number, _parsed(raw[at:])  # the next run's, behind a line that was torn off
-
-
-def _begins_with(name: str, magic: bytes) -> bool:
+def _is_of(name: str, format: Format) -> bool:
+    """Return whether a file begins as those of the format do; stdin can be read once only."""
+    if not format.magic or name == STDIN:
+        return False
     try:
         with open_input(name) as (stream, _):
-            return stream.read(len(magic)) == magic
+            return bool(stream.read(len(format.magic)) == format.magic)
     except RowError:
-        return False  # said where it is opened to be read
-
-
-def _parsed(raw: bytes | None) -> Any:
-    if raw is None:
-        return RowError("too_long", f"is longer than {_LONGEST_LINE} bytes")
-    if not raw.strip():
-        return RowError("empty_line", "is empty")
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return RowError("torn_row", "is no whole JSON object: cut off or damaged")
-    return record if isinstance(record, dict) else RowError("bad_row", "is no JSON object")
-
-
-def _is_document(first_line: bytes) -> bool:
-    return first_line.startswith(b'{"schema_version"') or first_line.strip() == b"{"  # jq's
-
-
-def _of_document(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """The records of `--json`, in the order of `--jsonl`."""
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        yield 1, RowError("torn_row", f"is no whole JSON document: {error}")
-        return
-    for name, kind in (("run", dict), ("sequences", list), ("rejected", list), ("totals", dict)):
-        if not isinstance(document.get(name), kind):
-            yield 1, NoResultsError(f"{name!r} is not there", document)
-            return
-    yield 1, {"type": "run", "schema_version": document.get("schema_version"), **document["run"]}
-    rows = [("sequence", row) for row in document["sequences"]]
-    rows += [("rejected", row) for row in document["rejected"]]
-    rows.append(("totals", document["totals"]))
-    for number, (type_, row) in enumerate(rows, start=2):
-        is_object = isinstance(row, dict)
-        yield number, {"type": type_, **row} if is_object else RowError("bad_row", "is no object")
+        return False  # reported where it is opened to be read

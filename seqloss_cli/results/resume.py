@@ -19,15 +19,11 @@ from typing import Any, Generic
 import orjson
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.records import Rejected, TokenSequence
-from seqloss_cli.metrics.totals import Sums
-from seqloss_cli.results.writing.pairs import sha256, texts_row
-from seqloss_cli.results.writing.rows import Row, identity_row, rejected_row
+from seqloss_cli.core.records import Rejected
+from seqloss_cli.results.schema import Entry, Row, Rows, Sums
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
-_FOUND_BY_SCORING = ("nan_loss",)
-"""Reasons for which a row is rejected that reading and tokenizing take."""
 _LONGEST_SHOWN = 60
 _PIECE = 1 << 20
 _MEND = "give the inputs of the first run, or --force to start anew"
@@ -150,30 +146,31 @@ def _pass_hole(stream: BufferedReader) -> bool:
 
 
 def ignore_checked() -> None:
-    """Nobody waits for it."""
+    """Do nothing: nobody waits for it."""
 
 
-class KeptRows(Generic[Sums]):
-    """The rows that are kept, met one by one as the inputs are read again."""
+class KeptRows(Generic[Sums, Entry]):
+    """The rows that are kept, checked one by one as the inputs are read again."""
 
     def __init__(
         self,
         file: PartialFile,
+        rows: Rows[Any, Sums, Entry],
         nothing: Sums,
-        sums_of: Callable[[Row, str], Sums],
         when_all_checked: Callable[[], None] = ignore_checked,
     ) -> None:
-        """`nothing` and `sums_of`: the sums of no row, and of one that was written, with its place
-        (file:line); they raise RowError for an invalid one. `when_all_checked` is called once the
-        last row was checked: until then the file may turn out to be of other inputs."""
+        """`nothing` are the sums of no row. `when_all_checked` is called after the last row: until
+        then the file may turn out to be of other inputs."""
         self.path, self.n_rows, self._when_all_checked = file.path, file.n_rows, when_all_checked
-        self.sums, self._sums_of = nothing, sums_of
+        self.sums, self._of = nothing, rows
         self.n_sequences = self.n_rejected = 0
         self._rows = _rows(file.path, file.n_rows)
 
-    def check(self, entry: TokenSequence | Rejected) -> None:
-        """The next input, not scored. Raises UsageError when it is not that of the next row, or
-        when that row's figures cannot be right."""
+    def check(self, entry: Entry) -> None:
+        """Take the next input, not scored, for that of the next row.
+
+        Raises UsageError when it is not, or when that row's figures are invalid.
+        """
         row = next(self._rows, None)
         if row is None:
             raise UsageError(
@@ -181,7 +178,7 @@ class KeptRows(Generic[Sums]):
                 f"first {_named(entry)}; {_MEND}"
             )
         place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"  # the run line is the first
-        for name, value in _expected(entry, row).items():
+        for name, value in self._of.expected(entry, row).items():
             if row.get(name) != value:
                 raise UsageError(
                     f"--resume: {place} belongs to another input than what is read now: {name} is "
@@ -191,13 +188,13 @@ class KeptRows(Generic[Sums]):
             self.n_rejected += 1
         else:
             self.n_sequences += 1
-            self.sums += self._checked_sums(row, place)
+            self.sums = self.sums + self._checked_sums(row, place, entry)
         if self.n_sequences + self.n_rejected == self.n_rows:
             self._when_all_checked()
 
-    def _checked_sums(self, row: Row, place: str) -> Sums:
+    def _checked_sums(self, row: Row, place: str, entry: Entry) -> Sums:
         try:
-            return self._sums_of(row, place)
+            return self._of.sums_of(row, place, entry)
         except RowError as error:
             raise UsageError(
                 f"--resume: {place} is damaged: {error}; delete that line and those after it to go "
@@ -220,38 +217,8 @@ def _rows(path: Path, n_rows: int) -> Iterator[Row]:
             yield orjson.loads(raw)
 
 
-def _expected(entry: TokenSequence | Rejected, row: Row) -> Row:
-    """What a row of this input holds; of what can be left out of rows, what this one has."""
-    if isinstance(entry, Rejected):
-        own = rejected_row(entry)
-        return {"type": "rejected"} | {k: own[k] for k in ("id", "source", "line", "reason")}
-    if row.get("reason") in _FOUND_BY_SCORING:
-        sample = entry.sample
-        return {"type": "rejected", "id": sample.id, "source": sample.source, "line": sample.line}
-    optional = _texts_and_ids(entry)
-    return {
-        "type": "sequence",
-        **identity_row(entry),
-        "n_tokens": entry.n_tokens,
-        "n_scored": int((entry.score_mask & entry.loss_mask)[1:].sum()),
-        **{name: value for name, value in optional.items() if name in row},
-    }
-
-
-def _texts_and_ids(entry: TokenSequence) -> Row:
-    pair = entry.sample.pair
-    return {
-        **texts_row(entry),
-        "response_sha256": None if pair is None else sha256(pair.response),
-        "n_response_tokens": int(entry.loss_mask.sum()),
-        "meta": entry.sample.meta,
-        "token_ids": entry.token_ids.tolist(),
-        "loss_mask": entry.loss_mask.astype(int).tolist(),
-    }
-
-
-def _named(entry: TokenSequence | Rejected) -> str:
-    """Where an input was read, and its id."""
+def _named(entry: Any) -> str:
+    """Return where an input was read, and its id."""
     item = entry if isinstance(entry, Rejected) else entry.sample
     where = item.source if item.line is None else f"{item.source}:{item.line}"
     return f"{where} (id {_shown(item.id)})"

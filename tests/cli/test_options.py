@@ -11,9 +11,9 @@ from seqloss_cli import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy, Usage
 from seqloss_cli.cli.conflicts import CONFLICTS
 from seqloss_cli.cli.inputs import ChoiceArguments
 from seqloss_cli.cli.main import app
+from seqloss_cli.cli.presentation import OutputSettings
 from seqloss_cli.core.options import Option, option_fields
 from seqloss_cli.core.policies import SpeedPolicy
-from seqloss_cli.core.presentation import OutputSettings
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 PARAMETERS = {name: {p.name: p for p in command.params} for name, command in COMMANDS.items()}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.schema.score_keys import totals_row
 from seqloss_cli.results.schema.scores import totals_of_row
-from seqloss_cli.results.writing.rows import totals_row
 
 RUN: dict[str, Any] = {
     "command": "score", "started_at": "2026-01-01T00:00:00+00:00", "model": "made",

@@ -1,19 +1,33 @@
-"""The formats of results for machines; each streams. Only rejected rows may wait for the end."""
+"""The formats of results for machines, a record each: how it is written and read, what it holds.
+
+A new format is a module here and an entry of `FORMATS`: choices, extensions and refusals follow.
+Nothing heavy is imported before a format is used: the command line reads the names when it starts.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+
+from seqloss_cli.core.extras import load_pyarrow
 
 if TYPE_CHECKING:
+    from seqloss_cli.core.columns import TokenColumn
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.core.run_record import RunInfo
+    from seqloss_cli.results.schema import Rows
 
 Result = TypeVar("Result", contravariant=True)
 Sums = TypeVar("Sums", contravariant=True)
+Records = Iterator[tuple[int, Any]]
+"""Line (of JSONL, else a count) and object of each record, or the RowError that stands for it."""
 
 
 class Writer(Protocol[Result, Sums]):
-    """`begin`, then `sequence` and `reject` in input order, then `end`.
+    """Takes `begin`, then `sequence` and `reject` in input order, then `end`.
 
     A `Result` comes with its own sums; `end` is given those of all.
     """
@@ -22,3 +36,200 @@ class Writer(Protocol[Result, Sums]):
     def sequence(self, result: Result, sums: Sums) -> None: ...
     def reject(self, rejected: Rejected) -> None: ...
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None: ...
+
+
+class Asked(Protocol):
+    """What is to be written, as far as not every format holds it."""
+
+    @property
+    def command(self) -> str: ...
+    @property
+    def path(self) -> Path | None: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def summary(self) -> bool: ...
+    @property
+    def tokens(self) -> bool: ...
+    @property
+    def words(self) -> bool: ...
+    @property
+    def word_correction(self) -> bool: ...
+    @property
+    def regions(self) -> bool: ...
+    @property
+    def context_lengths(self) -> bool: ...
+    @property
+    def columns(self) -> tuple[TokenColumn, ...]: ...
+
+
+def no_conflicts(asked: Asked) -> Iterator[str]:
+    """Yield nothing: the format holds whatever is asked for."""
+    yield from ()
+
+
+def nothing_missing() -> None:
+    """Return: the format needs no further package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of results, and what it can hold."""
+
+    name: str
+    """After --format, and as the extension of its files."""
+    write: Callable[[BinaryIO, Rows[Any, Any, Any], str], Writer[Any, Any]]
+    """A writer to a sink of the rows of a run, lines of a level."""
+    read: Callable[[str], Records] | None = None
+    """The records of a file that it wrote; None where it is not read back."""
+    magic: bytes = b""
+    """What its files begin with, where they are told by that."""
+    has_extension: bool = True
+    has_levels: bool = False
+    """A line is what --level says."""
+    holds_totals: bool = True
+    """The run and its totals are in it."""
+    resumable: bool = False
+    """Rows stand in lines, so that an interrupted run can go on after the last whole one."""
+    conflicts: Callable[[Asked], Iterator[str]] = no_conflicts
+    """Why it cannot hold what is asked for."""
+    require_package: Callable[[], object] = nothing_missing
+    """Raises UsageError when a package that it needs is not installed."""
+
+    @property
+    def extension(self) -> str:
+        """Return what its files' names end in, with the dot."""
+        return f".{self.name}"
+
+
+LEVELS: Mapping[str, tuple[str, ...]] = {
+    "score": ("sequence", "token", "word", "region"),
+    "cond": ("sequence", "token", "word", "region"),
+    "rank": ("choice", "token"),
+    "diverge": ("sequence", "token"),
+    "mask": ("sequence", "token"),
+}
+"""Command to what a line of its formats with levels can be, the default first."""
+
+
+def _write_json(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
+    from seqloss_cli.results.formats.json import JsonWriter
+
+    return JsonWriter(sink, rows)
+
+
+def _write_jsonl(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
+    from seqloss_cli.results.formats.json import JsonlWriter
+
+    return JsonlWriter(sink, rows)
+
+
+def _read_json(name: str) -> Records:
+    from seqloss_cli.results.formats.json import read_json
+
+    return read_json(name)
+
+
+def _write_openai(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
+    from seqloss_cli.results.formats.openai import OpenAIWriter
+
+    return OpenAIWriter(sink, rows)
+
+
+def _openai_conflicts(asked: Asked) -> Iterator[str]:
+    if asked.command not in ("score", "cond"):
+        yield f"--format openai is made of losses; {asked.command} writes --json or --jsonl"
+    if not asked.tokens:
+        yield "--format openai is made of tokens; leave --no-tokens out"
+    for flag, is_asked in (("--regions", asked.regions), ("--words", asked.words)):
+        if is_asked:
+            yield f"--format openai has no place for {flag}; --json has"
+
+
+def _write_parquet(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
+    from seqloss_cli.results.formats.parquet import ParquetWriter
+
+    return ParquetWriter(sink, rows)
+
+
+def _read_parquet(name: str) -> Records:
+    from seqloss_cli.results.formats.parquet import read_parquet_rows
+
+    return enumerate(read_parquet_rows(name), start=1)
+
+
+def _parquet_conflicts(asked: Asked) -> Iterator[str]:
+    if asked.path is None:
+        yield "--format parquet is no text: it needs -o FILE"
+
+
+def _write_lines(
+    delimiter: str, sink: BinaryIO, rows: Rows[Any, Any, Any], level: str
+) -> Writer[Any, Any]:
+    from seqloss_cli.results.formats.delimited import LineWriter
+
+    return LineWriter(sink, rows, level, delimiter)
+
+
+def _line_conflicts(name: str, asked: Asked) -> Iterator[str]:
+    """Yield why lines of one kind cannot hold what is asked for."""
+    levels = LEVELS[asked.command]
+    if asked.summary:
+        yield f"{name} has lines of inputs and no totals; --summary goes with --json"
+    for column in asked.columns:
+        if not column.csv:
+            yield f"{name} has no place for {column.flag}; --jsonl has"
+    if asked.level not in levels:
+        known = " or a ".join(levels)
+        yield f"a line of {asked.command} is a {known}: --level {asked.level} is not"
+    if asked.regions != (asked.level == "region"):
+        yield f"--regions and --level region go together in {name}: give both or none"
+    if asked.level == "word" and not asked.words:
+        yield "--level word is made of words: give --words, too"
+    in_region = asked.level == "region" and asked.word_correction
+    if asked.words and asked.level != "word" and not in_region:
+        yield (
+            f"{name} has no place for --words at this level: give --level word (or --level region "
+            "with --word-correction), or --jsonl"
+        )
+    if asked.level == "token":
+        if not asked.tokens:
+            mend = "give --tokens" if asked.command == "rank" else "leave --no-tokens out"
+            yield f"--level token is made of tokens; {mend}"
+        return
+    flags = [column.flag for column in asked.columns]
+    flags += ["--context-lengths"] * asked.context_lengths
+    flags += ["--tokens"] * (asked.command == "rank" and asked.tokens)
+    for flag in flags:
+        yield f"{name} has a place for {flag} with --level token only"
+
+
+def _lines(name: str, delimiter: str) -> Format:
+    return Format(
+        name,
+        partial(_write_lines, delimiter),
+        has_levels=True,
+        holds_totals=False,
+        conflicts=partial(_line_conflicts, name),
+    )
+
+
+FORMATS: Mapping[str, Format] = {
+    format.name: format
+    for format in (
+        Format("json", _write_json, _read_json),
+        Format("jsonl", _write_jsonl, _read_json, resumable=True),
+        Format("openai", _write_openai, has_extension=False, conflicts=_openai_conflicts),
+        Format(
+            "parquet",
+            _write_parquet,
+            _read_parquet,
+            magic=b"PAR1",
+            conflicts=_parquet_conflicts,
+            require_package=load_pyarrow,
+        ),
+        _lines("csv", ","),
+        _lines("tsv", "\t"),
+    )
+}
+"""Name to format, in the order in which help and messages name them."""

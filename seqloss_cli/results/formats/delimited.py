@@ -1,5 +1,4 @@
-"""CSV and TSV for spreadsheets and data frames: a header, then a line for each input, token, word
-or region.
+"""CSV and TSV for spreadsheets and data frames: a header, then a line for each input or its parts.
 
 Neither the run nor the totals are in them, nor what is nested. UTF-8, lines end with a line feed,
 unknown cells are empty, floats read back as the same float64. Texts that a spreadsheet would take
@@ -10,212 +9,87 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Generic
 
-from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.metrics.words import region_losses, word_losses
-from seqloss_cli.results.formats.json import json_bytes
-from seqloss_cli.results.writing.columns import Kind, columns_of
-from seqloss_cli.results.writing.rows import (
+from seqloss_cli.results.schema import (
+    ABSENT,
+    REJECTED,
+    Cell,
+    Key,
+    Result,
     Row,
-    RowOptions,
-    numbers_or_null,
-    region_rows,
+    Rows,
+    Sums,
     rejected_row,
-    sequence_row,
+    row_of,
 )
 
-Cell = str | int | float | None
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ROW_END = "\r\n"  # so that the csv module quotes texts that hold either of the two
-_APART = ("n_scored", "loss", "mean_loss", "log_prob_y_given_x")
-_ENDS = ("start", "end", "reason")
-_CELLS = (Kind.text, Kind.whole, Kind.real)
 
 
-class SequenceLines:
-    """A line for each input: counts, sums and rates."""
+class LineWriter(Generic[Result, Sums]):
+    """Writes a line for each input, or each part of it; a rejected one gets its reason."""
 
-    def __init__(self, sink: BinaryIO, options: RowOptions, delimiter: str) -> None:
+    def __init__(
+        self, sink: BinaryIO, rows: Rows[Result, Sums, Any], level: str, delimiter: str
+    ) -> None:
+        """`level` is one of `rows.levels`; any other makes a line of each row."""
+        self._view, self._parts = rows.view, rows.levels.get(level)
         self._lines = _Lines(sink, delimiter)
-        self._options = replace(options, tokens=False, words=False, regions=False)
+        self._keys = [key for key in rows.keys if key.row_cells()]
+        self._ends = [*self._keys, *REJECTED]
+        self._names = [key.name + suffix for key in self._ends for suffix in key.row_cells()]
+        if self._parts is not None:
+            self._keys = [key for key in rows.keys if key.name in ("id", "line")]
+            self._names = ["id", "line", *(key.name for key in self._parts), "reason"]
 
     def begin(self, run: RunInfo) -> None:
-        self._names = [
-            name
-            for column, kind in columns_of(self._options, run).items()
-            for name in _names_of(column, kind)
-        ]
+        """Write the header."""
         self._lines.write([self._names])
 
-    def sequence(self, result: SequenceScore, sums: Totals) -> None:
-        self._write(sequence_row(result, sums, self._options))
+    def sequence(self, result: Result, sums: Sums) -> None:
+        """Write the lines of a result."""
+        view = self._view(result, sums)
+        row = row_of(self._keys, view)
+        if self._parts is None:
+            self._lines.write([self._cells(row)])
+        else:
+            self._lines.write(_part_lines((row["id"], row["line"]), self._parts, view))
 
     def reject(self, rejected: Rejected) -> None:
-        self._write(rejected_row(rejected))
-
-    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        """The totals are no line."""
-
-    def _write(self, row: Row) -> None:
-        self._lines.write([[_cell_of(row, name) for name in self._names]])
-
-
-class TokenLines:
-    """A line for each token; a rejected input has one with its reason."""
-
-    def __init__(self, sink: BinaryIO, options: RowOptions, delimiter: str) -> None:
-        self._lines = _Lines(sink, delimiter)
-        self._options = options
-
-    def begin(self, run: RunInfo) -> None:
-        asked = self._options
-        self._names = ["id", "line", "position", "token_id", "token"]
-        self._names += ["part"] * (run.pairs is not None)
-        self._names += ["loss", "scored", "loss_mask", "start", "end"]
-        self._names += [column.csv for column in cell_columns(asked.columns)]
-        self._names += ["context_length"] * asked.context_lengths + ["reason"]
-        self._lines.write([self._names])
-
-    def sequence(self, result: SequenceScore, sums: Totals) -> None:
-        known = _token_cells(result, self._options)
-        nothing: list[Cell] = [None] * result.sequence.n_tokens
-        self._lines.write(zip(*(known.get(name, nothing) for name in self._names), strict=True))
-
-    def reject(self, rejected: Rejected) -> None:
+        """Write a line with the reason."""
         row = rejected_row(rejected)
-        self._lines.write([[row.get(name) for name in self._names]])
+        whole = self._parts is None
+        self._lines.write([self._cells(row) if whole else [row.get(n) for n in self._names]])
 
-    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        """The totals are no line."""
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        """Write nothing: the totals are no line."""
 
-
-class _PartLines(ABC):
-    """A line for each part of a text; a rejected input has one with its reason."""
-
-    def __init__(self, sink: BinaryIO, options: RowOptions, delimiter: str) -> None:
-        self._lines, self._options = _Lines(sink, delimiter), options
-        self._names = self._columns()
-
-    def begin(self, run: RunInfo) -> None:
-        self._lines.write([self._names])
-
-    def sequence(self, result: SequenceScore, sums: Totals) -> None:
-        sample = result.sequence.sample
-        for row in self._rows(result):
-            row |= {"id": sample.id, "line": sample.line, "bits": _bits(row["loss"])}
-            self._write(row)
-
-    def reject(self, rejected: Rejected) -> None:
-        self._write(rejected_row(rejected))
-
-    def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:  # noqa: B027
-        """The totals are no line."""
-
-    def _write(self, row: Row) -> None:
-        self._lines.write([[row.get(name) for name in self._names]])
-
-    @abstractmethod
-    def _columns(self) -> list[str]: ...
-
-    @abstractmethod
-    def _rows(self, score: SequenceScore) -> Iterator[Row]: ...
+    def _cells(self, row: Row) -> list[Cell]:
+        values = [(row.get(key.name), key.row_cells().values()) for key in self._ends]
+        return [None if value is None else cell(value) for value, cells in values for cell in cells]
 
 
-class WordLines(_PartLines):
-    """A line for each word; `start` and `end` in bytes. An input without a text has a bare one."""
+def _part_lines(
+    head: tuple[Cell, Cell], parts: Sequence[Key], view: Any
+) -> Iterator[Sequence[Cell]]:
+    """Yield a line for each part, or a bare one where the first column is None: no parts are known.
 
-    def _columns(self) -> list[str]:
-        corrected = ["corrected_loss"] * (self._options.marks is not None)
-        return ["id", "line", "position", "word", "loss", "bits", *corrected, *_ENDS]
-
-    def _rows(self, score: SequenceScore) -> Iterator[Row]:
-        found = word_losses(score, self._options.marks)
-        if found is None:
-            yield {"loss": None}
-            return
-        for n, (start, end) in enumerate(found.byte_offsets.tolist()):
-            row: Row = {"position": n, "word": found.words[n], "loss": found.losses[n]}
-            if found.corrected is not None:
-                row["corrected_loss"] = found.corrected[n]
-            yield row | {"start": start, "end": end}
-
-
-class RegionLines(_PartLines):
-    """A line for each region; `start` and `end` in characters."""
-
-    def _columns(self) -> list[str]:
-        names = ["id", "line", "item", "condition", "region", "name"]
-        names += ["text"] * self._options.text + ["n_tokens", "loss", "bits", "mean_loss"]
-        names += ["corrected_loss"] * (self._options.marks is not None)
-        return [*names, "shared", *_ENDS]
-
-    def _rows(self, score: SequenceScore) -> Iterator[Row]:
-        found, asked = region_losses(score, self._options.marks), score.sequence.sample.regions
-        assert found is not None
-        assert asked is not None
-        for n, row in enumerate(region_rows(found, self._options.text)):
-            row |= {"item": asked.item, "condition": asked.condition, "region": n + 1}
-            yield row | {"shared": int(found.shared[n])}
-
-
-def _bits(nats: float | None) -> float | None:
-    return None if nats is None else nats / math.log(2)
-
-
-def _names_of(column: str, kind: Kind) -> Iterator[str]:
-    """The columns that one of JSON becomes; none for what no cell can hold."""
-    if column == "separate":
-        yield from (f"separate.{name}" for name in _APART)
-    elif column != "type" and (kind in _CELLS or column in ("flags", "meta")):
-        yield column
-
-
-def _cell_of(row: Row, name: str) -> Cell:
-    parent, _, child = name.partition(".")
-    value: Any = row.get(parent)
-    if value is not None and child:
-        value = value[child]
-    elif value is not None and name == "flags":
-        value = ";".join(_flag(*flag) for flag in value.items())
-    elif value is not None and name == "meta":
-        value = json_bytes(value).decode()
-    cell: Cell = value  # _names_of leaves no others
-    return cell
-
-
-def _flag(name: str, value: int | bool) -> str:
-    return name if value is True else f"{name}={value}"
-
-
-def _token_cells(score: SequenceScore, options: RowOptions) -> Mapping[str, Sequence[Cell]]:
-    """Of each column what stands in it for each token; empty where nothing was scored."""
-    sequence, n = score.sequence, score.sequence.n_tokens
-    cells: dict[str, Sequence[Cell]] = {
-        "id": [sequence.sample.id] * n,
-        "line": [sequence.sample.line] * n,
-        "position": range(n),
-        "token_id": sequence.token_ids.tolist(),
-        "token": options.token_texts(sequence),
-        "part": ["y" if counts else "x" for counts in sequence.loss_mask],
-        "loss": numbers_or_null(score.losses, score.scored),
-        "scored": score.scored.astype(int).tolist(),
-        "loss_mask": sequence.loss_mask.astype(int).tolist(),
-    }
-    if (offsets := sequence.byte_offsets) is not None:
-        cells |= {"start": offsets[:-1].tolist(), "end": offsets[1:].tolist()}
-    cells["context_length"] = numbers_or_null(score.context_lengths, score.scored)
-    for column in cell_columns(options.columns):
-        cells[column.csv] = numbers_or_null(score.columns[column.name], score.scored)
-    return cells
+    A column that is not known is empty in all lines.
+    """
+    first, *others = (key.value(view) for key in parts)
+    if first is None:
+        yield (*head, *[None] * (len(parts) + 1))
+        return
+    nothing = [None] * len(first)
+    columns = [first, *(nothing if each is None or each is ABSENT else each for each in others)]
+    for cells in zip(*columns, strict=True):
+        yield (*head, *cells, None)
 
 
 class _Lines:

@@ -1,57 +1,46 @@
-"""The document formats. Each writer streams: nothing but rejected rows waits for the end."""
+"""JSON and JSONL, written and read back.
+
+Each writer streams: nothing but rejected rows waits for the end.
+"""
 
 from __future__ import annotations
 
-import re
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, BinaryIO, Generic
 
 import orjson
 
+from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import Result, RowMakers, Sums
-from seqloss_cli.results.writing.rows import (
-    rejected_row,
-)
+from seqloss_cli.inputs.streams import bounded_lines, open_input
+from seqloss_cli.results.schema import Result, Rows, Sums, json_bytes, rejected_row
 
 _SPOOLED_IN_MEMORY = 1 << 20
-_TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line separators
-    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
-
-
-def json_bytes(value: Any) -> bytes:
-    """Compact UTF-8; floats in the shortest form that reads back as the same float64.
-
-    Characters that a terminal would act on are escaped: JSON itself only asks for those below
-    U+0020.
-    """
-    raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    if raw.isascii() and b"\x7f" not in raw:
-        return raw
-    return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
+_RUN_LINE = b'{"type":"run"'
+_LONGEST_LINE = 1 << 30
 
 
 class JsonlWriter(Generic[Result, Sums]):
     """A line `run`, a line for each input as soon as it is ready, a line `totals`."""
 
-    def __init__(self, sink: BinaryIO, rows: RowMakers[Result, Sums]) -> None:
+    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
         self._sink, self._rows = sink, rows
 
     def begin(self, run: RunInfo) -> None:
         self._line("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
 
     def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._rows.summary:
-            self._line("sequence", self._rows.of_sequence(result, sums))
+        if not self._rows.options.summary:
+            self._line("sequence", self._rows.row(result, sums))
 
     def reject(self, rejected: Rejected) -> None:
         self._line("rejected", rejected_row(rejected))
 
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
-        self._line("totals", self._rows.of_totals(sums, n_rejected, n_empty_lines))
+        self._line("totals", self._rows.totals(sums, n_rejected, n_empty_lines))
 
     def _line(self, kind: str, fields: dict[str, Any]) -> None:
         self._sink.write(json_bytes({"type": kind, **fields}) + b"\n")
@@ -85,7 +74,7 @@ class Document:
 class JsonWriter(Document, Generic[Result, Sums]):
     """`{"schema_version", "run", "sequences", "rejected", "totals"}`."""
 
-    def __init__(self, sink: BinaryIO, rows: RowMakers[Result, Sums]) -> None:
+    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
         super().__init__(sink)
         self._rows = rows
 
@@ -96,11 +85,72 @@ class JsonWriter(Document, Generic[Result, Sums]):
         )
 
     def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._rows.summary:
-            self._element(self._rows.of_sequence(result, sums))
+        if not self._rows.options.summary:
+            self._element(self._rows.row(result, sums))
 
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
         self._sink.write(b'],\n"rejected":[')
         self._write_rejected()
-        closing = json_bytes(self._rows.of_totals(sums, n_rejected, n_empty_lines))
+        closing = json_bytes(self._rows.totals(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"totals":' + closing + b"}\n")
+
+
+class NoResultsError(RowError):
+    """A whole JSON object where results were looked for, which another command may have written."""
+
+    def __init__(self, message: str, document: Mapping[str, Any]) -> None:
+        super().__init__("no_results", f"holds no results of seqloss: {message}")
+        self.document = document
+
+
+def read_json(name: str) -> Iterator[tuple[int, Any]]:
+    """Yield line (of JSONL, else a count) and object, or the RowError that stands for it.
+
+    A document of `--json` is told by its first line, and gives the records in the order of JSONL.
+    """
+    with open_input(name) as (stream, _):
+        number = 0
+        for number, raw in enumerate(bounded_lines(stream, _LONGEST_LINE), start=1):
+            if number == 1 and raw is not None and _is_document(raw):
+                yield from _of_document(raw + b"\n" + stream.read())
+                return
+            record = _parsed(raw)
+            yield number, record
+            if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:
+                yield number, _parsed(raw[at:])  # the next run's, behind a line that was torn off
+
+
+def _parsed(raw: bytes | None) -> Any:
+    if raw is None:
+        return RowError("too_long", f"is longer than {_LONGEST_LINE} bytes")
+    if not raw.strip():
+        return RowError("empty_line", "is empty")
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return RowError("torn_row", "is no whole JSON object: cut off or damaged")
+    return record if isinstance(record, dict) else RowError("bad_row", "is no JSON object")
+
+
+def _is_document(first_line: bytes) -> bool:
+    return first_line.startswith(b'{"schema_version"') or first_line.strip() == b"{"  # jq's
+
+
+def _of_document(raw: bytes) -> Iterator[tuple[int, Any]]:
+    """The records of `--json`, in the order of `--jsonl`."""
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        yield 1, RowError("torn_row", f"is no whole JSON document: {error}")
+        return
+    for name, kind in (("run", dict), ("sequences", list), ("rejected", list), ("totals", dict)):
+        if not isinstance(document.get(name), kind):
+            yield 1, NoResultsError(f"{name!r} is not there", document)
+            return
+    yield 1, {"type": "run", "schema_version": document.get("schema_version"), **document["run"]}
+    rows = [("sequence", row) for row in document["sequences"]]
+    rows += [("rejected", row) for row in document["rejected"]]
+    rows.append(("totals", document["totals"]))
+    for number, (type_, row) in enumerate(rows, start=2):
+        is_object = isinstance(row, dict)
+        yield number, {"type": type_, **row} if is_object else RowError("bad_row", "is no object")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.formats.json import Document, json_bytes
-from seqloss_cli.results.writing.rows import RowOptions, numbers_or_null, top_log_probs, totals_row
+from seqloss_cli.results.formats.json import Document
+from seqloss_cli.results.schema import Rows, json_bytes, numbers_or_null
+from seqloss_cli.results.schema.score_keys import top_log_probs
 
 
 class OpenAIWriter(Document):
@@ -20,9 +21,9 @@ class OpenAIWriter(Document):
     asked for it. `seqloss` holds the run, rejected inputs and totals.
     """
 
-    def __init__(self, sink: BinaryIO, options: RowOptions) -> None:
+    def __init__(self, sink: BinaryIO, rows: Rows[SequenceScore, Totals, Any]) -> None:
         super().__init__(sink)
-        self._options = options
+        self._options, self._totals = rows.options, rows.totals
 
     def begin(self, run: RunInfo) -> None:
         self._run, self._index = json_bytes(asdict(run)), 0
@@ -56,7 +57,7 @@ class OpenAIWriter(Document):
         self._element(choice)
 
     def end(self, sums: Totals, n_rejected: int, n_empty_lines: int) -> None:
-        closing = json_bytes(totals_row(sums, n_rejected, n_empty_lines))
+        closing = json_bytes(self._totals(sums, n_rejected, n_empty_lines))
         self._sink.write(b'],\n"seqloss":{"run":' + self._run + b',"rejected":[')
         self._write_rejected()
         self._sink.write(b'],"totals":' + closing + b"}}\n")

@@ -20,10 +20,17 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.extras import load_pyarrow
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.formats.json import json_bytes
-from seqloss_cli.results.schema import Result, RowMakers, Sums
-from seqloss_cli.results.writing.columns import Columns, Kind, columns_of
-from seqloss_cli.results.writing.rows import Row, RowOptions, rejected_row
+from seqloss_cli.results.schema import (
+    REJECTED,
+    Key,
+    Kind,
+    Result,
+    Row,
+    Rows,
+    Sums,
+    json_bytes,
+    rejected_row,
+)
 
 MOST_ROWS = 4096
 MOST_WEIGHT = 1 << 21
@@ -33,56 +40,57 @@ MOST_WEIGHT = 1 << 21
 class ParquetWriter(Generic[Result, Sums]):
     """A row group whenever enough rows have come; the file can be read once `end` has been."""
 
-    def __init__(
-        self, sink: BinaryIO, makers: RowMakers[Result, Sums], options: RowOptions
-    ) -> None:
-        self._sink, self._makers, self._options = sink, makers, options
+    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
+        self._sink, self._rows = sink, rows
         self._arrow = load_pyarrow()
-        self._rows: list[Row] = []
+        self._waiting: list[Row] = []
         self._weight = 0
 
     def begin(self, run: RunInfo) -> None:
         self._run = json_bytes({"schema_version": SCHEMA_VERSION, **asdict(run)})
-        self._columns = columns_of(self._options, run)
+        keys = (Key("type", Kind.text, str), *self._rows.keys, *REJECTED)
+        self._columns = {key.name: key.kind for key in keys}
         self._schema = _schema(self._arrow, self._columns)
         self._file = self._arrow.parquet.ParquetWriter(
             _Sink(self._sink), self._schema, compression="zstd"
         )
 
     def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._makers.summary:
-            self._take({"type": "sequence", **self._makers.of_sequence(result, sums)})
+        if not self._rows.options.summary:
+            self._take({"type": "sequence", **self._rows.row(result, sums)})
 
     def reject(self, rejected: Rejected) -> None:
         self._take({"type": "rejected", **rejected_row(rejected)})
 
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
         self._write_group()
-        totals = json_bytes(self._makers.of_totals(sums, n_rejected, n_empty_lines))
+        totals = json_bytes(self._rows.totals(sums, n_rejected, n_empty_lines))
         self._file.add_key_value_metadata({"seqloss.run": self._run, "seqloss.totals": totals})
         self._file.close()
 
     def _take(self, row: Row) -> None:
         cells = {name: _cell(value, self._columns[name]) for name, value in row.items()}
         weight = sum(len(value) for value in cells.values() if isinstance(value, str | list))
-        if self._rows and (len(self._rows) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT):
+        if self._waiting and (
+            len(self._waiting) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT
+        ):
             self._write_group()
         cells["null_keys"] = [name for name, value in row.items() if value is None]
-        self._rows.append(cells)
+        self._waiting.append(cells)
         self._weight += weight
 
     def _write_group(self) -> None:
-        if self._rows:
-            table = self._arrow.Table.from_pylist(self._rows, schema=self._schema)
-            self._file.write_table(table, row_group_size=len(self._rows))
-        self._rows, self._weight = [], 0
+        if self._waiting:
+            table = self._arrow.Table.from_pylist(self._waiting, schema=self._schema)
+            self._file.write_table(table, row_group_size=len(self._waiting))
+        self._waiting, self._weight = [], 0
 
 
 def _cell(value: Any, kind: Kind) -> Any:
     return value if value is None or kind is not Kind.nested else json_bytes(value).decode()
 
 
-def _schema(arrow: Any, columns: Columns) -> Any:
+def _schema(arrow: Any, columns: dict[str, Kind]) -> Any:
     types = {
         Kind.text: arrow.string(),
         Kind.whole: arrow.int64(),
@@ -91,6 +99,7 @@ def _schema(arrow: Any, columns: Columns) -> Any:
         Kind.texts: arrow.list_(arrow.string()),
         Kind.wholes: arrow.list_(arrow.int64()),
         Kind.reals: arrow.list_(arrow.float64()),
+        Kind.bools: arrow.list_(arrow.bool_()),
         Kind.spans: arrow.list_(arrow.list_(arrow.int64())),
     }
     fields = [

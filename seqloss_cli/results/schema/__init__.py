@@ -1,55 +1,319 @@
-"""Fields of a row that is read back: of their kinds, and no larger than they can be."""
+"""What rows hold: every key declared once, for writing, for fixed headers and for reading back.
+
+The keys of a command's rows stand in a module of their own, in the order of the JSON objects. The
+columns of Parquet and CSV are the keys that a row of the run can have, and what is read back is
+checked against the same declarations. A key that is not declared cannot be written.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from operator import itemgetter
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from seqloss_cli.core.backend import WordBoundaryIds
+from seqloss_cli.core.columns import TokenColumn
 from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Bools, Rejected, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 
 Fields = Mapping[str, Any]
+"""A row that was read."""
 Row = dict[str, Any]
-Result = TypeVar("Result", contravariant=True)
-Sums = TypeVar("Sums", contravariant=True)
+"""A row that is written: a JSON object."""
+Cell = str | int | float | bool | None
+Result = TypeVar("Result")
+Sums = TypeVar("Sums", bound="Summable")
+Entry = TypeVar("Entry")
+"""An input that was read again, as far as it is told without scoring."""
 ReadRow = TypeVar("ReadRow")
 ROUNDING = 1e-9
 LARGEST, _MOST = 1e300, 1 << 53
 """What a sum or a count of a row stays below, so that those of many rows can be written."""
-_ARRAYS = ("token_ids", "tokens", "token_losses", "loss_mask")
-_KINDS: Mapping[str, Any] = {
-    "id": str,
-    "source": str | None,
-    "line": int | None,
-    "text_sha256": str | None,
-    "response_sha256": str | None,
-    "ids_sha256": str | None,
-    "meta": dict | None,
-    "inf_losses": list | None,
+ABSENT: Any = object()
+"""The value of a key that a row does not have."""
+
+
+class Summable(Protocol):
+    """Sums of one set of inputs; `+` joins two sets."""
+
+    def __add__(self, other: Self, /) -> Self:
+        """Return the sums of both."""
+
+
+class Kind(StrEnum):
+    """What the values of a key are; null beside these."""
+
+    text = "text"
+    whole = "whole"
+    real = "real"
+    nested = "nested"
+    """Anything that JSON can say."""
+    texts = "texts"
+    wholes = "wholes"
+    reals = "reals"
+    bools = "bools"
+    spans = "spans"
+    """Pairs of whole numbers."""
+
+
+_TYPES: Mapping[Kind, type] = {
+    Kind.text: str,
+    Kind.whole: int,
+    Kind.nested: dict,
+    Kind.wholes: list,
 }
 
 
-def check_identity(row: Fields) -> None:
-    for name, kinds in _KINDS.items():
-        if not isinstance(row.get(name), kinds):
-            raise RowError("wrong_type", f"field {name!r} cannot be {row.get(name)!r:.40}")
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What the rows of a run hold beside their sums."""
+
+    token_texts: Callable[[TokenSequence], list[str]]
+    name_token: Callable[[int], str]
+    run: RunInfo
+    text: bool = True
+    tokens: bool = True
+    """The per-token arrays."""
+    summary: bool = False
+    """No sequences at all: totals and rejected rows only."""
+    words: bool = False
+    marks: WordBoundaryIds | None = None
+    """With `words`: corrected losses, too."""
+    regions: bool = False
+    context_lengths: bool = False
+    pmi: bool = False
+    columns: tuple[TokenColumn, ...] = ()
+    """The quantities of each token that were asked for."""
+
+    @property
+    def pairs(self) -> bool:
+        """The inputs are pairs or chats."""
+        return self.run.pairs is not None
 
 
-def check_arrays(row: Fields, n: int) -> None:
-    """Arrays that are there are as long as the row has tokens."""
-    for name, length in {**dict.fromkeys(_ARRAYS, n), "byte_offsets": n + 1}.items():
-        if (array := row.get(name)) is not None and not isinstance(array, list):
-            raise RowError("wrong_type", f"field {name!r} is no array")
-        if array is not None and len(array) != length:
-            raise RowError("wrong_length", f"{name} is not as long as n_tokens {n} says")
-    for name in ("token_ids", "loss_mask", "byte_offsets", "inf_losses"):
-        if not all(isinstance(value, int) and value >= 0 for value in row.get(name) or ()):
-            raise RowError("wrong_type", f"field {name!r} holds what is no count")
-    if not all(isinstance(value, str) for value in row.get("tokens") or ()):
-        raise RowError("wrong_type", "field 'tokens' holds what is no text")
-    if any(place >= n for place in row.get("inf_losses") or ()):
-        raise RowError("wrong_length", f"inf_losses names a token beyond n_tokens {n}")
+When = Callable[[RowOptions], Any]
+
+
+def always(options: RowOptions) -> bool:
+    """Return true: rows of every run can have the key."""
+    return True
+
+
+def with_text(options: RowOptions) -> bool:
+    """Return whether rows hold texts."""
+    return options.text
+
+
+def with_tokens(options: RowOptions) -> bool:
+    """Return whether rows hold arrays of their tokens."""
+    return options.tokens
+
+
+Cells = Mapping[str, Callable[[Any], Cell]]
+"""What follows a key's name in the name of a CSV column, to the cell made of the key's value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a row: its name, its kind, and its value from a view of one result."""
+
+    name: str
+    kind: Kind
+    value: Callable[[Any], Any]
+    when: When = always
+    """Whether rows of a run can have it."""
+    cells: Cells = field(default_factory=dict)
+    """Its columns where a line of CSV is a row; of plain kinds that is one of the same name."""
+    checked: bool = False
+    """Its type is checked when a row is read back."""
+    length: int | None = None
+    """Of an array that is checked when it is read back: how much longer it is than `n_tokens`."""
+    bulky: bool = False
+    """Dropped when a row is read back, unless all is asked for: rows wait in memory."""
+
+    def row_cells(self) -> Cells:
+        """Return the columns of CSV that hold it; none for what no cell can hold."""
+        if self.cells or self.kind not in (Kind.text, Kind.whole, Kind.real):
+            return self.cells
+        return {"": _itself}
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def children(*names: str) -> Cells:
+    """Return cells for the values of an object, each in a column `key.name`."""
+    return {f".{name}": itemgetter(name) for name in names}
+
+
+def as_column(key: Key, name: str) -> Key:
+    """Return an array's key under the name that it has where a line is one of its entries."""
+    return replace(key, name=name)
+
+
+def row_of(keys: Iterable[Key], view: Any) -> Row:
+    """Return the row of one result, without the keys that it does not have."""
+    found = ((key.name, key.value(view)) for key in keys)
+    return {name: value for name, value in found if value is not ABSENT}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[Result, Sums, Entry]):
+    """The rows of one run: how they are written, and how those of an earlier run are taken back."""
+
+    options: RowOptions
+    keys: tuple[Key, ...]
+    """Those that a row of this run can have."""
+    levels: Mapping[str, tuple[Key, ...]]
+    """What a line of CSV can be, if not a row, to its columns: arrays of one length each."""
+    view: Callable[[Result, Sums], Any]
+    totals: Callable[[Sums, int, int], Row]
+    """Of the sums, and the numbers of rejected inputs and empty lines."""
+    expected: Callable[[Entry, Fields], Fields]
+    """Of an input that was read again and its row: what the row must hold."""
+    sums_of: Callable[[Fields, str, Entry], Sums]
+    """The sums of a row that was read back, with its file:line; RowError for an invalid one."""
+
+    def row(self, result: Result, sums: Sums) -> Row:
+        """Return the JSON object of a result; `sums` are its own."""
+        return row_of(self.keys, self.view(result, sums))
+
+
+def possible(options: RowOptions, keys: Iterable[Key]) -> tuple[Key, ...]:
+    """Return the keys that rows of this run can have."""
+    return tuple(key for key in keys if key.when(options))
+
+
+@dataclass(frozen=True, slots=True)
+class RowKind(Generic[ReadRow]):
+    """How the rows of a command are read back."""
+
+    read: Callable[[Fields, str], ReadRow]
+    """Of a record and its file:line. Raises RowError for an invalid one."""
+    total: str
+    """What of the totals is the sum of the rows' own figures of that name."""
+    units: Callable[[ReadRow], int | None]
+    """A row's own, in units of 2^-1074 nats; None where it is no number."""
+
+
+# -- values ------------------------------------------------------------------------------------
+
+_TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line separators
+    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return compact UTF-8; floats in the shortest form that reads back as the same float64.
+
+    Characters that a terminal would act on are escaped: JSON itself only asks for those below
+    U+0020.
+    """
+    raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    if raw.isascii() and b"\x7f" not in raw:
+        return raw
+    return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
+
+
+def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
+    """Return numbers of shape N where known and finite, else None; whole ones stay whole.
+
+    JSON has neither NaN nor infinities, and orjson would write null for both without a word.
+    """
+    kept = known & np.isfinite(values)
+    return [
+        value if keep else None for value, keep in zip(values.tolist(), kept.tolist(), strict=True)
+    ]
+
+
+def finite(value: float | None) -> float | None:
+    """Return a finite number, else None, as JSON knows no other: flags tell of infinite ones."""
+    return None if value is None or math.isinf(value) else value
+
+
+def ints(values: NDArray[Any] | None) -> list[int] | None:
+    """Return an array as a list of whole numbers; a mask as 0 and 1."""
+    return None if values is None else values.astype(np.int64).tolist()
+
+
+def json_cell(value: Any) -> str:
+    """Return a nested value as the text of a CSV cell."""
+    return json_bytes(value).decode()
+
+
+def flags_cell(flags: Fields) -> str:
+    """Return flags as the text of a CSV cell: their names, and counts where they are counted."""
+    return ";".join(name if n is True else f"{name}={n}" for name, n in flags.items())
+
+
+def rejected_row(rejected: Rejected) -> Row:
+    """Return the row of an input that could not be scored."""
+    return {
+        "id": rejected.id,
+        "source": rejected.source,
+        "line": rejected.line,
+        "reason": rejected.reason,
+        "message": rejected.message,
+    }
+
+
+REJECTED = (Key("reason", Kind.text, _itself), Key("message", Kind.text, _itself))
+"""What rows of rejected inputs hold beside their identity."""
+
+
+# -- reading back --------------------------------------------------------------------------------
+
+
+def check_types(keys: Iterable[Key], row: Fields) -> None:
+    """Raise RowError where a checked key's value is of another type; only the id is required."""
+    for key in keys:
+        value = row.get(key.name)
+        if key.checked and not (isinstance(value, _TYPES[key.kind]) or _may_be_null(key, value)):
+            raise RowError("wrong_type", f"field {key.name!r} cannot be {value!r:.40}")
+
+
+def _may_be_null(key: Key, value: Any) -> bool:
+    return value is None and key.name != "id"
+
+
+def check_arrays(keys: Iterable[Key], row: Fields, n: int) -> None:
+    """Raise RowError where an array is not as long as the row has tokens, or not of its kind."""
+    arrays = [key for key in keys if key.length is not None and row.get(key.name) is not None]
+    for key in arrays:
+        if not isinstance(array := row[key.name], list):
+            raise RowError("wrong_type", f"field {key.name!r} is no array")
+        if len(array) != n + (key.length or 0):
+            raise RowError("wrong_length", f"{key.name} is not as long as n_tokens {n} says")
+    for key in arrays:
+        if key.kind is Kind.wholes:
+            check_counts(key.name, row[key.name])
+        if key.kind is Kind.texts and not all(isinstance(each, str) for each in row[key.name]):
+            raise RowError("wrong_type", f"field {key.name!r} holds what is no text")
+
+
+def check_places(row: Fields, name: str, n: int) -> None:
+    """Raise RowError where an array that names some of a row's `n` tokens names others."""
+    places = row.get(name) or ()
+    check_counts(name, places)
+    if any(place >= n for place in places):
+        raise RowError("wrong_length", f"{name} names a token beyond n_tokens {n}")
+
+
+def check_counts(name: str, values: Iterable[Any]) -> None:
+    """Raise RowError where an array holds something else than whole numbers from 0 on."""
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise RowError("wrong_type", f"field {name!r} holds what is no count")
 
 
 def flags_of(row: Fields) -> Mapping[str, int]:
@@ -88,26 +352,3 @@ def field_of(fields: Fields, name: str) -> Any:
     if value is None or isinstance(value, list | dict):
         value = (fields.get("meta") or {}).get(name.removeprefix("meta."))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-
-
-@dataclass(frozen=True, slots=True)
-class RowMakers(Generic[Result, Sums]):
-    """How results and sums become JSON objects."""
-
-    of_sequence: Callable[[Result, Sums], Row]
-    of_totals: Callable[[Sums, int, int], Row]
-    """Of the sums, and the numbers of rejected inputs and empty lines."""
-    summary: bool = False
-    """Leave the sequences out."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowKind(Generic[ReadRow]):
-    """How the rows of a command are read back."""
-
-    read: Callable[[Fields, str], ReadRow]
-    """Of a record and its file:line. Raises RowError for one that cannot be."""
-    total: str
-    """What of the totals is the sum of the rows' own figures of that name."""
-    units: Callable[[ReadRow], int | None]
-    """A row's own, in units of 2^-1074 nats; None where it is no number."""

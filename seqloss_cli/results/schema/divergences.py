@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats
+from seqloss_cli.core.records import Bools, Floats, Rejected, TokenSequence
 from seqloss_cli.metrics.divergence import (
     FURTHER,
     SUMS,
@@ -20,20 +20,78 @@ from seqloss_cli.metrics.divergence import (
 )
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results.schema import (
+    ABSENT,
     LARGEST,
     ROUNDING,
     Fields,
+    Key,
+    Kind,
+    Row,
     RowKind,
-    RowMakers,
+    RowOptions,
+    Rows,
+    When,
+    always,
+    as_column,
     check_arrays,
-    check_identity,
+    check_places,
+    check_types,
+    children,
     count,
     figure,
     flags_of,
+    ints,
     number,
+    numbers_or_null,
+    possible,
+    with_tokens,
 )
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
-from seqloss_cli.results.writing.rows import Row, RowOptions, identity_row, numbers_or_null
+from seqloss_cli.results.schema.sequences import (
+    BYTE_OFFSETS,
+    ENDS,
+    IDENTITY,
+    LOSS_MASK,
+    MASK_OF_TOKENS,
+    META,
+    POSITION,
+    STARTS_AND_ENDS,
+    TEXTS,
+    TOKEN_IDS,
+    TOKENS,
+    expected_row,
+    flags_key,
+)
+
+# -- written ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceView:
+    """A sequence's divergences with its own totals."""
+
+    diverged: DivergenceScore
+    totals: DivergenceTotals
+    options: RowOptions
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """Return the sequence that was scored."""
+        return self.diverged.score.sequence
+
+    def column(self, name: str) -> list[Any]:
+        """Return an array of N tokens by its name in `Divergences`, null where unscored."""
+        values = getattr(self.diverged.divergences, name)
+        return ABSENT if values is None else numbers_or_null(values, self.diverged.score.scored)
+
+    def infinite(self, name: str) -> list[int]:
+        """Return the tokens where an array is infinite, and so null; ABSENT without any."""
+        values = getattr(self.diverged.divergences, name)
+        return ints(np.flatnonzero(np.isinf(values) & self.diverged.score.scored)) or ABSENT
+
+    def has(self, name: str) -> bool:
+        """Return whether the run has a sum."""
+        return name in SUMS or name in self.totals.units or name in self.totals.n_infinite
 
 
 def divergence_rows(
@@ -41,87 +99,44 @@ def divergence_rows(
     documents: Documents,
     measured: Callable[[], Row | None],
     in_part: bool = False,
-) -> RowMakers[DivergenceScore, DivergenceTotals]:
-    """`documents` are those of the rows, for the totals' intervals; `measured` says at the end what
-    the error of a file is that was saved by the way."""
-    return RowMakers(
-        lambda diverged, sums: divergence_row(diverged, sums, options),
+) -> Rows[DivergenceScore, DivergenceTotals, TokenSequence | Rejected]:
+    """Return the rows of a run of `diverge`.
+
+    `documents` are those of the rows, for the totals' intervals; `measured` gives at the end the
+    error of a teacher's file that is saved beside.
+    """
+
+    def kept_sums(row: Fields, place: str, entry: TokenSequence | Rejected) -> DivergenceTotals:
+        found = read_divergence(row, place)
+        documents.add(found.sums, found.counted_values())
+        return found.sums
+
+    return Rows(
+        options,
+        possible(options, DIVERGENCE_KEYS),
+        {"token": possible(options, _TOKEN_COLUMNS)},
+        lambda diverged, sums: DivergenceView(diverged, sums, options),
         lambda sums, n_rejected, n_empty: divergence_totals_row(
             sums, documents, n_rejected, n_empty, measured(), in_part
         ),
-        options.summary,
+        lambda entry, row: expected_row(entry, row, options),
+        kept_sums,
     )
 
 
-def divergence_row(diverged: DivergenceScore, totals: DivergenceTotals, options: RowOptions) -> Row:
-    """`totals` are those of this sequence."""
-    sequence, sample = diverged.score.sequence, diverged.sample
-    row = identity_row(sequence)
-    if options.text:
-        row["text"] = sequence.text
-    if sample.meta is not None:
-        row["meta"] = sample.meta
-    row |= {"bos": sequence.bos, "eos": sequence.eos}
-    row |= _sums_row(totals)
-    row["flags"] = totals.flags
-    row |= _infinite(diverged)
-    if options.tokens:
-        row |= _token_arrays(diverged, options)
-    return row
-
-
 def _sums_row(totals: DivergenceTotals) -> Row:
+    """Return sums, means and shares, of one sequence or many."""
+    names = [n for n in (*SUMS, *FURTHER) if n in {*SUMS, *totals.units, *totals.n_infinite}]
     row: Row = {"n_tokens": totals.n_tokens, "n_scored": totals.n_scored}
-    names = (*SUMS, *(name for name in FURTHER if name in {*totals.units, *totals.n_infinite}))
     row |= {name: totals.total(name) for name in names if not name.endswith("_cut")}
     row |= {f"mean_{name}": totals.mean(name) for name in names}
-    row["same_top1"] = totals.same_top1
+    return row | {"same_top1": totals.same_top1, "delta_p": _delta_p(totals)}
+
+
+def _delta_p(totals: DivergenceTotals) -> Row:
     mean_square = totals.mean("squared_delta_p")
-    row["delta_p"] = {
-        "mean": totals.mean("delta_p"),
-        "rms": None if mean_square is None else mean_square**0.5,
-    }
-    return row
-
-
-def _infinite(diverged: DivergenceScore) -> Row:
-    """Where losses and divergences are infinite, and so null."""
-    found, scored = diverged.divergences, diverged.score.scored
-    columns = {
-        "inf_losses": found.student_losses,
-        "inf_teacher_losses": found.reference_losses,
-        "inf_kls": found.kls,
-    }
-    places = {name: np.flatnonzero(np.isinf(each) & scored) for name, each in columns.items()}
-    return {name: each.tolist() for name, each in places.items() if len(each)}
-
-
-def _token_arrays(diverged: DivergenceScore, options: RowOptions) -> Row:
-    """Of every token, null where it has no loss."""
-    score, found = diverged.score, diverged.divergences
-    sequence, scored = score.sequence, score.scored
-    columns = {
-        "token_losses": found.cross_entropies,
-        "teacher_entropies": found.reference_entropies,
-        "kls": found.kls,
-        "kls_at_most": found.kls_at_most,
-        "student_losses": found.student_losses,
-        "teacher_losses": found.reference_losses,
-        "token_delta_p": found.delta_p,
-    }
-    row: Row = {"token_ids": sequence.token_ids.tolist(), "tokens": options.token_texts(sequence)}
-    for name, values in columns.items():
-        if values is not None:
-            row[name] = numbers_or_null(values, scored)
-    row["token_same_top1"] = [
-        same if known else None
-        for same, known in zip(found.same_top1.tolist(), scored.tolist(), strict=True)
-    ]
-    offsets = sequence.byte_offsets
-    row["byte_offsets"] = None if offsets is None else offsets.tolist()
-    if sequence.sample.labels is not None:
-        row["loss_mask"] = sequence.loss_mask.astype(int).tolist()
-    return row
+    root = None if mean_square is None else mean_square**0.5
+    return {"mean": totals.mean("delta_p"), "rms": root}
 
 
 def divergence_totals_row(
@@ -158,6 +173,100 @@ def divergence_totals_row(
 def _estimate_name(name: str) -> str:
     return name if name in ("same_top1", "rms_delta_p") else f"mean_{name}"
 
+
+def _with_teacher(options: RowOptions) -> bool:
+    return options.run.teacher is not None
+
+
+def _known_in_part(options: RowOptions) -> bool:
+    return bool((options.run.teacher or {}).get("saved_as"))
+
+
+def _when(name: str) -> When:
+    """Return when rows can have a sum: bounds need a saved teacher, cuts two heads."""
+    if name in SUMS:
+        return always
+    return _known_in_part if name.endswith("at_most") else _with_teacher
+
+
+def _sum(name: str) -> Key:
+    value = lambda v: v.totals.total(name) if v.has(name) else ABSENT  # noqa: E731
+    return Key(name, Kind.real, value, _when(name))
+
+
+def _mean(name: str) -> Key:
+    value = lambda v: v.totals.mean(name) if v.has(name) else ABSENT  # noqa: E731
+    return Key(f"mean_{name}", Kind.real, value, _when(name))
+
+
+def _array(name: str, column: str, when: When = always) -> Key:
+    return Key(
+        name,
+        Kind.reals,
+        lambda v: v.column(column),
+        lambda options: options.tokens and when(options),
+    )
+
+
+def _infinite(name: str, column: str) -> Key:
+    return Key(name, Kind.wholes, lambda v: v.infinite(column))
+
+
+def _token_same_top1(view: DivergenceView) -> list[bool | None]:
+    same, scored = view.diverged.divergences.same_top1, view.diverged.score.scored
+    pairs = zip(same.tolist(), scored.tolist(), strict=True)
+    return [agree if known else None for agree, known in pairs]
+
+
+_CROSS_ENTROPIES = _array("token_losses", "cross_entropies")
+_SAME_TOP1 = Key("token_same_top1", Kind.bools, _token_same_top1, with_tokens)
+_ARRAYS = (
+    (_array("teacher_entropies", "reference_entropies"), "teacher_entropy"),
+    (_array("kls", "kls"), "kl"),
+    (_array("kls_at_most", "kls_at_most", _known_in_part), "kl_at_most"),
+    (_array("student_losses", "student_losses"), "student_loss"),
+    (_array("teacher_losses", "reference_losses"), "teacher_loss"),
+    (_array("token_delta_p", "delta_p"), "delta_p"),
+    (_SAME_TOP1, "same_top1"),
+)
+"""Keys of arrays, and their columns where a line is a token."""
+DIVERGENCE_KEYS = (
+    *IDENTITY,
+    *TEXTS,
+    META,
+    *ENDS,
+    Key("n_tokens", Kind.whole, lambda v: v.totals.n_tokens),
+    Key("n_scored", Kind.whole, lambda v: v.totals.n_scored),
+    *(_sum(name) for name in (*SUMS, *FURTHER[:2])),
+    *(_mean(name) for name in (*SUMS, *FURTHER)),
+    Key("same_top1", Kind.real, lambda v: v.totals.same_top1),
+    Key("delta_p", Kind.nested, lambda v: _delta_p(v.totals), cells=children("mean", "rms")),
+    flags_key(lambda v: v.totals.flags),
+    _infinite("inf_losses", "student_losses"),
+    _infinite("inf_teacher_losses", "reference_losses"),
+    _infinite("inf_kls", "kls"),
+    TOKEN_IDS,
+    TOKENS,
+    _CROSS_ENTROPIES,
+    *(key for key, _ in _ARRAYS),
+    BYTE_OFFSETS,
+    LOSS_MASK,
+)
+"""Of a row, in the order of its JSON object."""
+_TOKEN_COLUMNS = (
+    POSITION,
+    as_column(TOKEN_IDS, "token_id"),
+    as_column(TOKENS, "token"),
+    as_column(_CROSS_ENTROPIES, "loss"),
+    Key("scored", Kind.wholes, lambda v: ints(v.diverged.score.scored)),
+    MASK_OF_TOKENS,
+    *STARTS_AND_ENDS,
+    *(as_column(key, name) for key, name in _ARRAYS),
+)
+"""What a line is at `--level token`; its loss is the cross-entropy."""
+
+
+# -- read back ----------------------------------------------------------------------------------
 
 _AT_MOST = ("cross_entropy_at_most", "kl_at_most")
 _CUTS = ("student_cut", "teacher_cut")
@@ -204,9 +313,10 @@ class DivergenceRow:
 def read_divergence(fields: Fields, place: str) -> DivergenceRow:
     """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
     be: a divergence below 0, or that is not the sum of its tokens'."""
-    check_identity(fields)
+    check_types(DIVERGENCE_KEYS, fields)
     n_tokens = count(fields, "n_tokens")
-    check_arrays(fields, n_tokens)
+    check_arrays(DIVERGENCE_KEYS, fields, n_tokens)
+    check_places(fields, "inf_losses", n_tokens)
     columns, tokens = None, None
     if fields.get("token_losses") is not None:
         columns, scored = _columns(fields, n_tokens)
@@ -266,14 +376,15 @@ def _sums(
     if any(total is not None and total < _LEAST for n, total in totals.items() if n != "delta_p"):
         raise RowError("impossible", "a sum is below 0")
     same = number(fields, "same_top1")
-    known = {name: total for name, total in totals.items() if total is not None}
+    # Null is an infinite sum, but of a row without a scored token one that is 0.
+    known = {n: total or 0.0 for n, total in totals.items() if total is not None or not n_scored}
     return DivergenceTotals(
         n_sequences=1,
         n_sequences_scored=int(n_scored > 0),
         n_tokens=count(fields, "n_tokens"),
         n_scored=n_scored,
         units={name: to_units(total) for name, total in known.items()},
-        n_infinite={name: 1 for name in totals if name not in known and n_scored},
+        n_infinite={name: 1 for name in totals if name not in known},
         n_same_top1=round((same or 0.0) * n_scored),
         flags=flags_of(fields),
     )

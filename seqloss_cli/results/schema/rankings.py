@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import SequenceScore
+from seqloss_cli.core.records import Rejected, TokenSequence
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.ranking import (
     SCORES,
@@ -23,102 +25,117 @@ from seqloss_cli.metrics.ranking import (
     orders_by_score,
 )
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
-from seqloss_cli.results.formats.json import json_bytes
 from seqloss_cli.results.schema import (
+    ABSENT,
     ROUNDING,
     Fields,
+    Key,
+    Kind,
+    Row,
     RowKind,
-    RowMakers,
+    RowOptions,
+    Rows,
+    always,
     check_arrays,
-    check_identity,
+    check_places,
+    check_types,
     count,
     figure,
+    finite,
+    flags_cell,
     flags_of,
+    ints,
+    json_bytes,
+    json_cell,
     number,
+    numbers_or_null,
+    possible,
+    row_of,
+    with_text,
+    with_tokens,
 )
 from seqloss_cli.results.schema.scores import ResultRow, token_losses
-from seqloss_cli.results.writing.pairs import Row
-from seqloss_cli.results.writing.rows import RowOptions, numbers_or_null
+from seqloss_cli.results.schema.sequences import (
+    flags_key,
+    meta_key,
+    sample_keys,
+)
+
+_FOUND_BY_SCORING = ("nan_loss", "first_token_unscored")
+"""Reasons for which a question is rejected once its choices are scored."""
 
 
-def ranking_rows(options: RowOptions) -> RowMakers[Ranking, RankTotals]:
-    return RowMakers(
-        lambda ranking, sums: ranking_row(ranking, options), rank_totals_row, options.summary
+# -- written ------------------------------------------------------------------------------------
+
+
+@dataclass
+class ChoiceView:
+    """A choice with its probability among the others, and what its row makes of its score."""
+
+    choice: ScoredChoice
+    probability: float | None
+    options: RowOptions
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """Return the sequence of prompt and choice."""
+        return self.choice.score.sequence
+
+    @cached_property
+    def stretch(self) -> slice:
+        """Return the tokens from the first that counts to the last, in whole characters."""
+        counted, covered = np.flatnonzero(self.choice.score.counted), TokenBytes.of(self.sequence)
+        first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
+        return slice(*(first, last) if covered is None else covered.snap(first, last))
+
+    @cached_property
+    def covered(self) -> TokenBytes | None:
+        """Return the bytes of the stretch's tokens; None without a text."""
+        covered, some = TokenBytes.of(self.sequence), self.stretch
+        return None if covered is None else covered.part(some.start, some.stop)
+
+    def token_losses(self) -> list[float | None]:
+        """Return the losses of the stretch in nats, null where they do not count."""
+        score, some = self.choice.score, self.stretch
+        return numbers_or_null(score.losses[some], score.counted[some])
+
+    def infinite(self) -> list[int]:
+        """Return the places of infinite losses in the stretch; ABSENT without any."""
+        score, some = self.choice.score, self.stretch
+        places = np.flatnonzero(np.isinf(score.losses[some]) & score.counted[some])
+        return places.tolist() or ABSENT
+
+
+@dataclass
+class RankingView:
+    """A ranking with the objects of its choices."""
+
+    ranking: Ranking
+    options: RowOptions
+
+    @cached_property
+    def choices(self) -> list[Row]:
+        """Return an object for each choice, in the order of the input."""
+        chances, keys = self.ranking.probabilities, possible(self.options, CHOICE_KEYS)
+        return [
+            row_of(
+                keys, ChoiceView(each, None if chances is None else float(chances[n]), self.options)
+            )
+            for n, each in enumerate(self.ranking.scored)
+        ]
+
+
+def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Any]:
+    """Return the rows of a run of `rank`."""
+    return Rows(
+        options,
+        possible(options, RANK_KEYS),
+        {name: possible(options, columns) for name, columns in RANK_LEVELS.items()},
+        lambda ranking, sums: RankingView(ranking, options),
+        rank_totals_row,
+        lambda entry, row: {},
+        lambda row, place, entry: read_ranking(row, place).counts,
     )
-
-
-def ranking_row(ranking: Ranking, options: RowOptions) -> Row:
-    sample, choices = ranking.sample, ranking.choices
-    row: Row = {"id": sample.id, "source": sample.source, "line": sample.line}
-    if options.text:
-        row["prompt"] = choices.prompt
-        if choices.separator:
-            row["separator"] = choices.separator
-    if sample.meta is not None:
-        row["meta"] = sample.meta
-    chances = ranking.probabilities
-    row["choices"] = [
-        _choice_row(choice, None if chances is None else float(chances[n]), options)
-        for n, choice in enumerate(ranking.scored)
-    ]
-    row["orders"] = {name: [*order] for name, order in ranking.orders.items()}
-    row["tied"] = [*ranking.tied]
-    row["answers"] = None if choices.answers is None else [*choices.answers]
-    row["correct"] = ranking.correct
-    row["flags"] = ranking.flags
-    return row
-
-
-def _choice_row(choice: ScoredChoice, probability: float | None, options: RowOptions) -> Row:
-    score = choice.score
-    prompt_boundary, pair = score.sequence.prompt_boundary, score.sequence.sample.pair
-    assert prompt_boundary is not None
-    assert pair is not None
-    row: Row = {"response": pair.response} if options.text else {}
-    row |= {
-        "log_prob": finite(choice.log_prob),
-        "probability": probability,
-        "n_tokens": choice.n_tokens,
-        "n_bytes": choice.n_bytes,
-        "n_chars": choice.n_chars,
-        "boundary": prompt_boundary.boundary,
-    }
-    if choice.with_unprompted:
-        row["log_prob_y"] = finite(choice.log_prob_y)
-        row["log_prob_alone"] = finite(choice.log_prob_alone)
-    row["scores"] = {name: finite(choice.score_by(name)) for name in choice.score_names}
-    row["flags"] = score_flags(score)
-    return row | (_token_arrays(score, options) if options.tokens else {})
-
-
-def _token_arrays(score: SequenceScore, options: RowOptions) -> Row:
-    """From the first token that counts to the last: `token_losses` are of these, null where they
-    do not count; `byte_offsets` are places in `text`, the stretch that they cover."""
-    sequence, counted = score.sequence, np.flatnonzero(score.counted)
-    first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
-    covered = TokenBytes.of(sequence)
-    if covered is not None:
-        first, last = covered.snap(first, last)
-    losses, counts = score.losses[first:last], score.counted[first:last]
-    row: Row = {
-        "token_ids": sequence.token_ids[first:last].tolist(),
-        "tokens": options.token_texts(sequence)[first:last],
-        "token_losses": numbers_or_null(losses, counts),
-    }
-    if infinite := np.flatnonzero(np.isinf(losses) & counts).tolist():
-        row["inf_losses"] = infinite
-    if covered is None:
-        return row | {"byte_offsets": None}
-    stretch = covered.part(first, last)
-    row["byte_offsets"] = stretch.offsets.tolist()
-    if options.text:
-        row["text"] = stretch.text.decode()
-    return row
-
-
-def finite(value: float | None) -> float | None:
-    """Null for what JSON cannot say: the flag `inf_loss` tells it."""
-    return None if value is None or math.isinf(value) else value
 
 
 def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> Row:
@@ -138,6 +155,154 @@ def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> 
     }
 
 
+def _with_pmi(options: RowOptions) -> bool:
+    return options.pmi
+
+
+def _of_choice(name: str, kind: Kind) -> Key:
+    return Key(name, kind, lambda v: getattr(v.choice, name))
+
+
+def _alone(name: str) -> Key:
+    return Key(name, Kind.real, lambda v: finite(getattr(v.choice, name)), _with_pmi)
+
+
+CHOICE_KEYS = (
+    Key("response", Kind.text, lambda v: v.sequence.sample.pair.response, with_text),
+    Key("log_prob", Kind.real, lambda v: finite(v.choice.log_prob)),
+    Key("probability", Kind.real, lambda v: v.probability),
+    *(_of_choice(name, Kind.whole) for name in ("n_tokens", "n_bytes", "n_chars")),
+    Key("boundary", Kind.text, lambda v: v.sequence.prompt_boundary.boundary),
+    _alone("log_prob_y"),
+    _alone("log_prob_alone"),
+    Key(
+        "scores",
+        Kind.nested,
+        lambda v: {name: finite(v.choice.score_by(name)) for name in v.choice.score_names},
+    ),
+    flags_key(lambda v: score_flags(v.choice.score)),
+    Key(
+        "token_ids",
+        Kind.wholes,
+        lambda v: ints(v.sequence.token_ids[v.stretch]),
+        with_tokens,
+        length=0,
+    ),
+    Key(
+        "tokens",
+        Kind.texts,
+        lambda v: v.options.token_texts(v.sequence)[v.stretch],
+        with_tokens,
+        length=0,
+    ),
+    Key("token_losses", Kind.reals, lambda v: v.token_losses(), with_tokens, length=0),
+    Key("inf_losses", Kind.wholes, lambda v: v.infinite(), with_tokens),
+    Key(
+        "byte_offsets",
+        Kind.wholes,
+        lambda v: v.covered and v.covered.offsets.tolist(),
+        with_tokens,
+        length=1,
+    ),
+    Key(
+        "text",
+        Kind.text,
+        lambda v: v.covered.text.decode() if v.covered else ABSENT,
+        lambda o: o.tokens and o.text,
+    ),
+)
+"""Of a choice, in the order of its object."""
+RANK_KEYS = (
+    *sample_keys(lambda v: v.ranking.sample),
+    Key("prompt", Kind.text, lambda v: v.ranking.choices.prompt, with_text),
+    Key("separator", Kind.text, lambda v: v.ranking.choices.separator or ABSENT, with_text),
+    meta_key(lambda v: ABSENT if v.ranking.sample.meta is None else v.ranking.sample.meta),
+    Key("choices", Kind.nested, lambda v: v.choices),
+    Key("orders", Kind.nested, lambda v: {k: [*each] for k, each in v.ranking.orders.items()}),
+    Key("tied", Kind.texts, lambda v: [*v.ranking.tied]),
+    Key(
+        "answers", Kind.wholes, lambda v: v.ranking.choices.answers and [*v.ranking.choices.answers]
+    ),
+    Key("correct", Kind.nested, lambda v: v.ranking.correct),
+    flags_key(lambda v: v.ranking.flags),
+)
+"""Of a row, in the order of its JSON object."""
+
+
+# -- columns of lines that are a choice, or a token of one ----------------------------------
+
+
+def _for_each(name: str, value: Callable[[Ranking], Any], when: Any = always) -> Key:
+    """Return a column that is the same for all choices of a row."""
+    return Key(name, Kind.texts, lambda v: [value(v.ranking)] * len(v.ranking.scored), when)
+
+
+def _column(name: str, when: Any = always) -> Key:
+    return Key(name, Kind.reals, lambda v: [each.get(name) for each in v.choices], when)
+
+
+def _score_columns(score: str) -> tuple[Key, Key]:
+    """Return the columns of a score, and of the place that it gives a choice: 1 is the best."""
+
+    def places(view: RankingView) -> list[int] | None:
+        order = view.ranking.orders.get(score)
+        return None if order is None else [1 + order.index(n) for n in range(len(order))]
+
+    when = _with_pmi if score in SCORES[-2:] else always
+    return (
+        Key(f"score.{score}", Kind.reals, lambda v: [c["scores"][score] for c in v.choices], when),
+        Key(f"order.{score}", Kind.wholes, places, when),
+    )
+
+
+def _right(view: RankingView) -> list[int] | None:
+    answers = view.ranking.choices.answers
+    return None if answers is None else [int(n in answers) for n in range(len(view.choices))]
+
+
+def _of_tokens(name: str, value: Callable[[int, Row], Sequence[Any]]) -> Key:
+    """Return a column of the tokens of all choices, from the number and the object of each."""
+    return Key(
+        name,
+        Kind.reals,
+        lambda v: [cell for n, choice in enumerate(v.choices) for cell in value(n, choice)],
+    )
+
+
+def _edges(choice: Row, some: slice) -> Sequence[int | None]:
+    offsets = choice["byte_offsets"]
+    return [None] * len(choice["tokens"]) if offsets is None else offsets[some]
+
+
+RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
+    "choice": (
+        Key("choice", Kind.wholes, lambda v: range(len(v.choices))),
+        _for_each("source", lambda ranking: ranking.sample.source),
+        _for_each("prompt", lambda ranking: ranking.choices.prompt, with_text),
+        _for_each("separator", lambda ranking: ranking.choices.separator, with_text),
+        _column("response", with_text),
+        Key("answer", Kind.wholes, _right),
+        *(_column(key.name) for key in CHOICE_KEYS[1:6]),
+        _column("boundary"),
+        _column("log_prob_y", _with_pmi),
+        _column("log_prob_alone", _with_pmi),
+        *(key for score in SCORES for key in _score_columns(score)),
+        Key("flags", Kind.texts, lambda v: [flags_cell(each["flags"]) for each in v.choices]),
+        _for_each("meta", lambda r: None if r.sample.meta is None else json_cell(r.sample.meta)),
+    ),
+    "token": (
+        _of_tokens("choice", lambda n, choice: [n] * len(choice["tokens"])),
+        _of_tokens("position", lambda n, choice: range(len(choice["tokens"]))),
+        _of_tokens("token_id", lambda n, choice: choice["token_ids"]),
+        _of_tokens("token", lambda n, choice: choice["tokens"]),
+        _of_tokens("loss", lambda n, choice: choice["token_losses"]),
+        _of_tokens("start", lambda n, choice: _edges(choice, slice(None, -1))),
+        _of_tokens("end", lambda n, choice: _edges(choice, slice(1, None))),
+    ),
+}
+"""What a line can be, to its columns."""
+
+
 class RankedRows:
     """JSONL of the rows as they came, their choices best first: n-best lists re-ordered."""
 
@@ -146,7 +311,17 @@ class RankedRows:
         self.n_unordered = 0
         """Rows without such an order: they are left as they are, their scores null."""
 
-    def write(self, ranking: Ranking) -> None:
+    def begin(self, run: RunInfo) -> None:
+        """Write nothing: there are rows only."""
+
+    def reject(self, rejected: Rejected) -> None:
+        """Write nothing: what is rejected has no order."""
+
+    def end(self, sums: RankTotals, n_rejected: int, n_empty_lines: int) -> None:
+        """Write nothing: there are rows only."""
+
+    def sequence(self, ranking: Ranking, sums: RankTotals) -> None:
+        """Write a row with its choices in order."""
         known, choices = self.by in ranking.orders, ranking.choices
         self.n_unordered += not known
         order = ranking.orders[self.by] if known else tuple(range(len(ranking.scored)))
@@ -164,6 +339,9 @@ class RankedRows:
             places = [order.index(n) for n in choices.answers]
             row["answer"] = places[0] if len(places) == 1 else places
         self._sink.write(json_bytes(row) + b"\n")
+
+
+# -- read back ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +384,7 @@ class RankedRow:
 def read_ranking(fields: Fields, place: str) -> RankedRow:
     """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
     be: scores, orders or verdicts that do not follow from the log-probabilities."""
-    check_identity(fields)
+    check_types(RANK_KEYS, fields)
     written = fields.get("choices")
     if not isinstance(written, list) or not written:
         raise RowError("wrong_type", f"field 'choices' cannot be {written!r:.40}")
@@ -247,8 +425,8 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
         n_bytes=count(fields, "n_bytes"),
         n_chars=count(fields, "n_chars"),
         with_unprompted="pmi" in written,
-        log_prob_y=_alone(fields, "log_prob_y", "pmi" in orders),
-        log_prob_alone=_alone(fields, "log_prob_alone", "mutual_information" in orders),
+        log_prob_y=_alone_of(fields, "log_prob_y", "pmi" in orders),
+        log_prob_alone=_alone_of(fields, "log_prob_alone", "mutual_information" in orders),
     )
     for name in figures.score_names:
         _check_score(figure(written, name), figures.score_by(name), name)
@@ -259,7 +437,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
     return RankedChoice(figures, number(fields, "probability"), response, flags, row)
 
 
-def _alone(fields: Fields, key: str, known: bool) -> float | None:
+def _alone_of(fields: Fields, key: str, known: bool) -> float | None:
     """Null is what is not known, or (where the row has an order by it) what is infinite."""
     value = number(fields, key)
     return -math.inf if value is None and known else value
@@ -282,7 +460,8 @@ def _tokens_of(fields: Fields, figures: ChoiceFigures, place: str) -> ResultRow:
         return ResultRow(place, {"id": place}, Totals(), None)
     if not isinstance(written, list):
         raise RowError("wrong_type", "field 'token_losses' of a choice is no array")
-    check_arrays(fields, len(written))
+    check_arrays(CHOICE_KEYS, fields, len(written))
+    check_places(fields, "inf_losses", len(written))
     tokens = token_losses(fields, len(written))
     assert tokens is not None
     total = math.fsum(tokens.losses[tokens.counted].tolist())

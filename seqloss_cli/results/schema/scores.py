@@ -1,4 +1,7 @@
-"""A row of a results file, checked as it is read back: wrong figures are refused."""
+"""Rows of `seqloss score` and `cond`, written and read back.
+
+Losses are read back as the float64 that was summed. Wrong figures are refused.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,46 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Ints, SequenceScore
+from seqloss_cli.core.records import Bools, Floats, Ints, Rejected, SequenceScore, TokenSequence
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.results.schema import (
     LARGEST,
     ROUNDING,
     Fields,
-    RowMakers,
+    RowKind,
+    RowOptions,
+    Rows,
     check_arrays,
-    check_identity,
+    check_places,
+    check_types,
     count,
     field_of,
     figure,
     flags_of,
     number,
+    possible,
 )
-from seqloss_cli.results.writing.rows import RowOptions, sequence_row, totals_row
+from seqloss_cli.results.schema.score_keys import SCORE_KEYS, SCORE_LEVELS, ScoreView, totals_row
+from seqloss_cli.results.schema.sequences import expected_row
 
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
-_BULKY = frozenset(
-    [
-        "text",
-        "prompt",
-        "response",
-        "token_losses",
-        "loss_mask",
-        "labels",
-        *(column.name for column in COLUMNS),
-        "context_lengths",
-        "words",
-        "word_losses",
-        "corrected_word_losses",
-        "word_byte_offsets",
-        "regions",
-        "turns",
-    ]
-)
+_BULKY = frozenset(key.name for key in SCORE_KEYS if key.bulky)
+
+
+def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, TokenSequence | Rejected]:
+    """Return the rows of a run of `score` or `cond`."""
+    return Rows(
+        options,
+        possible(options, SCORE_KEYS),
+        {name: possible(options, columns) for name, columns in SCORE_LEVELS.items()},
+        lambda score, totals: ScoreView(score, totals, options),
+        totals_row,
+        lambda entry, row: expected_row(entry, row, options),
+        lambda row, place, entry: read_row(row, place).totals,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,10 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
     Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
     """
-    check_identity(fields)
+    check_types(SCORE_KEYS, fields)
     totals = totals_of_row(fields)
-    check_arrays(fields, totals.n_tokens)
+    check_arrays(SCORE_KEYS, fields, totals.n_tokens)
+    check_places(fields, "inf_losses", totals.n_tokens)
     ChainRule.read(fields)
     if totals.total_loss is not None and totals.total_loss < 0:
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
@@ -226,7 +230,14 @@ def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
         )
 
 
-def score_rows(options: RowOptions) -> RowMakers[SequenceScore, Totals]:
-    return RowMakers(
-        lambda score, totals: sequence_row(score, totals, options), totals_row, options.summary
+def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, RowKind[ResultRow]]:
+    """Return how rows of `score` and `cond` are read back.
+
+    `top1` asks for the most probable token at each token, `whole` for texts and all arrays, too.
+    """
+    kind = RowKind(
+        lambda record, place: read_row(record, place, top1, whole),
+        "total_loss",
+        lambda row: None if row.totals.n_infinite else row.totals.loss_units,
     )
+    return {"score": kind, "cond": kind}

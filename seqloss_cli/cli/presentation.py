@@ -3,12 +3,17 @@
 # No `from __future__ import annotations`: as in `policies.py`.
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from seqloss_cli.core.options import OUTPUT, SHOW, option, record
+from seqloss_cli.results.formats import FORMATS, LEVELS
 
-FormatName = Literal["table", "json", "jsonl", "openai", "parquet", "csv", "tsv"]
-LevelName = Literal["sequence", "token", "word", "region"]
+if TYPE_CHECKING:  # the names follow from the formats, which a type checker cannot read
+    FormatName = str
+    LevelName = str
+else:
+    FormatName = Literal[("table", *FORMATS)]
+    LevelName = Literal[tuple(dict.fromkeys(name for each in LEVELS.values() for name in each))]
 View = Literal["table", "heat"]
 ThemeChoice = Literal["auto", "light", "dark"]
 UnitName = Literal["nats", "bits"]

@@ -1,0 +1,344 @@
+"""The one loop that scores inputs and writes what comes out, for every command that scores."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+
+from rich.console import Console
+
+from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
+from seqloss_cli.cli.output import OutputChoice, console, row_options, table_options
+from seqloss_cli.cli.progress import ProgressBar
+from seqloss_cli.core.backend import WordBoundaryIds
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import Rejected, Sample
+from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.terminal import TableOptions
+from seqloss_cli.inputs import ReadStats
+from seqloss_cli.results.formats import FORMATS, Writer
+from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial
+from seqloss_cli.results.runs import require_same_run
+from seqloss_cli.results.schema import RowOptions, Rows, Summable
+from seqloss_cli.results.sinks import cut, earlier_output, open_sink, partial_path
+from seqloss_cli.scoring.tasks import Earlier, Task
+
+
+class HasSample(Protocol):
+    """A result, or an input that was read again."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+
+Result = TypeVar("Result", bound=HasSample)
+Sums = TypeVar("Sums", bound=Summable)
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[Result, Sums, Entry]):
+    """A task, bound to its rows and tables."""
+
+    task: Task[Result, Sums, Entry]
+    rows: Callable[[RowOptions], Rows[Result, Sums, Entry]]
+    table: Callable[[Console, TableOptions], Writer[Result, Sums]]
+    marks: WordBoundaryIds | None = None
+    """For corrected losses of words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is scored, and how it is told of."""
+
+    items: Iterable[Sample | Rejected]
+    stats: ReadStats
+    names: Sequence[str]
+    """Of files, for the progress bar."""
+    reading: Mapping[str, Any] | None
+    """How items are read, for the run's record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[Sums]):
+    """What a results file holds at the end."""
+
+    totals: Sums
+    n_sequences: int
+    n_rejected: int
+    n_kept: int
+    """Rows of an earlier run among these."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return that of a run that came to its end."""
+        return REJECTED if self.n_rejected else 0
+
+
+def run(
+    command: Command[Result, Sums, Entry],
+    inputs: Inputs,
+    choice: OutputChoice,
+    described: Mapping[str, Any] | None,
+    also: Sequence[Writer[Result, Sums]] = (),
+) -> Written[Sums]:
+    """Score everything and write it, after what an earlier run left where that is asked for.
+
+    `described` is what rows hold, for the run's record; `also` writers get every result, too.
+    """
+    if choice.format is not None and not choice.format.holds_totals:
+        say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
+    task = command.task
+    record = replace(task.run, reading=inputs.reading, rows=described)
+    rows = command.rows(row_options(task.tokenization, record, choice, command.marks))
+    if choice.resume and (file := already_complete(choice.path, record)):
+        return _nothing_to_do(command, rows, file, inputs)
+    bar = ProgressBar(inputs.names)
+    with (
+        open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
+        ExitStack() as stack,
+    ):
+        kept = _resume(sink, record, rows, command.task.nothing, choice) if choice.resume else None
+        own = _writer(command, rows, sink, choice)
+        beside = _beside(command, record, choice, stack)
+        writer = Together(own, *also, *beside) if also or beside else own
+        written = write_all(command.task, inputs, record, writer, bar, kept, choice.strict)
+    _say_what_was_written(written, inputs.stats, choice)
+    if n := task.count_halved():
+        say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
+    return written
+
+
+def _writer(
+    command: Command[Result, Sums, Entry],
+    rows: Rows[Result, Sums, Entry],
+    sink: BinaryIO,
+    choice: OutputChoice,
+) -> Writer[Result, Sums]:
+    if choice.format is not None:
+        return choice.format.write(sink, rows, choice.level)
+    options = table_options(command.task.tokenization, choice, command.marks)
+    return command.table(console(choice.path, sink), options)
+
+
+def _beside(
+    command: Command[Result, Sums, Entry], record: RunInfo, choice: OutputChoice, stack: ExitStack
+) -> list[Writer[Result, Sums]]:
+    """Return the writer of the rows that a page is made of, if one is to be made."""
+    if choice.beside is None:
+        return []
+    whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
+    rows = command.rows(row_options(command.task.tokenization, record, whole, command.marks))
+    return [FORMATS["jsonl"].write(stack.enter_context(choice.beside.open("wb")), rows, "")]
+
+
+class Together(Generic[Result, Sums]):
+    """Several writers as one."""
+
+    def __init__(self, *writers: Writer[Result, Sums]) -> None:
+        self._writers = writers
+
+    def begin(self, run: RunInfo) -> None:
+        """Begin with each."""
+        for writer in self._writers:
+            writer.begin(run)
+
+    def sequence(self, result: Result, sums: Sums) -> None:
+        """Hand a result to each."""
+        for writer in self._writers:
+            writer.sequence(result, sums)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Hand a rejected input to each."""
+        for writer in self._writers:
+            writer.reject(rejected)
+
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        """End with each."""
+        for writer in self._writers:
+            writer.end(sums, n_rejected, n_empty_lines)
+
+
+def write_all(
+    task: Task[Result, Sums, Entry],
+    inputs: Inputs,
+    record: RunInfo,
+    writer: Writer[Result, Sums],
+    bar: ProgressBar,
+    kept: KeptRows[Sums, Entry] | None = None,
+    strict: bool = False,
+    tell: Callable[[str], None] = say,
+) -> Written[Sums]:
+    """Write every result as it comes, after the rows that are kept; `tell` hears of rejections."""
+    totals, n_rejected, n_sequences = task.nothing, 0, 0
+
+    def on_kept(entry: Any) -> None:
+        assert kept is not None
+        kept.check(entry)
+        bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
+
+    earlier = Earlier(0 if kept is None else kept.n_rows, on_kept)
+    results = task.results(inputs.items, bar.on_progress, earlier)
+    with bar, _closing(results):
+        if kept is None:
+            writer.begin(record)
+        for result in results:
+            bar.make_way()
+            if isinstance(result, Rejected):
+                n_rejected += 1
+                writer.reject(result)
+                bar.on_input(result)
+                tell(_rejection(result))
+                if strict:
+                    break
+                continue
+            sums = task.totals(result)
+            totals = totals + sums
+            n_sequences += 1
+            writer.sequence(result, sums)
+            bar.on_input(result.sample)
+        bar.stop()
+        written = Written(totals, n_sequences, n_rejected, 0)
+        if kept is not None:
+            written = _with_kept(kept, written)
+        stopped = bool(n_rejected) and strict
+        sums = _stopped(written.totals) if stopped else written.totals
+        writer.end(sums, written.n_rejected, inputs.stats.n_empty_lines)
+        if stopped:
+            raise StrictStopError("--strict: stopped at the first rejected input")
+    return written
+
+
+def _stopped(totals: Any) -> Any:
+    """Return totals that say that inputs were left, where they have flags."""
+    if not any(field.name == "flags" for field in fields(totals)):
+        return totals
+    return replace(totals, flags={**totals.flags, "stopped_early": 1})
+
+
+def _with_kept(kept: KeptRows[Sums, Entry], later: Written[Sums]) -> Written[Sums]:
+    """Raise UsageError when the inputs ended among the rows that are kept."""
+    kept.require_all_checked()
+    return Written(
+        kept.sums + later.totals,
+        kept.n_sequences + later.n_sequences,
+        kept.n_rejected + later.n_rejected,
+        kept.n_rows,
+    )
+
+
+@contextmanager
+def _closing(results: Iterator[Any]) -> Iterator[None]:
+    """However it ends, a thread that reads ahead ends with it."""
+    try:
+        yield
+    finally:
+        if isinstance(results, Generator):
+            results.close()
+
+
+def _rejection(rejected: Rejected) -> str:
+    where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
+    return f"rejected {where}: {rejected.message} ({rejected.reason})"
+
+
+def _say_what_was_written(written: Written[Any], stats: ReadStats, choice: OutputChoice) -> None:
+    if stats.n_duplicate_ids:
+        say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
+    if stats.n_unchecked_ids:
+        say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
+    if choice.path is not None:
+        kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
+        say(
+            f"wrote {choice.path}: {written.n_sequences} sequences, {written.n_rejected} rejected"
+            f"{kept}"
+        )
+
+
+# -- --resume -----------------------------------------------------------------------------------
+
+
+def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
+    """Return the finished file, if a run with the same model and settings came to its end before.
+
+    Raises UsageError when the file is another run's, or not whole.
+    """
+    if path is None or earlier_output(path) != path:
+        return None
+    file = inspect_partial(path)
+    if file.run is None or not file.has_totals or file.n_torn:
+        raise UsageError(
+            f"--resume: {path} is not whole; rename it to {path}.partial to go on with it, or give "
+            "--force to start anew"
+        )
+    require_same_run(path, file.run, run)
+    return file
+
+
+def _nothing_to_do(
+    command: Command[Result, Sums, Entry],
+    rows: Rows[Result, Sums, Entry],
+    file: PartialFile,
+    inputs: Inputs,
+) -> Written[Sums]:
+    """Say that a finished file is the one that was asked for, once the inputs were read again.
+
+    Nothing is scored: every input counts as finished. Raises UsageError when an input changed, came
+    or went since, or a row is invalid.
+    """
+    kept = KeptRows(file, rows, command.task.nothing)
+    earlier = Earlier(sys.maxsize, kept.check)
+    deque(command.task.results(inputs.items, lambda *_: None, earlier), maxlen=0)
+    kept.require_all_checked()
+    say(
+        f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
+        "nothing to do"
+    )
+    return Written(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
+
+
+def _resume(
+    sink: BinaryIO,
+    run: RunInfo,
+    rows: Rows[Any, Sums, Entry],
+    nothing: Sums,
+    choice: OutputChoice,
+) -> KeptRows[Sums, Entry] | None:
+    """Return the rows that are kept; None where a run begins anew.
+
+    Once they were all checked, and not before, what stands after them is cut off and the sink is
+    placed there. Raises UsageError when another run wrote them, and StrictStopError when --strict
+    would have stopped among them.
+    """
+    assert choice.path is not None
+    partial = partial_path(choice.path)
+    file = inspect_partial(partial)
+    if file.run is not None:
+        require_same_run(partial, file.run, run)
+    if choice.strict and file.n_rejected:
+        raise StrictStopError(
+            f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out to "
+            "go on after them"
+        )
+    if not file.n_rows:
+        _cut_off(sink, file)
+    if file.run is None:
+        return None
+    say(f"going on with {partial}: {file.n_rows} rows are kept")
+    return KeptRows(file, rows, nothing, lambda: _cut_off(sink, file))
+
+
+def _cut_off(sink: BinaryIO, file: PartialFile) -> None:
+    cut(sink, file.length)
+    if file.n_lost:
+        say(
+            f"warning: {file.path}:{file.torn_line} is damaged: cut {file.n_torn} bytes off, with "
+            f"{file.n_lost} whole rows behind it, which are scored again"
+        )
+    elif file.n_torn:
+        say(f"cut {file.n_torn} bytes of a torn end off {file.path}")
