@@ -1,1 +1,1 @@
-"""What results say: summaries, comparisons, the best checkpoint; no model is needed."""
+"""Summaries, comparisons, the best checkpoint, numbers of charts: from results, without a model."""

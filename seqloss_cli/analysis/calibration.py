@@ -3,7 +3,7 @@
 At each scored token the model's top-1 has a probability (its confidence), and is either the text's
 token or not. In bins of confidence the accuracy, the share of tokens where it is, stands beside the
 mean confidence. The expected calibration error is the mean of the gaps between them, weighted by
-tokens (Guo, Pleiss, Sun & Weinberger, On Calibration of Modern Neural Networks, 2017).
+tokens. See Guo, Pleiss, Sun & Weinberger, On Calibration of Modern Neural Networks (2017).
 
 Bins are of equal width, or of equal mass: these are cut at quantiles of the confidences, and equal
 confidences share a bin, so that no bin depends on the order of rows.
@@ -31,7 +31,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
-    """What a reliability diagram may be asked for."""
+    """The settings of a reliability diagram."""
 
     n_bins: int = 15
     by_mass: bool = False
@@ -40,7 +40,7 @@ class CalibrationOptions:
     """Field of rows that were not drawn independently."""
     seed: int = 0
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence of the intervals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class CalibrationSeries:
     expected_calibration_error: Estimate
     """Biased upward: chance alone makes gaps, too."""
     resampling_bias: float | None
-    """How far resamples lie above the error on average; its own bias is about that, or more. None
+    """Distance of resamples above the error, on average; its own bias is about that, or more. None
     without an interval."""
     accuracy: float | None
     """Over all tokens; None, as the confidence, where nothing is scored."""

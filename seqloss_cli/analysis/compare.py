@@ -41,15 +41,15 @@ a paired test would find even so little.
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
-    """What `compare` may be asked for."""
+    """The settings of `compare`."""
 
     n_extremes: int = 10
     bootstrap: int = 2000
     seed: int = 0
     cluster: str | None = None
     confidence: float = 0.95
-    """Of the intervals; and a difference is significant when the adjusted p is below 1 less this,
-    the interval leaves out 0, and it is larger than `TIE`."""
+    """Confidence of the intervals. A difference is significant when the adjusted p is below 1 less
+    this, the interval leaves out 0, and it is larger than `TIE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Comparison:
     difference: Estimate
     """Nats per unit: total difference over total units, with the linearised interval."""
     bootstrap: Estimate
-    """The same difference with the interval of the bootstrap."""
+    """That difference with the interval of the bootstrap."""
     test: SignFlip
     p_adjusted: float
     """By Holm's method where several pairs are compared."""
@@ -119,8 +119,9 @@ class Comparison:
     is_significant: bool
     """More than noise, and more than a tie."""
     documents: list[DocumentDifference]
-    """Those with the largest differences, as the tokens."""
+    """Documents with the largest differences."""
     tokens: list[TokenDifference]
+    """Tokens with the largest differences."""
     notes: list[str]
 
 

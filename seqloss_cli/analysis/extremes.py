@@ -148,7 +148,7 @@ class Chosen(Generic[Item]):
     """In the order in which they came."""
     n_seen: int
     n_worst: int
-    """Those of the highest losses, or with tokens of the highest; 0 where all items are shown."""
+    """Items of the highest losses, or with tokens of the highest; 0 where all are shown."""
     n_sampled: int
     """The others, drawn uniformly."""
 

@@ -7,7 +7,7 @@ files, count in fine bins as rows come (`plot_data`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,7 +37,7 @@ class Histogram:
     """Counts of values in bins of one width."""
 
     low: float
-    """Where the first bin begins."""
+    """Begin of the first bin."""
     width: float
     counts: list[list[int]]
     """For each of several sets of values, (sets, bins)."""
@@ -122,6 +122,14 @@ class StepShare:
     """Percent of their sum; None where that is 0."""
 
 
+def count_by_step(values: Iterable[float | None], edges: Sequence[float]) -> list[int]:
+    """Return how many of the known values lie within each step that the edges make."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    # a value at an edge is of the step above it, as in the colours of a text
+    steps = np.searchsorted(np.array(edges), known, side="right")
+    return [*map(int, np.bincount(steps, minlength=len(edges) + 1))]
+
+
 def shares_by_step(values: Floats, edges: Sequence[float]) -> list[StepShare]:
     """Return the shares of the finite ones of n values for each step that the edges make."""
     known, found = finite(values), []
@@ -165,6 +173,20 @@ def concentration(losses: Floats, percents: Sequence[float]) -> Concentration | 
     numbers = np.arange(len(reached))
     between = {p: float(np.interp(place, numbers, reached)) for p, place in at.items()}
     return Concentration(curve, {p: 100 * x / float(reached[-1]) for p, x in between.items()})
+
+
+# -- by position (terminal) ----------------------------------------------------------------------
+
+
+def means_of_neighbours(values: Sequence[float | None], n_cells: int) -> list[float | None]:
+    """Return the means of the known values in so many stretches; None where there is none."""
+    means = list[float | None]()
+    for n in range(n_cells):
+        # whole numbers: with bounds of a float width a token may be missed, or be in two cells
+        part = values[n * len(values) // n_cells : (n + 1) * len(values) // n_cells]
+        known = [value for value in part if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    return means
 
 
 # -- questions with choices (pages) --------------------------------------------------------------

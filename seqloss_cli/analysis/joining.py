@@ -27,7 +27,7 @@ have one tokenizer: then tokens are compared, else bytes of the text."""
 
 @dataclass(frozen=True, slots=True)
 class RowsUsed:
-    """How many rows of several files a figure is of, and how many it is not of."""
+    """Counts of the rows of several files that a figure is of, and of those that it is not of."""
 
     n_joined: int
     """Rows that all files have."""
@@ -45,7 +45,7 @@ class RowsUsed:
 
 @dataclass(slots=True)
 class JoinReport:
-    """What became of the rows of several files; complete once all of them were read."""
+    """The fate of the rows of several files; complete once all of them were read."""
 
     n_joined: int = 0
     n_joined_by_order: int = 0
@@ -134,7 +134,7 @@ def text_key(row: ResultRow) -> Key:
 
 
 def why_not_comparable(rows: JoinedRows, same_tokenizer: bool) -> str | None:
-    """Return why losses of one input cannot be compared, in a few words."""
+    """Return in a few words why losses of one input are not comparable."""
     for row in rows:
         if row.totals.total_loss is None:
             return "an infinite loss" if row.totals.n_scored else "nothing scored"

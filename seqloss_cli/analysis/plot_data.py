@@ -92,7 +92,7 @@ _MOST_BINS = 60
 
 @dataclass(frozen=True, slots=True)
 class HistogramSeries:
-    """How the losses of a results file are spread."""
+    """The spread of the losses of a results file."""
 
     label: str
     shares: list[float]
@@ -106,11 +106,11 @@ class HistogramSeries:
 
 @dataclass(frozen=True, slots=True)
 class HistogramPlot:
-    """How losses are spread, over bins that all files have in common."""
+    """The spread of losses, over bins that all files have in common."""
 
     kind: ClassVar[str] = "histogram"
     unit: str
-    """Of losses: nats or bits."""
+    """Unit of losses: nats or bits."""
     edges: list[float]
     series: list[HistogramSeries]
 
@@ -295,10 +295,10 @@ class ScatterPlot:
 
     kind: ClassVar[str] = "scatter"
     unit: str
-    """Of both axes: nats or bits, per token or byte."""
+    """Unit of both axes: nats or bits, per token or byte."""
     labels: tuple[str, str]
     of: PointOf
-    """What a point is."""
+    """The thing that a point is."""
     first: list[float]
     """Losses under A of the points; beyond 20,000 those of a uniform sample."""
     second: list[float]
@@ -306,7 +306,7 @@ class ScatterPlot:
     n: int
     """Documents or tokens that are counted: all of them."""
     n_lower: int
-    """Those on which B is lower by more than a tie."""
+    """Points where B is lower by more than a tie."""
     n_tied: int
     n_higher: int
     rows: RowsUsed

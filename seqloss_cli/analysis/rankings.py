@@ -75,7 +75,7 @@ def _less(a: float, b: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class RankingFigures:
-    """What the questions of a results file come to; arrays beyond a million are samples."""
+    """The sums of a results file's questions; arrays beyond a million are samples."""
 
     totals: RankTotals
     margins: Floats

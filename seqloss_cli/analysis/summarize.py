@@ -38,7 +38,7 @@ _BLOCK_RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class SummaryOptions:
-    """What `summarize` may be asked for."""
+    """The settings of `summarize`."""
 
     by: str | None = None
     """Field of a row, or of its meta, that makes groups."""
@@ -55,7 +55,7 @@ class SummaryOptions:
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """What the rows of one group come to."""
+    """The figures of one group of rows."""
 
     value: Any
     """Value of the field that rows are grouped by; None for all rows."""
@@ -69,7 +69,7 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What all rows come to."""
+    """The figures of all rows."""
 
     whole: GroupSummary
     groups: list[GroupSummary]
@@ -78,7 +78,7 @@ class Summary:
     n_tokens_seen: int
     """Scored tokens whose losses the files hold."""
     n_tokens_drawn: int
-    """Those of them, drawn uniformly, that the quantiles are of."""
+    """Tokens that the quantiles are of: a uniform sample where there are very many."""
     positions: list[PositionLoss]
     worst_sequences: list[SequenceExtreme]
     best_sequences: list[SequenceExtreme]
@@ -253,7 +253,7 @@ def _ratio(y: Floats, m: Floats, group: _GroupSums, options: SummaryOptions) -> 
 
 
 def numbered_anew(clusters: Sequence[int]) -> Ints:
-    """Number the clusters of n documents, (n), from 0 without a gap: a part may lack some."""
+    """Return the clusters of n documents, (n), numbered from 0 without a gap."""
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
 
@@ -297,7 +297,7 @@ class PositionLoss:
 
 
 class PositionSums:
-    """Sums of each document in bins that double: 1, 2-3, 4-7, …"""
+    """Sums of each document in bins of positions that double: 1, 2-3, 4-7 and so on."""
 
     def __init__(self) -> None:
         self._losses = [array("d") for _ in range(_BINS)]

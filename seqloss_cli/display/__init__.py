@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, web pages, plots."""
+"""Everything that a person sees: the terminal, web pages, plots."""

@@ -45,6 +45,7 @@ from seqloss_cli.analysis.compare import (
     compare,
     documents_of,
 )
+from seqloss_cli.analysis.histograms import count_by_step
 from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
@@ -72,7 +73,6 @@ from seqloss_cli.display.terminal.palette import (
     UNICODE,
     Scale,
     bar_of,
-    count_steps,
     sparkline,
 )
 from seqloss_cli.display.terminal.palette import LOSSES as LOSS_SCALE
@@ -681,7 +681,7 @@ def test_a_sparkline_has_a_cell_for_each_bin(values: list[float], width: int) ->
 @given(st.lists(st.none() | st.floats(0, 20) | st.sampled_from(LOSS_SCALE.edges)))
 def test_tokens_are_counted_by_their_steps(values: list[float | None]) -> None:
     steps = [step_of(value, LOSS_SCALE.edges) for value in values if value is not None]
-    assert count_steps(values, LOSS_SCALE.edges) == [steps.count(n) for n in range(7)]
+    assert count_by_step(values, LOSS_SCALE.edges) == [steps.count(n) for n in range(7)]
 
 
 def test_what_is_more_than_nothing_has_a_bar() -> None:

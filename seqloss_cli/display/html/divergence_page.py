@@ -74,7 +74,7 @@ class DivergencePageData:
     documents: Documents
     sums: DivergenceTotals
     by_kl: LossPageData
-    """What the rows are as if divergences were losses; sequences hold their sums in `_SUMS`."""
+    """The rows as if divergences were losses; sequences hold their sums in the field `_SUMS`."""
 
 
 def gather_divergences(

@@ -23,7 +23,7 @@ from seqloss_cli.metrics.intervals import Estimate
 
 @dataclass(frozen=True, slots=True)
 class PageOptions:
-    """What a page may be asked for."""
+    """The settings of a page."""
 
     title: str | None = None
     n_worst: int = 25
@@ -32,7 +32,7 @@ class PageOptions:
     """Fields of rows, or of their meta, that groups are made by."""
     seed: int = 0
     confidence: float = 0.95
-    """Of the intervals of a comparison."""
+    """Confidence of the intervals of a comparison."""
     cluster: str | None = None
     """Field of rows that were not drawn independently."""
     limits: Limits = field(default_factory=Limits)
@@ -65,7 +65,7 @@ class Chart:
     title: str
     drawing: Markup
     about: str
-    """How it is to be read."""
+    """A sentence or two on reading it."""
     header: list[str] = field(default_factory=list)
     rows: list[TableRow] = field(default_factory=list)
     sides: list[str] = field(default_factory=list)
@@ -231,7 +231,7 @@ class Page:
     title: str
     subtitle: str
     notes: list[str]
-    """What to bear in mind before reading anything else."""
+    """Sentences to bear in mind before reading anything else."""
     figures: list[Figure]
     tables: list[Table]
     charts: list[Chart]
@@ -248,7 +248,7 @@ class Page:
     places: list[Place] = field(default_factory=list)
     places_header: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
-    """What no token has that it could, with the flag that adds it."""
+    """Quantities that no token has, with the flags that add them."""
     headings: Headings = field(default_factory=Headings)
     edges: Sequence[float] = LOSS_EDGES
     """Steps of the first metric."""
@@ -327,7 +327,7 @@ def visible(text: str) -> str:
 
 
 def mark_of(text: str, name: str) -> tuple[str, str]:
-    """Return a class and a mark for what cannot be seen: no text at all, line ends, controls.
+    """Return a class and a mark for invisible text: nothing at all, line ends, controls.
 
     `name` is the mark of a token that covers nothing.
     """

@@ -1,4 +1,4 @@
-"""Take from rows what a page shows of them: sequences, questions, and what is said of them.
+"""Take from rows what a page shows of them: sequences, questions, and sentences about both.
 
 A sequence of a page holds its figures and, where the file has them, its text and tokens.
 """
@@ -223,7 +223,7 @@ def lacking_in(panes: Sequence[Pane]) -> list[str]:
 # -- questions with choices ----------------------------------------------------------------------
 
 _BYTES_A_TOKEN = 4
-"""Of a prompt, whose tokens are not known: for the limits of a page."""
+"""For the size of a prompt, whose tokens are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class PageQuestion:
     size: int
     """Tokens that the page would show, its prompt's guessed from its bytes."""
     n_left_out: int = 0
-    """The same of a question whose texts are left out."""
+    """The size of a question whose texts are left out."""
 
     @classmethod
     def of(cls, row: RankedRow, order: int) -> PageQuestion:

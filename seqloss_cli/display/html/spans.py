@@ -1,8 +1,8 @@
 """Show texts: as coloured spans, and as lists of the tokens where losses are highest.
 
 A text is one span for each token, and its content is the text to the last character. Tokens that
-share a character are one span. A token that covers nothing (BOS, EOS, a space that the tokenizer
-put in) is an empty span with a mark that is no part of the text. What a browser shows for hovering
+share a character are one span. A token that covers nothing is an empty span, with a mark that is
+no part of the text: BOS, EOS, a space that the tokenizer put in. What a browser shows for hovering
 and keys stands in the data of a pane, by the number of the span.
 
 Lists are over all rows that are read: also of texts that a page has no room for.
@@ -206,7 +206,7 @@ class ListedToken:
     number: int
     """Number of the token in its sequence, or of the stretch in its text."""
     where: str
-    """The same, in words."""
+    """That number in words, or the first byte."""
     token: str
     before: str
     after: str

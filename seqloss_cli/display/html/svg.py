@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 NATS_PER_BIT = math.log(2)
 Point = tuple[float, float]
-"""Where something lies on a drawing."""
+"""A place on a drawing."""
 
 
 @dataclass(frozen=True, slots=True)

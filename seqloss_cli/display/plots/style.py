@@ -33,7 +33,7 @@ MOST_SERIES = len(SERIES)
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vP"
 _LETTERS_PER_INCH, _HANDLE = 15, 6
-"""Of a legend; and the letters that the piece of line before a name takes up."""
+"""Letters of a legend; and those that the piece of line before a name takes up."""
 _LINE = 0.135
 """Height of a line of a legend, inches."""
 GAP = unknown(None, 0, "nothing is there")

@@ -33,7 +33,10 @@ _OTHER_BYTES = "not coloured: the tokens of the two files spell other bytes"
 
 
 def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> str:
-    """`B is lower by 0.0310 ± 0.0080 nats per token; lower on 612 of 1000 documents; p = 0.0001`"""
+    """Return which model is lower, by how much and how sure that is, in one sentence.
+
+    `B is lower by 0.0310 ± 0.0080 nats per token; lower on 612 of 1000 documents; p = 0.0001`
+    """
     a, b = _names(pair, names)
     difference = unit.of(pair.difference.value)
     if difference is None:

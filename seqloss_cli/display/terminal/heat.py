@@ -17,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
+from seqloss_cli.analysis.histograms import count_by_step
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
@@ -32,7 +33,6 @@ from seqloss_cli.display.terminal.palette import (
     Scale,
     bar_of,
     charset_of,
-    count_steps,
     sparkline,
 )
 from seqloss_cli.display.terminal.token_text import Line, TokenText, break_lines, glyphs
@@ -207,7 +207,7 @@ class Drawing:
 
     def counts(self, values: Iterable[float | None]) -> list[int]:
         """Count the known values (nats) of each step of the scale."""
-        return count_steps(values, self.scale.edges)
+        return count_by_step(values, self.scale.edges)
 
     def histogram(self, counts: Sequence[int]) -> Iterator[Text]:
         """Yield a bar for each step of the scale, with its count and share. Where there is no room

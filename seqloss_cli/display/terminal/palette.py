@@ -5,14 +5,14 @@ Where colours can be shown, a step of a scale is a background; elsewhere it is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 from rich.console import Console
 from rich.style import Style
 
+from seqloss_cli.analysis.histograms import means_of_neighbours
 from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
@@ -173,28 +173,16 @@ def _style(background: int, text: int, underlined: bool) -> Style:
 def sparkline(values: Sequence[float | None], width: int, charset: Charset) -> str:
     """Draw means of the known values (nats) of neighbouring tokens, a cell each; blank where there
     is none."""
-    n_cells = min(len(values), width)
-    cells = []
-    for n in range(n_cells):
-        # Whole numbers: with bounds of a float width a token may be missed, or be in two cells.
-        part = values[n * len(values) // n_cells : (n + 1) * len(values) // n_cells]
-        known = [value for value in part if value is not None]
-        cells.append(_level(sum(known) / len(known), charset) if known else " ")
-    return "".join(cells)
+    means = means_of_neighbours(values, min(len(values), width))
+    return "".join(_level(mean, charset) for mean in means)
 
 
-def _level(mean: float, charset: Charset) -> str:
+def _level(mean: float | None, charset: Charset) -> str:
+    if mean is None:
+        return " "
     top = len(charset.levels) - 1
     # Compared first: int() of an infinite mean raises.
     return charset.levels[top if mean >= FULL_LOSS else int(mean / FULL_LOSS * top)]
-
-
-def count_steps(values: Iterable[float | None], edges: Sequence[float]) -> list[int]:
-    """Count the known values (nats) of each step (`step_of`, all at once)."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    # "right", as in `step_of`: a value at an edge is of the step above it.
-    steps = np.searchsorted(np.array(edges), known, side="right")
-    return [*map(int, np.bincount(steps, minlength=len(edges) + 1))]
 
 
 def bar_of(share: float, width: int, charset: Charset) -> str:
