@@ -1,4 +1,4 @@
-"""docs/numbers.md, the contract of the numbers: its rules, its keys, its worked examples."""
+"""docs/numbers.md, the contract of the numbers; docs/architecture.md, how the house is built."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import RATES, Totals, to_units
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
+HOUSE = (ROOT / "docs" / "architecture.md").read_text()
 NUMBERS = (ROOT / "docs" / "numbers.md").read_text()
 KEYS, RULES, EXAMPLES = re.split(r"^## \d\..*\n", NUMBERS, flags=re.M)[1:]
 PLACES = [
@@ -163,3 +165,44 @@ def test_bytes_of_a_text(demo: Any) -> None:
     for tokenization in (demo.tokenization, in_bytes):
         (sequence,) = tokenization.tokenize([Sample("x", "x", text=text)])
         assert sequence.byte_offsets[-1] == n_bytes
+
+
+# -- the house ------------------------------------------------------------------------------------
+
+ANSWERS = {
+    "the strided window rule": ("backends/windows.py", "stride"),
+    "the byte offset of a token": ("tokenization/byte_offsets.py", "offsets"),
+    "the JSON key `bits_per_byte`": ("metrics/totals.py", "bits_per_byte"),
+    "the CSV column of ranks": ("core/columns.py", 'csv="rank"'),
+    "the Wilson interval": ("metrics/intervals.py", "Wilson"),
+    "the option `--separator`": ("core/policies.py", "--separator"),
+}
+"""What a newcomer asks: a file of the answer, and what stands in it."""
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_a_newcomer_finds_the_file(question: str) -> None:
+    (line,) = [line for line in HOUSE.splitlines() if line.startswith(f"| {question}")]
+    name, said = ANSWERS[question]
+    assert f"`seqloss_cli/{name}`" in line
+    assert said in (ROOT / "seqloss_cli" / name).read_text()
+
+
+def test_what_the_house_is_said_to_have_is_there() -> None:
+    named = set(re.findall(r"`((?:seqloss_cli|tests|docs)/[\w./]*)`", HOUSE))
+    assert len(named) > 40
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    rooms = {f"seqloss_cli/{p.name}/" for p in (ROOT / "seqloss_cli").iterdir() if p.is_dir()}
+    assert rooms - named == {"seqloss_cli/demo/", "seqloss_cli/__pycache__/"} & rooms
+
+
+def test_the_rows_are_those_that_are_guarded() -> None:
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    guarded = [row for row in layers["contracts"][0]["layers"] if row != "__main__"]
+    assert "\n".join(guarded) in HOUSE
+
+
+def test_exit_codes_are_those_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    codes = [re.findall(r"^\| (\d+) \|", text, flags=re.M) for text in (HOUSE, readme)]
+    assert codes[0] == codes[1] == ["0", "1", "2", "3", "70", "130"]
