@@ -134,16 +134,5 @@ def unmasked(score: SequenceScore) -> SequenceScore:
     )
 
 
-def tokenized(
-    blocks: Iterable[list[Sample | Rejected]],
-    tokenize: Callable[[list[Sample]], list[TokenSequence | Rejected]],
-) -> Iterator[TokenSequence | Rejected]:
-    """Yield the sequence or rejection of each item of the blocks, in order, without losses."""
-    for block in blocks:
-        sequences = iter(tokenize([item for item in block if isinstance(item, Sample)]))
-        for item in block:
-            yield next(sequences) if isinstance(item, Sample) else item
-
-
 def _kinds(findings: tuple[Finding, ...]) -> Mapping[str, int]:
     return {finding.kind: 1 for finding in findings}

@@ -154,13 +154,8 @@ class _Block:
     """Planned as they are asked for."""
 
 
-def _prepared(
-    block: list[Item],
-    tokenize: Tokenize,
-    capabilities: Capabilities,
-    windows: WindowPolicy,
-    policy: BatchPolicy,
-) -> _Block:
+def tokenize_block(block: list[Item], tokenize: Tokenize) -> list[Entry]:
+    """Return a sequence or a rejection for each item, in order. Raises OutOfMemoryError."""
     samples = [item for item in block if isinstance(item, Sample)]
     try:
         tokenized = iter(tokenize(samples))
@@ -169,7 +164,17 @@ def _prepared(
             f"out of memory while tokenizing {len(samples)} inputs, first {samples[0].id!r}: lower "
             "--max-bytes, or cut long inputs"
         ) from error
-    entries = [next(tokenized) if isinstance(item, Sample) else item for item in block]
+    return [next(tokenized) if isinstance(item, Sample) else item for item in block]
+
+
+def _prepared(
+    block: list[Item],
+    tokenize: Tokenize,
+    capabilities: Capabilities,
+    windows: WindowPolicy,
+    policy: BatchPolicy,
+) -> _Block:
+    entries = tokenize_block(block, tokenize)
     good = (entry for entry in entries if isinstance(entry, TokenSequence))
     sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
     batches = plan_batches(sequences, windows, policy, capabilities)

@@ -22,7 +22,6 @@ from seqloss_cli.core.policies import (
 )
 from seqloss_cli.core.records import Entry, Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.masks import tokenized
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 from seqloss_cli.scoring.pipeline import (
     OnProgress,
@@ -30,6 +29,7 @@ from seqloss_cli.scoring.pipeline import (
     ignore_progress,
     read_ahead,
     score_samples,
+    tokenize_block,
     with_ends,
 )
 from seqloss_cli.tokenization.pairs import PairTokenization
@@ -166,7 +166,8 @@ class PairTokens:
 
     def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
         """Yield a sequence or a rejection for each item, in order."""
-        return tokenized(read_ahead(items), self.pairing.tokenize)
+        for block in read_ahead(items):
+            yield from tokenize_block(block, self.pairing.tokenize)
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, as far as it is known without a model."""

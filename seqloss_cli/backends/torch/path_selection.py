@@ -54,7 +54,7 @@ class PathSelector:
         """The longest row of which every token sees all before it."""
         self.forward = ModelForward(model, self.longest)
         self.backbones = possible_backbones(model)
-        self._rounding = quantizes_activations(model)
+        self._rounding = activation_quantization(model.config)
         self._refusal = ""
         """The error of the last way that was tried, or nothing."""
         self._not_packed = ""
@@ -237,11 +237,6 @@ def has_length_dependent_rope(model: Any) -> bool:
     # A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
     written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
     return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
-
-
-def quantizes_activations(model: Any) -> str | None:
-    """Return the quantisation, where it rounds activations by scales of a whole batch."""
-    return activation_quantization(model.config)
 
 
 def possible_backbones(model: Any) -> list[Any]:
