@@ -144,8 +144,10 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 def _advice(key: str, there: Any) -> str:
     """What to give on the command line to have it as it is there."""
-    if key in _OTHER_ADVICE or there is _ABSENT:
-        return _OTHER_ADVICE.get(key, "")
+    if key in _OTHER_ADVICE:
+        return _OTHER_ADVICE[key]
+    if there is _ABSENT:  # options that came later are named only where they are given
+        return _switched(_FLAGS[key], False) if key in _FLAGS else ""
     if key.startswith("versions."):
         return "the same version"
     if key in _NEGATIVE:
