@@ -108,6 +108,7 @@ def stubbed() -> Iterator[None]:
         given = {
             "ranks": ranks,
             "entropies": 0.0625 * (mixed % 61),
+            "varentropies": 0.0625 * (mixed % 53),
             "top_ids": top_ids,
             "top_log_probs": -finite[:, None] * shares,
             "mean_log_prob": -4 - losses,
@@ -283,6 +284,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "score-heat-colour": (
         f"{COLOUR} score samples/text.txt --view heat",
         f"{COLOUR} score samples/sentences.jsonl --view heat --theme light --unit bits",
+    ),
+    "score-varentropy": (
+        "score corpus.jsonl --varentropy --entropy --jsonl",
+        "score corpus.jsonl --varentropy --unit bits",
+        "score corpus.jsonl --varentropy --level token --format csv",
+        "score corpus.jsonl --varentropy -o out.parquet",
     ),
     # cond
     "cond-json": (f"cond mixed.jsonl --json {ALL} {CHAT}",),

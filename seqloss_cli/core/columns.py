@@ -79,6 +79,15 @@ COLUMNS = (
         is_standard=True,
     ),
     TokenColumn(
+        name="varentropies",
+        flag="--varentropy",
+        kind="real",
+        csv="varentropy",
+        header="varentropy",
+        power=2,
+        help="Variance of the loss under the model's distribution at each token.",
+    ),
+    TokenColumn(
         name="top_logprobs",
         flag="--top-k",
         kind="alternatives",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from seqloss_cli import Sample, totals_of
 from seqloss_cli.backends.torch import head as head_module
+from seqloss_cli.backends.torch import quantities
 from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logits, score_positions
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
 from seqloss_cli.core.columns import MEAN_LOG_PROB
@@ -139,6 +140,73 @@ def test_entropies_are_the_mean_surprise_of_the_distribution(case: Any) -> None:
     ]
     assert entropies == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert all(-1e-6 <= entropy <= math.log(len(rows[0])) + 1e-6 for entropy in entropies)
+
+
+def varentropy_by_hand(row: list[float]) -> float:
+    """Σ p (ln p + H)², float64; an id of probability zero adds nothing."""
+    log_probs = [-loss_by_hand(row, v) for v in range(len(row))]
+    known = [(math.exp(log_p), log_p) for log_p in log_probs if math.exp(log_p) > 0]
+    entropy = -math.fsum(p * log_p for p, log_p in known)
+    return math.fsum(p * (log_p + entropy) ** 2 for p, log_p in known)
+
+
+@given(
+    rows_with_targets(ordinary, near_ties, huge, impossible),
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_varentropies_are_the_variance_of_the_surprise(
+    case: Any, width: int | None, dtype: torch.dtype
+) -> None:
+    """Whole rows, or blocks of any width."""
+    rows, targets = case
+    requested = Requested(varentropy=True)
+    if width is None:
+        found = score(rows, targets, requested, dtype)
+    else:
+        logits = torch.tensor(rows, dtype=dtype)
+        found = score_in_blocks(
+            lambda r, w: logits[r, w].clone(), torch.tensor(targets), len(rows[0]), requested, width
+        )
+    varentropies = found.columns["varentropies"].tolist()
+    assert varentropies == pytest.approx(list(map(varentropy_by_hand, rows)), rel=1e-9, abs=1e-25)
+    assert min(varentropies) >= 0
+
+
+@pytest.mark.parametrize("width", [None, 1, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_varentropies_of_uniform_and_of_peaked_distributions(
+    width: int | None, dtype: torch.dtype
+) -> None:
+    """Exactly 0 where all ids are alike, whatever their logit; a peaked one's is not rounded off,
+    though it is the difference of two numbers of its entropy's size."""
+    n_ids = 1000
+    uniform = torch.full((2, n_ids), 3.7)
+    peaked = torch.randn(4, n_ids, generator=torch.manual_seed(0))
+    peaked[torch.arange(4), torch.tensor([0, 500, 999, 3])] += 35.0
+    for rows in (uniform, peaked):
+        logits, ids = rows.to(dtype), torch.zeros(len(rows), dtype=torch.long)
+        requested = Requested(varentropy=True)
+        if width is None:
+            found: Any = score_logits(logits, ids, requested)
+        else:
+            found = score_in_blocks(
+                lambda r, w, of=logits: of[r, w].clone(), ids, n_ids, requested, width
+            )
+        expected = [varentropy_by_hand(row) for row in logits.double().tolist()]
+        if rows is uniform:
+            assert found.columns["varentropies"].tolist() == [0.0, 0.0]
+        else:
+            assert max(expected) < 1e-8
+            assert found.columns["varentropies"].tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_float64_holds_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ids = 5 * torch.randn(6, 100, generator=torch.manual_seed(0)), torch.arange(6)
+    whole = score_logits(logits, ids, Requested(varentropy=True)).columns["varentropies"]
+    monkeypatch.setattr(quantities, "_EXACT_AT_ONCE", 42)
+    parts = score_logits(logits, ids, Requested(varentropy=True)).columns["varentropies"]
+    np.testing.assert_allclose(parts, whole, rtol=1e-12)
 
 
 @given(rows_with_targets(ordinary, near_ties, huge, impossible), st.integers(0, 11))

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
 
+_EXACT_AT_ONCE = 1 << 20
+"""Logits that are taken in float64 at a time: 8 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -118,6 +121,48 @@ class Entropies(Quantity):
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
         """Return the entropies, shape M, nats."""
         return {"entropies": (sums.log_sum - self._spread_M1 / sums.total)[:, 0]}
+
+
+class Varentropies(Quantity):
+    """Σ p (ln p + H)², the variance of -ln p under the model's own distribution, nats².
+
+    It is the variance of the logits, which differ from ln p by a constant. Sums are about the mean
+    of the ids so far, which a further block moves (Chan, Golub & LeVeque 1983): only squares are
+    added, so nothing cancels, and a uniform distribution has exactly 0.
+    """
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        self._base_M1, self._sum_M1 = _zeros(targets_M), _zeros(targets_M)
+        self._mean_M1, self._squares_M1 = _zeros(targets_M), _zeros(targets_M)
+
+    def see(self, block: Block) -> None:
+        """Add the sums of the block, in parts, to those so far."""
+        base_M1 = block.base.double()
+        # Not by the block's own `scale` and weights, which float32 rounds by up to 1e-6 where the
+        # logits are far below the greatest: there a peaked distribution has all of its variance.
+        drop_M1 = torch.where(self._sum_M1 > 0, self._base_M1 - base_M1, 0.0)
+        self._mean_M1, self._base_M1 = self._mean_M1 + drop_M1, base_M1
+        self._sum_M1, self._squares_M1 = (
+            drop_M1.exp() * sums_M1 for sums_M1 in (self._sum_M1, self._squares_M1)
+        )
+        for logits_MB in block.logits.split(max(1, _EXACT_AT_ONCE // len(base_M1)), dim=1):
+            self._add(logits_MB.double() - base_M1)
+
+    def _add(self, shifted_MB: Tensor) -> None:
+        weights_MB = shifted_MB.exp()
+        shifted_MB.masked_fill_(weights_MB == 0, 0.0)  # 0 · -inf is NaN
+        sum_M1 = weights_MB.sum(dim=1, keepdim=True)
+        mean_M1 = (weights_MB * shifted_MB).sum(dim=1, keepdim=True) / sum_M1
+        mean_M1 = torch.where(sum_M1 == 0, 0.0, mean_M1)  # a block of impossible ids has none
+        squares_M1 = (weights_MB * (shifted_MB - mean_M1).square_()).sum(dim=1, keepdim=True)
+        total_M1, gap_M1 = self._sum_M1 + sum_M1, mean_M1 - self._mean_M1
+        share_M1 = torch.where(total_M1 == 0, 0.0, sum_M1 / total_M1)
+        self._squares_M1 += squares_M1 + gap_M1.square() * self._sum_M1 * share_M1
+        self._mean_M1, self._sum_M1 = self._mean_M1 + gap_M1 * share_M1, total_M1
+
+    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the variances, shape M, nats²."""
+        return {"varentropies": (self._squares_M1 / self._sum_M1)[:, 0]}
 
 
 class Alternatives(Quantity):
@@ -268,6 +313,7 @@ class Top1(Quantity):
 QUANTITIES = {
     "ranks": Ranks,
     "entropies": Entropies,
+    "varentropies": Varentropies,
     "top_logprobs": Alternatives,
     "mean_log_prob": MeanLogProb,
     "word_boundary_log_probs": WordBoundaries,
