@@ -31,7 +31,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
 )
 from seqloss_cli.core.records import Choices, Outcome, Pair, Rejected, Sample
-from seqloss_cli.inputs import choices_sample, pair_sample, text_sample
+from seqloss_cli.inputs.reading import choices_sample, pair_sample, text_sample
 from seqloss_cli.metrics.divergence import DivergenceScore
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.ranking import rank as ranked

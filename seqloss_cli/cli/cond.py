@@ -56,7 +56,7 @@ def cond(ctx: typer.Context) -> None:
         from seqloss_cli.cli.report_option import page_after, refuse_page
         from seqloss_cli.cli.run import Inputs
         from seqloss_cli.cli.settings import load_scorer, output_choice
-        from seqloss_cli.inputs import ReadStats, described
+        from seqloss_cli.inputs.reading import ReadStats, described
 
         choice = output_choice(ctx)
         refuse_page(ctx, choice)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import typer
 
     from seqloss_cli.core.records import Rejected, Sample
-    from seqloss_cli.inputs import ChoiceFields, PairFields, ReadOptions, ReadStats, RegionFile
+    from seqloss_cli.inputs.choices import ChoiceFields
+    from seqloss_cli.inputs.reading import ReadOptions, ReadStats
+    from seqloss_cli.inputs.rows import PairFields
+    from seqloss_cli.inputs.side_files import RegionFile
 
 STDIN = "-"
 
@@ -92,7 +95,7 @@ class TextInputs:
 
     def items(self, stats: ReadStats) -> Iterable[Sample | Rejected]:
         """Samples, in input order."""
-        from seqloss_cli.inputs import read_inputs, text_sample
+        from seqloss_cli.inputs.reading import read_inputs, text_sample
 
         if self.text is not None:
             return [text_sample(self.text, max_bytes=self.reading.max_bytes)]
@@ -100,7 +103,7 @@ class TextInputs:
 
     def described(self) -> Mapping[str, Any]:
         """For the run's record."""
-        from seqloss_cli.inputs import described
+        from seqloss_cli.inputs.reading import described
 
         return described(["<text>"] if self.text is not None else self.names, self.reading)
 
@@ -127,7 +130,7 @@ def read_options(
     context: typer.Context, pairs: PairFields | ChoiceFields | None = None
 ) -> ReadOptions:
     """The way inputs are read: as texts, or as rows with the fields of `pairs`."""
-    from seqloss_cli.inputs import ReadOptions
+    from seqloss_cli.inputs.reading import ReadOptions
 
     return ReadOptions(**asdict(given(context, Reading)), pairs=pairs)
 
@@ -157,7 +160,7 @@ def pair_items(
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one pair of the command line."""
     from seqloss_cli.core.records import Pair
-    from seqloss_cli.inputs import pair_sample, read_inputs
+    from seqloss_cli.inputs.reading import pair_sample, read_inputs
 
     if names:
         return read_inputs(names, pair_reading(context), stats)
@@ -170,7 +173,7 @@ def pair_items(
 
 def pair_reading(context: typer.Context) -> ReadOptions:
     """The way rows of pairs are read."""
-    from seqloss_cli.inputs import PairFields
+    from seqloss_cli.inputs.rows import PairFields
 
     arguments, separator = given(context, PairArguments), given(context, PairPolicy).separator
     fields = PairFields(arguments.prompt_field, arguments.response_field, separator, arguments.chat)
@@ -196,7 +199,7 @@ def choice_items(
 ) -> Iterable[Sample | Rejected]:
     """Samples of the files, or the one row of the command line."""
     from seqloss_cli.core.records import Choices
-    from seqloss_cli.inputs import choices_sample, read_inputs
+    from seqloss_cli.inputs.reading import choices_sample, read_inputs
 
     if names:
         return read_inputs(names, choice_reading(context), stats)
@@ -211,7 +214,7 @@ def choice_items(
 
 def choice_reading(context: typer.Context) -> ReadOptions:
     """The way rows of choices are read."""
-    from seqloss_cli.inputs import ChoiceFields
+    from seqloss_cli.inputs.choices import ChoiceFields
 
     arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
     fields = ChoiceFields(
@@ -268,7 +271,7 @@ def region_file(context: typer.Context) -> RegionFile | None:
 
     Raises UsageError when there is no such file.
     """
-    from seqloss_cli.inputs import RegionFile
+    from seqloss_cli.inputs.side_files import RegionFile
 
     name, reading = given(context, TextArguments).regions, given(context, Reading)
     if name is None:

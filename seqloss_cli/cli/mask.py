@@ -27,7 +27,7 @@ from seqloss_cli.core.policies import (
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.inputs import LabelFile
+    from seqloss_cli.inputs.side_files import LabelFile
     from seqloss_cli.scoring.scorer import PairTokens, Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
@@ -86,7 +86,8 @@ def mask(ctx: typer.Context) -> None:
         from seqloss_cli.cli.run import Command, Inputs, run
         from seqloss_cli.cli.settings import output_choice
         from seqloss_cli.display.terminal import MaskTableWriter
-        from seqloss_cli.inputs import LabelFile, ReadStats
+        from seqloss_cli.inputs.reading import ReadStats
+        from seqloss_cli.inputs.side_files import LabelFile
         from seqloss_cli.results.schema.masks import mask_rows
         from seqloss_cli.scoring.tasks import mask_task
         from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME

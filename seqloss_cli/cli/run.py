@@ -20,7 +20,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import TableOptions
-from seqloss_cli.inputs import ReadStats
+from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
 from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial
 from seqloss_cli.results.runs import require_same_run

@@ -58,7 +58,7 @@ def score(ctx: typer.Context) -> None:
         from seqloss_cli.cli.report_option import page_after, refuse_page
         from seqloss_cli.cli.run import Inputs
         from seqloss_cli.cli.settings import load_scorer, output_choice
-        from seqloss_cli.inputs import ReadStats
+        from seqloss_cli.inputs.reading import ReadStats
 
         choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
         refuse_page(ctx, choice)

@@ -77,7 +77,7 @@ def _score_to(
     from seqloss_cli.cli.run import Inputs, write_all
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.core.backend import Requested
-    from seqloss_cli.inputs import ReadStats, read_inputs
+    from seqloss_cli.inputs.reading import ReadStats, read_inputs
     from seqloss_cli.results.formats.json import JsonlWriter
     from seqloss_cli.results.schema import RowOptions
     from seqloss_cli.results.schema.scores import score_rows

@@ -34,7 +34,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.inputs import COMPRESSED
+from seqloss_cli.inputs.reading import COMPRESSED
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format
 from seqloss_cli.results.sinks import refuse_to_overwrite
 from seqloss_cli.scoring.scorer import Scorer

@@ -217,16 +217,3 @@ codecs.register_error("seqloss_bytes", _spell_out)
 def show_bytes(raw: bytes) -> str:
     """Text of the bytes; bytes that are no whole character as `<0xF0>`."""
     return raw.decode(errors="seqloss_bytes")
-
-
-# -- to be replaced by the above where they are still used ----------------------------------------
-
-
-def is_edge(text: bytes, place: int) -> bool:
-    """A character of the UTF-8 text begins or ends here."""
-    return place >= len(text) or text[place] & 0xC0 != 0x80
-
-
-def spans_of(text: bytes, offsets: Sequence[int]) -> list[TokenSpan]:
-    """Smallest runs of tokens at whose ends a character ends, too."""
-    return TokenBytes(text, np.asarray(offsets, dtype=np.int64)).char_spans()

@@ -79,7 +79,7 @@ def string_or_whole(row: Mapping[str, Any], field: str) -> str | int | None:
 
 
 def whole_numbers(value: object, name: str) -> Ints:
-    """A list of whole numbers as an array of its length."""
+    """A list of N whole numbers as an array of shape N."""
     # orjson makes floats of numbers beyond 64 bits, and `true` is an int to isinstance.
     if not isinstance(value, list) or not all(type(entry) is int for entry in value):
         raise RowError("wrong_type", f"field {name!r} is not a list of whole numbers")

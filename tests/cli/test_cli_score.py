@@ -32,7 +32,7 @@ from helpers.builders import bigram_model, byte_tokenizer, llama, save_checkpoin
 from helpers.program import ROOT, Run, document, in_process, strictly
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.inputs import text_sample
+from seqloss_cli.inputs.reading import text_sample
 
 TEXT = "The cat sat on the mat.\r\nDéjà vu: 🐕, 日本語.\n"
 ROWS = [{"id": "a", "text": "one two"}, {"id": 2, "text": "three"}, {"text": "four five six"}]

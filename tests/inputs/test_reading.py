@@ -18,13 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqloss_cli.core.records import Rejected, Sample
-from seqloss_cli.inputs import (
-    ReadOptions,
-    ReadStats,
-    read_inputs,
-    text_sample,
-)
 from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs, text_sample
 
 BOM = "\ufeff"
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}

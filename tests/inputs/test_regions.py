@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli import Sample, SequenceScore
 from seqloss_cli.core.records import Region, Regions, Rejected, TokenSequence
-from seqloss_cli.inputs import RegionFile
+from seqloss_cli.inputs.side_files import RegionFile
 from seqloss_cli.metrics.words import region_losses
 
 SENTENCES, REGIONS = ROOT / "samples" / "sentences.jsonl", ROOT / "samples" / "regions.jsonl"

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.program import Run
 from seqloss_cli.core.records import Rejected, Sample
-from seqloss_cli.inputs import ReadOptions, ReadStats, read_inputs
+from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
 
 
 def test_pipes_by_name(seqloss: Run) -> None:

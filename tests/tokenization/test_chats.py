@@ -43,7 +43,8 @@ from seqloss_cli.cli.main import app
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import IGNORED, Pair, TokenSequence
-from seqloss_cli.inputs import PairFields, ReadOptions, ReadStats, pair_sample, read_inputs
+from seqloss_cli.inputs.reading import ReadOptions, ReadStats, pair_sample, read_inputs
+from seqloss_cli.inputs.rows import PairFields
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.pairs import PairTokenization
