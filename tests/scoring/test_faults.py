@@ -127,7 +127,7 @@ def test_no_memory_for_the_weights(
 
 
 def test_no_memory_to_tokenize(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tokenization, "cover", lambda *_: no_python_memory())
+    monkeypatch.setattr(Tokenization, "token_bytes", lambda *_: no_python_memory())
     result = CliRunner().invoke(app, ["score", str(rows), "--lines", "--model", "demo", "--jsonl"])
     assert result.exit_code == 1
     assert "out of memory while tokenizing" in result.stderr
