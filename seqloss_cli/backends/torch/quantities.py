@@ -145,7 +145,8 @@ class Varentropies(Quantity):
         self._sum_M1, self._squares_M1 = (
             drop_M1.exp() * sums_M1 for sums_M1 in (self._sum_M1, self._squares_M1)
         )
-        for logits_MB in block.logits.split(max(1, _EXACT_AT_ONCE // len(base_M1)), dim=1):
+        width = max(1, _EXACT_AT_ONCE // len(base_M1))
+        for logits_MB in torch.split(block.logits, width, dim=1):
             self._add(logits_MB.double() - base_M1)
 
     def _add(self, shifted_MB: Tensor) -> None:
