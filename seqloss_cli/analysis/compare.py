@@ -11,12 +11,13 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
+from seqloss_cli.analysis.summarize import Clusters
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
 from seqloss_cli.metrics.resampling import (
@@ -143,7 +144,7 @@ class _PairSums:
     a: array[float] = field(default_factory=lambda: array("d"))
     b: array[float] = field(default_factory=lambda: array("d"))
     units: array[float] = field(default_factory=lambda: array("d"))
-    clusters: list[Any] = field(default_factory=list)
+    clusters: array[int] = field(default_factory=lambda: array("q"))
     only: tuple[Floats, Floats] | None = None
     """Token losses of both, (tokens) nats, while there is one document."""
     notes: list[str] = field(default_factory=list)
@@ -153,12 +154,11 @@ class _PairSums:
     def __post_init__(self) -> None:
         self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
 
-    def add(self, a: ResultRow, b: ResultRow, cluster: Any) -> None:
+    def add(self, a: ResultRow, b: ResultRow, cluster: int) -> None:
         self.a.append(a.totals.total_loss or 0.0)
         self.b.append(b.totals.total_loss or 0.0)
         self.units.append(n_units(a, self.same_tokenizer))
-        if self.options.cluster:  # a row without the field is a cluster of its own
-            self.clusters.append((a.id, len(self.clusters)) if cluster is None else cluster)
+        self.clusters.append(cluster)
         if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
             self.notes = [
                 "written without tokens: how many bytes are scored is compared, not which"
@@ -198,11 +198,12 @@ def compare(
     if against is not None:
         chosen = [(n, against) for n in range(len(files)) if n != against]
     pairs = {pair: _PairSums(same_tokenizer, options) for pair in chosen}
+    clusters = Clusters(options.cluster)
     for rows in join_usable(files, report, same_tokenizer):
-        cluster = cluster_of(rows, options.cluster)
-        report.n_without_cluster += bool(options.cluster) and cluster is None
+        cluster = clusters.number_of(cluster_of(rows, options.cluster))
         for (first, second), collected in pairs.items():
             collected.add(rows[first], rows[second], cluster)
+    report.n_without_cluster = clusters.n_without
     # Holm multiplies the least p by the number of pairs: more flips, else it could not be small
     n_flips = _FLIPS * max(1, len(pairs))
     tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
@@ -224,7 +225,7 @@ def _test(collected: _PairSums, n_flips: int) -> SignFlip:
     """Test the differences of documents, or of clusters of them."""
     differences = np.array(collected.b) - np.array(collected.a)
     if collected.options.cluster and len(differences):
-        differences = np.bincount(_numbered(collected.clusters), weights=differences)
+        differences = np.bincount(collected.clusters, weights=differences)
     return sign_flip_test(differences, n_flips, collected.options.seed)
 
 
@@ -233,7 +234,7 @@ def _comparison(
 ) -> Comparison:
     options = collected.options
     a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
-    clusters = _numbered(collected.clusters) if options.cluster and len(a) else None
+    clusters = np.array(collected.clusters) if options.cluster and len(a) else None
     d = b - a
     # per unit, so that a long document is no difference for its length alone
     ties = np.abs(d) <= TIE * units
@@ -298,14 +299,6 @@ def _correlation(a: Floats, b: Floats) -> float | None:
     if not (a.std() > 0 and b.std() > 0):
         return None
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _numbered(values: list[Any]) -> Any:
-    """Return the number of each value, (documents), from 0 in the order of first appearance."""
-    numbers: dict[Any, int] = {}
-    return np.array(
-        [numbers.setdefault((type(value).__name__, value), len(numbers)) for value in values]
-    )
 
 
 # -- the documents that differ most, with all their tokens ----------------------------------------

@@ -27,7 +27,7 @@ from seqloss_cli.analysis.joining import (
     why_scored_differently,
 )
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
-from seqloss_cli.analysis.summarize import Summarizer, SummaryOptions
+from seqloss_cli.analysis.summarize import Clusters, Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
@@ -69,16 +69,15 @@ class _CheckpointSums:
         self.totals = [Totals() for _ in range(n)]
         self._losses = [array("d") for _ in range(n)]
         self._counts = [array("d") for _ in range(n)]
-        self._numbers: dict[Any, int] = {}
         self._clusters = array("q")
 
-    def add(self, rows: JoinedRows, cluster: Any) -> None:
+    def add(self, rows: JoinedRows, cluster: int) -> None:
         for n, row in enumerate(rows):
             self.totals[n] += row.totals
             total = row.totals.total_loss
             self._losses[n].append(math.inf if total is None else total)
             self._counts[n].append(row.totals.n_scored)
-        self._clusters.append(self._numbers.setdefault(cluster, len(self._numbers)))
+        self._clusters.append(cluster)
 
     def mean(self, n: int, options: CompareOptions) -> Estimate:
         y, m = np.array(self._losses[n]), np.array(self._counts[n])
@@ -94,12 +93,10 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     A checkpoint with an infinite loss has no total (rule 3), and is never the best.
     """
     files = open_rows()
-    sums = _CheckpointSums(len(files))
-    usable = join_usable(files, JoinReport(), same_tokenizer, _why_useless)
+    sums, clusters = _CheckpointSums(len(files)), Clusters(options.cluster)
     # rows with an infinite loss stay: they make the total of a checkpoint unknown (rule 3)
-    for number, rows in enumerate(usable):
-        cluster = cluster_of(rows, options.cluster)
-        sums.add(rows, number if cluster is None else (type(cluster).__name__, cluster))
+    for rows in join_usable(files, JoinReport(), same_tokenizer, _why_useless):
+        sums.add(rows, clusters.number_of(cluster_of(rows, options.cluster)))
     losses = [totals.total_loss for totals in sums.totals]
     known = [n for n, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda n: losses[n] or 0.0) if known else None

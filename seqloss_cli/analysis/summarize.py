@@ -123,10 +123,13 @@ class Clusters:
 
     def number(self, row: ResultRow) -> int:
         """Return the number of the row's cluster; 0 where no field is named."""
+        return self.number_of(row.field(self._field)) if self._field else 0
+
+    def number_of(self, value: Any) -> int:
+        """Return the number of the cluster of a row whose field has that value."""
         if not self._field:
             return 0
         self._n_rows += 1
-        value = row.field(self._field)
         # by type, too: 1, 1.0 and True are equal, but not one value of a field
         key = (type(value).__name__, value)
         if value is None:  # a cluster of its own

@@ -19,7 +19,7 @@ from seqloss_cli.display.html import page, sequences, spans
 from seqloss_cli.display.html.charts import difference_chart
 from seqloss_cli.display.html.loss_page import charts_of
 from seqloss_cli.display.html.page import Cell, Column
-from seqloss_cli.display.scales import DIFFERENCE_EDGES, step_of
+from seqloss_cli.display.scales import DIFFERENCE_EDGES
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.schema.scores import ResultRow
@@ -98,7 +98,7 @@ class ComparisonPageData:
     differences: Floats
     """B - A, (n) nats, of the stretches that both models share in all texts, or of a sample."""
     n_differences: int
-    worst: list[spans.ListedToken]
+    worst: list[page.Place]
     """The stretches of the largest differences, in all texts."""
     chosen: Chosen[SequencePair]
 
@@ -112,7 +112,7 @@ def gather_comparison(
     )
     sums = [Summarizer(asked) for _ in files]
     losses = [Reservoir(seed=options.seed) for _ in files]
-    differences, worst = Reservoir(seed=options.seed), spans.WorstStretches(options.n_worst)
+    differences, worst = Reservoir(seed=options.seed), spans.WorstPlaces(options.n_worst)
     selection = Selection(options.limits, options.seed, lambda p: p.size, SequencePair.cut)
     for order, rows in enumerate(join_usable(files, JoinReport(), same_tokenizer)):
         for row, summarizer, reservoir in zip(rows, sums, losses, strict=True):
@@ -128,7 +128,7 @@ def gather_comparison(
             # a row whose difference is small on the whole may hold a large one
             peak = float(np.abs(known).max(initial=0.0))
             differences.add(known)
-            worst.add(pair.a, aligned)
+            worst.add_stretches(pair.a, aligned)
         selection.add(pair, abs(pair.per_unit()[2]), peak)
     return ComparisonPageData(
         [summarizer.summary() for summarizer in sums],
@@ -174,9 +174,7 @@ def comparison_page(
         figures=[],
         tables=[_totals(compared, found.summaries)],
         charts=_charts(found, compared.unit == "token", options),
-        places=spans.places_of(
-            found.worst, anchors, lambda value: f"d{step_of(value, DIFFERENCE_EDGES)}"
-        ),
+        places=spans.linked(found.worst, anchors, "d", DIFFERENCE_EDGES),
         places_header=["A", "B", "B − A"],
         columns=_columns(compared.unit),
         sequences=sections,
@@ -301,7 +299,7 @@ def _side(
 
 
 def _linked_spans(
-    pair: SequencePair, aligned: AlignedLosses | None, worst: Sequence[spans.ListedToken]
+    pair: SequencePair, aligned: AlignedLosses | None, worst: Sequence[page.Place]
 ) -> dict[int, int]:
     """Return the number of the span of each listed stretch that the page shows.
 
@@ -311,4 +309,4 @@ def _linked_spans(
     if aligned is None or not own:
         return {}
     numbers = {span[2:]: n for n, span in enumerate(aligned.spans)}
-    return {each.number: numbers[each.place] for each in own if each.place in numbers}
+    return {each.number: numbers[each.ends] for each in own if each.ends in numbers}

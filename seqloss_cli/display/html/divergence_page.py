@@ -14,7 +14,7 @@ from seqloss_cli.display.html import page, sequences, spans
 from seqloss_cli.display.html.charts import divergence_chart, position_chart
 from seqloss_cli.display.html.loss_page import LossGatherer, LossPageData
 from seqloss_cli.display.html.page import Cell, Column
-from seqloss_cli.display.scales import KL_EDGES, step_of
+from seqloss_cli.display.scales import KL_EDGES
 from seqloss_cli.metrics.divergence import DivergenceTotals, Documents
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.results.files import ResultsOf
@@ -139,7 +139,7 @@ def divergence_page(
         figures=_figures(means, found.sums, in_part),
         tables=_quantiles(found.documents, kl),
         charts=[chart for chart in charts if chart is not None],
-        places=spans.places_of(by_kl.worst, anchors, lambda value: f"s{step_of(value, KL_EDGES)}"),
+        places=spans.linked(by_kl.worst, anchors, "s", KL_EDGES),
         places_header=[kl],
         columns=_columns(kl, in_part, bool(found.sums.flags)),
         sequences=[

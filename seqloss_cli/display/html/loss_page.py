@@ -11,7 +11,7 @@ from seqloss_cli.analysis.summarize import GroupSummary, Summarizer, Summary, Su
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import charts, page, sequences, spans
 from seqloss_cli.display.html.page import Cell, Column
-from seqloss_cli.display.scales import LOSS_EDGES, step_of
+from seqloss_cli.display.scales import LOSS_EDGES
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.schema.scores import ResultRow
@@ -32,7 +32,7 @@ class LossPageData:
     summary: Summary
     losses: Floats
     """(n) nats, of the scored tokens or of a sample of them."""
-    worst: list[spans.ListedToken]
+    worst: list[page.Place]
     """Tokens of all rows."""
     chosen: Chosen[sequences.PageSequence]
     groups: dict[str, list[GroupSummary]]
@@ -45,7 +45,7 @@ class LossGatherer:
     def __init__(self, options: page.PageOptions) -> None:
         self._summarizer = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
         self._by = {name: Summarizer(SummaryOptions(by=name, n_extremes=0)) for name in options.by}
-        self._losses, self._worst = Reservoir(seed=options.seed), spans.WorstTokens(options.n_worst)
+        self._losses, self._worst = Reservoir(seed=options.seed), spans.WorstPlaces(options.n_worst)
         self._selection = Selection(
             options.limits, options.seed, lambda each: each.size, sequences.cut_sequence
         )
@@ -60,7 +60,7 @@ class LossGatherer:
             losses = row.tokens.losses[row.tokens.counted]
             self._losses.add(losses)
             peak = float(losses.max(initial=-1.0))
-        self._worst.add(row, sequence)
+        self._worst.add_tokens(row, sequence)
         self._selection.add(sequence, _badness(row), peak)
 
     def found(self) -> LossPageData:
@@ -104,7 +104,7 @@ def loss_page(
         figures=_figures(found.summary),
         tables=[_group_table(field, groups) for field, groups in found.groups.items()],
         charts=charts_of([found.summary], [found.losses], []),
-        places=spans.places_of(found.worst, anchors, lambda loss: f"s{step_of(loss, LOSS_EDGES)}"),
+        places=spans.linked(found.worst, anchors, "s", LOSS_EDGES),
         places_header=["loss"],
         columns=_columns(options.by),
         sequences=sections,

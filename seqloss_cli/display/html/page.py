@@ -74,7 +74,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure of the totals."""
+    """A figure of the totals, or of a choice."""
 
     name: str
     value: Cell | str
@@ -106,19 +106,27 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A token, or a stretch of text, of a list."""
+    """A token, or a stretch of text, that a page lists."""
 
-    href: str
-    """Empty where its text is not shown."""
+    order: int
+    """Number of its row among those of the file."""
+    number: int
+    """Number of the token in its sequence, or of the stretch in its text."""
     sequence: str
+    """Id of the sequence."""
     token: str
     before: str
     after: str
     cells: list[Cell]
-    step: str
+    """Nats: the loss; or that of A, that of B, and B - A."""
+    where: str
+    """The number in words, or the first byte; empty where the text is shown."""
+    ends: tuple[int, int] = (0, 0)
+    """Bytes [start, end) of a stretch."""
+    href: str = ""
+    """Empty where its text is not shown."""
+    step: str = ""
     """The class of its colour."""
-    where: str = ""
-    """Which token it is, where its text is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +146,6 @@ class Pane:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceFigure:
-    """A figure of a choice."""
-
-    name: str
-    value: Cell | str
-    is_loss: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """A choice of a question."""
 
@@ -154,7 +153,7 @@ class Choice:
     marks: list[tuple[str, str]]
     """Class and words of each thing that it is: right, preferred."""
     pane: Pane
-    scores: list[ChoiceFigure]
+    scores: list[Figure]
     share: float | None
     """Its probability among the choices."""
 

@@ -292,13 +292,13 @@ def _question(row: RankedRow, by: str, names: page.TokenNames) -> page.Question:
 def _choice(row: RankedRow, n: int, by: str, names: page.TokenNames) -> page.Choice:
     choice, figures = row.choices[n], row.choices[n].figures
     scores = [
-        page.ChoiceFigure(_LABELS[name], Cell(figures.score_by(name)), is_loss=True)
+        page.Figure(_LABELS[name], Cell(figures.score_by(name)), is_loss=True)
         for name in figures.score_names
     ]
-    scores.append(page.ChoiceFigure("probability", Cell(choice.probability)))
-    scores.append(page.ChoiceFigure("tokens", f"{figures.n_tokens:,}"))
+    scores.append(page.Figure("probability", Cell(choice.probability)))
+    scores.append(page.Figure("tokens", f"{figures.n_tokens:,}"))
     if choice.flags:
-        scores.append(page.ChoiceFigure("flags", sequences.flags_text(choice.flags)))
+        scores.append(page.Figure("flags", sequences.flags_text(choice.flags)))
     return page.Choice(n, _marks(row, n, by), _pane(choice, n, names), scores, choice.probability)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,147 +196,108 @@ def span_markup(text: str, classes: str, anchor: str, name: str) -> Markup:
 # -- lists of tokens and stretches ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ListedToken:
-    """A token, or a stretch of text, that a page lists."""
-
-    order: int
-    """Number of its row among those of the file."""
-    id: str
-    number: int
-    """Number of the token in its sequence, or of the stretch in its text."""
-    where: str
-    """That number in words, or the first byte."""
-    token: str
-    before: str
-    after: str
-    values: tuple[float, ...]
-    """Nats: the loss; or that of A, that of B, and B - A."""
-    place: tuple[int, int] = (0, 0)
-    """Bytes [start, end) of a stretch."""
-
-
-class WorstTokens:
-    """Collects the tokens of the highest losses."""
+class WorstPlaces:
+    """Collects the tokens of the highest losses, or the stretches of the largest differences."""
 
     def __init__(self, size: int) -> None:
         self._size, self._top = size, Top(size)
 
-    def add(self, row: ResultRow, sequence: PageSequence) -> None:
+    def add_tokens(self, row: ResultRow, sequence: PageSequence) -> None:
         """Consider the tokens of a row; infinite losses are the worst."""
         if row.tokens is None or not self._size:
             return
         # -1 is below any loss, so that what does not count is last
         losses = np.where(row.tokens.counted, row.tokens.losses, -1.0)
-        for place in highest(losses, self._size):
-            loss = float(losses[place])
+        for number in highest(losses, self._size):
+            loss = float(losses[number])
             if loss < 0 or not self._top.takes(loss):
                 break
-            before, after = _around_token(sequence, place)
-            name = page.visible(token_text(row, place) or "") or f"token {place}"
-            listed = ListedToken(
-                sequence.order, sequence.id, place, f"token {place:,}", name, before, after, (loss,)
+            name = page.visible(token_text(row, number) or "") or f"token {number}"
+            ends = (0, 0)
+            if not sequence.why_plain:
+                # the characters that the token is of
+                places = sequence.token_bytes.snap(number, number + 1)
+                start, end = sequence.token_bytes.offsets[list(places)].tolist()
+                ends = start, end
+            self._top.add(
+                loss, _place(sequence, number, name, f"token {number:,}", ends, page.Cell(loss))
             )
-            self._top.add(loss, listed)
 
-    def items(self) -> list[ListedToken]:
-        """Return the tokens, those of the highest losses first."""
-        return self._top.items()
-
-
-def _around_token(sequence: PageSequence, place: int) -> tuple[str, str]:
-    """Return the text before and after the characters that a token is of."""
-    if sequence.why_plain:
-        return "", ""
-    first, last = sequence.token_bytes.snap(place, place + 1)
-    offsets = sequence.token_bytes.offsets
-    return _surroundings(sequence.text, int(offsets[first]), int(offsets[last]))
-
-
-def _surroundings(text: bytes, start: int, end: int) -> tuple[str, str]:
-    """Return the characters before and after a stretch of bytes."""
-    # a character has at most four bytes; what is cut at the far end is left out
-    before = text[max(0, start - 4 * _NEAR) : start].decode("utf-8", "ignore")[-_NEAR:]
-    after = text[end : end + 4 * _NEAR].decode("utf-8", "ignore")[:_NEAR]
-    return before, after
-
-
-class WorstStretches:
-    """Collects the stretches of text that two models differ on most."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._top = size, Top(size)
-
-    def add(self, sequence: PageSequence, aligned: AlignedLosses) -> None:
-        """Consider the stretches of a text."""
+    def add_stretches(self, sequence: PageSequence, aligned: AlignedLosses) -> None:
+        """Consider the stretches of a text that two models share."""
         sizes = np.array([abs(value or 0.0) for value in aligned.differences])
         for number in highest(sizes, self._size):
             size = float(sizes[number])
             if not size or not self._top.takes(size):
                 break
-            self._top.add(size, _listed_stretch(sequence, aligned, number))
+            start, end = aligned.spans[number][2:]
+            text = page.visible(sequence.text[start:end].decode()) or "·"
+            if len(text) > _LONGEST:
+                text = f"{text[:_LONGEST]}…"
+            losses = (aligned.losses_a, aligned.losses_b, aligned.differences)
+            cells = (page.Cell(each[number]) for each in losses)
+            where = f"byte {start:,}"
+            self._top.add(size, _place(sequence, number, text, where, (start, end), *cells))
 
-    def items(self) -> list[ListedToken]:
-        """Return the stretches, those of the largest differences first."""
+    def items(self) -> list[page.Place]:
+        """Return them, those of the highest losses or largest differences first."""
         return self._top.items()
 
 
-def _listed_stretch(sequence: PageSequence, aligned: AlignedLosses, number: int) -> ListedToken:
-    start, end = aligned.spans[number][2:]
-    values = (aligned.losses_a[number], aligned.losses_b[number], aligned.differences[number])
-    text = page.visible(sequence.text[start:end].decode()) or "·"
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}…"
-    before, after = _surroundings(sequence.text, start, end)
-    known = tuple(value for value in values if value is not None)
-    return ListedToken(
-        sequence.order, sequence.id, number, f"byte {start:,}", text, before, after, known,
-        place=(start, end),
-    )  # fmt: skip
+def _place(
+    sequence: PageSequence,
+    number: int,
+    token: str,
+    where: str,
+    ends: tuple[int, int],
+    *cells: page.Cell,
+) -> page.Place:
+    """Return a place with the text before and after its bytes [start, end)."""
+    text, (start, end) = sequence.text, ends
+    # a character has at most four bytes; what is cut at the far end is left out
+    before = text[max(0, start - 4 * _NEAR) : start].decode("utf-8", "ignore")[-_NEAR:]
+    after = text[end : end + 4 * _NEAR].decode("utf-8", "ignore")[:_NEAR]
+    before, after = page.visible(before), page.visible(after)
+    return page.Place(
+        sequence.order, number, sequence.id, token, before, after, [*cells], where, ends
+    )
 
 
 def anchors_of(
-    sequences: Sequence[PageSequence], listed: Sequence[ListedToken]
+    sequences: Sequence[PageSequence], places: Sequence[page.Place]
 ) -> tuple[list[set[int]], dict[tuple[int, int], str]]:
     """Return which spans of each text are linked to, and the anchors by row and token."""
     marked, anchors = [], dict[tuple[int, int], str]()
     for n, sequence in enumerate(sequences):
-        spans = _spans_of(sequence, listed)
+        spans = _spans_of(sequence, places)
         marked.append(set(spans.values()))
         for position, span in spans.items():
             anchors[sequence.order, position] = f"t{n}-0-{span}"
     return marked, anchors
 
 
-def _spans_of(sequence: PageSequence, listed: Sequence[ListedToken]) -> dict[int, int]:
+def _spans_of(sequence: PageSequence, places: Sequence[page.Place]) -> dict[int, int]:
     """Return the number of the span of each listed token that the page shows."""
-    numbers = [each.number for each in listed if each.order == sequence.order]
+    numbers = [each.number for each in places if each.order == sequence.order]
     if sequence.why_plain or not numbers:
         return {}
     firsts = [first for first, *_ in sequence.token_bytes.char_spans()]
     return {n: bisect_right(firsts, n) - 1 for n in numbers if n < sequence.size}
 
 
-def places_of(
-    listed: Sequence[ListedToken],
+def linked(
+    places: Sequence[page.Place],
     anchors: Mapping[tuple[int, int], str],
-    step_for: Callable[[float], str],
+    letter: str,
+    edges: Sequence[float],
 ) -> list[page.Place]:
-    """Return the list: a link where the page has an anchor, else where in its text it stands.
+    """Return the places: linked where the page has an anchor, else with where they stand.
 
-    `step_for` gives the class of the colour of the last value.
+    `letter` is that of the palette, `edges` the steps of the last value.
     """
     found = []
-    for each in listed:
-        href = anchors.get((each.order, each.number), "")
-        found.append(page.Place(
-            href=href,
-            sequence=each.id,
-            token=each.token,
-            before=page.visible(each.before),
-            after=page.visible(each.after),
-            cells=list(map(page.Cell, each.values)),
-            step=step_for(each.values[-1]),
-            where="" if href else each.where,
-        ))  # fmt: skip
+    for each in places:
+        href, value = anchors.get((each.order, each.number), ""), each.cells[-1].value
+        step = f"{letter}{step_of(value or 0.0, edges)}"
+        found.append(replace(each, href=href, step=step, where="" if href else each.where))
     return found
