@@ -101,7 +101,10 @@ def smaller_batches(batch: Batch, sequences: Sequence[TokenSequence]) -> list[Ba
     the batch is a single row of one window, which cannot be made smaller."""
     if len(batch.parts) == 1 and not batch.suffixes:
         return []
-    rows = [_row(part, _ids_with_end(sequences[part.sequence])) for part in batch.parts]
+    rows = [
+        _row(part.sequence, part.window, part.targets, _ids_with_end(sequences[part.sequence]))
+        for part in batch.parts
+    ]
     widths = [len(row.ids) for row in rows]
     return [_row_batch(some) for some in _fill(rows, widths, max(1, batch.n_fed // 2))]
 
@@ -114,11 +117,11 @@ def _ids_with_end(sequence: TokenSequence) -> Ints:
     return np.append(ids, ids[-1]) if sequence.end_scored else ids
 
 
-def _row(part: Part, token_ids: Ints) -> Row:
-    fed = token_ids[part.window.start : part.window.end]
-    if part.window.bos_first:
-        fed = np.concatenate([token_ids[:1], fed])
-    return Row(part.sequence, part.window, fed, part.targets, token_ids[part.targets])
+def _row(index: int, window: Window, targets: Ints, ids: Ints) -> Row:
+    fed = ids[window.start : window.end]
+    if window.bos_first:
+        fed = np.concatenate([ids[:1], fed])
+    return Row(index, window, fed, targets, ids[targets])
 
 
 def _rows_of(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Iterator[Row]:
@@ -135,7 +138,7 @@ def _rows_of(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Itera
         if len(targets):
             # Tokens after the last target are not fed: nobody asks for what they predict.
             window = replace(window, end=int(targets[-1]))
-            yield _row(Part(index, window, targets, slice(0)), ids)
+            yield _row(index, window, targets, ids)
 
 
 def _fill(entries: list[T], widths: list[int], tokens: int, pad: bool = True) -> Iterator[list[T]]:

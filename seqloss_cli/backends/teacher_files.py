@@ -65,16 +65,19 @@ def _scored(sequence: TokenSequence) -> Bools:
 
 
 class TeacherWriter:
-    """A file of a teacher that is written, a sequence at a time."""
+    """A file of a teacher that is written, a sequence at a time; and its error: KL by the K ids
+    that are kept beside KL by whole distributions."""
 
-    def __init__(self, sink: BinaryIO, header: Mapping[str, Any]) -> None:
-        self._sink = sink
+    def __init__(self, sink: BinaryIO, header: Mapping[str, Any], student: str) -> None:
+        """`student` is the name of the model that the error is measured with."""
+        self._sink, self._student, self._top_k = sink, student, header["top_k"]
+        self._kls: dict[str, list[float]] = {"kls": [], "kls_in_part": []}
+        self._n_scored = 0
         self._line({"type": KIND, "version": VERSION, **header})
 
-    def write(self, score: SequenceScore) -> None:
-        """Write a sequence that was scored beside a teacher, with the teacher's best ids."""
-        places = np.flatnonzero(score.scored)
-        key = key_of(score.sequence)
+    def add(self, score: SequenceScore) -> None:
+        """Write a sequence that was scored beside the teacher, and count its divergences."""
+        places, key = np.flatnonzero(score.scored), key_of(score.sequence)
         for start in range(0, len(places), CHUNK):
             chunk = places[start : start + CHUNK]
             row: dict[str, Any] = {"key": key, "n": len(chunk)}
@@ -82,10 +85,24 @@ class TeacherWriter:
                 column = score.columns[_COLUMNS.get(name, name)][chunk].astype(dtype)
                 row[name] = base64.b64encode(np.ascontiguousarray(column).tobytes()).decode()
             self._line(row)
+        counted = score.counted
+        if counted.any():
+            self._n_scored += int(counted.sum())
+            for name, sums in self._kls.items():
+                sums.append(math.fsum(score.columns[name][counted].tolist()))
 
-    def end(self, measured: Mapping[str, Any]) -> None:
+    def measured(self) -> dict[str, Any]:
+        """Return the student's mean KL per token in nats, whole and by what is saved."""
+        whole, in_part = map(math.fsum, self._kls.values())
+        sums = {"mean_kl": whole, "mean_kl_in_part": in_part, "error": whole - in_part}
+        return {"model": self._student, "top_k": self._top_k, "n_scored": self._n_scored} | {
+            name: value / self._n_scored if self._n_scored and math.isfinite(value) else None
+            for name, value in sums.items()
+        }
+
+    def end(self) -> None:
         """Write the last line, with the measured error: a file without it was cut off."""
-        self._line({"type": "end", "measured": measured})
+        self._line({"type": "end", "measured": self.measured()})
 
     def _line(self, row: Mapping[str, Any]) -> None:
         self._sink.write(orjson.dumps(row) + b"\n")
@@ -239,37 +256,3 @@ def looks_saved(name: str) -> bool:
         return Path(name).is_file() and not name.lower().endswith(".gguf")
     except OSError:  # longer than a name may be
         return False
-
-
-class SavedSums:
-    """The error of a file that is written: KL by its K ids beside KL by whole distributions."""
-
-    def __init__(self, writer: TeacherWriter, student: str, top_k: int) -> None:
-        self._writer, self._student, self._top_k = writer, student, top_k
-        self._whole, self._in_part, self._n = [0.0], [0.0], 0
-
-    def add(self, score: SequenceScore) -> None:
-        """Write a sequence that was scored beside its teacher, and count its divergences."""
-        self._writer.write(score)
-        counted = score.counted
-        if not counted.any():
-            return
-        self._n += int(counted.sum())
-        for sums, name in ((self._whole, "kls"), (self._in_part, "kls_in_part")):
-            sums.append(math.fsum(score.columns[name][counted].tolist()))
-
-    def measured(self) -> dict[str, Any]:
-        """Return the student's mean KL per token in nats, whole and by what is saved."""
-        whole, in_part = (math.fsum(sums) for sums in (self._whole, self._in_part))
-        return {
-            "model": self._student,
-            "top_k": self._top_k,
-            "n_scored": self._n,
-            "mean_kl": _mean(whole, self._n),
-            "mean_kl_in_part": _mean(in_part, self._n),
-            "error": _mean(whole - in_part, self._n),
-        }
-
-
-def _mean(total: float, n: int) -> float | None:
-    return total / n if n and math.isfinite(total) else None

@@ -27,7 +27,7 @@ from seqloss_cli.core.policies import (
 )
 
 if TYPE_CHECKING:
-    from seqloss_cli.backends.teacher_files import SavedSums
+    from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.cli.output import OutputChoice
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
@@ -109,7 +109,7 @@ def diverge(ctx: typer.Context) -> None:
 
 
 def _diverge(
-    choice: OutputChoice, inputs: i.TextInputs, gold: TeacherScorer, saved: SavedSums | None
+    choice: OutputChoice, inputs: i.TextInputs, gold: TeacherScorer, saved: TeacherWriter | None
 ) -> int:
     """Measure everything and write it; returns the exit code."""
     from seqloss_cli.cli.run import Command, Inputs, run
@@ -189,9 +189,9 @@ def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
 
 
 @contextmanager
-def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | None]:
+def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[TeacherWriter | None]:
     """The file that the teacher is saved to, if that is asked for, and its measured error."""
-    from seqloss_cli.backends.teacher_files import SavedSums, TeacherWriter
+    from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.results.sinks import open_sink
 
     path: Path | None = ctx.params["save_teacher"]
@@ -200,7 +200,6 @@ def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[SavedSums | Non
         return
     top_k = ctx.params["teacher_top_k"]
     with open_sink(path, ctx.params["force"], warn=say) as sink:
-        writer = TeacherWriter(sink, gold.file_header(top_k))
-        saved = SavedSums(writer, str(gold.run_info().model), top_k)
+        saved = TeacherWriter(sink, gold.file_header(top_k), str(gold.run_info().model))
         yield saved
-        writer.end(saved.measured())
+        saved.end()

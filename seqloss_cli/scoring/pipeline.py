@@ -16,14 +16,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
-from seqloss_cli.core.backend import (
-    Backend,
-    Batch,
-    Capabilities,
-    Requested,
-    TokenScores,
-    require_quantities,
-)
+from seqloss_cli.core.backend import Backend, Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
@@ -85,34 +78,7 @@ def score_samples(
     are scored: their number, the share of the block that is done, and the block's last item.
 
     The first `n_finished` items were scored by an earlier run: `on_finished` is told of them.
-
-    Raises UsageError, before anything is read, for a quantity that the backend cannot give.
     """
-    require_quantities(backend.capabilities, requested)
-    return _outcomes_of(
-        items,
-        tokenize,
-        backend,
-        windows,
-        requested,
-        policy,
-        on_progress,
-        n_finished,
-        on_finished,
-    )
-
-
-def _outcomes_of(
-    items: Iterable[Item],
-    tokenize: Tokenize,
-    backend: Backend,
-    windows: WindowPolicy,
-    requested: Requested,
-    policy: BatchPolicy,
-    on_progress: OnProgress,
-    n_finished: int,
-    on_finished: Callable[[Entry], None],
-) -> Iterator[Outcome]:
     blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:
@@ -128,10 +94,8 @@ def _outcomes_of(
         if len(finished_here) == len(block.entries):
             continue
         assemblers = [ScoreAssembler(sequence, requested) for sequence in block.sequences]
-        n_targets, n_done = (
-            sum(int(s.score_mask[1:].sum()) + s.end_scored for s in block.sequences),
-            0,
-        )
+        n_done, sequences = 0, block.sequences
+        n_targets = sum(int(s.score_mask[1:].sum()) + s.end_scored for s in sequences)
         for batch, scores in _scored(block, backend, requested):
             assert len(scores.losses) == len(batch.targets)
             for part in batch.parts:

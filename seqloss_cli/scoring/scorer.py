@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from seqloss_cli.core.backend import ComparedModel, Requested
+from seqloss_cli.core.backend import ComparedModel, Requested, require_quantities
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import (
     BatchPolicy,
@@ -106,6 +106,7 @@ class Scorer:
             raise UsageError(
                 f"--top-k {requested.top_k} is more than the model's {self.tokenization.n_ids} ids"
             )
+        require_quantities(self.backend.capabilities, requested)
         return score_samples(
             items,
             self._tokenize if requested.word_boundary_ids is None else with_ends(self._tokenize),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seqloss_cli.backends.torch.forward import Logits
 from seqloss_cli.backends.torch.head import on_host, rows_at_once, vocab_blocks
-from seqloss_cli.backends.torch.quantities import KnownIds, Top1, quantities_of
+from seqloss_cli.backends.torch.quantities import KnownIds, Quantity, Top1, quantities_of
 from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.records import SavedTeacherRows
@@ -42,7 +42,7 @@ def diverge(
     for rows in _chunks(len(targets_M), student, teacher):
         both = _StudentAndTeacher(targets_M[rows], top_k)
         of_student, of_teacher = _block(student, rows), _block(teacher, rows)
-        for ids in _id_blocks(rows, vocab_size):
+        for ids in _id_blocks(len(targets_M[rows]), slice(0, vocab_size)):
             both.add(of_student(ids), of_teacher(ids), ids.start)
         found = both.result()
         cuts = (("student_cut", student, of_student), ("teacher_cut", teacher, of_teacher))
@@ -50,8 +50,8 @@ def diverge(
             for name, logits, block in cuts:
                 found[name] = _cut_share(block, targets_M[rows], vocab_size, logits.vocab_size)
         if top_k:
-            theirs = _known(of_teacher, rows, vocab_size, found["top_ids"])
-            ours = _known(of_student, rows, vocab_size, found["top_ids"])
+            theirs = _known(of_teacher, found["top_ids"], vocab_size)
+            ours = _known(of_student, found["top_ids"], vocab_size)
             found |= {name: theirs[name] for name in ("rest_log_prob", "rest_own")}
             found["kls_in_part"], _ = kl_bounds(theirs, ours)
         parts.append(found)
@@ -72,11 +72,9 @@ def diverge_from_saved(
         block, of = _block(student, rows), {name: each[rows] for name, each in on_device.items()}
         ids_RK = of["top_ids"].long()
         top1 = Top1(targets_M[rows])
-        softmax = StreamingSoftmax(targets_M[rows], [top1])
-        for ids in _id_blocks(rows, vocab_size):
-            softmax.add(block(ids), ids.start)
+        softmax = _softmax(block, targets_M[rows], slice(0, vocab_size), top1)
         theirs = {**of, "log_probs": of["top_log_probs"]}
-        at_least, at_most = kl_bounds(theirs, _known(block, rows, vocab_size, ids_RK))
+        at_least, at_most = kl_bounds(theirs, _known(block, ids_RK, vocab_size))
         found: dict[str, Tensor] = {
             "student_losses": softmax.result().losses,
             "kls": at_least,
@@ -125,9 +123,10 @@ def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
         yield slice(start, min(start + step, n_rows))
 
 
-def _id_blocks(rows: slice, vocab_size: int) -> Iterator[slice]:
-    width = max(LEAST_WIDTH, BLOCK_LOGITS // (rows.stop - rows.start))
-    return vocab_blocks(vocab_size, width)
+def _id_blocks(n_rows: int, ids: slice) -> Iterator[slice]:
+    """Yield the ids in blocks."""
+    for block in vocab_blocks(ids.stop - ids.start, max(LEAST_WIDTH, BLOCK_LOGITS // n_rows)):
+        yield slice(ids.start + block.start, ids.start + block.stop)
 
 
 def _block(logits: Logits, rows: slice) -> Block:
@@ -143,27 +142,26 @@ def _own(logits: Tensor) -> Tensor:
     return logits.clone() if logits.dtype == torch.float64 else logits.double()
 
 
-def _known(block: Block, rows: slice, vocab_size: int, ids_RK: Tensor) -> dict[str, Tensor]:
+def _softmax(block: Block, targets_R: Tensor, ids: slice, *asked: Quantity) -> StreamingSoftmax:
+    """Return a model's softmax over some ids, with quantities that are computed by the way."""
+    softmax = StreamingSoftmax(targets_R, asked)
+    for some in _id_blocks(len(targets_R), ids):
+        softmax.add(block(some), some.start)
+    return softmax
+
+
+def _known(block: Block, ids_RK: Tensor, vocab_size: int) -> dict[str, Tensor]:
     """Return a model's probabilities of some ids, and of all others together."""
     known = KnownIds(ids_RK.long())
-    softmax = StreamingSoftmax(ids_RK[:, 0].long(), [known])
-    for ids in _id_blocks(rows, vocab_size):
-        softmax.add(block(ids), ids.start)
-    return known.arrays(softmax.sums)
+    return known.arrays(_softmax(block, ids_RK[:, 0].long(), slice(0, vocab_size), known).sums)
 
 
 def _cut_share(block: Block, targets_R: Tensor, vocab_size: int, n_logits: int) -> Tensor:
     """Return the probability of the ids from `vocab_size` on, shape R."""
-    rows = slice(0, len(targets_R))
-    kept, rest = StreamingSoftmax(targets_R), StreamingSoftmax(targets_R)
-    for ids in _id_blocks(rows, vocab_size):
-        kept.add(block(ids), ids.start)
-    for ids in _id_blocks(rows, n_logits - vocab_size):
-        place = slice(vocab_size + ids.start, vocab_size + ids.stop)
-        rest.add(block(place), place.start)
+    kept = _softmax(block, targets_R, slice(0, vocab_size)).sums.log_normaliser
+    rest = _softmax(block, targets_R, slice(vocab_size, n_logits)).sums.log_normaliser
     # The sigmoid of a difference of logarithms: 1 - (share kept) would lose a small rest.
-    difference_R1 = rest.sums.log_normaliser - kept.sums.log_normaliser
-    return torch.sigmoid(difference_R1)[:, 0]
+    return torch.sigmoid(rest - kept)[:, 0]
 
 
 class _StudentAndTeacher:

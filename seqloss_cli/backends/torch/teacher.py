@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,14 @@ class StudentTeacherBackend:
         self._student, self._teacher = student, teacher
         self._vocab_size, self._top_k = vocab_size, top_k
         self.warnings: list[str] = []
-        """Of the teacher: those of the student were said when it was loaded."""
-        given = frozenset([DIVERGENCES.name])
+        """Messages on the teacher: those on the student came when it was loaded."""
+        models = [student, *([] if teacher is None else [teacher])]
         # No prefix is shared: both models must take the same batch, and their caches may differ.
-        self.capabilities = replace(student.capabilities, longest_shared=0, quantities=given)
-        if teacher is not None:
-            self.warnings += [f"teacher: {each}" for each in teacher.warnings]
-            a, b = student.capabilities, teacher.capabilities
-            self.capabilities = Capabilities(
-                a.one_row or b.one_row,
-                min(a.longest_packed, b.longest_packed),
-                quantities=given,
-            )
+        self.capabilities = Capabilities(
+            one_row=any(model.capabilities.one_row for model in models),
+            longest_packed=min(model.capabilities.longest_packed for model in models),
+            quantities=frozenset([DIVERGENCES.name]),
+        )
 
     @property
     def n_too_large(self) -> int:
@@ -106,7 +101,8 @@ def with_teacher(
     if top_k > vocab_size:
         raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
     backend = StudentTeacherBackend(student, teacher, vocab_size, top_k)
-    backend.warnings += [f"teacher: {each}" for each in checkpoint.warnings]
+    messages = (*teacher.warnings, *checkpoint.warnings)
+    backend.warnings += [f"teacher: {each}" for each in messages]
     record = {
         **identity_of(checkpoint),
         "path": teacher.path,
