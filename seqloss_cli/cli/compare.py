@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli import results_files as r
-from seqloss_cli.cli import summary_output as s
+from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
-from seqloss_cli.cli.views import heat_options
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import argument, record
 
@@ -45,12 +43,12 @@ class CompareArguments:
     CompareArguments,
     only(ModelArguments, "models"),
     SCORING_OPTIONS,
-    s.INTERVALS,
-    only(s.StatisticsSettings, "bootstrap"),
+    r.INTERVALS,
+    only(r.StatisticsSettings, "bootstrap"),
     only(r.ResultsArguments, "allow_different"),
-    only(s.StatisticsSettings, "worst"),
+    only(r.StatisticsSettings, "worst"),
     only(ShowSettings, "unit"),
-    s.SUMMARY_OUTPUT,
+    r.SUMMARY_OUTPUT,
     CONFIG,
     only(OtherSettings, "debug"),
     only(ShowSettings, "all_tokens", "view", "theme", "show_whitespace"),
@@ -62,9 +60,11 @@ def compare(ctx: typer.Context) -> None:
     Rows are joined on their text. With one tokenizer differences are per token, across tokenizers
     per byte; documents are what was drawn at random.
     """
+    from seqloss_cli.cli.output import heat_options
+
     results = given(ctx, CompareArguments).results or []
     models = given(ctx, ModelArguments).models or []
-    s.check_output(ctx, results)
+    r.check_output(ctx, results)
     heat = heat_options(ctx, _no_heat(ctx, results))
     _check_page(ctx, results)
     if not models:
@@ -78,11 +78,11 @@ def compare(ctx: typer.Context) -> None:
 
 def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:
     """Why texts cannot be coloured, if they cannot."""
-    if s.wants_json(ctx):
+    if r.wants_json(ctx):
         return "is for the terminal, and json is not"
     if STDIN in results:
         return "reads its files twice: name a file instead of -"
-    if not given(ctx, s.StatisticsSettings).worst:
+    if not given(ctx, r.StatisticsSettings).worst:
         return "shows the documents that --worst counts: give --worst 1 or more"
     return None
 
@@ -93,7 +93,7 @@ def _check_page(ctx: typer.Context, results: Sequence[str]) -> None:
     path: Path | None = output.report
     if path is None:
         return
-    s.refuse_outputs(path, output.force, results)
+    r.refuse_outputs(path, output.force, results)
     if path == output.output:
         raise UsageError(f"--report {path} and -o are one file")
 
@@ -113,7 +113,7 @@ def _compare(
     from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import comparison_view
 
-    options, output = s.comparison_options(ctx), given(ctx, OutputSettings)
+    options, output = r.comparison_options(ctx), given(ctx, OutputSettings)
     reader = r.ResultsReader(files)
     shown, same = r.settle_runs(files, given(ctx, r.ResultsArguments).allow_different)
     found = compared([reader.rows(file) for file in files], same, options)
@@ -128,7 +128,7 @@ def _compare(
         if heat is not None:
             yield from _texts(found, [name for name, _ in known], same, labels, heat, show)
 
-    s.write_summary(ctx, comparison_json(found, files, shown, options), views)
+    r.write_summary(ctx, comparison_json(found, files, shown, options), views)
     if output.report is not None:
         page = PageOptions(
             n_worst=max(options.n_extremes, 25),

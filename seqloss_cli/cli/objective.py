@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli import results_files as r
-from seqloss_cli.cli import summary_output as s
+from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
@@ -29,11 +28,11 @@ EXAMPLES = (
 @with_options(
     only(ModelArguments, "checkpoints"),
     SCORING_OPTIONS,
-    s.INTERVALS,
-    only(s.StatisticsSettings, "bootstrap"),
-    only(s.StatisticsSettings, "worst"),
+    r.INTERVALS,
+    only(r.StatisticsSettings, "bootstrap"),
+    only(r.StatisticsSettings, "worst"),
     only(ShowSettings, "unit"),
-    s.SUMMARY_OUTPUT,
+    r.SUMMARY_OUTPUT,
     CONFIG,
     only(OtherSettings, "debug"),
 )
@@ -44,7 +43,7 @@ def objective(ctx: typer.Context) -> None:
     lead of the best one is more than noise.
     """
     checkpoints = given(ctx, ModelArguments).checkpoints
-    s.check_output(ctx)
+    r.check_output(ctx)
     with score_models(ctx, checkpoints) as (names, n_rejected):
         _find(ctx, names, checkpoints, n_rejected)
 
@@ -56,7 +55,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.display.terminal.comparisons import comparison_sentence, objective_view
     from seqloss_cli.results.runs import TOKENIZER, run_differences
 
-    options = s.comparison_options(ctx)
+    options = r.comparison_options(ctx)
 
     def open_all() -> list[ResultsFile]:
         return [r.open_one(*each) for each in zip(names, models, strict=True)]
@@ -85,7 +84,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
             yield comparison_sentence(found.lead, models, unit)
 
     data = given(ctx, ModelArguments).data or []
-    s.write_summary(ctx, objective_json(found, files, data, options), views)
+    r.write_summary(ctx, objective_json(found, files, data, options), views)
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
     if n_rejected or found.best is None:

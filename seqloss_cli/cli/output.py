@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import typer
 from rich.console import Console
 
+from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.options import given, is_typed
+from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.backend import WordBoundaryIds
-from seqloss_cli.core.columns import TokenColumn
+from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import HeatOptions, TableOptions
+from seqloss_cli.display.terminal import HeatOptions, TableOptions, choose_theme
 from seqloss_cli.results.formats import FORMATS, Format
 from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema import RowOptions
@@ -105,6 +110,26 @@ def settings_of_earlier(path: Path | None) -> Mapping[str, Any]:
     """Return the run line of what an earlier run left; nothing where there is none."""
     left = None if path is None else earlier_output(path)
     return {} if left is None else recorded_run(left) or {}
+
+
+def heat_options(context: typer.Context, obstacle: str | None) -> HeatOptions | None:
+    """The look of coloured texts; None for tables. `obstacle` is why a text cannot be coloured.
+
+    Raises UsageError where the command line asks for heat and there is an obstacle; where a
+    variable or a file asks for it, that is reported and tables are taken.
+    """
+    settings, values = given(context, ShowSettings), context.params
+    if settings.view != "heat":
+        return None
+    if obstacle is not None:
+        if is_typed(context, "view"):
+            raise UsageError(f"--view heat {obstacle}")
+        say(f"note: --view heat {obstacle}; left out")
+        return None
+    if left := [column.flag for column in COLUMNS if values.get(column.option)]:
+        say(f"note: --view heat shows losses only; {', '.join(left)}: in tables and JSON")
+    theme, note = choose_theme(settings.theme, os.environ.get("COLORFGBG"))
+    return HeatOptions(theme, note, settings.show_whitespace)
 
 
 # -- to writers ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqloss_cli.cli import results_files as r
+from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import UsageError
 

@@ -24,7 +24,7 @@ from seqloss_cli.analysis.plot_data import (
     without_directories,
 )
 from seqloss_cli.analysis.summarize import SummaryOptions
-from seqloss_cli.cli import results_files as r
+from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.escaping import shown_path

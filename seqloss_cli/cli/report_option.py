@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from seqloss_cli.cli.summary_output import refuse_outputs
+from seqloss_cli.cli.results_io import refuse_outputs
 from seqloss_cli.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from seqloss_cli.cli.options import given, is_from, is_typed
 from seqloss_cli.cli.output import (
     TABLE,
     OutputChoice,
+    heat_options,
     require_possible,
     require_resumable,
     settings_of_earlier,
 )
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
-from seqloss_cli.cli.views import heat_options
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from seqloss_cli.cli import results_files as r
-from seqloss_cli.cli import summary_output as s
+from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
@@ -34,19 +33,19 @@ class SummarizeSettings:
 
     def __post_init__(self) -> None:
         """Raises UsageError for resamples that are too few for an interval."""
-        if 0 < self.bootstrap < s.LEAST_RESAMPLES:
-            raise UsageError(f"--bootstrap takes 0, or {s.LEAST_RESAMPLES} and more")
+        if 0 < self.bootstrap < r.LEAST_RESAMPLES:
+            raise UsageError(f"--bootstrap takes 0, or {r.LEAST_RESAMPLES} and more")
 
 
 @with_options(
     only(r.ResultsArguments, "results"),
     only(SummarizeSettings, "by"),
-    s.INTERVALS,
+    r.INTERVALS,
     only(SummarizeSettings, "bootstrap", "block"),
     only(r.ResultsArguments, "allow_different"),
-    only(s.StatisticsSettings, "worst"),
+    only(r.StatisticsSettings, "worst"),
     only(ShowSettings, "unit"),
-    s.SUMMARY_OUTPUT,
+    r.SUMMARY_OUTPUT,
     CONFIG,
     only(OtherSettings, "debug"),
 )
@@ -64,8 +63,8 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.results.runs import run_differences
 
     arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
-    statistics = given(ctx, s.StatisticsSettings)
-    s.check_output(ctx, arguments.results)
+    statistics = given(ctx, r.StatisticsSettings)
+    r.check_output(ctx, arguments.results)
     options = SummaryOptions(
         by=own.by,
         cluster=statistics.cluster,
@@ -91,7 +90,7 @@ def summarize(ctx: typer.Context) -> None:
         say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
     unit = Unit(given(ctx, ShowSettings).unit == "bits")
     n_rejected = sum(file.n_rejected for file in files)
-    s.write_summary(
+    r.write_summary(
         ctx,
         summary_json(summary, files, options, reader.n_unusable, shown),
         lambda: summary_view(summary, options, unit, n_rejected),
