@@ -23,6 +23,7 @@ CONFIG: Group = {
             "--config",
             envvar="SEQLOSS_CONFIG",
             show_envvar=False,
+            # first of all: its file gives the defaults of the others
             is_eager=True,
             callback=use_config,
             help="YAML file of option values; ./seqloss.yaml by default.",
@@ -45,6 +46,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
     """Give a command the options of records, or of some of their fields, in this order. It reads
     them from its context with `given`."""
 
+    # Bodies import what they use: numpy and torch take seconds that `--help` is not to take.
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         declared: dict[str, Any] = {"ctx": (typer.Context, inspect.Parameter.empty)}
         for group in groups:

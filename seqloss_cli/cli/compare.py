@@ -130,6 +130,7 @@ def _compare(
 
     r.write_summary(ctx, comparison_json(found, files, shown, options), views)
     if output.report is not None:
+        # A page has room for more than a terminal.
         page = PageOptions(
             n_worst=max(options.n_extremes, 25),
             seed=options.seed,

@@ -28,16 +28,19 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     parameters = {
         name: p
         for p in context.command.params
-        if not getattr(p, "multiple", False)  # `model:` is not one of the models to compare
+        # `model:` of a file is for the commands that take one; it is not to be compared.
+        if not getattr(p, "multiple", False)
         for name in _long_names(p)
     }
-    del parameters["config"]  # a file cannot name another one
+    # A file cannot name another one.
+    del parameters["config"]
     known_elsewhere = _names_of_all_commands(context)
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         if key in parameters:
             _check(context, path, key, value, parameters[key])
             defaults[str(parameters[key].name)] = value
+        # One file serves all commands; a key that none of them has is a slip.
         elif key not in known_elsewhere:
             raise _bad(path, f"unknown key {key!r}")
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -61,7 +64,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: Any) -> None:
-    """Let the option itself look at the value: typer's own message would not name the file."""
+    """Raises BadParameter for a value that the option does not take."""
+    # Later, when typer takes the default, its message would not name the file.
     if isinstance(value, list | dict):
         raise _bad(path, f"{key}: takes a single value")
     try:

@@ -121,6 +121,7 @@ def input_names(files: list[str] | None, otherwise: str) -> list[str]:
         if files.count(STDIN) > 1:
             raise UsageError("'-' (stdin) can be read once only")
         return files
+    # On a terminal nothing is piped in: to wait for what is typed would look like a hang.
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(f"nothing to score: name FILES, pipe a file in, or {otherwise}")
     return [STDIN]
@@ -148,6 +149,7 @@ def pair_policy(context: typer.Context) -> PairPolicy:
 def pair_names(context: typer.Context) -> list[str]:
     """The names of input files; none when the pair stands on the command line."""
     arguments = given(context, PairArguments)
+    # An empty text is a prompt, too: only None says that there is none.
     if arguments.prompt is None:
         return input_names(arguments.files, "give --prompt and --response")
     if [arguments.prompt, arguments.response] == [STDIN, STDIN]:
@@ -245,6 +247,7 @@ def text_of(flag: str, value: str) -> str:
         return file_text(flag, Path(value[1:]))
     if sys.stdin is None:
         raise UsageError(f"{flag} -: stdin is closed")
+    # Bytes: Python's text mode would make one byte of \r\n, and other tokens.
     return _decoded(f"{flag} -", sys.stdin.buffer.read())
 
 
@@ -277,6 +280,7 @@ def region_file(context: typer.Context) -> RegionFile | None:
     if name is None:
         return None
     file = RegionFile(name, reading.max_bytes)
+    # Only a run that met every input knows which rows belong to none.
     context.call_on_close(lambda: _say_unused(file, bool(reading.limit)))
     return file
 
@@ -285,6 +289,7 @@ def _say_unused(file: RegionFile, limited: bool) -> None:
     """Report the unused rows, if the run came to the end of its inputs."""
     if not file.all_asked:
         return
+    # With --limit most rows have no input, which is no mistake.
     if (unused := file.count_unused()) and not limited:
         say(f"warning: {unused} rows of {file.source} belong to no input")
     for message in file.unmatched:

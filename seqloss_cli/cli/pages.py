@@ -81,6 +81,7 @@ def _page_of_rankings(
         raise UsageError(
             "--by is for pages of what score and cond wrote; rank has a --by of its own"
         )
+    # The default asks for nothing: pages of losses have the same.
     if options.n_worst != PageOptions().n_worst:
         raise UsageError(
             "--worst lists tokens; what rank wrote is listed by question: leave it out"
@@ -92,10 +93,11 @@ def _page_of_rankings(
 def _page_of_two(
     known: list[tuple[str, str]], options: PageOptions, allow_different: bool
 ) -> tuple[Page, int]:
-    """The files are read twice: for the figures, and for the texts."""
+    """The page of two files, and how many of their rows are unusable."""
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.compare import compare as compared
 
+    # They are read twice: texts are wanted only of the documents that figures have picked out.
     files = [r.open_one(*each) for each in known]
     reader = r.ResultsReader(files)
     _, same = r.settle_runs(files, allow_different)

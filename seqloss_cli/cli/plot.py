@@ -93,6 +93,7 @@ def plot(ctx: typer.Context) -> None:
     results = given(ctx, r.ResultsArguments).results
     settings, output = given(ctx, PlotSettings), given(ctx, OutputSettings)
     _check_output(ctx, results)
+    # Only calibration needs the probabilities of the top-1 ids, which take memory and time.
     source = open_source(results, settings.kind == "calibration")
     kind = _chosen_kind(ctx, settings, source.name, len(results), source.objective is not None)
     made = made_plot(_request(ctx, kind), source)
@@ -129,6 +130,7 @@ def _chosen_kind(
     if kind is None:
         kind, why = _default_kind(settings.by, n, is_objective)
         say(f"note: --kind {kind}, as {why}")
+    # The kind may depend on the files, so these conflicts show only now.
     path = given(context, OutputSettings).output
     refuse_conflicts(
         context, draws=kind, suffix="" if path is None else path.suffix, objective=is_objective

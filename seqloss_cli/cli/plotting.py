@@ -105,6 +105,7 @@ def open_source(results: Sequence[str], top1: bool) -> Source:
     if len(results) > 1:
         files = [r.open_one(name, top1=top1) for name in results]
         return Source(files[0].name, files)
+    # One file alone may be a report of `objective`: a document without rows.
     name = results[0]
     try:
         file = open_results(name, top1)
@@ -161,6 +162,7 @@ def _made(
 
 def _curve(work: _Work) -> CurvePlot:
     models = [str(file.run.get("model")) for file in work.files]
+    # Steps are read off names of checkpoints; files of one model are told apart by their own.
     if len(set(models)) < len(models):
         models = [file.name for file in work.files]
     plot, joined = curve_of_results(
@@ -211,6 +213,7 @@ def _position(work: _Work) -> Plot:
 
 
 def _scatter(work: _Work) -> Plot:
+    # A token of one tokenizer has no partner among those of another; a document has.
     tokens = work.request.of_tokens
     if tokens and not work.same_tokenizer:
         raise UsageError("--level token needs results of one tokenizer; --level sequence does not")

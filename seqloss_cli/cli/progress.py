@@ -31,6 +31,7 @@ class ProgressBar:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        # stdout is for results: a bar there would be among them.
         self._console = Console(stderr=True)
         self._shares_terminal = sys.stdout is not None and sys.stdout.isatty()
         self._starts, self._total_bytes = _starts(names)
@@ -45,6 +46,7 @@ class ProgressBar:
         """Tokens were scored: a `share` of the block of inputs that ends with `last` is done."""
         self._tokens += n_tokens
         elapsed = time.monotonic() - self._started
+        # A log would keep every state of the bar, and a short run is over before it is read.
         if not self._console.is_terminal or elapsed < _PATIENCE:
             return
         if self._task is None:

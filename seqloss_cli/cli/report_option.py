@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
-    """Before a model is loaded. Raises UsageError for a page that could not be written."""
+    """Raises UsageError, before a model is loaded, for a page that could not be written."""
     path: Path | None = context.params["report"]
     if path is None:
         return
@@ -32,9 +32,11 @@ def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
 def page_after(
     context: typer.Context, choice: OutputChoice, what: str = "Losses under"
 ) -> Iterator[OutputChoice]:
-    """The choice of output with which the page can be made once the block is done: of what -o
-    wrote where that holds all, else of rows that are written a second time, and the page's title
-    begins with `what`."""
+    """Make the page once the block is done; yields the output to be written for that.
+
+    The page is made of -o's file where that holds all, else of rows that are written a second
+    time; its title then begins with `what`.
+    """
     path: Path | None = context.params["report"]
     if path is None:
         yield choice
@@ -50,7 +52,8 @@ def page_after(
         code = 0
         try:
             yield choice
-        except typer.Exit as stop:  # some inputs were rejected
+        # Some inputs were rejected: the page is made of the others, and the exit code stays.
+        except typer.Exit as stop:
             code = stop.exit_code
         title = None if called else f"{what} {context.params.get('model') or 'demo'}"
         _write(rows, called, path, choice.force, title)

@@ -84,7 +84,8 @@ class ResultsReader:
                 elif not quiet:
                     self.n_unusable += 1
                     say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
-        except RowError as error:  # the file itself: cut off, or damaged
+        # A bad row is `Rejected`: an error is of the file itself, which is cut off or damaged.
+        except RowError as error:
             raise RunError(f"{file.name}: {error.message} ({error.reason})") from error
         if not file.complete and not quiet:
             say(f"warning: {file.name} is not complete: its run did not come to its end")
@@ -168,7 +169,7 @@ def settle_runs(
         for file in files[1:]
     }
     say_differences(files, shown)
-    # with other policies other tokens are scored, of the same bytes
+    # With other policies other tokens are scored, of the same bytes: they are compared per byte.
     same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
     return shown, same
 
@@ -185,6 +186,7 @@ def labels_of(files: list[ResultsFile]) -> list[str]:
     models = [model_label(file.run) for file in files]
     if len(set(models)) == len(files):
         return models
+    # The same model on other data, or under other policies. One file may be given twice, too.
     names = [file.name for file in files]
     return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
 
@@ -247,6 +249,7 @@ def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
 
     refuse_to_overwrite(path, force)
     for name in inputs:
+        # Not by name: a link to an input is that input.
         if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
             raise UsageError(f"-o {path} is one of the inputs")
 

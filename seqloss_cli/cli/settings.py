@@ -46,6 +46,7 @@ def load_scorer(
     """The model (or `model`) and policies that the options name; its warnings are reported."""
     values, windows = context.params, given(context, WindowChoice)
     batches, speed = _measured_before(context)
+    # mask --loss has pairs and no option for their prefixes: they are shared there.
     share_prefix = pairs is not None and not values.get("no_share_prefix", False)
     names = None if values.get("limit") else values.get("files") or values.get("data")
     scorer = Scorer(
@@ -110,6 +111,7 @@ def tokenizer_choice(context: typer.Context) -> ModelChoice | None:
     choice = given(context, ModelChoice)
     if _names_model(context) or not choice.tokenizer:
         return None
+    # No weights are loaded: options of their own, such as --revision, are not the tokenizer's.
     return ModelChoice(
         name=choice.tokenizer,
         trust_remote_code=choice.trust_remote_code,
