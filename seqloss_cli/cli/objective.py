@@ -63,7 +63,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     reader = r.ResultsReader(open_all())
     files = reader.files
     same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
-    # Quiet: the rows were written a moment ago, and those that were rejected then were named.
+    # Quiet: the rows are read more than once, and were reported when they were scored.
     found = find_objective(
         lambda: [reader.rows(file, quiet=True) for file in open_all()], same, options
     )

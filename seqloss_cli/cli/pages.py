@@ -97,7 +97,7 @@ def _page_of_two(
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.compare import compare as compared
 
-    # They are read twice: texts are wanted only of the documents that figures have picked out.
+    # Read twice: for the figures of all rows, then with texts for those that a page has room for.
     files = [r.open_one(*each) for each in known]
     reader = r.ResultsReader(files)
     _, same = r.settle_runs(files, allow_different)
