@@ -15,11 +15,12 @@ _DTYPES = {"whole": np.int64, "real": np.float64}
 
 
 class ScoreAssembler:
-    """Collects the losses and columns of one sequence while its windows come in."""
+    """The losses and columns of one sequence while its windows come in."""
 
     def __init__(self, sequence: TokenSequence, requested: Requested) -> None:
         n = sequence.n_tokens
-        self._sequence, self._requested = sequence, requested
+        self._sequence = sequence
+        self._asked = [name for column in requested.columns for name in column.array_names]
         self._losses = np.zeros(n)
         self._scored = np.zeros(n, dtype=bool)
         self._context_lengths = np.zeros(n, dtype=np.int64)
@@ -38,15 +39,14 @@ class ScoreAssembler:
         Raises RuntimeError where a backend left out a column that it was asked for: zeros in its
         place would be written as if they were figures.
         """
-        for column in self._requested.columns:
-            if missing := set(column.array_names) - scores.columns.keys():
-                raise RuntimeError(f"the backend gave no {', '.join(sorted(missing))}")
+        for name in self._asked:
+            if name not in scores.columns:
+                raise RuntimeError(f"the backend gave no {name}")
         targets, places = part.targets, part.scores
-        if WORD_BOUNDARIES.name in self._columns:  # the only column with a row for the end
-            self._columns[WORD_BOUNDARIES.name][targets] = scores.columns[WORD_BOUNDARIES.name][
-                places
-            ]
-        if targets[-1] == len(self._losses):  # what comes after the last token is no token
+        if (ends := self._columns.get(WORD_BOUNDARIES.name)) is not None:
+            ends[targets] = scores.columns[WORD_BOUNDARIES.name][places]
+        if targets[-1] == len(self._losses):
+            # The end of the text: of what follows the last token, word boundaries are all there is.
             targets, places = targets[:-1], _all_but_the_last(places)
         assert not self._scored[targets].any(), "every target is scored exactly once"
         self._losses[targets] = scores.losses[places]
@@ -61,9 +61,9 @@ class ScoreAssembler:
             self._columns[name][targets] = values[places]
 
     def outcome(self) -> Outcome:
-        """The sequence's score, or its rejection where anything that was computed is NaN."""
-        wanted = self._sequence.score_mask
-        assert (self._scored[1:] == wanted[1:]).all(), "each target is scored once"
+        """Return the sequence's score, or its rejection where anything that was computed is NaN."""
+        mask = self._sequence.score_mask
+        assert (self._scored[1:] == mask[1:]).all(), "each target is scored once"
         broken = self._broken()
         if broken.any():
             who = "the model or its teacher" if "kls" in self._columns else "the model"
@@ -82,13 +82,13 @@ class ScoreAssembler:
         )
 
     def _broken(self) -> Bools:
-        """Shape N: where the loss or a column is NaN. What follows the last token counts there."""
+        """Shape N: the loss or a column is NaN. What follows the last token counts there."""
         n = len(self._losses)
         broken: Bools = np.isnan(self._losses)
         for values in self._columns.values():
             if values.dtype != np.float64:
                 continue
-            is_nan = np.isnan(values.reshape(len(values), -1)).any(axis=1)
+            is_nan = np.isnan(values) if values.ndim == 1 else np.isnan(values).any(axis=1)
             broken |= is_nan[:n] & self._scored
             if len(values) > n and self._sequence.end_scored:
                 broken[-1] |= is_nan[n]

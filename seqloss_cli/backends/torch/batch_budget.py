@@ -7,15 +7,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.path_selection import probe_ids, probe_of
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
-from seqloss_cli.core.records import Sample, TokenSequence
 from seqloss_cli.models.onednn import fastest_product
 
 _BYTES_PER_TOKEN = 4
@@ -25,7 +24,8 @@ measured; on GPUs it is a guess. A small saving is not worth the 100 MB of memor
 _BUDGETS = tuple(1 << n for n in range(10, 17))
 _WORTHWHILE, _LONG_ENOUGH = 1.05, 1.0
 """A larger batch must be faster by this factor; no probe is made after one of so many seconds."""
-_MEMORY_SHARE = 0.5  # of what is free
+# Half: the probe knows nothing of the longest row, nor of other processes.
+_MEMORY_SHARE = 0.5
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -106,12 +106,8 @@ def _token_bytes(model: Any) -> int:
 
 def _probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
     """Measure the second forward of a batch of `tokens` ids: the first one also makes buffers."""
-    ids = np.arange(row + 1, dtype=np.int64) % int(
-        backend.model.get_input_embeddings().num_embeddings
-    )
-    wanted = np.arange(row + 1) > 0
-    sample = Sample("", "<probe>")
-    probe = TokenSequence(sample, None, ids, None, wanted, wanted, "none", "none", {})
+    n_ids = int(backend.model.get_input_embeddings().num_embeddings)
+    probe = probe_of(probe_ids(row + 1, n_ids))
     rows = [probe] * max(1, tokens // row)
     policy = BatchPolicy(tokens=max(tokens, row))
     (batch, *_) = plan_batches(rows, WindowPolicy(row, "probe", 1), policy, backend.capabilities)
