@@ -12,6 +12,16 @@ import orjson
 
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import Option, option_fields
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
 
@@ -64,37 +74,29 @@ def _shown(value: Any) -> str:
 
 
 _MAY_DIFFER = ("type", "started_at")
-_SAME_NAME = (
-    *(
-        "model",
-        "revision",
-        "tokenizer",
-        "adapter",
-        "dtype",
-        "device",
-        "threads",
-        "bos",
-        "bos_token",
-        "eos",
-    ),
-    *("special_tokens", "context", "stride", "boundary", "batch_tokens", "devices"),
-    *("pairs.separator", "pairs.truncate", "pairs.pmi"),
-    *("reading.lines", "reading.text_field", "reading.limit", "reading.max_bytes"),
-    *("reading.keep_meta", "reading.prompt_field", "reading.response_field", "reading.separator"),
-    *("reading.chat", "rows.words"),
-    *(f"rows.{column.option}" for column in COLUMNS),
-    *("rows.context_lengths", "rows.pmi", "rows.summary", "rows.word_correction"),
-    "reading.regions",
-)
-_FLAGS = {key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME} | {
-    "compiled": "--compile",
-    "pairs.scored_turns": "--score",
-    "reading.jsonl": "--jsonl-input",
+_RECORDS = {
+    "": (ModelChoice, TokenPolicy, WindowChoice, PairPolicy, BatchPolicy, SpeedPolicy),
+    "pairs.": (PairPolicy,),
+    "reading.": (Reading,),
 }
-_NEGATIVE = {
-    "share_prefix": "--no-share-prefix",
-    "pairs.marginal": "--no-marginal",
-    "pairs.end_of_turn": "--no-end-of-turn",
+"""Settings that a run record holds, by the part of it."""
+_SAME_NAME = (
+    *("reading.prompt_field", "reading.response_field", "reading.separator", "reading.chat"),
+    *("reading.regions", "rows.words", "rows.word_correction", "rows.context_lengths"),
+    *(f"rows.{column.option}" for column in COLUMNS),
+    *("rows.pmi", "rows.summary"),
+)
+_OPTIONS = {
+    prefix + (field.declared.key or field.name): (field.declared.flag, field.is_negative)
+    for prefix, records in _RECORDS.items()
+    for record in records
+    for field in option_fields(record)
+    if isinstance(field.declared, Option)
+}
+_FLAGS = {key: flag for key, (flag, is_negative) in _OPTIONS.items() if not is_negative} | {
+    key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME
+}
+_NEGATIVE = {key: flag for key, (flag, is_negative) in _OPTIONS.items() if is_negative} | {
     "rows.text": "--no-text",
     "rows.tokens": "--no-tokens",
 }
