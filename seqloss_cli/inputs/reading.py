@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.escaping import shown_path
-from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
+from seqloss_cli.core.policies import DEFAULT_MAX_BYTES, Reading
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
 from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
@@ -32,19 +32,11 @@ ParseLine = Callable[[bytes], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """Settings that say how inputs are cut into samples."""
+class ReadOptions(Reading):
+    """Settings that say how inputs are cut into samples: the options, and the fields of rows."""
 
-    lines: bool = False
-    """Each non-empty line is a sequence."""
-    jsonl: bool = False
-    """Inputs are JSONL, whatever they are called."""
-    text_field: str = "text"
     pairs: PairFields | ChoiceFields | None = None
     """Rows are prompts with responses, or chats; inputs are JSONL, whatever they are called."""
-    keep_meta: bool = False
-    limit: int | None = None
-    max_bytes: int = DEFAULT_MAX_BYTES
 
 
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
