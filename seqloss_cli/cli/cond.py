@@ -6,7 +6,6 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import command_errors
 from seqloss_cli.cli.options import only, quantities
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.score import write_scores
@@ -52,20 +51,19 @@ def cond(ctx: typer.Context) -> None:
     Rows have a prompt and a response, or the messages of a chat. One pass over both gives the
     losses of all tokens; only the response's count. A common beginning is computed once.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.report_option import page_after, refuse_page
-        from seqloss_cli.cli.run import Inputs
-        from seqloss_cli.cli.settings import load_scorer, output_choice
-        from seqloss_cli.inputs.reading import ReadStats, described
+    from seqloss_cli.cli.report_option import page_after, refuse_page
+    from seqloss_cli.cli.run import Inputs
+    from seqloss_cli.cli.settings import load_scorer, output_choice
+    from seqloss_cli.inputs.reading import ReadStats, described
 
-        choice = output_choice(ctx)
-        refuse_page(ctx, choice)
-        names, policy = i.pair_names(ctx), i.pair_policy(ctx)
-        regions, stats = i.region_file(ctx), ReadStats()
-        items = i.pair_items(ctx, names, stats)
-        scorer = load_scorer(ctx, policy)
-        reading = described(names or ["<pair>"], i.pair_reading(ctx))
-        if regions is not None:
-            items, reading = regions.attach(items), reading | regions.described()
-        with page_after(ctx, choice) as choice:
-            write_scores(ctx, scorer, Inputs(items, stats, names, reading), choice)
+    choice = output_choice(ctx)
+    refuse_page(ctx, choice)
+    names, policy = i.pair_names(ctx), i.pair_policy(ctx)
+    regions, stats = i.region_file(ctx), ReadStats()
+    items = i.pair_items(ctx, names, stats)
+    scorer = load_scorer(ctx, policy)
+    reading = described(names or ["<pair>"], i.pair_reading(ctx))
+    if regions is not None:
+        items, reading = regions.attach(items), reading | regions.described()
+    with page_after(ctx, choice) as choice:
+        write_scores(ctx, scorer, Inputs(items, stats, names, reading), choice)

@@ -11,9 +11,10 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import command_errors, say
+from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
+from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, option, record
 from seqloss_cli.core.policies import (
@@ -29,6 +30,7 @@ from seqloss_cli.core.policies import (
 if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 EXAMPLES = (
@@ -92,24 +94,23 @@ def diverge(ctx: typer.Context) -> None:
     Both see the same tokens, and whole distributions are compared, a block at a time: what a
     quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.report_option import page_after
-        from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
+    from seqloss_cli.cli.report_option import page_after
+    from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
-        choice, inputs = output_choice(ctx), i.text_inputs(ctx)
-        _refuse(ctx, choice)
-        scorer = load_scorer(ctx)
-        gold = _gold(ctx, scorer)
-        say_warnings(gold.warnings)
-        with page_after(ctx, choice, "Divergences of") as choice:
-            with _saving(ctx, gold) as saved:
-                exit_code = _diverge(choice, inputs, gold, saved)
-            if exit_code:  # once both files are whole
-                raise typer.Exit(exit_code)
+    choice, inputs = output_choice(ctx), i.text_inputs(ctx)
+    _refuse(ctx, choice)
+    scorer = load_scorer(ctx)
+    teacher = _teacher_scorer(ctx, scorer)
+    say_warnings(teacher.warnings)
+    with page_after(ctx, choice, "Divergences of") as choice:
+        with _saving(ctx, teacher) as saved:
+            exit_code = _diverge(choice, inputs, teacher, saved)
+        if exit_code:  # once both files are whole
+            raise typer.Exit(exit_code)
 
 
 def _diverge(
-    choice: OutputChoice, inputs: i.TextInputs, gold: TeacherScorer, saved: TeacherWriter | None
+    choice: OutputChoice, inputs: i.TextInputs, teacher: TeacherScorer, saved: TeacherWriter | None
 ) -> int:
     """Measure everything and write it; returns the exit code."""
     from seqloss_cli.cli.run import Command, Inputs, run
@@ -125,8 +126,8 @@ def _diverge(
         return None if saved is None else saved.measured()
 
     command = Command(
-        diverge_task(gold, documents, None if saved is None else saved.add),
-        lambda options: divergence_rows(options, documents, measured, gold.knows_in_part),
+        diverge_task(teacher, documents, None if saved is None else saved.add),
+        lambda options: divergence_rows(options, documents, measured, teacher.knows_in_part),
         lambda console, options: DivergenceTableWriter(console, options, documents, measured),
     )
     rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
@@ -137,69 +138,57 @@ def _diverge(
 def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     from seqloss_cli.cli.report_option import refuse_page
-    from seqloss_cli.results.sinks import refuse_to_overwrite
 
-    values = ctx.params
-    refuse_page(ctx, choice)
-    _refuse_page_over(values["report"], values["teacher"], values["save_teacher"])
-    save = given(ctx, ReferenceSettings).save_teacher
+    settings = given(ctx, ReferenceSettings)
+    teacher, save = settings.teacher, settings.save_teacher
+    others = {"--teacher": Path(teacher) if teacher else None, "--save-teacher": save}
+    refuse_page(ctx, choice, others)
     if choice.format_name not in ("table", "json", "jsonl"):
         raise UsageError(f"diverge does not write {choice.format_name}, but --json and --jsonl")
-    if save is None:
-        return
-    if choice.path is not None and save.absolute() == choice.path.absolute():
-        raise UsageError("--save-teacher and -o name the same file")
-    refuse_to_overwrite(save, choice.force)
+    refuse_second_output("--save-teacher", save, choice.path, choice.force)
 
 
-def _refuse_page_over(page: Path | None, teacher: str | None, save: Path | None) -> None:
-    """Raises UsageError where the page would take the place of the teacher's file."""
-    files = {"--teacher": Path(teacher) if teacher else None, "--save-teacher": save}
-    for flag, path in files.items():
-        if page is not None and path is not None and page.absolute() == path.absolute():
-            raise UsageError(f"--report {page} and {flag} are one file")
-
-
-def _gold(ctx: typer.Context, scorer: Any) -> TeacherScorer:
-    """What the options take for gold."""
+def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
+    """The scorer with what the options measure it against."""
     from dataclasses import replace
 
     from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.settings import model_choice
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
-    values = ctx.params
-    if values["label_smoothing"] is not None:
-        return TeacherScorer.with_smoothing(scorer, values["label_smoothing"])
-    if looks_saved(values["teacher"]):
-        return TeacherScorer.with_saved_teacher(scorer, Path(values["teacher"]))
-    choice = model_choice(ctx, values["teacher"])  # what is said of the model is not of it, too
+    settings = given(ctx, ReferenceSettings)
+    if settings.label_smoothing is not None:
+        return TeacherScorer.with_smoothing(scorer, settings.label_smoothing)
+    teacher = settings.teacher or ""
+    if looks_saved(teacher):
+        return TeacherScorer.with_saved_teacher(scorer, Path(teacher))
+    choice = model_choice(ctx, teacher)
+    # Options of the model are not the teacher's: it has its own tokenizer, which is compared.
     choice = replace(
         choice,
-        revision=values["teacher_revision"],
-        adapter=values["teacher_adapter"],
-        tokenizer=None,  # its own: that of both is what is compared
+        revision=settings.teacher_revision,
+        adapter=settings.teacher_adapter,
+        tokenizer=None,
         quantize=None,
+        dtype=settings.teacher_dtype or choice.dtype,
     )
-    if values["teacher_dtype"] is not None:
-        dtype: Any = str(values["teacher_dtype"])
-        choice = replace(choice, dtype=dtype)
-    top_k = values["teacher_top_k"] if values["save_teacher"] else 0
-    return TeacherScorer.with_teacher(scorer, choice, top_k)
+    return TeacherScorer.with_teacher(
+        scorer, choice, settings.teacher_top_k if settings.save_teacher else 0
+    )
 
 
 @contextmanager
-def _saving(ctx: typer.Context, gold: TeacherScorer) -> Iterator[TeacherWriter | None]:
+def _saving(ctx: typer.Context, teacher: TeacherScorer) -> Iterator[TeacherWriter | None]:
     """The file that the teacher is saved to, if that is asked for, and its measured error."""
     from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.results.sinks import open_sink
 
-    path: Path | None = ctx.params["save_teacher"]
+    settings = given(ctx, ReferenceSettings)
+    path, top_k = settings.save_teacher, settings.teacher_top_k
     if path is None:
         yield None
         return
-    top_k = ctx.params["teacher_top_k"]
     with open_sink(path, ctx.params["force"], warn=say) as sink:
-        saved = TeacherWriter(sink, gold.file_header(top_k), str(gold.run_info().model))
+        saved = TeacherWriter(sink, teacher.file_header(top_k), str(teacher.run_info().model))
         yield saved
         saved.end()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from seqloss_cli.inputs.choices import ChoiceFields
     from seqloss_cli.inputs.reading import ReadOptions, ReadStats
     from seqloss_cli.inputs.rows import PairFields
-    from seqloss_cli.inputs.side_files import RegionFile
+    from seqloss_cli.inputs.side_files import RegionFile, SideFile
 
 STDIN = "-"
 
@@ -281,16 +281,16 @@ def region_file(context: typer.Context) -> RegionFile | None:
         return None
     file = RegionFile(name, reading.max_bytes)
     # Only a run that met every input knows which rows belong to none.
-    context.call_on_close(lambda: _say_unused(file, bool(reading.limit)))
+    context.call_on_close(
+        lambda: say_unused(file, file.source, bool(reading.limit)) if file.all_asked else None
+    )
     return file
 
 
-def _say_unused(file: RegionFile, limited: bool) -> None:
-    """Report the unused rows, if the run came to the end of its inputs."""
-    if not file.all_asked:
-        return
+def say_unused(file: SideFile[Any], name: str, limited: bool = False) -> None:
+    """Report the rows of a file beside the inputs that belong to none of them."""
     # With --limit most rows have no input, which is no mistake.
     if (unused := file.count_unused()) and not limited:
-        say(f"warning: {unused} rows of {file.source} belong to no input")
+        say(f"warning: {unused} rows of {name} belong to no input")
     for message in file.unmatched:
         say(f"warning: {message}")

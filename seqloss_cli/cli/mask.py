@@ -9,7 +9,7 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import REJECTED, command_errors, say
+from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
@@ -27,7 +27,6 @@ from seqloss_cli.core.policies import (
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.inputs.side_files import LabelFile
     from seqloss_cli.scoring.scorer import PairTokens, Scorer
     from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
@@ -82,60 +81,50 @@ def mask(ctx: typer.Context) -> None:
     Needs a tokenizer only; --loss loads the model. Labels are unshifted, -100 where masked.
     --check compares with labels that a training pipeline wrote; a difference exits with 3.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.run import Command, Inputs, run
-        from seqloss_cli.cli.settings import output_choice
-        from seqloss_cli.display.terminal import MaskTableWriter
-        from seqloss_cli.inputs.reading import ReadStats
-        from seqloss_cli.inputs.side_files import LabelFile
-        from seqloss_cli.results.schema.masks import mask_rows
-        from seqloss_cli.scoring.tasks import mask_task
-        from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
+    from seqloss_cli.cli.run import Command, Inputs, run
+    from seqloss_cli.cli.settings import output_choice
+    from seqloss_cli.display.terminal import MaskTableWriter
+    from seqloss_cli.inputs.reading import ReadStats
+    from seqloss_cli.inputs.side_files import LabelFile
+    from seqloss_cli.results.schema.masks import mask_rows
+    from seqloss_cli.scoring.tasks import mask_task
+    from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
-        values, choice = ctx.params, output_choice(ctx)
-        names, stats = i.pair_names(ctx), ReadStats()
-        _refuse(ctx, choice, names)
-        items, pairs = i.pair_items(ctx, names, stats), i.pair_policy(ctx)
-        source = _source(ctx, pairs)
-        labels = LabelFile(values["check"], values["max_bytes"]) if values["check"] else None
-        trainer = _trainer(ctx, pairs, source.tokenization)
-        name = None if trainer is None else TRAINER_NAME
-        command = Command(
-            mask_task(source, trainer, None if labels is None else labels.find),
-            lambda options: mask_rows(options, labels is not None, trainer is not None),
-            lambda console, options: MaskTableWriter(console, options, name),
-        )
-        written = run(command, Inputs(items, stats, names, None), choice, None)
-        _say_what_is_left(labels, values["check"])
-        totals = written.totals
-        if totals.n_different:
-            say(f"{totals.n_different} of {totals.n_checked} rows differ from {values['check']}")
-        if written.n_rejected or totals.n_different:
-            raise typer.Exit(REJECTED)
+    settings, choice = given(ctx, MaskSettings), output_choice(ctx)
+    names, stats = i.pair_names(ctx), ReadStats()
+    _refuse(ctx, choice, names)
+    items, pairs = i.pair_items(ctx, names, stats), i.pair_policy(ctx)
+    source, check = _source(ctx, settings, pairs), settings.check
+    labels = LabelFile(check, given(ctx, Reading).max_bytes) if check else None
+    trainer = _trainer(settings, pairs, source.tokenization)
+    name = None if trainer is None else TRAINER_NAME
+    command = Command(
+        mask_task(source, trainer, None if labels is None else labels.find),
+        lambda options: mask_rows(options, labels is not None, trainer is not None),
+        lambda console, options: MaskTableWriter(console, options, name),
+    )
+    written = run(command, Inputs(items, stats, names, None), choice, None)
+    if labels is not None:
+        i.say_unused(labels, labels.source)
+    totals = written.totals
+    if totals.n_different:
+        say(f"{totals.n_different} of {totals.n_checked} rows differ from {check}")
+    if written.n_rejected or totals.n_different:
+        raise typer.Exit(REJECTED)
 
 
 def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
-    values = ctx.params
+    check, pair = given(ctx, MaskSettings).check, given(ctx, i.PairArguments)
     if choice.format_name not in ("table", "json", "jsonl"):
         raise UsageError(f"mask does not write {choice.format_name}, but --json and --jsonl")
-    check = values["check"]
-    if check == STDIN and STDIN in (*names, values["prompt"], values["response"]):
+    if check == STDIN and STDIN in (*names, pair.prompt, pair.response):
         raise UsageError("'-' (stdin) can be read once only")
     if check not in (None, STDIN) and not Path(check).exists():
         raise UsageError(f"--check {check}: no such file")
 
 
-def _say_what_is_left(labels: LabelFile | None, name: str) -> None:
-    if labels is None:
-        return
-    if unused := labels.count_unused():
-        say(f"warning: {unused} rows of {name} belong to no input")
-    for message in labels.unmatched:
-        say(f"warning: {message}")
-
-
-def _source(ctx: typer.Context, pairs: PairPolicy) -> Scorer | PairTokens:
+def _source(ctx: typer.Context, settings: MaskSettings, pairs: PairPolicy) -> Scorer | PairTokens:
     """Return what makes sequences of the inputs: with --loss a scorer, else a tokenizer alone."""
     from seqloss_cli.cli.settings import (
         load_scorer,
@@ -145,23 +134,22 @@ def _source(ctx: typer.Context, pairs: PairPolicy) -> Scorer | PairTokens:
     )
     from seqloss_cli.scoring.scorer import PairTokens
 
-    if ctx.params["loss"]:
+    if settings.loss:
         return load_scorer(ctx, pairs)
     choice = tokenizer_choice(ctx) or model_choice(ctx)
-    tokens = PairTokens(choice, given(ctx, TokenPolicy), pairs, ctx.params["context"])
+    tokens = PairTokens(choice, given(ctx, TokenPolicy), pairs, given(ctx, WindowChoice).context)
     say_warnings(tokens.warnings)
     return tokens
 
 
-def _trainer(ctx: typer.Context, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
+def _trainer(settings: MaskSettings, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
     from seqloss_cli.tokenization.trl import TrlTrainer
 
-    values = ctx.params
-    if values["like"] is None:
+    if settings.like is None:
         return None
     return TrlTrainer(
         tokens.vocabulary.tokenizer,
         pairs.chat_template,
-        assistant_only=values["like"] == "trl-assistant-only",
-        max_length=values["max_length"] or None,
+        assistant_only=settings.like == "trl-assistant-only",
+        max_length=settings.max_length or None,
     )

@@ -11,9 +11,10 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import command_errors, say
-from seqloss_cli.cli.options import only
+from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
+from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, option, record
 from seqloss_cli.core.policies import (
@@ -85,20 +86,19 @@ def rank(ctx: typer.Context) -> None:
     Rows have a prompt, a list of choices and, where it is known, an answer. Accuracies are those
     of lm-evaluation-harness; the first of equal scores wins. Lengths exclude the separator.
     """
-    with command_errors(ctx):
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from seqloss_cli.cli.report_option import page_after
-        from seqloss_cli.cli.settings import output_choice
+    from seqloss_cli.cli.report_option import page_after
+    from seqloss_cli.cli.settings import output_choice
 
-        choice = output_choice(ctx)
-        _refuse(ctx, choice)
-        choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
-        with page_after(ctx, choice, "Preferences of") as choice:
-            with _ranked_rows(ctx) as ranked:
-                exit_code = _rank(ctx, choice, ranked)
-            if exit_code:  # once both files are whole
-                raise typer.Exit(exit_code)
+    choice = output_choice(ctx)
+    _refuse(ctx, choice)
+    choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
+    with page_after(ctx, choice, "Preferences of") as choice:
+        with _ranked_rows(ctx) as ranked:
+            exit_code = _rank(ctx, choice, ranked)
+        if exit_code:  # once both files are whole
+            raise typer.Exit(exit_code)
 
 
 def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -> int:
@@ -133,39 +133,20 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     from seqloss_cli.cli.report_option import refuse_page
 
-    values = ctx.params
-    refuse_page(ctx, choice)
-    _refuse_page_over(ctx)
+    values, ranked = ctx.params, given(ctx, RankSettings).output_ranked
+    refuse_page(ctx, choice, {"--output-ranked": ranked})
+    page: Path | None = values["report"]
+    for text in (values["prompt"], *(values["response"] or ())):
+        name = Path((text or "").removeprefix("@"))
+        if page and text and text.startswith("@") and name.absolute() == page.absolute():
+            raise UsageError(f"--report {page} is one of the inputs: name another file")
     if choice.format_name not in ("table", "json", "jsonl"):
         raise UsageError(f"rank does not write {choice.format_name}, but --json and --jsonl")
     if values["answer"] is not None and values["prompt"] is not None:
         n = len(values["response"] or [])
         if values["answer"] >= n:
             raise UsageError(f"--answer {values['answer']}: there are {n} responses, from 0 on")
-    ranked = values["output_ranked"]
-    if ranked is not None:
-        from seqloss_cli.results.sinks import refuse_to_overwrite
-
-        if choice.path is not None and ranked.absolute() == choice.path.absolute():
-            raise UsageError("--output-ranked and -o name the same file")
-        refuse_to_overwrite(ranked, choice.force)
-
-
-def _refuse_page_over(ctx: typer.Context) -> None:
-    """Raises UsageError where the page would take the place of another file of the command."""
-    values = ctx.params
-    page: Path | None = values["report"]
-    if page is None:
-        return
-    if (
-        values["output_ranked"] is not None
-        and values["output_ranked"].absolute() == page.absolute()
-    ):
-        raise UsageError(f"--report {page} and --output-ranked are one file")
-    for text in (values["prompt"], *(values["response"] or ())):
-        name = Path((text or "").removeprefix("@"))
-        if text and text.startswith("@") and name.absolute() == page.absolute():
-            raise UsageError(f"--report {page} is one of the inputs: name another file")
+    refuse_second_output("--output-ranked", ranked, choice.path, choice.force)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
 
 
-def refuse_page(context: typer.Context, choice: OutputChoice) -> None:
-    """Raises UsageError, before a model is loaded, for a page that could not be written."""
+def refuse_page(
+    context: typer.Context, choice: OutputChoice, others: Mapping[str, Path | None] | None = None
+) -> None:
+    """Raises UsageError, before a model is loaded, for a page that could not be written.
+
+    `others` are files of the command, by flag, whose place it would take.
+    """
     path: Path | None = context.params["report"]
     if path is None:
         return
     refuse_outputs(path, choice.force, context.params.get("files") or ())
-    if choice.path is not None and choice.path.absolute() == path.absolute():
-        raise UsageError(f"--report {path} and -o are one file")
+    for flag, other in {"-o": choice.path, **(others or {})}.items():
+        if other is not None and other.absolute() == path.absolute():
+            raise UsageError(f"--report {path} and {flag} are one file")
 
 
 @contextmanager

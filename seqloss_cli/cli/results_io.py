@@ -254,6 +254,16 @@ def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
             raise UsageError(f"-o {path} is one of the inputs")
 
 
+def refuse_second_output(flag: str, path: Path | None, first: Path | None, force: bool) -> None:
+    """Raises UsageError where the option's file, beside -o's, is that one or is taken."""
+    from seqloss_cli.results.sinks import refuse_to_overwrite
+
+    if path is not None:
+        if first is not None and path.absolute() == first.absolute():
+            raise UsageError(f"{flag} and -o name the same file")
+        refuse_to_overwrite(path, force)
+
+
 def write_summary(
     context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
 ) -> None:

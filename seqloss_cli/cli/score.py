@@ -8,7 +8,6 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.failures import command_errors
 from seqloss_cli.cli.options import only, quantities
 from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.policies import (
@@ -54,21 +53,20 @@ def score(ctx: typer.Context) -> None:
     Reads files, stdin (-) or --text. A plain file is one text; .jsonl and .ndjson are one row a
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
     """
-    with command_errors(ctx):
-        from seqloss_cli.cli.report_option import page_after, refuse_page
-        from seqloss_cli.cli.run import Inputs
-        from seqloss_cli.cli.settings import load_scorer, output_choice
-        from seqloss_cli.inputs.reading import ReadStats
+    from seqloss_cli.cli.report_option import page_after, refuse_page
+    from seqloss_cli.cli.run import Inputs
+    from seqloss_cli.cli.settings import load_scorer, output_choice
+    from seqloss_cli.inputs.reading import ReadStats
 
-        choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
-        refuse_page(ctx, choice)
-        regions = i.region_file(ctx)
-        scorer, reading = load_scorer(ctx), inputs.described()
-        items = inputs.items(stats)
-        if regions is not None:
-            items, reading = regions.attach(items), {**reading, **regions.described()}
-        with page_after(ctx, choice) as choice:
-            write_scores(ctx, scorer, Inputs(items, stats, inputs.names, reading), choice)
+    choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
+    refuse_page(ctx, choice)
+    regions = i.region_file(ctx)
+    scorer, reading = load_scorer(ctx), inputs.described()
+    items = inputs.items(stats)
+    if regions is not None:
+        items, reading = regions.attach(items), {**reading, **regions.described()}
+    with page_after(ctx, choice) as choice:
+        write_scores(ctx, scorer, Inputs(items, stats, inputs.names, reading), choice)
 
 
 def write_scores(ctx: typer.Context, scorer: Scorer, inputs: Inputs, choice: OutputChoice) -> None:
