@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, option, record

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
 from seqloss_cli.core.policies import (
