@@ -5,14 +5,9 @@ from __future__ import annotations
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.score import write_scores
 from seqloss_cli.core.policies import (
     BatchPolicy,

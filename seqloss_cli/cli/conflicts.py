@@ -180,6 +180,15 @@ CONFLICTS: tuple[Conflict, ...] = (
           view=other_than("heat")),
     conflict(_TOKENS, "rank", tokens=present, writes="table"),
     conflict(_TOKENS, "rank", tokens=present, summary=present),
+    # what an interrupted run cannot go on with
+    conflict("--resume makes intervals of the rows' tokens: leave --no-tokens out", "diverge",
+             resume=present, no_tokens=present),
+    conflict("--resume compares rows with inputs by their texts: leave --no-text out", "rank",
+             resume=present, no_text=present),
+    conflict("--resume goes on with one file: leave --save-teacher out",
+             resume=present, save_teacher=present),
+    conflict("--resume goes on with one file: leave --output-ranked out",
+             resume=present, output_ranked=present),
     # results, or models that are scored first
     conflict(_TWO_MODELS, report=present, models=over_two),
     conflict(_TWO_MODELS, report=present, results=over_two),

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, option, record
@@ -89,7 +84,9 @@ class ReferenceSettings:
     only(BatchPolicy, "tokens"),
     only(SpeedPolicy, "compile"),
     only(ShowSettings, "unit", "all_tokens", "summary"),
-    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text", "tokens", "report"),
+    only(OutputSettings, "json", "jsonl", "format"),
+    only(OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
+    only(OutputSettings, "output", "force", "text", "tokens", "resume", "report"),
     CONFIG,
     OtherSettings,
 )
@@ -148,8 +145,6 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     teacher, save = settings.teacher, settings.save_teacher
     others = {"--teacher": Path(teacher) if teacher else None, "--save-teacher": save}
     refuse_page(ctx, choice, others)
-    if choice.format_name not in ("table", "json", "jsonl"):
-        raise UsageError(f"diverge does not write {choice.format_name}, but --json and --jsonl")
     refuse_second_output("--save-teacher", save, choice.path, choice.force)
 
 

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
 from seqloss_cli.core.policies import (
@@ -76,7 +71,9 @@ class MaskSettings:
     only(BatchPolicy, "tokens"),
     SpeedPolicy,
     only(ShowSettings, "unit", "all_tokens", "summary", "view", "theme", "show_whitespace"),
-    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text", "tokens"),
+    only(OutputSettings, "json", "jsonl", "format"),
+    only(OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
+    only(OutputSettings, "output", "force", "text", "tokens", "resume"),
     CONFIG,
     OtherSettings,
 )
@@ -121,8 +118,6 @@ def mask(ctx: typer.Context) -> None:
 def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     check, pair = given(ctx, MaskSettings).check, given(ctx, i.PairArguments)
-    if choice.format_name not in ("table", "json", "jsonl"):
-        raise UsageError(f"mask does not write {choice.format_name}, but --json and --jsonl")
     if check == STDIN and STDIN in (*names, pair.prompt, pair.response):
         raise UsageError("'-' (stdin) can be read once only")
     if check not in (None, STDIN) and not Path(check).exists():

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import typer
 from rich.console import Console
 
-from seqloss_cli.cli.commands import ShowSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_typed
+from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.errors import UsageError

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, option, record
@@ -58,6 +53,13 @@ class RankSettings:
     tokens: bool = option(
         False, "--tokens", OUTPUT, "Rows hold choices' token losses; so with --report."
     )
+    level: Literal["choice", "token"] = option(
+        "choice",
+        "--level",
+        OUTPUT,
+        "What a line of CSV or TSV is: choice or token.",
+        metavar="LEVEL",
+    )
 
 
 @with_options(
@@ -79,9 +81,11 @@ class RankSettings:
     only(RankSettings, "by"),
     only(ShowSettings, "unit", "all_tokens", "summary"),
     only(RankSettings, "output_ranked"),
-    only(OutputSettings, "json", "jsonl", "format", "output", "force", "text"),
+    only(OutputSettings, "json", "jsonl", "format"),
+    only(RankSettings, "level"),
+    only(OutputSettings, "output", "force", "text"),
     only(RankSettings, "tokens"),
-    only(OutputSettings, "report"),
+    only(OutputSettings, "resume", "report"),
     CONFIG,
     OtherSettings,
 )
@@ -145,8 +149,6 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
         name = Path((text or "").removeprefix("@"))
         if page and text and text.startswith("@") and name.absolute() == page.absolute():
             raise UsageError(f"--report {page} is one of the inputs: name another file")
-    if choice.format_name not in ("table", "json", "jsonl"):
-        raise UsageError(f"rank does not write {choice.format_name}, but --json and --jsonl")
     if values["answer"] is not None and values["prompt"] is not None:
         n = len(values["response"] or [])
         if values["answer"] >= n:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.presentation import OutputSettings
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.options import POLICIES, SHOW, STATISTICS, argument, option, record
 

@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
 from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,

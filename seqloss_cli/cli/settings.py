@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import typer
 
-from seqloss_cli.cli.commands import OtherSettings, OutputSettings, ShowSettings
+from seqloss_cli.cli.commands import OtherSettings
 from seqloss_cli.cli.conflicts import refuse_conflicts
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_from, is_typed
@@ -21,6 +21,7 @@ from seqloss_cli.cli.output import (
     require_resumable,
     settings_of_earlier,
 )
+from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError

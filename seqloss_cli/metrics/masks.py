@@ -6,7 +6,7 @@ loss mask in a trainer's form: the id where the loss counts, -100 elsewhere, uns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -73,25 +73,24 @@ class MaskTotals(SumRecord):
         return 1 - self.responses.n_scored / self.everything.n_scored
 
 
-def masks(
-    entries: Iterable[TokenSequence | SequenceScore | Rejected],
-    vocabulary: Vocabulary,
-    trainer: TrlTrainer | None,
-    find_labels: FindLabels | None,
-) -> Iterator[Mask | Rejected]:
-    """Yield a mask or a rejection for each entry, in order, compared with the labels there are."""
+def mask_maker(
+    vocabulary: Vocabulary, trainer: TrlTrainer | None, find_labels: FindLabels | None
+) -> Callable[[TokenSequence | SequenceScore | Rejected], Mask | Rejected]:
+    """Return what makes a mask or a rejection of each entry, compared with the labels there are.
+
+    It is to be called for each input once, in order, where there is `find_labels`.
+    """
     is_control = {*vocabulary.special}.__contains__
 
     def compare(sequence: TokenSequence, labels: Labels) -> tuple[Finding, ...]:
         return tuple(compare_labels(sequence, labels, vocabulary.name_token, is_control))
 
-    for entry in entries:
+    def make(entry: TokenSequence | SequenceScore | Rejected) -> Mask | Rejected:
         if isinstance(entry, Rejected):
             # The user's labels come in the inputs' order: those of this one are passed over.
             if find_labels is not None:
                 find_labels(entry)
-            yield entry
-            continue
+            return entry
         score = entry if isinstance(entry, SequenceScore) else None
         sequence = entry.sequence if isinstance(entry, SequenceScore) else entry
         mask = Mask(sequence, score)
@@ -102,10 +101,11 @@ def masks(
         if find_labels is not None:
             found = find_labels(sequence.sample)
             if isinstance(found, Rejected):
-                yield found
-                continue
+                return found
             mask = replace(mask, checked=True, findings=compare(sequence, found))
-        yield mask
+        return mask
+
+    return make
 
 
 def mask_totals(mask: Mask) -> MaskTotals:

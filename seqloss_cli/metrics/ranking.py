@@ -22,6 +22,7 @@ import numpy as np
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import (
     Choices,
+    Entry,
     Floats,
     Item,
     Outcome,
@@ -29,6 +30,7 @@ from seqloss_cli.core.records import (
     Rejected,
     Sample,
     SequenceScore,
+    TokenSequence,
     rejection,
 )
 from seqloss_cli.metrics.totals import score_flags
@@ -147,20 +149,85 @@ def rank(
     responses without prompts, too. What rejects one choice rejects its row: an order of the others
     would answer another question.
     """
-    waiting: deque[tuple[Item, int]] = deque()
+    queue = RankingQueue(items, with_unprompted)
+    return queue.rankings(score(queue.pairs()))
 
-    def pairs() -> Iterator[Item]:
-        for item in items:
-            parts = [item] if isinstance(item, Rejected) else _as_pairs(item, with_unprompted)
-            waiting.append((item, len(parts)))
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt with its choices, tokenized and not scored."""
+
+    sample: Sample
+    entries: tuple[Entry, ...]
+    """Of its pairs, in the order of `RankingQueue.pairs`."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of prompts and choices together, as in `RankTotals`."""
+        assert self.sample.choices is not None
+        responses = self.sample.choices.responses
+        lengths = {
+            text: 0 if isinstance(entry, Rejected) else entry.n_tokens
+            for text, entry in zip(dict.fromkeys(responses), self.entries, strict=False)
+        }
+        return sum(lengths[text] for text in responses)
+
+
+def ignore_question(question: Question | Rejected) -> None:
+    """Do nothing: no question was finished before."""
+
+
+class RankingQueue:
+    """Takes items apart into pairs that are scored, and puts rankings together of the scores.
+
+    The first `n_finished` items were ranked by an earlier run: `on_finished` is told of them, once
+    `finish` was told of all their pairs.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        with_unprompted: bool = False,
+        n_finished: int = 0,
+        on_finished: Callable[[Question | Rejected], None] = ignore_question,
+    ) -> None:
+        self._items, self._with_unprompted = items, with_unprompted
+        self._n_finished, self._on_finished = n_finished, on_finished
+        # Scoring reads ahead, so items wait here until the outcomes of all their pairs are there.
+        self._waiting: deque[tuple[Item, int]] = deque()
+        self._entries: list[TokenSequence | Rejected] = []
+        self.n_finished_pairs = 0
+        """Pairs of finished items, as far as they were read."""
+
+    def pairs(self) -> Iterator[Item]:
+        """Yield the pairs of each item; a rejected one is its own."""
+        for number, item in enumerate(self._items):
+            parts: list[Item] = [item]
+            if not isinstance(item, Rejected):
+                parts = _as_pairs(item, self._with_unprompted)
+            self._waiting.append((item, len(parts)))
+            # Before the pairs are handed on: whoever scores them asks how many are finished.
+            self.n_finished_pairs += len(parts) * (number < self._n_finished)
             yield from parts
 
-    # `score` reads ahead, so items wait here until the outcomes of all their pairs are there.
-    outcomes = score(pairs())
-    for first in outcomes:
-        item, n = waiting.popleft()
-        parts = [first, *islice(outcomes, n - 1)]
-        yield item if isinstance(item, Rejected) else _ranking(item, parts, with_unprompted)
+    def finish(self, entry: TokenSequence | Rejected) -> None:
+        """Take the next pair of a finished item."""
+        self._entries.append(entry)
+        item, n = self._waiting[0]
+        if len(self._entries) == n:
+            self._waiting.popleft()
+            entries, self._entries = tuple(self._entries), []
+            self._on_finished(item if isinstance(item, Rejected) else Question(item, entries))
+
+    def rankings(self, outcomes: Iterator[Outcome]) -> Iterator[Ranking | Rejected]:
+        """Yield a ranking or a rejection for each item that is not finished, in order."""
+        for first in outcomes:
+            item, n = self._waiting.popleft()
+            parts = [first, *islice(outcomes, n - 1)]
+            if isinstance(item, Rejected):
+                yield item
+            else:
+                yield _ranking(item, parts, self._with_unprompted)
 
 
 def choice_probabilities(choices: Sequence[ChoiceFigures]) -> Floats | None:

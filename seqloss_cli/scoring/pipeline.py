@@ -71,14 +71,16 @@ def score_samples(
     requested: Requested,
     policy: BatchPolicy,
     on_progress: OnProgress = ignore_progress,
-    n_finished: int = 0,
+    n_finished: int | Callable[[], int] = 0,
     on_finished: Callable[[Entry], None] = ignore_finished,
 ) -> Iterator[Outcome]:
     """Yield a score or a rejection for each item, in order. `on_progress` is told of tokens as they
     are scored: their number, the share of the block that is done, and the block's last item.
 
-    The first `n_finished` items were scored by an earlier run: `on_finished` is told of them.
+    The first `n_finished` items were scored by an earlier run: `on_finished` is told of them. Where
+    that number is known only as items are read, it is asked for at each block, of those so far.
     """
+    n_passed = 0
     blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:
@@ -87,8 +89,9 @@ def score_samples(
     for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
         # Blocks are cut, and one that is finished in part is scored, as without an earlier run: so
         # the outcomes of the others are those of one whole run, to the last bit.
-        finished_here = block.entries[:n_finished]
-        n_finished -= len(finished_here)
+        n_so_far = n_finished if isinstance(n_finished, int) else n_finished()
+        finished_here = block.entries[: max(0, n_so_far - n_passed)]
+        n_passed += len(block.entries)
         for entry in finished_here:
             on_finished(entry)
         if len(finished_here) == len(block.entries):

@@ -91,7 +91,7 @@ class Scorer:
         items: Iterable[Sample | Rejected],
         requested: Requested | None = None,
         on_progress: OnProgress = ignore_progress,
-        n_finished: int = 0,
+        n_finished: int | Callable[[], int] = 0,
         on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[Outcome]:
         """Yield a score or a rejection for each item, in order, as soon as it is ready. The first

@@ -20,8 +20,8 @@ from seqloss_cli.metrics.divergence import (
     Documents,
     divergence_totals,
 )
-from seqloss_cli.metrics.masks import FindLabels, Mask, MaskTotals, mask_totals, masks
-from seqloss_cli.metrics.ranking import Ranking, rank
+from seqloss_cli.metrics.masks import FindLabels, Mask, MaskTotals, mask_maker, mask_totals
+from seqloss_cli.metrics.ranking import Question, Ranking, RankingQueue
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.scoring.pipeline import OnProgress
 from seqloss_cli.scoring.scorer import PairTokens, Scorer
@@ -76,14 +76,25 @@ def score_task(scorer: Scorer, command: str, requested: Requested) -> ScoreTask:
     )
 
 
-def rank_task(scorer: Scorer, with_alone: bool) -> Task[Ranking, RankTotals, Rejected]:
-    """Return the order of responses; `with_alone` scores them without their prompts, too."""
+def rank_task(
+    scorer: Scorer, with_unprompted: bool
+) -> Task[Ranking, RankTotals, Question | Rejected]:
+    """Return the order of responses; `with_unprompted` scores them without their prompts, too."""
+
+    def results(
+        items: Iterable[Item], on_progress: OnProgress, earlier: Earlier[Question | Rejected]
+    ) -> Iterator[Ranking | Rejected]:
+        queue = RankingQueue(items, with_unprompted, earlier.n, earlier.on_input)
+        return queue.rankings(
+            scorer.score(
+                queue.pairs(), None, on_progress, lambda: queue.n_finished_pairs, queue.finish
+            )
+        )
+
     return Task(
         scorer.run_info("rank"),
         scorer.tokenization,
-        lambda items, on_progress, earlier: rank(
-            items, lambda pairs: scorer.score(pairs, None, on_progress), with_alone
-        ),
+        results,
         rank_totals,
         RankTotals(),
         lambda: scorer.backend.n_too_large,
@@ -105,7 +116,9 @@ def diverge_task(
     return Task(
         scorer.run_info("diverge"),
         scorer.scorer.tokenization,
-        lambda items, on_progress, earlier: scorer.diverge(items, on_progress),
+        lambda items, on_progress, earlier: scorer.diverge(
+            items, on_progress, earlier.n, earlier.on_input
+        ),
         totals,
         DivergenceTotals(),
         lambda: scorer.scorer.backend.n_too_large,
@@ -119,16 +132,22 @@ def mask_task(
 
     They are compared with a trainer's labels, and with those of a file, where there are such.
     """
+    make = mask_maker(source.tokenization.vocabulary, trainer, find_labels)
 
     def results(
         items: Iterable[Item], on_progress: OnProgress, earlier: Earlier[Mask | Rejected]
     ) -> Iterator[Mask | Rejected]:
-        entries: Iterator[TokenSequence | SequenceScore | Rejected]
+        def on_finished(entry: TokenSequence | Rejected) -> None:
+            earlier.on_input(make(entry))
+
         if isinstance(source, Scorer):
-            entries = source.score(items, None, on_progress)
-        else:
-            entries = source.sequences(items)
-        return masks(entries, source.tokenization.vocabulary, trainer, find_labels)
+            yield from map(make, source.score(items, None, on_progress, earlier.n, on_finished))
+            return
+        for number, entry in enumerate(source.sequences(items)):
+            if number < earlier.n:
+                on_finished(entry)
+            else:
+                yield make(entry)
 
     n_halved = (lambda: source.backend.n_too_large) if isinstance(source, Scorer) else (lambda: 0)
     return Task(

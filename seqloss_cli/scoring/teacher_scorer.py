@@ -11,7 +11,7 @@ from typing import Any
 from seqloss_cli.core.backend import ComparedModel, Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.core.records import Item, Rejected, SequenceScore
+from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics.divergence import (
     SMOOTHING_REQUEST,
@@ -22,7 +22,7 @@ from seqloss_cli.metrics.divergence import (
     teacher_divergences,
     with_divergences,
 )
-from seqloss_cli.scoring.pipeline import OnProgress, ignore_progress
+from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
 
@@ -94,12 +94,15 @@ class TeacherScorer:
         return bool(teacher and teacher["saved_as"] and teacher["top_k"] < teacher["n_words"])
 
     def diverge(
-        self, items: Iterable[Item], on_progress: OnProgress = ignore_progress
+        self,
+        items: Iterable[Item],
+        on_progress: OnProgress = ignore_progress,
+        n_finished: int = 0,
+        on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[DivergenceScore | Rejected]:
-        """Yield divergences or a rejection for each item, in order."""
-        return with_divergences(
-            self.scorer.score(items, self._requested, on_progress), self._divergences_of
-        )
+        """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
+        scores = self.scorer.score(items, self._requested, on_progress, n_finished, on_finished)
+        return with_divergences(scores, self._divergences_of)
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""

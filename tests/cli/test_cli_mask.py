@@ -200,7 +200,7 @@ def test_rejected_inputs_use_up_their_labels(seqloss: Run, tmp_path: Path) -> No
     ("arguments", "said"),
     [
         (("--boundary", "compare"), "one boundary policy at a time"),
-        (("--format", "openai"), "--json or --jsonl"),
+        (("--format", "openai"), "mask writes json, jsonl, parquet, csv, tsv"),
         (("--like", "trl", "--special-tokens", "text"), "leave --special-tokens out"),
         (("--chat", "--eos"), "the template ends the turns"),
     ],

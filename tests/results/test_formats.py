@@ -414,17 +414,9 @@ def test_what_a_format_cannot_hold_is_refused(run: Run, arguments: Any, words: s
     assert "built-in" not in result.stderr, "no model was loaded"
 
 
-@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.tsv"])
-def test_masks_are_json(run: Run, tmp_path: Path, name: str) -> None:
-    result = run("mask", "--prompt", "a", "--response", " b", "-o", name)
-    assert result.exit_code == 2
-    assert "--json and --jsonl" in unwrapped(result.stderr)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("command", ["score", "cond"])
 def test_the_help_names_formats_and_levels(run: Run, command: str) -> None:
     shown = unwrapped(run(command, "--help", COLUMNS="200").stdout)
     assert "--level" in shown
     assert "<table|json|jsonl|openai|parquet|csv|tsv>" in shown
-    assert "--level" not in run("mask", "--help", COLUMNS="200").stdout
+    assert "choice or token" in unwrapped(run("rank", "--help", COLUMNS="200").stdout)

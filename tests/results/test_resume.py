@@ -618,9 +618,9 @@ def test_a_file_of_something_else(run: Run, partial: Path) -> None:
 def test_the_refusal_to_overwrite_names_resume(run: Run, half: Path) -> None:
     result = run(*SCORE, exit_code=2)
     assert "--resume goes on with it, --force writes over it" in result.stderr
-    mask = in_process("mask", "pairs.jsonl", "-o", "out.jsonl")
-    assert mask.exit_code == 2
-    assert "--resume" not in mask.stderr
+    (half.parent / "out.csv.partial").touch()
+    lines = in_process("score", "rows.jsonl", "-o", "out.csv")
+    assert "out.csv.partial exists; --force writes over it" in lines.stderr
 
 
 # -- with the model that the options name ------------------------------------------------------

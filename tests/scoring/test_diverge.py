@@ -500,7 +500,7 @@ def test_rows_of_ids_with_labels_count_where_the_labels_do(models: Path, tmp_pat
         (["--label-smoothing", "0.1", "--teacher-dtype", "float32"], "--teacher-dtype"),
         (["--label-smoothing", "0.1", "--save-teacher", "x"], "--save-teacher"),
         (["--teacher", "demo", "--teacher-top-k", "3"], "--save-teacher"),
-        (["--teacher", "demo", "--format", "csv"], "csv"),
+        (["--teacher", "demo", "--format", "openai"], "openai"),
     ],
 )
 def test_flags_that_contradict_each_other(words: list[str], flag: str) -> None:

@@ -335,7 +335,7 @@ def test_batches_and_shared_prompts_do_not_matter(tmp_path: Path, folder: Path) 
     [
         (["--by", "pmi"], "--pmi"),
         (["--boundary", "compare"], "--boundary"),
-        (["--format", "csv"], "csv"),
+        (["--format", "openai"], "openai"),
         (["--prompt", "a", "--response", "b"], "two or more --response"),
         (["--prompt", "a", "--response", "b", "--response", "c", "--answer", "2"], "--answer"),
         (["--prompt", "a", "--response", "b", "--response", "c", "x.jsonl"], "FILES"),

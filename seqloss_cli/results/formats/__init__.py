@@ -138,7 +138,8 @@ def _write_openai(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writ
 
 def _openai_conflicts(asked: Asked) -> Iterator[str]:
     if asked.command not in ("score", "cond"):
-        yield f"--format openai is made of losses; {asked.command} writes --json or --jsonl"
+        others = ", ".join(name for name in FORMATS if name != "openai")
+        yield f"--format openai is of losses of texts; {asked.command} writes {others}"
     if not asked.tokens:
         yield "--format openai is made of tokens; leave --no-tokens out"
     for flag, is_asked in (("--regions", asked.regions), ("--words", asked.words)):

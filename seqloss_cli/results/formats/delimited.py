@@ -41,7 +41,8 @@ class LineWriter(Generic[Result, Sums]):
         """`level` is one of `rows.levels`; any other makes a line of each row."""
         self._view, self._parts = rows.view, rows.levels.get(level)
         self._lines = _Lines(sink, delimiter)
-        self._keys = [key for key in rows.keys if key.row_cells()]
+        keys = {key.name: key for key in rows.keys if key.row_cells()}
+        self._keys = list(keys.values())
         self._ends = [*self._keys, *REJECTED]
         self._names = [key.name + suffix for key in self._ends for suffix in key.row_cells()]
         if self._parts is not None:

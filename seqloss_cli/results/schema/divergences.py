@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Bools, Floats, Rejected, TokenSequence
 from seqloss_cli.metrics.divergence import (
     FURTHER,
@@ -107,6 +107,11 @@ def divergence_rows(
     """
 
     def kept_sums(row: Fields, place: str, entry: TokenSequence | Rejected) -> DivergenceTotals:
+        if any(f"mean_{name}" in row for name in _CUTS):
+            raise UsageError(
+                f"--resume: {place} holds the mean of what a head was cut by, of which the sum "
+                "cannot be told to the last bit: --force starts anew"
+            )
         found = read_divergence(row, place)
         documents.add(found.sums, found.counted_values())
         return found.sums
@@ -212,14 +217,13 @@ def _infinite(name: str, column: str) -> Key:
     return Key(name, Kind.wholes, lambda v: v.infinite(column))
 
 
-def _token_same_top1(view: DivergenceView) -> list[bool | None]:
+def _same_top1(view: DivergenceView) -> list[bool | None]:
     same, scored = view.diverged.divergences.same_top1, view.diverged.score.scored
     pairs = zip(same.tolist(), scored.tolist(), strict=True)
     return [agree if known else None for agree, known in pairs]
 
 
 _CROSS_ENTROPIES = _array("token_losses", "cross_entropies")
-_SAME_TOP1 = Key("token_same_top1", Kind.bools, _token_same_top1, with_tokens)
 _ARRAYS = (
     (_array("teacher_entropies", "reference_entropies"), "teacher_entropy"),
     (_array("kls", "kls"), "kl"),
@@ -227,7 +231,6 @@ _ARRAYS = (
     (_array("student_losses", "student_losses"), "student_loss"),
     (_array("teacher_losses", "reference_losses"), "teacher_loss"),
     (_array("token_delta_p", "delta_p"), "delta_p"),
-    (_SAME_TOP1, "same_top1"),
 )
 """Keys of arrays, and their columns where a line is a token."""
 DIVERGENCE_KEYS = (
@@ -249,6 +252,7 @@ DIVERGENCE_KEYS = (
     TOKENS,
     _CROSS_ENTROPIES,
     *(key for key, _ in _ARRAYS),
+    Key("token_same_top1", Kind.bools, _same_top1, with_tokens),
     BYTE_OFFSETS,
     LOSS_MASK,
 )
@@ -262,6 +266,7 @@ _TOKEN_COLUMNS = (
     MASK_OF_TOKENS,
     *STARTS_AND_ENDS,
     *(as_column(key, name) for key, name in _ARRAYS),
+    Key("same_top1", Kind.wholes, lambda v: [n if n is None else int(n) for n in _same_top1(v)]),
 )
 """What a line is at `--level token`; its loss is the cross-entropy."""
 

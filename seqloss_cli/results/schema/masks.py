@@ -75,15 +75,18 @@ def mask_rows(
     left_out |= {"trainer"} if not trainer else set()
     keys = [key for key in possible(options, MASK_KEYS) if key.name not in left_out]
 
+    with_losses = _with_losses(options)
+    unsure = _OF_LOSSES if with_losses else ()
+
     def expected(entry: Mask | Rejected, row: Fields) -> Row:
         if isinstance(entry, Rejected):
             return expected_rejection(entry)
         view = MaskView(entry, mask_totals(entry), options)
         if row.get("reason") in FOUND_BY_SCORING:
             return {"type": "rejected"} | row_of(IDENTITY[:3], view)
-        sure = [key for key in keys if key.name not in _OF_LOSSES]
+        sure = [key for key in keys if key.name not in unsure]
         made: Row = orjson.loads(json_bytes(row_of(sure, view)))
-        absent = dict.fromkeys(name for name in row if name not in {*made, *_OF_LOSSES})
+        absent = dict.fromkeys(name for name in row if name not in {*made, *unsure})
         return absent | made | {"type": "sequence"}
 
     return Rows(
@@ -93,7 +96,7 @@ def mask_rows(
         lambda mask, sums: MaskView(mask, sums, options),
         mask_totals_row,
         expected,
-        lambda row, place, entry: totals_of_mask_row(row),
+        lambda row, place, entry: totals_of_mask_row(row, with_losses),
     )
 
 
@@ -209,6 +212,7 @@ MASK_KEYS = (
     Key("n_response_tokens", Kind.whole, lambda v: v.sums.n_counted),
     Key("turns", Kind.nested, _turns),
     flags_key(lambda v: v.sequence.flags),
+    # A second key of this name: with --loss the object takes the text's place in the row.
     _of_losses("response", Kind.nested, cells=_LOSS_CELLS),
     _of_losses("all_tokens", Kind.nested, cells=_LOSS_CELLS),
     _of_losses("prompt_share", Kind.real),
@@ -242,7 +246,7 @@ _TOKEN_COLUMNS = (
 """What a line is at `--level token`."""
 
 
-def totals_of_mask_row(row: Fields) -> MaskTotals:
+def totals_of_mask_row(row: Fields, with_losses: bool) -> MaskTotals:
     """Return the counts of a row that was read back; RowError for one that is missing."""
     check, trainer = row.get("check"), row.get("trainer")
     differences = [] if trainer is None else trainer.get("differences")
@@ -259,14 +263,15 @@ def totals_of_mask_row(row: Fields) -> MaskTotals:
         n_trainer_different=int(bool(differences)),
         n_not_trained=int(trainer is not None and trainer["labels"] is None),
         trainer_findings={each["kind"]: 1 for each in differences},
-        responses=_kept_loss(row.get("response")),
-        everything=_kept_loss(row.get("all_tokens")),
+        responses=_kept_loss(row, "response") if with_losses else None,
+        everything=_kept_loss(row, "all_tokens") if with_losses else None,
     )
 
 
-def _kept_loss(written: Any) -> Totals | None:
-    if written is None:
-        return None
+def _kept_loss(row: Fields, name: str) -> Totals:
+    written = row.get(name)
+    if not isinstance(written, dict):
+        raise RowError("wrong_type", f"field {name!r} cannot be {written!r:.40}")
     n_scored, total = count(written, "n_scored"), figure(written, "total_loss")
     return Totals(
         n_sequences=1,

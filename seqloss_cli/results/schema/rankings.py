@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.ranking import (
     SCORES,
     ChoiceFigures,
+    Question,
     Ranking,
     ScoredChoice,
     choice_probabilities,
@@ -56,6 +57,7 @@ from seqloss_cli.results.schema import (
 )
 from seqloss_cli.results.schema.scores import ResultRow, token_losses
 from seqloss_cli.results.schema.sequences import (
+    expected_rejection,
     flags_key,
     meta_key,
     sample_keys,
@@ -125,7 +127,7 @@ class RankingView:
         ]
 
 
-def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Any]:
+def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Question | Rejected]:
     """Return the rows of a run of `rank`."""
     return Rows(
         options,
@@ -133,8 +135,8 @@ def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Any]:
         {name: possible(options, columns) for name, columns in RANK_LEVELS.items()},
         lambda ranking, sums: RankingView(ranking, options),
         rank_totals_row,
-        lambda entry, row: {},
-        lambda row, place, entry: read_ranking(row, place).counts,
+        _expected_row,
+        _kept_totals,
     )
 
 
@@ -513,3 +515,43 @@ def _n_choices(row: RankedRow) -> int:
 
 
 RANKING_KINDS = {"rank": RowKind(read_ranking, "n_choices", _n_choices)}
+
+
+# -- kept by --resume ---------------------------------------------------------------------------
+
+
+def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
+    """Return what the row of a question holds, as far as it can be told without scores."""
+    if isinstance(entry, Rejected):
+        return expected_rejection(entry)
+    sample = entry.sample
+    found: Row = {"id": sample.id, "source": sample.source, "line": sample.line}
+    if row.get("reason") in _FOUND_BY_SCORING:
+        return {"type": "rejected", **found}
+    refused = next((each for each in entry.entries if isinstance(each, Rejected)), None)
+    if refused is not None:
+        return {"type": "rejected", **found, "reason": refused.reason}
+    choices = sample.choices
+    assert choices is not None
+    written = row.get("choices")
+    own = [{"response": text, "n_bytes": len(text.encode())} for text in choices.responses]
+    if isinstance(written, list) and len(written) == len(own):
+        own = [
+            each | mine if isinstance(each, dict) else mine
+            for each, mine in zip(written, own, strict=True)
+        ]
+    return {
+        "type": "sequence",
+        **found,
+        "prompt": choices.prompt,
+        "separator": choices.separator or None,
+        "meta": sample.meta,
+        "answers": None if choices.answers is None else [*choices.answers],
+        "choices": own,
+    }
+
+
+def _kept_totals(row: Fields, place: str, entry: Question | Rejected) -> RankTotals:
+    """Return the counts of a row; how many tokens its choices have, the inputs tell again."""
+    assert isinstance(entry, Question)
+    return replace(read_ranking(row, place).counts, n_tokens=entry.n_tokens)
