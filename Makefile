@@ -41,10 +41,10 @@ layers:
 	$(BIN)/lint-imports --no-logo
 
 tests:
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 long-tests: $(INSTALLED)  ## write the list of tests that take over a second anew, after all ran
-	$(BIN)/python -m pytest -n 2 --dist loadfile --write-long
+	$(BIN)/python -m pytest -n 2 --dist worksteal --write-long
 
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)
 	$(BIN)/python -m pytest -m slow tests/results/test_resume.py
