@@ -23,7 +23,7 @@ from seqloss_cli.cli.output import OutputChoice
 from seqloss_cli.cli.run import Command, Inputs, run
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.display.terminal import TableWriter
+from seqloss_cli.display.terminal.writer import TableWriter
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.results.formats import FORMATS
 from seqloss_cli.results.schema.scores import score_rows

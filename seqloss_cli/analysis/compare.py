@@ -19,15 +19,8 @@ from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
 from seqloss_cli.analysis.summarize import Clusters
 from seqloss_cli.core.records import Floats
+from seqloss_cli.metrics import resampling
 from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
-from seqloss_cli.metrics.resampling import (
-    SignFlip,
-    block_bootstrap,
-    bootstrap_ratio,
-    default_block,
-    holm,
-    sign_flip_test,
-)
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 Unit = Literal["token", "byte"]
@@ -108,7 +101,7 @@ class Comparison:
     """Nats per unit: total difference over total units, with the linearised interval."""
     bootstrap: Estimate
     """That difference with the interval of the bootstrap."""
-    test: SignFlip
+    test: resampling.SignFlip
     p_adjusted: float
     """By Holm's method where several pairs are compared."""
     n_lower: int
@@ -207,7 +200,7 @@ def compare(
     # Holm multiplies the least p by the number of pairs: more flips, else it could not be small
     n_flips = _FLIPS * max(1, len(pairs))
     tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
-    adjusted = dict(zip(chosen, holm([tests[pair].p for pair in chosen]), strict=True))
+    adjusted = dict(zip(chosen, resampling.holm([tests[pair].p for pair in chosen]), strict=True))
     made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
     return Comparisons(made, report)
 
@@ -221,16 +214,16 @@ def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> DocumentDif
     return DocumentDifference(a.id, line, difference, first / units, second / units)
 
 
-def _test(collected: _PairSums, n_flips: int) -> SignFlip:
+def _test(collected: _PairSums, n_flips: int) -> resampling.SignFlip:
     """Test the differences of documents, or of clusters of them."""
     differences = np.array(collected.b) - np.array(collected.a)
     if collected.options.cluster and len(differences):
         differences = np.bincount(collected.clusters, weights=differences)
-    return sign_flip_test(differences, n_flips, collected.options.seed)
+    return resampling.sign_flip_test(differences, n_flips, collected.options.seed)
 
 
 def _comparison(
-    pair: tuple[int, int], collected: _PairSums, test: SignFlip, p_adjusted: float
+    pair: tuple[int, int], collected: _PairSums, test: resampling.SignFlip, p_adjusted: float
 ) -> Comparison:
     options = collected.options
     a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
@@ -243,7 +236,7 @@ def _comparison(
         sides = [SideTotals(None, difference)] * 2
     else:
         difference = ratio_estimate(d, units, clusters, options.confidence)
-        bootstrap = bootstrap_ratio(
+        bootstrap = resampling.bootstrap_ratio(
             d, units, options.bootstrap, options.seed, clusters, options.confidence
         )
         sides = [
@@ -290,8 +283,10 @@ def _is_significant(difference: Estimate, p: float, alpha: float, n: int) -> boo
 
 
 def _of_one_text(a: Floats, b: Floats, options: CompareOptions) -> Estimate:
-    block = default_block(len(a))
-    return block_bootstrap(b - a, block, options.bootstrap, options.seed, options.confidence)
+    block = resampling.default_block(len(a))
+    return resampling.block_bootstrap(
+        b - a, block, options.bootstrap, options.seed, options.confidence
+    )
 
 
 def _correlation(a: Floats, b: Floats) -> float | None:

@@ -17,15 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from seqloss_cli.analysis import joining
 from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
-from seqloss_cli.analysis.joining import (
-    JoinedRows,
-    JoinReport,
-    RowsUsed,
-    cluster_of,
-    join_usable,
-    why_scored_differently,
-)
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
 from seqloss_cli.analysis.summarize import Clusters, Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
@@ -71,7 +64,7 @@ class _CheckpointSums:
         self._counts = [array("d") for _ in range(n)]
         self._clusters = array("q")
 
-    def add(self, rows: JoinedRows, cluster: int) -> None:
+    def add(self, rows: joining.JoinedRows, cluster: int) -> None:
         for n, row in enumerate(rows):
             self.totals[n] += row.totals
             total = row.totals.total_loss
@@ -95,8 +88,8 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     files = open_rows()
     sums, clusters = _CheckpointSums(len(files)), Clusters(options.cluster)
     # rows with an infinite loss stay: they make the total of a checkpoint unknown (rule 3)
-    for rows in join_usable(files, JoinReport(), same_tokenizer, _why_useless):
-        sums.add(rows, clusters.number_of(cluster_of(rows, options.cluster)))
+    for rows in joining.join_usable(files, joining.JoinReport(), same_tokenizer, _why_useless):
+        sums.add(rows, clusters.number_of(joining.cluster_of(rows, options.cluster)))
     losses = [totals.total_loss for totals in sums.totals]
     known = [n for n, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda n: losses[n] or 0.0) if known else None
@@ -105,11 +98,11 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     return Objective(sums.totals, means, best, found)
 
 
-def _why_useless(rows: JoinedRows, same_tokenizer: bool) -> str | None:
+def _why_useless(rows: joining.JoinedRows, same_tokenizer: bool) -> str | None:
     """Return why rows are of no use to totals; unlike for a comparison, infinite losses are."""
     if not any(row.totals.n_scored for row in rows):
         return "nothing scored"
-    return why_scored_differently(rows, same_tokenizer)
+    return joining.why_scored_differently(rows, same_tokenizer)
 
 
 def training_step(name: str) -> int | None:
@@ -148,7 +141,7 @@ class CurvePlot:
     """By training step where each checkpoint has one of its own, else as they were given."""
     by_step: bool
     n_documents: int
-    rows: RowsUsed | None
+    rows: joining.RowsUsed | None
     """None for what `objective` wrote, which tells of its rows itself."""
     notes: list[str]
 
@@ -159,12 +152,12 @@ def curve_of_results(
     same_tokenizer: bool,
     measure: Measure,
     options: SummaryOptions,
-) -> tuple[CurvePlot, JoinReport]:
+) -> tuple[CurvePlot, joining.JoinReport]:
     """Return a point for each results file, over the rows that all of them have."""
-    report = JoinReport()
+    report = joining.JoinReport()
     sums = [Summarizer(options) for _ in files]
     n_rows = 0
-    for rows in join_usable(files, report, same_tokenizer, _why_useless):
+    for rows in joining.join_usable(files, report, same_tokenizer, _why_useless):
         for summarizer, row in zip(sums, _in_one_cluster(rows, options.cluster), strict=True):
             # tokens matter as long as there is one document, whose blocks are resampled
             summarizer.add(replace(row, tokens=None) if n_rows else row)
@@ -178,11 +171,11 @@ def curve_of_results(
     return replace(curve, notes=found[0].whole.notes), report
 
 
-def _in_one_cluster(rows: JoinedRows, cluster: str | None) -> JoinedRows:
+def _in_one_cluster(rows: joining.JoinedRows, cluster: str | None) -> joining.JoinedRows:
     """Give the field to every row of an input: what only some files have holds for all."""
     if cluster is None:
         return rows
-    value = cluster_of(rows, cluster)
+    value = joining.cluster_of(rows, cluster)
     return tuple(replace(row, fields={**row.fields, cluster: value}) for row in rows)
 
 
@@ -192,7 +185,7 @@ def _curve(
     estimates: Sequence[Estimate],
     measure: Measure,
     n_documents: int,
-    rows: RowsUsed | None = None,
+    rows: joining.RowsUsed | None = None,
 ) -> CurvePlot:
     labels = without_directories(models)
     points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]

@@ -16,19 +16,7 @@ import numpy as np
 
 from seqloss_cli.analysis.extremes import Extremes, SequenceExtreme, TokenExtreme
 from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics.intervals import (
-    Estimate,
-    interval_notes,
-    quantile_estimate,
-    ratio_estimate,
-    unknown,
-)
-from seqloss_cli.metrics.resampling import (
-    Reservoir,
-    block_bootstrap,
-    bootstrap_ratio,
-    default_block,
-)
+from seqloss_cli.metrics import intervals, resampling
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
@@ -60,9 +48,9 @@ class GroupSummary:
     value: Any
     """Value of the field that rows are grouped by; None for all rows."""
     totals: Totals
-    estimates: dict[str, Estimate]
+    estimates: dict[str, intervals.Estimate]
     """By the names of docs/numbers.md, in nats, bits or none."""
-    quantiles: dict[float, Estimate]
+    quantiles: dict[float, intervals.Estimate]
     """Quantiles of the documents' mean losses, nats per token, by share."""
     notes: list[str]
 
@@ -147,7 +135,7 @@ class Summarizer:
         self._groups: dict[Any, _GroupSums] = {}
         self._clusters = Clusters(options.cluster)
         self._positions = PositionSums()
-        self._tokens = Reservoir(seed=options.seed)
+        self._tokens = resampling.Reservoir(seed=options.seed)
         self._extremes = Extremes(options.n_extremes)
         self._seen: set[int] = set()
         self._n_duplicates = 0
@@ -208,22 +196,22 @@ class Summarizer:
         if known and len(y) > 1:
             quantiles = {q: self._quantile(y / m, q) for q in QUANTILES}
         mean = estimates.get("mean_loss")
-        notes = interval_notes(mean, len(y)) if mean else []
+        notes = intervals.interval_notes(mean, len(y)) if mean else []
         # of the exact sums (rule 1): a mean of floats could differ in its last bits
         values = {name: getattr(group.totals, name) for name in estimates}
         exact = {n: replace(e, value=values[n]) for n, e in estimates.items()}
         return GroupSummary(value, group.totals, exact, quantiles, notes)
 
-    def _quantile(self, means: Floats, share: float) -> Estimate:
+    def _quantile(self, means: Floats, share: float) -> intervals.Estimate:
         if self._options.cluster:
             why = "no interval: order statistics know no clusters"
-            return unknown(float(np.quantile(means, share)), len(means), why)
-        return quantile_estimate(means, share, self._options.confidence)
+            return intervals.unknown(float(np.quantile(means, share)), len(means), why)
+        return intervals.quantile_estimate(means, share, self._options.confidence)
 
 
 def _estimates(
     group: _GroupSums, only: Floats | None, options: SummaryOptions
-) -> Iterator[tuple[str, Estimate]]:
+) -> Iterator[tuple[str, intervals.Estimate]]:
     """Yield losses and rates with their intervals, by name.
 
     `only` holds the token losses of a single document, (n) nats: its interval is over blocks.
@@ -248,11 +236,13 @@ def _estimates(
     yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
 
 
-def _ratio(y: Floats, m: Floats, group: _GroupSums, options: SummaryOptions) -> Estimate:
+def _ratio(y: Floats, m: Floats, group: _GroupSums, options: SummaryOptions) -> intervals.Estimate:
     clusters = numbered_anew(group.clusters) if options.cluster else None
     if options.bootstrap:
-        return bootstrap_ratio(y, m, options.bootstrap, options.seed, clusters, options.confidence)
-    return ratio_estimate(y, m, clusters, options.confidence)
+        return resampling.bootstrap_ratio(
+            y, m, options.bootstrap, options.seed, clusters, options.confidence
+        )
+    return intervals.ratio_estimate(y, m, clusters, options.confidence)
 
 
 def numbered_anew(clusters: Sequence[int]) -> Ints:
@@ -260,12 +250,12 @@ def numbered_anew(clusters: Sequence[int]) -> Ints:
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
 
-def _of_one_text(losses: Floats, options: SummaryOptions) -> Estimate:
-    block = options.block or default_block(len(losses))
+def _of_one_text(losses: Floats, options: SummaryOptions) -> intervals.Estimate:
+    block = options.block or resampling.default_block(len(losses))
     resamples = options.bootstrap or _BLOCK_RESAMPLES
     if not np.isfinite(losses).all():
-        return unknown(None, 1, "no interval: an infinite loss")
-    return block_bootstrap(losses, block, resamples, options.seed, options.confidence)
+        return intervals.unknown(None, 1, "no interval: an infinite loss")
+    return resampling.block_bootstrap(losses, block, resamples, options.seed, options.confidence)
 
 
 def _counted(row: ResultRow) -> Floats | None:
@@ -295,7 +285,7 @@ class PositionLoss:
     """Position in the sequence that the model saw; BOS, where there is one, stands at 0."""
     last: int
     n_scored: int
-    mean_loss: Estimate
+    mean_loss: intervals.Estimate
     """Nats per token, over documents that reach so far."""
 
 
@@ -328,8 +318,8 @@ class PositionSums:
             y, m = np.array(self._losses[n]), np.array(self._counts[n])
             if np.isfinite(y).all():
                 clusters = numbered_anew(self._clusters[n]) if clustered else None
-                mean = ratio_estimate(y, m, clusters, confidence)
+                mean = intervals.ratio_estimate(y, m, clusters, confidence)
             else:
-                mean = unknown(None, len(y), "an infinite loss")
+                mean = intervals.unknown(None, len(y), "an infinite loss")
             found.append(PositionLoss(1 << n, (2 << n) - 1, int(math.fsum(m)), mean))
         return found

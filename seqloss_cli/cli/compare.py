@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from seqloss_cli.analysis.compare import Comparisons
-    from seqloss_cli.display.terminal import HeatOptions
+    from seqloss_cli.display.terminal.formatting import HeatOptions
     from seqloss_cli.results.files import ResultsFile
 
 EXAMPLES = (
@@ -110,8 +110,8 @@ def _compare(
     from seqloss_cli.analysis.json_summaries import comparison_json
     from seqloss_cli.cli.pages import page_of_compared, write_out
     from seqloss_cli.display.html.page import PageOptions
-    from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import comparison_view
+    from seqloss_cli.display.terminal.formatting import Unit
 
     options, output = r.comparison_options(ctx), given(ctx, OutputSettings)
     reader = r.ResultsReader(files)
@@ -153,8 +153,8 @@ def _texts(
 ) -> Iterator[RenderableType]:
     """The documents that differ most, in colours; the files are read again for them."""
     from seqloss_cli.analysis.compare import documents_of
-    from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import difference_views
+    from seqloss_cli.display.terminal.formatting import Unit
 
     again = r.ResultsReader([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]

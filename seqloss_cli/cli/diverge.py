@@ -116,7 +116,7 @@ def _diverge(
 ) -> int:
     """Measure everything and write it; returns the exit code."""
     from seqloss_cli.cli.run import Command, Inputs, run
-    from seqloss_cli.display.terminal import DivergenceTableWriter
+    from seqloss_cli.display.terminal.rank_and_diverge import DivergenceTableWriter
     from seqloss_cli.inputs.reading import ReadStats
     from seqloss_cli.metrics.divergence import Documents
     from seqloss_cli.results.schema.divergences import divergence_rows

@@ -51,8 +51,8 @@ def objective(ctx: typer.Context) -> None:
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective, training_step
-    from seqloss_cli.display.terminal import Unit
     from seqloss_cli.display.terminal.comparisons import comparison_sentence, objective_view
+    from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.results.runs import TOKENIZER, run_differences
 
     options = r.comparison_options(ctx)

@@ -20,7 +20,8 @@ from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import HeatOptions, TableOptions, choose_theme
+from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
+from seqloss_cli.display.terminal.palette import choose_theme
 from seqloss_cli.results.formats import FORMATS, Format
 from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema import RowOptions

@@ -107,7 +107,7 @@ def plot(ctx: typer.Context) -> None:
 
 def _check_output(context: typer.Context, results: list[str]) -> None:
     """Raises UsageError for a plot that could not be drawn, before any work is done."""
-    from seqloss_cli.display.plots.style import Format, require_matplotlib
+    from seqloss_cli.display.plots import Format, require_matplotlib
 
     path = given(context, OutputSettings).output
     if path is None:
@@ -179,7 +179,7 @@ def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind,
 
 
 def _check_number(kind: PlotKind, n: int) -> None:
-    from seqloss_cli.display.plots.style import MOST_SERIES
+    from seqloss_cli.display.plots import MOST_SERIES
 
     if kind == "scatter" and n != 2:
         raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
@@ -194,8 +194,8 @@ def _check_number(kind: PlotKind, n: int) -> None:
 def _draw(settings: PlotSettings, made: Made, path: Path, force: bool) -> None:
     from importlib.metadata import version
 
+    from seqloss_cli.display.plots import Paper, file_bytes
     from seqloss_cli.display.plots.draw import draw, size_of
-    from seqloss_cli.display.plots.style import Paper, file_bytes
     from seqloss_cli.results.sinks import open_sink
 
     width, height = size_of(made.plot)

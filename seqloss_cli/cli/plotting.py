@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from seqloss_cli.analysis.calibration import CalibrationOptions, calibration_plot
+from seqloss_cli.analysis.confidence import CalibrationOptions, calibration_plot
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed
 from seqloss_cli.analysis.json_summaries import file_row
 from seqloss_cli.analysis.objective import (

@@ -116,7 +116,7 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
 
     from seqloss_cli.cli.run import Command, Inputs, run
     from seqloss_cli.cli.settings import load_scorer
-    from seqloss_cli.display.terminal import RankTableWriter
+    from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter
     from seqloss_cli.inputs.reading import ReadStats, described
     from seqloss_cli.metrics.ranking import MEANINGS, SCORES
     from seqloss_cli.results.schema.rankings import ranking_rows

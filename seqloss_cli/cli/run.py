@@ -19,7 +19,7 @@ from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import TableOptions
+from seqloss_cli.display.terminal.formatting import TableOptions
 from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
 from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial

@@ -73,7 +73,8 @@ def write_scores(ctx: typer.Context, scorer: Scorer, inputs: Inputs, choice: Out
     """Score texts or pairs and write them; exits with 3 if something was rejected."""
     from seqloss_cli.cli.run import Command, run
     from seqloss_cli.cli.settings import requested
-    from seqloss_cli.display.terminal import HeatWriter, TableWriter
+    from seqloss_cli.display.terminal.heat import HeatWriter
+    from seqloss_cli.display.terminal.writer import TableWriter
     from seqloss_cli.metrics.words import CORRECTION_SOURCE
     from seqloss_cli.results.schema.scores import score_rows
     from seqloss_cli.scoring.tasks import score_task

@@ -58,7 +58,7 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.analysis.json_summaries import summary_json
     from seqloss_cli.analysis.summarize import SummaryOptions
     from seqloss_cli.analysis.summarize import summarize as summed
-    from seqloss_cli.display.terminal import Unit
+    from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.display.terminal.summaries import summary_view
     from seqloss_cli.results.runs import run_differences
 

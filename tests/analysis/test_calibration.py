@@ -17,7 +17,7 @@ from scipy.stats import norm, t
 from helpers.oracles import calibration_by_hand
 from helpers.program import document
 from helpers.results import row, rows_of, write
-from seqloss_cli.analysis.calibration import edges_of_mass
+from seqloss_cli.analysis.confidence import edges_of_mass
 from seqloss_cli.metrics.intervals import proportion_estimate, share_estimate
 from seqloss_cli.metrics.resampling import UnitGaps, mean_gap_estimate
 

@@ -51,21 +51,15 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.scales import step_of
-from seqloss_cli.display.terminal import (
-    HeatOptions,
-    HeatWriter,
-    MaskTableWriter,
-    TableOptions,
-    Unit,
-    choose_theme,
-)
 from seqloss_cli.display.terminal.comparisons import (
     AlignedDifference,
     NotColoured,
     align_pieces,
     difference_views,
 )
-from seqloss_cli.display.terminal.heat import Drawing, DrawnLines
+from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions, Unit
+from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, HeatWriter
+from seqloss_cli.display.terminal.masks import MaskTableWriter
 from seqloss_cli.display.terminal.palette import (
     ASCII,
     COUNTS,
@@ -73,6 +67,7 @@ from seqloss_cli.display.terminal.palette import (
     UNICODE,
     Scale,
     bar_of,
+    choose_theme,
     sparkline,
 )
 from seqloss_cli.display.terminal.palette import LOSSES as LOSS_SCALE

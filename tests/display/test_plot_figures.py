@@ -38,7 +38,7 @@ def figure_of(run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             draw(kept[-1])
         return b""
 
-    monkeypatch.setattr("seqloss_cli.display.plots.style.file_bytes", keep)
+    monkeypatch.setattr("seqloss_cli.display.plots.file_bytes", keep)
 
     def make(*words: object) -> tuple[Figure, Any]:
         output = ["-o", tmp_path / "drawn.svg", "--force", "--json"]

@@ -36,7 +36,8 @@ from helpers.terminals import (
 )
 from seqloss_cli.core.records import PromptBoundary, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import MaskTableWriter, TableOptions
+from seqloss_cli.display.terminal.formatting import TableOptions
+from seqloss_cli.display.terminal.masks import MaskTableWriter
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import TrainerLabels

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from helpers.pages import EVIL, Page, text_row
 from helpers.results import row, write
-from seqloss_cli.analysis.aligning import align
 from seqloss_cli.analysis.extremes import Limits, Selection
+from seqloss_cli.analysis.joining import align
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 from seqloss_cli.display.html.document import json_text
 from seqloss_cli.display.html.page import TokenNames, number

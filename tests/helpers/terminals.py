@@ -21,7 +21,8 @@ from rich.console import Console
 from helpers.program import ROOT
 from seqloss_cli.core.records import PromptBoundary, Sample, SequenceScore, TokenSequence, Turn
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal import TableOptions, TableWriter
+from seqloss_cli.display.terminal.formatting import TableOptions
+from seqloss_cli.display.terminal.writer import TableWriter
 from seqloss_cli.metrics.totals import Totals, totals_of
 
 SNAPSHOTS = ROOT / "tests" / "display" / "snapshots"

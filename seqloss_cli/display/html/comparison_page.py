@@ -9,10 +9,9 @@ from pathlib import PurePath
 
 import numpy as np
 
-from seqloss_cli.analysis.aligning import AlignedLosses, align
 from seqloss_cli.analysis.compare import Comparison
 from seqloss_cli.analysis.extremes import Chosen, Selection
-from seqloss_cli.analysis.joining import JoinReport, join_usable, n_units
+from seqloss_cli.analysis.joining import AlignedLosses, JoinReport, align, join_usable, n_units
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import page, sequences, spans

@@ -18,23 +18,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from seqloss_cli.core.columns import cell_columns
+from seqloss_cli.display import scales
 from seqloss_cli.display.html.page import Cell, Page, number
 from seqloss_cli.display.html.sequences import data_key
-from seqloss_cli.display.scales import (
-    DIFFERENCE_EDGES,
-    DIVERGING,
-    KL_EDGES,
-    LOSS_EDGES,
-    RANK_EDGES,
-    RANKED,
-    SEQUENTIAL,
-    Paint,
-    Theme,
-)
 
 _ACTIVE = re.compile("[<>&\u2028\u2029]")
-_EDGES = {"loss": LOSS_EDGES, "kl": KL_EDGES, "difference": DIFFERENCE_EDGES, "rank": RANK_EDGES}
-_PALETTES = {"s": SEQUENTIAL, "d": DIVERGING, "r": RANKED}
+_EDGES = {
+    "loss": scales.LOSS_EDGES,
+    "kl": scales.KL_EDGES,
+    "difference": scales.DIFFERENCE_EDGES,
+    "rank": scales.RANK_EDGES,
+}
+_PALETTES = {"s": scales.SEQUENTIAL, "d": scales.DIVERGING, "r": scales.RANKED}
 
 
 def page_bytes(page: Page) -> bytes:
@@ -48,7 +43,7 @@ def page_bytes(page: Page) -> bytes:
         script=Markup(script),
         policy=policy(style, script),
         data=Markup(json_text({**page.data, "columns": _columns(page), "edges": _EDGES})),
-        difference_edges=DIFFERENCE_EDGES,
+        difference_edges=scales.DIFFERENCE_EDGES,
     )
     # a title from the command line may hold bytes that were no UTF-8
     return made.encode("utf-8", "backslashreplace")
@@ -110,7 +105,7 @@ def _style() -> str:
     return themes + _asset("report.css") + "".join(_rules())
 
 
-def _variables(theme: Theme) -> str:
+def _variables(theme: scales.Theme) -> str:
     parts = [f"color-scheme:{theme};"]
     for letter, palette in _PALETTES.items():
         for n, paint in enumerate(palette[theme]):
@@ -118,7 +113,7 @@ def _variables(theme: Theme) -> str:
     return "".join(parts)
 
 
-def _paint(name: str, paint: Paint) -> list[str]:
+def _paint(name: str, paint: scales.Paint) -> list[str]:
     # `transparent` and `inherit` keep the page's own colours, in both themes
     ground, text = paint.background or "transparent", paint.text or "inherit"
     return [f"--{name}:{ground};", f"--{name}t:{text};"]
@@ -131,9 +126,10 @@ def _rules() -> list[str]:
         for letter, palette in _PALETTES.items()
         for n in range(len(palette["light"]))
     ]
-    found += [f".f{n}{{fill:var(--s{n})}}\n" for n in range(1, len(LOSS_EDGES) + 1)]
-    middle = len(DIFFERENCE_EDGES) // 2  # transparent, as the first step of the others: no fill
-    steps = (n for n in range(len(DIFFERENCE_EDGES) + 1) if n != middle)
+    found += [f".f{n}{{fill:var(--s{n})}}\n" for n in range(1, len(scales.LOSS_EDGES) + 1)]
+    n_edges = len(scales.DIFFERENCE_EDGES)
+    # the middle step is transparent, as the first of the others: it gets no fill
+    steps = (n for n in range(n_edges + 1) if n != n_edges // 2)
     return found + [f".g{n}{{fill:var(--d{n})}}\n" for n in steps]
 
 

@@ -12,16 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from seqloss_cli.analysis import confidence
 from seqloss_cli.analysis.extremes import Chosen, Selection
-from seqloss_cli.analysis.rankings import (
-    RankingFigures,
-    RankingSums,
-    lead_of,
-    main_score,
-    margin_of,
-    probability_of_right,
-    verdict_of,
-)
 from seqloss_cli.display.html import charts, page, sequences
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.html.sequences import PageQuestion
@@ -66,7 +58,7 @@ class RankingPageData:
 
     by: str
     """The score that orders choices."""
-    figures: RankingFigures
+    figures: confidence.RankingFigures
     chosen: Chosen[PageQuestion]
     has_tokens: bool
 
@@ -80,8 +72,8 @@ def gather_rankings(
     rows: Iterable[RankedRow], run: Mapping[str, Any], options: page.PageOptions
 ) -> RankingPageData:
     """Read the rows once; what is kept of them is what the page shows."""
-    by, has_tokens = main_score(run), False
-    sums = RankingSums(by, options.seed)
+    by, has_tokens = confidence.main_score(run), False
+    sums = confidence.RankingSums(by, options.seed)
     selection = Selection(
         options.limits, options.seed, lambda each: each.size, PageQuestion.without_texts
     )
@@ -96,8 +88,8 @@ def gather_rankings(
 
 def _badness(row: RankedRow, by: str) -> float:
     if row.answers is None:
-        return _UNSURE * (1 + (lead_of(row, by) or 0.0))
-    return -(margin_of(row, by) or 0.0)
+        return _UNSURE * (1 + (confidence.lead_of(row, by) or 0.0))
+    return -(confidence.margin_of(row, by) or 0.0)
 
 
 def ranking_page(
@@ -243,9 +235,14 @@ def _section(
     cells: page.TableRow = []
     if found.totals.n_with_answer:
         answers = "–" if row.answers is None else ", ".join(map(str, row.answers))
-        probability = Cell(probability_of_right(row))
-        cells = [answers, verdict_of(row, by) or "–", Cell(margin_of(row, by)), probability]
-    cells.append(Cell(lead_of(row, by)))
+        probability = Cell(confidence.probability_of_right(row))
+        cells = [
+            answers,
+            confidence.verdict_of(row, by) or "–",
+            Cell(confidence.margin_of(row, by)),
+            probability,
+        ]
+    cells.append(Cell(confidence.lead_of(row, by)))
     cells += [str(row.orders[name][0]) if name in row.orders else "–" for name in scores]
     if found.totals.flags:
         cells.append(sequences.flags_text(row.fields.get("flags") or {}))
@@ -278,7 +275,7 @@ def _verdict(row: RankedRow, by: str) -> str:
         return f"No answer is known: {best}."
     verb = "is" if len(row.answers) == 1 else "are"
     right = " and ".join(map(str, row.answers))
-    return f"{verdict_of(row, by).capitalize()}: {best}; {right} {verb} right."
+    return f"{confidence.verdict_of(row, by).capitalize()}: {best}; {right} {verb} right."
 
 
 def _question(row: RankedRow, by: str, names: page.TokenNames) -> page.Question:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.analysis.aligning import LossesOnBytes
 from seqloss_cli.analysis.extremes import Chosen
+from seqloss_cli.analysis.joining import LossesOnBytes
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.page import Metric, PageOptions, Pane

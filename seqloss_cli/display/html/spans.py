@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from seqloss_cli.analysis.aligning import AlignedLosses, sum_of_known
 from seqloss_cli.analysis.extremes import Top, highest, token_text
+from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display.html import page

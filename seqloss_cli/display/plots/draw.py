@@ -6,35 +6,21 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from seqloss_cli.analysis.calibration import CalibrationBin, CalibrationPlot, CalibrationSeries
+from seqloss_cli.analysis import plot_data
+from seqloss_cli.analysis.confidence import CalibrationBin, CalibrationPlot, CalibrationSeries
 from seqloss_cli.analysis.joining import RowsUsed
 from seqloss_cli.analysis.objective import CurvePlot
-from seqloss_cli.analysis.plot_data import (
-    GroupsPlot,
-    HistogramPlot,
-    HistogramSeries,
-    PositionPlot,
-    ScatterPlot,
-)
-from seqloss_cli.display.plots.style import (
-    GAP,
-    LINES,
-    MUTED,
-    draw_series,
-    label_text,
-    legend,
-    legend_height,
-    reach_of,
-    remark,
-    value_of,
-)
+from seqloss_cli.display import plots as style
 from seqloss_cli.display.scales import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Plot = CurvePlot | HistogramPlot | PositionPlot | ScatterPlot | GroupsPlot | CalibrationPlot
+Plot = (
+    CurvePlot | plot_data.HistogramPlot | plot_data.PositionPlot
+    | plot_data.ScatterPlot | plot_data.GroupsPlot | CalibrationPlot
+)  # fmt: skip
 _MANY_POINTS = 3_000
 _ABREAST = 60
 """Letters that fit below an axis."""
@@ -46,14 +32,14 @@ def size_of(plot: Plot) -> tuple[float, float]:
     """Return width and height in inches; a paper's column is 3 to 3.5 wide, a page 5.5 to 7."""
     width, height = _size_of_axes(plot)
     labels = _labels_of(plot)
-    return width, height + (legend_height(labels, width) if labels else 0.0)
+    return width, height + (style.legend_height(labels, width) if labels else 0.0)
 
 
 def _size_of_axes(plot: Plot) -> tuple[float, float]:
     match plot:
-        case GroupsPlot():
+        case plot_data.GroupsPlot():
             return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
-        case ScatterPlot():
+        case plot_data.ScatterPlot():
             return 3.6, 3.75
         case CalibrationPlot():
             return 3.6, 4.4
@@ -66,11 +52,11 @@ def _size_of_axes(plot: Plot) -> tuple[float, float]:
 def _labels_of(plot: Plot) -> list[str]:
     """Return the texts of the legend."""
     match plot:
-        case GroupsPlot():
-            return [label_text(label) for label in plot.labels]
-        case PositionPlot():
-            return [label_text(series.label) for series in plot.series]
-        case HistogramPlot():
+        case plot_data.GroupsPlot():
+            return [style.label_text(label) for label in plot.labels]
+        case plot_data.PositionPlot():
+            return [style.label_text(series.label) for series in plot.series]
+        case plot_data.HistogramPlot():
             return [_with_mean(series) for series in plot.series]
         case CalibrationPlot():
             return [_name_with_error(series, len(plot.series) == 1) for series in plot.series]
@@ -83,13 +69,13 @@ def draw(plot: Plot, figure: Figure) -> None:
     match plot:
         case CurvePlot():
             _draw_curve(plot, figure.subplots())
-        case HistogramPlot():
+        case plot_data.HistogramPlot():
             _draw_histogram(plot, figure.subplots())
-        case PositionPlot():
+        case plot_data.PositionPlot():
             _draw_positions(plot, figure.subplots())
-        case ScatterPlot():
+        case plot_data.ScatterPlot():
             _draw_scatter(plot, figure.subplots())
-        case GroupsPlot():
+        case plot_data.GroupsPlot():
             _draw_groups(plot, figure.subplots())
         case CalibrationPlot():
             _draw_calibration(plot, figure)
@@ -103,11 +89,11 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
     if plot.by_step and len(x) > 1 and all(e.low is not None for e in estimates):
         low, high = ([getattr(e, end) for e in estimates] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
-        axes.plot(x, [value_of(e) for e in estimates], color=SERIES[0], marker="o")
+        axes.plot(x, [style.value_of(e) for e in estimates], color=SERIES[0], marker="o")
     else:  # a band would hide the interval of a point that stands alone
-        draw_series(axes, x, estimates, 0, "-" if plot.by_step else "")
+        style.draw_series(axes, x, estimates, 0, "-" if plot.by_step else "")
     if plot.rows is not None and plot.rows.n_missing:
-        remark(axes, _rows_taken(plot.rows))
+        style.remark(axes, _rows_taken(plot.rows))
     axes.set_ylabel(plot.axis)
     if plot.by_step:
         axes.set_xlabel("Training step")
@@ -115,7 +101,7 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         return
     axes.set_xlabel("Checkpoint")
-    names = [label_text(point.label) for point in plot.points]
+    names = [style.label_text(point.label) for point in plot.points]
     crowded = _crowded(plot)
     axes.set_xticks(
         range(len(names)), names,
@@ -126,20 +112,20 @@ def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
 
 def _crowded(plot: CurvePlot) -> bool:
     """Tell whether the checkpoints' names are too long to stand side by side."""
-    return sum(len(label_text(point.label)) for point in plot.points) > _ABREAST
+    return sum(len(style.label_text(point.label)) for point in plot.points) > _ABREAST
 
 
 def _rows_taken(rows: RowsUsed) -> str:
     return f"{rows.n_used:,} documents; {rows.n_missing:,} rows left out"
 
 
-def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
+def _draw_histogram(plot: plot_data.HistogramPlot, axes: Axes) -> None:
     alone = len(plot.series) == 1
     for n, series in enumerate(plot.series):
         shares = [100 * share for share in series.shares]
         if alone:
             axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
-        line = LINES[n]
+        line = style.LINES[n]
         axes.stairs(
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
             linewidth=1.1, linestyle=line, label=_with_mean(series),
@@ -155,18 +141,18 @@ def _draw_histogram(plot: HistogramPlot, axes: Axes) -> None:
     axes.set_xlabel(f"Loss of a token ({plot.unit})")
     axes.set_ylabel(f"Tokens (% per {plot.edges[1]:g} {plot.unit})")
     if not alone:
-        legend(axes)
+        style.legend(axes)
     beyond = [series.share_beyond for series in plot.series]
     if any(beyond):
         shown = ", ".join(f"{100 * share:.3g} %" for share in beyond)
         axes.set_xlabel(f"{axes.get_xlabel()}; beyond: {shown}")
     if mean_of_one is not None and mean_of_one > plot.edges[-1]:
-        remark(axes, f"mean {mean_of_one:.4g}, beyond the axis")
+        style.remark(axes, f"mean {mean_of_one:.4g}, beyond the axis")
 
 
-def _with_mean(series: HistogramSeries) -> str:
+def _with_mean(series: plot_data.HistogramSeries) -> str:
     mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
-    return f"{label_text(series.label)} (mean {mean})"
+    return f"{style.label_text(series.label)} (mean {mean})"
 
 
 def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
@@ -179,7 +165,7 @@ def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None
     )  # fmt: skip
 
 
-def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
+def _draw_positions(plot: plot_data.PositionPlot, axes: Axes) -> None:
     n_series = len(plot.series)
     for n, series in enumerate(plot.series):
         # bins that no document reaches, or that hold an infinite loss, break the line
@@ -188,8 +174,8 @@ def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
         aside = 2 ** (0.08 * (n - (n_series - 1) / 2))
         # the middle of a bin on the logarithmic axis
         x = [math.sqrt(first * (2 * first - 1)) * aside for first in firsts]
-        estimates = [by_first.get(first, GAP) for first in firsts]
-        draw_series(axes, x, estimates, n, "-", label_text(series.label))
+        estimates = [by_first.get(first, style.GAP) for first in firsts]
+        style.draw_series(axes, x, estimates, n, "-", style.label_text(series.label))
     last = max(p.last for series in plot.series for p in series.positions)
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.8, last * 1.1)
@@ -198,17 +184,17 @@ def _draw_positions(plot: PositionPlot, axes: Axes) -> None:
     axes.set_xlabel("Position in the sequence (tokens; bins double)")
     axes.set_ylabel(plot.axis)
     if n_series > 1:
-        legend(axes)
+        style.legend(axes)
 
 
-def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
+def _draw_scatter(plot: plot_data.ScatterPlot, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     lowest, highest = min(*plot.first, *plot.second), max(*plot.first, *plot.second)
     # where all points are one, the axis still needs a length
     edge = 0.04 * (highest - lowest) or 0.5
     limits = (lowest - edge, highest + edge)
-    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+    axes.plot(limits, limits, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
     # thousands of points as shapes make a file of megabytes: they become one picture
     many = len(plot.first) > _MANY_POINTS
     axes.scatter(
@@ -218,13 +204,13 @@ def _draw_scatter(plot: ScatterPlot, axes: Axes) -> None:
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
-    a, b = (label_text(label) for label in plot.labels)
+    a, b = (style.label_text(label) for label in plot.labels)
     axes.set_xlabel(f"Loss under A ({plot.unit})\nA = {a}")
     axes.set_ylabel(f"B = {b}\nLoss under B ({plot.unit})")
-    remark(axes, "\n".join(_who_is_lower(plot)))
+    style.remark(axes, "\n".join(_who_is_lower(plot)))
 
 
-def _who_is_lower(plot: ScatterPlot) -> Iterator[str]:
+def _who_is_lower(plot: plot_data.ScatterPlot) -> Iterator[str]:
     if plot.rows.n_missing:
         yield _rows_taken(plot.rows)
     yield f"B is higher on {plot.n_higher:,} of {plot.n:,} {plot.of}s,"
@@ -232,20 +218,22 @@ def _who_is_lower(plot: ScatterPlot) -> Iterator[str]:
     yield f"lower on {plot.n_lower:,}{ties}"
 
 
-def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
+def _draw_groups(plot: plot_data.GroupsPlot, axes: Axes) -> None:
     n_series = len(plot.labels)
     thick = 0.78 / n_series
     for n, label in enumerate(plot.labels):
         rows = [(y, bar.estimates[n]) for y, bar in enumerate(plot.groups)]
         known = [(y, e) for y, e in rows if e is not None and e.value is not None]
         y = [place + (n - (n_series - 1) / 2) * thick for place, _ in known]
-        values = [value_of(e) for _, e in known]
-        reach = reach_of([e for _, e in known])
+        values = [style.value_of(e) for _, e in known]
+        reach = style.reach_of([e for _, e in known])
         axes.barh(
-            y, values, thick, color=SERIES[n], label=label_text(label), alpha=0.85,
+            y, values, thick, color=SERIES[n], label=style.label_text(label), alpha=0.85,
             xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
-    shown = ["(none)" if bar.value is None else label_text(str(bar.value)) for bar in plot.groups]
+    shown = [
+        "(none)" if bar.value is None else style.label_text(str(bar.value)) for bar in plot.groups
+    ]
     counts = [_range(bar.n_documents) for bar in plot.groups]
     names = [f"{value} ({count})" for value, count in zip(shown, counts, strict=True)]
     axes.set_yticks(range(len(names)), names)
@@ -254,11 +242,12 @@ def _draw_groups(plot: GroupsPlot, axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel(plot.axis)
     axes.annotate(
-        f"{label_text(plot.by)} (documents)", (0, 0), xycoords="axes fraction", xytext=(-9, -5),
-        textcoords="offset points", ha="right", va="top", fontsize=7, color=MUTED,
+        f"{style.label_text(plot.by)} (documents)", (0, 0), xycoords="axes fraction",
+        xytext=(-9, -5), textcoords="offset points", ha="right", va="top", fontsize=7,
+        color=style.MUTED,
     )  # fmt: skip
     if n_series > 1:
-        legend(axes)
+        style.legend(axes)
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -269,20 +258,20 @@ def _range(counts: Sequence[int]) -> str:
 
 def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    above.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    above.plot((0, 1), (0, 1), color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     alone = len(plot.series) == 1
     for n, series in enumerate(plot.series):
         # an empty bin breaks the line, in its middle
         x = [(b.low + b.high) / 2 if b.confidence is None else b.confidence for b in series.bins]
-        estimates = [GAP if each.accuracy is None else each.accuracy for each in series.bins]
-        draw_series(above, x, estimates, n, "-", _name_with_error(series, alone))
+        estimates = [style.GAP if each.accuracy is None else each.accuracy for each in series.bins]
+        style.draw_series(above, x, estimates, n, "-", _name_with_error(series, alone))
         edges = [series.bins[0].low, *(each.high for each in series.bins)]
         below.stairs(
             [_height(plot, each, series.n_tokens) for each in series.bins], edges,
-            fill=alone, color=SERIES[n], linewidth=1, linestyle=LINES[n],
+            fill=alone, color=SERIES[n], linewidth=1, linestyle=style.LINES[n],
         )  # fmt: skip
     above.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="Favourite is right\n(share of tokens)")
-    legend(above)
+    style.legend(above)
     below.set_xlabel("Probability of the model's favourite")
     _scale_of_heights(plot, below)
 
@@ -292,7 +281,7 @@ def _name_with_error(series: CalibrationSeries, alone: bool) -> str:
     figures = f"ECE {error.value:.3f}"
     if error.low is not None and error.high is not None:
         figures += f" [{error.low:.3f}, {error.high:.3f}]"
-    return figures if alone else f"{label_text(series.label)}\n{figures}"
+    return figures if alone else f"{style.label_text(series.label)}\n{figures}"
 
 
 def _height(plot: CalibrationPlot, each: CalibrationBin, n_tokens: int) -> float:

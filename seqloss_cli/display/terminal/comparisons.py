@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.aligning import LossesOnBytes, align
 from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
+from seqloss_cli.analysis.joining import LossesOnBytes, align
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt

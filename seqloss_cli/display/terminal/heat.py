@@ -23,18 +23,8 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal import palette
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions, Unit
-from seqloss_cli.display.terminal.palette import (
-    COUNTS,
-    DIM,
-    FULL_LOSS,
-    LOSSES,
-    Palette,
-    Scale,
-    bar_of,
-    charset_of,
-    sparkline,
-)
 from seqloss_cli.display.terminal.token_text import Line, TokenText, break_lines, glyphs
 from seqloss_cli.display.terminal.writer import ScoreWriter
 from seqloss_cli.metrics.totals import Totals
@@ -63,11 +53,15 @@ class Drawing:
     """Draws on one console, on one scale. Every text comes out in lines that fit."""
 
     def __init__(
-        self, console: Console, options: HeatOptions, unit: Unit, scale: Scale = LOSSES
+        self,
+        console: Console,
+        options: HeatOptions,
+        unit: Unit,
+        scale: palette.Scale = palette.LOSSES,
     ) -> None:
         self._console, self._options, self._unit, self.scale = console, options, unit, scale
-        self._palette = Palette(console, scale, options.theme)
-        self._charset = charset_of(console)
+        self._palette = palette.Palette(console, scale, options.theme)
+        self._charset = palette.charset_of(console)
         self._width = max(console.width, _LEAST_WIDTH)
         self._margin = len(_TEXT_LINE) if self._palette.marks else 0
 
@@ -83,7 +77,7 @@ class Drawing:
     ) -> Iterator[Text]:
         """Yield the steps with their bounds, and what else a reader has to know; `dim` says which
         tokens have no value."""
-        if self.scale is COUNTS and self._palette.marks:
+        if self.scale is palette.COUNTS and self._palette.marks:
             yield from self.prose(
                 "In a line that begins with ^, + stands under the first cell of each token above "
                 f"that counts, - of one that is {dim}; text without such a line is all {dim}."
@@ -98,7 +92,7 @@ class Drawing:
             )
         else:
             labels = ["counts"]
-            if self.scale is not COUNTS:
+            if self.scale is not palette.COUNTS:
                 labels = self.scale.labels(self._unit)
                 yield from self.prose(f"Background: {what} in {self._unit} per {noun}")
             styles = self._palette.styles
@@ -114,7 +108,7 @@ class Drawing:
 
     def prose(self, words: str) -> Iterator[Text]:
         """Yield words of our own, wrapped."""
-        yield from self._wrapped(Text(words, style=DIM))
+        yield from self._wrapped(Text(words, style=palette.DIM))
 
     def title(self, words: str) -> Iterator[Text]:
         """Yield the title of a text, wrapped."""
@@ -157,7 +151,7 @@ class Drawing:
             start = last
         if text.n_hidden:
             noun, where = f"scored {text.noun}", "in the figures only"
-            if self.scale is COUNTS:
+            if self.scale is palette.COUNTS:
                 noun, where = text.noun, "not shown, but counted"
             yield from self.prose(f"{fmt.count_of(text.n_hidden, noun)} of no text: {where}")
 
@@ -200,10 +194,10 @@ class Drawing:
         a_cell = math.ceil((last + 1 - first) / self._width)
         each = f", up to {a_cell} in a cell" if a_cell > 1 else ""
         low, high = self._charset.levels[0], self._charset.levels[-1]
-        full = f"{high} {self._unit.of(FULL_LOSS):.3g} {self._unit} or more"
+        full = f"{high} {self._unit.of(palette.FULL_LOSS):.3g} {self._unit} or more"
         places = f"{what} by position ({noun}s {first} to {last}"
         yield from self.prose(f"{places}{each}; {low} 0, {full})")
-        yield Text(sparkline(values[first : last + 1], self._width, self._charset))
+        yield Text(palette.sparkline(values[first : last + 1], self._width, self._charset))
 
     def counts(self, values: Iterable[float | None]) -> list[int]:
         """Count the known values (nats) of each step of the scale."""
@@ -230,7 +224,7 @@ class Drawing:
                 continue
             bar = ""
             if room >= _SHORTEST_BAR:
-                bar = bar_of(count / most, room, self._charset).ljust(room)
+                bar = palette.bar_of(count / most, room, self._charset).ljust(room)
             label = f" {label} ".ljust(wide)
             yield from self._fitting(Text.assemble((label, style), " ", bar, f" {figure}"))
 

@@ -13,27 +13,14 @@ from rich.console import Console
 from rich.style import Style
 
 from seqloss_cli.analysis.histograms import means_of_neighbours
-from seqloss_cli.display.scales import (
-    DIFFERENCE_EDGES,
-    DIVERGING,
-    DIVERGING_16,
-    DIVERGING_256,
-    LOSS_EDGES,
-    SEQUENTIAL,
-    SEQUENTIAL_16,
-    SEQUENTIAL_256,
-    Entry,
-    Paint,
-    Theme,
-    step_of,
-)
+from seqloss_cli.display import scales
 from seqloss_cli.display.terminal.formatting import WHITE_SPACE, Unit
 
 DIM = Style(dim=True)
 # 8, bright black, is dark. Some terminals write "default" in place of a number: taken for dark.
 _LIGHT_GROUNDS = {"7", *map(str, range(9, 16))}
 """Numbers of light colours among the 16, as COLORFGBG writes them."""
-FULL_LOSS = LOSS_EDGES[-1]
+FULL_LOSS = scales.LOSS_EDGES[-1]
 """Nats: where a sparkline is full, whatever the text, so that two of them can be compared."""
 
 
@@ -83,9 +70,9 @@ class Scale:
 
     edges: Sequence[float]
     """Nats, rising; there is one step more."""
-    true_colours: Mapping[Theme, Sequence[Paint]]
-    entries_256: Mapping[Theme, Sequence[Entry]]
-    entries_16: Mapping[Theme, Sequence[Entry]]
+    true_colours: Mapping[scales.Theme, Sequence[scales.Paint]]
+    entries_256: Mapping[scales.Theme, Sequence[scales.Entry]]
+    entries_16: Mapping[scales.Theme, Sequence[scales.Entry]]
     marks: str = "012345678"
     """A character for each step, where there are no colours."""
 
@@ -96,11 +83,13 @@ class Scale:
         return [f"below {ends[0]}", *between, f"{ends[-1]} or more"]
 
 
-LOSSES = Scale(LOSS_EDGES, SEQUENTIAL, SEQUENTIAL_256, SEQUENTIAL_16)
-DIFFERENCES = Scale(DIFFERENCE_EDGES, DIVERGING, DIVERGING_256, DIVERGING_16)
+LOSSES = Scale(scales.LOSS_EDGES, scales.SEQUENTIAL, scales.SEQUENTIAL_256, scales.SEQUENTIAL_16)
+DIFFERENCES = Scale(
+    scales.DIFFERENCE_EDGES, scales.DIVERGING, scales.DIVERGING_256, scales.DIVERGING_16
+)
 COUNTS = Scale(
     edges=(),
-    true_colours={theme: [paints[2]] for theme, paints in DIVERGING.items()},
+    true_colours={theme: [paints[2]] for theme, paints in scales.DIVERGING.items()},
     entries_256={"light": [(110, 16, False)], "dark": [(25, 231, False)]},
     entries_16={"light": [(14, 0, False)], "dark": [(4, 15, False)]},
     marks="+",
@@ -112,7 +101,7 @@ differences, so that it is not taken for a loss."""
 class Palette:
     """A scale on a console."""
 
-    def __init__(self, console: Console, scale: Scale, theme: Theme) -> None:
+    def __init__(self, console: Console, scale: Scale, theme: scales.Theme) -> None:
         self.scale = scale
         self.marks = shows_no_colour(console)
         """Marks stand in place of colours."""
@@ -121,7 +110,7 @@ class Palette:
 
     def step(self, value: float | None) -> int | None:
         """Return the step of a value in nats."""
-        return None if value is None else step_of(value, self.scale.edges)
+        return None if value is None else scales.step_of(value, self.scale.edges)
 
     def style(self, value: float | None) -> Style:
         """Return the style of a token: dim where it has no value, which is to be seen."""
@@ -142,7 +131,7 @@ def shows_no_colour(console: Console) -> bool:
     return console.color_system is None or console.no_color
 
 
-def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[Theme, str]:
+def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[scales.Theme, str]:
     """From `light`, `dark` or `auto`: the theme, and a note for the legend. Terminals that set
     COLORFGBG put their background last."""
     if wanted != "auto":
@@ -153,7 +142,7 @@ def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[Theme, str]:
     return "dark", "--theme light for a light one"
 
 
-def _styles(system: str | None, scale: Scale, theme: Theme) -> list[Style]:
+def _styles(system: str | None, scale: Scale, theme: scales.Theme) -> list[Style]:
     if system == "truecolor":
         return [Style(color=p.text, bgcolor=p.background) for p in scale.true_colours[theme]]
     entries = (scale.entries_256 if system == "256" else scale.entries_16)[theme]

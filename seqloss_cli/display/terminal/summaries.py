@@ -7,14 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from seqloss_cli.analysis import summarize
 from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
-from seqloss_cli.analysis.summarize import (
-    QUANTILES,
-    GroupSummary,
-    PositionLoss,
-    Summary,
-    SummaryOptions,
-)
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Unit
@@ -32,7 +26,7 @@ _WITHOUT_UNIT = ("perplexity", "bits_per_byte")
 
 
 def summary_view(
-    summary: Summary, options: SummaryOptions, unit: Unit, n_rejected: int
+    summary: summarize.Summary, options: summarize.SummaryOptions, unit: Unit, n_rejected: int
 ) -> Iterator[RenderableType]:
     """Yield the totals, groups, quantiles, positions and extremes of a summary."""
     rows = _figures(summary.whole, options, unit, n_rejected)
@@ -51,7 +45,7 @@ def summary_view(
 
 
 def _figures(
-    group: GroupSummary, options: SummaryOptions, unit: Unit, n_rejected: int
+    group: summarize.GroupSummary, options: summarize.SummaryOptions, unit: Unit, n_rejected: int
 ) -> Iterator[tuple[str, str, str | Text]]:
     totals, mean = group.totals, group.estimates.get("mean_loss")
     yield "sequences", str(totals.n_sequences), f"rejected {n_rejected}" if n_rejected else ""
@@ -75,7 +69,9 @@ def _figures(
         yield "", "", Text(note, style="yellow")
 
 
-def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit) -> RenderableType:
+def _groups(
+    groups: Sequence[summarize.GroupSummary], options: summarize.SummaryOptions, unit: Unit
+) -> RenderableType:
     figures = ("sequences", "scored", "total loss", "mean", "interval", "bits/byte")
     title = f"by {escape(str(options.by))}, {unit}"
     table = fmt.figures_table(title, (), ("value",), figures)
@@ -96,13 +92,13 @@ def _groups(groups: Sequence[GroupSummary], options: SummaryOptions, unit: Unit)
     return table
 
 
-def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
+def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
     documents, tokens = summary.whole.quantiles, summary.token_quantiles
     figures = ("sequences' means", "interval", "tokens")
     title = f"quantiles of loss, {unit} per token"
     table = fmt.figures_table(title, ("share",), (), figures)
     # Sequences were drawn at random, and have intervals; tokens never were.
-    for share in QUANTILES:
+    for share in summarize.QUANTILES:
         estimate = documents.get(share)
         value = None if estimate is None else estimate.value
         row = (unit.text(value), unit.interval(estimate), unit.text(tokens.get(share)))
@@ -115,7 +111,7 @@ def _quantiles(summary: Summary, unit: Unit) -> RenderableType:
     return table
 
 
-def _positions(positions: Sequence[PositionLoss], unit: Unit) -> RenderableType:
+def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> RenderableType:
     title = f"loss by position in the sequence, {unit} per token"
     table = fmt.figures_table(
         title, ("positions",), (), ("scored", "mean", "interval", "documents")

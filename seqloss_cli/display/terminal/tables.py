@@ -14,14 +14,7 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import PromptBoundary, SequenceScore
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import TableOptions, Unit
-from seqloss_cli.metrics.chain_rule import (
-    ChainRule,
-    boundary_difference,
-    chain_rule,
-    log_prob_y,
-    pointwise_mutual_information,
-    turn_scores,
-)
+from seqloss_cli.metrics import chain_rule
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import RegionLosses, WordLosses
 
@@ -186,7 +179,7 @@ class LineColumn(NamedTuple):
 
 def pair_line(score: SequenceScore, totals: Totals, options: TableOptions) -> list[LineColumn]:
     """Return tokens of prompt and response, log-probabilities, and what else was asked for."""
-    rule, unit = chain_rule(score, totals), options.unit
+    rule, unit = chain_rule.chain_rule(score, totals), options.unit
     columns = [
         LineColumn("x", 6, str(totals.n_prompt_tokens)),
         LineColumn("y", 6, str(totals.n_response_tokens)),
@@ -195,10 +188,10 @@ def pair_line(score: SequenceScore, totals: Totals, options: TableOptions) -> li
         LineColumn("mean loss", 10, unit.text(totals.mean_loss)),
     ]
     if options.pmi:
-        pmi = pointwise_mutual_information(totals)
+        pmi = chain_rule.pointwise_mutual_information(totals)
         columns.append(LineColumn("pmi", 10, unit.text(pmi, 3)))
     if totals.separate_tokenization is not None:
-        difference = unit.text(boundary_difference(totals), 3)
+        difference = unit.text(chain_rule.boundary_difference(totals), 3)
         columns.append(LineColumn("apart-joint", 12, difference))
     return columns
 
@@ -207,12 +200,12 @@ def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions
     """Return the three log-probabilities, how they make one another, and what else was asked
     for."""
     unit = options.unit
-    rows = _chain_rule_rows(score, totals, chain_rule(score, totals), options)
+    rows = _chain_rule_rows(score, totals, chain_rule.chain_rule(score, totals), options)
     return fmt.figures_grid((name, unit.text(nats), note) for name, nats, note in rows)
 
 
 def _chain_rule_rows(
-    score: SequenceScore, totals: Totals, rule: ChainRule, options: TableOptions
+    score: SequenceScore, totals: Totals, rule: chain_rule.ChainRule, options: TableOptions
 ) -> Iterator[tuple[str, float | None, str]]:
     """Name, value in nats, and a note; the unit is one for all."""
     unit, boundary = options.unit, score.sequence.prompt_boundary
@@ -230,8 +223,8 @@ def _chain_rule_rows(
     known = rule.log_prob_xy is not None
     yield f"{ln} Pr(x,y)", rule.log_prob_xy, f"= {summands}" if known else ""
     if options.pmi:
-        yield f"{ln} Pr(y)", log_prob_y(totals), "response after BOS alone"
-        pmi = pointwise_mutual_information(totals)
+        yield f"{ln} Pr(y)", chain_rule.log_prob_y(totals), "response after BOS alone"
+        pmi = chain_rule.pointwise_mutual_information(totals)
         yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
     mean = unit.text(totals.mean_loss)
     rates = f"mean {mean} per token, perplexity {fmt.number(totals.perplexity)}"
@@ -239,10 +232,10 @@ def _chain_rule_rows(
     if (apart := totals.separate_tokenization) is not None:
         tokens = fmt.count_of(apart.n_scored, "token")
         yield "loss, apart", apart.total_loss, f"{tokens} tokenized apart"
-        yield "apart - joint", boundary_difference(totals), ""
+        yield "apart - joint", chain_rule.boundary_difference(totals), ""
 
 
-def _why_unknown(boundary: PromptBoundary, rule: ChainRule) -> str:
+def _why_unknown(boundary: PromptBoundary, rule: chain_rule.ChainRule) -> str:
     """Why a marginal is null (rules 8 and 13)."""
     if rule.log_prob_x is not None:
         return ""
@@ -260,7 +253,7 @@ def turn_table(score: SequenceScore, options: TableOptions) -> Table:
     table = fmt.figures_table(
         "turns", ("turn",), ("role",), ("tokens", "scored", "loss", "mean loss")
     )
-    for n, found in enumerate(turn_scores(score)):
+    for n, found in enumerate(chain_rule.turn_scores(score)):
         style = fmt.loss_style(found.mean_loss)
         table.add_row(
             Text(str(n), style="dim"),
