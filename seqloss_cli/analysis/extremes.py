@@ -73,8 +73,8 @@ class Extremes:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.worst_sequences, self.best_sequences = Top(size), Top(size)
-        self.worst_tokens, self.best_tokens = Top(size), Top(size)
+        kinds = ("worst_sequences", "best_sequences", "worst_tokens", "best_tokens")
+        self._tops = {kind: Top(size) for kind in kinds}
 
     def add_sequence(self, row: ResultRow) -> None:
         """Consider the row's mean loss, if it has one."""
@@ -82,8 +82,8 @@ class Extremes:
         if mean is None or total is None:
             return
         item = SequenceExtreme(*_where(row), row.totals.n_scored, total, mean)
-        self.worst_sequences.add(mean, item)
-        self.best_sequences.add(-mean, item)
+        self._tops["worst_sequences"].add(mean, item)
+        self._tops["best_sequences"].add(-mean, item)
 
     def add_tokens(self, row: ResultRow, tokens: TokenLosses) -> None:
         """Consider the row's tokens that count."""
@@ -91,15 +91,18 @@ class Extremes:
         places = np.flatnonzero(tokens.counted & np.isfinite(tokens.losses))
         if not len(places) or not self._size:
             return
-        for top, sign in ((self.worst_tokens, 1.0), (self.best_tokens, -1.0)):
+        for kind, sign in (("worst_tokens", 1.0), ("best_tokens", -1.0)):
+            top = self._tops[kind]
             for place in highest(sign * tokens.losses[places], self._size):
                 position = int(places[place])
-                key = sign * float(tokens.losses[position])
-                if top.takes(key):
-                    loss = float(tokens.losses[position])
-                    top.add(
-                        key, TokenExtreme(*_where(row), position, token_text(row, position), loss)
-                    )
+                loss = float(tokens.losses[position])
+                if top.takes(sign * loss):
+                    text = token_text(row, position)
+                    top.add(sign * loss, TokenExtreme(*_where(row), position, text, loss))
+
+    def items(self) -> dict[str, list[Any]]:
+        """Return the extremes of each kind, the furthest first."""
+        return {kind: top.items() for kind, top in self._tops.items()}
 
 
 def highest(values: Floats, size: int) -> list[int]:

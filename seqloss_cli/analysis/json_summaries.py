@@ -70,10 +70,7 @@ def summary_json(
             "method": "descriptive: no interval, as tokens of a text are not independent",
         },
         "positions": [asdict(position) for position in summary.positions],
-        "worst_sequences": [asdict(entry) for entry in summary.worst_sequences],
-        "best_sequences": [asdict(entry) for entry in summary.best_sequences],
-        "worst_tokens": [asdict(entry) for entry in summary.worst_tokens],
-        "best_tokens": [asdict(entry) for entry in summary.best_tokens],
+        **{kind: [asdict(each) for each in found] for kind, found in summary.extremes.items()},
     }
 
 

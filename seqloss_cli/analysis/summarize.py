@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.analysis.extremes import Extremes, SequenceExtreme, TokenExtreme
+from seqloss_cli.analysis.extremes import Extremes
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics import intervals, resampling
 from seqloss_cli.metrics.totals import Totals
@@ -68,10 +68,8 @@ class Summary:
     n_tokens_drawn: int
     """Tokens that the quantiles are of: a uniform sample where there are very many."""
     positions: list[PositionLoss]
-    worst_sequences: list[SequenceExtreme]
-    best_sequences: list[SequenceExtreme]
-    worst_tokens: list[TokenExtreme]
-    best_tokens: list[TokenExtreme]
+    extremes: dict[str, list[Any]]
+    """`SequenceExtreme` and `TokenExtreme` records, by the keys of `summarize --json`."""
     n_duplicates: int
     """Rows whose id and text came before."""
     n_without_by: int
@@ -80,8 +78,8 @@ class Summary:
 
 
 @dataclass(slots=True)
-class _GroupSums:
-    """Losses, scored tokens and bytes of each document of a group."""
+class DocumentSums:
+    """Losses (nats), scored tokens and bytes of each document: of a group, or of a checkpoint."""
 
     totals: Totals = field(default_factory=Totals)
     losses: array[float] = field(default_factory=lambda: array("d"))
@@ -90,6 +88,7 @@ class _GroupSums:
     clusters: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, row: ResultRow, cluster: int) -> None:
+        """Add a row; one where nothing is scored counts in the totals only."""
         sums = row.totals
         self.totals += sums
         if not sums.n_scored:
@@ -131,8 +130,8 @@ class Summarizer:
 
     def __init__(self, options: SummaryOptions) -> None:
         self._options = options
-        self._whole = _GroupSums()
-        self._groups: dict[Any, _GroupSums] = {}
+        self._whole = DocumentSums()
+        self._groups: dict[Any, DocumentSums] = {}
         self._clusters = Clusters(options.cluster)
         self._positions = PositionSums()
         self._tokens = resampling.Reservoir(seed=options.seed)
@@ -152,7 +151,7 @@ class Summarizer:
         if self._options.by:
             value = row.field(self._options.by)
             self._n_without_by += value is None
-            self._groups.setdefault((type(value).__name__, value), _GroupSums()).add(row, cluster)
+            self._groups.setdefault((type(value).__name__, value), DocumentSums()).add(row, cluster)
         # a hash, and not the texts: a set of these for a million rows is small, and an equal hash
         # of two rows only costs a wrong warning
         same = hash((row.id, row.fields.get("text_sha256")))
@@ -177,16 +176,13 @@ class Summarizer:
             positions=self._positions.figures(
                 bool(self._options.cluster), self._options.confidence
             ),
-            worst_sequences=self._extremes.worst_sequences.items(),
-            best_sequences=self._extremes.best_sequences.items(),
-            worst_tokens=self._extremes.worst_tokens.items(),
-            best_tokens=self._extremes.best_tokens.items(),
+            extremes=self._extremes.items(),
             n_duplicates=self._n_duplicates,
             n_without_by=self._n_without_by,
             n_without_cluster=self._clusters.n_without,
         )
 
-    def _summed(self, value: Any, group: _GroupSums) -> GroupSummary:
+    def _summed(self, value: Any, group: DocumentSums) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)
         # one infinite loss makes every sum that holds it unknown (rule 3)
         known = bool(len(y)) and bool(np.isfinite(y).all())
@@ -210,7 +206,7 @@ class Summarizer:
 
 
 def _estimates(
-    group: _GroupSums, only: Floats | None, options: SummaryOptions
+    group: DocumentSums, only: Floats | None, options: SummaryOptions
 ) -> Iterator[tuple[str, intervals.Estimate]]:
     """Yield losses and rates with their intervals, by name.
 
@@ -236,7 +232,7 @@ def _estimates(
     yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
 
 
-def _ratio(y: Floats, m: Floats, group: _GroupSums, options: SummaryOptions) -> intervals.Estimate:
+def _ratio(y: Floats, m: Floats, group: DocumentSums, options: SummaryOptions) -> intervals.Estimate:
     clusters = numbered_anew(group.clusters) if options.cluster else None
     if options.bootstrap:
         return resampling.bootstrap_ratio(

@@ -125,12 +125,12 @@ def test_extremes_quantiles_and_positions(path: Path) -> None:
     rows = [row(f"r{n}", [None, *[float(n + t) for t in range(4)]]) for n in range(25)]
     write(path, rows)
     found = summary_of(path, n_extremes=3)
-    assert [entry.id for entry in found.worst_sequences] == ["r24", "r23", "r22"]
-    assert [entry.id for entry in found.best_sequences] == ["r0", "r1", "r2"]
-    assert [(e.id, e.position, e.loss) for e in found.worst_tokens[:2]] == [
+    assert [entry.id for entry in found.extremes["worst_sequences"]] == ["r24", "r23", "r22"]
+    assert [entry.id for entry in found.extremes["best_sequences"]] == ["r0", "r1", "r2"]
+    assert [(e.id, e.position, e.loss) for e in found.extremes["worst_tokens"][:2]] == [
         ("r24", 4, 27.0), ("r23", 4, 26.0),
     ]  # fmt: skip
-    assert found.best_tokens[0].loss == 0.0
+    assert found.extremes["best_tokens"][0].loss == 0.0
     every = [float(n + t) for n in range(25) for t in range(4)]
     assert found.token_quantiles[0.5] == np.quantile(every, 0.5)
     assert found.whole.quantiles[0.5].value == 13.5
@@ -149,7 +149,7 @@ def test_infinite_and_unscored_rows(path: Path) -> None:
     found = summary_of(path)
     assert found.whole.estimates == {}
     assert found.whole.totals.total_loss is None
-    assert [entry.id for entry in found.worst_sequences] == ["a"]
+    assert [entry.id for entry in found.extremes["worst_sequences"]] == ["a"]
 
 
 def test_duplicates_are_said(run_cli: Run, path: Path) -> None:

@@ -38,10 +38,10 @@ def summary_view(
         yield _positions(summary.positions, unit)
     # One sequence is both the worst and the best.
     if summary.whole.totals.n_sequences > 1:
-        yield from _sequences("worst sequences", summary.worst_sequences, unit)
-        yield from _sequences("best sequences", summary.best_sequences, unit)
-    yield from _tokens("worst tokens", summary.worst_tokens, unit)
-    yield from _tokens("best tokens", summary.best_tokens, unit)
+        for kind in ("worst_sequences", "best_sequences"):
+            yield from _sequences(kind.replace("_", " "), summary.extremes[kind], unit)
+    for kind in ("worst_tokens", "best_tokens"):
+        yield from _tokens(kind.replace("_", " "), summary.extremes[kind], unit)
 
 
 def _figures(
