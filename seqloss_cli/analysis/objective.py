@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from seqloss_cli.analysis import joining
 from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
-from seqloss_cli.analysis.summarize import Clusters, Summarizer, SummaryOptions
+from seqloss_cli.analysis.summarize import Clusters, DocumentSums, Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, unknown
 from seqloss_cli.metrics.totals import Totals
@@ -55,47 +54,32 @@ class Objective:
         return min(known, key=lambda pair: self.totals[pair.first].total_loss or 0.0)
 
 
-class _CheckpointSums:
-    """Losses and scored tokens of each checkpoint, document by document."""
-
-    def __init__(self, n: int) -> None:
-        self.totals = [Totals() for _ in range(n)]
-        self._losses = [array("d") for _ in range(n)]
-        self._counts = [array("d") for _ in range(n)]
-        self._clusters = array("q")
-
-    def add(self, rows: joining.JoinedRows, cluster: int) -> None:
-        for n, row in enumerate(rows):
-            self.totals[n] += row.totals
-            total = row.totals.total_loss
-            self._losses[n].append(math.inf if total is None else total)
-            self._counts[n].append(row.totals.n_scored)
-        self._clusters.append(cluster)
-
-    def mean(self, n: int, options: CompareOptions) -> Estimate:
-        y, m = np.array(self._losses[n]), np.array(self._counts[n])
-        if self.totals[n].total_loss is None:
-            return unknown(None, len(y), "an infinite loss, or nothing scored")
-        clusters = np.array(self._clusters) if options.cluster else None
-        return ratio_estimate(y, m, clusters, options.confidence)
-
-
 def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOptions) -> Objective:
     """Return totals and the best checkpoint; the results are read twice.
 
     A checkpoint with an infinite loss has no total (rule 3), and is never the best.
     """
     files = open_rows()
-    sums, clusters = _CheckpointSums(len(files)), Clusters(options.cluster)
+    sums, clusters = [DocumentSums() for _ in files], Clusters(options.cluster)
     # rows with an infinite loss stay: they make the total of a checkpoint unknown (rule 3)
     for rows in joining.join_usable(files, joining.JoinReport(), same_tokenizer, _why_useless):
-        sums.add(rows, clusters.number_of(joining.cluster_of(rows, options.cluster)))
-    losses = [totals.total_loss for totals in sums.totals]
+        cluster = clusters.number_of(joining.cluster_of(rows, options.cluster))
+        for checkpoint, row in zip(sums, rows, strict=True):
+            checkpoint.add(row, cluster)
+    totals = [each.totals for each in sums]
+    losses = [each.total_loss for each in totals]
     known = [n for n, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda n: losses[n] or 0.0) if known else None
     found = compare(open_rows(), same_tokenizer, options, best or 0)
-    means = [sums.mean(n, options) for n in range(len(files))]
-    return Objective(sums.totals, means, best, found)
+    return Objective(totals, [_mean(each, options) for each in sums], best, found)
+
+
+def _mean(sums: DocumentSums, options: CompareOptions) -> Estimate:
+    if sums.totals.total_loss is None:
+        return unknown(None, len(sums.losses), "an infinite loss, or nothing scored")
+    clusters = np.array(sums.clusters) if options.cluster else None
+    losses, n_scored = np.array(sums.losses), np.array(sums.n_scored)
+    return ratio_estimate(losses, n_scored, clusters, options.confidence)
 
 
 def _why_useless(rows: joining.JoinedRows, same_tokenizer: bool) -> str | None:

@@ -232,7 +232,9 @@ def _estimates(
     yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
 
 
-def _ratio(y: Floats, m: Floats, group: DocumentSums, options: SummaryOptions) -> intervals.Estimate:
+def _ratio(
+    y: Floats, m: Floats, group: DocumentSums, options: SummaryOptions
+) -> intervals.Estimate:
     clusters = numbered_anew(group.clusters) if options.cluster else None
     if options.bootstrap:
         return resampling.bootstrap_ratio(
