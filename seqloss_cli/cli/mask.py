@@ -85,7 +85,7 @@ def mask(ctx: typer.Context) -> None:
     """
     from seqloss_cli.cli.run import Command, Inputs, run
     from seqloss_cli.cli.settings import output_choice
-    from seqloss_cli.display.terminal import MaskTableWriter
+    from seqloss_cli.display.terminal.masks import MaskTableWriter
     from seqloss_cli.inputs.reading import ReadStats
     from seqloss_cli.inputs.side_files import LabelFile
     from seqloss_cli.results.schema.masks import mask_rows
