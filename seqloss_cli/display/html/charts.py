@@ -185,10 +185,7 @@ def _without_exponent(power: int) -> str:
 
 
 def position_chart(
-    positions: Sequence[Sequence[PositionLoss]],
-    sides: list[str],
-    interval: str,
-    what: str = "loss",
+    positions: Sequence[Sequence[PositionLoss]], sides: list[str], interval: str, what: str = "loss"
 ) -> Chart | None:
     """Draw the mean losses of each model by position, in bins that double.
 

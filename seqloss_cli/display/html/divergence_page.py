@@ -196,11 +196,7 @@ def _quantiles(documents: Documents, kl: str) -> list[page.Table]:
         for share in _QUANTILES
         if share in kls
     ]
-    header = [
-        Column("share of tokens", is_text=True),
-        Column(kl, is_loss=True),
-        Column("Δp"),
-    ]
+    header = [Column("share of tokens", is_text=True), Column(kl, is_loss=True), Column("Δp")]
     return [page.Table("Quantiles of tokens", header, rows)] if rows else []
 
 

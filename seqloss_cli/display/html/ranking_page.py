@@ -216,12 +216,7 @@ def _columns(totals: RankTotals, scores: list[str]) -> list[Column]:
         judged = [Column("answer"), Column("right?", is_text=True), Column("margin", is_loss=True),
                   Column("p(right)")]  # fmt: skip
     flags = [Column("flags", is_text=True)] if totals.flags else []
-    return [
-        *judged,
-        Column("lead", is_loss=True),
-        *(Column(_BY[n]) for n in scores),
-        *flags,
-    ]
+    return [*judged, Column("lead", is_loss=True), *(Column(_BY[n]) for n in scores), *flags]
 
 
 def _section(

@@ -283,10 +283,7 @@ def show_heat(drawing: Drawing, score: SequenceScore, options: TableOptions) -> 
 
 
 def show_text(
-    drawing: Drawing,
-    sequence: TokenSequence,
-    values: Sequence[float | None],
-    options: TableOptions,
+    drawing: Drawing, sequence: TokenSequence, values: Sequence[float | None], options: TableOptions
 ) -> None:
     """Print the text of one sequence, coloured by a value (nats) for each of its N tokens."""
     stretch = sequence.one_stretch if sequence.prompt_boundary else None
