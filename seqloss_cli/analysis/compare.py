@@ -148,6 +148,7 @@ class _PairSums:
         self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
 
     def add(self, a: ResultRow, b: ResultRow, cluster: int) -> None:
+        # rows without a total are never joined: 0.0 only satisfies the type checker
         self.a.append(a.totals.total_loss or 0.0)
         self.b.append(b.totals.total_loss or 0.0)
         self.units.append(n_units(a, self.same_tokenizer))
@@ -294,9 +295,6 @@ def _correlation(a: Floats, b: Floats) -> float | None:
     if not (a.std() > 0 and b.std() > 0):
         return None
     return float(np.corrcoef(a, b)[0, 1])
-
-
-# -- the documents that differ most, with all their tokens ----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

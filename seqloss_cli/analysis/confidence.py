@@ -97,6 +97,7 @@ def calibration_plot(
     series, n_without = [], 0
     equal_width = np.arange(options.n_bins + 1) / options.n_bins
     for label, rows in zip(labels, files, strict=True):
+        # numbered for each file: its intervals know of its own documents only
         clusters = Clusters(options.cluster)
         sums = _TokensOfDocuments() if options.by_mass else _BinSums(equal_width)
         for number, row in enumerate(rows):
@@ -133,9 +134,6 @@ def edges_of_mass(confidences: Floats, n_bins: int) -> Floats:
     # an edge that two bins share is one edge, and the last bin must hold something
     inner = np.unique(ordered[np.maximum(last_of_each, 0)])
     return np.concatenate([[0.0], inner[(inner > 0) & (inner < ordered[-1])], [1.0]])
-
-
-# -- sums ----------------------------------------------------------------------------------------
 
 
 class _BinSums:

@@ -122,8 +122,6 @@ def _where(row: ResultRow) -> tuple[str, str, int | None]:
     return row.id, str(row.fields.get("source")), row.fields.get("line")
 
 
-# -- which of many sequences a page shows --------------------------------------------------------
-
 Item = TypeVar("Item")
 MOST_TOKENS = 60_000
 MOST_SEQUENCES = 2_000

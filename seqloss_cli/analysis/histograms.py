@@ -66,8 +66,6 @@ class Histogram:
         ]
 
 
-# -- losses, differences, divergences (pages) ----------------------------------------------------
-
 _BIN, _WIDE_BIN, _FEW = 0.25, 0.5, 1000
 """Nats; wider bins where there are few tokens."""
 _HIGHEST_LOSS = 20.0
@@ -144,8 +142,6 @@ def _percent(part: float, whole: float) -> float | None:
     return float(100 * part / whole) if whole else None
 
 
-# -- how few tokens make most of the loss (pages) ------------------------------------------------
-
 _POINTS = 120
 
 
@@ -175,9 +171,6 @@ def concentration(losses: Floats, percents: Sequence[float]) -> Concentration | 
     return Concentration(curve, {p: 100 * x / float(reached[-1]) for p, x in between.items()})
 
 
-# -- by position (terminal) ----------------------------------------------------------------------
-
-
 def means_of_neighbours(values: Sequence[float | None], n_cells: int) -> list[float | None]:
     """Return the means of the known values in so many stretches; None where there is none."""
     means = list[float | None]()
@@ -188,8 +181,6 @@ def means_of_neighbours(values: Sequence[float | None], n_cells: int) -> list[fl
         means.append(sum(known) / len(known) if known else None)
     return means
 
-
-# -- questions with choices (pages) --------------------------------------------------------------
 
 _N_BINS, _WITHIN = 20, 0.99
 """Bins on either side of zero; of margins, the share that lies within them."""

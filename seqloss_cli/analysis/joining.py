@@ -133,9 +133,6 @@ def text_key(row: ResultRow) -> Key:
     return (sha, fields.get("response_sha256"))
 
 
-# -- whether their numbers can be compared ------------------------------------------------------
-
-
 def why_not_comparable(rows: JoinedRows, same_tokenizer: bool) -> str | None:
     """Return in a few words why losses of one input are not comparable."""
     for row in rows:

@@ -31,9 +31,6 @@ def summary_bytes(report: Row) -> bytes:
     return json_bytes({"schema_version": SCHEMA_VERSION, **report}) + b"\n"
 
 
-# -- summarize ---------------------------------------------------------------------------------
-
-
 def summary_json(
     summary: Summary,
     files: Sequence[ResultsFile],
@@ -101,9 +98,6 @@ def _estimates(group: GroupSummary) -> Row:
         "sequence_quantiles": {str(q): asdict(value) for q, value in group.quantiles.items()},
         "notes": group.notes,
     }
-
-
-# -- compare -----------------------------------------------------------------------------------
 
 
 def comparison_json(
@@ -189,9 +183,6 @@ def _side(file: ResultsFile, side: SideTotals) -> Row:
     }
 
 
-# -- objective ---------------------------------------------------------------------------------
-
-
 def objective_json(
     found: Objective, files: Sequence[ResultsFile], data: list[str], options: CompareOptions
 ) -> Row:
@@ -218,6 +209,7 @@ def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
         "model": model,
         "step": training_step(model),
         "total_loss": totals.total_loss,
+        # of the exact sums (rule 1): the estimate's own value is a mean of floats
         "mean_loss": totals.mean_loss,
         "mean_loss_low": mean.low,
         "mean_loss_high": mean.high,

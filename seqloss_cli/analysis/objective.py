@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from seqloss_cli.analysis import joining
 from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
 from seqloss_cli.analysis.summarize import Clusters, DocumentSums, Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, unknown
+from seqloss_cli.metrics.intervals import Estimate, unknown
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.schema.scores import ResultRow
 
@@ -30,6 +28,7 @@ OpenRows = Callable[[], Sequence[Iterable[ResultRow]]]
 _STEP = re.compile(
     r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)", re.IGNORECASE
 )
+_NO_TOTAL = "an infinite loss, or nothing scored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,9 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     known = [n for n, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda n: losses[n] or 0.0) if known else None
     found = compare(open_rows(), same_tokenizer, options, best or 0)
-    return Objective(totals, [_mean(each, options) for each in sums], best, found)
-
-
-def _mean(sums: DocumentSums, options: CompareOptions) -> Estimate:
-    if sums.totals.total_loss is None:
-        return unknown(None, len(sums.losses), "an infinite loss, or nothing scored")
-    clusters = np.array(sums.clusters) if options.cluster else None
-    losses, n_scored = np.array(sums.losses), np.array(sums.n_scored)
-    return ratio_estimate(losses, n_scored, clusters, options.confidence)
+    by_cluster, confidence = bool(options.cluster), options.confidence
+    means = [each.mean(by_cluster, confidence, _NO_TOTAL) for each in sums]
+    return Objective(totals, means, best, found)
 
 
 def _why_useless(rows: joining.JoinedRows, same_tokenizer: bool) -> str | None:
@@ -99,9 +92,6 @@ def training_step(name: str) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         found = _STEP.findall(name)
         return int(found[-1]) if found else None
-
-
-# -- a curve over checkpoints --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +138,7 @@ def curve_of_results(
         n_rows += 1
     found = [each.summary() for each in sums]
     report.n_without_cluster = found[0].n_without_cluster
-    nothing = unknown(None, n_rows, "an infinite loss, or nothing scored")
+    nothing = unknown(None, n_rows, _NO_TOTAL)
     estimates = [measure.of(each.whole.estimates.get(measure.metric, nothing)) for each in found]
     steps = [training_step(model) for model in models]
     curve = _curve(models, steps, estimates, measure, n_rows, report.used(n_rows))

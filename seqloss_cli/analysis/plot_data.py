@@ -82,8 +82,6 @@ def counted_losses(row: ResultRow) -> Floats:
     return np.empty(0) if row.tokens is None else row.tokens.losses[row.tokens.counted]
 
 
-# -- how losses are spread -----------------------------------------------------------------------
-
 _FINEST, _LAST = 1 / 16, 64
 _MULTIPLES = (1, 2, 4, 8, 16, 32)
 """Widths of the bins that are shown, in fine bins."""
@@ -162,9 +160,6 @@ def histogram_plot(
     return HistogramPlot(measure.unit, edges, series)
 
 
-# -- by position ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class PositionSeries:
     """Losses of a results file by position, in the unit of the axis."""
@@ -203,9 +198,6 @@ def _with_tokens(rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
     for row in rows:
         require_tokens(row)
         yield row
-
-
-# -- by group ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +276,6 @@ def groups_plot(
     )
 
 
-# -- two models against each other ---------------------------------------------------------------
-
 PointOf = Literal["document", "token"]
 
 
@@ -347,6 +337,7 @@ def scatter_plot(
     report, points = JoinReport(), _Points(seed)
     for a, b in join_usable(files, report, same_tokenizer):
         if of == "token":
+            # usable rows score the same tokens: the losses stand side by side
             points.add(counted_losses(a), counted_losses(b))
             continue
         n = n_units(a, same_tokenizer)

@@ -99,6 +99,15 @@ class DocumentSums:
         self.n_bytes.append(sums.n_scored_bytes)
         self.clusters.append(cluster)
 
+    def mean(self, clustered: bool, confidence: float, why_unknown: str) -> intervals.Estimate:
+        """Return the mean loss in nats per token, with its interval over documents or clusters."""
+        losses, n_scored = np.array(self.losses), np.array(self.n_scored)
+        # one infinite loss makes every sum that holds it unknown (rule 3)
+        if not len(losses) or not np.isfinite(losses).all():
+            return intervals.unknown(None, len(losses), why_unknown)
+        clusters = numbered_anew(self.clusters) if clustered else None
+        return intervals.ratio_estimate(losses, n_scored, clusters, confidence)
+
 
 class Clusters:
     """Numbers the values of the field that rows share which were not drawn independently."""
@@ -269,9 +278,6 @@ def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:
     return summarizer.summary()
 
 
-# -- by position -----------------------------------------------------------------------------------
-
-
 _BINS = 63
 
 
@@ -291,9 +297,7 @@ class PositionSums:
     """Sums of each document in bins of positions that double: 1, 2-3, 4-7 and so on."""
 
     def __init__(self) -> None:
-        self._losses = [array("d") for _ in range(_BINS)]
-        self._counts = [array("d") for _ in range(_BINS)]
-        self._clusters = [array("q") for _ in range(_BINS)]
+        self._bins = [DocumentSums() for _ in range(_BINS)]
 
     def add(self, tokens: TokenLosses, cluster: int = 0) -> None:
         """Add a document."""
@@ -303,21 +307,17 @@ class PositionSums:
         bins = np.frexp(places.astype(np.float64))[1] - 1
         losses, counts = np.bincount(bins, weights=tokens.losses[places]), np.bincount(bins)
         for n in np.flatnonzero(counts).tolist():
-            self._losses[n].append(float(losses[n]))
-            self._counts[n].append(float(counts[n]))
-            self._clusters[n].append(cluster)
+            self._bins[n].losses.append(float(losses[n]))
+            self._bins[n].n_scored.append(float(counts[n]))
+            self._bins[n].clusters.append(cluster)
 
     def figures(self, clustered: bool, confidence: float) -> list[PositionLoss]:
         """Return the bins that some document reaches, in nats per token."""
-        found = []
-        for n in range(_BINS):
-            if not self._counts[n]:
-                continue
-            y, m = np.array(self._losses[n]), np.array(self._counts[n])
-            if np.isfinite(y).all():
-                clusters = numbered_anew(self._clusters[n]) if clustered else None
-                mean = intervals.ratio_estimate(y, m, clusters, confidence)
-            else:
-                mean = intervals.unknown(None, len(y), "an infinite loss")
-            found.append(PositionLoss(1 << n, (2 << n) - 1, int(math.fsum(m)), mean))
-        return found
+        return [
+            PositionLoss(
+                1 << n, (2 << n) - 1, int(math.fsum(sums.n_scored)),
+                sums.mean(clustered, confidence, "an infinite loss"),
+            )
+            for n, sums in enumerate(self._bins)
+            if sums.n_scored
+        ]  # fmt: skip

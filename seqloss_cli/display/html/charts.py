@@ -55,9 +55,6 @@ def _sample(drawn: Sequence[Floats], n_seen: int) -> str:
     return f" Of a random sample of {n:,} of the {n_seen:,} tokens." if n < n_seen else ""
 
 
-# -- losses --------------------------------------------------------------------------------------
-
-
 def loss_chart(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
     """Draw how losses, (n) nats for each model, are spread: one as bars, two as lines.
 
@@ -141,6 +138,7 @@ def difference_chart(differences: Floats, n_seen: int = 0) -> Chart | None:
     frame = svg.Frame(bins.low, bins.high, 0, max(shares) * 1.05)
     parts = svg.y_axis(frame, "share", percent=True)
     for (low, high), share in zip(bins.bounds(), shares, strict=True):
+        # by its middle: the ends of a bin lie on edges of the scale, where rounding would decide
         step = step_of(low + bins.width / 2, DIFFERENCE_EDGES)
         ends = -math.inf if low == bins.low else low, math.inf if high == bins.high else high
         hint = f"{_stretch(*ends)} nats: {share:.2f}%"
@@ -179,9 +177,6 @@ def divergence_chart(divergences: Floats) -> Chart | None:
 
 def _without_exponent(power: int) -> str:
     return f"{10.0**power:.5f}".rstrip("0").rstrip(".")
-
-
-# -- loss by position ----------------------------------------------------------------------------
 
 
 def position_chart(
@@ -251,9 +246,6 @@ def _position_rows(
 
 def _brief(n: int) -> str:
     return str(n) if n < 10_000 else f"{n / 1000:.0f}k"
-
-
-# -- questions with choices ----------------------------------------------------------------------
 
 
 def margin_chart(margins: Floats) -> Chart | None:

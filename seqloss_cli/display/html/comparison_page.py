@@ -106,6 +106,7 @@ def gather_comparison(
     files: Sequence[Iterable[ResultRow]], same_tokenizer: bool, options: page.PageOptions
 ) -> ComparisonPageData:
     """Read both files once; rows are joined, and left out, as `compare` does."""
+    # of the joined rows alone: else the two models' figures could not be held against each other
     asked = SummaryOptions(
         n_extremes=0, seed=options.seed, cluster=options.cluster, confidence=options.confidence
     )
@@ -215,9 +216,6 @@ def _charts(
     return [own, *charts] if own else charts
 
 
-# -- figures -------------------------------------------------------------------------------------
-
-
 def _totals(compared: Comparison, summaries: Sequence[Summary]) -> page.Table:
     unit, sides = compared.unit, (compared.a, compared.b)
     totals = [side.total_loss for side in sides]
@@ -253,9 +251,6 @@ def _columns(unit: str) -> list[Column]:
         Column("B − A", is_loss=True),
         Column("total B − A", is_loss=True),
     ]
-
-
-# -- sequences -----------------------------------------------------------------------------------
 
 
 def _section(

@@ -172,9 +172,6 @@ def _provenance(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     return found + ([("The teacher", sequences.run_table(teacher))] if teacher else [])
 
 
-# -- figures -------------------------------------------------------------------------------------
-
-
 def _figures(
     means: Mapping[str, Estimate], sums: DivergenceTotals, in_part: bool
 ) -> list[page.Figure]:
@@ -198,9 +195,6 @@ def _quantiles(documents: Documents, kl: str) -> list[page.Table]:
     ]
     header = [Column("share of tokens", is_text=True), Column(kl, is_loss=True), Column("Δp")]
     return [page.Table("Quantiles of tokens", header, rows)] if rows else []
-
-
-# -- sequences -----------------------------------------------------------------------------------
 
 
 def _columns(kl: str, in_part: bool, has_flags: bool) -> list[Column]:

@@ -83,9 +83,6 @@ def json_text(value: Any) -> str:
     return _ACTIVE.sub(lambda match: f"\\u{ord(match[0]):04x}", raw)
 
 
-# -- style ---------------------------------------------------------------------------------------
-
-
 @cache
 def _asset(name: str) -> str:
     folder = resources.files("seqloss_cli.display.html") / "assets"
@@ -131,9 +128,6 @@ def _rules() -> list[str]:
     # the middle step is transparent, as the first of the others: it gets no fill
     steps = (n for n in range(n_edges + 1) if n != n_edges // 2)
     return found + [f".g{n}{{fill:var(--d{n})}}\n" for n in steps]
-
-
-# -- templates -----------------------------------------------------------------------------------
 
 
 @cache

@@ -52,6 +52,7 @@ class LossGatherer:
 
     def add(self, row: ResultRow, sequence: sequences.PageSequence) -> None:
         """Add a row, and what a page shows of it."""
+        # one pass for all: rows may come from a run that is still going on
         for summarizer in (self._summarizer, *self._by.values()):
             summarizer.add(row)
         peak = -1.0
@@ -138,9 +139,6 @@ def charts_of(
     return [chart for chart in made if chart is not None]
 
 
-# -- totals --------------------------------------------------------------------------------------
-
-
 def _figures(summary: Summary) -> list[page.Figure]:
     totals, estimates = summary.whole.totals, summary.whole.estimates
     found = []
@@ -195,9 +193,6 @@ def _about_infinite(summary: Summary) -> list[str]:
         f"{totals.n_sequences:,} sequences: totals that hold one are not known, and the charts "
         "leave these tokens out, with the positions where they stand."
     ]
-
-
-# -- sequences -----------------------------------------------------------------------------------
 
 
 def _columns(by: tuple[str, ...]) -> list[Column]:

@@ -18,8 +18,6 @@ from seqloss_cli.analysis.extremes import Limits
 from seqloss_cli.display.scales import LOSS_EDGES
 from seqloss_cli.metrics.intervals import Estimate
 
-# -- options and parts ---------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class PageOptions:
@@ -271,9 +269,6 @@ class Page:
     def data(self) -> dict[str, Any]:
         """Return what the script reads."""
         return {"names": self.names.all(), "panes": [pane.data for pane in self.panes]}
-
-
-# -- figures and texts ---------------------------------------------------------------------------
 
 
 def number(value: float, digits: int) -> str:

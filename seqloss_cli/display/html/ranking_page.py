@@ -62,11 +62,6 @@ class RankingPageData:
     chosen: Chosen[PageQuestion]
     has_tokens: bool
 
-    @property
-    def totals(self) -> RankTotals:
-        """Return the counts of questions."""
-        return self.figures.totals
-
 
 def gather_rankings(
     rows: Iterable[RankedRow], run: Mapping[str, Any], options: page.PageOptions
@@ -79,6 +74,7 @@ def gather_rankings(
     )
     for order, row in enumerate(rows):
         sums.add(row)
+        # one choice tells: a row holds the tokens of all of its choices, or of none
         has_tokens |= row.choices[0].row.tokens is not None
         # a question has no worst token that would count apart from it
         badness = _badness(row, by)
@@ -99,7 +95,7 @@ def ranking_page(
     n_unusable: int = 0,
 ) -> page.Page:
     """Return the page; `n_unusable` rows of the file could not be read back."""
-    names, totals = page.TokenNames(), found.totals
+    names, totals = page.TokenNames(), found.figures.totals
     scores = [name for name in SCORES if name in totals.n_ordered]
     worst_first = "closeness of the two best choices"
     if totals.n_with_answer:
@@ -124,7 +120,7 @@ def ranking_page(
 
 
 def _notes(found: RankingPageData) -> list[str]:
-    totals, notes = found.totals, list[str]()
+    totals, notes = found.figures.totals, list[str]()
     if not found.has_tokens and totals.n_rows:
         notes.append(
             "The results hold no token losses (--tokens, or --report of rank itself, writes them): "
@@ -139,11 +135,8 @@ def _notes(found: RankingPageData) -> list[str]:
     return notes
 
 
-# -- figures -------------------------------------------------------------------------------------
-
-
 def _figures(found: RankingPageData) -> list[page.Figure]:
-    totals, judged = found.totals, accuracies(found.totals)
+    totals, judged = found.figures.totals, accuracies(found.figures.totals)
     # no accuracy where no answer is known
     main = next((name for name in judged if ACCURACIES[name] == found.by), None)
     figures = []
@@ -189,7 +182,7 @@ def _table(totals: RankTotals, scores: list[str]) -> page.Table:
 
 
 def _charts(found: RankingPageData) -> list[page.Chart]:
-    totals, figures = found.totals, found.figures
+    totals, figures = found.figures.totals, found.figures
     if totals.n_with_answer:
         judged = accuracies(totals)
         by_score = {_LABELS[ACCURACIES[name]]: each for name, each in judged.items()}
@@ -204,9 +197,6 @@ def _charts(found: RankingPageData) -> list[page.Chart]:
             charts.probability_chart(figures.best_probabilities, with_verdicts=False),
         ]
     return [chart for chart in made if chart is not None]
-
-
-# -- questions -----------------------------------------------------------------------------------
 
 
 def _columns(totals: RankTotals, scores: list[str]) -> list[Column]:
@@ -228,18 +218,14 @@ def _section(
 ) -> page.Section:
     row, by = item.row, found.by
     cells: page.TableRow = []
-    if found.totals.n_with_answer:
+    if found.figures.totals.n_with_answer:
         answers = "–" if row.answers is None else ", ".join(map(str, row.answers))
         probability = Cell(confidence.probability_of_right(row))
-        cells = [
-            answers,
-            confidence.verdict_of(row, by) or "–",
-            Cell(confidence.margin_of(row, by)),
-            probability,
-        ]
+        margin = Cell(confidence.margin_of(row, by))
+        cells = [answers, confidence.verdict_of(row, by) or "–", margin, probability]
     cells.append(Cell(confidence.lead_of(row, by)))
     cells += [str(row.orders[name][0]) if name in row.orders else "–" for name in scores]
-    if found.totals.flags:
+    if found.figures.totals.flags:
         cells.append(sequences.flags_text(row.fields.get("flags") or {}))
     question = _question(row, by, names)
     id, source = str(row.fields["id"]), str(row.fields.get("source") or "")

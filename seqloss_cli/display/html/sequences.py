@@ -191,8 +191,6 @@ def cut_sequence(whole: PageSequence, n_tokens: int) -> PageSequence:
     return replace(whole, token_bytes=part, n_left_out=n_left_out, **parts)
 
 
-# -- metrics -------------------------------------------------------------------------------------
-
 _SHORT_KEYS = {"ranks": "r", "entropies": "e"}
 
 
@@ -219,8 +217,6 @@ def lacking_in(panes: Sequence[Pane]) -> list[str]:
     added += [("a", "alternatives (--top-k N)"), ("c", "context lengths (--context-lengths)")]
     return [said for key, said in added if texts and not any(key in data for data in texts)]
 
-
-# -- questions with choices ----------------------------------------------------------------------
 
 _BYTES_A_TOKEN = 4
 """For the size of a prompt, whose tokens are not known."""
@@ -261,9 +257,6 @@ class PageQuestion:
 
 def _n_tokens(choice: RankedChoice) -> int:
     return choice.figures.n_tokens if choice.row.tokens is None else len(choice.row.tokens.losses)
-
-
-# -- sentences about sequences and results -------------------------------------------------------
 
 
 def where_of(sequence: PageSequence) -> str:

@@ -36,9 +36,6 @@ _LONGEST = 48
 """Characters of a stretch of text in a list."""
 
 
-# -- one text ------------------------------------------------------------------------------------
-
-
 def token_pane(
     sequence: PageSequence,
     label: str,
@@ -128,9 +125,6 @@ def _short(value: float | None, digits: int = 9) -> float | None:
     return None if value is None else float(f"{value:.{digits}g}")
 
 
-# -- two models ----------------------------------------------------------------------------------
-
-
 def difference_pane(
     text: bytes, aligned: AlignedLosses, anchors: str, marked: Collection[int]
 ) -> page.Pane:
@@ -154,9 +148,6 @@ def stretches_of(spans: Sequence[TokenSpan], aligned: AlignedLosses) -> list[int
     # by its end: an empty span where a stretch begins is of the one before
     ends = [end for *_, end in aligned.spans]
     return [min(bisect_left(ends, end), len(ends) - 1) for *_, end in spans]
-
-
-# -- HTML ----------------------------------------------------------------------------------------
 
 
 def _spans(
@@ -191,9 +182,6 @@ def span_markup(text: str, classes: str, anchor: str, name: str) -> Markup:
     if mark:
         attributes += f' data-m="{escape(mark)}"'
     return Markup(f"<span {attributes}>{page.escape_text(text)}</span>")
-
-
-# -- lists of tokens and stretches ---------------------------------------------------------------
 
 
 class WorstPlaces:

@@ -101,6 +101,7 @@ def file_bytes(
 ) -> bytes:
     """Return the bytes of a plot's file; `metadata` has a title, a creator and a description."""
     require_matplotlib()
+    # imported here: it takes a second, which no other command should pay
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -156,9 +157,6 @@ def _warnings_to(warn: Callable[[str], None], format: Format) -> Iterator[None]:
             f"warning: the font has no {escape(''.join(lacking))}: boxes stand in their place; "
             "-o FILE.svg keeps them"
         )
-
-
-# -- what all kinds have in common ---------------------------------------------------------------
 
 
 def legend(axes: Axes) -> None:

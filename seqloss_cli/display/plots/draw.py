@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from seqloss_cli.analysis import plot_data
 from seqloss_cli.analysis.confidence import CalibrationBin, CalibrationPlot, CalibrationSeries
@@ -66,19 +66,10 @@ def _labels_of(plot: Plot) -> list[str]:
 
 def draw(plot: Plot, figure: Figure) -> None:
     """Draw the plot on an empty figure."""
-    match plot:
-        case CurvePlot():
-            _draw_curve(plot, figure.subplots())
-        case plot_data.HistogramPlot():
-            _draw_histogram(plot, figure.subplots())
-        case plot_data.PositionPlot():
-            _draw_positions(plot, figure.subplots())
-        case plot_data.ScatterPlot():
-            _draw_scatter(plot, figure.subplots())
-        case plot_data.GroupsPlot():
-            _draw_groups(plot, figure.subplots())
-        case CalibrationPlot():
-            _draw_calibration(plot, figure)
+    if isinstance(plot, CalibrationPlot):
+        _draw_calibration(plot, figure)  # on two axes, one above the other
+    else:
+        _DRAWN_ON_AXES[plot.kind](plot, figure.subplots())
 
 
 def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
@@ -305,3 +296,12 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
         below.set_ylim(bottom=0)
     below.minorticks_off()
     below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")
+
+
+_DRAWN_ON_AXES: dict[str, Callable[[Any, Axes], None]] = {
+    "curve": _draw_curve,
+    "histogram": _draw_histogram,
+    "position": _draw_positions,
+    "scatter": _draw_scatter,
+    "groups": _draw_groups,
+}

@@ -29,9 +29,6 @@ _WITHOUT_BYTES = (
 _OTHER_BYTES = "not coloured: the tokens of the two files spell other bytes"
 
 
-# -- sentences and tables -------------------------------------------------------------------------
-
-
 def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> str:
     """Return which model is lower, by how much and how sure that is, in one sentence.
 
@@ -161,9 +158,6 @@ def _sparkline(values: Sequence[float]) -> str:
     # A flat curve has no range to divide by.
     levels, top = UNICODE.levels, len(UNICODE.levels) - 1
     return "".join(levels[round(top * (v - low) / ((high - low) or 1.0))] for v in values)
-
-
-# -- coloured texts -------------------------------------------------------------------------------
 
 
 def difference_views(

@@ -70,8 +70,6 @@ class Drawing:
         # rich measures lines anew before it prints, and silently cuts what it takes for too long.
         self._console.print(DrawnLines(lambda _: lines), crop=False)
 
-    # -- legend ------------------------------------------------------------------------------
-
     def legend(
         self, what: str = "loss", dim: str = "not scored", noun: str = "token"
     ) -> Iterator[Text]:
@@ -133,8 +131,6 @@ class Drawing:
             line.append(words, style=style)
         yield from self._fitting(line)
 
-    # -- text --------------------------------------------------------------------------------
-
     def text(
         self, text: TokenText, all_tokens: bool, prompt_boundary: int | None = None
     ) -> Iterator[Text]:
@@ -179,8 +175,6 @@ class Drawing:
         """A mark under the first cell that each token has in this line."""
         marks = (self._palette.mark(text.values[part.token]).ljust(part.cells) for part in line)
         return "".join(marks)
-
-    # -- figures -----------------------------------------------------------------------------
 
     def by_position(
         self, values: Sequence[float | None], what: str = "loss", noun: str = "token"

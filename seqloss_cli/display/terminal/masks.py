@@ -50,8 +50,6 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             shown = f"{_OPEN}in brackets{_CLOSE}" if self._marks else "highlighted"
             self._console.print(Text(f"What counts is {shown}; what is masked is not.\n"))
 
-    # -- one sequence -----------------------------------------------------------------------
-
     def _show(self, mask: Mask, sums: MaskTotals) -> None:
         identity, boundary = escape(mask.sequence.sample.id), mask.sequence.prompt_boundary
         self._show_text(mask, f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)")
@@ -138,8 +136,6 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
         identity = escape(mask.sequence.sample.id)
         line = f"{identity}  {sums.n_counted} of {sums.n_tokens} tokens count{differences}"
         self._console.print(Text(line), soft_wrap=True)
-
-    # -- totals -----------------------------------------------------------------------------
 
     def _before_totals(self) -> None:
         """Nothing stands between lines and totals."""

@@ -24,9 +24,6 @@ FULL_LOSS = scales.LOSS_EDGES[-1]
 """Nats: where a sparkline is full, whatever the text, so that two of them can be compared."""
 
 
-# -- characters ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Charset:
     """Characters that figures are made of, and that make white space visible."""
@@ -59,9 +56,6 @@ def charset_of(console: Console) -> Charset:
     # All or none: a picture of both kinds of characters would be read wrongly.
     needed = "".join((UNICODE.levels, UNICODE.bars, UNICODE.fold, *WHITE_SPACE.values()))
     return UNICODE if can_encode(needed, console.encoding) else ASCII
-
-
-# -- colours ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +139,7 @@ def choose_theme(wanted: str, colorfgbg: str | None) -> tuple[scales.Theme, str]
 def _styles(system: str | None, scale: Scale, theme: scales.Theme) -> list[Style]:
     if system == "truecolor":
         return [Style(color=p.text, bgcolor=p.background) for p in scale.true_colours[theme]]
+    # what is neither, as the console of old Windows, has 16 colours
     entries = (scale.entries_256 if system == "256" else scale.entries_16)[theme]
     return [Style.null() if entry is None else _style(*entry) for entry in entries]
 
@@ -154,9 +149,6 @@ def _style(background: int, text: int, underlined: bool) -> Style:
     return Style(
         color=f"color({text})", bgcolor=f"color({background})", underline=underlined or None
     )
-
-
-# -- figures ------------------------------------------------------------------------------------
 
 
 def sparkline(values: Sequence[float | None], width: int, charset: Charset) -> str:

@@ -51,6 +51,7 @@ def _figures(
     yield "sequences", str(totals.n_sequences), f"rejected {n_rejected}" if n_rejected else ""
     yield "scored tokens", str(totals.n_scored), f"of {totals.n_tokens}"
     for name, (label, per) in _FIGURES.items():
+        # totals are exact (rule 1), and known where an interval is not
         estimate, value = group.estimates.get(name), getattr(totals, name)
         if name in _WITHOUT_UNIT:
             yield label, fmt.number(value), fmt.interval(estimate)

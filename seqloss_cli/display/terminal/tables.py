@@ -21,9 +21,6 @@ from seqloss_cli.metrics.words import RegionLosses, WordLosses
 _FOLDS = fmt.FoldRule(head=24, tail=16, around_boundary=4)
 
 
-# -- tokens, words, regions -----------------------------------------------------------------------
-
-
 def token_table(score: SequenceScore, options: TableOptions) -> Table:
     """Return position, token, id, loss, probability, cumulative loss of each token, and every
     quantity of `core.columns` that the score has.
@@ -120,11 +117,10 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
 
 def region_table(found: RegionLosses, options: TableOptions) -> Table:
     """Return name, text, tokens and losses of each region."""
-    columns = {"loss": found.losses, "mean": found.means}
-    if found.corrected is not None:
-        columns["corrected"] = found.corrected
+    columns = {"loss": found.losses, "mean": found.means} | _corrected(found)
     figures = ("tokens", *columns)
     table = fmt.figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
+    parts = zip(found.regions, found.texts, found.n_tokens, *columns.values(), strict=True)
     rows = (
         [
             Text(escape(region.name), style="dim"),
@@ -132,29 +128,28 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
             Text(str(n), style="dim"),
             *_coloured((loss, mean, *corrected), mean, options.unit),
         ]
-        for region, text, n, loss, mean, *corrected in zip(
-            found.regions, found.texts, found.n_tokens, *columns.values(), strict=True
-        )
+        for region, text, n, loss, mean, *corrected in parts
     )
     add_rows(table, rows, len(found.regions), options, "regions")
     return table
 
 
+def _corrected(found: RegionLosses | WordLosses) -> dict[str, list[float | None]]:
+    return {} if found.corrected is None else {"corrected": found.corrected}
+
+
 def word_table(found: WordLosses, options: TableOptions) -> Table:
     """Return bytes, text and losses of each word."""
-    columns = {"loss": found.losses}
-    if found.corrected is not None:
-        columns["corrected"] = found.corrected
+    columns = {"loss": found.losses} | _corrected(found)
     table = fmt.figures_table(f"words, {options.unit}", ("bytes",), ("word",), columns)
+    parts = zip(found.words, found.byte_offsets.tolist(), *columns.values(), strict=True)
     rows = (
         [
             Text(f"{start}–{end}", style="dim"),
             Text(fmt.visible(word), style=fmt.loss_style(loss)),
             *_coloured((loss, *corrected), loss, options.unit),
         ]
-        for word, (start, end), loss, *corrected in zip(
-            found.words, found.byte_offsets.tolist(), *columns.values(), strict=True
-        )
+        for word, (start, end), loss, *corrected in parts
     )
     add_rows(table, rows, len(found.words), options, "words")
     return table
@@ -163,9 +158,6 @@ def word_table(found: WordLosses, options: TableOptions) -> Table:
 def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -> Iterator[Text]:
     """Figures in nats, all in the colour of a loss."""
     return (Text(unit.text(nats), style=fmt.loss_style(loss)) for nats in figures)
-
-
-# -- pairs and chats ------------------------------------------------------------------------------
 
 
 class LineColumn(NamedTuple):

@@ -29,9 +29,6 @@ Weight = Callable[[float], float]
 """Of the values of tokens that share a character, the one that weighs most is shown."""
 
 
-# -- tokens -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class TokenText:
     """N tokens that make up a text, and the values that they are coloured by, in parallel lists."""
@@ -130,8 +127,6 @@ def _spelled(text: str, width: int) -> bytes:
     return raw if len(raw) == width and show_bytes(raw) == text else b""
 
 
-# -- graphemes ----------------------------------------------------------------------------------
-
 # regex's own `\X` would join an invisible character to whatever it follows, and keep it there.
 # Marks and, upon consonants, Korean vowels and finals have no cells of their own.
 _MARKS = r"[\p{M}\u1161-\u11FF]*"
@@ -215,9 +210,6 @@ def _special(char: str, token: int, charset: Charset, show_white_space: bool) ->
     if escaped == char:  # printable, but of no width here, or not in the terminal's encoding
         escaped = char.encode("unicode_escape").decode()
     return Glyph(sign or escaped, token)
-
-
-# -- lines --------------------------------------------------------------------------------------
 
 
 class LinePart(NamedTuple):

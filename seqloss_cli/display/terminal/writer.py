@@ -91,9 +91,6 @@ class TerminalWriter(Generic[Result, Sums]):
         raise NotImplementedError
 
 
-# -- scores -------------------------------------------------------------------------------------
-
-
 class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
     """Shows losses of texts and pairs."""
 
@@ -201,9 +198,6 @@ def _last_cells(text: str, width: int) -> str:
             return text[start:]
         cells -= n
     return ""
-
-
-# -- totals -------------------------------------------------------------------------------------
 
 
 def totals_rows(
