@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,8 +14,6 @@ from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from seqloss_cli.results.files import ResultsFile
 
 EXAMPLES = (
@@ -50,8 +47,8 @@ def objective(ctx: typer.Context) -> None:
 
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
     from seqloss_cli.analysis.json_summaries import objective_json
-    from seqloss_cli.analysis.objective import find_objective, training_step
-    from seqloss_cli.display.terminal.comparisons import comparison_sentence, objective_view
+    from seqloss_cli.analysis.objective import find_objective
+    from seqloss_cli.display.terminal.comparisons import objective_view
     from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.results.runs import TOKENIZER, run_differences
 
@@ -75,17 +72,11 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")
     unit = Unit(given(ctx, ShowSettings).unit == "bits")
-
-    def views() -> Iterator[RenderableType]:
-        steps = [training_step(model) for model in models]
-        yield from objective_view(
-            models, steps, found.totals, found.means, found.best, options.confidence, unit
-        )
-        if found.lead is not None:
-            yield comparison_sentence(found.lead, models, unit)
-
     data = given(ctx, ModelArguments).data or []
-    r.write_summary(ctx, objective_json(found, files, data, options), views)
+    r.write_summary(
+        ctx, objective_json(found, files, data, options),
+        lambda: objective_view(found, models, options.confidence, unit),
+    )  # fmt: skip
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
     if n_rejected or found.best is None:

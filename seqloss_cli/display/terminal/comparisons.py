@@ -11,6 +11,7 @@ from rich.text import Text
 
 from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
 from seqloss_cli.analysis.joining import LossesOnBytes, align
+from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
@@ -18,8 +19,7 @@ from seqloss_cli.display.terminal.formatting import HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
 from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
-from seqloss_cli.metrics.intervals import Estimate, interval_notes
-from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.metrics.intervals import interval_notes
 from seqloss_cli.results.schema.scores import ResultRow
 
 _WITHOUT_TOKENS = "not coloured: a file was written without tokens (leave out --no-tokens)"
@@ -117,39 +117,38 @@ def _where(pair: Comparison, names: Sequence[str], unit: Unit) -> Iterator[Rende
 
 
 def objective_view(
-    names: Sequence[str],
-    steps: Sequence[int | None],
-    totals: Sequence[Totals],
-    estimates: Sequence[Estimate],
-    best: int | None,
-    confidence: float,
-    unit: Unit,
+    found: Objective, names: Sequence[str], confidence: float, unit: Unit
 ) -> Iterator[RenderableType]:
-    """Yield a line for each checkpoint, and the curve over training steps."""
+    """Yield a line for each checkpoint, the curve over training steps, and the best one's lead."""
+    steps = [training_step(name) for name in names]
     figures = ("step", "total loss", "per token", "interval", "above least")
     title = f"total loss over the data set, {unit}"
     table = fmt.figures_table(title, (), ("checkpoint",), figures)
-    least = None if best is None else totals[best].total_loss
-    for n, (name, step, sums, mean) in enumerate(zip(names, steps, totals, estimates, strict=True)):
+    least = None if found.best is None else found.totals[found.best].total_loss
+    checkpoints = zip(names, steps, found.totals, found.means, strict=True)
+    for n, (name, step, sums, mean) in enumerate(checkpoints):
         total = sums.total_loss
         above = None if total is None or least is None else total - least
         table.add_row(
-            Text(escape(name), style="bold green" if n == best else ""),
+            Text(escape(name), style="bold green" if n == found.best else ""),
             "-" if step is None else str(step),
             unit.text(total, 3),
             unit.text(sums.mean_loss),
             unit.interval(mean),
-            Text("← least" if n == best else unit.text(above, 3)),
+            Text("← least" if n == found.best else unit.text(above, 3)),
         )
-    notes = interval_notes(estimates[0], totals[0].n_sequences)
-    table.caption = Text("; ".join([f"{100 * confidence:g}%", estimates[0].method, *notes]))
+    first = found.means[0]
+    notes = interval_notes(first, found.totals[0].n_sequences)
+    table.caption = Text("; ".join([f"{100 * confidence:g}%", first.method, *notes]))
     yield table
-    known = zip(steps, totals, strict=True)
+    known = zip(steps, found.totals, strict=True)
     curve = sorted((s, t.mean_loss) for s, t in known if s is not None and t.mean_loss is not None)
     if len(curve) > 1:
         means = [mean for _, mean in curve]
         ends = f"{unit.text(means[0])} to {unit.text(means[-1])} {unit} per token"
         yield Text(f"steps {curve[0][0]} to {curve[-1][0]}  {_sparkline(means)}  {ends}")
+    if found.lead is not None:
+        yield comparison_sentence(found.lead, names, unit)
 
 
 def _sparkline(values: Sequence[float]) -> str:
