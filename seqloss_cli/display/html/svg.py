@@ -104,12 +104,18 @@ def bar(
 
 def y_axis(frame: Frame, label: str, percent: bool = False) -> list[Markup]:
     """Return lines across the drawing with their figures; `label` says the unit."""
-    parts = [text(frame.left - 38, frame.top - 13, label, "label", "start")]
+    figures = []
     for value in ticks(frame.y_low, frame.y_high, 4):
+        brief = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        figures.append((value, f"{brief}%" if percent else brief))
+    return _y_figures(frame, label, figures)
+
+
+def _y_figures(frame: Frame, label: str, figures: Iterable[tuple[float, str]]) -> list[Markup]:
+    parts = [text(frame.left - 38, frame.top - 13, label, "label", "start")]
+    for value, shown in figures:
         y = frame.y(value)
         parts.append(line(frame.left, y, frame.right, y, "grid"))
-        brief = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-        shown = f"{brief}%" if percent else brief
         parts.append(text(frame.left - 6, y + 4, shown, "", "end"))
     return parts
 
@@ -118,12 +124,9 @@ def y_axis_of_losses(frame: Frame, label: str) -> list[Markup]:
     """Return the axis in nats and its twin in bits."""
     nats = y_axis(frame, f"{label}, nats")
     # round figures in bits stand at other heights than those in nats
-    bits = [text(frame.left - 38, frame.top - 13, f"{label}, bits", "label", "start")]
-    for value in ticks(frame.y_low / NATS_PER_BIT, frame.y_high / NATS_PER_BIT, 4):
-        y = frame.y(value * NATS_PER_BIT)
-        bits.append(line(frame.left, y, frame.right, y, "grid"))
-        bits.append(text(frame.left - 6, y + 4, f"{value:.3g}", "", "end"))
-    return _two_units(nats, bits)
+    values = ticks(frame.y_low / NATS_PER_BIT, frame.y_high / NATS_PER_BIT, 4)
+    figures = [(value * NATS_PER_BIT, f"{value:.3g}") for value in values]
+    return _two_units(nats, _y_figures(frame, f"{label}, bits", figures))
 
 
 def x_axis_of_losses(frame: Frame, label: str) -> list[Markup]:

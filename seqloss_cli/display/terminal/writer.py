@@ -14,16 +14,8 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
+from seqloss_cli.display.terminal import tables
 from seqloss_cli.display.terminal.formatting import TableOptions, Unit
-from seqloss_cli.display.terminal.tables import (
-    LineColumn,
-    chain_rule_table,
-    pair_line,
-    region_table,
-    token_table,
-    turn_table,
-    word_table,
-)
 from seqloss_cli.metrics.chain_rule import boundary_difference, pointwise_mutual_information
 from seqloss_cli.metrics.totals import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.metrics.words import region_losses, word_losses
@@ -95,20 +87,20 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
     """Shows losses of texts and pairs."""
 
     def _show(self, score: SequenceScore, totals: Totals) -> None:
-        options, tables = self._options, list[Table]()
+        options, below = self._options, list[Table]()
         self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
         if (boundary := score.sequence.prompt_boundary) is not None:
             if boundary.turns:
-                tables.append(turn_table(score, options))
-            tables.append(chain_rule_table(score, totals, options))
+                below.append(tables.turn_table(score, options))
+            below.append(tables.chain_rule_table(score, totals, options))
         if options.words and (words := word_losses(score, options.marks)):
-            tables.append(word_table(words, options))
+            below.append(tables.word_table(words, options))
             flags |= words.flags
         if (regions := region_losses(score, options.marks)) is not None:
-            tables.append(region_table(regions, options))
+            below.append(tables.region_table(regions, options))
             flags |= regions.flags
-        for table in tables:
+        for table in below:
             self._console.print()
             self._console.print(table)
         if flags:
@@ -116,7 +108,7 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         self._console.print()
 
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
-        self._console.print(token_table(score, self._options))
+        self._console.print(tables.token_table(score, self._options))
 
     def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
         columns = self._columns(score, totals)
@@ -133,15 +125,15 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         name, style = escape(score.sequence.sample.id), fmt.loss_style(totals.mean_loss)
         self._print_line(name, figures, fmt.counts_text(flags), style)
 
-    def _columns(self, score: SequenceScore, totals: Totals) -> list[LineColumn]:
+    def _columns(self, score: SequenceScore, totals: Totals) -> list[tables.LineColumn]:
         if score.sequence.prompt_boundary is not None:
-            return pair_line(score, totals, self._options)
+            return tables.pair_line(score, totals, self._options)
         return [
-            LineColumn("tokens", 8, str(totals.n_tokens)),
-            LineColumn("scored", 8, str(totals.n_scored)),
-            LineColumn("total loss", 12, self._unit.text(totals.total_loss, 3)),
-            LineColumn("mean", 9, self._unit.text(totals.mean_loss)),
-            LineColumn("bits/byte", 10, fmt.number(totals.bits_per_byte)),
+            tables.LineColumn("tokens", 8, str(totals.n_tokens)),
+            tables.LineColumn("scored", 8, str(totals.n_scored)),
+            tables.LineColumn("total loss", 12, self._unit.text(totals.total_loss, 3)),
+            tables.LineColumn("mean", 9, self._unit.text(totals.mean_loss)),
+            tables.LineColumn("bits/byte", 10, fmt.number(totals.bits_per_byte)),
         ]
 
     def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
