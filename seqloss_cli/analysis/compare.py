@@ -138,8 +138,8 @@ class _PairSums:
     b: array[float] = field(default_factory=lambda: array("d"))
     units: array[float] = field(default_factory=lambda: array("d"))
     clusters: array[int] = field(default_factory=lambda: array("q"))
-    only: tuple[Floats, Floats] | None = None
-    """Token losses of both, (tokens) nats, while there is one document."""
+    only: Floats | None = None
+    """B - A of its tokens, (tokens) nats, while there is one document."""
     notes: list[str] = field(default_factory=list)
     documents: Top = field(init=False)
     tokens: Top = field(init=False)
@@ -165,7 +165,7 @@ class _PairSums:
 
     def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
         if len(self.a) == 1:
-            self.only = (a.losses[a.counted], b.losses[b.counted])
+            self.only = b.losses[b.counted] - a.losses[a.counted]
         # an infinite loss has no place here: such rows are not comparable
         differences = np.where(a.counted & b.counted, b.losses - a.losses, 0.0)
         for place in highest(np.abs(differences), self.options.n_extremes):
@@ -247,7 +247,10 @@ def _comparison(
             for y in (a, b)
         ]
     if len(a) == 1 and collected.only is not None:
-        difference = bootstrap = _of_one_text(*collected.only, options)
+        block = resampling.default_block(len(collected.only))
+        difference = bootstrap = resampling.block_bootstrap(
+            collected.only, block, options.bootstrap, options.seed, options.confidence
+        )
     return Comparison(
         first=pair[0],
         second=pair[1],
@@ -281,13 +284,6 @@ def _is_significant(difference: Estimate, p: float, alpha: float, n: int) -> boo
     if abs(difference.value) <= TIE:
         return False
     return not difference.low <= 0 <= difference.high and (p < alpha or n == 1)
-
-
-def _of_one_text(a: Floats, b: Floats, options: CompareOptions) -> Estimate:
-    block = resampling.default_block(len(a))
-    return resampling.block_bootstrap(
-        b - a, block, options.bootstrap, options.seed, options.confidence
-    )
 
 
 def _correlation(a: Floats, b: Floats) -> float | None:

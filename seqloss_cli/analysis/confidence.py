@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ from seqloss_cli.results.schema.rankings import RankedRow
 from seqloss_cli.results.schema.scores import ResultRow
 
 _RESAMPLES = 2000
+_Document = tuple[Floats, Floats, int]
+"""Confidences and correct ones of n tokens, (n) each; the document or cluster that is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +97,31 @@ def calibration_plot(
 ) -> CalibrationPlot:
     """Return a series for each file; raises UsageError where rows have no alternatives."""
     series, n_without = [], 0
-    equal_width = np.arange(options.n_bins + 1) / options.n_bins
     for label, rows in zip(labels, files, strict=True):
         # numbered for each file: its intervals know of its own documents only
         clusters = Clusters(options.cluster)
-        sums = _TokensOfDocuments() if options.by_mass else _BinSums(equal_width)
-        for number, row in enumerate(rows):
-            cluster = clusters.number(row)
-            if row.totals.n_scored:
-                sums.add(*_top1_of(row), cluster if options.cluster else number)
+        documents: Iterable[_Document] = _documents(rows, clusters, bool(options.cluster))
+        edges = np.arange(options.n_bins + 1) / options.n_bins
+        if options.by_mass:
+            # bins of equal mass are not known before the last token: all are kept
+            documents = list(documents)
+            confidences = [np.empty(0), *(each for each, _, _ in documents)]
+            edges = edges_of_mass(np.concatenate(confidences), options.n_bins)
+        sums = _BinSums(edges)
+        for document in documents:
+            sums.add(*document)
         series.append(sums.series(label, options))
         n_without += clusters.n_without
     return CalibrationPlot("mass" if options.by_mass else "width", series, n_without)
+
+
+def _documents(
+    rows: Iterable[ResultRow], clusters: Clusters, by_cluster: bool
+) -> Iterator[_Document]:
+    for number, row in enumerate(rows):
+        cluster = clusters.number(row)
+        if row.totals.n_scored:
+            yield *_top1_of(row), cluster if by_cluster else number
 
 
 def _top1_of(row: ResultRow) -> tuple[Floats, Floats]:
@@ -202,23 +217,6 @@ def _bin(
     total = math.fsum(n.tolist())
     confidence = math.fsum(parts.confidence[here].tolist()) / total
     return CalibrationBin(low, high, int(total), confidence, accuracy)
-
-
-class _TokensOfDocuments:
-    """All tokens of a file: bins of equal mass are not known before the last of them."""
-
-    def __init__(self) -> None:
-        self._documents: list[tuple[Floats, Floats, int]] = []
-
-    def add(self, confidences: Floats, correct: Floats, unit: int) -> None:
-        self._documents.append((confidences, correct, unit))
-
-    def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
-        everything = [confidences for confidences, _, _ in self._documents]
-        sums = _BinSums(edges_of_mass(np.concatenate([np.empty(0), *everything]), options.n_bins))
-        for document in self._documents:
-            sums.add(*document)
-        return sums.series(label, options)
 
 
 def main_score(run: Mapping[str, Any]) -> str:

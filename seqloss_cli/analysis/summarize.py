@@ -155,7 +155,8 @@ class Summarizer:
         cluster = self._clusters.number(row)
         if row.totals.n_scored:
             # only one document is resampled by blocks; kept for all, losses would fill the memory
-            self._only = None if self._whole.losses else _counted(row)
+            is_first, tokens = not self._whole.losses, row.tokens
+            self._only = tokens.losses[tokens.counted] if is_first and tokens else None
         self._whole.add(row, cluster)
         if self._options.by:
             value = row.field(self._options.by)
@@ -263,11 +264,6 @@ def _of_one_text(losses: Floats, options: SummaryOptions) -> intervals.Estimate:
     if not np.isfinite(losses).all():
         return intervals.unknown(None, 1, "no interval: an infinite loss")
     return resampling.block_bootstrap(losses, block, resamples, options.seed, options.confidence)
-
-
-def _counted(row: ResultRow) -> Floats | None:
-    tokens = row.tokens
-    return None if tokens is None else tokens.losses[tokens.counted]
 
 
 def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:
