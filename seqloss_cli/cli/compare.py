@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import argument, record
@@ -156,6 +161,7 @@ def _texts(
     from seqloss_cli.display.terminal.comparisons import difference_views
     from seqloss_cli.display.terminal.formatting import Unit
 
+    # Texts were not kept while all rows were compared: these few documents are read again.
     again = r.ResultsReader([r.open_one(path) for path in paths])
     rows = [again.rows(file, quiet=True) for file in again.files]
     documents = documents_of(rows, found, same_tokens)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.options import only, quantities
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
-from seqloss_cli.cli.score import write_scores
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    PairPolicy,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
 )
+from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli.score import write_scores
+from seqloss_cli.core import policies as p
 
 EXAMPLES = (
     'seqloss cond --prompt "The list is" --response " sorted in place."',
@@ -28,17 +25,17 @@ EXAMPLES = (
 
 @with_options(
     only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
-    only(PairPolicy, "separator"),
-    only(Reading, "keep_meta", "limit", "max_bytes"),
+    only(p.PairPolicy, "separator"),
+    only(p.Reading, "keep_meta", "limit", "max_bytes"),
     only(i.TextArguments, "regions"),
     only(i.PairArguments, "chat", "chat_template"),
-    only(PairPolicy, "turns", "end_of_turn"),
-    ModelChoice,
-    TokenPolicy,
-    only(WindowChoice, "context"),
-    only(PairPolicy, "boundary", "truncate", "pmi", "marginal"),
-    only(BatchPolicy, "share_prefix", "tokens"),
-    SpeedPolicy,
+    only(p.PairPolicy, "turns", "end_of_turn"),
+    p.ModelChoice,
+    p.TokenPolicy,
+    only(p.WindowChoice, "context"),
+    only(p.PairPolicy, "boundary", "truncate", "pmi", "marginal"),
+    only(p.BatchPolicy, "share_prefix", "tokens"),
+    p.SpeedPolicy,
     quantities(),
     ShowSettings,
     OutputSettings,

@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import refuse_second_output
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, option, record
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    DtypeChoice,
-    ModelChoice,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import TeacherWriter
@@ -48,7 +45,7 @@ class ReferenceSettings:
     teacher: str | None = option(
         None, "--teacher", REFERENCE, "Checkpoint whose distributions are gold; or its FILE."
     )
-    teacher_dtype: DtypeChoice | None = option(
+    teacher_dtype: p.DtypeChoice | None = option(
         None, "--teacher-dtype", REFERENCE, "The teacher's; else --dtype."
     )
     teacher_adapter: str | None = option(
@@ -76,13 +73,13 @@ class ReferenceSettings:
 
 @with_options(
     only(i.TextArguments, "files", "text"),
-    Reading,
+    p.Reading,
     ReferenceSettings,
-    ModelChoice,
-    TokenPolicy,
-    WindowChoice,
-    only(BatchPolicy, "tokens"),
-    only(SpeedPolicy, "compile"),
+    p.ModelChoice,
+    p.TokenPolicy,
+    p.WindowChoice,
+    only(p.BatchPolicy, "tokens"),
+    only(p.SpeedPolicy, "compile"),
     only(ShowSettings, "unit", "all_tokens", "summary"),
     only(OutputSettings, "json", "jsonl", "format"),
     only(OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
@@ -188,7 +185,7 @@ def _saving(ctx: typer.Context, teacher: TeacherScorer) -> Iterator[TeacherWrite
     if path is None:
         yield None
         return
-    with open_sink(path, ctx.params["force"], warn=say) as sink:
+    with open_sink(path, given(ctx, OutputSettings).force, warn=say) as sink:
         saved = TeacherWriter(sink, teacher.file_header(top_k), str(teacher.run_info().model))
         yield saved
         saved.end()

@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    PairPolicy,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -59,17 +56,17 @@ class MaskSettings:
 
 @with_options(
     only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
-    only(PairPolicy, "separator"),
-    only(Reading, "keep_meta", "limit", "max_bytes"),
+    only(p.PairPolicy, "separator"),
+    only(p.Reading, "keep_meta", "limit", "max_bytes"),
     MaskSettings,
     only(i.PairArguments, "chat", "chat_template"),
-    only(PairPolicy, "turns", "end_of_turn"),
-    ModelChoice,
-    TokenPolicy,
-    only(WindowChoice, "context"),
-    only(PairPolicy, "boundary", "truncate"),
-    only(BatchPolicy, "tokens"),
-    SpeedPolicy,
+    only(p.PairPolicy, "turns", "end_of_turn"),
+    p.ModelChoice,
+    p.TokenPolicy,
+    only(p.WindowChoice, "context"),
+    only(p.PairPolicy, "boundary", "truncate"),
+    only(p.BatchPolicy, "tokens"),
+    p.SpeedPolicy,
     only(ShowSettings, "unit", "all_tokens", "summary", "view", "theme", "show_whitespace"),
     only(OutputSettings, "json", "jsonl", "format"),
     only(OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
@@ -97,7 +94,7 @@ def mask(ctx: typer.Context) -> None:
     _refuse(ctx, choice, names)
     items, pairs = i.pair_items(ctx, names, stats), i.pair_policy(ctx)
     source, check = _source(ctx, settings, pairs), settings.check
-    labels = LabelFile(check, given(ctx, Reading).max_bytes) if check else None
+    labels = LabelFile(check, given(ctx, p.Reading).max_bytes) if check else None
     trainer = _trainer(settings, pairs, source.tokenization)
     name = None if trainer is None else TRAINER_NAME
     command = Command(
@@ -124,7 +121,7 @@ def _refuse(ctx: typer.Context, choice: OutputChoice, names: list[str]) -> None:
         raise UsageError(f"--check {check}: no such file")
 
 
-def _source(ctx: typer.Context, settings: MaskSettings, pairs: PairPolicy) -> Scorer | PairTokens:
+def _source(ctx: typer.Context, settings: MaskSettings, pairs: p.PairPolicy) -> Scorer | PairTokens:
     """Return what makes sequences of the inputs: with --loss a scorer, else a tokenizer alone."""
     from seqloss_cli.cli.settings import (
         load_scorer,
@@ -136,13 +133,18 @@ def _source(ctx: typer.Context, settings: MaskSettings, pairs: PairPolicy) -> Sc
 
     if settings.loss:
         return load_scorer(ctx, pairs)
+    # Where there is a tokenizer of its own, no model has to be named, nor its default reported.
     choice = tokenizer_choice(ctx) or model_choice(ctx)
-    tokens = PairTokens(choice, given(ctx, TokenPolicy), pairs, given(ctx, WindowChoice).context)
+    tokens = PairTokens(
+        choice, given(ctx, p.TokenPolicy), pairs, given(ctx, p.WindowChoice).context
+    )
     say_warnings(tokens.warnings)
     return tokens
 
 
-def _trainer(settings: MaskSettings, pairs: PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
+def _trainer(
+    settings: MaskSettings, pairs: p.PairPolicy, tokens: Tokenization
+) -> TrlTrainer | None:
     from seqloss_cli.tokenization.trl import TrlTrainer
 
     if settings.like is None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, ShowSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
 
 if TYPE_CHECKING:

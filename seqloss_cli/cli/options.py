@@ -64,6 +64,7 @@ def _parameter(field: OptionField, text: str | None = None) -> tuple[Any, Any]:
             ... if declared.required else None, metavar=declared.metavar, help=declared.help
         )
     else:
+        # The record reads the text itself: `--batch-tokens auto` is no number.
         if declared.kind is not None:
             kind, default = declared.kind, declared.kind(default)
         about = _typer_option(declared, False if field.is_negative else default, field, text)

@@ -1,4 +1,4 @@
-"""Where results go and what they hold: from options to a format, and to the writer of a run."""
+"""The output of a run: what is refused, and the options of rows, tables and coloured texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import typer
 from rich.console import Console
 
+from seqloss_cli.cli.commands import ShowSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_typed
-from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS, TokenColumn
 from seqloss_cli.core.errors import UsageError
@@ -29,12 +29,13 @@ from seqloss_cli.results.sinks import earlier_output
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 TABLE = "table"
-_FILE_WIDTH = 120  # columns of tables that go to a file
+_FILE_WIDTH = 120
+"""Columns of tables that go to a file: no terminal says how wide they may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputChoice:
-    """Where results go and what they hold, as the options of a command ask for it."""
+    """The place, format and contents of results, as the options of a command ask for them."""
 
     command: str
     format: Format | None
@@ -51,16 +52,16 @@ class OutputChoice:
     strict: bool
     pmi: bool
     level: str = ""
-    """What a line of CSV is."""
+    """The unit of a line of CSV, such as `token`."""
     columns: tuple[TokenColumn, ...] = ()
-    """What was asked for of each token beside its loss."""
+    """Quantities of each token that are asked for beside its loss."""
     resume: bool = False
     word_correction: bool = False
     regions: bool = False
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
     beside: Path | None = None
-    """Where the rows go a second time, as JSONL with texts and tokens: for a page of them."""
+    """A second file of the rows, JSONL with texts and tokens: for a page of them."""
 
     @property
     def format_name(self) -> str:
@@ -187,6 +188,7 @@ def console(path: Path | None, sink: BinaryIO) -> Console:
     if path is not None:
         text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
         return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal shows \\u2026, not a traceback
+    # A terminal of ASCII is to show \\u2026, and not a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return _Console(markup=False, highlight=False, emoji=False)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import typer
 
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import INTERVALS, StatisticsSettings, check_place
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import PAPER, SHOW, option, record
@@ -115,6 +120,7 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
     if path.suffix.removeprefix(".") not in get_args(Format):
         raise UsageError(f"-o {path}: its extension names no format of plots: .svg, .png or .pdf")
     check_place(context, results)
+    # Numbers take minutes to be made of large files: what they cannot be drawn with shows first.
     require_matplotlib()
 
 

@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
+)
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.cli.results_io import refuse_second_output
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, option, record
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    PairPolicy,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -44,7 +41,7 @@ By = Literal["sum", "token", "byte", "char", "pmi", "mutual_information"]
 
 @record
 class RankSettings:
-    """How choices are ordered, and what is written of them."""
+    """The order of choices, and the rows that are written of them."""
 
     by: By = option("sum", "--by", SHOW, "Score that orders tables and n-best lists.")
     output_ranked: Path | None = option(
@@ -67,17 +64,17 @@ class RankSettings:
     only(i.ChoiceArguments, "response"),
     only(i.PairArguments, "prompt_field"),
     only(i.ChoiceArguments, "no_prompt", "choices_field", "answer_field", "answer"),
-    only(PairPolicy, "separator"),
-    only(Reading, "keep_meta", "limit", "max_bytes"),
+    only(p.PairPolicy, "separator"),
+    only(p.Reading, "keep_meta", "limit", "max_bytes"),
     only(i.PairArguments, "chat", "chat_template"),
-    only(PairPolicy, "end_of_turn"),
-    ModelChoice,
-    TokenPolicy,
-    only(WindowChoice, "context"),
-    only(PairPolicy, "boundary", "truncate"),
-    only(PairPolicy, "pmi", pmi="Score responses without the prompt, too."),
-    only(BatchPolicy, "share_prefix", "tokens"),
-    SpeedPolicy,
+    only(p.PairPolicy, "end_of_turn"),
+    p.ModelChoice,
+    p.TokenPolicy,
+    only(p.WindowChoice, "context"),
+    only(p.PairPolicy, "boundary", "truncate"),
+    only(p.PairPolicy, "pmi", pmi="Score responses without the prompt, too."),
+    only(p.BatchPolicy, "share_prefix", "tokens"),
+    p.SpeedPolicy,
     only(RankSettings, "by"),
     only(ShowSettings, "unit", "all_tokens", "summary"),
     only(RankSettings, "output_ranked"),
@@ -102,11 +99,14 @@ def rank(ctx: typer.Context) -> None:
 
     choice = output_choice(ctx)
     _refuse(ctx, choice)
-    choice = replace(choice, tokens=choice.tokens or ctx.params["report"] is not None)
+    # A page shows the losses of choices' tokens, whatever -o's rows are to hold.
+    has_page = given(ctx, OutputSettings).report is not None
+    choice = replace(choice, tokens=choice.tokens or has_page)
     with page_after(ctx, choice, "Preferences of") as choice:
         with _ranked_rows(ctx) as ranked:
             exit_code = _rank(ctx, choice, ranked)
-        if exit_code:  # once both files are whole
+        # Only now: --output-ranked is to be whole, too.
+        if exit_code:
             raise typer.Exit(exit_code)
 
 
@@ -122,15 +122,16 @@ def _rank(ctx: typer.Context, choice: OutputChoice, ranked: RankedRows | None) -
     from seqloss_cli.results.schema.rankings import ranking_rows
     from seqloss_cli.scoring.tasks import rank_task
 
-    values, names, stats = ctx.params, i.choice_names(ctx), ReadStats()
-    items, by = i.choice_items(ctx, names, stats), str(values["by"])
+    names, stats, by = i.choice_names(ctx), ReadStats(), given(ctx, RankSettings).by
+    items = i.choice_items(ctx, names, stats)
     scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
     reading = described(names or ["<choices>"], i.choice_reading(ctx))
     rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
-    rows |= {"summary": choice.summary, "pmi": values["pmi"], "by": by}
-    rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if values["pmi"] else -2]}
+    rows |= {"summary": choice.summary, "pmi": choice.pmi, "by": by}
+    # The last two scores need the responses alone.
+    rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if choice.pmi else -2]}
     command = Command(
-        rank_task(scorer, values["pmi"]),
+        rank_task(scorer, choice.pmi),
         ranking_rows,
         lambda console, options: RankTableWriter(console, options, by),
     )
@@ -142,32 +143,32 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
     """Raises UsageError for what this command cannot do, before anything is loaded."""
     from seqloss_cli.cli.report_option import refuse_page
 
-    values, ranked = ctx.params, given(ctx, RankSettings).output_ranked
+    ranked, page = given(ctx, RankSettings).output_ranked, given(ctx, OutputSettings).report
     refuse_page(ctx, choice, {"--output-ranked": ranked})
-    page: Path | None = values["report"]
-    for text in (values["prompt"], *(values["response"] or ())):
-        name = Path((text or "").removeprefix("@"))
-        if page and text and text.startswith("@") and name.absolute() == page.absolute():
+    prompt, choices = given(ctx, i.PairArguments).prompt, given(ctx, i.ChoiceArguments)
+    responses, answer = choices.response or [], choices.answer
+    for text in (prompt or "", *responses):
+        path = Path(text.removeprefix("@"))
+        if page and text.startswith("@") and path.absolute() == page.absolute():
             raise UsageError(f"--report {page} is one of the inputs: name another file")
-    if values["answer"] is not None and values["prompt"] is not None:
-        n = len(values["response"] or [])
-        if values["answer"] >= n:
-            raise UsageError(f"--answer {values['answer']}: there are {n} responses, from 0 on")
+    if answer is not None and prompt is not None and answer >= len(responses):
+        raise UsageError(f"--answer {answer}: there are {len(responses)} responses, from 0 on")
     refuse_second_output("--output-ranked", ranked, choice.path, choice.force)
 
 
 @contextmanager
 def _ranked_rows(ctx: typer.Context) -> Iterator[RankedRows | None]:
-    """Where re-ordered rows go, if they are asked for."""
+    """The writer of re-ordered rows, if they are asked for."""
     from seqloss_cli.results.schema.rankings import RankedRows
     from seqloss_cli.results.sinks import open_sink
 
-    path: Path | None = ctx.params["output_ranked"]
+    settings = given(ctx, RankSettings)
+    path = settings.output_ranked
     if path is None:
         yield None
         return
-    with open_sink(path, ctx.params["force"], warn=say) as sink:
-        rows = RankedRows(sink, str(ctx.params["by"]))
+    with open_sink(path, given(ctx, OutputSettings).force, warn=say) as sink:
+        rows = RankedRows(sink, settings.by)
         yield rows
         if rows.n_unordered:
             say(f"warning: {rows.n_unordered} rows of {path} have no order by {rows.by}")

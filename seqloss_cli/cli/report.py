@@ -5,10 +5,9 @@ from __future__ import annotations
 import typer
 
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, OutputSettings, with_options
 from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings
 from seqloss_cli.cli.results_io import refuse_outputs
 from seqloss_cli.core.options import SHOW, option, record
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from seqloss_cli.cli.commands import OutputSettings
+from seqloss_cli.cli.options import given
 from seqloss_cli.cli.results_io import refuse_outputs
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -25,7 +28,7 @@ def refuse_page(
 
     `others` are files of the command, by flag, whose place it would take.
     """
-    path: Path | None = context.params["report"]
+    path = given(context, OutputSettings).report
     if path is None:
         return
     refuse_outputs(path, choice.force, context.params.get("files") or ())
@@ -43,12 +46,13 @@ def page_after(
     The page is made of -o's file where that holds all, else of rows that are written a second
     time; its title then begins with `what`.
     """
-    path: Path | None = context.params["report"]
+    path = given(context, OutputSettings).report
     if path is None:
         yield choice
         return
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
         format = choice.format
+        # Rows of -o will do where they can be read back: they are written once then.
         read_back = format is not None and format.read is not None and not choice.summary
         rows = choice.path if read_back else None
         called = "" if rows is None else str(rows)
@@ -61,7 +65,7 @@ def page_after(
         # Some inputs were rejected: the page is made of the others, and the exit code stays.
         except typer.Exit as stop:
             code = stop.exit_code
-        title = None if called else f"{what} {context.params.get('model') or 'demo'}"
+        title = None if called else f"{what} {given(context, ModelChoice).name or DEFAULT_MODEL}"
         _write(rows, called, path, choice.force, title)
         if code:
             raise typer.Exit(code)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import OutputSettings
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.options import POLICIES, SHOW, STATISTICS, argument, option, record
 
@@ -238,9 +238,9 @@ def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
 
 def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
     """Raises UsageError where -o names a file that is taken or is one of the inputs."""
-    path: Path | None = context.params["output"]
-    if path is not None:
-        refuse_outputs(path, context.params["force"], inputs)
+    output = given(context, OutputSettings)
+    if output.output is not None:
+        refuse_outputs(output.output, output.force, inputs)
 
 
 def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
@@ -272,13 +272,12 @@ def write_summary(
     from seqloss_cli.cli.output import console
     from seqloss_cli.results.sinks import open_sink
 
-    path: Path | None = context.params["output"]
-    as_json = wants_json(context)
-    with open_sink(path, context.params["force"], warn=say) as sink:
+    output, as_json = given(context, OutputSettings), wants_json(context)
+    with open_sink(output.output, output.force, warn=say) as sink:
         if as_json:
             sink.write(summary_bytes(report))
             return
-        terminal = console(path, sink)
+        terminal = console(output.output, sink)
         for n, view in enumerate(views()):
             if n:
                 terminal.print()
@@ -288,9 +287,10 @@ def write_summary(
 
 def wants_json(context: typer.Context) -> bool:
     """--json, or a file of that name. Raises UsageError when the extension of -o says neither."""
-    path: Path | None = context.params["output"]
-    if context.params["json"] or path is None or path.suffix == ".txt":
-        return bool(context.params["json"])
+    output = given(context, OutputSettings)
+    path = output.output
+    if output.json or path is None or path.suffix == ".txt":
+        return output.json
     if path.suffix == ".json":
         return True
     raise UsageError(f"-o {path}: its extension names no format; use .json or .txt, or say --json")

@@ -33,7 +33,8 @@ class HasSample(Protocol):
     """A result, or an input that was read again."""
 
     @property
-    def sample(self) -> Sample: ...
+    def sample(self) -> Sample:
+        """The input."""
 
 
 Result = TypeVar("Result", bound=HasSample)
@@ -54,19 +55,19 @@ class Command(Generic[Result, Sums, Entry]):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is scored, and how it is told of."""
+    """The inputs of a run."""
 
     items: Iterable[Sample | Rejected]
     stats: ReadStats
     names: Sequence[str]
-    """Of files, for the progress bar."""
+    """Files, for the progress bar."""
     reading: Mapping[str, Any] | None
-    """How items are read, for the run's record."""
+    """The way items are read, for the run's record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[Sums]):
-    """What a results file holds at the end."""
+    """The contents of a results file at its end."""
 
     totals: Sums
     n_sequences: int
@@ -106,6 +107,7 @@ def run(
         kept = _resume(sink, record, rows, command.task.nothing, choice) if choice.resume else None
         own = _writer(command, rows, sink, choice)
         beside = _beside(command, record, choice, stack)
+        # One writer is called as it is: around short rows each call is felt.
         writer = Together(own, *also, *beside) if also or beside else own
         written = write_all(command.task, inputs, record, writer, bar, kept, choice.strict)
     _say_what_was_written(written, inputs.stats, choice)
@@ -188,6 +190,7 @@ def write_all(
         if kept is None:
             writer.begin(record)
         for result in results:
+            # Results and bar may share the terminal: a table would be written across the bar.
             bar.make_way()
             if isinstance(result, Rejected):
                 n_rejected += 1

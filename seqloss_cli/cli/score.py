@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
-from seqloss_cli.cli.options import only, quantities
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
+from seqloss_cli.cli.commands import (
+    CONFIG,
+    OtherSettings,
+    OutputSettings,
+    ShowSettings,
+    with_options,
 )
+from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.core import policies as p
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -34,13 +32,13 @@ EXAMPLES = (
 
 @with_options(
     only(i.TextArguments, "files", "text"),
-    Reading,
+    p.Reading,
     only(i.TextArguments, "regions"),
-    ModelChoice,
-    TokenPolicy,
-    WindowChoice,
-    only(BatchPolicy, "tokens"),
-    SpeedPolicy,
+    p.ModelChoice,
+    p.TokenPolicy,
+    p.WindowChoice,
+    only(p.BatchPolicy, "tokens"),
+    p.SpeedPolicy,
     quantities(),
     ShowSettings,
     OutputSettings,

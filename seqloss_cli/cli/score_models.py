@@ -10,18 +10,12 @@ from pathlib import Path
 
 import typer
 
+from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.inputs import read_options
 from seqloss_cli.cli.options import Group, given, only, without
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.options import INPUT, MODEL, argument, option, record
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
 
 
 @record
@@ -40,15 +34,15 @@ class ModelArguments:
 SCORING_OPTIONS: Group = {
     **only(ModelArguments, "data"),
     **only(
-        Reading,
+        p.Reading,
         jsonl="Data is JSONL, whatever its name.",
         text_field="Field of a JSONL row with the text.",
     ),
-    **without(ModelChoice, "name"),
-    **only(TokenPolicy),
-    **only(WindowChoice),
-    **only(BatchPolicy, "tokens"),
-    **only(SpeedPolicy),
+    **without(p.ModelChoice, "name"),
+    **only(p.TokenPolicy),
+    **only(p.WindowChoice),
+    **only(p.BatchPolicy, "tokens"),
+    **only(p.SpeedPolicy),
 }
 
 
@@ -94,7 +88,7 @@ def _score_to(
     inputs = Inputs(read_inputs(names, read_options(context), stats), stats, names, None)
     task, tokens = score_task(scorer, "score", Requested()), scorer.tokenization
     # Texts are kept only for a page: they can be larger than all else in the file.
-    with_texts = context.params.get("report") is not None
+    with_texts = given(context, OutputSettings).report is not None
     options = RowOptions(tokens.token_texts, tokens.name_token, task.run, text=with_texts)
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import typer
 
-from seqloss_cli.cli.commands import OtherSettings
+from seqloss_cli.cli.commands import OtherSettings, OutputSettings, ShowSettings
 from seqloss_cli.cli.conflicts import refuse_conflicts
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_from, is_typed
@@ -21,7 +21,6 @@ from seqloss_cli.cli.output import (
     require_resumable,
     settings_of_earlier,
 )
-from seqloss_cli.cli.presentation import OutputSettings, ShowSettings
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
@@ -103,6 +102,7 @@ def model_choice(context: typer.Context, name: str | None = None) -> ModelChoice
 
 
 def _names_model(context: typer.Context) -> bool:
+    # `--model ''`, as scripts write it for an empty variable, names none.
     return bool(context.params["model"]) and not is_from(context, "model", "DEFAULT")
 
 
@@ -139,6 +139,7 @@ def output_choice(context: typer.Context) -> OutputChoice:
         path=output.output,
         force=output.force,
         text=output.text,
+        # rank alone has --tokens: its rows hold no losses of tokens unless they are asked for.
         tokens=values.get("tokens", output.tokens),
         words=show.words,
         context_lengths=output.context_lengths,
@@ -171,6 +172,7 @@ def format_choice(context: typer.Context, settings: OutputSettings) -> Format | 
     """
     output = settings.output
     extensions = {each.extension: each for each in FORMATS.values() if each.has_extension}
+    # -o x.csv on the command line is stronger than a variable that asks for JSON.
     for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
         asked = {
             str(settings.format) if name == "format" else name

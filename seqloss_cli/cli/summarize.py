@@ -5,10 +5,9 @@ from __future__ import annotations
 import typer
 
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, with_options
+from seqloss_cli.cli.commands import CONFIG, OtherSettings, ShowSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.presentation import ShowSettings
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, STATISTICS, option, record
 
@@ -84,6 +83,7 @@ def summarize(ctx: typer.Context) -> None:
     n_rows = summary.whole.totals.n_sequences
     r.require_field("--by", options.by, summary.n_without_by, n_rows)
     r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
+    # Of several documents it is documents that are resampled: tokens of one depend on each other.
     if options.block and summary.whole.totals.n_sequences_scored != 1:
         say("warning: --block is for one text; the intervals are over documents")
     if summary.n_duplicates:
