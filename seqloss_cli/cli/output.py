@@ -188,7 +188,7 @@ def console(path: Path | None, sink: BinaryIO) -> Console:
     if path is not None:
         text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
         return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
-    # A terminal of ASCII is to show \\u2026, and not a traceback.
+    # A terminal of ASCII is to show \u2026, and not a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return _Console(markup=False, highlight=False, emoji=False)
