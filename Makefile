@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 TRL := .venv-trl
 PEERS := .venv-bench
 
-.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-browser test-peers bench \
-	bench-quick bench-full bench-start bench-page bench-prompts train-demo picture clean
+.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl \
+	test-browser test-peers bench bench-quick bench-full bench-start bench-page bench-prompts \
+	train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
 
@@ -147,3 +149,12 @@ def scores_of(
         BatchPolicy(tokens, prefetch=prefetch),
         on_progress,
     )
+
+
+def assert_all_free(fleet: Any, members: list[Narrow]) -> None:
+    """Each takes a batch while the others still have theirs."""
+    barrier = threading.Barrier(len(members))
+    for each in members:
+        each.score = lambda batch, requested: barrier.wait(60)  # type: ignore[method-assign]
+    with ThreadPoolExecutor(len(members)) as pool:
+        list(pool.map(lambda _: fleet.score(None, None), members))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from helpers.builders import llama
 from helpers.oracles import CONTEXT
 from helpers.program import document, in_process
-from helpers.runs import TEXTS, Narrow, scores_of
+from helpers.runs import TEXTS, Narrow, assert_all_free, scores_of
 from seqloss_cli.backends.torch import batch_budget as estimates
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import ModelForward
@@ -175,7 +175,8 @@ def test_one_engine_of_a_fleet_has_less_memory(backend: TorchBackend) -> None:
     assert fleet.n_too_large > 0
     for outcome, losses in zip(found, expected, strict=True):
         np.testing.assert_allclose(outcome.losses, losses, rtol=0, atol=1e-4)
-    fleet = MultiDeviceBackend([Narrow(backend, CONTEXT - 1)] * 2)  # type: ignore[list-item]
+    members = [Narrow(backend, CONTEXT - 1), Narrow(other, CONTEXT - 1)]
+    fleet = MultiDeviceBackend(members)  # type: ignore[arg-type]
     with pytest.raises(OutOfMemoryError, match="--batch-tokens"):
         list(scores_of(fleet))
-    assert fleet._free.qsize() == 2, "both engines are free again"
+    assert_all_free(fleet, members)

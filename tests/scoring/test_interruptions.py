@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from helpers.builders import llama
 from helpers.oracles import CONTEXT
 from helpers.program import ROOT
-from helpers.runs import Narrow, scores_of
+from helpers.runs import Narrow, assert_all_free, scores_of
 from seqloss_cli import RunError, Sample, SequenceScore
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.opening import MultiDeviceBackend
@@ -205,12 +205,13 @@ def test_ctrl_c_while_a_fleet_is_at_work(backend: TorchBackend) -> None:
 
     begun: list[int] = []
     other = TorchBackend(copy.deepcopy(backend.model), CONTEXT)
-    fleet = MultiDeviceBackend([Slow(backend, 10**9), Slow(other, 10**9)])  # type: ignore[list-item]
+    members: list[Narrow] = [Slow(backend, 10**9), Slow(other, 10**9)]
+    fleet = MultiDeviceBackend(members)  # type: ignore[arg-type]
     samples = (Sample(str(n), "test", text="some text") for n in range(2000))
     with no_thread_left(), pytest.raises(KeyboardInterrupt):
         list(scores_of(fleet, samples, tokens=1, on_progress=stop))
     assert len(begun) <= 1 + 2 + 4 + 2 * 2 + 2
-    assert fleet._free.qsize() == 2
+    assert_all_free(fleet, members)
 
 
 # -- the program as a process -----------------------------------------------------------------
