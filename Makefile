@@ -19,7 +19,7 @@ test: $(INSTALLED) check  ## set up, then check
 
 check: $(INSTALLED) format lint types layers tests
 
-quick: $(INSTALLED) format lint types layers  ## check without the tests that take over a second
+quick: $(INSTALLED) format lint types layers  ## check without the tests that take over half a second
 	$(BIN)/python -m pytest -n 2 --dist worksteal \
 		-m 'not long and not trl and not slow and not peers and not browser'
 
@@ -44,7 +44,7 @@ layers:
 tests:
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-long-tests: $(INSTALLED)  ## write the list of tests that take over a second anew, after all ran
+long-tests: $(INSTALLED)  ## write the list of tests that take over half a second anew, after all ran
 	$(BIN)/python -m pytest -n 2 --dist worksteal --write-long
 
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)

@@ -27,10 +27,10 @@ settings.register_profile(
 settings.load_profile("default")
 
 
-# -- tests that take over a second: `make quick` leaves them out --------------------------------
+# -- tests that take over half a second: `make quick` leaves them out ---------------------------
 
 LONG = ROOT / "tests" / "long.txt"
-SECONDS = 1.0
+SECONDS = 0.5
 
 
 def _name(nodeid: str) -> str:
@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if config.getoption("--write-long"):
         LONG.write_text("".join(f"{name}\n" for name in found))
     elif new := set(found) - set(LONG.read_text().split()):
-        known = f"{len(new)} tests took over a second and are not in tests/long.txt"
+        known = f"{len(new)} tests took over half a second and are not in tests/long.txt"
         terminalreporter.write_line(f"{known} (--write-long), such as {min(new)}")
 
 
