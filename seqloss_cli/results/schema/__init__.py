@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -100,23 +100,40 @@ class RowOptions:
         """The inputs are pairs or chats."""
         return self.run.pairs is not None
 
+    @property
+    def pair_texts(self) -> bool:
+        """Rows hold the two texts of a pair."""
+        return self.text and self.pairs
 
-When = Callable[[RowOptions], Any]
+    @property
+    def compared(self) -> bool:
+        """Pairs are tokenized both ways."""
+        return self.run.boundary == "compare"
 
+    @property
+    def corrected(self) -> bool:
+        """Losses of words and regions are corrected, too."""
+        return self.marks is not None
 
-def always(options: RowOptions) -> bool:
-    """Return true: rows of every run can have the key."""
-    return True
+    @property
+    def contexts(self) -> bool:
+        """Rows hold the number of tokens that each one could see."""
+        return self.tokens and self.context_lengths
 
+    @property
+    def losses(self) -> bool:
+        """A model was run: `mask` needs none."""
+        return self.run.model is not None
 
-def with_text(options: RowOptions) -> bool:
-    """Return whether rows hold texts."""
-    return options.text
+    @property
+    def teacher(self) -> bool:
+        """The reference is a teacher."""
+        return self.run.teacher is not None
 
-
-def with_tokens(options: RowOptions) -> bool:
-    """Return whether rows hold arrays of their tokens."""
-    return options.tokens
+    @property
+    def bounds(self) -> bool:
+        """The teacher is known from a file, and so in part."""
+        return bool((self.run.teacher or {}).get("saved_as"))
 
 
 Cells = Mapping[str, Callable[[Any], Cell]]
@@ -130,8 +147,8 @@ class Key:
     name: str
     kind: Kind
     value: Callable[[Any], Any]
-    when: When = always
-    """Whether rows of a run can have it."""
+    when: Callable[[RowOptions], Any] | None = None
+    """Whether rows of a run can have it; None where those of every run can."""
     cells: Cells = field(default_factory=dict)
     """Its columns where a line of CSV is a row; of plain kinds that is one of the same name."""
     checked: bool = False
@@ -146,6 +163,27 @@ class Key:
         if self.cells or self.kind not in (Kind.text, Kind.whole, Kind.real):
             return self.cells
         return {"": _itself}
+
+
+def _declare(kind: Kind) -> Callable[..., Key]:
+    """Return what makes keys of a kind.
+
+    A value or condition may be the path of an attribute of the view, or of `RowOptions`.
+    """
+
+    def make(
+        name: str, value: str | Callable[[Any], Any], when: Any = None, **settings: Any
+    ) -> Key:
+        of = attrgetter(value) if isinstance(value, str) else value
+        holds = attrgetter(when) if isinstance(when, str) else when
+        return Key(name, kind, of, holds, **settings)
+
+    return make
+
+
+text, whole, real, nested = map(_declare, (Kind.text, Kind.whole, Kind.real, Kind.nested))
+texts, wholes, reals, bools = map(_declare, (Kind.texts, Kind.wholes, Kind.reals, Kind.bools))
+spans = _declare(Kind.spans)
 
 
 def _itself(value: Any) -> Any:
@@ -192,7 +230,15 @@ class Rows(Generic[Result, Sums, Entry]):
 
 def possible(options: RowOptions, keys: Iterable[Key]) -> tuple[Key, ...]:
     """Return the keys that rows of this run can have."""
-    return tuple(key for key in keys if key.when(options))
+    return tuple(key for key in keys if key.when is None or key.when(options))
+
+
+def rows(
+    options: RowOptions, keys: Iterable[Key], levels: Mapping[str, Iterable[Key]], *others: Any
+) -> Rows[Any, Any, Any]:
+    """Return `Rows` with those of the keys and columns that rows of this run can have."""
+    lines = {name: possible(options, columns) for name, columns in levels.items()}
+    return Rows(options, possible(options, keys), lines, *others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +314,7 @@ def rejected_row(rejected: Rejected) -> Row:
     }
 
 
-REJECTED = (Key("reason", Kind.text, _itself), Key("message", Kind.text, _itself))
+REJECTED = (text("reason", _itself), text("message", _itself))
 """What rows of rejected inputs hold beside their identity."""
 
 
@@ -278,42 +324,45 @@ REJECTED = (Key("reason", Kind.text, _itself), Key("message", Kind.text, _itself
 def check_types(keys: Iterable[Key], row: Fields) -> None:
     """Raise RowError where a checked key's value is of another type; only the id is required."""
     for key in keys:
-        value = row.get(key.name)
-        if key.checked and not (isinstance(value, _TYPES[key.kind]) or _may_be_null(key, value)):
-            raise RowError("wrong_type", f"field {key.name!r} cannot be {value!r:.40}")
+        if key.checked and not (row.get(key.name) is None and key.name != "id"):
+            typed(row, key.name, _TYPES[key.kind])
 
 
-def _may_be_null(key: Key, value: Any) -> bool:
-    return value is None and key.name != "id"
+def typed(row: Fields, name: str, kind: Any, where: str = "") -> Any:
+    """Return a field of one of the types; `where` it is, for the message of RowError."""
+    value = row.get(name)
+    if not isinstance(value, kind):
+        raise RowError("wrong_type", f"field {name!r}{where} cannot be {value!r:.40}")
+    return value
 
 
 def check_arrays(keys: Iterable[Key], row: Fields, n: int) -> None:
-    """Raise RowError where an array is not as long as the row has tokens, or not of its kind."""
+    """Raise RowError where an array is not as long as the row's `n` tokens, or not of its kind."""
     arrays = [key for key in keys if key.length is not None and row.get(key.name) is not None]
     for key in arrays:
         if not isinstance(array := row[key.name], list):
             raise RowError("wrong_type", f"field {key.name!r} is no array")
         if len(array) != n + (key.length or 0):
             raise RowError("wrong_length", f"{key.name} is not as long as n_tokens {n} says")
-    for key in arrays:
-        if key.kind is Kind.wholes:
-            check_counts(key.name, row[key.name])
-        if key.kind is Kind.texts and not all(isinstance(each, str) for each in row[key.name]):
-            raise RowError("wrong_type", f"field {key.name!r} holds what is no text")
+    for name in (*(key.name for key in arrays if key.kind is Kind.wholes), "inf_losses"):
+        if not all(isinstance(value, int) and value >= 0 for value in row.get(name) or ()):
+            raise RowError("wrong_type", f"field {name!r} holds what is no count")
+    if not all(isinstance(value, str) for value in row.get("tokens") or ()):
+        raise RowError("wrong_type", "field 'tokens' holds what is no text")
+    if any(place >= n for place in row.get("inf_losses") or ()):
+        raise RowError("wrong_length", f"inf_losses names a token beyond n_tokens {n}")
 
 
-def check_places(row: Fields, name: str, n: int) -> None:
-    """Raise RowError where an array that names some of a row's `n` tokens names others."""
-    places = row.get(name) or ()
-    check_counts(name, places)
-    if any(place >= n for place in places):
-        raise RowError("wrong_length", f"{name} names a token beyond n_tokens {n}")
+def with_arrays(fields: Fields) -> Row:
+    """Return the fields with ids and offsets as arrays, as lists are five times as large."""
+    arrays = {name: fields.get(name) for name in ("token_ids", "byte_offsets")}
+    found = {name: np.array(a, dtype=np.int64) for name, a in arrays.items() if a is not None}
+    return {**fields, **found}
 
 
-def check_counts(name: str, values: Iterable[Any]) -> None:
-    """Raise RowError where an array holds something else than whole numbers from 0 on."""
-    if not all(isinstance(value, int) and value >= 0 for value in values):
-        raise RowError("wrong_type", f"field {name!r} holds what is no count")
+def is_near(a: float, b: float) -> bool:
+    """Return whether two sums of the same figures agree but for rounding."""
+    return abs(a - b) <= ROUNDING * max(1.0, abs(b))
 
 
 def flags_of(row: Fields) -> Mapping[str, int]:

@@ -1,6 +1,7 @@
 """Rows of `seqloss mask`: labels, how others' differ, and what the loss would be.
 
-What a row holds follows from its input, but for losses: --resume makes the row anew and compares.
+A row but for its losses follows from its input: --resume makes it anew and compares. `s` are the
+declarations of keys, `q` the keys that all sequences have.
 """
 
 from __future__ import annotations
@@ -11,44 +12,14 @@ from typing import Any
 
 import orjson
 
-from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Rejected, TokenSequence
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
-from seqloss_cli.metrics.totals import Totals, to_units
-from seqloss_cli.results.schema import (
-    ABSENT,
-    Fields,
-    Key,
-    Kind,
-    Row,
-    RowOptions,
-    Rows,
-    as_column,
-    children,
-    count,
-    figure,
-    json_bytes,
-    numbers_or_null,
-    possible,
-    row_of,
-)
-from seqloss_cli.results.schema.sequences import (
-    BYTE_OFFSETS,
-    ENDS,
-    FOUND_BY_SCORING,
-    IDENTITY,
-    LABELS,
-    LOSS_MASK,
-    META,
-    POSITION,
-    STARTS_AND_ENDS,
-    TEXTS,
-    TOKEN_IDS,
-    TOKENS,
-    expected_rejection,
-    flags_key,
-)
+from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results import schema as s
+from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions, Rows
+from seqloss_cli.results.schema import sequences as q
+from seqloss_cli.results.schema.scores import loss_totals
 from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
@@ -70,33 +41,30 @@ class MaskView:
 def mask_rows(
     options: RowOptions, checked: bool, trainer: bool
 ) -> Rows[Mask, MaskTotals, Mask | Rejected]:
-    """Return the rows of a run of `mask`; with `checked` labels of a file, or a trainer's."""
-    left_out = {"check"} if not checked else set[str]()
-    left_out |= {"trainer"} if not trainer else set()
-    keys = [key for key in possible(options, MASK_KEYS) if key.name not in left_out]
-
-    with_losses = _with_losses(options)
-    unsure = _OF_LOSSES if with_losses else ()
+    """Return the rows of a run of `mask`; `checked` with labels of a file, or with a trainer's."""
+    shown = {"check": checked, "trainer": trainer}
+    keys = [key for key in MASK_KEYS if shown.get(key.name, True)]
+    of_losses = _OF_LOSSES if options.losses else ()
 
     def expected(entry: Mask | Rejected, row: Fields) -> Row:
         if isinstance(entry, Rejected):
-            return expected_rejection(entry)
+            return q.expected_rejection(entry)
         view = MaskView(entry, mask_totals(entry), options)
-        if row.get("reason") in FOUND_BY_SCORING:
-            return {"type": "rejected"} | row_of(IDENTITY[:3], view)
-        sure = [key for key in keys if key.name not in unsure]
-        made: Row = orjson.loads(json_bytes(row_of(sure, view)))
-        absent = dict.fromkeys(name for name in row if name not in {*made, *unsure})
+        if row.get("reason") in q.FOUND_BY_SCORING:
+            return {"type": "rejected"} | s.row_of(q.SAMPLE, view)
+        sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
+        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, view)))
+        absent = dict.fromkeys(name for name in row if name not in {*made, *of_losses})
         return absent | made | {"type": "sequence"}
 
-    return Rows(
+    return s.rows(
         options,
-        tuple(keys),
-        {"token": possible(options, _TOKEN_COLUMNS)},
+        keys,
+        {"token": _TOKEN_COLUMNS},
         lambda mask, sums: MaskView(mask, sums, options),
         mask_totals_row,
         expected,
-        lambda row, place, entry: totals_of_mask_row(row, with_losses),
+        lambda row, place, entry: _kept_totals(row, options.losses),
     )
 
 
@@ -153,11 +121,7 @@ def _losses(sums: MaskTotals) -> Row:
 
 
 def _loss(totals: Totals) -> Row:
-    return {
-        "n_scored": totals.n_scored,
-        "total_loss": totals.total_loss,
-        "mean_loss": totals.mean_loss,
-    }
+    return {name: getattr(totals, name) for name in _LOSS}
 
 
 def _findings(findings: Sequence[Finding]) -> list[Row]:
@@ -182,81 +146,75 @@ def _kinds_cell(findings: Sequence[Fields]) -> str:
     return ";".join(str(each["kind"]) for each in findings)
 
 
-def _with_losses(options: RowOptions) -> bool:
-    return options.run.model is not None
-
-
 def _token_losses(view: MaskView) -> Any:
     score = view.mask.score
-    return ABSENT if score is None else numbers_or_null(score.losses, score.scored)
+    return ABSENT if score is None else s.numbers_or_null(score.losses, score.scored)
 
 
-def _of_losses(name: str, kind: Kind, **settings: Any) -> Key:
-    return Key(name, kind, lambda v: _losses(v.sums).get(name, ABSENT), _with_losses, **settings)
+def _part(name: str) -> Key:
+    """Return the key of the losses of one part of the tokens."""
+    value = lambda v: _losses(v.sums).get(name, ABSENT)  # noqa: E731
+    return s.nested(name, value, "losses", cells=s.children(*_LOSS))
 
 
-_LOSS_CELLS = children("n_scored", "total_loss", "mean_loss")
-_LOSSES = Key(
-    "token_losses", Kind.reals, _token_losses, lambda o: o.tokens and o.run.model is not None
-)
+_LOSS = ("n_scored", "total_loss", "mean_loss")
+_TOKEN_LOSSES = s.reals("token_losses", _token_losses, lambda o: o.tokens and o.losses)
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
 MASK_KEYS = (
-    *IDENTITY,
-    *TEXTS,
-    META,
-    *ENDS,
-    Key("boundary", Kind.text, lambda v: v.sequence.prompt_boundary.boundary),
-    Key("n_tokens", Kind.whole, lambda v: v.sums.n_tokens),
-    Key("n_prompt_tokens", Kind.whole, lambda v: v.sums.n_tokens - v.sums.n_counted),
-    Key("n_response_tokens", Kind.whole, lambda v: v.sums.n_counted),
-    Key("turns", Kind.nested, _turns),
-    flags_key(lambda v: v.sequence.flags),
+    *q.IDENTITY,
+    *q.TEXTS,
+    q.META,
+    *q.ENDS,
+    s.text("boundary", "sequence.prompt_boundary.boundary"),
+    s.whole("n_tokens", "sums.n_tokens"),
+    s.whole("n_prompt_tokens", lambda v: v.sums.n_tokens - v.sums.n_counted),
+    s.whole("n_response_tokens", "sums.n_counted"),
+    s.nested("turns", _turns),
+    q.flags_key("sequence.flags"),
     # A second key of this name: with --loss the object takes the text's place in the row.
-    _of_losses("response", Kind.nested, cells=_LOSS_CELLS),
-    _of_losses("all_tokens", Kind.nested, cells=_LOSS_CELLS),
-    _of_losses("prompt_share", Kind.real),
-    Key("check", Kind.nested, lambda v: _findings(v.mask.findings), cells={"": _kinds_cell}),
-    Key(
+    _part("response"),
+    _part("all_tokens"),
+    s.real("prompt_share", "sums.prompt_share", "losses"),
+    s.nested("check", lambda v: _findings(v.mask.findings), cells={"": _kinds_cell}),
+    s.nested(
         "trainer",
-        Kind.nested,
         _trainer,
         cells={
             ".not_trained": lambda theirs: theirs["not_trained"],
             ".differences": lambda theirs: _kinds_cell(theirs["differences"]),
         },
     ),
-    TOKEN_IDS,
-    TOKENS,
-    BYTE_OFFSETS,
-    LOSS_MASK,
-    LABELS,
-    _LOSSES,
+    q.TOKEN_IDS,
+    q.TOKENS,
+    q.BYTE_OFFSETS,
+    q.LOSS_MASK,
+    q.LABELS,
+    _TOKEN_LOSSES,
 )
 """Of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
-    POSITION,
-    as_column(TOKEN_IDS, "token_id"),
-    as_column(TOKENS, "token"),
-    as_column(LABELS, "label"),
-    LOSS_MASK,
-    as_column(_LOSSES, "loss"),
-    *STARTS_AND_ENDS,
+    q.POSITION,
+    *q.TOKEN,
+    s.as_column(q.LABELS, "label"),
+    q.LOSS_MASK,
+    s.as_column(_TOKEN_LOSSES, "loss"),
+    *q.EDGES,
 )
 """What a line is at `--level token`."""
 
 
-def totals_of_mask_row(row: Fields, with_losses: bool) -> MaskTotals:
-    """Return the counts of a row that was read back; RowError for one that is missing."""
+# -- kept by --resume ---------------------------------------------------------------------------
+
+
+def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
+    """Return the counts of a row that was compared with its input; losses are the row's own."""
     check, trainer = row.get("check"), row.get("trainer")
-    differences = [] if trainer is None else trainer.get("differences")
-    for name, found in (("check", check or []), ("trainer", differences)):
-        if not isinstance(found, list) or not all(isinstance(f, dict) for f in found):
-            raise RowError("wrong_type", f"field {name!r} cannot be {row.get(name)!r:.40}")
+    differences = [] if trainer is None else trainer["differences"]
     return MaskTotals(
         n_sequences=1,
-        n_tokens=count(row, "n_tokens"),
-        n_counted=count(row, "n_response_tokens"),
+        n_tokens=s.count(row, "n_tokens"),
+        n_counted=s.count(row, "n_response_tokens"),
         n_checked=int("check" in row),
         n_different=int(bool(check)),
         findings={each["kind"]: 1 for each in check or []},
@@ -269,14 +227,5 @@ def totals_of_mask_row(row: Fields, with_losses: bool) -> MaskTotals:
 
 
 def _kept_loss(row: Fields, name: str) -> Totals:
-    written = row.get(name)
-    if not isinstance(written, dict):
-        raise RowError("wrong_type", f"field {name!r} cannot be {written!r:.40}")
-    n_scored, total = count(written, "n_scored"), figure(written, "total_loss")
-    return Totals(
-        n_sequences=1,
-        n_sequences_scored=int(n_scored > 0),
-        n_scored=n_scored,
-        n_infinite=int(n_scored > 0 and total is None),
-        loss_units=to_units(total or 0.0),
-    )
+    written = s.typed(row, name, dict)
+    return loss_totals(s.count(written, "n_scored"), s.figure(written, "total_loss"))

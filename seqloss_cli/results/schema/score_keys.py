@@ -1,7 +1,7 @@
 """The keys of rows of `seqloss score` and `cond`, and the columns of their tokens, words, regions.
 
 Losses are written as the float64 that was summed; what is unscored or infinite is null (rule 3 of
-the numbers contract).
+the numbers contract). `s` are the declarations of keys, `q` the keys that all sequences have.
 """
 
 from __future__ import annotations
@@ -33,39 +33,11 @@ from seqloss_cli.metrics.totals import (
     score_flags,
 )
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
-from seqloss_cli.results.schema import (
-    ABSENT,
-    Key,
-    Kind,
-    Row,
-    RowOptions,
-    When,
-    always,
-    as_column,
-    children,
-    ints,
-    numbers_or_null,
-    with_tokens,
-)
-from seqloss_cli.results.schema.sequences import (
-    BYTE_OFFSETS,
-    ENDS,
-    IDENTITY,
-    LABELS,
-    LOSS_MASK,
-    MASK_OF_TOKENS,
-    META,
-    N_RESPONSE_TOKENS,
-    PART,
-    POSITION,
-    RESPONSE_SHA256,
-    STARTS_AND_ENDS,
-    TEXTS,
-    TOKEN_IDS,
-    TOKENS,
-    flags_key,
-    of_pairs,
-)
+from seqloss_cli.results import schema as s
+from seqloss_cli.results.schema import ABSENT, Key, Row, RowOptions
+from seqloss_cli.results.schema import sequences as q
+
+_COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
 
 
 @dataclass
@@ -96,13 +68,33 @@ class ScoreView:
         """Return the log-probabilities of a pair and its parts."""
         return chain_rule(self.score, self.totals)
 
+    @property
     def flags(self) -> Mapping[str, int | bool]:
         """Return the flags of the sequence, and of its words and regions where they are shown."""
         flags = score_flags(self.score) | overflow_flags(self.totals)
-        for shown, found in (("words", self.options.words), ("regions", self.options.regions)):
-            if found and (part := getattr(self, shown)) is not None:
-                flags |= part.flags
+        for part in (self.options.words and self.words, self.options.regions and self.regions):
+            flags |= part.flags if part else {}
         return flags
+
+
+def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
+    """Return the totals of a run, with the counts of what was not scored."""
+
+    def own(*names: str) -> Row:
+        return {name: getattr(totals, name) for name in names}
+
+    row = own("n_sequences", "n_sequences_scored")
+    row |= {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines} | own("n_without_text")
+    if totals.n_pairs:
+        row |= own("n_prompt_tokens", "n_response_tokens", "boundaries")
+        if totals.response_only is not None:
+            row |= {"log_prob_y": log_prob_y(totals), "pmi": pointwise_mutual_information(totals)}
+        if totals.separate_tokenization is not None:
+            row["separate"] = _separate(totals)
+            row["separate_minus_joint"] = boundary_difference(totals)
+        row["loss"] = totals.total_loss
+    row |= own(*_COUNTS, *RATES, "mean_sequence_loss", "mean_of_mean_losses")
+    return row | {"flags": corpus_flags(totals)}
 
 
 def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[Row] | None]:
@@ -123,61 +115,9 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
     ]
 
 
-def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
-    """Return the totals of a run, with the counts of what was not scored."""
-    pairs: Row = {}
-    if totals.n_pairs:
-        pairs = {
-            "n_prompt_tokens": totals.n_prompt_tokens,
-            "n_response_tokens": totals.n_response_tokens,
-            "boundaries": totals.boundaries,
-        }
-        if totals.response_only is not None:
-            pairs |= {"log_prob_y": log_prob_y(totals), "pmi": pointwise_mutual_information(totals)}
-        if totals.separate_tokenization is not None:
-            pairs |= {
-                "separate": _separate(totals),
-                "separate_minus_joint": boundary_difference(totals),
-            }
-        pairs["loss"] = totals.total_loss
-    return {
-        "n_sequences": totals.n_sequences,
-        "n_sequences_scored": totals.n_sequences_scored,
-        "n_rejected": n_rejected,
-        "n_empty_lines": n_empty_lines,
-        "n_without_text": totals.n_without_text,
-        **pairs,
-        **{name: getattr(totals, name) for name in (*_COUNTS, *RATES)},
-        "mean_sequence_loss": totals.mean_sequence_loss,
-        "mean_of_mean_losses": totals.mean_of_mean_losses,
-        "flags": corpus_flags(totals),
-    }
-
-
-_COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
-
-
-def _of_totals(name: str, kind: Kind, when: When = always) -> Key:
-    return Key(name, kind, lambda v: getattr(v.totals, name), when)
-
-
 def _text_count(name: str) -> Key:
     """Return the key of a count that is null of a row without a text: it is not known."""
-    return Key(
-        name, Kind.whole, lambda v: None if v.totals.n_without_text else getattr(v.totals, name)
-    )
-
-
-def _of_rule(name: str) -> Key:
-    return Key(name, Kind.real, lambda v: getattr(v.rule, name), of_pairs)
-
-
-def _with_pmi(options: RowOptions) -> bool:
-    return options.pmi and of_pairs(options)
-
-
-def _compared(options: RowOptions) -> bool:
-    return of_pairs(options) and options.run.boundary == "compare"
+    return s.whole(name, lambda v: None if v.totals.n_without_text else getattr(v.totals, name))
 
 
 def _n_inf_losses_y(view: ScoreView) -> Any:
@@ -186,75 +126,63 @@ def _n_inf_losses_y(view: ScoreView) -> Any:
 
 
 def _turns(view: ScoreView) -> Any:
-    if view.sequence.prompt_boundary is None or not view.sequence.prompt_boundary.turns:
-        return ABSENT
-    return [
+    found = [
         {
-            "role": found.turn.role,
-            "start": found.turn.start,
-            "end": found.turn.end,
-            "n_tokens": found.turn.end - found.turn.start,
-            "n_scored": found.n_scored,
-            "loss": found.loss,
-            "mean_loss": found.mean_loss,
+            "role": each.turn.role,
+            "start": each.turn.start,
+            "end": each.turn.end,
+            "n_tokens": each.turn.end - each.turn.start,
+            "n_scored": each.n_scored,
+            "loss": each.loss,
+            "mean_loss": each.mean_loss,
         }
-        for found in turn_scores(view.score)
+        for each in turn_scores(view.score)
     ]
+    return found or ABSENT
 
 
 def _separate(totals: Totals) -> Any:
-    """Return the same responses with prompt and response tokenized apart, where asked for."""
+    """Return the same responses with prompt and response tokenized apart."""
     apart = totals.separate_tokenization
     if apart is None:
         return ABSENT
-    return {
-        "n_scored": apart.n_scored,
-        "loss": apart.total_loss,
-        "mean_loss": apart.mean_loss,
-        "log_prob_y_given_x": apart.log_prob,
-    }
+    names = {"n_scored": "n_scored", "loss": "total_loss", "mean_loss": "mean_loss"}
+    names["log_prob_y_given_x"] = "log_prob"
+    return {name: getattr(apart, own) for name, own in names.items()}
 
 
 def _separate_minus_joint(view: ScoreView) -> Any:
-    if view.totals.separate_tokenization is None:
-        return ABSENT
-    return boundary_difference(view.totals)
+    apart = view.totals.separate_tokenization
+    return ABSENT if apart is None else boundary_difference(view.totals)
 
 
 def _inf_losses(view: ScoreView) -> Any:
-    places = np.flatnonzero(np.isinf(view.score.losses) & view.score.scored)
-    return ints(places) if len(places) else ABSENT
+    return s.ints(np.flatnonzero(np.isinf(view.score.losses) & view.score.scored)) or ABSENT
+
+
+def _of_tokens(path: str) -> Callable[[ScoreView], Any]:
+    """Return an array of the score, null where a token is not scored or its figure infinite."""
+    return lambda view: s.numbers_or_null(getattr(view.score, path), view.score.scored)
 
 
 def _column_key(column: TokenColumn) -> Key:
-    kinds = {"whole": Kind.wholes, "real": Kind.reals, "alternatives": Kind.nested}
-
     def value(view: ScoreView) -> Any:
         if column.array_names[0] not in view.score.columns:  # nothing of the input was scored
             return ABSENT
         if column.kind == "alternatives":
             return top_log_probs(view.score, view.options.name_token)
-        return numbers_or_null(view.score.columns[column.name], view.score.scored)
+        return s.numbers_or_null(view.score.columns[column.name], view.score.scored)
 
     def when(options: RowOptions) -> bool:
         return options.tokens and column in options.columns
 
-    return Key(column.name, kinds[column.kind], value, when, bulky=True)
+    declare = {"whole": s.wholes, "real": s.reals, "alternatives": s.nested}[column.kind]
+    return declare(column.name, value, when, bulky=True)
 
 
-def _of_words(name: str, value: Callable[[WordLosses], Any], kind: Kind, when: When) -> Key:
-    def found(view: ScoreView) -> Any:
-        return None if view.words is None else value(view.words)
-
-    return Key(name, kind, found, when, bulky=True)
-
-
-def _with_words(options: RowOptions) -> bool:
-    return options.words
-
-
-def _with_corrected(options: RowOptions) -> bool:
-    return options.words and options.marks is not None
+def _of_words(value: Callable[[WordLosses], Any]) -> Callable[[ScoreView], Any]:
+    """Return a value of the words; None where the sequence has no text."""
+    return lambda view: None if view.words is None else value(view.words)
 
 
 def _region_objects(view: ScoreView) -> list[Row] | None:
@@ -272,88 +200,75 @@ def _region_objects(view: ScoreView) -> list[Row] | None:
     return None if found is None else rows
 
 
-TOKEN_LOSSES = Key(
-    "token_losses",
-    Kind.reals,
-    lambda v: numbers_or_null(v.score.losses, v.score.scored),
-    with_tokens,
-    length=0,
+TOKEN_LOSSES = s.reals("token_losses", _of_tokens("losses"), "tokens", length=0, bulky=True)
+_CONTEXTS = s.wholes("context_lengths", _of_tokens("context_lengths"), "contexts", bulky=True)
+_WORDS = s.texts("words", _of_words(lambda w: w.words), "words", bulky=True)
+_WORD_LOSSES = s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True)
+_CORRECTED = s.reals(
+    "corrected_word_losses",
+    _of_words(lambda w: w.corrected),
+    lambda options: options.words and options.corrected,
     bulky=True,
 )
-INF_LOSSES = Key("inf_losses", Kind.wholes, _inf_losses, checked=True)
-_CONTEXT_LENGTHS = Key(
-    "context_lengths",
-    Kind.wholes,
-    lambda v: numbers_or_null(v.score.context_lengths, v.score.scored),
-    lambda options: options.tokens and options.context_lengths,
-    bulky=True,
-)
-_WORDS = _of_words("words", lambda found: found.words, Kind.texts, _with_words)
-_WORD_LOSSES = _of_words("word_losses", lambda found: found.losses, Kind.reals, _with_words)
-_CORRECTED = _of_words(
-    "corrected_word_losses", lambda found: found.corrected, Kind.reals, _with_corrected
+_SPANS = s.spans(
+    "word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True
 )
 SCORE_KEYS = (
-    *IDENTITY,
-    *TEXTS,
-    META,
-    *ENDS,
-    RESPONSE_SHA256,
-    Key("boundary", Kind.text, lambda v: v.sequence.prompt_boundary.boundary, of_pairs),
-    _of_totals("n_prompt_tokens", Kind.whole, of_pairs),
-    N_RESPONSE_TOKENS,
-    *(_of_rule(name) for name in ("log_prob_x", "log_prob_y_given_x", "log_prob_xy")),
-    Key("log_prob_y", Kind.real, lambda v: log_prob_y(v.totals), _with_pmi),
-    Key("pmi", Kind.real, lambda v: pointwise_mutual_information(v.totals), _with_pmi),
-    Key("n_inf_losses_y", Kind.whole, _n_inf_losses_y, _with_pmi),
-    Key("turns", Kind.nested, _turns, of_pairs, bulky=True),
-    Key(
+    *q.IDENTITY,
+    *q.TEXTS,
+    q.META,
+    *q.ENDS,
+    q.RESPONSE_SHA256,
+    s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
+    s.whole("n_prompt_tokens", "totals.n_prompt_tokens", "pairs"),
+    q.N_RESPONSE_TOKENS,
+    s.real("log_prob_x", "rule.log_prob_x", "pairs"),
+    s.real("log_prob_y_given_x", "rule.log_prob_y_given_x", "pairs"),
+    s.real("log_prob_xy", "rule.log_prob_xy", "pairs"),
+    s.real("log_prob_y", lambda v: log_prob_y(v.totals), "pmi"),
+    s.real("pmi", lambda v: pointwise_mutual_information(v.totals), "pmi"),
+    s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
+    s.nested("turns", _turns, "pairs", bulky=True),
+    s.nested(
         "separate",
-        Kind.nested,
         lambda v: _separate(v.totals),
-        _compared,
-        cells=children("n_scored", "loss", "mean_loss", "log_prob_y_given_x"),
+        "compared",
+        cells=s.children("n_scored", "loss", "mean_loss", "log_prob_y_given_x"),
     ),
-    Key("separate_minus_joint", Kind.real, _separate_minus_joint, _compared),
-    Key("loss", Kind.real, lambda v: v.totals.total_loss, of_pairs),
-    _of_totals("n_tokens", Kind.whole),
-    _of_totals("n_scored", Kind.whole),
+    s.real("separate_minus_joint", _separate_minus_joint, "compared"),
+    s.real("loss", "totals.total_loss", "pairs"),
+    s.whole("n_tokens", "totals.n_tokens"),
+    s.whole("n_scored", "totals.n_scored"),
     *(_text_count(name) for name in TEXT_COUNTS),
-    *(_of_totals(name, Kind.real) for name in RATES),
-    flags_key(lambda v: v.flags()),
-    INF_LOSSES,
-    TOKEN_IDS,
-    TOKENS,
+    *(s.real(name, f"totals.{name}") for name in RATES),
+    q.flags_key("flags"),
+    s.wholes("inf_losses", _inf_losses, checked=True),
+    q.TOKEN_IDS,
+    q.TOKENS,
     TOKEN_LOSSES,
-    BYTE_OFFSETS,
-    LOSS_MASK,
-    LABELS,
+    q.BYTE_OFFSETS,
+    q.LOSS_MASK,
+    q.LABELS,
     *(_column_key(column) for column in COLUMNS),
-    _CONTEXT_LENGTHS,
+    _CONTEXTS,
     _WORDS,
     _WORD_LOSSES,
     _CORRECTED,
-    _of_words(
-        "word_byte_offsets", lambda found: found.byte_offsets.tolist(), Kind.spans, _with_words
-    ),
-    Key("regions", Kind.nested, _region_objects, lambda o: o.regions, bulky=True),
+    _SPANS,
+    s.nested("regions", _region_objects, "regions", bulky=True),
 )
 """Of a row, in the order of its JSON object."""
 
 
-# -- columns of lines that are a token, a word or a region ------------------------------------
+# -- columns of lines that are a token, a word or a region --------------------------------------
 
 
-def _in_bits(key: Key) -> Key:
+def _bits(key: Key) -> Key:
     def value(view: ScoreView) -> Any:
         nats = key.value(view)
         return nats and [None if loss is None else loss / math.log(2) for loss in nats]
 
-    return Key("bits", Kind.reals, value)
-
-
-def _of_regions(name: str, value: Callable[[RegionLosses], Any], when: When = always) -> Key:
-    return Key(name, Kind.reals, lambda v: value(v.regions), when)
+    return s.reals("bits", value)
 
 
 def _asked(name: str) -> Key:
@@ -364,46 +279,49 @@ def _asked(name: str) -> Key:
         assert regions is not None
         return [getattr(regions, name)] * len(regions.regions)
 
-    return Key(name, Kind.texts, value)
+    return s.texts(name, value)
 
 
-_REGION_LOSSES = _of_regions("loss", lambda found: found.losses)
+def _region(name: str) -> Key:
+    return s.reals(name, lambda v: [getattr(each, name) for each in v.regions.regions])
+
+
+_REGION_LOSSES = s.reals("loss", "regions.losses")
 SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
     "token": (
-        POSITION,
-        as_column(TOKEN_IDS, "token_id"),
-        as_column(TOKENS, "token"),
-        PART,
-        as_column(TOKEN_LOSSES, "loss"),
-        Key("scored", Kind.wholes, lambda v: ints(v.score.scored)),
-        MASK_OF_TOKENS,
-        *STARTS_AND_ENDS,
-        *(as_column(_column_key(column), column.csv) for column in cell_columns()),
-        as_column(_CONTEXT_LENGTHS, "context_length"),
+        q.POSITION,
+        *q.TOKEN,
+        q.PART,
+        s.as_column(TOKEN_LOSSES, "loss"),
+        s.wholes("scored", lambda v: s.ints(v.score.scored)),
+        q.COUNTS,
+        *q.EDGES,
+        *(s.as_column(_column_key(column), column.csv) for column in cell_columns()),
+        s.as_column(_CONTEXTS, "context_length"),
     ),
     "word": (
-        _of_words("position", lambda found: range(len(found.words)), Kind.wholes, always),
-        as_column(_WORDS, "word"),
-        as_column(_WORD_LOSSES, "loss"),
-        _in_bits(_WORD_LOSSES),
-        as_column(_CORRECTED, "corrected_loss"),
-        _of_words("start", lambda found: ints(found.byte_offsets[:, 0]), Kind.wholes, always),
-        _of_words("end", lambda found: ints(found.byte_offsets[:, 1]), Kind.wholes, always),
+        s.wholes("position", _of_words(lambda w: range(len(w.words)))),
+        s.as_column(_WORDS, "word"),
+        s.as_column(_WORD_LOSSES, "loss"),
+        _bits(_WORD_LOSSES),
+        s.as_column(_CORRECTED, "corrected_loss"),
+        s.wholes("start", _of_words(lambda w: s.ints(w.byte_offsets[:, 0]))),
+        s.wholes("end", _of_words(lambda w: s.ints(w.byte_offsets[:, 1]))),
     ),
     "region": (
         _asked("item"),
         _asked("condition"),
-        _of_regions("region", lambda found: range(1, len(found.regions) + 1)),
-        _of_regions("name", lambda found: [region.name for region in found.regions]),
-        _of_regions("text", lambda found: found.texts, lambda options: options.text),
-        _of_regions("n_tokens", lambda found: found.n_tokens),
+        s.wholes("region", lambda v: range(1, len(v.regions.regions) + 1)),
+        _region("name"),
+        s.texts("text", "regions.texts", "text"),
+        s.wholes("n_tokens", "regions.n_tokens"),
         _REGION_LOSSES,
-        _in_bits(_REGION_LOSSES),
-        _of_regions("mean_loss", lambda found: found.means),
-        _of_regions("corrected_loss", lambda found: found.corrected, lambda o: o.marks is not None),
-        _of_regions("shared", lambda found: list(map(int, found.shared))),
-        _of_regions("start", lambda found: [region.start for region in found.regions]),
-        _of_regions("end", lambda found: [region.end for region in found.regions]),
+        _bits(_REGION_LOSSES),
+        s.reals("mean_loss", "regions.means"),
+        s.reals("corrected_loss", "regions.corrected", "corrected"),
+        s.wholes("shared", lambda v: list(map(int, v.regions.shared))),
+        _region("start"),
+        _region("end"),
     ),
 }
 """What a line can be, if not a row, to its columns. A word's ends are in bytes, those of a region

@@ -13,26 +13,11 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Ints, Rejected, SequenceScore, TokenSequence
+from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SequenceScore
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
-from seqloss_cli.results.schema import (
-    LARGEST,
-    ROUNDING,
-    Fields,
-    RowKind,
-    RowOptions,
-    Rows,
-    check_arrays,
-    check_places,
-    check_types,
-    count,
-    field_of,
-    figure,
-    flags_of,
-    number,
-    possible,
-)
+from seqloss_cli.results import schema as s
+from seqloss_cli.results.schema import ROUNDING, Fields, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema.score_keys import SCORE_KEYS, SCORE_LEVELS, ScoreView, totals_row
 from seqloss_cli.results.schema.sequences import expected_row
 
@@ -41,12 +26,12 @@ _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_
 _BULKY = frozenset(key.name for key in SCORE_KEYS if key.bulky)
 
 
-def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, TokenSequence | Rejected]:
+def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, Entry]:
     """Return the rows of a run of `score` or `cond`."""
-    return Rows(
+    return s.rows(
         options,
-        possible(options, SCORE_KEYS),
-        {name: possible(options, columns) for name, columns in SCORE_LEVELS.items()},
+        SCORE_KEYS,
+        SCORE_LEVELS,
         lambda score, totals: ScoreView(score, totals, options),
         totals_row,
         lambda entry, row: expected_row(entry, row, options),
@@ -95,7 +80,7 @@ class ResultRow:
     def field(self, name: str) -> Any:
         """A value to group by: a plain field of the row, else one of its `meta` (what is nested as
         JSON text); else None."""
-        return field_of(self.fields, name)
+        return s.field_of(self.fields, name)
 
 
 def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
@@ -104,10 +89,9 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
     Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
     """
-    check_types(SCORE_KEYS, fields)
+    s.check_types(SCORE_KEYS, fields)
     totals = totals_of_row(fields)
-    check_arrays(SCORE_KEYS, fields, totals.n_tokens)
-    check_places(fields, "inf_losses", totals.n_tokens)
+    s.check_arrays(SCORE_KEYS, fields, totals.n_tokens)
     ChainRule.read(fields)
     if totals.total_loss is not None and totals.total_loss < 0:
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
@@ -115,11 +99,8 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
     if tokens is not None:
         _check_sum(tokens, totals)
     kept = {name: value for name, value in fields.items() if whole or name not in _BULKY}
-    for name in ("token_ids", "byte_offsets"):
-        if kept.get(name) is not None:
-            kept[name] = np.array(kept[name], dtype=np.int64)
     found = _top1_of(fields, tokens) if top1 and tokens is not None else None
-    return ResultRow(place, kept, totals, tokens, found)
+    return ResultRow(place, s.with_arrays(kept), totals, tokens, found)
 
 
 def totals_of_row(row: Fields) -> Totals:
@@ -128,32 +109,41 @@ def totals_of_row(row: Fields) -> Totals:
     Of how many losses are infinite the row only tells that some are: the sums are null either way.
     Raises RowError for a field that is missing or is no number.
     """
-    n_scored, total = count(row, "n_scored"), figure(row, "total_loss")
+    n_scored, total = s.count(row, "n_scored"), s.figure(row, "total_loss")
     without_text = row.get("n_bytes") is None
-    texts: dict[str, Any] = {} if without_text else {name: count(row, name) for name in TEXT_COUNTS}
+    texts = {} if without_text else {name: s.count(row, name) for name in TEXT_COUNTS}
+    return loss_totals(
+        n_scored,
+        total,
+        n_tokens=s.count(row, "n_tokens"),
+        n_without_text=int(without_text),
+        mean_loss_units=to_units((total or 0.0) / n_scored) if n_scored else 0,
+        flags={n: int(n_of) for n, n_of in s.flags_of(row).items() if n not in _ONLY_OF_ROWS},
+        **texts,
+        **_pair_counts(row),
+    )
+
+
+def loss_totals(n_scored: int, total: float | None, **others: Any) -> Totals:
+    """Return the sums of one sequence: `total` nats over its scored tokens, None if infinite."""
     return Totals(
         n_sequences=1,
         n_sequences_scored=int(n_scored > 0),
-        n_tokens=count(row, "n_tokens"),
         n_scored=n_scored,
         n_infinite=int(n_scored > 0 and total is None),
-        n_without_text=int(without_text),
         loss_units=to_units(total or 0.0),
-        mean_loss_units=to_units((total or 0.0) / n_scored) if n_scored else 0,
-        flags={n: int(n_of) for n, n_of in flags_of(row).items() if n not in _ONLY_OF_ROWS},
-        **texts,
-        **_pair_counts(row),
+        **others,
     )
 
 
 def _pair_counts(row: Fields) -> dict[str, Any]:
     if row.get("n_response_tokens") is None:
         return {}
-    boundary, n_response = row.get("boundary"), count(row, "n_response_tokens")
+    boundary, n_response = row.get("boundary"), s.count(row, "n_response_tokens")
     return {
         "n_pairs": 1,
         "n_response_tokens": n_response,
-        "n_pair_tokens": n_response + count(row, "n_prompt_tokens"),
+        "n_pair_tokens": n_response + s.count(row, "n_prompt_tokens"),
         "boundaries": {} if boundary is None else {str(boundary): 1},
         "response_only": _response_only(row, n_response),
         "separate_tokenization": _apart(row.get("separate")),
@@ -161,24 +151,17 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
 
 
 def _response_only(row: Fields, n_response: int) -> Totals | None:
-    """None where the response could not be scored alone (rule 14)."""
-    value, infinite = number(row, "log_prob_y"), row.get("n_inf_losses_y")
-    if value is None and not infinite:
+    """Return None where the response could not be scored alone (rule 14)."""
+    value = s.number(row, "log_prob_y")
+    if value is None and not row.get("n_inf_losses_y"):
         return None
-    units = 0 if value is None else to_units(0.0 - value)
-    return Totals(
-        n_sequences=1, n_scored=n_response, n_infinite=int(bool(infinite)), loss_units=units
-    )
+    return loss_totals(n_response, None if value is None else 0.0 - value)
 
 
 def _apart(separate: Any) -> Totals | None:
     if not isinstance(separate, Mapping):
         return None
-    n_scored, loss = count(separate, "n_scored"), figure(separate, "loss")
-    infinite = int(n_scored > 0 and loss is None)
-    return Totals(
-        n_sequences=1, n_scored=n_scored, n_infinite=infinite, loss_units=to_units(loss or 0.0)
-    )
+    return loss_totals(s.count(separate, "n_scored"), s.figure(separate, "loss"))
 
 
 def token_losses(row: Fields, n: int) -> TokenLosses | None:
@@ -189,7 +172,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
     for value in written:
         if value is not None and (isinstance(value, bool) or not isinstance(value, float | int)):
             raise RowError("wrong_type", "field 'token_losses' holds what is no number")
-        if value is not None and not 0 <= value < LARGEST:
+        if value is not None and not 0 <= value < s.LARGEST:
             raise RowError("impossible", f"a token's loss is {value}")
     losses = np.array(written, dtype=np.float64)  # None becomes NaN
     losses[list(row.get("inf_losses") or ())] = np.inf
@@ -224,7 +207,7 @@ def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
     if total is None:
         return
     found = math.fsum(tokens.losses[tokens.counted].tolist())
-    if not abs(found - total) <= ROUNDING * max(1.0, abs(total)):
+    if not s.is_near(found, total):
         raise RowError(
             "impossible", f"total_loss is {total}, and its tokens' losses sum to {found}"
         )
