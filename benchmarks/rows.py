@@ -77,21 +77,7 @@ def run_around(settings: Settings) -> Found:
 def _score_file(scorer: Any, path: Path, out: Path) -> None:
     """As `seqloss score FILE --jsonl --no-tokens --no-text -o OUT` does it once it is loaded."""
     stats = ReadStats()
-    choice = OutputChoice(
-        command="score",
-        format=FORMATS["jsonl"],
-        path=out,
-        force=True,
-        text=False,
-        tokens=False,
-        words=False,
-        context_lengths=False,
-        bits=False,
-        all_tokens=False,
-        summary=False,
-        strict=False,
-        pmi=False,
-    )
+    choice = OutputChoice(format=FORMATS["jsonl"], path=out, force=True, text=False, tokens=False)
     names = [str(path)]
     inputs = Inputs(read_inputs(names, ReadOptions(), stats), stats, names, None)
     command = Command(score_task(scorer, "score", Requested()), score_rows, TableWriter)

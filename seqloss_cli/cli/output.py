@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,11 +17,12 @@ from seqloss_cli.cli.commands import ShowSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, is_typed
 from seqloss_cli.core.backend import WordBoundaryIds
-from seqloss_cli.core.columns import COLUMNS, TokenColumn
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
 from seqloss_cli.display.terminal.palette import choose_theme
+from seqloss_cli.results import RowChoice
 from seqloss_cli.results.formats import FORMATS, Format
 from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema import RowOptions
@@ -33,31 +34,17 @@ _FILE_WIDTH = 120
 """Columns of tables that go to a file: no terminal says how wide they may be."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputChoice:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputChoice(RowChoice):
     """The place, format and contents of results, as the options of a command ask for them."""
 
-    command: str
     format: Format | None
     """None for tables, or coloured texts."""
-    path: Path | None
-    force: bool
-    text: bool
-    tokens: bool
-    words: bool
-    context_lengths: bool
-    bits: bool
-    all_tokens: bool
-    summary: bool
-    strict: bool
-    pmi: bool
-    level: str = ""
-    """The unit of a line of CSV, such as `token`."""
-    columns: tuple[TokenColumn, ...] = ()
-    """Quantities of each token that are asked for beside its loss."""
+    force: bool = False
+    bits: bool = False
+    all_tokens: bool = False
+    strict: bool = False
     resume: bool = False
-    word_correction: bool = False
-    regions: bool = False
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
     beside: Path | None = None
@@ -145,18 +132,11 @@ def row_options(
 ) -> RowOptions:
     """Return what the rows of a run hold."""
     return RowOptions(
-        tokenization.token_texts,
-        tokenization.name_token,
-        run,
-        text=choice.text,
-        tokens=choice.tokens,
-        summary=choice.summary,
-        words=choice.words,
+        **{field.name: getattr(choice, field.name) for field in fields(RowChoice)},
+        run=run,
+        token_texts=tokenization.token_texts,
+        name_token=tokenization.name_token,
         marks=marks,
-        regions=choice.regions,
-        context_lengths=choice.context_lengths,
-        pmi=choice.pmi,
-        columns=choice.columns,
     )
 
 

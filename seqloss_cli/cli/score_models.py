@@ -89,7 +89,12 @@ def _score_to(
     task, tokens = score_task(scorer, "score", Requested()), scorer.tokenization
     # Texts are kept only for a page: they can be larger than all else in the file.
     with_texts = given(context, OutputSettings).report is not None
-    options = RowOptions(tokens.token_texts, tokens.name_token, task.run, text=with_texts)
+    options = RowOptions(
+        run=task.run,
+        token_texts=tokens.token_texts,
+        name_token=tokens.name_token,
+        text=with_texts,
+    )
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))
         written = write_all(task, inputs, task.run, writer, ProgressBar(names), tell=say_once)

@@ -1,4 +1,36 @@
 """Results files: rows both ways, formats, and files that are finished or can be resumed.
 
-This package imports nothing: the command line reads the names of formats when it starts.
+Nothing heavy is imported here: the command line reads the names of formats when it starts.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seqloss_cli.core.columns import TokenColumn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowChoice:
+    """What rows are to hold, as far as options ask for it."""
+
+    command: str = "score"
+    path: Path | None = None
+    """None for stdout."""
+    level: str = ""
+    """What a line of CSV is."""
+    text: bool = True
+    tokens: bool = True
+    """The per-token arrays."""
+    summary: bool = False
+    """No sequences at all: totals and rejected rows only."""
+    words: bool = False
+    word_correction: bool = False
+    regions: bool = False
+    context_lengths: bool = False
+    pmi: bool = False
+    columns: tuple[TokenColumn, ...] = ()
+    """The quantities of each token that were asked for beside its loss."""

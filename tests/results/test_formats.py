@@ -149,7 +149,7 @@ def writer_of(sink: Any, row: Callable[[Any], dict[str, Any]]) -> Any:
     keys = [Key(k, kind, lambda v, k=k: v.get(k, ABSENT)) for k, kind in KEYS.items()]  # type: ignore[misc]
     run: Any = FakeRun()
     rows: Any = Rows(
-        RowOptions(lambda sequence: [], str, run),
+        RowOptions(run=run, token_texts=lambda sequence: [], name_token=str),
         tuple(keys),
         {},
         lambda result, sums: row(result),

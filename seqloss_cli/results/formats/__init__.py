@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from seqloss_cli.core.extras import load_pyarrow
+from seqloss_cli.results import RowChoice
 
 if TYPE_CHECKING:
-    from seqloss_cli.core.columns import TokenColumn
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.results.schema import Rows
@@ -38,32 +37,7 @@ class Writer(Protocol[Result, Sums]):
     def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None: ...
 
 
-class Asked(Protocol):
-    """What is to be written, as far as not every format holds it."""
-
-    @property
-    def command(self) -> str: ...
-    @property
-    def path(self) -> Path | None: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def summary(self) -> bool: ...
-    @property
-    def tokens(self) -> bool: ...
-    @property
-    def words(self) -> bool: ...
-    @property
-    def word_correction(self) -> bool: ...
-    @property
-    def regions(self) -> bool: ...
-    @property
-    def context_lengths(self) -> bool: ...
-    @property
-    def columns(self) -> tuple[TokenColumn, ...]: ...
-
-
-def no_conflicts(asked: Asked) -> Iterator[str]:
+def no_conflicts(asked: RowChoice) -> Iterator[str]:
     """Yield nothing: the format holds whatever is asked for."""
     yield from ()
 
@@ -91,7 +65,7 @@ class Format:
     """The run and its totals are in it."""
     resumable: bool = False
     """Rows stand in lines, so that an interrupted run can go on after the last whole one."""
-    conflicts: Callable[[Asked], Iterator[str]] = no_conflicts
+    conflicts: Callable[[RowChoice], Iterator[str]] = no_conflicts
     """Why it cannot hold what is asked for."""
     require_package: Callable[[], object] = nothing_missing
     """Raises UsageError when a package that it needs is not installed."""
@@ -136,7 +110,7 @@ def _write_openai(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writ
     return OpenAIWriter(sink, rows)
 
 
-def _openai_conflicts(asked: Asked) -> Iterator[str]:
+def _openai_conflicts(asked: RowChoice) -> Iterator[str]:
     if asked.command not in ("score", "cond"):
         others = ", ".join(name for name in FORMATS if name != "openai")
         yield f"--format openai is of losses of texts; {asked.command} writes {others}"
@@ -159,7 +133,7 @@ def _read_parquet(name: str) -> Records:
     return enumerate(read_parquet_rows(name), start=1)
 
 
-def _parquet_conflicts(asked: Asked) -> Iterator[str]:
+def _parquet_conflicts(asked: RowChoice) -> Iterator[str]:
     if asked.path is None:
         yield "--format parquet is no text: it needs -o FILE"
 
@@ -172,7 +146,7 @@ def _write_lines(
     return LineWriter(sink, rows, level, delimiter)
 
 
-def _line_conflicts(name: str, asked: Asked) -> Iterator[str]:
+def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
     """Yield why lines of one kind cannot hold what is asked for."""
     levels = LEVELS[asked.command]
     if asked.summary:

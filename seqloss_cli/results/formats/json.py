@@ -5,94 +5,73 @@ Each writer streams: nothing but rejected rows waits for the end.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, BinaryIO, Generic
+from typing import Any, BinaryIO
 
 import orjson
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import bounded_lines, open_input
-from seqloss_cli.results.schema import Result, Rows, Sums, json_bytes, rejected_row
+from seqloss_cli.results.schema import Result, Row, Rows, RowWriter, Sums, json_bytes
 
 _SPOOLED_IN_MEMORY = 1 << 20
 _RUN_LINE = b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
 
 
-class JsonlWriter(Generic[Result, Sums]):
+class JsonlWriter(RowWriter[Result, Sums]):
     """A line `run`, a line for each input as soon as it is ready, a line `totals`."""
 
+    def begin(self, run: RunInfo) -> None:
+        """Write the line of the run."""
+        self.write_row("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
+
+    def write_row(self, kind: str, row: Row) -> None:
+        """Write a line; it is flushed, so that a run that is killed leaves it."""
+        self.sink.write(json_bytes({"type": kind, **row}) + b"\n")
+        self.sink.flush()
+
+    def write_totals(self, row: Row) -> None:
+        """Write the last line."""
+        self.sink.write(json_bytes({"type": "totals", **row}) + b"\n")
+
+
+class JsonWriter(RowWriter[Result, Sums]):
+    """`{"schema_version", "run", "sequences", "rejected", "totals"}`, sequences as they come."""
+
     def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
-        self._sink, self._rows = sink, rows
+        super().__init__(sink, rows)
+        # Rejected rows stand after all sequences, and wait there: a corpus of them may be large.
+        self._rejected = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115
+        self._separators = {"sequence": b"", "rejected": b""}
 
     def begin(self, run: RunInfo) -> None:
-        self._line("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
+        """Write the run, and begin the sequences."""
+        version, record = SCHEMA_VERSION, json_bytes(asdict(run))
+        self.sink.write(b'{"schema_version":%d,"run":%s,\n"sequences":[' % (version, record))
 
-    def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._rows.options.summary:
-            self._line("sequence", self._rows.row(result, sums))
+    def write_row(self, kind: str, row: Row) -> None:
+        """Write a row of its array."""
+        array = self.sink if kind == "sequence" else self._rejected
+        array.write(self._separators[kind] + json_bytes(row))
+        self._separators[kind] = b",\n"
 
-    def reject(self, rejected: Rejected) -> None:
-        self._line("rejected", rejected_row(rejected))
-
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
-        self._line("totals", self._rows.totals(sums, n_rejected, n_empty_lines))
-
-    def _line(self, kind: str, fields: dict[str, Any]) -> None:
-        self._sink.write(json_bytes({"type": kind, **fields}) + b"\n")
-        if kind != "totals":
-            self._sink.flush()
-
-
-class Document:
-    """One JSON object with a long array in it, and rejected rows after that."""
-
-    def __init__(self, sink: BinaryIO) -> None:
-        self._sink = sink
-        self._separator = b""
-        self._rejected = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115
-
-    def reject(self, rejected: Rejected) -> None:
-        comma = b",\n" if self._rejected.tell() else b""
-        self._rejected.write(comma + json_bytes(rejected_row(rejected)))
-
-    def _element(self, value: Any) -> None:
-        self._sink.write(self._separator + json_bytes(value))
-        self._separator = b",\n"
-
-    def _write_rejected(self) -> None:
+    def write_rejected(self) -> None:
+        """Write all rows that were rejected."""
         self._rejected.seek(0)
-        while chunk := self._rejected.read(1 << 16):
-            self._sink.write(chunk)
+        shutil.copyfileobj(self._rejected, self.sink)
         self._rejected.close()
 
-
-class JsonWriter(Document, Generic[Result, Sums]):
-    """`{"schema_version", "run", "sequences", "rejected", "totals"}`."""
-
-    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
-        super().__init__(sink)
-        self._rows = rows
-
-    def begin(self, run: RunInfo) -> None:
-        self._sink.write(
-            b'{"schema_version":%d,"run":%s,\n"sequences":['
-            % (SCHEMA_VERSION, json_bytes(asdict(run)))
-        )
-
-    def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._rows.options.summary:
-            self._element(self._rows.row(result, sums))
-
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
-        self._sink.write(b'],\n"rejected":[')
-        self._write_rejected()
-        closing = json_bytes(self._rows.totals(sums, n_rejected, n_empty_lines))
-        self._sink.write(b'],\n"totals":' + closing + b"}\n")
+    def write_totals(self, row: Row) -> None:
+        """End the sequences, and write what comes after them."""
+        self.sink.write(b'],\n"rejected":[')
+        self.write_rejected()
+        self.sink.write(b'],\n"totals":' + json_bytes(row) + b"}\n")
 
 
 class NoResultsError(RowError):

@@ -12,24 +12,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, BinaryIO, Generic
+from typing import Any, BinaryIO
 
 import orjson
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.extras import load_pyarrow
-from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import (
     REJECTED,
-    Key,
     Kind,
     Result,
     Row,
-    Rows,
+    RowWriter,
     Sums,
     json_bytes,
-    rejected_row,
+    text,
 )
 
 MOST_ROWS = 4096
@@ -37,47 +36,39 @@ MOST_WEIGHT = 1 << 21
 """Of a row group, in characters and list entries: what is in memory at a time."""
 
 
-class ParquetWriter(Generic[Result, Sums]):
+class ParquetWriter(RowWriter[Result, Sums]):
     """A row group whenever enough rows have come; the file can be read once `end` has been."""
 
-    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
-        self._sink, self._rows = sink, rows
-        self._arrow = load_pyarrow()
-        self._waiting: list[Row] = []
-        self._weight = 0
-
     def begin(self, run: RunInfo) -> None:
+        """Begin the file; its columns are known before its rows."""
+        self._arrow = load_pyarrow()
         self._run = json_bytes({"schema_version": SCHEMA_VERSION, **asdict(run)})
-        keys = (Key("type", Kind.text, str), *self._rows.keys, *REJECTED)
+        keys = (text("type", str), *self.rows.keys, *REJECTED)
         self._columns = {key.name: key.kind for key in keys}
         self._schema = _schema(self._arrow, self._columns)
         self._file = self._arrow.parquet.ParquetWriter(
-            _Sink(self._sink), self._schema, compression="zstd"
+            _Sink(self.sink), self._schema, compression="zstd"
         )
+        self._waiting: list[Row] = []
+        self._weight = 0
 
-    def sequence(self, result: Result, sums: Sums) -> None:
-        if not self._rows.options.summary:
-            self._take({"type": "sequence", **self._rows.row(result, sums)})
-
-    def reject(self, rejected: Rejected) -> None:
-        self._take({"type": "rejected", **rejected_row(rejected)})
-
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
-        self._write_group()
-        totals = json_bytes(self._rows.totals(sums, n_rejected, n_empty_lines))
-        self._file.add_key_value_metadata({"seqloss.run": self._run, "seqloss.totals": totals})
-        self._file.close()
-
-    def _take(self, row: Row) -> None:
+    def write_row(self, kind: str, row: Row) -> None:
+        """Take a row, after a group of those before if there are enough."""
+        row = {"type": kind, **row}
         cells = {name: _cell(value, self._columns[name]) for name, value in row.items()}
         weight = sum(len(value) for value in cells.values() if isinstance(value, str | list))
-        if self._waiting and (
-            len(self._waiting) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT
-        ):
+        if len(self._waiting) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT:
             self._write_group()
         cells["null_keys"] = [name for name, value in row.items() if value is None]
         self._waiting.append(cells)
         self._weight += weight
+
+    def write_totals(self, row: Row) -> None:
+        """Write the last group, and run and totals as the file's metadata."""
+        self._write_group()
+        metadata = {"seqloss.run": self._run, "seqloss.totals": json_bytes(row)}
+        self._file.add_key_value_metadata(metadata)
+        self._file.close()
 
     def _write_group(self) -> None:
         if self._waiting:
@@ -102,12 +93,8 @@ def _schema(arrow: Any, columns: dict[str, Kind]) -> Any:
         Kind.bools: arrow.list_(arrow.bool_()),
         Kind.spans: arrow.list_(arrow.list_(arrow.int64())),
     }
-    fields = [
-        arrow.field(
-            name, types[kind], metadata={"seqloss": "json"} if kind is Kind.nested else None
-        )
-        for name, kind in columns.items()
-    ]
+    marks = {Kind.nested: {"seqloss": "json"}}
+    fields = [arrow.field(n, types[kind], metadata=marks.get(kind)) for n, kind in columns.items()]
     return arrow.schema([*fields, arrow.field("null_keys", types[Kind.texts])])
 
 

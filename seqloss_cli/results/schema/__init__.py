@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import attrgetter, itemgetter
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import WordBoundaryIds
-from seqloss_cli.core.columns import TokenColumn
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Rejected, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.results import RowChoice
 
 Fields = Mapping[str, Any]
 """A row that was read."""
@@ -74,26 +75,15 @@ _TYPES: Mapping[Kind, type] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """What the rows of a run hold beside their sums."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOptions(RowChoice):
+    """What the rows of a run hold, and what they are made with."""
 
+    run: RunInfo
     token_texts: Callable[[TokenSequence], list[str]]
     name_token: Callable[[int], str]
-    run: RunInfo
-    text: bool = True
-    tokens: bool = True
-    """The per-token arrays."""
-    summary: bool = False
-    """No sequences at all: totals and rejected rows only."""
-    words: bool = False
     marks: WordBoundaryIds | None = None
-    """With `words`: corrected losses, too."""
-    regions: bool = False
-    context_lengths: bool = False
-    pmi: bool = False
-    columns: tuple[TokenColumn, ...] = ()
-    """The quantities of each token that were asked for."""
+    """For corrected losses of words."""
 
     @property
     def pairs(self) -> bool:
@@ -226,6 +216,42 @@ class Rows(Generic[Result, Sums, Entry]):
     def row(self, result: Result, sums: Sums) -> Row:
         """Return the JSON object of a result; `sums` are its own."""
         return row_of(self.keys, self.view(result, sums))
+
+
+class RowWriter(ABC, Generic[Result, Sums]):
+    """A writer of JSON objects: of the run, of each row as it comes, and of the totals."""
+
+    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
+        self.sink, self.rows = sink, rows
+
+    @abstractmethod
+    def begin(self, run: RunInfo) -> None:
+        """Write the run's record."""
+
+    @abstractmethod
+    def write_row(self, kind: str, row: Row) -> None:
+        """Write a row of a `sequence` or of a `rejected` input."""
+
+    @abstractmethod
+    def write_totals(self, row: Row) -> None:
+        """Write the totals, the last of all."""
+
+    def make_row(self, result: Result, sums: Sums) -> Row:
+        """Return the object of a result."""
+        return self.rows.row(result, sums)
+
+    def sequence(self, result: Result, sums: Sums) -> None:
+        """Write a result, unless totals are all that is asked for."""
+        if not self.rows.options.summary:
+            self.write_row("sequence", self.make_row(result, sums))
+
+    def reject(self, rejected: Rejected) -> None:
+        """Write a rejected input."""
+        self.write_row("rejected", rejected_row(rejected))
+
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        """Write the totals."""
+        self.write_totals(self.rows.totals(sums, n_rejected, n_empty_lines))
 
 
 def possible(options: RowOptions, keys: Iterable[Key]) -> tuple[Key, ...]:
