@@ -73,7 +73,7 @@ class Written(Generic[Sums]):
     n_sequences: int
     n_rejected: int
     n_kept: int
-    """Rows of an earlier run among these."""
+    """Rows of an earlier run among these two."""
 
     @property
     def exit_code(self) -> int:

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowChoice:
-    """What rows are to hold, as far as options ask for it."""
+    """The content of rows that options ask for."""
 
     command: str = "score"
     path: Path | None = None
     """None for stdout."""
     level: str = ""
-    """What a line of CSV is."""
+    """Part of a row that a line of CSV is of, by its name in `formats.LEVELS`."""
     text: bool = True
     tokens: bool = True
     """The per-token arrays."""

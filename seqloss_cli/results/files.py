@@ -23,7 +23,7 @@ Row = TypeVar("Row")
 
 @dataclass(slots=True)
 class ResultsOf(Generic[Row]):
-    """What is known of a file once its rows were read; `run` is known from the start."""
+    """A results file: its run, its rows as they are read, and counts once they were."""
 
     name: str
     run: Run
@@ -51,12 +51,12 @@ ResultsFile = ResultsOf[ResultRow]
 
 
 def open_results(name: str, top1: bool = False, whole: bool = False) -> ResultsFile:
-    """What `score` or `cond` wrote; as `open_any`."""
+    """Open what `score` or `cond` wrote; as `open_any`."""
     return open_any(name, loss_kinds(top1, whole))
 
 
 def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
-    """`kinds` are those of the commands whose results are taken.
+    """Open a results file of one of the commands in `kinds`.
 
     Raises RowError when there is no such file or it holds no results of these, and UsageError while
     rows are read when it goes on with another run's.

@@ -1,4 +1,4 @@
-"""What of a results file that a run left can be kept, and whether it belongs to what is read again.
+"""Rows that --resume keeps of a results file, each checked against its input, which is read again.
 
 Read line by line. Of a file that a crash cut off, or that holds garbage after a loss of power, the
 longest beginning of whole lines is kept. Whole rows behind a damaged line are no torn end, but a
@@ -31,7 +31,7 @@ _MEND = "give the inputs of the first run, or --force to start anew"
 
 @dataclass(frozen=True, slots=True)
 class PartialFile:
-    """What a results file holds."""
+    """The content of a results file, as far as it is whole."""
 
     path: Path
     run: Mapping[str, Any] | None
@@ -50,12 +50,12 @@ class PartialFile:
 
     @property
     def torn_line(self) -> int:
-        """Where the bytes that mean nothing begin, counted from 1."""
+        """Return the line, counted from 1, at which the bytes that mean nothing begin."""
         return 1 if self.run is None else self.n_rows + 2 + self.has_totals
 
 
 def inspect_partial(path: Path) -> PartialFile:
-    """Raises UsageError when the file holds something else than results, or rows without a run."""
+    """Return what is whole; raises UsageError for other content, or rows without a run."""
     n_bytes = path.stat().st_size
     with path.open("rb") as stream:
         run = _run_line(stream, path)
@@ -76,7 +76,7 @@ def inspect_partial(path: Path) -> PartialFile:
 
 
 def recorded_run(path: Path) -> Mapping[str, Any] | None:
-    """The run line of a results file; None where it is torn or not there at all.
+    """Return the run line of a results file; None where it is torn or not there at all.
 
     Raises UsageError when the file holds something else, or whole rows behind a damaged run line.
     """
@@ -104,7 +104,7 @@ def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
 
 
 def _whole_line(stream: BufferedReader) -> Row | None:
-    """The next line's object; None at the end, and where a line is torn or garbage."""
+    """Return the next line's object; None at the end, and where a line is torn or garbage."""
     return _parsed(_raw_line(stream)) if stream.peek(1)[:1] == b"{" else None
 
 
@@ -119,7 +119,8 @@ def _parsed(raw: bytes) -> Row | None:
 
 
 def _raw_line(stream: BufferedReader) -> bytes:
-    """The next line; of one with NULs in it, of which a crash can leave gigabytes, a piece."""
+    """Return the next line, but of one with NULs in it a piece."""
+    # A crash can leave gigabytes of them, which are no line to be held in memory.
     pieces = [stream.readline(_PIECE)]
     while pieces[-1] and not pieces[-1].endswith(b"\n") and b"\0" not in pieces[-1]:
         pieces.append(stream.readline(_PIECE))
@@ -127,7 +128,7 @@ def _raw_line(stream: BufferedReader) -> bytes:
 
 
 def _n_whole_rows(stream: BufferedReader) -> int:
-    """How many rows are whole from here to the end, whatever is between them."""
+    """Count the rows that are whole from here to the end, whatever is between them."""
     n_whole = 0
     while _pass_hole(stream) and (raw := _raw_line(stream)):
         line = _parsed(raw)
@@ -136,7 +137,7 @@ def _n_whole_rows(stream: BufferedReader) -> int:
 
 
 def _pass_hole(stream: BufferedReader) -> bool:
-    """Go on to the next bytes that are on the disk; False where none are."""
+    """Go to the next bytes that are on the disk; returns False where none are."""
     if stream.peek(1)[:1] == b"\0" and hasattr(os, "SEEK_DATA"):
         try:
             stream.seek(stream.tell(), os.SEEK_DATA)
@@ -202,7 +203,7 @@ class KeptRows(Generic[Sums, Entry]):
             ) from error
 
     def require_all_checked(self) -> None:
-        """Raises UsageError when the inputs ended before the rows did."""
+        """Raise UsageError when the inputs ended before the rows did."""
         n_checked = self.n_sequences + self.n_rejected
         if n_checked < self.n_rows:
             raise UsageError(

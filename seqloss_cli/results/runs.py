@@ -1,4 +1,4 @@
-"""How two runs differ, and whether one may go on with what the other wrote."""
+"""Differences between two runs: of their numbers, and of settings that --resume must find equal."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ adapted."""
 
 @dataclass(frozen=True, slots=True)
 class Difference:
+    """A key of two run records with another value in each."""
+
     key: str
     first: Any
     second: Any
@@ -56,7 +58,7 @@ def run_differences(
     second: Mapping[str, Any],
     keys: Sequence[str] = (*MODEL, *TOKENIZER, *POLICIES, *NUMERICS),
 ) -> list[Difference]:
-    """Of the keys that change numbers: a name alone does not where the weights are the same."""
+    """Return differences that change numbers: of names only where the weights differ, too."""
     same_weights = first.get("weights_sha256") == second.get("weights_sha256") is not None
     skipped = ("model", "revision") if same_weights else ()
     same_tokenizer = first.get("tokenizer_sha256") == second.get("tokenizer_sha256")
@@ -112,8 +114,10 @@ _ABSENT = object()
 
 
 def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> None:
-    """Raises UsageError with every difference between a results file's run line and this run, and
-    the flag that would mend it."""
+    """Raise UsageError with every difference between a results file's run line and this run.
+
+    Each is named with the flag that mends it.
+    """
     own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
     there, here = dict(_flat(recorded)), dict(_flat(own))
     differences = [
@@ -129,7 +133,7 @@ def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> N
 
 
 def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys with their values, those of parts as `part.key`."""
+    """Yield keys with their values, those of parts as `part.key`."""
     for key, value in run.items():
         if key in _MAY_DIFFER:
             continue
@@ -145,7 +149,7 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 
 def _advice(key: str, there: Any) -> str:
-    """What to give on the command line to have it as it is there."""
+    """Return what to give on the command line to have the value that is there."""
     if key in _OTHER_ADVICE:
         return _OTHER_ADVICE[key]
     if there is _ABSENT:  # options that came later are named only where they are given

@@ -1,4 +1,4 @@
-"""Where output bytes go: stdout, or a file that exists under its name only when it is whole.
+"""Files for output: one exists under its name only when it is whole; and stdout.
 
 Until then it is FILE.partial, which one process at a time writes (where files can be locked). What
 was flushed to it outlives a crash of that process, and but for the last seconds one of the machine.
@@ -25,8 +25,7 @@ if sys.platform == "win32":
     _FAR_AWAY = 1 << 62  # others cannot read what is locked, so it is no byte of the file
 
     def try_to_lock(descriptor: int) -> bool | None:
-        """Whether this process now has the file: False where another one does, None where nobody
-        can tell."""
+        """Return whether this process has the file: False if another has, None if unknown."""
         place = os.lseek(descriptor, 0, os.SEEK_CUR)
         os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
         try:
@@ -45,8 +44,7 @@ else:
     RENAMES_OPEN_FILES = True
 
     def try_to_lock(descriptor: int) -> bool | None:
-        """Whether this process now has the file: False where another one does, None where nobody
-        can tell."""
+        """Return whether this process has the file: False if another has, None if unknown."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -61,11 +59,11 @@ SYNC_SECONDS = 2.0
 
 
 def ignore_warning(message: str) -> None:
-    """Nobody wants to know."""
+    """Do nothing: nobody wants to know."""
 
 
 def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> None:
-    """Raises UsageError when the file or its partial one exists, unless `force` is given, and when
+    """Raise UsageError when the file or its partial one exists, unless `force` is given, and when
     it could not be written at all. `resumable`: --resume would go on with a partial one."""
     _refuse_odd_places(path)
     partial = partial_path(path)
@@ -76,7 +74,7 @@ def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> Non
 
 
 def earlier_output(path: Path) -> Path | None:
-    """The file that --resume looks at: FILE.partial, else FILE, else none.
+    """Return the file that --resume looks at: FILE.partial, else FILE, else none.
 
     Raises UsageError when both are there, which one run never leaves (but in the middle of its
     renaming, which is brought to an end here), or when FILE could not be written at all.
@@ -106,7 +104,7 @@ def open_sink(
     resume: bool = False,
     warn: Callable[[str], None] = ignore_warning,
 ) -> Iterator[BinaryIO]:
-    """Stdout, or `FILE.partial`, renamed to FILE when the block ends without an exception.
+    """Open stdout, or `FILE.partial`, renamed to FILE when the block ends without an exception.
 
     With `resume` it holds what was left behind, and nothing is written before `cut` is called.
     `warn` hears of it when the file cannot be held against other processes.
@@ -155,7 +153,7 @@ def _refuse_odd_places(path: Path) -> None:
 
 
 def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
-    """As was done before a model was loaded; others may have been here since."""
+    """Look again, as before a model was loaded: others may have been here since."""
     if resume:
         if earlier_output(path) == path:
             raise UsageError(f"{path} came into being meanwhile; run the same command again")
@@ -165,7 +163,7 @@ def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
 
 
 def _end_renaming(path: Path) -> None:
-    """Where a machine stopped between the two steps of `_rename`, both names are one file."""
+    """End a renaming between whose steps a machine stopped: both names are one file."""
     partial = partial_path(path)
     if path.exists() and partial.exists() and path.samefile(partial):
         with _locked(partial):
@@ -176,7 +174,7 @@ def _end_renaming(path: Path) -> None:
 def _locked(
     partial: Path, new: bool = False, warn: Callable[[str], None] = ignore_warning
 ) -> Iterator[_LastingFile]:
-    """The file as it is, made if it is not there, and held against other processes.
+    """Open the file as it is, made if it is not there, and hold it against other processes.
 
     Raises UsageError when another process writes it, or when it is there although `new`.
     """
@@ -198,7 +196,7 @@ def _locked(
 
 
 def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
-    """Raises UsageError when another process has the file, or had it and is done with it."""
+    """Raise UsageError when another process has the file, or had it and is done with it."""
     is_ours = try_to_lock(descriptor)
     if is_ours is False or not _names(partial, descriptor):
         raise UsageError(f"another process is writing {partial}, or just finished it")
@@ -210,7 +208,7 @@ def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
 
 
 def _names(path: Path, descriptor: int) -> bool:
-    """Whether the path still names the open file: who had it before us may have renamed it."""
+    """Return whether the path still names the open file: who had it before may have renamed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -279,7 +277,7 @@ class _LastingFile(io.BufferedWriter):
 
 
 def _rename(partial: Path, path: Path, force: bool) -> None:
-    """Without `force` a file that came while we worked is left alone."""
+    """Rename the file; without `force` one that came meanwhile is left alone."""
     try:
         if force:
             partial.replace(path)
@@ -291,7 +289,7 @@ def _rename(partial: Path, path: Path, force: bool) -> None:
 
 
 def _rename_to_free_name(partial: Path, path: Path) -> None:
-    """Raises FileExistsError when the name is taken: for certain where there are hard links (or on
+    """Raise FileExistsError when the name is taken: for certain where there are hard links (or on
     Windows), else as far as a look just before the renaming tells."""
     try:
         path.hardlink_to(partial)

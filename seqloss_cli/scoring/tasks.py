@@ -1,4 +1,4 @@
-"""What each command makes of its inputs, a task each. No task knows of displays, files or formats.
+"""Tasks: what each command makes of its inputs. None knows of displays, files or formats.
 
 A task gives a result or a rejection for each input, in order, and the sums of a result. Inputs that
 an earlier run finished are not scored: they are handed over as far as they can be told without it.
@@ -36,7 +36,7 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class Earlier(Generic[Entry]):
-    """What an earlier run finished: the first `n` inputs, and who is told of each of them."""
+    """The first `n` inputs, which an earlier run finished, and who is told of each of them."""
 
     n: int
     on_input: Callable[[Entry], None]
@@ -44,7 +44,7 @@ class Earlier(Generic[Entry]):
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[Result, Sums, Entry]):
-    """What a command computes of each input."""
+    """The computation of a command: results of inputs, and sums of results."""
 
     run: RunInfo
     """The run's record, without what is read and what rows hold."""

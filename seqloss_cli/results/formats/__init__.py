@@ -31,10 +31,17 @@ class Writer(Protocol[Result, Sums]):
     A `Result` comes with its own sums; `end` is given those of all.
     """
 
-    def begin(self, run: RunInfo) -> None: ...
-    def sequence(self, result: Result, sums: Sums) -> None: ...
-    def reject(self, rejected: Rejected) -> None: ...
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None: ...
+    def begin(self, run: RunInfo) -> None:
+        """Write what comes before all results."""
+
+    def sequence(self, result: Result, sums: Sums) -> None:
+        """Write a result."""
+
+    def reject(self, rejected: Rejected) -> None:
+        """Write an input that could not be scored."""
+
+    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+        """Write what comes after all results."""
 
 
 def no_conflicts(asked: RowChoice) -> Iterator[str]:
@@ -57,7 +64,7 @@ class Format:
     read: Callable[[str], Records] | None = None
     """The records of a file that it wrote; None where it is not read back."""
     magic: bytes = b""
-    """What its files begin with, where they are told by that."""
+    """First bytes of its files, where they are told by these."""
     has_extension: bool = True
     has_levels: bool = False
     """A line is what --level says."""

@@ -1,4 +1,4 @@
-"""What rows hold: every key declared once, for writing, for fixed headers and for reading back.
+"""Keys of rows, each declared once: for writing, for fixed headers and for reading back.
 
 The keys of a command's rows stand in a module of their own, in the order of the JSON objects. The
 columns of Parquet and CSV are the keys that a row of the run can have, and what is read back is
@@ -52,7 +52,7 @@ class Summable(Protocol):
 
 
 class Kind(StrEnum):
-    """What the values of a key are; null beside these."""
+    """Kinds of a key's values, beside null."""
 
     text = "text"
     whole = "whole"
@@ -77,7 +77,7 @@ _TYPES: Mapping[Kind, type] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOptions(RowChoice):
-    """What the rows of a run hold, and what they are made with."""
+    """The content of the rows of a run, and what they are made with."""
 
     run: RunInfo
     token_texts: Callable[[TokenSequence], list[str]]
@@ -127,7 +127,7 @@ class RowOptions(RowChoice):
 
 
 Cells = Mapping[str, Callable[[Any], Cell]]
-"""What follows a key's name in the name of a CSV column, to the cell made of the key's value."""
+"""Suffix that a CSV column adds to a key's name, to what makes its cell of the key's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +138,13 @@ class Key:
     kind: Kind
     value: Callable[[Any], Any]
     when: Callable[[RowOptions], Any] | None = None
-    """Whether rows of a run can have it; None where those of every run can."""
+    """Tells whether rows of a run can have it; None where those of every run can."""
     cells: Cells = field(default_factory=dict)
     """Its columns where a line of CSV is a row; of plain kinds that is one of the same name."""
     checked: bool = False
     """Its type is checked when a row is read back."""
     length: int | None = None
-    """Of an array that is checked when it is read back: how much longer it is than `n_tokens`."""
+    """Entries of a checked array beyond the row's tokens; None where it is not checked."""
     bulky: bool = False
     """Dropped when a row is read back, unless all is asked for: rows wait in memory."""
 
@@ -202,16 +202,16 @@ class Rows(Generic[Result, Sums, Entry]):
 
     options: RowOptions
     keys: tuple[Key, ...]
-    """Those that a row of this run can have."""
+    """The keys that a row of this run can have."""
     levels: Mapping[str, tuple[Key, ...]]
-    """What a line of CSV can be, if not a row, to its columns: arrays of one length each."""
+    """Parts of a row that a line of CSV can be of, to their columns: arrays of one length each."""
     view: Callable[[Result, Sums], Any]
     totals: Callable[[Sums, int, int], Row]
-    """Of the sums, and the numbers of rejected inputs and empty lines."""
+    """Returns the totals, of sums and the numbers of rejected inputs and of empty lines."""
     expected: Callable[[Entry, Fields], Fields]
-    """Of an input that was read again and its row: what the row must hold."""
+    """Returns what the row of an input must hold, of the input, read again, and the row."""
     sums_of: Callable[[Fields, str, Entry], Sums]
-    """The sums of a row that was read back, with its file:line; RowError for an invalid one."""
+    """Returns the sums of a row that was read back, with its file:line; raises RowError."""
 
     def row(self, result: Result, sums: Sums) -> Row:
         """Return the JSON object of a result; `sums` are its own."""
@@ -269,14 +269,14 @@ def rows(
 
 @dataclass(frozen=True, slots=True)
 class RowKind(Generic[ReadRow]):
-    """How the rows of a command are read back."""
+    """Reading back of the rows of a command."""
 
     read: Callable[[Fields, str], ReadRow]
-    """Of a record and its file:line. Raises RowError for an invalid one."""
+    """Returns a row, of a record and its file:line; raises RowError for an invalid one."""
     total: str
-    """What of the totals is the sum of the rows' own figures of that name."""
+    """Name of the figure whose sum over the rows is that of the totals."""
     units: Callable[[ReadRow], int | None]
-    """A row's own, in units of 2^-1074 nats; None where it is no number."""
+    """Returns a row's own figure in units of 2^-1074 nats; None where it is no number."""
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def finite(value: float | None) -> float | None:
 
 
 def ints(values: NDArray[Any] | None) -> list[int] | None:
-    """Return an array as a list of whole numbers; a mask as 0 and 1."""
+    """Return an array of shape N as a list of N whole numbers; a mask as 0 and 1."""
     return None if values is None else values.astype(np.int64).tolist()
 
 
@@ -392,6 +392,7 @@ def is_near(a: float, b: float) -> bool:
 
 
 def flags_of(row: Fields) -> Mapping[str, int]:
+    """Return a row's flags with their counts; RowError for anything else."""
     flags = row.get("flags") or {}
     if not isinstance(flags, Mapping) or not all(isinstance(n, int) for n in flags.values()):
         raise RowError("wrong_type", f"field 'flags' cannot be {flags!r:.40}")
@@ -399,6 +400,7 @@ def flags_of(row: Fields) -> Mapping[str, int]:
 
 
 def count(row: Fields, name: str) -> int:
+    """Return a field that is a whole number from 0 on; RowError for anything else."""
     value = row.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
         raise RowError("wrong_type", f"field {name!r} is not a count: {value!r:.40}")
@@ -406,6 +408,7 @@ def count(row: Fields, name: str) -> int:
 
 
 def number(row: Fields, name: str) -> float | None:
+    """Return a field that is a number, or None; RowError for anything else."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise RowError("wrong_type", f"field {name!r} is not a number: {value!r:.40}")
@@ -415,14 +418,17 @@ def number(row: Fields, name: str) -> float | None:
 
 
 def figure(row: Fields, name: str) -> float | None:
+    """Return a field as `number` does; RowError where there is no such field."""
     if name not in row:
         raise RowError("missing_field", f"no field {name!r}")
     return number(row, name)
 
 
 def field_of(fields: Fields, name: str) -> Any:
-    """A value to group by: a plain field of the row, else one of its `meta` (what is nested as
-    JSON text); else None."""
+    """Return a value to group by: a plain field of the row, else one of its `meta`, else None.
+
+    A nested one is returned as JSON text.
+    """
     value = fields.get(name)
     if value is None or isinstance(value, list | dict):
         value = (fields.get("meta") or {}).get(name.removeprefix("meta."))

@@ -29,7 +29,7 @@ from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_totals
 
 _AT_MOST, _CUTS = FURTHER[:2], FURTHER[2:]
-"""Upper bounds, and shares that a head was cut by: of these only the means are written."""
+"""Upper bounds, and shares of what a head was cut by: of these only the means are written."""
 
 
 # -- written ------------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ class DivergenceRow:
     Where `row.tokens` has nothing scored, they mean nothing."""
 
     def counted_values(self) -> dict[str, Floats] | None:
-        """What `Documents` takes."""
+        """Return the figures that `Documents` takes, of n counted tokens each: shape n."""
         if self.columns is None or self.row.tokens is None:
             return None
         counted = self.row.tokens.counted
         return {name: self.columns[name][counted] for name in ("delta_p", "kl")}
 
     def with_kls(self) -> ResultRow:
-        """The row as if its divergences were its losses."""
+        """Return the row as if its divergences, nats, were its losses."""
         tokens = self.row.tokens
         if self.columns is not None and tokens is not None:
             tokens = TokenLosses(self.columns["kl"], tokens.scored, tokens.counted)

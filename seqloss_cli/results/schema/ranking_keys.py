@@ -86,6 +86,7 @@ class RankingView:
 
 
 def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> Row:
+    """Return the totals of a run."""
     return {
         "n_sequences": totals.n_rows,
         "n_rejected": n_rejected,
@@ -209,11 +210,11 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
         _of_tokens("end", lambda n, choice: _edges(choice, slice(1, None))),
     ),
 }
-"""What a line can be, to its columns."""
+"""Parts of a row that a line can be of, to their columns."""
 
 
 class RankedRows:
-    """JSONL of the rows as they came, their choices best first: n-best lists re-ordered."""
+    """Writes JSONL of the rows as they came, their choices best first: n-best lists re-ordered."""
 
     def __init__(self, sink: BinaryIO, by: str) -> None:
         self._sink, self.by = sink, by

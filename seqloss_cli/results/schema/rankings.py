@@ -51,6 +51,8 @@ def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Question | Re
 
 @dataclass(frozen=True, slots=True)
 class RankedChoice:
+    """A choice as a results file of `rank` tells of it."""
+
     figures: ChoiceFigures
     probability: float | None
     """Among the choices; None where all of them are impossible."""
@@ -66,7 +68,7 @@ class RankedRow:
     """A question as a results file of `rank` tells of it."""
 
     fields: Fields
-    """As they were written, but for the choices."""
+    """The row as it was written, but for the choices."""
     choices: tuple[RankedChoice, ...]
     orders: Mapping[str, tuple[int, ...]]
     answers: tuple[int, ...] | None
@@ -76,10 +78,11 @@ class RankedRow:
 
     @property
     def score_names(self) -> tuple[str, ...]:
+        """Return the scores that were asked for."""
         return self.choices[0].figures.score_names
 
     def scores(self, name: str) -> list[float] | None:
-        """Of the choices, where it is known of each."""
+        """Return the score of each choice; None where it is not known of all."""
         if name not in self.orders:
             return None
         found = [choice.figures.score_by(name) for choice in self.choices]
@@ -87,8 +90,11 @@ class RankedRow:
 
 
 def read_ranking(fields: Fields, place: str) -> RankedRow:
-    """Raises RowError for a field that is missing or of a wrong type, and for figures that cannot
-    be: scores, orders or verdicts that do not follow from the log-probabilities."""
+    """Return a row with its choices.
+
+    Raises RowError for a field that is missing or of a wrong type, and for impossible figures:
+    scores, orders or verdicts that do not follow from the log-probabilities.
+    """
     s.check_types(RANK_KEYS, fields)
     written = _filled(fields, "choices")
     if not all(isinstance(each, Mapping) for each in written):
@@ -134,7 +140,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
 
 
 def _alone_of(fields: Fields, key: str, known: bool) -> float | None:
-    """Null is what is not known, or (where the row has an order by it) what is infinite."""
+    """Return a log-probability, nats; null is infinite where the row has an order by it."""
     value = s.number(fields, key)
     return -math.inf if value is None and known else value
 

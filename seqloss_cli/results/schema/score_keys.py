@@ -324,5 +324,5 @@ SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
         _region("end"),
     ),
 }
-"""What a line can be, if not a row, to its columns. A word's ends are in bytes, those of a region
-in characters."""
+"""Parts of a row that a line can be of, to their columns. A word's ends are in bytes, those of a
+region in characters."""

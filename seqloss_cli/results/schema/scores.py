@@ -46,16 +46,19 @@ class TokenLosses:
     losses: Floats
     """Shape N, nats."""
     scored: Bools
+    """Shape N: the token has a loss."""
     counted: Bools
     """Shape N: scored, and the loss counts in the totals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Top1:
-    """The word that the model held most probable at each token; -1 and 0 where none is known."""
+    """The most probable token at each of N tokens."""
 
     ids: Ints
+    """Shape N; -1 where none is known."""
     probabilities: Floats
+    """Shape N, from 0 to 1; 0 where none is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +78,18 @@ class ResultRow:
 
     @property
     def id(self) -> str:
+        """Return the input's id."""
         return str(self.fields["id"])
 
     def field(self, name: str) -> Any:
-        """A value to group by: a plain field of the row, else one of its `meta` (what is nested as
-        JSON text); else None."""
+        """Return a value to group by: a plain field, else one of `meta`, else None."""
         return s.field_of(self.fields, name)
 
 
 def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
-    """`top1` asks for the first of the alternatives, `whole` for texts and all arrays.
+    """Return a row; `top1` asks for the first of the alternatives, `whole` for texts and arrays.
 
-    Raises RowError for a field that is missing or of a wrong type, and for figures that cannot be:
+    Raises RowError for a field that is missing or of a wrong type, and for impossible figures:
     a joint above its marginal, a negative loss, a total that is not the sum of its tokens.
     """
     s.check_types(SCORE_KEYS, fields)
@@ -104,7 +107,7 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
 
 
 def totals_of_row(row: Fields) -> Totals:
-    """The sums of one sequence, to the last bit those that `metrics.totals_of` made of it.
+    """Return the sums of one sequence, to the last bit those that `metrics.totals_of` made of it.
 
     Of how many losses are infinite the row only tells that some are: the sums are null either way.
     Raises RowError for a field that is missing or is no number.
@@ -165,7 +168,10 @@ def _apart(separate: Any) -> Totals | None:
 
 
 def token_losses(row: Fields, n: int) -> TokenLosses | None:
-    """None where the row was written without them. Raises RowError for one that cannot be."""
+    """Return arrays of the row's `n` tokens, nats; None where it was written without them.
+
+    Raises RowError for an impossible loss.
+    """
     written, mask = row.get("token_losses"), row.get("loss_mask")
     if written is None:
         return None
@@ -182,7 +188,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
 
 
 def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
-    """Raises RowError where a token that counts has none."""
+    """Return arrays of N tokens; raises RowError where a token that counts has no alternative."""
     written, n = row.get("top_logprobs"), len(tokens.losses)
     if written is None or row.get("token_ids") is None:
         return None
