@@ -14,7 +14,7 @@ from seqloss_cli.cli.failures import command_errors, say
 from seqloss_cli.cli.options import Group, only
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.options import OTHER, OUTPUT, SHOW, option, record
-from seqloss_cli.results.formats import FORMATS, LEVELS
+from seqloss_cli.results.formats import FORMATS, LEVELS, extensions
 
 if TYPE_CHECKING:  # the names follow from the formats, which a type checker cannot read
     FormatName = str
@@ -109,7 +109,7 @@ class OutputSettings:
         None,
         "--output",
         OUTPUT,
-        "Write to FILE (.json, .jsonl, .parquet, .csv, .tsv); FILE.partial until it is whole.",
+        f"Write to FILE ({', '.join(extensions())}); FILE.partial until it is whole.",
         short="-o",
     )
     force: bool = option(False, "--force", OUTPUT, "Write over FILE or its FILE.partial.")

@@ -34,7 +34,7 @@ from seqloss_cli.core.policies import (
     WindowChoice,
 )
 from seqloss_cli.inputs.reading import COMPRESSED
-from seqloss_cli.results.formats import FORMATS, LEVELS, Format
+from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
 from seqloss_cli.results.sinks import refuse_to_overwrite
 from seqloss_cli.scoring.scorer import Scorer
 
@@ -171,7 +171,7 @@ def format_choice(context: typer.Context, settings: OutputSettings) -> Format | 
     file. Raises UsageError when flags contradict each other or the extension says nothing.
     """
     output = settings.output
-    extensions = {each.extension: each for each in FORMATS.values() if each.has_extension}
+    known = extensions()
     # -o x.csv on the command line is stronger than a variable that asks for JSON.
     for level in ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP"):
         asked = {
@@ -183,11 +183,11 @@ def format_choice(context: typer.Context, settings: OutputSettings) -> Format | 
             raise UsageError("choose one of --json, --jsonl and --format")
         if asked:
             return FORMATS.get(asked.pop())
-        if is_from(context, "output", level) and output and output.suffix in extensions:
-            return extensions[output.suffix]
+        if is_from(context, "output", level) and output and output.suffix in known:
+            return known[output.suffix]
     if output is None:
         return None
     raise UsageError(
-        f"-o {output}: its extension names no format; use {', '.join(extensions)}, or "
+        f"-o {output}: its extension names no format; use {', '.join(known)}, or "
         "say --json, --jsonl or --format"
     )

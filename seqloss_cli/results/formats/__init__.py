@@ -66,6 +66,7 @@ class Format:
     magic: bytes = b""
     """First bytes of its files, where they are told by these."""
     has_extension: bool = True
+    """Files whose name ends in a dot and its name are of it."""
     has_levels: bool = False
     """A line is what --level says."""
     holds_totals: bool = True
@@ -76,11 +77,6 @@ class Format:
     """Why it cannot hold what is asked for."""
     require_package: Callable[[], object] = nothing_missing
     """Raises UsageError when a package that it needs is not installed."""
-
-    @property
-    def extension(self) -> str:
-        """Return what its files' names end in, with the dot."""
-        return f".{self.name}"
 
 
 LEVELS: Mapping[str, tuple[str, ...]] = {
@@ -215,3 +211,8 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 """Name to format, in the order in which help and messages name them."""
+
+
+def extensions() -> dict[str, Format]:
+    """Return the formats that the extension of a file names."""
+    return {f".{name}": format for name, format in FORMATS.items() if format.has_extension}
