@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,11 +47,11 @@ class ScoreView:
     score: SequenceScore
     totals: Totals
     options: RowOptions
+    sequence: TokenSequence = field(init=False)
+    """The sequence that was scored."""
 
-    @property
-    def sequence(self) -> TokenSequence:
-        """Return the sequence that was scored."""
-        return self.score.sequence
+    def __post_init__(self) -> None:
+        self.sequence = self.score.sequence  # most keys ask for it: a property would be felt
 
     @cached_property
     def words(self) -> WordLosses | None:

@@ -161,7 +161,7 @@ META = meta_key("sequence.sample.meta")
 ENDS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
 RESPONSE_SHA256 = s.text("response_sha256", _response_sha256, "pairs", checked=True)
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
-TOKEN_IDS = s.wholes("token_ids", lambda v: s.ints(v.sequence.token_ids), "tokens", length=0)
+TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
 TOKENS = s.texts("tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0)
 BYTE_OFFSETS = s.wholes(
     "byte_offsets", lambda v: s.ints(v.sequence.byte_offsets), "tokens", length=1
