@@ -30,6 +30,8 @@ settings.load_profile("default")
 # -- tests that take over half a second: `make quick` leaves them out ---------------------------
 
 LONG = ROOT / "tests" / "long.txt"
+BY_HAND = "# Many cases, chosen by hand:\n"
+"""The line of the list before tests whose cases are short and together take seconds."""
 SECONDS = 0.5
 
 
@@ -44,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    named = set(LONG.read_text().split())
+    named = set(LONG.read_text().splitlines())
     for item in items:
         if _name(item.nodeid) in named:
             item.add_marker("long")
@@ -59,8 +61,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             longest[name] = max(longest.get(name, 0.0), report.duration)
     found = sorted(name for name, seconds in longest.items() if seconds > SECONDS)
     if config.getoption("--write-long"):
-        LONG.write_text("".join(f"{name}\n" for name in found))
-    elif new := set(found) - set(LONG.read_text().split()):
+        by_hand = LONG.read_text().partition(BY_HAND)[2]
+        LONG.write_text("".join(f"{name}\n" for name in found) + BY_HAND + by_hand)
+    elif new := set(found) - set(LONG.read_text().splitlines()):
         known = f"{len(new)} tests took over half a second and are not in tests/long.txt"
         terminalreporter.write_line(f"{known} (--write-long), such as {min(new)}")
 
