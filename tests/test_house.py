@@ -82,3 +82,23 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     assert circle(imports) == []
     assert circle({"a": {"b"}, "b": {"a"}}) != []
+
+
+# -- tests ----------------------------------------------------------------------------------------
+
+
+def test_the_list_of_long_tests_names_tests() -> None:
+    lines = (ROOT / "tests" / "long.txt").read_text().splitlines()
+    names = [line.split("::") for line in lines if not line.startswith("#")]
+    assert len(names) > 20
+    gone = [
+        f"{path}::{name}" for path, name in names
+        if not (ROOT / path).exists() or f"def {name}(" not in (ROOT / path).read_text()
+    ]  # fmt: skip
+    assert gone == [], "make long-tests writes the list anew"
+
+
+def test_no_test_imports_from_another() -> None:
+    imports = re.compile(r"^\s*(?:from|import) (?:test_|conftest)", re.M)
+    tests = (ROOT / "tests").rglob("*.py")
+    assert [path.name for path in tests if imports.search(path.read_text())] == []
