@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import test_net as net
+from helpers import stub
 from helpers.program import document, strictly
 from seqloss_cli.results.formats import FORMATS, LEVELS
 from seqloss_cli.results.formats.parquet import read_parquet_rows
@@ -26,18 +26,18 @@ from seqloss_cli.results.formats.parquet import read_parquet_rows
 SMALL = "-m samples/checkpoints/step-600"
 BOTH = "diverge corpus.jsonl broken.jsonl --keep-meta"
 COMMANDS = {
-    "score": f"score corpus.jsonl broken.jsonl {net.ALL}",
-    "cond": f"cond mixed.jsonl {net.CHAT} {net.ALL} --pmi --boundary compare",
+    "score": f"score corpus.jsonl broken.jsonl {stub.ALL}",
+    "cond": f"cond mixed.jsonl {stub.CHAT} {stub.ALL} --pmi --boundary compare",
     "rank": "rank questions.jsonl samples/choices.jsonl --separator ' ' --keep-meta",
     "rank-pmi": "rank questions.jsonl samples/choices.jsonl --pmi --tokens",
     "rank-no-bos": "rank questions.jsonl samples/choices.jsonl --bos never --tokens",
     "diverge": f"{BOTH} {SMALL} --teacher demo",
     "diverge-saved": f"{BOTH} --limit 8 {SMALL} --teacher teacher.jsonl",
     "diverge-smoothing": f"{BOTH} --label-smoothing 0",
-    "mask": f"mask mixed.jsonl {net.CHAT} --keep-meta",
-    "mask-loss": f"mask mixed.jsonl {net.CHAT} --loss",
+    "mask": f"mask mixed.jsonl {stub.CHAT} --keep-meta",
+    "mask-loss": f"mask mixed.jsonl {stub.CHAT} --loss",
     "mask-check": "mask mixed.jsonl --eos --check labels.jsonl",
-    "mask-like": f"mask samples/chats.jsonl mixed.jsonl {net.CHAT} --like trl --loss",
+    "mask-like": f"mask samples/chats.jsonl mixed.jsonl {stub.CHAT} --like trl --loss",
 }
 LINES = {
     name: command
@@ -60,11 +60,11 @@ nested. A new key stands here, or has a column."""
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with inputs, a teacher's file, and labels that differ."""
     found = tmp_path_factory.mktemp("every")
-    net.furnish(found)
+    stub.furnish(found)
     save = f"{BOTH} {SMALL} --teacher demo --save-teacher teacher.jsonl --teacher-top-k 4"
-    assert net.run(save + " --json", found).exit_code == 3
+    assert stub.run(save + " --json", found).exit_code == 3
     labels = found / "labels.jsonl"
-    labels.write_bytes(net.run("mask mixed.jsonl --eos --jsonl", found).stdout_bytes)
+    labels.write_bytes(stub.run("mask mixed.jsonl --eos --jsonl", found).stdout_bytes)
     labels.write_text(re.sub(r'("labels":\[)(-100)', r"\1 7", labels.read_text(), count=1))
     return found
 
@@ -74,7 +74,7 @@ def written(line: str, folder: Path, name: str) -> bytes:
     path = folder / name
     for old in (path, folder / f"{name}.partial"):
         old.unlink(missing_ok=True)
-    done = net.run(f"{line} -o {name}", folder)
+    done = stub.run(f"{line} -o {name}", folder)
     assert done.exit_code in (0, 3), done.stderr
     return path.read_bytes()
 
@@ -178,7 +178,7 @@ TOKEN_COLUMNS = {
 }  # fmt: skip
 TOKENS = {
     "score": "score corpus.jsonl broken.jsonl --ranks --entropy --context-lengths",
-    "cond": f"cond mixed.jsonl {net.CHAT} --entropy",
+    "cond": f"cond mixed.jsonl {stub.CHAT} --entropy",
     **{name: COMMANDS[name] for name in COMMANDS if name.startswith(("rank-", "diverge", "mask"))},
 }
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_held_is_refused_before_a_model_is_loaded(
     line: str, words: str, folder: Path
 ) -> None:
     before = {*folder.iterdir()}
-    done = net.run(line, folder)
+    done = stub.run(line, folder)
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
     assert done.exit_code == 2
     assert words in shown
@@ -303,7 +303,7 @@ def test_levels_are_those_of_the_rows(folder: Path) -> None:
         for level in levels:
             flags = {"word": "--words", "region": "--regions samples/regions.jsonl"}.get(level, "")
             flags += " --tokens" * (command == "rank" and level == "token")
-            bare = re.sub(f"{net.ALL}|--keep-meta", "", line)
+            bare = re.sub(f"{stub.ALL}|--keep-meta", "", line)
             first = written(f"{bare} {flags} --level {level}", folder, "out.csv").split(b"\n")[0]
             assert first.decode() not in header
             header.add(first.decode())
@@ -324,12 +324,12 @@ def test_a_file_cut_anywhere_becomes_the_whole_one(case: str, folder: Path) -> N
     for at in (*ends, *anywhere):
         out.unlink(missing_ok=True)
         partial.write_bytes(whole[:at])
-        done = net.run(f"{LONG[case]} -o out.jsonl --resume", folder)
+        done = stub.run(f"{LONG[case]} -o out.jsonl --resume", folder)
         assert done.exit_code in (0, 3), done.stderr
         assert out.read_bytes() == whole, (at, done.stderr)
         assert f"{sum(end <= at for end in ends[1:-1])} rows are kept" in done.stderr
         assert not partial.exists()
-    again = net.run(f"{LONG[case]} -o out.jsonl --resume", folder)
+    again = stub.run(f"{LONG[case]} -o out.jsonl --resume", folder)
     assert "nothing to do" in again.stderr
     assert again.exit_code == done.exit_code
     assert out.read_bytes() == whole
@@ -349,7 +349,7 @@ def test_the_questions_that_are_kept_are_not_scored_again(
     for n_kept in (25, 51, 52, 110, 120):
         (folder / "out.jsonl").unlink()
         (folder / "out.jsonl.partial").write_bytes(b"".join(lines[: 1 + n_kept]))
-        done = net.run("rank many.jsonl --pmi -o out.jsonl --resume", folder)
+        done = stub.run("rank many.jsonl --pmi -o out.jsonl --resume", folder)
         assert done.exit_code == 0, done.stderr
         assert (folder / "out.jsonl").read_bytes() == whole
 
@@ -371,7 +371,7 @@ def test_the_questions_that_are_kept_are_not_scored_again(
 def test_an_input_that_changed(
     case: str, before: str, after: str, named: str, folder: Path, tmp_path: Path
 ) -> None:
-    net.furnish(tmp_path)
+    stub.furnish(tmp_path)
     whole = written(LONG[case], tmp_path, "out.jsonl")
     (tmp_path / "out.jsonl").unlink()
     partial = tmp_path / "out.jsonl.partial"
@@ -380,7 +380,7 @@ def test_an_input_that_changed(
     text = inputs.read_text()
     assert before in text
     inputs.write_text(text.replace(before, after))
-    done = net.run(f"{LONG[case]} -o out.jsonl --resume", tmp_path)
+    done = stub.run(f"{LONG[case]} -o out.jsonl --resume", tmp_path)
     assert done.exit_code == 2
     assert "belongs to another input than what is read now" in done.stderr
     assert named in done.stderr
@@ -407,7 +407,7 @@ def test_other_settings(case: str, flags: str, named: str, folder: Path) -> None
     (folder / "out.jsonl").unlink()
     partial = folder / "out.jsonl.partial"
     partial.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
-    done = net.run(f"{LONG[case]} {flags} -o out.jsonl --resume", folder)
+    done = stub.run(f"{LONG[case]} {flags} -o out.jsonl --resume", folder)
     if not named:
         assert done.exit_code == 3
         return
@@ -427,7 +427,7 @@ def test_a_kept_row_with_impossible_figures(folder: Path) -> None:
         lines[1] = lines[1].replace(before, after.replace(b"1-", b"-1"), 1)
         partial = folder / "out.jsonl.partial"
         partial.write_bytes(b"".join(lines[:3]))
-        done = net.run(f"{LONG[case]} -o out.jsonl --resume", folder)
+        done = stub.run(f"{LONG[case]} -o out.jsonl --resume", folder)
         assert done.exit_code == 2, case
         assert "partial:2 " in done.stderr
         partial.unlink()
@@ -457,13 +457,13 @@ def test_any_corpus_cut_anywhere(data: st.DataObject, tmp_path_factory: Any) -> 
         )
     )
     place = tmp_path_factory.mktemp("any")
-    (place / "samples").symlink_to(net.ROOT / "samples")
+    (place / "samples").symlink_to(stub.ROOT / "samples")
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole = written(command, place, "out.jsonl")
     at = data.draw(st.integers(whole.index(b"\n") + 1, len(whole)))
     (place / "out.jsonl").unlink()
     (place / "out.jsonl.partial").write_bytes(whole[:at])
-    done = net.run(f"{command} -o out.jsonl --resume", place)
+    done = stub.run(f"{command} -o out.jsonl --resume", place)
     assert done.exit_code in (0, 3), done.stderr
     assert (place / "out.jsonl").read_bytes() == whole
 
@@ -473,8 +473,8 @@ def test_any_corpus_cut_anywhere(data: st.DataObject, tmp_path_factory: Any) -> 
 
 def test_a_page_is_made_of_a_parquet_file_of_rankings(folder: Path) -> None:
     line = "rank questions.jsonl --tokens -o out.parquet --force --report page.html --force"
-    assert net.run(line, folder).exit_code == 3
-    assert net.run("report out.parquet -o again.html", folder).exit_code == 0
+    assert stub.run(line, folder).exit_code == 3
+    assert stub.run("report out.parquet -o again.html", folder).exit_code == 0
     (folder / "again.html").unlink()
     (folder / "page.html").unlink()
 
@@ -482,4 +482,4 @@ def test_a_page_is_made_of_a_parquet_file_of_rankings(folder: Path) -> None:
 def test_formats_say_what_they_can(folder: Path) -> None:
     assert [name for name, format in FORMATS.items() if format.resumable] == ["jsonl"]
     assert [name for name, format in FORMATS.items() if format.read] == ["json", "jsonl", "parquet"]
-    assert document(net.run("mask mixed.jsonl --json", folder), 3)["run"]["command"] == "mask"
+    assert document(stub.run("mask mixed.jsonl --json", folder), 3)["run"]["command"] == "mask"
