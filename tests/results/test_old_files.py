@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import test_net as net
+from helpers import stub
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.results.files import open_any
 from seqloss_cli.results.formats.parquet import read_parquet_rows
@@ -22,11 +22,11 @@ from seqloss_cli.results.schema.scores import loss_kinds
 
 OLD = Path(__file__).parent / "old"
 LINES = {
-    "score": f"score corpus.jsonl {net.ALL}",
-    "cond": f"cond mixed.jsonl {net.CHAT} {net.ALL} --pmi --boundary compare",
+    "score": f"score corpus.jsonl {stub.ALL}",
+    "cond": f"cond mixed.jsonl {stub.CHAT} {stub.ALL} --pmi --boundary compare",
     "rank": "rank questions.jsonl samples/choices.jsonl --pmi --tokens --keep-meta",
     "diverge": "diverge corpus.jsonl -m samples/checkpoints/step-600 --teacher demo --keep-meta",
-    "mask": f"mask mixed.jsonl {net.CHAT} --like trl --loss",
+    "mask": f"mask mixed.jsonl {stub.CHAT} --like trl --loss",
 }
 VOLATILE = ("started_at", "versions", "threads")
 
@@ -35,9 +35,9 @@ VOLATILE = ("started_at", "versions", "threads")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Inputs, and what the commands write of them now."""
     found = tmp_path_factory.mktemp("old")
-    net.furnish(found)
+    stub.furnish(found)
     for command, line in LINES.items():
-        done = net.run(f"{line} -o {command}-now.jsonl", found)
+        done = stub.run(f"{line} -o {command}-now.jsonl", found)
         assert done.exit_code == 3, done.stderr
     return found
 
@@ -79,7 +79,7 @@ def test_an_old_file_is_resumed(command: str, folder: Path) -> None:
     for n_kept in (1, 3, len(old) - 2):
         kept = b"".join(old[: 1 + n_kept])
         (folder / "out.jsonl.partial").write_bytes(kept + b'{"type":')
-        done = net.run(f"{LINES[command]} -o out.jsonl --resume", folder)
+        done = stub.run(f"{LINES[command]} -o out.jsonl --resume", folder)
         assert done.exit_code == 3, done.stderr
         whole = (folder / "out.jsonl").read_bytes()
         assert whole.startswith(kept)
