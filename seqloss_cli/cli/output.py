@@ -56,9 +56,6 @@ class OutputChoice(RowChoice):
         return TABLE if self.format is None else self.format.name
 
 
-# -- what is refused before a model is loaded ----------------------------------------------------
-
-
 def require_possible(choice: OutputChoice, level_given: bool) -> None:
     """Raise UsageError for what the format has no place for, or when its package is missing."""
     if choice.word_correction and not choice.words:
@@ -70,6 +67,7 @@ def require_possible(choice: OutputChoice, level_given: bool) -> None:
         if choice.summary and asked:
             raise UsageError(f"--summary shows totals, which {flag} has none of; leave one out")
     format = choice.format
+    # A package last: installing it would not help what the format cannot hold.
     if format is not None:
         if (conflict := next(format.conflicts(choice), None)) is not None:
             raise UsageError(conflict)
@@ -121,14 +119,11 @@ def heat_options(context: typer.Context, obstacle: str | None) -> HeatOptions | 
     return HeatOptions(theme, note, settings.show_whitespace)
 
 
-# -- to writers ---------------------------------------------------------------------------------
-
-
 def row_options(
     tokenization: Tokenization,
     run: RunInfo,
     choice: OutputChoice,
-    marks: WordBoundaryIds | None = None,
+    word_boundary_ids: WordBoundaryIds | None = None,
 ) -> RowOptions:
     """Return what the rows of a run hold."""
     return RowOptions(
@@ -136,12 +131,14 @@ def row_options(
         run=run,
         token_texts=tokenization.token_texts,
         name_token=tokenization.name_token,
-        marks=marks,
+        word_boundary_ids=word_boundary_ids,
     )
 
 
 def table_options(
-    tokenization: Tokenization, choice: OutputChoice, marks: WordBoundaryIds | None = None
+    tokenization: Tokenization,
+    choice: OutputChoice,
+    word_boundary_ids: WordBoundaryIds | None = None,
 ) -> TableOptions:
     """Return what the tables of a run show."""
     return TableOptions(
@@ -151,7 +148,7 @@ def table_options(
         all_tokens=choice.all_tokens,
         summary=choice.summary,
         words=choice.words,
-        marks=marks,
+        word_boundary_ids=word_boundary_ids,
         pmi=choice.pmi,
         heat=choice.heat,
     )
@@ -160,6 +157,7 @@ def table_options(
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Let the error go on to where exit codes are decided: rich would exit with 1 here."""
+        # Called while rich handles it, so there is an error to be raised again.
         raise
 
 

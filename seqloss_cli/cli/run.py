@@ -26,7 +26,7 @@ from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial
 from seqloss_cli.results.runs import require_same_run
 from seqloss_cli.results.schema import RowOptions, Rows, Summable
 from seqloss_cli.results.sinks import cut, earlier_output, open_sink, partial_path
-from seqloss_cli.scoring.tasks import Earlier, Task
+from seqloss_cli.scoring.tasks import FinishedInputs, Task
 
 
 class HasSample(Protocol):
@@ -39,28 +39,34 @@ class HasSample(Protocol):
 
 Result = TypeVar("Result", bound=HasSample)
 Sums = TypeVar("Sums", bound=Summable)
-Entry = TypeVar("Entry")
+Unscored = TypeVar("Unscored")
 
 
 @dataclass(frozen=True, slots=True)
-class Command(Generic[Result, Sums, Entry]):
+class Command(Generic[Result, Sums, Unscored]):
     """A task, bound to its rows and tables."""
 
-    task: Task[Result, Sums, Entry]
-    rows: Callable[[RowOptions], Rows[Result, Sums, Entry]]
+    task: Task[Result, Sums, Unscored]
+    rows: Callable[[RowOptions], Rows[Result, Sums, Unscored]]
     table: Callable[[Console, TableOptions], Writer[Result, Sums]]
-    marks: WordBoundaryIds | None = None
+    word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
+
+    def rows_of(self, record: RunInfo, choice: OutputChoice) -> Rows[Result, Sums, Unscored]:
+        """Return the rows of a run that hold what is asked for."""
+        options = row_options(self.task.tokenization, record, choice, self.word_boundary_ids)
+        return self.rows(options)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a run."""
+    """The inputs of a run, and how they are read."""
 
     items: Iterable[Sample | Rejected]
     stats: ReadStats
+    """Filled while items are read."""
     names: Sequence[str]
-    """Files, for the progress bar."""
+    """Of files, for the progress bar."""
     reading: Mapping[str, Any] | None
     """The way items are read, for the run's record."""
 
@@ -82,7 +88,7 @@ class Written(Generic[Sums]):
 
 
 def run(
-    command: Command[Result, Sums, Entry],
+    command: Command[Result, Sums, Unscored],
     inputs: Inputs,
     choice: OutputChoice,
     described: Mapping[str, Any] | None,
@@ -96,7 +102,8 @@ def run(
         say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
     task = command.task
     record = replace(task.run, reading=inputs.reading, rows=described)
-    rows = command.rows(row_options(task.tokenization, record, choice, command.marks))
+    rows = command.rows_of(record, choice)
+    # Before the sink is opened, which would make a partial file beside the whole one.
     if choice.resume and (file := already_complete(choice.path, record)):
         return _nothing_to_do(command, rows, file, inputs)
     bar = ProgressBar(inputs.names)
@@ -104,7 +111,7 @@ def run(
         open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
         ExitStack() as stack,
     ):
-        kept = _resume(sink, record, rows, command.task.nothing, choice) if choice.resume else None
+        kept = _resume(sink, record, rows, command.task.zero, choice) if choice.resume else None
         own = _writer(command, rows, sink, choice)
         beside = _beside(command, record, choice, stack)
         # One writer is called as it is: around short rows each call is felt.
@@ -117,25 +124,29 @@ def run(
 
 
 def _writer(
-    command: Command[Result, Sums, Entry],
-    rows: Rows[Result, Sums, Entry],
+    command: Command[Result, Sums, Unscored],
+    rows: Rows[Result, Sums, Unscored],
     sink: BinaryIO,
     choice: OutputChoice,
 ) -> Writer[Result, Sums]:
     if choice.format is not None:
         return choice.format.write(sink, rows, choice.level)
-    options = table_options(command.task.tokenization, choice, command.marks)
+    options = table_options(command.task.tokenization, choice, command.word_boundary_ids)
     return command.table(console(choice.path, sink), options)
 
 
 def _beside(
-    command: Command[Result, Sums, Entry], record: RunInfo, choice: OutputChoice, stack: ExitStack
+    command: Command[Result, Sums, Unscored],
+    record: RunInfo,
+    choice: OutputChoice,
+    stack: ExitStack,
 ) -> list[Writer[Result, Sums]]:
     """Return the writer of the rows that a page is made of, if one is to be made."""
     if choice.beside is None:
         return []
     whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
-    rows = command.rows(row_options(command.task.tokenization, record, whole, command.marks))
+    rows = command.rows_of(record, whole)
+    # No sink: a file for this process alone, which is thrown away when the page is made.
     return [FORMATS["jsonl"].write(stack.enter_context(choice.beside.open("wb")), rows, "")]
 
 
@@ -167,26 +178,27 @@ class Together(Generic[Result, Sums]):
 
 
 def write_all(
-    task: Task[Result, Sums, Entry],
+    task: Task[Result, Sums, Unscored],
     inputs: Inputs,
     record: RunInfo,
     writer: Writer[Result, Sums],
     bar: ProgressBar,
-    kept: KeptRows[Sums, Entry] | None = None,
+    kept: KeptRows[Sums, Unscored] | None = None,
     strict: bool = False,
     tell: Callable[[str], None] = say,
 ) -> Written[Sums]:
     """Write every result as it comes, after the rows that are kept; `tell` hears of rejections."""
-    totals, n_rejected, n_sequences = task.nothing, 0, 0
+    totals, n_rejected, n_sequences = task.zero, 0, 0
 
     def on_kept(entry: Any) -> None:
         assert kept is not None
         kept.check(entry)
         bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
 
-    earlier = Earlier(0 if kept is None else kept.n_rows, on_kept)
-    results = task.results(inputs.items, bar.on_progress, earlier)
+    finished = FinishedInputs(0 if kept is None else kept.n_rows, on_kept)
+    results = task.results(inputs.items, bar.on_progress, finished)
     with bar, _closing(results):
+        # Of rows that are kept the run line is, too.
         if kept is None:
             writer.begin(record)
         for result in results:
@@ -201,10 +213,12 @@ def write_all(
                     break
                 continue
             sums = task.totals(result)
+            task.on_result(result, sums)
             totals = totals + sums
             n_sequences += 1
             writer.sequence(result, sums)
             bar.on_input(result.sample)
+        # Before the totals: a table of them stands where the bar was.
         bar.stop()
         written = Written(totals, n_sequences, n_rejected, 0)
         if kept is not None:
@@ -224,7 +238,7 @@ def _stopped(totals: Any) -> Any:
     return replace(totals, flags={**totals.flags, "stopped_early": 1})
 
 
-def _with_kept(kept: KeptRows[Sums, Entry], later: Written[Sums]) -> Written[Sums]:
+def _with_kept(kept: KeptRows[Sums, Unscored], later: Written[Sums]) -> Written[Sums]:
     """Raise UsageError when the inputs ended among the rows that are kept."""
     kept.require_all_checked()
     return Written(
@@ -263,9 +277,6 @@ def _say_what_was_written(written: Written[Any], stats: ReadStats, choice: Outpu
         )
 
 
-# -- --resume -----------------------------------------------------------------------------------
-
-
 def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
     """Return the finished file, if a run with the same model and settings came to its end before.
 
@@ -284,8 +295,8 @@ def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
 
 
 def _nothing_to_do(
-    command: Command[Result, Sums, Entry],
-    rows: Rows[Result, Sums, Entry],
+    command: Command[Result, Sums, Unscored],
+    rows: Rows[Result, Sums, Unscored],
     file: PartialFile,
     inputs: Inputs,
 ) -> Written[Sums]:
@@ -294,9 +305,10 @@ def _nothing_to_do(
     Nothing is scored: every input counts as finished. Raises UsageError when an input changed, came
     or went since, or a row is invalid.
     """
-    kept = KeptRows(file, rows, command.task.nothing)
-    earlier = Earlier(sys.maxsize, kept.check)
-    deque(command.task.results(inputs.items, lambda *_: None, earlier), maxlen=0)
+    kept = KeptRows(file, rows, command.task.zero)
+    # More than any file holds: whether there are as many inputs as rows, `kept` tells.
+    finished = FinishedInputs(sys.maxsize, kept.check)
+    deque(command.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
     kept.require_all_checked()
     say(
         f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
@@ -308,10 +320,10 @@ def _nothing_to_do(
 def _resume(
     sink: BinaryIO,
     run: RunInfo,
-    rows: Rows[Any, Sums, Entry],
-    nothing: Sums,
+    rows: Rows[Any, Sums, Unscored],
+    zero: Sums,
     choice: OutputChoice,
-) -> KeptRows[Sums, Entry] | None:
+) -> KeptRows[Sums, Unscored] | None:
     """Return the rows that are kept; None where a run begins anew.
 
     Once they were all checked, and not before, what stands after them is cut off and the sink is
@@ -323,17 +335,19 @@ def _resume(
     file = inspect_partial(partial)
     if file.run is not None:
         require_same_run(partial, file.run, run)
+    # As the run that is continued would have stopped there.
     if choice.strict and file.n_rejected:
         raise StrictStopError(
             f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out to "
             "go on after them"
         )
+    # No row will be checked, after the last of which it would be done.
     if not file.n_rows:
         _cut_off(sink, file)
     if file.run is None:
         return None
     say(f"going on with {partial}: {file.n_rows} rows are kept")
-    return KeptRows(file, rows, nothing, lambda: _cut_off(sink, file))
+    return KeptRows(file, rows, zero, lambda: _cut_off(sink, file))
 
 
 def _cut_off(sink: BinaryIO, file: PartialFile) -> None:

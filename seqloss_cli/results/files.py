@@ -74,6 +74,7 @@ def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
     if first.get("type") != "run":
         raise NoResultsError("it does not begin with a run; -o FILE.jsonl", first)
     run = _checked_run(first, kinds)
+    # The rows tell the file of what they come across, so that it is there before them.
     file = ResultsOf[Any](source, run, kinds[run["command"]], iter(()))
     file.rows = _rows(file, records)
     return file
@@ -100,6 +101,7 @@ def _rows(file: ResultsOf[Row], records: Iterator[tuple[int, Any]]) -> Iterator[
         try:
             if isinstance(record, RowError):
                 raise record
+            # Before it is read: the totals count a row that cannot be used, too.
             file.n_since += record.get("type") == "sequence"
             row = _take(file, line, record)
         except RowError as error:
@@ -125,10 +127,12 @@ def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
     elif kind == "totals":
         n_empty = record.get("n_empty_lines")
         file.n_empty_lines += n_empty if isinstance(n_empty, int) else 0
+        # Totals of a run that --strict stopped are not of all inputs.
         file.complete = not file.n_cut and "stopped_early" not in (record.get("flags") or {})
         _check_totals(file, record)
     elif kind == "run":
         file.complete = False
+        # Rows and then another run, without totals between: that run was cut off.
         file.n_cut += file.n_since > 0
         file.n_since, file.loss_since, file.whole_since = 0, 0, True
         _require_same_run(file, line, record)
@@ -143,6 +147,7 @@ def _check_totals(file: ResultsOf[Any], totals: Run) -> None:
     file.n_since, file.loss_since, file.whole_since = 0, 0, True
     if (printed := totals.get("n_sequences")) != n:
         raise RowError("rows_missing", f"its totals are of {printed} sequences, and {n} are there")
+    # Sums are exact in these units, whatever the order of rows: any difference is a damaged file.
     total = totals.get(file.kind.total)
     if whole and total is not None and from_units(loss) != total:
         raise RowError("impossible", f"its rows sum to {from_units(loss)}, its totals say {total}")
@@ -167,6 +172,7 @@ def _require_same_run(file: ResultsOf[Any], line: int, record: Run) -> None:
 
 def _records(name: str) -> Records:
     """Return the records of a file of any format that is read back."""
+    # By content and not by extension: files are renamed, and piped in.
     format = next((each for each in FORMATS.values() if _is_of(name, each)), FORMATS["jsonl"])
     assert format.read is not None
     return format.read(name)
@@ -180,4 +186,5 @@ def _is_of(name: str, format: Format) -> bool:
         with open_input(name) as (stream, _):
             return bool(stream.read(len(format.magic)) == format.magic)
     except RowError:
-        return False  # reported where it is opened to be read
+        # Reported where it is opened to be read.
+        return False

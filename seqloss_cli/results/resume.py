@@ -20,7 +20,7 @@ import orjson
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.results.schema import Entry, Row, Rows, Sums
+from seqloss_cli.results.schema import Row, Rows, Sums, Unscored
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
@@ -67,6 +67,7 @@ def inspect_partial(path: Path) -> PartialFile:
             kinds[line["type"]] += 1
             length = stream.tell()
             line = _whole_line(stream)
+        # Totals are no part of `length`: a run that goes on writes its own in their place.
         has_totals = line is not None and line["type"] == "totals"
         end = stream.tell() if has_totals else length
         stream.seek(end)
@@ -85,6 +86,7 @@ def recorded_run(path: Path) -> Mapping[str, Any] | None:
 
 
 def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
+    # A loss of power may leave the length and nothing but NULs: a torn line, not another's file.
     start = stream.peek(len(_RUN))[: len(_RUN)].rstrip(b"\0")
     if not _RUN.startswith(start):
         raise UsageError(
@@ -105,6 +107,7 @@ def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
 
 def _whole_line(stream: BufferedReader) -> Row | None:
     """Return the next line's object; None at the end, and where a line is torn or garbage."""
+    # A look at one byte first: garbage may be a line of gigabytes.
     return _parsed(_raw_line(stream)) if stream.peek(1)[:1] == b"{" else None
 
 
@@ -115,6 +118,7 @@ def _parsed(raw: bytes) -> Row | None:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
+    # Garbage may happen to be JSON, such as a number.
     return line if isinstance(line, dict) and isinstance(line.get("type"), str) else None
 
 
@@ -142,7 +146,8 @@ def _pass_hole(stream: BufferedReader) -> bool:
         try:
             stream.seek(stream.tell(), os.SEEK_DATA)
         except OSError as error:
-            return error.errno != ENXIO  # else the file system knows no holes
+            # ENXIO: a hole is all that is left. Otherwise the file system knows no holes.
+            return error.errno != ENXIO
     return True
 
 
@@ -150,24 +155,24 @@ def ignore_checked() -> None:
     """Do nothing: nobody waits for it."""
 
 
-class KeptRows(Generic[Sums, Entry]):
+class KeptRows(Generic[Sums, Unscored]):
     """The rows that are kept, checked one by one as the inputs are read again."""
 
     def __init__(
         self,
         file: PartialFile,
-        rows: Rows[Any, Sums, Entry],
-        nothing: Sums,
+        rows: Rows[Any, Sums, Unscored],
+        zero: Sums,
         when_all_checked: Callable[[], None] = ignore_checked,
     ) -> None:
-        """`nothing` are the sums of no row. `when_all_checked` is called after the last row: until
+        """`zero` are the sums of no row. `when_all_checked` is called after the last row: until
         then the file may turn out to be of other inputs."""
         self.path, self.n_rows, self._when_all_checked = file.path, file.n_rows, when_all_checked
-        self.sums, self._of = nothing, rows
+        self.sums, self._of = zero, rows
         self.n_sequences = self.n_rejected = 0
         self._rows = _rows(file.path, file.n_rows)
 
-    def check(self, entry: Entry) -> None:
+    def check(self, entry: Unscored) -> None:
         """Take the next input, not scored, for that of the next row.
 
         Raises UsageError when it is not, or when that row's figures are invalid.
@@ -178,7 +183,8 @@ class KeptRows(Generic[Sums, Entry]):
                 f"--resume: {self.path} has rows of {self.n_rows} inputs, and now there are more, "
                 f"first {_named(entry)}; {_MEND}"
             )
-        place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"  # the run line is the first
+        # Lines count from 1, and the first is that of the run.
+        place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"
         for name, value in self._of.expected(entry, row).items():
             if row.get(name) != value:
                 raise UsageError(
@@ -190,10 +196,11 @@ class KeptRows(Generic[Sums, Entry]):
         else:
             self.n_sequences += 1
             self.sums = self.sums + self._checked_sums(row, place, entry)
+        # Not before: as long as a row may be another input's, nothing is cut off its file.
         if self.n_sequences + self.n_rejected == self.n_rows:
             self._when_all_checked()
 
-    def _checked_sums(self, row: Row, place: str, entry: Entry) -> Sums:
+    def _checked_sums(self, row: Row, place: str, entry: Unscored) -> Sums:
         try:
             return self._of.sums_of(row, place, entry)
         except RowError as error:
@@ -213,6 +220,7 @@ class KeptRows(Generic[Sums, Entry]):
 
 
 def _rows(path: Path, n_rows: int) -> Iterator[Row]:
+    # By a descriptor of its own, and no line further: the sink writes behind these rows.
     with path.open("rb") as stream:
         for raw in islice(stream, 1, 1 + n_rows):
             yield orjson.loads(raw)

@@ -59,6 +59,7 @@ def run_differences(
     keys: Sequence[str] = (*MODEL, *TOKENIZER, *POLICIES, *NUMERICS),
 ) -> list[Difference]:
     """Return differences that change numbers: of names only where the weights differ, too."""
+    # A checkpoint may have been moved, or fetched under another name.
     same_weights = first.get("weights_sha256") == second.get("weights_sha256") is not None
     skipped = ("model", "revision") if same_weights else ()
     same_tokenizer = first.get("tokenizer_sha256") == second.get("tokenizer_sha256")
@@ -82,6 +83,7 @@ _RECORDS = {
     "reading.": (Reading,),
 }
 """Settings that a run record holds, by the part of it."""
+# Keys that are named as their flags, and that no record of options declares.
 _SAME_NAME = (
     *("reading.prompt_field", "reading.response_field", "reading.separator", "reading.chat"),
     *("reading.regions", "rows.words", "rows.word_correction", "rows.context_lengths"),
@@ -118,6 +120,7 @@ def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> N
 
     Each is named with the flag that mends it.
     """
+    # Through JSON, as what is there has been: tuples are lists in it.
     own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
     there, here = dict(_flat(recorded)), dict(_flat(own))
     differences = [
@@ -152,7 +155,8 @@ def _advice(key: str, there: Any) -> str:
     """Return what to give on the command line to have the value that is there."""
     if key in _OTHER_ADVICE:
         return _OTHER_ADVICE[key]
-    if there is _ABSENT:  # options that came later are named only where they are given
+    # Options that came later are named only where they are given.
+    if there is _ABSENT:
         return _switched(_FLAGS[key], False) if key in _FLAGS else ""
     if key.startswith("versions."):
         return "the same version"
@@ -161,8 +165,10 @@ def _advice(key: str, there: Any) -> str:
     flag = _FLAGS.get(key)
     if flag is None:
         return ""
+    # `--compile auto` was decided by the machine: what it came to is named.
     if key == "compiled":
         return f"{flag} {'on' if there else 'off'}"
+    # Nothing was given then, or a flag that takes no value.
     if there is None or isinstance(there, bool):
         return _switched(flag, bool(there))
     return f"{flag} {shlex.quote(str(there))}"

@@ -22,7 +22,8 @@ if sys.platform == "win32":
     import msvcrt
 
     RENAMES_OPEN_FILES = False
-    _FAR_AWAY = 1 << 62  # others cannot read what is locked, so it is no byte of the file
+    # Others cannot read what is locked on Windows: the lock is on a byte that the file never has.
+    _FAR_AWAY = 1 << 62
 
     def try_to_lock(descriptor: int) -> bool | None:
         """Return whether this process has the file: False if another has, None if unknown."""
@@ -32,7 +33,8 @@ if sys.platform == "win32":
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except PermissionError:
             return False
-        except OSError:  # a file system without locks
+        except OSError:
+            # A file system without locks: that none can be had does not say that another has it.
             return None
         finally:
             os.lseek(descriptor, place, os.SEEK_SET)
@@ -45,11 +47,13 @@ else:
 
     def try_to_lock(descriptor: int) -> bool | None:
         """Return whether this process has the file: False if another has, None if unknown."""
+        # Not fcntl's record locks: a process loses those when it closes any descriptor of the file.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # a file system without locks
+        except OSError:
+            # A file system without locks, as some network ones are.
             return None
         return True
 
@@ -80,6 +84,7 @@ def earlier_output(path: Path) -> Path | None:
     renaming, which is brought to an end here), or when FILE could not be written at all.
     """
     _refuse_odd_places(path)
+    # First: between its two steps a finished file has both names, and would be refused.
     _end_renaming(path)
     partial = partial_path(path)
     if not partial.exists():
@@ -114,6 +119,7 @@ def open_sink(
     that its rows can be used.
     """
     if path is None:
+        # Python has none where the shell closed it (`>&-`).
         if sys.stdout is None:
             raise RunError("stdout is closed; -o FILE writes to a file")
         yield sys.stdout.buffer
@@ -124,15 +130,20 @@ def open_sink(
         _refuse_what_is_there(path, force, resume)
         with _locked(partial, new=not (force or resume), warn=warn) as sink:
             if force:
+                # Only now that it is locked: O_TRUNC would have emptied a file that another writes.
                 cut(sink, 0)
             yield sink
             sink.flush()
+            # Before the renaming: a loss of power could leave the name with nothing behind it.
             os.fsync(sink.fileno())
-            if RENAMES_OPEN_FILES:  # before others can lock it
+            # While it is locked: otherwise another process locks it, and has it renamed under its
+            # hands. Windows cannot rename what is open.
+            if RENAMES_OPEN_FILES:
                 _rename(partial, path, force)
         if not RENAMES_OPEN_FILES:
             _rename(partial, path, force)
     except OSError as error:
+        # Of stdout or stderr, written to meanwhile: no fault of this file.
         if isinstance(error, BrokenPipeError):
             raise
         raise RunError(f"{partial} cannot be written: {error.strerror}") from error
@@ -165,6 +176,7 @@ def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
 def _end_renaming(path: Path) -> None:
     """End a renaming between whose steps a machine stopped: both names are one file."""
     partial = partial_path(path)
+    # Locked: another process may be between the two steps just now.
     if path.exists() and partial.exists() and path.samefile(partial):
         with _locked(partial):
             partial.unlink()
@@ -178,6 +190,7 @@ def _locked(
 
     Raises UsageError when another process writes it, or when it is there although `new`.
     """
+    # O_EXCL: of two runs that both found the name free, one is refused here and not when it ends.
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(partial, flags | (os.O_EXCL if new else 0), 0o666)
@@ -190,13 +203,15 @@ def _locked(
         try:
             yield sink
         except BaseException:
-            if sink.is_empty:  # what nothing was written to is in nobody's way
+            # A file without a byte would only ask for --force next time.
+            if sink.is_empty:
                 partial.unlink()
             raise
 
 
 def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
     """Raise UsageError when another process has the file, or had it and is done with it."""
+    # Locked is not enough: between our opening and our lock another may have ended and renamed it.
     is_ours = try_to_lock(descriptor)
     if is_ours is False or not _names(partial, descriptor):
         raise UsageError(f"another process is writing {partial}, or just finished it")
@@ -249,6 +264,7 @@ class _LastingFile(io.BufferedWriter):
 
     def flush(self) -> None:
         super().flush()
+        # Closing flushes once more, and must not begin a thread; pipes cannot be forced.
         if self._closing.is_set() or not self.is_regular:
             return
         if self._failure is not None:
@@ -261,17 +277,20 @@ class _LastingFile(io.BufferedWriter):
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:
-            self._thread.join()  # or it might force whatever has the descriptor next
+            # Before the descriptor is free: the thread might force whatever is opened next.
+            self._thread.join()
         super().close()
 
     def _sync(self) -> None:
         while not self._closing.wait(SYNC_SECONDS):
             if not self._is_unsynced:
                 continue
-            self._is_unsynced = False  # before: what is flushed meanwhile has to wait
+            # Before it is forced: what is flushed meanwhile waits for the next time.
+            self._is_unsynced = False
             try:
                 os.fsync(self.fileno())
             except OSError as error:
+                # The kernel tells of lost pages once: a second fsync would succeed.
                 self._failure = error
                 return
 
@@ -291,11 +310,13 @@ def _rename(partial: Path, path: Path, force: bool) -> None:
 def _rename_to_free_name(partial: Path, path: Path) -> None:
     """Raise FileExistsError when the name is taken: for certain where there are hard links (or on
     Windows), else as far as a look just before the renaming tells."""
+    # Not `rename`, which replaces a file that came meanwhile without a word.
     try:
         path.hardlink_to(partial)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:
+        # A file system without hard links, as of memory cards.
         if os.path.lexists(path):
             raise FileExistsError from None
         partial.rename(path)

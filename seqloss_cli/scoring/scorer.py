@@ -97,16 +97,10 @@ class Scorer:
         """Yield a score or a rejection for each item, in order, as soon as it is ready. The first
         `n_finished` are not scored, but handed to `on_finished` as they would be.
 
-        Raises UsageError for a quantity that the backend cannot give, and when more alternatives
-        are wanted than the model has ids.
+        Raises UsageError as `require_possible` does.
         """
         requested = requested or Requested()
-        require_whole("--top-k", requested.top_k, 0)
-        if requested.top_k > self.tokenization.n_ids:
-            raise UsageError(
-                f"--top-k {requested.top_k} is more than the model's {self.tokenization.n_ids} ids"
-            )
-        require_quantities(self.backend.capabilities, requested)
+        self.require_possible(requested)
         return score_samples(
             items,
             self._tokenize if requested.word_boundary_ids is None else with_ends(self._tokenize),
@@ -118,6 +112,16 @@ class Scorer:
             n_finished,
             on_finished,
         )
+
+    def require_possible(self, requested: Requested) -> None:
+        """Raise UsageError for a quantity that the backend cannot give, and for more alternatives
+        than the model has ids."""
+        require_whole("--top-k", requested.top_k, 0)
+        if requested.top_k > self.tokenization.n_ids:
+            raise UsageError(
+                f"--top-k {requested.top_k} is more than the model's {self.tokenization.n_ids} ids"
+            )
+        require_quantities(self.backend.capabilities, requested)
 
     def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
         entries = (self.pairing or self.tokenization).tokenize(samples)

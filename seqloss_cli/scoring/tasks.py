@@ -1,14 +1,15 @@
-"""Tasks: what each command makes of its inputs. None knows of displays, files or formats.
+"""Tasks: the results that each command makes of its inputs, and their sums.
 
-A task gives a result or a rejection for each input, in order, and the sums of a result. Inputs that
-an earlier run finished are not scored: they are handed over as far as they can be told without it.
+None knows of displays, files or formats. A task gives a result or a rejection for each input, in
+order, and the sums of a result. Inputs that an earlier run finished are not scored: they are handed
+over as far as they can be told without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.records import Item, Rejected, SequenceScore, TokenSequence
@@ -31,30 +32,39 @@ from seqloss_cli.tokenization.trl import TrlTrainer
 
 Result = TypeVar("Result")
 Sums = TypeVar("Sums")
-Entry = TypeVar("Entry")
+Unscored = TypeVar("Unscored")
+"""An input that is only read again: as far as it can be told without scoring."""
+
+
+def ignore_result(result: Any, sums: Any) -> None:
+    """Do nothing: the sums are all that is made of results."""
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier(Generic[Entry]):
+class FinishedInputs(Generic[Unscored]):
     """The first `n` inputs, which an earlier run finished, and who is told of each of them."""
 
     n: int
-    on_input: Callable[[Entry], None]
+    on_input: Callable[[Unscored], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Task(Generic[Result, Sums, Entry]):
+class Task(Generic[Result, Sums, Unscored]):
     """The computation of a command: results of inputs, and sums of results."""
 
     run: RunInfo
     """The run's record, without what is read and what rows hold."""
     tokenization: Tokenization
-    results: Callable[[Iterable[Item], OnProgress, Earlier[Entry]], Iterator[Result | Rejected]]
+    results: Callable[
+        [Iterable[Item], OnProgress, FinishedInputs[Unscored]], Iterator[Result | Rejected]
+    ]
     """A result or a rejection for each input that no earlier run finished."""
     totals: Callable[[Result], Sums]
-    """The sums of one result, asked for once, in order."""
-    nothing: Sums
+    """The sums of one result."""
+    zero: Sums
     """The sums of no result."""
+    on_result: Callable[[Result, Sums], None] = ignore_result
+    """Told of each result with its sums, in order."""
     count_halved: Callable[[], int] = lambda: 0
     """Batches that did not fit in memory so far."""
 
@@ -63,16 +73,21 @@ ScoreTask = Task[SequenceScore, Totals, TokenSequence | Rejected]
 
 
 def score_task(scorer: Scorer, command: str, requested: Requested) -> ScoreTask:
-    """Return the losses of texts, or of pairs where the scorer is one of pairs."""
+    """Return the losses of texts, or of pairs where the scorer is one of pairs.
+
+    Raises UsageError for what the backend cannot give.
+    """
+    # Not only when the first text is scored: by then a file is open, and its torn end cut off.
+    scorer.require_possible(requested)
     return Task(
         scorer.run_info(command),
         scorer.tokenization,
-        lambda items, on_progress, earlier: scorer.score(
-            items, requested, on_progress, earlier.n, earlier.on_input
+        lambda items, on_progress, finished: scorer.score(
+            items, requested, on_progress, finished.n, finished.on_input
         ),
         totals_of,
         Totals(),
-        lambda: scorer.backend.n_too_large,
+        count_halved=lambda: scorer.backend.n_too_large,
     )
 
 
@@ -82,9 +97,12 @@ def rank_task(
     """Return the order of responses; `with_unprompted` scores them without their prompts, too."""
 
     def results(
-        items: Iterable[Item], on_progress: OnProgress, earlier: Earlier[Question | Rejected]
+        items: Iterable[Item],
+        on_progress: OnProgress,
+        finished: FinishedInputs[Question | Rejected],
     ) -> Iterator[Ranking | Rejected]:
-        queue = RankingQueue(items, with_unprompted, earlier.n, earlier.on_input)
+        queue = RankingQueue(items, with_unprompted, finished.n, finished.on_input)
+        # How many pairs the finished questions have is known once they were read: a function.
         return queue.rankings(
             scorer.score(
                 queue.pairs(), None, on_progress, lambda: queue.n_finished_pairs, queue.finish
@@ -97,7 +115,7 @@ def rank_task(
         results,
         rank_totals,
         RankTotals(),
-        lambda: scorer.backend.n_too_large,
+        count_halved=lambda: scorer.backend.n_too_large,
     )
 
 
@@ -106,21 +124,20 @@ def diverge_task(
 ) -> Task[DivergenceScore, DivergenceTotals, TokenSequence | Rejected]:
     """Return how far the model is from its teacher; what intervals need goes to `documents`."""
 
-    def totals(diverged: DivergenceScore) -> DivergenceTotals:
-        found = divergence_totals(diverged)
-        documents.add(found, diverged.counted_values())
+    def on_result(diverged: DivergenceScore, sums: DivergenceTotals) -> None:
+        documents.add(sums, diverged.counted_values())
         if on_score is not None:
             on_score(diverged.score)
-        return found
 
     return Task(
         scorer.run_info("diverge"),
         scorer.scorer.tokenization,
-        lambda items, on_progress, earlier: scorer.diverge(
-            items, on_progress, earlier.n, earlier.on_input
+        lambda items, on_progress, finished: scorer.diverge(
+            items, on_progress, finished.n, finished.on_input
         ),
-        totals,
+        divergence_totals,
         DivergenceTotals(),
+        on_result,
         lambda: scorer.scorer.backend.n_too_large,
     )
 
@@ -135,21 +152,27 @@ def mask_task(
     make = mask_maker(source.tokenization.vocabulary, trainer, find_labels)
 
     def results(
-        items: Iterable[Item], on_progress: OnProgress, earlier: Earlier[Mask | Rejected]
+        items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Mask | Rejected]
     ) -> Iterator[Mask | Rejected]:
         def on_finished(entry: TokenSequence | Rejected) -> None:
-            earlier.on_input(make(entry))
+            # In full: all of a row but its losses follows from the input, and is compared.
+            finished.on_input(make(entry))
 
         if isinstance(source, Scorer):
-            yield from map(make, source.score(items, None, on_progress, earlier.n, on_finished))
+            yield from map(make, source.score(items, None, on_progress, finished.n, on_finished))
             return
         for number, entry in enumerate(source.sequences(items)):
-            if number < earlier.n:
+            if number < finished.n:
                 on_finished(entry)
             else:
                 yield make(entry)
 
     n_halved = (lambda: source.backend.n_too_large) if isinstance(source, Scorer) else (lambda: 0)
     return Task(
-        source.run_info("mask"), source.tokenization, results, mask_totals, MaskTotals(), n_halved
+        source.run_info("mask"),
+        source.tokenization,
+        results,
+        mask_totals,
+        MaskTotals(),
+        count_halved=n_halved,
     )

@@ -84,7 +84,7 @@ class TableOptions:
     """Totals only."""
     words: bool = False
     """Losses of words, too."""
-    marks: WordBoundaryIds | None = None
+    word_boundary_ids: WordBoundaryIds | None = None
     """With `words`: corrected losses, too."""
     pmi: bool = False
     """Pointwise mutual information of pairs, which the scores must hold."""

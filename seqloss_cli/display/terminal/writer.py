@@ -94,10 +94,10 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
             if boundary.turns:
                 below.append(tables.turn_table(score, options))
             below.append(tables.chain_rule_table(score, totals, options))
-        if options.words and (words := word_losses(score, options.marks)):
+        if options.words and (words := word_losses(score, options.word_boundary_ids)):
             below.append(tables.word_table(words, options))
             flags |= words.flags
-        if (regions := region_losses(score, options.marks)) is not None:
+        if (regions := region_losses(score, options.word_boundary_ids)) is not None:
             below.append(tables.region_table(regions, options))
             flags |= regions.flags
         for table in below:

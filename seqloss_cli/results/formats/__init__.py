@@ -89,6 +89,9 @@ LEVELS: Mapping[str, tuple[str, ...]] = {
 """Command to what a line of its formats with levels can be, the default first."""
 
 
+# What follows imports when it is called: numpy and orjson would cost `--help` a tenth of a second.
+
+
 def _write_json(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
     from seqloss_cli.results.formats.json import JsonWriter
 
@@ -137,6 +140,7 @@ def _read_parquet(name: str) -> Records:
 
 
 def _parquet_conflicts(asked: RowChoice) -> Iterator[str]:
+    # Its bytes would upset a terminal, and its end is written before its beginning can be read.
     if asked.path is None:
         yield "--format parquet is no text: it needs -o FILE"
 
@@ -164,6 +168,7 @@ def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
         yield f"--regions and --level region go together in {name}: give both or none"
     if asked.level == "word" and not asked.words:
         yield "--level word is made of words: give --words, too"
+    # Corrected losses of regions are made of those of their words.
     in_region = asked.level == "region" and asked.word_correction
     if asked.words and asked.level != "word" and not in_region:
         yield (
@@ -175,6 +180,7 @@ def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
             mend = "give --tokens" if asked.command == "rank" else "leave --no-tokens out"
             yield f"--level token is made of tokens; {mend}"
         return
+    # Arrays, of which no cell of a longer line can hold one.
     flags = [column.flag for column in asked.columns]
     flags += ["--context-lengths"] * asked.context_lengths
     flags += ["--tokens"] * (asked.command == "rank" and asked.tokens)
@@ -197,6 +203,7 @@ FORMATS: Mapping[str, Format] = {
     for format in (
         Format("json", _write_json, _read_json),
         Format("jsonl", _write_jsonl, _read_json, resumable=True),
+        # Its files end in .json, which names the format above.
         Format("openai", _write_openai, has_extension=False, conflicts=_openai_conflicts),
         Format(
             "parquet",

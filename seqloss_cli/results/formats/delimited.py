@@ -28,8 +28,10 @@ from seqloss_cli.results.schema import (
     row_of,
 )
 
+# Of texts only: a number that begins with - is none.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_ROW_END = "\r\n"  # so that the csv module quotes texts that hold either of the two
+# For the csv module, which then quotes texts that hold either of the two; files get a line feed.
+_ROW_END = "\r\n"
 
 
 class LineWriter(Generic[Result, Sums]):
@@ -41,6 +43,7 @@ class LineWriter(Generic[Result, Sums]):
         """`level` is one of `rows.levels`; any other makes a line of each row."""
         self._view, self._parts = rows.view, rows.levels.get(level)
         self._lines = _Lines(sink, delimiter)
+        # By name: the later of two keys of one name (`response` of mask) wins, as in JSON.
         keys = {key.name: key for key in rows.keys if key.row_cells()}
         self._keys = list(keys.values())
         self._ends = [*self._keys, *REJECTED]
@@ -84,6 +87,7 @@ def _part_lines(
     A column that is not known is empty in all lines.
     """
     first, *others = (key.value(view) for key in parts)
+    # Words of ids without a text; a text without words has an empty column, and no line.
     if first is None:
         yield (*head, *[None] * (len(parts) + 1))
         return
@@ -98,6 +102,7 @@ class _Lines:
     are."""
 
     def __init__(self, sink: BinaryIO, delimiter: str) -> None:
+        # newline="": line feeds inside texts stay what they are on every system.
         self._sink, self._buffer = sink, io.StringIO(newline="")
         self._writer = csv.writer(self._buffer, delimiter=delimiter, lineterminator=_ROW_END)
         self._shown = escape if sink.isatty() else str
@@ -109,6 +114,7 @@ class _Lines:
             self._sink.write(line.encode())
             self._buffer.seek(0)
             self._buffer.truncate()
+        # A run that is killed leaves whole lines.
         self._sink.flush()
 
     def _safe(self, text: str) -> str:

@@ -38,6 +38,7 @@ class JsonlWriter(RowWriter[Result, Sums]):
 
     def write_totals(self, row: Row) -> None:
         """Write the last line."""
+        # Not flushed: the sink does it before the file gets its name.
         self.sink.write(json_bytes({"type": "totals", **row}) + b"\n")
 
 
@@ -91,12 +92,14 @@ def read_json(name: str) -> Iterator[tuple[int, Any]]:
         number = 0
         for number, raw in enumerate(bounded_lines(stream, _LONGEST_LINE), start=1):
             if number == 1 and raw is not None and _is_document(raw):
+                # What was read is put in front again: stdin cannot be wound back.
                 yield from _of_document(raw + b"\n" + stream.read())
                 return
             record = _parsed(raw)
             yield number, record
             if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:
-                yield number, _parsed(raw[at:])  # the next run's, behind a line that was torn off
+                # Files that were joined: the next one's run, behind a last line without its end.
+                yield number, _parsed(raw[at:])
 
 
 def _parsed(raw: bytes | None) -> Any:
@@ -112,7 +115,8 @@ def _parsed(raw: bytes | None) -> Any:
 
 
 def _is_document(first_line: bytes) -> bool:
-    return first_line.startswith(b'{"schema_version"') or first_line.strip() == b"{"  # jq's
+    # A brace alone in its line is how jq prints it.
+    return first_line.startswith(b'{"schema_version"') or first_line.strip() == b"{"
 
 
 def _of_document(raw: bytes) -> Iterator[tuple[int, Any]]:

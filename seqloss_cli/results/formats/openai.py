@@ -29,8 +29,9 @@ class OpenAIWriter(JsonWriter[SequenceScore, Totals]):
     def make_row(self, result: SequenceScore, sums: Totals) -> Row:
         """Return the choice of a score."""
         options, sequence, top = self.rows.options, result.sequence, None
-        covered = TokenBytes.of(sequence)
+        token_bytes = TokenBytes.of(sequence)
         if result.top_ids is not None:
+            # As the servers' own: two ids of one text share a key, and the less probable one stays.
             top = [
                 None if row is None else {entry["token"]: entry["log_prob"] for entry in row}
                 for row in top_log_probs(result, options.name_token)
@@ -43,9 +44,10 @@ class OpenAIWriter(JsonWriter[SequenceScore, Totals]):
             "finish_reason": "length",
             "logprobs": {
                 "tokens": options.token_texts(sequence),
+                # Not `-losses`: a certain token would have -0.0.
                 "token_logprobs": numbers_or_null(0.0 - result.losses, result.scored),
                 "top_logprobs": top,
-                "text_offset": covered and covered.chars_of_tokens().tolist(),
+                "text_offset": token_bytes and token_bytes.chars_of_tokens().tolist(),
             },
         }
 

@@ -3,7 +3,7 @@
 The columns are the keys of the JSON rows, one row for each input in input order. What is nested is
 JSON in a column of text (its field's metadata says so). A column is null where the JSON row has no
 such key, too: `null_keys` names the keys that are there and null. The run and the totals are JSON
-in the file's metadata. `results/parquet.py` makes the lines of `--jsonl` of it again.
+in the file's metadata. `read_parquet_rows` makes the lines of `--jsonl` of it again.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ class ParquetWriter(RowWriter[Result, Sums]):
         row = {"type": kind, **row}
         cells = {name: _cell(value, self._columns[name]) for name, value in row.items()}
         weight = sum(len(value) for value in cells.values() if isinstance(value, str | list))
+        # By weight, too: thousands of long texts with alternatives do not fit in memory.
         if len(self._waiting) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT:
             self._write_group()
+        # A column is null for a key that is null and for one that is not there alike.
         cells["null_keys"] = [name for name, value in row.items() if value is None]
         self._waiting.append(cells)
         self._weight += weight
@@ -78,6 +80,7 @@ class ParquetWriter(RowWriter[Result, Sums]):
 
 
 def _cell(value: Any, kind: Kind) -> Any:
+    # As text: the columns are fixed before the first row, and `meta` may hold anything.
     return value if value is None or kind is not Kind.nested else json_bytes(value).decode()
 
 
@@ -93,8 +96,10 @@ def _schema(arrow: Any, columns: dict[str, Kind]) -> Any:
         Kind.bools: arrow.list_(arrow.bool_()),
         Kind.spans: arrow.list_(arrow.list_(arrow.int64())),
     }
-    marks = {Kind.nested: {"seqloss": "json"}}
-    fields = [arrow.field(n, types[kind], metadata=marks.get(kind)) for n, kind in columns.items()]
+    metadata = {Kind.nested: {"seqloss": "json"}}
+    fields = [
+        arrow.field(n, types[kind], metadata=metadata.get(kind)) for n, kind in columns.items()
+    ]
     return arrow.schema([*fields, arrow.field("null_keys", types[Kind.texts])])
 
 
@@ -109,6 +114,7 @@ class _Sink:
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
+        # The position goes on all the same: pyarrow takes it for what it wrote.
         if not self._sink.closed:
             self._sink.write(data)
         self._position += size
@@ -141,6 +147,7 @@ def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             raise RowError("no_results", "holds no results of seqloss: its metadata has no run")
         yield {"type": "run", **orjson.loads(stored[_RUN])}
         nested = {f.name for f in file.schema_arrow if (f.metadata or {}).get(b"seqloss")}
+        # Few at once: Python's objects take many times the room of the columns.
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
                 yield _json_row(row, nested)

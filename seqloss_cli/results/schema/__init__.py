@@ -34,7 +34,7 @@ Row = dict[str, Any]
 Cell = str | int | float | bool | None
 Result = TypeVar("Result")
 Sums = TypeVar("Sums", bound="Summable")
-Entry = TypeVar("Entry")
+Unscored = TypeVar("Unscored")
 """An input that was read again, as far as it is told without scoring."""
 ReadRow = TypeVar("ReadRow")
 ROUNDING = 1e-9
@@ -67,6 +67,7 @@ class Kind(StrEnum):
     """Pairs of whole numbers."""
 
 
+# Numbers are not among them: `count` and `number` check these where they are used.
 _TYPES: Mapping[Kind, type] = {
     Kind.text: str,
     Kind.whole: int,
@@ -82,7 +83,7 @@ class RowOptions(RowChoice):
     run: RunInfo
     token_texts: Callable[[TokenSequence], list[str]]
     name_token: Callable[[int], str]
-    marks: WordBoundaryIds | None = None
+    word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
 
     @property
@@ -103,7 +104,7 @@ class RowOptions(RowChoice):
     @property
     def corrected(self) -> bool:
         """Losses of words and regions are corrected, too."""
-        return self.marks is not None
+        return self.word_boundary_ids is not None
 
     @property
     def contexts(self) -> bool:
@@ -164,6 +165,7 @@ def _declare(kind: Kind) -> Callable[..., Key]:
     def make(
         name: str, value: str | Callable[[Any], Any], when: Any = None, **settings: Any
     ) -> Key:
+        # A path rather than a function where it does: it runs in C, for some forty keys a row.
         of = attrgetter(value) if isinstance(value, str) else value
         holds = attrgetter(when) if isinstance(when, str) else when
         return Key(name, kind, of, holds, **settings)
@@ -202,7 +204,7 @@ def row_of(keys: Iterable[Key], view: Any) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Generic[Result, Sums, Entry]):
+class Rows(Generic[Result, Sums, Unscored]):
     """The rows of one run: how they are written, and how those of an earlier run are taken back."""
 
     options: RowOptions
@@ -213,9 +215,9 @@ class Rows(Generic[Result, Sums, Entry]):
     view: Callable[[Result, Sums], Any]
     totals: Callable[[Sums, int, int], Row]
     """Returns the totals, of sums and the numbers of rejected inputs and of empty lines."""
-    expected: Callable[[Entry, Fields], Fields]
+    expected: Callable[[Unscored, Fields], Fields]
     """Returns what the row of an input must hold, of the input, read again, and the row."""
-    sums_of: Callable[[Fields, str, Entry], Sums]
+    sums_of: Callable[[Fields, str, Unscored], Sums]
     """Returns the sums of a row that was read back, with its file:line; raises RowError."""
 
     def row(self, result: Result, sums: Sums) -> Row:
@@ -284,11 +286,8 @@ class RowKind(Generic[ReadRow]):
     """Returns a row's own figure in units of 2^-1074 nats; None where it is no number."""
 
 
-# -- values ------------------------------------------------------------------------------------
-
-_TERMINAL_CONTROLS = re.compile(  # DEL and C1, bidirectional controls, line separators
-    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
+# DEL and C1, bidirectional controls, line separators: what a terminal would act on in a text.
+_TERMINAL_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def json_bytes(value: Any) -> bytes:
@@ -298,6 +297,7 @@ def json_bytes(value: Any) -> bytes:
     U+0020.
     """
     raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    # Most rows: the search below takes longer than the whole dump.
     if raw.isascii() and b"\x7f" not in raw:
         return raw
     return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
@@ -308,6 +308,7 @@ def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
 
     JSON has neither NaN nor infinities, and orjson would write null for both without a word.
     """
+    # Lists first: numbers that numpy hands out one by one take ten times as long.
     kept = known & np.isfinite(values)
     return [
         value if keep else None for value, keep in zip(values.tolist(), kept.tolist(), strict=True)
@@ -349,11 +350,9 @@ REJECTED = (text("reason", _itself), text("message", _itself))
 """What rows of rejected inputs hold beside their identity."""
 
 
-# -- reading back --------------------------------------------------------------------------------
-
-
 def check_types(keys: Iterable[Key], row: Fields) -> None:
     """Raise RowError where a checked key's value is of another type; only the id is required."""
+    # Null passes: of inputs without a text, a line or `meta` these keys are null.
     for key in keys:
         if key.checked and not (row.get(key.name) is None and key.name != "id"):
             typed(row, key.name, _TYPES[key.kind])
@@ -369,6 +368,7 @@ def typed(row: Fields, name: str, kind: Any, where: str = "") -> Any:
 
 def check_arrays(keys: Iterable[Key], row: Fields, n: int) -> None:
     """Raise RowError where an array is not as long as the row's `n` tokens, or not of its kind."""
+    # Whoever indexes one of them by another's tokens must not have to look at lengths again.
     arrays = [key for key in keys if key.length is not None and row.get(key.name) is not None]
     for key in arrays:
         if not isinstance(array := row[key.name], list):
@@ -407,6 +407,7 @@ def flags_of(row: Fields) -> Mapping[str, int]:
 def count(row: Fields, name: str) -> int:
     """Return a field that is a whole number from 0 on; RowError for anything else."""
     value = row.get(name)
+    # JSON's `true` is an int to Python.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
         raise RowError("wrong_type", f"field {name!r} is not a count: {value!r:.40}")
     return value
@@ -417,6 +418,7 @@ def number(row: Fields, name: str) -> float | None:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise RowError("wrong_type", f"field {name!r} is not a number: {value!r:.40}")
+    # Not `>=`, which NaN would pass: JSON has none, but Parquet has.
     if value is not None and not abs(value) < LARGEST:
         raise RowError("impossible", f"field {name!r} is {value}")
     return None if value is None else float(value)

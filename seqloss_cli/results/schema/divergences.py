@@ -32,9 +32,6 @@ _AT_MOST, _CUTS = FURTHER[:2], FURTHER[2:]
 """Upper bounds, and shares of what a head was cut by: of these only the means are written."""
 
 
-# -- written ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class DivergenceView:
     """A sequence's divergences with its own totals."""
@@ -67,12 +64,14 @@ def divergence_rows(
     """
 
     def kept_sums(row: Fields, place: str, entry: Entry) -> DivergenceTotals:
+        # A mean times a count is not, to the last bit, the sum that was divided by it.
         if any(f"mean_{name}" in row for name in _CUTS):
             raise UsageError(
                 f"--resume: {place} holds the mean of what a head was cut by, of which the sum "
                 "cannot be told to the last bit: --force starts anew"
             )
         found = read_divergence(row, place)
+        # In the order of the rows: which values a reservoir keeps depends on all before.
         documents.add(found.sums, found.counted_values())
         return found.sums
 
@@ -182,6 +181,7 @@ _TOTALS, _MEANS = zip(*(_sum(name) for name in (*SUMS, *FURTHER)), strict=True)
 _SUM_KEYS = (
     s.whole("n_tokens", "totals.n_tokens"),
     s.whole("n_scored", "totals.n_scored"),
+    # Of what heads were cut by, rows hold means only.
     *_TOTALS[: -len(_CUTS)],
     *_MEANS,
     s.real("same_top1", "totals.same_top1"),
@@ -218,9 +218,6 @@ _TOKEN_COLUMNS = (
     s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _same_top1(v)]),
 )
 """What a line is at `--level token`; its loss is the cross-entropy."""
-
-
-# -- read back ----------------------------------------------------------------------------------
 
 
 _COLUMNS = {"cross_entropy": _CROSS_ENTROPIES.name} | {
@@ -293,7 +290,8 @@ def _columns(fields: Fields, n: int) -> tuple[dict[str, Floats], Bools]:
             raise RowError("wrong_length", f"{key} is not as long as n_tokens {n} says")
         if not all(_is_figure(value, name) for value in written):
             raise RowError("impossible", f"field {key!r} holds what it cannot")
-        found[name] = np.array(written, dtype=np.float64)  # None becomes NaN
+        # None becomes NaN.
+        found[name] = np.array(written, dtype=np.float64)
     # An entropy is never infinite, so null there is a token that is not scored; elsewhere null may
     # be an infinite figure.
     scored = ~np.isnan(found["teacher_entropy"])
@@ -307,6 +305,7 @@ def _columns(fields: Fields, n: int) -> tuple[dict[str, Floats], Bools]:
 def _is_figure(value: Any, name: str) -> bool:
     if value is None:
         return True
+    # JSON's `true` is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= 1 if name == "delta_p" else _LEAST <= value < s.LARGEST
@@ -328,6 +327,7 @@ def _sums(fields: Fields, deltas: Floats | None) -> DivergenceTotals:
         mean, root = (s.number(written, name) or 0.0 for name in ("mean", "rms"))
         totals |= {"delta_p": mean * n_scored, "squared_delta_p": root**2 * n_scored}
     else:
+        # Not of the means, which were divided and rooted: the sums come out as they were.
         totals["delta_p"] = math.fsum(deltas.tolist())
         totals["squared_delta_p"] = math.fsum((deltas**2).tolist())
     if any(total is not None and total < _LEAST for n, total in totals.items() if n != "delta_p"):
@@ -342,6 +342,7 @@ def _sums(fields: Fields, deltas: Floats | None) -> DivergenceTotals:
         n_scored=n_scored,
         units={name: to_units(total) for name, total in known.items()},
         n_infinite={name: 1 for name in totals if name not in known},
+        # A share of so many tokens: the nearest whole number is the one that was divided.
         n_same_top1=round((same or 0.0) * n_scored),
         flags=s.flags_of(fields),
     )
@@ -364,6 +365,7 @@ def _check_sum(kls: Floats, sums: DivergenceTotals) -> None:
     if len(kls) != sums.n_scored:
         raise RowError("impossible", f"n_scored is not the {len(kls)} of its tokens")
     total, found = sums.total("kl"), math.fsum(kls.tolist())
+    # Null is an infinite sum; then one of the tokens is infinite, too, and so listed.
     if total is not None and not s.is_near(found, total):
         raise RowError("impossible", f"kl is {total}, and its tokens' sum to {found}")
 

@@ -53,7 +53,9 @@ def mask_rows(
         if row.get("reason") in q.FOUND_BY_SCORING:
             return {"type": "rejected"} | s.row_of(q.SAMPLE, view)
         sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
+        # Through JSON, as what is there has been: tuples are lists in it.
         made: Row = orjson.loads(s.json_bytes(s.row_of(sure, view)))
+        # A key that this input would not have: null, which differs from what is there.
         absent = dict.fromkeys(name for name in row if name not in {*made, *of_losses})
         return absent | made | {"type": "sequence"}
 
@@ -204,9 +206,6 @@ _TOKEN_COLUMNS = (
 """What a line is at `--level token`."""
 
 
-# -- kept by --resume ---------------------------------------------------------------------------
-
-
 def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
     """Return the counts of a row that was compared with its input; losses are the row's own."""
     check, trainer = row.get("check"), row.get("trainer")
@@ -217,6 +216,7 @@ def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
         n_counted=s.count(row, "n_response_tokens"),
         n_checked=int("check" in row),
         n_different=int(bool(check)),
+        # Totals count rows that have a kind of difference, not its tokens.
         findings={each["kind"]: 1 for each in check or []},
         n_trainer_different=int(bool(differences)),
         n_not_trained=int(trainer is not None and trainer["labels"] is None),

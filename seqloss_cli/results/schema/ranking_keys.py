@@ -39,15 +39,17 @@ class ChoiceView:
     @cached_property
     def stretch(self) -> slice:
         """Return the tokens from the first that counts to the last, in whole characters."""
-        counted, covered = np.flatnonzero(self.choice.score.counted), TokenBytes.of(self.sequence)
+        counted = np.flatnonzero(self.choice.score.counted)
+        token_bytes = TokenBytes.of(self.sequence)
         first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
-        return slice(*(first, last) if covered is None else covered.snap(first, last))
+        # A choice may begin inside a character whose bytes several tokens share.
+        return slice(*(first, last) if token_bytes is None else token_bytes.snap(first, last))
 
     @cached_property
-    def covered(self) -> TokenBytes | None:
+    def token_bytes(self) -> TokenBytes | None:
         """Return the bytes of the stretch's tokens; None without a text."""
-        covered, some = TokenBytes.of(self.sequence), self.stretch
-        return None if covered is None else covered.part(some.start, some.stop)
+        token_bytes, some = TokenBytes.of(self.sequence), self.stretch
+        return token_bytes and token_bytes.part(some.start, some.stop)
 
     @property
     def token_losses(self) -> list[float | None]:
@@ -78,6 +80,7 @@ class RankingView:
     @cached_property
     def choices(self) -> list[Row]:
         """Return an object for each choice, in the order of the input."""
+        # Lines are made of the same objects, so that both say the same.
         options, keys = self.options, s.possible(self.options, CHOICE_KEYS)
         found = self.ranking.probabilities
         chances = [None] * len(self.ranking.scored) if found is None else found.tolist()
@@ -122,10 +125,15 @@ CHOICE_KEYS = (
     s.texts("tokens", lambda v: v.options.token_texts(v.sequence)[v.stretch], "tokens", length=0),
     s.reals("token_losses", "token_losses", "tokens", length=0),
     s.wholes("inf_losses", "inf_losses", "tokens"),
-    s.wholes("byte_offsets", lambda v: v.covered and s.ints(v.covered.offsets), "tokens", length=1),
+    s.wholes(
+        "byte_offsets",
+        lambda v: v.token_bytes and s.ints(v.token_bytes.offsets),
+        "tokens",
+        length=1,
+    ),
     s.text(
         "text",
-        lambda v: v.covered.text.decode() if v.covered else ABSENT,
+        lambda v: v.token_bytes.text.decode() if v.token_bytes else ABSENT,
         lambda options: options.tokens and options.text,
     ),
 )
@@ -145,9 +153,6 @@ RANK_KEYS = (
 """Of a row, in the order of its JSON object."""
 
 
-# -- columns of lines that are a choice, or a token of one --------------------------------------
-
-
 def _of_row(name: str, value: Callable[[Ranking], Any], when: str | None = None) -> Key:
     """Return a column that is the same for all choices of a row."""
     return s.texts(name, lambda v: [value(v.ranking)] * len(v.choices), when)
@@ -164,6 +169,7 @@ def _score_columns(score: str) -> tuple[Key, Key]:
         order = view.ranking.orders.get(score)
         return None if order is None else [1 + order.index(n) for n in range(len(order))]
 
+    # The last two compare with the response scored without its prompt.
     when = "pmi" if score in SCORES[-2:] else None
     return (
         s.reals(f"score.{score}", lambda v: [each["scores"][score] for each in v.choices], when),
@@ -193,6 +199,7 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
         s.wholes(
             "answer", lambda v: v.answers and [int(n in v.answers) for n in range(len(v.choices))]
         ),
+        # From log_prob to boundary.
         *(_of_choices(key.name) for key in CHOICE_KEYS[1:7]),
         _of_choices("log_prob_y", "pmi"),
         _of_choices("log_prob_alone", "pmi"),
@@ -236,6 +243,7 @@ class RankedRows:
         self.n_unordered += not known
         order = ranking.orders[self.by] if known else tuple(range(len(ranking.scored)))
         scores = [ranking.scored[n].score_by(self.by) if known else None for n in order]
+        # Own keys last: other fields of the list are kept, its choices and answers are replaced.
         row: Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
         row |= {
             "prompt": choices.prompt,
@@ -247,5 +255,6 @@ class RankedRows:
         }
         if choices.answers is not None:
             places = [order.index(n) for n in choices.answers]
+            # A single one is a number, as in lists that have one: it may be ranked again.
             row["answer"] = places[0] if len(places) == 1 else places
         self._sink.write(s.json_bytes(row) + b"\n")

@@ -104,6 +104,7 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
     figures = [choice.figures for choice in choices]
     if len({each.with_unprompted for each in figures}) > 1:
         raise RowError("impossible", "only some of its choices have a pmi")
+    # All that follows from the log-probabilities is made again: nobody can edit a verdict alone.
     orders, tied = orders_by_score({name: [f.score_by(name) for f in figures] for name in SCORES})
     _check(fields, "orders", {name: [*order] for name, order in orders.items()})
     _check(fields, "tied", [*tied])
@@ -146,6 +147,7 @@ def _alone_of(fields: Fields, key: str, known: bool) -> float | None:
 
 
 def _check_score(written: float | None, found: float | None, name: str) -> None:
+    # Written as null, as is a score that is not known: which of them it is, the flags say.
     if found is not None and math.isinf(found):
         found = None
     if (written is None) != (found is None) or not s.is_near(written or 0.0, found or 0.0):
@@ -162,9 +164,11 @@ def _tokens_of(fields: Fields, figures: ChoiceFigures, place: str) -> ResultRow:
     tokens = token_losses(fields, len(written))
     assert tokens is not None
     total = math.fsum(tokens.losses[tokens.counted].tolist())
+    # Equal first: two infinities differ by NaN.
     if total != -figures.log_prob and not s.is_near(total, -figures.log_prob):
         raise RowError("impossible", f"a choice's tokens sum to {total}: not minus its log_prob")
-    kept: dict[str, Any] = {"id": place, "text_sha256": ""}  # the stretch is a text of its own
+    # A text of its own: no hash of a whole one fits the stretch.
+    kept: dict[str, Any] = {"id": place, "text_sha256": ""}
     kept |= {name: fields.get(name) for name in ("text", "tokens", "token_ids", "byte_offsets")}
     return ResultRow(place, s.with_arrays(kept), Totals(), tokens)
 
@@ -206,9 +210,6 @@ RANKING_KINDS = {
 }
 
 
-# -- kept by --resume ---------------------------------------------------------------------------
-
-
 def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
     if isinstance(entry, Rejected):
@@ -223,7 +224,8 @@ def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
         return {"type": "rejected", **found, "reason": refused.reason}
     own: list[Row] = [{"response": r, "n_bytes": len(r.encode())} for r in choices.responses]
     written = row.get("choices") or ()
-    if len(written) == len(own):  # the figures are checked as any that are read back
+    # With the figures that are there, which `sums_of` checks as any that are read back.
+    if len(written) == len(own):
         own = [each | mine for each, mine in zip(written, own, strict=True)]
     return {
         "type": "sequence",

@@ -1,7 +1,7 @@
 """The keys of rows of `seqloss score` and `cond`, and the columns of their tokens, words, regions.
 
 Losses are written as the float64 that was summed; what is unscored or infinite is null (rule 3 of
-the numbers contract). `s` are the declarations of keys, `q` the keys that all sequences have.
+docs/numbers.md). `s` are the declarations of keys, `q` the keys that all sequences have.
 """
 
 from __future__ import annotations
@@ -51,17 +51,18 @@ class ScoreView:
     """The sequence that was scored."""
 
     def __post_init__(self) -> None:
-        self.sequence = self.score.sequence  # most keys ask for it: a property would be felt
+        # Most keys ask for it: a property would be felt.
+        self.sequence = self.score.sequence
 
     @cached_property
     def words(self) -> WordLosses | None:
         """Return the losses of words; None where the sequence has no text."""
-        return word_losses(self.score, self.options.marks)
+        return word_losses(self.score, self.options.word_boundary_ids)
 
     @cached_property
     def regions(self) -> RegionLosses | None:
         """Return the losses of regions; None where the input has none."""
-        return region_losses(self.score, self.options.marks)
+        return region_losses(self.score, self.options.word_boundary_ids)
 
     @cached_property
     def rule(self) -> ChainRule:
@@ -71,6 +72,7 @@ class ScoreView:
     @property
     def flags(self) -> Mapping[str, int | bool]:
         """Return the flags of the sequence, and of its words and regions where they are shown."""
+        # Only where they are shown: corrections of words would cost every row otherwise.
         flags = score_flags(self.score) | overflow_flags(self.totals)
         for part in (self.options.words and self.words, self.options.regions and self.regions):
             flags |= part.flags if part else {}
@@ -83,6 +85,7 @@ def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
     def own(*names: str) -> Row:
         return {name: getattr(totals, name) for name in names}
 
+    # The order of keys is part of the file: what is resumed is to be the same byte for byte.
     row = own("n_sequences", "n_sequences_scored")
     row |= {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines} | own("n_without_text")
     if totals.n_pairs:
@@ -106,6 +109,7 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
     )
     return [
         [
+            # An alternative of probability 0 has minus infinity, which JSON cannot say.
             {"id": i, "token": name(i), "log_prob": p if math.isfinite(p) else None}
             for i, p in zip(ids, log_probs, strict=True)
         ]
@@ -146,6 +150,7 @@ def _separate(totals: Totals) -> Any:
     apart = totals.separate_tokenization
     if apart is None:
         return ABSENT
+    # Without its own bytes and words: the text is that of the pair.
     names = {"n_scored": "n_scored", "loss": "total_loss", "mean_loss": "mean_loss"}
     names["log_prob_y_given_x"] = "log_prob"
     return {name: getattr(apart, own) for name, own in names.items()}
@@ -167,7 +172,8 @@ def _of_tokens(path: str) -> Callable[[ScoreView], Any]:
 
 def _column_key(column: TokenColumn) -> Key:
     def value(view: ScoreView) -> Any:
-        if column.array_names[0] not in view.score.columns:  # nothing of the input was scored
+        # Nothing of the input was scored: no window of it ever came to the backend.
+        if column.array_names[0] not in view.score.columns:
             return ABSENT
         if column.kind == "alternatives":
             return top_log_probs(view.score, view.options.name_token)
@@ -258,9 +264,6 @@ SCORE_KEYS = (
     s.nested("regions", _region_objects, "regions", bulky=True),
 )
 """Of a row, in the order of its JSON object."""
-
-
-# -- columns of lines that are a token, a word or a region --------------------------------------
 
 
 def _bits(key: Key) -> Key:

@@ -101,6 +101,7 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
     tokens = token_losses(fields, totals.n_tokens)
     if tokens is not None:
         _check_sum(tokens, totals)
+    # Whoever joins two files has one of them waiting: without these a row is a fraction as large.
     kept = {name: value for name, value in fields.items() if whole or name not in _BULKY}
     found = _top1_of(fields, tokens) if top1 and tokens is not None else None
     return ResultRow(place, s.with_arrays(kept), totals, tokens, found)
@@ -120,6 +121,7 @@ def totals_of_row(row: Fields) -> Totals:
         total,
         n_tokens=s.count(row, "n_tokens"),
         n_without_text=int(without_text),
+        # The division of `metrics.totals_of`, of the same two numbers: the same last bit.
         mean_loss_units=to_units((total or 0.0) / n_scored) if n_scored else 0,
         flags={n: int(n_of) for n, n_of in s.flags_of(row).items() if n not in _ONLY_OF_ROWS},
         **texts,
@@ -158,6 +160,7 @@ def _response_only(row: Fields, n_response: int) -> Totals | None:
     value = s.number(row, "log_prob_y")
     if value is None and not row.get("n_inf_losses_y"):
         return None
+    # Not `-value`: the loss of a certain response is 0.0, and -0.0 has other bytes.
     return loss_totals(n_response, None if value is None else 0.0 - value)
 
 
@@ -180,7 +183,8 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
             raise RowError("wrong_type", "field 'token_losses' holds what is no number")
         if value is not None and not 0 <= value < s.LARGEST:
             raise RowError("impossible", f"a token's loss is {value}")
-    losses = np.array(written, dtype=np.float64)  # None becomes NaN
+    # None becomes NaN: a token without a loss, but where `inf_losses` says that it is infinite.
+    losses = np.array(written, dtype=np.float64)
     losses[list(row.get("inf_losses") or ())] = np.inf
     scored = ~np.isnan(losses)
     counted = scored if mask is None else scored & np.array(mask, dtype=bool)
@@ -195,12 +199,15 @@ def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
     if not isinstance(written, list) or len(written) != n:
         raise RowError("wrong_length", f"top_logprobs is not as long as n_tokens {n} says")
     ids, log_probs = np.full(n, -1, dtype=np.int64), np.full(n, -np.inf)
+    # Anything may stand in a file: one attempt instead of a check at each level. OverflowError: an
+    # id of more than 64 bits.
     for place in np.flatnonzero(tokens.counted).tolist():
         try:
             first = written[place][0]
             ids[place], log_probs[place] = first["id"], first["log_prob"]
         except (TypeError, LookupError, ValueError, OverflowError):
             raise RowError("wrong_type", f"top_logprobs holds nothing at token {place}") from None
+    # A little above 1 is rounding; NaN compares false, and is refused.
     if not (log_probs <= ROUNDING).all():
         raise RowError("impossible", "an alternative has a probability above 1")
     return Top1(ids, np.exp(np.minimum(log_probs, 0.0)))

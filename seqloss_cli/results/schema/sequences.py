@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import IGNORED, Entry, Rejected, TokenSequence
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions
@@ -33,14 +34,18 @@ def expected_row(entry: Entry, row: Fields, options: RowOptions) -> Row:
     if isinstance(entry, Rejected):
         return expected_rejection(entry)
     view = InputView(entry, options)
+    # Such a row holds only where the input was read; what it was rejected for, scoring would tell.
     if row.get("reason") in FOUND_BY_SCORING:
         return {"type": "rejected", **s.row_of(SAMPLE, view)}
+    # Of the keys that are there: --no-text and the like are compared with the run line.
     found = {key.name: key.value(view) for key in _OF_INPUTS if key.name in row}
     return {
         "type": "sequence",
         **s.row_of(IDENTITY, view),
         "n_tokens": entry.n_tokens,
+        # Nothing stands before the first token, so it never has a loss.
         "n_scored": int((entry.score_mask & entry.loss_mask)[1:].sum()),
+        # Where this input would have no such key: null, which differs from what is there.
         **{name: None if value is ABSENT else value for name, value in found.items()},
     }
 
@@ -66,6 +71,7 @@ def _ids_sha256(view: Any) -> Any:
     sequence: TokenSequence = view.sequence
     if sequence.text is not None:
         return ABSENT
+    # Of one width and byte order on every machine, or a file could be resumed on some only.
     parts = (sequence.token_ids.astype("<i8"), sequence.loss_mask.astype("u1"))
     return sha256(b"".join(part.tobytes() for part in parts))
 
@@ -108,6 +114,7 @@ def _if_masked(value: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return the value where not all of the tokens count by what the input says, else ABSENT."""
 
     def found(view: Any) -> Any:
+        # Of plain texts all tokens count: the keys would double the row and say nothing.
         sequence = view.sequence
         is_masked = sequence.sample.labels is not None or sequence.prompt_boundary is not None
         return value(view) if is_masked else ABSENT
@@ -115,10 +122,10 @@ def _if_masked(value: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return found
 
 
-def _edges(of: slice) -> Callable[[Any], Any]:
+def _edges(name: str) -> Callable[[Any], Any]:
     def found(view: Any) -> Any:
-        offsets = view.sequence.byte_offsets
-        return ABSENT if offsets is None else s.ints(offsets[of])
+        token_bytes = TokenBytes.of(view.sequence)
+        return token_bytes and s.ints(getattr(token_bytes, name))
 
     return found
 
@@ -171,14 +178,12 @@ LABELS = s.wholes("labels", _if_masked(_labels), "tokens", bulky=True)
 _OF_INPUTS = (*TEXTS, META, RESPONSE_SHA256, N_RESPONSE_TOKENS, TOKEN_IDS, LOSS_MASK)
 
 
-# -- columns of lines that are a token each -----------------------------------------------------
-
 POSITION = s.wholes("position", lambda v: range(v.sequence.n_tokens))
 TOKEN = (s.as_column(TOKEN_IDS, "token_id"), s.as_column(TOKENS, "token"))
 PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
 COUNTS = s.wholes("loss_mask", _mask)
 """1 where a token counts: of every sequence, where JSON has it of some."""
 EDGES = (
-    s.wholes("start", _edges(slice(None, -1))),
-    s.wholes("end", _edges(slice(1, None))),
+    s.wholes("start", _edges("starts")),
+    s.wholes("end", _edges("ends")),
 )
