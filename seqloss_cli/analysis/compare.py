@@ -100,7 +100,7 @@ class Comparison:
     difference: Estimate
     """Nats per unit: total difference over total units, with the linearised interval."""
     bootstrap: Estimate
-    """That difference with the interval of the bootstrap."""
+    """The difference with the interval of the bootstrap."""
     test: resampling.SignFlip
     p_adjusted: float
     """By Holm's method where several pairs are compared."""

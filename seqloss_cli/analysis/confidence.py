@@ -137,7 +137,9 @@ def _top1_of(row: ResultRow) -> tuple[Floats, Floats]:
 
 
 def edges_of_mass(confidences: Floats, n_bins: int) -> Floats:
-    """Return the edges of bins that hold about as many of the n confidences each, from 0 to 1.
+    """Return the edges of bins that hold about as many of n confidences each, from 0 to 1.
+
+    Both are probabilities, shapes n and bins + 1.
 
     Fewer bins than asked for come of many equal confidences.
     """
@@ -278,13 +280,13 @@ class RankingFigures:
 
     totals: RankTotals
     margins: Floats
-    """(questions with an answer) nats; negative, or -0.0, where a wrong choice is preferred."""
+    """Shape questions with an answer, nats; negative or -0.0 where a wrong choice is preferred."""
     probabilities: Floats
-    """(questions with an answer) of their right choices, with the sign of the margin."""
+    """Probabilities of their right choices, the same shape, with the sign of the margin."""
     leads: Floats
-    """(questions) nats."""
+    """Shape questions, nats: the best choice before the second."""
     best_probabilities: Floats
-    """(questions without an answer) of the preferred choices."""
+    """Probabilities of the preferred choices, shape questions without an answer."""
 
     def mean_probability(self) -> Estimate:
         """Return the mean probability of right choices."""

@@ -106,7 +106,10 @@ class Extremes:
 
 
 def highest(values: Floats, size: int) -> list[int]:
-    """Return the places of the `size` highest of n values, highest first; of equals the first."""
+    """Return the places of the `size` highest of values, highest first; of equals the first.
+
+    Values have shape n, and any unit.
+    """
     # numpy's default sort may swap equal values, and with them the rows of a list
     places: list[int] = np.argsort(-values, kind="stable")[:size].tolist()
     return places

@@ -17,7 +17,9 @@ from seqloss_cli.core.records import Floats, Ints
 
 
 def count_in_bins(values: Floats, low: float, width: float, n_bins: int) -> Ints:
-    """Return how many of the values (n) lie in each bin, (n_bins); none of them may be NaN.
+    """Return how many of the values lie in each bin, shape n_bins; none of them may be NaN.
+
+    Values have shape n, and the unit of `low` and `width`.
 
     The outer bins hold what lies beyond them, infinities too. A value at an edge is of the bin
     above it.
@@ -28,7 +30,7 @@ def count_in_bins(values: Floats, low: float, width: float, n_bins: int) -> Ints
 
 
 def finite(values: Floats) -> Floats:
-    """Return the finite ones of the values (n)."""
+    """Return the finite ones of the values, shape n, of any unit."""
     return values[np.isfinite(values)]
 
 
@@ -75,7 +77,7 @@ _FURTHEST_DIFFERENCE = 10.0
 
 
 def loss_histogram(losses: Sequence[Floats]) -> Histogram | None:
-    """Return the histogram of each model's finite losses, (n) nats; None where one has none."""
+    """Return the histogram of each model's finite losses, shape n, nats; None if one has none."""
     known = [finite(each) for each in losses]
     if not all(len(each) for each in known):
         return None
@@ -87,7 +89,7 @@ def loss_histogram(losses: Sequence[Floats]) -> Histogram | None:
 
 
 def difference_histogram(differences: Floats) -> Histogram | None:
-    """Return the histogram of differences, (n) nats, symmetric about 0; None where n is 0."""
+    """Return the histogram of differences, shape n, nats, symmetric about 0; None where n is 0."""
     if not len(differences):
         return None
     most = math.ceil(float(np.quantile(np.abs(differences), 0.995)))
@@ -97,7 +99,7 @@ def difference_histogram(differences: Floats) -> Histogram | None:
 
 
 def divergence_histogram(divergences: Floats) -> Histogram | None:
-    """Return the histogram of finite divergences, (n) nats, over decimal logarithms."""
+    """Return the histogram of finite divergences, shape n, nats, over decimal logarithms."""
     known = finite(divergences)
     if not len(known):
         return None
@@ -129,7 +131,7 @@ def count_by_step(values: Iterable[float | None], edges: Sequence[float]) -> lis
 
 
 def shares_by_step(values: Floats, edges: Sequence[float]) -> list[StepShare]:
-    """Return the shares of the finite ones of n values for each step that the edges make."""
+    """Return the shares of finite values, shape n, nats, for each step that the edges make."""
     known, found = finite(values), []
     for low, high in pairwise((-math.inf, *edges, math.inf)):
         inside = known[(known >= low) & (known < high)]
@@ -156,7 +158,7 @@ class Concentration:
 
 
 def concentration(losses: Floats, percents: Sequence[float]) -> Concentration | None:
-    """Return the curve of finite losses, (n) nats; None where they sum to 0."""
+    """Return the curve of finite losses, shape n, nats; None where they sum to 0."""
     known = finite(losses)
     ordered = np.sort(known)[::-1]
     if not len(ordered) or not ordered.sum() > 0:
@@ -188,7 +190,9 @@ _WIDTHS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)
 
 
 def margin_histogram(margins: Floats) -> Histogram | None:
-    """Return the histograms of the sizes of finite margins, (n) nats: of wrong and right questions.
+    """Return the histograms of sizes of finite margins, of wrong and of right questions.
+
+    Margins have shape n, nats.
 
     A margin is of a wrong question where its sign is negative; -0.0 is. None where n is 0.
     """
@@ -202,7 +206,10 @@ def margin_histogram(margins: Floats) -> Histogram | None:
 
 
 def median_margins(margins: Floats) -> list[tuple[int, float | None]]:
-    """Return how many finite margins (n) are of wrong and of right questions, and their medians."""
+    """Return how many finite margins are of wrong and of right questions, and their medians.
+
+    Margins have shape n, nats.
+    """
     known = finite(margins)
     wrong = np.signbit(known)
     sides = (known[wrong], known[~wrong])
@@ -210,7 +217,7 @@ def median_margins(margins: Floats) -> list[tuple[int, float | None]]:
 
 
 def lead_histogram(leads: Floats) -> Histogram | None:
-    """Return the histogram of finite leads of best choices, (n) nats; None where n is 0."""
+    """Return the histogram of finite leads of best choices, shape n, nats; None where n is 0."""
     known = finite(leads)
     if not len(known):
         return None
@@ -219,7 +226,7 @@ def lead_histogram(leads: Floats) -> Histogram | None:
 
 
 def probability_histogram(probabilities: Floats, with_verdicts: bool) -> Histogram | None:
-    """Return the histogram of probabilities, (n); None where n is 0.
+    """Return the histogram of probabilities, shape n; None where n is 0.
 
     With verdicts they are two, of wrong and right questions: a negative sign is of a wrong one.
     """

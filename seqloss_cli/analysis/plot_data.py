@@ -77,7 +77,7 @@ def require_tokens(row: ResultRow) -> None:
 
 
 def counted_losses(row: ResultRow) -> Floats:
-    """Return the losses of the n scored tokens, (n) nats; raises UsageError as `require_tokens`."""
+    """Return the losses of scored tokens, shape n, nats; raises UsageError as `require_tokens`."""
     require_tokens(row)
     return np.empty(0) if row.tokens is None else row.tokens.losses[row.tokens.counted]
 

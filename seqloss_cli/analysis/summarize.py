@@ -254,7 +254,7 @@ def _ratio(
 
 
 def numbered_anew(clusters: Sequence[int]) -> Ints:
-    """Return the clusters of n documents, (n), numbered from 0 without a gap."""
+    """Return the clusters of n documents, shape n, numbered from 0 without a gap."""
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
 

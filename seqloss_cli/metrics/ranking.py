@@ -159,7 +159,7 @@ class Question:
 
     sample: Sample
     entries: tuple[Entry, ...]
-    """Of its pairs, in the order of `RankingQueue.pairs`."""
+    """Entries of its pairs, in the order of `RankingQueue.pairs`."""
 
     @property
     def n_tokens(self) -> int:

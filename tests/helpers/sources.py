@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "seqloss_cli"
 ARRAYS = {"Ints", "Floats", "Bools", "NDArray", "ndarray", "Tensor"}
 SHAPE = re.compile(r"\bshapes?\b|\b[A-Z]\d? [x×] [A-Z0-9]|\b[a-z]+_[A-Z]{1,4}\b", re.IGNORECASE)
 UNIT = re.compile(
-    r"\b(nats²?|bits|units?|(log-)?probabilit(y|ies)|logits?|shares?|tokens|bytes|cells|seconds)\b"
+    r"\b(nats²?|bits|units?|(log-)?probabilit(y|ies)|logits?|shares?|tokens|bytes|cells|seconds)\b",
+    re.IGNORECASE,
 )
 BAD_BEGINNINGS = re.compile(r"(Of|What|Those|Whether|Where|Which|How|As|That|The same)\b")
 

@@ -130,7 +130,7 @@ def concentration_chart(
 
 
 def difference_chart(differences: Floats, n_seen: int = 0) -> Chart | None:
-    """Draw B - A, (n) nats, of the smallest stretches that both models' tokens share."""
+    """Draw B - A, shape n, nats, of the smallest stretches that both models' tokens share."""
     bins = histograms.difference_histogram(differences)
     if bins is None:
         return None
@@ -153,7 +153,7 @@ def difference_chart(differences: Floats, n_seen: int = 0) -> Chart | None:
 
 
 def divergence_chart(divergences: Floats) -> Chart | None:
-    """Draw how divergences of tokens, (n) nats, are spread over powers of ten."""
+    """Draw how divergences of tokens, shape n, nats, are spread over powers of ten."""
     bins = histograms.divergence_histogram(divergences)
     if bins is None:
         return None
@@ -249,7 +249,7 @@ def _brief(n: int) -> str:
 
 
 def margin_chart(margins: Floats) -> Chart | None:
-    """Draw the score of the right choice less that of the best wrong one, (questions) nats.
+    """Draw the score of the right choice less that of the best wrong one: shape questions, nats.
 
     A negative sign, that of -0.0 too, is of a question where a wrong choice is preferred.
     """
@@ -277,7 +277,7 @@ def margin_chart(margins: Floats) -> Chart | None:
 
 
 def lead_chart(leads: Floats) -> Chart | None:
-    """Draw the score of the best choice less that of the second, (questions) nats."""
+    """Draw the score of the best choice less that of the second: shape questions, nats."""
     bins = histograms.lead_histogram(leads)
     if bins is None:
         return None
@@ -294,7 +294,7 @@ def lead_chart(leads: Floats) -> Chart | None:
 
 
 def probability_chart(probabilities: Floats, with_verdicts: bool) -> Chart | None:
-    """Draw the probabilities of right choices, (questions).
+    """Draw the probabilities of right choices, shape questions.
 
     A negative sign, that of -0.0 too, is of a question where a wrong choice is preferred. Without
     verdicts they are the probabilities of the preferred choices.

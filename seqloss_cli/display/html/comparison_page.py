@@ -93,9 +93,9 @@ class ComparisonPageData:
     summaries: list[Summary]
     """For each model, over the rows that are compared."""
     losses: list[Floats]
-    """For each model, (n) nats, of the scored tokens or of a sample of them."""
+    """For each model, shape n, nats, of the scored tokens or of a sample of them."""
     differences: Floats
-    """B - A, (n) nats, of the stretches that both models share in all texts, or of a sample."""
+    """B - A, shape n, nats, of the stretches that both share in all texts, or of a sample."""
     n_differences: int
     worst: list[page.Place]
     """The stretches of the largest differences, in all texts."""

@@ -31,7 +31,7 @@ class LossPageData:
 
     summary: Summary
     losses: Floats
-    """(n) nats, of the scored tokens or of a sample of them."""
+    """Shape n, nats, of the scored tokens or of a sample of them."""
     worst: list[page.Place]
     """Tokens of all rows."""
     chosen: Chosen[sequences.PageSequence]

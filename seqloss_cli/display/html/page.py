@@ -140,7 +140,7 @@ class Pane:
     side: str = ""
     """`a`, `b` or `difference`, where there are several."""
     direction: str = "ltr"
-    """That of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
+    """Direction of the first letter. (`dir=auto` takes a browser seconds in a long text.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class Page:
     columns: list[Column]
     sequences: list[Section]
     chosen: str
-    """Which sequences these are, where they are not all."""
+    """Says which sequences these are, where they are not all."""
     provenance: list[tuple[str, list[tuple[str, str]]]]
     metrics: list[Metric]
     """The first is the one that the texts are coloured by."""
