@@ -534,6 +534,15 @@ def test_a_refusal_cuts_nothing_off(run: Run, half: Path, whole: bytes, tmp_path
         half.write_bytes(before)
 
 
+def test_what_the_model_cannot_give_is_refused_before_a_file_is_touched(
+    run: Run, partial: Path
+) -> None:
+    partial.write_bytes(b'{"type":"run","sche')
+    result = run(*SCORE, "--top-k", 1_000_000, "--resume", exit_code=2)
+    assert "more than the model's" in result.stderr
+    assert partial.read_bytes() == b'{"type":"run","sche'
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [("271, 12, 700]", "271, 13, 700]"), ("-100, 271, -100, 700", "-100, -100, 12, 700")],
