@@ -66,7 +66,7 @@ class Inputs:
     stats: ReadStats
     """Filled while items are read."""
     names: Sequence[str]
-    """Of files, for the progress bar."""
+    """Files, as the progress bar shows them."""
     reading: Mapping[str, Any] | None
     """The way items are read, for the run's record."""
 
