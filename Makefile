@@ -44,7 +44,7 @@ layers:
 tests:
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-long-tests: $(INSTALLED)  ## write the list of tests that take over half a second anew, after all ran
+long-tests: $(INSTALLED)  ## write the list of tests over half a second anew (on a quiet machine)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --write-long
 
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)

@@ -64,7 +64,7 @@ def test_a_sign_says_which_questions_are_wrong() -> None:
     assert loss_histogram([np.array([1.0]), np.array([math.inf])]) is None
 
 
-@given(LOSSES.filter(lambda losses: sum(losses) > 0))
+@given(LOSSES.filter(lambda losses: sum(losses) > 1e-9))  # half of the least float is 0
 def test_the_worst_tokens_make_up_most(losses: list[float]) -> None:
     found = concentration(np.array(losses), (50, 100))
     assert found is not None
