@@ -175,7 +175,7 @@ ANSWERS = {
     "the JSON key `bits_per_byte`": ("metrics/totals.py", "bits_per_byte"),
     "the CSV column of ranks": ("core/columns.py", 'csv="rank"'),
     "the Wilson interval": ("metrics/intervals.py", "Wilson"),
-    "the option `--separator`": ("core/policies.py", "--separator"),
+    "the option `--separator`": ("core/policies.py", "separator: str = option"),
 }
 """What a newcomer asks: a file of the answer, and what stands in it."""
 

@@ -13,7 +13,7 @@ import typer
 from seqloss_cli.cli.failures import command_errors, say
 from seqloss_cli.cli.options import Group, only
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.options import OTHER, OUTPUT, SHOW, option, record
+from seqloss_cli.core.options import OTHER, OUTPUT, SHOW, command_record, option
 from seqloss_cli.results.formats import FORMATS, LEVELS, extensions
 
 if TYPE_CHECKING:  # the names follow from the formats, which a type checker cannot read
@@ -62,74 +62,59 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
 # -- options that several commands have ----------------------------------------------------------
 
 
-@record
+@command_record
 class ShowSettings:
     """Tables and coloured texts in the terminal."""
 
-    words: bool = option(False, "--words", SHOW, "Losses of words, too.")
+    PANEL = SHOW
+
+    words: bool = option(False, "Losses of words, too.")
     word_correction: bool = option(
-        False,
-        "--word-correction",
-        SHOW,
-        "With --words: corrected losses, too, which count a word's own end.",
+        False, "With --words: corrected losses, too, which count a word's own end."
     )
-    unit: UnitName = option("nats", "--unit", SHOW, "Unit of losses in tables; JSON stays in nats.")
-    all_tokens: bool = option(
-        False, "--all-tokens", SHOW, "Tables without folding, for any number of sequences."
-    )
-    summary: bool = option(False, "--summary", SHOW, "Totals only.")
-    view: View = option(
-        "table", "--view", SHOW, "heat: the texts, each token's background by its loss."
-    )
-    theme: ThemeChoice = option(
-        "auto", "--theme", SHOW, "Of the terminal, for heat; auto: COLORFGBG, else dark."
-    )
-    show_whitespace: bool = option(
-        False, "--show-whitespace", SHOW, "Blanks, tabs and line ends made visible in heat."
-    )
+    unit: UnitName = option("nats", "Unit of losses in tables; JSON stays in nats.")
+    all_tokens: bool = option(False, "Tables without folding, for any number of sequences.")
+    summary: bool = option(False, "Totals only.")
+    view: View = option("table", "heat: the texts, each token's background by its loss.")
+    theme: ThemeChoice = option("auto", "Of the terminal, for heat; auto: COLORFGBG, else dark.")
+    show_whitespace: bool = option(False, "Blanks, tabs and line ends made visible in heat.")
 
 
-@record
+@command_record
 class OutputSettings:
     """The file and format of results, and the contents of their rows."""
 
-    json: bool = option(False, "--json", OUTPUT, "One JSON document.")
-    jsonl: bool = option(False, "--jsonl", OUTPUT, "A JSON line for each input as it is ready.")
-    format: FormatName | None = option(
-        None, "--format", OUTPUT, "openai: the completions logprobs object."
-    )
+    PANEL = OUTPUT
+
+    json: bool = option(False, "One JSON document.")
+    jsonl: bool = option(False, "A JSON line for each input as it is ready.")
+    format: FormatName | None = option(None, "openai: the completions logprobs object.")
     level: LevelName = option(
         "sequence",
-        "--level",
-        OUTPUT,
         "What a line of CSV or TSV is: sequence, token, word or region.",
         metavar="LEVEL",
     )
     output: Path | None = option(
         None,
-        "--output",
-        OUTPUT,
         f"Write to FILE ({', '.join(extensions())}); FILE.partial until it is whole.",
         short="-o",
     )
-    force: bool = option(False, "--force", OUTPUT, "Write over FILE or its FILE.partial.")
-    text: bool = option(True, "--no-text", OUTPUT, "Leave the texts out of JSON.")
-    tokens: bool = option(True, "--no-tokens", OUTPUT, "Leave the per-token arrays out of JSON.")
-    context_lengths: bool = option(
-        False, "--context-lengths", OUTPUT, "How many tokens each target could see, in JSON."
-    )
-    resume: bool = option(False, "--resume", OUTPUT, "Go on with the JSONL in FILE.partial.")
-    report: Path | None = option(
-        None, "--report", OUTPUT, "Also write a web page of the results to FILE (.html)."
-    )
+    force: bool = option(False, "Write over FILE or its FILE.partial.")
+    text: bool = option(True, "Leave the texts out of JSON.")
+    tokens: bool = option(True, "Leave the per-token arrays out of JSON.")
+    context_lengths: bool = option(False, "How many tokens each target could see, in JSON.")
+    resume: bool = option(False, "Go on with the JSONL in FILE.partial.")
+    report: Path | None = option(None, "Also write a web page of the results to FILE (.html).")
 
 
-@record
+@command_record
 class OtherSettings:
     """The consequences of errors."""
 
-    strict: bool = option(False, "--strict", OTHER, "Stop at the first rejected input.")
-    debug: bool = option(False, "--debug", OTHER, "Show tracebacks.")
+    PANEL = OTHER
+
+    strict: bool = option(False, "Stop at the first rejected input.")
+    debug: bool = option(False, "Show tracebacks.")
 
 
 # -- --config and ./seqloss.yaml: defaults for options, by their long names ------------------------

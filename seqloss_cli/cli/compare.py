@@ -21,7 +21,7 @@ from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import argument, record
+from seqloss_cli.core.options import argument, command_record
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +37,7 @@ EXAMPLES = (
 )
 
 
-@record
+@command_record
 class CompareArguments:
     """Results files, where no models are scored first."""
 

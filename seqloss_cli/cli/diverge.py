@@ -22,7 +22,7 @@ from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import REFERENCE, option, record
+from seqloss_cli.core.options import REFERENCE, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.teacher_files import TeacherWriter
@@ -38,31 +38,19 @@ EXAMPLES = (
 )
 
 
-@record
+@command_record
 class ReferenceSettings:
     """The distributions that the model is measured against: a teacher's, or smoothed labels."""
 
-    teacher: str | None = option(
-        None, "--teacher", REFERENCE, "Checkpoint whose distributions are gold; or its FILE."
-    )
-    teacher_dtype: p.DtypeChoice | None = option(
-        None, "--teacher-dtype", REFERENCE, "The teacher's; else --dtype."
-    )
-    teacher_adapter: str | None = option(
-        None, "--teacher-adapter", REFERENCE, "Adapter that the teacher is to have."
-    )
-    teacher_revision: str | None = option(
-        None, "--teacher-revision", REFERENCE, "Commit or tag of the teacher."
-    )
-    label_smoothing: float | None = option(
-        None, "--label-smoothing", REFERENCE, "Gold: one-hot, E of it spread over all words."
-    )
-    save_teacher: Path | None = option(
-        None, "--save-teacher", REFERENCE, "Keep the teacher's best ids in FILE, for --teacher."
-    )
-    teacher_top_k: int = option(
-        64, "--teacher-top-k", REFERENCE, "How many of them, at each token.", min=1
-    )
+    PANEL = REFERENCE
+
+    teacher: str | None = option(None, "Checkpoint whose distributions are gold; or its FILE.")
+    teacher_dtype: p.DtypeChoice | None = option(None, "The teacher's; else --dtype.")
+    teacher_adapter: str | None = option(None, "Adapter that the teacher is to have.")
+    teacher_revision: str | None = option(None, "Commit or tag of the teacher.")
+    label_smoothing: float | None = option(None, "Gold: one-hot, E of it spread over all words.")
+    save_teacher: Path | None = option(None, "Keep the teacher's best ids in FILE, for --teacher.")
+    teacher_top_k: int = option(64, "How many of them, at each token.", min=1)
 
     def __post_init__(self) -> None:
         """Raises UsageError for a share of labels that is none."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import CHATS, INPUT, argument, option, record
+from seqloss_cli.core.options import CHATS, INPUT, argument, command_record, option
 from seqloss_cli.core.policies import PairPolicy, Reading
 
 if TYPE_CHECKING:
@@ -26,59 +26,51 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
-@record
+@command_record
 class TextArguments:
     """Files of texts or one text, and regions of them."""
 
+    PANEL = INPUT
+
     files: list[str] | None = argument("[FILES…|-]", "Texts or JSONL; .gz, .zst.")
-    text: str | None = option(None, "--text", INPUT, "Score this text.")
+    text: str | None = option(None, "Score this text.")
     regions: str | None = option(
-        None,
-        "--regions",
-        INPUT,
-        "JSONL with regions of each text: spans of characters, or strings.",
-        metavar="FILE",
+        None, "JSONL with regions of each text: spans of characters, or strings.", metavar="FILE"
     )
 
 
-@record
+@command_record
 class PairArguments:
     """Files of prompts with responses or one pair, and how they are made a chat."""
 
+    PANEL = INPUT
+
     files: list[str] | None = argument("[FILES…|-]", "JSONL rows; .gz, .zst.")
-    prompt: str | None = option(None, "--prompt", INPUT, "The prompt: a text, @FILE or - (stdin).")
-    response: str | None = option(
-        None, "--response", INPUT, "The response: a text, @FILE or - (stdin)."
-    )
-    prompt_field: str = option("prompt", "--prompt-field", INPUT, "Field of a row with the prompt.")
-    response_field: str = option(
-        "response", "--response-field", INPUT, "Field of a row with the response."
-    )
+    prompt: str | None = option(None, "The prompt: a text, @FILE or - (stdin).")
+    response: str | None = option(None, "The response: a text, @FILE or - (stdin).")
+    prompt_field: str = option("prompt", "Field of a row with the prompt.")
+    response_field: str = option("response", "Field of a row with the response.")
     chat: bool = option(
-        False, "--chat", CHATS, "Wrap prompt and response as a turn of user and assistant."
+        False, "Wrap prompt and response as a turn of user and assistant.", panel=CHATS
     )
     chat_template: Path | None = option(
-        None, "--chat-template", CHATS, "Jinja file in place of the tokenizer's template."
+        None, "Jinja file in place of the tokenizer's template.", panel=CHATS
     )
 
 
-@record
+@command_record
 class ChoiceArguments:
     """Several responses to a prompt, and which one is right."""
 
+    PANEL = INPUT
+
     response: list[str] | None = option(
-        None, "--response", INPUT, "A response: a text, @FILE or - (stdin); twice or more."
+        None, "A response: a text, @FILE or - (stdin); twice or more."
     )
-    no_prompt: bool = option(False, "--no-prompt", INPUT, "Rows have no prompt: minimal pairs.")
-    choices_field: str = option(
-        "choices", "--choices-field", INPUT, "Field with the list; or a,b: a response in each."
-    )
-    answer_field: str = option(
-        "answer", "--answer-field", INPUT, "Field with the right one: its place, from 0."
-    )
-    answer: int | None = option(
-        None, "--answer", INPUT, "The right one, the same for all rows.", min=0
-    )
+    no_prompt: bool = option(False, "Rows have no prompt: minimal pairs.")
+    choices_field: str = option("choices", "Field with the list; or a,b: a response in each.")
+    answer_field: str = option("answer", "Field with the right one: its place, from 0.")
+    answer: int | None = option(None, "The right one, the same for all rows.", min=0)
 
 
 # -- texts ---------------------------------------------------------------------------------------

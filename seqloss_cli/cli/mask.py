@@ -20,7 +20,7 @@ from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import INPUT, POLICIES, SHOW, option, record
+from seqloss_cli.core.options import INPUT, POLICIES, SHOW, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -38,20 +38,16 @@ EXAMPLES = (
 Like = Literal["trl", "trl-assistant-only"]
 
 
-@record
+@command_record
 class MaskSettings:
     """The labels that the mask is compared with."""
 
-    check: str | None = option(
-        None, "--check", INPUT, "JSONL of input_ids and labels to compare with."
-    )
-    like: Like | None = option(
-        None, "--like", POLICIES, "Also the labels that TRL's SFTTrainer makes."
-    )
-    max_length: int = option(
-        1024, "--max-length", POLICIES, "With --like: the trainer's; 0: none.", min=0
-    )
-    loss: bool = option(False, "--loss", SHOW, "Load the model, and say what the loss is.")
+    PANEL = POLICIES
+
+    check: str | None = option(None, "JSONL of input_ids and labels to compare with.", panel=INPUT)
+    like: Like | None = option(None, "Also the labels that TRL's SFTTrainer makes.")
+    max_length: int = option(1024, "With --like: the trainer's; 0: none.", min=0)
+    loss: bool = option(False, "Load the model, and say what the loss is.", panel=SHOW)
 
 
 @with_options(

@@ -47,8 +47,8 @@ def quantities() -> Group:
 
 def _column_field(column: TokenColumn) -> OptionField:
     kind, least = (int, 0) if column.kind == "alternatives" else (bool, None)
-    declared = Option(column.flag, SHOW, column.help, min=least)
-    return OptionField(column.option, column.option, declared, kind, False, kind())
+    declaration = Option(column.help, column.flag, SHOW, min=least)
+    return OptionField(column.option, column.option, declaration, kind, False, kind())
 
 
 def without(cls: type, name: str) -> Group:
@@ -58,16 +58,18 @@ def without(cls: type, name: str) -> Group:
 
 def _parameter(field: OptionField, text: str | None = None) -> tuple[Any, Any]:
     """Its annotation and its default, which holds the rest of what typer is to know."""
-    declared, kind, default = field.declared, field.kind, field.default
-    if isinstance(declared, Argument):
+    declaration, kind, default = field.declaration, field.kind, field.default
+    if isinstance(declaration, Argument):
         about: Any = typer.Argument(
-            ... if declared.required else None, metavar=declared.metavar, help=declared.help
+            ... if declaration.required else None,
+            metavar=declaration.metavar,
+            help=declaration.help,
         )
     else:
         # The record reads the text itself: `--batch-tokens auto` is no number.
-        if declared.kind is not None:
-            kind, default = declared.kind, declared.kind(default)
-        about = _typer_option(declared, False if field.is_negative else default, field, text)
+        if declaration.kind is not None:
+            kind, default = declaration.kind, declaration.kind(default)
+        about = _typer_option(declaration, False if field.is_negative else default, field, text)
     return kind | None if field.optional else kind, about
 
 

@@ -19,7 +19,7 @@ from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.results_io import INTERVALS, StatisticsSettings, check_place
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import PAPER, SHOW, option, record
+from seqloss_cli.core.options import PAPER, SHOW, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.plotting import Made, PlotRequest
@@ -34,38 +34,32 @@ EXAMPLES = (
 PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "groups"]
 
 
-@record
+@command_record
 class PlotSettings:
     """The plot, and the sheet that it is drawn on."""
 
+    PANEL = SHOW
+
     kind: PlotKind | None = option(
         None,
-        "--kind",
-        SHOW,
         "By default groups with --by, curve of what objective --json wrote, else histogram "
         "of one file, scatter of two, curve of more.",
     )
-    by: str | None = option(
-        None, "--by", SHOW, "groups: a bar for each value of this field or meta field."
-    )
+    by: str | None = option(None, "groups: a bar for each value of this field or meta field.")
     metric: Literal["mean_loss", "bits_per_byte", "perplexity"] = option(
-        "mean_loss", "--metric", SHOW, "curve and groups: what is measured."
+        "mean_loss", "curve and groups: what is measured."
     )
-    level: Literal["sequence", "token"] = option(
-        "sequence", "--level", SHOW, "scatter: what a point is."
-    )
-    bins: int = option(15, "--bins", SHOW, "calibration: how many bins.", min=2, max=1000)
+    level: Literal["sequence", "token"] = option("sequence", "scatter: what a point is.")
+    bins: int = option(15, "calibration: how many bins.", min=2, max=1000)
     bins_by: Literal["width", "mass"] = option(
         "width",
-        "--bins-by",
-        SHOW,
         "calibration: bins of equal width, or of equally many tokens (mass), which are "
         "all kept in memory.",
     )
-    title: str | None = option(None, "--title", PAPER, "Above the plot; none by default.")
-    width: float | None = option(None, "--width", PAPER, "Inches; by the kind.", min=1, max=50)
-    height: float | None = option(None, "--height", PAPER, "Inches; by the kind.", min=1, max=50)
-    dpi: int = option(300, "--dpi", PAPER, "Pixels per inch: .png, and scatter.", min=30, max=1200)
+    title: str | None = option(None, "Above the plot; none by default.", panel=PAPER)
+    width: float | None = option(None, "Inches; by the kind.", panel=PAPER, min=1, max=50)
+    height: float | None = option(None, "Inches; by the kind.", panel=PAPER, min=1, max=50)
+    dpi: int = option(300, "Pixels per inch: .png, and scatter.", panel=PAPER, min=30, max=1200)
 
 
 @with_options(

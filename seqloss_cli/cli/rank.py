@@ -22,7 +22,7 @@ from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.results_io import refuse_second_output
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import OUTPUT, SHOW, option, record
+from seqloss_cli.core.options import OUTPUT, SHOW, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
@@ -39,23 +39,17 @@ EXAMPLES = (
 By = Literal["sum", "token", "byte", "char", "pmi", "mutual_information"]
 
 
-@record
+@command_record
 class RankSettings:
     """The order of choices, and the rows that are written of them."""
 
-    by: By = option("sum", "--by", SHOW, "Score that orders tables and n-best lists.")
-    output_ranked: Path | None = option(
-        None, "--output-ranked", OUTPUT, "JSONL of the rows, best choice first."
-    )
-    tokens: bool = option(
-        False, "--tokens", OUTPUT, "Rows hold choices' token losses; so with --report."
-    )
+    PANEL = OUTPUT
+
+    by: By = option("sum", "Score that orders tables and n-best lists.", panel=SHOW)
+    output_ranked: Path | None = option(None, "JSONL of the rows, best choice first.")
+    tokens: bool = option(False, "Rows hold choices' token losses; so with --report.")
     level: Literal["choice", "token"] = option(
-        "choice",
-        "--level",
-        OUTPUT,
-        "What a line of CSV or TSV is: choice or token.",
-        metavar="LEVEL",
+        "choice", "What a line of CSV or TSV is: choice or token.", metavar="LEVEL"
     )
 
 

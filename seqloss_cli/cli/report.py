@@ -9,7 +9,7 @@ from seqloss_cli.cli.commands import CONFIG, OtherSettings, OutputSettings, with
 from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.results_io import refuse_outputs
-from seqloss_cli.core.options import SHOW, option, record
+from seqloss_cli.core.options import SHOW, command_record, option
 
 EXAMPLES = (
     "seqloss report results.jsonl -o report.html",
@@ -20,16 +20,18 @@ EXAMPLES = (
 )
 
 
-@record
+@command_record
 class PageSettings:
     """The contents of a page."""
 
-    title: str | None = option(None, "--title", SHOW, "Of the page.")
-    worst: int = option(25, "--worst", SHOW, "How many tokens are listed.", min=0)
+    PANEL = SHOW
+
+    title: str | None = option(None, "Of the page.")
+    worst: int = option(25, "How many tokens are listed.", min=0)
     by: list[str] | None = option(
-        None, "--by", SHOW, "Also by the values of this field or meta field; may be given again."
+        None, "Also by the values of this field or meta field; may be given again."
     )
-    seed: int = option(0, "--seed", SHOW, "Of the sample that a long page shows.", min=0)
+    seed: int = option(0, "Of the sample that a long page shows.", min=0)
 
 
 @with_options(

@@ -13,7 +13,7 @@ from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import RowError, RunError, UsageError
-from seqloss_cli.core.options import POLICIES, SHOW, STATISTICS, argument, option, record
+from seqloss_cli.core.options import POLICIES, SHOW, STATISTICS, argument, command_record, option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,32 +30,29 @@ LEAST_RESAMPLES = 100
 """With fewer, the ends of an interval would be single draws."""
 
 
-@record
+@command_record
 class ResultsArguments:
     """The results files of a command, and whether their runs may differ."""
 
+    PANEL = POLICIES
+
     results: list[str] = argument("RESULTS", "Results: .jsonl, .json or .parquet.", required=True)
-    allow_different: bool = option(
-        False, "--allow-different", POLICIES, "Take runs whose policies differ together."
-    )
+    allow_different: bool = option(False, "Take runs whose policies differ together.")
 
 
-@record
+@command_record
 class StatisticsSettings:
     """Intervals of figures, and figures that are listed one by one."""
 
+    PANEL = STATISTICS
+
     cluster: str | None = option(
-        None,
-        "--cluster",
-        STATISTICS,
-        "Field (or meta field) that rows share which were not drawn independently.",
+        None, "Field (or meta field) that rows share which were not drawn independently."
     )
-    seed: int = option(0, "--seed", STATISTICS, "Of resampling.", min=0)
-    confidence: float = option(
-        0.95, "--confidence", STATISTICS, "Of the intervals.", min=0.5, max=0.9999
-    )
-    worst: int = option(10, "--worst", SHOW, "How many extremes are listed.", min=0)
-    bootstrap: int = option(2000, "--bootstrap", STATISTICS, "Resamples.", min=LEAST_RESAMPLES)
+    seed: int = option(0, "Of resampling.", min=0)
+    confidence: float = option(0.95, "Of the intervals.", min=0.5, max=0.9999)
+    worst: int = option(10, "How many extremes are listed.", panel=SHOW, min=0)
+    bootstrap: int = option(2000, "Resamples.", min=LEAST_RESAMPLES)
 
 
 INTERVALS = only(StatisticsSettings, "cluster", "seed", "confidence")

@@ -15,19 +15,21 @@ from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.inputs import read_options
 from seqloss_cli.cli.options import Group, given, only, without
 from seqloss_cli.core import policies as p
-from seqloss_cli.core.options import INPUT, MODEL, argument, option, record
+from seqloss_cli.core.options import INPUT, MODEL, argument, command_record, option
 
 
-@record
+@command_record
 class ModelArguments:
     """Several models that are scored, and the data."""
 
+    PANEL = MODEL
+
     checkpoints: list[str] = argument("CHECKPOINT", "Directories or hub names.", required=True)
     models: list[str] | None = option(
-        None, "--model", MODEL, "To be scored with --data; name each.", short="-m"
+        None, "To be scored with --data; name each.", flag="--model", short="-m"
     )
     data: list[str] | None = option(
-        None, "--data", INPUT, "Texts or JSONL to score; may be given again."
+        None, "Texts or JSONL to score; may be given again.", panel=INPUT
     )
 
 

@@ -9,7 +9,7 @@ from seqloss_cli.cli.commands import CONFIG, OtherSettings, ShowSettings, with_o
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import INPUT, STATISTICS, option, record
+from seqloss_cli.core.options import INPUT, STATISTICS, command_record, option
 
 EXAMPLES = (
     "seqloss summarize results.jsonl",
@@ -18,17 +18,15 @@ EXAMPLES = (
 )
 
 
-@record
+@command_record
 class SummarizeSettings:
     """Groups of rows, and resampling."""
 
-    by: str | None = option(None, "--by", INPUT, "Also by the values of this field or meta field.")
-    bootstrap: int = option(
-        0, "--bootstrap", STATISTICS, "Resamples, in place of the standard error.", min=0
-    )
-    block: int | None = option(
-        None, "--block", STATISTICS, "Tokens of a block where there is one text.", min=1
-    )
+    PANEL = STATISTICS
+
+    by: str | None = option(None, "Also by the values of this field or meta field.", panel=INPUT)
+    bootstrap: int = option(0, "Resamples, in place of the standard error.", min=0)
+    block: int | None = option(None, "Tokens of a block where there is one text.", min=1)
 
     def __post_init__(self) -> None:
         """Raises UsageError for resamples that are too few for an interval."""

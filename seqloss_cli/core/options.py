@@ -1,10 +1,12 @@
 """Options of the command line, declared at the fields of the records that they fill.
 
-    eos: bool = option(False, "--eos", POLICIES, "Append the end-of-sequence token and score it.")
+    PANEL = POLICIES
+    eos: bool = option(False, "Append the end-of-sequence token and score it.")
 
-Name, SEQLOSS_* variable, choices (of a `Literal`), bounds, default, help and panel follow from such
-a field, and so do the checks of a value from Python and its key in the run record. Nothing of a
-command line is imported: `cli/options.py` makes parameters of these fields.
+Flag (`--eos`, or `--no-eos` where the default is True), SEQLOSS_* variable, choices (of a
+`Literal`), bounds, default, help and panel follow from such a field, and so do the checks of a
+value from Python and its key in the run record. Nothing of a command line is imported:
+`cli/options.py` makes parameters of these fields.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ class Argument(NamedTuple):
 class Option(NamedTuple):
     """A field is given by name: the declaration of an option."""
 
-    flag: str
-    """Its long name. `--no-x` at a field that is not called `no_x` turns that field off."""
-    panel: str
     help: str
+    flag: str = ""
+    """Its long name, where that is not the field's. `--no-x` at a field that is not called `no_x`
+    turns that field off."""
+    panel: str = ""
+    """The panel of its help, where that is not its record's."""
     short: str = ""
     kind: Any = None
     """Its type on the command line, where that is not the field's."""
@@ -50,23 +54,23 @@ class Option(NamedTuple):
     """Name in the run record, where that is not the field's."""
 
 
-def record(cls: type[T]) -> type[T]:
+def command_record(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass that only the command line fills."""
     # Nothing compares or prints such a record. Code for that would double the time that its class
     # takes to be made, and some twenty are made whenever the program starts.
     return dataclass(frozen=True, slots=True, eq=False, repr=False)(cls)
 
 
-def option(default: T, flag: str, panel: str, help: str, **further: Any) -> T:
-    """A field of a dataclass that an option fills; `further` are other fields of `Option`."""
+def option(default: T, help: str, **others: Any) -> T:
+    """A field of a dataclass that an option fills; `others` are other fields of `Option`."""
     # It stands for its default until `dataclass` replaces it.
-    made: T = field(default=default, metadata={"declared": Option(flag, panel, help, **further)})
+    made: T = field(default=default, metadata={"declaration": Option(help, **others)})
     return made
 
 
 def argument(metavar: str, help: str, required: bool = False) -> Any:
     """A field of a dataclass that is given by position; None where it is not given."""
-    return field(default=None, metadata={"declared": Argument(metavar, help, required)})
+    return field(default=None, metadata={"declaration": Argument(metavar, help, required)})
 
 
 class OptionField(NamedTuple):
@@ -75,7 +79,7 @@ class OptionField(NamedTuple):
     name: str
     parameter: str
     """Name among the parameters of a command: `no_text` of `--no-text`."""
-    declared: Option | Argument
+    declaration: Option | Argument
     kind: Any
     """Its type without `| None`."""
     optional: bool
@@ -98,33 +102,37 @@ _KNOWN: dict[type, tuple[OptionField, ...]] = {}
 def option_fields(cls: type) -> tuple[OptionField, ...]:
     """The fields of a dataclass that the command line fills, in order."""
     if cls not in _KNOWN:
-        declared = [each for each in fields(cls) if "declared" in each.metadata]
+        declared = [each for each in fields(cls) if "declaration" in each.metadata]
         # Types are strings where a module asks for that; to evaluate others would take time, too.
         hints = {each.name: each.type for each in declared}
         if any(isinstance(hint, str) for hint in hints.values()):
             hints = get_type_hints(cls)
-        _KNOWN[cls] = tuple(_option_field(each, hints[each.name]) for each in declared)
+        _KNOWN[cls] = tuple(_option_field(cls, each, hints[each.name]) for each in declared)
     return _KNOWN[cls]
 
 
-def _option_field(each: Field[Any], kind: Any) -> OptionField:
-    declared = each.metadata["declared"]
+def _option_field(cls: Any, each: Field[Any], kind: Any) -> OptionField:
+    declaration = each.metadata["declaration"]
     # `Literal[…] | None` is a Union of typing, `str | None` one of types.
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     (plain,) = (one for one in kinds if one is not NoneType)
     parameter = each.name
-    # --model of one model is not that of several, which has its field's name.
-    if isinstance(declared, Option) and get_origin(plain) is not list:
-        parameter = declared.flag.removeprefix("--").replace("-", "_")
-    return OptionField(each.name, parameter, declared, plain, len(kinds) > 1, each.default)
+    if isinstance(declaration, Option):
+        switched_off = "no-" if each.default is True else ""
+        flag = declaration.flag or f"--{switched_off}{each.name.replace('_', '-')}"
+        declaration = declaration._replace(flag=flag, panel=declaration.panel or cls.PANEL)
+        # --model of one model is not that of several, which has its field's name.
+        if get_origin(plain) is not list:
+            parameter = flag.removeprefix("--").replace("-", "_")
+    return OptionField(each.name, parameter, declaration, plain, len(kinds) > 1, each.default)
 
 
 def check_values(record: Any) -> None:
     """Raises UsageError for a value that the option of its field could not have."""
     for each in option_fields(type(record)):
         value = getattr(record, each.name)
-        if isinstance(each.declared, Option) and not (value is None and each.optional):
-            _check_value(each.declared, each.kind, value)
+        if isinstance(each.declaration, Option) and not (value is None and each.optional):
+            _check_value(each.declaration, each.kind, value)
 
 
 def _check_value(option: Option, kind: Any, value: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import CHATS, INPUT, MODEL, POLICIES, SPEED, check_values, option
-from seqloss_cli.core.options import require_whole as require_whole
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]
@@ -31,42 +30,30 @@ DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 class Reading:
     """The way inputs are read."""
 
-    lines: bool = option(False, "--lines", INPUT, "Each non-empty line is a text.")
-    jsonl: bool = option(
-        False, "--jsonl-input", INPUT, "Inputs are JSONL, whatever they are called."
-    )
-    text_field: str = option(
-        "text", "--text-field", INPUT, "Field of a JSONL row that holds the text."
-    )
-    keep_meta: bool = option(
-        False, "--keep-meta", INPUT, "Carry a row's other fields through as meta."
-    )
-    limit: int | None = option(None, "--limit", INPUT, "Take the first N inputs.", min=1)
-    max_bytes: int = option(
-        DEFAULT_MAX_BYTES, "--max-bytes", INPUT, "Longest text or line that is taken.", min=1
-    )
+    PANEL = INPUT
+
+    lines: bool = option(False, "Each non-empty line is a text.")
+    jsonl: bool = option(False, "Inputs are JSONL, whatever they are called.", flag="--jsonl-input")
+    text_field: str = option("text", "Field of a JSONL row that holds the text.")
+    keep_meta: bool = option(False, "Carry a row's other fields through as meta.")
+    limit: int | None = option(None, "Take the first N inputs.", min=1)
+    max_bytes: int = option(DEFAULT_MAX_BYTES, "Longest text or line that is taken.", min=1)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPolicy:
     """The tokens that are put around a text, and the way its own are made (rules 4, 5, 6)."""
 
+    PANEL = POLICIES
+
     bos: BosChoice = option(
-        "auto",
-        "--bos",
-        POLICIES,
-        "auto: the tokenizer's BOS, else the model's, else the first token is unscored.",
+        "auto", "auto: the tokenizer's BOS, else the model's, else the first token is unscored."
     )
-    bos_token: str | None = option(
-        None, "--bos-token", POLICIES, "Token or id to use as BOS.", takes="a token or an id"
-    )
+    bos_token: str | None = option(None, "Token or id to use as BOS.", takes="a token or an id")
     """A token or an id in place of the model's own BOS."""
-    eos: bool = option(False, "--eos", POLICIES, "Append the end-of-sequence token and score it.")
+    eos: bool = option(False, "Append the end-of-sequence token and score it.")
     special_tokens: SpecialChoice = option(
-        "parse",
-        "--special-tokens",
-        POLICIES,
-        "Control tokens written in a text: what to make of them.",
+        "parse", "Control tokens written in a text: what to make of them."
     )
 
     def __post_init__(self) -> None:
@@ -81,16 +68,12 @@ class TokenPolicy:
 class WindowChoice:
     """The lengths of windows that were asked for; None leaves them to the model (rule 7)."""
 
+    PANEL = POLICIES
+
     context: int | None = option(
-        None,
-        "--context",
-        POLICIES,
-        "Most tokens fed at a time; the model's own length by default.",
-        min=1,
+        None, "Most tokens fed at a time; the model's own length by default.", min=1
     )
-    stride: int | None = option(
-        None, "--stride", POLICIES, "Targets a later window scores; half the context.", min=1
-    )
+    stride: int | None = option(None, "Targets a later window scores; half the context.", min=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,35 +90,31 @@ class WindowPolicy:
 class PairPolicy:
     """The parts of prompts, responses and chats that are scored (rules 8, 9, 13, 14)."""
 
+    PANEL = POLICIES
+
     boundary: BoundaryChoice = option(
         "joint",
-        "--boundary",
-        POLICIES,
         "joint: both texts tokenized as one; separate: each by itself; compare: both ways, and "
         "the difference.",
     )
-    truncate: TruncateChoice = option(
-        "error", "--truncate", POLICIES, "Too long: reject it, or cut its prompt's start."
-    )
-    marginal: bool = option(True, "--no-marginal", POLICIES, "Do not score prompts: faster.")
+    truncate: TruncateChoice = option("error", "Too long: reject it, or cut its prompt's start.")
+    marginal: bool = option(True, "Do not score prompts: faster.")
     """Score the prompts, too."""
-    pmi: bool = option(False, "--pmi", POLICIES, "Score the response without its prompt, too.")
+    pmi: bool = option(False, "Score the response without its prompt, too.")
     turns: TurnChoice = option(
         "assistant",
-        "--score",
-        CHATS,
         "Turns that count: every assistant's, the last, all text.",
+        flag="--score",
+        panel=CHATS,
         key="scored_turns",
     )
     """The turns of a chat that are scored."""
-    end_of_turn: bool = option(
-        True, "--no-end-of-turn", CHATS, "Leave out the token that ends a scored turn."
-    )
+    end_of_turn: bool = option(True, "Leave out the token that ends a scored turn.", panel=CHATS)
     """A scored turn reaches through the token that ends it."""
     chat_template: str | None = None
     """In place of the tokenizer's own: the template, not its file."""
     separator: str = option(
-        "", "--separator", INPUT, "Put between the two; scored with the response.", takes="a text"
+        "", "Put between the two; scored with the response.", panel=INPUT, takes="a text"
     )
     """Between a prompt and its response; scored with the response."""
 
@@ -148,42 +127,29 @@ class PairPolicy:
 class ModelChoice:
     """The checkpoint, and how it is loaded."""
 
+    PANEL = MODEL
+
     name: str = option(
         DEFAULT_MODEL,
-        "--model",
-        MODEL,
         "Directory or .gguf file, hub name, or 'demo' (built in; the default).",
+        flag="--model",
         short="-m",
         show_default=False,
         key="model",
     )
-    revision: str | None = option(
-        None, "--revision", MODEL, "Branch, tag or commit of a hub model."
-    )
-    tokenizer: str | None = option(
-        None, "--tokenizer", MODEL, "Another tokenizer: directory or hub name."
-    )
-    adapter: str | None = option(
-        None, "--adapter", MODEL, "LoRA put on the model: directory or hub name."
-    )
+    revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    tokenizer: str | None = option(None, "Another tokenizer: directory or hub name.")
+    adapter: str | None = option(None, "LoRA put on the model: directory or hub name.")
     """LoRA or another of PEFT, beside the weights, not merged into them."""
     quantize: QuantizeChoice | None = option(
-        None, "--quantize", MODEL, "Make the weights int8 when they are loaded.", key="quantization"
+        None, "Make the weights int8 when they are loaded.", key="quantization"
     )
-    dtype: DtypeChoice = option(
-        "auto", "--dtype", MODEL, "auto: the checkpoint's own on a GPU, float32 on a CPU."
-    )
-    device: str = option("auto", "--device", MODEL, "auto, cpu, cuda, cuda:N or mps.")
-    threads: int | None = option(
-        None, "--threads", MODEL, "CPU threads; torch chooses by default.", min=1
-    )
-    allow_pickle: bool = option(
-        False, "--allow-pickle", MODEL, "Load pickled weights, which can run code."
-    )
-    trust_remote_code: bool = option(
-        False, "--trust-remote-code", MODEL, "Run code that the checkpoint brings."
-    )
-    offline: bool = option(False, "--offline", MODEL, "Use the hub's local cache only.")
+    dtype: DtypeChoice = option("auto", "auto: the checkpoint's own on a GPU, float32 on a CPU.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    threads: int | None = option(None, "CPU threads; torch chooses by default.", min=1)
+    allow_pickle: bool = option(False, "Load pickled weights, which can run code.")
+    trust_remote_code: bool = option(False, "Run code that the checkpoint brings.")
+    offline: bool = option(False, "Use the hub's local cache only.")
     backend: str = "torch"
     """The backend that runs it: a name of `backends.opening.BACKENDS`."""
 
@@ -199,19 +165,15 @@ class ModelChoice:
 class SpeedPolicy:
     """The use of the machine; numbers do not depend on it beyond rounding."""
 
+    PANEL = SPEED
+
     compile: CompileChoice = option(
-        "auto",
-        "--compile",
-        SPEED,
-        "Compile the layers; auto: if the files are large enough to pay.",
-        key="compiled",
+        "auto", "Compile the layers; auto: if the files are large enough to pay.", key="compiled"
     )
     """auto: if what it saves on `work_bytes` is more than it takes."""
     work_bytes: int | None = None
     """Bytes of text to be scored, where that is known."""
-    devices: int = option(
-        1, "--devices", SPEED, "GPUs that share the work, each with the model.", min=1
-    )
+    devices: int = option(1, "GPUs that share the work, each with the model.", min=1)
     """GPUs of this machine, each with the whole model, that share the batches."""
 
     def __post_init__(self) -> None:
@@ -223,18 +185,21 @@ class SpeedPolicy:
 class BatchPolicy:
     """The way sequences are put together for a forward pass."""
 
+    PANEL = SPEED
+
     tokens: int = option(
         DEFAULT_BATCH_TOKENS,
-        "--batch-tokens",
-        SPEED,
         "Tokens in a batch; auto: by free memory and a short probe.",
+        flag="--batch-tokens",
         kind=str,
         metavar="N|auto",
         key="batch_tokens",
     )
     """The most tokens of a batch, padding counted."""
+    # Off where nothing is said, although the flag turns it off: texts seldom begin alike, and the
+    # last digits of a shared beginning are others. Commands for prompts turn it on.
     share_prefix: bool = option(
-        False, "--no-share-prefix", SPEED, "Compute a common beginning for each row."
+        False, "Compute a common beginning for each row.", flag="--no-share-prefix"
     )
     """Compute what sequences of a read-ahead block begin with in common once."""
     prefetch: bool = False

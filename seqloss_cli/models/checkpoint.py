@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
     DEFAULT_CONTEXT,
     ModelChoice,
     WindowPolicy,
-    require_whole,
 )
 from seqloss_cli.models.adapters import adapter_files
 from seqloss_cli.models.files import (

@@ -91,11 +91,11 @@ _SAME_NAME = (
     *("rows.pmi", "rows.summary"),
 )
 _OPTIONS = {
-    prefix + (field.declared.key or field.name): (field.declared.flag, field.is_negative)
+    prefix + (field.declaration.key or field.name): (field.declaration.flag, field.is_negative)
     for prefix, records in _RECORDS.items()
     for record in records
     for field in option_fields(record)
-    if isinstance(field.declared, Option)
+    if isinstance(field.declaration, Option)
 }
 _FLAGS = {key: flag for key, (flag, is_negative) in _OPTIONS.items() if not is_negative} | {
     key: "--" + key.split(".")[-1].replace("_", "-") for key in _SAME_NAME

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from seqloss_cli.core.backend import ComparedModel, Requested, require_quantities
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
     BatchPolicy,
     ModelChoice,
@@ -18,7 +19,6 @@ from seqloss_cli.core.policies import (
     SpeedPolicy,
     TokenPolicy,
     WindowPolicy,
-    require_whole,
 )
 from seqloss_cli.core.records import Entry, Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo

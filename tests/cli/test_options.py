@@ -33,8 +33,8 @@ def test_a_row_of_the_table_is_for_a_command_that_has_its_options(row: Any) -> N
 @pytest.mark.parametrize("record", [BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy, TokenPolicy])
 def test_a_value_that_its_option_does_not_take_is_refused(record: type) -> None:
     for field in option_fields(record):
-        assert isinstance(field.declared, Option)
-        with pytest.raises(UsageError, match=f"{field.declared.flag} (takes|is true or false)"):
+        assert isinstance(field.declaration, Option)
+        with pytest.raises(UsageError, match=f"{field.declaration.flag} (takes|is true or false)"):
             record(**{field.name: 7.5})
 
 
