@@ -28,7 +28,7 @@ def open_backend(
     batches: BatchPolicy,
     speed: SpeedPolicy,
 ) -> OpenedModel:
-    """Load a model and make it ready to score.
+    """Load a model, which is not yet made ready to score.
 
     Raises RunError when it cannot be loaded, UsageError when options do not fit it.
     """

@@ -268,9 +268,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A backend that is ready to score, with the tokenizer, windows and budget that go with it."""
+    """A model that is loaded, with its tokenizer and windows."""
 
-    backend: Backend
+    start: Callable[[], tuple[Backend, BatchPolicy]]
+    """Finds out how the model can be run, which may take minutes: a backend that is ready to score,
+    and the batches with the budget that was settled on."""
     tokenizer: Any
     """A tokenizer of transformers."""
     tokenizer_name: str
@@ -280,8 +282,6 @@ class OpenedModel:
     n_ids: int
     """Ids that the model embeds: the least one that it cannot be fed."""
     windows: WindowPolicy
-    batches: BatchPolicy
-    """With the budget that was settled on."""
     warnings: tuple[str, ...] = ()
     """Messages for stderr on the checkpoint."""
 

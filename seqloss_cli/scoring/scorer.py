@@ -59,13 +59,15 @@ class Scorer:
         opened = open_backend(
             choice, context, stride, batches or BatchPolicy(), speed or SpeedPolicy()
         )
-        self.backend, self.windows, self.batches = opened.backend, opened.windows, opened.batches
+        self.windows = opened.windows
         self.tokenization = Tokenization(
             opened.tokenizer, policy or TokenPolicy(), opened.n_ids, opened.bos_id, opened.eos_id
         )
         self.pairing: PairTokenization | None = None
         if pairs is not None:
             self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
+        # Only now: a token that is none is an error before probes and compilers take minutes.
+        self.backend, self.batches = opened.start()
         if not self.backend.capabilities.prefetch_helps:
             self.batches = replace(self.batches, prefetch=False)
         self.warnings = [*opened.warnings, *self.tokenization.warnings, *self.backend.warnings]

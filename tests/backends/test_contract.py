@@ -90,6 +90,18 @@ def test_the_command_line_names_the_flag(run_cli: Any, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_token_that_is_none_is_refused_before_the_model_is_tried_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(*arguments: Any, **others: Any) -> None:
+        raise AssertionError("probes and compilers take seconds to minutes")
+
+    monkeypatch.setattr("seqloss_cli.backends.torch.backend.TorchBackend.__init__", start)
+    for policy in (TokenPolicy(bos_token="no such token"), TokenPolicy(bos_token="999999")):
+        with pytest.raises(UsageError, match="--bos-token"):
+            Scorer(ModelChoice(), policy)
+
+
 def test_an_unknown_backend_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="torch"):
         Scorer(ModelChoice(backend="none"))

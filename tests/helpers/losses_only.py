@@ -36,12 +36,11 @@ def open_model(
     speed: SpeedPolicy,
 ) -> OpenedModel:
     return OpenedModel(
-        backend=LossesOnly(),
+        start=lambda: (LossesOnly(), batches),
         tokenizer=byte_tokenizer(),
         tokenizer_name="bytes",
         bos_id=0,
         eos_id=1,
         n_ids=N_BYTE_IDS,
         windows=WindowPolicy(context or 64, "made up", stride or 32),
-        batches=batches,
     )

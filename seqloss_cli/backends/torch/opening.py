@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from seqloss_cli.core.backend import Backend, Batch, OpenedModel, Requested, TokenScores
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy
-from seqloss_cli.models.checkpoint import load_checkpoint, window_policy
+from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.torch.backend import TorchBackend
@@ -23,39 +24,42 @@ def open_model(
     batches: BatchPolicy,
     speed: SpeedPolicy,
 ) -> OpenedModel:
-    """Load a checkpoint, once for each device, and find out how it can be run.
+    """Load a checkpoint, once for each device.
 
-    Raises RunError when it cannot be loaded, or compiled where that is demanded, and UsageError
-    when options do not fit it.
+    Raises RunError when it cannot be loaded, and UsageError when options do not fit it.
     """
     checkpoint = load_checkpoint(choice, speed.devices)
-    # Only now: these import transformers, which reads HF_HUB_OFFLINE and USE_HUB_KERNELS as it is
-    # imported, and whose packages warn on stderr until loading has silenced them.
-    from seqloss_cli.backends.torch.backend import TorchBackend
-    from seqloss_cli.backends.torch.batch_budget import choose_batch_tokens
-
     windows = window_policy(checkpoint, context, stride)
-    backends = [
-        TorchBackend(
-            model, windows.context, share_prefix=batches.share_prefix, checkpoint=checkpoint
-        )
-        for model in (checkpoint.model, *checkpoint.copies)
-    ]
-    _compile(backends, speed)
-    if batches.auto:
-        budget = min(choose_batch_tokens(backend, windows.context) for backend in backends)
-        batches = replace(batches, tokens=budget, auto=False)
     return OpenedModel(
-        backend=MultiDeviceBackend(backends) if len(backends) > 1 else backends[0],
+        start=partial(_start, checkpoint, windows.context, batches, speed),
         tokenizer=checkpoint.tokenizer,
         tokenizer_name=checkpoint.tokenizer_name,
         bos_id=checkpoint.bos_id,
         eos_id=checkpoint.eos_id,
         n_ids=checkpoint.n_ids,
         windows=windows,
-        batches=batches,
         warnings=checkpoint.warnings,
     )
+
+
+def _start(
+    checkpoint: Checkpoint, context: int, batches: BatchPolicy, speed: SpeedPolicy
+) -> tuple[Backend, BatchPolicy]:
+    """Find out how a model can be run. Raises RunError where compiling is demanded and fails."""
+    # Only now: these import transformers, which reads HF_HUB_OFFLINE and USE_HUB_KERNELS as it is
+    # imported, and whose packages warn on stderr until loading has silenced them.
+    from seqloss_cli.backends.torch.backend import TorchBackend
+    from seqloss_cli.backends.torch.batch_budget import choose_batch_tokens
+
+    backends = [
+        TorchBackend(model, context, share_prefix=batches.share_prefix, checkpoint=checkpoint)
+        for model in (checkpoint.model, *checkpoint.copies)
+    ]
+    _compile(backends, speed)
+    if batches.auto:
+        budget = min(choose_batch_tokens(backend, context) for backend in backends)
+        batches = replace(batches, tokens=budget, auto=False)
+    return MultiDeviceBackend(backends) if len(backends) > 1 else backends[0], batches
 
 
 def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
