@@ -6,11 +6,10 @@ second to import, and may not be installed beside another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from seqloss_cli.backends.teacher_files import TeacherFile
 from seqloss_cli.core.backend import Backend, ComparedModel, OpenedModel
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
@@ -18,7 +17,8 @@ from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, Win
 BACKENDS = {
     "torch": "seqloss_cli.backends.torch.opening",
 }
-"""Name of a backend to its module, which has `open_model` with the arguments of `open_backend`."""
+"""Name of a backend to its module, which has `open_model` with the arguments of `open_backend`;
+and `open_teacher` (student, teacher, windows, top_k) if it can compare whole distributions."""
 
 
 def open_backend(
@@ -32,33 +32,34 @@ def open_backend(
 
     Raises RunError when it cannot be loaded, UsageError when options do not fit it.
     """
-    if choice.backend not in BACKENDS:
-        raise UsageError(f"there is no backend {choice.backend!r}: {', '.join(BACKENDS)}")
-    module = import_module(BACKENDS[choice.backend])
-    opened: OpenedModel = module.open_model(choice, context, stride, batches, speed)
+    opened: OpenedModel = _module(choice.backend).open_model(
+        choice, context, stride, batches, speed
+    )
     return opened
 
 
 def open_teacher(
-    student: Backend, choice: ModelChoice, windows: WindowPolicy, top_k: int = 0
+    name: str,
+    student: Backend,
+    teacher: ModelChoice | TeacherFile,
+    windows: WindowPolicy,
+    top_k: int = 0,
 ) -> ComparedModel:
-    """Load a teacher beside a model. With `top_k`, what a file keeps of it is computed, too.
+    """Put a teacher, or a file that knows one, beside a student that the backend of this name runs.
+    With `top_k`, what a file keeps of the teacher is computed, too.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
-    from seqloss_cli.backends.torch.teacher import with_teacher
+    module = _module(name)
+    if isinstance(teacher, ModelChoice) and teacher.backend != name:
+        raise UsageError(f"--teacher: it must be run by {name}, as the model that it is held to")
+    if not hasattr(module, "open_teacher"):
+        raise UsageError("--teacher: this backend gives no whole distributions to compare")
+    compared: ComparedModel = module.open_teacher(student, teacher, windows, top_k)
+    return compared
 
-    return with_teacher(student, choice, windows, top_k)
 
-
-def open_saved_teacher(
-    student: Backend, path: Path, windows: WindowPolicy, described: Mapping[str, Any]
-) -> ComparedModel:
-    """Read a teacher from a file. `described` are the tokens and windows of this run, in the names
-    of the file's header.
-
-    Raises UsageError where the file is of other tokens or windows.
-    """
-    from seqloss_cli.backends.torch.teacher import with_saved_teacher
-
-    return with_saved_teacher(student, path, windows, described)
+def _module(name: str) -> Any:
+    if name not in BACKENDS:
+        raise UsageError(f"there is no backend {name!r}: {', '.join(BACKENDS)}")
+    return import_module(BACKENDS[name])

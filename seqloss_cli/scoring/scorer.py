@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from seqloss_cli.backends.opening import open_backend
 from seqloss_cli.core.backend import ComparedModel, Requested, require_quantities
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import require_whole
@@ -53,19 +54,14 @@ class Scorer:
         speed: SpeedPolicy | None = None,
     ) -> None:
         """With `pairs` it scores samples that are pairs or chats, else texts and rows of ids."""
-        # Here, since a tokenizer alone (`PairTokens`) needs no backend, which takes a second.
-        from seqloss_cli.backends.opening import open_backend
-
         opened = open_backend(
             choice, context, stride, batches or BatchPolicy(), speed or SpeedPolicy()
         )
-        self.windows = opened.windows
+        self.backend_name, self.windows = choice.backend, opened.windows
         self.tokenization = Tokenization(
             opened.tokenizer, policy or TokenPolicy(), opened.n_ids, opened.bos_id, opened.eos_id
         )
-        self.pairing: PairTokenization | None = None
-        if pairs is not None:
-            self.pairing = PairTokenization(self.tokenization, pairs, self.windows.context + 1)
+        self.pairing = None if pairs is None else self._pairing(pairs)
         # Only now: a token that is none is an error before probes and compilers take minutes.
         self.backend, self.batches = opened.start()
         if not self.backend.capabilities.prefetch_helps:
@@ -86,7 +82,12 @@ class Scorer:
             # A copy: an id that the teacher does not know rejects a row here, and only here.
             found.tokenization = copy(self.tokenization)
             found.tokenization.n_ids = min(self.tokenization.n_ids, compared.n_ids)
+        if self.pairing is not None:
+            found.pairing = found._pairing(self.pairing.policy)
         return found
+
+    def _pairing(self, policy: PairPolicy) -> PairTokenization:
+        return PairTokenization(self.tokenization, policy, self.windows.context + 1)
 
     def score(
         self,

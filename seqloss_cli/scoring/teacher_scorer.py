@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.backend import ComparedModel, Requested
+from seqloss_cli.backends.opening import open_teacher
+from seqloss_cli.backends.teacher_files import TeacherFile
+from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
@@ -53,26 +55,23 @@ class TeacherScorer:
 
         Raises UsageError where the two have other vocabularies.
         """
-        from seqloss_cli.backends.opening import open_teacher
-
-        compared = open_teacher(scorer.backend, choice, scorer.windows, top_k)
-        found = cls._beside(scorer, compared, "teacher")
-        found.warnings = list(compared.backend.warnings)
-        return found
+        return cls._beside(scorer, choice, "teacher", top_k)
 
     @classmethod
     def with_saved_teacher(cls, scorer: Scorer, path: Path) -> TeacherScorer:
-        """Raises UsageError where the file is of other tokens or windows."""
-        from seqloss_cli.backends.opening import open_saved_teacher
-
-        described = described_windows(scorer.run_info())
-        compared = open_saved_teacher(scorer.backend, path, scorer.windows, described)
-        return cls._beside(scorer, compared, "saved teacher")
+        """Raises UsageError where the file is of other tokens or windows, or of more ids than the
+        model has logits."""
+        file = TeacherFile(path)
+        file.require_fits(described_windows(scorer.run_info()), scorer.backend.vocab_size())
+        return cls._beside(scorer, file, "saved teacher")
 
     @classmethod
-    def _beside(cls, scorer: Scorer, compared: ComparedModel, reference: str) -> TeacherScorer:
+    def _beside(
+        cls, scorer: Scorer, teacher: ModelChoice | TeacherFile, reference: str, top_k: int = 0
+    ) -> TeacherScorer:
+        compared = open_teacher(scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k)
         found = cls(scorer.beside(compared), reference, TEACHER_REQUEST, teacher_divergences)
-        found.teacher = compared.record
+        found.teacher, found.warnings = compared.record, list(compared.backend.warnings)
         return found
 
     @classmethod

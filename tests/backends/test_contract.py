@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from helpers import losses_only
 from helpers.builders import byte_tokenizer
 from helpers.losses_only import LossesOnly
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, SequenceScore, UsageError, Wants
 from seqloss_cli.backends import opening
-from seqloss_cli.core.backend import Backend, Capabilities, Requested, TokenScores
+from seqloss_cli.core.backend import (
+    Backend,
+    Capabilities,
+    ComparedModel,
+    Requested,
+    TokenScores,
+)
 from seqloss_cli.core.columns import COLUMNS, DIVERGENCES, MEAN_LOG_PROB, WORD_BOUNDARIES
-from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.core.policies import BatchPolicy, PairPolicy, TokenPolicy, WindowPolicy
+from seqloss_cli.core.records import Pair, Rejected
 from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -72,6 +81,44 @@ def test_smoothing_and_teachers_are_refused(scorer: Scorer) -> None:
         smoothed.diverge([])
     with pytest.raises(UsageError, match="--teacher"):
         TeacherScorer.with_teacher(scorer, ModelChoice())
+
+
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize(
+    ("windows", "n_ids", "reason"),
+    [
+        (WindowPolicy(64, "test", 32), 40, "id_out_of_range"),
+        (WindowPolicy(4, "test", 2), 258, "too_long"),
+    ],
+)
+def test_pairs_beside_a_teacher_are_of_ids_and_lengths_that_it_takes(
+    windows: WindowPolicy, n_ids: int, reason: str
+) -> None:
+    scorer = Scorer(ModelChoice(backend="made up"), pairs=PairPolicy())
+    samples = [Sample("a", "a", pair=Pair("aaa", "zzz"))]
+    (refused,) = scorer.beside(ComparedModel(LossesOnly(), windows, {}, n_ids)).score(samples)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == reason
+    (scored,) = scorer.score(samples)
+    assert isinstance(scored, SequenceScore)
+
+
+def test_a_teacher_is_opened_by_the_backend_of_the_student(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_teacher(student: Any, *asked: Any) -> ComparedModel:
+        return ComparedModel(student, WindowPolicy(8, "made up", 4), {"asked": asked})
+
+    choice = ModelChoice("large", backend="made up")
+    # Not even imported: it may not be installed beside another.
+    monkeypatch.setitem(sys.modules, "seqloss_cli.backends.torch.teacher", None)
+    with pytest.raises(UsageError, match="--teacher"):
+        TeacherScorer.with_teacher(scorer, choice)
+    with pytest.raises(UsageError, match="--teacher"):
+        TeacherScorer.with_teacher(scorer, ModelChoice("large"))
+    monkeypatch.setattr(losses_only, "open_teacher", open_teacher, raising=False)
+    found = TeacherScorer.with_teacher(scorer, choice, 3)
+    assert found.teacher == {"asked": (choice, scorer.windows, 3)}
 
 
 @pytest.mark.usefixtures("named")

@@ -138,8 +138,6 @@ def stubbed() -> Iterator[None]:
         patch.setattr(opening, "load_checkpoint", _checkpoint)
         patch.setattr(torch_backend, "TorchBackend", _Stub)
         patch.setattr(opening, "_compile", lambda backends, speed: None)
-        patch.setattr(teaching, "load_checkpoint", _checkpoint)
-        patch.setattr(teaching, "TorchBackend", _Stub)
         patch.setattr(teaching.StudentTeacherBackend, "score", _taught)
         yield
 

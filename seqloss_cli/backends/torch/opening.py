@@ -1,4 +1,5 @@
-"""Open a checkpoint as a backend: load it, choose its path, its batches, and whether to compile."""
+"""Open a checkpoint as a backend: load it, choose its path, its batches, and whether to compile;
+and open a teacher beside it."""
 
 from __future__ import annotations
 
@@ -8,9 +9,17 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from seqloss_cli.core.backend import Backend, Batch, OpenedModel, Requested, TokenScores
-from seqloss_cli.core.errors import RunError
-from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy
+from seqloss_cli.backends.teacher_files import TeacherFile
+from seqloss_cli.core.backend import (
+    Backend,
+    Batch,
+    ComparedModel,
+    OpenedModel,
+    Requested,
+    TokenScores,
+)
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
 from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
 
 if TYPE_CHECKING:
@@ -81,6 +90,100 @@ def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
         for backend in backends:
             backend.stop_compiled()
         first.warnings.append(f"not compiled: {error}")
+
+
+def open_teacher(
+    student: Backend, teacher: ModelChoice | TeacherFile, windows: WindowPolicy, top_k: int
+) -> ComparedModel:
+    """Put a teacher, or a file that knows one, beside a student. With `top_k`, what a file keeps of
+    the teacher is computed, too.
+
+    Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
+    """
+    from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
+    from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
+
+    if not isinstance(student, TorchBackend):
+        raise UsageError("--teacher: this backend gives no whole distributions to compare")
+    if isinstance(teacher, TeacherFile):
+        backend = StudentTeacherBackend(student, None, teacher.vocab_size)
+        return ComparedModel(backend, windows, teacher.record(), attach=teacher.attach)
+    own, choice = student.checkpoint, teacher
+    assert own is not None
+    checkpoint = load_checkpoint(choice)
+    _require_same_ids(own, checkpoint)
+    windows = _windows_for_both(windows, checkpoint)
+    model = TorchBackend(checkpoint.model, windows.context)
+    if student.compiled:
+        try:
+            model.compile()
+        except RunError as error:
+            model.warnings.append(f"not compiled: {error}")
+    widths = student.vocab_size(), model.vocab_size()
+    vocab_size = _common_vocab_size(own, choice, widths, top_k)
+    if top_k > vocab_size:
+        raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
+    backend = StudentTeacherBackend(student, model, vocab_size, top_k)
+    backend.warnings += [f"teacher: {each}" for each in (*model.warnings, *checkpoint.warnings)]
+    record = {
+        **identity_of(checkpoint),
+        "path": model.path,
+        "n_words": vocab_size,
+        "n_logits": widths[1],
+        "n_logits_student": widths[0],
+        "saved_as": None,
+        "top_k": None,
+    }
+    return ComparedModel(backend, windows, record, n_ids=vocab_size)
+
+
+def _common_vocab_size(
+    student: Checkpoint, choice: ModelChoice, widths: tuple[int, int], top_k: int
+) -> int:
+    """Return the ids that both have logits for: heads may be padded to different widths."""
+    if widths[0] == widths[1]:
+        return widths[0]
+    if top_k:
+        raise UsageError(
+            f"--save-teacher: the heads are {widths[0]} and {widths[1]} wide; save it beside a "
+            "model of its own width"
+        )
+    vocab_size = 1 + max(map(int, student.tokenizer.get_vocab().values()))
+    if vocab_size > min(widths):
+        raise UsageError(
+            f"--teacher {choice.name}: the tokenizer has {vocab_size} ids, the models' heads "
+            f"{widths[0]} and {widths[1]}: they have no common vocabulary"
+        )
+    return vocab_size
+
+
+def _require_same_ids(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Raises UsageError naming a token that does not have the same id in both."""
+    ours, theirs = (each.tokenizer.get_vocab() for each in (student, teacher))
+    if ours == theirs:
+        return
+    names = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+    first = names[0]
+    raise UsageError(
+        f"--teacher {teacher.name}: its vocabulary is not that of {student.name}: {len(names)} "
+        f"tokens differ, such as {first!r:.40} ({theirs.get(first)} and {ours.get(first)}); "
+        "divergence needs one vocabulary. `seqloss compare` compares models per byte"
+    )
+
+
+def _windows_for_both(windows: WindowPolicy, teacher: Checkpoint) -> WindowPolicy:
+    """Return windows that the teacher takes, too."""
+    longest = teacher.max_context
+    if longest is None or longest >= windows.context:
+        return windows
+    if windows.context_source == "--context":
+        raise UsageError(
+            f"--context {windows.context} is more than the teacher takes "
+            f"({teacher.max_context_key}: {longest})"
+        )
+    fitting = window_policy(teacher, None, None)
+    source = f"{fitting.context_source} of the teacher"
+    return WindowPolicy(longest, source, min(windows.stride, fitting.stride))
 
 
 class MultiDeviceBackend:

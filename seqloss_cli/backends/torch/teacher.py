@@ -1,27 +1,14 @@
-"""Compare a model with a teacher: two models as one backend, or a model and a file."""
+"""A model and its teacher as one backend: two models, or a model and a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from seqloss_cli.backends.teacher_files import TeacherFile
-from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
+from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
 from seqloss_cli.backends.torch.forward import ModelForward
-from seqloss_cli.core.backend import (
-    Backend,
-    Batch,
-    Capabilities,
-    ComparedModel,
-    Requested,
-    TokenScores,
-)
+from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.columns import DIVERGENCES
-from seqloss_cli.core.errors import RunError, UsageError
-from seqloss_cli.core.policies import ModelChoice, WindowPolicy
-from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
 
 
 class StudentTeacherBackend:
@@ -75,112 +62,3 @@ class StudentTeacherBackend:
         assert batch.saved is not None
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
         return diverge_from_saved(logits, targets_M, batch.saved, self._vocab_size)
-
-
-def with_teacher(
-    student: Backend, choice: ModelChoice, windows: WindowPolicy, top_k: int
-) -> ComparedModel:
-    """Load a teacher beside a student. With `top_k`, what a file keeps of it is computed, too.
-
-    Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
-    """
-    student = _local(student)
-    own = student.checkpoint
-    assert own is not None
-    checkpoint = load_checkpoint(choice)
-    _require_same_ids(own, checkpoint)
-    windows = _fitting(windows, checkpoint)
-    teacher = TorchBackend(checkpoint.model, windows.context)
-    if student.compiled:
-        try:
-            teacher.compile()
-        except RunError as error:
-            teacher.warnings.append(f"not compiled: {error}")
-    widths = student.vocab_size(), teacher.vocab_size()
-    vocab_size = _common_vocab_size(own, choice, widths, top_k)
-    if top_k > vocab_size:
-        raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
-    backend = StudentTeacherBackend(student, teacher, vocab_size, top_k)
-    messages = (*teacher.warnings, *checkpoint.warnings)
-    backend.warnings += [f"teacher: {each}" for each in messages]
-    record = {
-        **identity_of(checkpoint),
-        "path": teacher.path,
-        "n_words": vocab_size,
-        "n_logits": widths[1],
-        "n_logits_student": widths[0],
-        "saved_as": None,
-        "top_k": None,
-    }
-    return ComparedModel(backend, windows, record, n_ids=vocab_size)
-
-
-def with_saved_teacher(
-    student: Backend, path: Path, windows: WindowPolicy, described: Mapping[str, Any]
-) -> ComparedModel:
-    """Compare a student with a teacher that is known from a file.
-
-    `described` is what a file of this run would say of its tokens and windows. Raises UsageError
-    where the file is of others, or of more ids than the student has logits.
-    """
-    student = _local(student)
-    file = TeacherFile(path)
-    file.require_fits(described, student.vocab_size())
-    backend = StudentTeacherBackend(student, None, file.vocab_size)
-    return ComparedModel(backend, windows, file.record(), attach=file.attach)
-
-
-def _local(student: Backend) -> TorchBackend:
-    """The student, whose whole distributions are at hand. Raises UsageError for another one."""
-    if not isinstance(student, TorchBackend):
-        raise UsageError("--teacher: this backend gives no whole distributions to compare")
-    return student
-
-
-def _common_vocab_size(
-    student: Checkpoint, choice: ModelChoice, widths: tuple[int, int], top_k: int
-) -> int:
-    """The ids that both have logits for: heads may be padded to different widths."""
-    if widths[0] == widths[1]:
-        return widths[0]
-    if top_k:
-        raise UsageError(
-            f"--save-teacher: the heads are {widths[0]} and {widths[1]} wide; save it beside a "
-            "model of its own width"
-        )
-    vocab_size = 1 + max(map(int, student.tokenizer.get_vocab().values()))
-    if vocab_size > min(widths):
-        raise UsageError(
-            f"--teacher {choice.name}: the tokenizer has {vocab_size} ids, the models' heads "
-            f"{widths[0]} and {widths[1]}: they have no common vocabulary"
-        )
-    return vocab_size
-
-
-def _require_same_ids(student: Checkpoint, teacher: Checkpoint) -> None:
-    """Each id stands for the same token in both; raises UsageError naming one that does not."""
-    ours, theirs = (each.tokenizer.get_vocab() for each in (student, teacher))
-    if ours == theirs:
-        return
-    names = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
-    first = names[0]
-    raise UsageError(
-        f"--teacher {teacher.name}: its vocabulary is not that of {student.name}: {len(names)} "
-        f"tokens differ, such as {first!r:.40} ({theirs.get(first)} and {ours.get(first)}); "
-        "divergence needs one vocabulary. `seqloss compare` compares models per byte"
-    )
-
-
-def _fitting(windows: WindowPolicy, teacher: Checkpoint) -> WindowPolicy:
-    """Windows that the teacher takes, too."""
-    longest = teacher.max_context
-    if longest is None or longest >= windows.context:
-        return windows
-    if windows.context_source == "--context":
-        raise UsageError(
-            f"--context {windows.context} is more than the teacher takes "
-            f"({teacher.max_context_key}: {longest})"
-        )
-    fitting = window_policy(teacher, None, None)
-    source = f"{fitting.context_source} of the teacher"
-    return WindowPolicy(longest, source, min(windows.stride, fitting.stride))
