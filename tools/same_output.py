@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,8 +89,14 @@ VOLATILE = (
     (re.compile(r'("versions": ?)\{[^}]*\}'), r"\1{}"),
 )
 FIGURES = ("losses", "scored", "context_lengths", "ranks", "entropies", "top_ids", "top_log_probs")
-GAPS = ("kls", "reference_entropies", "student_losses", "reference_losses", "same_top1", "delta_p")
-EARLIER = {"reference_entropies": "gold_entropies", "reference_losses": "gold_losses"}
+GAPS = {
+    "kl": "kls",
+    "teacher_entropy": "gold_entropies",
+    "student_loss": "student_losses",
+    "teacher_loss": "gold_losses",
+    "delta_p": "delta_p",
+}
+"""Arrays of a divergence by the names of sums, and their names in earlier versions."""
 
 
 def record(tree: Path) -> Iterator[tuple[str, str]]:
@@ -139,13 +146,22 @@ def of_api(package: Any) -> Iterator[tuple[str, str]]:
             scores = [choice.score_by(score) for score in choice.score_names]
             yield f"{name} {n}", str([None if x is None else x.hex() for x in scores])
     for n, found in enumerate(package.diverge(texts, "demo", STEP)):
-        yield f"api diverge {n}", bits(found.divergences, GAPS)
+        yield f"api diverge {n}", bits(SimpleNamespace(**arrays_of(found)), (*GAPS, "same_top1"))
+
+
+def arrays_of(diverged: Any) -> dict[str, Any]:
+    """The arrays of a sequence's divergences, by the names of sums."""
+    found = diverged.divergences
+    if hasattr(found, "arrays"):
+        arrays = dict(found.arrays)
+    else:
+        arrays = {name: getattr(found, earlier) for name, earlier in GAPS.items()}
+    return {**arrays, "same_top1": found.same_top1}
 
 
 def bits(record: Any, names: tuple[str, ...]) -> str:
     """The arrays of a record, a line each."""
-    known = {n: n if hasattr(record, n) else EARLIER[n] for n in names}
-    arrays = ((name, getattr(record, attribute)) for name, attribute in known.items())
+    arrays = ((name, getattr(record, name)) for name in names)
     values = {n: [] if a is None else a.ravel().tolist() for n, a in arrays}
     shown = {n: [v.hex() if isinstance(v, float) else v for v in vs] for n, vs in values.items()}
     return "\n".join(f"{name}: {each}" for name, each in shown.items())

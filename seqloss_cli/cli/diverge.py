@@ -103,11 +103,11 @@ def _diverge(
     from seqloss_cli.cli.run import Command, Inputs, run
     from seqloss_cli.display.terminal.rank_and_diverge import DivergenceTableWriter
     from seqloss_cli.inputs.reading import ReadStats
-    from seqloss_cli.metrics.divergence import Documents
+    from seqloss_cli.metrics.divergence import DocumentSums
     from seqloss_cli.results.schema.divergences import divergence_rows
     from seqloss_cli.scoring.tasks import diverge_task
 
-    stats, documents = ReadStats(), Documents()
+    stats, documents = ReadStats(), DocumentSums()
 
     def measured() -> dict[str, Any] | None:
         return None if saved is None else saved.measured()

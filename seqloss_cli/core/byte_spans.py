@@ -45,11 +45,11 @@ class TokenBytes:
         return cls(sequence.text.encode(), sequence.byte_offsets)
 
     @classmethod
-    def join(cls, pieces: Sequence[bytes]) -> TokenBytes:
-        """The text that the pieces make one after another, a token each."""
+    def join(cls, pieces: Sequence[bytes], text: bytes | None = None) -> TokenBytes:
+        """The text that the pieces make one after another, a token each; `text` if it is known."""
         offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=offsets[1:])
-        return cls(b"".join(pieces), offsets)
+        return cls(b"".join(pieces) if text is None else text, offsets)
 
     # -- tokens -----------------------------------------------------------------------------
 

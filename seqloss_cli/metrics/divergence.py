@@ -29,78 +29,40 @@ SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
 TEACHER_REQUEST = Requested(internal=(DIVERGENCES,))
 SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss")
 """Sums over the scored tokens, nats."""
-FURTHER = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
+OPTIONAL_SUMS = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
 """Sums that not every comparison has."""
-_IN_ORDER = (*SUMS, *FURTHER, "delta_p", "squared_delta_p")
+_IN_ORDER = (*SUMS, *OPTIONAL_SUMS, "delta_p", "squared_delta_p")
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
-WITH_QUANTILES = ("delta_p", "kl")
+QUANTILE_FIGURES = ("delta_p", "kl")
 """Figures whose quantiles over tokens are known."""
 _MOST_SAMPLED, _RESAMPLES = 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
 class Divergences:
-    """Figures at each of a sequence's N tokens, shape N, nats. Without a loss they mean nothing."""
+    """Figures at each of a sequence's N tokens. Without a loss they mean nothing."""
 
-    kls: Floats
-    """KL(reference ‖ model)."""
-    reference_entropies: Floats
-    student_losses: Floats
-    """The model's loss on the text's own token."""
-    reference_losses: Floats
-    """The reference's loss on the text's own token."""
+    arrays: Mapping[str, Floats]
+    """Name of a sum to its terms, shape N, nats; changes of a probability have no unit. Where the
+    reference is known in part, `kl` and `cross_entropy` are lower bounds and have upper ones."""
     same_top1: Bools
-    """Both have the same top-1 token, of equals the one with the least id."""
-    kls_at_most: Floats | None = None
-    """Upper bounds where the reference is known in part; `kls` are lower bounds then."""
-    student_cut: Floats | None = None
-    """The model's probability of the ids left out, where the heads are of different widths."""
-    reference_cut: Floats | None = None
-    """The reference's probability of them."""
-
-    @property
-    def cross_entropies(self) -> Floats:
-        """Shape N: H(reference, model), nats; lower bounds where the reference is known in part."""
-        return self.reference_entropies + self.kls
-
-    @property
-    def delta_p(self) -> Floats:
-        """Shape N: the model's minus the reference's probability of the text's own token."""
-        return np.exp(-self.student_losses) - np.exp(-self.reference_losses)
-
-    def by_name(self) -> dict[str, Floats]:
-        """Return the arrays that there are, shape N, by the names of sums and in their order."""
-        upper, deltas = self.kls_at_most, self.delta_p
-        arrays = {
-            "cross_entropy": self.cross_entropies,
-            "teacher_entropy": self.reference_entropies,
-            "kl": self.kls,
-            "student_loss": self.student_losses,
-            "teacher_loss": self.reference_losses,
-            "cross_entropy_at_most": None if upper is None else self.reference_entropies + upper,
-            "kl_at_most": upper,
-            "student_cut": self.student_cut,
-            "teacher_cut": self.reference_cut,
-            "delta_p": deltas,
-            "squared_delta_p": deltas**2,
-        }
-        return {name: array for name, array in arrays.items() if array is not None}
+    """Shape N: both have the same top-1 token, of equals the one with the least id."""
 
 
 def teacher_divergences(score: SequenceScore) -> Divergences:
     """Return the divergences of a sequence that was scored with `TEACHER_REQUEST`."""
     # A sequence without a target (a lone BOS) has no columns.
     found, nothing = score.columns, np.zeros(len(score.losses))
-    return Divergences(
-        kls=found.get("kls", nothing),
-        reference_entropies=found.get("teacher_entropies", nothing),
-        student_losses=score.losses,
-        reference_losses=found.get("teacher_losses", nothing),
-        same_top1=found.get("same_top1", nothing > 0),
-        kls_at_most=found.get("kls_at_most"),
-        student_cut=found.get("student_cut"),
-        reference_cut=found.get("teacher_cut"),
+    entropies, at_most = found.get("teacher_entropies", nothing), found.get("kls_at_most")
+    bounds = {}
+    if at_most is not None:
+        bounds = {"cross_entropy_at_most": entropies + at_most, "kl_at_most": at_most}
+    # Of heads of different widths: the probability of the ids that one has and the other has not.
+    cuts = {name: found[name] for name in ("student_cut", "teacher_cut") if name in found}
+    arrays = _arrays(
+        score, found.get("kls", nothing), entropies, found.get("teacher_losses", nothing)
     )
+    return Divergences(arrays | bounds | cuts, found.get("same_top1", nothing > 0))
 
 
 def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: int) -> Divergences:
@@ -120,13 +82,25 @@ def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: in
         cross = (1 - smoothing) * score.losses - smoothing * mean
     top_ids = score.top_ids
     top1 = np.full(n, -1) if top_ids is None else top_ids[:, 0]
-    return Divergences(
-        kls=cross - entropy,
-        reference_entropies=np.full(n, entropy),
-        student_losses=score.losses,
-        reference_losses=np.full(n, 0.0 - math.log(own)),  # never -0.0
-        same_top1=top1 == score.sequence.token_ids,
-    )
+    reference_losses = np.full(n, 0.0 - math.log(own))  # never -0.0
+    arrays = _arrays(score, cross - entropy, np.full(n, entropy), reference_losses)
+    return Divergences(arrays, top1 == score.sequence.token_ids)
+
+
+def _arrays(
+    score: SequenceScore, kls: Floats, entropies: Floats, reference_losses: Floats
+) -> dict[str, Floats]:
+    """Return the arrays that every comparison has; what is given has shape N, nats."""
+    deltas = np.exp(-score.losses) - np.exp(-reference_losses)
+    return {
+        "cross_entropy": entropies + kls,
+        "teacher_entropy": entropies,
+        "kl": kls,
+        "student_loss": score.losses,
+        "teacher_loss": reference_losses,
+        "delta_p": deltas,
+        "squared_delta_p": deltas**2,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +116,9 @@ class DivergenceScore:
         return self.score.sequence.sample
 
     def counted_values(self) -> dict[str, Floats]:
-        """Return the figures of `WITH_QUANTILES` at the counted tokens, shape n each."""
-        arrays, counted = self.divergences.by_name(), self.score.counted
-        return {name: arrays[name][counted] for name in WITH_QUANTILES}
+        """Return the figures of `QUANTILE_FIGURES` at the counted tokens, shape n each."""
+        arrays, counted = self.divergences.arrays, self.score.counted
+        return {name: arrays[name][counted] for name in QUANTILE_FIGURES}
 
 
 def with_divergences(
@@ -194,12 +168,13 @@ def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
     """Return the sums of one sequence, over its counted tokens."""
     score, counted = diverged.score, diverged.score.counted
     units, infinite = {}, {}
-    for name, values in diverged.divergences.by_name().items():
+    for name, values in diverged.divergences.arrays.items():
+        terms = values[counted]
         # One infinite term makes the sum none: it is counted, and the others need no adding.
-        if n := int(np.isinf(values[counted]).sum()):
+        if n := int(np.isinf(terms).sum()):
             infinite[name] = n
         else:
-            units[name] = to_units(math.fsum(values[counted].tolist()))
+            units[name] = to_units(math.fsum(terms.tolist()))
     flags = {name: int(count) for name, count in score_flags(score).items()}
     flags |= {
         f"inf_{name}": infinite[name]
@@ -218,18 +193,18 @@ def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
     )
 
 
-class Documents:
+class DocumentSums:
     """Sums of each document, and a bounded sample of tokens: the data of estimates."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._counts, self._same = array("d"), array("d")
         self._sums: dict[str, array[float]] = {}
-        self._tokens = {name: Reservoir(_MOST_SAMPLED, seed) for name in WITH_QUANTILES}
+        self._tokens = {name: Reservoir(_MOST_SAMPLED, seed) for name in QUANTILE_FIGURES}
         self._has_tokens = True
 
     def add(self, totals: DivergenceTotals, tokens: Mapping[str, Floats] | None) -> None:
-        """Add a document: its sums, and the arrays of `WITH_QUANTILES` at its counted tokens.
+        """Add a document: its sums, and the arrays of `QUANTILE_FIGURES` at its counted tokens.
 
         There are no quantiles where one document's arrays (shape n) are None.
         """

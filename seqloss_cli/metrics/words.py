@@ -49,8 +49,8 @@ Shapes: N tokens, W words.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -122,16 +122,18 @@ def word_losses(
     # White space is the same to `str.split` and to the spans: words and spans run parallel.
     spans, own = word_spans(text), score.sequence.text_tokens
     owners, losses = covered.words_of_tokens(spans)[own], _losses(score).tolist()
-    shared = 0
+    tokens, shared = _tokens_of_words(owners, own.start, len(spans)), 0
     if len(owners):
         next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
         shared = int((covered.ends[own] > next_starts[owners]).sum())
     return WordLosses(
         words=text.split(),
-        losses=[exact_sum(losses[a:b]) for a, b in _tokens_of_words(score, covered, spans)],
+        losses=[exact_sum(losses[a:b]) for a, b in tokens],
         byte_offsets=spans,
         n_shared_tokens=shared,
-        corrected=_corrected_losses(score, covered, spans, boundary_ids),
+        corrected=None
+        if boundary_ids is None
+        else _Correction(score, covered, boundary_ids).losses(tokens, spans),
     )
 
 
@@ -145,8 +147,10 @@ def region_losses(
         return None
     own, char_edges, losses = sequence.text_tokens, covered.char_edges(), _losses(score).tolist()
     starts, ends, spans = covered.starts[own], covered.ends[own], word_spans(text)
-    anchors = _anchors(starts, spans)
-    corrected = _corrected_losses(score, covered, spans, boundary_ids)
+    anchors, corrected = _anchors(starts, spans), None
+    if boundary_ids is not None:
+        tokens = _tokens_of_words(covered.words_of_tokens(spans)[own], own.start, len(spans))
+        corrected = _Correction(score, covered, boundary_ids).losses(tokens, spans)
     found = RegionLosses(asked.regions, [], [], [], [], None if corrected is None else [])
     for region in asked.regions:
         start, end = char_edges[[region.start, region.end]].tolist()
@@ -157,8 +161,8 @@ def region_losses(
         is_cut = begins < starts[0]
         found.texts.append(text[region.start : region.end])
         found.n_tokens.append(stop - first)
-        tokens = slice(own.start + first, own.start + stop)
-        found.losses.append(None if is_cut else exact_sum(losses[tokens]))
+        owned = slice(own.start + first, own.start + stop)
+        found.losses.append(None if is_cut else exact_sum(losses[owned]))
         # The token that holds the region's first letter counts where its own first letter lies.
         shares = start <= begins < end and holder < len(anchors) and anchors[holder] < start
         found.shared.append(bool(shares))
@@ -172,25 +176,19 @@ def _losses(score: SequenceScore) -> Floats:
     return np.where(score.scored, score.losses, np.nan)
 
 
-def _tokens_of_words(
-    score: SequenceScore, covered: TokenBytes, spans: Ints
-) -> Iterator[tuple[int, int]]:
-    """Yield the tokens [start, stop) that each word owns."""
-    own, words = score.sequence.text_tokens, np.arange(len(spans))
-    owners = covered.words_of_tokens(spans)[own]  # never decreasing
-    starts = own.start + np.searchsorted(owners, words, side="left")
-    stops = own.start + np.searchsorted(owners, words, side="right")
-    return zip(starts.tolist(), stops.tolist(), strict=True)
+def _tokens_of_words(owners: Ints, first: int, n_words: int) -> list[tuple[int, int]]:
+    """Return the tokens [start, stop) of each word; `owners` are of the tokens from `first` on."""
+    # The words that own tokens never decrease: equal ones stand side by side.
+    edges = first + np.searchsorted(owners, np.arange(n_words + 1))
+    return list(pairwise(edges.tolist()))
 
 
 def _anchors(starts: Ints, spans: Ints) -> Ints:
     """Return for each byte the first non-white-space byte from it on, or the last word's last."""
     if not len(spans):
         return starts
-    owners = np.searchsorted(spans[:, 1], starts, side="right")
-    after = owners == len(spans)
-    owners = np.minimum(owners, len(spans) - 1)
-    anchors: Ints = np.where(after, spans[-1, 1] - 1, np.maximum(starts, spans[owners, 0]))
+    owners = np.minimum(np.searchsorted(spans[:, 1], starts, side="right"), len(spans) - 1)
+    anchors: Ints = np.clip(starts, spans[owners, 0], spans[-1, 1] - 1)
     return anchors
 
 
@@ -201,18 +199,6 @@ def _sum_of_words(corrected: list[float | None], spans: Ints, start: int, end: i
     if first >= last or spans[first, 0] < start or spans[last - 1, 1] > end:
         return None
     return exact_sum([math.nan if loss is None else loss for loss in corrected[first:last]])
-
-
-def _corrected_losses(
-    score: SequenceScore, covered: TokenBytes, spans: Ints, boundary_ids: WordBoundaryIds | None
-) -> list[float | None] | None:
-    if boundary_ids is None:
-        return None
-    correction = _Correction(score, covered, boundary_ids)
-    tokens = _tokens_of_words(score, covered, spans)
-    return [
-        correction.loss(*place, *span) for place, span in zip(tokens, spans.tolist(), strict=True)
-    ]
 
 
 class _Correction:
@@ -233,7 +219,12 @@ class _Correction:
         self._longer: Bools = np.isin(ids, boundary_ids.longer)
         self._is_stem: Bools = np.isin(ids, boundary_ids.stems)
 
-    def loss(self, start: int, stop: int, first_byte: int, end_byte: int) -> float | None:
+    def losses(self, tokens: list[tuple[int, int]], spans: Ints) -> list[float | None]:
+        """Correct each word, by its tokens and its bytes, shape W x 2."""
+        words = zip(tokens, spans.tolist(), strict=True)
+        return [self._loss(*owned, *span) for owned, span in words]
+
+    def _loss(self, start: int, stop: int, first_byte: int, end_byte: int) -> float | None:
         """Correct the word in bytes [first_byte, end_byte), which owns tokens [start, stop)."""
         # White space after the last word belongs to it, and is no part of its corrected loss.
         while stop > start and self._start_bytes[stop - 1] >= end_byte:

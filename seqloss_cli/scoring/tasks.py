@@ -18,7 +18,7 @@ from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
 from seqloss_cli.metrics.divergence import (
     DivergenceScore,
     DivergenceTotals,
-    Documents,
+    DocumentSums,
     divergence_totals,
 )
 from seqloss_cli.metrics.masks import FindLabels, Mask, MaskTotals, mask_maker, mask_totals
@@ -120,7 +120,7 @@ def rank_task(
 
 
 def diverge_task(
-    scorer: TeacherScorer, documents: Documents, on_score: Callable[[SequenceScore], None] | None
+    scorer: TeacherScorer, documents: DocumentSums, on_score: Callable[[SequenceScore], None] | None
 ) -> Task[DivergenceScore, DivergenceTotals, TokenSequence | Rejected]:
     """Return how far the model is from its teacher; what intervals need goes to `documents`."""
 

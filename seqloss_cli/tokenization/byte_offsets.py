@@ -1,4 +1,4 @@
-"""Find the bytes of the source text that each token covers (rule 10 of the numbers contract).
+"""Find the bytes of the source text that each token covers (docs/numbers.md, rule 10).
 
 The strings of a vocabulary spell bytes: GPT-2's byte-level alphabet maps one character to one byte,
 SentencePiece writes a space as `▁` and a lone byte as `<0xF0>`. Where the tokens of a sequence
@@ -69,10 +69,10 @@ def bytes_by_spelling(
     which it may put one in: the first, and those that follow a special token.
     """
     if b"".join(tokens) == source:
-        return TokenBytes.join(tokens)
+        return TokenBytes.join(tokens, source)
     stripped = [t.removeprefix(b" ") if n in heads else t for n, t in enumerate(tokens)]
     if b"".join(stripped) == source:
-        return TokenBytes.join(stripped)
+        return TokenBytes.join(stripped, source)
     return _with_some_spaces_inserted(tokens, source)
 
 
@@ -86,7 +86,7 @@ def _with_some_spaces_inserted(tokens: Sequence[bytes], source: bytes) -> TokenB
                 return None
         cursor += len(token)
         covered.append(token)
-    return TokenBytes.join(covered) if cursor == len(source) else None
+    return TokenBytes.join(covered, source) if cursor == len(source) else None
 
 
 def bytes_by_chars(spans: Sequence[tuple[int, int]], source: bytes) -> TokenBytes:

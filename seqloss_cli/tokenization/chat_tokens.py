@@ -31,7 +31,10 @@ def chat_sequence(
             "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
         )
     covered, flags = tokenization.token_bytes(chat.text, ids)
-    mask, n_merged = _loss_mask(covered, chat)
+    char_edges = covered.char_edges()
+    # Every scored span may be empty: then this is an array without rows.
+    spans = char_edges[np.array(chat.scored, dtype=np.int64).reshape(-1, 2)]
+    mask, n_merged = _loss_mask(covered, spans)
     counts = {
         "span_merged": n_merged,
         "content_changed": chat.n_changed,
@@ -44,13 +47,13 @@ def chat_sequence(
     sequence = without_bos(sequence)
     _check_mask(sequence, chat, turns)
     control = tokenization.vocabulary.control_text
-    spans = (control.sub(" ", chat.text[start:end]) for start, end in chat.scored)
+    words = (control.sub(" ", chat.text[start:end]).split() for start, end in chat.scored)
     boundary = PromptBoundary(
         boundary=None,
         empty_prompt=chat.scored[0][0] == 0,
-        n_words=sum(len(span.split()) for span in spans),
+        n_words=sum(map(len, words)),
         n_spans=len(chat.scored),
-        turns=_turns(sequence, chat),
+        turns=_turns(sequence, char_edges, chat),
     )
     return replace(sequence, prompt_boundary=boundary)
 
@@ -62,23 +65,21 @@ def without_bos(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, loss_mask=mask)
 
 
-def _loss_mask(covered: TokenBytes, chat: RenderedChat) -> tuple[Bools, int]:
-    """The tokens that count, shape N, and how many of them reach over a span's edge."""
+def _loss_mask(covered: TokenBytes, spans: Ints) -> tuple[Bools, int]:
+    """The tokens that count, shape N, and how many of them reach over an edge of the spans.
+
+    `spans` are bytes [start, end) of the text, a row each.
+    """
     # By the bytes of the rendered text. The mask of apply_chat_template is all zeros, with only a
     # warning, where a template lacks `{% generation %}`, and marks the whole sequence where the
     # first marked span has one token.
     mask, n_merged = np.zeros(covered.n_tokens, dtype=bool), 0
-    for start, end in _bytes_at(covered, chat.scored).reshape(-1, 2).tolist():
+    for start, end in spans.tolist():
         inside = covered.covering(start, end)
         mask[inside] = True
         crosses = (covered.starts[inside] < start) | (covered.ends[inside] > end)
         n_merged += int(crosses.sum())
     return mask, n_merged
-
-
-def _bytes_at(covered: TokenBytes, chars: object) -> Ints:
-    """The bytes at which characters of the text begin, in the shape of `chars`."""
-    return covered.char_edges()[np.array(chars, dtype=np.int64)]
 
 
 def _check_bos(sequence: TokenSequence, eos_id: int | None) -> None:
@@ -110,10 +111,12 @@ def _check_mask(sequence: TokenSequence, chat: RenderedChat, turns: TurnChoice) 
         )
 
 
-def _turns(sequence: TokenSequence, chat: RenderedChat) -> tuple[Turn, ...]:
-    """The tokens of each message; the last one's reach to the end of the sequence."""
-    covered = TokenBytes.of(sequence)
-    assert covered is not None
-    end_bytes = _bytes_at(covered, chat.turn_ends[:-1])
-    ends = [*np.searchsorted(covered.starts, end_bytes).tolist(), sequence.n_tokens]
+def _turns(sequence: TokenSequence, char_edges: Ints, chat: RenderedChat) -> tuple[Turn, ...]:
+    """The tokens of each message; the last one's reach to the end of the sequence.
+
+    `char_edges` are the bytes at which characters of the text begin.
+    """
+    assert sequence.byte_offsets is not None
+    end_bytes = char_edges[[*chat.turn_ends[:-1]]]
+    ends = [*np.searchsorted(sequence.byte_offsets[:-1], end_bytes).tolist(), sequence.n_tokens]
     return tuple(map(Turn, chat.roles, [0, *ends], ends))

@@ -1,6 +1,6 @@
 """Prompts with responses, and chats, as token sequences whose loss mask is on the responses.
 
-Rules 8, 9, 13 and 14 of the numbers contract: the boundary of prompt and response, the cut of a
+Rules 8, 9, 13 and 14 of docs/numbers.md: the boundary of prompt and response, the cut of a
 prompt that is too long, and the ids that stand for the response alone.
 """
 

@@ -1,6 +1,6 @@
 """From a sample's text to the ids that the model sees, with BOS, EOS and bytes accounted for.
 
-Rules 4, 5, 6, 10 and 13 of the numbers contract. The Hugging Face tokenizer is asked for the
+Rules 4, 5, 6, 10 and 13 of docs/numbers.md. The Hugging Face tokenizer is asked for the
 text's own tokens only; BOS and EOS are put around them here, so that the output can report them.
 """
 

@@ -25,7 +25,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedTeacherRows
-from seqloss_cli.metrics.divergence import Documents, divergence_totals
+from seqloss_cli.metrics.divergence import DocumentSums, divergence_totals
 from seqloss_cli.metrics.intervals import share_estimate
 from seqloss_cli.metrics.resampling import cluster_quantiles
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
@@ -602,7 +602,7 @@ def test_estimates_are_over_documents(models: Path) -> None:
     gold = TeacherScorer.with_teacher(
         Scorer(ModelChoice(str(models / "b"))), ModelChoice(str(models / "a"))
     )
-    documents, sums = Documents(), []
+    documents, sums = DocumentSums(), []
     for each in gold.diverge(as_samples([TEXT[n:] for n in range(5)])):
         totals = divergence_totals(each)  # type: ignore[arg-type]
         documents.add(totals, each.counted_values())  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from seqloss_cli.display.html.charts import divergence_chart, position_chart
 from seqloss_cli.display.html.loss_page import LossGatherer, LossPageData
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.scales import KL_EDGES
-from seqloss_cli.metrics.divergence import DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
@@ -71,7 +71,7 @@ _HEADINGS = page.Headings(
 class DivergencePageData:
     """All that the page needs once the rows were read."""
 
-    documents: Documents
+    documents: DocumentSums
     sums: DivergenceTotals
     by_kl: LossPageData
     """The rows as if divergences were losses; sequences hold their sums in the field `_SUMS`."""
@@ -81,7 +81,7 @@ def gather_divergences(
     rows: Iterable[DivergenceRow], options: page.PageOptions
 ) -> DivergencePageData:
     """Read the rows once; what is kept of them is what the page shows."""
-    documents, sums, gatherer = Documents(), DivergenceTotals(), LossGatherer(options)
+    documents, sums, gatherer = DocumentSums(), DivergenceTotals(), LossGatherer(options)
     for order, row in enumerate(rows):
         documents.add(row.sums, row.counted_values())
         sums += row.sums
@@ -186,7 +186,7 @@ def _figures(
     return found
 
 
-def _quantiles(documents: Documents, kl: str) -> list[page.Table]:
+def _quantiles(documents: DocumentSums, kl: str) -> list[page.Table]:
     kls, deltas = documents.quantiles("kl"), documents.quantiles("delta_p")
     rows: list[page.TableRow] = [
         [f"{share:.0%}", Cell.of(kls[share]), Cell.of(deltas[share])]

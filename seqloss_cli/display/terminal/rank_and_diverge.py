@@ -15,7 +15,7 @@ from seqloss_cli.display.terminal.formatting import TableOptions
 from seqloss_cli.display.terminal.tables import add_rows
 from seqloss_cli.display.terminal.writer import Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
-from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, Documents
+from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
 
 _HEADERS = {"token": "per token", "byte": "per byte", "char": "per char", "pmi": "pmi"}
@@ -173,7 +173,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         self,
         console: Console,
         options: TableOptions,
-        documents: Documents,
+        documents: DocumentSums,
         measured: Callable[[], dict[str, Any] | None],
     ) -> None:
         """`documents` gives means and quantiles with intervals when all are scored, and `measured`
@@ -273,8 +273,7 @@ def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
 
 
 def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:
-    score, found, unit = scored.score, scored.divergences, options.unit
-    deltas = found.delta_p
+    score, found, unit = scored.score, scored.divergences.arrays, options.unit
     for t, text in enumerate(options.token_texts(score.sequence)):
         if not score.counted[t]:
             yield [
@@ -283,13 +282,13 @@ def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]
                 *[Text("-")] * 5,
             ]
             continue
-        kl, same = float(found.kls[t]), bool(found.same_top1[t])
+        kl, same = float(found["kl"][t]), bool(scored.divergences.same_top1[t])
         yield [
             Text(str(t), style="dim"),
             Text(fmt.visible(text), style=fmt.kl_style(kl)),
-            Text(unit.text(float(found.student_losses[t]))),
-            Text(unit.text(float(found.reference_losses[t]))),
+            Text(unit.text(float(found["student_loss"][t]))),
+            Text(unit.text(float(found["teacher_loss"][t]))),
             Text(unit.text(kl), style=fmt.kl_style(kl)),
-            Text(f"{deltas[t]:+.4f}"),
+            Text(f"{found['delta_p'][t]:+.4f}"),
             Text("=" if same else "≠", style="dim" if same else ""),
         ]

@@ -16,11 +16,11 @@ import numpy as np
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Bools, Entry, Floats, TokenSequence
 from seqloss_cli.metrics.divergence import (
-    FURTHER,
+    OPTIONAL_SUMS,
     SUMS,
     DivergenceScore,
     DivergenceTotals,
-    Documents,
+    DocumentSums,
 )
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results import schema as s
@@ -28,7 +28,7 @@ from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowKind, RowOpt
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_totals
 
-_AT_MOST, _CUTS = FURTHER[:2], FURTHER[2:]
+_AT_MOST, _CUTS = OPTIONAL_SUMS[:2], OPTIONAL_SUMS[2:]
 """Upper bounds, and shares of what a head was cut by: of these only the means are written."""
 
 
@@ -53,7 +53,7 @@ class DivergenceView:
 
 def divergence_rows(
     options: RowOptions,
-    documents: Documents,
+    documents: DocumentSums,
     measured: Callable[[], Row | None],
     in_part: bool = False,
 ) -> Rows[DivergenceScore, DivergenceTotals, Entry]:
@@ -96,7 +96,7 @@ def _delta_p(totals: DivergenceTotals) -> Row:
 
 def divergence_totals_row(
     totals: DivergenceTotals,
-    documents: Documents,
+    documents: DocumentSums,
     n_rejected: int,
     n_empty_lines: int,
     measured: Row | None,
@@ -142,21 +142,21 @@ def _sum(name: str) -> list[Key]:
     ]
 
 
-def _array(name: str, path: str, when: str = "tokens") -> Key:
+def _array(name: str, sum_name: str, when: str = "tokens") -> Key:
     """Return the key of an array of `Divergences`, null where a token is not scored."""
 
     def value(view: DivergenceView) -> Any:
-        values = getattr(view.diverged.divergences, path)
+        values = view.diverged.divergences.arrays.get(sum_name)
         return ABSENT if values is None else s.numbers_or_null(values, view.scored)
 
     return s.reals(name, value, lambda options: options.tokens and getattr(options, when))
 
 
-def _infinite(name: str, path: str) -> Key:
+def _infinite(name: str, sum_name: str) -> Key:
     """Return the key of the tokens where an array is infinite, and so null."""
 
     def value(view: DivergenceView) -> Any:
-        values = getattr(view.diverged.divergences, path)
+        values = view.diverged.divergences.arrays[sum_name]
         return s.ints(np.flatnonzero(np.isinf(values) & view.scored)) or ABSENT
 
     return s.wholes(name, value)
@@ -167,17 +167,17 @@ def _same_top1(view: DivergenceView) -> list[bool | None]:
     return [same if known else None for same, known in pairs]
 
 
-_CROSS_ENTROPIES = _array("token_losses", "cross_entropies")
+_CROSS_ENTROPIES = _array("token_losses", "cross_entropy")
 _ARRAYS = {
-    "teacher_entropy": _array("teacher_entropies", "reference_entropies"),
-    "kl": _array("kls", "kls"),
-    "kl_at_most": _array("kls_at_most", "kls_at_most", "bounds"),
-    "student_loss": _array("student_losses", "student_losses"),
-    "teacher_loss": _array("teacher_losses", "reference_losses"),
+    "teacher_entropy": _array("teacher_entropies", "teacher_entropy"),
+    "kl": _array("kls", "kl"),
+    "kl_at_most": _array("kls_at_most", "kl_at_most", "bounds"),
+    "student_loss": _array("student_losses", "student_loss"),
+    "teacher_loss": _array("teacher_losses", "teacher_loss"),
     "delta_p": _array("token_delta_p", "delta_p"),
 }
 """Columns of lines that are a token each, and the keys of their arrays."""
-_TOTALS, _MEANS = zip(*(_sum(name) for name in (*SUMS, *FURTHER)), strict=True)
+_TOTALS, _MEANS = zip(*(_sum(name) for name in (*SUMS, *OPTIONAL_SUMS)), strict=True)
 _SUM_KEYS = (
     s.whole("n_tokens", "totals.n_tokens"),
     s.whole("n_scored", "totals.n_scored"),
@@ -195,9 +195,9 @@ DIVERGENCE_KEYS = (
     *q.ENDS,
     *_SUM_KEYS,
     q.flags_key("totals.flags"),
-    _infinite("inf_losses", "student_losses"),
-    _infinite("inf_teacher_losses", "reference_losses"),
-    _infinite("inf_kls", "kls"),
+    _infinite("inf_losses", "student_loss"),
+    _infinite("inf_teacher_losses", "teacher_loss"),
+    _infinite("inf_kls", "kl"),
     q.TOKEN_IDS,
     q.TOKENS,
     _CROSS_ENTROPIES,
@@ -240,7 +240,7 @@ class DivergenceRow:
     Where `row.tokens` has nothing scored, they mean nothing."""
 
     def counted_values(self) -> dict[str, Floats] | None:
-        """Return the figures that `Documents` takes, of n counted tokens each: shape n."""
+        """Return the figures that `DocumentSums` takes, of n counted tokens each: shape n."""
         if self.columns is None or self.row.tokens is None:
             return None
         counted = self.row.tokens.counted
