@@ -64,7 +64,7 @@ def scores_of(
     requested: Requested = EVERYTHING,
     texts: list[str] = TEXTS,
 ) -> list[SequenceScore]:
-    """Texts through the pipeline with an engine of the test's own."""
+    """Texts through the pipeline with a backend of the test's own."""
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
     policy = WindowPolicy(CONTEXT, "--context", STRIDE)
     return scored(

@@ -167,16 +167,16 @@ def backend() -> TorchBackend:
     return TorchBackend(llama(), CONTEXT)
 
 
-def test_one_engine_of_a_fleet_has_less_memory(backend: TorchBackend) -> None:
+def test_one_of_several_devices_has_less_memory(backend: TorchBackend) -> None:
     expected = [outcome.losses for outcome in scores_of(backend)]
     other = TorchBackend(copy.deepcopy(backend.model), CONTEXT)
-    fleet: Any = MultiDeviceBackend([Narrow(backend, 40), Narrow(other, 10**9)])  # type: ignore[list-item]
-    found = list(scores_of(fleet, tokens=200))
-    assert fleet.n_too_large > 0
+    devices: Any = MultiDeviceBackend([Narrow(backend, 40), Narrow(other, 10**9)])  # type: ignore[list-item]
+    found = list(scores_of(devices, tokens=200))
+    assert devices.n_too_large > 0
     for outcome, losses in zip(found, expected, strict=True):
         np.testing.assert_allclose(outcome.losses, losses, rtol=0, atol=1e-4)
     members = [Narrow(backend, CONTEXT - 1), Narrow(other, CONTEXT - 1)]
-    fleet = MultiDeviceBackend(members)  # type: ignore[arg-type]
+    devices = MultiDeviceBackend(members)  # type: ignore[arg-type]
     with pytest.raises(OutOfMemoryError, match="--batch-tokens"):
-        list(scores_of(fleet))
-    assert_all_free(fleet, members)
+        list(scores_of(devices))
+    assert_all_free(devices, members)

@@ -47,15 +47,15 @@ from seqloss_cli.models.onednn import fuse_activations, use_onednn
 BUDGETS = (1, 40, 200, 4096)
 WAYS = (
     *("packed", "packed, head in blocks", "batched", "batched, head in blocks"),
-    *("single", "single, head in blocks", "plain", "as chosen", "fleet of two", "fleet of three"),
+    *("single", "single, head in blocks", "plain", "as chosen", "devices: two", "devices: three"),
     pytest.param("compiled", marks=NEEDS_COMPILER),
-    pytest.param("fleet of two, compiled", marks=NEEDS_COMPILER),
+    pytest.param("devices: two, compiled", marks=NEEDS_COMPILER),
 )
 
 
 @dataclass
 class Model:
-    """A model, the float64 model of the same weights, and its engines, each made once."""
+    """A model, the float64 model of the same weights, and its backends, each made once."""
 
     model: Any
     exact: Any
@@ -67,12 +67,12 @@ class Model:
         return self.backends[way]
 
     def _backend_of(self, way: str) -> Any:
-        if way.startswith("fleet"):
-            n_engines = {"two": 2, "three": 3}[way.split()[2].strip(",")]
-            fleet = [TorchBackend(copy.deepcopy(self.model), LONGEST) for _ in range(n_engines)]
-            for each in fleet if way.endswith("compiled") else []:
+        if way.startswith("devices"):
+            n_devices = {"two": 2, "three": 3}[way.split()[1].strip(",")]
+            devices = [TorchBackend(copy.deepcopy(self.model), LONGEST) for _ in range(n_devices)]
+            for each in devices if way.endswith("compiled") else []:
                 each.compile()
-            return MultiDeviceBackend(fleet)
+            return MultiDeviceBackend(devices)
         if way in ("as chosen", "compiled"):
             found = TorchBackend(self.model, LONGEST, share_prefix=True)
             if way == "compiled":
@@ -176,20 +176,20 @@ def test_rows_that_see_their_neighbours_would_be_noticed(
         [assert_true(grouped.exact, score) for score in scores]
 
 
-def test_a_fleet_gives_work_to_all_and_results_in_order(grouped: Model) -> None:
+def test_several_devices_give_work_to_all_and_results_in_order(grouped: Model) -> None:
     backends = [TorchBackend(copy.deepcopy(grouped.model), LONGEST) for _ in range(3)]
     counting = [Counting(backend) for backend in backends]
-    fleet = MultiDeviceBackend(counting_engines(counting))
-    assert fleet.capabilities.at_once == 3
+    devices = MultiDeviceBackend(counting_backends(counting))
+    assert devices.capabilities.at_once == 3
     sequences = random_rows(1, 80)
-    scores = scores_by(fleet, sequences, BatchPolicy(40))
+    scores = scores_by(devices, sequences, BatchPolicy(40))
     expected = scores_by(grouped.by("as chosen"), sequences, BatchPolicy(40))
     assert all(each.batches for each in counting)
     for a, b in zip(scores, expected, strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
 
 
-def counting_engines(counting: list[Counting]) -> Any:
+def counting_backends(counting: list[Counting]) -> Any:
     for each in counting:
         for name in ("path", "warnings", "compiled", "n_too_large"):
             setattr(each, name, getattr(each.backend, name))
