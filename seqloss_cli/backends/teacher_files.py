@@ -37,16 +37,16 @@ from seqloss_cli.core.records import (
 
 KIND, VERSION = "seqloss teacher", 1
 CHUNK = 2048
-_DTYPES = {
-    "top_ids": "<i4",
-    "top_log_probs": "<f8",
-    "rest_log_prob": "<f8",
-    "rest_own": "<f8",
-    "losses": "<f8",
-    "entropies": "<f8",
+_COLUMNS = {
+    "top_ids": ("<i4", "teacher_top_ids"),
+    "top_log_probs": ("<f8", "teacher_top_log_probs"),
+    "rest_log_prob": ("<f8", "teacher_rest_log_prob"),
+    "rest_own": ("<f8", "teacher_rest_p_log_p"),
+    "losses": ("<f8", "teacher_losses"),
+    "entropies": ("<f8", "teacher_entropies"),
 }
-_COLUMNS = {"losses": "teacher_losses", "entropies": "teacher_entropies"}
-"""Columns with another name where they are computed."""
+"""Key of a line to the type of its numbers and their name where they are computed; in the order of
+the fields of `SavedTeacherRows`."""
 _HEADER = {"top_k": int, "n_words": int}
 _PREFIX = b'{"key":"'
 _KEY_CHARS = slice(len(_PREFIX), len(_PREFIX) + 64)
@@ -77,13 +77,13 @@ class TeacherWriter:
 
     def add(self, score: SequenceScore) -> None:
         """Write a sequence that was scored beside the teacher, and count its divergences."""
-        places, key = np.flatnonzero(score.scored), key_of(score.sequence)
+        places, sequence_key = np.flatnonzero(score.scored), key_of(score.sequence)
         for start in range(0, len(places), CHUNK):
             chunk = places[start : start + CHUNK]
-            row: dict[str, Any] = {"key": key, "n": len(chunk)}
-            for name, dtype in _DTYPES.items():
-                column = score.columns[_COLUMNS.get(name, name)][chunk].astype(dtype)
-                row[name] = base64.b64encode(np.ascontiguousarray(column).tobytes()).decode()
+            row: dict[str, Any] = {"key": sequence_key, "n": len(chunk)}
+            for key, (dtype, name) in _COLUMNS.items():
+                column = score.columns[name][chunk].astype(dtype)
+                row[key] = base64.b64encode(np.ascontiguousarray(column).tobytes()).decode()
             self._line(row)
         counted = score.counted
         if counted.any():
@@ -210,16 +210,16 @@ class TeacherFile:
         self._file.seek(place)
         try:
             row = orjson.loads(self._file.readline())
-            columns = {name: self._column(row, name) for name in _DTYPES}
-            assert {len(column) for column in columns.values()} == {row["n"]}
+            columns = [self._column(row, key, dtype) for key, (dtype, _) in _COLUMNS.items()]
+            assert {len(column) for column in columns} == {row["n"]}
             assert row["n"] >= n_least
         except (ValueError, KeyError, TypeError, AssertionError, binascii.Error) as error:
             raise RunError(f"--teacher {self.path}: is damaged at byte {place}") from error
-        return SavedTeacherRows(**columns)
+        return SavedTeacherRows(*columns)
 
-    def _column(self, row: Mapping[str, Any], name: str) -> NDArray[Any]:
-        values = np.frombuffer(base64.b64decode(row[name], validate=True), dtype=_DTYPES[name])
-        return values.reshape(-1, int(self.header["top_k"])) if name.startswith("top_") else values
+    def _column(self, row: Mapping[str, Any], key: str, dtype: str) -> NDArray[Any]:
+        values = np.frombuffer(base64.b64decode(row[key], validate=True), dtype=dtype)
+        return values.reshape(-1, int(self.header["top_k"])) if key.startswith("top_") else values
 
 
 class RowsOfFile:
@@ -238,11 +238,9 @@ class RowsOfFile:
     def at(self, targets: Ints) -> SavedTeacherRows:
         """Return what the file knows at scored tokens of the sequence (shape M), in their order."""
         lines, places = np.divmod(self._numbers[targets], CHUNK)
-        parts: list[dict[str, NDArray[Any]]] = []
-        for number in np.unique(lines).tolist():
-            line, here = self._line(number), places[lines == number]
-            parts.append({name: getattr(line, name)[here] for name in _DTYPES})
-        return SavedTeacherRows(**{n: np.concatenate([part[n] for part in parts]) for n in _DTYPES})
+        return SavedTeacherRows.join(
+            self._line(number).take(places[lines == number]) for number in np.unique(lines).tolist()
+        )
 
 
 def _short(key: bytes) -> int:

@@ -166,6 +166,17 @@ class Requested:
         object.__setattr__(self, "top_k", top_k)
         object.__setattr__(self, "word_boundary_ids", word_boundary_ids)
 
+    def require_arrays(self, columns: Iterable[str]) -> None:
+        """Raise RuntimeError where a backend's arrays are not those that it was asked for."""
+        # Zeros in the place of one that was left out would be written as if they were figures.
+        given = set(columns)
+        for column in self.columns:
+            if missing := [name for name in column.array_names if name not in given]:
+                raise RuntimeError(f"the backend gave no {missing[0]}")
+            given.difference_update(column.array_names, column.optional_arrays)
+        if given:
+            raise RuntimeError(f"the backend gave {given.pop()}, which nobody asked for")
+
     def asks_for(self, name: str) -> bool:
         """Return whether the column of this name is to be computed."""
         return any(column.name == name for column in self.columns)

@@ -37,6 +37,8 @@ class TokenColumn:
     """The flag's help."""
     arrays: tuple[str, ...] = ()
     """Names of its arrays in `SequenceScore.columns`, where it is not one called `name`."""
+    optional_arrays: tuple[str, ...] = ()
+    """Names of arrays that are there only where they mean something."""
     is_standard: bool = False
     """Run records name it where it was not asked for, too, and pages that lack it say so. False
     for what came after the first release: --resume compares records with those of older files."""
@@ -109,8 +111,24 @@ DIVERGENCES = TokenColumn(
     "--teacher",
     "internal",
     arrays=("kls", "teacher_losses", "teacher_entropies", "same_top1"),
+    # Where a teacher is known in part, and where the heads are of different widths.
+    optional_arrays=("kls_at_most", "student_cut", "teacher_cut"),
 )
 """A teacher's losses and entropies, and the model's divergence from it."""
+SAVED_TEACHER = TokenColumn(
+    "saved_teacher",
+    "--save-teacher",
+    "internal",
+    # Not `top_ids`: those are the model's own, wherever they are.
+    arrays=(
+        "teacher_top_ids",
+        "teacher_top_log_probs",
+        "teacher_rest_log_prob",
+        "teacher_rest_p_log_p",
+        "kls_in_part",
+    ),
+)
+"""The part of a teacher's distributions that a file keeps, and the divergence that it gives."""
 
 
 def cell_columns(columns: Iterable[TokenColumn] = COLUMNS) -> Iterator[TokenColumn]:

@@ -6,9 +6,9 @@ Arrays run parallel per sequence; there is never an object per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +177,7 @@ class PromptBoundary:
     turns: tuple[Turn, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SavedTeacherRows:
+class SavedTeacherRows(NamedTuple):
     """A teacher's distributions at M tokens, as far as a file knows them; nats."""
 
     top_ids: NDArray[np.int32]
@@ -187,12 +186,22 @@ class SavedTeacherRows:
     """Shape M x K."""
     rest_log_prob: Floats
     """Shape M: of all other ids together."""
-    rest_own: Floats
+    rest_p_log_p: Floats
     """Shape M: Σ q ln q over these."""
     losses: Floats
     """Shape M: the teacher's own."""
     entropies: Floats
     """Shape M: of its whole distributions."""
+
+    def take(self, places: Ints | Bools) -> SavedTeacherRows:
+        """Return the rows at these places (P indexes or a mask of shape M), in their order."""
+        columns: Iterable[NDArray[Any]] = self
+        return SavedTeacherRows(*(column[places] for column in columns))
+
+    @classmethod
+    def join(cls, parts: Iterable[SavedTeacherRows]) -> SavedTeacherRows:
+        """Return the M rows of all parts, one after another."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class SavedTeacher(Protocol):

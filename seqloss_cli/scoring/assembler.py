@@ -11,7 +11,7 @@ from seqloss_cli.core.backend import Part, Requested, TokenScores
 from seqloss_cli.core.columns import WORD_BOUNDARIES
 from seqloss_cli.core.records import Bools, Ints, Outcome, SequenceScore, TokenSequence, rejection
 
-_DTYPES = {"whole": np.int64, "real": np.float64}
+_DTYPES = {"whole": np.dtype(np.int64), "real": np.dtype(np.float64)}
 
 
 class ScoreAssembler:
@@ -20,7 +20,6 @@ class ScoreAssembler:
     def __init__(self, sequence: TokenSequence, requested: Requested) -> None:
         n = sequence.n_tokens
         self._sequence = sequence
-        self._asked = [name for column in requested.columns for name in column.array_names]
         self._losses = np.zeros(n)
         self._scored = np.zeros(n, dtype=bool)
         self._context_lengths = np.zeros(n, dtype=np.int64)
@@ -30,21 +29,18 @@ class ScoreAssembler:
             for column in requested.columns
             if column.kind in _DTYPES
         }
-        if WORD_BOUNDARIES in requested.columns:
-            self._columns[WORD_BOUNDARIES.name] = np.full((n + 1, 3), np.nan)
+        self._of_loss: list[NDArray[Any]] = []
+        """Internal columns of shape N, float64, of which losses are made."""
+        self._boundaries: NDArray[Any] | None = None
+        if requested.word_boundary_ids is not None:
+            self._boundaries = np.full((n + 1, 3), np.nan)
+            self._columns[WORD_BOUNDARIES.name] = self._boundaries
 
     def take(self, part: Part, scores: TokenScores) -> None:
-        """Store the scores of one window's targets.
-
-        Raises RuntimeError where a backend left out a column that it was asked for: zeros in its
-        place would be written as if they were figures.
-        """
-        for name in self._asked:
-            if name not in scores.columns:
-                raise RuntimeError(f"the backend gave no {name}")
+        """Store the scores of one window's targets, whose columns are those that were requested."""
         targets, places = part.targets, part.scores
-        if (ends := self._columns.get(WORD_BOUNDARIES.name)) is not None:
-            ends[targets] = scores.columns[WORD_BOUNDARIES.name][places]
+        if self._boundaries is not None:
+            self._boundaries[targets] = scores.columns[WORD_BOUNDARIES.name][places]
         if targets[-1] == len(self._losses):
             # The end of the text: of what follows the last token, word boundaries are all there is.
             targets, places = targets[:-1], _all_but_the_last(places)
@@ -53,15 +49,22 @@ class ScoreAssembler:
         self._scored[targets] = True
         self._context_lengths[targets] = part.window.context_length(0) + targets
         for name, values in scores.columns.items():
-            if name == WORD_BOUNDARIES.name:
-                continue
-            if name not in self._columns:  # as wide as the first scores say
-                shape = (len(self._losses), *values.shape[1:])
-                self._columns[name] = np.zeros(shape, dtype=values.dtype)
-            self._columns[name][targets] = values[places]
+            column = self._columns.get(name)
+            if column is None:
+                column = self._add(name, values)
+            if column is not self._boundaries:
+                column[targets] = values[places]
+
+    def _add(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Make the array of a column that is as wide as the first scores say."""
+        column = np.zeros((len(self._losses), *values.shape[1:]), dtype=values.dtype)
+        if column.ndim == 1 and column.dtype == np.float64:
+            self._of_loss.append(column)
+        self._columns[name] = column
+        return column
 
     def outcome(self) -> Outcome:
-        """Return the sequence's score, or its rejection where anything that was computed is NaN."""
+        """Return the sequence's score, or its rejection where what a loss is made of is NaN."""
         mask = self._sequence.score_mask
         assert (self._scored[1:] == mask[1:]).all(), "each target is scored once"
         broken = self._broken()
@@ -82,16 +85,12 @@ class ScoreAssembler:
         )
 
     def _broken(self) -> Bools:
-        """Shape N: the loss or a column is NaN. What follows the last token counts there."""
-        n = len(self._losses)
+        """Return a mask of tokens at which a loss is NaN; what follows the last counts there."""
         broken: Bools = np.isnan(self._losses)
-        for values in self._columns.values():
-            if values.dtype != np.float64:
-                continue
-            is_nan = np.isnan(values) if values.ndim == 1 else np.isnan(values).any(axis=1)
-            broken |= is_nan[:n] & self._scored
-            if len(values) > n and self._sequence.end_scored:
-                broken[-1] |= is_nan[n]
+        for values in self._of_loss:
+            broken |= np.isnan(values)
+        if self._boundaries is not None and self._sequence.end_scored:
+            broken[-1] |= np.isnan(self._boundaries[-1, 0])
         return broken
 
 

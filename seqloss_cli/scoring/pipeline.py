@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -101,6 +101,7 @@ def score_samples(
         n_targets = sum(int(s.score_mask[1:].sum()) + s.end_scored for s in sequences)
         for batch, scores in _scored(block, backend, requested):
             assert len(scores.losses) == len(batch.targets)
+            requested.require_arrays(scores.columns)
             for part in batch.parts:
                 assemblers[part.sequence].take(part, scores)
                 n_done += len(part.targets)
@@ -204,11 +205,7 @@ def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     assert len(found) == len(parts), "all sequences of a run have a teacher, or none"
     places = np.concatenate([np.arange(len(batch.targets))[part.scores] for part, _ in parts])
     order = np.argsort(places)
-    columns = (
-        np.concatenate([getattr(saved, field.name) for saved in found])[order]
-        for field in fields(SavedTeacherRows)
-    )
-    return replace(batch, saved=SavedTeacherRows(*columns))
+    return replace(batch, saved=SavedTeacherRows.join(found).take(order))
 
 
 def _outcomes(block: _Block, finished: Iterator[ScoreAssembler]) -> Iterator[Outcome]:

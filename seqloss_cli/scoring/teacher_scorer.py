@@ -11,6 +11,7 @@ from typing import Any
 from seqloss_cli.backends.opening import open_teacher
 from seqloss_cli.backends.teacher_files import TeacherFile
 from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
@@ -70,7 +71,8 @@ class TeacherScorer:
         cls, scorer: Scorer, teacher: ModelChoice | TeacherFile, reference: str, top_k: int = 0
     ) -> TeacherScorer:
         compared = open_teacher(scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k)
-        found = cls(scorer.beside(compared), reference, TEACHER_REQUEST, teacher_divergences)
+        requested = Requested(internal=(DIVERGENCES, SAVED_TEACHER)) if top_k else TEACHER_REQUEST
+        found = cls(scorer.beside(compared), reference, requested, teacher_divergences)
         found.teacher, found.warnings = compared.record, list(compared.backend.warnings)
         return found
 

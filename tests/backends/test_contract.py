@@ -22,14 +22,20 @@ from seqloss_cli.core.backend import (
     Requested,
     TokenScores,
 )
-from seqloss_cli.core.columns import COLUMNS, DIVERGENCES, MEAN_LOG_PROB, WORD_BOUNDARIES
+from seqloss_cli.core.columns import (
+    COLUMNS,
+    DIVERGENCES,
+    MEAN_LOG_PROB,
+    SAVED_TEACHER,
+    WORD_BOUNDARIES,
+)
 from seqloss_cli.core.policies import BatchPolicy, PairPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.core.records import Pair, Rejected
 from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
-INTERNAL = (WORD_BOUNDARIES, MEAN_LOG_PROB, DIVERGENCES)
+INTERNAL = (WORD_BOUNDARIES, MEAN_LOG_PROB, DIVERGENCES, SAVED_TEACHER)
 
 
 @pytest.fixture
@@ -119,6 +125,10 @@ def test_a_teacher_is_opened_by_the_backend_of_the_student(
     monkeypatch.setattr(losses_only, "open_teacher", open_teacher, raising=False)
     found = TeacherScorer.with_teacher(scorer, choice, 3)
     assert found.teacher == {"asked": (choice, scorer.windows, 3)}
+    knows_no_rest = Capabilities(quantities=frozenset([DIVERGENCES.name]))
+    monkeypatch.setattr(LossesOnly, "capabilities", knows_no_rest)
+    with pytest.raises(UsageError, match="--save-teacher"):
+        found.diverge([])
 
 
 @pytest.mark.usefixtures("named")

@@ -110,7 +110,6 @@ def stubbed() -> Iterator[None]:
         losses = self._student.score(batch, Requested()).losses
         mixed = np.where(np.isfinite(losses), 16 * losses, 0).astype(np.int64) + batch.targets
         further: dict[str, Any] = {
-            "student_losses": losses,
             "kls": 0.0625 * (mixed % 23),
             "same_top1": mixed % 3 > 0,
         }
@@ -125,10 +124,12 @@ def stubbed() -> Iterator[None]:
         further["teacher_entropies"] = 0.0625 * (mixed % 29)
         if n := self._top_k:
             further |= {
-                "top_ids": ((batch.targets[:, None] + np.arange(n)) % 4096).astype(np.int32),
-                "top_log_probs": -0.125 * (1 + np.arange(n)) + 0 * losses[:, None],
-                "rest_log_prob": np.full(len(losses), -0.5),
-                "rest_own": np.full(len(losses), -1.5),
+                "teacher_top_ids": ((batch.targets[:, None] + np.arange(n)) % 4096).astype(
+                    np.int32
+                ),
+                "teacher_top_log_probs": -0.125 * (1 + np.arange(n)) + 0 * losses[:, None],
+                "teacher_rest_log_prob": np.full(len(losses), -0.5),
+                "teacher_rest_p_log_p": np.full(len(losses), -1.5),
                 "kls_in_part": 0.0625 * (mixed % 19),
             }
         return TokenScores(losses, further)

@@ -166,14 +166,16 @@ def test_what_is_saved_bounds_the_divergence(
     ids = torch.arange(5) % n_words
     further = diverge(logits_of(student), logits_of(teacher), ids, n_words, top_k).columns
     q = teacher.double().log_softmax(1)
-    known = torch.tensor(further["top_ids"]).long()
+    known = torch.tensor(further["teacher_top_ids"]).long()
     rest = q.exp().scatter(1, known, 0.0)
-    np.testing.assert_allclose(np.exp(further["rest_log_prob"]), rest.sum(1), rtol=1e-9, atol=0)
+    np.testing.assert_allclose(
+        np.exp(further["teacher_rest_log_prob"]), rest.sum(1), rtol=1e-9, atol=0
+    )
     own = torch.where(rest > 0, rest * q, 0.0).sum(1)
-    np.testing.assert_allclose(further["rest_own"], own, rtol=1e-6, atol=1e-15)
-    names = ("top_ids", "top_log_probs", "rest_log_prob", "rest_own")
+    np.testing.assert_allclose(further["teacher_rest_p_log_p"], own, rtol=1e-6, atol=1e-15)
+    names = ("top_ids", "top_log_probs", "rest_log_prob", "rest_p_log_p")
     saved = SavedTeacherRows(
-        **{name: further[name] for name in names},
+        **{name: further[f"teacher_{name}"] for name in names},
         losses=further["teacher_losses"],
         entropies=further["teacher_entropies"],
     )

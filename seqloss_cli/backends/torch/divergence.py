@@ -50,9 +50,10 @@ def diverge(
             for name, logits, block in cuts:
                 found[name] = _cut_share(block, targets_M[rows], vocab_size, logits.vocab_size)
         if top_k:
-            theirs = _known(of_teacher, found["top_ids"], vocab_size)
-            ours = _known(of_student, found["top_ids"], vocab_size)
-            found |= {name: theirs[name] for name in ("rest_log_prob", "rest_own")}
+            theirs = _known(of_teacher, found["teacher_top_ids"], vocab_size)
+            ours = _known(of_student, found["teacher_top_ids"], vocab_size)
+            rest = ("rest_log_prob", "rest_p_log_p")
+            found |= {f"teacher_{name}": theirs[name] for name in rest}
             found["kls_in_part"], _ = kl_bounds(theirs, ours)
         parts.append(found)
     return _joined(parts)
@@ -66,7 +67,7 @@ def diverge_from_saved(
     parts = []
     on_device = {
         name: torch.from_numpy(getattr(saved, name)).to(targets_M.device)
-        for name in ("top_ids", "top_log_probs", "rest_log_prob", "rest_own")
+        for name in ("top_ids", "top_log_probs", "rest_log_prob", "rest_p_log_p")
     }
     for rows in _chunks(len(targets_M), student):
         block, of = _block(student, rows), {name: each[rows] for name, each in on_device.items()}
@@ -108,7 +109,7 @@ def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tenso
     apart = torch.where(others > 0, theirs["rest_log_prob"] - ours["rest_log_prob"], 0.0)
     at_least = inside + others * apart
     least = torch.where(others > 0, ours["least_log_prob"], 0.0)
-    return at_least, torch.maximum(at_least, inside + theirs["rest_own"] - others * least)
+    return at_least, torch.maximum(at_least, inside + theirs["rest_p_log_p"] - others * least)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
@@ -201,6 +202,6 @@ class _StudentAndTeacher:
             "same_top1": (ours.ids_M1 == theirs.ids_M1)[:, 0],
         }
         if "top_ids" in of_teacher.columns:
-            found["top_ids"] = of_teacher.columns["top_ids"].int()
-            found["top_log_probs"] = of_teacher.columns["top_log_probs"]
+            found["teacher_top_ids"] = of_teacher.columns["top_ids"].int()
+            found["teacher_top_log_probs"] = of_teacher.columns["top_log_probs"]
         return found

@@ -281,13 +281,14 @@ class KnownIds(Quantity):
         self._rest_M1 = block.scale * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
     def arrays(self, sums: Sums) -> dict[str, Tensor]:
-        """Return `log_probs` (M x K), and of the others (shape M) `rest_log_prob`, `rest_own` =
-        Σ p ln p and `least_log_prob`, the least log-probability of any id; nats."""
+        """Return `log_probs` (M x K), and of the others (shape M) `rest_log_prob`,
+        `rest_p_log_p` = Σ p ln p, and `least_log_prob`, the least log-probability of any id.
+        In nats."""
         own_M1 = (self._rest_spread_M1 - sums.log_sum * self._rest_M1) / sums.total
         return {
             "log_probs": self._logits_MK.double() - sums.log_normaliser,
             "rest_log_prob": (self._rest_M1.log() - sums.log_sum)[:, 0],
-            "rest_own": own_M1[:, 0],
+            "rest_p_log_p": own_M1[:, 0],
             "least_log_prob": (self._min_M1.double() - sums.log_normaliser)[:, 0],
         }
 

@@ -8,7 +8,7 @@ from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
 from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
-from seqloss_cli.core.columns import DIVERGENCES
+from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 
 
 class StudentTeacherBackend:
@@ -28,7 +28,7 @@ class StudentTeacherBackend:
         self.capabilities = Capabilities(
             one_row=any(model.capabilities.one_row for model in models),
             longest_packed=min(model.capabilities.longest_packed for model in models),
-            quantities=frozenset([DIVERGENCES.name]),
+            quantities=frozenset([DIVERGENCES.name, *([SAVED_TEACHER.name] if top_k else [])]),
         )
 
     @property
