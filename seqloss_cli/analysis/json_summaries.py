@@ -16,8 +16,7 @@ from seqloss_cli.analysis.summarize import GroupSummary, Summary, SummaryOptions
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.files import ResultsFile
-from seqloss_cli.results.runs import Difference
+from seqloss_cli.results.files import Difference, ResultsFile
 from seqloss_cli.results.schema import json_bytes
 from seqloss_cli.results.schema.score_keys import totals_row
 

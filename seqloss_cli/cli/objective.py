@@ -49,7 +49,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.analysis.objective import find_objective
     from seqloss_cli.display.terminal.comparisons import objective_view
     from seqloss_cli.display.terminal.formatting import Unit
-    from seqloss_cli.results.runs import TOKENIZER, run_differences
+    from seqloss_cli.results.files import TOKENIZER, run_differences
 
     options = r.comparison_options(ctx)
 

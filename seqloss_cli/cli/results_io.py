@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.joining import JoinReport
-    from seqloss_cli.results.files import ResultsFile, ResultsOf
-    from seqloss_cli.results.runs import Difference
+    from seqloss_cli.results.files import Difference, ResultsFile, ResultsOf
     from seqloss_cli.results.schema import RowKind
     from seqloss_cli.results.schema.scores import ResultRow
 
@@ -153,7 +152,7 @@ def settle_runs(
 
     Raises UsageError when their policies differ and that is not allowed.
     """
-    from seqloss_cli.results.runs import NUMERICS, POLICIES, TOKENIZER, run_differences
+    from seqloss_cli.results.files import NUMERICS, POLICIES, TOKENIZER, run_differences
 
     if not allow_different:
         require_same(

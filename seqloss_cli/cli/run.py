@@ -22,8 +22,7 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import TableOptions
 from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
-from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial
-from seqloss_cli.results.runs import require_same_run
+from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial, require_same_run
 from seqloss_cli.results.schema import RowOptions, Rows, Summable
 from seqloss_cli.results.sinks import cut, earlier_output, open_sink, partial_path
 from seqloss_cli.scoring.tasks import FinishedInputs, Task

@@ -57,7 +57,7 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.analysis.summarize import summarize as summed
     from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.display.terminal.summaries import summary_view
-    from seqloss_cli.results.runs import run_differences
+    from seqloss_cli.results.files import run_differences
 
     arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
     statistics = given(ctx, r.StatisticsSettings)

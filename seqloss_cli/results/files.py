@@ -1,8 +1,11 @@
-"""Results files read back: JSONL, one JSON document, or Parquet, told apart by how they begin."""
+"""Results files read back: JSONL, one JSON document, or Parquet, told apart by how they begin.
+
+Here, too: the differences between the runs of two files that change their numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +16,6 @@ from seqloss_cli.inputs.streams import STDIN, open_input
 from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
 from seqloss_cli.results.formats.json import NoResultsError
-from seqloss_cli.results.runs import run_differences
 from seqloss_cli.results.schema import RowKind
 from seqloss_cli.results.schema.scores import ResultRow, loss_kinds
 
@@ -188,3 +190,54 @@ def _is_of(name: str, format: Format) -> bool:
     except RowError:
         # Reported where it is opened to be read.
         return False
+
+
+POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")
+"""What the tokens of a text are, and which of them count: other numbers for the same model."""
+MODEL = ("model", "revision", "weights_sha256")
+TOKENIZER = ("tokenizer_sha256",)
+TOKENS = ("bos_token_id", "eos_token_id")
+"""Policies, too, between runs with one tokenizer."""
+NUMERICS = ("context", "stride", "dtype", "quantization", "adapter")
+"""The same tokens, seen with more or less before them, more or less exactly, or by a model that was
+adapted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key of two run records with another value in each."""
+
+    key: str
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        if isinstance(self.first, Mapping) and isinstance(self.second, Mapping):
+            a, b = self.first, self.second
+            keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+            parts = (f"{key} {_shown(a.get(key))} and {_shown(b.get(key))}" for key in keys)
+            return f"{self.key}: {', '.join(parts)}"
+        return f"{self.key} {_shown(self.first)} and {_shown(self.second)}"
+
+
+def run_differences(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    keys: Sequence[str] = (*MODEL, *TOKENIZER, *POLICIES, *NUMERICS),
+) -> list[Difference]:
+    """Return differences that change numbers: of names only where the weights differ, too."""
+    # A checkpoint may have been moved, or fetched under another name.
+    same_weights = first.get("weights_sha256") == second.get("weights_sha256") is not None
+    skipped = ("model", "revision") if same_weights else ()
+    same_tokenizer = first.get("tokenizer_sha256") == second.get("tokenizer_sha256")
+    more = TOKENS if same_tokenizer and "bos" in keys else ()
+    return [
+        Difference(key, first.get(key), second.get(key))
+        for key in (*keys, *more)
+        if first.get(key) != second.get(key) and key not in skipped
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value).lower() if value is True else str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

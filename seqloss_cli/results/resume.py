@@ -8,8 +8,9 @@ damaged disk: they are counted, so that nobody loses them without a word.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from errno import ENXIO
 from io import BufferedReader
 from itertools import islice
@@ -18,13 +19,24 @@ from typing import Any, Generic
 
 import orjson
 
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.records import Rejected
+from seqloss_cli.core.options import Option, option_fields
+from seqloss_cli.core.policies import (
+    BatchPolicy,
+    ModelChoice,
+    PairPolicy,
+    Reading,
+    SpeedPolicy,
+    TokenPolicy,
+    WindowChoice,
+)
+from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
-_LONGEST_SHOWN = 60
 _PIECE = 1 << 20
 _MEND = "give the inputs of the first run, or --force to start anew"
 
@@ -151,10 +163,6 @@ def _pass_hole(stream: BufferedReader) -> bool:
     return True
 
 
-def ignore_checked() -> None:
-    """Do nothing: nobody waits for it."""
-
-
 class KeptRows(Generic[Sums, Unscored]):
     """The rows that are kept, checked one by one as the inputs are read again."""
 
@@ -163,7 +171,7 @@ class KeptRows(Generic[Sums, Unscored]):
         file: PartialFile,
         rows: Rows[Any, Sums, Unscored],
         zero: Sums,
-        when_all_checked: Callable[[], None] = ignore_checked,
+        when_all_checked: Callable[[], object] = lambda: None,
     ) -> None:
         """`zero` are the sums of no row. `when_all_checked` is called after the last row: until
         then the file may turn out to be of other inputs."""
@@ -233,6 +241,105 @@ def _named(entry: Any) -> str:
     return f"{where} (id {_shown(item.id)})"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+def _shown(value: object, longest: int = 60) -> str:
+    text = "missing" if value is _ABSENT else repr(value)
+    return text if len(text) <= longest else text[:longest] + "…"
+
+
+_MAY_DIFFER = ("type", "started_at")
+_RECORDS = {
+    "": (ModelChoice, TokenPolicy, WindowChoice, PairPolicy, BatchPolicy, SpeedPolicy),
+    "pairs.": (PairPolicy,),
+    "reading.": (Reading,),
+}
+"""Settings that a run record holds, by the part of it."""
+# Keys that are named as their flags, and that no record of options declares.
+_SAME_NAME = (
+    *("reading.prompt_field", "reading.response_field", "reading.separator", "reading.chat"),
+    *("reading.regions", "rows.words", "rows.word_correction", "rows.context_lengths"),
+    *(f"rows.{column.option}" for column in COLUMNS),
+    *("rows.pmi", "rows.summary"),
+)
+_FLAGS = {
+    prefix + (field.declaration.key or field.name): (field.declaration.flag, field.is_negative)
+    for prefix, records in _RECORDS.items()
+    for record in records
+    for field in option_fields(record)
+    if isinstance(field.declaration, Option)
+}
+_FLAGS |= {key: ("--" + key.split(".")[-1].replace("_", "-"), False) for key in _SAME_NAME}
+_FLAGS |= {"rows.text": ("--no-text", True), "rows.tokens": ("--no-tokens", True)}
+"""Key to its flag, and whether that turns it off."""
+_OTHER_ADVICE = {
+    "reading.inputs": "name the same FILES",
+    "reading.regions_sha256": "--regions FILE with the same content",
+    "pairs.chat_template_sha256": "--chat-template FILE with the same template",
+    "schema_version": "the seqloss that began it",
+    "weights_sha256": "the same weights",
+    "quantization": "--quantize as it was given then",
+}
+_ABSENT = object()
+
+
+def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> None:
+    """Raise UsageError with every difference between a results file's run line and this run.
+
+    Each is named with the flag that mends it.
+    """
+    # Through JSON, as what is there has been: tuples are lists in it.
+    own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
+    there, here = dict(_flat(recorded)), dict(_flat(own))
+    differences = [
+        _difference(key, there.get(key, _ABSENT), here.get(key, _ABSENT))
+        for key in {**there, **here}
+        if there.get(key, _ABSENT) != here.get(key, _ABSENT)
+    ]
+    if differences:
+        raise UsageError(
+            f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "
+            "given then, or --force to start anew"
+        )
+
+
+def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield keys with their values, those of parts as `part.key`."""
+    for key, value in run.items():
+        if key in _MAY_DIFFER:
+            continue
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    advice = _advice(key, there)
+    values = f"{_shown(there, 80)} there and {_shown(here, 80)} here"
+    return f"{key} is {values}" + (advice and f" ({advice})")
+
+
+def _advice(key: str, there: Any) -> str:
+    """Return what to give on the command line to have the value that is there."""
+    if key in _OTHER_ADVICE:
+        return _OTHER_ADVICE[key]
+    flag, is_negative = _FLAGS.get(key, ("", False))
+    # Options that came later are named only where they are given.
+    if there is _ABSENT:
+        return _switched(flag, False) if flag and not is_negative else ""
+    if key.startswith("versions."):
+        return "the same version"
+    if is_negative:
+        return _switched(flag, not there)
+    if not flag:
+        return ""
+    # `--compile auto` was decided by the machine: what it came to is named.
+    if key == "compiled":
+        return f"{flag} {'on' if there else 'off'}"
+    # Nothing was given then, or a flag that takes no value.
+    if there is None or isinstance(there, bool):
+        return _switched(flag, bool(there))
+    return f"{flag} {shlex.quote(str(there))}"
+
+
+def _switched(flag: str, on: bool) -> str:
+    return f"give {flag}" if on else f"leave {flag} out"

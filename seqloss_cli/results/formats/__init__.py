@@ -1,6 +1,7 @@
 """The formats of results for machines, a record each: how it is written and read, what it holds.
 
-A new format is a module here and an entry of `FORMATS`: choices, extensions and refusals follow.
+A new format is a module here, a line of `_write` and an entry of `FORMATS`: choices, extensions
+and refusals follow.
 Nothing heavy is imported before a format is used: the command line reads the names when it starts.
 """
 
@@ -44,15 +45,6 @@ class Writer(Protocol[Result, Sums]):
         """Write what comes after all results."""
 
 
-def no_conflicts(asked: RowChoice) -> Iterator[str]:
-    """Yield nothing: the format holds whatever is asked for."""
-    yield from ()
-
-
-def nothing_missing() -> None:
-    """Return: the format needs no further package."""
-
-
 @dataclass(frozen=True, slots=True)
 class Format:
     """A format of results, and what it can hold."""
@@ -73,9 +65,9 @@ class Format:
     """The run and its totals are in it."""
     resumable: bool = False
     """Rows stand in lines, so that an interrupted run can go on after the last whole one."""
-    conflicts: Callable[[RowChoice], Iterator[str]] = no_conflicts
+    conflicts: Callable[[RowChoice], Iterator[str]] = lambda asked: iter(())
     """Why it cannot hold what is asked for."""
-    require_package: Callable[[], object] = nothing_missing
+    require_package: Callable[[], object] = lambda: None
     """Raises UsageError when a package that it needs is not installed."""
 
 
@@ -89,19 +81,19 @@ LEVELS: Mapping[str, tuple[str, ...]] = {
 """Command to what a line of its formats with levels can be, the default first."""
 
 
-# What follows imports when it is called: numpy and orjson would cost `--help` a tenth of a second.
+def _write(name: str, sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
+    # Imported when a run writes: numpy and orjson would cost `--help` a tenth of a second.
+    from seqloss_cli.results.formats import delimited, json, parquet
 
-
-def _write_json(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
-    from seqloss_cli.results.formats.json import JsonWriter
-
-    return JsonWriter(sink, rows)
-
-
-def _write_jsonl(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
-    from seqloss_cli.results.formats.json import JsonlWriter
-
-    return JsonlWriter(sink, rows)
+    writers: dict[str, Callable[..., Writer[Any, Any]]] = {
+        "json": json.JsonWriter,
+        "jsonl": json.JsonlWriter,
+        "openai": json.OpenAIWriter,
+        "parquet": parquet.ParquetWriter,
+        "csv": partial(delimited.LineWriter, level, ","),
+        "tsv": partial(delimited.LineWriter, level, "\t"),
+    }
+    return writers[name](sink, rows)
 
 
 def _read_json(name: str) -> Records:
@@ -110,10 +102,10 @@ def _read_json(name: str) -> Records:
     return read_json(name)
 
 
-def _write_openai(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
-    from seqloss_cli.results.formats.openai import OpenAIWriter
+def _read_parquet(name: str) -> Records:
+    from seqloss_cli.results.formats.parquet import read_parquet_rows
 
-    return OpenAIWriter(sink, rows)
+    return enumerate(read_parquet_rows(name), start=1)
 
 
 def _openai_conflicts(asked: RowChoice) -> Iterator[str]:
@@ -127,30 +119,10 @@ def _openai_conflicts(asked: RowChoice) -> Iterator[str]:
             yield f"--format openai has no place for {flag}; --json has"
 
 
-def _write_parquet(sink: BinaryIO, rows: Rows[Any, Any, Any], level: str) -> Writer[Any, Any]:
-    from seqloss_cli.results.formats.parquet import ParquetWriter
-
-    return ParquetWriter(sink, rows)
-
-
-def _read_parquet(name: str) -> Records:
-    from seqloss_cli.results.formats.parquet import read_parquet_rows
-
-    return enumerate(read_parquet_rows(name), start=1)
-
-
 def _parquet_conflicts(asked: RowChoice) -> Iterator[str]:
     # Its bytes would upset a terminal, and its end is written before its beginning can be read.
     if asked.path is None:
         yield "--format parquet is no text: it needs -o FILE"
-
-
-def _write_lines(
-    delimiter: str, sink: BinaryIO, rows: Rows[Any, Any, Any], level: str
-) -> Writer[Any, Any]:
-    from seqloss_cli.results.formats.delimited import LineWriter
-
-    return LineWriter(sink, rows, level, delimiter)
 
 
 def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
@@ -188,10 +160,10 @@ def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
         yield f"{name} has a place for {flag} with --level token only"
 
 
-def _lines(name: str, delimiter: str) -> Format:
+def _lines(name: str) -> Format:
     return Format(
         name,
-        partial(_write_lines, delimiter),
+        partial(_write, name),
         has_levels=True,
         holds_totals=False,
         conflicts=partial(_line_conflicts, name),
@@ -201,20 +173,25 @@ def _lines(name: str, delimiter: str) -> Format:
 FORMATS: Mapping[str, Format] = {
     format.name: format
     for format in (
-        Format("json", _write_json, _read_json),
-        Format("jsonl", _write_jsonl, _read_json, resumable=True),
+        Format("json", partial(_write, "json"), _read_json),
+        Format("jsonl", partial(_write, "jsonl"), _read_json, resumable=True),
         # Its files end in .json, which names the format above.
-        Format("openai", _write_openai, has_extension=False, conflicts=_openai_conflicts),
+        Format(
+            "openai",
+            partial(_write, "openai"),
+            has_extension=False,
+            conflicts=_openai_conflicts,
+        ),
         Format(
             "parquet",
-            _write_parquet,
+            partial(_write, "parquet"),
             _read_parquet,
             magic=b"PAR1",
             conflicts=_parquet_conflicts,
             require_package=load_pyarrow,
         ),
-        _lines("csv", ","),
-        _lines("tsv", "\t"),
+        _lines("csv"),
+        _lines("tsv"),
     )
 }
 """Name to format, in the order in which help and messages name them."""

@@ -38,7 +38,7 @@ class LineWriter(Generic[Result, Sums]):
     """Writes a line for each input, or each part of it; a rejected one gets its reason."""
 
     def __init__(
-        self, sink: BinaryIO, rows: Rows[Result, Sums, Any], level: str, delimiter: str
+        self, level: str, delimiter: str, sink: BinaryIO, rows: Rows[Result, Sums, Any]
     ) -> None:
         """`level` is one of `rows.levels`; any other makes a line of each row."""
         self._view, self._parts = rows.view, rows.levels.get(level)
