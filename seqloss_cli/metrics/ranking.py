@@ -12,7 +12,7 @@ from its log-probability without the prompt is a right one.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import (
     Choices,
     Entry,
@@ -46,7 +47,7 @@ MEANINGS = {
 }
 """Score to its definition, for the run's record."""
 SCORES = tuple(MEANINGS)
-_OF_UNPROMPTED = ("pmi", "mutual_information")
+_WITHOUT_PROMPT = ("pmi", "mutual_information")
 """Scores that need the responses without their prompt, too."""
 ACCURACIES = {
     "acc": "sum",
@@ -57,7 +58,8 @@ ACCURACIES = {
     "acc_mutual_info": "mutual_information",
 }
 """Accuracy to the score whose best choice it compares with the answer."""
-Score = Callable[[Iterable[Item]], Iterator[Outcome]]
+ScorePairs = Callable[[Iterable[Item]], Iterator[Outcome]]
+"""Gives an outcome for each of the pairs that it is handed, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class ChoiceFigures:
     """Tokens that cover some of the response, and EOS where it is scored."""
     n_bytes: int
     n_chars: int
-    with_unprompted: bool = False
+    without_prompt: bool = False
     """The log-probabilities below were asked for."""
     log_prob_y: float | None = None
     """Without the prompt, nats: of the ids that the response has after it (rule 14)."""
@@ -80,11 +82,11 @@ class ChoiceFigures:
     @property
     def score_names(self) -> tuple[str, ...]:
         """Scores that were asked for."""
-        return tuple(n for n in SCORES if self.with_unprompted or n not in _OF_UNPROMPTED)
+        return tuple(n for n in SCORES if self.without_prompt or n not in _WITHOUT_PROMPT)
 
     def score_by(self, name: str) -> float | None:
         """Return the score of that name, nats or nats per unit; None where it is not known."""
-        if name in _OF_UNPROMPTED:
+        if name in _WITHOUT_PROMPT:
             other = self.log_prob_y if name == "pmi" else self.log_prob_alone
             # -inf - -inf is no number: of two impossible texts neither is the likelier.
             if other is None or (math.isinf(self.log_prob) and math.isinf(other)):
@@ -133,23 +135,14 @@ class Ranking:
     @property
     def flags(self) -> dict[str, int | bool]:
         """Flag to the number of choices that have it."""
-        flags: dict[str, int | bool] = {}
-        for choice in self.scored:
-            for name in score_flags(choice.score):
-                flags[name] = flags.get(name, 0) + 1
-        return flags
+        return {**Counter(name for choice in self.scored for name in score_flags(choice.score))}
 
 
 def rank(
-    items: Iterable[Item], score: Score, with_unprompted: bool = False
+    items: Iterable[Item], score: ScorePairs, without_prompt: bool = False
 ) -> Iterator[Ranking | Rejected]:
-    """Yield a ranking or a rejection for each item, in order.
-
-    `score` gives an outcome for each of the pairs that it is handed; `with_unprompted` hands it the
-    responses without prompts, too. What rejects one choice rejects its row: an order of the others
-    would answer another question.
-    """
-    queue = RankingQueue(items, with_unprompted)
+    """Yield a ranking or a rejection for each item, in order; see `RankingQueue`."""
+    queue = RankingQueue(items, without_prompt)
     return queue.rankings(score(queue.pairs()))
 
 
@@ -173,12 +166,11 @@ class Question:
         return sum(lengths[text] for text in responses)
 
 
-def ignore_question(question: Question | Rejected) -> None:
-    """Do nothing: no question was finished before."""
-
-
 class RankingQueue:
     """Takes items apart into pairs that are scored, and puts rankings together of the scores.
+
+    With `without_prompt` they are scored without their prompts, too. A rejected pair rejects its
+    row: an order of the other choices would answer another question.
 
     The first `n_finished` items were ranked by an earlier run: `on_finished` is told of them, once
     `finish` was told of all their pairs.
@@ -187,11 +179,11 @@ class RankingQueue:
     def __init__(
         self,
         items: Iterable[Item],
-        with_unprompted: bool = False,
+        without_prompt: bool = False,
         n_finished: int = 0,
-        on_finished: Callable[[Question | Rejected], None] = ignore_question,
+        on_finished: Callable[[Question | Rejected], None] = lambda question: None,
     ) -> None:
-        self._items, self._with_unprompted = items, with_unprompted
+        self._items, self._without_prompt = items, without_prompt
         self._n_finished, self._on_finished = n_finished, on_finished
         # Scoring reads ahead, so items wait here until the outcomes of all their pairs are there.
         self._waiting: deque[tuple[Item, int]] = deque()
@@ -204,7 +196,7 @@ class RankingQueue:
         for number, item in enumerate(self._items):
             parts: list[Item] = [item]
             if not isinstance(item, Rejected):
-                parts = _as_pairs(item, self._with_unprompted)
+                parts = _as_pairs(item, self._without_prompt)
             self._waiting.append((item, len(parts)))
             # Before the pairs are handed on: whoever scores them asks how many are finished.
             self.n_finished_pairs += len(parts) * (number < self._n_finished)
@@ -227,7 +219,7 @@ class RankingQueue:
             if isinstance(item, Rejected):
                 yield item
             else:
-                yield _ranking(item, parts, self._with_unprompted)
+                yield _ranking(item, parts, self._without_prompt)
 
 
 def choice_probabilities(choices: Sequence[ChoiceFigures]) -> Floats | None:
@@ -275,11 +267,11 @@ def correctness(
     }
 
 
-def _as_pairs(sample: Sample, with_unprompted: bool) -> list[Item]:
+def _as_pairs(sample: Sample, without_prompt: bool) -> list[Item]:
     """Make a pair of each different response, then if asked for the same with an empty prompt."""
     choices = sample.choices
     assert choices is not None
-    prompts = [choices.prompt, ""] if with_unprompted and choices.prompt else [choices.prompt]
+    prompts = [choices.prompt, ""] if without_prompt and choices.prompt else [choices.prompt]
     found: list[Item] = []
     for prompt in prompts:
         for response in dict.fromkeys(choices.responses):
@@ -293,40 +285,39 @@ def _as_pairs(sample: Sample, with_unprompted: bool) -> list[Item]:
     return found
 
 
-def _ranking(sample: Sample, outcomes: list[Outcome], with_unprompted: bool) -> Ranking | Rejected:
+def _ranking(sample: Sample, outcomes: list[Outcome], without_prompt: bool) -> Ranking | Rejected:
     choices = sample.choices
     assert choices is not None
     places = {text: n for n, text in enumerate(dict.fromkeys(choices.responses))}
     # A choice that comes twice is scored once: outcomes are of the different texts, in order.
     found: list[SequenceScore] = []
-    for number, (outcome, text) in enumerate(zip(outcomes, [*places] * 2, strict=False)):
-        wrong = _why_not(outcome, unprompted=number >= len(places))
-        if wrong is not None:
-            reason, message = wrong
+    for text, outcome in zip([*places] * 2, outcomes, strict=False):
+        try:
+            # Without its prompt it may lack a loss: scores by that are not known then (rule 14).
+            found.append(_require_score(outcome, may_lack=len(found) >= len(places)))
+        except RowError as error:
             n = choices.responses.index(text)
-            return rejection(sample, reason, f"choice {n}: {message}")
-        assert isinstance(outcome, SequenceScore)
-        found.append(outcome)
-    unprompted = found[-len(places) :]  # where the prompt is empty, the very same scores
+            return rejection(sample, error.reason, f"choice {n}: {error.message}")
+    bare = found[-len(places) :]  # where the prompt is empty, the very same scores
     scored = tuple(
-        _scored(found[n], unprompted[n] if with_unprompted else None, choices.separator)
+        _scored(found[n], bare[n] if without_prompt else None, choices.separator)
         for n in (places[text] for text in choices.responses)
     )
     scores = {name: [choice.score_by(name) for choice in scored] for name in SCORES}
     return Ranking(sample, choices, scored, *orders_by_score(scores))
 
 
-def _why_not(outcome: Outcome, unprompted: bool) -> tuple[str, str] | None:
-    """Return reason and message of a choice that has no log-probability."""
+def _require_score(outcome: Outcome, may_lack: bool) -> SequenceScore:
+    """Return the score; RowError without one, or for a choice that lacks a loss and must not."""
     if isinstance(outcome, Rejected):
-        return outcome.reason, outcome.message
-    # Unprompted it may have none: what is made of that one is not known, then (rule 14).
-    if not unprompted and _lacks_a_token(outcome):
-        return "first_token_unscored", (
+        raise RowError(outcome.reason, outcome.message)
+    if not may_lack and _lacks_a_token(outcome):
+        raise RowError(
+            "first_token_unscored",
             "its first token has no loss, since neither a prompt nor a BOS stands before it: "
-            "--bos-token names a token to take for BOS"
+            "--bos-token names a token to take for BOS",
         )
-    return None
+    return outcome
 
 
 def _lacks_a_token(score: SequenceScore) -> bool:
@@ -335,7 +326,7 @@ def _lacks_a_token(score: SequenceScore) -> bool:
 
 
 def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -> ScoredChoice:
-    pair, without_prompt = score.sequence.sample.pair, score.response_only
+    pair, response_only = score.sequence.sample.pair, score.response_only
     assert pair is not None
     return ScoredChoice(
         score=score,
@@ -343,8 +334,8 @@ def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -
         n_tokens=_count_tokens(score, len(pair.prompt.encode()), len(separator.encode())),
         n_bytes=len(pair.response.encode()),
         n_chars=len(pair.response),
-        with_unprompted=alone is not None,
-        log_prob_y=None if without_prompt is None else _log_prob(without_prompt),
+        without_prompt=alone is not None,
+        log_prob_y=None if response_only is None else _log_prob(response_only),
         log_prob_alone=None if alone is None or _lacks_a_token(alone) else _log_prob(alone),
     )
 

@@ -92,16 +92,16 @@ def score_task(scorer: Scorer, command: str, requested: Requested) -> ScoreTask:
 
 
 def rank_task(
-    scorer: Scorer, with_unprompted: bool
+    scorer: Scorer, without_prompt: bool
 ) -> Task[Ranking, RankTotals, Question | Rejected]:
-    """Return the order of responses; `with_unprompted` scores them without their prompts, too."""
+    """Return the order of responses; `without_prompt` scores them without their prompts, too."""
 
     def results(
         items: Iterable[Item],
         on_progress: OnProgress,
         finished: FinishedInputs[Question | Rejected],
     ) -> Iterator[Ranking | Rejected]:
-        queue = RankingQueue(items, with_unprompted, finished.n, finished.on_input)
+        queue = RankingQueue(items, without_prompt, finished.n, finished.on_input)
         # How many pairs the finished questions have is known once they were read: a function.
         return queue.rankings(
             scorer.score(

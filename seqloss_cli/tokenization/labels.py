@@ -39,12 +39,6 @@ class Finding:
     """A sentence for people."""
 
 
-def labels_of(sequence: TokenSequence) -> Labels:
-    """Our labels for a sequence, from its loss mask."""
-    ids = sequence.token_ids
-    return Labels(ids, np.where(sequence.loss_mask, ids, IGNORED))
-
-
 def compare_labels(
     ours: TokenSequence,
     theirs: Labels,
@@ -144,10 +138,6 @@ def _without_padding(ours: Ints, theirs: Labels) -> Labels:
     return Labels(ids[:end], labels[:end])
 
 
-def _tokens(places: Ints) -> str:
-    return "1 token" if len(places) == 1 else f"{len(places)} tokens"
-
-
 @dataclass(frozen=True, slots=True)
 class _Comparison:
     """Our labels of one text beside theirs."""
@@ -183,19 +173,15 @@ class _Comparison:
         only_the_end = len(lost) == 1 and bool(ends[places == lost[0]].all())
         if len(lost) and not only_the_end:
             message = (
-                f"{len(lost)} of {int(mask.sum())} response tokens cut off, from token {lost[0]} "
-                f"{self._shown(ids, lost[0])} on; theirs have {len(self.theirs.labels)} tokens"
+                f"{len(lost)} of {int(mask.sum())} response tokens cut off, from {{first}} on; "
+                f"theirs have {len(self.theirs.labels)} tokens"
             )
-            yield _finding("response_truncated", lost, message)
+            yield from self._found("response_truncated", ids, lost, message)
             ends &= ~np.isin(places, ending)
-        if ends.any():
-            yield self._no_end(places[ends], "is not there")
-        if len(rest := np.setdiff1d(places[~ends], ending)):
-            message = (
-                f"not in theirs: {_tokens(rest)} of ours, first token {rest[0]} "
-                f"{self._shown(ids, rest[0])}; another text, template, tokenizer or seam"
-            )
-            yield _finding("tokens_differ", rest, message)
+        yield from self._no_end(places[ends], "is not there")
+        rest = np.setdiff1d(places[~ends], ending)
+        message = "not in theirs: {tokens} of ours, first {first}; another text, template, "
+        yield from self._found("tokens_differ", ids, rest, message + "tokenizer or seam")
 
     def extra(self, counted: Bools) -> Iterator[Finding]:
         """Differences in tokens of theirs that we do not have; `counted`, shape N, is of theirs."""
@@ -214,12 +200,8 @@ class _Comparison:
             message = f"ends with {shown}, {counts}, which ours do not have (--eos adds EOS)"
             yield Finding("extra_end", last, 1, message)
             places = places[:-1]
-        if len(places):
-            message = (
-                f"not in ours: {_tokens(places)} of theirs, first their token {places[0]} "
-                f"{self._shown(ids, places[0])}"
-            )
-            yield _finding("extra_tokens", places, message)
+        message = "not in ours: {tokens} of theirs, first their {first}"
+        yield from self._found("extra_tokens", ids, places, message)
 
     def masks(self, counted: Bools) -> Iterator[Finding]:
         """Tokens that both have and only one of them counts; `counted`, shape N, is of theirs."""
@@ -227,26 +209,15 @@ class _Comparison:
         at, theirs = self.pairs[:, 0], counted[self.pairs[:, 1]]
         too_much = at[theirs & ~mask[at]]
         after = np.array([self._is_after_a_response(int(t)) for t in too_much], dtype=bool)
-        for kind, places, part in (
-            ("loss_on_prompt", too_much[~after], "of the prompt"),
-            ("loss_on_template", too_much[after], "after the response"),
-        ):
-            if len(places):
-                message = (
-                    f"the loss falls on {_tokens(places)} {part}, first token {places[0]} "
-                    f"{self._shown(ids, places[0])}"
-                )
-                yield _finding(kind, places, message)
+        message = "the loss falls on {tokens} of the prompt, first {first}"
+        yield from self._found("loss_on_prompt", ids, too_much[~after], message)
+        message = "the loss falls on {tokens} after the response, first {first}"
+        yield from self._found("loss_on_template", ids, too_much[after], message)
         masked = at[mask[at] & ~theirs]
         ends = np.array([self._ends_a_turn(int(t)) for t in masked], dtype=bool)
-        if ends.any():
-            yield self._no_end(masked[ends], "is masked")
-        if len(rest := masked[~ends]):
-            message = (
-                f"masked: {_tokens(rest)} of the response, first token {rest[0]} "
-                f"{self._shown(ids, rest[0])}"
-            )
-            yield _finding("response_masked", rest, message)
+        yield from self._no_end(masked[ends], "is masked")
+        message = "masked: {tokens} of the response, first {first}"
+        yield from self._found("response_masked", ids, masked[~ends], message)
 
     def _is_after_a_response(self, t: int) -> bool:
         """A masked token stands behind tokens of its turn that count."""
@@ -260,10 +231,16 @@ class _Comparison:
         mask = self.ours.loss_mask
         return self.is_control(int(self.ours.token_ids[t])) and not mask[t + 1 : t + 2].any()
 
-    def _no_end(self, places: Ints, what: str) -> Finding:
-        shown = f"{places[0]} {self._shown(self.ours.token_ids, places[0])}"
-        message = f"the end of the turn, token {shown}, {what}: the model does not learn to stop"
-        return _finding("end_of_turn_missing", places, message)
+    def _no_end(self, places: Ints, what: str) -> Iterator[Finding]:
+        message = "the end of the turn, {first}, " + what + ": the model does not learn to stop"
+        return self._found("end_of_turn_missing", self.ours.token_ids, places, message)
+
+    def _found(self, kind: str, ids: Ints, places: Ints, message: str) -> Iterator[Finding]:
+        """The finding about some places in ids, if any; `message` may name them."""
+        if len(places):
+            tokens = "1 token" if len(places) == 1 else f"{len(places)} tokens"
+            first = f"token {places[0]} {self._shown(ids, places[0])}"
+            yield _finding(kind, places, message.format(tokens=tokens, first=first))
 
     def _shown(self, ids: Ints, t: int | np.integer) -> str:
         return repr(self.name(int(ids[t])))

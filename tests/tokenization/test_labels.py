@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from helpers.builders import BOS, N_BYTE_IDS, byte_tokenizer
 from seqloss_cli import PairPolicy, Sample, TokenPolicy
 from seqloss_cli.core.records import IGNORED, Chat, Pair, TokenSequence
-from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels, labels_of
+from seqloss_cli.tokenization.labels import Finding, Labels, compare_labels
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
@@ -50,8 +50,9 @@ def found_in(ids: list[int], labels: list[int], ours: TokenSequence | None = Non
 
 
 def ours(of: TokenSequence | None = None) -> tuple[list[int], list[int]]:
-    labels = labels_of(of or sequence())
-    return labels.input_ids.tolist(), labels.labels.tolist()
+    found = of or sequence()
+    labels = np.where(found.loss_mask, found.token_ids, IGNORED)
+    return found.token_ids.tolist(), labels.tolist()
 
 
 def kinds(findings: list[Finding]) -> list[str]:

@@ -102,7 +102,7 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
     known = s.typed(fields, "orders", Mapping)
     choices = tuple(_choice(each, known, f"{place}, choice {n}") for n, each in enumerate(written))
     figures = [choice.figures for choice in choices]
-    if len({each.with_unprompted for each in figures}) > 1:
+    if len({each.without_prompt for each in figures}) > 1:
         raise RowError("impossible", "only some of its choices have a pmi")
     # All that follows from the log-probabilities is made again: nobody can edit a verdict alone.
     orders, tied = orders_by_score({name: [f.score_by(name) for f in figures] for name in SCORES})
@@ -130,7 +130,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
         n_tokens=s.count(fields, "n_tokens"),
         n_bytes=s.count(fields, "n_bytes"),
         n_chars=s.count(fields, "n_chars"),
-        with_unprompted="pmi" in written,
+        without_prompt="pmi" in written,
         log_prob_y=_alone_of(fields, "log_prob_y", "pmi" in orders),
         log_prob_alone=_alone_of(fields, "log_prob_alone", "mutual_information" in orders),
     )
