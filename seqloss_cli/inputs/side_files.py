@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -49,19 +50,22 @@ class SideFile(Generic[T]):
         self.unmatched: list[str] = []
         """Rows that were unreadable and, ids being looked for, belong to no input."""
 
-    def find_row(self, item: Item) -> SideRow[T] | Rejected:
-        """The row of an input, or why there is none: asked once for each input, in order."""
+    def find_row(self, item: Item) -> tuple[int, T] | Rejected:
+        """Line and content of an input's row, or why there is none.
+
+        It is to be asked once for each input, in order.
+        """
         row, missing = self._row(item.id), f"no_{self._noun}"
         if row is None:
             error = self._failed or RowError(missing, f"{self.source} has no {self._noun} for it")
             return Rejected(item.id, item.source, item.line, error.reason, error.message)
-        wrong = row.content if isinstance(row.content, RowError) else None
+        found = row.content
         if not self._by_id and row.id not in (None, item.id):
             message = f"holds the {self._noun} of {row.id!r:.60}, not of {item.id!r}"
-            wrong = RowError(missing, message)
-        if wrong is not None:
-            return Rejected(item.id, self.source, row.line, wrong.reason, wrong.message)
-        return row
+            found = RowError(missing, message)
+        if isinstance(found, RowError):
+            return Rejected(item.id, self.source, row.line, found.reason, found.message)
+        return row.line, found
 
     def count_unused(self) -> int:
         """Number of rows that belong to no input."""
@@ -134,10 +138,7 @@ class LabelFile(SideFile[Labels]):
     def find(self, item: Item) -> Labels | Rejected:
         """The labels of an input, or why there are none: asked once for each input, in order."""
         row = self.find_row(item)
-        if isinstance(row, Rejected):
-            return row
-        assert isinstance(row.content, Labels)
-        return row.content
+        return row if isinstance(row, Rejected) else row[1]
 
 
 def _parse_labels(row: dict[str, Any]) -> Labels | None:
@@ -168,8 +169,8 @@ def _parse_labels(row: dict[str, Any]) -> Labels | None:
 class _RegionRow:
     """Regions as a row has them: names with spans of characters, or with strings."""
 
-    spans: tuple[tuple[str, int, int], ...]
-    strings: tuple[tuple[str, str], ...]
+    find: Callable[[str], Iterator[Region]]
+    """Finds them in the input's text; raises RowError for a text that they do not fit."""
     item: str | int | None
     condition: str | int | None
 
@@ -198,8 +199,7 @@ class RegionFile(SideFile[_RegionRow]):
             elif isinstance(row, Rejected):
                 yield replace(row, end=item.end, n_bytes_read=item.n_bytes_read)
             else:
-                assert isinstance(row.content, _RegionRow)
-                yield self._with_regions(item, row.content, row.line)
+                yield self._with_regions(item, *row)
         self.all_asked = True
 
     def described(self) -> dict[str, str]:
@@ -208,14 +208,13 @@ class RegionFile(SideFile[_RegionRow]):
             digest = hashlib.file_digest(stream, "sha256")
         return {"regions": shown_path(str(self._path)), "regions_sha256": digest.hexdigest()}
 
-    def _with_regions(self, sample: Sample, row: _RegionRow, line: int) -> Item:
+    def _with_regions(self, sample: Sample, line: int, row: _RegionRow) -> Item:
         text = sample.pair.text if sample.pair is not None else sample.text
         try:
             if text is None or sample.chat is not None:
                 what = "a chat, whose text its template makes" if sample.chat else "without a text"
                 raise RowError(_MISMATCH, f"regions are of a text: the input is {what}")
-            found = _spans(row.spans, text) if row.spans else _match_strings(row.strings, text)
-            regions = Regions(tuple(found), row.item, row.condition)
+            regions = Regions(tuple(row.find(text)), row.item, row.condition)
             return replace(sample, regions=regions)
         except RowError as error:
             place = self.source, line, error.reason, error.message
@@ -267,10 +266,10 @@ def _parse_regions(row: dict[str, Any]) -> _RegionRow:
         )
     item, condition = (string_or_whole(row, name) for name in ("item", "condition"))
     if all(isinstance(r, Mapping) and "start" in r for r in regions):
-        spans = tuple(_parse_span(region, n) for n, region in enumerate(regions, start=1))
-        return _RegionRow(spans, (), item, condition)
-    strings = tuple(_parse_string(region, n) for n, region in enumerate(regions, start=1))
-    return _RegionRow((), strings, item, condition)
+        spans = [_parse_span(region, n) for n, region in enumerate(regions, start=1)]
+        return _RegionRow(partial(_spans, spans), item, condition)
+    strings = [_parse_string(region, n) for n, region in enumerate(regions, start=1)]
+    return _RegionRow(partial(_match_strings, strings), item, condition)
 
 
 def _parse_span(region: Mapping[str, Any], number: int) -> tuple[str, int, int]:
