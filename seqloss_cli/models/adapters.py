@@ -17,13 +17,7 @@ from typing import Any
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.extras import load_extra
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.models.files import (
-    ADAPTER_CONFIGURATION,
-    find_file,
-    first_of,
-    offline_hint,
-    pickled_only,
-)
+from seqloss_cli.models import files
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -36,24 +30,21 @@ def adapter_files(choice: ModelChoice) -> tuple[Path, ...]:
     name, offline = choice.adapter, choice.offline
     if name is None:
         return ()
-    configuration = find_file(name, ADAPTER_CONFIGURATION, offline)
+    configuration = files.find_file(name, files.ADAPTER_CONFIGURATION, offline)
     if configuration is None and Path(name).exists():
         raise UsageError(
-            f"--adapter {name}: no {ADAPTER_CONFIGURATION} in it, so it is no adapter of PEFT"
+            f"--adapter {name}: no {files.ADAPTER_CONFIGURATION} in it, so it is no adapter of PEFT"
         )
     if configuration is None:
         raise UsageError(
             f"--adapter {name}: neither a directory nor an adapter of the hub"
-            f"{offline_hint(offline)}"
+            f"{files.offline_hint(offline)}"
         )
-    safe, pickled = (find_file(name, file, offline) for file in _WEIGHTS)
-    if safe is not None:
-        return configuration, safe
-    if pickled is None:
-        raise RunError(f"adapter {name}: no weights in it (no {_WEIGHTS[0]})")
-    if not choice.allow_pickle:
-        raise pickled_only(f"adapter {name}")
-    return configuration, pickled
+    safe, pickled = (files.find_file(name, file, offline) for file in _WEIGHTS)
+    files.require_weights(f"adapter {name}", _WEIGHTS[0], bool(safe), bool(pickled), choice)
+    weights = safe or pickled
+    assert weights is not None
+    return configuration, weights
 
 
 def attach_adapter(model: Any, choice: ModelChoice) -> list[str]:
@@ -145,7 +136,8 @@ def _require_whole(
     ]
     if wrong:
         raise RunError(
-            f"adapter {choice.adapter} does not fit the model {choice.name}: {first_of(wrong)}"
+            f"adapter {choice.adapter} does not fit the model {choice.name}: "
+            f"{files.first_problem(wrong)}"
         )
 
 

@@ -13,20 +13,9 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.options import require_whole
-from seqloss_cli.core.policies import (
-    DEFAULT_CONTEXT,
-    ModelChoice,
-    WindowPolicy,
-)
+from seqloss_cli.core.policies import DEFAULT_CONTEXT, ModelChoice, WindowPolicy
+from seqloss_cli.models import files
 from seqloss_cli.models.adapters import adapter_files
-from seqloss_cli.models.files import (
-    ADAPTER_CONFIGURATION,
-    CONFIGURATION,
-    checkpoint_path,
-    is_gguf,
-    weights_place,
-    weights_sha256,
-)
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.model_loading import find_devices, load_config, load_model
 from seqloss_cli.models.quantization import quantization_name
@@ -81,10 +70,9 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
 
     Raises RunError or UsageError with what mends it.
     """
-    path = checkpoint_path(choice.name)
+    path = files.checkpoint_path(choice.name)
     _check_local_path(path)
-    _check_revision(choice, path)
-    _set_environment(choice)
+    _prepare(choice, path)
     import torch
 
     if choice.threads is not None:
@@ -104,7 +92,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
         name=choice.name,
         tokenizer_name=choice.tokenizer or choice.name,
         revision=revision,
-        weights_sha256=weights_sha256(weights_place(path, revision), *adapter),
+        weights_sha256=files.weights_sha256(files.weights_path(path, revision), *adapter),
         adapter=choice.adapter,
         quantization=_quantization(path, model, choice),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -119,11 +107,10 @@ def load_tokenizer_only(choice: ModelChoice) -> LoadedTokenizer:
 
     Raises RunError or UsageError with what mends it.
     """
-    path = checkpoint_path(choice.name)
-    _check_revision(choice, path)
-    _set_environment(choice)
+    path = files.checkpoint_path(choice.name)
+    _prepare(choice, path)
     tokenizer, warnings = load_tokenizer(choice)
-    if Path(path).is_dir() and not (Path(path) / CONFIGURATION).is_file():
+    if Path(path).is_dir() and not (Path(path) / files.CONFIGURATION).is_file():
         facts: dict[str, Any] = {"n_ids": len(tokenizer), "warnings": tuple(warnings)}
     else:
         config = load_config(path, choice)
@@ -154,8 +141,8 @@ def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | No
 
 
 def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
-    if is_gguf(path):
-        return read_gguf(path).quantization
+    if (file := read_gguf(path)) is not None:
+        return file.quantization
     name = quantization_name(model.config)
     return f"{name} (on load)" if choice.quantize else name
 
@@ -189,14 +176,11 @@ def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _check_revision(choice: ModelChoice, path: str) -> None:
+def _prepare(choice: ModelChoice, path: str) -> None:
+    """Make libraries ready to load what is at the path; UsageError for a revision of a file."""
     if choice.revision is not None and Path(path).exists():
         kind = "directory" if Path(path).is_dir() else "file"
         raise UsageError(f"--revision is for names of the hub; {choice.name} is a {kind}")
-
-
-def _set_environment(choice: ModelChoice) -> None:
-    """Set the variables and loggers of libraries, some of which are read at import only."""
     if choice.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, not later
     # Else transformers may download kernels from the hub and run them: code beside the weights.
@@ -216,12 +200,12 @@ def _check_local_path(path: str) -> None:
     # A hub name has at most one slash; what looks like a path gets a message about paths.
     looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
     folder = Path(path)
-    if folder.is_file() and not is_gguf(path):
+    if folder.is_file() and not files.is_gguf(path):
         raise RunError(f"{path} is a file; --model takes the directory of a checkpoint, or a .gguf")
     if looks_local and not folder.exists():
         raise RunError(f"model {path}: no such {'file' if wants_file else 'directory'} (--model)")
-    if folder.is_dir() and not (folder / CONFIGURATION).is_file():
-        if (folder / ADAPTER_CONFIGURATION).is_file():
+    if folder.is_dir() and not (folder / files.CONFIGURATION).is_file():
+        if (folder / files.ADAPTER_CONFIGURATION).is_file():
             raise UsageError(
                 f"model {path} is an adapter: name the model that it was made for with --model, "
                 f"and give --adapter {path}"

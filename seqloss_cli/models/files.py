@@ -11,9 +11,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from seqloss_cli.core.errors import RunError
-from seqloss_cli.core.policies import DEFAULT_MODEL
+from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 
 CONFIGURATION = "config.json"
 ADAPTER_CONFIGURATION = "adapter_config.json"
@@ -53,22 +54,38 @@ def offline_hint(offline: bool) -> str:
     return "; --offline looks into the local cache only" if offline else ""
 
 
-def pickled_only(what: str) -> RunError:
-    """Return the error of a model or adapter whose weights are pickled, without --allow-pickle."""
+def hub_settings(choice: ModelChoice) -> dict[str, Any]:
+    """Return the arguments of each `from_pretrained` that say what it may fetch and run."""
+    return {
+        "revision": choice.revision,
+        # Never None: that asks on the terminal, and takes the answer from texts that are piped in.
+        "trust_remote_code": choice.trust_remote_code,
+        "local_files_only": choice.offline,
+    }
+
+
+def require_weights(what: str, file: str, safe: bool, pickled: bool, choice: ModelChoice) -> None:
+    """Raise RunError for a model or adapter without weights, or with pickled ones that may not be.
+
+    `safe` and `pickled` tell what it has; `file` names what it should have.
+    """
     # Unpickling runs whatever code the file names: it is never a silent second choice.
-    return RunError(
-        f"{what} has pickled weights only, which can run code when they are loaded; "
-        "--allow-pickle takes them"
-    )
+    if not safe and pickled and not choice.allow_pickle:
+        raise RunError(
+            f"{what} has pickled weights only, which can run code when they are loaded; "
+            "--allow-pickle takes them"
+        )
+    if not safe and not pickled:
+        raise RunError(f"{what}: no weights in it (no {file})")
 
 
-def first_of(problems: Sequence[str]) -> str:
+def first_problem(problems: Sequence[str]) -> str:
     """Return the first of some problems, and how many more there are."""
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{problems[0]}{more}"
 
 
-def weights_place(path: str, revision: str | None) -> Path:
+def weights_path(path: str, revision: str | None) -> Path:
     """Return a checkpoint's own directory or file, or the hub cache's snapshot of that commit."""
     if Path(path).exists():
         return Path(path)

@@ -54,11 +54,13 @@ def gguf_source(name: str) -> tuple[str, dict[str, Any]]:
     return str(Path(name).parent), {"gguf_file": Path(name).name}
 
 
-def read_gguf(path: str) -> GgufFile:
-    """Read a file's own description, once for the file as it is.
+def read_gguf(path: str) -> GgufFile | None:
+    """Read a file's own description, once for the file as it is; None for another name.
 
     Raises RunError for what is no GGUF file, and UsageError without `gguf` and `accelerate`.
     """
+    if not is_gguf(path):
+        return None
     gguf: Any = load_extra("gguf", f"{path} (GGUF)", "gguf", "accelerate")
     stat = Path(path).stat()
     return _read(gguf, path, stat.st_size, stat.st_mtime_ns)

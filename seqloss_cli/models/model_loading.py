@@ -15,14 +15,8 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.models import files
 from seqloss_cli.models.adapters import attach_adapter
-from seqloss_cli.models.files import (
-    ADAPTER_CONFIGURATION,
-    first_of,
-    is_gguf,
-    offline_hint,
-    pickled_only,
-)
 from seqloss_cli.models.gguf import complete_model, gguf_source, read_gguf, refuse_unread_scaling
 from seqloss_cli.models.quantization import (
     quantization_name,
@@ -39,11 +33,10 @@ def load_config(path: str, choice: ModelChoice) -> Any:
     """Load the configuration of a causal LM; RunError for any other model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if is_gguf(path):
-        read_gguf(path)  # RunError where it is damaged
+    read_gguf(path)  # RunError where it is damaged
     folder, source = gguf_source(path)
     try:
-        config = AutoConfig.from_pretrained(folder, **source, **_hub_settings(choice))
+        config = AutoConfig.from_pretrained(folder, **source, **files.hub_settings(choice))
     except Exception as error:
         raise RunError(_explain(choice, path, error)) from error
     if getattr(config, "is_encoder_decoder", False):
@@ -104,7 +97,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
 
     _require_weights(path, choice)
     require_packages(path, config)
-    file = read_gguf(path) if is_gguf(path) else None
+    file = read_gguf(path)
     if file is not None:
         refuse_unread_scaling(file, config)
     arguments = _loading_arguments(path, config, choice, device)
@@ -123,7 +116,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     warnings = [] if file is None else complete_model(file, model, dtype)
     if arguments["dtype"] not in ("auto", model.dtype):
         warnings.append(f"the quantisation of {path} keeps it in {dtype}")
-    if choice.adapter is None and (Path(path) / ADAPTER_CONFIGURATION).is_file():
+    if choice.adapter is None and (Path(path) / files.ADAPTER_CONFIGURATION).is_file():
         warnings.append(
             f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
         )
@@ -159,15 +152,6 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def _hub_settings(choice: ModelChoice) -> dict[str, Any]:
-    return {
-        "revision": choice.revision,
-        # Never None: that asks on the terminal, and takes the answer from texts that are piped in.
-        "trust_remote_code": choice.trust_remote_code,
-        "local_files_only": choice.offline,
-    }
-
-
 def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
     """Return one line of what transformers says, and the flag that helps."""
     text = " ".join(str(error).split())
@@ -177,7 +161,7 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
         return f"model {path}: its weights do not match its config.json: a part of one is missing"
     if Path(path).exists():
         return f"model {path}: {text}"
-    hint = offline_hint(choice.offline)
+    hint = files.offline_hint(choice.offline)
     return f"model {path}: neither a directory nor a model of the hub{hint} ({text[:200]})"
 
 
@@ -193,7 +177,7 @@ def _loading_arguments(path: str, config: Any, choice: ModelChoice, device: str)
         dtype = getattr(torch, dtype)
     folder, arguments = gguf_source(path)
     arguments |= {"pretrained_model_name_or_path": folder, "dtype": dtype}
-    if is_gguf(path):
+    if files.is_gguf(path):
         if choice.quantize is not None:
             raise UsageError(f"--quantize {choice.quantize} is not for GGUF files: {path}")
         # Some kinds of blocks would stay packed; earlier versions always made floats of them.
@@ -228,7 +212,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,
             # Else an adapter that lies beside the weights would be put on them without a word.
             adapter_kwargs={"subfolder": "no-adapter-beside-the-weights"},
-            **_hub_settings(choice),
+            **files.hub_settings(choice),
         )
     # Quantised weights are on the device by `device_map`: some kinds refuse to be moved.
     if "device_map" not in arguments:
@@ -253,12 +237,13 @@ def _check_weights(path: str, model: Any, loading: Any) -> None:
         if _any_layer(name) != name and _any_layer(name) in known
     ]
     if wrong:
-        raise RunError(f"model {path}: its weights do not match its config.json: {first_of(wrong)}")
+        problem = files.first_problem(wrong)
+        raise RunError(f"model {path}: its weights do not match its config.json: {problem}")
 
 
 def _check_quantization(path: str, config: Any, model: Any) -> None:
     # transformers passes over a quantisation method that it does not know, without a word.
-    asked = not is_gguf(path) and quantization_settings(config) is not None
+    asked = not files.is_gguf(path) and quantization_settings(config) is not None
     if asked and getattr(model, "hf_quantizer", None) is None:
         raise RunError(
             f"model {path}: its config.json names the quantisation {quantization_name(config)}, "
@@ -274,9 +259,5 @@ def _require_weights(path: str, choice: ModelChoice) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return  # a GGUF file, or a hub name: transformers looks for the files
-    safe = any(folder.glob("*.safetensors"))
-    pickled = any(folder.glob("*.bin"))
-    if not safe and pickled and not choice.allow_pickle:
-        raise pickled_only(f"model {path}")
-    if not safe and not pickled:
-        raise RunError(f"model {path}: no weights in it (no .safetensors file)")
+    safe, pickled = (any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+    files.require_weights(f"model {path}", ".safetensors file", safe, pickled, choice)

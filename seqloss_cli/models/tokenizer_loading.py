@@ -15,7 +15,7 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.models.files import checkpoint_path, find_file, is_gguf
+from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings, is_gguf
 from seqloss_cli.models.gguf import gguf_source, read_gguf, tokenizer_warning
 
 _PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
@@ -32,18 +32,12 @@ def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
 
     name = checkpoint_path(choice.tokenizer or choice.name)
     revision = None if choice.tokenizer else choice.revision
-    file = read_gguf(name) if is_gguf(name) else None
+    file = read_gguf(name)
     try:
         with _isolated(name) as place:
             folder, source = gguf_source(place)
-            loaded = AutoTokenizer.from_pretrained(
-                folder,
-                revision=revision,
-                # Never None: that asks on the terminal, and takes the answer from piped texts.
-                trust_remote_code=choice.trust_remote_code,
-                local_files_only=choice.offline,
-                **source,
-            )
+            settings = {**hub_settings(choice), "revision": revision, **source}
+            loaded = AutoTokenizer.from_pretrained(folder, **settings)
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
