@@ -5,9 +5,8 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -125,7 +124,18 @@ def _where(row: ResultRow) -> tuple[str, str, int | None]:
     return row.id, str(row.fields.get("source")), row.fields.get("line")
 
 
-Item = TypeVar("Item")
+class Sized(Protocol):
+    """A thing that a page shows, in whole or in part."""
+
+    @property
+    def size(self) -> int:
+        """Return how many tokens it has."""
+
+    def cut(self, most: int, /) -> Self:
+        """Return it with about so many tokens at most."""
+
+
+Item = TypeVar("Item", bound=Sized)
 MOST_TOKENS = 60_000
 MOST_SEQUENCES = 2_000
 _EIGHTHS = {"worst": 3, "peaks": 1, "sample": 4}
@@ -189,15 +199,8 @@ class Selection(Generic[Item]):
     `add` items as they come, then ask which were `chosen`. Memory is that of what is shown.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        seed: int,
-        size_of: Callable[[Item], int],
-        cut: Callable[[Item, int], Item],
-    ) -> None:
-        """`size_of` counts an item's tokens, `cut` gives an item of about so many at most."""
-        self._limits, self._size_of, self._cut = limits, size_of, cut
+    def __init__(self, limits: Limits, seed: int) -> None:
+        self._limits = limits
         self._all: list[Item] | None = []
         self._only: Item | None = None
         self._n_tokens = self._n_seen = 0
@@ -206,7 +209,7 @@ class Selection(Generic[Item]):
 
     def add(self, item: Item, badness: float, peak: float) -> None:
         """Add an item; `peak` is the badness of its worst token."""
-        order, size = self._n_seen, self._size_of(item)
+        order, size = self._n_seen, item.size
         self._n_seen += 1
         self._n_tokens += size
         self._only = item if self._n_seen == 1 else None
@@ -219,15 +222,15 @@ class Selection(Generic[Item]):
         for name, key in keys.items():
             # one long text must not take all the room of the others
             most = self._limits.part(_EIGHTHS["worst" if name == "worst" else "peaks"]).tokens
-            part = self._cut(item, most)
-            self._pools[name].add(key, order, self._size_of(part), part)
+            part = item.cut(most)
+            self._pools[name].add(key, order, part.size, part)
 
     def chosen(self) -> Chosen[Item]:
         """Return what is shown of the items that were added."""
         if self._all is not None:
             return Chosen(self._all, self._n_seen, 0, 0)
         if self._only is not None:  # nothing else wants the room
-            return Chosen([self._cut(self._only, self._limits.tokens)], 1, 1, 0)
+            return Chosen([self._only.cut(self._limits.tokens)], 1, 1, 0)
         worst = {**self._pools["peaks"].items(), **self._pools["worst"].items()}
         found = {**self._pools["sample"].items(), **worst}
         items = [found[order] for order in sorted(found)]

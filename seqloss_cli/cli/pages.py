@@ -40,7 +40,7 @@ def write_page(
 
 
 def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, int]:
-    from seqloss_cli.display.html.loss_page import gather_losses, loss_page
+    from seqloss_cli.display.html.text_pages import gather_losses, loss_page
     from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
     from seqloss_cli.results.schema.rankings import RANKING_KINDS
     from seqloss_cli.results.schema.scores import loss_kinds
@@ -63,7 +63,7 @@ def _page_of_one(name: str, called: str, options: PageOptions) -> tuple[Page, in
 def _page_of_divergences(
     file: ResultsOf[DivergenceRow], reader: r.ResultsReader, options: PageOptions
 ) -> Page:
-    from seqloss_cli.display.html.divergence_page import divergence_page, gather_divergences
+    from seqloss_cli.display.html.text_pages import divergence_page, gather_divergences
 
     if options.by:
         raise UsageError("--by is for pages of what score and cond wrote")
@@ -139,7 +139,7 @@ def page_of_compared(
 
 def write_out(page: Page, path: Path, force: bool) -> None:
     """Write a page, and report its size."""
-    from seqloss_cli.display.html.document import page_bytes
+    from seqloss_cli.display.html import page_bytes
     from seqloss_cli.results.sinks import open_sink
 
     made = page_bytes(page)

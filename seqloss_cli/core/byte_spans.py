@@ -158,6 +158,10 @@ class TokenBytes:
         start, end = self.offsets[[first, last]].tolist()
         return TokenBytes(self.text[start:end], self.offsets[first : last + 1] - start)
 
+    def head(self, n_tokens: int) -> TokenBytes:
+        """The first tokens and their text, with what stands in front of them."""
+        return TokenBytes(self.text[: self.offsets[n_tokens]], self.offsets[: n_tokens + 1])
+
     def shift(self, before: bytes) -> TokenBytes:
         """The tokens in a text with `before` in front, which none of them covers."""
         return TokenBytes(before + self.text, self.offsets + len(before))

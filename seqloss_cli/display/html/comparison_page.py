@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import PurePath
 
 import numpy as np
@@ -14,11 +15,11 @@ from seqloss_cli.analysis.extremes import Chosen, Selection
 from seqloss_cli.analysis.joining import AlignedLosses, JoinReport, align, join_usable, n_units
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
+from seqloss_cli.display import DIFFERENCE_EDGES
 from seqloss_cli.display.html import page, sequences, spans
 from seqloss_cli.display.html.charts import difference_chart
-from seqloss_cli.display.html.loss_page import charts_of
 from seqloss_cli.display.html.page import Cell, Column
-from seqloss_cli.display.scales import DIFFERENCE_EDGES
+from seqloss_cli.display.html.text_pages import charts_of
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.schema.scores import ResultRow
@@ -79,11 +80,7 @@ class SequencePair:
         common = np.intersect1d(uncut, offsets[1])
         place = int(common[common <= reach].max(initial=offsets[0][0]))
         counts = [max(1, bisect_right(each.tolist(), place) - 1) for each in offsets]
-        a, b = (
-            sequences.cut_sequence(each, n)
-            for each, n in zip((self.a, self.b), counts, strict=True)
-        )
-        return SequencePair(a, b, self.n_units)
+        return SequencePair(self.a.cut(counts[0]), self.b.cut(counts[1]), self.n_units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,7 @@ def gather_comparison(
     sums = [Summarizer(asked) for _ in files]
     losses = [Reservoir(seed=options.seed) for _ in files]
     differences, worst = Reservoir(seed=options.seed), spans.WorstPlaces(options.n_worst)
-    selection = Selection(options.limits, options.seed, lambda p: p.size, SequencePair.cut)
+    selection = Selection[SequencePair](options.limits, options.seed)
     for order, rows in enumerate(join_usable(files, JoinReport(), same_tokenizer)):
         for row, summarizer, reservoir in zip(rows, sums, losses, strict=True):
             summarizer.add(row)
@@ -149,14 +146,18 @@ def comparison_page(
     n_unusable: int = 0,
 ) -> page.Page:
     """Return the page; `left_out` says, in sentences, which rows are not compared."""
-    names, pairs = page.TokenNames(), found.chosen.items
+    names, columns = page.TokenNames(), _columns(compared.unit)
     sections, anchors = [], dict[tuple[int, int], str]()
-    for n, pair in enumerate(pairs):
-        aligned = pair.aligned() if pair.has_text else None
+    for n, pair in enumerate(found.chosen.items):
+        aligned, prefix = pair.aligned() if pair.has_text else None, f"t{n}-2-"
         linked = _linked_spans(pair, aligned, found.worst)
-        sections.append(_section(n, pair, aligned, names, set(linked.values())))
-        for stretch, span in linked.items():
-            anchors[pair.a.order, stretch] = f"t{n}-2-{span}"
+        anchors |= {(pair.a.order, stretch): f"{prefix}{s}" for stretch, s in linked.items()}
+        panes = list[page.Pane]()
+        if aligned is not None:
+            own = spans.difference_pane(pair.a.text, aligned, prefix, set(linked.values()))
+            panes = [*_panes(pair, aligned, names), own]
+        cells, about = page.row_of(pair, columns), _about(pair)
+        sections.append(page.Section(n, pair.a.id, pair.a.where, cells, panes, about))
     panes = [pane for section in sections for pane in section.panes]
     sides = list(zip(files, SIDES, strict=True))
     titles = [
@@ -176,7 +177,7 @@ def comparison_page(
         charts=_charts(found, compared.unit == "token", options),
         places=spans.linked(found.worst, anchors, "d", DIFFERENCE_EDGES),
         places_header=["A", "B", "B − A"],
-        columns=_columns(compared.unit),
+        columns=columns,
         sequences=sections,
         chosen=sequences.about_selection(found.chosen, options, _PER),
         provenance=[(t, sequences.run_table(f.run)) for t, f in zip(titles, files, strict=True)],
@@ -220,16 +221,14 @@ def _totals(compared: Comparison, summaries: Sequence[Summary]) -> page.Table:
     unit, sides = compared.unit, (compared.a, compared.b)
     totals = [side.total_loss for side in sides]
     gap = None if None in totals else (totals[1] or 0.0) - (totals[0] or 0.0)
+    means = (compared.a.per_unit, compared.b.per_unit, compared.difference)
     rows: list[page.TableRow] = [
-        [
-            f"loss per {unit}",
-            *map(Cell.of, (compared.a.per_unit, compared.b.per_unit, compared.difference)),
-        ],
-        ["total loss", *(Cell(total, 3) for total in totals), Cell(gap, 3)],
+        [f"loss per {unit}", *map(Cell.of, means)],
+        ["total loss", *(Cell(total, 3) for total in (*totals, gap))],
     ]
-    header = [
-        Column("nats", is_text=True, unit=True),
-        *(Column(name, is_loss=True) for name in ("A", "B", "B − A")),
+    columns = [
+        Column(name, itemgetter(n), is_text=not n, is_loss=n > 0, unit=not n)
+        for n, name in enumerate(("nats", *SIDES, "B − A"))
     ]
     about = []
     for name, label in (("perplexity", "Perplexity"), ("bits_per_byte", "Bits per byte")):
@@ -241,55 +240,42 @@ def _totals(compared: Comparison, summaries: Sequence[Summary]) -> page.Table:
         f"{compared.n_lower:,}, higher on {compared.n_higher:,}, the same on {compared.n_tied:,}."
     )
     about.append(f"Interval of the difference: {compared.difference.method}.")
-    return page.Table("", header, rows, " ".join(about))
+    return page.Table("", columns, rows, " ".join(about))
 
 
 def _columns(unit: str) -> list[Column]:
+    names = (*(f"{side}, per {unit}" for side in SIDES), "B − A")
     return [
-        Column(f"scored {unit}s"),
-        *(Column(f"{side}, per {unit}", is_loss=True) for side in SIDES),
-        Column("B − A", is_loss=True),
-        Column("total B − A", is_loss=True),
+        Column(f"scored {unit}s", lambda pair: f"{pair.n_units:,}"),
+        *(Column(name, _loss_per_unit(n), is_loss=True) for n, name in enumerate(names)),
+        Column(
+            "total B − A", lambda pair: Cell(pair.per_unit()[2] * pair.n_units, 3), is_loss=True
+        ),
     ]
 
 
-def _section(
-    number: int,
-    pair: SequencePair,
-    aligned: AlignedLosses | None,
-    names: page.TokenNames,
-    marked: set[int],
-) -> page.Section:
-    panes, about = list[page.Pane](), _about(pair)
-    if aligned is not None:
-        panes = [
-            *(_side(side, label, names, None if pair.same_tokens else aligned)
-              for side, label in zip((pair.a, pair.b), SIDES, strict=True)),
-            spans.difference_pane(pair.a.text, aligned, f"t{number}-2-", marked),
-        ]  # fmt: skip
-    elif not about:
-        about = ["No coloured text: the two files do not have the same text of it."]
-    values = pair.per_unit()
-    total = values[2] * pair.n_units
-    cells: page.TableRow = [f"{pair.n_units:,}", *map(Cell, values), Cell(total, 3)]
-    return page.Section(number, pair.a.id, sequences.where_of(pair.a), cells, panes, about)
+def _loss_per_unit(n: int) -> Callable[[SequencePair], Cell]:
+    return lambda pair: Cell(pair.per_unit()[n])
 
 
 def _about(pair: SequencePair) -> list[str]:
-    about_a, about_b = sequences.about_sequence(pair.a), sequences.about_sequence(pair.b)
-    if about_a == about_b:
+    about_a, about_b = pair.a.about(), pair.b.about()
+    if about_a != about_b:
+        return [f"A: {said}" for said in about_a] + [f"B: {said}" for said in about_b]
+    if about_a or pair.has_text:
         return about_a
-    return [f"A: {said}" for said in about_a] + [f"B: {said}" for said in about_b]
+    return ["No coloured text: the two files do not have the same text of it."]
 
 
-def _side(
-    side: sequences.PageSequence, label: str, names: page.TokenNames, aligned: AlignedLosses | None
-) -> page.Pane:
-    """Return a model's text; with the stretch of each span, where these are not the spans."""
-    pane = spans.token_pane(side, label, names, side=label.lower())
-    if aligned is not None:
-        pane.data["g"] = spans.stretches_of(side.token_bytes.char_spans(), aligned)
-    return pane
+def _panes(pair: SequencePair, aligned: AlignedLosses, names: page.TokenNames) -> list[page.Pane]:
+    """Return both models' texts; with the stretch of each span, where these are not the spans."""
+    panes = []
+    for side, label in zip((pair.a, pair.b), SIDES, strict=True):
+        pane = spans.token_pane(side, label, names, side=label.lower())
+        if not pair.same_tokens:
+            pane.data["g"] = spans.stretches_of(side.token_bytes.char_spans(), aligned)
+        panes.append(pane)
+    return panes
 
 
 def _linked_spans(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from seqloss_cli.analysis.extremes import Limits
-from seqloss_cli.display.scales import LOSS_EDGES
+from seqloss_cli.display import LOSS_EDGES
 from seqloss_cli.metrics.intervals import Estimate
 
 
@@ -83,9 +83,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The head of a column of a table."""
+    """A column of a table: its head, and what stands in it."""
 
     name: str
+    cell: Callable[[Any], str | Cell]
+    """Returns the text or figure of one of the things that rows are of."""
     is_text: bool = False
     is_loss: bool = False
     unit: bool = False
@@ -97,9 +99,20 @@ class Table:
     """A table of the totals."""
 
     title: str
-    header: list[Column]
-    rows: list[TableRow]
+    columns: list[Column]
+    items: Sequence[Any]
+    """The things that rows are of."""
     about: str = ""
+
+    @property
+    def rows(self) -> list[TableRow]:
+        """Return the cells of each row."""
+        return [row_of(item, self.columns) for item in self.items]
+
+
+def row_of(item: Any, columns: Sequence[Column]) -> TableRow:
+    """Return the cells of the row of one thing."""
+    return [column.cell(item) for column in columns]
 
 
 @dataclass(frozen=True, slots=True)

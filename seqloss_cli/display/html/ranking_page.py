@@ -5,7 +5,7 @@ A question is its prompt, and its choices as coloured texts with their scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from seqloss_cli.analysis import confidence
 from seqloss_cli.analysis.extremes import Chosen, Selection
+from seqloss_cli.display import LOSS_EDGES, step_of
 from seqloss_cli.display.html import charts, page, sequences
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.html.sequences import PageQuestion
 from seqloss_cli.display.html.spans import loss_or_mark, span_markup, token_pane
-from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.ranking import ACCURACIES, MEANINGS, SCORES
 from seqloss_cli.results.files import ResultsOf
@@ -69,9 +69,7 @@ def gather_rankings(
     """Read the rows once; what is kept of them is what the page shows."""
     by, has_tokens = confidence.main_score(run), False
     sums = confidence.RankingSums(by, options.seed)
-    selection = Selection(
-        options.limits, options.seed, lambda each: each.size, PageQuestion.without_texts
-    )
+    selection = Selection[PageQuestion](options.limits, options.seed)
     for order, row in enumerate(rows):
         sums.add(row)
         # one choice tells: a row holds the tokens of all of its choices, or of none
@@ -97,6 +95,7 @@ def ranking_page(
     """Return the page; `n_unusable` rows of the file could not be read back."""
     names, totals = page.TokenNames(), found.figures.totals
     scores = [name for name in SCORES if name in totals.n_ordered]
+    columns = _columns(found, scores)
     worst_first = "closeness of the two best choices"
     if totals.n_with_answer:
         worst_first = "lead of a wrong choice over the right one"
@@ -107,9 +106,9 @@ def ranking_page(
         figures=_figures(found),
         tables=[_table(totals, scores)],
         charts=_charts(found),
-        columns=_columns(totals, scores),
+        columns=columns,
         sequences=[
-            _section(n, each, found, scores, names) for n, each in enumerate(found.chosen.items)
+            _section(n, each, columns, found.by, names) for n, each in enumerate(found.chosen.items)
         ],
         chosen=sequences.about_selection(found.chosen, options, worst_first, "questions"),
         provenance=[("", sequences.run_table(file.run))],
@@ -158,27 +157,24 @@ def _figures(found: RankingPageData) -> list[page.Figure]:
 def _table(totals: RankTotals, scores: list[str]) -> page.Table:
     """Return what each score is, and how often it was right."""
     judged, named = accuracies(totals), {score: name for name, score in ACCURACIES.items()}
-    rows: list[page.TableRow] = []
-    for score in scores:
-        name = named[score]
-        n, right = totals.n_compared.get(name, 0), totals.n_correct.get(name, 0)
-        rows.append([
-            _LABELS[score], name if n else "–", Cell.of(judged[name]) if n else Cell(None),
-            f"{right:,} of {n:,}" if n else "–", f"{totals.n_tied.get(score, 0):,}",
-            f"{totals.n_ordered[score]:,}", MEANINGS[score],
-        ])  # fmt: skip
-    header = [
-        Column("score", is_text=True), Column("accuracy", is_text=True), Column("share right"),
-        Column("right"), Column("ties"), Column("with an order"),
-        Column("what it is", is_text=True),
-    ]  # fmt: skip
+    compared = {score: totals.n_compared.get(named[score], 0) for score in scores}
+    right = {score: totals.n_correct.get(named[score], 0) for score in scores}
+    columns = [
+        Column("score", lambda s: _LABELS[s], is_text=True),
+        Column("accuracy", lambda s: named[s] if compared[s] else "–", is_text=True),
+        Column("share right", lambda s: Cell.of(judged[named[s]]) if compared[s] else Cell(None)),
+        Column("right", lambda s: f"{right[s]:,} of {compared[s]:,}" if compared[s] else "–"),
+        Column("ties", lambda s: f"{totals.n_tied.get(s, 0):,}"),
+        Column("with an order", lambda s: f"{totals.n_ordered[s]:,}"),
+        Column("what it is", lambda s: MEANINGS[s], is_text=True),
+    ]
     about = []
     if totals.boundaries:
         meet = ", ".join(f"{name} {n:,}" for name, n in totals.boundaries.items())
         about.append(f"How choices meet their prompts: {meet}.")
     if totals.flags:
         about.append(f"Flags: {sequences.flags_text(totals.flags)}.")
-    return page.Table("By score", header, rows, " ".join(about))
+    return page.Table("By score", columns, scores, " ".join(about))
 
 
 def _charts(found: RankingPageData) -> list[page.Chart]:
@@ -199,38 +195,39 @@ def _charts(found: RankingPageData) -> list[page.Chart]:
     return [chart for chart in made if chart is not None]
 
 
-def _columns(totals: RankTotals, scores: list[str]) -> list[Column]:
-    """Return the heads of the table: which choice each score prefers, and how sure the model is."""
-    judged = []
+def _columns(found: RankingPageData, scores: list[str]) -> list[Column]:
+    """Return the columns of questions: which choice each score prefers, how sure the model is."""
+    by, totals = found.by, found.figures.totals
+    columns = [Column("lead", lambda row: Cell(confidence.lead_of(row, by)), is_loss=True)]
     if totals.n_with_answer:
-        judged = [Column("answer"), Column("right?", is_text=True), Column("margin", is_loss=True),
-                  Column("p(right)")]  # fmt: skip
-    flags = [Column("flags", is_text=True)] if totals.flags else []
-    return [*judged, Column("lead", is_loss=True), *(Column(_BY[n]) for n in scores), *flags]
+        columns = [
+            Column("answer", lambda row: ", ".join(map(str, row.answers or ())) or "–"),
+            Column("right?", lambda row: confidence.verdict_of(row, by) or "–", is_text=True),
+            Column("margin", lambda row: Cell(confidence.margin_of(row, by)), is_loss=True),
+            Column("p(right)", lambda row: Cell(confidence.probability_of_right(row))),
+            *columns,
+        ]
+    columns += [Column(_BY[name], _first_by(name)) for name in scores]
+    if totals.flags:
+        columns.append(Column("flags", _flags, is_text=True))
+    return columns
+
+
+def _first_by(score: str) -> Callable[[RankedRow], str]:
+    return lambda row: str(row.orders[score][0]) if score in row.orders else "–"
+
+
+def _flags(row: RankedRow) -> str:
+    return sequences.flags_text(row.fields.get("flags") or {})
 
 
 def _section(
-    number: int,
-    item: PageQuestion,
-    found: RankingPageData,
-    scores: list[str],
-    names: page.TokenNames,
+    number: int, item: PageQuestion, columns: list[Column], by: str, names: page.TokenNames
 ) -> page.Section:
-    row, by = item.row, found.by
-    cells: page.TableRow = []
-    if found.figures.totals.n_with_answer:
-        answers = "–" if row.answers is None else ", ".join(map(str, row.answers))
-        probability = Cell(confidence.probability_of_right(row))
-        margin = Cell(confidence.margin_of(row, by))
-        cells = [answers, confidence.verdict_of(row, by) or "–", margin, probability]
-    cells.append(Cell(confidence.lead_of(row, by)))
-    cells += [str(row.orders[name][0]) if name in row.orders else "–" for name in scores]
-    if found.figures.totals.flags:
-        cells.append(sequences.flags_text(row.fields.get("flags") or {}))
-    question = _question(row, by, names)
+    row, question = item.row, _question(item.row, by, names)
     id, source = str(row.fields["id"]), str(row.fields.get("source") or "")
     where = sequences.where_text(id, source, row.fields.get("line"))
-    panes = [choice.pane for choice in question.choices]
+    panes, cells = [choice.pane for choice in question.choices], page.row_of(row, columns)
     return page.Section(number, id, where, cells, panes, _about(item, by), question)
 
 

@@ -76,10 +76,46 @@ class PageSequence:
         """Return the text in UTF-8."""
         return self.token_bytes.text
 
+    @property
+    def where(self) -> str:
+        """Return `file:line`, where it says more than the id does."""
+        return where_text(self.id, self.source, self.line)
+
+    def about(self) -> list[str]:
+        """Say what a reader must know of its text."""
+        said = []
+        if self.why_plain:
+            said.append(f"No coloured text: {self.why_plain}.")
+        if self.is_ids:
+            said.append(
+                "Token ids without a text: the tokens stand here as their tokenizer has them."
+            )
+        if self.n_left_out:
+            said.append(
+                f"The first {self.size:,} tokens of {self.size + self.n_left_out:,}, for which "
+                "there is room; figures, charts and lists are of all of them."
+            )
+        return said
+
     def counted_losses(self) -> LossesOnBytes:
         """Return the losses that count, with the bytes of their tokens."""
         pairs = zip(self.losses, self.counted, strict=True)
         return LossesOnBytes(self.token_bytes, [loss if counts else None for loss, counts in pairs])
+
+    def cut(self, n_tokens: int) -> PageSequence:
+        """Return its first tokens, and as many more as the last character needs."""
+        if self.size <= n_tokens:
+            return self
+        # within a character there is no text to show
+        _, n_tokens = self.token_bytes.snap(0, n_tokens)
+        parts: dict[str, Any] = {}
+        for name in ("losses", "counted", "tokens", "ids", "contexts", "alternatives"):
+            array = getattr(self, name)
+            parts[name] = None if array is None else array[:n_tokens]
+        for name in ("columns", "extra"):
+            parts[name] = {key: array[:n_tokens] for key, array in getattr(self, name).items()}
+        part, n_left_out = self.token_bytes.head(n_tokens), self.size - n_tokens
+        return replace(self, token_bytes=part, n_left_out=self.n_left_out + n_left_out, **parts)
 
 
 def page_sequence(row: ResultRow, order: int, fields: tuple[str, ...] = ()) -> PageSequence:
@@ -172,25 +208,6 @@ def _alternatives(value: Any) -> list[tuple[str, float | None, Any]] | None:
     ]
 
 
-def cut_sequence(whole: PageSequence, n_tokens: int) -> PageSequence:
-    """Return its first tokens, and as many more as the last character needs."""
-    if whole.size <= n_tokens:
-        return whole
-    # within a character there is no text to show
-    _, n_tokens = whole.token_bytes.snap(0, n_tokens)
-    arrays = ("losses", "counted", "tokens", "ids", "contexts", "alternatives")
-    parts: dict[str, Any] = {
-        name: None if (array := getattr(whole, name)) is None else array[:n_tokens]
-        for name in arrays
-    }
-    for name in ("columns", "extra"):
-        parts[name] = {key: array[:n_tokens] for key, array in getattr(whole, name).items()}
-    end = int(whole.token_bytes.offsets[n_tokens])
-    part = TokenBytes(whole.text[:end], whole.token_bytes.offsets[: n_tokens + 1])
-    n_left_out = whole.n_left_out + whole.size - n_tokens
-    return replace(whole, token_bytes=part, n_left_out=n_left_out, **parts)
-
-
 _SHORT_KEYS = {"ranks": "r", "entropies": "e"}
 
 
@@ -240,7 +257,7 @@ class PageQuestion:
         n_bytes = len(prompt.encode("utf-8", "replace")) if isinstance(prompt, str) else 0
         return cls(order, row, sum(map(_n_tokens, row.choices)) + n_bytes // _BYTES_A_TOKEN)
 
-    def without_texts(self, most: int) -> PageQuestion:
+    def cut(self, most: int) -> PageQuestion:
         """Leave out its texts where they have more tokens than that."""
         if self.size <= most:
             return self
@@ -257,26 +274,6 @@ class PageQuestion:
 
 def _n_tokens(choice: RankedChoice) -> int:
     return choice.figures.n_tokens if choice.row.tokens is None else len(choice.row.tokens.losses)
-
-
-def where_of(sequence: PageSequence) -> str:
-    """Return `file:line`, where it says more than the id does."""
-    return where_text(sequence.id, sequence.source, sequence.line)
-
-
-def about_sequence(sequence: PageSequence) -> list[str]:
-    """Say what a reader must know of its text."""
-    said = []
-    if sequence.why_plain:
-        said.append(f"No coloured text: {sequence.why_plain}.")
-    if sequence.is_ids:
-        said.append("Token ids without a text: the tokens stand here as their tokenizer has them.")
-    if sequence.n_left_out:
-        said.append(
-            f"The first {sequence.size:,} tokens of {sequence.size + sequence.n_left_out:,}, for "
-            "which there is room; figures, charts and lists are of all of them."
-        )
-    return said
 
 
 def about_selection(

@@ -23,9 +23,9 @@ from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
+from seqloss_cli.display import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.display.html import page
 from seqloss_cli.display.html.sequences import PageSequence, data_key
-from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.results.schema.scores import ResultRow
 
 _INFINITE = -1
@@ -251,17 +251,29 @@ def _place(
     )
 
 
-def anchors_of(
-    sequences: Sequence[PageSequence], places: Sequence[page.Place]
-) -> tuple[list[set[int]], dict[tuple[int, int], str]]:
-    """Return which spans of each text are linked to, and the anchors by row and token."""
-    marked, anchors = [], dict[tuple[int, int], str]()
-    for n, sequence in enumerate(sequences):
-        spans = _spans_of(sequence, places)
-        marked.append(set(spans.values()))
-        for position, span in spans.items():
-            anchors[sequence.order, position] = f"t{n}-0-{span}"
-    return marked, anchors
+Anchors = Mapping[tuple[int, int], str]
+"""Anchors of the listed tokens that a page shows, by the order of the row and the token."""
+
+
+def text_sections(
+    sequences: Sequence[PageSequence],
+    places: Sequence[page.Place],
+    columns: Sequence[page.Column],
+    names: page.TokenNames,
+    colour: str = "",
+    edges: Sequence[float] = LOSS_EDGES,
+) -> tuple[list[page.Section], Anchors]:
+    """Return a section with one pane for each sequence, and the anchors of the listed places."""
+    sections, anchors = [], dict[tuple[int, int], str]()
+    for n, each in enumerate(sequences):
+        linked, prefix = _spans_of(each, places), f"t{n}-0-"
+        anchors |= {(each.order, place): f"{prefix}{span}" for place, span in linked.items()}
+        panes, marked = list[page.Pane](), set(linked.values())
+        if not each.why_plain:
+            panes = [token_pane(each, "", names, prefix, marked, "", colour, edges)]
+        cells = page.row_of(each, columns)
+        sections.append(page.Section(n, each.id, each.where, cells, panes, each.about()))
+    return sections, anchors
 
 
 def _spans_of(sequence: PageSequence, places: Sequence[page.Place]) -> dict[int, int]:
@@ -275,7 +287,7 @@ def _spans_of(sequence: PageSequence, places: Sequence[page.Place]) -> dict[int,
 
 def linked(
     places: Sequence[page.Place],
-    anchors: Mapping[tuple[int, int], str],
+    anchors: Anchors,
     letter: str,
     edges: Sequence[float],
 ) -> list[page.Place]:
