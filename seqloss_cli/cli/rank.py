@@ -26,7 +26,7 @@ from seqloss_cli.core.options import OUTPUT, SHOW, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.results.schema.ranking_keys import RankedRows
+    from seqloss_cli.results.formats.json import RankedRows
 
 EXAMPLES = (
     'seqloss rank --prompt "A list is" --response " sorted." --response " wet."',
@@ -153,7 +153,7 @@ def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
 @contextmanager
 def _ranked_rows(ctx: typer.Context) -> Iterator[RankedRows | None]:
     """The writer of re-ordered rows, if they are asked for."""
-    from seqloss_cli.results.schema.ranking_keys import RankedRows
+    from seqloss_cli.results.formats.json import RankedRows
     from seqloss_cli.results.sinks import open_sink
 
     settings = given(ctx, RankSettings)

@@ -137,7 +137,7 @@ def test_other_tools_find_the_columns_and_the_metadata(run: Run, tmp_path: Path)
 class FakeRun:
     """`asdict` takes it for a record."""
 
-    pairs, boundary = None, None
+    pairs, boundary, model, teacher = None, None, None, None
     __dataclass_fields__: dict[str, Any] = {}
 
 

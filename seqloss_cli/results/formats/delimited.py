@@ -10,23 +10,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Generic
+from typing import Any, BinaryIO
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import (
-    ABSENT,
-    REJECTED,
-    Cell,
-    Key,
-    Result,
-    Row,
-    Rows,
-    Sums,
-    rejected_row,
-    row_of,
-)
+from seqloss_cli.results.schema import ABSENT, REJECTED, Cell, Key, Row, Rows, rejected_row, row_of
 
 # Of texts only: a number that begins with - is none.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -34,11 +23,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ROW_END = "\r\n"
 
 
-class LineWriter(Generic[Result, Sums]):
+class LineWriter:
     """Writes a line for each input, or each part of it; a rejected one gets its reason."""
 
     def __init__(
-        self, level: str, delimiter: str, sink: BinaryIO, rows: Rows[Result, Sums, Any]
+        self, level: str, delimiter: str, sink: BinaryIO, rows: Rows[Any, Any, Any]
     ) -> None:
         """`level` is one of `rows.levels`; any other makes a line of each row."""
         self._view, self._parts = rows.view, rows.levels.get(level)
@@ -56,7 +45,7 @@ class LineWriter(Generic[Result, Sums]):
         """Write the header."""
         self._lines.write([self._names])
 
-    def sequence(self, result: Result, sums: Sums) -> None:
+    def sequence(self, result: Any, sums: Any) -> None:
         """Write the lines of a result."""
         view = self._view(result, sums)
         row = row_of(self._keys, view)
@@ -71,7 +60,7 @@ class LineWriter(Generic[Result, Sums]):
         whole = self._parts is None
         self._lines.write([self._cells(row) if whole else [row.get(n) for n in self._names]])
 
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
         """Write nothing: the totals are no line."""
 
     def _cells(self, row: Row) -> list[Cell]:

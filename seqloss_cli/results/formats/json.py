@@ -15,19 +15,12 @@ import orjson
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import SCHEMA_VERSION, SequenceScore
+from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import bounded_lines, open_input
+from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.schema import (
-    Result,
-    Row,
-    Rows,
-    RowWriter,
-    Sums,
-    json_bytes,
-    numbers_or_null,
-)
+from seqloss_cli.results.schema import Row, Rows, RowWriter, finite, json_bytes, numbers_or_null
 from seqloss_cli.results.schema.score_keys import top_log_probs
 
 _SPOOLED_IN_MEMORY = 1 << 20
@@ -35,7 +28,7 @@ _RUN_LINE = b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
 
 
-class JsonlWriter(RowWriter[Result, Sums]):
+class JsonlWriter(RowWriter):
     """A line `run`, a line for each input as soon as it is ready, a line `totals`."""
 
     def begin(self, run: RunInfo) -> None:
@@ -53,10 +46,10 @@ class JsonlWriter(RowWriter[Result, Sums]):
         self.sink.write(json_bytes({"type": "totals", **row}) + b"\n")
 
 
-class JsonWriter(RowWriter[Result, Sums]):
+class JsonWriter(RowWriter):
     """`{"schema_version", "run", "sequences", "rejected", "totals"}`, sequences as they come."""
 
-    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
+    def __init__(self, sink: BinaryIO, rows: Rows[Any, Any, Any]) -> None:
         super().__init__(sink, rows)
         # Rejected rows stand after all sequences, and wait there: a corpus of them may be large.
         self._rejected = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115
@@ -86,7 +79,7 @@ class JsonWriter(RowWriter[Result, Sums]):
         self.sink.write(b'],\n"totals":' + json_bytes(row) + b"}\n")
 
 
-class OpenAIWriter(JsonWriter[SequenceScore, Totals]):
+class OpenAIWriter(JsonWriter):
     """The legacy completions object of OpenAI's servers: a choice for each sequence.
 
     Log-probabilities in nats; `text_offset` in characters; `top_logprobs` is null unless --top-k
@@ -129,6 +122,46 @@ class OpenAIWriter(JsonWriter[SequenceScore, Totals]):
         self.sink.write(b'],\n"seqloss":{"run":' + self._run + b',"rejected":[')
         self.write_rejected()
         self.sink.write(b'],"totals":' + json_bytes(row) + b"}}\n")
+
+
+class RankedRows:
+    """Writes JSONL of the rows as they came, their choices best first: n-best lists re-ordered."""
+
+    def __init__(self, sink: BinaryIO, by: str) -> None:
+        self._sink, self.by = sink, by
+        self.n_unordered = 0
+        """Rows without such an order: they are left as they are, their scores null."""
+
+    def begin(self, run: RunInfo) -> None:
+        """Write nothing: there are rows only."""
+
+    def reject(self, rejected: Rejected) -> None:
+        """Write nothing: what is rejected has no order."""
+
+    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
+        """Write nothing: there are rows only."""
+
+    def sequence(self, ranking: Ranking, sums: Any) -> None:
+        """Write a row with its choices in order."""
+        known, choices = self.by in ranking.orders, ranking.choices
+        self.n_unordered += not known
+        order = ranking.orders[self.by] if known else tuple(range(len(ranking.scored)))
+        scores = [ranking.scored[n].score_by(self.by) if known else None for n in order]
+        # Own keys last: other fields of the list are kept, its choices and answers are replaced.
+        row: Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
+        row |= {
+            "prompt": choices.prompt,
+            "separator": choices.separator,
+            "choices": [choices.responses[n] for n in order],
+            "by": self.by,
+            "scores": [finite(score) for score in scores],
+            "places": [*order],
+        }
+        if choices.answers is not None:
+            places = [order.index(n) for n in choices.answers]
+            # A single one is a number, as in lists that have one: it may be ranked again.
+            row["answer"] = places[0] if len(places) == 1 else places
+        self._sink.write(json_bytes(row) + b"\n")
 
 
 class NoResultsError(RowError):

@@ -20,23 +20,14 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.extras import load_pyarrow
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import (
-    REJECTED,
-    Kind,
-    Result,
-    Row,
-    RowWriter,
-    Sums,
-    json_bytes,
-    text,
-)
+from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_bytes, text
 
 MOST_ROWS = 4096
 MOST_WEIGHT = 1 << 21
 """Of a row group, in characters and list entries: what is in memory at a time."""
 
 
-class ParquetWriter(RowWriter[Result, Sums]):
+class ParquetWriter(RowWriter):
     """A row group whenever enough rows have come; the file can be read once `end` has been."""
 
     def begin(self, run: RunInfo) -> None:

@@ -22,8 +22,9 @@ import orjson
 from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import WordBoundaryIds
+from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Rejected, TokenSequence
+from seqloss_cli.core.records import Bools, Floats, Rejected, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results import RowChoice
 
@@ -86,45 +87,23 @@ class RowOptions(RowChoice):
     word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
 
-    @property
-    def pairs(self) -> bool:
-        """The inputs are pairs or chats."""
-        return self.run.pairs is not None
-
-    @property
-    def pair_texts(self) -> bool:
-        """Rows hold the two texts of a pair."""
-        return self.text and self.pairs
-
-    @property
-    def compared(self) -> bool:
-        """Pairs are tokenized both ways."""
-        return self.run.boundary == "compare"
-
-    @property
-    def corrected(self) -> bool:
-        """Losses of words and regions are corrected, too."""
-        return self.word_boundary_ids is not None
-
-    @property
-    def contexts(self) -> bool:
-        """Rows hold the number of tokens that each one could see."""
-        return self.tokens and self.context_lengths
-
-    @property
-    def losses(self) -> bool:
-        """A model was run: `mask` needs none."""
-        return self.run.model is not None
-
-    @property
-    def teacher(self) -> bool:
-        """The reference is a teacher."""
-        return self.run.teacher is not None
-
-    @property
-    def bounds(self) -> bool:
-        """The teacher is known from a file, and so in part."""
-        return bool((self.run.teacher or {}).get("saved_as"))
+    def conditions(self) -> Mapping[str, bool]:
+        """Return the conditions that keys name in `when`, and which of them hold for the run."""
+        run, asked = self.run, ("text", "tokens", "words", "regions", "context_lengths", "pmi")
+        return {
+            **{name: getattr(self, name) for name in asked},
+            **{column.name: column in self.columns for column in COLUMNS},
+            # Losses of words and regions are corrected, too.
+            "corrected": self.word_boundary_ids is not None,
+            "pairs": run.pairs is not None,
+            # Pairs are tokenized both ways.
+            "compared": run.boundary == "compare",
+            # A model was run: `mask` needs none.
+            "losses": run.model is not None,
+            "teacher": run.teacher is not None,
+            # The teacher is known from a file, and so in part.
+            "bounds": bool((run.teacher or {}).get("saved_as")),
+        }
 
 
 Cells = Mapping[str, Callable[[Any], Cell]]
@@ -138,8 +117,8 @@ class Key:
     name: str
     kind: Kind
     value: Callable[[Any], Any]
-    when: Callable[[RowOptions], Any] | None = None
-    """Tells whether rows of a run can have it; None where those of every run can."""
+    when: str = ""
+    """Conditions of `RowOptions`, all of which must hold where rows of a run can have it."""
     cells: Cells = field(default_factory=dict)
     """Its columns where a line of CSV is a row; of plain kinds that is one of the same name."""
     checked: bool = False
@@ -159,16 +138,13 @@ class Key:
 def _declare(kind: Kind) -> Callable[..., Key]:
     """Return what makes keys of a kind.
 
-    A value or condition may be the path of an attribute of the view, or of `RowOptions`.
+    A value may be the path of an attribute of the view.
     """
 
-    def make(
-        name: str, value: str | Callable[[Any], Any], when: Any = None, **settings: Any
-    ) -> Key:
+    def make(name: str, value: str | Callable[[Any], Any], when: str = "", **settings: Any) -> Key:
         # A path rather than a function where it does: it runs in C, for some forty keys a row.
         of = attrgetter(value) if isinstance(value, str) else value
-        holds = attrgetter(when) if isinstance(when, str) else when
-        return Key(name, kind, of, holds, **settings)
+        return Key(name, kind, of, when, **settings)
 
     return make
 
@@ -197,19 +173,20 @@ def row_of(keys: Iterable[Key], view: Any) -> Row:
     row = {}
     # A plain loop: rows of short texts take as long to make as their share of the model's time.
     for key in keys:
-        value = key.value(view)
-        if value is not ABSENT:
+        if (value := key.value(view)) is not ABSENT:
             row[key.name] = value
     return row
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows(Generic[Result, Sums, Unscored]):
-    """The rows of one run: how they are written, and how those of an earlier run are taken back."""
+    """The rows of one run: how they are written, and how those of an earlier run are taken back.
+
+    Of the keys that it is given it keeps those that a row of this run can have.
+    """
 
     options: RowOptions
     keys: tuple[Key, ...]
-    """The keys that a row of this run can have."""
     levels: Mapping[str, tuple[Key, ...]]
     """Parts of a row that a line of CSV can be of, to their columns: arrays of one length each."""
     view: Callable[[Result, Sums], Any]
@@ -220,15 +197,19 @@ class Rows(Generic[Result, Sums, Unscored]):
     sums_of: Callable[[Fields, str, Unscored], Sums]
     """Returns the sums of a row that was read back, with its file:line; raises RowError."""
 
+    def __post_init__(self) -> None:
+        self.keys = possible(self.options, self.keys)
+        self.levels = {name: possible(self.options, keys) for name, keys in self.levels.items()}
+
     def row(self, result: Result, sums: Sums) -> Row:
         """Return the JSON object of a result; `sums` are its own."""
         return row_of(self.keys, self.view(result, sums))
 
 
-class RowWriter(ABC, Generic[Result, Sums]):
+class RowWriter(ABC):
     """A writer of JSON objects: of the run, of each row as it comes, and of the totals."""
 
-    def __init__(self, sink: BinaryIO, rows: Rows[Result, Sums, Any]) -> None:
+    def __init__(self, sink: BinaryIO, rows: Rows[Any, Any, Any]) -> None:
         self.sink, self.rows = sink, rows
 
     @abstractmethod
@@ -243,11 +224,11 @@ class RowWriter(ABC, Generic[Result, Sums]):
     def write_totals(self, row: Row) -> None:
         """Write the totals, the last of all."""
 
-    def make_row(self, result: Result, sums: Sums) -> Row:
+    def make_row(self, result: Any, sums: Any) -> Row:
         """Return the object of a result."""
         return self.rows.row(result, sums)
 
-    def sequence(self, result: Result, sums: Sums) -> None:
+    def sequence(self, result: Any, sums: Any) -> None:
         """Write a result, unless totals are all that is asked for."""
         if not self.rows.options.summary:
             self.write_row("sequence", self.make_row(result, sums))
@@ -256,22 +237,15 @@ class RowWriter(ABC, Generic[Result, Sums]):
         """Write a rejected input."""
         self.write_row("rejected", rejected_row(rejected))
 
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
         """Write the totals."""
         self.write_totals(self.rows.totals(sums, n_rejected, n_empty_lines))
 
 
 def possible(options: RowOptions, keys: Iterable[Key]) -> tuple[Key, ...]:
     """Return the keys that rows of this run can have."""
-    return tuple(key for key in keys if key.when is None or key.when(options))
-
-
-def rows(
-    options: RowOptions, keys: Iterable[Key], levels: Mapping[str, Iterable[Key]], *others: Any
-) -> Rows[Any, Any, Any]:
-    """Return `Rows` with those of the keys and columns that rows of this run can have."""
-    lines = {name: possible(options, columns) for name, columns in levels.items()}
-    return Rows(options, possible(options, keys), lines, *others)
+    conditions = options.conditions()
+    return tuple(key for key in keys if all(conditions[name] for name in key.when.split()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +287,11 @@ def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
     return [
         value if keep else None for value, keep in zip(values.tolist(), kept.tolist(), strict=True)
     ]
+
+
+def infinite_places(values: Floats, known: Bools) -> list[int]:
+    """Return where numbers of shape N are known and infinite; ABSENT where none is."""
+    return np.flatnonzero(np.isinf(values) & known).tolist() or ABSENT
 
 
 def finite(value: float | None) -> float | None:

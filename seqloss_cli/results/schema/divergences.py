@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.records import Bools, Entry, Floats, TokenSequence
+from seqloss_cli.core.records import Bools, Entry, Floats
 from seqloss_cli.metrics.divergence import (
     OPTIONAL_SUMS,
     SUMS,
@@ -30,25 +30,6 @@ from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_total
 
 _AT_MOST, _CUTS = OPTIONAL_SUMS[:2], OPTIONAL_SUMS[2:]
 """Upper bounds, and shares of what a head was cut by: of these only the means are written."""
-
-
-@dataclass(frozen=True, slots=True)
-class DivergenceView:
-    """A sequence's divergences with its own totals."""
-
-    diverged: DivergenceScore
-    totals: DivergenceTotals
-    options: RowOptions
-
-    @property
-    def sequence(self) -> TokenSequence:
-        """Return the sequence that was scored."""
-        return self.diverged.score.sequence
-
-    @property
-    def scored(self) -> Bools:
-        """Return where tokens have losses, shape N."""
-        return self.diverged.score.scored
 
 
 def divergence_rows(
@@ -75,11 +56,11 @@ def divergence_rows(
         documents.add(found.sums, found.counted_values())
         return found.sums
 
-    return s.rows(
+    return Rows(
         options,
         DIVERGENCE_KEYS,
         {"token": _TOKEN_COLUMNS},
-        lambda diverged, sums: DivergenceView(diverged, sums, options),
+        lambda d, sums: q.SequenceView(options, d.score.sequence, d.score, sums, d),
         lambda sums, n_rejected, n_empty: divergence_totals_row(
             sums, documents, n_rejected, n_empty, measured(), in_part
         ),
@@ -110,7 +91,7 @@ def divergence_totals_row(
         "n_sequences_scored": totals.n_sequences_scored,
         "n_rejected": n_rejected,
         "n_empty_lines": n_empty_lines,
-        **s.row_of(_SUM_KEYS, SimpleNamespace(totals=totals)),
+        **s.row_of(_SUM_KEYS, SimpleNamespace(sums=totals)),
     }
     row["kl_is"] = "at least" if in_part else "whole"
     row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
@@ -131,61 +112,48 @@ def _estimate_name(name: str) -> str:
 
 def _sum(name: str) -> list[Key]:
     """Return the keys of a sum and of its mean; bounds need a saved teacher, cuts two heads."""
-    when = None if name in SUMS else "bounds" if name in _AT_MOST else "teacher"
+    when = "" if name in SUMS else "bounds" if name in _AT_MOST else "teacher"
 
-    def has(view: DivergenceView) -> bool:
-        return name in SUMS or name in view.totals.units or name in view.totals.n_infinite
+    def has(view: q.SequenceView) -> bool:
+        return name in SUMS or name in view.sums.units or name in view.sums.n_infinite
 
     return [
-        s.real(name, lambda v: v.totals.total(name) if has(v) else ABSENT, when),
-        s.real(f"mean_{name}", lambda v: v.totals.mean(name) if has(v) else ABSENT, when),
+        s.real(name, lambda v: v.sums.total(name) if has(v) else ABSENT, when),
+        s.real(f"mean_{name}", lambda v: v.sums.mean(name) if has(v) else ABSENT, when),
     ]
 
 
-def _array(name: str, sum_name: str, when: str = "tokens") -> Key:
-    """Return the key of an array of `Divergences`, null where a token is not scored."""
-
-    def value(view: DivergenceView) -> Any:
-        values = view.diverged.divergences.arrays.get(sum_name)
-        return ABSENT if values is None else s.numbers_or_null(values, view.scored)
-
-    return s.reals(name, value, lambda options: options.tokens and getattr(options, when))
+def _of(sum_name: str) -> Callable[[q.SequenceView], Any]:
+    """Return what takes the array of a sum's terms, shape N."""
+    return lambda view: view.result.divergences.arrays.get(sum_name)
 
 
-def _infinite(name: str, sum_name: str) -> Key:
-    """Return the key of the tokens where an array is infinite, and so null."""
-
-    def value(view: DivergenceView) -> Any:
-        values = view.diverged.divergences.arrays[sum_name]
-        return s.ints(np.flatnonzero(np.isinf(values) & view.scored)) or ABSENT
-
-    return s.wholes(name, value)
-
-
-def _same_top1(view: DivergenceView) -> list[bool | None]:
-    pairs = zip(view.diverged.divergences.same_top1.tolist(), view.scored.tolist(), strict=True)
-    return [same if known else None for same, known in pairs]
-
-
-_CROSS_ENTROPIES = _array("token_losses", "cross_entropy")
-_ARRAYS = {
-    "teacher_entropy": _array("teacher_entropies", "teacher_entropy"),
-    "kl": _array("kls", "kl"),
-    "kl_at_most": _array("kls_at_most", "kl_at_most", "bounds"),
-    "student_loss": _array("student_losses", "student_loss"),
-    "teacher_loss": _array("teacher_losses", "teacher_loss"),
-    "delta_p": _array("token_delta_p", "delta_p"),
+_COLUMNS = {
+    "cross_entropy": "token_losses",
+    "teacher_entropy": "teacher_entropies",
+    "kl": "kls",
+    "kl_at_most": "kls_at_most",
+    "student_loss": "student_losses",
+    "teacher_loss": "teacher_losses",
+    "delta_p": "token_delta_p",
 }
-"""Columns of lines that are a token each, and the keys of their arrays."""
+"""Name of a sum, and of a column of lines that are a token each, to the array of its tokens."""
+_ARRAYS = {
+    name: q.token_array(key, _of(name), "tokens bounds" if name in _AT_MOST else "tokens")
+    for name, key in _COLUMNS.items()
+}
+_SAME_TOP1 = q.token_array(
+    "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools
+)
 _TOTALS, _MEANS = zip(*(_sum(name) for name in (*SUMS, *OPTIONAL_SUMS)), strict=True)
 _SUM_KEYS = (
-    s.whole("n_tokens", "totals.n_tokens"),
-    s.whole("n_scored", "totals.n_scored"),
+    s.whole("n_tokens", "sums.n_tokens"),
+    s.whole("n_scored", "sums.n_scored"),
     # Of what heads were cut by, rows hold means only.
     *_TOTALS[: -len(_CUTS)],
     *_MEANS,
-    s.real("same_top1", "totals.same_top1"),
-    s.nested("delta_p", lambda v: _delta_p(v.totals), cells=s.children("mean", "rms")),
+    s.real("same_top1", "sums.same_top1"),
+    s.nested("delta_p", lambda v: _delta_p(v.sums), cells=s.children("mean", "rms")),
 )
 """Sums, means and shares, of one sequence or many."""
 DIVERGENCE_KEYS = (
@@ -194,15 +162,14 @@ DIVERGENCE_KEYS = (
     q.META,
     *q.ENDS,
     *_SUM_KEYS,
-    q.flags_key("totals.flags"),
-    _infinite("inf_losses", "student_loss"),
-    _infinite("inf_teacher_losses", "teacher_loss"),
-    _infinite("inf_kls", "kl"),
+    q.flags_key("sums.flags"),
+    q.infinite_key("inf_losses", _of("student_loss")),
+    q.infinite_key("inf_teacher_losses", _of("teacher_loss")),
+    q.infinite_key("inf_kls", _of("kl")),
     q.TOKEN_IDS,
     q.TOKENS,
-    _CROSS_ENTROPIES,
     *_ARRAYS.values(),
-    s.bools("token_same_top1", _same_top1, "tokens"),
+    _SAME_TOP1,
     q.BYTE_OFFSETS,
     q.LOSS_MASK,
 )
@@ -210,20 +177,16 @@ DIVERGENCE_KEYS = (
 _TOKEN_COLUMNS = (
     q.POSITION,
     *q.TOKEN,
-    s.as_column(_CROSS_ENTROPIES, "loss"),
-    s.wholes("scored", lambda v: s.ints(v.scored)),
+    s.as_column(_ARRAYS["cross_entropy"], "loss"),
+    q.SCORED,
     q.COUNTS,
     *q.EDGES,
-    *(s.as_column(key, name) for name, key in _ARRAYS.items()),
-    s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _same_top1(v)]),
+    *(s.as_column(key, name) for name, key in _ARRAYS.items() if name != "cross_entropy"),
+    s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)]),
 )
 """What a line is at `--level token`; its loss is the cross-entropy."""
 
 
-_COLUMNS = {"cross_entropy": _CROSS_ENTROPIES.name} | {
-    name: key.name for name, key in _ARRAYS.items()
-}
-"""Name of a sum to the array of its tokens."""
 _LEAST = -1e-6
 """A divergence is not below 0, but for rounding."""
 

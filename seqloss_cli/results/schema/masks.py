@@ -7,12 +7,12 @@ declarations of keys, `q` the keys that all sequences have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 
-from seqloss_cli.core.records import Rejected, TokenSequence
+from seqloss_cli.core.records import Rejected
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
 from seqloss_cli.metrics.totals import Totals
@@ -24,49 +24,39 @@ from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
 
-@dataclass(frozen=True, slots=True)
-class MaskView:
-    """A sequence's labels with their own counts."""
-
-    mask: Mask
-    sums: MaskTotals
-    options: RowOptions
-
-    @property
-    def sequence(self) -> TokenSequence:
-        """Return the sequence that the labels are of."""
-        return self.mask.sequence
-
-
 def mask_rows(
     options: RowOptions, checked: bool, trainer: bool
 ) -> Rows[Mask, MaskTotals, Mask | Rejected]:
     """Return the rows of a run of `mask`; `checked` with labels of a file, or with a trainer's."""
     shown = {"check": checked, "trainer": trainer}
-    keys = [key for key in MASK_KEYS if shown.get(key.name, True)]
-    of_losses = _OF_LOSSES if options.losses else ()
+    keys = tuple(key for key in MASK_KEYS if shown.get(key.name, True))
+    with_losses = options.conditions()["losses"]
+    of_losses = _OF_LOSSES if with_losses else ()
+
+    def view(mask: Mask, sums: MaskTotals) -> q.SequenceView:
+        return q.SequenceView(options, mask.sequence, mask.score, sums, mask)
 
     def expected(entry: Mask | Rejected, row: Fields) -> Row:
         if isinstance(entry, Rejected):
             return q.expected_rejection(entry)
-        view = MaskView(entry, mask_totals(entry), options)
+        made_of = view(entry, mask_totals(entry))
         if row.get("reason") in q.FOUND_BY_SCORING:
-            return {"type": "rejected"} | s.row_of(q.SAMPLE, view)
+            return {"type": "rejected"} | s.row_of(q.SAMPLE, made_of)
         sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
         # Through JSON, as what is there has been: tuples are lists in it.
-        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, view)))
+        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, made_of)))
         # A key that this input would not have: null, which differs from what is there.
         absent = dict.fromkeys(name for name in row if name not in {*made, *of_losses})
         return absent | made | {"type": "sequence"}
 
-    return s.rows(
+    return Rows(
         options,
         keys,
         {"token": _TOKEN_COLUMNS},
-        lambda mask, sums: MaskView(mask, sums, options),
+        view,
         mask_totals_row,
         expected,
-        lambda row, place, entry: _kept_totals(row, options.losses),
+        lambda row, place, entry: _kept_totals(row, with_losses),
     )
 
 
@@ -89,25 +79,17 @@ def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Ro
     }
 
 
-def _turns(view: MaskView) -> Any:
+def _turns(view: q.SequenceView) -> Any:
     """Return counts of each turn; with losses, those of the tokens that count."""
-    mask, boundary = view.mask, view.sequence.prompt_boundary
+    boundary, counts = view.sequence.prompt_boundary, view.sequence.loss_mask
     if boundary is None or not boundary.turns:
         return ABSENT
-    rows: list[Row] = []
-    for turn in boundary.turns:
-        counted = int(mask.sequence.loss_mask[turn.start : turn.end].sum())
-        rows.append(
-            {
-                "role": turn.role,
-                "start": turn.start,
-                "end": turn.end,
-                "n_tokens": turn.end - turn.start,
-                "n_counted": counted,
-            }
-        )
-    if mask.score is not None:
-        for row, found in zip(rows, turn_scores(mask.score), strict=True):
+    rows = [
+        q.turn_row(turn) | {"n_counted": int(counts[turn.start : turn.end].sum())}
+        for turn in boundary.turns
+    ]
+    if view.score is not None:
+        for row, found in zip(rows, turn_scores(view.score), strict=True):
             row |= {"loss": found.loss, "mean_loss": found.mean_loss}
     return rows
 
@@ -130,8 +112,8 @@ def _findings(findings: Sequence[Finding]) -> list[Row]:
     return [asdict(finding) for finding in findings]
 
 
-def _trainer(view: MaskView) -> Any:
-    trainer = view.mask.trainer
+def _trainer(view: q.SequenceView) -> Any:
+    trainer = view.result.trainer
     if trainer is None:
         return ABSENT
     theirs = trainer.labels
@@ -140,17 +122,12 @@ def _trainer(view: MaskView) -> Any:
         "input_ids": None if theirs is None else theirs.input_ids.tolist(),
         "labels": None if theirs is None else theirs.labels.tolist(),
         "not_trained": trainer.note,
-        "differences": _findings(view.mask.trainer_findings),
+        "differences": _findings(view.result.trainer_findings),
     }
 
 
 def _kinds_cell(findings: Sequence[Fields]) -> str:
     return ";".join(str(each["kind"]) for each in findings)
-
-
-def _token_losses(view: MaskView) -> Any:
-    score = view.mask.score
-    return ABSENT if score is None else s.numbers_or_null(score.losses, score.scored)
 
 
 def _part(name: str) -> Key:
@@ -160,7 +137,7 @@ def _part(name: str) -> Key:
 
 
 _LOSS = ("n_scored", "total_loss", "mean_loss")
-_TOKEN_LOSSES = s.reals("token_losses", _token_losses, lambda o: o.tokens and o.losses)
+_TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens losses")
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
 MASK_KEYS = (
@@ -178,7 +155,7 @@ MASK_KEYS = (
     _part("response"),
     _part("all_tokens"),
     s.real("prompt_share", "sums.prompt_share", "losses"),
-    s.nested("check", lambda v: _findings(v.mask.findings), cells={"": _kinds_cell}),
+    s.nested("check", lambda v: _findings(v.result.findings), cells={"": _kinds_cell}),
     s.nested(
         "trainer",
         _trainer,

@@ -1,15 +1,22 @@
-"""Rows of `seqloss rank`, written and read back: scores, orders and verdicts are checked."""
+"""Rows of `seqloss rank`, written and read back: scores, orders and verdicts are checked.
+
+`s` are the declarations of keys, `q` the keys that rows of several commands have.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Rejected
-from seqloss_cli.metrics.accuracy import RankTotals, row_counts
+from seqloss_cli.core.records import Bools, Floats, Rejected, SequenceScore
+from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.ranking import (
     SCORES,
     ChoiceFigures,
@@ -19,18 +26,195 @@ from seqloss_cli.metrics.ranking import (
     correctness,
     orders_by_score,
 )
-from seqloss_cli.metrics.totals import Totals, to_units
+from seqloss_cli.metrics.totals import Totals, score_flags, to_units
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ROUNDING, Fields, Row, RowKind, RowOptions, Rows
-from seqloss_cli.results.schema.ranking_keys import (
-    CHOICE_KEYS,
-    RANK_KEYS,
-    RANK_LEVELS,
-    RankingView,
-    rank_totals_row,
-)
+from seqloss_cli.results.schema import ABSENT, ROUNDING, Fields, Key, Row, RowKind, RowOptions, Rows
+from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, token_losses
-from seqloss_cli.results.schema.sequences import expected_rejection
+
+
+@dataclass
+class ChoiceView(q.SequenceView):
+    """A choice with its probability among the others, and what its row makes of its score."""
+
+    score: SequenceScore
+    place: int = 0
+    probability: float | None = None
+
+    @cached_property
+    def stretch(self) -> slice:
+        """Return the tokens from the first that counts to the last, in whole characters."""
+        counted = np.flatnonzero(self.score.counted)
+        token_bytes = TokenBytes.of(self.sequence)
+        first, last = (int(counted[0]), int(counted[-1]) + 1) if len(counted) else (0, 0)
+        # A choice may begin inside a character whose bytes several tokens share.
+        return slice(*(first, last) if token_bytes is None else token_bytes.snap(first, last))
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes | None:
+        """Return the bytes of the stretch's tokens; None without a text."""
+        token_bytes, some = TokenBytes.of(self.sequence), self.stretch
+        return token_bytes and token_bytes.part(some.start, some.stop)
+
+    @property
+    def losses(self) -> tuple[Floats, Bools]:
+        """Return the losses of the stretch's n tokens, nats, and which count: shape n each."""
+        return self.score.losses[self.stretch], self.score.counted[self.stretch]
+
+
+class RankingView:
+    """A ranking with views of its choices, and their objects."""
+
+    def __init__(self, ranking: Ranking, options: RowOptions, keys: Sequence[Key]) -> None:
+        """`keys` are those that choices of the run can have."""
+        self.ranking, self.answers, self._keys = ranking, ranking.choices.answers, keys
+        found = ranking.probabilities
+        chances = [None] * len(ranking.scored) if found is None else found.tolist()
+        self.views = [
+            ChoiceView(options, each.score.sequence, each.score, None, each, place, chance)
+            for place, (each, chance) in enumerate(zip(ranking.scored, chances, strict=True))
+        ]
+
+    @cached_property
+    def choices(self) -> list[Row]:
+        """Return an object for each choice, in the order of the input."""
+        return [s.row_of(self._keys, view) for view in self.views]
+
+
+def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> Row:
+    """Return the totals of a run."""
+    return {
+        "n_sequences": totals.n_rows,
+        "n_rejected": n_rejected,
+        "n_empty_lines": n_empty_lines,
+        **{name: getattr(totals, name) for name in _RANK_COUNTS},
+        "accuracies": {name: asdict(each) for name, each in accuracies(totals).items()},
+        "chance": totals.chance,
+        "n_tied": {name: totals.n_tied.get(name, 0) for name in SCORES if name in totals.n_ordered},
+        "n_ordered": totals.n_ordered,
+        "flags": totals.flags,
+    }
+
+
+_RANK_COUNTS = ("n_choices", "n_tokens", "boundaries", "n_with_answer")
+_TOKEN_IDS = s.wholes(
+    "token_ids", lambda v: s.ints(v.sequence.token_ids[v.stretch]), "tokens", length=0
+)
+_TOKENS = s.texts(
+    "tokens", lambda v: v.options.token_texts(v.sequence)[v.stretch], "tokens", length=0
+)
+_TOKEN_LOSSES = s.reals("token_losses", lambda v: s.numbers_or_null(*v.losses), "tokens", length=0)
+CHOICE_KEYS = (
+    s.text("response", "sequence.sample.pair.response", "text"),
+    s.real("log_prob", lambda v: s.finite(v.result.log_prob)),
+    s.real("probability", "probability"),
+    s.whole("n_tokens", "result.n_tokens"),
+    s.whole("n_bytes", "result.n_bytes"),
+    s.whole("n_chars", "result.n_chars"),
+    s.text("boundary", "sequence.prompt_boundary.boundary"),
+    s.real("log_prob_y", lambda v: s.finite(v.result.log_prob_y), "pmi"),
+    s.real("log_prob_alone", lambda v: s.finite(v.result.log_prob_alone), "pmi"),
+    s.nested(
+        "scores",
+        lambda v: {name: s.finite(v.result.score_by(name)) for name in v.result.score_names},
+    ),
+    q.flags_key(lambda v: score_flags(v.result.score)),
+    _TOKEN_IDS,
+    _TOKENS,
+    _TOKEN_LOSSES,
+    s.wholes("inf_losses", lambda v: s.infinite_places(*v.losses), "tokens"),
+    s.wholes(
+        "byte_offsets",
+        lambda v: v.token_bytes and s.ints(v.token_bytes.offsets),
+        "tokens",
+        length=1,
+    ),
+    s.text(
+        "text",
+        lambda v: v.token_bytes.text.decode() if v.token_bytes else ABSENT,
+        "tokens text",
+    ),
+)
+"""Of a choice, in the order of its object."""
+RANK_KEYS = (
+    *q.sample_keys("ranking.sample"),
+    s.text("prompt", "ranking.choices.prompt", "text"),
+    s.text("separator", lambda v: v.ranking.choices.separator or ABSENT, "text"),
+    q.meta_key("ranking.sample.meta"),
+    s.nested("choices", "choices"),
+    s.nested("orders", lambda v: {name: [*each] for name, each in v.ranking.orders.items()}),
+    s.texts("tied", lambda v: [*v.ranking.tied]),
+    s.wholes("answers", lambda v: v.answers and [*v.answers]),
+    s.nested("correct", "ranking.correct"),
+    q.flags_key("ranking.flags"),
+)
+"""Of a row, in the order of its JSON object."""
+
+
+def _of_row(name: str, value: Callable[[Ranking], Any], when: str = "") -> Key:
+    """Return a column that is the same for all choices of a row."""
+    return s.texts(name, lambda v: [value(v.ranking)] * len(v.choices), when)
+
+
+def _of_choices(name: str, when: str = "") -> Key:
+    return s.reals(name, lambda v: [each.get(name) for each in v.choices], when)
+
+
+def _score_columns(score: str) -> tuple[Key, Key]:
+    """Return the columns of a score, and of the place that it gives a choice: 1 is the best."""
+
+    def places(view: RankingView) -> list[int] | None:
+        order = view.ranking.orders.get(score)
+        return None if order is None else [1 + order.index(n) for n in range(len(order))]
+
+    # The last two compare with the response scored without its prompt.
+    when = "pmi" if score in SCORES[-2:] else ""
+    return (
+        s.reals(f"score.{score}", lambda v: [each["scores"][score] for each in v.choices], when),
+        s.wholes(f"order.{score}", places, when),
+    )
+
+
+def _of_tokens(name: str, value: Callable[[Any], Sequence[Any]]) -> Key:
+    """Return a column of the tokens of all choices, from the view of each."""
+    return s.reals(name, lambda v: [cell for view in v.views for cell in value(view)])
+
+
+def _edges(view: ChoiceView, name: str) -> Sequence[int | None]:
+    nothing = [None] * len(view.losses[0])
+    return nothing if view.token_bytes is None else getattr(view.token_bytes, name).tolist()
+
+
+RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
+    "choice": (
+        s.wholes("choice", lambda v: range(len(v.choices))),
+        _of_row("source", lambda ranking: ranking.sample.source),
+        _of_row("prompt", lambda ranking: ranking.choices.prompt, "text"),
+        _of_row("separator", lambda ranking: ranking.choices.separator, "text"),
+        _of_choices("response", "text"),
+        s.wholes(
+            "answer", lambda v: v.answers and [int(n in v.answers) for n in range(len(v.choices))]
+        ),
+        # From log_prob to boundary.
+        *(_of_choices(key.name) for key in CHOICE_KEYS[1:7]),
+        _of_choices("log_prob_y", "pmi"),
+        _of_choices("log_prob_alone", "pmi"),
+        *(key for score in SCORES for key in _score_columns(score)),
+        s.texts("flags", lambda v: [s.flags_cell(each["flags"]) for each in v.choices]),
+        _of_row("meta", lambda r: None if r.sample.meta is None else s.json_cell(r.sample.meta)),
+    ),
+    "token": (
+        _of_tokens("choice", lambda v: [v.place] * len(v.losses[0])),
+        _of_tokens("position", lambda v: range(len(v.losses[0]))),
+        _of_tokens("token_id", _TOKEN_IDS.value),
+        _of_tokens("token", _TOKENS.value),
+        _of_tokens("loss", _TOKEN_LOSSES.value),
+        _of_tokens("start", lambda v: _edges(v, "starts")),
+        _of_tokens("end", lambda v: _edges(v, "ends")),
+    ),
+}
+"""Parts of a row that a line can be of, to their columns."""
+
 
 _FOUND_BY_SCORING = ("nan_loss", "first_token_unscored")
 """Reasons for which a question is rejected once its choices are scored."""
@@ -38,11 +222,12 @@ _FOUND_BY_SCORING = ("nan_loss", "first_token_unscored")
 
 def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Question | Rejected]:
     """Return the rows of a run of `rank`."""
-    return s.rows(
+    choice_keys = s.possible(options, CHOICE_KEYS)
+    return Rows(
         options,
         RANK_KEYS,
         RANK_LEVELS,
-        lambda ranking, sums: RankingView(ranking, options),
+        lambda ranking, sums: RankingView(ranking, options, choice_keys),
         rank_totals_row,
         _expected_row,
         _kept_totals,
@@ -111,7 +296,11 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
     answers = _answers(fields, len(choices))
     right = correctness(orders, figures[0].score_names, answers)
     _check(fields, "correct", right)
-    _check_probabilities(choices)
+    found = choice_probabilities(figures)
+    for choice, chance in zip(
+        choices, [None] * len(choices) if found is None else found.tolist(), strict=True
+    ):
+        _check_figure("probability", choice.probability, chance)
     kinds = [s.typed(each, "boundary", str | None) for each in written]
     counts = row_counts(right, answers, orders, tied, kinds, s.flags_of(fields))
     kept = {name: value for name, value in fields.items() if name != "choices"}
@@ -135,7 +324,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
         log_prob_alone=_alone_of(fields, "log_prob_alone", "mutual_information" in orders),
     )
     for name in figures.score_names:
-        _check_score(s.figure(written, name), figures.score_by(name), name)
+        _check_figure(f"score by {name}", s.figure(written, name), figures.score_by(name))
     response, row = s.typed(fields, "response", str | None), _tokens_of(fields, figures, place)
     return RankedChoice(figures, s.number(fields, "probability"), response, flags, row)
 
@@ -146,12 +335,11 @@ def _alone_of(fields: Fields, key: str, known: bool) -> float | None:
     return -math.inf if value is None and known else value
 
 
-def _check_score(written: float | None, found: float | None, name: str) -> None:
+def _check_figure(name: str, written: float | None, found: float | None) -> None:
     # Written as null, as is a score that is not known: which of them it is, the flags say.
-    if found is not None and math.isinf(found):
-        found = None
+    found = s.finite(found)
     if (written is None) != (found is None) or not s.is_near(written or 0.0, found or 0.0):
-        raise RowError("impossible", f"a choice's score by {name} is {written}, not {found}")
+        raise RowError("impossible", f"a choice's {name} is {written}, not {found}")
 
 
 def _tokens_of(fields: Fields, figures: ChoiceFigures, place: str) -> ResultRow:
@@ -188,15 +376,6 @@ def _check(fields: Fields, name: str, found: Any) -> None:
         raise RowError("impossible", f"field {name!r} is not what its scores and answers make it")
 
 
-def _check_probabilities(choices: Sequence[RankedChoice]) -> None:
-    found = choice_probabilities([choice.figures for choice in choices])
-    expected = [None] * len(choices) if found is None else found.tolist()
-    for choice, chance in zip(choices, expected, strict=True):
-        written = choice.probability
-        if (written is None) != (chance is None) or not s.is_near(written or 0.0, chance or 0.0):
-            raise RowError("impossible", f"a choice's probability is {written}, not {chance}")
-
-
 def _filled(fields: Fields, name: str) -> list[Any]:
     """Return a field that is a list with something in it."""
     written: list[Any] = s.typed(fields, name, list)
@@ -213,7 +392,7 @@ RANKING_KINDS = {
 def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
     if isinstance(entry, Rejected):
-        return expected_rejection(entry)
+        return q.expected_rejection(entry)
     sample, choices = entry.sample, entry.sample.choices
     assert choices is not None
     found: Row = {"id": sample.id, "source": sample.source, "line": sample.line}

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
-from seqloss_cli.core.records import SequenceScore, TokenSequence
+from seqloss_cli.core.records import SequenceScore
 from seqloss_cli.metrics.chain_rule import (
     ChainRule,
     boundary_difference,
@@ -34,25 +32,18 @@ from seqloss_cli.metrics.totals import (
 )
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ABSENT, Key, Row, RowOptions
+from seqloss_cli.results.schema import ABSENT, Key, Row
 from seqloss_cli.results.schema import sequences as q
 
 _COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
 
 
 @dataclass
-class ScoreView:
+class ScoreView(q.SequenceView):
     """A sequence's score with its own totals, and what rows make of them, each computed once."""
 
     score: SequenceScore
-    totals: Totals
-    options: RowOptions
-    sequence: TokenSequence = field(init=False)
-    """The sequence that was scored."""
-
-    def __post_init__(self) -> None:
-        # Most keys ask for it: a property would be felt.
-        self.sequence = self.score.sequence
+    sums: Totals
 
     @cached_property
     def words(self) -> WordLosses | None:
@@ -65,15 +56,27 @@ class ScoreView:
         return region_losses(self.score, self.options.word_boundary_ids)
 
     @cached_property
+    def region_columns(self) -> dict[str, list[Any]]:
+        """Return what JSON says of R regions, lists of R; `start` and `end` in characters."""
+        found, columns = self.regions, dict[str, list[Any]]()
+        if found is not None:
+            for name in ("name", "start", "end"):
+                columns[name] = [getattr(region, name) for region in found.regions]
+            columns |= {"text": found.texts} if self.options.text else {}
+            columns |= {"n_tokens": found.n_tokens, "loss": found.losses, "mean_loss": found.means}
+            columns |= {} if found.corrected is None else {"corrected_loss": found.corrected}
+        return columns
+
+    @cached_property
     def rule(self) -> ChainRule:
         """Return the log-probabilities of a pair and its parts."""
-        return chain_rule(self.score, self.totals)
+        return chain_rule(self.score, self.sums)
 
     @property
     def flags(self) -> Mapping[str, int | bool]:
         """Return the flags of the sequence, and of its words and regions where they are shown."""
         # Only where they are shown: corrections of words would cost every row otherwise.
-        flags = score_flags(self.score) | overflow_flags(self.totals)
+        flags = score_flags(self.score) | overflow_flags(self.sums)
         for part in (self.options.words and self.words, self.options.regions and self.regions):
             flags |= part.flags if part else {}
         return flags
@@ -121,25 +124,18 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
 
 def _text_count(name: str) -> Key:
     """Return the key of a count that is null of a row without a text: it is not known."""
-    return s.whole(name, lambda v: None if v.totals.n_without_text else getattr(v.totals, name))
+    return s.whole(name, lambda v: None if v.sums.n_without_text else getattr(v.sums, name))
 
 
 def _n_inf_losses_y(view: ScoreView) -> Any:
-    alone = view.totals.response_only
+    alone = view.sums.response_only
     return ABSENT if alone is None or not alone.n_infinite else alone.n_infinite
 
 
 def _turns(view: ScoreView) -> Any:
     found = [
-        {
-            "role": each.turn.role,
-            "start": each.turn.start,
-            "end": each.turn.end,
-            "n_tokens": each.turn.end - each.turn.start,
-            "n_scored": each.n_scored,
-            "loss": each.loss,
-            "mean_loss": each.mean_loss,
-        }
+        q.turn_row(each.turn)
+        | {"n_scored": each.n_scored, "loss": each.loss, "mean_loss": each.mean_loss}
         for each in turn_scores(view.score)
     ]
     return found or ABSENT
@@ -157,33 +153,22 @@ def _separate(totals: Totals) -> Any:
 
 
 def _separate_minus_joint(view: ScoreView) -> Any:
-    apart = view.totals.separate_tokenization
-    return ABSENT if apart is None else boundary_difference(view.totals)
-
-
-def _inf_losses(view: ScoreView) -> Any:
-    return s.ints(np.flatnonzero(np.isinf(view.score.losses) & view.score.scored)) or ABSENT
-
-
-def _of_tokens(path: str) -> Callable[[ScoreView], Any]:
-    """Return an array of the score, null where a token is not scored or its figure infinite."""
-    return lambda view: s.numbers_or_null(getattr(view.score, path), view.score.scored)
+    apart = view.sums.separate_tokenization
+    return ABSENT if apart is None else boundary_difference(view.sums)
 
 
 def _column_key(column: TokenColumn) -> Key:
-    def value(view: ScoreView) -> Any:
-        # Nothing of the input was scored: no window of it ever came to the backend.
-        if column.array_names[0] not in view.score.columns:
-            return ABSENT
-        if column.kind == "alternatives":
-            return top_log_probs(view.score, view.options.name_token)
-        return s.numbers_or_null(view.score.columns[column.name], view.score.scored)
+    # Rows have no such key where nothing of them was scored: no window came to the backend.
+    name, when = column.name, f"tokens {column.name}"
+    if column.kind == "alternatives":
+        return s.nested(name, _alternatives, when, bulky=True)
+    declare = {"whole": s.wholes, "real": s.reals}[column.kind]
+    return q.token_array(name, lambda v: v.score.columns.get(name), when, declare, bulky=True)
 
-    def when(options: RowOptions) -> bool:
-        return options.tokens and column in options.columns
 
-    declare = {"whole": s.wholes, "real": s.reals, "alternatives": s.nested}[column.kind]
-    return declare(column.name, value, when, bulky=True)
+def _alternatives(view: ScoreView) -> Any:
+    known = view.score.top_ids is not None
+    return top_log_probs(view.score, view.options.name_token) if known else ABSENT
 
 
 def _of_words(value: Callable[[WordLosses], Any]) -> Callable[[ScoreView], Any]:
@@ -192,29 +177,24 @@ def _of_words(value: Callable[[WordLosses], Any]) -> Callable[[ScoreView], Any]:
 
 
 def _region_objects(view: ScoreView) -> list[Row] | None:
-    """Return an object for each region; `start` and `end` in characters."""
-    found, rows = view.regions, list[Row]()
-    for n, region in enumerate(() if found is None else found.regions):
-        assert found is not None
-        row: Row = {"name": region.name, "start": region.start, "end": region.end}
-        if view.options.text:
-            row["text"] = found.texts[n]
-        row |= {"n_tokens": found.n_tokens[n], "loss": found.losses[n], "mean_loss": found.means[n]}
-        if found.corrected is not None:
-            row["corrected_loss"] = found.corrected[n]
-        rows.append(row)
-    return None if found is None else rows
+    if view.regions is None:
+        return None
+    names, entries = view.region_columns.keys(), zip(*view.region_columns.values(), strict=True)
+    return [dict(zip(names, values, strict=True)) for values in entries]
 
 
-TOKEN_LOSSES = s.reals("token_losses", _of_tokens("losses"), "tokens", length=0, bulky=True)
-_CONTEXTS = s.wholes("context_lengths", _of_tokens("context_lengths"), "contexts", bulky=True)
+TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, length=0, bulky=True)
+_CONTEXTS = q.token_array(
+    "context_lengths",
+    lambda v: v.score.context_lengths,
+    "tokens context_lengths",
+    s.wholes,
+    bulky=True,
+)
 _WORDS = s.texts("words", _of_words(lambda w: w.words), "words", bulky=True)
 _WORD_LOSSES = s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True)
 _CORRECTED = s.reals(
-    "corrected_word_losses",
-    _of_words(lambda w: w.corrected),
-    lambda options: options.words and options.corrected,
-    bulky=True,
+    "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
 )
 _SPANS = s.spans(
     "word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True
@@ -226,29 +206,29 @@ SCORE_KEYS = (
     *q.ENDS,
     q.RESPONSE_SHA256,
     s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
-    s.whole("n_prompt_tokens", "totals.n_prompt_tokens", "pairs"),
+    s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs"),
     q.N_RESPONSE_TOKENS,
     s.real("log_prob_x", "rule.log_prob_x", "pairs"),
     s.real("log_prob_y_given_x", "rule.log_prob_y_given_x", "pairs"),
     s.real("log_prob_xy", "rule.log_prob_xy", "pairs"),
-    s.real("log_prob_y", lambda v: log_prob_y(v.totals), "pmi"),
-    s.real("pmi", lambda v: pointwise_mutual_information(v.totals), "pmi"),
+    s.real("log_prob_y", lambda v: log_prob_y(v.sums), "pmi"),
+    s.real("pmi", lambda v: pointwise_mutual_information(v.sums), "pmi"),
     s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
     s.nested("turns", _turns, "pairs", bulky=True),
     s.nested(
         "separate",
-        lambda v: _separate(v.totals),
+        lambda v: _separate(v.sums),
         "compared",
         cells=s.children("n_scored", "loss", "mean_loss", "log_prob_y_given_x"),
     ),
     s.real("separate_minus_joint", _separate_minus_joint, "compared"),
-    s.real("loss", "totals.total_loss", "pairs"),
-    s.whole("n_tokens", "totals.n_tokens"),
-    s.whole("n_scored", "totals.n_scored"),
+    s.real("loss", "sums.total_loss", "pairs"),
+    s.whole("n_tokens", "sums.n_tokens"),
+    s.whole("n_scored", "sums.n_scored"),
     *(_text_count(name) for name in TEXT_COUNTS),
-    *(s.real(name, f"totals.{name}") for name in RATES),
+    *(s.real(name, f"sums.{name}") for name in RATES),
     q.flags_key("flags"),
-    s.wholes("inf_losses", _inf_losses, checked=True),
+    q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
     q.TOKEN_IDS,
     q.TOKENS,
     TOKEN_LOSSES,
@@ -285,18 +265,17 @@ def _asked(name: str) -> Key:
     return s.texts(name, value)
 
 
-def _region(name: str) -> Key:
-    return s.reals(name, lambda v: [getattr(each, name) for each in v.regions.regions])
+def _region(name: str, when: str = "") -> Key:
+    return s.reals(name, lambda v: v.region_columns[name], when)
 
 
-_REGION_LOSSES = s.reals("loss", "regions.losses")
 SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
     "token": (
         q.POSITION,
         *q.TOKEN,
         q.PART,
         s.as_column(TOKEN_LOSSES, "loss"),
-        s.wholes("scored", lambda v: s.ints(v.score.scored)),
+        q.SCORED,
         q.COUNTS,
         *q.EDGES,
         *(s.as_column(_column_key(column), column.csv) for column in cell_columns()),
@@ -316,12 +295,12 @@ SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
         _asked("condition"),
         s.wholes("region", lambda v: range(1, len(v.regions.regions) + 1)),
         _region("name"),
-        s.texts("text", "regions.texts", "text"),
-        s.wholes("n_tokens", "regions.n_tokens"),
-        _REGION_LOSSES,
-        _bits(_REGION_LOSSES),
-        s.reals("mean_loss", "regions.means"),
-        s.reals("corrected_loss", "regions.corrected", "corrected"),
+        _region("text", "text"),
+        _region("n_tokens"),
+        _region("loss"),
+        _bits(_region("loss")),
+        _region("mean_loss"),
+        _region("corrected_loss", "corrected"),
         s.wholes("shared", lambda v: list(map(int, v.regions.shared))),
         _region("start"),
         _region("end"),

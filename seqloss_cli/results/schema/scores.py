@@ -28,11 +28,11 @@ _BULKY = frozenset(key.name for key in SCORE_KEYS if key.bulky)
 
 def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, Entry]:
     """Return the rows of a run of `score` or `cond`."""
-    return s.rows(
+    return Rows(
         options,
         SCORE_KEYS,
         SCORE_LEVELS,
-        lambda score, totals: ScoreView(score, totals, options),
+        lambda score, totals: ScoreView(options, score.sequence, score, totals),
         totals_row,
         lambda entry, row: expected_row(entry, row, options),
         lambda row, place, entry: read_row(row, place).totals,

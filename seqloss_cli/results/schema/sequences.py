@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqloss_cli.core.byte_spans import TokenBytes
-from seqloss_cli.core.records import IGNORED, Entry, Rejected, TokenSequence
+from seqloss_cli.core.records import (
+    IGNORED,
+    Entry,
+    Floats,
+    Rejected,
+    SequenceScore,
+    TokenSequence,
+    Turn,
+)
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions
 
@@ -21,19 +30,25 @@ FOUND_BY_SCORING = ("nan_loss",)
 """Reasons for which a row is rejected that reading and tokenizing take."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputView:
-    """A view of an input that is not scored."""
+@dataclass
+class SequenceView:
+    """A sequence and what was made of it: keys take their values from here."""
 
-    sequence: TokenSequence
     options: RowOptions
+    sequence: TokenSequence
+    score: SequenceScore | None = None
+    """None where it is not scored."""
+    sums: Any = None
+    """The sequence's own."""
+    result: Any = None
+    """More than its score, of commands that make more."""
 
 
 def expected_row(entry: Entry, row: Fields, options: RowOptions) -> Row:
     """Return what a row of this input holds; of keys that can be left out, those that `row` has."""
     if isinstance(entry, Rejected):
         return expected_rejection(entry)
-    view = InputView(entry, options)
+    view = SequenceView(options, entry)
     # Such a row holds only where the input was read; what it was rejected for, scoring would tell.
     if row.get("reason") in FOUND_BY_SCORING:
         return {"type": "rejected", **s.row_of(SAMPLE, view)}
@@ -89,11 +104,6 @@ def _of_pair(name: str) -> Callable[[Any], Any]:
     return found
 
 
-def _separator(view: Any) -> Any:
-    pair = view.sequence.sample.pair
-    return pair.separator if pair is not None and pair.separator else ABSENT
-
-
 def _text(view: Any) -> Any:
     """Return the text where it is not just prompt and response: of a chat the rendered template."""
     sample = view.sequence.sample
@@ -130,6 +140,37 @@ def _edges(name: str) -> Callable[[Any], Any]:
     return found
 
 
+def turn_row(turn: Turn) -> Row:
+    """Return what rows hold of each turn of a chat."""
+    n_tokens = turn.end - turn.start
+    return {"role": turn.role, "start": turn.start, "end": turn.end, "n_tokens": n_tokens}
+
+
+def token_array(
+    name: str,
+    values: Callable[[Any], NDArray[Any] | None],
+    when: str = "tokens",
+    declare: Callable[..., Key] = s.reals,
+    **settings: Any,
+) -> Key:
+    """Return the key of an array of shape N, null where a token is not scored or it is infinite.
+
+    `values` takes it of the view; rows of which it is None have no such key.
+    """
+
+    def value(view: Any) -> Any:
+        found = values(view)
+        return ABSENT if found is None else s.numbers_or_null(found, view.score.scored)
+
+    return declare(name, value, when, **settings)
+
+
+def infinite_key(name: str, values: Callable[[Any], Floats], **settings: Any) -> Key:
+    """Return the key of the scored tokens where an array of shape N is infinite, and so null."""
+    places = lambda v: s.infinite_places(values(v), v.score.scored)  # noqa: E731
+    return s.wholes(name, places, **settings)
+
+
 def meta_key(path: str) -> Key:
     """Return the key of the fields that are carried through from an input's row."""
     of = s.nested("meta", path).value
@@ -159,9 +200,9 @@ IDENTITY = (
 )
 """Which input a row is of."""
 TEXTS = (
-    s.text("prompt", _of_pair("prompt"), "pair_texts", bulky=True),
-    s.text("response", _of_pair("response"), "pair_texts", bulky=True),
-    s.text("separator", _separator, "pair_texts"),
+    s.text("prompt", _of_pair("prompt"), "text pairs", bulky=True),
+    s.text("response", _of_pair("response"), "text pairs", bulky=True),
+    s.text("separator", lambda v: _of_pair("separator")(v) or ABSENT, "text pairs"),
     s.text("text", _text, "text", bulky=True),
 )
 META = meta_key("sequence.sample.meta")
@@ -181,6 +222,7 @@ _OF_INPUTS = (*TEXTS, META, RESPONSE_SHA256, N_RESPONSE_TOKENS, TOKEN_IDS, LOSS_
 POSITION = s.wholes("position", lambda v: range(v.sequence.n_tokens))
 TOKEN = (s.as_column(TOKEN_IDS, "token_id"), s.as_column(TOKENS, "token"))
 PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
+SCORED = s.wholes("scored", lambda v: s.ints(v.score.scored))
 COUNTS = s.wholes("loss_mask", _mask)
 """1 where a token counts: of every sequence, where JSON has it of some."""
 EDGES = (
