@@ -290,7 +290,7 @@ def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
 
 
 def infinite_places(values: Floats, known: Bools) -> list[int]:
-    """Return where numbers of shape N are known and infinite; ABSENT where none is."""
+    """Return the places of infinite numbers, nats, shape N, where known; ABSENT without any."""
     return np.flatnonzero(np.isinf(values) & known).tolist() or ABSENT
 
 
