@@ -19,8 +19,9 @@ from settings import ROOT, Settings
 from sides import Watch, load_scorer
 from workload import cache, jsonl
 
-from seqloss_cli.cli.output import OutputChoice
-from seqloss_cli.cli.run import Command, Inputs, run
+from seqloss_cli.cli.inputs import Inputs
+from seqloss_cli.cli.run import Command
+from seqloss_cli.cli.settings import OutputChoice
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.display.terminal.writer import TableWriter
@@ -81,7 +82,7 @@ def _score_file(scorer: Any, path: Path, out: Path) -> None:
     names = [str(path)]
     inputs = Inputs(read_inputs(names, ReadOptions(), stats), stats, names, None)
     command = Command(score_task(scorer, "score", Requested()), score_rows, TableWriter)
-    run(command, inputs, choice, None)
+    command.run(inputs, choice, None)
 
 
 # -- a corpus through the program --------------------------------------------------------------

@@ -17,18 +17,7 @@ import pytest
 
 from helpers.program import ROOT, in_process
 from helpers.results import diverged_row, ranked_row, row, write, write_divergences, write_rankings
-from seqloss_cli.cli import (
-    compare,
-    cond,
-    diverge,
-    mask,
-    objective,
-    plot,
-    rank,
-    report,
-    score,
-    summarize,
-)
+from seqloss_cli.cli import main
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -37,6 +26,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("$ ")
 ]
+
+
+def examples(command: str) -> list[str]:
+    """The examples of a command's help."""
+    found = main.examples_of(getattr(main, command))
+    assert found
+    return found
 
 
 SHORT = 5_000
@@ -127,9 +123,9 @@ def test_a_real_shell_runs_them_too(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [*cond.EXAMPLES, *rank.EXAMPLES, *diverge.EXAMPLES, *mask.EXAMPLES[:2],
-     *score.EXAMPLES[:3], *summarize.EXAMPLES, *compare.EXAMPLES[:2], objective.EXAMPLES[0],
-     *plot.EXAMPLES, *report.EXAMPLES],
+    [*examples("cond"), *examples("rank"), *examples("diverge"), *examples("mask")[:2],
+     *examples("score")[:3], *examples("summarize"), *examples("compare")[:2],
+     examples("objective")[0], *examples("plot"), *examples("report")],
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:

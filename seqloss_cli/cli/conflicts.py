@@ -13,8 +13,6 @@ from typing import Any
 
 import typer
 
-from seqloss_cli.cli.inputs import STDIN
-from seqloss_cli.cli.options import is_typed
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import option_fields
 from seqloss_cli.core.policies import (
@@ -25,6 +23,8 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
+from seqloss_cli.inputs.streams import STDIN
+from seqloss_cli.results.formats import FORMATS
 
 Condition = Callable[[Any], bool] | tuple[Any, ...] | str | None
 """Of a parameter's value: a test, the values that it may have, the one that it has, or `TYPED`."""
@@ -114,6 +114,8 @@ _NO_DATA = "--data FILE says what is scored"
 _DATA_ONCE = "--data - can be read once only: put it in a file for several models"
 WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
+_WITH_LEVELS = [each.name for each in FORMATS.values() if each.has_levels]
+_RESUMABLE = [each.name for each in FORMATS.values() if each.resumable]
 _SCORING = " ".join(
     field.parameter
     for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
@@ -180,7 +182,22 @@ CONFLICTS: tuple[Conflict, ...] = (
           view=other_than("heat")),
     conflict(_TOKENS, "rank", tokens=present, writes="table"),
     conflict(_TOKENS, "rank", tokens=present, summary=present),
+    conflict("--word-correction corrects the losses of words: give --words, too",
+             word_correction=present, words=absent),
+    conflict("--summary shows totals, which --regions has none of; leave one out",
+             summary=present, regions=present),
+    conflict("--summary shows totals, which --word-correction has none of; leave one out",
+             summary=present, word_correction=present),
+    *idle("level", f"says what a line of --format {' or '.join(_WITH_LEVELS)} is",
+          writes=other_than(*_WITH_LEVELS)),
     # what an interrupted run cannot go on with
+    conflict("--resume goes on with a file: give -o FILE.jsonl", resume=present, output=absent),
+    conflict("--resume keeps what --force writes over: choose one of them",
+             resume=present, force=present),
+    conflict("--resume goes on line by line, which {writes} does not have: give -o FILE.jsonl or "
+             "--jsonl", resume=present, writes=other_than(*_RESUMABLE)),
+    conflict("--resume needs the rows in the file: leave --summary out",
+             resume=present, summary=present, writes=present),
     conflict("--resume makes intervals of the rows' tokens: leave --no-tokens out", "diverge",
              resume=present, no_tokens=present),
     conflict("--resume compares rows with inputs by their texts: leave --no-text out", "rank",
@@ -256,3 +273,14 @@ def _holds(context: typer.Context, values: Mapping[str, Any], name: str, row: Co
     if callable(condition):
         return condition(values[name])
     return values[name] in condition if isinstance(condition, tuple) else values[name] == condition
+
+
+def is_typed(context: typer.Context, parameter: str) -> bool:
+    """The command line itself gives the option, not a variable, a file or its default."""
+    return is_from(context, parameter, "COMMANDLINE")
+
+
+def is_from(context: typer.Context, parameter: str, level: str) -> bool:
+    """`level` (of click's ParameterSource) is what gave the option its value."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == level

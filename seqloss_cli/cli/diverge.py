@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
-from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.results_io import refuse_second_output
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli.report import write_with_page
+from seqloss_cli.cli.results_io import open_second, refuse_files
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, command_record, option
 
 if TYPE_CHECKING:
-    from seqloss_cli.backends.teacher_files import TeacherWriter
-    from seqloss_cli.cli.output import OutputChoice
+    from seqloss_cli.cli.settings import OutputChoice
     from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
-
-EXAMPLES = (
-    "seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo",
-    "seqloss diverge README.md --lines --quantize int8 --teacher demo --summary",
-    "seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json",
-    "seqloss diverge README.md -m samples/checkpoints/step-600 --teacher demo --report page.html",
-)
 
 
 @command_record
@@ -59,89 +43,84 @@ class ReferenceSettings:
             raise UsageError(f"--label-smoothing takes a number from 0 to below 1, not {smoothing}")
 
 
-@with_options(
-    only(i.TextArguments, "files", "text"),
+@o.with_options(
+    o.only(i.TextArguments, "files", "text"),
     p.Reading,
     ReferenceSettings,
     p.ModelChoice,
     p.TokenPolicy,
     p.WindowChoice,
-    only(p.BatchPolicy, "tokens"),
-    only(p.SpeedPolicy, "compile"),
-    only(ShowSettings, "unit", "all_tokens", "summary"),
-    only(OutputSettings, "json", "jsonl", "format"),
-    only(OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
-    only(OutputSettings, "output", "force", "text", "tokens", "resume", "report"),
-    CONFIG,
-    OtherSettings,
+    o.only(p.BatchPolicy, "tokens"),
+    o.only(p.SpeedPolicy, "compile"),
+    o.only(o.ShowSettings, "unit", "all_tokens", "summary"),
+    o.only(o.OutputSettings, "json", "jsonl", "format"),
+    o.only(o.OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
+    o.only(o.OutputSettings, "output", "force", "text", "tokens", "resume", "report"),
+    o.CONFIG,
+    o.OtherSettings,
 )
 def diverge(ctx: typer.Context) -> None:
     """Measure how far a model is from a teacher: cross-entropy, KL, changed probabilities.
 
     Both see the same tokens, and whole distributions are compared, a block at a time: what a
     quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
+
+    Examples:
+        seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo
+        seqloss diverge README.md --lines --quantize int8 --teacher demo --summary
+        seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json
+        seqloss diverge README.md -m samples/checkpoints/step-600 --teacher demo --report page.html
+
     """
-    from seqloss_cli.cli.report_option import page_after
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
-    choice, inputs = output_choice(ctx), i.text_inputs(ctx)
-    _refuse(ctx, choice)
-    scorer = load_scorer(ctx)
+    choice, own = output_choice(ctx), o.given(ctx, ReferenceSettings)
+    read = {"--teacher": Path(own.teacher) if own.teacher else None}
+    refuse_files(ctx, {"--save-teacher": own.save_teacher}, read)
+    inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)
     say_warnings(teacher.warnings)
-    with page_after(ctx, choice, "Divergences of") as choice:
-        with _saving(ctx, teacher) as saved:
-            exit_code = _diverge(choice, inputs, teacher, saved)
-        if exit_code:  # once both files are whole
-            raise typer.Exit(exit_code)
+    write_with_page(
+        ctx, choice, lambda choice: _diverge(ctx, choice, inputs, teacher), "Divergences of"
+    )
 
 
 def _diverge(
-    choice: OutputChoice, inputs: i.TextInputs, teacher: TeacherScorer, saved: TeacherWriter | None
+    ctx: typer.Context, choice: OutputChoice, inputs: i.Inputs, teacher: TeacherScorer
 ) -> int:
-    """Measure everything and write it; returns the exit code."""
-    from seqloss_cli.cli.run import Command, Inputs, run
+    """Measure everything and write it, and the teacher if asked for; returns the exit code."""
+    from seqloss_cli.backends.teacher_files import TeacherWriter
+    from seqloss_cli.cli.run import Command
     from seqloss_cli.display.terminal.rank_and_diverge import DivergenceTableWriter
-    from seqloss_cli.inputs.reading import ReadStats
     from seqloss_cli.metrics.divergence import DocumentSums
     from seqloss_cli.results.schema.divergences import divergence_rows
     from seqloss_cli.scoring.tasks import diverge_task
 
-    stats, documents = ReadStats(), DocumentSums()
-
-    def measured() -> dict[str, Any] | None:
-        return None if saved is None else saved.measured()
-
-    command = Command(
-        diverge_task(teacher, documents, None if saved is None else saved.add),
-        lambda options: divergence_rows(options, documents, measured, teacher.knows_in_part),
-        lambda console, options: DivergenceTableWriter(console, options, documents, measured),
-    )
+    own, documents, saved = o.given(ctx, ReferenceSettings), DocumentSums(), None
     rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
-    read = Inputs(inputs.items(stats), stats, inputs.names, inputs.described())
-    return run(command, read, choice, rows).exit_code
-
-
-def _refuse(ctx: typer.Context, choice: OutputChoice) -> None:
-    """Raises UsageError for what this command cannot do, before anything is loaded."""
-    from seqloss_cli.cli.report_option import refuse_page
-
-    settings = given(ctx, ReferenceSettings)
-    teacher, save = settings.teacher, settings.save_teacher
-    others = {"--teacher": Path(teacher) if teacher else None, "--save-teacher": save}
-    refuse_page(ctx, choice, others)
-    refuse_second_output("--save-teacher", save, choice.path, choice.force)
+    with open_second(ctx, own.save_teacher) as sink:
+        if sink is not None:
+            header = teacher.file_header(own.teacher_top_k)
+            saved = TeacherWriter(sink, header, str(teacher.run_info().model))
+        measured = (lambda: None) if saved is None else saved.measured
+        command = Command(
+            diverge_task(teacher, documents, None if saved is None else saved.add),
+            lambda options: divergence_rows(options, documents, measured, teacher.knows_in_part),
+            lambda console, options: DivergenceTableWriter(console, options, documents, measured),
+        )
+        written = command.run(inputs, choice, rows)
+        if saved is not None:
+            saved.end()
+    return written.exit_code
 
 
 def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
     """The scorer with what the options measure it against."""
-    from dataclasses import replace
-
     from seqloss_cli.backends.teacher_files import looks_saved
     from seqloss_cli.cli.settings import model_choice
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
-    settings = given(ctx, ReferenceSettings)
+    settings = o.given(ctx, ReferenceSettings)
     if settings.label_smoothing is not None:
         return TeacherScorer.with_smoothing(scorer, settings.label_smoothing)
     teacher = settings.teacher or ""
@@ -160,20 +139,3 @@ def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
     return TeacherScorer.with_teacher(
         scorer, choice, settings.teacher_top_k if settings.save_teacher else 0
     )
-
-
-@contextmanager
-def _saving(ctx: typer.Context, teacher: TeacherScorer) -> Iterator[TeacherWriter | None]:
-    """The file that the teacher is saved to, if that is asked for, and its measured error."""
-    from seqloss_cli.backends.teacher_files import TeacherWriter
-    from seqloss_cli.results.sinks import open_sink
-
-    settings = given(ctx, ReferenceSettings)
-    path, top_k = settings.save_teacher, settings.teacher_top_k
-    if path is None:
-        yield None
-        return
-    with open_sink(path, given(ctx, OutputSettings).force, warn=say) as sink:
-        saved = TeacherWriter(sink, teacher.file_header(top_k), str(teacher.run_info().model))
-        yield saved
-        saved.end()

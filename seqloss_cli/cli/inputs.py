@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from seqloss_cli.core.records import Rejected, Sample
     from seqloss_cli.inputs.choices import ChoiceFields
-    from seqloss_cli.inputs.reading import ReadOptions, ReadStats
+    from seqloss_cli.inputs.reading import ReadStats
     from seqloss_cli.inputs.rows import PairFields
-    from seqloss_cli.inputs.side_files import RegionFile, SideFile
+    from seqloss_cli.inputs.side_files import SideFile
 
 STDIN = "-"
 
@@ -73,45 +73,106 @@ class ChoiceArguments:
     answer: int | None = option(None, "The right one, the same for all rows.", min=0)
 
 
-# -- texts ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class TextInputs:
-    """Texts of files or of the command line, and how they are read."""
+class Inputs:
+    """The inputs of a run, and how they are read."""
 
-    names: list[str]
-    """Files; none for a text of the command line."""
-    reading: ReadOptions
-    text: str | None
-
-    def items(self, stats: ReadStats) -> Iterable[Sample | Rejected]:
-        """Samples, in input order."""
-        from seqloss_cli.inputs.reading import read_inputs, text_sample
-
-        if self.text is not None:
-            return [text_sample(self.text, max_bytes=self.reading.max_bytes)]
-        return read_inputs(self.names, self.reading, stats)
-
-    def described(self) -> Mapping[str, Any]:
-        """For the run's record."""
-        from seqloss_cli.inputs.reading import described
-
-        return described(["<text>"] if self.text is not None else self.names, self.reading)
+    items: Iterable[Sample | Rejected]
+    stats: ReadStats
+    """Filled while items are read."""
+    names: Sequence[str]
+    """Files, as the progress bar shows them."""
+    reading: Mapping[str, Any] | None
+    """The way items are read, for the run's record."""
 
 
-def text_inputs(context: typer.Context) -> TextInputs:
+def text_inputs(context: typer.Context) -> Inputs:
     """The files or the text that the options name. Raises UsageError when there is nothing."""
-    arguments = given(context, TextArguments)
-    names = [] if arguments.text is not None else input_names(arguments.files, "give --text")
-    return TextInputs(names, read_options(context), arguments.text)
+    from seqloss_cli.inputs.reading import text_sample
+
+    files, text = given(context, TextArguments).files, given(context, TextArguments).text
+    if text is None:
+        return file_inputs(context, _input_names(files, "give --text"))
+    sample = text_sample(text, max_bytes=given(context, Reading).max_bytes)
+    return file_inputs(context, [], sample=sample)
 
 
-def input_names(files: list[str] | None, otherwise: str) -> list[str]:
+def file_inputs(
+    context: typer.Context,
+    names: list[str],
+    fields: PairFields | ChoiceFields | None = None,
+    sample: Sample | Rejected | None = None,
+) -> Inputs:
+    """The samples of files, or the one of the command line, with the regions of --regions.
+
+    With `fields`, inputs are rows that have them. Raises UsageError when there is no such file of
+    regions; when the command ends, its unused rows are reported.
+    """
+    from seqloss_cli.inputs.reading import ReadOptions, ReadStats, described, read_inputs
+
+    options, stats = ReadOptions(**asdict(given(context, Reading)), pairs=fields), ReadStats()
+    items = read_inputs(names, options, stats) if sample is None else [sample]
+    reading = described(names if sample is None else [sample.source], options)
+    regions = given(context, TextArguments).regions
+    if regions is None:
+        return Inputs(items, stats, names, reading)
+    from seqloss_cli.inputs.side_files import RegionFile
+
+    file = RegionFile(regions, options.max_bytes)
+    # Only a run that met every input knows which rows belong to none.
+    context.call_on_close(
+        lambda: say_unused(file, file.source, bool(options.limit)) if file.all_asked else None
+    )
+    return Inputs(file.attach(items), stats, names, reading | file.described())
+
+
+def pair_inputs(context: typer.Context) -> Inputs:
+    """The files of pairs and chats, or the one pair of the command line."""
+    from seqloss_cli.core.records import Pair
+    from seqloss_cli.inputs.reading import pair_sample
+    from seqloss_cli.inputs.rows import PairFields
+
+    own, separator = given(context, PairArguments), given(context, PairPolicy).separator
+    fields = PairFields(own.prompt_field, own.response_field, separator, own.chat)
+    # An empty text is a prompt, too: only None says that there is none.
+    if own.prompt is None:
+        names = _input_names(own.files, "give --prompt and --response")
+        return file_inputs(context, names, fields)
+    prompt, response = _texts_of(own.prompt, own.response or "")
+    pair, max_bytes = Pair(prompt, response, separator), given(context, Reading).max_bytes
+    return file_inputs(context, [], fields, pair_sample(pair, "<pair>", own.chat, max_bytes))
+
+
+def choice_inputs(context: typer.Context) -> Inputs:
+    """The files of prompts with several responses, or the one prompt of the command line."""
+    from seqloss_cli.core.records import Choices
+    from seqloss_cli.inputs.choices import ChoiceFields
+    from seqloss_cli.inputs.reading import choices_sample
+
+    own, pairs = given(context, ChoiceArguments), given(context, PairArguments)
+    separator = given(context, PairPolicy).separator
+    fields = ChoiceFields(
+        prompt=None if own.no_prompt else pairs.prompt_field,
+        choices=tuple(own.choices_field.split(",")),
+        answer=own.answer_field,
+        fixed_answer=own.answer,
+        separator=separator,
+        chat=pairs.chat,
+    )
+    if pairs.prompt is None:
+        names = _input_names(pairs.files, "give --prompt and --response twice or more")
+        return file_inputs(context, names, fields)
+    prompt, *responses = _texts_of(pairs.prompt, *(own.response or ()))
+    answers = None if own.answer is None else (own.answer,)
+    choices = Choices(prompt, tuple(responses), separator, answers, pairs.chat)
+    sample = choices_sample(choices, max_bytes=given(context, Reading).max_bytes)
+    return file_inputs(context, [], fields, sample)
+
+
+def _input_names(files: list[str] | None, otherwise: str) -> list[str]:
     """The files, or stdin when something is piped in. Raises UsageError when there is nothing."""
     if files:
-        if files.count(STDIN) > 1:
-            raise UsageError("'-' (stdin) can be read once only")
+        _read_stdin_once(files)
         return files
     # On a terminal nothing is piped in: to wait for what is typed would look like a hang.
     if sys.stdin is None or sys.stdin.isatty():
@@ -119,113 +180,28 @@ def input_names(files: list[str] | None, otherwise: str) -> list[str]:
     return [STDIN]
 
 
-def read_options(
-    context: typer.Context, pairs: PairFields | ChoiceFields | None = None
-) -> ReadOptions:
-    """The way inputs are read: as texts, or as rows with the fields of `pairs`."""
-    from seqloss_cli.inputs.reading import ReadOptions
-
-    return ReadOptions(**asdict(given(context, Reading)), pairs=pairs)
-
-
-# -- pairs and chats -----------------------------------------------------------------------------
+def _read_stdin_once(names: Sequence[str]) -> None:
+    if names.count(STDIN) > 1:
+        raise UsageError("'-' (stdin) can be read once only")
 
 
 def pair_policy(context: typer.Context) -> PairPolicy:
     """The policies for pairs and chats. Raises UsageError when a template cannot be read."""
     path = given(context, PairArguments).chat_template
-    template = None if path is None else file_text("--chat-template", path)
+    template = None if path is None else _file_text("--chat-template", path)
     return replace(given(context, PairPolicy), chat_template=template)
 
 
-def pair_names(context: typer.Context) -> list[str]:
-    """The names of input files; none when the pair stands on the command line."""
-    arguments = given(context, PairArguments)
-    # An empty text is a prompt, too: only None says that there is none.
-    if arguments.prompt is None:
-        return input_names(arguments.files, "give --prompt and --response")
-    if [arguments.prompt, arguments.response] == [STDIN, STDIN]:
-        raise UsageError("'-' (stdin) can be read once only")
-    return []
+def _texts_of(prompt: str, *responses: str) -> list[str]:
+    """The texts of --prompt and each --response, of which one may be on stdin."""
+    _read_stdin_once((prompt, *responses))
+    return [
+        _text_of("--response" if n else "--prompt", text)
+        for n, text in enumerate((prompt, *responses))
+    ]
 
 
-def pair_items(
-    context: typer.Context, names: list[str], stats: ReadStats
-) -> Iterable[Sample | Rejected]:
-    """Samples of the files, or the one pair of the command line."""
-    from seqloss_cli.core.records import Pair
-    from seqloss_cli.inputs.reading import pair_sample, read_inputs
-
-    if names:
-        return read_inputs(names, pair_reading(context), stats)
-    arguments, reading = given(context, PairArguments), given(context, Reading)
-    prompt = text_of("--prompt", arguments.prompt or "")
-    response = text_of("--response", arguments.response or "")
-    pair = Pair(prompt, response, given(context, PairPolicy).separator)
-    return [pair_sample(pair, "<pair>", arguments.chat, reading.max_bytes)]
-
-
-def pair_reading(context: typer.Context) -> ReadOptions:
-    """The way rows of pairs are read."""
-    from seqloss_cli.inputs.rows import PairFields
-
-    arguments, separator = given(context, PairArguments), given(context, PairPolicy).separator
-    fields = PairFields(arguments.prompt_field, arguments.response_field, separator, arguments.chat)
-    return read_options(context, fields)
-
-
-# -- several responses to a prompt ---------------------------------------------------------------
-
-
-def choice_names(context: typer.Context) -> list[str]:
-    """The names of input files; none when the choices stand on the command line."""
-    arguments = given(context, PairArguments)
-    if arguments.prompt is None:
-        return input_names(arguments.files, "give --prompt and --response twice or more")
-    responses = given(context, ChoiceArguments).response or []
-    if [arguments.prompt, *responses].count(STDIN) > 1:
-        raise UsageError("'-' (stdin) can be read once only")
-    return []
-
-
-def choice_items(
-    context: typer.Context, names: list[str], stats: ReadStats
-) -> Iterable[Sample | Rejected]:
-    """Samples of the files, or the one row of the command line."""
-    from seqloss_cli.core.records import Choices
-    from seqloss_cli.inputs.reading import choices_sample, read_inputs
-
-    if names:
-        return read_inputs(names, choice_reading(context), stats)
-    arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
-    responses = tuple(text_of("--response", each) for each in arguments.response or ())
-    answers = None if arguments.answer is None else (arguments.answer,)
-    prompt = text_of("--prompt", pairs.prompt or "")
-    separator = given(context, PairPolicy).separator
-    choices = Choices(prompt, responses, separator, answers, pairs.chat)
-    return [choices_sample(choices, max_bytes=given(context, Reading).max_bytes)]
-
-
-def choice_reading(context: typer.Context) -> ReadOptions:
-    """The way rows of choices are read."""
-    from seqloss_cli.inputs.choices import ChoiceFields
-
-    arguments, pairs = given(context, ChoiceArguments), given(context, PairArguments)
-    fields = ChoiceFields(
-        prompt=None if arguments.no_prompt else pairs.prompt_field,
-        choices=tuple(arguments.choices_field.split(",")),
-        answer=arguments.answer_field,
-        fixed_answer=arguments.answer,
-        separator=given(context, PairPolicy).separator,
-        chat=pairs.chat,
-    )
-    return read_options(context, fields)
-
-
-# -- texts of the command line -------------------------------------------------------------------
-
-
-def text_of(flag: str, value: str) -> str:
+def _text_of(flag: str, value: str) -> str:
     """A text as it stands, of a file (`@FILE`) or of stdin (`-`); `@@` stands for one `@`.
 
     Nothing is cut off: a file's last line break is part of the text. Raises UsageError when the
@@ -236,14 +212,14 @@ def text_of(flag: str, value: str) -> str:
     if value != STDIN and not value.startswith("@"):
         return value
     if value != STDIN:
-        return file_text(flag, Path(value[1:]))
+        return _file_text(flag, Path(value[1:]))
     if sys.stdin is None:
         raise UsageError(f"{flag} -: stdin is closed")
     # Bytes: Python's text mode would make one byte of \r\n, and other tokens.
     return _decoded(f"{flag} -", sys.stdin.buffer.read())
 
 
-def file_text(flag: str, path: Path) -> str:
+def _file_text(flag: str, path: Path) -> str:
     """The text of a file. Raises UsageError when it cannot be read as UTF-8."""
     try:
         return _decoded(f"{flag} {path}", path.read_bytes())
@@ -256,27 +232,6 @@ def _decoded(where: str, raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: is not UTF-8 at byte {error.start}") from error
-
-
-# -- regions -------------------------------------------------------------------------------------
-
-
-def region_file(context: typer.Context) -> RegionFile | None:
-    """The file of --regions, if there is one; when the command ends, its unused rows are reported.
-
-    Raises UsageError when there is no such file.
-    """
-    from seqloss_cli.inputs.side_files import RegionFile
-
-    name, reading = given(context, TextArguments).regions, given(context, Reading)
-    if name is None:
-        return None
-    file = RegionFile(name, reading.max_bytes)
-    # Only a run that met every input knows which rows belong to none.
-    context.call_on_close(
-        lambda: say_unused(file, file.source, bool(reading.limit)) if file.all_asked else None
-    )
-    return file
 
 
 def say_unused(file: SideFile[Any], name: str, limited: bool = False) -> None:

@@ -8,19 +8,16 @@ import sys
 import typer
 from rich.markup import escape
 
-from seqloss_cli.cli import (
-    compare,
-    cond,
-    diverge,
-    mask,
-    objective,
-    plot,
-    rank,
-    report,
-    score,
-    summarize,
-)
+from seqloss_cli.cli.compare import compare
+from seqloss_cli.cli.diverge import diverge
 from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
+from seqloss_cli.cli.mask import mask
+from seqloss_cli.cli.objective import objective
+from seqloss_cli.cli.plot import plot
+from seqloss_cli.cli.rank import rank
+from seqloss_cli.cli.report import report
+from seqloss_cli.cli.score import cond, score
+from seqloss_cli.cli.summarize import summarize
 
 app = typer.Typer(
     name="seqloss",
@@ -31,11 +28,17 @@ app = typer.Typer(
 )
 
 
-def _help_of(command: object, examples: tuple[str, ...] = ()) -> str:
+def examples_of(command: object) -> list[str]:
+    """Return the examples at the end of a command's docstring."""
+    _, _, examples = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
+    return [line.strip() for line in examples.splitlines()]
+
+
+def _help_of(command: object) -> str:
     """The docstring, its paragraphs for the terminal to wrap, and examples, a line each."""
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    text = "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
-    if not examples:
+    described, _, _ = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
+    text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in described.split("\n\n"))
+    if not (examples := examples_of(command)):
         return text
     shown = "\n".join(f"  {escape(example)}" for example in examples)
     return f"{text}\n\n\b\n[bold]Examples[/bold]\n{shown}"
@@ -67,19 +70,10 @@ def seqloss(
 
 
 app.callback(help=_help_of(seqloss))(seqloss)
-for command, examples in (
-    (score.score, score.EXAMPLES),
-    (cond.cond, cond.EXAMPLES),
-    (rank.rank, rank.EXAMPLES),
-    (diverge.diverge, diverge.EXAMPLES),
-    (mask.mask, mask.EXAMPLES),
-    (summarize.summarize, summarize.EXAMPLES),
-    (compare.compare, compare.EXAMPLES),
-    (objective.objective, objective.EXAMPLES),
-    (plot.plot, plot.EXAMPLES),
-    (report.report, report.EXAMPLES),
-):
-    app.command(help=_help_of(command, examples))(command)
+for command in (
+    score, cond, rank, diverge, mask, summarize, compare, objective, plot, report,
+):  # fmt: skip
+    app.command(help=_help_of(command))(command)
 
 
 def main() -> None:

@@ -1,44 +1,78 @@
-"""`seqloss objective`: which parameters make the total loss over a data set least."""
+"""`seqloss objective`: which parameters make the total loss over a data set least.
+
+Models are scored one after another here, for `compare`, too: one is in memory at a time.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
+from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, ShowSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
-from seqloss_cli.cli.options import given, only
-from seqloss_cli.cli.score_models import SCORING_OPTIONS, ModelArguments, score_models
-
-if TYPE_CHECKING:
-    from seqloss_cli.results.files import ResultsFile
-
-EXAMPLES = (
-    "seqloss objective samples/checkpoints/step-* demo --data README.md --lines",
-    "seqloss objective run/checkpoint-* --data held-out.jsonl --limit 500 --json",
-)
+from seqloss_cli.cli.inputs import file_inputs
+from seqloss_cli.core import policies as p
+from seqloss_cli.core.options import INPUT, MODEL, argument, command_record, option
 
 
-@with_options(
-    only(ModelArguments, "checkpoints"),
+@command_record
+class ModelArguments:
+    """Several models that are scored, and the data."""
+
+    PANEL = MODEL
+
+    checkpoints: list[str] = argument("CHECKPOINT", "Directories or hub names.", required=True)
+    models: list[str] | None = option(
+        None, "To be scored with --data; name each.", flag="--model", short="-m"
+    )
+    data: list[str] | None = option(
+        None, "Texts or JSONL to score; may be given again.", panel=INPUT
+    )
+
+
+SCORING_OPTIONS: o.Group = {
+    **o.only(ModelArguments, "data"),
+    **o.only(
+        p.Reading,
+        jsonl="Data is JSONL, whatever its name.",
+        text_field="Field of a JSONL row with the text.",
+    ),
+    **o.without(p.ModelChoice, "name"),
+    **o.only(p.TokenPolicy),
+    **o.only(p.WindowChoice),
+    **o.only(p.BatchPolicy, "tokens"),
+    **o.only(p.SpeedPolicy),
+}
+
+
+@o.with_options(
+    o.only(ModelArguments, "checkpoints"),
     SCORING_OPTIONS,
     r.INTERVALS,
-    only(r.StatisticsSettings, "bootstrap"),
-    only(r.StatisticsSettings, "worst"),
-    only(ShowSettings, "unit"),
+    o.only(r.StatisticsSettings, "bootstrap", "n_extremes"),
+    o.only(o.ShowSettings, "unit"),
     r.SUMMARY_OUTPUT,
-    CONFIG,
-    only(OtherSettings, "debug"),
+    o.CONFIG,
+    o.only(o.OtherSettings, "debug"),
 )
 def objective(ctx: typer.Context) -> None:
     """The pre-training objective as a question: which checkpoint makes the total loss least.
 
     Scores the data with each in turn, shows the curve over training steps, and says whether the
     lead of the best one is more than noise.
+
+    Examples:
+        seqloss objective samples/checkpoints/step-* demo --data README.md --lines
+        seqloss objective run/checkpoint-* --data held-out.jsonl --limit 500 --json
+
     """
-    checkpoints = given(ctx, ModelArguments).checkpoints
+    checkpoints = o.given(ctx, ModelArguments).checkpoints
     r.check_output(ctx)
     with score_models(ctx, checkpoints) as (names, n_rejected):
         _find(ctx, names, checkpoints, n_rejected)
@@ -48,35 +82,81 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective
     from seqloss_cli.display.terminal.comparisons import objective_view
-    from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.results.files import TOKENIZER, run_differences
 
-    options = r.comparison_options(ctx)
+    options, data = r.comparison_options(ctx), o.given(ctx, ModelArguments).data or []
 
-    def open_all() -> list[ResultsFile]:
-        return [r.open_one(*each) for each in zip(names, models, strict=True)]
+    def reader() -> r.ResultsReader:
+        return r.ResultsReader([r.open_one(*each) for each in zip(names, models, strict=True)])
 
-    reader = r.ResultsReader(open_all())
-    files = reader.files
+    files = reader().files
     same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
     # Quiet: the rows are read more than once, and were reported when they were scored.
-    found = find_objective(
-        lambda: [reader.rows(file, quiet=True) for file in open_all()], same, options
-    )
+    found = find_objective(lambda: reader().each(quiet=True), same, options)
     r.say_what_was_left_out(found.comparisons.joined, files)
-    if options.cluster:
-        n_rows, n_without = found.totals[0].n_sequences, found.comparisons.joined.n_without_cluster
-        r.require_field("--cluster", options.cluster, n_without, n_rows)
+    n_without = found.comparisons.joined.n_without_cluster
+    r.require_field("--cluster", options.cluster, n_without, found.totals[0].n_sequences)
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")
-    unit = Unit(given(ctx, ShowSettings).unit == "bits")
-    data = given(ctx, ModelArguments).data or []
     r.write_summary(
-        ctx, objective_json(found, files, data, options),
-        lambda: objective_view(found, models, options.confidence, unit),
-    )  # fmt: skip
+        ctx,
+        objective_json(found, files, data, options),
+        lambda: objective_view(found, models, options.confidence, r.unit_of(ctx)),
+    )
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
     if n_rejected or found.best is None:
         raise typer.Exit(REJECTED)
+
+
+@contextmanager
+def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+    """Score the data with each model: yields their results files, which are gone at the end, and
+    how many inputs were rejected."""
+    names = o.given(context, ModelArguments).data or []
+    with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
+        paths, n_rejected, said = [], 0, set[str]()
+        for number, model in enumerate(models):
+            path = Path(folder) / f"{number}.jsonl"
+            n_rejected += _score_to(context, model, names, path, said)
+            paths.append(str(path))
+            # Memory may not hold two models: this one goes before the next is loaded.
+            gc.collect()
+        yield paths, n_rejected
+
+
+def _score_to(
+    context: typer.Context, model: str, names: list[str], path: Path, said: set[str]
+) -> int:
+    """Score one model; returns how many inputs were rejected. A message that is in `said` is not
+    repeated: most rejections are the same for every model."""
+    from seqloss_cli.cli.progress import ProgressBar
+    from seqloss_cli.cli.run import write_all
+    from seqloss_cli.cli.settings import load_scorer
+    from seqloss_cli.core.backend import Requested
+    from seqloss_cli.results.formats.json import JsonlWriter
+    from seqloss_cli.results.schema import RowOptions
+    from seqloss_cli.results.schema.scores import score_rows
+    from seqloss_cli.scoring.tasks import score_task
+
+    def say_once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            say(message)
+
+    say(f"scoring with {model}")
+    scorer, inputs = load_scorer(context, model=model), file_inputs(context, names)
+    task, tokens = score_task(scorer, "score", Requested()), scorer.tokenization
+    # Texts are kept only for a page: they can be larger than all else in the file.
+    with_texts = o.given(context, o.OutputSettings).report is not None
+    options = RowOptions(
+        run=task.run,
+        token_texts=tokens.token_texts,
+        name_token=tokens.name_token,
+        text=with_texts,
+    )
+    with path.open("wb") as sink:
+        writer = JsonlWriter(sink, score_rows(options))
+        written = write_all(task, inputs, task.run, writer, ProgressBar(names), tell=say_once)
+    return written.n_rejected

@@ -1,15 +1,45 @@
-"""From the options that records declare to the parameters of a command, and back to records."""
+"""Options of commands: of the records that declare them, with the records that most commands share.
 
-from __future__ import annotations
+`with_options` makes parameters of fields, and `given` makes records of what a command was given.
+`--config` makes a file's values the defaults.
+"""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+# No `from __future__ import annotations`: as in `core/policies.py`.
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 
-from seqloss_cli.core.columns import COLUMNS, TokenColumn
-from seqloss_cli.core.options import SHOW, Argument, Option, OptionField, option_fields
+from seqloss_cli.cli.failures import command_errors, say
+from seqloss_cli.core.columns import COLUMNS
+from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.options import (
+    OTHER,
+    OUTPUT,
+    SHOW,
+    Argument,
+    Option,
+    OptionField,
+    command_record,
+    option,
+    option_fields,
+)
+from seqloss_cli.results.formats import FORMATS, LEVELS, extensions
 
+if TYPE_CHECKING:  # the names follow from the formats, which a type checker cannot read
+    FormatName = str
+    LevelName = str
+else:
+    FormatName = Literal[("table", *FORMATS)]
+    LevelName = Literal[tuple(dict.fromkeys(name for each in LEVELS.values() for name in each))]
+View = Literal["table", "heat"]
+ThemeChoice = Literal["auto", "light", "dark"]
+UnitName = Literal["nats", "bits"]
+LOCAL_FILE = Path("seqloss.yaml")
 Group = Mapping[str, tuple[Any, Any]]
 """Name of a parameter to its annotation and default."""
 Record = TypeVar("Record")
@@ -20,35 +50,18 @@ def only(cls: type, *names: str, **texts: str) -> Group:
     their own help."""
     fields = {field.name: field for field in option_fields(cls)}
     chosen = [fields[name] for name in names or fields]
-    return {
-        field.parameter: _parameter(field, texts[field.name])
-        if field.name in texts
-        else _shared_parameter(cls, field)
-        for field in chosen
-    }
-
-
-_SHARED: dict[tuple[type, str], tuple[Any, Any]] = {}
-
-
-def _shared_parameter(cls: type, field: OptionField) -> tuple[Any, Any]:
-    """A parameter that all commands share."""
-    # One for each of them, some 350, would take longer to be made than all else in this room.
-    key = cls, field.name
-    if key not in _SHARED:
-        _SHARED[key] = _parameter(field)
-    return _SHARED[key]
+    return {field.parameter: _parameter(field, texts.get(field.name)) for field in chosen}
 
 
 def quantities() -> Group:
     """The options that ask for the columns of `core/columns.py`."""
-    return {column.option: _parameter(_column_field(column)) for column in COLUMNS}
-
-
-def _column_field(column: TokenColumn) -> OptionField:
-    kind, least = (int, 0) if column.kind == "alternatives" else (bool, None)
-    declaration = Option(column.help, column.flag, SHOW, min=least)
-    return OptionField(column.option, column.option, declaration, kind, False, kind())
+    made = {}
+    for column in COLUMNS:
+        kind, least = (int, 0) if column.kind == "alternatives" else (bool, None)
+        declaration = Option(column.help, column.flag, SHOW, min=least)
+        field = OptionField(column.option, column.option, declaration, kind, False, kind())
+        made[column.option] = _parameter(field)
+    return made
 
 
 def without(cls: type, name: str) -> Group:
@@ -56,28 +69,26 @@ def without(cls: type, name: str) -> Group:
     return only(cls, *(field.name for field in option_fields(cls) if field.name != name))
 
 
+# One for each command that has it, some 350, would take longer to be made than all else here.
+@functools.cache
 def _parameter(field: OptionField, text: str | None = None) -> tuple[Any, Any]:
     """Its annotation and its default, which holds the rest of what typer is to know."""
-    declaration, kind, default = field.declaration, field.kind, field.default
-    if isinstance(declaration, Argument):
-        about: Any = typer.Argument(
-            ... if declaration.required else None,
-            metavar=declaration.metavar,
-            help=declaration.help,
-        )
+    about, kind, default = field.declaration, field.kind, field.default
+    if isinstance(about, Argument):
+        given_by = ... if about.required else None
+        held: Any = typer.Argument(given_by, metavar=about.metavar, help=about.help)
     else:
         # The record reads the text itself: `--batch-tokens auto` is no number.
-        if declaration.kind is not None:
-            kind, default = declaration.kind, declaration.kind(default)
-        about = _typer_option(declaration, False if field.is_negative else default, field, text)
-    return kind | None if field.optional else kind, about
+        if about.kind is not None:
+            kind, default = about.kind, about.kind(default)
+        held = _typer_option(about, False if field.is_negative else default, field, text)
+    return kind | None if field.optional else kind, held
 
 
 def _typer_option(option: Option, default: Any, field: OptionField, text: str | None) -> Any:
     return typer.Option(
         default,
-        option.flag,
-        *([option.short] if option.short else []),
+        *filter(None, (option.flag, option.short)),
         envvar=field.variable,
         show_envvar=False,
         help=text or option.help,
@@ -106,12 +117,182 @@ def given(context: typer.Context, cls: type[Record]) -> Record:
     )
 
 
-def is_typed(context: typer.Context, parameter: str) -> bool:
-    """The command line itself gives the option, not a variable, a file or its default."""
-    return is_from(context, parameter, "COMMANDLINE")
+def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of records, or of some of their fields, in this order. It reads
+    them from its context with `given`."""
+
+    # Bodies import what they use: numpy and torch take seconds that `--help` is not to take.
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        declared: dict[str, Any] = {"ctx": (typer.Context, inspect.Parameter.empty)}
+        for group in groups:
+            declared |= only(group) if isinstance(group, type) else group
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, keyword, annotation=annotation, default=default)
+            for name, (annotation, default) in declared.items()
+        ]
+
+        @functools.wraps(command)
+        def run(ctx: typer.Context, **_: Any) -> None:
+            from seqloss_cli.cli.conflicts import refuse_conflicts
+
+            with command_errors(ctx):
+                refuse_conflicts(ctx)
+                command(ctx)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        # typer would evaluate these, three times a command: the signature has all of the types
+        run.__annotations__ = {}
+        return run
+
+    return decorate
 
 
-def is_from(context: typer.Context, parameter: str, level: str) -> bool:
-    """`level` (of click's ParameterSource) is what gave the option its value."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == level
+@command_record
+class ShowSettings:
+    """Tables and coloured texts in the terminal."""
+
+    PANEL = SHOW
+
+    words: bool = option(False, "Losses of words, too.")
+    word_correction: bool = option(
+        False, "With --words: corrected losses, too, which count a word's own end."
+    )
+    unit: UnitName = option("nats", "Unit of losses in tables; JSON stays in nats.")
+    all_tokens: bool = option(False, "Tables without folding, for any number of sequences.")
+    summary: bool = option(False, "Totals only.")
+    view: View = option("table", "heat: the texts, each token's background by its loss.")
+    theme: ThemeChoice = option("auto", "Of the terminal, for heat; auto: COLORFGBG, else dark.")
+    show_whitespace: bool = option(False, "Blanks, tabs and line ends made visible in heat.")
+
+
+@command_record
+class OutputSettings:
+    """The file and format of results, and the contents of their rows."""
+
+    PANEL = OUTPUT
+
+    json: bool = option(False, "One JSON document.")
+    jsonl: bool = option(False, "A JSON line for each input as it is ready.")
+    format: FormatName | None = option(None, "openai: the completions logprobs object.")
+    level: LevelName = option(
+        "sequence",
+        "What a line of CSV or TSV is: sequence, token, word or region.",
+        metavar="LEVEL",
+    )
+    output: Path | None = option(
+        None,
+        f"Write to FILE ({', '.join(extensions())}); FILE.partial until it is whole.",
+        short="-o",
+    )
+    force: bool = option(False, "Write over FILE or its FILE.partial.")
+    text: bool = option(True, "Leave the texts out of JSON.")
+    tokens: bool = option(True, "Leave the per-token arrays out of JSON.")
+    context_lengths: bool = option(False, "How many tokens each target could see, in JSON.")
+    resume: bool = option(False, "Go on with the JSONL in FILE.partial.")
+    report: Path | None = option(None, "Also write a web page of the results to FILE (.html).")
+
+
+@command_record
+class OtherSettings:
+    """The consequences of errors."""
+
+    PANEL = OTHER
+
+    strict: bool = option(False, "Stop at the first rejected input.")
+    debug: bool = option(False, "Show tracebacks.")
+
+
+def use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Option callback (eager): make the file's values the defaults of this command.
+
+    Raises BadParameter (exit code 2) naming file and key for a key that no command has and for a
+    value that its option does not take.
+    """
+    if path is None and LOCAL_FILE.is_file():
+        path = LOCAL_FILE
+        say(f"defaults from ./{path}")
+    if path is None:
+        return None
+    values = _read(path)
+    parameters = {
+        name: p
+        for p in context.command.params
+        # `model:` of a file is for the commands that take one; it is not to be compared.
+        if not getattr(p, "multiple", False)
+        for name in _long_names(p)
+    }
+    # A file cannot name another one.
+    del parameters["config"]
+    known_elsewhere = _names_of_all_commands(context)
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in parameters:
+            _check(context, path, key, value, parameters[key])
+            defaults[str(parameters[key].name)] = value
+        # One file serves all commands; a key that none of them has is a slip.
+        elif key not in known_elsewhere:
+            raise _bad(path, f"unknown key {key!r}")
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _bad(path, error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _bad(path, f"is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise _bad(path, "must be a mapping from option names to values")
+    return values
+
+
+def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: Any) -> None:
+    """Raises BadParameter for a value that the option does not take."""
+    # Later, when typer takes the default, its message would not name the file.
+    if isinstance(value, list | dict):
+        raise _bad(path, f"{key}: takes a single value")
+    try:
+        parameter.process_value(context, value)
+    except typer.BadParameter as error:
+        raise _bad(path, f"{key}: {error.message}") from error
+
+
+def _bad(path: Path, what: str) -> typer.BadParameter:
+    return typer.BadParameter(escape(f"{path}: {what}"))
+
+
+def _long_names(parameter: Any) -> list[str]:
+    return [option[2:] for option in parameter.opts if option.startswith("--")]
+
+
+def _names_of_all_commands(context: typer.Context) -> set[str]:
+    group: Any = context.find_root().command
+    commands = getattr(group, "commands", {}).values()
+    names = {name for command in commands for p in command.params for name in _long_names(p)}
+    return names - {"config"}
+
+
+CONFIG: Group = {
+    "config": (
+        Path | None,
+        typer.Option(
+            None,
+            "--config",
+            envvar="SEQLOSS_CONFIG",
+            show_envvar=False,
+            # first of all: its file gives the defaults of the others
+            is_eager=True,
+            callback=use_config,
+            help="YAML file of option values; ./seqloss.yaml by default.",
+            rich_help_panel=OTHER,
+            show_default=False,
+        ),
+    ),
+}

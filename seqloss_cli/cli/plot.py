@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import typer
 
+from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
 from seqloss_cli.cli.failures import REJECTED, say
-from seqloss_cli.cli.options import given, only
 from seqloss_cli.cli.results_io import INTERVALS, StatisticsSettings, check_place
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import PAPER, SHOW, command_record, option
@@ -24,12 +17,6 @@ from seqloss_cli.core.options import PAPER, SHOW, command_record, option
 if TYPE_CHECKING:
     from seqloss_cli.cli.plotting import Made, PlotRequest
 
-EXAMPLES = (
-    "seqloss plot results.jsonl -o losses.svg",
-    "seqloss plot a.jsonl b.jsonl -o paired.pdf",
-    "seqloss plot results.jsonl --by source -o groups.png --force",
-    "seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json",
-)
 
 PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "groups"]
 
@@ -62,23 +49,23 @@ class PlotSettings:
     dpi: int = option(300, "Pixels per inch: .png, and scatter.", panel=PAPER, min=30, max=1200)
 
 
-@with_options(
-    only(r.ResultsArguments, "results"),
-    only(PlotSettings, "kind", "by", "metric", "level", "bins", "bins_by"),
-    only(ShowSettings, "unit", unit="Unit of losses."),
-    only(PlotSettings, "title", "width", "height", "dpi"),
-    only(
-        OutputSettings,
+@o.with_options(
+    o.only(r.ResultsArguments, "results"),
+    o.only(PlotSettings, "kind", "by", "metric", "level", "bins", "bins_by"),
+    o.only(o.ShowSettings, "unit", unit="Unit of losses."),
+    o.only(PlotSettings, "title", "width", "height", "dpi"),
+    o.only(
+        o.OutputSettings,
         "json",
         "output",
         json="Print the numbers; without -o nothing is drawn.",
         output="The plot: .svg, .png or .pdf.",
     ),
     INTERVALS,
-    only(r.ResultsArguments, "allow_different"),
-    only(OutputSettings, "force"),
-    CONFIG,
-    only(OtherSettings, "debug"),
+    o.only(r.ResultsArguments, "allow_different"),
+    o.only(o.OutputSettings, "force"),
+    o.CONFIG,
+    o.only(o.OtherSettings, "debug"),
 )
 def plot(ctx: typer.Context) -> None:
     """Plots of results: curves over checkpoints, histograms, positions, calibration, groups.
@@ -86,11 +73,18 @@ def plot(ctx: typer.Context) -> None:
     Intervals are over documents: those of summarize, and for calibration Wilson's, and a bootstrap
     for its expected error. The same results give the same bytes; the file's metadata names the
     models. Needs the extra `plot`.
+
+    Examples:
+        seqloss plot results.jsonl -o losses.svg
+        seqloss plot a.jsonl b.jsonl -o paired.pdf
+        seqloss plot results.jsonl --by source -o groups.png --force
+        seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json
+
     """
     from seqloss_cli.cli.plotting import made_plot, open_source
 
-    results = given(ctx, r.ResultsArguments).results
-    settings, output = given(ctx, PlotSettings), given(ctx, OutputSettings)
+    results = o.given(ctx, r.ResultsArguments).results
+    settings, output = o.given(ctx, PlotSettings), o.given(ctx, o.OutputSettings)
     _check_output(ctx, results)
     # Only calibration needs the probabilities of the top-1 ids, which take memory and time.
     source = open_source(results, settings.kind == "calibration")
@@ -108,7 +102,7 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
     """Raises UsageError for a plot that could not be drawn, before any work is done."""
     from seqloss_cli.display.plots import Format, require_matplotlib
 
-    path = given(context, OutputSettings).output
+    path = o.given(context, o.OutputSettings).output
     if path is None:
         return
     if path.suffix.removeprefix(".") not in get_args(Format):
@@ -131,7 +125,7 @@ def _chosen_kind(
         kind, why = _default_kind(settings.by, n, is_objective)
         say(f"note: --kind {kind}, as {why}")
     # The kind may depend on the files, so these conflicts show only now.
-    path = given(context, OutputSettings).output
+    path = o.given(context, o.OutputSettings).output
     refuse_conflicts(
         context, draws=kind, suffix="" if path is None else path.suffix, objective=is_objective
     )
@@ -148,11 +142,11 @@ def _request(context: typer.Context, kind: PlotKind) -> PlotRequest:
     from seqloss_cli.cli.conflicts import WITH_METRICS
     from seqloss_cli.cli.plotting import PlotRequest
 
-    settings, statistics = given(context, PlotSettings), given(context, StatisticsSettings)
+    settings, statistics = o.given(context, PlotSettings), o.given(context, StatisticsSettings)
     metric = settings.metric if kind in WITH_METRICS else "mean_loss"
     return PlotRequest(
         kind=kind,
-        measure=Measure(metric, given(context, ShowSettings).unit == "bits"),
+        measure=Measure(metric, o.given(context, o.ShowSettings).unit == "bits"),
         statistics=SummaryOptions(
             by=settings.by,
             cluster=statistics.cluster,
@@ -163,7 +157,7 @@ def _request(context: typer.Context, kind: PlotKind) -> PlotRequest:
         of_tokens=settings.level == "token",
         n_bins=settings.bins,
         by_mass=settings.bins_by == "mass",
-        allow_different=given(context, r.ResultsArguments).allow_different,
+        allow_different=o.given(context, r.ResultsArguments).allow_different,
     )
 
 

@@ -26,11 +26,11 @@ from seqloss_cli.analysis.plot_data import (
 from seqloss_cli.analysis.summarize import SummaryOptions
 from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import say
-from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.display.plots.draw import Plot
 from seqloss_cli.inputs.streams import STDIN
-from seqloss_cli.results.files import ResultsFile, open_results
+from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.formats.json import NoResultsError
 
 
@@ -106,16 +106,15 @@ def open_source(results: Sequence[str], top1: bool) -> Source:
         files = [r.open_one(name, top1=top1) for name in results]
         return Source(files[0].name, files)
     # One file alone may be a report of `objective`: a document without rows.
-    name = results[0]
     try:
-        file = open_results(name, top1)
+        file = r.open_one(results[0], top1=top1)
         return Source(file.name, [file])
-    except NoResultsError as error:
-        if is_objective(error.document):
-            return Source("<stdin>" if name == STDIN else shown_path(name), [], error.document)
-        raise r.cannot_open(name, error) from error
-    except RowError as error:
-        raise r.cannot_open(name, error) from error
+    except RunError as error:
+        found = error.__cause__
+        if isinstance(found, NoResultsError) and is_objective(found.document):
+            name = "<stdin>" if results[0] == STDIN else shown_path(results[0])
+            return Source(name, [], found.document)
+        raise
 
 
 def made_plot(request: PlotRequest, source: Source) -> Made:

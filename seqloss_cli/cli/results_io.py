@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import typer
 
-from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.options import given, only
+from seqloss_cli.cli.options import OutputSettings, ShowSettings, given, only
 from seqloss_cli.core.errors import RowError, RunError, UsageError
-from seqloss_cli.core.options import POLICIES, SHOW, STATISTICS, argument, command_record, option
+from seqloss_cli.core.options import (
+    POLICIES,
+    SHOW,
+    STATISTICS,
+    argument,
+    command_record,
+    option,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.joining import JoinReport
+    from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.results.files import Difference, ResultsFile, ResultsOf
     from seqloss_cli.results.schema import RowKind
     from seqloss_cli.results.schema.scores import ResultRow
@@ -50,7 +59,7 @@ class StatisticsSettings:
     )
     seed: int = option(0, "Of resampling.", min=0)
     confidence: float = option(0.95, "Of the intervals.", min=0.5, max=0.9999)
-    worst: int = option(10, "How many extremes are listed.", panel=SHOW, min=0)
+    n_extremes: int = option(10, "How many extremes are listed.", flag="--worst", panel=SHOW, min=0)
     bootstrap: int = option(2000, "Resamples.", min=LEAST_RESAMPLES)
 
 
@@ -86,10 +95,9 @@ class ResultsReader:
         if not file.complete and not quiet:
             say(f"warning: {file.name} is not complete: its run did not come to its end")
 
-    def all_rows(self) -> Iterator[ResultRow]:
-        """The usable rows of all files, one file after another."""
-        for file in self.files:
-            yield from self.rows(file)
+    def each(self, quiet: bool = False) -> list[Iterator[ResultRow]]:
+        """The usable rows of each file."""
+        return [self.rows(file, quiet) for file in self.files]
 
 
 def open_one(
@@ -106,21 +114,15 @@ def open_of(
     name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
 ) -> ResultsOf[Any]:
     """Open what one of the commands in `kinds` wrote. Raises RunError when it holds no results."""
+    from seqloss_cli.core.escaping import shown_path
     from seqloss_cli.results.files import open_any
 
     try:
         file = open_any(name, kinds)
-        file.name = shown or file.name
-        return file
     except RowError as error:
-        raise cannot_open(name, error) from error
-
-
-def cannot_open(name: str, error: RowError) -> RunError:
-    """The error of a file that holds no results."""
-    from seqloss_cli.core.escaping import shown_path
-
-    return RunError(f"{shown_path(name)}: {error.message} ({error.reason})")
+        raise RunError(f"{shown_path(name)}: {error.message} ({error.reason})") from error
+    file.name = shown or file.name
+    return file
 
 
 def require_same(
@@ -209,21 +211,18 @@ def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:
         say(f"note: {n} rows of one text under other ids, taken in order")
 
 
-# -- summaries -----------------------------------------------------------------------------------
+def unit_of(context: typer.Context) -> Unit:
+    """The unit of losses in tables."""
+    from seqloss_cli.display.terminal.formatting import Unit
+
+    return Unit(given(context, ShowSettings).unit == "bits")
 
 
 def comparison_options(context: typer.Context) -> CompareOptions:
     """The settings of a comparison of models."""
     from seqloss_cli.analysis.compare import CompareOptions
 
-    statistics = given(context, StatisticsSettings)
-    return CompareOptions(
-        n_extremes=statistics.worst,
-        bootstrap=statistics.bootstrap,
-        seed=statistics.seed,
-        cluster=statistics.cluster,
-        confidence=statistics.confidence,
-    )
+    return CompareOptions(**values_of(given(context, StatisticsSettings)))
 
 
 def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
@@ -232,32 +231,54 @@ def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
     check_place(context, inputs)
 
 
-def check_place(context: typer.Context, inputs: Sequence[str]) -> None:
+def check_place(context: typer.Context, inputs: Sequence[str] = ()) -> None:
     """Raises UsageError where -o names a file that is taken or is one of the inputs."""
-    output = given(context, OutputSettings)
-    if output.output is not None:
-        refuse_outputs(output.output, output.force, inputs)
+    if (path := given(context, OutputSettings).output) is not None:
+        _refuse_output(context, path, inputs)
 
 
-def refuse_outputs(path: Path, force: bool, inputs: Sequence[str] = ()) -> None:
+def refuse_files(
+    context: typer.Context,
+    also: Mapping[str, Path | None] | None = None,
+    read: Mapping[str, Path | None] | None = None,
+) -> None:
+    """Raises UsageError, before any work is done, where the page of --report or a file of `also`
+    (by flag) could not be written, or is -o's; or the page would be a file that is `read`."""
+    from seqloss_cli.results.sinks import refuse_to_overwrite
+
+    output, also = given(context, OutputSettings), also or {}
+    if (page := output.report) is not None:
+        inputs = context.params.get("files") or context.params.get("results") or ()
+        _refuse_output(context, page, inputs)
+        for flag, other in {"-o": output.output, **also, **(read or {})}.items():
+            if other is not None and other.absolute() == page.absolute():
+                raise UsageError(f"--report {page} and {flag} are one file")
+    for flag, path in also.items():
+        if path is not None:
+            if output.output is not None and path.absolute() == output.output.absolute():
+                raise UsageError(f"{flag} and -o name the same file")
+            refuse_to_overwrite(path, output.force)
+
+
+def open_second(
+    context: typer.Context, path: Path | None
+) -> AbstractContextManager[BinaryIO | None]:
+    """Open a file that a command writes beside -o's; None without a path."""
+    from seqloss_cli.results.sinks import open_sink
+
+    force = given(context, OutputSettings).force
+    return nullcontext() if path is None else open_sink(path, force, warn=say)
+
+
+def _refuse_output(context: typer.Context, path: Path, inputs: Sequence[str]) -> None:
     """Raises UsageError for a file that is there already, could not be written, or is an input."""
     from seqloss_cli.results.sinks import refuse_to_overwrite
 
-    refuse_to_overwrite(path, force)
+    refuse_to_overwrite(path, given(context, OutputSettings).force)
     for name in inputs:
         # Not by name: a link to an input is that input.
         if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
             raise UsageError(f"-o {path} is one of the inputs")
-
-
-def refuse_second_output(flag: str, path: Path | None, first: Path | None, force: bool) -> None:
-    """Raises UsageError where the option's file, beside -o's, is that one or is taken."""
-    from seqloss_cli.results.sinks import refuse_to_overwrite
-
-    if path is not None:
-        if first is not None and path.absolute() == first.absolute():
-            raise UsageError(f"{flag} and -o name the same file")
-        refuse_to_overwrite(path, force)
 
 
 def write_summary(
@@ -265,7 +286,7 @@ def write_summary(
 ) -> None:
     """Write it to -o or stdout, as JSON or as the views for a person."""
     from seqloss_cli.analysis.json_summaries import summary_bytes
-    from seqloss_cli.cli.output import console
+    from seqloss_cli.cli.settings import console
     from seqloss_cli.results.sinks import open_sink
 
     output, as_json = given(context, OutputSettings), wants_json(context)

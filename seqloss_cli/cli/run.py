@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
 from rich.console import Console
 
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
-from seqloss_cli.cli.output import OutputChoice, console, row_options, table_options
+from seqloss_cli.cli.inputs import Inputs
 from seqloss_cli.cli.progress import ProgressBar
+from seqloss_cli.cli.settings import OutputChoice, console, options_for
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
@@ -42,6 +43,22 @@ Unscored = TypeVar("Unscored")
 
 
 @dataclass(frozen=True, slots=True)
+class Written(Generic[Sums]):
+    """The contents of a results file at its end."""
+
+    totals: Sums
+    n_sequences: int
+    n_rejected: int
+    n_kept: int = 0
+    """Rows of an earlier run among these two."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return that of a run that came to its end."""
+        return REJECTED if self.n_rejected else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Command(Generic[Result, Sums, Unscored]):
     """A task, bound to its rows and tables."""
 
@@ -51,102 +68,83 @@ class Command(Generic[Result, Sums, Unscored]):
     word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
 
-    def rows_of(self, record: RunInfo, choice: OutputChoice) -> Rows[Result, Sums, Unscored]:
-        """Return the rows of a run that hold what is asked for."""
-        options = row_options(self.task.tokenization, record, choice, self.word_boundary_ids)
-        return self.rows(options)
+    def run(
+        self,
+        inputs: Inputs,
+        choice: OutputChoice,
+        described: Mapping[str, Any] | None,
+        also: Sequence[Writer[Result, Sums]] = (),
+    ) -> Written[Sums]:
+        """Score everything and write it, after what an earlier run left where that is asked for.
 
+        `described` is what rows hold, for the run's record; `also` writers get every result, too.
+        """
+        if choice.format is not None and not choice.format.holds_totals:
+            say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
+        record = replace(self.task.run, reading=inputs.reading, rows=described)
+        rows = self._rows(record, choice)
+        # Before the sink is opened, which would make a partial file beside the whole one.
+        if choice.resume and (file := already_complete(choice.path, record)):
+            return self._nothing_to_do(rows, file, inputs)
+        bar, kept = ProgressBar(inputs.names), None
+        with (
+            open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
+            ExitStack() as stack,
+        ):
+            if choice.resume:
+                kept = _resume(sink, record, rows, self.task.zero, choice)
+            own = self._writer(rows, sink, choice)
+            beside = self._beside(record, choice, stack)
+            # One writer is called as it is: around short rows each call is felt.
+            writer = Together(own, *also, *beside) if also or beside else own
+            written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict)
+        _say_what_was_written(written, inputs.stats, choice)
+        if n := self.task.count_halved():
+            say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
+        return written
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The inputs of a run, and how they are read."""
+    def _rows(self, run: RunInfo, choice: OutputChoice) -> Rows[Result, Sums, Unscored]:
+        tokens, ids = self.task.tokenization, self.word_boundary_ids
+        return self.rows(options_for(RowOptions, tokens, choice, run=run, word_boundary_ids=ids))
 
-    items: Iterable[Sample | Rejected]
-    stats: ReadStats
-    """Filled while items are read."""
-    names: Sequence[str]
-    """Files, as the progress bar shows them."""
-    reading: Mapping[str, Any] | None
-    """The way items are read, for the run's record."""
+    def _writer(
+        self, rows: Rows[Result, Sums, Unscored], sink: BinaryIO, choice: OutputChoice
+    ) -> Writer[Result, Sums]:
+        if choice.format is not None:
+            return choice.format.write(sink, rows, choice.level)
+        tokens, ids = self.task.tokenization, self.word_boundary_ids
+        options = options_for(TableOptions, tokens, choice, word_boundary_ids=ids)
+        return self.table(console(choice.path, sink), options)
 
+    def _beside(
+        self, run: RunInfo, choice: OutputChoice, stack: ExitStack
+    ) -> list[Writer[Result, Sums]]:
+        """Return the writer of the rows that a page is made of, if one is to be made."""
+        if choice.beside is None:
+            return []
+        whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
+        # No sink: a file for this process alone, which is thrown away when the page is made.
+        file = stack.enter_context(choice.beside.open("wb"))
+        return [FORMATS["jsonl"].write(file, self._rows(run, whole), "")]
 
-@dataclass(frozen=True, slots=True)
-class Written(Generic[Sums]):
-    """The contents of a results file at its end."""
+    def _nothing_to_do(
+        self, rows: Rows[Result, Sums, Unscored], file: PartialFile, inputs: Inputs
+    ) -> Written[Sums]:
+        """Say that a finished file is the one that was asked for, once the inputs were read again.
 
-    totals: Sums
-    n_sequences: int
-    n_rejected: int
-    n_kept: int
-    """Rows of an earlier run among these two."""
-
-    @property
-    def exit_code(self) -> int:
-        """Return that of a run that came to its end."""
-        return REJECTED if self.n_rejected else 0
-
-
-def run(
-    command: Command[Result, Sums, Unscored],
-    inputs: Inputs,
-    choice: OutputChoice,
-    described: Mapping[str, Any] | None,
-    also: Sequence[Writer[Result, Sums]] = (),
-) -> Written[Sums]:
-    """Score everything and write it, after what an earlier run left where that is asked for.
-
-    `described` is what rows hold, for the run's record; `also` writers get every result, too.
-    """
-    if choice.format is not None and not choice.format.holds_totals:
-        say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
-    task = command.task
-    record = replace(task.run, reading=inputs.reading, rows=described)
-    rows = command.rows_of(record, choice)
-    # Before the sink is opened, which would make a partial file beside the whole one.
-    if choice.resume and (file := already_complete(choice.path, record)):
-        return _nothing_to_do(command, rows, file, inputs)
-    bar = ProgressBar(inputs.names)
-    with (
-        open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
-        ExitStack() as stack,
-    ):
-        kept = _resume(sink, record, rows, command.task.zero, choice) if choice.resume else None
-        own = _writer(command, rows, sink, choice)
-        beside = _beside(command, record, choice, stack)
-        # One writer is called as it is: around short rows each call is felt.
-        writer = Together(own, *also, *beside) if also or beside else own
-        written = write_all(command.task, inputs, record, writer, bar, kept, choice.strict)
-    _say_what_was_written(written, inputs.stats, choice)
-    if n := task.count_halved():
-        say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
-    return written
-
-
-def _writer(
-    command: Command[Result, Sums, Unscored],
-    rows: Rows[Result, Sums, Unscored],
-    sink: BinaryIO,
-    choice: OutputChoice,
-) -> Writer[Result, Sums]:
-    if choice.format is not None:
-        return choice.format.write(sink, rows, choice.level)
-    options = table_options(command.task.tokenization, choice, command.word_boundary_ids)
-    return command.table(console(choice.path, sink), options)
-
-
-def _beside(
-    command: Command[Result, Sums, Unscored],
-    record: RunInfo,
-    choice: OutputChoice,
-    stack: ExitStack,
-) -> list[Writer[Result, Sums]]:
-    """Return the writer of the rows that a page is made of, if one is to be made."""
-    if choice.beside is None:
-        return []
-    whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
-    rows = command.rows_of(record, whole)
-    # No sink: a file for this process alone, which is thrown away when the page is made.
-    return [FORMATS["jsonl"].write(stack.enter_context(choice.beside.open("wb")), rows, "")]
+        Nothing is scored: every input counts as finished. Raises UsageError when an input changed,
+        came or went since, or a row is invalid.
+        """
+        kept = KeptRows(file, rows, self.task.zero)
+        # More than any file holds: whether there are as many inputs as rows, `kept` tells.
+        finished = FinishedInputs(sys.maxsize, kept.check)
+        deque(self.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
+        kept.require_all_checked()
+        say(
+            f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
+            "nothing to do"
+        )
+        return Written(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
 
 
 class Together(Generic[Result, Sums]):
@@ -196,7 +194,8 @@ def write_all(
 
     finished = FinishedInputs(0 if kept is None else kept.n_rows, on_kept)
     results = task.results(inputs.items, bar.on_progress, finished)
-    with bar, _closing(results):
+    # However it ends, a thread that reads ahead ends with it: all results are of generators.
+    with bar, closing(cast(Any, results)):
         # Of rows that are kept the run line is, too.
         if kept is None:
             writer.begin(record)
@@ -219,9 +218,15 @@ def write_all(
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.
         bar.stop()
-        written = Written(totals, n_sequences, n_rejected, 0)
+        written = Written(totals, n_sequences, n_rejected)
         if kept is not None:
-            written = _with_kept(kept, written)
+            kept.require_all_checked()
+            written = Written(
+                kept.sums + totals,
+                kept.n_sequences + n_sequences,
+                kept.n_rejected + n_rejected,
+                kept.n_rows,
+            )
         stopped = bool(n_rejected) and strict
         sums = _stopped(written.totals) if stopped else written.totals
         writer.end(sums, written.n_rejected, inputs.stats.n_empty_lines)
@@ -235,27 +240,6 @@ def _stopped(totals: Any) -> Any:
     if not any(field.name == "flags" for field in fields(totals)):
         return totals
     return replace(totals, flags={**totals.flags, "stopped_early": 1})
-
-
-def _with_kept(kept: KeptRows[Sums, Unscored], later: Written[Sums]) -> Written[Sums]:
-    """Raise UsageError when the inputs ended among the rows that are kept."""
-    kept.require_all_checked()
-    return Written(
-        kept.sums + later.totals,
-        kept.n_sequences + later.n_sequences,
-        kept.n_rejected + later.n_rejected,
-        kept.n_rows,
-    )
-
-
-@contextmanager
-def _closing(results: Iterator[Any]) -> Iterator[None]:
-    """However it ends, a thread that reads ahead ends with it."""
-    try:
-        yield
-    finally:
-        if isinstance(results, Generator):
-            results.close()
 
 
 def _rejection(rejected: Rejected) -> str:
@@ -291,29 +275,6 @@ def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
         )
     require_same_run(path, file.run, run)
     return file
-
-
-def _nothing_to_do(
-    command: Command[Result, Sums, Unscored],
-    rows: Rows[Result, Sums, Unscored],
-    file: PartialFile,
-    inputs: Inputs,
-) -> Written[Sums]:
-    """Say that a finished file is the one that was asked for, once the inputs were read again.
-
-    Nothing is scored: every input counts as finished. Raises UsageError when an input changed, came
-    or went since, or a row is invalid.
-    """
-    kept = KeptRows(file, rows, command.task.zero)
-    # More than any file holds: whether there are as many inputs as rows, `kept` tells.
-    finished = FinishedInputs(sys.maxsize, kept.check)
-    deque(command.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
-    kept.require_all_checked()
-    say(
-        f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
-        "nothing to do"
-    )
-    return Written(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
 
 
 def _resume(

@@ -1,83 +1,102 @@
-"""`seqloss score`: the losses of whole texts."""
+"""`seqloss score`, `seqloss cond`: the losses of whole texts, and of responses given prompts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import typer
 
 from seqloss_cli.cli import inputs as i
-from seqloss_cli.cli.commands import (
-    CONFIG,
-    OtherSettings,
-    OutputSettings,
-    ShowSettings,
-    with_options,
-)
-from seqloss_cli.cli.options import only, quantities
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli.report import write_with_page
+from seqloss_cli.cli.results_io import refuse_files
 from seqloss_cli.core import policies as p
 
-if TYPE_CHECKING:
-    from seqloss_cli.cli.output import OutputChoice
-    from seqloss_cli.cli.run import Inputs
-    from seqloss_cli.scoring.scorer import Scorer
 
-EXAMPLES = (
-    "seqloss score README.md",
-    'seqloss score --text "The cat sat on the mat." --top-k 3 --ranks',
-    "seqloss score samples/sentences.jsonl --regions samples/regions.jsonl",
-    "cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals",
-)
-
-
-@with_options(
-    only(i.TextArguments, "files", "text"),
+@o.with_options(
+    o.only(i.TextArguments, "files", "text"),
     p.Reading,
-    only(i.TextArguments, "regions"),
+    o.only(i.TextArguments, "regions"),
     p.ModelChoice,
     p.TokenPolicy,
     p.WindowChoice,
-    only(p.BatchPolicy, "tokens"),
+    o.only(p.BatchPolicy, "tokens"),
     p.SpeedPolicy,
-    quantities(),
-    ShowSettings,
-    OutputSettings,
-    CONFIG,
-    OtherSettings,
+    o.quantities(),
+    o.ShowSettings,
+    o.OutputSettings,
+    o.CONFIG,
+    o.OtherSettings,
 )
 def score(ctx: typer.Context) -> None:
     """Score texts: the loss of every token, and totals.
 
     Reads files, stdin (-) or --text. A plain file is one text; .jsonl and .ndjson are one row a
     line. Long texts are scored in windows: nothing is cut, every token is scored once.
+
+    Examples:
+        seqloss score README.md
+        seqloss score --text "The cat sat on the mat." --top-k 3 --ranks
+        seqloss score samples/sentences.jsonl --regions samples/regions.jsonl
+        cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals
+
     """
-    from seqloss_cli.cli.report_option import page_after, refuse_page
-    from seqloss_cli.cli.run import Inputs
-    from seqloss_cli.cli.settings import load_scorer, output_choice
-    from seqloss_cli.inputs.reading import ReadStats
-
-    choice, inputs, stats = output_choice(ctx), i.text_inputs(ctx), ReadStats()
-    refuse_page(ctx, choice)
-    regions = i.region_file(ctx)
-    scorer, reading = load_scorer(ctx), inputs.described()
-    items = inputs.items(stats)
-    if regions is not None:
-        items, reading = regions.attach(items), {**reading, **regions.described()}
-    with page_after(ctx, choice) as choice:
-        write_scores(ctx, scorer, Inputs(items, stats, inputs.names, reading), choice)
+    _score(ctx, i.text_inputs)
 
 
-def write_scores(ctx: typer.Context, scorer: Scorer, inputs: Inputs, choice: OutputChoice) -> None:
-    """Score texts or pairs and write them; exits with 3 if something was rejected."""
-    from seqloss_cli.cli.run import Command, run
-    from seqloss_cli.cli.settings import requested
+@o.with_options(
+    o.only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
+    o.only(p.PairPolicy, "separator"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
+    o.only(i.TextArguments, "regions"),
+    o.only(i.PairArguments, "chat", "chat_template"),
+    o.only(p.PairPolicy, "turns", "end_of_turn"),
+    p.ModelChoice,
+    p.TokenPolicy,
+    o.only(p.WindowChoice, "context"),
+    o.only(p.PairPolicy, "boundary", "truncate", "pmi", "marginal"),
+    o.only(p.BatchPolicy, "share_prefix", "tokens"),
+    p.SpeedPolicy,
+    o.quantities(),
+    o.ShowSettings,
+    o.OutputSettings,
+    o.CONFIG,
+    o.OtherSettings,
+)
+def cond(ctx: typer.Context) -> None:
+    """Score responses given their prompts: ln Pr(y|x), ln Pr(x) and the joint.
+
+    Rows have a prompt and a response, or the messages of a chat. One pass over both gives the
+    losses of all tokens; only the response's count. A common beginning is computed once.
+
+    Examples:
+        seqloss cond --prompt "The list is" --response " sorted in place."
+        seqloss cond samples/pairs.jsonl --boundary compare --pmi
+        seqloss cond samples/chats.jsonl --chat-template samples/chat.jinja --score last --json
+
+    """
+    _score(ctx, i.pair_inputs, i.pair_policy)
+
+
+def _score(
+    ctx: typer.Context,
+    inputs_of: Callable[[typer.Context], i.Inputs],
+    policy_of: Callable[[typer.Context], p.PairPolicy] | None = None,
+) -> None:
+    """Score texts, or pairs with their policy, and write them."""
+    from seqloss_cli.cli import settings
+    from seqloss_cli.cli.run import Command
     from seqloss_cli.display.terminal.heat import HeatWriter
     from seqloss_cli.display.terminal.writer import TableWriter
     from seqloss_cli.metrics.words import CORRECTION_SOURCE
     from seqloss_cli.results.schema.scores import score_rows
     from seqloss_cli.scoring.tasks import score_task
 
-    asked = requested(ctx)
+    choice = settings.output_choice(ctx)
+    refuse_files(ctx)
+    pairs = None if policy_of is None else policy_of(ctx)
+    inputs, scorer = inputs_of(ctx), settings.load_scorer(ctx, pairs)
+    asked = settings.requested(ctx)
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
     described = {name: getattr(choice, name) for name in names} | asked.described()
     if choice.word_correction:
@@ -86,6 +105,4 @@ def write_scores(ctx: typer.Context, scorer: Scorer, inputs: Inputs, choice: Out
     task = score_task(scorer, choice.command, asked)
     table = TableWriter if choice.heat is None else HeatWriter
     command = Command(task, score_rows, table, asked.word_boundary_ids)
-    written = run(command, inputs, choice, described)
-    if written.exit_code:
-        raise typer.Exit(written.exit_code)
+    write_with_page(ctx, choice, lambda choice: command.run(inputs, choice, described).exit_code)

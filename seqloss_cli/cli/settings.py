@@ -1,56 +1,75 @@
-"""From the options of a command to the records of a run: the same for every command that has
-them."""
+"""From the options of a command to the model, policies and output of a run: the same for every
+command that has them."""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import typer
+from rich.console import Console
 
-from seqloss_cli.cli.commands import OtherSettings, OutputSettings, ShowSettings
-from seqloss_cli.cli.conflicts import refuse_conflicts
+from seqloss_cli.cli.conflicts import is_from, is_typed, refuse_conflicts
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.options import given, is_from, is_typed
-from seqloss_cli.cli.output import (
-    TABLE,
-    OutputChoice,
-    heat_options,
-    require_possible,
-    require_resumable,
-    settings_of_earlier,
-)
+from seqloss_cli.cli.options import OtherSettings, OutputSettings, ShowSettings, given
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.policies import (
-    DEFAULT_MODEL,
-    BatchPolicy,
-    ModelChoice,
-    PairPolicy,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
-from seqloss_cli.inputs.reading import COMPRESSED
+from seqloss_cli.core.options import values_of
+from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
+from seqloss_cli.display.terminal.palette import choose_theme
+from seqloss_cli.results import RowChoice
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
-from seqloss_cli.results.sinks import refuse_to_overwrite
-from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.results.resume import recorded_run
+from seqloss_cli.results.schema import RowOptions
+from seqloss_cli.results.sinks import earlier_output, refuse_to_overwrite
+from seqloss_cli.tokenization.tokenizer import Tokenization
+
+if TYPE_CHECKING:
+    from seqloss_cli.scoring.scorer import Scorer
+
+Options = TypeVar("Options", RowOptions, TableOptions)
+_FILE_WIDTH = 120
+"""Columns of tables that go to a file: no terminal says how wide they may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputChoice(RowChoice):
+    """The place, format and contents of results, as the options of a command ask for them."""
+
+    format: Format | None
+    """None for tables, or coloured texts."""
+    force: bool = False
+    bits: bool = False
+    all_tokens: bool = False
+    strict: bool = False
+    resume: bool = False
+    heat: HeatOptions | None = None
+    """Texts in colours, in place of tables."""
+    beside: Path | None = None
+    """A second file of the rows, JSONL with texts and tokens: for a page of them."""
 
 
 def load_scorer(
-    context: typer.Context, pairs: PairPolicy | None = None, model: str | None = None
+    context: typer.Context, pairs: p.PairPolicy | None = None, model: str | None = None
 ) -> Scorer:
     """The model (or `model`) and policies that the options name; its warnings are reported."""
-    values, windows = context.params, given(context, WindowChoice)
+    from seqloss_cli.scoring.scorer import Scorer
+
+    values, windows = context.params, given(context, p.WindowChoice)
     batches, speed = _measured_before(context)
     # mask --loss has pairs and no option for their prefixes: they are shared there.
     share_prefix = pairs is not None and not values.get("no_share_prefix", False)
     names = None if values.get("limit") else values.get("files") or values.get("data")
     scorer = Scorer(
         model_choice(context, model),
-        given(context, TokenPolicy),
+        given(context, p.TokenPolicy),
         windows.context,
         windows.stride,
         replace(batches, share_prefix=share_prefix, prefetch=True),
@@ -61,13 +80,14 @@ def load_scorer(
     return scorer
 
 
-def _measured_before(context: typer.Context) -> tuple[BatchPolicy, SpeedPolicy]:
+def _measured_before(context: typer.Context) -> tuple[p.BatchPolicy, p.SpeedPolicy]:
     """The policies that `auto` may settle by measuring."""
     # A second measurement may come out otherwise, and numbers would differ in their last digits
     # within one file: with --resume, what the earlier run settled on stays.
-    batches, speed = given(context, BatchPolicy), given(context, SpeedPolicy)
+    batches, speed = given(context, p.BatchPolicy), given(context, p.SpeedPolicy)
     output = given(context, OutputSettings)
-    earlier = settings_of_earlier(output.output) if output.resume else {}
+    left = earlier_output(output.output) if output.resume and output.output else None
+    earlier = {} if left is None else recorded_run(left) or {}
     tokens, compiled = earlier.get("batch_tokens"), earlier.get("compiled")
     if isinstance(tokens, int) and (batches.auto or not is_typed(context, "batch_tokens")):
         batches = replace(batches, tokens=tokens, auto=False)
@@ -78,6 +98,8 @@ def _measured_before(context: typer.Context) -> tuple[BatchPolicy, SpeedPolicy]:
 
 def _work_bytes(names: Sequence[str] | None) -> int | None:
     """Size of the inputs, where all are files that are not compressed."""
+    from seqloss_cli.inputs.reading import COMPRESSED
+
     # A name may be too long for the system: pathlib's own tests would raise OSError then.
     if not names or any(n.endswith(COMPRESSED) or not os.path.isfile(n) for n in names):  # noqa: PTH113
         return None
@@ -90,14 +112,14 @@ def say_warnings(warnings: Iterable[str]) -> None:
         say(f"warning: {warning}")
 
 
-def model_choice(context: typer.Context, name: str | None = None) -> ModelChoice:
+def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoice:
     """The checkpoint `name`, or the one that the options name; reported when they name none."""
-    choice = given(context, ModelChoice)
+    choice = given(context, p.ModelChoice)
     if name:
         return replace(choice, name=name)
     if not _names_model(context):
-        say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{DEFAULT_MODEL}' model")
-        return replace(choice, name=DEFAULT_MODEL)
+        say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{p.DEFAULT_MODEL}' model")
+        return replace(choice, name=p.DEFAULT_MODEL)
     return choice
 
 
@@ -106,13 +128,13 @@ def _names_model(context: typer.Context) -> bool:
     return bool(context.params["model"]) and not is_from(context, "model", "DEFAULT")
 
 
-def tokenizer_choice(context: typer.Context) -> ModelChoice | None:
+def tokenizer_choice(context: typer.Context) -> p.ModelChoice | None:
     """The checkpoint of --tokenizer alone, for commands that need no model; None without it."""
-    choice = given(context, ModelChoice)
+    choice = given(context, p.ModelChoice)
     if _names_model(context) or not choice.tokenizer:
         return None
     # No weights are loaded: options of their own, such as --revision, are not the tokenizer's.
-    return ModelChoice(
+    return p.ModelChoice(
         name=choice.tokenizer,
         trust_remote_code=choice.trust_remote_code,
         offline=choice.offline,
@@ -128,36 +150,35 @@ def output_choice(context: typer.Context) -> OutputChoice:
     """The output that the options ask for. Raises UsageError, before a model is loaded, for
     contents that the format has no place for and for a file that is taken."""
     values, output = context.params, given(context, OutputSettings)
-    show = given(context, ShowSettings)
     format = format_choice(context, output)
-    name = TABLE if format is None else format.name
+    name = "table" if format is None else format.name
     refuse_conflicts(context, writes=name)
     command = str(context.command.name)
-    choice = OutputChoice(
-        command=command,
-        format=format,
-        path=output.output,
-        force=output.force,
-        text=output.text,
+    show, obstacle = given(context, ShowSettings), f"is for the terminal, and {name} is not"
+    derived = {
+        "command": command,
+        "path": output.output,
+        "format": format,
         # rank alone has --tokens: its rows hold no losses of tokens unless they are asked for.
-        tokens=values.get("tokens", output.tokens),
-        words=show.words,
-        context_lengths=output.context_lengths,
-        bits=show.unit == "bits",
-        all_tokens=show.all_tokens,
-        summary=show.summary,
-        strict=given(context, OtherSettings).strict,
-        pmi=given(context, PairPolicy).pmi,
-        level=str(values.get("level") or LEVELS[command][0]),
-        columns=tuple(column for column in COLUMNS if values.get(column.option)),
-        resume=output.resume,
-        word_correction=show.word_correction,
-        regions=values.get("regions") is not None,
-        heat=heat_options(context, f"is for the terminal, and {name} is not" if format else None),
-    )
-    require_possible(choice, level_given=is_typed(context, "level"))
-    if choice.resume:
-        require_resumable(choice)
+        "tokens": values.get("tokens", output.tokens),
+        "bits": show.unit == "bits",
+        "strict": given(context, OtherSettings).strict,
+        "pmi": given(context, p.PairPolicy).pmi,
+        "level": str(values.get("level") or LEVELS[command][0]),
+        "columns": tuple(column for column in COLUMNS if values.get(column.option)),
+        "regions": values.get("regions") is not None,
+        "heat": heat_options(context, obstacle if format else None),
+    }
+    settings = values_of(output) | values_of(show) | derived
+    known = {field.name for field in fields(OutputChoice)}
+    choice = OutputChoice(**{name: settings[name] for name in known & settings.keys()})
+    if format is not None:
+        if (conflict := next(format.conflicts(choice), None)) is not None:
+            raise UsageError(conflict)
+        # A package last: installing it would not help what the format cannot hold.
+        format.require_package()
+    if choice.path is not None and choice.resume:
+        earlier_output(choice.path)
     elif choice.path is not None:
         resumable = "resume" in values and format is not None and format.resumable
         refuse_to_overwrite(choice.path, choice.force, resumable)
@@ -191,3 +212,54 @@ def format_choice(context: typer.Context, settings: OutputSettings) -> Format | 
         f"-o {output}: its extension names no format; use {', '.join(known)}, or "
         "say --json, --jsonl or --format"
     )
+
+
+def heat_options(context: typer.Context, obstacle: str | None) -> HeatOptions | None:
+    """The look of coloured texts; None for tables. `obstacle` is why a text cannot be coloured.
+
+    Raises UsageError where the command line asks for heat and there is an obstacle; where a
+    variable or a file asks for it, that is reported and tables are taken.
+    """
+    settings, values = given(context, ShowSettings), context.params
+    if settings.view != "heat":
+        return None
+    if obstacle is not None:
+        if is_typed(context, "view"):
+            raise UsageError(f"--view heat {obstacle}")
+        say(f"note: --view heat {obstacle}; left out")
+        return None
+    if left := [column.flag for column in COLUMNS if values.get(column.option)]:
+        say(f"note: --view heat shows losses only; {', '.join(left)}: in tables and JSON")
+    theme, note = choose_theme(settings.theme, os.environ.get("COLORFGBG"))
+    return HeatOptions(theme, note, settings.show_whitespace)
+
+
+def options_for(
+    kind: type[Options], tokenization: Tokenization, choice: OutputChoice, **others: Any
+) -> Options:
+    """Return what rows or tables hold (`kind`): as the choice has it, and `others`."""
+    shared = {field.name for field in fields(kind)} & {field.name for field in fields(choice)}
+    return kind(
+        token_texts=tokenization.token_texts,
+        name_token=tokenization.name_token,
+        **{name: getattr(choice, name) for name in shared},
+        **others,
+    )
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the error go on to where exit codes are decided: rich would exit with 1 here."""
+        # Called while rich handles it, so there is an error to be raised again.
+        raise
+
+
+def console(path: Path | None, sink: BinaryIO) -> Console:
+    """Return a console that writes to stdout, or to the sink of a file."""
+    if path is not None:
+        text = io.TextIOWrapper(sink, encoding="utf-8", write_through=True)
+        return _Console(file=text, width=_FILE_WIDTH, markup=False, highlight=False, emoji=False)
+    # A terminal of ASCII is to show \u2026, and not a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return _Console(markup=False, highlight=False, emoji=False)

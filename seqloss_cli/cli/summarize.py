@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import typer
 
+from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.commands import CONFIG, OtherSettings, ShowSettings, with_options
 from seqloss_cli.cli.failures import REJECTED, say
-from seqloss_cli.cli.options import given, only
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import INPUT, STATISTICS, command_record, option
-
-EXAMPLES = (
-    "seqloss summarize results.jsonl",
-    "seqloss summarize results.jsonl --by source --worst 20 --json",
-    "seqloss summarize shard-*.jsonl --cluster document --bootstrap 2000",
-)
+from seqloss_cli.core.options import INPUT, STATISTICS, command_record, option, values_of
 
 
 @command_record
@@ -34,64 +29,59 @@ class SummarizeSettings:
             raise UsageError(f"--bootstrap takes 0, or {r.LEAST_RESAMPLES} and more")
 
 
-@with_options(
-    only(r.ResultsArguments, "results"),
-    only(SummarizeSettings, "by"),
+@o.with_options(
+    o.only(r.ResultsArguments, "results"),
+    o.only(SummarizeSettings, "by"),
     r.INTERVALS,
-    only(SummarizeSettings, "bootstrap", "block"),
-    only(r.ResultsArguments, "allow_different"),
-    only(r.StatisticsSettings, "worst"),
-    only(ShowSettings, "unit"),
+    o.only(SummarizeSettings, "bootstrap", "block"),
+    o.only(r.ResultsArguments, "allow_different"),
+    o.only(r.StatisticsSettings, "n_extremes"),
+    o.only(o.ShowSettings, "unit"),
     r.SUMMARY_OUTPUT,
-    CONFIG,
-    only(OtherSettings, "debug"),
+    o.CONFIG,
+    o.only(o.OtherSettings, "debug"),
 )
 def summarize(ctx: typer.Context) -> None:
     """Totals, means, quantiles and extremes of results, without a model.
 
     Each mean has an interval: documents are what was drawn at random, tokens never. One long text
     is resampled in blocks. The totals are those that the run itself printed.
+
+    Examples:
+        seqloss summarize results.jsonl
+        seqloss summarize results.jsonl --by source --worst 20 --json
+        seqloss summarize shard-*.jsonl --cluster document --bootstrap 2000
+
     """
     from seqloss_cli.analysis.json_summaries import summary_json
     from seqloss_cli.analysis.summarize import SummaryOptions
     from seqloss_cli.analysis.summarize import summarize as summed
-    from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.display.terminal.summaries import summary_view
     from seqloss_cli.results.files import run_differences
 
-    arguments, own = given(ctx, r.ResultsArguments), given(ctx, SummarizeSettings)
-    statistics = given(ctx, r.StatisticsSettings)
+    arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
     r.check_output(ctx, arguments.results)
-    options = SummaryOptions(
-        by=own.by,
-        cluster=statistics.cluster,
-        n_extremes=statistics.worst,
-        bootstrap=own.bootstrap,
-        block=own.block,
-        seed=statistics.seed,
-        confidence=statistics.confidence,
-    )
+    options = SummaryOptions(**values_of(o.given(ctx, r.StatisticsSettings)) | values_of(own))
     reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
     files = reader.files
     shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
     if not arguments.allow_different:
         r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
     r.say_differences(files, shown)
-    summary = summed(reader.all_rows(), options)
-    n_rows = summary.whole.totals.n_sequences
-    r.require_field("--by", options.by, summary.n_without_by, n_rows)
-    r.require_field("--cluster", options.cluster, summary.n_without_cluster, n_rows)
+    summary = summed(chain.from_iterable(reader.each()), options)
+    totals = summary.whole.totals
+    r.require_field("--by", options.by, summary.n_without_by, totals.n_sequences)
+    r.require_field("--cluster", options.cluster, summary.n_without_cluster, totals.n_sequences)
     # Of several documents it is documents that are resampled: tokens of one depend on each other.
-    if options.block and summary.whole.totals.n_sequences_scored != 1:
+    if options.block and totals.n_sequences_scored != 1:
         say("warning: --block is for one text; the intervals are over documents")
     if summary.n_duplicates:
         say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
-    unit = Unit(given(ctx, ShowSettings).unit == "bits")
     n_rejected = sum(file.n_rejected for file in files)
     r.write_summary(
         ctx,
         summary_json(summary, files, options, reader.n_unusable, shown),
-        lambda: summary_view(summary, options, unit, n_rejected),
+        lambda: summary_view(summary, options, r.unit_of(ctx), n_rejected),
     )
     if reader.n_unusable:
         raise typer.Exit(REJECTED)

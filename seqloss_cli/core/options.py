@@ -127,6 +127,11 @@ def _option_field(cls: Any, each: Field[Any], kind: Any) -> OptionField:
     return OptionField(each.name, parameter, declaration, plain, len(kinds) > 1, each.default)
 
 
+def values_of(record: Any) -> dict[str, Any]:
+    """The fields of a record, by name."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
+
+
 def check_values(record: Any) -> None:
     """Raises UsageError for a value that the option of its field could not have."""
     for each in option_fields(type(record)):

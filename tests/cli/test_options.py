@@ -8,10 +8,10 @@ import pytest
 import typer.main
 
 from seqloss_cli import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy, UsageError
-from seqloss_cli.cli.commands import OutputSettings
 from seqloss_cli.cli.conflicts import CONFLICTS
 from seqloss_cli.cli.inputs import ChoiceArguments
 from seqloss_cli.cli.main import app
+from seqloss_cli.cli.options import OutputSettings
 from seqloss_cli.core.options import Option, option_fields
 from seqloss_cli.core.policies import SpeedPolicy
 

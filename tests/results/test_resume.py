@@ -912,7 +912,7 @@ KILLER = """
 import os, random, signal, sys, time
 from seqloss_cli.cli.main import main
 # once for all
-import seqloss_cli.cli.output, seqloss_cli.models.checkpoint, seqloss_cli.backends.torch.backend
+import seqloss_cli.cli.settings, seqloss_cli.models.checkpoint, seqloss_cli.backends.torch.backend
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 seed, n_kills = map(int, sys.argv[1:3])
