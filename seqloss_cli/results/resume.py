@@ -19,18 +19,10 @@ from typing import Any, Generic
 
 import orjson
 
+from seqloss_cli.core import policies as p
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.options import Option, option_fields
-from seqloss_cli.core.policies import (
-    BatchPolicy,
-    ModelChoice,
-    PairPolicy,
-    Reading,
-    SpeedPolicy,
-    TokenPolicy,
-    WindowChoice,
-)
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored
@@ -248,9 +240,9 @@ def _shown(value: object, longest: int = 60) -> str:
 
 _MAY_DIFFER = ("type", "started_at")
 _RECORDS = {
-    "": (ModelChoice, TokenPolicy, WindowChoice, PairPolicy, BatchPolicy, SpeedPolicy),
-    "pairs.": (PairPolicy,),
-    "reading.": (Reading,),
+    "": (p.ModelChoice, p.TokenPolicy, p.WindowChoice, p.PairPolicy, p.BatchPolicy, p.SpeedPolicy),
+    "pairs.": (p.PairPolicy,),
+    "reading.": (p.Reading,),
 }
 """Settings that a run record holds, by the part of it."""
 # Keys that are named as their flags, and that no record of options declares.

@@ -15,36 +15,30 @@ import numpy as np
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Bools, Entry, Floats
-from seqloss_cli.metrics.divergence import (
-    OPTIONAL_SUMS,
-    SUMS,
-    DivergenceScore,
-    DivergenceTotals,
-    DocumentSums,
-)
+from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema import sequences as q
-from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_totals
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, check_sum, loss_totals
 
-_AT_MOST, _CUTS = OPTIONAL_SUMS[:2], OPTIONAL_SUMS[2:]
+_AT_MOST, _CUTS = d.OPTIONAL_SUMS[:2], d.OPTIONAL_SUMS[2:]
 """Upper bounds, and shares of what a head was cut by: of these only the means are written."""
 
 
 def divergence_rows(
     options: RowOptions,
-    documents: DocumentSums,
+    documents: d.DocumentSums,
     measured: Callable[[], Row | None],
     in_part: bool = False,
-) -> Rows[DivergenceScore, DivergenceTotals, Entry]:
+) -> Rows[d.DivergenceScore, d.DivergenceTotals, Entry]:
     """Return the rows of a run of `diverge`.
 
     `documents` are those of the rows, for the totals' intervals; `measured` gives at the end the
-    error of a teacher's file that is saved beside.
+    error of a teacher's file that is saved beside. With `in_part` divergences are lower bounds.
     """
 
-    def kept_sums(row: Fields, place: str, entry: Entry) -> DivergenceTotals:
+    def kept_sums(row: Fields, place: str, entry: Entry) -> d.DivergenceTotals:
         # A mean times a count is not, to the last bit, the sum that was divided by it.
         if any(f"mean_{name}" in row for name in _CUTS):
             raise UsageError(
@@ -56,71 +50,60 @@ def divergence_rows(
         documents.add(found.sums, found.counted_values())
         return found.sums
 
+    def totals_row(sums: d.DivergenceTotals, n_rejected: int, n_empty_lines: int) -> Row:
+        row: Row = {
+            "n_sequences": sums.n_sequences,
+            "n_sequences_scored": sums.n_sequences_scored,
+            "n_rejected": n_rejected,
+            "n_empty_lines": n_empty_lines,
+            **s.row_of(_SUM_KEYS, SimpleNamespace(sums=sums)),
+            "kl_is": "at least" if in_part else "whole",
+        }
+        _add_estimates(row, documents)
+        if (saved := measured()) is not None:
+            row["saved"] = saved
+        return row | {"flags": sums.flags}
+
     return Rows(
         options,
         DIVERGENCE_KEYS,
         {"token": _TOKEN_COLUMNS},
-        lambda d, sums: q.SequenceView(options, d.score.sequence, d.score, sums, d),
-        lambda sums, n_rejected, n_empty: divergence_totals_row(
-            sums, documents, n_rejected, n_empty, measured(), in_part
-        ),
+        lambda each, sums: q.SequenceView(options, each.score.sequence, each.score, sums, each),
+        totals_row,
         lambda entry, row: q.expected_row(entry, row, options),
         kept_sums,
     )
 
 
-def _delta_p(totals: DivergenceTotals) -> Row:
+def _delta_p(totals: d.DivergenceTotals) -> Row:
     mean_square = totals.mean("squared_delta_p")
     root = None if mean_square is None else mean_square**0.5
     return {"mean": totals.mean("delta_p"), "rms": root}
 
 
-def divergence_totals_row(
-    totals: DivergenceTotals,
-    documents: DocumentSums,
-    n_rejected: int,
-    n_empty_lines: int,
-    measured: Row | None,
-    in_part: bool,
-) -> Row:
-    """Return the totals of a run; with `in_part` divergences are lower bounds."""
-    means = documents.means()
-    deltas, kls = documents.quantiles("delta_p"), documents.quantiles("kl")
-    row: Row = {
-        "n_sequences": totals.n_sequences,
-        "n_sequences_scored": totals.n_sequences_scored,
-        "n_rejected": n_rejected,
-        "n_empty_lines": n_empty_lines,
-        **s.row_of(_SUM_KEYS, SimpleNamespace(sums=totals)),
-    }
-    row["kl_is"] = "at least" if in_part else "whole"
+def _add_estimates(row: Row, documents: d.DocumentSums) -> None:
+    means, deltas, kls = documents.means(), *map(documents.quantiles, ("delta_p", "kl"))
     row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
     row["kl_quantiles"] = {str(q): each.value for q, each in kls.items()}
     row["estimates"] = {_estimate_name(name): asdict(each) for name, each in means.items()} | {
         "delta_p_quantiles": {str(q): asdict(each) for q, each in deltas.items()},
         "kl_quantiles": {str(q): asdict(each) for q, each in kls.items()},
     }
-    if measured is not None:
-        row["saved"] = measured
-    row["flags"] = totals.flags
-    return row
 
 
 def _estimate_name(name: str) -> str:
     return name if name in ("same_top1", "rms_delta_p") else f"mean_{name}"
 
 
-def _sum(name: str) -> list[Key]:
-    """Return the keys of a sum and of its mean; bounds need a saved teacher, cuts two heads."""
-    when = "" if name in SUMS else "bounds" if name in _AT_MOST else "teacher"
+def _sum(name: str, prefix: str, figure: Callable[[d.DivergenceTotals, str], float | None]) -> Key:
+    """Return the key of a sum or its mean; bounds need a saved teacher, cuts two heads."""
 
-    def has(view: q.SequenceView) -> bool:
-        return name in SUMS or name in view.sums.units or name in view.sums.n_infinite
+    def value(view: q.SequenceView) -> Any:
+        known = name in d.SUMS or name in view.sums.units or name in view.sums.n_infinite
+        return figure(view.sums, name) if known else ABSENT
 
-    return [
-        s.real(name, lambda v: v.sums.total(name) if has(v) else ABSENT, when),
-        s.real(f"mean_{name}", lambda v: v.sums.mean(name) if has(v) else ABSENT, when),
-    ]
+    when = "" if name in d.SUMS else "bounds" if name in _AT_MOST else "teacher"
+    return s.real(prefix + name, value, when)
 
 
 def _of(sum_name: str) -> Callable[[q.SequenceView], Any]:
@@ -145,13 +128,12 @@ _ARRAYS = {
 _SAME_TOP1 = q.token_array(
     "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools
 )
-_TOTALS, _MEANS = zip(*(_sum(name) for name in (*SUMS, *OPTIONAL_SUMS)), strict=True)
 _SUM_KEYS = (
     s.whole("n_tokens", "sums.n_tokens"),
     s.whole("n_scored", "sums.n_scored"),
     # Of what heads were cut by, rows hold means only.
-    *_TOTALS[: -len(_CUTS)],
-    *_MEANS,
+    *(_sum(name, "", d.DivergenceTotals.total) for name in (*d.SUMS, *_AT_MOST)),
+    *(_sum(name, "mean_", d.DivergenceTotals.mean) for name in (*d.SUMS, *d.OPTIONAL_SUMS)),
     s.real("same_top1", "sums.same_top1"),
     s.nested("delta_p", lambda v: _delta_p(v.sums), cells=s.children("mean", "rms")),
 )
@@ -197,7 +179,7 @@ class DivergenceRow:
 
     row: ResultRow
     """With the model's own losses on the text."""
-    sums: DivergenceTotals
+    sums: d.DivergenceTotals
     columns: Mapping[str, Floats] | None
     """Shape N, by the names of sums; infinite ones are. None where it was written without tokens.
     Where `row.tokens` has nothing scored, they mean nothing."""
@@ -206,8 +188,7 @@ class DivergenceRow:
         """Return the figures that `DocumentSums` takes, of n counted tokens each: shape n."""
         if self.columns is None or self.row.tokens is None:
             return None
-        counted = self.row.tokens.counted
-        return {name: self.columns[name][counted] for name in ("delta_p", "kl")}
+        return {n: self.columns[n][self.row.tokens.counted] for n in d.QUANTILE_FIGURES}
 
     def with_kls(self) -> ResultRow:
         """Return the row as if its divergences, nats, were its losses."""
@@ -226,18 +207,16 @@ def read_divergence(fields: Fields, place: str) -> DivergenceRow:
     s.check_types(DIVERGENCE_KEYS, fields)
     n_tokens = s.count(fields, "n_tokens")
     s.check_arrays(DIVERGENCE_KEYS, fields, n_tokens)
-    columns, tokens = None, None
+    columns = tokens = deltas = None
     if fields.get("token_losses") is not None:
         columns, scored = _columns(fields, n_tokens)
-        mask = fields.get("loss_mask")
-        counted = scored if mask is None else scored & np.array(mask, dtype=bool)
-        tokens = TokenLosses(columns["student_loss"], scored, counted)
-    counted_deltas = (
-        None if tokens is None or columns is None else columns["delta_p"][tokens.counted]
-    )
-    sums = _sums(fields, counted_deltas)
+        tokens = TokenLosses.of(columns["student_loss"], scored, fields)
+        deltas = columns["delta_p"][tokens.counted]
+    sums = _sums(fields, deltas)
     if columns is not None and tokens is not None:
-        _check_sum(columns["kl"][tokens.counted], sums)
+        # Null is an infinite sum; then one of the tokens is infinite, too, and so listed.
+        kls = columns["kl"][tokens.counted]
+        check_sum(kls, sums.n_scored, sums.total("kl"), "kl", "its tokens'")
     row = ResultRow(place, s.with_arrays(fields), _totals(sums, "student_loss"), tokens)
     return DivergenceRow(row, sums, columns)
 
@@ -274,13 +253,13 @@ def _is_figure(value: Any, name: str) -> bool:
     return abs(value) <= 1 if name == "delta_p" else _LEAST <= value < s.LARGEST
 
 
-def _sums(fields: Fields, deltas: Floats | None) -> DivergenceTotals:
+def _sums(fields: Fields, deltas: Floats | None) -> d.DivergenceTotals:
     """Return the sums of a row; `deltas` are those of its n counted tokens, where they are known.
 
     Without them, sums of the changes are made of the row's means, and so to rounding only.
     """
     n_scored = s.count(fields, "n_scored")
-    totals = {name: s.figure(fields, name) for name in SUMS}
+    totals = {name: s.figure(fields, name) for name in d.SUMS}
     totals |= {name: s.number(fields, name) for name in _AT_MOST if name in fields}
     for name in _CUTS:
         if (mean := s.number(fields, f"mean_{name}")) is not None:
@@ -298,7 +277,7 @@ def _sums(fields: Fields, deltas: Floats | None) -> DivergenceTotals:
     same = s.number(fields, "same_top1")
     # Null is an infinite sum, but of a row without a scored token one that is 0.
     known = {n: total or 0.0 for n, total in totals.items() if total is not None or not n_scored}
-    return DivergenceTotals(
+    return d.DivergenceTotals(
         n_sequences=1,
         n_sequences_scored=int(n_scored > 0),
         n_tokens=s.count(fields, "n_tokens"),
@@ -311,7 +290,7 @@ def _sums(fields: Fields, deltas: Floats | None) -> DivergenceTotals:
     )
 
 
-def _totals(sums: DivergenceTotals, name: str) -> Totals:
+def _totals(sums: d.DivergenceTotals, name: str) -> Totals:
     """Return the totals of one sequence of which one of the sums is the loss."""
     units = to_units(sums.mean(name) or 0.0)
     return loss_totals(
@@ -323,18 +302,10 @@ def _totals(sums: DivergenceTotals, name: str) -> Totals:
     )
 
 
-def _check_sum(kls: Floats, sums: DivergenceTotals) -> None:
-    """Raise RowError where the n counted tokens' divergences, nats, are not those of the sums."""
-    if len(kls) != sums.n_scored:
-        raise RowError("impossible", f"n_scored is not the {len(kls)} of its tokens")
-    total, found = sums.total("kl"), math.fsum(kls.tolist())
-    # Null is an infinite sum; then one of the tokens is infinite, too, and so listed.
-    if total is not None and not s.is_near(found, total):
-        raise RowError("impossible", f"kl is {total}, and its tokens' sum to {found}")
-
-
-def _kl_units(row: DivergenceRow) -> int | None:
-    return None if row.sums.n_infinite.get("kl") else row.sums.units.get("kl", 0)
-
-
-DIVERGENCE_KINDS = {"diverge": RowKind(read_divergence, "kl", _kl_units)}
+DIVERGENCE_KINDS = {
+    "diverge": RowKind(
+        read_divergence,
+        "kl",
+        lambda row: None if row.sums.n_infinite.get("kl") else row.sums.units.get("kl", 0),
+    )
+}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -62,21 +63,9 @@ def mask_rows(
 
 def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Row:
     """Return the totals of a run."""
-    return {
-        "n_sequences": sums.n_sequences,
-        "n_rejected": n_rejected,
-        "n_empty_lines": n_empty_lines,
-        "n_tokens": sums.n_tokens,
-        "n_prompt_tokens": sums.n_tokens - sums.n_counted,
-        "n_response_tokens": sums.n_counted,
-        **_losses(sums),
-        "n_checked": sums.n_checked,
-        "n_different": sums.n_different,
-        "check": sums.findings,
-        "n_not_trained": sums.n_not_trained,
-        "n_trainer_different": sums.n_trainer_different,
-        "trainer": sums.trainer_findings,
-    }
+    inputs = {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines}
+    own = s.row_of(_TOTALS, SimpleNamespace(sums=sums))
+    return {"n_sequences": sums.n_sequences, **inputs, **own}
 
 
 def _turns(view: q.SequenceView) -> Any:
@@ -94,20 +83,6 @@ def _turns(view: q.SequenceView) -> Any:
     return rows
 
 
-def _losses(sums: MaskTotals) -> Row:
-    if sums.responses is None or sums.everything is None:
-        return {}
-    return {
-        "response": _loss(sums.responses),
-        "all_tokens": _loss(sums.everything),
-        "prompt_share": sums.prompt_share,
-    }
-
-
-def _loss(totals: Totals) -> Row:
-    return {name: getattr(totals, name) for name in _LOSS}
-
-
 def _findings(findings: Sequence[Finding]) -> list[Row]:
     return [asdict(finding) for finding in findings]
 
@@ -119,8 +94,7 @@ def _trainer(view: q.SequenceView) -> Any:
     theirs = trainer.labels
     return {
         "name": TRAINER_NAME,
-        "input_ids": None if theirs is None else theirs.input_ids.tolist(),
-        "labels": None if theirs is None else theirs.labels.tolist(),
+        **{n: theirs and getattr(theirs, n).tolist() for n in ("input_ids", "labels")},
         "not_trained": trainer.note,
         "differences": _findings(view.result.trainer_findings),
     }
@@ -130,13 +104,40 @@ def _kinds_cell(findings: Sequence[Fields]) -> str:
     return ";".join(str(each["kind"]) for each in findings)
 
 
-def _part(name: str) -> Key:
-    """Return the key of the losses of one part of the tokens."""
-    value = lambda v: _losses(v.sums).get(name, ABSENT)  # noqa: E731
+def _part(name: str, path: str) -> Key:
+    """Return the key of the losses of one part of the tokens; totals of no row have none."""
+
+    def value(view: Any) -> Any:
+        totals = getattr(view.sums, path)
+        return ABSENT if totals is None else {n: getattr(totals, n) for n in _LOSS}
+
     return s.nested(name, value, "losses", cells=s.children(*_LOSS))
 
 
 _LOSS = ("n_scored", "total_loss", "mean_loss")
+_COUNTS = (
+    s.whole("n_tokens", "sums.n_tokens"),
+    s.whole("n_prompt_tokens", lambda v: v.sums.n_tokens - v.sums.n_counted),
+    s.whole("n_response_tokens", "sums.n_counted"),
+)
+_LOSSES = (
+    _part("response", "responses"),
+    _part("all_tokens", "everything"),
+    s.real(
+        "prompt_share",
+        lambda v: ABSENT if v.sums.everything is None else v.sums.prompt_share,
+        "losses",
+    ),
+)
+_TOTALS = (
+    *_COUNTS,
+    *_LOSSES,
+    *(s.whole(name, f"sums.{name}") for name in ("n_checked", "n_different")),
+    s.nested("check", "sums.findings"),
+    *(s.whole(name, f"sums.{name}") for name in ("n_not_trained", "n_trainer_different")),
+    s.nested("trainer", "sums.trainer_findings"),
+)
+"""Of all rows."""
 _TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens losses")
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
@@ -146,15 +147,11 @@ MASK_KEYS = (
     q.META,
     *q.ENDS,
     s.text("boundary", "sequence.prompt_boundary.boundary"),
-    s.whole("n_tokens", "sums.n_tokens"),
-    s.whole("n_prompt_tokens", lambda v: v.sums.n_tokens - v.sums.n_counted),
-    s.whole("n_response_tokens", "sums.n_counted"),
+    *_COUNTS,
     s.nested("turns", _turns),
     q.flags_key("sequence.flags"),
-    # A second key of this name: with --loss the object takes the text's place in the row.
-    _part("response"),
-    _part("all_tokens"),
-    s.real("prompt_share", "sums.prompt_share", "losses"),
+    # A second `response`: with --loss the object takes the text's place in the row.
+    *_LOSSES,
     s.nested("check", lambda v: _findings(v.result.findings), cells={"": _kinds_cell}),
     s.nested(
         "trainer",

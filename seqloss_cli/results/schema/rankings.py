@@ -16,16 +16,8 @@ import numpy as np
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Floats, Rejected, SequenceScore
+from seqloss_cli.metrics import ranking as r
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
-from seqloss_cli.metrics.ranking import (
-    SCORES,
-    ChoiceFigures,
-    Question,
-    Ranking,
-    choice_probabilities,
-    correctness,
-    orders_by_score,
-)
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, ROUNDING, Fields, Key, Row, RowKind, RowOptions, Rows
@@ -65,20 +57,26 @@ class ChoiceView(q.SequenceView):
 class RankingView:
     """A ranking with views of its choices, and their objects."""
 
-    def __init__(self, ranking: Ranking, options: RowOptions, keys: Sequence[Key]) -> None:
+    def __init__(self, ranking: r.Ranking, options: RowOptions, keys: Sequence[Key]) -> None:
         """`keys` are those that choices of the run can have."""
-        self.ranking, self.answers, self._keys = ranking, ranking.choices.answers, keys
-        found = ranking.probabilities
-        chances = [None] * len(ranking.scored) if found is None else found.tolist()
+        self.ranking, self.sample, self._keys = ranking, ranking.sample, keys
+        self.answers = ranking.choices.answers
+        chances = _chances(ranking.scored)
         self.views = [
-            ChoiceView(options, each.score.sequence, each.score, None, each, place, chance)
-            for place, (each, chance) in enumerate(zip(ranking.scored, chances, strict=True))
+            ChoiceView(options, each.score.sequence, each.score, None, each, place, chances[place])
+            for place, each in enumerate(ranking.scored)
         ]
 
     @cached_property
     def choices(self) -> list[Row]:
         """Return an object for each choice, in the order of the input."""
         return [s.row_of(self._keys, view) for view in self.views]
+
+
+def _chances(choices: Sequence[r.ChoiceFigures]) -> list[float | None]:
+    """Return the probability of each choice; None where all of them are impossible."""
+    found = r.choice_probabilities(choices)
+    return [None] * len(choices) if found is None else found.tolist()
 
 
 def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> Row:
@@ -90,12 +88,13 @@ def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> 
         **{name: getattr(totals, name) for name in _RANK_COUNTS},
         "accuracies": {name: asdict(each) for name, each in accuracies(totals).items()},
         "chance": totals.chance,
-        "n_tied": {name: totals.n_tied.get(name, 0) for name in SCORES if name in totals.n_ordered},
+        "n_tied": {n: totals.n_tied.get(n, 0) for n in r.SCORES if n in totals.n_ordered},
         "n_ordered": totals.n_ordered,
         "flags": totals.flags,
     }
 
 
+_LENGTHS = ("n_tokens", "n_bytes", "n_chars")
 _RANK_COUNTS = ("n_choices", "n_tokens", "boundaries", "n_with_answer")
 _TOKEN_IDS = s.wholes(
     "token_ids", lambda v: s.ints(v.sequence.token_ids[v.stretch]), "tokens", length=0
@@ -104,13 +103,12 @@ _TOKENS = s.texts(
     "tokens", lambda v: v.options.token_texts(v.sequence)[v.stretch], "tokens", length=0
 )
 _TOKEN_LOSSES = s.reals("token_losses", lambda v: s.numbers_or_null(*v.losses), "tokens", length=0)
+_FLAGS = q.flags_key(lambda v: score_flags(v.score))
 CHOICE_KEYS = (
     s.text("response", "sequence.sample.pair.response", "text"),
     s.real("log_prob", lambda v: s.finite(v.result.log_prob)),
     s.real("probability", "probability"),
-    s.whole("n_tokens", "result.n_tokens"),
-    s.whole("n_bytes", "result.n_bytes"),
-    s.whole("n_chars", "result.n_chars"),
+    *(s.whole(name, f"result.{name}") for name in _LENGTHS),
     s.text("boundary", "sequence.prompt_boundary.boundary"),
     s.real("log_prob_y", lambda v: s.finite(v.result.log_prob_y), "pmi"),
     s.real("log_prob_alone", lambda v: s.finite(v.result.log_prob_alone), "pmi"),
@@ -118,7 +116,7 @@ CHOICE_KEYS = (
         "scores",
         lambda v: {name: s.finite(v.result.score_by(name)) for name in v.result.score_names},
     ),
-    q.flags_key(lambda v: score_flags(v.result.score)),
+    _FLAGS,
     _TOKEN_IDS,
     _TOKENS,
     _TOKEN_LOSSES,
@@ -137,10 +135,10 @@ CHOICE_KEYS = (
 )
 """Of a choice, in the order of its object."""
 RANK_KEYS = (
-    *q.sample_keys("ranking.sample"),
+    *q.SAMPLE,
     s.text("prompt", "ranking.choices.prompt", "text"),
     s.text("separator", lambda v: v.ranking.choices.separator or ABSENT, "text"),
-    q.meta_key("ranking.sample.meta"),
+    q.META,
     s.nested("choices", "choices"),
     s.nested("orders", lambda v: {name: [*each] for name, each in v.ranking.orders.items()}),
     s.texts("tied", lambda v: [*v.ranking.tied]),
@@ -151,13 +149,20 @@ RANK_KEYS = (
 """Of a row, in the order of its JSON object."""
 
 
-def _of_row(name: str, value: Callable[[Ranking], Any], when: str = "") -> Key:
+def _column(key: Key, values: Callable[[RankingView], Sequence[Any]]) -> Key:
+    (cell,) = key.row_cells().values()
+    unknown = (None, ABSENT)
+    return replace(key, value=lambda v: [None if x in unknown else cell(x) for x in values(v)])
+
+
+def _of_row(name: str) -> Key:
     """Return a column that is the same for all choices of a row."""
-    return s.texts(name, lambda v: [value(v.ranking)] * len(v.choices), when)
+    key = next(key for key in RANK_KEYS if key.name == name)
+    return _column(key, lambda v: [key.value(v)] * len(v.views))
 
 
-def _of_choices(name: str, when: str = "") -> Key:
-    return s.reals(name, lambda v: [each.get(name) for each in v.choices], when)
+def _of_choices(key: Key) -> Key:
+    return _column(key, lambda v: [each.get(key.name) for each in v.choices])
 
 
 def _score_columns(score: str) -> tuple[Key, Key]:
@@ -168,40 +173,35 @@ def _score_columns(score: str) -> tuple[Key, Key]:
         return None if order is None else [1 + order.index(n) for n in range(len(order))]
 
     # The last two compare with the response scored without its prompt.
-    when = "pmi" if score in SCORES[-2:] else ""
+    when = "pmi" if score in r.SCORES[-2:] else ""
     return (
         s.reals(f"score.{score}", lambda v: [each["scores"][score] for each in v.choices], when),
         s.wholes(f"order.{score}", places, when),
     )
 
 
-def _of_tokens(name: str, value: Callable[[Any], Sequence[Any]]) -> Key:
-    """Return a column of the tokens of all choices, from the view of each."""
-    return s.reals(name, lambda v: [cell for view in v.views for cell in value(view)])
+def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> Key:
+    """Return a column of the tokens of all choices, from the view of each; None is unknown."""
 
+    def cells(view: RankingView) -> list[Any]:
+        return [x for v in view.views for x in value(v) or [None] * len(v.losses[0])]
 
-def _edges(view: ChoiceView, name: str) -> Sequence[int | None]:
-    nothing = [None] * len(view.losses[0])
-    return nothing if view.token_bytes is None else getattr(view.token_bytes, name).tolist()
+    return s.reals(name, cells)
 
 
 RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
     "choice": (
         s.wholes("choice", lambda v: range(len(v.choices))),
-        _of_row("source", lambda ranking: ranking.sample.source),
-        _of_row("prompt", lambda ranking: ranking.choices.prompt, "text"),
-        _of_row("separator", lambda ranking: ranking.choices.separator, "text"),
-        _of_choices("response", "text"),
+        *map(_of_row, ("source", "prompt", "separator")),
+        _of_choices(CHOICE_KEYS[0]),
         s.wholes(
             "answer", lambda v: v.answers and [int(n in v.answers) for n in range(len(v.choices))]
         ),
-        # From log_prob to boundary.
-        *(_of_choices(key.name) for key in CHOICE_KEYS[1:7]),
-        _of_choices("log_prob_y", "pmi"),
-        _of_choices("log_prob_alone", "pmi"),
-        *(key for score in SCORES for key in _score_columns(score)),
-        s.texts("flags", lambda v: [s.flags_cell(each["flags"]) for each in v.choices]),
-        _of_row("meta", lambda r: None if r.sample.meta is None else s.json_cell(r.sample.meta)),
+        # From log_prob to log_prob_alone.
+        *map(_of_choices, CHOICE_KEYS[1:9]),
+        *(key for score in r.SCORES for key in _score_columns(score)),
+        _of_choices(_FLAGS),
+        _of_row("meta"),
     ),
     "token": (
         _of_tokens("choice", lambda v: [v.place] * len(v.losses[0])),
@@ -209,8 +209,8 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
         _of_tokens("token_id", _TOKEN_IDS.value),
         _of_tokens("token", _TOKENS.value),
         _of_tokens("loss", _TOKEN_LOSSES.value),
-        _of_tokens("start", lambda v: _edges(v, "starts")),
-        _of_tokens("end", lambda v: _edges(v, "ends")),
+        _of_tokens("start", lambda v: v.token_bytes and v.token_bytes.starts.tolist()),
+        _of_tokens("end", lambda v: v.token_bytes and v.token_bytes.ends.tolist()),
     ),
 }
 """Parts of a row that a line can be of, to their columns."""
@@ -220,7 +220,7 @@ _FOUND_BY_SCORING = ("nan_loss", "first_token_unscored")
 """Reasons for which a question is rejected once its choices are scored."""
 
 
-def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Question | Rejected]:
+def ranking_rows(options: RowOptions) -> Rows[r.Ranking, RankTotals, r.Question | Rejected]:
     """Return the rows of a run of `rank`."""
     choice_keys = s.possible(options, CHOICE_KEYS)
     return Rows(
@@ -238,7 +238,7 @@ def ranking_rows(options: RowOptions) -> Rows[Ranking, RankTotals, Question | Re
 class RankedChoice:
     """A choice as a results file of `rank` tells of it."""
 
-    figures: ChoiceFigures
+    figures: r.ChoiceFigures
     probability: float | None
     """Among the choices; None where all of them are impossible."""
     response: str | None
@@ -290,16 +290,15 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
     if len({each.without_prompt for each in figures}) > 1:
         raise RowError("impossible", "only some of its choices have a pmi")
     # All that follows from the log-probabilities is made again: nobody can edit a verdict alone.
-    orders, tied = orders_by_score({name: [f.score_by(name) for f in figures] for name in SCORES})
+    orders, tied = r.orders_by_score(
+        {name: [f.score_by(name) for f in figures] for name in r.SCORES}
+    )
     _check(fields, "orders", {name: [*order] for name, order in orders.items()})
     _check(fields, "tied", [*tied])
     answers = _answers(fields, len(choices))
-    right = correctness(orders, figures[0].score_names, answers)
+    right = r.correctness(orders, figures[0].score_names, answers)
     _check(fields, "correct", right)
-    found = choice_probabilities(figures)
-    for choice, chance in zip(
-        choices, [None] * len(choices) if found is None else found.tolist(), strict=True
-    ):
+    for choice, chance in zip(choices, _chances(figures), strict=True):
         _check_figure("probability", choice.probability, chance)
     kinds = [s.typed(each, "boundary", str | None) for each in written]
     counts = row_counts(right, answers, orders, tied, kinds, s.flags_of(fields))
@@ -314,11 +313,9 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
         raise RowError("impossible", "a choice has no log_prob, and no flag inf_loss that says why")
     if log_prob is not None and log_prob > ROUNDING:
         raise RowError("impossible", f"a choice's log_prob is {log_prob}: above that of certainty")
-    figures = ChoiceFigures(
+    figures = r.ChoiceFigures(
         log_prob=-math.inf if log_prob is None else log_prob,
-        n_tokens=s.count(fields, "n_tokens"),
-        n_bytes=s.count(fields, "n_bytes"),
-        n_chars=s.count(fields, "n_chars"),
+        **{name: s.count(fields, name) for name in _LENGTHS},
         without_prompt="pmi" in written,
         log_prob_y=_alone_of(fields, "log_prob_y", "pmi" in orders),
         log_prob_alone=_alone_of(fields, "log_prob_alone", "mutual_information" in orders),
@@ -342,7 +339,7 @@ def _check_figure(name: str, written: float | None, found: float | None) -> None
         raise RowError("impossible", f"a choice's {name} is {written}, not {found}")
 
 
-def _tokens_of(fields: Fields, figures: ChoiceFigures, place: str) -> ResultRow:
+def _tokens_of(fields: Fields, figures: r.ChoiceFigures, place: str) -> ResultRow:
     written = fields.get("token_losses")
     if written is None:
         return ResultRow(place, {"id": place}, Totals(), None)
@@ -389,19 +386,19 @@ RANKING_KINDS = {
 }
 
 
-def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
+def _expected_row(entry: r.Question | Rejected, row: Fields) -> Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
     if isinstance(entry, Rejected):
         return q.expected_rejection(entry)
     sample, choices = entry.sample, entry.sample.choices
     assert choices is not None
-    found: Row = {"id": sample.id, "source": sample.source, "line": sample.line}
+    found = s.row_of(q.SAMPLE, entry)
     refused = next((each for each in entry.entries if isinstance(each, Rejected)), None)
     if row.get("reason") in _FOUND_BY_SCORING:
         return {"type": "rejected", **found}
     if refused is not None:
         return {"type": "rejected", **found, "reason": refused.reason}
-    own: list[Row] = [{"response": r, "n_bytes": len(r.encode())} for r in choices.responses]
+    own: list[Row] = [{"response": y, "n_bytes": len(y.encode())} for y in choices.responses]
     written = row.get("choices") or ()
     # With the figures that are there, which `sums_of` checks as any that are read back.
     if len(written) == len(own):
@@ -417,7 +414,7 @@ def _expected_row(entry: Question | Rejected, row: Fields) -> Row:
     }
 
 
-def _kept_totals(row: Fields, place: str, entry: Question | Rejected) -> RankTotals:
+def _kept_totals(row: Fields, place: str, entry: r.Question | Rejected) -> RankTotals:
     """Return the counts of a row; how many tokens its choices have, the inputs tell again."""
-    assert isinstance(entry, Question)
+    assert isinstance(entry, r.Question)
     return replace(read_ranking(row, place).counts, n_tokens=entry.n_tokens)

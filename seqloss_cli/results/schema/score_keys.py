@@ -14,28 +14,14 @@ from typing import Any
 
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
 from seqloss_cli.core.records import SequenceScore
-from seqloss_cli.metrics.chain_rule import (
-    ChainRule,
-    boundary_difference,
-    chain_rule,
-    log_prob_y,
-    pointwise_mutual_information,
-    turn_scores,
-)
-from seqloss_cli.metrics.totals import (
-    RATES,
-    TEXT_COUNTS,
-    Totals,
-    corpus_flags,
-    overflow_flags,
-    score_flags,
-)
+from seqloss_cli.metrics import chain_rule as c
+from seqloss_cli.metrics import totals as t
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Key, Row
 from seqloss_cli.results.schema import sequences as q
 
-_COUNTS = ("n_tokens", "n_scored", *TEXT_COUNTS)
+_COUNTS = ("n_tokens", "n_scored", *t.TEXT_COUNTS)
 
 
 @dataclass
@@ -43,7 +29,7 @@ class ScoreView(q.SequenceView):
     """A sequence's score with its own totals, and what rows make of them, each computed once."""
 
     score: SequenceScore
-    sums: Totals
+    sums: t.Totals
 
     @cached_property
     def words(self) -> WordLosses | None:
@@ -68,21 +54,21 @@ class ScoreView(q.SequenceView):
         return columns
 
     @cached_property
-    def rule(self) -> ChainRule:
+    def rule(self) -> c.ChainRule:
         """Return the log-probabilities of a pair and its parts."""
-        return chain_rule(self.score, self.sums)
+        return c.chain_rule(self.score, self.sums)
 
     @property
     def flags(self) -> Mapping[str, int | bool]:
         """Return the flags of the sequence, and of its words and regions where they are shown."""
         # Only where they are shown: corrections of words would cost every row otherwise.
-        flags = score_flags(self.score) | overflow_flags(self.sums)
+        flags = t.score_flags(self.score) | t.overflow_flags(self.sums)
         for part in (self.options.words and self.words, self.options.regions and self.regions):
             flags |= part.flags if part else {}
         return flags
 
 
-def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
+def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> Row:
     """Return the totals of a run, with the counts of what was not scored."""
 
     def own(*names: str) -> Row:
@@ -94,13 +80,14 @@ def totals_row(totals: Totals, n_rejected: int, n_empty_lines: int) -> Row:
     if totals.n_pairs:
         row |= own("n_prompt_tokens", "n_response_tokens", "boundaries")
         if totals.response_only is not None:
-            row |= {"log_prob_y": log_prob_y(totals), "pmi": pointwise_mutual_information(totals)}
+            row["log_prob_y"] = c.log_prob_y(totals)
+            row["pmi"] = c.pointwise_mutual_information(totals)
         if totals.separate_tokenization is not None:
             row["separate"] = _separate(totals)
-            row["separate_minus_joint"] = boundary_difference(totals)
+            row["separate_minus_joint"] = c.boundary_difference(totals)
         row["loss"] = totals.total_loss
-    row |= own(*_COUNTS, *RATES, "mean_sequence_loss", "mean_of_mean_losses")
-    return row | {"flags": corpus_flags(totals)}
+    row |= own(*_COUNTS, *t.RATES, "mean_sequence_loss", "mean_of_mean_losses")
+    return row | {"flags": t.corpus_flags(totals)}
 
 
 def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[Row] | None]:
@@ -136,12 +123,12 @@ def _turns(view: ScoreView) -> Any:
     found = [
         q.turn_row(each.turn)
         | {"n_scored": each.n_scored, "loss": each.loss, "mean_loss": each.mean_loss}
-        for each in turn_scores(view.score)
+        for each in c.turn_scores(view.score)
     ]
     return found or ABSENT
 
 
-def _separate(totals: Totals) -> Any:
+def _separate(totals: t.Totals) -> Any:
     """Return the same responses with prompt and response tokenized apart."""
     apart = totals.separate_tokenization
     if apart is None:
@@ -154,7 +141,7 @@ def _separate(totals: Totals) -> Any:
 
 def _separate_minus_joint(view: ScoreView) -> Any:
     apart = view.sums.separate_tokenization
-    return ABSENT if apart is None else boundary_difference(view.sums)
+    return ABSENT if apart is None else c.boundary_difference(view.sums)
 
 
 def _column_key(column: TokenColumn) -> Key:
@@ -211,8 +198,8 @@ SCORE_KEYS = (
     s.real("log_prob_x", "rule.log_prob_x", "pairs"),
     s.real("log_prob_y_given_x", "rule.log_prob_y_given_x", "pairs"),
     s.real("log_prob_xy", "rule.log_prob_xy", "pairs"),
-    s.real("log_prob_y", lambda v: log_prob_y(v.sums), "pmi"),
-    s.real("pmi", lambda v: pointwise_mutual_information(v.sums), "pmi"),
+    s.real("log_prob_y", lambda v: c.log_prob_y(v.sums), "pmi"),
+    s.real("pmi", lambda v: c.pointwise_mutual_information(v.sums), "pmi"),
     s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
     s.nested("turns", _turns, "pairs", bulky=True),
     s.nested(
@@ -225,8 +212,8 @@ SCORE_KEYS = (
     s.real("loss", "sums.total_loss", "pairs"),
     s.whole("n_tokens", "sums.n_tokens"),
     s.whole("n_scored", "sums.n_scored"),
-    *(_text_count(name) for name in TEXT_COUNTS),
-    *(s.real(name, f"sums.{name}") for name in RATES),
+    *(_text_count(name) for name in t.TEXT_COUNTS),
+    *(s.real(name, f"sums.{name}") for name in t.RATES),
     q.flags_key("flags"),
     q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
     q.TOKEN_IDS,

@@ -50,6 +50,13 @@ class TokenLosses:
     counted: Bools
     """Shape N: scored, and the loss counts in the totals."""
 
+    @classmethod
+    def of(cls, losses: Floats, scored: Bools, row: Fields) -> TokenLosses:
+        """Return the arrays of a row, shape N, nats; its mask may leave tokens out."""
+        mask = row.get("loss_mask")
+        counted = scored if mask is None else scored & np.array(mask, dtype=bool)
+        return cls(losses, scored, counted)
+
 
 @dataclass(frozen=True, slots=True)
 class Top1:
@@ -100,7 +107,8 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
         raise RowError("impossible", f"total_loss is {totals.total_loss}: no loss is below 0")
     tokens = token_losses(fields, totals.n_tokens)
     if tokens is not None:
-        _check_sum(tokens, totals)
+        losses, total = tokens.losses[tokens.counted], totals.total_loss
+        check_sum(losses, totals.n_scored, total, "total_loss", "its tokens' losses")
     # Whoever joins two files has one of them waiting: without these a row is a fraction as large.
     kept = {name: value for name, value in fields.items() if whole or name not in _BULKY}
     found = _top1_of(fields, tokens) if top1 and tokens is not None else None
@@ -175,7 +183,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
 
     Raises RowError for an impossible loss.
     """
-    written, mask = row.get("token_losses"), row.get("loss_mask")
+    written = row.get("token_losses")
     if written is None:
         return None
     for value in written:
@@ -187,8 +195,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
     losses = np.array(written, dtype=np.float64)
     losses[list(row.get("inf_losses") or ())] = np.inf
     scored = ~np.isnan(losses)
-    counted = scored if mask is None else scored & np.array(mask, dtype=bool)
-    return TokenLosses(np.where(scored, losses, 0.0), scored, counted)
+    return TokenLosses.of(np.where(scored, losses, 0.0), scored, row)
 
 
 def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
@@ -213,17 +220,15 @@ def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
     return Top1(ids, np.exp(np.minimum(log_probs, 0.0)))
 
 
-def _check_sum(tokens: TokenLosses, totals: Totals) -> None:
-    if int(tokens.counted.sum()) != totals.n_scored:
-        raise RowError("impossible", f"n_scored is not the {tokens.counted.sum()} of its tokens")
-    total = totals.total_loss
-    if total is None:
-        return
-    found = math.fsum(tokens.losses[tokens.counted].tolist())
-    if not s.is_near(found, total):
-        raise RowError(
-            "impossible", f"total_loss is {total}, and its tokens' losses sum to {found}"
-        )
+def check_sum(
+    losses: Floats, n_scored: int, total: float | None, name: str, of_tokens: str
+) -> None:
+    """Raise RowError where n counted tokens' figures, nats, shape n, are not those of the sums."""
+    if len(losses) != n_scored:
+        raise RowError("impossible", f"n_scored is not the {len(losses)} of its tokens")
+    found = math.fsum(losses.tolist())
+    if total is not None and not s.is_near(found, total):
+        raise RowError("impossible", f"{name} is {total}, and {of_tokens} sum to {found}")
 
 
 def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, RowKind[ResultRow]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from seqloss_cli.core.records import (
     Entry,
     Floats,
     Rejected,
+    Sample,
     SequenceScore,
     TokenSequence,
     Turn,
@@ -42,6 +43,10 @@ class SequenceView:
     """The sequence's own."""
     result: Any = None
     """More than its score, of commands that make more."""
+    sample: Sample = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sample = self.sequence.sample
 
 
 def expected_row(entry: Entry, row: Fields, options: RowOptions) -> Row:
@@ -92,13 +97,13 @@ def _ids_sha256(view: Any) -> Any:
 
 
 def _response_sha256(view: Any) -> str | None:
-    pair = view.sequence.sample.pair
+    pair = view.sample.pair
     return None if pair is None else sha256(pair.response.encode())
 
 
 def _of_pair(name: str) -> Callable[[Any], Any]:
     def found(view: Any) -> Any:
-        pair = view.sequence.sample.pair
+        pair = view.sample.pair
         return ABSENT if pair is None else getattr(pair, name)
 
     return found
@@ -106,7 +111,7 @@ def _of_pair(name: str) -> Callable[[Any], Any]:
 
 def _text(view: Any) -> Any:
     """Return the text where it is not just prompt and response: of a chat the rendered template."""
-    sample = view.sequence.sample
+    sample = view.sample
     return view.sequence.text if sample.pair is None or sample.chat is not None else ABSENT
 
 
@@ -125,8 +130,8 @@ def _if_masked(value: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def found(view: Any) -> Any:
         # Of plain texts all tokens count: the keys would double the row and say nothing.
-        sequence = view.sequence
-        is_masked = sequence.sample.labels is not None or sequence.prompt_boundary is not None
+        masked_by = (view.sample.labels, view.sequence.prompt_boundary)
+        is_masked = any(each is not None for each in masked_by)
         return value(view) if is_masked else ABSENT
 
     return found
@@ -171,28 +176,17 @@ def infinite_key(name: str, values: Callable[[Any], Floats], **settings: Any) ->
     return s.wholes(name, places, **settings)
 
 
-def meta_key(path: str) -> Key:
-    """Return the key of the fields that are carried through from an input's row."""
-    of = s.nested("meta", path).value
-    value = lambda view: ABSENT if (meta := of(view)) is None else meta  # noqa: E731
-    return s.nested("meta", value, cells={"": s.json_cell}, checked=True)
-
-
 def flags_key(value: str | Callable[[Any], Any]) -> Key:
     """Return the key of a row's flags."""
     return s.nested("flags", value, cells={"": s.flags_cell})
 
 
-def sample_keys(path: str) -> tuple[Key, ...]:
-    """Return the keys that say where an input was read."""
-    return (
-        s.text("id", f"{path}.id", checked=True),
-        s.text("source", f"{path}.source", checked=True),
-        s.whole("line", f"{path}.line", checked=True),
-    )
-
-
-SAMPLE = sample_keys("sequence.sample")
+SAMPLE = (
+    s.text("id", "sample.id", checked=True),
+    s.text("source", "sample.source", checked=True),
+    s.whole("line", "sample.line", checked=True),
+)
+"""Where an input was read."""
 IDENTITY = (
     *SAMPLE,
     s.text("text_sha256", _text_sha256, checked=True),
@@ -205,7 +199,13 @@ TEXTS = (
     s.text("separator", lambda v: _of_pair("separator")(v) or ABSENT, "text pairs"),
     s.text("text", _text, "text", bulky=True),
 )
-META = meta_key("sequence.sample.meta")
+META = s.nested(
+    "meta",
+    lambda v: ABSENT if v.sample.meta is None else v.sample.meta,
+    cells={"": s.json_cell},
+    checked=True,
+)
+"""Fields that are carried through from an input's row."""
 ENDS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
 RESPONSE_SHA256 = s.text("response_sha256", _response_sha256, "pairs", checked=True)
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
@@ -225,7 +225,4 @@ PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mas
 SCORED = s.wholes("scored", lambda v: s.ints(v.score.scored))
 COUNTS = s.wholes("loss_mask", _mask)
 """1 where a token counts: of every sequence, where JSON has it of some."""
-EDGES = (
-    s.wholes("start", _edges("starts")),
-    s.wholes("end", _edges("ends")),
-)
+EDGES = (s.wholes("start", _edges("starts")), s.wholes("end", _edges("ends")))
