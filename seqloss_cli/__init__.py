@@ -48,23 +48,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Scorer": "scoring.scorer",
-    "cond": "api",
-    "diverge": "api",
-    "divergence_totals": "metrics.divergence",
-    "rank": "api",
-    "score": "api",
-    "ChainRule": "metrics.chain_rule",
-    "chain_rule": "metrics.chain_rule",
-    "Totals": "metrics.totals",
-    "totals_of": "metrics.totals",
-    "Chat": "core.records",
-    "Choices": "core.records",
-    "Pair": "core.records",
-    "Rejected": "core.records",
-    "Sample": "core.records",
-    "SequenceScore": "core.records",
-    "Wants": "core.backend",
+    "api": ("cond", "diverge", "rank", "score"),
+    "core.backend": ("Wants",),
+    "core.records": ("Chat", "Choices", "Pair", "Rejected", "Sample", "SequenceScore"),
+    "metrics.chain_rule": ("ChainRule", "chain_rule"),
+    "metrics.divergence": ("divergence_totals",),
+    "metrics.totals": ("Totals", "totals_of"),
+    "scoring.scorer": ("Scorer",),
 }
 
 
@@ -72,6 +62,7 @@ def __getattr__(name: str) -> Any:
     """Import on first use, so that `seqloss --help` stays quick."""
     from importlib import import_module
 
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,7 @@ from seqloss_cli.scoring.scorer import Scorer
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 Policy = TypeVar("Policy", ModelChoice, TokenPolicy, PairPolicy)
+AnyScorer = TypeVar("AnyScorer", Scorer, TeacherScorer)
 
 
 def score(
@@ -65,8 +66,7 @@ def score(
     requested = _requested(options)
     choice, policy = _choices("score", model, options)
     batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
-    scorer = Scorer(choice, policy, context, stride, batches, speed=speed)
-    _warn(scorer.warnings)
+    scorer = _warned(Scorer(choice, policy, context, stride, batches, speed=speed))
     return scorer.score(as_samples(texts), requested)
 
 
@@ -89,10 +89,8 @@ def cond(
     requested = _requested(options)
     pair_policy = _taken(PairPolicy, options)
     choice, policy = _choices("cond", model, options)
-    batches = _batches(batch_tokens, share_prefix)
-    speed = SpeedPolicy(compile, None, devices)
-    scorer = Scorer(choice, policy, context, None, batches, pair_policy, speed)
-    _warn(scorer.warnings)
+    batches, speed = _batches(batch_tokens, share_prefix), SpeedPolicy(compile, None, devices)
+    scorer = _warned(Scorer(choice, policy, context, None, batches, pair_policy, speed))
     return scorer.score(as_pairs(pairs, pair_policy.separator), requested)
 
 
@@ -114,8 +112,7 @@ def rank(
     pair_policy = _taken(PairPolicy, options, marginal=False, pmi=pmi)
     choice, policy = _choices("rank", model, options)
     batches = _batches(batch_tokens, share_prefix)
-    scorer = Scorer(choice, policy, context, None, batches, pair_policy)
-    _warn(scorer.warnings)
+    scorer = _warned(Scorer(choice, policy, context, None, batches, pair_policy))
     return ranked(as_choices(rows, pair_policy.separator), scorer.score, pmi)
 
 
@@ -137,10 +134,8 @@ def diverge(
     choice, policy = _choices("diverge", model, options)
     if isinstance(teacher, str):
         teacher = replace(choice, name=teacher, revision=None, adapter=None, quantize=None)
-    scorer = Scorer(choice, policy, context, stride, _batches(batch_tokens))
-    gold = TeacherScorer.with_teacher(scorer, teacher)
-    _warn([*scorer.warnings, *gold.warnings])
-    return gold.diverge(as_samples(texts))
+    scorer = _warned(Scorer(choice, policy, context, stride, _batches(batch_tokens)))
+    return _warned(TeacherScorer.with_teacher(scorer, teacher)).diverge(as_samples(texts))
 
 
 def _batches(tokens: int | Literal["auto"], share_prefix: bool = False) -> BatchPolicy:
@@ -168,9 +163,11 @@ def _choices(caller: str, model: str, options: dict[str, Any]) -> tuple[ModelCho
     return choice, policy
 
 
-def _warn(messages: Iterable[str]) -> None:
-    for message in messages:
+def _warned(scorer: AnyScorer) -> AnyScorer:
+    """The scorer, whose warnings are given to the caller of the public function."""
+    for message in scorer.warnings:
         warnings.warn(message, stacklevel=3)
+    return scorer
 
 
 def as_pairs(

@@ -1,8 +1,9 @@
 """The options that exclude or need each other: one table, read before anything is loaded.
 
-A row is a message with what holds of each parameter where it applies. Four parameters are derived
+A row is a message with what holds of each parameter where it applies. Five parameters are derived
 by their command: `writes` is the format that its options settle on; of a plot, `draws` is its kind,
-`suffix` that of its file, and `objective` says that it is made of a report of that command.
+`suffix` that of its file, `n_files` how many results it is of, and `objective` says that it is made
+of a report of that command.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
+from seqloss_cli.display import SERIES
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.formats import FORMATS
 
@@ -250,6 +252,13 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("title width height dpi force", "is for the plot: say where with -o FILE", suffix=""),
     *idle("dpi", "is for pixels: -o FILE.png, or the points of --kind scatter",
           draws=other_than("scatter"), suffix=other_than(".png")),
+    conflict("--kind scatter is of two RESULTS files, A and B; {n_files} given",
+             draws="scatter", n_files=other_than(2)),
+    conflict("--kind curve needs RESULTS of two checkpoints or more, or what objective --json "
+             "wrote", draws="curve", n_files=(1,)),
+    conflict(f"--kind {{draws}} shows {len(SERIES)} RESULTS files at most; {{n_files}} given",
+             draws=other_than("curve"), n_files=lambda n: n > len(SERIES)),
+    conflict("--by FIELD says which groups the bars are of", draws="groups", by=lambda by: not by),
 )
 # fmt: on
 

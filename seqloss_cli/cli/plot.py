@@ -10,9 +10,8 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import REJECTED, say
-from seqloss_cli.cli.results_io import INTERVALS, StatisticsSettings, check_place
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import PAPER, SHOW, command_record, option
+from seqloss_cli.core.options import PAPER, SHOW, command_record, option, values_of
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.plotting import Made, PlotRequest
@@ -61,7 +60,7 @@ class PlotSettings:
         json="Print the numbers; without -o nothing is drawn.",
         output="The plot: .svg, .png or .pdf.",
     ),
-    INTERVALS,
+    r.INTERVALS,
     o.only(r.ResultsArguments, "allow_different"),
     o.only(o.OutputSettings, "force"),
     o.CONFIG,
@@ -107,7 +106,7 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
         return
     if path.suffix.removeprefix(".") not in get_args(Format):
         raise UsageError(f"-o {path}: its extension names no format of plots: .svg, .png or .pdf")
-    check_place(context, results)
+    r.check_place(context, results)
     # Numbers take minutes to be made of large files: what they cannot be drawn with shows first.
     require_matplotlib()
 
@@ -126,13 +125,10 @@ def _chosen_kind(
         say(f"note: --kind {kind}, as {why}")
     # The kind may depend on the files, so these conflicts show only now.
     path = o.given(context, o.OutputSettings).output
-    refuse_conflicts(
-        context, draws=kind, suffix="" if path is None else path.suffix, objective=is_objective
-    )
-    if not is_objective:
-        _check_number(kind, n)
-    if kind == "groups" and not settings.by:
-        raise UsageError("--by FIELD says which groups the bars are of")
+    suffix = "" if path is None else path.suffix
+    # A report of objective holds many checkpoints: its curve is of one file.
+    n_files = 0 if is_objective else n
+    refuse_conflicts(context, draws=kind, suffix=suffix, objective=is_objective, n_files=n_files)
     return kind
 
 
@@ -142,18 +138,13 @@ def _request(context: typer.Context, kind: PlotKind) -> PlotRequest:
     from seqloss_cli.cli.conflicts import WITH_METRICS
     from seqloss_cli.cli.plotting import PlotRequest
 
-    settings, statistics = o.given(context, PlotSettings), o.given(context, StatisticsSettings)
+    settings, statistics = o.given(context, PlotSettings), o.given(context, r.StatisticsSettings)
     metric = settings.metric if kind in WITH_METRICS else "mean_loss"
+    own = {"by": settings.by, "n_extremes": 0, "bootstrap": 0}
     return PlotRequest(
         kind=kind,
         measure=Measure(metric, o.given(context, o.ShowSettings).unit == "bits"),
-        statistics=SummaryOptions(
-            by=settings.by,
-            cluster=statistics.cluster,
-            n_extremes=0,
-            seed=statistics.seed,
-            confidence=statistics.confidence,
-        ),
+        statistics=SummaryOptions(**values_of(statistics) | own),
         of_tokens=settings.level == "token",
         n_bins=settings.bins,
         by_mass=settings.bins_by == "mass",
@@ -170,19 +161,6 @@ def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind,
     if n == 1:
         return "histogram", "there is one file"
     return ("scatter" if n == 2 else "curve"), f"there are {n} files"
-
-
-def _check_number(kind: PlotKind, n: int) -> None:
-    from seqloss_cli.display.plots import MOST_SERIES
-
-    if kind == "scatter" and n != 2:
-        raise UsageError(f"--kind scatter is of two RESULTS files, A and B; {n} given")
-    if kind == "curve" and n < 2:
-        raise UsageError(
-            "--kind curve needs RESULTS of two checkpoints or more, or what objective --json wrote"
-        )
-    if kind != "curve" and n > MOST_SERIES:
-        raise UsageError(f"--kind {kind} shows {MOST_SERIES} RESULTS files at most; {n} given")
 
 
 def _draw(settings: PlotSettings, made: Made, path: Path, force: bool) -> None:

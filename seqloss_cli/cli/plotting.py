@@ -28,6 +28,7 @@ from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.escaping import shown_path
+from seqloss_cli.core.options import values_of
 from seqloss_cli.display.plots.draw import Plot
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.files import ResultsFile
@@ -65,28 +66,12 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(PlotRequest):
     """The results that every kind of plot starts from."""
 
-    request: PlotRequest
     reader: r.ResultsReader
     labels: list[str]
     same_tokenizer: bool
-
-    @property
-    def measure(self) -> Measure:
-        return self.request.measure
-
-    @property
-    def options(self) -> SummaryOptions:
-        return self.request.statistics
-
-    @property
-    def files(self) -> list[ResultsFile]:
-        return self.reader.files
-
-    def rows(self) -> list[Any]:
-        return [self.reader.rows(file) for file in self.files]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +108,14 @@ def made_plot(request: PlotRequest, source: Source) -> Made:
         return _of_objective(request, source.name, source.objective)
     _, same_tokenizer = r.settle_runs(source.files, request.allow_different)
     labels = without_directories(r.labels_of(source.files))
-    work = _Work(request, r.ResultsReader(source.files), labels, same_tokenizer)
+    reader = r.ResultsReader(source.files)
+    work = _Work(**values_of(request), reader=reader, labels=labels, same_tokenizer=same_tokenizer)
     plot = _KINDS[request.kind](work)
     if work.measure.metric == "mean_loss" and not same_tokenizer and request.kind != "scatter":
         say("warning: tokens of other tokenizers are other units; --metric bits_per_byte compares")
-    models = list(dict.fromkeys(str(file.run.get("model")) for file in work.files))
-    rows = [file_row(file) for file in work.files]
-    return _made(plot, rows, models, work.reader.n_unusable, work.options.confidence)
+    models = list(dict.fromkeys(str(file.run.get("model")) for file in work.reader.files))
+    rows = [file_row(file) for file in work.reader.files]
+    return _made(plot, rows, models, work.reader.n_unusable, work.statistics.confidence)
 
 
 def _of_objective(request: PlotRequest, name: str, document: Mapping[str, Any]) -> Made:
@@ -156,16 +142,13 @@ def _made(
     )
 
 
-# -- each kind -----------------------------------------------------------------------------------
-
-
 def _curve(work: _Work) -> CurvePlot:
-    models = [str(file.run.get("model")) for file in work.files]
+    models = [str(file.run.get("model")) for file in work.reader.files]
     # Steps are read off names of checkpoints; files of one model are told apart by their own.
     if len(set(models)) < len(models):
-        models = [file.name for file in work.files]
+        models = [file.name for file in work.reader.files]
     plot, joined = curve_of_results(
-        work.rows(), models, work.same_tokenizer, work.measure, work.options
+        work.reader.each(), models, work.same_tokenizer, work.measure, work.statistics
     )
     _say_left_out(work, joined, joined.used(plot.n_documents))
     _say_notes(plot.notes)
@@ -185,7 +168,7 @@ def _say_gaps(plot: CurvePlot) -> None:
 
 
 def _histogram(work: _Work) -> Plot:
-    plot = histogram_plot(work.rows(), work.labels, work.measure)
+    plot = histogram_plot(work.reader.each(), work.labels, work.measure)
     for series in plot.series:
         _require_scored(series.label, series.n_tokens > 0)
         if series.share_beyond:
@@ -197,10 +180,10 @@ def _histogram(work: _Work) -> Plot:
 
 
 def _position(work: _Work) -> Plot:
-    plot, found = position_plot(work.rows(), work.labels, work.measure, work.options)
+    plot, found = position_plot(work.reader.each(), work.labels, work.measure, work.statistics)
     n_rows = sum(summary.whole.totals.n_sequences for summary in found)
     n_without = sum(summary.n_without_cluster for summary in found)
-    r.require_field("--cluster", work.options.cluster, n_without, n_rows)
+    r.require_field("--cluster", work.statistics.cluster, n_without, n_rows)
     _say_notes(plot.notes)
     for series in plot.series:
         _require_scored(series.label, bool(series.positions))
@@ -213,16 +196,16 @@ def _position(work: _Work) -> Plot:
 
 def _scatter(work: _Work) -> Plot:
     # A token of one tokenizer has no partner among those of another; a document has.
-    tokens = work.request.of_tokens
+    tokens = work.of_tokens
     if tokens and not work.same_tokenizer:
         raise UsageError("--level token needs results of one tokenizer; --level sequence does not")
     plot, joined = scatter_plot(
-        work.rows(),
+        work.reader.each(),
         work.labels,
         work.same_tokenizer,
         work.measure,
         "token" if tokens else "document",
-        work.options.seed,
+        work.statistics.seed,
     )
     _say_left_out(work, joined, plot.rows)
     if plot.n > len(plot.first):
@@ -231,9 +214,9 @@ def _scatter(work: _Work) -> Plot:
 
 
 def _groups(work: _Work) -> Plot:
-    plot = groups_plot(work.rows(), work.labels, work.measure, work.options)
+    plot = groups_plot(work.reader.each(), work.labels, work.measure, work.statistics)
     r.require_field("--by", plot.by, plot.n_without_by, plot.n_rows)
-    r.require_field("--cluster", work.options.cluster, plot.n_without_cluster, plot.n_rows)
+    r.require_field("--cluster", work.statistics.cluster, plot.n_without_cluster, plot.n_rows)
     _require_something(bool(plot.groups))
     if plot.n_known > len(plot.groups):
         say(f"note: {len(plot.groups)} of {plot.n_known} groups are shown, the highest")
@@ -244,13 +227,13 @@ def _groups(work: _Work) -> Plot:
 
 def _calibration(work: _Work) -> Plot:
     options = CalibrationOptions(
-        n_bins=work.request.n_bins,
-        by_mass=work.request.by_mass,
-        cluster=work.options.cluster,
-        seed=work.options.seed,
-        confidence=work.options.confidence,
+        n_bins=work.n_bins,
+        by_mass=work.by_mass,
+        cluster=work.statistics.cluster,
+        seed=work.statistics.seed,
+        confidence=work.statistics.confidence,
     )
-    plot = calibration_plot(work.rows(), work.labels, options)
+    plot = calibration_plot(work.reader.each(), work.labels, options)
     for series in plot.series:
         _require_scored(series.label, series.n_tokens > 0)
         if len(series.bins) < options.n_bins:
@@ -258,7 +241,7 @@ def _calibration(work: _Work) -> Plot:
                 f"note: {series.label}: {len(series.bins)} bins, as many probabilities are equal: "
                 "those are not parted"
             )
-    n_rows = sum(file.n_sequences for file in work.files)
+    n_rows = sum(file.n_sequences for file in work.reader.files)
     r.require_field("--cluster", options.cluster, plot.n_without_cluster, n_rows)
     return plot
 
@@ -275,11 +258,11 @@ _KINDS: dict[str, Callable[[_Work], Plot]] = {
 
 def _say_left_out(work: _Work, joined: JoinReport, rows: RowsUsed) -> None:
     """Raises RunError where no row is left."""
-    r.say_what_was_left_out(joined, work.files)
+    r.say_what_was_left_out(joined, work.reader.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
         say(f"note: the plot is of {rows.n_used} of the rows of each file")
-    r.require_field("--cluster", work.options.cluster, joined.n_without_cluster, rows.n_used)
+    r.require_field("--cluster", work.statistics.cluster, joined.n_without_cluster, rows.n_used)
 
 
 def _say_notes(notes: list[str]) -> None:

@@ -17,7 +17,7 @@ from seqloss_cli.core.policies import SpeedPolicy
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 PARAMETERS = {name: {p.name: p for p in command.params} for name, command in COMMANDS.items()}
-DERIVED = {"writes", "draws", "suffix", "objective"}
+DERIVED = {"writes", "draws", "suffix", "objective", "n_files"}
 """Parameters that a command works out for the table."""
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Format = Literal["svg", "png", "pdf"]
 MUTED = "#707070"
 """Colour of what is not data."""
-MOST_SERIES = len(SERIES)
 LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vP"
 _LETTERS_PER_INCH, _HANDLE = 15, 6
