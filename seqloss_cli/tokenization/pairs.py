@@ -6,8 +6,9 @@ prompt that is too long, and the ids that stand for the response alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,19 @@ from seqloss_cli.core.records import (
     Rejected,
     Sample,
     TokenSequence,
-    rejection,
 )
 from seqloss_cli.tokenization.chat_templates import ChatTemplate
 from seqloss_cli.tokenization.chat_tokens import chat_sequence, without_bos
 from seqloss_cli.tokenization.chats import RenderedChat, render_chat
-from seqloss_cli.tokenization.tokenizer import Tokenization
+from seqloss_cli.tokenization.tokenizer import Encoded, Tokenization, ids_of, or_rejection
 
-Encoded = Mapping[str, list[int] | RowError]
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The texts that a sample needs the ids of, and what makes its sequence of them."""
+
+    texts: list[str]
+    make: Callable[[Encoded], TokenSequence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,65 +82,44 @@ class PairTokenization:
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
         """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
-        rendered = [self._rendered(sample) for sample in samples]
-        texts: dict[str, None] = {}
-        for sample, chat in zip(samples, rendered, strict=True):
-            texts |= dict.fromkeys(self._texts_of(sample, chat))
-        encoded = dict(zip(texts, self._tokenization.encode(list(texts)), strict=True))
-        results: list[TokenSequence | Rejected] = []
-        for sample, chat in zip(samples, rendered, strict=True):
-            try:
-                results.append(self._sequence(sample, chat, encoded))
-            except RowError as error:
-                results.append(rejection(sample, error.reason, error.message))
-        return results
+        plans = [or_rejection(sample, partial(self._plan, sample)) for sample in samples]
+        made = [plan for plan in plans if not isinstance(plan, Rejected)]
+        encoded = self._tokenization.encode_all(text for plan in made for text in plan.texts)
+        return [
+            plan
+            if isinstance(plan, Rejected)
+            else or_rejection(sample, partial(plan.make, encoded))
+            for sample, plan in zip(samples, plans, strict=True)
+        ]
 
-    def _rendered(self, sample: Sample) -> RenderedChat | RowError | None:
-        control, policy = self._tokenization.vocabulary.control_text, self.policy
-        try:
-            if sample.chat is None:
-                return None
-            return render_chat(
+    def _plan(self, sample: Sample) -> _Plan:
+        policy, pair = self.policy, sample.pair
+        if sample.chat is not None:
+            control = self._tokenization.vocabulary.control_text
+            chat = render_chat(
                 self._template, sample.chat, control, policy.turns, policy.end_of_turn
             )
-        except RowError as error:
-            return error
-
-    def _texts_of(self, sample: Sample, chat: RenderedChat | RowError | None) -> list[str]:
-        """The texts to encode for a sample."""
-        if isinstance(chat, RenderedChat):
-            return [chat.text]
-        if isinstance(chat, RowError) or sample.pair is None:
-            return []
-        pair = sample.pair
-        apart = [] if self.policy.boundary == "joint" else [pair.separator + pair.response]
-        return [pair.text, pair.prompt, *apart]
-
-    def _sequence(
-        self, sample: Sample, chat: RenderedChat | RowError | None, encoded: Encoded
-    ) -> TokenSequence:
-        policy = self.policy
-        if isinstance(chat, RowError):
-            raise chat
-        if chat is not None:
             if policy.boundary != "joint":
                 raise RowError(
                     "boundary_with_chat",
                     f"--boundary {policy.boundary} is for plain pairs; a chat is one text",
                 )
-            ids = _ids(encoded, chat.text)
-            return self._finished(
-                chat_sequence(self._tokenization, sample, chat, ids, policy.turns)
-            )
-        if sample.pair is None:
+            return _Plan([chat.text], partial(self._chat_sequence, sample, chat))
+        if pair is None:
             raise RowError("no_pair", "has neither a prompt with a response nor messages")
-        return self._pair_sequence(sample, sample.pair, encoded)
+        apart = [] if policy.boundary == "joint" else [pair.separator + pair.response]
+        texts = [pair.text, pair.prompt, *apart]
+        return _Plan(texts, partial(self._pair_sequence, sample, pair))
 
-    # -- pairs ------------------------------------------------------------------------------
+    def _chat_sequence(self, sample: Sample, chat: RenderedChat, encoded: Encoded) -> TokenSequence:
+        ids = ids_of(encoded, chat.text)
+        return self._finished(
+            chat_sequence(self._tokenization, sample, chat, ids, self.policy.turns)
+        )
 
     def _pair_sequence(self, sample: Sample, pair: Pair, encoded: Encoded) -> TokenSequence:
         """The sequence by the boundary policy, and with `compare` the other one beside it."""
-        joint, prompt_ids = self._joint(pair, encoded), _ids(encoded, pair.prompt)
+        joint, prompt_ids = self._joint(pair, encoded), ids_of(encoded, pair.prompt)
         response = pair.separator + pair.response
         # The joint tokens tell how the texts meet, whichever policy runs.
         boundary = PromptBoundary(
@@ -151,7 +136,7 @@ class PairTokenization:
         return found[0] if len(found) == 1 else _compared(*found)
 
     def _joint(self, pair: Pair, encoded: Encoded) -> _PairTokens:
-        ids = _ids(encoded, pair.text)
+        ids = ids_of(encoded, pair.text)
         covered, flags = self._tokenization.token_bytes(pair.text, ids)
         n_prompt_bytes = len(pair.prompt.encode())
         # A token that crosses the boundary is the response's (rule 9).
@@ -160,7 +145,7 @@ class PairTokenization:
 
     def _separate(self, pair: Pair, encoded: Encoded) -> _PairTokens:
         response = pair.separator + pair.response
-        prompt_ids, response_ids = _ids(encoded, pair.prompt), _ids(encoded, response)
+        prompt_ids, response_ids = ids_of(encoded, pair.prompt), ids_of(encoded, response)
         before, prompt_flags = self._tokenization.token_bytes(pair.prompt, prompt_ids)
         after, response_flags = self._tokenization.token_bytes(response, response_ids)
         ids, flags = prompt_ids + response_ids, _summed(prompt_flags, response_flags)
@@ -261,13 +246,6 @@ def _response_only(sequence: TokenSequence) -> TokenSequence | None:
 def _moved(position: int, cut: slice) -> int:
     """The place of a token once the tokens of `cut` are gone."""
     return position - len(range(cut.start, min(position, cut.stop)))
-
-
-def _ids(encoded: Encoded, text: str) -> list[int]:
-    ids = encoded[text]
-    if isinstance(ids, RowError):
-        raise ids
-    return ids
 
 
 def _summed(a: Flags, b: Flags) -> Flags:

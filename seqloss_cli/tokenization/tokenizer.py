@@ -6,8 +6,9 @@ text's own tokens only; BOS and EOS are put around them here, so that the output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,26 @@ from seqloss_cli.core.records import (
     rejection,
 )
 from seqloss_cli.tokenization.vocabulary import Vocabulary, word_boundary_ids
+
+Encoded = Mapping[str, list[int] | RowError]
+"""Texts to the ids of their own tokens, or to why they have none."""
+T = TypeVar("T")
+
+
+def ids_of(encoded: Encoded, text: str) -> list[int]:
+    """The ids of a text; raises its RowError."""
+    ids = encoded[text]
+    if isinstance(ids, RowError):
+        raise ids
+    return ids
+
+
+def or_rejection(sample: Sample, make: Callable[[], T]) -> T | Rejected:
+    """The thing made of a sample, or the sample's rejection by the RowError that it raises."""
+    try:
+        return make()
+    except RowError as error:
+        return rejection(sample, error.reason, error.message)
 
 
 class Tokenization:
@@ -84,18 +105,15 @@ class Tokenization:
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
         """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
-        texts = [sample.text for sample in samples if sample.text is not None]
-        bare = iter(self.encode(texts))
-        results: list[TokenSequence | Rejected] = []
-        for sample in samples:
-            text_ids = next(bare) if sample.text is not None else None
-            try:
-                if isinstance(text_ids, RowError):
-                    raise text_ids
-                results.append(self._sequence(sample, text_ids))
-            except RowError as error:
-                results.append(rejection(sample, error.reason, error.message))
-        return results
+        encoded = self.encode_all(sample.text for sample in samples if sample.text is not None)
+        return [
+            or_rejection(sample, partial(self._sequence, sample, encoded)) for sample in samples
+        ]
+
+    def encode_all(self, texts: Iterable[str]) -> Encoded:
+        """Ids of each text's own tokens, of equal texts once."""
+        different = list(dict.fromkeys(texts))
+        return dict(zip(different, self.encode(different), strict=True))
 
     def encode(self, texts: list[str]) -> list[list[int] | RowError]:
         """Ids of each text's own tokens; where a tokenizer gives up on one, the others go on."""
@@ -157,13 +175,13 @@ class Tokenization:
         scored = np.ones(len(token_ids), dtype=bool)
         return TokenSequence(sample, text, token_ids, offsets, loss_mask, scored, bos, eos, flags)
 
-    def _sequence(self, sample: Sample, text_ids: list[int] | None) -> TokenSequence:
+    def _sequence(self, sample: Sample, encoded: Encoded) -> TokenSequence:
         flags = dict(sample.flags)
-        if sample.text is None or text_ids is None:
+        if sample.text is None:
             assert sample.input_ids is not None
             ids, covered = sample.input_ids.tolist(), None
         else:
-            ids = text_ids
+            ids = ids_of(encoded, sample.text)
             covered, more = self.token_bytes(sample.text, ids)
             flags |= more
         mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
