@@ -13,16 +13,9 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES, Reading
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
+from seqloss_cli.inputs import rows
 from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
-from seqloss_cli.inputs.rows import (
-    PairFields,
-    checked_text,
-    pair_content,
-    pair_or_chat,
-    parse_row,
-    text_or_ids,
-)
 from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 
 COMPRESSED = (".gz", ".zst")
@@ -35,7 +28,7 @@ ParseLine = Callable[[bytes], dict[str, Any]]
 class ReadOptions(Reading):
     """Settings that say how inputs are cut into samples: the options, and the fields of rows."""
 
-    pairs: PairFields | ChoiceFields | None = None
+    pairs: rows.PairFields | ChoiceFields | None = None
     """Rows are prompts with responses, or chats; inputs are JSONL, whatever they are called."""
 
 
@@ -48,7 +41,7 @@ def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
         return found
     fields = options.pairs
     found |= {"prompt_field": fields.prompt, "separator": fields.separator, "chat": fields.chat}
-    if isinstance(fields, PairFields):
+    if isinstance(fields, rows.PairFields):
         return found | {"response_field": fields.response}
     return found | {
         "choices_field": [*fields.choices],
@@ -76,7 +69,7 @@ def text_sample(
     text: str, source: str = "<text>", max_bytes: int | None = DEFAULT_MAX_BYTES
 ) -> Item:
     """A text from the command line or the API."""
-    return _given(source, max_bytes, lambda: {"text": checked_text(text)}, text)
+    return _given(source, max_bytes, lambda: {"text": rows.checked_text(text)}, text)
 
 
 def pair_sample(
@@ -84,7 +77,7 @@ def pair_sample(
 ) -> Item:
     """A pair from the command line or the API; with `chat` as one turn of each side."""
     texts = pair.prompt, pair.separator, pair.response
-    return _given(source, max_bytes, partial(pair_content, pair, chat), *texts)
+    return _given(source, max_bytes, partial(rows.pair_content, pair, chat), *texts)
 
 
 def choices_sample(
@@ -202,18 +195,18 @@ def _line_parser(options: ReadOptions) -> ParseLine:
     if options.lines:
         return lambda raw: {"text": _plain_text(raw)}
     if fields is None:
-        content_of = partial(text_or_ids, text_field=options.text_field)
-    elif isinstance(fields, PairFields):
-        content_of = partial(pair_or_chat, fields=fields)
+        content_of = partial(rows.text_or_ids, text_field=options.text_field)
+    elif isinstance(fields, rows.PairFields):
+        content_of = partial(rows.pair_or_chat, fields=fields)
     else:
         content_of = partial(choice_content, fields=fields)
-    return partial(parse_row, content_of=content_of, keep_meta=options.keep_meta)
+    return partial(rows.parse_row, content_of=content_of, keep_meta=options.keep_meta)
 
 
 def _plain_text(raw: bytes) -> str:
     """The bytes as UTF-8. Raises RowError for what is no text."""
     try:
-        text = checked_text(raw.decode())
+        text = rows.checked_text(raw.decode())
     except UnicodeDecodeError as error:
         if b"\0" in raw:
             raise RowError("binary_data", "is binary data, not UTF-8 text") from None

@@ -125,10 +125,9 @@ def boundary_difference(totals: Totals) -> float | None:
 
 def turn_scores(score: SequenceScore) -> list[TurnScore]:
     """Return the loss of each message of a chat, in order; none for a sequence that is no chat."""
-    boundary, found = score.sequence.prompt_boundary, []
+    boundary, counted, found = score.sequence.prompt_boundary, score.counted, []
     for turn in () if boundary is None else boundary.turns:
-        counted = np.zeros(score.sequence.n_tokens, dtype=bool)
-        counted[turn.start : turn.end] = score.counted[turn.start : turn.end]
-        losses = score.losses[counted].tolist()
+        tokens = slice(turn.start, turn.end)
+        losses = score.losses[tokens][counted[tokens]].tolist()
         found.append(TurnScore(turn, len(losses), exact_sum(losses)))
     return found

@@ -62,15 +62,15 @@ class MaskTotals(SumRecord):
     trainer_findings: Mapping[str, int] = field(default_factory=dict)
     responses: Totals | None = None
     """Losses of the tokens that count."""
-    everything: Totals | None = None
+    all_tokens: Totals | None = None
     """Losses of all tokens, as if nothing were masked."""
 
     @property
     def prompt_share(self) -> float | None:
         """Share of prompt tokens among those that a trainer learns from which masks nothing."""
-        if self.everything is None or self.responses is None or not self.everything.n_scored:
+        if self.all_tokens is None or self.responses is None or not self.all_tokens.n_scored:
             return None
-        return 1 - self.responses.n_scored / self.everything.n_scored
+        return 1 - self.responses.n_scored / self.all_tokens.n_scored
 
 
 def mask_maker(
@@ -122,7 +122,7 @@ def mask_totals(mask: Mask) -> MaskTotals:
         n_not_trained=int(trainer is not None and trainer.labels is None),
         trainer_findings=_kinds(mask.trainer_findings),
         responses=None if score is None else totals_of(score),
-        everything=None if score is None else totals_of(unmasked(score)),
+        all_tokens=None if score is None else totals_of(unmasked(score)),
     )
 
 

@@ -49,6 +49,9 @@ def spell_plain(token: str) -> bytes:
     return token.encode(errors="replace")
 
 
+SPELLINGS: tuple[Spelling, ...] = (spell_byte_level, spell_sentencepiece, spell_plain)
+
+
 def spelling_of(parts: Mapping[str, Any]) -> Spelling:
     """The spelling of a `tokenizers.Tokenizer`, serialized as `parts`."""
     steps = [parts.get(name) or {} for name in ("decoder", "pre_tokenizer", "normalizer")]

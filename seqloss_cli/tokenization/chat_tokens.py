@@ -35,12 +35,7 @@ def chat_sequence(
     # Every scored span may be empty: then this is an array without rows.
     spans = char_edges[np.array(chat.scored, dtype=np.int64).reshape(-1, 2)]
     mask, n_merged = _loss_mask(covered, spans)
-    counts = {
-        "span_merged": n_merged,
-        "content_changed": chat.n_changed,
-        "tools_not_rendered": chat.n_not_rendered,
-        "no_end_of_turn": chat.n_open,
-    }
+    counts = {"span_merged": n_merged, **chat.counts}
     flags = {**sample.flags, **flags, **{name: count for name, count in counts.items() if count}}
     sequence = tokenization.add_bos_and_eos(sample, chat.text, ids, covered, mask, flags)
     _check_bos(sequence, tokenization.eos_id)

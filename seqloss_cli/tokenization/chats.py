@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.policies import TurnChoice
+from seqloss_cli.core.policies import PairPolicy, TurnChoice
 from seqloss_cli.core.records import Chat, Pair
 from seqloss_cli.tokenization.chat_templates import ChatTemplate, Rendering, Span
 
@@ -32,12 +32,10 @@ class RenderedChat:
     """One for each message."""
     turn_ends: tuple[int, ...]
     """For each message the character at which its text ends."""
-    n_changed: int
-    """Messages whose content is not in the text as it was, but for white space around."""
-    n_not_rendered: int
-    """Messages whose tool calls the template leaves out, and one for tools that it leaves out."""
-    n_open: int
-    """Scored turns that no control token ends."""
+    counts: Mapping[str, int]
+    """Flags of its template: `content_changed`, messages whose content is not in the text as it
+    was, but for white space around; `tools_not_rendered`, messages whose tool calls are left out,
+    and one for tools that are; `no_end_of_turn`, scored turns that no control token ends."""
 
 
 def pair_as_chat(pair: Pair, **template: Any) -> Chat:
@@ -47,37 +45,37 @@ def pair_as_chat(pair: Pair, **template: Any) -> Chat:
 
 
 def render_chat(
-    template: ChatTemplate,
-    chat: Chat,
-    control: re.Pattern[str],
-    turns: TurnChoice,
-    end_of_turn: bool,
+    template: ChatTemplate, chat: Chat, control: re.Pattern[str], policy: PairPolicy
 ) -> RenderedChat:
-    """Renders a chat and finds the spans that `turns` asks for.
+    """Renders a chat and finds the spans that the policy's `turns` ask for.
 
     With `end_of_turn` a span reaches through the token that ends the turn. `control` matches
     control tokens. Raises RowError when the chat does not render, or its turns are ambiguous.
     """
+    turns = policy.turns
     _check_messages(chat, turns)
     rendering = template.render(chat)
-    finder = _TurnFinder(chat, rendering, control, end_of_turn)
+    finder = _TurnFinder(chat, rendering, control, policy.end_of_turn)
     roles = tuple(message["role"] for message in chat.messages)
     answers = [n for n, role in enumerate(roles) if role == "assistant"]
     spans: dict[int, Span] = {}
-    scored, n_open = [(0, len(rendering.text))], 0
+    scored, n_without_end_token = [(0, len(rendering.text))], 0
     if turns != "all":
         found = finder.turns(answers, answers[-1:] if turns == "last" else answers)
         spans = {n: turn.span for n, turn in found.items()}
         scored = [span for span in spans.values() if span[0] < span[1]]
-        n_open = sum(turn.is_open for turn in found.values()) if end_of_turn else 0
+        if policy.end_of_turn:
+            n_without_end_token = sum(turn.is_open for turn in found.values())
     return RenderedChat(
         text=rendering.text,
         scored=tuple(scored),
         roles=roles,
         turn_ends=tuple(finder.turn_ends(spans)),
-        n_changed=sum(_is_changed(message, rendering.text) for message in chat.messages),
-        n_not_rendered=_count_not_rendered(template, chat, rendering.text),
-        n_open=n_open,
+        counts={
+            "content_changed": sum(_is_changed(each, rendering.text) for each in chat.messages),
+            "tools_not_rendered": _count_not_rendered(template, chat, rendering.text),
+            "no_end_of_turn": n_without_end_token,
+        },
     )
 
 
@@ -120,7 +118,7 @@ class _TurnFinder:
         for n in scored:
             content = _content(self._messages[n]).strip()
             by_block = self._by_block(n, block_of[n])
-            turns[n] = _reconciled(n, text, content, by_block, self._by_prefix(n))
+            turns[n] = _check_against_prefix(n, text, content, by_block, self._by_prefix(n))
         return turns
 
     def _by_prefix(self, n: int) -> _Turn | None:
@@ -290,7 +288,7 @@ def _require_prefix(n: int, by_prefix: _Turn | None) -> _Turn:
     return by_prefix
 
 
-def _reconciled(
+def _check_against_prefix(
     n: int, text: str, content: str, by_block: list[_Turn], by_prefix: _Turn | None
 ) -> _Turn:
     """The turn by the generation block, where the renderings do not contradict it."""

@@ -96,9 +96,7 @@ class PairTokenization:
         policy, pair = self.policy, sample.pair
         if sample.chat is not None:
             control = self._tokenization.vocabulary.control_text
-            chat = render_chat(
-                self._template, sample.chat, control, policy.turns, policy.end_of_turn
-            )
+            chat = render_chat(self._template, sample.chat, control, policy)
             if policy.boundary != "joint":
                 raise RowError(
                     "boundary_with_chat",
@@ -112,10 +110,8 @@ class PairTokenization:
         return _Plan(texts, partial(self._pair_sequence, sample, pair))
 
     def _chat_sequence(self, sample: Sample, chat: RenderedChat, encoded: Encoded) -> TokenSequence:
-        ids = ids_of(encoded, chat.text)
-        return self._finished(
-            chat_sequence(self._tokenization, sample, chat, ids, self.policy.turns)
-        )
+        ids, turns = ids_of(encoded, chat.text), self.policy.turns
+        return self._finished(chat_sequence(self._tokenization, sample, chat, ids, turns))
 
     def _pair_sequence(self, sample: Sample, pair: Pair, encoded: Encoded) -> TokenSequence:
         """The sequence by the boundary policy, and with `compare` the other one beside it."""

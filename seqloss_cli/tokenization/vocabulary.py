@@ -17,19 +17,10 @@ import numpy as np
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.byte_spans import TokenBytes, show_bytes
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.tokenization.byte_offsets import (
-    Spelling,
-    bytes_by_chars,
-    bytes_by_spelling,
-    spell_byte_level,
-    spell_plain,
-    spell_sentencepiece,
-    spelling_of,
-)
+from seqloss_cli.tokenization import byte_offsets
 
 _MOST_IDS = 1 << 32
 """Ids are below this: the tokenizers library takes no others."""
-_SPELLINGS = (spell_byte_level, spell_sentencepiece, spell_plain)
 
 
 class Vocabulary:
@@ -51,7 +42,9 @@ class Vocabulary:
         self.sha256 = hashlib.sha256(serialized.encode()).hexdigest()
         """Hash of the tokenizer's serialized form."""
         parts = {} if self._fast is None else json.loads(serialized)
-        self._spellings = [spelling_of(parts)] if parts else list(_SPELLINGS)
+        self._spellings = byte_offsets.SPELLINGS
+        if parts:
+            self._spellings = (byte_offsets.spelling_of(parts),)
         self.special = _special_tokens(tokenizer)
         """Ids of special tokens and the text that stands for each."""
         self._literal = self._literal_tokens()
@@ -93,7 +86,7 @@ class Vocabulary:
         heads = {0} | {n for n, token_id in enumerate(ids, start=1) if token_id in self.special}
         for spell in self._spellings:
             tokens = [self._bytes_of(token_id, spell) for token_id in ids]
-            spelled = bytes_by_spelling(tokens, source, heads)
+            spelled = byte_offsets.bytes_by_spelling(tokens, source, heads)
             if spelled is not None:
                 return spelled, True
         if self._fast is None:
@@ -103,7 +96,7 @@ class Vocabulary:
                 "gives no offsets; name a fast tokenizer with --tokenizer",
             )
         encoding = self._fast.encode(text, add_special_tokens=False)
-        return bytes_by_chars(encoding.offsets, source), False
+        return byte_offsets.bytes_by_chars(encoding.offsets, source), False
 
     def name_token(self, token_id: int) -> str:
         """The text of an id: special tokens by name, parts of characters as `<0xF0>`."""
@@ -134,7 +127,7 @@ class Vocabulary:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return json.dumps([type(self.tokenizer).__name__, vocabulary])
 
-    def _spell_id(self, token_id: int, spell: Spelling | None = None) -> bytes:
+    def _spell_id(self, token_id: int, spell: byte_offsets.Spelling | None = None) -> bytes:
         if name := self._literal.get(token_id):
             return name.encode()
         token = self._string_of(token_id)
@@ -158,7 +151,7 @@ class Vocabulary:
         These are the special ones, and in byte-level vocabularies every added one: its letters are
         no stand-ins for bytes.
         """
-        if self._spellings[0] is not spell_byte_level:
+        if self._spellings[0] is not byte_offsets.spell_byte_level:
             return self.special
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         return {i: token.content for i, token in added.items()} | self.special
@@ -167,7 +160,7 @@ class Vocabulary:
         """The id of the unknown token; `model` is that part of the serialized tokenizer."""
         if self._fast is not None:
             # Every byte has a token there, and GPT-2 calls its end-of-text token "unknown".
-            if self._spellings[0] is spell_byte_level:
+            if self._spellings[0] is byte_offsets.spell_byte_level:
                 return None
             if (unk_id := model.get("unk_id")) is not None:
                 return int(unk_id)
@@ -188,12 +181,8 @@ class Vocabulary:
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
     """Ids of special tokens and the text that stands for each."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {token_id: token.content for token_id, token in added.items() if token.special}
-    for token_id, name in zip(
-        tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False
-    ):
-        special.setdefault(token_id, name)
-    return special
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False)
+    return dict(named) | {i: token.content for i, token in added.items() if token.special}
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

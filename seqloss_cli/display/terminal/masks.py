@@ -110,8 +110,8 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             yield Text(f"boundary: {boundary.boundary}", style="yellow")
         if mask.sequence.flags:
             yield Text("flags: " + counts_text(mask.sequence.flags), style="yellow")
-        if sums.responses is not None and sums.everything is not None:
-            yield Text(f"loss: {self._losses(sums, sums.responses, sums.everything)}")
+        if sums.responses is not None and sums.all_tokens is not None:
+            yield Text(f"loss: {self._losses(sums, sums.responses, sums.all_tokens)}")
         if mask.checked:
             yield from _differences("check", mask.findings)
         if mask.trainer is not None:
@@ -146,8 +146,8 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             yield "empty lines", str(n_empty_lines)
         share = sums.n_counted / sums.n_tokens if sums.n_tokens else None
         yield "tokens", f"{sums.n_tokens}, {sums.n_counted} count ({_percent(share)})"
-        if sums.responses is not None and sums.everything is not None:
-            yield "losses", self._losses(sums, sums.responses, sums.everything)
+        if sums.responses is not None and sums.all_tokens is not None:
+            yield "losses", self._losses(sums, sums.responses, sums.all_tokens)
         if sums.n_checked:
             yield "check", f"{sums.n_different} of {sums.n_checked} differ{_kinds(sums.findings)}"
         if self._trainer is not None:

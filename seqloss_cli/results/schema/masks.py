@@ -122,10 +122,10 @@ _COUNTS = (
 )
 _LOSSES = (
     _part("response", "responses"),
-    _part("all_tokens", "everything"),
+    _part("all_tokens", "all_tokens"),
     s.real(
         "prompt_share",
-        lambda v: ABSENT if v.sums.everything is None else v.sums.prompt_share,
+        lambda v: ABSENT if v.sums.all_tokens is None else v.sums.prompt_share,
         "losses",
     ),
 )
@@ -196,7 +196,7 @@ def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
         n_not_trained=int(trainer is not None and trainer["labels"] is None),
         trainer_findings={each["kind"]: 1 for each in differences},
         responses=_kept_loss(row, "response") if with_losses else None,
-        everything=_kept_loss(row, "all_tokens") if with_losses else None,
+        all_tokens=_kept_loss(row, "all_tokens") if with_losses else None,
     )
 
 
