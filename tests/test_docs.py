@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.builders import N_BYTE_IDS, byte_tokenizer
+from helpers.builders import N_BYTE_IDS, byte_tokenizer, lazy_logits
 from helpers.program import ROOT
 from seqloss_cli import Sample, TokenPolicy
 from seqloss_cli.backends.torch.head import score_logits
@@ -135,7 +135,7 @@ def test_single_probabilities() -> None:
     for probability, loss in zip(found[::2], found[1::2], strict=True):
         assert -math.log(probability) == pytest.approx(loss, abs=5e-7)
         logits = torch.tensor([[probability, 1 - probability]]).log()
-        scored = score_logits(logits, torch.tensor([0]), Requested()).losses
+        scored = score_logits(lazy_logits(logits), torch.tensor([0]), Requested()).losses
         assert float(scored[0]) == pytest.approx(loss, abs=5e-7)
 
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.builders import lazy_logits
 from seqloss_cli import Sample, totals_of
 from seqloss_cli.backends.torch import head as head_module
 from seqloss_cli.backends.torch import quantities
-from seqloss_cli.backends.torch.head import on_host, score_in_blocks, score_logits, score_positions
+from seqloss_cli.backends.torch.head import LazyLogits, score_logits, to_host
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
 from seqloss_cli.core.columns import MEAN_LOG_PROB
 from seqloss_cli.core.records import SequenceScore, TokenSequence
@@ -52,13 +53,17 @@ def probabilities_by_hand(row: list[float]) -> list[float]:
     return [math.exp(-loss_by_hand(row, v)) for v in range(len(row))]
 
 
+def whole_rows(logits: torch.Tensor, targets: torch.Tensor, requested: Requested) -> Any:
+    return score_logits(lazy_logits(logits, in_blocks=False), targets, requested)
+
+
 def score(
     rows: Any,
     targets: Any,
     requested: Requested = RANK_AND_ENTROPY,
     dtype: Any = torch.float32,
 ) -> Any:
-    return score_logits(torch.tensor(rows, dtype=dtype), torch.tensor(targets), requested)
+    return whole_rows(torch.tensor(rows, dtype=dtype), torch.tensor(targets), requested)
 
 
 @given(rows_with_targets(ordinary, near_ties, huge, impossible))
@@ -85,7 +90,7 @@ def test_float64_logits_stay_in_float64(case: Any) -> None:
 def test_half_precision_logits_are_summed_in_float32(case: Any, dtype: torch.dtype) -> None:
     rows, targets = case
     rounded = torch.tensor(rows, dtype=dtype)
-    losses = score_logits(rounded, torch.tensor(targets), Requested()).losses.tolist()
+    losses = whole_rows(rounded, torch.tensor(targets), Requested()).losses.tolist()
     expected = [loss_by_hand(row.tolist(), t) for row, t in zip(rounded, targets, strict=True)]
     assert losses == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -165,9 +170,7 @@ def test_varentropies_are_the_variance_of_the_surprise(
         found = score(rows, targets, requested, dtype)
     else:
         logits = torch.tensor(rows, dtype=dtype)
-        found = score_in_blocks(
-            lambda r, w: logits[r, w].clone(), torch.tensor(targets), len(rows[0]), requested, width
-        )
+        found = score_logits(lazy_logits(logits), torch.tensor(targets), requested, width)
     varentropies = found.columns["varentropies"].tolist()
     assert varentropies == pytest.approx(list(map(varentropy_by_hand, rows)), rel=1e-9, abs=1e-25)
     assert min(varentropies) >= 0
@@ -188,11 +191,9 @@ def test_varentropies_of_uniform_and_of_peaked_distributions(
         logits, ids = rows.to(dtype), torch.zeros(len(rows), dtype=torch.long)
         requested = Requested(varentropy=True)
         if width is None:
-            found: Any = score_logits(logits, ids, requested)
+            found: Any = whole_rows(logits, ids, requested)
         else:
-            found = score_in_blocks(
-                lambda r, w, of=logits: of[r, w].clone(), ids, n_ids, requested, width
-            )
+            found = score_logits(lazy_logits(logits), ids, requested, width)
         expected = [varentropy_by_hand(row) for row in logits.double().tolist()]
         if rows is uniform:
             assert found.columns["varentropies"].tolist() == [0.0, 0.0]
@@ -203,9 +204,9 @@ def test_varentropies_of_uniform_and_of_peaked_distributions(
 
 def test_what_float64_holds_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, ids = 5 * torch.randn(6, 100, generator=torch.manual_seed(0)), torch.arange(6)
-    whole = score_logits(logits, ids, Requested(varentropy=True)).columns["varentropies"]
+    whole = whole_rows(logits, ids, Requested(varentropy=True)).columns["varentropies"]
     monkeypatch.setattr(quantities, "_EXACT_AT_ONCE", 42)
-    parts = score_logits(logits, ids, Requested(varentropy=True)).columns["varentropies"]
+    parts = whole_rows(logits, ids, Requested(varentropy=True)).columns["varentropies"]
     np.testing.assert_allclose(parts, whole, rtol=1e-12)
 
 
@@ -236,11 +237,9 @@ def test_the_target_among_the_top_has_its_own_loss_there() -> None:
     torch.manual_seed(0)
     logits = 5 * torch.randn(200, 11)
     targets = torch.randint(11, (200,))
-    scores = score_logits(logits, targets, Requested(top_k=11))
-    where = (scores.columns["top_ids"] == targets[:, None]).nonzero()[:, 1]
-    assert torch.equal(
-        -scores.columns["top_log_probs"].gather(1, where[:, None])[:, 0], scores.losses
-    )
+    scores = whole_rows(logits, targets, Requested(top_k=11))
+    is_target = scores.columns["top_ids"] == targets.numpy()[:, None]
+    assert (-scores.columns["top_log_probs"][is_target] == scores.losses).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 10, 64])
@@ -251,14 +250,14 @@ def test_the_number_of_logits_held_at_once_changes_nothing(
     logits, targets = 5 * torch.randn(37, 10), torch.randint(10, (37,))
     asked: list[int] = []
 
-    def logits_of(rows: slice) -> torch.Tensor:
+    def compute(rows: slice, ids: slice | None) -> torch.Tensor:
         asked.append(len(logits[rows]))
-        return logits[rows]
+        return logits[rows].clone()
 
-    whole = score_positions(logits_of, targets, 10, EVERYTHING)
+    whole = score_logits(LazyLogits(compute, 10, False), targets, EVERYTHING)
     monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", at_once)
     asked.clear()
-    parts = score_positions(logits_of, targets, 10, EVERYTHING)
+    parts = score_logits(LazyLogits(compute, 10, False), targets, EVERYTHING)
     assert max(asked) == max(1, at_once // 10)
     assert sum(asked) == 37
     for name in TOKEN_FIGURES:
@@ -276,10 +275,8 @@ def test_blocks_of_the_vocabulary_change_nothing(drawn: Any, width: int, top_k: 
     logits, ids = torch.tensor(rows, dtype=torch.float32), torch.tensor(targets)
     n_words = logits.shape[1]
     requested = Requested(ranks=True, entropy=True, top_k=min(top_k, n_words))
-    whole = score_logits(logits, ids, requested)
-    found = score_in_blocks(
-        lambda some, words: logits[some, words].clone(), ids, n_words, requested, width
-    )
+    whole = whole_rows(logits, ids, requested)
+    found = score_logits(lazy_logits(logits), ids, requested, width)
     np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-6, atol=1e-6)
     assert (found.losses >= 0).all()
     ours, theirs = found.columns, whole.columns
@@ -301,7 +298,7 @@ def test_a_broken_logit_in_any_block_breaks_the_loss(bad: float) -> None:
     logits[1, 7] = bad
     for target in (0, 7):
         ids = torch.full((3,), target)
-        found = score_in_blocks(lambda r, w: logits[r, w].clone(), ids, 9, Requested(), 2)
+        found = score_logits(lazy_logits(logits), ids, Requested(), 2)
         assert np.isnan(found.losses).tolist() == [False, True, False]
 
 
@@ -314,11 +311,11 @@ def test_ranks_hold_a_bounded_number_of_logits(
     logits, ids = torch.randn(37, 10).to(dtype), torch.randint(10, (37,))
     asked: list[int] = []
 
-    def logits_of(rows: slice, words: slice) -> torch.Tensor:
+    def compute(rows: slice, words: slice | None) -> torch.Tensor:
         asked.append(len(logits[rows]))
         return logits[rows, words].clone()
 
-    found = score_in_blocks(logits_of, ids, 10, RANK_AND_ENTROPY, width=3)
+    found = score_logits(LazyLogits(compute, 10, True), ids, RANK_AND_ENTROPY, width=3)
     assert set(asked) == {4, 1}
     above = (logits > logits.gather(1, ids[:, None])).sum(dim=1)
     assert found.columns["ranks"].tolist() == (1 + above).tolist()
@@ -330,21 +327,19 @@ def test_no_more_logits_than_a_block_are_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(head_module, "LEAST_WIDTH", 3)
     logits, asked = torch.randn(12, 11), []
 
-    def logits_of(rows: slice, words: slice) -> torch.Tensor:
+    def compute(rows: slice, words: slice | None) -> torch.Tensor:
         asked.append(logits[rows, words].shape)
         return logits[rows, words].clone()
 
     ids = torch.arange(12) % 11
-    found = score_in_blocks(logits_of, ids, 11, Requested())
+    found = score_logits(LazyLogits(compute, 11, True), ids, Requested())
     assert max(rows * words for rows, words in asked) == 20
     assert sum(rows * words for rows, words in asked) == 12 * 11
-    np.testing.assert_allclose(
-        found.losses, score_logits(logits, ids, Requested()).losses, atol=1e-6
-    )
+    np.testing.assert_allclose(found.losses, whole_rows(logits, ids, Requested()).losses, atol=1e-6)
 
 
 def test_only_what_is_wanted_is_computed() -> None:
-    scores = score_positions(lambda rows: torch.zeros(2, 4), torch.tensor([0, 1]), 4, Requested())
+    scores = whole_rows(torch.zeros(2, 4), torch.tensor([0, 1]), Requested())
     assert not scores.columns
 
 
@@ -365,8 +360,8 @@ def test_what_is_asked_for_beside_it_changes_nothing(dtype: torch.dtype, width: 
 
     def scores(requested: Requested) -> Any:
         if width is None:
-            return score_logits(logits, ids, requested)
-        return score_in_blocks(lambda r, w: logits[r, w].clone(), ids, n_ids, requested, width)
+            return whole_rows(logits, ids, requested)
+        return score_logits(lazy_logits(logits), ids, requested, width)
 
     plain, mean = scores(EVERYTHING), scores(Requested(internal=(MEAN_LOG_PROB,)))
     every = Requested(True, True, 3, word_boundary_ids=marks, internal=(MEAN_LOG_PROB,))
@@ -411,7 +406,7 @@ def test_what_goes_to_the_host_in_one_transfer_arrives_as_it_was(
 ) -> None:
     """Of any dtype, in one dimension or two, in parts; infinities and NaN keep their bits."""
     columns = {
-        "floats": torch.tensor([0.5, torch.inf, torch.nan], dtype=torch.float64),
+        "losses": torch.tensor([0.5, torch.inf, torch.nan], dtype=torch.float64),
         "same": torch.tensor([True, False, True]),
         "ids": torch.arange(6, dtype=torch.int32).reshape(3, 2).t().contiguous().t(),
         "ranks": torch.tensor([1, 2**40, -3]),
@@ -424,8 +419,11 @@ def test_what_goes_to_the_host_in_one_transfer_arrives_as_it_was(
         return cpu(self)
 
     monkeypatch.setattr(torch.Tensor, "cpu", counting)
-    found = on_host({name: [c[:1], c[1:]] for name, c in columns.items()})
+    parts = [
+        {name: column[rows] for name, column in columns.items()} for rows in (slice(1), slice(1, 3))
+    ]
+    found = to_host(parts)
     assert n_transfers == 1
-    for name, column in columns.items():
-        assert found[name].dtype == column.numpy().dtype
-        np.testing.assert_array_equal(found[name], column.numpy())
+    for name, array in {"losses": found.losses, **found.columns}.items():
+        assert array.dtype == columns[name].numpy().dtype
+        np.testing.assert_array_equal(array, columns[name].numpy())

@@ -278,12 +278,12 @@ def test_bfloat16_is_no_further_from_the_truth_than_a_plain_forward(
 def test_a_softmax_in_bfloat16_would_be_noticed(
     rounded: Rounded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = head.score_logits
+    add = head.StreamingSoftmax.add
 
-    def rough(logits: Any, *others: Any) -> Any:
-        return whole(logits.log_softmax(dim=-1), *others)
+    def rough(self: Any, logits: Any, first: int) -> Any:
+        return add(self, logits.log_softmax(dim=-1), first)
 
-    monkeypatch.setattr(head, "score_logits", rough)
+    monkeypatch.setattr(head.StreamingSoftmax, "add", rough)
     scores = scores_by(rounded.found.by("packed"), rounded.sequences, BatchPolicy(), Requested())
     rough_losses = np.concatenate([score.losses[1:] for score in scores])
     distances = np.abs(rough_losses - rounded.truth)

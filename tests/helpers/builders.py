@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from seqloss_cli.backends.torch.head import LazyLogits
+
 BOS, EOS = "<bos>", "<eos>"
 N_BYTE_IDS = 258
 
@@ -25,6 +27,15 @@ def byte_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     names = {"bos_token": BOS, "eos_token": EOS} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def lazy_logits(matrix: torch.Tensor, in_blocks: bool = True) -> LazyLogits:
+    """What a model would compute, for every use anew: the logits are overwritten."""
+
+    def compute(rows: slice, ids: slice | None) -> torch.Tensor:
+        return (matrix[rows] if ids is None else matrix[rows, ids]).clone()
+
+    return LazyLogits(compute, matrix.shape[1], in_blocks)
 
 
 def llama(n_ids: int = N_BYTE_IDS, context: int = 64, layers: int = 2, **config: Any) -> Any:

@@ -200,9 +200,10 @@ def test_worked_examples_of_single_probabilities(probability, loss):
     """Through the head: logits whose softmax gives the probability."""
     import torch
 
+    from helpers.builders import lazy_logits
     from seqloss_cli.backends.torch.head import score_logits
     from seqloss_cli.core.backend import Requested
 
     logits = torch.tensor([[probability, 1 - probability]]).log()
-    found = score_logits(logits, torch.tensor([0]), Requested()).losses
+    found = score_logits(lazy_logits(logits), torch.tensor([0]), Requested()).losses
     assert float(found[0]) == pytest.approx(loss, abs=5e-7)

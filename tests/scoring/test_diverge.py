@@ -13,14 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.builders import bigram_model, byte_tokenizer, llama, save_checkpoint
+from helpers.builders import (
+    bigram_model,
+    byte_tokenizer,
+    lazy_logits,
+    llama,
+    save_checkpoint,
+)
 from helpers.program import document, in_process
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.backends import teacher_files
 from seqloss_cli.backends.torch import divergence as module
 from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
-from seqloss_cli.backends.torch.forward import Logits
-from seqloss_cli.backends.torch.head import score_in_blocks
+from seqloss_cli.backends.torch.head import LazyLogits, score_logits
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
@@ -31,15 +36,6 @@ from seqloss_cli.metrics.resampling import cluster_quantiles
 from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
 TEXT = "the cat sat on the mat, and the dog on the cat"
-
-
-def logits_of(matrix: torch.Tensor, in_blocks: bool = True) -> Logits:
-    """What a model would compute, for every use anew."""
-
-    def of(rows: slice, words: slice | None) -> torch.Tensor:
-        return (matrix[rows] if words is None else matrix[rows, words]).clone()
-
-    return Logits(of, matrix.shape[1], in_blocks)
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor, ids: torch.Tensor) -> dict[str, Any]:
@@ -69,7 +65,7 @@ def test_figures_against_float64(
     with pytest.MonkeyPatch.context() as patch:
         blocks = module.vocab_blocks
         patch.setattr(module, "_id_blocks", lambda n, ids: blocks(ids.stop, width))
-        found = diverge(logits_of(student, in_blocks), logits_of(teacher), ids, n_words)
+        found = diverge(lazy_logits(student, in_blocks), lazy_logits(teacher), ids, n_words)
     expected = by_hand(student, teacher, ids)
     np.testing.assert_allclose(found.losses, expected.pop("student_losses"), atol=1e-5)
     for name, values in expected.items():
@@ -78,7 +74,7 @@ def test_figures_against_float64(
 
 def test_a_model_and_itself_have_exactly_no_divergence() -> None:
     logits = random_logits(50, 3000, 1)
-    found = diverge(logits_of(logits), logits_of(logits), torch.arange(50), 3000)
+    found = diverge(lazy_logits(logits), lazy_logits(logits), torch.arange(50), 3000)
     assert (found.columns["kls"] == 0).all()
     assert found.columns["same_top1"].all()
     assert (found.losses == found.columns["teacher_losses"]).all()
@@ -87,9 +83,9 @@ def test_a_model_and_itself_have_exactly_no_divergence() -> None:
 def test_losses_are_those_of_score() -> None:
     student, teacher = random_logits(70, 5000, 1), random_logits(70, 5000, 2)
     ids = torch.arange(70)
-    found = diverge(logits_of(student), logits_of(teacher), ids, 5000)
+    found = diverge(lazy_logits(student), lazy_logits(teacher), ids, 5000)
     for logits, losses in ((student, found.losses), (teacher, found.columns["teacher_losses"])):
-        alone = score_in_blocks(logits_of(logits).of, ids, 5000, Requested())
+        alone = score_logits(lazy_logits(logits), ids, Requested())
         np.testing.assert_allclose(losses, alone.losses, rtol=1e-6)
 
 
@@ -98,7 +94,9 @@ def test_small_divergences_are_not_lost_in_rounding() -> None:
     teacher = random_logits(40, 3000, 1)
     teacher[:, 7] += 20
     student = teacher + 0.003 * random_logits(40, 3000, 2, 1.0) + 15
-    found = diverge(logits_of(student), logits_of(teacher), torch.arange(40), 3000).columns["kls"]
+    found = diverge(lazy_logits(student), lazy_logits(teacher), torch.arange(40), 3000).columns[
+        "kls"
+    ]
     expected = by_hand(student, teacher, torch.arange(40))["kls"]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-13)
     assert (found >= 0).all()
@@ -110,14 +108,14 @@ def test_an_impossible_word_in_an_early_block_adds_nothing_if_it_weighs_nothing(
     student[0, 0], teacher[0, 5] = -torch.inf, 2000.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_id_blocks", lambda n, ids: module.vocab_blocks(ids.stop, 2))
-        found = diverge(logits_of(student), logits_of(teacher), torch.tensor([5]), 6)
+        found = diverge(lazy_logits(student), lazy_logits(teacher), torch.tensor([5]), 6)
     assert found.columns["kls"][0] == pytest.approx(math.log(5))
 
 
 def test_what_only_the_teacher_thinks_possible_is_infinitely_far() -> None:
     student, teacher = torch.zeros(2, 4), torch.zeros(2, 4)
     student[0, 3] = teacher[1, 3] = -torch.inf
-    found = diverge(logits_of(student), logits_of(teacher), torch.tensor([0, 0]), 4)
+    found = diverge(lazy_logits(student), lazy_logits(teacher), torch.tensor([0, 0]), 4)
     assert found.columns["kls"][0] == math.inf
     assert found.columns["kls"][1] == pytest.approx(math.log(4 / 3))
 
@@ -125,7 +123,7 @@ def test_what_only_the_teacher_thinks_possible_is_infinitely_far() -> None:
 def test_heads_that_differ_in_padding_are_cut_and_normalised() -> None:
     student, teacher = random_logits(9, 23, 1), random_logits(9, 30, 2)
     ids = torch.arange(9)
-    found = diverge(logits_of(student), logits_of(teacher), ids, 20)
+    found = diverge(lazy_logits(student), lazy_logits(teacher), ids, 20)
     expected = by_hand(student[:, :20], teacher[:, :20], ids)
     np.testing.assert_allclose(found.losses, expected["student_losses"], atol=1e-5)
     np.testing.assert_allclose(found.columns["kls"], expected["kls"], atol=1e-5)
@@ -149,7 +147,7 @@ def test_no_more_logits_than_a_loss_needs_whatever_the_vocabulary(
     largest = []
     for n_words in (4_000, 80_000):
         asked.clear()
-        logits = Logits(of, n_words, True)
+        logits = LazyLogits(of, n_words, True)
         diverge(logits, logits, torch.zeros(100, dtype=torch.long), n_words)
         largest.append(max(asked))
     assert largest[0] == largest[1] <= 1 << 16
@@ -164,7 +162,7 @@ def test_what_is_saved_bounds_the_divergence(
     top_k = min(top_k, n_words)
     student, teacher = random_logits(5, n_words, seed, scale), random_logits(5, n_words, -seed - 1)
     ids = torch.arange(5) % n_words
-    further = diverge(logits_of(student), logits_of(teacher), ids, n_words, top_k).columns
+    further = diverge(lazy_logits(student), lazy_logits(teacher), ids, n_words, top_k).columns
     q = teacher.double().log_softmax(1)
     known = torch.tensor(further["teacher_top_ids"]).long()
     rest = q.exp().scatter(1, known, 0.0)
@@ -179,7 +177,7 @@ def test_what_is_saved_bounds_the_divergence(
         losses=further["teacher_losses"],
         entropies=further["teacher_entropies"],
     )
-    found = diverge_from_saved(logits_of(student), ids, saved, n_words)
+    found = diverge_from_saved(lazy_logits(student), ids, saved, n_words)
     kls = by_hand(student, teacher, ids)["kls"]
     assert (found.columns["kls"] <= kls + 1e-12 * scale).all()
     assert (kls <= found.columns["kls_at_most"] + 1e-12 * scale).all()
@@ -540,7 +538,7 @@ def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.Monkey
 def test_a_bigram_pair_by_hand() -> None:
     """H, H(q, p) and KL of two distributions that can be written down."""
     q, p = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
-    found = diverge(logits_of(p.log()), logits_of(q.log()), torch.tensor([0]), 3)
+    found = diverge(lazy_logits(p.log()), lazy_logits(q.log()), torch.tensor([0]), 3)
     assert found.columns["teacher_entropies"][0] == pytest.approx(1.5 * math.log(2))
     assert found.columns["kls"][0] == pytest.approx(0.25 * math.log(2))
     assert found.losses[0] == pytest.approx(math.log(4))

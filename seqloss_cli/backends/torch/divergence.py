@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.forward import Logits
-from seqloss_cli.backends.torch.head import on_host, rows_at_once, vocab_blocks
+from seqloss_cli.backends.torch.head import LazyLogits, rows_at_once, to_host, vocab_blocks
 from seqloss_cli.backends.torch.quantities import KnownIds, Quantity, Top1, quantities_of
 from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
@@ -30,7 +29,7 @@ Block = Callable[[slice], Tensor]
 
 
 def diverge(
-    student: Logits, teacher: Logits, targets_M: Tensor, vocab_size: int, top_k: int = 0
+    student: LazyLogits, teacher: LazyLogits, targets_M: Tensor, vocab_size: int, top_k: int = 0
 ) -> TokenScores:
     """Score M targets with the student, and compare it with the teacher, in nats.
 
@@ -56,11 +55,11 @@ def diverge(
             found |= {f"teacher_{name}": theirs[name] for name in rest}
             found["kls_in_part"], _ = kl_bounds(theirs, ours)
         parts.append(found)
-    return _joined(parts)
+    return to_host(parts)
 
 
 def diverge_from_saved(
-    student: Logits, targets_M: Tensor, saved: SavedTeacherRows, vocab_size: int
+    student: LazyLogits, targets_M: Tensor, saved: SavedTeacherRows, vocab_size: int
 ) -> TokenScores:
     """Score targets (shape M) with the student, and compare it with a file's knowledge of a teacher
     at each of them, in nats: `kls` is the least and `kls_at_most` the greatest possible KL."""
@@ -77,7 +76,7 @@ def diverge_from_saved(
         theirs = {**of, "log_probs": of["top_log_probs"]}
         at_least, at_most = kl_bounds(theirs, _known(block, ids_RK, vocab_size))
         found: dict[str, Tensor] = {
-            "student_losses": softmax.result().losses,
+            "losses": softmax.result()["losses"],
             "kls": at_least,
             "kls_at_most": at_most,
             "same_top1": top1.ids_M1[:, 0] == ids_RK[:, 0],
@@ -87,7 +86,7 @@ def diverge_from_saved(
                 block, targets_M[rows], vocab_size, student.vocab_size
             )
         parts.append(found)
-    scores = _joined(parts)
+    scores = to_host(parts)
     known = {"teacher_losses": saved.losses, "teacher_entropies": saved.entropies}
     return TokenScores(scores.losses, {**scores.columns, **known})
 
@@ -112,12 +111,7 @@ def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tenso
     return at_least, torch.maximum(at_least, inside + theirs["rest_p_log_p"] - others * least)
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> TokenScores:
-    joined = on_host({name: [part[name] for part in parts] for name in parts[0]})
-    return TokenScores(joined.pop("student_losses"), joined)
-
-
-def _chunks(n_rows: int, *models: Logits) -> Iterator[slice]:
+def _chunks(n_rows: int, *models: LazyLogits) -> Iterator[slice]:
     """Yield the positions, as many at a time as all models can take."""
     step = min([BLOCK_ROWS, *(rows_at_once(m.vocab_size) for m in models if not m.in_blocks)])
     for start in range(0, n_rows, step):
@@ -130,11 +124,11 @@ def _id_blocks(n_rows: int, ids: slice) -> Iterator[slice]:
         yield slice(ids.start + block.start, ids.start + block.stop)
 
 
-def _block(logits: Logits, rows: slice) -> Block:
+def _block(logits: LazyLogits, rows: slice) -> Block:
     """Return the function that computes the logits of some ids at these rows."""
     if logits.in_blocks:
-        return lambda ids: _own(logits.of(rows, ids))
-    whole = logits.of(rows, None)
+        return lambda ids: _own(logits.compute(rows, ids))
+    whole = logits.compute(rows, None)
     return lambda ids: _own(whole[:, ids])
 
 
@@ -195,13 +189,13 @@ class _StudentAndTeacher:
         of_teacher = self._teacher.result()
         ours, theirs = self._top1s
         found = {
-            "student_losses": self._student.result().losses,
-            "teacher_losses": of_teacher.losses,
-            "teacher_entropies": of_teacher.columns["entropies"],
+            "losses": self._student.result()["losses"],
+            "teacher_losses": of_teacher["losses"],
+            "teacher_entropies": of_teacher["entropies"],
             "kls": kls_R1[:, 0],
             "same_top1": (ours.ids_M1 == theirs.ids_M1)[:, 0],
         }
-        if "top_ids" in of_teacher.columns:
-            found["teacher_top_ids"] = of_teacher.columns["top_ids"].int()
-            found["teacher_top_log_probs"] = of_teacher.columns["top_log_probs"]
+        if "top_ids" in of_teacher:
+            found["teacher_top_ids"] = of_teacher["top_ids"].int()
+            found["teacher_top_log_probs"] = of_teacher["top_log_probs"]
         return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seqloss_cli.backends.torch.attention import PACKED, packed
-from seqloss_cli.backends.torch.head import score_in_blocks, score_positions
+from seqloss_cli.backends.torch.head import LazyLogits, score_logits
 from seqloss_cli.backends.torch.quantities import QUANTITIES
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, Suffixes, TokenScores, padded
 from seqloss_cli.core.records import Ints
@@ -42,17 +42,6 @@ class _BackboneOutput:
         if name.startswith("__"):
             raise AttributeError(name)
         return
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """The logits of a batch's M targets, computed when they are asked for."""
-
-    of: Callable[[slice, slice | None], Tensor]
-    """Gives R x B logits: for a slice of the targets those of a slice of the ids, or of all."""
-    vocab_size: int
-    in_blocks: bool
-    """True where a part of the vocabulary can be asked for."""
 
 
 class ModelForward:
@@ -84,26 +73,20 @@ class ModelForward:
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score the M targets of a batch."""
         logits, targets_M = self.logits(batch), self.on_device(batch.targets)
-        if logits.in_blocks:
-            return score_in_blocks(
-                logits.of, targets_M, logits.vocab_size, requested, self.block_width
-            )
-        return score_positions(
-            lambda rows: logits.of(rows, None), targets_M, logits.vocab_size, requested
-        )
+        return score_logits(logits, targets_M, requested, self.block_width)
 
-    def logits(self, batch: Batch) -> Logits:
+    def logits(self, batch: Batch) -> LazyLogits:
         """Run the backbone on a batch; the head runs when the logits are asked for."""
         assert len(batch.lengths) == 1 or not self.capabilities.one_row
         if self.path == "plain":
             ids_1N = self.on_device(batch.input_ids)[None]
             logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
             logits_MV = logits_NV[self.on_device(batch.sources)]
-            return Logits(lambda rows, _: logits_MV[rows], logits_MV.shape[1], False)
+            return LazyLogits(lambda rows, _: logits_MV[rows], logits_MV.shape[1], False)
         hidden_MD = self._hidden(batch)
         if self._vocab_size is None:
             self._vocab_size = self._width(hidden_MD[:1])
-        return Logits(
+        return LazyLogits(
             lambda rows, ids: self._logits_of(hidden_MD[rows], ids),
             self._vocab_size,
             self.in_blocks,

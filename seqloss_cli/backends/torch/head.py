@@ -7,14 +7,16 @@ Shape letters: M positions, V vocabulary, B ids of a block, K alternatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seqloss_cli.backends.torch.quantities import quantities_of
-from seqloss_cli.backends.torch.softmax import HeadTensors, StreamingSoftmax, score_logits
+from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
 
 LOGITS_AT_ONCE = 1 << 24
@@ -34,48 +36,49 @@ def rows_at_once(vocab_size: int) -> int:
     return max(1, LOGITS_AT_ONCE // vocab_size)
 
 
-def score_positions(
-    logits_of: Callable[[slice], Tensor],
-    targets_M: Tensor,
-    vocab_size: int,
-    requested: Requested,
-) -> TokenScores:
-    """Score M positions; `logits_of` gives the logits, R x V, of a slice of them. Losses in nats.
+@dataclass(frozen=True, slots=True)
+class LazyLogits:
+    """The logits of a batch's M targets, computed when they are asked for."""
 
-    No more than `LOGITS_AT_ONCE` logits are asked for at a time (one position at least).
+    compute: Callable[[slice, slice | None], Tensor]
+    """Gives R x B logits: for a slice of the targets those of a slice of the ids, or of all. They
+    may be overwritten."""
+    vocab_size: int
+    in_blocks: bool
+    """True where a part of the vocabulary can be asked for."""
+
+
+def score_logits(
+    logits: LazyLogits, targets_M: Tensor, requested: Requested, width: int | None = None
+) -> TokenScores:
+    """Score M targets (ids, shape M), some rows of logits at a time; losses in nats.
+
+    Where the vocabulary can be asked for in blocks, logits of all ids never exist at once, unless
+    ranks are asked for: then for fewer rows at a time. `width` is that of a block, where it is not
+    to be chosen here.
     """
-    step = rows_at_once(vocab_size)
-    parts = []
+    if not len(targets_M):
+        raise ValueError("a batch without a target has nothing to score")
+    parts, step = [], _rows_at_a_time(logits, targets_M, requested)
     for start in range(0, len(targets_M), step):
-        rows = slice(start, start + step)
-        parts.append(score_logits(logits_of(rows), targets_M[rows], requested))
-    return to_host(parts)
-
-
-def score_in_blocks(
-    logits_of: Callable[[slice, slice], Tensor],
-    targets_M: Tensor,
-    vocab_size: int,
-    requested: Requested,
-    width: int | None = None,
-) -> TokenScores:
-    """Score M positions, a block of the vocabulary at a time; losses in nats.
-
-    `logits_of` gives the logits, R x B, of a slice of the positions and of the ids. Those of all
-    ids never exist at once, unless ranks are asked for: then for fewer positions at a time. `width`
-    is that of a block, where it is not to be chosen here.
-    """
-    n_rows = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
-    if requested.asks_for("ranks"):
-        n_rows = min(n_rows, rows_at_once(vocab_size))
-    parts = []
-    for start in range(0, len(targets_M), n_rows):
-        rows = slice(start, min(start + n_rows, len(targets_M)))
+        rows = slice(start, min(start + step, len(targets_M)))
         softmax = StreamingSoftmax(targets_M[rows], quantities_of(requested, targets_M[rows]))
-        for ids in vocab_blocks(vocab_size, width or _width(rows, targets_M)):
-            softmax.add(logits_of(rows, ids), ids.start)
+        if logits.in_blocks:
+            for ids in vocab_blocks(logits.vocab_size, width or _width(rows, targets_M)):
+                softmax.add(logits.compute(rows, ids), ids.start)
+        else:
+            softmax.add(logits.compute(rows, None), 0)
         parts.append(softmax.result())
     return to_host(parts)
+
+
+def _rows_at_a_time(logits: LazyLogits, targets_M: Tensor, requested: Requested) -> int:
+    most = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
+    if not logits.in_blocks:
+        return rows_at_once(logits.vocab_size)
+    # Ranks keep all logits of a row until its target's is known.
+    whole_rows = requested.asks_for("ranks")
+    return min(most, rows_at_once(logits.vocab_size)) if whole_rows else most
 
 
 def _width(rows: slice, targets_M: Tensor) -> int:
@@ -90,24 +93,16 @@ def vocab_blocks(vocab_size: int, width: int) -> Iterator[slice]:
         yield slice(first, min(first + width, vocab_size))
 
 
-def to_host(parts: list[HeadTensors]) -> TokenScores:
-    """Join the parts, in their order, as arrays in the memory of the CPU."""
-    if not parts:
-        raise ValueError("a batch without a target has nothing to score")
-    columns = {name: [part.columns[name] for part in parts] for name in parts[0].columns}
-    found = on_host({"losses": [part.losses for part in parts], **columns})
-    return TokenScores(found.pop("losses"), found)
-
-
-def on_host(columns: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
-    """Return one array of each column, M or M x K, joined from its parts."""
-    joined = {name: torch.cat(list(parts)) for name, parts in columns.items()}
+def to_host(parts: Sequence[Mapping[str, Tensor]]) -> TokenScores:
+    """Join the parts, `losses` and other columns (M or M x K each) by name, in the memory of the
+    CPU."""
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # All columns come in one transfer, as bytes: each transfer would wait for the device.
     as_bytes = [c.reshape(len(c), -1).view(torch.uint8) for c in joined.values()]
     widths = [column.shape[1] for column in as_bytes]
     cut = np.split(torch.cat(as_bytes, dim=1).cpu().numpy(), np.cumsum(widths)[:-1], axis=1)
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for (name, column), part in zip(joined.items(), cut, strict=True):
         dtype = column.new_empty(0, device="cpu").numpy().dtype
         arrays[name] = np.ascontiguousarray(part).view(dtype).reshape(column.shape)
-    return arrays
+    return TokenScores(arrays.pop("losses"), arrays)

@@ -10,23 +10,11 @@ Shape letters: M positions, V vocabulary, B ids of a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.quantities import Block, Quantity, Sums, quantities_of
-from seqloss_cli.core.backend import Requested
-
-
-@dataclass(frozen=True, slots=True)
-class HeadTensors:
-    """`TokenScores` still on the device, for a part of the positions."""
-
-    losses: Tensor
-    """Shape M, nats, float64."""
-    columns: dict[str, Tensor]
-    """By name, of shape M or M x K; nats where a log-probability or an entropy."""
+from seqloss_cli.backends.torch.quantities import Block, Quantity, Sums
 
 
 class StreamingSoftmax:
@@ -74,8 +62,9 @@ class StreamingSoftmax:
             quantity.weigh(block, shifted_MB, weights_MB)
         return weights_MB, block.scale
 
-    def result(self) -> HeadTensors:
-        """Return the losses ln Σ_v exp(z_v) - z_target of the targets, and the quantities.
+    def result(self) -> dict[str, Tensor]:
+        """Return `losses`, ln Σ_v exp(z_v) - z_target of the targets (shape M, nats, float64), and
+        the columns of the quantities (M or M x K) by name.
 
         Written as ln Σ exp(z_v - max) + (max - z_target): both terms are >= 0 in floating point,
         too, since one summand is exactly 1. A NaN logit makes the loss NaN, a target at -inf
@@ -83,15 +72,7 @@ class StreamingSoftmax:
         """
         sums = self.sums
         losses_M1 = sums.log_sum + (sums.greatest - sums.target.double())
-        columns: dict[str, Tensor] = {}
+        found = {"losses": losses_M1[:, 0]}
         for quantity in self._quantities:
-            columns |= quantity.arrays(sums)
-        return HeadTensors(losses_M1[:, 0], columns)
-
-
-def score_logits(logits_MV: Tensor, targets_M: Tensor, requested: Requested) -> HeadTensors:
-    """Score M targets whose logits over the whole vocabulary (M x V) are at hand; losses in nats.
-    The logits stay as they are."""
-    softmax = StreamingSoftmax(targets_M, quantities_of(requested, targets_M))
-    softmax.add(logits_MV.clone(), 0)
-    return softmax.result()
+            found |= quantity.arrays(sums)
+        return found
