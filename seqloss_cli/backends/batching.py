@@ -145,17 +145,26 @@ def _fill(entries: list[T], widths: list[int], tokens: int, pad: bool = True) ->
     """Yield entries of similar width together, as many as there is room for, widest first. Each
     takes the room of the widest where they are to be padded."""
     order = sorted(range(len(entries)), key=lambda n: -widths[n])
-    start = 0
-    while start < len(order):
-        widest = widths[order[start]]
-        stop, used = start, 0
-        while stop < len(order):
-            width = widest if pad else widths[order[stop]]
-            if stop > start and used + width > tokens:
-                break
-            used, stop = used + width, stop + 1
-        yield [entries[n] for n in order[start:stop]]
-        start = stop
+    return _runs([entries[n] for n in order], [widths[n] for n in order], tokens, pad)
+
+
+def _runs(
+    entries: Sequence[T], widths: Sequence[int], tokens: int, pad: bool = False
+) -> Iterator[list[T]]:
+    """Yield neighbours together that take at most `tokens` (one at least); with `pad`, each takes
+    the room of the first."""
+    run: list[T] = []
+    first = used = 0
+    for entry, width in zip(entries, widths, strict=True):
+        if run and used + (first if pad else width) > tokens:
+            yield run
+            run, used = [], 0
+        if not run:
+            first = width
+        run.append(entry)
+        used += first if pad else width
+    if run:
+        yield run
 
 
 def _row_batch(rows: list[Row]) -> Batch:
@@ -166,9 +175,6 @@ def _row_batch(rows: list[Row]) -> Batch:
         targets.parts.append(Part(row.sequence, row.window, row.targets, scores))
         n_before += len(row.ids)
     return targets.batch([row.ids for row in rows], ())
-
-
-# -- sequences with a common prefix -----------------------------------------------------------
 
 
 def _share_prefixes(
@@ -193,26 +199,10 @@ def _share_prefixes(
 
 def _cut(prefix: int, members: list[Row], most: int) -> Iterator[_PrefixRow]:
     """Yield rows of at most `most` tokens in suffixes (one suffix at least)."""
-    chunks: list[tuple[Row, ...]] = []
-    used = 0
-    for chunk in _side_by_side(prefix, members, min(most, WIDEST_SUFFIXES)):
-        size = _suffix_tokens(chunk, prefix)
-        if chunks and used + size > most:
-            yield _PrefixRow(prefix, tuple(chunks))
-            chunks, used = [], 0
-        chunks.append(chunk)
-        used += size
-    yield _PrefixRow(prefix, tuple(chunks))
-
-
-def _side_by_side(prefix: int, members: list[Row], most: int) -> Iterator[tuple[Row, ...]]:
-    chunk: list[Row] = []
-    for row in members:
-        if chunk and _suffix_tokens([*chunk, row], prefix) > most:
-            yield tuple(chunk)
-            chunk = []
-        chunk.append(row)
-    yield tuple(chunk)
+    lengths = [len(row.ids) - prefix for row in members]
+    chunks = [tuple(run) for run in _runs(members, lengths, min(most, WIDEST_SUFFIXES))]
+    for run in _runs(chunks, [_suffix_tokens(chunk, prefix) for chunk in chunks], most):
+        yield _PrefixRow(prefix, tuple(run))
 
 
 def _shared_batch(rows: list[_PrefixRow]) -> Batch:

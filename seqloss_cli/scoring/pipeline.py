@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
-from seqloss_cli.core.backend import Backend, Batch, Capabilities, Requested, TokenScores
+from seqloss_cli.core.backend import Backend, Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
@@ -80,12 +80,16 @@ def score_samples(
     The first `n_finished` items were scored by an earlier run: `on_finished` is told of them. Where
     that number is known only as items are read, it is asked for at each block, of those so far.
     """
-    n_passed = 0
-    blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
 
     def prepare(block: list[Item]) -> _Block:
-        return _prepared(block, tokenize, backend.capabilities, windows, policy)
+        entries = tokenize_block(block, tokenize)
+        good = (entry for entry in entries if isinstance(entry, TokenSequence))
+        sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
+        batches = plan_batches(sequences, windows, policy, backend.capabilities)
+        return _Block(block[-1], entries, sequences, batches)
 
+    n_passed = 0
+    blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
     for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
         # Blocks are cut, and one that is finished in part is scored, as without an earlier run: so
         # the outcomes of the others are those of one whole run, to the last bit.
@@ -94,19 +98,9 @@ def score_samples(
         n_passed += len(block.entries)
         for entry in finished_here:
             on_finished(entry)
-        if len(finished_here) == len(block.entries):
-            continue
-        assemblers = [ScoreAssembler(sequence, requested) for sequence in block.sequences]
-        n_done, sequences = 0, block.sequences
-        n_targets = sum(int(s.score_mask[1:].sum()) + s.end_scored for s in sequences)
-        for batch, scores in _scored(block, backend, requested):
-            assert len(scores.losses) == len(batch.targets)
-            requested.require_arrays(scores.columns)
-            for part in batch.parts:
-                assemblers[part.sequence].take(part, scores)
-                n_done += len(part.targets)
-            on_progress(len(scores.losses), n_done / n_targets, block.last)
-        yield from islice(_outcomes(block, iter(assemblers)), len(finished_here), None)
+        if len(finished_here) < len(block.entries):
+            outcomes = _outcomes(block, backend, requested, on_progress)
+            yield from islice(outcomes, len(finished_here), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +129,23 @@ def tokenize_block(block: list[Item], tokenize: Tokenize) -> list[Entry]:
     return [next(tokenized) if isinstance(item, Sample) else item for item in block]
 
 
-def _prepared(
-    block: list[Item],
-    tokenize: Tokenize,
-    capabilities: Capabilities,
-    windows: WindowPolicy,
-    policy: BatchPolicy,
-) -> _Block:
-    entries = tokenize_block(block, tokenize)
-    good = (entry for entry in entries if isinstance(entry, TokenSequence))
-    sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
-    batches = plan_batches(sequences, windows, policy, capabilities)
-    return _Block(block[-1], entries, sequences, batches)
+def _outcomes(
+    block: _Block, backend: Backend, requested: Requested, on_progress: OnProgress
+) -> Iterator[Outcome]:
+    """Score a block, then yield an outcome for each of its entries."""
+    sequences = block.sequences
+    assemblers = [ScoreAssembler(sequence, requested) for sequence in sequences]
+    n_done, n_targets = 0, sum(int(s.score_mask[1:].sum()) + s.end_scored for s in sequences)
+    for batch, scores in _scored(block, backend, requested):
+        assert len(scores.losses) == len(batch.targets)
+        requested.require_arrays(scores.columns)
+        for part in batch.parts:
+            assemblers[part.sequence].take(part, scores)
+            n_done += len(part.targets)
+        on_progress(len(scores.losses), n_done / n_targets, block.last)
+    finished = iter(assemblers)
+    for entry in block.entries:
+        yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
 def _scored(
@@ -206,11 +205,6 @@ def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     places = np.concatenate([np.arange(len(batch.targets))[part.scores] for part, _ in parts])
     order = np.argsort(places)
     return replace(batch, saved=SavedTeacherRows.join(found).take(order))
-
-
-def _outcomes(block: _Block, finished: Iterator[ScoreAssembler]) -> Iterator[Outcome]:
-    for entry in block.entries:
-        yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry
 
 
 def _outcome(sequence: TokenSequence, finished: Iterator[ScoreAssembler]) -> Outcome:

@@ -127,18 +127,8 @@ def _attend_varlen(
 
     edges, longest = packing.edges(query.device), max(packing.lengths)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    seen_NHD = varlen_attn(
-        q,
-        k,
-        v,
-        edges,
-        edges,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    places, grouped = (edges, edges, longest, longest), q.shape[1] != k.shape[1]
+    seen_NHD = varlen_attn(q, k, v, *places, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
     assert isinstance(seen_NHD, Tensor)
     return seen_NHD[None]
 
