@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import typer
@@ -51,19 +52,14 @@ def other_than(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value not in values
 
 
-def several(values: list[str] | None) -> bool:
-    """The list has two entries or more."""
-    return len(values or ()) > 1
+def more_than(n: int) -> Callable[[list[str] | None], bool]:
+    """The list has more than `n` entries."""
+    return lambda values: len(values or ()) > n
 
 
-def under_two(values: list[str] | None) -> bool:
-    """The list has one entry or none, or is not given."""
-    return not several(values)
-
-
-def over_two(values: list[str] | None) -> bool:
-    """The list has three entries or more."""
-    return len(values or ()) > 2
+def fewer_than(n: int) -> Callable[[list[str] | None], bool]:
+    """The list has fewer than `n` entries, or is not given."""
+    return lambda values: len(values or ()) < n
 
 
 def names_stdin(values: list[str] | None) -> bool:
@@ -95,25 +91,25 @@ def conflict(message: str, commands: str = "", /, **where: Condition) -> Conflic
     return Conflict(message, tuple(commands.split()), where)
 
 
-def idle(names: str, message: str, commands: str = "", /, **where: Condition) -> list[Conflict]:
-    """A row for each option that would do nothing, though the command line gives it."""
+def either(message: str, commands: str, /, *cases: Mapping[str, Condition]) -> list[Conflict]:
+    """A row for each case, with one message."""
+    return [conflict(message, commands, **where) for where in cases]
+
+
+def each(
+    names: str, message: str, commands: str = "", /, when: Condition = present, **where: Condition
+) -> list[Conflict]:
+    """A row for each option, whose flag begins its message."""
     return [
-        conflict(f"--{name.replace('_', '-')} {message}", commands, **{name: TYPED, **where})
+        conflict(f"--{name.replace('_', '-')} {message}", commands, **{name: when, **where})
         for name in names.split()
     ]
 
 
-STDIN_ONCE = "'-' (stdin) can be read once only"
-_ONE_TEXT = "--text is one text; --lines and --jsonl-input are for FILES and stdin"
-_TOGETHER = "--prompt and --response go together; an empty prompt is --prompt ''"
-_CHOICES = "--prompt goes with two or more --response; an empty prompt is --prompt ''"
-_NO_PROMPT = "--no-prompt excludes --prompt and --chat"
-_TOKENS = "--tokens is for rows: they need --json, --jsonl or -o FILE.jsonl"
-_REFERENCE = "say what is gold: --teacher MODEL, or --label-smoothing E"
-_NO_MODEL = "is for the model's numbers: mask loads none without --loss"
-_TWO_MODELS = "--report shows two models; name two, or leave it out"
-_NO_DATA = "--data FILE says what is scored"
-_DATA_ONCE = "--data - can be read once only: put it in a file for several models"
+# It would do nothing, though the command line gives it.
+idle = partial(each, when=TYPED)
+
+
 WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
 _WITH_LEVELS = [each.name for each in FORMATS.values() if each.has_levels]
@@ -130,8 +126,8 @@ _SCORING = " ".join(
 CONFLICTS: tuple[Conflict, ...] = (
     # inputs
     conflict("--text and FILES exclude each other", text=present, files=present),
-    conflict(_ONE_TEXT, text=present, lines=present),
-    conflict(_ONE_TEXT, text=present, jsonl_input=present),
+    *either("--text is one text; --lines and --jsonl-input are for FILES and stdin", "",
+            {"text": present, "lines": present}, {"text": present, "jsonl_input": present}),
     conflict("choose one of --lines and --jsonl-input", "score diverge",
              lines=present, jsonl_input=present),
     *idle("choices_field answer_field prompt_field", "is for rows of FILES, not --prompt", "rank",
@@ -140,15 +136,16 @@ CONFLICTS: tuple[Conflict, ...] = (
              no_prompt=present, prompt_field=TYPED),
     conflict("--answer is the same for all rows; --answer-field is each row's own",
              answer=present, answer_field=TYPED),
-    conflict(_NO_PROMPT, no_prompt=present, prompt=present),
-    conflict(_NO_PROMPT, no_prompt=present, chat=present),
-    conflict(_TOGETHER, "cond mask", prompt=present, response=absent),
-    conflict(_TOGETHER, "cond mask", prompt=absent, response=present),
-    conflict(_CHOICES, "rank", prompt=present, response=under_two),
-    conflict(_CHOICES, "rank", prompt=absent, response=present),
+    *either("--no-prompt excludes --prompt and --chat", "",
+            {"no_prompt": present, "prompt": present}, {"no_prompt": present, "chat": present}),
+    *either("--prompt and --response go together; an empty prompt is --prompt ''", "cond mask",
+            {"prompt": present, "response": absent}, {"prompt": absent, "response": present}),
+    *either("--prompt goes with two or more --response; an empty prompt is --prompt ''", "rank",
+            {"prompt": present, "response": fewer_than(2)},
+            {"prompt": absent, "response": present}),
     conflict("--prompt and --response exclude FILES", prompt=present, files=present),
-    conflict(STDIN_ONCE, check=STDIN, prompt=STDIN),
-    conflict(STDIN_ONCE, check=STDIN, response=STDIN),
+    *either("'-' (stdin) can be read once only", "",
+            {"check": STDIN, "prompt": STDIN}, {"check": STDIN, "response": STDIN}),
     # policies
     conflict("--separator is for plain pairs; with --chat the template separates them",
              separator=other_than(""), chat=present),
@@ -164,17 +161,14 @@ CONFLICTS: tuple[Conflict, ...] = (
     conflict("--like trl parses control tokens, as TRL does; leave --special-tokens out",
              like=present, special_tokens=other_than("parse")),
     *idle("max_length", "is the trainer's; it goes with --like", like=absent),
-    conflict(f"--adapter {_NO_MODEL}", adapter=present, loss=absent),
-    conflict(f"--quantize {_NO_MODEL}", quantize=present, loss=absent),
+    *each("adapter quantize", "is for the model's numbers: mask loads none without --loss",
+          loss=absent),
     # diverge
-    conflict(_REFERENCE, teacher=absent, label_smoothing=absent),
-    conflict(_REFERENCE, teacher=present, label_smoothing=present),
-    conflict("--teacher-dtype is for a --teacher that is a model",
-             teacher_dtype=present, teacher=names_no_model),
-    conflict("--teacher-adapter is for a --teacher that is a model",
-             teacher_adapter=present, teacher=names_no_model),
-    conflict("--teacher-revision is for a --teacher that is a model",
-             teacher_revision=present, teacher=names_no_model),
+    *either("say what is gold: --teacher MODEL, or --label-smoothing E", "",
+            {"teacher": absent, "label_smoothing": absent},
+            {"teacher": present, "label_smoothing": present}),
+    *each("teacher_dtype teacher_adapter teacher_revision", "is for a --teacher that is a model",
+          teacher=names_no_model),
     *idle("teacher_top_k", "goes with --save-teacher", save_teacher=absent),
     conflict("--save-teacher needs a --teacher that is a model",
              save_teacher=present, teacher=names_no_model),
@@ -182,8 +176,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("theme show_whitespace", "goes with --view heat", view=other_than("heat")),
     *idle("all_tokens", "is of texts in colours; it goes with --view heat", "compare",
           view=other_than("heat")),
-    conflict(_TOKENS, "rank", tokens=present, writes="table"),
-    conflict(_TOKENS, "rank", tokens=present, summary=present),
+    *either("--tokens is for rows: they need --json, --jsonl or -o FILE.jsonl", "rank",
+            {"tokens": present, "writes": "table"}, {"tokens": present, "summary": present}),
     conflict("--word-correction corrects the losses of words: give --words, too",
              word_correction=present, words=absent),
     conflict("--summary shows totals, which --regions has none of; leave one out",
@@ -209,26 +203,29 @@ CONFLICTS: tuple[Conflict, ...] = (
     conflict("--resume goes on with one file: leave --output-ranked out",
              resume=present, output_ranked=present),
     # results, or models that are scored first
-    conflict(_TWO_MODELS, report=present, models=over_two),
-    conflict(_TWO_MODELS, report=present, results=over_two),
+    *either("--report shows two models; name two, or leave it out", "",
+            {"report": present, "models": more_than(2)},
+            {"report": present, "results": more_than(2)}),
     conflict("name either RESULTS files, or --model A --model B with --data FILE",
              models=present, results=present),
     conflict("--model: name two or more to compare",
-             models=lambda names: names is not None and len(names) == 1),
+             models=lambda names: len(names or ()) == 1),
     conflict("name two or more RESULTS files, or --model A --model B --data FILE",
-             models=absent, results=under_two),
-    conflict(_NO_DATA, models=present, data=absent),
-    conflict(_NO_DATA, checkpoints=present, data=absent),
-    conflict(_DATA_ONCE, models=several, data=names_stdin),
-    conflict(_DATA_ONCE, checkpoints=several, data=names_stdin),
+             models=absent, results=fewer_than(2)),
+    *either("--data FILE says what is scored", "",
+            {"models": present, "data": absent}, {"checkpoints": present, "data": absent}),
+    *either("--data - can be read once only: put it in a file for several models", "",
+            {"models": more_than(1), "data": names_stdin},
+            {"checkpoints": more_than(1), "data": names_stdin}),
     *idle(f"data {_SCORING}", "is for --model A --model B; RESULTS are scored already",
           models=absent),
     conflict("-o FILE.html says where the page goes", "report", output=absent),
     conflict("a page is of one results file, or of two that it compares", "report",
-             results=over_two),
-    conflict("--by is for the page of one results file", "report", by=present, results=several),
+             results=more_than(2)),
+    conflict("--by is for the page of one results file", "report",
+             by=present, results=more_than(1)),
     conflict("two results files are read twice: put what comes on stdin in a file", "report",
-             results=lambda names: several(names) and names_stdin(names)),
+             results=lambda names: len(names) > 1 and STDIN in names),
     # plots
     conflict("-o FILE says where the plot goes (.svg, .png, .pdf), --json prints numbers", "plot",
              output=absent, json=absent),
@@ -248,7 +245,8 @@ CONFLICTS: tuple[Conflict, ...] = (
           draws=other_than("curve", "position", "groups", "calibration")),
     *idle("seed", "is for what is drawn at random: --kind curve, scatter or calibration",
           draws=other_than("curve", "scatter", "calibration")),
-    *idle("allow_different", "is for two RESULTS files or more", draws=present, results=under_two),
+    *idle("allow_different", "is for two RESULTS files or more",
+          draws=present, results=fewer_than(2)),
     *idle("title width height dpi force", "is for the plot: say where with -o FILE", suffix=""),
     *idle("dpi", "is for pixels: -o FILE.png, or the points of --kind scatter",
           draws=other_than("scatter"), suffix=other_than(".png")),

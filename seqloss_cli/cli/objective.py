@@ -82,7 +82,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective
     from seqloss_cli.display.terminal.comparisons import objective_view
-    from seqloss_cli.results.files import TOKENIZER, run_differences
+    from seqloss_cli.results.files import TOKENIZER
 
     options, data = r.comparison_options(ctx), o.given(ctx, ModelArguments).data or []
 
@@ -90,7 +90,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
         return r.ResultsReader([r.open_one(*each) for each in zip(names, models, strict=True)])
 
     files = reader().files
-    same = not any(run_differences(files[0].run, f.run, TOKENIZER) for f in files[1:])
+    same = not any(r.differences(files, TOKENIZER).values())
     # Quiet: the rows are read more than once, and were reported when they were scored.
     found = find_objective(lambda: reader().each(quiet=True), same, options)
     r.say_what_was_left_out(found.comparisons.joined, files)

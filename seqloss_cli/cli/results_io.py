@@ -125,25 +125,31 @@ def open_of(
     return file
 
 
+def differences(files: Sequence[ResultsFile], *keys: Sequence[str]) -> dict[str, list[Difference]]:
+    """Differences of each run from the first, by its file's name: of these keys of its record."""
+    from seqloss_cli.results.files import run_differences
+
+    return {file.name: run_differences(files[0].run, file.run, *keys) for file in files[1:]}
+
+
 def require_same(
-    files: Sequence[ResultsFile],
-    differences: Callable[[ResultsFile], Iterable[Difference]],
-    why: str,
+    files: Sequence[ResultsFile], found: Mapping[str, Sequence[Difference]], why: str
 ) -> None:
     """Raises UsageError naming what differs between the first run and another."""
-    for file in files[1:]:
-        if named := "; ".join(map(str, differences(file))):
+    for name, each in found.items():
+        if each:
+            named = "; ".join(map(str, each))
             raise UsageError(
-                f"{file.name} and {files[0].name} differ: {named}; {why} (--allow-different)"
+                f"{name} and {files[0].name} differ: {named}; {why} (--allow-different)"
             )
 
 
 def say_differences(
-    files: Sequence[ResultsFile], differences: Mapping[str, Iterable[Difference]]
+    files: Sequence[ResultsFile], found: Mapping[str, Sequence[Difference]]
 ) -> None:
     """Report how each run, by its file's name, differs from the first."""
-    for name, found in differences.items():
-        for difference in found:
+    for name, each in found.items():
+        for difference in each:
             say(f"note: {name} against {files[0].name}: {difference}")
 
 
@@ -154,21 +160,15 @@ def settle_runs(
 
     Raises UsageError when their policies differ and that is not allowed.
     """
-    from seqloss_cli.results.files import NUMERICS, POLICIES, TOKENIZER, run_differences
+    from seqloss_cli.results.files import NUMERICS, POLICIES, TOKENIZER
 
     if not allow_different:
-        require_same(
-            files,
-            lambda file: run_differences(files[0].run, file.run, POLICIES),
-            "their losses are not of the same tokens",
-        )
-    shown = {
-        file.name: run_differences(files[0].run, file.run, (*POLICIES, *TOKENIZER, *NUMERICS))
-        for file in files[1:]
-    }
+        why = "their losses are not of the same tokens"
+        require_same(files, differences(files, POLICIES), why)
+    shown = differences(files, (*POLICIES, *TOKENIZER, *NUMERICS))
     say_differences(files, shown)
     # With other policies other tokens are scored, of the same bytes: they are compared per byte.
-    same = not any(run_differences(files[0].run, f.run, (*POLICIES, *TOKENIZER)) for f in files[1:])
+    same = not any(differences(files, (*POLICIES, *TOKENIZER)).values())
     return shown, same
 
 

@@ -57,16 +57,15 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.analysis.summarize import SummaryOptions
     from seqloss_cli.analysis.summarize import summarize as summed
     from seqloss_cli.display.terminal.summaries import summary_view
-    from seqloss_cli.results.files import run_differences
 
     arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
     r.check_output(ctx, arguments.results)
     options = SummaryOptions(**values_of(o.given(ctx, r.StatisticsSettings)) | values_of(own))
     reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
     files = reader.files
-    shown = {file.name: run_differences(files[0].run, file.run) for file in files[1:]}
+    shown = r.differences(files)
     if not arguments.allow_different:
-        r.require_same(files, lambda file: shown[file.name], "a summary is of one run")
+        r.require_same(files, shown, "a summary is of one run")
     r.say_differences(files, shown)
     summary = summed(chain.from_iterable(reader.each()), options)
     totals = summary.whole.totals
