@@ -106,14 +106,12 @@ def each(
     ]
 
 
-# It would do nothing, though the command line gives it.
 idle = partial(each, when=TYPED)
-
-
+"""A row for each option that would do nothing, though the command line gives it."""
 WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
-_WITH_LEVELS = [each.name for each in FORMATS.values() if each.has_levels]
-_RESUMABLE = [each.name for each in FORMATS.values() if each.resumable]
+_WITH_LEVELS = [name for name, format in FORMATS.items() if format.has_levels]
+_RESUMABLE = [name for name, format in FORMATS.items() if format.resumable]
 _SCORING = " ".join(
     field.parameter
     for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)

@@ -1,4 +1,4 @@
-"""`seqloss diverge`: how far a model is from a teacher, or from smoothed gold."""
+"""`seqloss diverge`: how far a model is from a teacher, or from smoothed labels."""
 
 from __future__ import annotations
 

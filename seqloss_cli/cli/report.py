@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from seqloss_cli.analysis.compare import Comparisons
     from seqloss_cli.cli.settings import OutputChoice
     from seqloss_cli.display.html.page import Page, PageOptions
-    from seqloss_cli.results.files import ResultsOf
     from seqloss_cli.results.schema import RowKind
-    from seqloss_cli.results.schema.divergences import DivergenceRow
-    from seqloss_cli.results.schema.rankings import RankedRow
 
 
 @command_record
@@ -113,42 +110,35 @@ def write_with_page(
 
 def _page_of_one(name: str, options: PageOptions, called: str | None = None) -> tuple[Page, int]:
     """The page of one file, which messages have as `called`, and how many rows are unusable."""
-    from seqloss_cli.display.html.text_pages import gather_losses, loss_page
+    from seqloss_cli.display.html import ranking_page, text_pages
     from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
     from seqloss_cli.results.schema.rankings import RANKING_KINDS
     from seqloss_cli.results.schema.scores import loss_kinds
 
     kinds: dict[str, RowKind[Any]] = {**loss_kinds(whole=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
-    file = r.open_of(name, kinds, called or name)
-    reader = r.ResultsReader()
-    if file.run["command"] in RANKING_KINDS:
-        return _page_of_rankings(file, reader, options), reader.n_unusable
-    if file.run["command"] in DIVERGENCE_KINDS:
-        return _page_of_divergences(file, reader, options), reader.n_unusable
-    found = gather_losses(reader.rows(file), options)
-    n_rows = found.summary.whole.totals.n_sequences
-    for field, groups in found.groups.items():
-        n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
-        r.require_field("--by", field, n_without, n_rows)
-    return loss_page(file, found, options, reader.n_unusable), reader.n_unusable
+    file, reader = r.open_of(name, kinds, called or name), r.ResultsReader()
+    command, rows = file.run["command"], reader.rows(file)
+    if command in RANKING_KINDS:
+        _refuse_for_rankings(options)
+        ranked = ranking_page.gather_rankings(rows, file.run, options)
+        page = ranking_page.ranking_page(file, ranked, options, reader.n_unusable)
+    elif command in DIVERGENCE_KINDS:
+        if options.by:
+            raise UsageError("--by is for pages of what score and cond wrote")
+        diverged = text_pages.gather_divergences(rows, options)
+        page = text_pages.divergence_page(file, diverged, options, reader.n_unusable)
+    else:
+        found = text_pages.gather_losses(rows, options)
+        n_rows = found.summary.whole.totals.n_sequences
+        for field, groups in found.groups.items():
+            n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
+            r.require_field("--by", field, n_without, n_rows)
+        page = text_pages.loss_page(file, found, options, reader.n_unusable)
+    return page, reader.n_unusable
 
 
-def _page_of_divergences(
-    file: ResultsOf[DivergenceRow], reader: r.ResultsReader, options: PageOptions
-) -> Page:
-    from seqloss_cli.display.html.text_pages import divergence_page, gather_divergences
-
-    if options.by:
-        raise UsageError("--by is for pages of what score and cond wrote")
-    found = gather_divergences(reader.rows(file), options)
-    return divergence_page(file, found, options, reader.n_unusable)
-
-
-def _page_of_rankings(
-    file: ResultsOf[RankedRow], reader: r.ResultsReader, options: PageOptions
-) -> Page:
+def _refuse_for_rankings(options: PageOptions) -> None:
     from seqloss_cli.display.html.page import PageOptions
-    from seqloss_cli.display.html.ranking_page import gather_rankings, ranking_page
 
     if options.by:
         raise UsageError(
@@ -159,8 +149,6 @@ def _page_of_rankings(
         raise UsageError(
             "--worst lists tokens; what rank wrote is listed by question: leave it out"
         )
-    found = gather_rankings(reader.rows(file), file.run, options)
-    return ranking_page(file, found, options, reader.n_unusable)
 
 
 def _page_of_two(names: list[str], options: PageOptions, allow_different: bool) -> tuple[Page, int]:

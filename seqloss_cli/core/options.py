@@ -5,8 +5,8 @@
 
 Flag (`--eos`, or `--no-eos` where the default is True), SEQLOSS_* variable, choices (of a
 `Literal`), bounds, default, help and panel follow from such a field, and so do the checks of a
-value from Python and its key in the run record. Nothing of a command line is imported:
-`cli/options.py` makes parameters of these fields.
+value from Python and the flag that --resume names for a key of the run record. Nothing of a command
+line is imported: `cli/options.py` makes parameters of these fields.
 """
 
 from __future__ import annotations
