@@ -27,7 +27,7 @@ from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
 from seqloss_cli.metrics.ranking import SCORES
-from seqloss_cli.metrics.resampling import Reservoir, UnitGaps, mean_gap_estimate
+from seqloss_cli.metrics.resampling import CalibrationGaps, Reservoir, calibration_error_estimate
 from seqloss_cli.results.schema.rankings import RankedRow
 from seqloss_cli.results.schema.scores import ResultRow
 
@@ -180,9 +180,11 @@ class _BinSums:
             numbered_anew(self._units),
             *(np.array(each) for each in self._sums),
         )
-        gaps = UnitGaps(parts.units, parts.bins, parts.correct - parts.confidence, parts.n)
+        gaps = CalibrationGaps(parts.units, parts.bins, parts.correct - parts.confidence, parts.n)
         unit = "cluster" if options.cluster else "document"
-        error, bias = mean_gap_estimate(gaps, _RESAMPLES, options.seed, unit, options.confidence)
+        error, bias = calibration_error_estimate(
+            gaps, _RESAMPLES, options.seed, unit, options.confidence
+        )
         n, edges = math.fsum(parts.n.tolist()), self._edges.tolist()
         return CalibrationSeries(
             label=label,

@@ -28,7 +28,7 @@ def run_length(ids: Ints, allowed: Bools) -> int:
     return int(different[0]) if len(different) else len(ids)
 
 
-def aligned(ours: Ints, theirs: Ints) -> Ints:
+def align_ids(ours: Ints, theirs: Ints) -> Ints:
     """Shape P x 2, ascending: positions of the same token in `ours`, shape N, and `theirs`, M.
 
     Between their common beginning and end, sequences are compared only up to a length.

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
-from seqloss_cli.core.records import Bools, Floats, Outcome, Rejected, Sample, SequenceScore
+from seqloss_cli.core.records import Bools, Floats, Sample, SequenceScore
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate, unknown
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
 from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
@@ -119,17 +119,6 @@ class DivergenceScore:
         """Return the figures of `QUANTILE_FIGURES` at the counted tokens, shape n each."""
         arrays, counted = self.divergences.arrays, self.score.counted
         return {name: arrays[name][counted] for name in QUANTILE_FIGURES}
-
-
-def with_divergences(
-    outcomes: Iterator[Outcome], measure: Callable[[SequenceScore], Divergences]
-) -> Iterator[DivergenceScore | Rejected]:
-    """Yield each outcome with its divergences; rejections as they are."""
-    for outcome in outcomes:
-        if isinstance(outcome, Rejected):
-            yield outcome
-        else:
-            yield DivergenceScore(outcome, measure(outcome))
 
 
 @dataclass(frozen=True, slots=True)

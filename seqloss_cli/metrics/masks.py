@@ -82,7 +82,9 @@ def mask_maker(
     """
     is_control = {*vocabulary.special}.__contains__
 
-    def compare(sequence: TokenSequence, labels: Labels) -> tuple[Finding, ...]:
+    def compare(sequence: TokenSequence, labels: Labels | None) -> tuple[Finding, ...]:
+        if labels is None:
+            return ()
         return tuple(compare_labels(sequence, labels, vocabulary.name_token, is_control))
 
     def make(entry: TokenSequence | SequenceScore | Rejected) -> Mask | Rejected:
@@ -93,17 +95,13 @@ def mask_maker(
             return entry
         score = entry if isinstance(entry, SequenceScore) else None
         sequence = entry.sequence if isinstance(entry, SequenceScore) else entry
-        mask = Mask(sequence, score)
-        if trainer is not None:
-            theirs = trainer.labels(sequence.sample)
-            differences = () if theirs.labels is None else compare(sequence, theirs.labels)
-            mask = replace(mask, trainer=theirs, trainer_findings=differences)
-        if find_labels is not None:
-            found = find_labels(sequence.sample)
-            if isinstance(found, Rejected):
-                return found
-            mask = replace(mask, checked=True, findings=compare(sequence, found))
-        return mask
+        theirs = None if trainer is None else trainer.labels(sequence.sample)
+        found = None if find_labels is None else find_labels(sequence.sample)
+        if isinstance(found, Rejected):
+            return found
+        differences = () if theirs is None else compare(sequence, theirs.labels)
+        checked = found is not None
+        return Mask(sequence, score, theirs, differences, checked, compare(sequence, found))
 
     return make
 

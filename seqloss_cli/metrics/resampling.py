@@ -152,7 +152,7 @@ def _percentiles(
 
 
 @dataclass(frozen=True, slots=True)
-class UnitGaps:
+class CalibrationGaps:
     """The part of each unit (document or cluster) in each bin; arrays of one shape, in tokens."""
 
     units: Ints
@@ -165,7 +165,7 @@ class UnitGaps:
     """Tokens."""
 
 
-def mean_gap(parts: UnitGaps) -> float | None:
+def calibration_error(parts: CalibrationGaps) -> float | None:
     """Return Σ over bins of |Σ gaps|, over Σ counts; None where nothing is counted."""
     total = math.fsum(parts.counts.tolist())
     sums = [
@@ -175,8 +175,8 @@ def mean_gap(parts: UnitGaps) -> float | None:
     return math.fsum(map(abs, sums)) / total if total else None
 
 
-def mean_gap_estimate(
-    parts: UnitGaps, n_resamples: int, seed: int, unit: str, confidence: float = 0.95
+def calibration_error_estimate(
+    parts: CalibrationGaps, n_resamples: int, seed: int, unit: str, confidence: float = 0.95
 ) -> tuple[Estimate, float | None]:
     """Return the mean gap with its interval, and how far resamples lie above it on average.
 
@@ -198,7 +198,7 @@ def mean_gap_estimate(
 
     `unit` names what is resampled (document or cluster) in the method's text.
     """
-    value, n = mean_gap(parts), int(parts.units.max(initial=-1)) + 1
+    value, n = calibration_error(parts), int(parts.units.max(initial=-1)) + 1
     if value is None or n < 2:
         return unknown(value, n, f"no interval: one {unit}" if n else "nothing to divide by"), None
     total = parts.counts.sum()
@@ -223,7 +223,9 @@ def mean_gap_estimate(
     return found, float(drawn.mean()) - value
 
 
-def _resampled_gaps(parts: UnitGaps, n: int, n_resamples: int, seed: int) -> Iterator[Floats]:
+def _resampled_gaps(
+    parts: CalibrationGaps, n: int, n_resamples: int, seed: int
+) -> Iterator[Floats]:
     """Yield gaps over counts, shape bins x resamples, some resamples at a time."""
     from scipy.sparse import csr_array
 

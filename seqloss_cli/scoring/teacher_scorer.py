@@ -23,7 +23,6 @@ from seqloss_cli.metrics.divergence import (
     DivergenceScore,
     smoothing_divergences,
     teacher_divergences,
-    with_divergences,
 )
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
@@ -103,7 +102,11 @@ class TeacherScorer:
     ) -> Iterator[DivergenceScore | Rejected]:
         """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
         scores = self.scorer.score(items, self._requested, on_progress, n_finished, on_finished)
-        return with_divergences(scores, self._divergences_of)
+        measure = self._divergences_of
+        return (
+            outcome if isinstance(outcome, Rejected) else DivergenceScore(outcome, measure(outcome))
+            for outcome in scores
+        )
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqloss_cli.core.alignment import aligned, common_prefix, run_length
+from seqloss_cli.core.alignment import align_ids, common_prefix, run_length
 from seqloss_cli.core.records import IGNORED, Bools, Ints, TokenSequence
 
 
@@ -52,7 +52,7 @@ def compare_labels(
     """
     theirs = _without_padding(ours.token_ids, theirs)
     counted = _counted(theirs)
-    pairs = aligned(ours.token_ids, theirs.input_ids)
+    pairs = align_ids(ours.token_ids, theirs.input_ids)
     comparison = _Comparison(ours, theirs, pairs, name, is_control)
     if not counted.any():
         cut = [f for f in comparison.missing() if f.kind == "response_truncated"]

@@ -96,10 +96,9 @@ class Tokenization:
 
         Raises UsageError where tokens do not mark where words begin.
         """
-        ends = {i for i in (*self.vocabulary.control, self.eos_id) if i is not None}
-        return word_boundary_ids(
-            self.vocabulary.spelled_ids(self.n_ids), {i for i in ends if i < self.n_ids}
-        )
+        candidates = (*self.vocabulary.control, self.eos_id)
+        ends = {i for i in candidates if i is not None and i < self.n_ids}
+        return word_boundary_ids(self.vocabulary.spelled_ids(self.n_ids), ends)
 
     # -- samples to sequences ---------------------------------------------------------------
 
@@ -169,10 +168,8 @@ class Tokenization:
         offsets = None if covered is None else covered.surround(n_before, n_after).offsets
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
-        loss_mask = np.ones(len(token_ids), dtype=bool)
-        loss_mask[:n_before] = False
-        loss_mask[n_before : len(token_ids) - n_after] = mask
         scored = np.ones(len(token_ids), dtype=bool)
+        loss_mask = np.concatenate([~scored[:n_before], mask, scored[:n_after]])
         return TokenSequence(sample, text, token_ids, offsets, loss_mask, scored, bos, eos, flags)
 
     def _sequence(self, sample: Sample, encoded: Encoded) -> TokenSequence:

@@ -19,7 +19,7 @@ from helpers.program import document
 from helpers.results import row, rows_of, write
 from seqloss_cli.analysis.confidence import edges_of_mass
 from seqloss_cli.metrics.intervals import proportion_estimate, share_estimate
-from seqloss_cli.metrics.resampling import UnitGaps, mean_gap_estimate
+from seqloss_cli.metrics.resampling import CalibrationGaps, calibration_error_estimate
 
 Run = Callable[..., Any]
 CONFIDENCES = st.floats(0.5, 0.9999)
@@ -79,8 +79,8 @@ def test_the_interval_of_the_error_is_that_of_its_definition() -> None:
         parts += [(unit, b, (right - sure)[bins == b].sum(), (bins == b).sum())
                   for b in np.unique(bins)]  # fmt: skip
     units, bins, gaps, counts = (np.array(each) for each in zip(*parts, strict=True))
-    made = UnitGaps(units, bins, gaps, counts.astype(float))
-    found, bias = mean_gap_estimate(made, 300, 3, "document", 0.9)
+    made = CalibrationGaps(units, bins, gaps, counts.astype(float))
+    found, bias = calibration_error_estimate(made, 300, 3, "document", 0.9)
     value = error_of(range(12))
     drawn = np.random.default_rng(3).integers(0, 12, (300, 12))
     again = np.array([error_of(chosen) for chosen in drawn])
@@ -127,8 +127,8 @@ def coverage(
         if by_mass:
             edges = edges_of_mass(sure, 15)
         bins = np.searchsorted(edges[1:-1], sure)
-        made = UnitGaps(units, bins, right - sure, np.ones(len(units)))
-        found, _ = mean_gap_estimate(made, n_resamples, 0, "document")
+        made = CalibrationGaps(units, bins, right - sure, np.ones(len(units)))
+        found, _ = calibration_error_estimate(made, n_resamples, 0, "document")
         of_bins = np.bincount(np.searchsorted(edges[1:-1], population), gaps)
         held += found.low <= np.abs(of_bins).sum() / len(population) <= found.high
         widths.append(found.high - found.low)
@@ -161,8 +161,10 @@ def test_resamples_lie_above_a_figure_that_chance_made() -> None:
     generator = np.random.default_rng(0)
     sure = generator.uniform(0, 1, 400)
     right = generator.random(400) < sure
-    made = UnitGaps(np.arange(400), np.ceil(sure * 15).astype(int) - 1, right - sure, np.ones(400))
-    found, bias = mean_gap_estimate(made, 1000, 0, "document")
+    made = CalibrationGaps(
+        np.arange(400), np.ceil(sure * 15).astype(int) - 1, right - sure, np.ones(400)
+    )
+    found, bias = calibration_error_estimate(made, 1000, 0, "document")
     assert found.value > 0.02
     assert bias is not None
     assert bias > 0.005
