@@ -347,8 +347,8 @@ def _log_prob(score: SequenceScore) -> float:
 
 def _count_tokens(score: SequenceScore, n_prompt_bytes: int, n_separator_bytes: int) -> int:
     """Count tokens of the response, without those that cover separator bytes and nothing else."""
-    covered = TokenBytes.of(score.sequence)
-    if score.sequence.sample.chat is not None or covered is None:
+    token_bytes = TokenBytes.of(score.sequence)
+    if score.sequence.sample.chat is not None or token_bytes is None:
         return int(score.counted.sum())
-    separates = covered.within(n_prompt_bytes, n_prompt_bytes + n_separator_bytes)
+    separates = token_bytes.within(n_prompt_bytes, n_prompt_bytes + n_separator_bytes)
     return int((score.counted & ~separates).sum())

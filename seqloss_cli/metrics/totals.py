@@ -251,16 +251,16 @@ def corpus_flags(totals: Totals) -> dict[str, int | bool]:
 
 def _text_counts(score: SequenceScore) -> dict[str, Any]:
     sequence, counted = score.sequence, score.counted
-    text, boundary, covered = sequence.text, sequence.prompt_boundary, TokenBytes.of(sequence)
-    if text is None or covered is None:
+    text, boundary, token_bytes = sequence.text, sequence.prompt_boundary, TokenBytes.of(sequence)
+    if text is None or token_bytes is None:
         return {"n_without_text": 1}
-    widths = covered.widths
+    widths = token_bytes.widths
     return {
-        "n_bytes": int(covered.offsets[-1]),
+        "n_bytes": int(token_bytes.offsets[-1]),
         "n_scored_bytes": int(widths[counted].sum()),
         "n_chars": len(text),
         # A character counts where its last byte does: several tokens may share one.
-        "n_scored_chars": int(counted[covered.tokens_of_chars()].sum()),
+        "n_scored_chars": int(counted[token_bytes.tokens_of_chars()].sum()),
         "n_words": len(text.split()) if boundary is None else boundary.n_words,
         # BOS and EOS cover no byte, and are no part of a word.
         "n_unscored_text_tokens": int(((widths > 0) & sequence.loss_mask & ~counted).sum()),

@@ -116,16 +116,16 @@ def word_losses(
     score: SequenceScore, boundary_ids: WordBoundaryIds | None = None
 ) -> WordLosses | None:
     """Return losses of words, with `boundary_ids` corrected ones, too; None without a text."""
-    text, covered = score.sequence.text, TokenBytes.of(score.sequence)
-    if text is None or covered is None:
+    text, token_bytes = score.sequence.text, TokenBytes.of(score.sequence)
+    if text is None or token_bytes is None:
         return None
     # White space is the same to `str.split` and to the spans: words and spans run parallel.
     spans, own = word_spans(text), score.sequence.text_tokens
-    owners, losses = covered.words_of_tokens(spans)[own], _losses(score).tolist()
+    owners, losses = token_bytes.words_of_tokens(spans)[own], _losses(score).tolist()
     tokens, shared = _tokens_of_words(owners, own.start, len(spans)), 0
     if len(owners):
         next_starts = np.append(spans[1:, 0], np.iinfo(np.int64).max)
-        shared = int((covered.ends[own] > next_starts[owners]).sum())
+        shared = int((token_bytes.ends[own] > next_starts[owners]).sum())
     return WordLosses(
         words=text.split(),
         losses=[exact_sum(losses[a:b]) for a, b in tokens],
@@ -133,7 +133,7 @@ def word_losses(
         n_shared_tokens=shared,
         corrected=None
         if boundary_ids is None
-        else _Correction(score, covered, boundary_ids).losses(tokens, spans),
+        else _Correction(score, token_bytes, boundary_ids).losses(tokens, spans),
     )
 
 
@@ -142,15 +142,16 @@ def region_losses(
 ) -> RegionLosses | None:
     """Return losses of the sample's regions, with `boundary_ids` corrected ones; None without."""
     sequence, asked = score.sequence, score.sequence.sample.regions
-    text, covered = sequence.text, TokenBytes.of(sequence)
-    if asked is None or text is None or covered is None:
+    text, token_bytes = sequence.text, TokenBytes.of(sequence)
+    if asked is None or text is None or token_bytes is None:
         return None
-    own, char_edges, losses = sequence.text_tokens, covered.char_edges(), _losses(score).tolist()
-    starts, ends, spans = covered.starts[own], covered.ends[own], word_spans(text)
+    own, losses = sequence.text_tokens, _losses(score).tolist()
+    starts, ends = token_bytes.starts[own], token_bytes.ends[own]
+    spans, char_edges = word_spans(text), token_bytes.char_edges()
     anchors, corrected = _anchors(starts, spans), None
     if boundary_ids is not None:
-        tokens = _tokens_of_words(covered.words_of_tokens(spans)[own], own.start, len(spans))
-        corrected = _Correction(score, covered, boundary_ids).losses(tokens, spans)
+        tokens = _tokens_of_words(token_bytes.words_of_tokens(spans)[own], own.start, len(spans))
+        corrected = _Correction(score, token_bytes, boundary_ids).losses(tokens, spans)
     found = RegionLosses(asked.regions, [], [], [], [], None if corrected is None else [])
     for region in asked.regions:
         start, end = char_edges[[region.start, region.end]].tolist()
@@ -205,12 +206,12 @@ class _Correction:
     """A scored text with what is known of its words' edges. Unknown log-probabilities are NaN."""
 
     def __init__(
-        self, score: SequenceScore, covered: TokenBytes, boundary_ids: WordBoundaryIds
+        self, score: SequenceScore, token_bytes: TokenBytes, boundary_ids: WordBoundaryIds
     ) -> None:
         sequence = score.sequence
         self._first, self._has_bos = sequence.text_tokens.start, sequence.begins_with_bos
         self._n = sequence.n_tokens
-        self._start_bytes, self._end_bytes = covered.starts, covered.ends
+        self._start_bytes, self._end_bytes = token_bytes.starts, token_bytes.ends
         self._losses = _losses(score)
         self._boundaries: Floats = score.columns["word_boundary_log_probs"]
         ids = sequence.token_ids

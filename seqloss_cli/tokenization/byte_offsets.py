@@ -81,15 +81,15 @@ def bytes_by_spelling(
 
 def _with_some_spaces_inserted(tokens: Sequence[bytes], source: bytes) -> TokenBytes | None:
     """The slow way, for tokenizers that put a space in at some places and not at others."""
-    covered, cursor = list[bytes](), 0
+    pieces, cursor = list[bytes](), 0
     for token in tokens:
         if not source.startswith(token, cursor):
             token = token.removeprefix(b" ")
             if not source.startswith(token, cursor):
                 return None
         cursor += len(token)
-        covered.append(token)
-    return TokenBytes.join(covered, source) if cursor == len(source) else None
+        pieces.append(token)
+    return TokenBytes.join(pieces, source) if cursor == len(source) else None
 
 
 def bytes_by_chars(spans: Sequence[tuple[int, int]], source: bytes) -> TokenBytes:

@@ -30,14 +30,14 @@ def chat_sequence(
         raise RowError(
             "eos_with_chat", "--eos is for plain pairs; a chat's template ends its turns"
         )
-    covered, flags = tokenization.token_bytes(chat.text, ids)
-    char_edges = covered.char_edges()
+    token_bytes, flags = tokenization.token_bytes(chat.text, ids)
+    char_edges = token_bytes.char_edges()
     # Every scored span may be empty: then this is an array without rows.
     spans = char_edges[np.array(chat.scored, dtype=np.int64).reshape(-1, 2)]
-    mask, n_merged = _loss_mask(covered, spans)
+    mask, n_merged = _loss_mask(token_bytes, spans)
     counts = {"span_merged": n_merged, **chat.counts}
     flags = {**sample.flags, **flags, **{name: count for name, count in counts.items() if count}}
-    sequence = tokenization.add_bos_and_eos(sample, chat.text, ids, covered, mask, flags)
+    sequence = tokenization.add_bos_and_eos(sample, chat.text, ids, token_bytes, mask, flags)
     _check_bos(sequence, tokenization.eos_id)
     sequence = without_bos(sequence)
     _check_mask(sequence, chat, turns)
@@ -60,7 +60,7 @@ def without_bos(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, loss_mask=mask)
 
 
-def _loss_mask(covered: TokenBytes, spans: Ints) -> tuple[Bools, int]:
+def _loss_mask(token_bytes: TokenBytes, spans: Ints) -> tuple[Bools, int]:
     """The tokens that count, shape N, and how many of them reach over an edge of the spans.
 
     `spans` are bytes [start, end) of the text, a row each.
@@ -68,11 +68,11 @@ def _loss_mask(covered: TokenBytes, spans: Ints) -> tuple[Bools, int]:
     # By the bytes of the rendered text. The mask of apply_chat_template is all zeros, with only a
     # warning, where a template lacks `{% generation %}`, and marks the whole sequence where the
     # first marked span has one token.
-    mask, n_merged = np.zeros(covered.n_tokens, dtype=bool), 0
+    mask, n_merged = np.zeros(token_bytes.n_tokens, dtype=bool), 0
     for start, end in spans.tolist():
-        inside = covered.covering(start, end)
+        inside = token_bytes.covering(start, end)
         mask[inside] = True
-        crosses = (covered.starts[inside] < start) | (covered.ends[inside] > end)
+        crosses = (token_bytes.starts[inside] < start) | (token_bytes.ends[inside] > end)
         n_merged += int(crosses.sum())
     return mask, n_merged
 

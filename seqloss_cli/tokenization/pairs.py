@@ -44,7 +44,7 @@ class _PairTokens:
     """A pair's tokens, without BOS and EOS, N of them."""
 
     ids: list[int]
-    covered: TokenBytes
+    token_bytes: TokenBytes
     first: int
     """First token of the response; N where it has none."""
     n_prompt_bytes: int
@@ -52,7 +52,7 @@ class _PairTokens:
 
     def boundary(self, prompt_ids: list[int]) -> Boundary:
         """Tells how prompt and response meet; `prompt_ids` are the prompt's alone (rule 9)."""
-        if self.first < len(self.ids) and self.covered.starts[self.first] < self.n_prompt_bytes:
+        if self.first < len(self.ids) and self.token_bytes.starts[self.first] < self.n_prompt_bytes:
             return "merged"
         return "clean" if self.ids[: self.first] == prompt_ids else "differs"
 
@@ -133,11 +133,11 @@ class PairTokenization:
 
     def _joint(self, pair: Pair, encoded: Encoded) -> _PairTokens:
         ids = ids_of(encoded, pair.text)
-        covered, flags = self._tokenization.token_bytes(pair.text, ids)
+        token_bytes, flags = self._tokenization.token_bytes(pair.text, ids)
         n_prompt_bytes = len(pair.prompt.encode())
         # A token that crosses the boundary is the response's (rule 9).
-        first = covered.first_reaching(n_prompt_bytes)
-        return _PairTokens(ids, covered, first, n_prompt_bytes, flags)
+        first = token_bytes.first_reaching(n_prompt_bytes)
+        return _PairTokens(ids, token_bytes, first, n_prompt_bytes, flags)
 
     def _separate(self, pair: Pair, encoded: Encoded) -> _PairTokens:
         response = pair.separator + pair.response
@@ -156,7 +156,7 @@ class PairTokenization:
         mask = np.arange(len(tokens.ids)) >= tokens.first
         flags = {**sample.flags, **tokens.flags}
         sequence = self._tokenization.add_bos_and_eos(
-            sample, pair.text, tokens.ids, tokens.covered, mask, flags
+            sample, pair.text, tokens.ids, tokens.token_bytes, mask, flags
         )
         if sequence.bos == "text" and tokens.first == 0 and len(tokens.ids) == 1:
             raise RowError("no_response_token", "the response is nothing but BOS")
@@ -195,8 +195,8 @@ class PairTokenization:
                 "response_too_long",
                 f"{much}: the response is never cut, nor the one token before it",
             )
-        covered = TokenBytes.of(sequence)
-        assert covered is not None
+        token_bytes = TokenBytes.of(sequence)
+        assert token_bytes is not None
         turns = tuple(
             replace(turn, start=_moved(turn.start, cut), end=_moved(turn.end, cut))
             for turn in sequence.prompt_boundary.turns
@@ -205,7 +205,7 @@ class PairTokenization:
             sequence,
             token_ids=np.delete(sequence.token_ids, cut),
             # The first token, which is never scored, stands for the bytes of those that were cut.
-            byte_offsets=covered.drop(cut).offsets,
+            byte_offsets=token_bytes.drop(cut).offsets,
             loss_mask=np.delete(sequence.loss_mask, cut),
             score_mask=np.delete(sequence.score_mask, cut),
             flags={**sequence.flags, "truncated_left": excess},

@@ -79,10 +79,10 @@ class Tokenization:
 
     def token_texts(self, sequence: TokenSequence) -> list[str]:
         """For each token the source text that it covers, or its name where it was put in."""
-        ids, covered = sequence.token_ids.tolist(), TokenBytes.of(sequence)
-        if covered is None:
+        ids, token_bytes = sequence.token_ids.tolist(), TokenBytes.of(sequence)
+        if token_bytes is None:
             return [self.name_token(token_id) for token_id in ids]
-        texts = covered.texts()
+        texts = token_bytes.texts()
         cut = sequence.prompt_boundary is not None and sequence.prompt_boundary.n_dropped
         # Of a prompt that was cut, the first token covers all that is gone: no text of its own.
         if cut or sequence.bos in ("tokenizer", "prepended"):
@@ -131,27 +131,27 @@ class Tokenization:
 
         Raises RowError when bytes are unknown, or the text holds tokens that the policy refuses.
         """
-        covered, spelled = self.vocabulary.token_bytes(text, ids)
+        token_bytes, spelled = self.vocabulary.token_bytes(text, ids)
         flags: dict[str, int | bool] = {} if spelled else {"lossy_tokenizer": True}
         flags |= self._special_text_flags(text, ids)
         unk_id = self.vocabulary.unk_id
         if unk_id is not None and (unknown := ids.count(unk_id)):
             flags["unk_tokens"] = unknown
-        return covered, flags
+        return token_bytes, flags
 
     def add_bos_and_eos(
         self,
         sample: Sample,
         text: str | None,
         ids: list[int],
-        covered: TokenBytes | None,
+        token_bytes: TokenBytes | None,
         mask: Bools,
         flags: Flags,
     ) -> TokenSequence:
         """The sequence of the ids with the BOS and EOS that the policy puts around them.
 
-        `mask`, as long as the ids, says where their loss counts. `text` and `covered` are None for
-        a row of ids. Raises RowError for ids that the model does not embed.
+        `mask`, as long as the ids, says where their loss counts. `text` and `token_bytes` are None
+        for a row of ids. Raises RowError for ids that the model does not embed.
         """
         if not ids:
             raise RowError("no_tokens", "the tokenizer makes no token of it")
@@ -165,7 +165,7 @@ class Tokenization:
             [self.bos_id] * n_before + ids + [self.eos_id] * n_after, dtype=np.int64
         )
         self._check_range(token_ids)
-        offsets = None if covered is None else covered.surround(n_before, n_after).offsets
+        offsets = None if token_bytes is None else token_bytes.surround(n_before, n_after).offsets
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
         scored = np.ones(len(token_ids), dtype=bool)
@@ -176,13 +176,13 @@ class Tokenization:
         flags = dict(sample.flags)
         if sample.text is None:
             assert sample.input_ids is not None
-            ids, covered = sample.input_ids.tolist(), None
+            ids, token_bytes = sample.input_ids.tolist(), None
         else:
             ids = ids_of(encoded, sample.text)
-            covered, more = self.token_bytes(sample.text, ids)
+            token_bytes, more = self.token_bytes(sample.text, ids)
             flags |= more
         mask = np.ones(len(ids), dtype=bool) if sample.labels is None else sample.labels != IGNORED
-        return self.add_bos_and_eos(sample, sample.text, ids, covered, mask, flags)
+        return self.add_bos_and_eos(sample, sample.text, ids, token_bytes, mask, flags)
 
     def _bos_origin(self, ids: list[int], wants_bos: bool) -> BosOrigin:
         if self.bos_id is not None and ids[0] == self.bos_id:
