@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from errno import ENXIO
 from io import BufferedReader
 from itertools import islice
@@ -23,9 +23,9 @@ from seqloss_cli.core import policies as p
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.options import Option, option_fields
-from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import Row, Rows, Sums, Unscored
+from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, run_row
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
@@ -65,18 +65,16 @@ def inspect_partial(path: Path) -> PartialFile:
         run = _run_line(stream, path)
         if run is None:
             return PartialFile(path, None, n_torn=n_bytes)
-        length, kinds = stream.tell(), dict.fromkeys(_ROWS, 0)
-        line = _whole_line(stream)
-        while line is not None and line["type"] in _ROWS:
-            kinds[line["type"]] += 1
+        n_rows, n_rejected, length = 0, 0, stream.tell()
+        while (line := _whole_line(stream)) is not None and line["type"] in _ROWS:
+            n_rows += 1
+            n_rejected += line["type"] == "rejected"
             length = stream.tell()
-            line = _whole_line(stream)
         # Totals are no part of `length`: a run that goes on writes its own in their place.
         has_totals = line is not None and line["type"] == "totals"
         end = stream.tell() if has_totals else length
         stream.seek(end)
         n_lost = _n_whole_rows(stream)
-    n_rows, n_rejected = sum(kinds.values()), kinds["rejected"]
     return PartialFile(path, run, n_rows, n_rejected, length, has_totals, n_bytes - end, n_lost)
 
 
@@ -279,7 +277,7 @@ def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> N
     Each is named with the flag that mends it.
     """
     # Through JSON, as what is there has been: tuples are lists in it.
-    own = orjson.loads(orjson.dumps({"schema_version": SCHEMA_VERSION, **asdict(run)}))
+    own = orjson.loads(json_bytes(run_row(run)))
     there, here = dict(_flat(recorded)), dict(_flat(own))
     differences = [
         _difference(key, there.get(key, _ABSENT), here.get(key, _ABSENT))

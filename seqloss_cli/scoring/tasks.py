@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from seqloss_cli.core.backend import Requested
-from seqloss_cli.core.records import Item, Rejected, SequenceScore, TokenSequence
+from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.accuracy import RankTotals, rank_totals
-from seqloss_cli.metrics.divergence import (
-    DivergenceScore,
-    DivergenceTotals,
-    DocumentSums,
-    divergence_totals,
-)
 from seqloss_cli.metrics.masks import FindLabels, Mask, MaskTotals, mask_maker, mask_totals
 from seqloss_cli.metrics.ranking import Question, Ranking, RankingQueue
 from seqloss_cli.metrics.totals import Totals, totals_of
@@ -34,10 +29,6 @@ Result = TypeVar("Result")
 Sums = TypeVar("Sums")
 Unscored = TypeVar("Unscored")
 """An input that is only read again: as far as it can be told without scoring."""
-
-
-def ignore_result(result: Any, sums: Any) -> None:
-    """Do nothing: the sums are all that is made of results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +54,13 @@ class Task(Generic[Result, Sums, Unscored]):
     """The sums of one result."""
     zero: Sums
     """The sums of no result."""
-    on_result: Callable[[Result, Sums], None] = ignore_result
+    on_result: Callable[[Result, Sums], object] = lambda result, sums: None
     """Told of each result with its sums, in order."""
     count_halved: Callable[[], int] = lambda: 0
     """Batches that did not fit in memory so far."""
 
 
-ScoreTask = Task[SequenceScore, Totals, TokenSequence | Rejected]
+ScoreTask = Task[SequenceScore, Totals, Entry]
 
 
 def score_task(scorer: Scorer, command: str, requested: Requested) -> ScoreTask:
@@ -120,11 +111,13 @@ def rank_task(
 
 
 def diverge_task(
-    scorer: TeacherScorer, documents: DocumentSums, on_score: Callable[[SequenceScore], None] | None
-) -> Task[DivergenceScore, DivergenceTotals, TokenSequence | Rejected]:
+    scorer: TeacherScorer,
+    documents: d.DocumentSums,
+    on_score: Callable[[SequenceScore], None] | None,
+) -> Task[d.DivergenceScore, d.DivergenceTotals, Entry]:
     """Return how far the model is from its teacher; what intervals need goes to `documents`."""
 
-    def on_result(diverged: DivergenceScore, sums: DivergenceTotals) -> None:
+    def on_result(diverged: d.DivergenceScore, sums: d.DivergenceTotals) -> None:
         documents.add(sums, diverged.counted_values())
         if on_score is not None:
             on_score(diverged.score)
@@ -135,8 +128,8 @@ def diverge_task(
         lambda items, on_progress, finished: scorer.diverge(
             items, on_progress, finished.n, finished.on_input
         ),
-        divergence_totals,
-        DivergenceTotals(),
+        d.divergence_totals,
+        d.DivergenceTotals(),
         on_result,
         lambda: scorer.scorer.backend.n_too_large,
     )
@@ -154,7 +147,7 @@ def mask_task(
     def results(
         items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Mask | Rejected]
     ) -> Iterator[Mask | Rejected]:
-        def on_finished(entry: TokenSequence | Rejected) -> None:
+        def on_finished(entry: Entry) -> None:
             # In full: all of a row but its losses follows from the input, and is compared.
             finished.on_input(make(entry))
 
@@ -167,12 +160,11 @@ def mask_task(
             else:
                 yield make(entry)
 
-    n_halved = (lambda: source.backend.n_too_large) if isinstance(source, Scorer) else (lambda: 0)
     return Task(
         source.run_info("mask"),
         source.tokenization,
         results,
         mask_totals,
         MaskTotals(),
-        count_halved=n_halved,
+        count_halved=lambda: source.backend.n_too_large if isinstance(source, Scorer) else 0,
     )

@@ -190,8 +190,7 @@ FORMATS: Mapping[str, Format] = {
             conflicts=_parquet_conflicts,
             require_package=load_pyarrow,
         ),
-        _lines("csv"),
-        _lines("tsv"),
+        *map(_lines, ("csv", "tsv")),
     )
 }
 """Name to format, in the order in which help and messages name them."""

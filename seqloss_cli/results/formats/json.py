@@ -20,7 +20,7 @@ from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import bounded_lines, open_input
 from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.totals import Totals
-from seqloss_cli.results.schema import Row, Rows, RowWriter, finite, json_bytes, numbers_or_null
+from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema.score_keys import top_log_probs
 
 _SPOOLED_IN_MEMORY = 1 << 20
@@ -28,28 +28,28 @@ _RUN_LINE = b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
 
 
-class JsonlWriter(RowWriter):
+class JsonlWriter(s.RowWriter):
     """A line `run`, a line for each input as soon as it is ready, a line `totals`."""
 
     def begin(self, run: RunInfo) -> None:
         """Write the line of the run."""
-        self.write_row("run", {"schema_version": SCHEMA_VERSION, **asdict(run)})
+        self.write_row("run", s.run_row(run))
 
-    def write_row(self, kind: str, row: Row) -> None:
+    def write_row(self, kind: str, row: s.Row) -> None:
         """Write a line; it is flushed, so that a run that is killed leaves it."""
-        self.sink.write(json_bytes({"type": kind, **row}) + b"\n")
+        self.sink.write(s.json_bytes({"type": kind, **row}) + b"\n")
         self.sink.flush()
 
-    def write_totals(self, row: Row) -> None:
+    def write_totals(self, row: s.Row) -> None:
         """Write the last line."""
         # Not flushed: the sink does it before the file gets its name.
-        self.sink.write(json_bytes({"type": "totals", **row}) + b"\n")
+        self.sink.write(s.json_bytes({"type": "totals", **row}) + b"\n")
 
 
-class JsonWriter(RowWriter):
+class JsonWriter(s.RowWriter):
     """`{"schema_version", "run", "sequences", "rejected", "totals"}`, sequences as they come."""
 
-    def __init__(self, sink: BinaryIO, rows: Rows[Any, Any, Any]) -> None:
+    def __init__(self, sink: BinaryIO, rows: s.Rows[Any, Any, Any]) -> None:
         super().__init__(sink, rows)
         # Rejected rows stand after all sequences, and wait there: a corpus of them may be large.
         self._rejected = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115
@@ -57,13 +57,13 @@ class JsonWriter(RowWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the run, and begin the sequences."""
-        version, record = SCHEMA_VERSION, json_bytes(asdict(run))
+        version, record = SCHEMA_VERSION, s.json_bytes(asdict(run))
         self.sink.write(b'{"schema_version":%d,"run":%s,\n"sequences":[' % (version, record))
 
-    def write_row(self, kind: str, row: Row) -> None:
+    def write_row(self, kind: str, row: s.Row) -> None:
         """Write a row of its array."""
         array = self.sink if kind == "sequence" else self._rejected
-        array.write(self._separators[kind] + json_bytes(row))
+        array.write(self._separators[kind] + s.json_bytes(row))
         self._separators[kind] = b",\n"
 
     def write_rejected(self) -> None:
@@ -72,11 +72,11 @@ class JsonWriter(RowWriter):
         shutil.copyfileobj(self._rejected, self.sink)
         self._rejected.close()
 
-    def write_totals(self, row: Row) -> None:
+    def write_totals(self, row: s.Row) -> None:
         """End the sequences, and write what comes after them."""
         self.sink.write(b'],\n"rejected":[')
         self.write_rejected()
-        self.sink.write(b'],\n"totals":' + json_bytes(row) + b"}\n")
+        self.sink.write(b'],\n"totals":' + s.json_bytes(row) + b"}\n")
 
 
 class OpenAIWriter(JsonWriter):
@@ -88,11 +88,11 @@ class OpenAIWriter(JsonWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the model's name, and begin the choices."""
-        self._run, self._index = json_bytes(asdict(run)), 0
-        model = json_bytes(run.model)
+        self._run, self._index = s.json_bytes(asdict(run)), 0
+        model = s.json_bytes(run.model)
         self.sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % model)
 
-    def make_row(self, result: SequenceScore, sums: Totals) -> Row:
+    def make_row(self, result: SequenceScore, sums: Totals) -> s.Row:
         """Return the choice of a score."""
         options, sequence, top = self.rows.options, result.sequence, None
         token_bytes = TokenBytes.of(sequence)
@@ -111,17 +111,17 @@ class OpenAIWriter(JsonWriter):
             "logprobs": {
                 "tokens": options.token_texts(sequence),
                 # Not `-losses`: a certain token would have -0.0.
-                "token_logprobs": numbers_or_null(0.0 - result.losses, result.scored),
+                "token_logprobs": s.numbers_or_null(0.0 - result.losses, result.scored),
                 "top_logprobs": top,
                 "text_offset": token_bytes and token_bytes.chars_of_tokens().tolist(),
             },
         }
 
-    def write_totals(self, row: Row) -> None:
+    def write_totals(self, row: s.Row) -> None:
         """End the choices, and write what no completions object has."""
         self.sink.write(b'],\n"seqloss":{"run":' + self._run + b',"rejected":[')
         self.write_rejected()
-        self.sink.write(b'],"totals":' + json_bytes(row) + b"}}\n")
+        self.sink.write(b'],"totals":' + s.json_bytes(row) + b"}}\n")
 
 
 class RankedRows:
@@ -148,20 +148,20 @@ class RankedRows:
         order = ranking.orders[self.by] if known else tuple(range(len(ranking.scored)))
         scores = [ranking.scored[n].score_by(self.by) if known else None for n in order]
         # Own keys last: other fields of the list are kept, its choices and answers are replaced.
-        row: Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
+        row: s.Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
         row |= {
             "prompt": choices.prompt,
             "separator": choices.separator,
             "choices": [choices.responses[n] for n in order],
             "by": self.by,
-            "scores": [finite(score) for score in scores],
+            "scores": [s.finite(score) for score in scores],
             "places": [*order],
         }
         if choices.answers is not None:
             places = [order.index(n) for n in choices.answers]
             # A single one is a number, as in lists that have one: it may be ranked again.
             row["answer"] = places[0] if len(places) == 1 else places
-        self._sink.write(json_bytes(row) + b"\n")
+        self._sink.write(s.json_bytes(row) + b"\n")
 
 
 class NoResultsError(RowError):

@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import orjson
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.extras import load_pyarrow
-from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_bytes, text
+from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_bytes, run_row, text
 
 MOST_ROWS = 4096
 MOST_WEIGHT = 1 << 21
@@ -33,7 +31,7 @@ class ParquetWriter(RowWriter):
     def begin(self, run: RunInfo) -> None:
         """Begin the file; its columns are known before its rows."""
         self._arrow = load_pyarrow()
-        self._run = json_bytes({"schema_version": SCHEMA_VERSION, **asdict(run)})
+        self._run = json_bytes(run_row(run))
         keys = (text("type", str), *self.rows.keys, *REJECTED)
         self._columns = {key.name: key.kind for key in keys}
         self._schema = _schema(self._arrow, self._columns)

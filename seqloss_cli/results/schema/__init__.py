@@ -7,13 +7,13 @@ checked against the same declarations. A key that is not declared cannot be writ
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any, BinaryIO, Generic, Protocol, Self, TypeVar
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Rejected, TokenSequence
+from seqloss_cli.core.records import SCHEMA_VERSION, Bools, Floats, Rejected, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results import RowChoice
 
@@ -135,23 +135,17 @@ class Key:
         return {"": _itself}
 
 
-def _declare(kind: Kind) -> Callable[..., Key]:
-    """Return what makes keys of a kind.
-
-    A value may be the path of an attribute of the view.
-    """
-
-    def make(name: str, value: str | Callable[[Any], Any], when: str = "", **settings: Any) -> Key:
-        # A path rather than a function where it does: it runs in C, for some forty keys a row.
-        of = attrgetter(value) if isinstance(value, str) else value
-        return Key(name, kind, of, when, **settings)
-
-    return make
+def _key(
+    kind: Kind, name: str, value: str | Callable[[Any], Any], when: str = "", **settings: Any
+) -> Key:
+    """Return a key; its value may be the path of an attribute of the view."""
+    # A path rather than a function where it does: it runs in C, for some forty keys a row.
+    of = attrgetter(value) if isinstance(value, str) else value
+    return Key(name, kind, of, when, **settings)
 
 
-text, whole, real, nested = map(_declare, (Kind.text, Kind.whole, Kind.real, Kind.nested))
-texts, wholes, reals, bools = map(_declare, (Kind.texts, Kind.wholes, Kind.reals, Kind.bools))
-spans = _declare(Kind.spans)
+text, whole, real, nested = (partial(_key, kind) for kind in list(Kind)[:4])
+texts, wholes, reals, bools, spans = (partial(_key, kind) for kind in list(Kind)[4:])
 
 
 def _itself(value: Any) -> Any:
@@ -161,6 +155,12 @@ def _itself(value: Any) -> Any:
 def children(*names: str) -> Cells:
     """Return cells for the values of an object, each in a column `key.name`."""
     return {f".{name}": itemgetter(name) for name in names}
+
+
+def row_with_nulls(keys: Iterable[Key], view: Any) -> Row:
+    """Return the row of one result, with null for the keys that it does not have."""
+    values = {key.name: key.value(view) for key in keys}
+    return {name: None if value is ABSENT else value for name, value in values.items()}
 
 
 def as_column(key: Key, name: str) -> Key:
@@ -316,17 +316,16 @@ def flags_cell(flags: Fields) -> str:
 
 def rejected_row(rejected: Rejected) -> Row:
     """Return the row of an input that could not be scored."""
-    return {
-        "id": rejected.id,
-        "source": rejected.source,
-        "line": rejected.line,
-        "reason": rejected.reason,
-        "message": rejected.message,
-    }
+    return {n: getattr(rejected, n) for n in ("id", "source", "line", "reason", "message")}
 
 
 REJECTED = (text("reason", _itself), text("message", _itself))
 """What rows of rejected inputs hold beside their identity."""
+
+
+def run_row(run: RunInfo) -> Row:
+    """Return the record of a run."""
+    return {"schema_version": SCHEMA_VERSION, **asdict(run)}
 
 
 def check_types(keys: Iterable[Key], row: Fields) -> None:
@@ -365,9 +364,8 @@ def check_arrays(keys: Iterable[Key], row: Fields, n: int) -> None:
 
 def with_arrays(fields: Fields) -> Row:
     """Return the fields with ids and offsets as arrays, as lists are five times as large."""
-    arrays = {name: fields.get(name) for name in ("token_ids", "byte_offsets")}
-    found = {name: np.array(a, dtype=np.int64) for name, a in arrays.items() if a is not None}
-    return {**fields, **found}
+    names = [n for n in ("token_ids", "byte_offsets") if fields.get(n) is not None]
+    return {**fields, **{name: np.array(fields[name], dtype=np.int64) for name in names}}
 
 
 def is_near(a: float, b: float) -> bool:
@@ -408,14 +406,3 @@ def figure(row: Fields, name: str) -> float | None:
     if name not in row:
         raise RowError("missing_field", f"no field {name!r}")
     return number(row, name)
-
-
-def field_of(fields: Fields, name: str) -> Any:
-    """Return a value to group by: a plain field of the row, else one of its `meta`, else None.
-
-    A nested one is returned as JSON text.
-    """
-    value = fields.get(name)
-    if value is None or isinstance(value, list | dict):
-        value = (fields.get("meta") or {}).get(name.removeprefix("meta."))
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

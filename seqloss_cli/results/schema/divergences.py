@@ -139,17 +139,13 @@ _SUM_KEYS = (
 )
 """Sums, means and shares, of one sequence or many."""
 DIVERGENCE_KEYS = (
-    *q.IDENTITY,
-    *q.TEXTS,
-    q.META,
-    *q.ENDS,
+    *q.HEAD,
     *_SUM_KEYS,
     q.flags_key("sums.flags"),
     q.infinite_key("inf_losses", _of("student_loss")),
     q.infinite_key("inf_teacher_losses", _of("teacher_loss")),
     q.infinite_key("inf_kls", _of("kl")),
-    q.TOKEN_IDS,
-    q.TOKENS,
+    *q.TOKENS,
     *_ARRAYS.values(),
     _SAME_TOP1,
     q.BYTE_OFFSETS,
@@ -157,12 +153,9 @@ DIVERGENCE_KEYS = (
 )
 """Of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
-    q.POSITION,
     *q.TOKEN,
     s.as_column(_ARRAYS["cross_entropy"], "loss"),
-    q.SCORED,
-    q.COUNTS,
-    *q.EDGES,
+    *q.SCORED,
     *(s.as_column(key, name) for name, key in _ARRAYS.items() if name != "cross_entropy"),
     s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)]),
 )

@@ -16,11 +16,10 @@ import orjson
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
-from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions, Rows
 from seqloss_cli.results.schema import sequences as q
-from seqloss_cli.results.schema.scores import loss_totals
+from seqloss_cli.results.schema.scores import written_loss
 from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
@@ -142,10 +141,7 @@ _TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens 
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
 MASK_KEYS = (
-    *q.IDENTITY,
-    *q.TEXTS,
-    q.META,
-    *q.ENDS,
+    *q.HEAD,
     s.text("boundary", "sequence.prompt_boundary.boundary"),
     *_COUNTS,
     s.nested("turns", _turns),
@@ -161,16 +157,12 @@ MASK_KEYS = (
             ".differences": lambda theirs: _kinds_cell(theirs["differences"]),
         },
     ),
-    q.TOKEN_IDS,
-    q.TOKENS,
-    q.BYTE_OFFSETS,
-    q.LOSS_MASK,
-    q.LABELS,
+    *q.TOKENS,
+    *q.MASKS,
     _TOKEN_LOSSES,
 )
 """Of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
-    q.POSITION,
     *q.TOKEN,
     s.as_column(q.LABELS, "label"),
     q.LOSS_MASK,
@@ -184,6 +176,10 @@ def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
     """Return the counts of a row that was compared with its input; losses are the row's own."""
     check, trainer = row.get("check"), row.get("trainer")
     differences = [] if trainer is None else trainer["differences"]
+    parts = {"responses": "response", "all_tokens": "all_tokens"} if with_losses else {}
+    losses: dict[str, Any] = {
+        part: written_loss(s.typed(row, name, dict), "total_loss") for part, name in parts.items()
+    }
     return MaskTotals(
         n_sequences=1,
         n_tokens=s.count(row, "n_tokens"),
@@ -195,11 +191,5 @@ def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
         n_trainer_different=int(bool(differences)),
         n_not_trained=int(trainer is not None and trainer["labels"] is None),
         trainer_findings={each["kind"]: 1 for each in differences},
-        responses=_kept_loss(row, "response") if with_losses else None,
-        all_tokens=_kept_loss(row, "all_tokens") if with_losses else None,
+        **losses,
     )
-
-
-def _kept_loss(row: Fields, name: str) -> Totals:
-    written = s.typed(row, name, dict)
-    return loss_totals(s.count(written, "n_scored"), s.figure(written, "total_loss"))

@@ -60,7 +60,6 @@ class RankingView:
     def __init__(self, ranking: r.Ranking, options: RowOptions, keys: Sequence[Key]) -> None:
         """`keys` are those that choices of the run can have."""
         self.ranking, self.sample, self._keys = ranking, ranking.sample, keys
-        self.answers = ranking.choices.answers
         chances = _chances(ranking.scored)
         self.views = [
             ChoiceView(options, each.score.sequence, each.score, None, each, place, chances[place])
@@ -134,15 +133,19 @@ CHOICE_KEYS = (
     ),
 )
 """Of a choice, in the order of its object."""
+_PROMPT = (
+    s.text("prompt", "sample.choices.prompt", "text"),
+    s.text("separator", lambda v: v.sample.choices.separator or ABSENT, "text"),
+)
+_ANSWERS = s.wholes("answers", lambda v: v.sample.choices.answers and [*v.sample.choices.answers])
 RANK_KEYS = (
     *q.SAMPLE,
-    s.text("prompt", "ranking.choices.prompt", "text"),
-    s.text("separator", lambda v: v.ranking.choices.separator or ABSENT, "text"),
+    *_PROMPT,
     q.META,
     s.nested("choices", "choices"),
     s.nested("orders", lambda v: {name: [*each] for name, each in v.ranking.orders.items()}),
     s.texts("tied", lambda v: [*v.ranking.tied]),
-    s.wholes("answers", lambda v: v.answers and [*v.answers]),
+    _ANSWERS,
     s.nested("correct", "ranking.correct"),
     q.flags_key("ranking.flags"),
 )
@@ -180,6 +183,11 @@ def _score_columns(score: str) -> tuple[Key, Key]:
     )
 
 
+def _is_answer(view: RankingView) -> list[int] | None:
+    answers = view.ranking.choices.answers
+    return None if answers is None else [int(n in answers) for n in range(len(view.views))]
+
+
 def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> Key:
     """Return a column of the tokens of all choices, from the view of each; None is unknown."""
 
@@ -194,9 +202,7 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
         s.wholes("choice", lambda v: range(len(v.choices))),
         *map(_of_row, ("source", "prompt", "separator")),
         _of_choices(CHOICE_KEYS[0]),
-        s.wholes(
-            "answer", lambda v: v.answers and [int(n in v.answers) for n in range(len(v.choices))]
-        ),
+        s.wholes("answer", _is_answer),
         # From log_prob to log_prob_alone.
         *map(_of_choices, CHOICE_KEYS[1:9]),
         *(key for score in r.SCORES for key in _score_columns(score)),
@@ -390,28 +396,20 @@ def _expected_row(entry: r.Question | Rejected, row: Fields) -> Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
     if isinstance(entry, Rejected):
         return q.expected_rejection(entry)
-    sample, choices = entry.sample, entry.sample.choices
-    assert choices is not None
-    found = s.row_of(q.SAMPLE, entry)
+    assert entry.sample.choices is not None
     refused = next((each for each in entry.entries if isinstance(each, Rejected)), None)
     if row.get("reason") in _FOUND_BY_SCORING:
-        return {"type": "rejected", **found}
+        return {"type": "rejected", **s.row_of(q.SAMPLE, entry)}
     if refused is not None:
-        return {"type": "rejected", **found, "reason": refused.reason}
-    own: list[Row] = [{"response": y, "n_bytes": len(y.encode())} for y in choices.responses]
+        return {"type": "rejected", **s.row_of(q.SAMPLE, entry), "reason": refused.reason}
+    responses = entry.sample.choices.responses
+    own: list[Row] = [{"response": y, "n_bytes": len(y.encode())} for y in responses]
     written = row.get("choices") or ()
     # With the figures that are there, which `sums_of` checks as any that are read back.
     if len(written) == len(own):
         own = [each | mine for each, mine in zip(written, own, strict=True)]
-    return {
-        "type": "sequence",
-        **found,
-        "prompt": choices.prompt,
-        "separator": choices.separator or None,
-        "meta": sample.meta,
-        "answers": choices.answers and [*choices.answers],
-        "choices": own,
-    }
+    found = s.row_with_nulls((*q.SAMPLE, *_PROMPT, q.META, _ANSWERS), entry)
+    return {"type": "sequence", **found, "choices": own}
 
 
 def _kept_totals(row: Fields, place: str, entry: r.Question | Rejected) -> RankTotals:

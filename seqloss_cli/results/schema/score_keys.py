@@ -187,10 +187,7 @@ _SPANS = s.spans(
     "word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True
 )
 SCORE_KEYS = (
-    *q.IDENTITY,
-    *q.TEXTS,
-    q.META,
-    *q.ENDS,
+    *q.HEAD,
     q.RESPONSE_SHA256,
     s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
     s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs"),
@@ -216,12 +213,9 @@ SCORE_KEYS = (
     *(s.real(name, f"sums.{name}") for name in t.RATES),
     q.flags_key("flags"),
     q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
-    q.TOKEN_IDS,
-    q.TOKENS,
+    *q.TOKENS,
     TOKEN_LOSSES,
-    q.BYTE_OFFSETS,
-    q.LOSS_MASK,
-    q.LABELS,
+    *q.MASKS,
     *(_column_key(column) for column in COLUMNS),
     _CONTEXTS,
     _WORDS,
@@ -258,13 +252,10 @@ def _region(name: str, when: str = "") -> Key:
 
 SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
     "token": (
-        q.POSITION,
         *q.TOKEN,
         q.PART,
         s.as_column(TOKEN_LOSSES, "loss"),
-        q.SCORED,
-        q.COUNTS,
-        *q.EDGES,
+        *q.SCORED,
         *(s.as_column(_column_key(column), column.csv) for column in cell_columns()),
         s.as_column(_CONTEXTS, "context_length"),
     ),

@@ -5,6 +5,7 @@ Losses are read back as the float64 that was summed. Wrong figures are refused.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,8 +90,14 @@ class ResultRow:
         return str(self.fields["id"])
 
     def field(self, name: str) -> Any:
-        """Return a value to group by: a plain field, else one of `meta`, else None."""
-        return s.field_of(self.fields, name)
+        """Return a value to group by: a plain field, else one of `meta`, else None.
+
+        A nested one is returned as JSON text.
+        """
+        value = self.fields.get(name)
+        if value is None or isinstance(value, list | dict):
+            value = (self.fields.get("meta") or {}).get(name.removeprefix("meta."))
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
@@ -149,17 +156,25 @@ def loss_totals(n_scored: int, total: float | None, **others: Any) -> Totals:
     )
 
 
+def written_loss(row: Fields, name: str) -> Totals:
+    """Return the sums of an object that says how many tokens are scored, and their loss."""
+    return loss_totals(s.count(row, "n_scored"), s.figure(row, name))
+
+
 def _pair_counts(row: Fields) -> dict[str, Any]:
     if row.get("n_response_tokens") is None:
         return {}
     boundary, n_response = row.get("boundary"), s.count(row, "n_response_tokens")
+    apart = row.get("separate")
     return {
         "n_pairs": 1,
         "n_response_tokens": n_response,
         "n_pair_tokens": n_response + s.count(row, "n_prompt_tokens"),
         "boundaries": {} if boundary is None else {str(boundary): 1},
         "response_only": _response_only(row, n_response),
-        "separate_tokenization": _apart(row.get("separate")),
+        "separate_tokenization": written_loss(apart, "loss")
+        if isinstance(apart, Mapping)
+        else None,
     }
 
 
@@ -170,12 +185,6 @@ def _response_only(row: Fields, n_response: int) -> Totals | None:
         return None
     # Not `-value`: the loss of a certain response is 0.0, and -0.0 has other bytes.
     return loss_totals(n_response, None if value is None else 0.0 - value)
-
-
-def _apart(separate: Any) -> Totals | None:
-    if not isinstance(separate, Mapping):
-        return None
-    return loss_totals(s.count(separate, "n_scored"), s.figure(separate, "loss"))
 
 
 def token_losses(row: Fields, n: int) -> TokenLosses | None:

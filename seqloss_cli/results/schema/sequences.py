@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqloss_cli.core import records as r
 from seqloss_cli.core.byte_spans import TokenBytes
-from seqloss_cli.core.records import (
-    IGNORED,
-    Entry,
-    Floats,
-    Rejected,
-    Sample,
-    SequenceScore,
-    TokenSequence,
-    Turn,
-)
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions
 
@@ -36,29 +27,29 @@ class SequenceView:
     """A sequence and what was made of it: keys take their values from here."""
 
     options: RowOptions
-    sequence: TokenSequence
-    score: SequenceScore | None = None
+    sequence: r.TokenSequence
+    score: r.SequenceScore | None = None
     """None where it is not scored."""
     sums: Any = None
     """The sequence's own."""
     result: Any = None
     """More than its score, of commands that make more."""
-    sample: Sample = field(init=False)
+    sample: r.Sample = field(init=False)
 
     def __post_init__(self) -> None:
         self.sample = self.sequence.sample
 
 
-def expected_row(entry: Entry, row: Fields, options: RowOptions) -> Row:
+def expected_row(entry: r.Entry, row: Fields, options: RowOptions) -> Row:
     """Return what a row of this input holds; of keys that can be left out, those that `row` has."""
-    if isinstance(entry, Rejected):
+    if isinstance(entry, r.Rejected):
         return expected_rejection(entry)
     view = SequenceView(options, entry)
     # Such a row holds only where the input was read; what it was rejected for, scoring would tell.
     if row.get("reason") in FOUND_BY_SCORING:
         return {"type": "rejected", **s.row_of(SAMPLE, view)}
     # Of the keys that are there: --no-text and the like are compared with the run line.
-    found = {key.name: key.value(view) for key in _OF_INPUTS if key.name in row}
+    there = [key for key in _OF_INPUTS if key.name in row]
     return {
         "type": "sequence",
         **s.row_of(IDENTITY, view),
@@ -66,11 +57,11 @@ def expected_row(entry: Entry, row: Fields, options: RowOptions) -> Row:
         # Nothing stands before the first token, so it never has a loss.
         "n_scored": int((entry.score_mask & entry.loss_mask)[1:].sum()),
         # Where this input would have no such key: null, which differs from what is there.
-        **{name: None if value is ABSENT else value for name, value in found.items()},
+        **s.row_with_nulls(there, view),
     }
 
 
-def expected_rejection(rejected: Rejected) -> Row:
+def expected_rejection(rejected: r.Rejected) -> Row:
     """Return what a row of this rejected input holds; its message may be worded anew."""
     own = s.rejected_row(rejected)
     return {"type": "rejected"} | {k: own[k] for k in ("id", "source", "line", "reason")}
@@ -88,7 +79,7 @@ def _text_sha256(view: Any) -> str | None:
 
 def _ids_sha256(view: Any) -> Any:
     """Return what stands in for a text's hash: of the ids, and of which of them count."""
-    sequence: TokenSequence = view.sequence
+    sequence: r.TokenSequence = view.sequence
     if sequence.text is not None:
         return ABSENT
     # Of one width and byte order on every machine, or a file could be resumed on some only.
@@ -121,8 +112,8 @@ def _mask(view: Any) -> list[int] | None:
 
 def _labels(view: Any) -> Any:
     """Return the id of each token that counts, unshifted, and -100 of the others."""
-    sequence: TokenSequence = view.sequence
-    return np.where(sequence.loss_mask, sequence.token_ids, IGNORED).tolist()
+    sequence: r.TokenSequence = view.sequence
+    return np.where(sequence.loss_mask, sequence.token_ids, r.IGNORED).tolist()
 
 
 def _if_masked(value: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -145,7 +136,7 @@ def _edges(name: str) -> Callable[[Any], Any]:
     return found
 
 
-def turn_row(turn: Turn) -> Row:
+def turn_row(turn: r.Turn) -> Row:
     """Return what rows hold of each turn of a chat."""
     n_tokens = turn.end - turn.start
     return {"role": turn.role, "start": turn.start, "end": turn.end, "n_tokens": n_tokens}
@@ -170,7 +161,7 @@ def token_array(
     return declare(name, value, when, **settings)
 
 
-def infinite_key(name: str, values: Callable[[Any], Floats], **settings: Any) -> Key:
+def infinite_key(name: str, values: Callable[[Any], r.Floats], **settings: Any) -> Key:
     """Return the key of the scored tokens where an array of shape N is infinite, and so null."""
     places = lambda v: s.infinite_places(values(v), v.score.scored)  # noqa: E731
     return s.wholes(name, places, **settings)
@@ -209,20 +200,32 @@ META = s.nested(
 ENDS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
 RESPONSE_SHA256 = s.text("response_sha256", _response_sha256, "pairs", checked=True)
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
+HEAD = (*IDENTITY, *TEXTS, META, *ENDS)
+"""The first keys of every row of a sequence."""
 TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
-TOKENS = s.texts("tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0)
+_TEXTS_OF_TOKENS = s.texts(
+    "tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0
+)
+TOKENS = (TOKEN_IDS, _TEXTS_OF_TOKENS)
 BYTE_OFFSETS = s.wholes(
     "byte_offsets", lambda v: s.ints(v.sequence.byte_offsets), "tokens", length=1
 )
 LOSS_MASK = s.wholes("loss_mask", _if_masked(_mask), "tokens", length=0, bulky=True)
 LABELS = s.wholes("labels", _if_masked(_labels), "tokens", bulky=True)
+MASKS = (BYTE_OFFSETS, LOSS_MASK, LABELS)
 _OF_INPUTS = (*TEXTS, META, RESPONSE_SHA256, N_RESPONSE_TOKENS, TOKEN_IDS, LOSS_MASK)
 
-
-POSITION = s.wholes("position", lambda v: range(v.sequence.n_tokens))
-TOKEN = (s.as_column(TOKEN_IDS, "token_id"), s.as_column(TOKENS, "token"))
+# Columns of lines that are a token each.
+TOKEN = (
+    s.wholes("position", lambda v: range(v.sequence.n_tokens)),
+    s.as_column(TOKEN_IDS, "token_id"),
+    s.as_column(_TEXTS_OF_TOKENS, "token"),
+)
 PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
-SCORED = s.wholes("scored", lambda v: s.ints(v.score.scored))
-COUNTS = s.wholes("loss_mask", _mask)
-"""1 where a token counts: of every sequence, where JSON has it of some."""
 EDGES = (s.wholes("start", _edges("starts")), s.wholes("end", _edges("ends")))
+SCORED = (
+    s.wholes("scored", lambda v: s.ints(v.score.scored)),
+    # 1 where a token counts: of every sequence, where JSON has it of some.
+    s.wholes("loss_mask", _mask),
+    *EDGES,
+)
