@@ -92,7 +92,7 @@ class Command(Generic[Result, Sums, Unscored]):
             ExitStack() as stack,
         ):
             if choice.resume:
-                kept = _resume(sink, record, rows, self.task.zero, choice)
+                kept = self._resume(sink, record, rows, choice)
             own = self._writer(rows, sink, choice)
             beside = self._beside(record, choice, stack)
             # One writer is called as it is: around short rows each call is felt.
@@ -126,6 +126,34 @@ class Command(Generic[Result, Sums, Unscored]):
         # No sink: a file for this process alone, which is thrown away when the page is made.
         file = stack.enter_context(choice.beside.open("wb"))
         return [FORMATS["jsonl"].write(file, self._rows(run, whole), "")]
+
+    def _resume(
+        self, sink: BinaryIO, run: RunInfo, rows: Rows[Result, Sums, Unscored], choice: OutputChoice
+    ) -> KeptRows[Sums, Unscored] | None:
+        """Return the rows that are kept; None where a run begins anew.
+
+        Once they were all checked, and not before, what stands after them is cut off and the sink
+        is placed there. Raises UsageError when another run wrote them, and StrictStopError when
+        --strict would have stopped among them.
+        """
+        assert choice.path is not None
+        partial = partial_path(choice.path)
+        file = inspect_partial(partial)
+        if file.run is not None:
+            require_same_run(partial, file.run, run)
+        # As the run that is continued would have stopped there.
+        if choice.strict and file.n_rejected:
+            raise StrictStopError(
+                f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out "
+                "to go on after them"
+            )
+        # No row will be checked, after the last of which it would be done.
+        if not file.n_rows:
+            _cut_off(sink, file)
+        if file.run is None:
+            return None
+        say(f"going on with {partial}: {file.n_rows} rows are kept")
+        return KeptRows(file, rows, self.task.zero, lambda: _cut_off(sink, file))
 
     def _nothing_to_do(
         self, rows: Rows[Result, Sums, Unscored], file: PartialFile, inputs: Inputs
@@ -275,39 +303,6 @@ def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
         )
     require_same_run(path, file.run, run)
     return file
-
-
-def _resume(
-    sink: BinaryIO,
-    run: RunInfo,
-    rows: Rows[Any, Sums, Unscored],
-    zero: Sums,
-    choice: OutputChoice,
-) -> KeptRows[Sums, Unscored] | None:
-    """Return the rows that are kept; None where a run begins anew.
-
-    Once they were all checked, and not before, what stands after them is cut off and the sink is
-    placed there. Raises UsageError when another run wrote them, and StrictStopError when --strict
-    would have stopped among them.
-    """
-    assert choice.path is not None
-    partial = partial_path(choice.path)
-    file = inspect_partial(partial)
-    if file.run is not None:
-        require_same_run(partial, file.run, run)
-    # As the run that is continued would have stopped there.
-    if choice.strict and file.n_rejected:
-        raise StrictStopError(
-            f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out to "
-            "go on after them"
-        )
-    # No row will be checked, after the last of which it would be done.
-    if not file.n_rows:
-        _cut_off(sink, file)
-    if file.run is None:
-        return None
-    say(f"going on with {partial}: {file.n_rows} rows are kept")
-    return KeptRows(file, rows, zero, lambda: _cut_off(sink, file))
 
 
 def _cut_off(sink: BinaryIO, file: PartialFile) -> None:
