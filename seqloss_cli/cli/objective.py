@@ -95,7 +95,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     found = find_objective(lambda: reader().each(quiet=True), same, options)
     r.say_what_was_left_out(found.comparisons.joined, files)
     n_without = found.comparisons.joined.n_without_cluster
-    r.require_field("--cluster", options.cluster, n_without, found.totals[0].n_sequences)
+    r.require_field("--cluster", options.cluster or None, n_without, found.totals[0].n_sequences)
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")

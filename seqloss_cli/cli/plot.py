@@ -80,7 +80,9 @@ def plot(ctx: typer.Context) -> None:
         seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json
 
     """
+    from seqloss_cli.analysis.json_summaries import summary_bytes
     from seqloss_cli.cli.plotting import made_plot, open_source
+    from seqloss_cli.results.sinks import open_sink
 
     results = o.given(ctx, r.ResultsArguments).results
     settings, output = o.given(ctx, PlotSettings), o.given(ctx, o.OutputSettings)
@@ -92,7 +94,8 @@ def plot(ctx: typer.Context) -> None:
     if output.output is not None:
         _draw(settings, made, output.output, output.force)
     if output.json:
-        _print_numbers(made)
+        with open_sink(None, force=False) as sink:
+            sink.write(summary_bytes(made.report))
     if made.n_unusable:
         raise typer.Exit(REJECTED)
 
@@ -181,11 +184,3 @@ def _draw(settings: PlotSettings, made: Made, path: Path, force: bool) -> None:
     content = file_bytes(lambda figure: draw(made.plot, figure), paper, suffix, metadata, say)  # type: ignore[arg-type]
     with open_sink(path, force, warn=say) as sink:
         sink.write(content)
-
-
-def _print_numbers(made: Made) -> None:
-    from seqloss_cli.analysis.json_summaries import summary_bytes
-    from seqloss_cli.results.sinks import open_sink
-
-    with open_sink(None, force=False) as sink:
-        sink.write(summary_bytes(made.report))
