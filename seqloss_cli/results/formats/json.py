@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -18,10 +18,13 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import bounded_lines, open_input
-from seqloss_cli.metrics.ranking import Ranking
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema.score_keys import top_log_probs
+
+# Rankings bring chats and their templates along: 20 ms for every command that reads results.
+if TYPE_CHECKING:
+    from seqloss_cli.metrics.ranking import Ranking
 
 _SPOOLED_IN_MEMORY = 1 << 20
 _RUN_LINE = b'{"type":"run"'
