@@ -8,7 +8,7 @@ import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.policies import TurnChoice
+from seqloss_cli.core.policies import PairPolicy, TurnChoice
 from seqloss_cli.core.records import Bools, Ints, PromptBoundary, Sample, TokenSequence, Turn
 from seqloss_cli.tokenization.chats import RenderedChat
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -19,7 +19,7 @@ def chat_sequence(
     sample: Sample,
     chat: RenderedChat,
     ids: list[int],
-    turns: TurnChoice,
+    policy: PairPolicy,
 ) -> TokenSequence:
     """The sequence of a rendered chat; `ids` are those of its text, and nothing around it.
 
@@ -40,7 +40,7 @@ def chat_sequence(
     sequence = tokenization.add_bos_and_eos(sample, chat.text, ids, token_bytes, mask, flags)
     _check_bos(sequence, tokenization.eos_id)
     sequence = without_bos(sequence)
-    _check_mask(sequence, chat, turns)
+    _check_mask(sequence, chat, policy.turns)
     control = tokenization.vocabulary.control_text
     words = (control.sub(" ", chat.text[start:end]).split() for start, end in chat.scored)
     boundary = PromptBoundary(
@@ -48,6 +48,7 @@ def chat_sequence(
         empty_prompt=chat.scored[0][0] == 0,
         n_words=sum(map(len, words)),
         n_spans=len(chat.scored),
+        prompt_scored=policy.marginal,
         turns=_turns(sequence, char_edges, chat),
     )
     return replace(sequence, prompt_boundary=boundary)

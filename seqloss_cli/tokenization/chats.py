@@ -29,7 +29,7 @@ class RenderedChat:
     scored: tuple[Span, ...]
     """In order, none empty."""
     roles: tuple[str, ...]
-    """One for each message."""
+    """Of each message, such as `user`."""
     turn_ends: tuple[int, ...]
     """For each message the character at which its text ends."""
     counts: Mapping[str, int]
@@ -263,18 +263,13 @@ def _is_changed(message: Mapping[str, Any], text: str) -> bool:
 
 
 def _count_not_rendered(template: ChatTemplate, chat: Chat, text: str) -> int:
-    """Number of messages with tool calls, and of lists of tools, that leave the text as it is."""
-    calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
-    without = [
-        {key: value for key, value in message.items() if key != "tool_calls"}
-        for message in chat.messages
-    ]
-    count = 0
-    if calls and template.text_of(replace(chat, messages=without)) == text:
-        count += calls
-    if chat.tools and template.text_of(replace(chat, tools=None)) == text:
-        count += 1
-    return count
+    """Number of messages with tool calls, and of lists of tools, that do not show in the text."""
+    messages = [{k: v for k, v in each.items() if k != "tool_calls"} for each in chat.messages]
+    n_calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
+    n_tools = int(bool(chat.tools))
+    others = (n_calls, replace(chat, messages=messages)), (n_tools, replace(chat, tools=None))
+    # A template that writes the same text without something does not write that.
+    return sum(n for n, other in others if n and template.text_of(other) == text)
 
 
 def _require_prefix(n: int, by_prefix: _Turn | None) -> _Turn:

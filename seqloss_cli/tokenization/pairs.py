@@ -110,8 +110,8 @@ class PairTokenization:
         return _Plan(texts, partial(self._pair_sequence, sample, pair))
 
     def _chat_sequence(self, sample: Sample, chat: RenderedChat, encoded: Encoded) -> TokenSequence:
-        ids, turns = ids_of(encoded, chat.text), self.policy.turns
-        return self._finished(chat_sequence(self._tokenization, sample, chat, ids, turns))
+        ids = ids_of(encoded, chat.text)
+        return self._finished(chat_sequence(self._tokenization, sample, chat, ids, self.policy))
 
     def _pair_sequence(self, sample: Sample, pair: Pair, encoded: Encoded) -> TokenSequence:
         """The sequence by the boundary policy, and with `compare` the other one beside it."""
@@ -119,7 +119,7 @@ class PairTokenization:
         response = pair.separator + pair.response
         # The joint tokens tell how the texts meet, whichever policy runs.
         boundary = PromptBoundary(
-            joint.boundary(prompt_ids), not pair.prompt, len(response.split())
+            joint.boundary(prompt_ids), not pair.prompt, len(response.split()), self.policy.marginal
         )
         found = list[TokenSequence]()
         if self.policy.boundary != "separate":
@@ -169,11 +169,7 @@ class PairTokenization:
         if self.policy.pmi:
             sequence = replace(sequence, response_only=_response_only(sequence))
         if not self.policy.marginal:
-            assert sequence.prompt_boundary is not None
-            prompt_boundary = replace(sequence.prompt_boundary, prompt_scored=False)
-            sequence = replace(
-                sequence, score_mask=sequence.loss_mask, prompt_boundary=prompt_boundary
-            )
+            sequence = replace(sequence, score_mask=sequence.loss_mask)
         return sequence
 
     def _fitted(self, sequence: TokenSequence) -> TokenSequence:
