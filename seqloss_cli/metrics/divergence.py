@@ -215,16 +215,14 @@ class DocumentSums:
 
     def means(self) -> dict[str, Estimate]:
         """Estimate each sum per token, nats, and the figures that are made of two sums."""
-        found = {name: self._mean(np.asarray(sums)) for name, sums in self._sums.items()}
+        sums = {name: np.asarray(each) for name, each in self._sums.items()}
+        found = {name: self._mean(each) for name, each in sums.items()}
         squares = found.pop("squared_delta_p", None)
         if squares is not None:
             # The lower end of a mean of squares may lie below 0.
             found["rms_delta_p"] = squares.transform(lambda square: math.sqrt(max(square, 0.0)))
-        if self._sums:
-            student, teacher = (
-                np.asarray(self._sums[name]) for name in ("student_loss", "teacher_loss")
-            )
-            found["loss_difference"] = self._mean(student - teacher)
+        if sums:
+            found["loss_difference"] = self._mean(sums["student_loss"] - sums["teacher_loss"])
             found["same_top1"] = share_estimate(np.asarray(self._same), np.asarray(self._counts))
         return found
 

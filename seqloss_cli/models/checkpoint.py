@@ -126,13 +126,12 @@ def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | No
     for flag, value in (("--context", context), ("--stride", stride)):
         if value is not None:
             require_whole(flag, value, 1)
+    source = "--context"
     if context is None:
         source = key or "default (the model's configuration names none)"
         context = longest or DEFAULT_CONTEXT
-    else:
-        source = "--context"
-        if longest is not None and context > longest:
-            raise UsageError(f"--context {context} is more than the model takes ({key}: {longest})")
+    elif longest is not None and context > longest:
+        raise UsageError(f"--context {context} is more than the model takes ({key}: {longest})")
     if stride is None:
         stride = max(1, context // 2)
     if stride > context:

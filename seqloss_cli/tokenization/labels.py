@@ -79,43 +79,44 @@ def _wrong_labels(theirs: Labels) -> Iterator[Finding]:
     if not len(wrong):
         return
     first = wrong[0]
-    message = (
-        f"{len(wrong)} labels are neither -100 nor the id at their position, first labels[{first}] "
-        f"= {labels[first]} at id {ids[first]}"
-    )
-    for step, which in ((1, "the next"), (-1, "the previous")):
-        if _is_shifted(theirs, step):
-            message = (
-                f"shifted by one: labels[{first}] is {which} token's id; a model that shifts "
-                "labels itself, as those of transformers do, then learns the wrong token"
-            )
-            yield _finding("shifted", wrong, message)
-            return
-    yield _finding("wrong_labels", wrong, message)
+    if step := _shift(theirs):
+        message = (
+            f"shifted by one: labels[{first}] is {'the next' if step > 0 else 'the previous'} "
+            "token's id; a model that shifts labels itself, as those of transformers do, then "
+            "learns the wrong token"
+        )
+        yield _finding("shifted", wrong, message)
+    else:
+        message = (
+            f"{len(wrong)} labels are neither -100 nor the id at their position, first "
+            f"labels[{first}] = {labels[first]} at id {ids[first]}"
+        )
+        yield _finding("wrong_labels", wrong, message)
 
 
-def _is_shifted(theirs: Labels, step: int) -> bool:
-    """Each label that counts is the id `step` tokens on, if there is such a token."""
+def _shift(theirs: Labels) -> int:
+    """1 or -1 where each label that counts is the id so many tokens on, if there is one; else 0."""
     ids, labels = theirs.input_ids, theirs.labels
     places = np.flatnonzero(labels != IGNORED)
-    inside = places[(places + step >= 0) & (places + step < len(ids))]
-    return len(inside) > 0 and bool((labels[inside] == ids[inside + step]).all())
+    for step in (1, -1):
+        inside = places[(places + step >= 0) & (places + step < len(ids))]
+        if len(inside) and (labels[inside] == ids[inside + step]).all():
+            return step
+    return 0
 
 
 def _counted(theirs: Labels) -> Bools:
     """Shape N: the tokens that the labels count, shifted back where they were shifted."""
     counted: Bools = theirs.labels != IGNORED
-    if (theirs.labels == theirs.input_ids)[counted].all():
+    step = _shift(theirs)
+    if not step or (theirs.labels == theirs.input_ids)[counted].all():
         return counted
-    for step in (1, -1):
-        if _is_shifted(theirs, step):
-            moved = np.zeros_like(counted)
-            places = np.flatnonzero(counted) + step
-            moved[places[(places >= 0) & (places < len(moved))]] = True
-            # The last label fell off the end when they were shifted.
-            moved[-1] |= step == -1 and moved[-2:-1].any()
-            return moved
-    return counted
+    moved = np.zeros_like(counted)
+    places = np.flatnonzero(counted) + step
+    moved[places[(places >= 0) & (places < len(moved))]] = True
+    # The last label fell off the end when they were shifted.
+    moved[-1] |= step == -1 and moved[-2:-1].any()
+    return moved
 
 
 def _without_padding(ours: Ints, theirs: Labels) -> Labels:
