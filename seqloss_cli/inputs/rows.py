@@ -11,7 +11,7 @@ import orjson
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair
-from seqloss_cli.tokenization.chats import pair_as_chat
+from seqloss_cli.tokenization.chats import check_message, pair_as_chat
 
 _MOST_NAMES = 10
 Content = tuple[dict[str, Any], set[str]]
@@ -212,12 +212,8 @@ def _messages(messages: object) -> list[dict[str, Any]]:
     if not messages:
         raise RowError("empty", "field 'messages' is empty")
     for n, message in enumerate(messages):
-        if not isinstance(message.get("role"), str):
-            raise RowError("missing_field", f"message {n} has no 'role' that is a string")
-        content = message.get("content")
-        if content is None and not message.get("tool_calls"):
-            raise RowError("missing_field", f"message {n} has no 'content'")
-        if not isinstance(content, str | list | None):
+        check_message(n, message)
+        if not isinstance(message.get("content"), str | list | None):
             raise RowError("wrong_type", f"the content of message {n} is no text")
     return messages
 

@@ -159,9 +159,7 @@ def tokenizer_warning(file: GgufFile, tokenizer: Any) -> str:
 
 def _known_pre_tokenizers() -> frozenset[str]:
     try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-            GGUF_PRE_TOKENIZER_SPLITS as SPLITS,
-        )
+        from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
     except ImportError:  # another version of transformers
         return frozenset(("gpt-2",))
-    return frozenset(("gpt-2", *SPLITS))
+    return frozenset(("gpt-2", *getattr(mapping, "GGUF_PRE_TOKENIZER_SPLITS", ())))

@@ -131,16 +131,14 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     return model, warnings
 
 
-def keep_freed_memory() -> bool:
-    """Have the C library keep large freed blocks for the next batch; returns whether it does."""
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library than glibc
-        return False
+def keep_freed_memory() -> None:
+    """Have the C library keep large freed blocks for the next batch, where it is glibc."""
     # By default glibc maps each large block anew and trims its heap: the system then clears the
     # activations' memory page by page, in every layer of every batch.
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if (mallopt := getattr(library, "mallopt", None)) is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from seqloss_cli.core.errors import RowError
@@ -47,17 +47,12 @@ class ChatTemplate:
     @property
     def sha256(self) -> str | None:
         """Hash of the template; None where there is none."""
-        try:
-            return hashlib.sha256(self.text_for(None).encode()).hexdigest()
-        except RowError:
-            return None
+        text = _or_none(lambda: self.text_for(None))
+        return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
     def text_of(self, chat: Chat) -> str | None:
         """The chat rendered; None where the template does not take it."""
-        try:
-            return self.render(chat).text
-        except RowError:
-            return None
+        return _or_none(lambda: self.render(chat).text)
 
     def render(self, chat: Chat) -> Rendering:
         """Renders a chat. Raises RowError without a template, or when it does not take the chat."""
@@ -86,7 +81,7 @@ class Rendering:
 
         None where the template does not take them alone.
         """
-        return self._or_none(self._chat.messages[:n_messages], prompt)
+        return _or_none(lambda: self._render(self._chat.messages[:n_messages], prompt)[0])
 
     def around(self, n: int) -> tuple[str, str] | None:
         """The text before and after the content of message n, when that is the last one.
@@ -95,15 +90,9 @@ class Rendering:
         """
         messages = [dict(message) for message in self._chat.messages[: n + 1]]
         messages[n]["content"] = _STAND_IN
-        written = self._or_none(messages, False)
+        written = _or_none(lambda: self._render(messages, False)[0])
         parts = () if written is None else written.split(_STAND_IN)
         return (parts[0], parts[1]) if len(parts) == 2 else None
-
-    def _or_none(self, messages: Sequence[Any], prompt: bool) -> str | None:
-        try:
-            return self._render(messages, prompt)[0]
-        except RowError:
-            return None
 
     def _render(self, messages: Sequence[Any], prompt: bool) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -128,6 +117,14 @@ class Rendering:
                 "chat_template_error", f"the chat template does not take it: {reason}"
             ) from error
         return texts[0], found[0] if self._has_blocks else []
+
+
+def _or_none(make: Callable[[], str]) -> str | None:
+    """The text; None where making it raises RowError."""
+    try:
+        return make()
+    except RowError:
+        return None
 
 
 def _merged(spans: list[Span]) -> list[Span]:

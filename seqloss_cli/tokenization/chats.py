@@ -224,20 +224,24 @@ class _TurnFinder:
         return agreed
 
 
+def check_message(n: int, message: Mapping[str, Any]) -> None:
+    """Raises RowError for message n of a chat without a role, or without content and calls."""
+    if not isinstance(message.get("role"), str):
+        raise RowError("missing_field", f"message {n} has no 'role' that is a string")
+    if message.get("content") is None and not message.get("tool_calls"):
+        raise RowError("missing_field", f"message {n} has no 'content'")
+
+
 def _check_messages(chat: Chat, turns: TurnChoice) -> None:
     if not chat.messages:
         raise RowError("empty", "has no messages")
     for n, message in enumerate(chat.messages):
-        role = message.get("role")
-        if not isinstance(role, str):
-            raise RowError("missing_field", f"message {n} has no 'role' that is a string")
-        if role not in ROLES:
+        check_message(n, message)
+        if (role := message["role"]) not in ROLES:
             raise RowError(
                 "unknown_role",
                 f"message {n} has the role {role!r:.40}, which is none of {', '.join(ROLES)}",
             )
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise RowError("missing_field", f"message {n} has no 'content'")
     if turns != "all" and chat.messages[-1]["role"] != "assistant":
         raise RowError(
             "ends_without_response",
