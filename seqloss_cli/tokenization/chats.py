@@ -29,7 +29,7 @@ class RenderedChat:
     scored: tuple[Span, ...]
     """In order, none empty."""
     roles: tuple[str, ...]
-    """Of each message, such as `user`."""
+    """The role of each message, such as `user`."""
     turn_ends: tuple[int, ...]
     """For each message the character at which its text ends."""
     counts: Mapping[str, int]
