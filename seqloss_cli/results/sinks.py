@@ -18,48 +18,46 @@ from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
 
+RENAMES_OPEN_FILES = sys.platform != "win32"
 if sys.platform == "win32":
     import msvcrt
 
-    RENAMES_OPEN_FILES = False
+    _IS_TAKEN = PermissionError
     # Others cannot read what is locked on Windows: the lock is on a byte that the file never has.
     _FAR_AWAY = 1 << 62
 
-    def try_to_lock(descriptor: int) -> bool | None:
-        """Return whether this process has the file: False if another has, None if unknown."""
+    def _lock(descriptor: int) -> None:
         place = os.lseek(descriptor, 0, os.SEEK_CUR)
         os.lseek(descriptor, _FAR_AWAY, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        except OSError:
-            # A file system without locks: that none can be had does not say that another has it.
-            return None
         finally:
             os.lseek(descriptor, place, os.SEEK_SET)
-        return True
 
 else:
     import fcntl
 
-    RENAMES_OPEN_FILES = True
+    _IS_TAKEN = BlockingIOError
 
-    def try_to_lock(descriptor: int) -> bool | None:
-        """Return whether this process has the file: False if another has, None if unknown."""
+    def _lock(descriptor: int) -> None:
         # Not fcntl's record locks: a process loses those when it closes any descriptor of the file.
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            # A file system without locks, as some network ones are.
-            return None
-        return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 SYNC_SECONDS = 2.0
 """What was flushed is forced to the disk this often."""
+
+
+def try_to_lock(descriptor: int) -> bool | None:
+    """Return whether this process has the file: False if another has, None if unknown."""
+    try:
+        _lock(descriptor)
+    except _IS_TAKEN:
+        return False
+    except OSError:
+        # A file system without locks, as some network ones are: another may have it all the same.
+        return None
+    return True
 
 
 def ignore_warning(message: str) -> None:
@@ -224,10 +222,9 @@ def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
 
 def _names(path: Path, descriptor: int) -> bool:
     """Return whether the path still names the open file: who had it before may have renamed it."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _sync_names(path: Path) -> None:

@@ -45,7 +45,8 @@ class Task(Generic[Result, Sums, Unscored]):
 
     run: RunInfo
     """The run's record, without what is read and what rows hold."""
-    tokenization: Tokenization
+    source: Scorer | PairTokens
+    """The tokenizer alone where no model is run."""
     results: Callable[
         [Iterable[Item], OnProgress, FinishedInputs[Unscored]], Iterator[Result | Rejected]
     ]
@@ -56,8 +57,15 @@ class Task(Generic[Result, Sums, Unscored]):
     """The sums of no result."""
     on_result: Callable[[Result, Sums], object] = lambda result, sums: None
     """Told of each result with its sums, in order."""
-    count_halved: Callable[[], int] = lambda: 0
-    """Batches that did not fit in memory so far."""
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """The policies that make sequences of samples."""
+        return self.source.tokenization
+
+    def count_halved(self) -> int:
+        """Count the batches that did not fit in memory so far."""
+        return self.source.backend.n_too_large if isinstance(self.source, Scorer) else 0
 
 
 ScoreTask = Task[SequenceScore, Totals, Entry]
@@ -72,13 +80,12 @@ def score_task(scorer: Scorer, command: str, requested: Requested) -> ScoreTask:
     scorer.require_possible(requested)
     return Task(
         scorer.run_info(command),
-        scorer.tokenization,
+        scorer,
         lambda items, on_progress, finished: scorer.score(
             items, requested, on_progress, finished.n, finished.on_input
         ),
         totals_of,
         Totals(),
-        count_halved=lambda: scorer.backend.n_too_large,
     )
 
 
@@ -94,20 +101,10 @@ def rank_task(
     ) -> Iterator[Ranking | Rejected]:
         queue = RankingQueue(items, without_prompt, finished.n, finished.on_input)
         # How many pairs the finished questions have is known once they were read: a function.
-        return queue.rankings(
-            scorer.score(
-                queue.pairs(), None, on_progress, lambda: queue.n_finished_pairs, queue.finish
-            )
-        )
+        finished_pairs = (lambda: queue.n_finished_pairs), queue.finish
+        return queue.rankings(scorer.score(queue.pairs(), None, on_progress, *finished_pairs))
 
-    return Task(
-        scorer.run_info("rank"),
-        scorer.tokenization,
-        results,
-        rank_totals,
-        RankTotals(),
-        count_halved=lambda: scorer.backend.n_too_large,
-    )
+    return Task(scorer.run_info("rank"), scorer, results, rank_totals, RankTotals())
 
 
 def diverge_task(
@@ -124,14 +121,13 @@ def diverge_task(
 
     return Task(
         scorer.run_info("diverge"),
-        scorer.scorer.tokenization,
+        scorer.scorer,
         lambda items, on_progress, finished: scorer.diverge(
             items, on_progress, finished.n, finished.on_input
         ),
         d.divergence_totals,
         d.DivergenceTotals(),
         on_result,
-        lambda: scorer.scorer.backend.n_too_large,
     )
 
 
@@ -160,11 +156,4 @@ def mask_task(
             else:
                 yield make(entry)
 
-    return Task(
-        source.run_info("mask"),
-        source.tokenization,
-        results,
-        mask_totals,
-        MaskTotals(),
-        count_halved=lambda: source.backend.n_too_large if isinstance(source, Scorer) else 0,
-    )
+    return Task(source.run_info("mask"), source, results, mask_totals, MaskTotals())

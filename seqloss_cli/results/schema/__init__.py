@@ -163,6 +163,11 @@ def row_with_nulls(keys: Iterable[Key], view: Any) -> Row:
     return {name: None if value is ABSENT else value for name, value in values.items()}
 
 
+def attributes(record: Any, *names: str) -> Row:
+    """Return attributes of a record by their names, in this order."""
+    return {name: getattr(record, name) for name in names}
+
+
 def as_column(key: Key, name: str) -> Key:
     """Return an array's key under the name that it has where a line is one of its entries."""
     return replace(key, name=name)
@@ -192,10 +197,12 @@ class Rows(Generic[Result, Sums, Unscored]):
     view: Callable[[Result, Sums], Any]
     totals: Callable[[Sums, int, int], Row]
     """Returns the totals, of sums and the numbers of rejected inputs and of empty lines."""
-    expected: Callable[[Unscored, Fields], Fields]
+    of_input: Callable[[Any, Fields], Row]
     """Returns what the row of an input must hold, of the input, read again, and the row."""
     sums_of: Callable[[Fields, str, Unscored], Sums]
     """Returns the sums of a row that was read back, with its file:line; raises RowError."""
+    found_by_scoring: tuple[str, ...] = ("nan_loss",)
+    """Reasons for which a row is rejected that reading and tokenizing take."""
 
     def __post_init__(self) -> None:
         self.keys = possible(self.options, self.keys)
@@ -204,6 +211,18 @@ class Rows(Generic[Result, Sums, Unscored]):
     def row(self, result: Result, sums: Sums) -> Row:
         """Return the JSON object of a result; `sums` are its own."""
         return row_of(self.keys, self.view(result, sums))
+
+    def expected(self, entry: Any, row: Fields) -> Row:
+        """Return what the row of an input holds, read again, as far as it is told without a model.
+
+        The message of a rejection may be worded anew. Null is a key that must not be there.
+        """
+        if isinstance(entry, Rejected):
+            return {"type": "rejected", **attributes(entry, "id", "source", "line", "reason")}
+        # Such a row holds only where the input was read; why it is rejected, scoring would tell.
+        if row.get("reason") in self.found_by_scoring:
+            return {"type": "rejected", **attributes(entry.sample, "id", "source", "line")}
+        return {"type": "sequence", **self.of_input(entry, row)}
 
 
 class RowWriter(ABC):
@@ -316,7 +335,7 @@ def flags_cell(flags: Fields) -> str:
 
 def rejected_row(rejected: Rejected) -> Row:
     """Return the row of an input that could not be scored."""
-    return {n: getattr(rejected, n) for n in ("id", "source", "line", "reason", "message")}
+    return attributes(rejected, "id", "source", "line", "reason", "message")
 
 
 REJECTED = (text("reason", _itself), text("message", _itself))

@@ -70,7 +70,7 @@ def divergence_rows(
         {"token": _TOKEN_COLUMNS},
         lambda each, sums: q.SequenceView(options, each.score.sequence, each.score, sums, each),
         totals_row,
-        lambda entry, row: q.expected_row(entry, row, options),
+        lambda entry, row: q.of_input(entry, row, options),
         kept_sums,
     )
 

@@ -36,18 +36,12 @@ def mask_rows(
     def view(mask: Mask, sums: MaskTotals) -> q.SequenceView:
         return q.SequenceView(options, mask.sequence, mask.score, sums, mask)
 
-    def expected(entry: Mask | Rejected, row: Fields) -> Row:
-        if isinstance(entry, Rejected):
-            return q.expected_rejection(entry)
-        made_of = view(entry, mask_totals(entry))
-        if row.get("reason") in q.FOUND_BY_SCORING:
-            return {"type": "rejected"} | s.row_of(q.SAMPLE, made_of)
+    def of_input(mask: Mask, row: Fields) -> Row:
         sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
         # Through JSON, as what is there has been: tuples are lists in it.
-        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, made_of)))
+        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, view(mask, mask_totals(mask)))))
         # A key that this input would not have: null, which differs from what is there.
-        absent = dict.fromkeys(name for name in row if name not in {*made, *of_losses})
-        return absent | made | {"type": "sequence"}
+        return dict.fromkeys(name for name in row if name not in ("type", *of_losses)) | made
 
     return Rows(
         options,
@@ -55,7 +49,7 @@ def mask_rows(
         {"token": _TOKEN_COLUMNS},
         view,
         mask_totals_row,
-        expected,
+        of_input,
         lambda row, place, entry: _kept_totals(row, with_losses),
     )
 
@@ -108,7 +102,7 @@ def _part(name: str, path: str) -> Key:
 
     def value(view: Any) -> Any:
         totals = getattr(view.sums, path)
-        return ABSENT if totals is None else {n: getattr(totals, n) for n in _LOSS}
+        return ABSENT if totals is None else s.attributes(totals, *_LOSS)
 
     return s.nested(name, value, "losses", cells=s.children(*_LOSS))
 

@@ -84,7 +84,7 @@ def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> 
         "n_sequences": totals.n_rows,
         "n_rejected": n_rejected,
         "n_empty_lines": n_empty_lines,
-        **{name: getattr(totals, name) for name in _RANK_COUNTS},
+        **s.attributes(totals, "n_choices", "n_tokens", "boundaries", "n_with_answer"),
         "accuracies": {name: asdict(each) for name, each in accuracies(totals).items()},
         "chance": totals.chance,
         "n_tied": {n: totals.n_tied.get(n, 0) for n in r.SCORES if n in totals.n_ordered},
@@ -94,7 +94,6 @@ def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> 
 
 
 _LENGTHS = ("n_tokens", "n_bytes", "n_chars")
-_RANK_COUNTS = ("n_choices", "n_tokens", "boundaries", "n_with_answer")
 _TOKEN_IDS = s.wholes(
     "token_ids", lambda v: s.ints(v.sequence.token_ids[v.stretch]), "tokens", length=0
 )
@@ -222,10 +221,6 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
 """Parts of a row that a line can be of, to their columns."""
 
 
-_FOUND_BY_SCORING = ("nan_loss", "first_token_unscored")
-"""Reasons for which a question is rejected once its choices are scored."""
-
-
 def ranking_rows(options: RowOptions) -> Rows[r.Ranking, RankTotals, r.Question | Rejected]:
     """Return the rows of a run of `rank`."""
     choice_keys = s.possible(options, CHOICE_KEYS)
@@ -235,8 +230,9 @@ def ranking_rows(options: RowOptions) -> Rows[r.Ranking, RankTotals, r.Question 
         RANK_LEVELS,
         lambda ranking, sums: RankingView(ranking, options, choice_keys),
         rank_totals_row,
-        _expected_row,
+        _of_input,
         _kept_totals,
+        ("nan_loss", "first_token_unscored"),
     )
 
 
@@ -266,11 +262,6 @@ class RankedRow:
     right: Mapping[str, bool | None] | None
     """Accuracy to whether the best choice is a right one."""
     counts: RankTotals
-
-    @property
-    def score_names(self) -> tuple[str, ...]:
-        """Return the scores that were asked for."""
-        return self.choices[0].figures.score_names
 
     def scores(self, name: str) -> list[float] | None:
         """Return the score of each choice; None where it is not known of all."""
@@ -392,14 +383,10 @@ RANKING_KINDS = {
 }
 
 
-def _expected_row(entry: r.Question | Rejected, row: Fields) -> Row:
+def _of_input(entry: r.Question, row: Fields) -> Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
-    if isinstance(entry, Rejected):
-        return q.expected_rejection(entry)
     assert entry.sample.choices is not None
     refused = next((each for each in entry.entries if isinstance(each, Rejected)), None)
-    if row.get("reason") in _FOUND_BY_SCORING:
-        return {"type": "rejected", **s.row_of(q.SAMPLE, entry)}
     if refused is not None:
         return {"type": "rejected", **s.row_of(q.SAMPLE, entry), "reason": refused.reason}
     responses = entry.sample.choices.responses
@@ -409,7 +396,7 @@ def _expected_row(entry: r.Question | Rejected, row: Fields) -> Row:
     if len(written) == len(own):
         own = [each | mine for each, mine in zip(written, own, strict=True)]
     found = s.row_with_nulls((*q.SAMPLE, *_PROMPT, q.META, _ANSWERS), entry)
-    return {"type": "sequence", **found, "choices": own}
+    return {**found, "choices": own}
 
 
 def _kept_totals(row: Fields, place: str, entry: r.Question | Rejected) -> RankTotals:

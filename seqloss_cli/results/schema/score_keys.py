@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any
 
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
@@ -21,6 +22,7 @@ from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Key, Row
 from seqloss_cli.results.schema import sequences as q
 
+_RULE = ("log_prob_x", "log_prob_y_given_x", "log_prob_xy")
 _COUNTS = ("n_tokens", "n_scored", *t.TEXT_COUNTS)
 
 
@@ -70,10 +72,7 @@ class ScoreView(q.SequenceView):
 
 def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> Row:
     """Return the totals of a run, with the counts of what was not scored."""
-
-    def own(*names: str) -> Row:
-        return {name: getattr(totals, name) for name in names}
-
+    own = partial(s.attributes, totals)
     # The order of keys is part of the file: what is resumed is to be the same byte for byte.
     row = own("n_sequences", "n_sequences_scored")
     row |= {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines} | own("n_without_text")
@@ -192,9 +191,7 @@ SCORE_KEYS = (
     s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
     s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs"),
     q.N_RESPONSE_TOKENS,
-    s.real("log_prob_x", "rule.log_prob_x", "pairs"),
-    s.real("log_prob_y_given_x", "rule.log_prob_y_given_x", "pairs"),
-    s.real("log_prob_xy", "rule.log_prob_xy", "pairs"),
+    *(s.real(name, f"rule.{name}", "pairs") for name in _RULE),
     s.real("log_prob_y", lambda v: c.log_prob_y(v.sums), "pmi"),
     s.real("pmi", lambda v: c.pointwise_mutual_information(v.sums), "pmi"),
     s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
@@ -237,13 +234,8 @@ def _bits(key: Key) -> Key:
 
 def _asked(name: str) -> Key:
     """Return the column of what an input says of all its regions."""
-
-    def value(view: ScoreView) -> Any:
-        regions = view.sequence.sample.regions
-        assert regions is not None
-        return [getattr(regions, name)] * len(regions.regions)
-
-    return s.texts(name, value)
+    value = attrgetter(f"sample.regions.{name}")
+    return s.texts(name, lambda v: [value(v)] * len(v.regions.regions))
 
 
 def _region(name: str, when: str = "") -> Key:
@@ -274,14 +266,12 @@ SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
         s.wholes("region", lambda v: range(1, len(v.regions.regions) + 1)),
         _region("name"),
         _region("text", "text"),
-        _region("n_tokens"),
-        _region("loss"),
+        *map(_region, ("n_tokens", "loss")),
         _bits(_region("loss")),
         _region("mean_loss"),
         _region("corrected_loss", "corrected"),
         s.wholes("shared", lambda v: list(map(int, v.regions.shared))),
-        _region("start"),
-        _region("end"),
+        *map(_region, ("start", "end")),
     ),
 }
 """Parts of a row that a line can be of, to their columns. A word's ends are in bytes, those of a

@@ -20,7 +20,7 @@ from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ROUNDING, Fields, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema.score_keys import SCORE_KEYS, SCORE_LEVELS, ScoreView, totals_row
-from seqloss_cli.results.schema.sequences import expected_row
+from seqloss_cli.results.schema.sequences import of_input
 
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
@@ -35,7 +35,7 @@ def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, Entry]:
         SCORE_LEVELS,
         lambda score, totals: ScoreView(options, score.sequence, score, totals),
         totals_row,
-        lambda entry, row: expected_row(entry, row, options),
+        lambda entry, row: of_input(entry, row, options),
         lambda row, place, entry: read_row(row, place).totals,
     )
 

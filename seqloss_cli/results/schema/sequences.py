@@ -18,9 +18,6 @@ from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions
 
-FOUND_BY_SCORING = ("nan_loss",)
-"""Reasons for which a row is rejected that reading and tokenizing take."""
-
 
 @dataclass
 class SequenceView:
@@ -40,18 +37,12 @@ class SequenceView:
         self.sample = self.sequence.sample
 
 
-def expected_row(entry: r.Entry, row: Fields, options: RowOptions) -> Row:
+def of_input(entry: r.TokenSequence, row: Fields, options: RowOptions) -> Row:
     """Return what a row of this input holds; of keys that can be left out, those that `row` has."""
-    if isinstance(entry, r.Rejected):
-        return expected_rejection(entry)
     view = SequenceView(options, entry)
-    # Such a row holds only where the input was read; what it was rejected for, scoring would tell.
-    if row.get("reason") in FOUND_BY_SCORING:
-        return {"type": "rejected", **s.row_of(SAMPLE, view)}
     # Of the keys that are there: --no-text and the like are compared with the run line.
     there = [key for key in _OF_INPUTS if key.name in row]
     return {
-        "type": "sequence",
         **s.row_of(IDENTITY, view),
         "n_tokens": entry.n_tokens,
         # Nothing stands before the first token, so it never has a loss.
@@ -61,20 +52,8 @@ def expected_row(entry: r.Entry, row: Fields, options: RowOptions) -> Row:
     }
 
 
-def expected_rejection(rejected: r.Rejected) -> Row:
-    """Return what a row of this rejected input holds; its message may be worded anew."""
-    own = s.rejected_row(rejected)
-    return {"type": "rejected"} | {k: own[k] for k in ("id", "source", "line", "reason")}
-
-
-def sha256(content: bytes) -> str:
-    """Return the SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def _text_sha256(view: Any) -> str | None:
-    text: str | None = view.sequence.text
-    return None if text is None else sha256(text.encode())
+def _sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _ids_sha256(view: Any) -> Any:
@@ -84,20 +63,12 @@ def _ids_sha256(view: Any) -> Any:
         return ABSENT
     # Of one width and byte order on every machine, or a file could be resumed on some only.
     parts = (sequence.token_ids.astype("<i8"), sequence.loss_mask.astype("u1"))
-    return sha256(b"".join(part.tobytes() for part in parts))
-
-
-def _response_sha256(view: Any) -> str | None:
-    pair = view.sample.pair
-    return None if pair is None else sha256(pair.response.encode())
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def _of_pair(name: str) -> Callable[[Any], Any]:
-    def found(view: Any) -> Any:
-        pair = view.sample.pair
-        return ABSENT if pair is None else getattr(pair, name)
-
-    return found
+    # None, where there is no pair, has none of its attributes either.
+    return lambda view: getattr(view.sample.pair, name, ABSENT)
 
 
 def _text(view: Any) -> Any:
@@ -180,7 +151,7 @@ SAMPLE = (
 """Where an input was read."""
 IDENTITY = (
     *SAMPLE,
-    s.text("text_sha256", _text_sha256, checked=True),
+    s.text("text_sha256", lambda v: _sha256(v.sequence.text), checked=True),
     s.text("ids_sha256", _ids_sha256, checked=True),
 )
 """Which input a row is of."""
@@ -198,7 +169,12 @@ META = s.nested(
 )
 """Fields that are carried through from an input's row."""
 ENDS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
-RESPONSE_SHA256 = s.text("response_sha256", _response_sha256, "pairs", checked=True)
+RESPONSE_SHA256 = s.text(
+    "response_sha256",
+    lambda v: v.sample.pair and _sha256(v.sample.pair.response),
+    "pairs",
+    checked=True,
+)
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
 HEAD = (*IDENTITY, *TEXTS, META, *ENDS)
 """The first keys of every row of a sequence."""
