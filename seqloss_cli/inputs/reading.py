@@ -62,9 +62,6 @@ class ReadStats:
     """Ids that came after the memory for finding duplicates was full."""
 
 
-# -- one text, pair or question that is given ----------------------------------------------------
-
-
 def text_sample(
     text: str, source: str = "<text>", max_bytes: int | None = DEFAULT_MAX_BYTES
 ) -> Item:
@@ -101,9 +98,6 @@ def _given(
         return Sample(source, source, n_bytes_read=n_bytes, **content)
     except RowError as error:
         return Rejected(source, source, None, error.reason, error.message)
-
-
-# -- files and stdin ------------------------------------------------------------------------------
 
 
 def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) -> Iterator[Item]:

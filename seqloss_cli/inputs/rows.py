@@ -27,14 +27,12 @@ def parse_row(
     try:
         content, used = content_of(row)
     except RowError as error:
+        # The rejection is found by the row's own id, which was read before the row was refused.
         error.row_id = own_id
         raise
     if keep_meta:
         content["meta"] = {key: value for key, value in row.items() if key not in {"id", *used}}
     return content if own_id is None else content | {"id": own_id}
-
-
-# -- fields -----------------------------------------------------------------------------------
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -108,9 +106,6 @@ def encodable(text: str, what: str = "") -> str:
     return text
 
 
-# -- texts and ids ----------------------------------------------------------------------------
-
-
 def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
     """The sample's text, or its ids and labels; and the fields that were used."""
     if text_field in row and "input_ids" in row:
@@ -141,9 +136,6 @@ def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
             "are not shifted)",
         )
     return {"labels": labels}
-
-
-# -- pairs and chats --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

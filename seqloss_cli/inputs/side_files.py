@@ -123,9 +123,6 @@ class SideFile(Generic[T]):
             return SideRow(line, own_id, error)
 
 
-# -- labels -----------------------------------------------------------------------------------
-
-
 class LabelFile(SideFile[Labels]):
     """Finds the labels of each input that a training pipeline wrote as `input_ids` and `labels`.
 
@@ -160,9 +157,6 @@ def _parse_labels(row: dict[str, Any]) -> Labels | None:
     if not len(labels.labels):
         raise RowError("empty", "has no labels")
     return labels
-
-
-# -- regions ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +230,7 @@ def _match_strings(strings: Iterable[tuple[str, str]], text: str) -> Iterator[Re
     cursor = 0
     for name, content in strings:
         start = cursor
+        # A string may hold the space before it itself: space is passed over only where it does not.
         if content and not text.startswith(content, cursor):
             start = _past_space(text, cursor)
         if not text.startswith(content, start):

@@ -104,15 +104,17 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
 
 def log_prob_y(totals: Totals) -> float | None:
     """Return ln Pr(y), nats, of exactly the responses' ids after BOS; None where one has no BOS."""
-    alone = totals.response_only
+    response = totals.response_only
     # Of a set of pairs the sum would be of fewer pairs than ln Pr(y | x).
-    return None if alone is None or alone.n_sequences < totals.n_pairs else alone.log_prob
+    if response is None or response.n_sequences < totals.n_pairs:
+        return None
+    return response.log_prob
 
 
 def pointwise_mutual_information(totals: Totals) -> float | None:
     """Return ln Pr(y | x) - ln Pr(y), nats (Church & Hanks 1990)."""
-    given, alone = totals.log_prob, log_prob_y(totals)
-    return None if given is None or alone is None else given - alone
+    given, unconditional = totals.log_prob, log_prob_y(totals)
+    return None if given is None or unconditional is None else given - unconditional
 
 
 def boundary_difference(totals: Totals) -> float | None:

@@ -325,7 +325,7 @@ def _lacks_a_token(score: SequenceScore) -> bool:
     return bool((score.sequence.loss_mask & ~score.scored).any())
 
 
-def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -> ScoredChoice:
+def _scored(score: SequenceScore, bare: SequenceScore | None, separator: str) -> ScoredChoice:
     pair, response_only = score.sequence.sample.pair, score.response_only
     assert pair is not None
     return ScoredChoice(
@@ -334,9 +334,9 @@ def _scored(score: SequenceScore, alone: SequenceScore | None, separator: str) -
         n_tokens=_count_tokens(score, len(pair.prompt.encode()), len(separator.encode())),
         n_bytes=len(pair.response.encode()),
         n_chars=len(pair.response),
-        without_prompt=alone is not None,
+        without_prompt=bare is not None,
         log_prob_y=None if response_only is None else _log_prob(response_only),
-        log_prob_alone=None if alone is None or _lacks_a_token(alone) else _log_prob(alone),
+        log_prob_alone=None if bare is None or _lacks_a_token(bare) else _log_prob(bare),
     )
 
 

@@ -33,9 +33,6 @@ _MOST_EXACT = 16
 _ROUNDING = 1e-12
 
 
-# -- bootstrap ------------------------------------------------------------------------------------
-
-
 def bootstrap_ratio(
     y: Floats,
     m: Floats,
@@ -148,9 +145,6 @@ def _percentiles(
     return Estimate(value, float(low), float(high), error, n, method)
 
 
-# -- expected calibration error -------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class CalibrationGaps:
     """The part of each unit (document or cluster) in each bin; arrays of one shape, in tokens."""
@@ -238,9 +232,6 @@ def _resampled_gaps(
         yield (gaps @ times) / (times.T * counts).sum(1)
 
 
-# -- sign flips -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class SignFlip:
     """The result of a test of paired differences against 0."""
@@ -287,9 +278,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, (len(p_values) - rank) * p_values[place])
         adjusted[place] = min(1.0, highest)
     return adjusted
-
-
-# -- samples --------------------------------------------------------------------------------------
 
 
 class Reservoir:

@@ -272,12 +272,12 @@ def _pair_counts(score: SequenceScore) -> dict[str, Any]:
     if boundary is None:
         return {}
     # Sums of other sequences of the same sample, never added to its own.
-    alone, separate = score.response_only, score.separate_tokenization
+    response, separate = score.response_only, score.separate_tokenization
     return {
         "n_pairs": 1,
         "n_response_tokens": int(sequence.loss_mask.sum()),
         "n_pair_tokens": sequence.n_tokens,
         "boundaries": {} if boundary.boundary is None else {boundary.boundary: 1},
-        "response_only": None if alone is None else totals_of(alone),
+        "response_only": None if response is None else totals_of(response),
         "separate_tokenization": None if separate is None else totals_of(separate),
     }

@@ -31,15 +31,11 @@ def adapter_files(choice: ModelChoice) -> tuple[Path, ...]:
     if name is None:
         return ()
     configuration = files.find_file(name, files.ADAPTER_CONFIGURATION, offline)
-    if configuration is None and Path(name).exists():
-        raise UsageError(
-            f"--adapter {name}: no {files.ADAPTER_CONFIGURATION} in it, so it is no adapter of PEFT"
-        )
     if configuration is None:
-        raise UsageError(
-            f"--adapter {name}: neither a directory nor an adapter of the hub"
-            f"{files.offline_hint(offline)}"
-        )
+        why = f"neither a directory nor an adapter of the hub{files.offline_hint(offline)}"
+        if Path(name).exists():
+            why = f"no {files.ADAPTER_CONFIGURATION} in it, so it is no adapter of PEFT"
+        raise UsageError(f"--adapter {name}: {why}")
     safe, pickled = (files.find_file(name, file, offline) for file in _WEIGHTS)
     files.require_weights(f"adapter {name}", _WEIGHTS[0], bool(safe), bool(pickled), choice)
     weights = safe or pickled

@@ -162,8 +162,6 @@ class PairTokenization:
             raise RowError("no_response_token", "the response is nothing but BOS")
         return replace(without_bos(sequence), prompt_boundary=boundary)
 
-    # -- length, and other sequences of a pair -------------------------------------------------
-
     def _finished(self, sequence: TokenSequence) -> TokenSequence:
         sequence = self._fitted(sequence)
         if self.policy.pmi:

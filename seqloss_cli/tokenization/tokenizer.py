@@ -100,8 +100,6 @@ class Tokenization:
         ends = {i for i in candidates if i is not None and i < self.n_ids}
         return word_boundary_ids(self.vocabulary.spelled_ids(self.n_ids), ends)
 
-    # -- samples to sequences ---------------------------------------------------------------
-
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
         """One result for each sample, in order; a sample that cannot be tokenized is rejected."""
         encoded = self.encode_all(sample.text for sample in samples if sample.text is not None)
@@ -221,8 +219,6 @@ class Tokenization:
                 "or text takes it",
             )
         return {"special_tokens": count} if count else {}
-
-    # -- BOS and EOS ----------------------------------------------------------------------
 
     def _resolve_bos(self, model_bos: int | None) -> int | None:
         if self.policy.bos_token is not None:

@@ -191,8 +191,6 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-# -- beginnings and ends of words ---------------------------------------------------------------
-
 _LEAST_MARKED = 0.1
 """Share of the tokens with letters that begin with white space where words' starts are marked."""
 _MOST_BROKEN = 0.01
