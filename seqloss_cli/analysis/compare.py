@@ -7,9 +7,8 @@ drops out. With one tokenizer they are per token; across tokenizers per byte of 
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
-from seqloss_cli.analysis.summarize import Clusters
+from seqloss_cli.analysis.summarize import Clusters, DocumentSums
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import resampling
 from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
@@ -127,56 +126,6 @@ class Comparisons:
     joined: JoinReport
 
 
-@dataclass(slots=True)
-class _PairSums:
-    """Losses of two files, document by document, as rows are joined."""
-
-    same_tokenizer: bool
-    options: CompareOptions
-    # arrays of the standard library grow in place, 8 bytes a document
-    a: array[float] = field(default_factory=lambda: array("d"))
-    b: array[float] = field(default_factory=lambda: array("d"))
-    units: array[float] = field(default_factory=lambda: array("d"))
-    clusters: array[int] = field(default_factory=lambda: array("q"))
-    only: Floats | None = None
-    """B - A of its tokens, (tokens) nats, while there is one document."""
-    notes: list[str] = field(default_factory=list)
-    documents: Top = field(init=False)
-    tokens: Top = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.documents, self.tokens = Top(self.options.n_extremes), Top(self.options.n_extremes)
-
-    def add(self, a: ResultRow, b: ResultRow, cluster: int) -> None:
-        # rows without a total are never joined: 0.0 only satisfies the type checker
-        self.a.append(a.totals.total_loss or 0.0)
-        self.b.append(b.totals.total_loss or 0.0)
-        self.units.append(n_units(a, self.same_tokenizer))
-        self.clusters.append(cluster)
-        if not self.same_tokenizer and (a.tokens is None or b.tokens is None):
-            self.notes = [
-                "written without tokens: how many bytes are scored is compared, not which"
-            ]
-        found = _difference(a, b, self.same_tokenizer)
-        self.documents.add(abs(found.difference), found)
-        self.only = None
-        if self.same_tokenizer and a.tokens is not None and b.tokens is not None:
-            self._add_tokens(a, a.tokens, b.tokens)
-
-    def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
-        if len(self.a) == 1:
-            self.only = b.losses[b.counted] - a.losses[a.counted]
-        # an infinite loss has no place here: such rows are not comparable
-        differences = np.where(a.counted & b.counted, b.losses - a.losses, 0.0)
-        for place in highest(np.abs(differences), self.options.n_extremes):
-            size = float(abs(differences[place]))
-            if self.tokens.takes(size) and size > 0:
-                first, second = float(a.losses[place]), float(b.losses[place])
-                text, line = token_text(row, place), row.fields.get("line")
-                found = TokenDifference(row.id, line, place, text, second - first, first, second)
-                self.tokens.add(size, found)
-
-
 def compare(
     files: Sequence[Iterable[ResultRow]],
     same_tokenizer: bool,
@@ -187,23 +136,24 @@ def compare(
 
     With `against`, the number of a file, each other file (A) is compared with that one (B) only.
     """
-    report = JoinReport()
+    report, clusters = JoinReport(), Clusters(options.cluster)
     chosen = list(combinations(range(len(files)), 2))
     if against is not None:
         chosen = [(n, against) for n in range(len(files)) if n != against]
-    pairs = {pair: _PairSums(same_tokenizer, options) for pair in chosen}
-    clusters = Clusters(options.cluster)
+    sums = [DocumentSums() for _ in files]
+    pairs = [_Pair(*numbers, sums, same_tokenizer, options) for numbers in chosen]
     for rows in join_usable(files, report, same_tokenizer):
         cluster = clusters.number_of(cluster_of(rows, options.cluster))
-        for (first, second), collected in pairs.items():
-            collected.add(rows[first], rows[second], cluster)
+        for each, row in zip(sums, rows, strict=True):
+            each.add_losses(row.totals, cluster)
+        for pair in pairs:
+            pair.add(rows[pair.first], rows[pair.second])
     report.n_without_cluster = clusters.n_without
     # Holm multiplies the least p by the number of pairs: more flips, else it could not be small
-    n_flips = _FLIPS * max(1, len(pairs))
-    tests = {pair: _test(collected, n_flips) for pair, collected in pairs.items()}
-    adjusted = dict(zip(chosen, resampling.holm([tests[pair].p for pair in chosen]), strict=True))
-    made = [_comparison(pair, pairs[pair], tests[pair], adjusted[pair]) for pair in chosen]
-    return Comparisons(made, report)
+    tests = [pair.test(_FLIPS * max(1, len(pairs))) for pair in pairs]
+    adjusted = resampling.holm([test.p for test in tests])
+    tested = zip(pairs, tests, adjusted, strict=True)
+    return Comparisons([pair.comparison(test, p) for pair, test, p in tested], report)
 
 
 def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> DocumentDifference:
@@ -215,63 +165,102 @@ def _difference(a: ResultRow, b: ResultRow, same_tokenizer: bool) -> DocumentDif
     return DocumentDifference(a.id, line, difference, first / units, second / units)
 
 
-def _test(collected: _PairSums, n_flips: int) -> resampling.SignFlip:
-    """Test the differences of documents, or of clusters of them."""
-    differences = np.array(collected.b) - np.array(collected.a)
-    if collected.options.cluster and len(differences):
-        differences = np.bincount(collected.clusters, weights=differences)
-    return resampling.sign_flip_test(differences, n_flips, collected.options.seed)
+class _Pair:
+    """Two of the files, as rows are joined: what their losses differ by, and where most."""
 
+    def __init__(
+        self,
+        first: int,
+        second: int,
+        sums: Sequence[DocumentSums],
+        same_tokenizer: bool,
+        options: CompareOptions,
+    ) -> None:
+        """`sums` holds those of every file; rows come here once they are in them."""
+        self.first, self.second = first, second
+        self._a, self._b = sums[first], sums[second]
+        self._same_tokenizer, self._options = same_tokenizer, options
+        self._documents, self._tokens = Top(options.n_extremes), Top(options.n_extremes)
+        self._notes: list[str] = []
+        # B - A of its tokens, (tokens) nats, while there is one document
+        self._only: Floats | None = None
 
-def _comparison(
-    pair: tuple[int, int], collected: _PairSums, test: resampling.SignFlip, p_adjusted: float
-) -> Comparison:
-    options = collected.options
-    a, b, units = (np.array(x) for x in (collected.a, collected.b, collected.units))
-    clusters = np.array(collected.clusters) if options.cluster and len(a) else None
-    d = b - a
-    # per unit, so that a long document is no difference for its length alone
-    ties = np.abs(d) <= TIE * units
-    if not len(a):
-        difference = bootstrap = unknown(None, 0, "no rows to compare")
-        sides = [SideTotals(None, difference)] * 2
-    else:
-        difference = ratio_estimate(d, units, clusters, options.confidence)
-        bootstrap = resampling.bootstrap_ratio(
-            d, units, options.bootstrap, options.seed, clusters, options.confidence
-        )
-        sides = [
-            SideTotals(
-                math.fsum(y.tolist()), ratio_estimate(y, units, clusters, options.confidence)
+    def add(self, a: ResultRow, b: ResultRow) -> None:
+        if not self._same_tokenizer and (a.tokens is None or b.tokens is None):
+            self._notes = [
+                "written without tokens: how many bytes are scored is compared, not which"
+            ]
+        found = _difference(a, b, self._same_tokenizer)
+        self._documents.add(abs(found.difference), found)
+        self._only = None
+        if self._same_tokenizer and a.tokens is not None and b.tokens is not None:
+            self._add_tokens(a, a.tokens, b.tokens)
+
+    def _add_tokens(self, row: ResultRow, a: TokenLosses, b: TokenLosses) -> None:
+        if len(self._a.losses) == 1:
+            self._only = b.losses[b.counted] - a.losses[a.counted]
+        # an infinite loss has no place here: such rows are not comparable
+        differences = np.where(a.counted & b.counted, b.losses - a.losses, 0.0)
+        for place in highest(np.abs(differences), self._options.n_extremes):
+            size = float(abs(differences[place]))
+            if self._tokens.takes(size) and size > 0:
+                first, second = float(a.losses[place]), float(b.losses[place])
+                text, line = token_text(row, place), row.fields.get("line")
+                found = TokenDifference(row.id, line, place, text, second - first, first, second)
+                self._tokens.add(size, found)
+
+    def test(self, n_flips: int) -> resampling.SignFlip:
+        """Test the differences of documents, or of clusters of them."""
+        differences = np.array(self._b.losses) - np.array(self._a.losses)
+        if self._options.cluster and len(differences):
+            differences = np.bincount(self._a.clusters, weights=differences)
+        return resampling.sign_flip_test(differences, n_flips, self._options.seed)
+
+    def comparison(self, test: resampling.SignFlip, p_adjusted: float) -> Comparison:
+        options, by_token = self._options, self._same_tokenizer
+        a, b = np.array(self._a.losses), np.array(self._b.losses)
+        units, d = np.array(self._a.n_scored if by_token else self._a.n_bytes), b - a
+        clusters = np.array(self._a.clusters) if options.cluster and len(a) else None
+        # per unit, so that a long document is no difference for its length alone
+        ties = np.abs(d) <= TIE * units
+        if not len(a):
+            difference = bootstrap = unknown(None, 0, "no rows to compare")
+            sides = [SideTotals(None, difference)] * 2
+        else:
+            difference, *means = (
+                ratio_estimate(y, units, clusters, options.confidence) for y in (d, a, b)
             )
-            for y in (a, b)
-        ]
-    if len(a) == 1 and collected.only is not None:
-        block = resampling.default_block(len(collected.only))
-        difference = bootstrap = resampling.block_bootstrap(
-            collected.only, block, options.bootstrap, options.seed, options.confidence
+            bootstrap = resampling.bootstrap_ratio(
+                d, units, options.bootstrap, options.seed, clusters, options.confidence
+            )
+            totals = (math.fsum(y.tolist()) for y in (a, b))
+            sides = [SideTotals(*each) for each in zip(totals, means, strict=True)]
+        if len(a) == 1 and self._only is not None:
+            block = resampling.default_block(len(self._only))
+            difference = bootstrap = resampling.block_bootstrap(
+                self._only, block, options.bootstrap, options.seed, options.confidence
+            )
+        return Comparison(
+            first=self.first,
+            second=self.second,
+            unit="token" if by_token else "byte",
+            n_documents=len(a),
+            n_units=int(units.sum()),
+            a=sides[0],
+            b=sides[1],
+            difference=difference,
+            bootstrap=bootstrap,
+            test=test,
+            p_adjusted=p_adjusted,
+            n_lower=int(((d < 0) & ~ties).sum()),
+            n_tied=int(ties.sum()),
+            n_higher=int(((d > 0) & ~ties).sum()),
+            correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
+            is_significant=_is_significant(difference, p_adjusted, 1 - options.confidence, len(a)),
+            documents=self._documents.items(),
+            tokens=self._tokens.items(),
+            notes=[*interval_notes(difference, len(a)), *self._notes],
         )
-    return Comparison(
-        first=pair[0],
-        second=pair[1],
-        unit="token" if collected.same_tokenizer else "byte",
-        n_documents=len(a),
-        n_units=int(units.sum()),
-        a=sides[0],
-        b=sides[1],
-        difference=difference,
-        bootstrap=bootstrap,
-        test=test,
-        p_adjusted=p_adjusted,
-        n_lower=int(((d < 0) & ~ties).sum()),
-        n_tied=int(ties.sum()),
-        n_higher=int(((d > 0) & ~ties).sum()),
-        correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
-        is_significant=_is_significant(difference, p_adjusted, 1 - options.confidence, len(a)),
-        documents=collected.documents.items(),
-        tokens=collected.tokens.items(),
-        notes=[*interval_notes(difference, len(a)), *collected.notes],
-    )
 
 
 def _is_significant(difference: Estimate, p: float, alpha: float, n: int) -> bool:

@@ -226,6 +226,20 @@ def scored_bytes(row: ResultRow) -> list[int] | None:
     return found
 
 
+def bytes_of_text(row: ResultRow) -> TokenBytes | None:
+    """Return a row's text, and what its tokens cover; None where the row does not hold it."""
+    fields = row.fields
+    # rows of pairs hold their parts; joined they are the text that the offsets are of
+    text, offsets = fields.get("text"), fields.get("byte_offsets")
+    if not isinstance(text, str):
+        parts = (fields.get("prompt"), fields.get("separator", ""), fields.get("response"))
+        if not all(isinstance(part, str) for part in parts):
+            return None
+        text = "".join(map(str, parts))
+    # halves of surrogate pairs can be in JSON, but not in UTF-8
+    return None if offsets is None else TokenBytes(text.encode("utf-8", "replace"), offsets)
+
+
 @dataclass(frozen=True, slots=True)
 class LossesOnBytes:
     """The losses of a model's N tokens, and the bytes of the text that they cover."""

@@ -89,10 +89,12 @@ class DocumentSums:
 
     def add(self, row: ResultRow, cluster: int) -> None:
         """Add a row; one where nothing is scored counts in the totals only."""
-        sums = row.totals
-        self.totals += sums
-        if not sums.n_scored:
-            return
+        self.totals += row.totals
+        if row.totals.n_scored:
+            self.add_losses(row.totals, cluster)
+
+    def add_losses(self, sums: Totals, cluster: int) -> None:
+        """Add the losses of a row with something scored, and leave the totals as they are."""
         # rows without a total hold an infinite loss: something is scored in them
         self.losses.append(math.inf if sums.total_loss is None else sums.total_loss)
         self.n_scored.append(sums.n_scored)

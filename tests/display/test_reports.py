@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from helpers.pages import EVIL, Page, text_row
 from helpers.results import row, write
 from seqloss_cli.analysis.extremes import Limits, Selection
-from seqloss_cli.analysis.joining import align
+from seqloss_cli.analysis.joining import LossesOnBytes, align
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 from seqloss_cli.display import LOSS_EDGES, step_of
 from seqloss_cli.display.html import json_text
 from seqloss_cli.display.html.page import TokenNames, number
 from seqloss_cli.display.html.sequences import PageSequence
 from seqloss_cli.display.html.spans import stretches_of, token_pane
-from seqloss_cli.results.schema.scores import totals_of_row
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, totals_of_row
 
 Run = Callable[..., Any]
 
@@ -121,7 +121,7 @@ def test_spans_are_the_text_however_it_is_cut(words: list[str], data: st.DataObj
     assert all({start, end} <= edges for *_, start, end in spans)
     assert [a[1] for a in spans][:-1] == [b[0] for b in spans][1:]
     for (first, last, *_), (kind, _) in zip(spans, parsed.spans[0], strict=True):
-        step = step_of(math.fsum(whole.losses[first:last]), LOSS_EDGES)  # type: ignore[arg-type]
+        step = step_of(math.fsum(map(float, whole.losses()[first:last])), LOSS_EDGES)
         assert kind.split()[0] == f"s{step}"
 
 
@@ -129,10 +129,11 @@ def shown_of(raw: bytes, offsets: tuple[int, ...], losses: list[float]) -> PageS
     n = len(offsets) - 1
     totals = totals_of_row(row("x", [None, 1.0]))
     token_bytes = TokenBytes(raw, np.array(offsets, dtype=np.int64))
-    names = tuple(f"t{k}" for k in range(n))
-    return PageSequence(
-        0, "x", "", None, totals, {}, {}, "", token_bytes, tuple(losses), (True,) * n, names
-    )
+    names = [f"t{k}" for k in range(n)]
+    every = np.ones(n, dtype=bool)
+    tokens = TokenLosses(np.array(losses, dtype=np.float64), every, every)
+    shown = ResultRow("x:1", {"id": "x", "tokens": names}, totals, tokens)
+    return PageSequence(0, shown, "", token_bytes)
 
 
 @given(st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -334,13 +335,14 @@ def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> N
         n = len(offsets) - 1
         losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
         sides.append(shown_of(raw, offsets, losses))
-    found = align(*(side.counted_losses() for side in sides))
+    losses = (LossesOnBytes(s.token_bytes, s.losses(counted_only=True)) for s in sides)
+    found = align(*losses)
     assert found.spans[0][2] == 0
     assert found.spans[-1][3] == len(raw)
     assert all(a[3] == b[2] for a, b in pairwise(found.spans))
     for side, sums in zip(sides, (found.losses_a, found.losses_b), strict=True):
         known = [value for value in sums if value is not None]
-        assert math.fsum(known) == pytest.approx(math.fsum(side.losses))  # type: ignore[arg-type]
+        assert math.fsum(known) == pytest.approx(math.fsum(map(float, side.losses())))
         places = stretches_of(side.token_bytes.char_spans(), found)
         assert places == sorted(places)
     for _, _, start, end in found.spans:

@@ -12,7 +12,14 @@ import numpy as np
 
 from seqloss_cli.analysis.compare import Comparison
 from seqloss_cli.analysis.extremes import Chosen, Selection
-from seqloss_cli.analysis.joining import AlignedLosses, JoinReport, align, join_usable, n_units
+from seqloss_cli.analysis.joining import (
+    AlignedLosses,
+    JoinReport,
+    LossesOnBytes,
+    align,
+    join_usable,
+    n_units,
+)
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display import DIFFERENCE_EDGES
@@ -59,7 +66,8 @@ class SequencePair:
 
     def aligned(self) -> AlignedLosses:
         """Return the losses of both on the stretches that their tokens share."""
-        return align(self.a.counted_losses(), self.b.counted_losses())
+        sides = (self.a, self.b)
+        return align(*(LossesOnBytes(s.token_bytes, s.losses(counted_only=True)) for s in sides))
 
     def per_unit(self) -> list[float]:
         """Return the losses of A and B, and B - A, in nats per token (or byte)."""
@@ -271,7 +279,7 @@ def _panes(pair: SequencePair, aligned: AlignedLosses, names: page.TokenNames) -
     """Return both models' texts; with the stretch of each span, where these are not the spans."""
     panes = []
     for side, label in zip((pair.a, pair.b), SIDES, strict=True):
-        pane = spans.token_pane(side, label, names, side=label.lower())
+        pane = spans.token_pane(side, label, names)
         if not pair.same_tokens:
             pane.data["g"] = spans.stretches_of(side.token_bytes.char_spans(), aligned)
         panes.append(pane)

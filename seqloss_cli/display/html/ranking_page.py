@@ -225,10 +225,9 @@ def _section(
     number: int, item: PageQuestion, columns: list[Column], by: str, names: page.TokenNames
 ) -> page.Section:
     row, question = item.row, _question(item.row, by, names)
-    id, source = str(row.fields["id"]), str(row.fields.get("source") or "")
-    where = sequences.where_text(id, source, row.fields.get("line"))
-    panes, cells = [choice.pane for choice in question.choices], page.row_of(row, columns)
-    return page.Section(number, id, where, cells, panes, _about(item, by), question)
+    where, panes = sequences.where_text(row.fields), [choice.pane for choice in question.choices]
+    cells, about = page.row_of(row, columns), _about(item, by)
+    return page.Section(number, item.id, where, cells, panes, about, question)
 
 
 def _about(item: PageQuestion, by: str) -> list[str]:

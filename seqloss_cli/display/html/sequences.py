@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.analysis.extremes import Chosen
-from seqloss_cli.analysis.joining import LossesOnBytes
+from seqloss_cli.analysis.joining import bytes_of_text
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.page import Metric, PageOptions, Pane
@@ -30,46 +30,42 @@ _NO_BYTES = TokenBytes(b"", np.zeros(1, dtype=np.int64))
 
 @dataclass(frozen=True, slots=True)
 class PageSequence:
-    """A row of results as a page shows it: N tokens, or none where no text can be coloured."""
+    """A row of results as a page shows it: its first N tokens, or none if no text is coloured."""
 
     order: int
     """Number among the rows of its file."""
-    id: str
-    source: str
-    line: int | None
-    totals: Totals
-    flags: Mapping[str, int]
-    fields: Mapping[str, Any]
-    """Values of the fields that rows are grouped by."""
+    row: ResultRow
     why_plain: str = ""
     """Why no text is coloured; empty where it is."""
     token_bytes: TokenBytes = _NO_BYTES
     """The text, and what its tokens cover; of ids without a text, the names of the tokens."""
-    losses: tuple[float | None, ...] = ()
-    """(N) nats; None where unscored."""
-    counted: tuple[bool, ...] = ()
-    """(N)"""
-    tokens: tuple[str, ...] = ()
-    """(N) as tables show them."""
-    ids: tuple[int, ...] | None = None
-    """(N) ids of the vocabulary."""
-    columns: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """The quantities of one number a token that the file has, (N) each, by name."""
-    contexts: tuple[float | None, ...] | None = None
-    """(N) tokens that each token could see."""
-    alternatives: tuple[Any, ...] | None = None
-    """(N) lists of name, log-probability in nats, and id."""
-    extra: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """Other quantities, (N) each, by their keys in the data of a pane."""
     is_ids: bool = False
     """Token ids without a text."""
-    n_left_out: int = 0
-    """Tokens at its end that the page does not show."""
+    extra: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Other quantities of all its tokens, by their keys in the data of a pane."""
+    sums: Any = None
+    """Other sums of it."""
+
+    @property
+    def id(self) -> str:
+        """Return the input's id."""
+        return self.row.id
+
+    @property
+    def totals(self) -> Totals:
+        """Return the sums of all its tokens."""
+        return self.row.totals
 
     @property
     def size(self) -> int:
         """Return how many tokens the page would show."""
-        return len(self.losses)
+        return self.token_bytes.n_tokens
+
+    @property
+    def n_left_out(self) -> int:
+        """Return the number of tokens at its end that the page does not show."""
+        whole = 0 if self.why_plain or self.row.tokens is None else len(self.row.tokens.losses)
+        return whole - self.size
 
     @property
     def text(self) -> bytes:
@@ -79,7 +75,12 @@ class PageSequence:
     @property
     def where(self) -> str:
         """Return `file:line`, where it says more than the id does."""
-        return where_text(self.id, self.source, self.line)
+        return where_text(self.row.fields)
+
+    @property
+    def flags(self) -> str:
+        """Return its flags with their counts."""
+        return flags_text(self.row.fields.get("flags") or {})
 
     def about(self) -> list[str]:
         """Say what a reader must know of its text."""
@@ -97,115 +98,51 @@ class PageSequence:
             )
         return said
 
-    def counted_losses(self) -> LossesOnBytes:
-        """Return the losses that count, with the bytes of their tokens."""
-        pairs = zip(self.losses, self.counted, strict=True)
-        return LossesOnBytes(self.token_bytes, [loss if counts else None for loss, counts in pairs])
+    def losses(self, counted_only: bool = False) -> list[float | None]:
+        """Return the N losses, nats; None where a token is not scored, or does not count."""
+        if (tokens := self.row.tokens) is None:
+            return []
+        known = (tokens.counted if counted_only else tokens.scored)[: self.size].tolist()
+        pairs = zip(tokens.losses[: self.size].tolist(), known, strict=True)
+        return [loss if is_known else None for loss, is_known in pairs]
 
-    def cut(self, n_tokens: int) -> PageSequence:
+    def array(self, name: str, take: Callable[[Any], Any]) -> list[Any] | None:
+        """Return what the row's field holds of the N tokens; None where it is no such array."""
+        values, n_tokens = self.row.fields.get(name), self.size + self.n_left_out
+        if not isinstance(values, list) or len(values) != n_tokens:
+            return None
+        return [take(value) for value in values[: self.size]]
+
+    def cut(self, most: int) -> PageSequence:
         """Return its first tokens, and as many more as the last character needs."""
-        if self.size <= n_tokens:
+        if self.size <= most:
             return self
         # within a character there is no text to show
-        _, n_tokens = self.token_bytes.snap(0, n_tokens)
-        parts: dict[str, Any] = {}
-        for name in ("losses", "counted", "tokens", "ids", "contexts", "alternatives"):
-            array = getattr(self, name)
-            parts[name] = None if array is None else array[:n_tokens]
-        for name in ("columns", "extra"):
-            parts[name] = {key: array[:n_tokens] for key, array in getattr(self, name).items()}
-        part, n_left_out = self.token_bytes.head(n_tokens), self.size - n_tokens
-        return replace(self, token_bytes=part, n_left_out=self.n_left_out + n_left_out, **parts)
+        _, most = self.token_bytes.snap(0, most)
+        return replace(self, token_bytes=self.token_bytes.head(most))
 
 
-def page_sequence(row: ResultRow, order: int, fields: tuple[str, ...] = ()) -> PageSequence:
-    """Return what a page shows of a row; `fields` are those that rows are grouped by."""
-    found = PageSequence(
-        order=order,
-        id=row.id,
-        source=str(row.fields.get("source") or ""),
-        line=row.fields.get("line"),
-        totals=row.totals,
-        flags=row.fields.get("flags") or {},
-        fields={name: row.field(name) for name in fields},
-    )
+def page_sequence(row: ResultRow, order: int) -> PageSequence:
+    """Return what a page shows of a row."""
     if row.tokens is None or not row.fields.get("tokens"):
-        return replace(found, why_plain=NO_TOKENS)
+        return PageSequence(order, row, NO_TOKENS)
     is_ids = row.fields.get("text_sha256") is None
-    token_bytes = _bytes_of_ids(row) if is_ids else _bytes_of_text(row)
+    # of ids without a text the names of the tokens stand for one
+    names = [name.encode("utf-8", "replace") for name in row.fields["tokens"]]
+    token_bytes = TokenBytes.join(names) if is_ids else bytes_of_text(row)
     if token_bytes is None:
-        return replace(found, why_plain=NO_TEXT)
+        return PageSequence(order, row, NO_TEXT)
     # a file may have been edited: offsets that do not fit would colour other text
     if not token_bytes.is_valid:
-        return replace(found, why_plain=OTHER_TEXT)
-    return replace(found, token_bytes=token_bytes, is_ids=is_ids, **_arrays(row))
+        return PageSequence(order, row, OTHER_TEXT)
+    return PageSequence(order, row, "", token_bytes, is_ids)
 
 
-def _bytes_of_ids(row: ResultRow) -> TokenBytes:
-    """Return the names of the tokens, which stand for a text that there is not."""
-    return TokenBytes.join(
-        [str(token).encode("utf-8", "replace") for token in row.fields["tokens"]]
-    )
-
-
-def _bytes_of_text(row: ResultRow) -> TokenBytes | None:
-    """Return the text, and what its tokens cover; None where the row does not hold it."""
-    fields = row.fields
-    # rows of pairs hold their parts; joined they are the text that the offsets are of
-    text, offsets = fields.get("text"), fields.get("byte_offsets")
-    if not isinstance(text, str):
-        parts = (fields.get("prompt"), fields.get("separator", ""), fields.get("response"))
-        if not all(isinstance(part, str) for part in parts):
-            return None
-        text = "".join(map(str, parts))
-    # halves of surrogate pairs can be in JSON, but not in UTF-8
-    return None if offsets is None else TokenBytes(text.encode("utf-8", "replace"), offsets)
-
-
-def _arrays(row: ResultRow) -> dict[str, Any]:
-    """Return the arrays beside the row's N tokens."""
-    assert row.tokens is not None
-    n, tokens = len(row.tokens.losses), row.tokens
-    losses = zip(tokens.losses.tolist(), tokens.scored.tolist(), strict=True)
-    ids = row.fields.get("token_ids")
-    return {
-        "losses": tuple(loss if scored else None for loss, scored in losses),
-        "counted": tuple(tokens.counted.tolist()),
-        "tokens": tuple(map(str, row.fields["tokens"])),
-        "ids": None if ids is None else tuple(ids.tolist()),
-        "columns": {
-            column.name: values
-            for column in cell_columns()
-            if (values := _read(row, column.name, n, _number)) is not None
-        },
-        "contexts": _read(row, "context_lengths", n, _number),
-        "alternatives": _read(row, "top_logprobs", n, _alternatives),
-    }
-
-
-def _read(row: ResultRow, name: str, n: int, take: Callable[[Any], Any]) -> tuple[Any, ...] | None:
-    """Return an array beside the n tokens; None where it is missing or not as long as they are."""
-    values = row.fields.get(name)
-    if not isinstance(values, list) or len(values) != n:
-        return None
-    return tuple(map(take, values))
-
-
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """Return a value of a row as a figure; None where it is none."""
     # True is an int to Python, and NaN a float: neither is a figure
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
-
-
-def _alternatives(value: Any) -> list[tuple[str, float | None, Any]] | None:
-    """Return name, log-probability and id of each alternative."""
-    if not isinstance(value, list):
-        return None
-    return [
-        (str(each.get("token")), _number(each.get("log_prob")), each.get("id"))
-        for each in value
-        if isinstance(each, Mapping)
-    ]
 
 
 _SHORT_KEYS = {"ranks": "r", "entropies": "e"}
@@ -249,6 +186,11 @@ class PageQuestion:
     """Tokens that the page would show, its prompt's guessed from its bytes."""
     n_left_out: int = 0
     """The size of a question whose texts are left out."""
+
+    @property
+    def id(self) -> str:
+        """Return the question's id."""
+        return str(self.row.fields["id"])
 
     @classmethod
     def of(cls, row: RankedRow, order: int) -> PageQuestion:
@@ -337,10 +279,11 @@ def subtitle_of(file: ResultsOf[Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def where_text(id: str, source: str, line: int | None) -> str:
-    """Return `file:line`, where it says more than the id does."""
-    place = source if line is None else f"{source}:{line}"
-    return "" if place == id else place
+def where_text(fields: Mapping[str, Any]) -> str:
+    """Return `file:line` of a row, where it says more than the id does."""
+    place, line = str(fields.get("source") or ""), fields.get("line")
+    place = place if line is None else f"{place}:{line}"
+    return "" if place == str(fields["id"]) else place
 
 
 def flags_text(flags: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.display.html import page
-from seqloss_cli.display.html.sequences import PageSequence, data_key
+from seqloss_cli.display.html.sequences import PageSequence, data_key, number_of
 from seqloss_cli.results.schema.scores import ResultRow
 
 _INFINITE = -1
@@ -42,7 +42,6 @@ def token_pane(
     names: page.TokenNames,
     anchors: str = "",
     marked: Collection[int] = (),
-    side: str = "",
     colour: str = "",
     edges: Sequence[float] = LOSS_EDGES,
 ) -> page.Pane:
@@ -50,68 +49,78 @@ def token_pane(
 
     The spans `marked` can be linked to, by `anchors` and their number.
     """
-    values = sequence.extra[colour] if colour else sequence.losses
+    losses, names_of_tokens = sequence.losses(), sequence.row.fields["tokens"]
+    counted = [loss is not None for loss in sequence.losses(counted_only=True)]
+    values = sequence.extra[colour] if colour else losses
     spans, looks = sequence.token_bytes.char_spans(), list[tuple[str, str]]()
     for first, last, _, _ in spans:
         loss = sum_of_known(values[first:last])
         step = "u" if loss is None else f"s{step_of(loss, edges)}"
-        is_masked = loss is not None and not any(sequence.counted[first:last])
-        looks.append((f"{step} m" if is_masked else step, "".join(sequence.tokens[first:last])))
+        is_masked = loss is not None and not any(counted[first:last])
+        looks.append((f"{step} m" if is_masked else step, "".join(names_of_tokens[first:last])))
     markup, exact = _spans(sequence.text, spans, looks, anchors, marked)
-    data = _token_data(sequence, names) | _firsts(spans, sequence.size) | exact
-    return page.Pane(label, "tokens", markup, data, side, page.direction_of(sequence.text.decode()))
+    data = _token_data(sequence, losses, counted, names)
+    # the first tokens of the spans, where some have more than one
+    firsts = {} if len(spans) == sequence.size else {"n": [first for first, *_ in spans]}
+    direction = page.direction_of(sequence.text.decode())
+    return page.Pane(label, "tokens", markup, data | firsts | exact, label.lower(), direction)
 
 
-def _token_data(sequence: PageSequence, names: page.TokenNames) -> dict[str, Any]:
+def _token_data(
+    sequence: PageSequence,
+    losses: Sequence[float | None],
+    counted: Sequence[bool],
+    names: page.TokenNames,
+) -> dict[str, Any]:
     """Return arrays by token, under the keys that `report.js` reads."""
+    n, fields = sequence.size, sequence.row.fields
     # one letter a key: a page holds tens of thousands of values of some panes
     data: dict[str, Any] = {
-        "l": [loss_or_mark(loss) for loss in sequence.losses],
-        "t": [names.number(token) for token in sequence.tokens],
+        "l": [loss_or_mark(loss) for loss in losses],
+        "t": [names.number(token) for token in fields["tokens"][:n]],
     }
-    if sequence.ids is not None:
-        data["i"] = sequence.ids
+    ids = None if fields.get("token_ids") is None else fields["token_ids"][:n].tolist()
+    if ids is not None:
+        data["i"] = ids
     # a mask only where it hides a loss: BOS, unscored in any case, makes none
-    pairs = zip(sequence.counted, sequence.losses, strict=True)
-    if not all(counts or loss is None for counts, loss in pairs):
-        data["k"] = [int(counted) for counted in sequence.counted]
+    if not all(counts or loss is None for counts, loss in zip(counted, losses, strict=True)):
+        data["k"] = [int(counts) for counts in counted]
     for column in cell_columns():
-        if (values := sequence.columns.get(column.name)) is not None:
+        if (values := sequence.array(column.name, number_of)) is not None:
             is_whole = column.kind == "whole"
             data[data_key(column)] = values if is_whole else [_short(value) for value in values]
-    if sequence.contexts is not None:
-        data["c"] = sequence.contexts
-    if sequence.alternatives is not None:
-        data["a"] = [_flat(each, names) for each in sequence.alternatives]
-        data["h"] = _own_places(sequence)
-    for name, values in sequence.extra.items():
-        data[name] = [loss_or_mark(value) for value in values]
+    if (contexts := sequence.array("context_lengths", number_of)) is not None:
+        data["c"] = contexts
+    if (alternatives := sequence.array("top_logprobs", _objects)) is not None:
+        data["a"] = [_flat(each, names) for each in alternatives]
+        data["h"] = _own_places(ids or [None] * n, alternatives)
+    for name, extra in sequence.extra.items():
+        data[name] = [loss_or_mark(value) for value in extra[:n]]
     return data
 
 
-def _firsts(spans: Sequence[TokenSpan], n_tokens: int) -> dict[str, Any]:
-    """Return the first tokens of the spans, where some have more than one."""
-    return {} if len(spans) == n_tokens else {"n": [first for first, *_ in spans]}
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
-def _flat(alternatives: Any, names: page.TokenNames) -> list[Any] | None:
-    if not alternatives:
-        return None
-    return [x for name, value, _ in alternatives for x in (names.number(name), _short(value, 6))]
+def _flat(alternatives: Sequence[Mapping[str, Any]], names: page.TokenNames) -> list[Any] | None:
+    """Return names and log-probabilities (nats) in turn."""
+    flat = list[Any]()
+    for each in alternatives:
+        flat += [names.number(str(each.get("token"))), _short(number_of(each.get("log_prob")), 6)]
+    return flat or None
 
 
-def _own_places(sequence: PageSequence) -> list[int]:
+def _own_places(
+    ids: Sequence[Any], alternatives: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[int]:
     """Return where each token stands among its alternatives, -1 where it is not among them.
 
     By ids: several tokens can have one name.
     """
-    assert sequence.alternatives is not None
-    if sequence.ids is None:
-        return [-1] * sequence.size
-    pairs = zip(sequence.ids, sequence.alternatives, strict=True)
     return [
-        next((n for n, (*_, other) in enumerate(each or ()) if other == own), -1)
-        for own, each in pairs
+        next((n for n, other in enumerate(each) if own is not None and other.get("id") == own), -1)
+        for own, each in zip(ids, alternatives, strict=True)
     ]
 
 
@@ -270,7 +279,7 @@ def text_sections(
         anchors |= {(each.order, place): f"{prefix}{span}" for place, span in linked.items()}
         panes, marked = list[page.Pane](), set(linked.values())
         if not each.why_plain:
-            panes = [token_pane(each, "", names, prefix, marked, "", colour, edges)]
+            panes = [token_pane(each, "", names, prefix, marked, colour, edges)]
         cells = page.row_of(each, columns)
         sections.append(page.Section(n, each.id, each.where, cells, panes, each.about()))
     return sections, anchors

@@ -33,7 +33,7 @@ _FIGURES = (
     ("bits_per_byte", "bits per byte", 4),
 )
 _LOSSES = ("total_loss", "mean_loss")
-_FLAGS = Column("flags", lambda each: sequences.flags_text(each.flags), is_text=True)
+_FLAGS = Column("flags", lambda each: each.flags, is_text=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def gather_losses(rows: Iterable[ResultRow], options: page.PageOptions) -> LossP
     """Read the rows once; what is kept of them is what the page shows."""
     gatherer = LossGatherer(options)
     for order, row in enumerate(rows):
-        gatherer.add(row, sequences.page_sequence(row, order, options.by))
+        gatherer.add(row, sequences.page_sequence(row, order))
     return gatherer.found()
 
 
@@ -204,7 +204,7 @@ def _columns(by: tuple[str, ...]) -> list[Column]:
 
 
 def _group_of(name: str) -> Callable[[sequences.PageSequence], str]:
-    return lambda each: "" if each.fields[name] is None else str(each.fields[name])
+    return lambda each: "" if (value := each.row.field(name)) is None else str(value)
 
 
 def _about_infinite(summary: Summary) -> list[str]:
@@ -244,8 +244,6 @@ _MEANS = {
 }
 _PLAIN = ("same_top1", "delta_p", "rms_delta_p", "student_cut", "teacher_cut")
 """Means that are not in nats."""
-_SUMS = "sums"
-"""The field of a sequence that holds its own sums."""
 _KEYS = {
     "kl": "kl",
     "km": "kl_at_most",
@@ -273,7 +271,7 @@ class DivergencePageData:
     documents: DocumentSums
     sums: DivergenceTotals
     by_kl: LossPageData
-    """The rows as if divergences were losses; sequences hold their sums in the field `_SUMS`."""
+    """The rows as if divergences were losses; sequences hold their own `sums`."""
 
 
 def gather_divergences(
@@ -290,8 +288,7 @@ def gather_divergences(
 
 def _page_sequence(row: DivergenceRow, order: int) -> sequences.PageSequence:
     """Return what a page shows of a row, with the quantities that compare it with the teacher."""
-    found = sequences.page_sequence(row.row, order)
-    found = replace(found, fields={**found.fields, _SUMS: row.sums})
+    found = replace(sequences.page_sequence(row.row, order), sums=row.sums)
     if found.why_plain or row.columns is None or row.row.tokens is None:
         return found
     scored = row.row.tokens.scored
@@ -399,12 +396,12 @@ def _divergence_columns(kl: str, in_part: bool, has_flags: bool) -> list[Column]
     names = {f"mean {kl}": "kl", **({"KL at most": "kl_at_most"} if in_part else {})}
     names |= {"model's loss": "student_loss", "gold's loss": "teacher_loss"}
     return [
-        Column("scored tokens", lambda each: f"{each.fields[_SUMS].n_scored:,}"),
+        Column("scored tokens", lambda each: f"{each.sums.n_scored:,}"),
         *(Column(head, _mean_of(name), is_loss=True) for head, name in names.items()),
-        Column("same favourite", lambda each: Cell(each.fields[_SUMS].same_top1)),
+        Column("same favourite", lambda each: Cell(each.sums.same_top1)),
         *([_FLAGS] if has_flags else []),
     ]
 
 
 def _mean_of(name: str) -> Callable[[sequences.PageSequence], Cell]:
-    return lambda each: Cell(each.fields[_SUMS].mean(name))
+    return lambda each: Cell(each.sums.mean(name))
