@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seqloss_cli.analysis import plot_data
 from seqloss_cli.analysis.confidence import CalibrationBin, CalibrationPlot, CalibrationSeries
@@ -30,46 +30,15 @@ _UNEVEN = 50
 
 def size_of(plot: Plot) -> tuple[float, float]:
     """Return width and height in inches; a paper's column is 3 to 3.5 wide, a page 5.5 to 7."""
-    width, height = _size_of_axes(plot)
-    labels = _labels_of(plot)
+    kind = _KINDS[plot.kind]
+    (width, height), labels = kind.size(plot), kind.labels(plot)
     return width, height + (style.legend_height(labels, width) if labels else 0.0)
-
-
-def _size_of_axes(plot: Plot) -> tuple[float, float]:
-    match plot:
-        case plot_data.GroupsPlot():
-            return 4.5, 0.85 + len(plot.groups) * (0.14 + 0.1 * len(plot.labels))
-        case plot_data.ScatterPlot():
-            return 3.6, 3.75
-        case CalibrationPlot():
-            return 3.6, 4.4
-        case CurvePlot() if not plot.by_step and _crowded(plot):
-            return 4.5, 3.7
-        case _:
-            return 4.5, 2.9
-
-
-def _labels_of(plot: Plot) -> list[str]:
-    """Return the texts of the legend."""
-    match plot:
-        case plot_data.GroupsPlot():
-            return [style.label_text(label) for label in plot.labels]
-        case plot_data.PositionPlot():
-            return [style.label_text(series.label) for series in plot.series]
-        case plot_data.HistogramPlot():
-            return [_with_mean(series) for series in plot.series]
-        case CalibrationPlot():
-            return [_name_with_error(series, len(plot.series) == 1) for series in plot.series]
-        case _:
-            return []
 
 
 def draw(plot: Plot, figure: Figure) -> None:
     """Draw the plot on an empty figure."""
-    if isinstance(plot, CalibrationPlot):
-        _draw_calibration(plot, figure)  # on two axes, one above the other
-    else:
-        _DRAWN_ON_AXES[plot.kind](plot, figure.subplots())
+    kind = _KINDS[plot.kind]
+    kind.draw(plot, figure.subplots(**kind.grid))
 
 
 def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
@@ -111,34 +80,30 @@ def _rows_taken(rows: RowsUsed) -> str:
 
 
 def _draw_histogram(plot: plot_data.HistogramPlot, axes: Axes) -> None:
-    alone = len(plot.series) == 1
+    alone, last, mean = len(plot.series) == 1, plot.edges[-1], plot.series[0].mean
     for n, series in enumerate(plot.series):
         shares = [100 * share for share in series.shares]
         if alone:
             axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
-        line = style.LINES[n]
         axes.stairs(
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
-            linewidth=1.1, linestyle=line, label=_with_mean(series),
+            linewidth=1.1, linestyle=style.LINES[n], label=_with_mean(series),
         )  # fmt: skip
         # beyond the last edge a line would stretch the axis
-        if series.mean is not None and series.mean <= plot.edges[-1]:
+        if series.mean is not None and series.mean <= last:
             axes.axvline(series.mean, color=SERIES[n], linewidth=0.9, linestyle=(0, (2, 2)))
-    mean_of_one = plot.series[0].mean if alone else None
-    if mean_of_one is not None and mean_of_one <= plot.edges[-1]:
-        _above_line(axes, mean_of_one, plot.edges, f"mean {mean_of_one:.4g}")
-    axes.set_xlim(0, plot.edges[-1])
+    beyond = [series.share_beyond for series in plot.series]
+    shown = ", ".join(f"{100 * share:.3g} %" for share in beyond)
+    axes.set_xlim(0, last)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"Loss of a token ({plot.unit})")
+    axes.set_xlabel(f"Loss of a token ({plot.unit}){f'; beyond: {shown}' if any(beyond) else ''}")
     axes.set_ylabel(f"Tokens (% per {plot.edges[1]:g} {plot.unit})")
     if not alone:
         style.legend(axes)
-    beyond = [series.share_beyond for series in plot.series]
-    if any(beyond):
-        shown = ", ".join(f"{100 * share:.3g} %" for share in beyond)
-        axes.set_xlabel(f"{axes.get_xlabel()}; beyond: {shown}")
-    if mean_of_one is not None and mean_of_one > plot.edges[-1]:
-        style.remark(axes, f"mean {mean_of_one:.4g}, beyond the axis")
+    elif mean is not None and mean > last:
+        style.remark(axes, f"mean {mean:.4g}, beyond the axis")
+    elif mean is not None:
+        _above_line(axes, mean, plot.edges, f"mean {mean:.4g}")
 
 
 def _with_mean(series: plot_data.HistogramSeries) -> str:
@@ -222,11 +187,7 @@ def _draw_groups(plot: plot_data.GroupsPlot, axes: Axes) -> None:
             y, values, thick, color=SERIES[n], label=style.label_text(label), alpha=0.85,
             xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
-    shown = [
-        "(none)" if bar.value is None else style.label_text(str(bar.value)) for bar in plot.groups
-    ]
-    counts = [_range(bar.n_documents) for bar in plot.groups]
-    names = [f"{value} ({count})" for value, count in zip(shown, counts, strict=True)]
+    names = [_name_of_group(bar) for bar in plot.groups]
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)  # the first group on top
@@ -241,14 +202,15 @@ def _draw_groups(plot: plot_data.GroupsPlot, axes: Axes) -> None:
         style.legend(axes)
 
 
-def _range(counts: Sequence[int]) -> str:
-    """Return the counts of all series, as one where they are equal."""
-    least, most = min(counts), max(counts)
-    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+def _name_of_group(bar: plot_data.GroupBar) -> str:
+    """Return its value, and the documents of each series: one count where they are equal."""
+    name = "(none)" if bar.value is None else style.label_text(str(bar.value))
+    least, most = min(bar.n_documents), max(bar.n_documents)
+    return f"{name} ({least:,})" if least == most else f"{name} ({least:,} to {most:,})"
 
 
-def _draw_calibration(plot: CalibrationPlot, figure: Figure) -> None:
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+def _draw_calibration(plot: CalibrationPlot, axes: Sequence[Axes]) -> None:
+    above, below = axes
     above.plot((0, 1), (0, 1), color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     alone = len(plot.series) == 1
     for n, series in enumerate(plot.series):
@@ -298,10 +260,34 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
     below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")
 
 
-_DRAWN_ON_AXES: dict[str, Callable[[Any, Axes], None]] = {
-    "curve": _draw_curve,
-    "histogram": _draw_histogram,
-    "position": _draw_positions,
-    "scatter": _draw_scatter,
-    "groups": _draw_groups,
+class _Kind(NamedTuple):
+    """How a kind of plot is drawn on axes, its size in inches, and the texts of its legend."""
+
+    draw: Callable[[Any, Any], None]
+    size: Callable[[Any], tuple[float, float]] = lambda _: (4.5, 2.9)
+    labels: Callable[[Any], list[str]] = lambda _: []
+    grid: Mapping[str, Any] = {}
+    """Several axes."""
+
+
+def _labels(plot: Any) -> list[str]:
+    return [style.label_text(series.label) for series in plot.series]
+
+
+_KINDS = {
+    "curve": _Kind(_draw_curve, lambda p: (4.5, 3.7 if not p.by_step and _crowded(p) else 2.9)),
+    "histogram": _Kind(_draw_histogram, labels=lambda p: [_with_mean(each) for each in p.series]),
+    "position": _Kind(_draw_positions, labels=_labels),
+    "scatter": _Kind(_draw_scatter, lambda _: (3.6, 3.75)),
+    "groups": _Kind(
+        _draw_groups,
+        lambda p: (4.5, 0.85 + len(p.groups) * (0.14 + 0.1 * len(p.labels))),
+        lambda p: [style.label_text(label) for label in p.labels],
+    ),
+    "calibration": _Kind(
+        _draw_calibration,
+        lambda _: (3.6, 4.4),
+        lambda p: [_name_with_error(each, len(p.series) == 1) for each in p.series],
+        {"nrows": 2, "sharex": True, "height_ratios": (4, 1)},
+    ),
 }
