@@ -61,7 +61,7 @@ def summary_json(
         ],
         "token_quantiles": {str(q): value for q, value in summary.token_quantiles.items()},
         "token_quantiles_of": {
-            "n": summary.n_tokens_drawn,
+            "n": len(summary.token_losses),
             "n_tokens": summary.n_tokens_seen,
             "method": "descriptive: no interval, as tokens of a text are not independent",
         },

@@ -54,6 +54,10 @@ class GroupSummary:
     """Quantiles of the documents' mean losses, nats per token, by share."""
     notes: list[str]
 
+    def estimate(self, name: str) -> intervals.Estimate:
+        """Return a figure of the totals; sums are known where an interval is not."""
+        return self.estimates.get(name) or intervals.unknown(getattr(self.totals, name), 0, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -65,8 +69,8 @@ class Summary:
     """Quantiles of finite losses of tokens, nats, by share."""
     n_tokens_seen: int
     """Scored tokens whose losses the files hold."""
-    n_tokens_drawn: int
-    """Tokens that the quantiles are of: a uniform sample where there are very many."""
+    token_losses: Floats
+    """Losses that the quantiles are of, shape n, nats: a uniform sample of very many."""
     positions: list[PositionLoss]
     extremes: dict[str, list[Any]]
     """`SequenceExtreme` and `TokenExtreme` records, by the keys of `summarize --json`."""
@@ -184,7 +188,7 @@ class Summarizer:
             groups=[self._summed(value, group) for (_, value), group in self._groups.items()],
             token_quantiles={q: float(np.quantile(finite, q)) for q in QUANTILES if len(finite)},
             n_tokens_seen=self._tokens.n_seen,
-            n_tokens_drawn=len(drawn),
+            token_losses=drawn,
             positions=self._positions.figures(
                 bool(self._options.cluster), self._options.confidence
             ),

@@ -97,8 +97,6 @@ class ComparisonPageData:
 
     summaries: list[Summary]
     """For each model, over the rows that are compared."""
-    losses: list[Floats]
-    """For each model, shape n, nats, of the scored tokens or of a sample of them."""
     differences: Floats
     """B - A, shape n, nats, of the stretches that both share in all texts, or of a sample."""
     n_differences: int
@@ -116,14 +114,11 @@ def gather_comparison(
         n_extremes=0, seed=options.seed, cluster=options.cluster, confidence=options.confidence
     )
     sums = [Summarizer(asked) for _ in files]
-    losses = [Reservoir(seed=options.seed) for _ in files]
     differences, worst = Reservoir(seed=options.seed), spans.WorstPlaces(options.n_worst)
     selection = Selection[SequencePair](options.limits, options.seed)
     for order, rows in enumerate(join_usable(files, JoinReport(), same_tokenizer)):
-        for row, summarizer, reservoir in zip(rows, sums, losses, strict=True):
+        for row, summarizer in zip(rows, sums, strict=True):
             summarizer.add(row)
-            if row.tokens is not None:
-                reservoir.add(row.tokens.losses[row.tokens.counted])
         a, b = (sequences.page_sequence(row, order) for row in rows)
         pair = SequencePair(a, b, n_units(rows[0], same_tokenizer))
         peak = 0.0
@@ -137,7 +132,6 @@ def gather_comparison(
         selection.add(pair, abs(pair.per_unit()[2]), peak)
     return ComparisonPageData(
         [summarizer.summary() for summarizer in sums],
-        [each.values() for each in losses],
         differences.values(),
         differences.n_seen,
         worst.items(),
@@ -217,7 +211,7 @@ def _charts(
     found: ComparisonPageData, by_token: bool, options: page.PageOptions
 ) -> list[page.Chart]:
     drawn_by = f"values of {options.cluster}" if options.cluster else "documents"
-    charts = charts_of(found.summaries, found.losses, SIDES, options.confidence, drawn_by)
+    charts = charts_of(found.summaries, SIDES, options.confidence, drawn_by)
     if not by_token:
         # positions of other tokens are other positions: they are not held against each other
         charts = [chart for chart in charts if chart.name != "positions"]

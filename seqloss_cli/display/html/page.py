@@ -47,9 +47,9 @@ class Cell:
     high: float | None = None
 
     @classmethod
-    def of(cls, estimate: Estimate) -> Cell:
+    def of(cls, estimate: Estimate, digits: int = 4) -> Cell:
         """Return an estimate with its interval."""
-        return cls(estimate.value, 4, estimate.low, estimate.high)
+        return cls(estimate.value, digits, estimate.low, estimate.high)
 
 
 TableRow = list[str | Cell]

@@ -21,7 +21,6 @@ from seqloss_cli.display.html import charts, page, sequences, spans
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
-from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile, ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
 from seqloss_cli.results.schema.scores import ResultRow
@@ -41,8 +40,6 @@ class LossPageData:
     """All that the page needs once the rows were read."""
 
     summary: Summary
-    losses: Floats
-    """Shape n, nats, of the scored tokens or of a sample of them."""
     worst: list[page.Place]
     """Tokens of all rows."""
     chosen: Chosen[sequences.PageSequence]
@@ -56,7 +53,7 @@ class LossGatherer:
     def __init__(self, options: page.PageOptions) -> None:
         self._summarizer = Summarizer(SummaryOptions(n_extremes=0, seed=options.seed))
         self._by = {name: Summarizer(SummaryOptions(by=name, n_extremes=0)) for name in options.by}
-        self._losses, self._worst = Reservoir(seed=options.seed), spans.WorstPlaces(options.n_worst)
+        self._worst = spans.WorstPlaces(options.n_worst)
         self._selection = Selection[sequences.PageSequence](options.limits, options.seed)
 
     def add(self, row: ResultRow, sequence: sequences.PageSequence) -> None:
@@ -67,19 +64,15 @@ class LossGatherer:
         peak = -1.0
         if row.tokens is not None:
             # of tokens that count: a masked one may have the highest loss of all
-            losses = row.tokens.losses[row.tokens.counted]
-            self._losses.add(losses)
-            peak = float(losses.max(initial=-1.0))
+            peak = float(row.tokens.losses[row.tokens.counted].max(initial=-1.0))
         self._worst.add_tokens(row, sequence)
         self._selection.add(sequence, _badness(row), peak)
 
     def found(self) -> LossPageData:
         """Return what was found in the rows."""
         groups = {name: summarizer.summary().groups for name, summarizer in self._by.items()}
-        return LossPageData(
-            self._summarizer.summary(), self._losses.values(), self._worst.items(),
-            self._selection.chosen(), groups,
-        )  # fmt: skip
+        summary, chosen = self._summarizer.summary(), self._selection.chosen()
+        return LossPageData(summary, self._worst.items(), chosen, groups)
 
 
 def gather_losses(rows: Iterable[ResultRow], options: page.PageOptions) -> LossPageData:
@@ -112,7 +105,7 @@ def loss_page(
         notes=[*notes, *found.summary.whole.notes],
         figures=_figures(found.summary),
         tables=[_group_table(field, groups) for field, groups in found.groups.items()],
-        charts=charts_of([found.summary], [found.losses], []),
+        charts=charts_of([found.summary], []),
         places=spans.linked(found.worst, anchors, "s", LOSS_EDGES),
         places_header=["loss"],
         columns=columns,
@@ -127,16 +120,13 @@ def loss_page(
 
 def charts_of(
     summaries: Sequence[Summary],
-    losses: Sequence[Floats],
     sides: list[str],
     confidence: float = 0.95,
     drawn_by: str = "documents",
 ) -> list[page.Chart]:
-    """Return the charts of one or two models.
-
-    `losses` are (n) nats for each, `drawn_by` names what the intervals are over.
-    """
+    """Return the charts of one or two models; `drawn_by` names what the intervals are over."""
     n_seen = max(summary.n_tokens_seen for summary in summaries)
+    losses = [summary.token_losses for summary in summaries]
     positions = [summary.positions for summary in summaries]
     interval = f"{100 * confidence:g} % interval over {drawn_by}"
     made = (
@@ -148,14 +138,10 @@ def charts_of(
 
 
 def _figures(summary: Summary) -> list[page.Figure]:
-    totals, estimates = summary.whole.totals, summary.whole.estimates
-    found = []
+    totals, found = summary.whole.totals, []
     for name, label, digits in _FIGURES:
-        estimate, value = estimates.get(name), getattr(totals, name)
-        # totals are known where an interval is not, as with a single short text
-        low, high = (estimate.low, estimate.high) if estimate else (None, None)
-        cell = Cell(value, _digits(value, digits), low, high)
-        about = estimate.method if estimate else ""
+        estimate = summary.whole.estimate(name)
+        cell, about = Cell.of(estimate, _digits(estimate.value, digits)), estimate.method
         if name == "bits_per_byte" and totals.n_without_text:
             about = "not known: some rows have no text"
         found.append(page.Figure(label, cell, about, name in _LOSSES))
@@ -187,15 +173,9 @@ def _group_table(field: str, groups: Sequence[GroupSummary]) -> page.Table:
     columns = [
         Column(field, lambda g: "(none)" if g.value is None else str(g.value), is_text=True),
         Column("sequences", lambda group: f"{group.totals.n_sequences:,}"),
-        *_of_totals(_mean_of_group),
+        *_of_totals(lambda group: Cell.of(group.estimate("mean_loss"))),
     ]
     return page.Table(f"By {field}", columns, groups)
-
-
-def _mean_of_group(group: GroupSummary) -> Cell:
-    mean = group.estimates.get("mean_loss")
-    low, high = (mean.low, mean.high) if mean else (None, None)
-    return Cell(group.totals.mean_loss, 4, low, high)
 
 
 def _columns(by: tuple[str, ...]) -> list[Column]:
@@ -328,7 +308,10 @@ def divergence_page(
         by_kl.chosen.items, by_kl.worst, columns, names, "kl", KL_EDGES
     )
     over, positions = "95 % interval over documents", [by_kl.summary.positions]
-    drawn = (charts.divergence_chart(by_kl.losses), charts.position_chart(positions, [], over, kl))
+    drawn = (
+        charts.divergence_chart(by_kl.summary.token_losses),
+        charts.position_chart(positions, [], over, kl),
+    )
     notes = [*sequences.notes_of(file, n_unusable), *_bounds(in_part), *by_kl.summary.whole.notes]
     return page.Page(
         title=options.title or f"Divergences of {PurePath(file.name).name}",

@@ -54,10 +54,8 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
         yield "rows", f"{sums.n_rows}, rejected {n_rejected}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)
-        yield (
-            "choices",
-            f"{sums.n_choices}, {fmt.count_of(sums.n_tokens, 'token')} with their prompts",
-        )
+        n_tokens = fmt.count_of(sums.n_tokens, "token")
+        yield "choices", f"{sums.n_choices}, {n_tokens} with their prompts"
         found = accuracies(sums)
         for name, estimate in found.items():
             yield name, f"{fmt.number(estimate.value)} {fmt.interval(estimate)} {_JUDGED_BY[name]}"
@@ -66,10 +64,8 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
             yield "by guessing", f"{fmt.number(sums.chance)}, {n_judged} judged"
             yield "intervals", "95%, Wilson's score interval over rows"
         if n := sums.n_tied.get(self._by, 0):
-            yield (
-                "ties",
-                f"{fmt.count_of(n, 'row')} by {self._by}; the first of equals counts as best",
-            )
+            rows = fmt.count_of(n, "row")
+            yield "ties", f"{rows} by {self._by}; the first of equals counts as best"
         if sums.boundaries:
             yield "boundaries", fmt.counts_text(sums.boundaries)
         if sums.flags:
@@ -218,11 +214,11 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             if f"{name}_at_most" in means:
                 label += " ≥"
             if name not in _WITHOUT_UNIT:
-                between = f"{unit.interval(mean)} {unit} per token, {note}"
-                yield label, unit.text(mean.value), between
+                note = f"{unit.interval(mean)} {unit} per token, {note}"
+                yield label, unit.text(mean.value), note
             else:
-                between = "" if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} "
-                yield label, fmt.number(mean.value), between + note
+                note = note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}"
+                yield label, fmt.number(mean.value), note
         if "kl" in means:
             yield "intervals", "95%", means["kl"].method
 
@@ -234,13 +230,10 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         kls, deltas = (self._documents.quantiles(name) for name in ("kl", "delta_p"))
         for share in _QUANTILES:
             if share in kls:
-                table.add_row(
-                    f"{share:.0%}",
-                    unit.text(kls[share].value),
-                    unit.interval(kls[share]),
-                    fmt.number(deltas[share].value),
-                    fmt.interval(deltas[share]),
-                )
+                kl, delta = kls[share], deltas[share]
+                of_kl = (unit.text(kl.value), unit.interval(kl))
+                of_delta = (fmt.number(delta.value), fmt.interval(delta))
+                table.add_row(f"{share:.0%}", *of_kl, *of_delta)
         return table
 
     def _provenance(self) -> Iterator[tuple[str, str]]:
@@ -250,14 +243,10 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             saved = f", top {teacher['top_k']} of {teacher['n_words']}, from {teacher['saved_as']}"
             known = saved if teacher["saved_as"] else ""
             yield "teacher", f"{teacher['model']}, {teacher['dtype']}{known}"
-        measured = self._measured() or (teacher or {}).get("measured")
-        if measured:
-            yield (
-                "saved in part",
-                f"with {measured['model']}: KL {fmt.number(measured['mean_kl'])}, "
-                f"{fmt.number(measured['mean_kl_in_part'])} by the top {measured['top_k']} (nats "
-                "per token)",
-            )
+        if measured := self._measured() or (teacher or {}).get("measured"):
+            whole, part = (fmt.number(measured[key]) for key in ("mean_kl", "mean_kl_in_part"))
+            by_top = f"{part} by the top {measured['top_k']} (nats per token)"
+            yield "saved in part", f"with {measured['model']}: KL {whole}, {by_top}"
         yield from run_rows(run)
 
 
@@ -276,11 +265,8 @@ def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]
     score, found, unit = scored.score, scored.divergences.arrays, options.unit
     for t, text in enumerate(options.token_texts(score.sequence)):
         if not score.counted[t]:
-            yield [
-                Text(str(t), style="dim"),
-                Text(fmt.visible(text), style="dim"),
-                *[Text("-")] * 5,
-            ]
+            unscored = (Text(each, style="dim") for each in (str(t), fmt.visible(text)))
+            yield [*unscored, *[Text("-")] * 5]
             continue
         kl, same = float(found["kl"][t]), bool(scored.divergences.same_top1[t])
         yield [

@@ -51,13 +51,12 @@ def _figures(
     yield "sequences", str(totals.n_sequences), f"rejected {n_rejected}" if n_rejected else ""
     yield "scored tokens", str(totals.n_scored), f"of {totals.n_tokens}"
     for name, (label, per) in _FIGURES.items():
-        # totals are exact (rule 1), and known where an interval is not
-        estimate, value = group.estimates.get(name), getattr(totals, name)
+        found = group.estimate(name)
         if name in _WITHOUT_UNIT:
-            yield label, fmt.number(value), fmt.interval(estimate)
+            yield label, fmt.number(found.value), fmt.interval(found)
         else:
-            parts = (unit.interval(estimate), f"{unit} {per}")
-            yield label, unit.text(value), " ".join(part for part in parts if part)
+            between = f"{unit.interval(found)} {unit} {per}".lstrip()
+            yield label, unit.text(found.value), between
     if totals.word_perplexity is not None:
         words = f"over {fmt.count_of(totals.n_words, 'word')}"
         yield "word perplexity", fmt.number(totals.word_perplexity), words
@@ -84,7 +83,7 @@ def _groups(
             str(totals.n_scored),
             unit.text(totals.total_loss, 3),
             _coloured(totals.mean_loss, unit),
-            unit.interval(group.estimates.get("mean_loss")),
+            unit.interval(group.estimate("mean_loss")),
             fmt.number(totals.bits_per_byte),
         )
     if few := sum(bool(group.notes) for group in groups):
@@ -106,8 +105,7 @@ def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
         table.add_row(f"{share:.0%}", *row)
     if not tokens:
         table.caption = Text("no token losses in the file (--no-tokens)")
-    elif summary.n_tokens_drawn < summary.n_tokens_seen:
-        drawn, seen = summary.n_tokens_drawn, summary.n_tokens_seen
+    elif (drawn := len(summary.token_losses)) < (seen := summary.n_tokens_seen):
         table.caption = Text(f"tokens: a uniform sample of {drawn} of {seen}, no interval")
     return table
 

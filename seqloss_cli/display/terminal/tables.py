@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -160,31 +160,26 @@ def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -
     return (Text(unit.text(nats), style=fmt.loss_style(loss)) for nats in figures)
 
 
-class LineColumn(NamedTuple):
-    """A figure of a result that is shown in one line."""
-
-    name: str
-    width: int
-    """Cells; the name stands above it."""
-    value: str
+LineColumn = tuple[str, int, str]
+"""A figure of a result that is shown in one line: its name, its width in cells, and what it is."""
 
 
 def pair_line(score: SequenceScore, totals: Totals, options: TableOptions) -> list[LineColumn]:
     """Return tokens of prompt and response, log-probabilities, and what else was asked for."""
     rule, unit = chain_rule.chain_rule(score, totals), options.unit
     columns = [
-        LineColumn("x", 6, str(totals.n_prompt_tokens)),
-        LineColumn("y", 6, str(totals.n_response_tokens)),
-        LineColumn("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3)),
-        LineColumn("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
-        LineColumn("mean loss", 10, unit.text(totals.mean_loss)),
+        ("x", 6, str(totals.n_prompt_tokens)),
+        ("y", 6, str(totals.n_response_tokens)),
+        ("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3)),
+        ("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
+        ("mean loss", 10, unit.text(totals.mean_loss)),
     ]
     if options.pmi:
         pmi = chain_rule.pointwise_mutual_information(totals)
-        columns.append(LineColumn("pmi", 10, unit.text(pmi, 3)))
+        columns.append(("pmi", 10, unit.text(pmi, 3)))
     if totals.separate_tokenization is not None:
         difference = unit.text(chain_rule.boundary_difference(totals), 3)
-        columns.append(LineColumn("apart-joint", 12, difference))
+        columns.append(("apart-joint", 12, difference))
     return columns
 
 

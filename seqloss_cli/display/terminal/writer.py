@@ -112,7 +112,7 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
 
     def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
         columns = self._columns(score, totals)
-        header = "".join(f"{column.name:>{column.width}}" for column in columns)
+        header = "".join(f"{name:>{width}}" for name, width, _ in columns)
         self._print_line("sequence", header, "", "bold")
 
     def _show_line(self, score: SequenceScore, totals: Totals) -> None:
@@ -121,7 +121,7 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         if boundary is not None and boundary.boundary not in ("clean", None):
             flags[f"boundary {boundary.boundary}"] = True
         columns = self._columns(score, totals)
-        figures = "".join(f"{column.value:>{column.width}}" for column in columns)
+        figures = "".join(f"{value:>{width}}" for _, width, value in columns)
         name, style = escape(score.sequence.sample.id), fmt.loss_style(totals.mean_loss)
         self._print_line(name, figures, fmt.counts_text(flags), style)
 
@@ -129,11 +129,11 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         if score.sequence.prompt_boundary is not None:
             return tables.pair_line(score, totals, self._options)
         return [
-            tables.LineColumn("tokens", 8, str(totals.n_tokens)),
-            tables.LineColumn("scored", 8, str(totals.n_scored)),
-            tables.LineColumn("total loss", 12, self._unit.text(totals.total_loss, 3)),
-            tables.LineColumn("mean", 9, self._unit.text(totals.mean_loss)),
-            tables.LineColumn("bits/byte", 10, fmt.number(totals.bits_per_byte)),
+            ("tokens", 8, str(totals.n_tokens)),
+            ("scored", 8, str(totals.n_scored)),
+            ("total loss", 12, self._unit.text(totals.total_loss, 3)),
+            ("mean", 9, self._unit.text(totals.mean_loss)),
+            ("bits/byte", 10, fmt.number(totals.bits_per_byte)),
         ]
 
     def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
