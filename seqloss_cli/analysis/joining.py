@@ -213,16 +213,17 @@ def scored_bytes(row: ResultRow) -> list[int] | None:
 
     None where the row was written without its tokens.
     """
-    tokens, edges, found = row.tokens, row.fields.get("byte_offsets"), list[int]()
-    if tokens is None or edges is None:
+    tokens, offsets = row.tokens, row.fields.get("byte_offsets")
+    if tokens is None or offsets is None:
         return None
-    for start, end in zip(edges[:-1][tokens.counted], edges[1:][tokens.counted], strict=True):
-        if start == end:  # covers no bytes, such as a prefix space of the tokenizer
-            continue
-        if found and found[-1] == start:
-            found[-1] = int(end)
-        else:
-            found += [int(start), int(end)]
+    covered = TokenBytes(b"", offsets)
+    # a prefix space of the tokenizer covers no bytes, and would part what belongs together
+    scored = tokens.counted & (covered.widths > 0)
+    starts, ends = covered.starts[scored], covered.ends[scored]
+    edges = np.stack([starts, ends], axis=1).ravel()
+    is_edge = np.ones(len(edges), dtype=bool)
+    is_edge[1:-1] = np.repeat(ends[:-1] != starts[1:], 2)
+    found: list[int] = edges[is_edge].tolist()
     return found
 
 

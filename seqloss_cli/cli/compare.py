@@ -111,7 +111,7 @@ def _compare(
         if heat is None:
             return
         # Texts were not kept while all rows were compared: these few documents are read again.
-        again = r.ResultsReader([r.open_one(name) for name, _ in known])
+        again = r.ResultsReader([r.open_one(name, whole=True) for name, _ in known])
         documents = documents_of(again.each(quiet=True), found, same)
         pairs = list(zip(found.pairs, documents, strict=True))
         whole = o.given(ctx, o.ShowSettings).all_tokens

@@ -78,14 +78,14 @@ class TokenBytes:
         """Offsets never decrease and end where the text does; those of a file may not."""
         return bool((self.widths >= 0).all()) and int(self.offsets[-1]) == len(self.text)
 
-    def bytes_of(self, token: int) -> bytes:
-        """The bytes that one token covers, which need not be whole characters."""
-        return self.text[self.offsets[token] : self.offsets[token + 1]]
+    def pieces(self) -> list[bytes]:
+        """The bytes that each token covers, which need not be whole characters."""
+        # Python integers: a slice with those of numpy takes three times as long.
+        return [self.text[a:b] for a, b in pairwise(self.offsets.tolist())]
 
     def texts(self) -> list[str]:
         """For each token the text that it covers, parts of characters as `<0xF0>`."""
-        # Python integers: a slice with those of numpy takes three times as long.
-        return [show_bytes(self.text[a:b]) for a, b in pairwise(self.offsets.tolist())]
+        return [show_bytes(piece) for piece in self.pieces()]
 
     def first_reaching(self, place: int) -> int:
         """The first token that begins at a byte or after it, or crosses it; N where none does."""

@@ -55,6 +55,7 @@ from seqloss_cli.display.terminal.comparisons import (
     AlignedDifference,
     NotColoured,
     align_pieces,
+    align_tokens,
     difference_views,
 )
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions, Unit
@@ -897,6 +898,21 @@ def test_pieces_of_a_long_text_are_folded_as_pieces(run_cli: Run, tmp_path: Path
     assert "1400 pieces folded; --all-tokens shows them" in output
     assert "2000 of its 2000 pieces are several tokens of a model" in output
     assert "folded" not in run_cli("compare", mine, other, "--view", "heat", "--all-tokens").stdout
+
+
+def test_bytes_are_those_of_the_text_where_the_names_of_tokens_do_not_tell_them() -> None:
+    """A source that spells out a byte, and then a part of a character in the same token."""
+    text = "<0xE2>é"
+    a = spelled_row(text, [7, 8], [1.0, 2.0]) | {"text": text}
+    b = spelled_row(text, [8], [4.0]) | {"text": text}
+    assert a["tokens"] == ["<s>", "<0xE2><0xC3>", "<0xA9>"]
+    made = align_pieces(document_of(a, b))
+    assert isinstance(made, AlignedDifference)
+    assert (b"".join(made.text.pieces).decode(), made.text.values) == (text, [1.0])
+    same = align_tokens(document_of(a, a | {"token_losses": [None, 1.5, 1.5]}))
+    assert isinstance(same, AlignedDifference)
+    assert same.text.named == {0}
+    assert b"".join(same.text.pieces[1:]).decode() == text
 
 
 @pytest.mark.parametrize(

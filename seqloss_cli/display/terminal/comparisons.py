@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
-from seqloss_cli.analysis.joining import LossesOnBytes, align
+from seqloss_cli.analysis.joining import LossesOnBytes, align, bytes_of_text
 from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
@@ -256,7 +256,10 @@ def align_tokens(document: DocumentRows) -> AlignedDifference | NotColoured:
     a, b = counted_losses(document.a.tokens), counted_losses(document.b.tokens)
     both = zip(a, b, strict=True)
     values = [None if x is None or y is None else y - x for x, y in both]
-    covered = None if offsets is None else spelled_bytes(texts, offsets)
+    covered = None
+    if offsets is not None:
+        whole = _bytes_of(document.a)
+        covered = spelled_bytes(texts, offsets) if whole is None else whole.pieces()
     return AlignedDifference(TokenText.of(texts, covered, values, weight=abs), a, b)
 
 
@@ -279,12 +282,19 @@ def align_pieces(document: DocumentRows) -> AlignedDifference | NotColoured:
 
 
 def _spell(row: ResultRow) -> LossesOnBytes | NotColoured:
-    """Return the losses on the text that the row's tokens spell."""
+    """Return the losses on the row's text; without it, on the text that its tokens spell."""
     texts, offsets = row.fields.get("tokens"), row.fields.get("byte_offsets")
     if row.tokens is None or texts is None or offsets is None:
         return NotColoured(_WITHOUT_TOKENS)
-    spelled = TokenBytes.join(spelled_bytes(texts, offsets))
-    # Where a prompt was cut, the first token covers what is gone, and its text is a name.
-    if not np.array_equal(spelled.offsets, offsets):
-        return NotColoured(_WITHOUT_BYTES)
-    return LossesOnBytes(spelled, counted_losses(row.tokens))
+    if (found := _bytes_of(row)) is None:
+        found = TokenBytes.join(spelled_bytes(texts, offsets))
+        # Where a prompt was cut, the first token covers what is gone, and its text is a name.
+        if not np.array_equal(found.offsets, offsets):
+            return NotColoured(_WITHOUT_BYTES)
+    return LossesOnBytes(found, counted_losses(row.tokens))
+
+
+def _bytes_of(row: ResultRow) -> TokenBytes | None:
+    found = bytes_of_text(row)
+    # a file may have been edited: offsets that do not fit would cut other text
+    return found if found is not None and found.is_valid else None

@@ -282,7 +282,7 @@ def show_text(
     """Print the text of one sequence, coloured by a value (nats) for each of its N tokens."""
     stretch = sequence.one_stretch if sequence.prompt_boundary else None
     covered = TokenBytes.of(sequence)
-    pieces = None if covered is None else [covered.bytes_of(t) for t in range(covered.n_tokens)]
+    pieces = None if covered is None else covered.pieces()
     text = TokenText.of(options.token_texts(sequence), pieces, values)
     drawing.show(drawing.text(text, options.all_tokens, None if stretch is None else stretch[0]))
 
