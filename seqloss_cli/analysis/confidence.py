@@ -17,13 +17,14 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
 from seqloss_cli.analysis.summarize import Clusters, numbered_anew
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.accuracy import RankTotals
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
 from seqloss_cli.metrics.ranking import SCORES
@@ -158,68 +159,49 @@ class _BinSums:
 
     def __init__(self, edges: Floats) -> None:
         self._edges, self._n_bins = edges, len(edges) - 1
-        self._bins, self._units = array("q"), array("q")
-        self._sums = [array("d") for _ in range(3)]
+        # an array of the standard library grows in place; bin, unit and three sums in turn
+        self._parts = array("d")
 
     def add(self, confidences: Floats, correct: Floats, unit: int) -> None:
         """Add the n tokens of a document, both arrays (n); `unit` is what is drawn at random."""
         # a confidence at an edge is of the bin below it; the outer bins hold 0 and 1
         places = np.searchsorted(self._edges[1:-1], confidences, side="left")
         each_token = (np.ones_like(confidences), confidences, correct)
-        sums = [np.bincount(places, values, self._n_bins) for values in each_token]
+        sums = np.array([np.bincount(places, values, self._n_bins) for values in each_token])
         filled = np.flatnonzero(sums[0])
-        self._bins.extend(filled.tolist())
-        self._units.extend([unit] * len(filled))
-        for kept, each in zip(self._sums, sums, strict=True):
-            kept.extend(each[filled].tolist())
+        units = np.full(len(filled), unit)
+        self._parts.extend(np.stack([filled, units, *sums[:, filled]], axis=1).ravel().tolist())
 
     def series(self, label: str, options: CalibrationOptions) -> CalibrationSeries:
-        parts = _Parts(
-            np.array(self._bins, dtype=np.int64),
-            # units without a scored token are in no bin: no resample may draw them
-            numbered_anew(self._units),
-            *(np.array(each) for each in self._sums),
-        )
-        gaps = CalibrationGaps(parts.units, parts.bins, parts.correct - parts.confidence, parts.n)
+        parts = np.array(self._parts).reshape(-1, 5).T
+        numbers, (n, confidence, correct) = parts[0].astype(np.int64), parts[2:]
+        # units without a scored token are in no bin: no resample may draw them
+        units = numbered_anew(parts[1].tolist())
+        gaps = CalibrationGaps(units, numbers, correct - confidence, n)
         unit = "cluster" if options.cluster else "document"
-        error, bias = calibration_error_estimate(
-            gaps, _RESAMPLES, options.seed, unit, options.confidence
-        )
-        n, edges = math.fsum(parts.n.tolist()), self._edges.tolist()
+        error, bias = calibration_error_estimate(gaps, _RESAMPLES, options.seed, unit, options.confidence)
+        total, edges = math.fsum(n.tolist()), pairwise(self._edges.tolist())
         return CalibrationSeries(
             label=label,
             expected_calibration_error=error,
             resampling_bias=bias,
-            accuracy=math.fsum(parts.correct.tolist()) / n if n else None,
-            confidence=math.fsum(parts.confidence.tolist()) / n if n else None,
-            n_tokens=int(n),
-            bins=[_bin(parts, k, edges[k], edges[k + 1], options) for k in range(self._n_bins)],
+            accuracy=math.fsum(correct.tolist()) / total if total else None,
+            confidence=math.fsum(confidence.tolist()) / total if total else None,
+            n_tokens=int(total),
+            bins=[_bin(*ends, parts[1:, numbers == k], options) for k, ends in enumerate(edges)],
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The part of each document (or cluster) in each bin; parallel arrays, sums over its tokens."""
-
-    bins: Ints
-    units: Ints
-    n: Floats
-    confidence: Floats
-    correct: Floats
-
-
-def _bin(
-    parts: _Parts, number: int, low: float, high: float, options: CalibrationOptions
-) -> CalibrationBin:
-    here = parts.bins == number
-    n, correct = parts.n[here], parts.correct[here]
-    if not len(n):
+def _bin(low: float, high: float, parts: Floats, options: CalibrationOptions) -> CalibrationBin:
+    """Return a bin; `parts` are units, tokens, confidences and correct ones, (4, parts)."""
+    if not parts.size:
         return CalibrationBin(low, high, 0, None, None)
+    n, confidences, correct = parts[1:]
     # without clusters each part is a document of its own, and needs no number
-    units = numbered_anew(parts.units[here].tolist()) if options.cluster else None
+    units = numbered_anew(parts[0].tolist()) if options.cluster else None
     accuracy = share_estimate(correct, n, units, options.confidence)
     total = math.fsum(n.tolist())
-    confidence = math.fsum(parts.confidence[here].tolist()) / total
+    confidence = math.fsum(confidences.tolist()) / total
     return CalibrationBin(low, high, int(total), confidence, accuracy)
 
 

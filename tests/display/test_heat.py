@@ -544,7 +544,7 @@ def test_no_line_is_too_long_and_none_is_cropped(
     lines = [
         *drawing.legend("loss of 日本 model"),
         *Drawing(console, HeatOptions(), Unit(), COUNTS).legend(dim="masked"),
-        *drawing.title("日本語 identity"),
+        *drawing.prose("日本語 identity", "bold"),
         *drawing.text(text, all_tokens=False),
         *drawing.by_position(values),
         *drawing.histogram(drawing.counts(values)),

@@ -204,7 +204,7 @@ class _PairView:
 
     def _document(self, console: Console, document: DocumentRows) -> Iterator[Text]:
         drawing = Drawing(console, self.options, self.unit, DIFFERENCES)
-        yield from drawing.title(self._title(document))
+        yield from drawing.prose(self._title(document), "bold")
         aligned = align_tokens(document) if self.per == "token" else align_pieces(document)
         if isinstance(aligned, NotColoured):
             yield from drawing.prose(aligned.reason)

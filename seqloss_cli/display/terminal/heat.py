@@ -104,13 +104,9 @@ class Drawing:
                 f"{blank} blank, {tab} tab, {line_end} end of line; other blanks by number"
             )
 
-    def prose(self, words: str) -> Iterator[Text]:
+    def prose(self, words: str, style: str | Style = palette.DIM) -> Iterator[Text]:
         """Yield words of our own, wrapped."""
-        yield from self._wrapped(Text(words, style=palette.DIM))
-
-    def title(self, words: str) -> Iterator[Text]:
-        """Yield the title of a text, wrapped."""
-        yield from self._wrapped(Text(words, style="bold"))
+        yield from self._wrapped(Text(words, style=style))
 
     def _wrapped(self, text: Text) -> Iterator[Text]:
         for line in text.wrap(self._console, self._width):
@@ -256,7 +252,7 @@ class HeatWriter(ScoreWriter):
         super()._before_totals()
         if self._n_shown > 1:
             title = f"tokens by loss, {self._n_shown} sequences"
-            self._drawing.show(self._drawing.title(title))
+            self._drawing.show(self._drawing.prose(title, "bold"))
             self._drawing.show(self._drawing.histogram(self._counts))
             self._console.print()
 
@@ -264,7 +260,7 @@ class HeatWriter(ScoreWriter):
         unit = self._options.unit
         mean = f"mean {unit.text(totals.mean_loss)} {unit}"
         scored = f"{fmt.count_of(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
-        self._drawing.show(self._drawing.title(f"{escape(score.sample.id)}  ({scored})"))
+        self._drawing.show(self._drawing.prose(f"{escape(score.sample.id)}  ({scored})", "bold"))
         show_heat(self._drawing, score, self._options)
 
 

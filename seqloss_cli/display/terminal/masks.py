@@ -65,7 +65,7 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             self._console.print(Text(title, style="bold"))
             self._console.print(self._text(mask))
             return
-        self._drawing.show(self._drawing.title(title))
+        self._drawing.show(self._drawing.prose(title, "bold"))
         if mask.score is not None:
             show_heat(self._drawing, mask.score, self._options)
         else:

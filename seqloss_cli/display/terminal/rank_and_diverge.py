@@ -12,7 +12,7 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import TableOptions
-from seqloss_cli.display.terminal.tables import add_rows
+from seqloss_cli.display.terminal.tables import with_rows
 from seqloss_cli.display.terminal.writer import Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, DocumentSums
@@ -256,9 +256,7 @@ def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
     title = f"{escape(scored.sample.id)}  (in {options.unit})"
     figures = ("loss", "gold's", "KL", "delta p", "top")
     table = fmt.figures_table(title, ("pos",), ("token",), figures)
-    n_tokens = scored.score.sequence.n_tokens
-    add_rows(table, _rows(scored, options), n_tokens, options, "tokens")
-    return table
+    return with_rows(table, [*_rows(scored, options)], options, "tokens")
 
 
 def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:

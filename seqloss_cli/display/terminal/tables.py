@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,20 +38,19 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
         table.add_column(*names, overflow="fold")
     stretch = sequence.one_stretch if sequence.prompt_boundary else None
     boundary = None if stretch is None else stretch[0]
-    add_rows(table, _token_rows(score, options), len(score.losses), options, "tokens", boundary)
-    return table
+    return with_rows(table, [*_token_rows(score, options)], options, "tokens", boundary)
 
 
-def add_rows(
+def with_rows(
     table: Table,
-    rows: Iterator[list[Text]],
-    n_rows: int,
+    rows: Sequence[list[Text]],
     options: TableOptions,
     what: str,
-    prompt_boundary: int | None = None,
-) -> None:
-    """Add all rows, or the first and the last of many, and those around a prompt boundary."""
-    folds = [] if options.all_tokens else _FOLDS.folds(n_rows, prompt_boundary)
+    boundary: int | None = None,
+) -> Table:
+    """Return the table with its rows, or the first and last of many, and those around a prompt
+    boundary."""
+    folds = [] if options.all_tokens else _FOLDS.folds(len(rows), boundary)
     if folds:
         n_folded = sum(map(len, folds))
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
@@ -64,6 +63,7 @@ def add_rows(
                 table.add_row("⋮", *gap, Text(f"({len(fold)} more)", style="dim"))
         if not any(n in fold for fold in folds):
             table.add_row(*row)
+    return table
 
 
 def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:
@@ -121,7 +121,7 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
     figures = ("tokens", *columns)
     table = fmt.figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
     parts = zip(found.regions, found.texts, found.n_tokens, *columns.values(), strict=True)
-    rows = (
+    rows = [
         [
             Text(escape(region.name), style="dim"),
             Text(fmt.visible(text), style=fmt.loss_style(mean)),
@@ -129,9 +129,8 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
             *_coloured((loss, mean, *corrected), mean, options.unit),
         ]
         for region, text, n, loss, mean, *corrected in parts
-    )
-    add_rows(table, rows, len(found.regions), options, "regions")
-    return table
+    ]
+    return with_rows(table, rows, options, "regions")
 
 
 def _corrected(found: RegionLosses | WordLosses) -> dict[str, list[float | None]]:
@@ -143,16 +142,15 @@ def word_table(found: WordLosses, options: TableOptions) -> Table:
     columns = {"loss": found.losses} | _corrected(found)
     table = fmt.figures_table(f"words, {options.unit}", ("bytes",), ("word",), columns)
     parts = zip(found.words, found.byte_offsets.tolist(), *columns.values(), strict=True)
-    rows = (
+    rows = [
         [
             Text(f"{start}–{end}", style="dim"),
             Text(fmt.visible(word), style=fmt.loss_style(loss)),
             *_coloured((loss, *corrected), loss, options.unit),
         ]
         for word, (start, end), loss, *corrected in parts
-    )
-    add_rows(table, rows, len(found.words), options, "words")
-    return table
+    ]
+    return with_rows(table, rows, options, "words")
 
 
 def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -> Iterator[Text]:
