@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -258,39 +259,16 @@ def _less(a: float, b: float) -> float | None:
     return None if math.isnan(a - b) else a - b
 
 
-@dataclass(frozen=True, slots=True)
-class RankingFigures:
-    """The sums of a results file's questions; arrays beyond a million are samples."""
-
-    totals: RankTotals
-    margins: Floats
-    """Shape questions with an answer, nats; negative or -0.0 where a wrong choice is preferred."""
-    probabilities: Floats
-    """Probabilities of their right choices, the same shape, with the sign of the margin."""
-    leads: Floats
-    """Shape questions, nats: the best choice before the second."""
-    best_probabilities: Floats
-    """Probabilities of the preferred choices, shape questions without an answer."""
-
-    def mean_probability(self) -> Estimate:
-        """Return the mean probability of right choices."""
-        found = ratio_estimate(np.abs(self.probabilities), np.ones(len(self.probabilities)))
-        if found.low is None or found.high is None:
-            return found
-        # Student's interval may leave what probabilities can be
-        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
 class RankingSums:
-    """`add` rows as they come, then ask for the `figures`."""
+    """The sums of a results file's questions, and figures of each; beyond a million of a sample."""
 
     def __init__(self, by: str, seed: int) -> None:
-        self._by, self._totals = by, RankTotals()
-        self._kept = {name: Reservoir(seed=seed) for name in ("margin", "right", "lead", "best")}
+        self.totals = RankTotals()
+        self._by, self._kept = by, defaultdict[str, Reservoir](lambda: Reservoir(seed=seed))
 
     def add(self, row: RankedRow) -> None:
         """Add a question."""
-        self._totals = self._totals + row.counts
+        self.totals += row.counts
         for name, value in self._known(row).items():
             if value is not None:
                 self._kept[name].add(np.array([value]))
@@ -308,6 +286,20 @@ class RankingSums:
             for name, value in values.items()
         }
 
-    def figures(self) -> RankingFigures:
-        """Return totals and samples of all rows that were added."""
-        return RankingFigures(self._totals, *(each.values() for each in self._kept.values()))
+    def values(self, name: str) -> Floats:
+        """Return a figure of the questions that have it, shape questions.
+
+        `margin` (nats) and `right`, the probability of right choices, are negative or -0.0 where a
+        wrong choice is preferred; `lead` is the best choice before the second, nats; `best` is the
+        probability of the preferred choice where no answer is known.
+        """
+        return self._kept[name].values()
+
+    def mean_probability(self) -> Estimate:
+        """Return the mean probability of right choices."""
+        probabilities = np.abs(self.values("right"))
+        found = ratio_estimate(probabilities, np.ones(len(probabilities)))
+        if found.low is None or found.high is None:
+            return found
+        # Student's interval may leave what probabilities can be
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

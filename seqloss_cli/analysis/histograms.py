@@ -199,10 +199,15 @@ def margin_histogram(margins: Floats) -> Histogram | None:
     known = finite(margins)
     if not len(known):
         return None
-    sizes, wrong = np.abs(known), np.signbit(known)
-    width, n_bins = _bins_for(sizes)
-    counts = (count_in_bins(sizes[which], 0.0, width, n_bins) for which in (wrong, ~wrong))
+    width, n_bins = _bins_for(np.abs(known))
+    counts = (count_in_bins(np.abs(each), 0.0, width, n_bins) for each in _by_verdict(known))
     return Histogram(0.0, width, [each.tolist() for each in counts])
+
+
+def _by_verdict(values: Floats) -> tuple[Floats, Floats]:
+    """Return the values, shape n, of wrong questions, which have a sign, and of right ones."""
+    wrong = np.signbit(values)
+    return values[wrong], values[~wrong]
 
 
 def median_margins(margins: Floats) -> list[tuple[int, float | None]]:
@@ -210,9 +215,7 @@ def median_margins(margins: Floats) -> list[tuple[int, float | None]]:
 
     Margins have shape n, nats.
     """
-    known = finite(margins)
-    wrong = np.signbit(known)
-    sides = (known[wrong], known[~wrong])
+    sides = _by_verdict(finite(margins))
     return [(len(each), float(np.median(each)) if len(each) else None) for each in sides]
 
 
@@ -232,10 +235,9 @@ def probability_histogram(probabilities: Floats, with_verdicts: bool) -> Histogr
     """
     if not len(probabilities):
         return None
-    sizes, wrong = np.abs(probabilities), np.signbit(probabilities)
-    sets = (sizes[wrong], sizes[~wrong]) if with_verdicts else (sizes,)
+    sets = _by_verdict(probabilities) if with_verdicts else (probabilities,)
     # times 20, and not over 0.05: 0.15 / 0.05 is less than 3
-    counts = [count_in_bins(each * _N_BINS, 0.0, 1.0, _N_BINS).tolist() for each in sets]
+    counts = [count_in_bins(np.abs(each) * _N_BINS, 0.0, 1.0, _N_BINS).tolist() for each in sets]
     return Histogram(0.0, 1 / _N_BINS, counts)
 
 

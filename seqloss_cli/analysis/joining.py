@@ -60,10 +60,11 @@ class JoinReport:
     n_without_cluster: int = 0
     """Joined rows that lack the field of clusters in every file."""
 
-    def used(self, n_used: int) -> RowsUsed:
-        """Return the counts, with the number of rows that were used."""
+    def used(self) -> RowsUsed:
+        """Return the counts."""
         left_out = {reason: len(ids) for reason, ids in self.left_out.items()}
-        return RowsUsed(self.n_joined, n_used, left_out, list(map(len, self.without_partner)))
+        n_used, alone = self.n_joined - sum(left_out.values()), self.without_partner
+        return RowsUsed(self.n_joined, n_used, left_out, list(map(len, alone)))
 
 
 class _Waiting:

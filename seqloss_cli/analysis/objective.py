@@ -130,19 +130,19 @@ def curve_of_results(
     """Return a point for each results file, over the rows that all of them have."""
     report = joining.JoinReport()
     sums = [Summarizer(options) for _ in files]
-    n_rows = 0
-    for rows in joining.join_usable(files, report, same_tokenizer, _why_useless):
+    joined = joining.join_usable(files, report, same_tokenizer, _why_useless)
+    for n, rows in enumerate(joined):
         for summarizer, row in zip(sums, _in_one_cluster(rows, options.cluster), strict=True):
             # tokens matter as long as there is one document, whose blocks are resampled
-            summarizer.add(replace(row, tokens=None) if n_rows else row)
-        n_rows += 1
+            summarizer.add(replace(row, tokens=None) if n else row)
     found = [each.summary() for each in sums]
     report.n_without_cluster = found[0].n_without_cluster
-    nothing = unknown(None, n_rows, _NO_TOTAL)
+    used = report.used()
+    nothing = unknown(None, used.n_used, _NO_TOTAL)
     estimates = [measure.of(each.whole.estimates.get(measure.metric, nothing)) for each in found]
     steps = [training_step(model) for model in models]
-    curve = _curve(models, steps, estimates, measure, n_rows, report.used(n_rows))
-    return replace(curve, notes=found[0].whole.notes), report
+    curve = _curve(models, steps, estimates, measure, used.n_used)
+    return replace(curve, rows=used, notes=found[0].whole.notes), report
 
 
 def _in_one_cluster(rows: joining.JoinedRows, cluster: str | None) -> joining.JoinedRows:
@@ -159,7 +159,6 @@ def _curve(
     estimates: Sequence[Estimate],
     measure: Measure,
     n_documents: int,
-    rows: joining.RowsUsed | None = None,
 ) -> CurvePlot:
     labels = without_directories(models)
     points = [CurvePoint(*each) for each in zip(models, labels, steps, estimates, strict=True)]
@@ -167,7 +166,7 @@ def _curve(
     by_step = None not in steps and len(set(steps)) == len(steps)
     if by_step:
         points.sort(key=lambda point: point.step or 0)
-    return CurvePlot(measure.label, points, by_step, n_documents, rows, [])
+    return CurvePlot(measure.label, points, by_step, n_documents, None, [])
 
 
 def is_objective(document: Mapping[str, Any]) -> bool:

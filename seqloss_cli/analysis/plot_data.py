@@ -19,7 +19,7 @@ from seqloss_cli.analysis.histograms import count_in_bins
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed, join_usable, n_units
 from seqloss_cli.analysis.summarize import PositionLoss, Summary, SummaryOptions, summarize
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Floats
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.metrics.totals import Totals
@@ -113,51 +113,36 @@ class HistogramPlot:
     series: list[HistogramSeries]
 
 
-class _FineCounts:
-    """Counts of tokens in fine bins, of which the last one has no end."""
-
-    def __init__(self, nats: float) -> None:
-        self._nats = nats
-        self.counts = np.zeros(int(_LAST / _FINEST) + 1, dtype=np.int64)
-        self.totals = Totals()
-
-    def add(self, row: ResultRow) -> None:
-        """Raise UsageError where the row was written without tokens."""
-        self.totals += row.totals
-        losses = counted_losses(row) / self._nats
-        self.counts += count_in_bins(losses, 0.0, _FINEST, len(self.counts))
-
-    def series(self, label: str, multiple: int, n_bins: int) -> HistogramSeries:
-        n, mean = int(self.counts.sum()), self.totals.mean_loss
-        # the bins that are shown may reach beyond the last fine one
-        padded = np.zeros(multiple * n_bins, dtype=np.int64)
-        shown = self.counts[:-1][: len(padded)]
-        padded[: len(shown)] = shown
-        shares = padded.reshape(n_bins, multiple).sum(1) / max(n, 1)
-        beyond = int(self.counts[-1]) / max(n, 1)
-        mean = None if mean is None else mean / self._nats
-        return HistogramSeries(label, shares.tolist(), beyond, n, mean)
-
-
 def histogram_plot(
     files: Sequence[Iterable[ResultRow]], labels: Sequence[str], measure: Measure
 ) -> HistogramPlot:
     """Return a series for each file; raises UsageError for rows without losses of tokens."""
-    counts = []
-    for rows in files:
-        counts.append(_FineCounts(measure.nats))
-        for row in rows:
-            counts[-1].add(row)
+    found = [_fine_counts(rows, measure.nats) for rows in files]
     # one set of edges for all files: known once the last of them was read
-    filled = [int(np.flatnonzero(each.counts[:-1]).max(initial=0)) + 1 for each in counts]
-    last = max([*filled, *(len(each.counts) - 1 for each in counts if each.counts[-1])])
+    filled = [int(np.flatnonzero(counts[:-1]).max(initial=0)) + 1 for counts, _ in found]
+    last = max([*filled, *(len(counts) - 1 for counts, _ in found if counts[-1])])
     multiple = next(m for m in _MULTIPLES if last <= m * _MOST_BINS)
     n_bins = -(-last // multiple)
-    series = [
-        each.series(label, multiple, n_bins) for label, each in zip(labels, counts, strict=True)
-    ]
+    series = []
+    for label, (counts, totals) in zip(labels, found, strict=True):
+        # the bins that are shown may reach beyond the last fine one
+        shown = np.zeros(multiple * n_bins, dtype=np.int64)
+        shown[: len(counts) - 1] = counts[:-1][: len(shown)]
+        n, mean = int(counts.sum()), totals.mean_loss
+        shares = shown.reshape(n_bins, multiple).sum(1) / max(n, 1)
+        beyond, mean = int(counts[-1]) / max(n, 1), None if mean is None else mean / measure.nats
+        series.append(HistogramSeries(label, shares.tolist(), beyond, n, mean))
     edges = (np.arange(n_bins + 1) * multiple * _FINEST).tolist()
     return HistogramPlot(measure.unit, edges, series)
+
+
+def _fine_counts(rows: Iterable[ResultRow], nats: float) -> tuple[Ints, Totals]:
+    """Return counts of tokens in fine bins, of which the last one has no end, and the totals."""
+    counts, totals = np.zeros(int(_LAST / _FINEST) + 1, dtype=np.int64), Totals()
+    for row in rows:
+        totals += row.totals
+        counts += count_in_bins(counted_losses(row) / nats, 0.0, _FINEST, len(counts))
+    return counts, totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,24 +287,6 @@ class ScatterPlot:
     rows: RowsUsed
 
 
-class _Points:
-    """A sample of the points, and counts of all."""
-
-    def __init__(self, seed: int) -> None:
-        # one seed for both: they draw the same places, so that points stay pairs
-        self.first, self.second = (Reservoir(_MOST_POINTS, seed) for _ in range(2))
-        self.n = self.n_lower = self.n_higher = self.n_rows = 0
-
-    def add(self, first: Floats, second: Floats) -> None:
-        """Add n points, both (n) in nats per token or byte."""
-        self.first.add(first)
-        self.second.add(second)
-        self.n_rows += 1
-        self.n += len(first)
-        self.n_lower += int((second - first < -TIE).sum())
-        self.n_higher += int((second - first > TIE).sum())
-
-
 def scatter_plot(
     files: Sequence[Iterable[ResultRow]],
     labels: Sequence[str],
@@ -334,24 +301,30 @@ def scatter_plot(
     one tokenizer only.
     """
     assert same_tokenizer or of == "document"
-    report, points = JoinReport(), _Points(seed)
-    for a, b in join_usable(files, report, same_tokenizer):
+    report, n_lower, n_higher = JoinReport(), 0, 0
+    # one seed for both: they draw the same places, so that points stay pairs
+    first, second = (Reservoir(_MOST_POINTS, seed) for _ in files)
+    for rows in join_usable(files, report, same_tokenizer):
         if of == "token":
             # usable rows score the same tokens: the losses stand side by side
-            points.add(counted_losses(a), counted_losses(b))
-            continue
-        n = n_units(a, same_tokenizer)
-        points.add(*(np.array([(row.totals.total_loss or 0.0) / n]) for row in (a, b)))
+            a, b = map(counted_losses, rows)
+        else:
+            n = n_units(rows[0], same_tokenizer)
+            a, b = (np.array([(row.totals.total_loss or 0.0) / n]) for row in rows)
+        first.add(a)
+        second.add(b)
+        n_lower += int((b - a < -TIE).sum())
+        n_higher += int((b - a > TIE).sum())
     per = "token" if same_tokenizer else "byte"
     return ScatterPlot(
         unit=measure.unit if of == "token" else f"{measure.unit} per {per}",
         labels=(labels[0], labels[1]),
         of=of,
-        first=(points.first.values() / measure.nats).tolist(),
-        second=(points.second.values() / measure.nats).tolist(),
-        n=points.n,
-        n_lower=points.n_lower,
-        n_tied=points.n - points.n_lower - points.n_higher,
-        n_higher=points.n_higher,
-        rows=report.used(points.n_rows),
+        first=(first.values() / measure.nats).tolist(),
+        second=(second.values() / measure.nats).tolist(),
+        n=first.n_seen,
+        n_lower=n_lower,
+        n_tied=first.n_seen - n_lower - n_higher,
+        n_higher=n_higher,
+        rows=report.used(),
     ), report

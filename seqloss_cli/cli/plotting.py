@@ -150,7 +150,7 @@ def _curve(work: _Work) -> CurvePlot:
     plot, joined = curve_of_results(
         work.reader.each(), models, work.same_tokenizer, work.measure, work.statistics
     )
-    _say_left_out(work, joined, joined.used(plot.n_documents))
+    _say_left_out(work, joined, joined.used())
     _say_notes(plot.notes)
     _say_gaps(plot)
     return plot

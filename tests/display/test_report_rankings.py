@@ -258,7 +258,7 @@ def test_long_results_show_the_worst_and_a_sample(tmp_path: Path) -> None:
     assert {id for id in worst if any(str(each).endswith(f": {id}") for each in shown)} == set(
         worst
     )
-    assert found.figures.totals.n_rows == 61
+    assert found.sums.totals.n_rows == 61
     whole = PageOptions(limits=Limits(tokens=2000, sequences=200))
     file = open_any(str(path), RANKING_KINDS)
     found = gather_rankings(file.rows, file.run, whole)  # type: ignore[arg-type]

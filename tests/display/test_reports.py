@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from helpers.pages import EVIL, Page, text_row
 from helpers.results import row, write
 from seqloss_cli.analysis.extremes import Limits, Selection
-from seqloss_cli.analysis.joining import LossesOnBytes, align
+from seqloss_cli.analysis.joining import align
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 from seqloss_cli.display import LOSS_EDGES, step_of
 from seqloss_cli.display.html import json_text
@@ -335,8 +335,7 @@ def test_two_tokenizers_meet_at_common_ends(text: str, data: st.DataObject) -> N
         n = len(offsets) - 1
         losses = data.draw(st.lists(st.floats(0, 20), min_size=n, max_size=n))
         sides.append(shown_of(raw, offsets, losses))
-    losses = (LossesOnBytes(s.token_bytes, s.losses(counted_only=True)) for s in sides)
-    found = align(*losses)
+    found = align(*(side.counted_losses() for side in sides))
     assert found.spans[0][2] == 0
     assert found.spans[-1][3] == len(raw)
     assert all(a[3] == b[2] for a, b in pairwise(found.spans))

@@ -12,14 +12,7 @@ import numpy as np
 
 from seqloss_cli.analysis.compare import Comparison
 from seqloss_cli.analysis.extremes import Chosen, Selection
-from seqloss_cli.analysis.joining import (
-    AlignedLosses,
-    JoinReport,
-    LossesOnBytes,
-    align,
-    join_usable,
-    n_units,
-)
+from seqloss_cli.analysis.joining import AlignedLosses, JoinReport, align, join_usable, n_units
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display import DIFFERENCE_EDGES
@@ -66,8 +59,7 @@ class SequencePair:
 
     def aligned(self) -> AlignedLosses:
         """Return the losses of both on the stretches that their tokens share."""
-        sides = (self.a, self.b)
-        return align(*(LossesOnBytes(s.token_bytes, s.losses(counted_only=True)) for s in sides))
+        return align(self.a.counted_losses(), self.b.counted_losses())
 
     def per_unit(self) -> list[float]:
         """Return the losses of A and B, and B - A, in nats per token (or byte)."""

@@ -58,7 +58,7 @@ class RankingPageData:
 
     by: str
     """The score that orders choices."""
-    figures: confidence.RankingFigures
+    sums: confidence.RankingSums
     chosen: Chosen[PageQuestion]
     has_tokens: bool
 
@@ -77,7 +77,7 @@ def gather_rankings(
         # a question has no worst token that would count apart from it
         badness = _badness(row, by)
         selection.add(PageQuestion.of(row, order), badness, badness)
-    return RankingPageData(by, sums.figures(), selection.chosen(), has_tokens)
+    return RankingPageData(by, sums, selection.chosen(), has_tokens)
 
 
 def _badness(row: RankedRow, by: str) -> float:
@@ -93,9 +93,18 @@ def ranking_page(
     n_unusable: int = 0,
 ) -> page.Page:
     """Return the page; `n_unusable` rows of the file could not be read back."""
-    names, totals = page.TokenNames(), found.figures.totals
+    names, totals = page.TokenNames(), found.sums.totals
     scores = [name for name in SCORES if name in totals.n_ordered]
     columns = _columns(found, scores)
+    sections = []
+    for n, item in enumerate(found.chosen.items):
+        question, where = (
+            _question(item.row, found.by, names),
+            sequences.where_text(item.row.fields),
+        )
+        panes, about = [choice.pane for choice in question.choices], _about(item, found.by)
+        cells = page.row_of(item.row, columns)
+        sections.append(page.Section(n, item.id, where, cells, panes, about, question))
     worst_first = "closeness of the two best choices"
     if totals.n_with_answer:
         worst_first = "lead of a wrong choice over the right one"
@@ -107,9 +116,7 @@ def ranking_page(
         tables=[_table(totals, scores)],
         charts=_charts(found),
         columns=columns,
-        sequences=[
-            _section(n, each, columns, found.by, names) for n, each in enumerate(found.chosen.items)
-        ],
+        sequences=sections,
         chosen=sequences.about_selection(found.chosen, options, worst_first, "questions"),
         provenance=[("", sequences.run_table(file.run))],
         names=names,
@@ -119,7 +126,7 @@ def ranking_page(
 
 
 def _notes(found: RankingPageData) -> list[str]:
-    totals, notes = found.figures.totals, list[str]()
+    totals, notes = found.sums.totals, list[str]()
     if not found.has_tokens and totals.n_rows:
         notes.append(
             "The results hold no token losses (--tokens, or --report of rank itself, writes them): "
@@ -135,7 +142,7 @@ def _notes(found: RankingPageData) -> list[str]:
 
 
 def _figures(found: RankingPageData) -> list[page.Figure]:
-    totals, judged = found.figures.totals, accuracies(found.figures.totals)
+    totals, judged = found.sums.totals, accuracies(found.sums.totals)
     # no accuracy where no answer is known
     main = next((name for name in judged if ACCURACIES[name] == found.by), None)
     figures = []
@@ -143,7 +150,7 @@ def _figures(found: RankingPageData) -> list[page.Figure]:
         figures.append(page.Figure(f"{main}: right by {found.by}", Cell.of(judged[main]), "Wilson"))
     if totals.chance is not None:
         figures.append(page.Figure("by guessing", Cell(totals.chance)))
-    mean = found.figures.mean_probability()
+    mean = found.sums.mean_probability()
     if mean.value is not None:
         figures.append(page.Figure("mean probability of the right one", Cell.of(mean), mean.method))
     return [
@@ -178,26 +185,26 @@ def _table(totals: RankTotals, scores: list[str]) -> page.Table:
 
 
 def _charts(found: RankingPageData) -> list[page.Chart]:
-    totals, figures = found.figures.totals, found.figures
+    totals, values = found.sums.totals, found.sums.values
     if totals.n_with_answer:
         judged = accuracies(totals)
         by_score = {_LABELS[ACCURACIES[name]]: each for name, each in judged.items()}
         made = [
-            charts.margin_chart(figures.margins),
-            charts.probability_chart(figures.probabilities, with_verdicts=True),
+            charts.margin_chart(values("margin")),
+            charts.probability_chart(values("right"), with_verdicts=True),
             charts.accuracy_chart(by_score, totals.chance),
         ]
     else:
         made = [
-            charts.lead_chart(figures.leads),
-            charts.probability_chart(figures.best_probabilities, with_verdicts=False),
+            charts.lead_chart(values("lead")),
+            charts.probability_chart(values("best"), with_verdicts=False),
         ]
     return [chart for chart in made if chart is not None]
 
 
 def _columns(found: RankingPageData, scores: list[str]) -> list[Column]:
     """Return the columns of questions: which choice each score prefers, how sure the model is."""
-    by, totals = found.by, found.figures.totals
+    by, totals = found.by, found.sums.totals
     columns = [Column("lead", lambda row: Cell(confidence.lead_of(row, by)), is_loss=True)]
     if totals.n_with_answer:
         columns = [
@@ -209,25 +216,18 @@ def _columns(found: RankingPageData, scores: list[str]) -> list[Column]:
         ]
     columns += [Column(_BY[name], _first_by(name)) for name in scores]
     if totals.flags:
-        columns.append(Column("flags", _flags, is_text=True))
+        columns.append(
+            Column(
+                "flags",
+                lambda row: sequences.flags_text(row.fields.get("flags") or {}),
+                is_text=True,
+            )
+        )
     return columns
 
 
 def _first_by(score: str) -> Callable[[RankedRow], str]:
     return lambda row: str(row.orders[score][0]) if score in row.orders else "–"
-
-
-def _flags(row: RankedRow) -> str:
-    return sequences.flags_text(row.fields.get("flags") or {})
-
-
-def _section(
-    number: int, item: PageQuestion, columns: list[Column], by: str, names: page.TokenNames
-) -> page.Section:
-    row, question = item.row, _question(item.row, by, names)
-    where, panes = sequences.where_text(row.fields), [choice.pane for choice in question.choices]
-    cells, about = page.row_of(row, columns), _about(item, by)
-    return page.Section(number, item.id, where, cells, panes, about, question)
 
 
 def _about(item: PageQuestion, by: str) -> list[str]:

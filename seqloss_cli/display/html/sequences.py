@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.analysis.extremes import Chosen
-from seqloss_cli.analysis.joining import bytes_of_text
+from seqloss_cli.analysis.joining import LossesOnBytes, bytes_of_text
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.columns import TokenColumn, cell_columns
 from seqloss_cli.display.html.page import Metric, PageOptions, Pane
@@ -105,6 +105,10 @@ class PageSequence:
         known = (tokens.counted if counted_only else tokens.scored)[: self.size].tolist()
         pairs = zip(tokens.losses[: self.size].tolist(), known, strict=True)
         return [loss if is_known else None for loss, is_known in pairs]
+
+    def counted_losses(self) -> LossesOnBytes:
+        """Return the losses that count, with the bytes of their tokens."""
+        return LossesOnBytes(self.token_bytes, self.losses(counted_only=True))
 
     def array(self, name: str, take: Callable[[Any], Any]) -> list[Any] | None:
         """Return what the row's field holds of the N tokens; None where it is no such array."""
