@@ -180,7 +180,9 @@ class _BinSums:
         units = numbered_anew(parts[1].tolist())
         gaps = CalibrationGaps(units, numbers, correct - confidence, n)
         unit = "cluster" if options.cluster else "document"
-        error, bias = calibration_error_estimate(gaps, _RESAMPLES, options.seed, unit, options.confidence)
+        error, bias = calibration_error_estimate(
+            gaps, _RESAMPLES, options.seed, unit, options.confidence
+        )
         total, edges = math.fsum(n.tolist()), pairwise(self._edges.tolist())
         return CalibrationSeries(
             label=label,
