@@ -31,6 +31,8 @@ class TokenColumn:
     """Name of its column in CSV and on pages: of one token. Empty where no cell can hold it."""
     header: str = ""
     """Head of its column in tables."""
+    page_key: str = ""
+    """Key of its values in the data of a page: short, as a page holds tens of thousands."""
     power: int = 0
     """Power of nats: 1 for an entropy, 2 for a variance of losses, 0 for a plain number."""
     help: str = ""
@@ -67,6 +69,7 @@ COLUMNS = (
         kind="whole",
         csv="rank",
         header="rank",
+        page_key="r",
         help="Rank of each token: 1 is the model's favourite.",
         is_standard=True,
     ),
@@ -76,6 +79,7 @@ COLUMNS = (
         kind="real",
         csv="entropy",
         header="entropy",
+        page_key="e",
         power=1,
         help="Entropy of the model's distribution at each token.",
         is_standard=True,
@@ -86,6 +90,7 @@ COLUMNS = (
         kind="real",
         csv="varentropy",
         header="varentropy",
+        page_key="varentropy",
         power=2,
         help="Variance of the loss under the model's distribution at each token.",
     ),

@@ -19,7 +19,6 @@ from markupsafe import Markup, escape
 from seqloss_cli import display as scales
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display.html.page import Cell, Page, number
-from seqloss_cli.display.html.sequences import data_key
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,12 +55,12 @@ def _columns(page: Page) -> list[dict[str, Any]]:
     return [
         {
             "name": column.csv,
-            "key": data_key(column),
+            "key": column.page_key,
             "whole": column.kind == "whole",
             "power": column.power,
         }
         for column in cell_columns()
-        if any(data_key(column) in pane.data for pane in page.panes)
+        if any(column.page_key in pane.data for pane in page.panes)
     ]
 
 

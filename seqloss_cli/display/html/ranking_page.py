@@ -98,13 +98,9 @@ def ranking_page(
     columns = _columns(found, scores)
     sections = []
     for n, item in enumerate(found.chosen.items):
-        question, where = (
-            _question(item.row, found.by, names),
-            sequences.where_text(item.row.fields),
-        )
+        question, cells = _question(item.row, found.by, names), page.row_of(item.row, columns)
         panes, about = [choice.pane for choice in question.choices], _about(item, found.by)
-        cells = page.row_of(item.row, columns)
-        sections.append(page.Section(n, item.id, where, cells, panes, about, question))
+        sections.append(page.Section(n, item.id, item.where, cells, panes, about, question))
     worst_first = "closeness of the two best choices"
     if totals.n_with_answer:
         worst_first = "lead of a wrong choice over the right one"
@@ -186,20 +182,16 @@ def _table(totals: RankTotals, scores: list[str]) -> page.Table:
 
 def _charts(found: RankingPageData) -> list[page.Chart]:
     totals, values = found.sums.totals, found.sums.values
-    if totals.n_with_answer:
-        judged = accuracies(totals)
-        by_score = {_LABELS[ACCURACIES[name]]: each for name, each in judged.items()}
-        made = [
-            charts.margin_chart(values("margin")),
-            charts.probability_chart(values("right"), with_verdicts=True),
-            charts.accuracy_chart(by_score, totals.chance),
-        ]
-    else:
-        made = [
-            charts.lead_chart(values("lead")),
-            charts.probability_chart(values("best"), with_verdicts=False),
-        ]
-    return [chart for chart in made if chart is not None]
+    if not totals.n_with_answer:
+        probabilities = charts.probability_chart(values("best"), with_verdicts=False)
+        return [*filter(None, (charts.lead_chart(values("lead")), probabilities))]
+    by_score = {_LABELS[ACCURACIES[name]]: each for name, each in accuracies(totals).items()}
+    made = (
+        charts.margin_chart(values("margin")),
+        charts.probability_chart(values("right"), with_verdicts=True),
+        charts.accuracy_chart(by_score, totals.chance),
+    )
+    return [*filter(None, made)]
 
 
 def _columns(found: RankingPageData, scores: list[str]) -> list[Column]:
@@ -216,18 +208,16 @@ def _columns(found: RankingPageData, scores: list[str]) -> list[Column]:
         ]
     columns += [Column(_BY[name], _first_by(name)) for name in scores]
     if totals.flags:
-        columns.append(
-            Column(
-                "flags",
-                lambda row: sequences.flags_text(row.fields.get("flags") or {}),
-                is_text=True,
-            )
-        )
+        columns.append(Column("flags", _flags, is_text=True))
     return columns
 
 
 def _first_by(score: str) -> Callable[[RankedRow], str]:
     return lambda row: str(row.orders[score][0]) if score in row.orders else "–"
+
+
+def _flags(row: RankedRow) -> str:
+    return sequences.flags_text(row.fields.get("flags") or {})
 
 
 def _about(item: PageQuestion, by: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from seqloss_cli.analysis.extremes import Chosen
 from seqloss_cli.analysis.joining import LossesOnBytes, bytes_of_text
 from seqloss_cli.core.byte_spans import TokenBytes
-from seqloss_cli.core.columns import TokenColumn, cell_columns
+from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display.html.page import Metric, PageOptions, Pane
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.files import ResultsOf
@@ -149,19 +149,11 @@ def number_of(value: Any) -> float | None:
     return value if is_number and math.isfinite(value) else None
 
 
-_SHORT_KEYS = {"ranks": "r", "entropies": "e"}
-
-
-def data_key(column: TokenColumn) -> str:
-    """Return where a column's values stand in the data of a pane."""
-    return _SHORT_KEYS.get(column.name, column.csv)
-
-
 def metrics_of(panes: Sequence[Pane]) -> list[Metric]:
     """Return loss, and what else the tokens have, or would have with an option."""
     found = [Metric("loss", "loss")]
     for column in cell_columns():
-        known = any(data_key(column) in pane.data for pane in panes)
+        known = any(column.page_key in pane.data for pane in panes)
         if known or column.is_standard:
             found.append(Metric(column.csv, column.csv, "" if known else column.flag))
     return found
@@ -171,7 +163,7 @@ def lacking_in(panes: Sequence[Pane]) -> list[str]:
     """Return what no token has, with the flag that adds it; nothing where no text is shown."""
     texts = [pane.data for pane in panes if pane.kind == "tokens"]
     standard = [column for column in cell_columns() if column.is_standard]
-    added = [(data_key(column), f"{column.name} ({column.flag})") for column in standard]
+    added = [(column.page_key, f"{column.name} ({column.flag})") for column in standard]
     added += [("a", "alternatives (--top-k N)"), ("c", "context lengths (--context-lengths)")]
     return [said for key, said in added if texts and not any(key in data for data in texts)]
 
@@ -195,6 +187,11 @@ class PageQuestion:
     def id(self) -> str:
         """Return the question's id."""
         return str(self.row.fields["id"])
+
+    @property
+    def where(self) -> str:
+        """Return `file:line`, where it says more than the id does."""
+        return where_text(self.row.fields)
 
     @classmethod
     def of(cls, row: RankedRow, order: int) -> PageQuestion:

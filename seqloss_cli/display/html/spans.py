@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from seqloss_cli.analysis.extremes import Top, highest, token_text
 from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
+from seqloss_cli.core.records import Floats
 from seqloss_cli.display import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.display.html import page
-from seqloss_cli.display.html.sequences import PageSequence, data_key, number_of
+from seqloss_cli.display.html.sequences import PageSequence, number_of
 from seqloss_cli.results.schema.scores import ResultRow
 
 _INFINITE = -1
@@ -88,7 +89,7 @@ def _token_data(
     for column in cell_columns():
         if (values := sequence.array(column.name, number_of)) is not None:
             is_whole = column.kind == "whole"
-            data[data_key(column)] = values if is_whole else [_short(value) for value in values]
+            data[column.page_key] = values if is_whole else [_short(value) for value in values]
     if (contexts := sequence.array("context_lengths", number_of)) is not None:
         data["c"] = contexts
     if (alternatives := sequence.array("top_logprobs", _objects)) is not None:
@@ -201,40 +202,40 @@ class WorstPlaces:
 
     def add_tokens(self, row: ResultRow, sequence: PageSequence) -> None:
         """Consider the tokens of a row; infinite losses are the worst."""
-        if row.tokens is None or not self._size:
-            return
-        # -1 is below any loss, so that what does not count is last
-        losses = np.where(row.tokens.counted, row.tokens.losses, -1.0)
-        for number in highest(losses, self._size):
-            loss = float(losses[number])
-            if loss < 0 or not self._top.takes(loss):
-                break
+
+        def place(number: int, loss: float) -> page.Place:
             name = page.visible(token_text(row, number) or "") or f"token {number}"
             ends = (0, 0)
             if not sequence.why_plain:
                 # the characters that the token is of
-                places = sequence.token_bytes.snap(number, number + 1)
-                start, end = sequence.token_bytes.offsets[list(places)].tolist()
+                first, last = sequence.token_bytes.snap(number, number + 1)
+                start, end = sequence.token_bytes.offsets[[first, last]].tolist()
                 ends = start, end
-            self._top.add(
-                loss, _place(sequence, number, name, f"token {number:,}", ends, page.Cell(loss))
-            )
+            return _place(sequence, number, name, f"token {number:,}", ends, page.Cell(loss))
+
+        if row.tokens is not None:
+            self._add(np.where(row.tokens.counted, row.tokens.losses, -1.0), place)
 
     def add_stretches(self, sequence: PageSequence, aligned: AlignedLosses) -> None:
         """Consider the stretches of a text that two models share."""
-        sizes = np.array([abs(value or 0.0) for value in aligned.differences])
-        for number in highest(sizes, self._size):
-            size = float(sizes[number])
-            if not size or not self._top.takes(size):
-                break
+
+        def place(number: int, size: float) -> page.Place:
             start, end = aligned.spans[number][2:]
             text = page.visible(sequence.text[start:end].decode()) or "·"
-            if len(text) > _LONGEST:
-                text = f"{text[:_LONGEST]}…"
+            text = f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
             losses = (aligned.losses_a, aligned.losses_b, aligned.differences)
             cells = (page.Cell(each[number]) for each in losses)
-            where = f"byte {start:,}"
-            self._top.add(size, _place(sequence, number, text, where, (start, end), *cells))
+            return _place(sequence, number, text, f"byte {start:,}", (start, end), *cells)
+
+        self._add(np.array([abs(d) if d else -1.0 for d in aligned.differences]), place)
+
+    def _add(self, sizes: Floats, place: Callable[[int, float], page.Place]) -> None:
+        """Keep the places of the largest sizes, shape n, nats; those below 0 do not count."""
+        for number in highest(sizes, self._size):
+            size = float(sizes[number])
+            if size < 0 or not self._top.takes(size):
+                break
+            self._top.add(size, place(number, size))
 
     def items(self) -> list[page.Place]:
         """Return them, those of the highest losses or largest differences first."""

@@ -134,7 +134,7 @@ def charts_of(
         charts.position_chart(positions, sides, interval),
         charts.concentration_chart(losses, sides, n_seen),
     )
-    return [chart for chart in made if chart is not None]
+    return [*filter(None, made)]
 
 
 def _figures(summary: Summary) -> list[page.Figure]:
@@ -319,7 +319,7 @@ def divergence_page(
         notes=notes,
         figures=_mean_figures(means, found.sums, in_part),
         tables=_quantiles(found.documents, kl),
-        charts=[chart for chart in drawn if chart is not None],
+        charts=[*filter(None, drawn)],
         places=spans.linked(by_kl.worst, anchors, "s", KL_EDGES),
         places_header=[kl],
         columns=columns,
