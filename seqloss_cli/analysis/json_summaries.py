@@ -44,6 +44,8 @@ def summary_json(
     """
     n_rejected = sum(file.n_rejected for file in files)
     n_empty_lines = sum(file.n_empty_lines for file in files)
+    # to which group a rejected input would have belonged is not known
+    unknown = {"n_rejected": None, "n_empty_lines": None}
     return {
         "files": [file_row(file) for file in files],
         "run": files[0].run,
@@ -56,7 +58,8 @@ def summary_json(
         "totals": totals_row(summary.whole.totals, n_rejected, n_empty_lines),
         **_estimates(summary.whole),
         "groups": [
-            {"value": group.value, "totals": _group_totals(group.totals), **_estimates(group)}
+            {"value": group.value, "totals": totals_row(group.totals, 0, 0) | unknown}
+            | _estimates(group)
             for group in summary.groups
         ],
         "token_quantiles": {str(q): value for q, value in summary.token_quantiles.items()},
@@ -68,11 +71,6 @@ def summary_json(
         "positions": [asdict(position) for position in summary.positions],
         **{kind: [asdict(each) for each in found] for kind, found in summary.extremes.items()},
     }
-
-
-def _group_totals(totals: Totals) -> Row:
-    # to which group a rejected input would have belonged is not known
-    return totals_row(totals, 0, 0) | {"n_rejected": None, "n_empty_lines": None}
 
 
 def _differences(differences: Mapping[str, list[Difference]]) -> Row:

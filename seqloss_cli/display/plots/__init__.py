@@ -128,15 +128,11 @@ def label_text(label: str) -> str:
 
 def _keys(format: Format, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the metadata under the names of the format, without a date."""
-    title, creator, description = (
-        escape(metadata[key]) for key in ("title", "creator", "description")
-    )
-    if format == "png":
-        return {"Title": title, "Software": creator, "Description": description}
-    if format == "pdf":
-        keys = {"Title": title, "Creator": creator, "Subject": description}
-        return {**keys, "CreationDate": None}
-    return {"Title": title, "Creator": creator, "Description": description, "Date": None}
+    names = {"svg": ("Title", "Creator", "Description"), "pdf": ("Title", "Creator", "Subject"),
+             "png": ("Title", "Software", "Description")}  # fmt: skip
+    values = (escape(metadata[key]) for key in ("title", "creator", "description"))
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    return dict(zip(names[format], values, strict=True)) | no_date[format]
 
 
 @contextmanager
