@@ -261,7 +261,7 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
 
 
 class _Kind(NamedTuple):
-    """How a kind of plot is drawn on axes, its size in inches, and the texts of its legend."""
+    """Functions that draw a kind of plot on axes, and give its size in inches and its legend."""
 
     draw: Callable[[Any, Any], None]
     size: Callable[[Any], tuple[float, float]] = lambda _: (4.5, 2.9)
