@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from seqloss_cli.core.records import (
     Entry,
     Ints,
     Rejected,
+    SavedTeacher,
     SavedTeacherRows,
     SequenceScore,
     TokenSequence,
@@ -147,19 +148,33 @@ class TeacherFile:
             raise UsageError(f"--teacher {self.path}: its first line is damaged")
         return found
 
-    def rows_of(self, sequence: TokenSequence) -> RowsOfFile:
-        """Return the sequence's part of the file. Raises RowError where there is none."""
+    def rows_of(self, sequence: TokenSequence) -> SavedTeacher:
+        """Return the sequence's part of the file, of which one line is in memory at a time.
+
+        Raises RowError where there is none.
+        """
         key, scored = key_of(sequence), _scored(sequence)
-        n_lines = -(-int(scored.sum()) // CHUNK)
+        n_scored = int(scored.sum())
+        n_lines = -(-n_scored // CHUNK)
         start = int(np.searchsorted(self._keys, _short(key.encode())))
         # A text that was saved twice has its lines twice: the first are taken.
         places = self._places[start : start + n_lines].tolist()
-        if not n_lines:
-            return RowsOfFile(self, [], scored)
         # 64 bits of a key may be those of another sequence: the whole key decides.
-        if len(places) < n_lines or self._key_at(places[0]) != key.encode():
+        if len(places) < n_lines or (places and self._key_at(places[0]) != key.encode()):
             raise RowError("not_in_teacher", f"{self.path} knows nothing of this text's tokens")
-        return RowsOfFile(self, places, scored)
+        numbers = np.cumsum(scored) - 1
+
+        @lru_cache(maxsize=1)
+        def line(number: int) -> SavedTeacherRows:
+            return self.line_at(places[number], min(CHUNK, n_scored - number * CHUNK))
+
+        def at(targets: Ints) -> SavedTeacherRows:
+            lines, rows = np.divmod(numbers[targets], CHUNK)
+            return SavedTeacherRows.join(
+                line(number).take(rows[lines == number]) for number in np.unique(lines).tolist()
+            )
+
+        return at
 
     @property
     def vocab_size(self) -> int:
@@ -182,11 +197,8 @@ class TeacherFile:
                 "logits: name the teacher itself"
             )
 
-    def attach(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return each sequence with what the file knows of it; rejected where that is nothing."""
-        return [self._attached(entry) for entry in entries]
-
-    def _attached(self, entry: Entry) -> Entry:
+    def attach(self, entry: Entry) -> Entry:
+        """Return a sequence with what the file knows of it; rejected where that is nothing."""
         if isinstance(entry, Rejected):
             return entry
         try:
@@ -220,27 +232,6 @@ class TeacherFile:
     def _column(self, row: Mapping[str, Any], key: str, dtype: str) -> NDArray[Any]:
         values = np.frombuffer(base64.b64decode(row[key], validate=True), dtype=dtype)
         return values.reshape(-1, int(self.header["top_k"])) if key.startswith("top_") else values
-
-
-class RowsOfFile:
-    """A sequence's lines of a teacher's file; one of them is in memory at a time."""
-
-    def __init__(self, file: TeacherFile, places: list[int], scored: Bools) -> None:
-        self._numbers = np.cumsum(scored) - 1
-        n_scored = int(scored.sum())
-
-        @lru_cache(maxsize=1)
-        def line(number: int) -> SavedTeacherRows:
-            return file.line_at(places[number], min(CHUNK, n_scored - number * CHUNK))
-
-        self._line = line
-
-    def at(self, targets: Ints) -> SavedTeacherRows:
-        """Return what the file knows at scored tokens of the sequence (shape M), in their order."""
-        lines, places = np.divmod(self._numbers[targets], CHUNK)
-        return SavedTeacherRows.join(
-            self._line(number).take(places[lines == number]) for number in np.unique(lines).tolist()
-        )
 
 
 def _short(key: bytes) -> int:

@@ -308,5 +308,5 @@ class ComparedModel:
     """The teacher's part of the run record."""
     n_ids: int | None = None
     """Ids that both have logits for; None where the model's own vocabulary counts."""
-    attach: Callable[[Sequence[Entry]], list[Entry]] | None = None
-    """Adds to each sequence what a file knows of the teacher, or rejects it."""
+    attach: Callable[[Entry], Entry] | None = None
+    """Adds to a sequence what a file knows of the teacher, or rejects it."""

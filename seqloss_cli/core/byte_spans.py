@@ -51,8 +51,6 @@ class TokenBytes:
         np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=offsets[1:])
         return cls(b"".join(pieces) if text is None else text, offsets)
 
-    # -- tokens -----------------------------------------------------------------------------
-
     @property
     def n_tokens(self) -> int:
         """Number of tokens, N."""
@@ -101,8 +99,6 @@ class TokenBytes:
         """Shape N: tokens that cover bytes of [start, end) and no other ones."""
         return (self.starts >= start) & (self.ends <= end) & (self.widths > 0)
 
-    # -- characters -------------------------------------------------------------------------
-
     def char_edges(self) -> Ints:
         """Shape C + 1: the byte at which each character begins, and the end of the text."""
         return char_edges(self.text)
@@ -118,11 +114,8 @@ class TokenBytes:
 
     def breaks_no_char(self) -> Bools:
         """Shape N + 1: no character is cut in two at the offset."""
-        inside = self.offsets < len(self.text)
-        found = np.ones(len(self.offsets), dtype=bool)
-        raw = np.frombuffer(self.text, dtype=np.uint8)
-        found[inside] = _begins_char(raw[self.offsets[inside]])
-        return found
+        # One byte more: nothing is cut at the end of the text either.
+        return _begins_char(np.frombuffer(self.text + b"\0", dtype=np.uint8)[self.offsets])
 
     def snap(self, first: int, last: int) -> tuple[int, int]:
         """Tokens [first, last) and as many more at either end as whole characters need."""
@@ -138,8 +131,6 @@ class TokenBytes:
         offsets = self.offsets.tolist()
         return [(first, last, offsets[first], offsets[last]) for first, last in runs]
 
-    # -- words ------------------------------------------------------------------------------
-
     def words_of_tokens(self, words: Ints) -> Ints:
         """Shape N: for each token the word that owns it (rule 16), by `words` of shape W x 2.
 
@@ -150,8 +141,6 @@ class TokenBytes:
             return np.empty(0, dtype=np.int64)
         owners = np.searchsorted(words[:, 1], self.starts, side="right")
         return np.minimum(owners, len(words) - 1)
-
-    # -- other tokens and texts ---------------------------------------------------------------
 
     def part(self, first: int, last: int) -> TokenBytes:
         """Tokens [first, last) and what they cover, as a text of its own."""
@@ -183,9 +172,6 @@ class TokenBytes:
         offsets = np.delete(self.offsets, tokens)
         offsets[0] = self.offsets[0]
         return TokenBytes(self.text, offsets)
-
-
-# -- texts ------------------------------------------------------------------------------------
 
 
 def char_edges(text: bytes) -> Ints:

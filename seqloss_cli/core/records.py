@@ -6,9 +6,9 @@ Arrays run parallel per sequence; there is never an object per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,12 +204,8 @@ class SavedTeacherRows(NamedTuple):
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-class SavedTeacher(Protocol):
-    """A sequence's part of a file that knows a teacher's distributions."""
-
-    def at(self, targets: Ints) -> SavedTeacherRows:
-        """Return the rows of these scored tokens of the sequence (shape M), in this order."""
-        ...
+SavedTeacher = Callable[[Ints], SavedTeacherRows]
+"""Gives what a file knows of a teacher at M scored tokens of one sequence, by their positions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ def _fitting(
 def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     """Add a teacher file's knowledge of each target, where there is such a file."""
     parts = [(part, sequences[part.sequence].saved) for part in batch.parts]
-    found = [saved.at(part.targets) for part, saved in parts if saved is not None]
+    found = [saved(part.targets) for part, saved in parts if saved is not None]
     if not found:
         return batch
     assert len(found) == len(parts), "all sequences of a run have a teacher, or none"

@@ -68,7 +68,7 @@ class Scorer:
             self.batches = replace(self.batches, prefetch=False)
         self.warnings = [*opened.warnings, *self.tokenization.warnings, *self.backend.warnings]
         self._tokenizer_name = opened.tokenizer_name
-        self._attach: Callable[[Sequence[Entry]], list[Entry]] | None = None
+        self._attach: Callable[[Entry], Entry] | None = None
 
     def beside(self, compared: ComparedModel) -> Scorer:
         """Return a scorer of the model beside a teacher; this one stays as it is.
@@ -128,7 +128,7 @@ class Scorer:
 
     def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
         entries = (self.pairing or self.tokenization).tokenize(samples)
-        return entries if self._attach is None else self._attach(entries)
+        return entries if self._attach is None else list(map(self._attach, entries))
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record: the model and the policies, rule 12."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,19 @@ from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_pro
 from seqloss_cli.scoring.scorer import Scorer
 
 
+@dataclass
 class TeacherScorer:
-    """A model that is held to a reference distribution. Made by one of its class methods.
+    """A model that is held to a reference distribution. Made by one of its class methods."""
 
-    `warnings` holds what should be said on stderr of the teacher.
-    """
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        reference: str,
-        requested: Requested,
-        divergences_of: Callable[[SequenceScore], Divergences],
-    ) -> None:
-        """`reference` is its name in the run record."""
-        self.scorer = scorer
-        self._reference, self._requested = reference, requested
-        self._divergences_of = divergences_of
-        self.teacher: Mapping[str, Any] | None = None
-        """What the run record says of the teacher, where there is one."""
-        self.warnings: list[str] = []
+    scorer: Scorer
+    reference: str
+    """Its name in the run record."""
+    requested: Requested
+    divergences_of: Callable[[SequenceScore], Divergences]
+    teacher: Mapping[str, Any] | None = None
+    """The teacher's part of the run record, where there is one."""
+    warnings: Sequence[str] = ()
+    """Messages for stderr on the teacher."""
 
     @classmethod
     def with_teacher(cls, scorer: Scorer, choice: ModelChoice, top_k: int = 0) -> TeacherScorer:
@@ -71,9 +64,8 @@ class TeacherScorer:
     ) -> TeacherScorer:
         compared = open_teacher(scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k)
         requested = Requested(internal=(DIVERGENCES, SAVED_TEACHER)) if top_k else TEACHER_REQUEST
-        found = cls(scorer.beside(compared), reference, requested, teacher_divergences)
-        found.teacher, found.warnings = compared.record, list(compared.backend.warnings)
-        return found
+        beside, warnings = scorer.beside(compared), compared.backend.warnings
+        return cls(beside, reference, requested, teacher_divergences, compared.record, warnings)
 
     @classmethod
     def with_smoothing(cls, scorer: Scorer, smoothing: float) -> TeacherScorer:
@@ -101,16 +93,18 @@ class TeacherScorer:
         on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[DivergenceScore | Rejected]:
         """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
-        scores = self.scorer.score(items, self._requested, on_progress, n_finished, on_finished)
-        measure = self._divergences_of
+        scores = self.scorer.score(items, self.requested, on_progress, n_finished, on_finished)
+        measure = self.divergences_of
         return (
-            outcome if isinstance(outcome, Rejected) else DivergenceScore(outcome, measure(outcome))
+            outcome
+            if isinstance(outcome, Rejected)
+            else DivergenceScore(outcome, measure(outcome))
             for outcome in scores
         )
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""
-        return replace(self.scorer.run_info(command), gold=self._reference, teacher=self.teacher)
+        return replace(self.scorer.run_info(command), gold=self.reference, teacher=self.teacher)
 
     def file_header(self, top_k: int) -> dict[str, Any]:
         """Return the first line of a file of this teacher."""

@@ -10,12 +10,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch.forward import CompiledLayers, ModelForward, RunPath
-from seqloss_cli.backends.torch.path_selection import PathSelector, probe_ids, probe_of
+from seqloss_cli.backends.torch.path_selection import (
+    PathSelector,
+    probe_batches,
+    probe_ids,
+    probe_of,
+)
 from seqloss_cli.core.backend import Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
-from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
+from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models.checkpoint import Checkpoint
 from seqloss_cli.models.model_loading import is_out_of_memory
 from seqloss_cli.models.quantization import quantization_name
@@ -149,8 +153,7 @@ class TorchBackend:
     def vocab_size(self) -> int:
         """Return how many logits the model has."""
         probe = probe_of(probe_ids(2, self.selector.n_ids))
-        windows, policy = WindowPolicy(2, "probe", 1), BatchPolicy()
-        (batch,) = plan_batches([probe], windows, policy, self.forward.capabilities)
+        (batch,) = probe_batches([probe], self.forward.capabilities, BatchPolicy())
         return self.forward.logits(batch).vocab_size
 
     def describe(self) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch.backend import TorchBackend
-from seqloss_cli.backends.torch.path_selection import probe_ids, probe_of
+from seqloss_cli.backends.torch.path_selection import probe_batches, probe_ids, probe_of
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import OutOfMemoryError
-from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy, WindowPolicy
+from seqloss_cli.core.policies import DEFAULT_BATCH_TOKENS, BatchPolicy
 from seqloss_cli.models.onednn import fastest_product
 
 _BYTES_PER_TOKEN = 4
@@ -52,9 +51,8 @@ def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
     with torch.inference_mode():
         for _ in range(repeats):
             start = time.perf_counter()
-            product(
-                a, b, None
-            ).sum().item()  # `item` waits for the device, which `product` does not
+            # `item` waits for the device, which `product` does not.
+            product(a, b, None).sum().item()
             seconds.append(time.perf_counter() - start)
     return 2 * n_rows * b.numel() / min(seconds)
 
@@ -110,7 +108,7 @@ def _probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
     probe = probe_of(probe_ids(row + 1, n_ids))
     rows = [probe] * max(1, tokens // row)
     policy = BatchPolicy(tokens=max(tokens, row))
-    (batch, *_) = plan_batches(rows, WindowPolicy(row, "probe", 1), policy, backend.capabilities)
+    (batch, *_) = probe_batches(rows, backend.capabilities, policy)
     backend.score(batch, Requested())
     start = time.perf_counter()
     backend.score(batch, Requested())

@@ -243,9 +243,6 @@ def can_run_in_blocks(model: Any) -> bool:
     return type(model.get_output_embeddings()) in (torch.nn.Linear, OneDnnLinear)
 
 
-# -- compiled layers -------------------------------------------------------------------------------
-
-
 class CompiledLayers:
     """The layers of a backbone with a compiled forward: one layer's code, shared by all of them.
 

@@ -11,6 +11,7 @@ paths, tried in this order, the first that is exact being used:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX
 from seqloss_cli.backends.torch.forward import PATHS, ModelForward, RunPath, can_run_in_blocks
-from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.backend import Batch, Capabilities, Requested
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
@@ -135,11 +136,10 @@ class PathSelector:
     def losses(self, probes: list[TokenSequence], longest_shared: int = 0) -> list[Floats]:
         """Return the losses of each probe (nats, shape M), batched as sequences are, by the path
         that is set."""
-        windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
         policy = BatchPolicy(share_prefix=longest_shared > 0)
         capabilities = replace(self.forward.capabilities, longest_shared=longest_shared)
         losses = [np.empty(0)] * len(probes)
-        for batch in plan_batches(probes, windows, policy, capabilities):
+        for batch in probe_batches(probes, capabilities, policy):
             scores = self.forward.score(batch, Requested())
             for part in batch.parts:
                 losses[part.sequence] = scores.losses[part.scores]
@@ -212,7 +212,12 @@ def probe_of(ids: Ints, skipped: int = 0) -> TokenSequence:
     )
 
 
-# -- what a configuration says, where a probe of a few tokens cannot tell --------------------------
+def probe_batches(
+    probes: list[TokenSequence], capabilities: Capabilities, policy: BatchPolicy
+) -> Iterator[Batch]:
+    """Yield the probes in batches, each in one window."""
+    windows = WindowPolicy(max(probe.n_tokens for probe in probes), "probe", 1)
+    return plan_batches(probes, windows, policy, capabilities)
 
 
 def longest_seen_whole(model: Any, max_tokens: int) -> int:
