@@ -114,7 +114,7 @@ def _ids_with_end(sequence: TokenSequence) -> Ints:
     # What follows the last token is one more target. It has no id of its own: that of any token
     # does, since its loss is never read, but for the probabilities beside it.
     ids = sequence.token_ids
-    return np.append(ids, ids[-1]) if sequence.end_scored else ids
+    return np.append(ids, ids[-1]) if sequence.scores_text_end else ids
 
 
 def _row(index: int, window: Window, targets: Ints, ids: Ints) -> Row:
@@ -129,7 +129,7 @@ def _rows_of(index: int, sequence: TokenSequence, policy: WindowPolicy) -> Itera
     n, has_bos, score_mask = sequence.n_tokens, sequence.begins_with_bos, sequence.score_mask
     ids = _ids_with_end(sequence)
     windows = plan_windows(n, policy.context, policy.stride, has_bos)
-    if sequence.end_scored:
+    if sequence.scores_text_end:
         score_mask = np.append(score_mask, True)
         windows = with_end(windows, n, policy.context, has_bos)
     for window in windows:

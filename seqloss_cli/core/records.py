@@ -234,7 +234,7 @@ class TokenSequence:
     """The pair as the other policy tokenizes it, when both are to be compared."""
     saved: SavedTeacher | None = None
     """Its part of a teacher's file, where the model is compared with one."""
-    end_scored: bool = False
+    scores_text_end: bool = False
     """Whatever follows the last token is a target, too: so the last token is fed."""
 
     @property

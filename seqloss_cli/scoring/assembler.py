@@ -89,7 +89,7 @@ class ScoreAssembler:
         broken: Bools = np.isnan(self._losses)
         for values in self._of_loss:
             broken |= np.isnan(values)
-        if self._boundaries is not None and self._sequence.end_scored:
+        if self._boundaries is not None and self._sequence.scores_text_end:
             broken[-1] |= np.isnan(self._boundaries[-1, 0])
         return broken
 

@@ -48,21 +48,6 @@ def ignore_finished(entry: Entry) -> None:
     """Do nothing: no row was finished before."""
 
 
-def with_ends(tokenize: Tokenize) -> Tokenize:
-    """Return a tokenizer that makes whatever follows the last token of a text a target, too, unless
-    an EOS is scored there."""
-
-    def to_the_end(samples: Sequence[Sample]) -> list[Entry]:
-        return [
-            replace(entry, end_scored=True)
-            if isinstance(entry, TokenSequence) and entry.text and entry.eos != "appended"
-            else entry
-            for entry in tokenize(samples)
-        ]
-
-    return to_the_end
-
-
 def score_samples(
     items: Iterable[Item],
     tokenize: Tokenize,
@@ -83,6 +68,8 @@ def score_samples(
 
     def prepare(block: list[Item]) -> _Block:
         entries = tokenize_block(block, tokenize)
+        if requested.word_boundary_ids is not None:
+            entries = list(map(_to_text_end, entries))
         good = (entry for entry in entries if isinstance(entry, TokenSequence))
         sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
         batches = plan_batches(sequences, windows, policy, backend.capabilities)
@@ -129,13 +116,20 @@ def tokenize_block(block: list[Item], tokenize: Tokenize) -> list[Entry]:
     return [next(tokenized) if isinstance(item, Sample) else item for item in block]
 
 
+def _to_text_end(entry: Entry) -> Entry:
+    """Make whatever follows the last token of a text a target, unless an EOS is scored there."""
+    if isinstance(entry, Rejected) or not entry.text or entry.eos == "appended":
+        return entry
+    return replace(entry, scores_text_end=True)
+
+
 def _outcomes(
     block: _Block, backend: Backend, requested: Requested, on_progress: OnProgress
 ) -> Iterator[Outcome]:
     """Score a block, then yield an outcome for each of its entries."""
     sequences = block.sequences
     assemblers = [ScoreAssembler(sequence, requested) for sequence in sequences]
-    n_done, n_targets = 0, sum(int(s.score_mask[1:].sum()) + s.end_scored for s in sequences)
+    n_done, n_targets = 0, sum(int(s.score_mask[1:].sum()) + s.scores_text_end for s in sequences)
     for batch, scores in _scored(block, backend, requested):
         assert len(scores.losses) == len(batch.targets)
         requested.require_arrays(scores.columns)

@@ -24,15 +24,7 @@ from seqloss_cli.core.policies import (
 from seqloss_cli.core.records import Entry, Outcome, Rejected, Sample, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
-from seqloss_cli.scoring.pipeline import (
-    OnProgress,
-    ignore_finished,
-    ignore_progress,
-    read_ahead,
-    score_samples,
-    tokenize_block,
-    with_ends,
-)
+from seqloss_cli.scoring import pipeline
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
@@ -93,9 +85,9 @@ class Scorer:
         self,
         items: Iterable[Sample | Rejected],
         requested: Requested | None = None,
-        on_progress: OnProgress = ignore_progress,
+        on_progress: pipeline.OnProgress = pipeline.ignore_progress,
         n_finished: int | Callable[[], int] = 0,
-        on_finished: Callable[[Entry], None] = ignore_finished,
+        on_finished: Callable[[Entry], None] = pipeline.ignore_finished,
     ) -> Iterator[Outcome]:
         """Yield a score or a rejection for each item, in order, as soon as it is ready. The first
         `n_finished` are not scored, but handed to `on_finished` as they would be.
@@ -104,9 +96,9 @@ class Scorer:
         """
         requested = requested or Requested()
         self.require_possible(requested)
-        return score_samples(
+        return pipeline.score_samples(
             items,
-            self._tokenize if requested.word_boundary_ids is None else with_ends(self._tokenize),
+            self._tokenize,
             self.backend,
             self.windows,
             requested,
@@ -174,8 +166,8 @@ class PairTokens:
 
     def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
         """Yield a sequence or a rejection for each item, in order."""
-        for block in read_ahead(items):
-            yield from tokenize_block(block, self.pairing.tokenize)
+        for block in pipeline.read_ahead(items):
+            yield from pipeline.tokenize_block(block, self.pairing.tokenize)
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, as far as it is known without a model."""

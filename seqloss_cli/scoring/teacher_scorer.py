@@ -16,14 +16,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.metrics.divergence import (
-    SMOOTHING_REQUEST,
-    TEACHER_REQUEST,
-    Divergences,
-    DivergenceScore,
-    smoothing_divergences,
-    teacher_divergences,
-)
+from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
@@ -36,7 +29,7 @@ class TeacherScorer:
     reference: str
     """Its name in the run record."""
     requested: Requested
-    divergences_of: Callable[[SequenceScore], Divergences]
+    divergences_of: Callable[[SequenceScore], divergence.Divergences]
     teacher: Mapping[str, Any] | None = None
     """The teacher's part of the run record, where there is one."""
     warnings: Sequence[str] = ()
@@ -63,9 +56,15 @@ class TeacherScorer:
         cls, scorer: Scorer, teacher: ModelChoice | TeacherFile, reference: str, top_k: int = 0
     ) -> TeacherScorer:
         compared = open_teacher(scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k)
-        requested = Requested(internal=(DIVERGENCES, SAVED_TEACHER)) if top_k else TEACHER_REQUEST
+        requested = (
+            Requested(internal=(DIVERGENCES, SAVED_TEACHER))
+            if top_k
+            else divergence.TEACHER_REQUEST
+        )
         beside, warnings = scorer.beside(compared), compared.backend.warnings
-        return cls(beside, reference, requested, teacher_divergences, compared.record, warnings)
+        return cls(
+            beside, reference, requested, divergence.teacher_divergences, compared.record, warnings
+        )
 
     @classmethod
     def with_smoothing(cls, scorer: Scorer, smoothing: float) -> TeacherScorer:
@@ -75,9 +74,11 @@ class TeacherScorer:
         vocab_size = scorer.backend.vocab_size()
         if smoothing and not smoothing / vocab_size:
             raise UsageError(f"--label-smoothing {smoothing} is too little to be spread")
-        divergences_of = partial(smoothing_divergences, smoothing=smoothing, vocab_size=vocab_size)
+        divergences_of = partial(
+            divergence.smoothing_divergences, smoothing=smoothing, vocab_size=vocab_size
+        )
         reference = f"one-hot, label smoothing {smoothing:g}"
-        return cls(scorer, reference, SMOOTHING_REQUEST, divergences_of)
+        return cls(scorer, reference, divergence.SMOOTHING_REQUEST, divergences_of)
 
     @property
     def knows_in_part(self) -> bool:
@@ -91,16 +92,14 @@ class TeacherScorer:
         on_progress: OnProgress = ignore_progress,
         n_finished: int = 0,
         on_finished: Callable[[Entry], None] = ignore_finished,
-    ) -> Iterator[DivergenceScore | Rejected]:
+    ) -> Iterator[divergence.DivergenceScore | Rejected]:
         """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
         scores = self.scorer.score(items, self.requested, on_progress, n_finished, on_finished)
-        measure = self.divergences_of
-        return (
-            outcome
-            if isinstance(outcome, Rejected)
-            else DivergenceScore(outcome, measure(outcome))
-            for outcome in scores
-        )
+        for outcome in scores:
+            if isinstance(outcome, Rejected):
+                yield outcome
+            else:
+                yield divergence.DivergenceScore(outcome, self.divergences_of(outcome))
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""

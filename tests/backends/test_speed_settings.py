@@ -185,7 +185,7 @@ def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, choic
         raise RuntimeError("no working C++ compiler found")
 
     plain = document(score(folder))
-    monkeypatch.setattr(backend, "CompiledLayers", refuse)
+    monkeypatch.setattr(backend, "compiled_forwards", refuse)
     monkeypatch.setattr(estimates, "compiling_pays", lambda model, work_bytes: True)
     result = score(folder, "--compile", choice)
     assert "no working C++ compiler found" in result.stderr

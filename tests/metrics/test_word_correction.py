@@ -28,7 +28,7 @@ from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.backend import BEGINS, UNSPACED, Requested
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
-from seqloss_cli.scoring.pipeline import score_samples, with_ends
+from seqloss_cli.scoring.pipeline import score_samples
 from seqloss_cli.tokenization.tokenizer import Tokenization
 from seqloss_cli.tokenization.vocabulary import word_boundary_ids
 
@@ -90,7 +90,7 @@ class Scored:
     ) -> list[SequenceScore]:
         outcomes = score_samples(
             [Sample(str(n), "test", text=text) for n, text in enumerate(texts)],
-            with_ends(self.tokenization.tokenize),
+            self.tokenization.tokenize,
             self.backend,
             WindowPolicy(context, "test", stride),
             Requested(word_boundary_ids=self.boundary_ids),

@@ -4,6 +4,7 @@ do more than a product, or for which it gives other numbers."""
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -21,7 +22,7 @@ from helpers.architectures import ARCHITECTURES, build
 from helpers.oracles import assert_true
 from helpers.runs import LONGEST, NEEDS_COMPILER, random_rows, scores_by
 from seqloss_cli.backends.torch.backend import TorchBackend
-from seqloss_cli.backends.torch.forward import CompiledLayers
+from seqloss_cli.backends.torch.forward import compiled_forwards, replaced_forward
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models import onednn as products
 from seqloss_cli.models.onednn import (
@@ -334,8 +335,9 @@ def test_all_layers_share_one_compiled_code(name: str, monkeypatch: pytest.Monke
     torch._dynamo.reset()
     model = build(name, **{"n_layer" if name == "gpt2" else "num_hidden_layers": 10})
     assert use_onednn(model) > 0
-    layers = CompiledLayers(model.get_decoder())
-    with torch.inference_mode(), layers.on():
+    with torch.inference_mode(), ExitStack() as stack:
+        for layer, forward in compiled_forwards(model.get_decoder()):
+            stack.enter_context(replaced_forward(layer, forward))
         for n_tokens in (5, 9, 17):
             model.get_decoder()(input_ids=torch.arange(n_tokens)[None], use_cache=False)
     assert n_graphs == 1

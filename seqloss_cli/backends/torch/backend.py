@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqloss_cli.backends.torch.forward import CompiledLayers, ModelForward, RunPath
+from seqloss_cli.backends.torch.forward import ModelForward, RunPath, compiled_forwards
 from seqloss_cli.backends.torch.path_selection import (
     PathSelector,
     probe_batches,
@@ -92,7 +92,7 @@ class TorchBackend:
     @property
     def compiled(self) -> bool:
         """True where packed rows go through compiled layers."""
-        return self.forward.compiled is not None
+        return bool(self.forward.compiled)
 
     @torch.inference_mode()
     def compile(self) -> None:
@@ -107,7 +107,7 @@ class TorchBackend:
         probes = [probe_of(ids), probe_of(ids[: len(ids) // 2 + 1])]
         expected = self.selector.losses(probes)
         try:
-            self.forward.compiled = CompiledLayers(self.forward.backbone)
+            self.forward.compiled = compiled_forwards(self.forward.backbone)
             found = self.selector.losses(probes)
             equal = self.selector.equal(np.concatenate(found), np.concatenate(expected))
         except Exception as error:  # no compiler, no headers, an operator it does not know, …
@@ -123,7 +123,7 @@ class TorchBackend:
 
     def stop_compiled(self) -> None:
         """Run the layers uncompiled again."""
-        self.forward.compiled = None
+        self.forward.compiled = ()
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch.

@@ -6,7 +6,7 @@ time, D hidden, V vocabulary; in masks S tokens of a row's suffixes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -52,8 +52,8 @@ class ModelForward:
         self.model, self.longest_packed = model, longest_packed
         self.block_width: int | None = None
         """Ids of a block of the vocabulary; None leaves it to the head."""
-        self.compiled: CompiledLayers | None = None
-        """The backbone's, used for packed rows."""
+        self.compiled: Sequence[tuple[nn.Module, Callable[..., Any]]] = ()
+        """Layers of the backbone with compiled forwards, used for packed rows."""
         self.use_path("plain", None)
 
     def use_path(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
@@ -115,10 +115,13 @@ class ModelForward:
         if self._rounds_rows and (missing := rows_to_pad(len(ids_N))):
             lengths = [*lengths, missing]
             ids_N, positions_N = (np.pad(x_N, (0, missing)) for x_N in (ids_N, positions_N))
-        compiled = self.compiled.on() if self.compiled else nullcontext()
-        # Rows are isolated only where positions restart, no mask is given and no cache is used;
-        # otherwise losses are wrong by whole nats, without a warning.
-        with self._attending_packed(), compiled, packed(lengths) as packing:
+        with self._attending_packed(), ExitStack() as stack, packed(lengths) as packing:
+            # Not for good: forwards with caches or masks are other code, and would be compiled
+            # again.
+            for layer, forward in self.compiled:
+                stack.enter_context(replaced_forward(layer, forward))
+            # Rows are isolated only where positions restart, no mask is given and no cache is used;
+            # otherwise losses are wrong by whole nats, without a warning.
             hidden_1ND: Tensor = self.backbone(
                 input_ids=self.on_device(ids_N)[None],
                 position_ids=self.on_device(positions_N)[None],
@@ -191,7 +194,7 @@ class ModelForward:
         # Cohere, Granite, Falcon-H1), and losses without them are off by tenths of a nat.
         assert self.backbone is not None
         output = _BackboneOutput(hidden_RD[None])
-        with computing(self.backbone, lambda *args, **kwargs: output), self._only(ids):
+        with replaced_forward(self.backbone, lambda *args, **kwargs: output), self._only(ids):
             ids_1R = torch.zeros(1, len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
             logits: Tensor = self.model(input_ids=ids_1R, use_cache=False).logits[0]
         if ids is not None and logits.shape[1] != ids.stop - ids.start:
@@ -207,7 +210,7 @@ class ModelForward:
         # Half-precision logits carry an error of about 0.03: a GPU can leave them unrounded.
         on_gpu = weight.is_cuda and weight.dtype in _HALF
         product = _float32_product if on_gpu else product_of(layer)
-        return computing(layer, lambda hidden: product(hidden, weight, bias))
+        return replaced_forward(layer, lambda hidden: product(hidden, weight, bias))
 
     def on_device(self, array: Ints) -> Tensor:
         """Copy an array to the device of the model; the shape stays."""
@@ -243,28 +246,17 @@ def can_run_in_blocks(model: Any) -> bool:
     return type(model.get_output_embeddings()) in (torch.nn.Linear, OneDnnLinear)
 
 
-class CompiledLayers:
-    """The layers of a backbone with a compiled forward: one layer's code, shared by all of them.
+def compiled_forwards(backbone: nn.Module) -> list[tuple[nn.Module, Callable[..., Any]]]:
+    """Return the layers of a backbone, each with a compiled forward: one code for all of a class.
 
     Raises ValueError when the backbone has no list of layers. A failure of the compiler itself
     shows at the first forward.
     """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        layers = _layers_of(backbone)
-        forwards: dict[type, Any] = {
-            kind: torch.compile(kind.forward, dynamic=True) for kind in {type(x) for x in layers}
-        }
-        self._forwards = [(layer, partial(forwards[type(layer)], layer)) for layer in layers]
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """Have the layers run their compiled forward for a while."""
-        # Not for good: forwards with caches or masks are other code, and would be compiled again.
-        with ExitStack() as stack:
-            for layer, forward in self._forwards:
-                stack.enter_context(computing(layer, forward))
-            yield
+    layers = _layers_of(backbone)
+    forwards: dict[type, Any] = {
+        kind: torch.compile(kind.forward, dynamic=True) for kind in {type(x) for x in layers}
+    }
+    return [(layer, partial(forwards[type(layer)], layer)) for layer in layers]
 
 
 def _layers_of(backbone: nn.Module) -> list[nn.Module]:
@@ -276,7 +268,7 @@ def _layers_of(backbone: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """Have calls of the module call `forward` for a while."""
     replaced = module.__dict__.get("forward")
     module.forward = forward
