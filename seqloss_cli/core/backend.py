@@ -277,24 +277,34 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedTokenizer:
+    """A tokenizer in memory, with what the model's configuration says of ids and lengths."""
+
+    tokenizer: Any
+    tokenizer_name: str
+    bos_id: int | None = None
+    """From the model's text configuration."""
+    eos_id: int | None = None
+    n_ids: int
+    """Ids that the model embeds; without a model those of its configuration."""
+    max_context: int | None = None
+    """The longest sequence that the configuration names, in tokens."""
+    max_context_key: str | None = None
+    """The key of the configuration that names it."""
+    warnings: tuple[str, ...]
+    """For stderr: nothing here changes silently."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
     """A model that is loaded, with its tokenizer and windows."""
 
+    loaded: LoadedTokenizer
+    windows: WindowPolicy
     start: Callable[[], tuple[Backend, BatchPolicy]]
     """Finds out how the model can be run, which may take minutes: a backend that is ready to score,
     and the batches with the budget that was settled on."""
-    tokenizer: Any
-    """A tokenizer of transformers."""
-    tokenizer_name: str
-    bos_id: int | None
-    eos_id: int | None
-    """Control tokens that the model's configuration names."""
-    n_ids: int
-    """Ids that the model embeds: the least one that it cannot be fed."""
-    windows: WindowPolicy
-    warnings: tuple[str, ...] = ()
-    """Messages for stderr on the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqloss_cli.core.backend import LoadedTokenizer
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import DEFAULT_CONTEXT, ModelChoice, WindowPolicy
@@ -24,25 +25,6 @@ from seqloss_cli.models.tokenizer_loading import load_tokenizer
 _NOISY_LOGGERS = ("torchao", "bitsandbytes", "torch.utils._pytree")
 """Loggers whose warnings no user can act on, some of them for every matrix product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedTokenizer:
-    """A tokenizer in memory, with what the model's configuration says of ids and lengths."""
-
-    tokenizer: Any
-    tokenizer_name: str
-    bos_id: int | None = None
-    """From the model's text configuration."""
-    eos_id: int | None = None
-    n_ids: int
-    """Ids that the model embeds; without a model those of its configuration."""
-    max_context: int | None = None
-    """The longest sequence that the configuration names, in tokens."""
-    max_context_key: str | None = None
-    """The key of the configuration that names it."""
-    warnings: tuple[str, ...]
-    """For stderr: nothing here changes silently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

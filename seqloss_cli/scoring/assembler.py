@@ -76,13 +76,8 @@ class ScoreAssembler:
                 f"{who} gives NaN at {int(broken.sum())} tokens, first at token "
                 f"{int(np.argmax(broken))}; another --dtype may mend it",
             )
-        return SequenceScore(
-            sequence=self._sequence,
-            losses=self._losses,
-            scored=self._scored,
-            context_lengths=self._context_lengths,
-            columns=self._columns,
-        )
+        lengths, columns = self._context_lengths, self._columns
+        return SequenceScore(self._sequence, self._losses, self._scored, lengths, columns)
 
     def _broken(self) -> Bools:
         """Return a mask of tokens at which a loss is NaN; what follows the last counts there."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from seqloss_cli.backends.opening import open_backend
-from seqloss_cli.core.backend import ComparedModel, Requested, require_quantities
+from seqloss_cli.core.backend import ComparedModel, LoadedTokenizer, Requested, require_quantities
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
@@ -29,7 +29,49 @@ from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
-class Scorer:
+class _Tokens:
+    """A tokenizer with the policies of a run."""
+
+    def __init__(self, loaded: LoadedTokenizer, policy: TokenPolicy | None) -> None:
+        ids = loaded.n_ids, loaded.bos_id, loaded.eos_id
+        self.tokenization = Tokenization(loaded.tokenizer, policy or TokenPolicy(), *ids)
+        self.pairing: PairTokenization | None = None
+        self.warnings = [*loaded.warnings, *self.tokenization.warnings]
+        self._tokenizer_name = loaded.tokenizer_name
+        self._attach: Callable[[Entry], Entry] | None = None
+
+    def _set_pairing(self, policy: PairPolicy, windows: WindowPolicy | None) -> None:
+        longest = None if windows is None else windows.context + 1
+        self.pairing = PairTokenization(self.tokenization, policy, longest)
+
+    def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
+        entries = (self.pairing or self.tokenization).tokenize(samples)
+        return entries if self._attach is None else list(map(self._attach, entries))
+
+    def _run_info(self, command: str, windows: WindowPolicy | None) -> RunInfo:
+        """Make a run record of the policies: the fields of the model stay empty."""
+        tokens, pairing = self.tokenization, self.pairing
+        bos_id, policy = tokens.bos_id, tokens.policy
+        return RunInfo(
+            command=command,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            tokenizer=self._tokenizer_name,
+            tokenizer_sha256=tokens.sha256,
+            bos=policy.bos,
+            bos_token_id=bos_id,
+            bos_token=None if bos_id is None else tokens.name_token(bos_id),
+            eos=policy.eos,
+            eos_token_id=tokens.eos_id,
+            special_tokens=policy.special_tokens,
+            context=None if windows is None else windows.context,
+            context_source=None if windows is None else windows.context_source,
+            boundary=None if pairing is None else pairing.policy.boundary,
+            pairs=None if pairing is None else pairing.described(),
+            versions=_versions(),
+        )
+
+
+class Scorer(_Tokens):
     """A loaded model with the policies of a run. `warnings` are for stderr.
 
     Raises RunError when the model cannot be loaded and UsageError when options do not fit it.
@@ -49,18 +91,15 @@ class Scorer:
         opened = open_backend(
             choice, context, stride, batches or BatchPolicy(), speed or SpeedPolicy()
         )
+        super().__init__(opened.loaded, policy)
         self.backend_name, self.windows = choice.backend, opened.windows
-        self.tokenization = Tokenization(
-            opened.tokenizer, policy or TokenPolicy(), opened.n_ids, opened.bos_id, opened.eos_id
-        )
-        self.pairing = None if pairs is None else self._pairing(pairs)
+        if pairs is not None:
+            self._set_pairing(pairs, self.windows)
         # Only now: a token that is none is an error before probes and compilers take minutes.
         self.backend, self.batches = opened.start()
         if not self.backend.capabilities.prefetch_helps:
             self.batches = replace(self.batches, prefetch=False)
-        self.warnings = [*opened.warnings, *self.tokenization.warnings, *self.backend.warnings]
-        self._tokenizer_name = opened.tokenizer_name
-        self._attach: Callable[[Entry], Entry] | None = None
+        self.warnings += self.backend.warnings
 
     def beside(self, compared: ComparedModel) -> Scorer:
         """Return a scorer of the model beside a teacher; this one stays as it is.
@@ -75,11 +114,8 @@ class Scorer:
             found.tokenization = copy(self.tokenization)
             found.tokenization.n_ids = min(self.tokenization.n_ids, compared.n_ids)
         if self.pairing is not None:
-            found.pairing = found._pairing(self.pairing.policy)
+            found._set_pairing(self.pairing.policy, found.windows)
         return found
-
-    def _pairing(self, policy: PairPolicy) -> PairTokenization:
-        return PairTokenization(self.tokenization, policy, self.windows.context + 1)
 
     def score(
         self,
@@ -118,18 +154,12 @@ class Scorer:
             )
         require_quantities(self.backend.capabilities, requested)
 
-    def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
-        entries = (self.pairing or self.tokenization).tokenize(samples)
-        return entries if self._attach is None else list(map(self._attach, entries))
-
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record: the model and the policies, rule 12."""
         described = dict(self.backend.describe())
         versions = {**_versions(), **described.pop("versions", {})}
         return replace(
-            _run_info(command, self.tokenization, self._tokenizer_name, self.pairing),
-            context=self.windows.context,
-            context_source=self.windows.context_source,
+            self._run_info(command, self.windows),
             stride=None if self.pairing else self.windows.stride,
             share_prefix=self.backend.capabilities.longest_shared > 0,
             batch_tokens=self.batches.tokens,
@@ -139,7 +169,7 @@ class Scorer:
         )
 
 
-class PairTokens:
+class PairTokens(_Tokens):
     """Pairs and chats as token sequences, without a model: no weights are loaded.
 
     Raises RunError when there is no tokenizer and UsageError when options do not fit it.
@@ -153,51 +183,20 @@ class PairTokens:
         context: int | None = None,
     ) -> None:
         found = load_tokenizer_only(choice)
-        self._name = found.tokenizer_name
-        self.tokenization = Tokenization(
-            found.tokenizer, policy or TokenPolicy(), found.n_ids, found.bos_id, found.eos_id
-        )
+        super().__init__(found, policy)
         self.windows: WindowPolicy | None = None
         if context is not None or found.max_context is not None:
             self.windows = window_policy(found, context, None)
-        longest = None if self.windows is None else self.windows.context + 1
-        self.pairing = PairTokenization(self.tokenization, pairs or PairPolicy(), longest)
-        self.warnings = [*found.warnings, *self.tokenization.warnings]
+        self._set_pairing(pairs or PairPolicy(), self.windows)
 
     def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
         """Yield a sequence or a rejection for each item, in order."""
         for block in pipeline.read_ahead(items):
-            yield from pipeline.tokenize_block(block, self.pairing.tokenize)
+            yield from pipeline.tokenize_block(block, self._tokenize)
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, as far as it is known without a model."""
-        info = _run_info(command, self.tokenization, self._name, self.pairing)
-        if self.windows is None:
-            return info
-        windows = self.windows
-        return replace(info, context=windows.context, context_source=windows.context_source)
-
-
-def _run_info(
-    command: str, tokenization: Tokenization, tokenizer_name: str, pairing: PairTokenization | None
-) -> RunInfo:
-    """Make a run record of the policies: the fields of the model stay empty."""
-    bos_id, policy = tokenization.bos_id, tokenization.policy
-    return RunInfo(
-        command=command,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        tokenizer=tokenizer_name,
-        tokenizer_sha256=tokenization.sha256,
-        bos=policy.bos,
-        bos_token_id=bos_id,
-        bos_token=None if bos_id is None else tokenization.name_token(bos_id),
-        eos=policy.eos,
-        eos_token_id=tokenization.eos_id,
-        special_tokens=policy.special_tokens,
-        boundary=None if pairing is None else pairing.policy.boundary,
-        pairs=None if pairing is None else pairing.described(),
-        versions=_versions(),
-    )
+        return self._run_info(command, self.windows)
 
 
 def _versions() -> dict[str, str]:

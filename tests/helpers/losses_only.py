@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from helpers.builders import N_BYTE_IDS, byte_tokenizer
-from seqloss_cli.core.backend import Batch, Capabilities, OpenedModel, Requested, TokenScores
+from seqloss_cli.core.backend import (
+    Batch,
+    Capabilities,
+    LoadedTokenizer,
+    OpenedModel,
+    Requested,
+    TokenScores,
+)
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
 
 
@@ -35,12 +42,13 @@ def open_model(
     batches: BatchPolicy,
     speed: SpeedPolicy,
 ) -> OpenedModel:
-    return OpenedModel(
-        start=lambda: (LossesOnly(), batches),
+    loaded = LoadedTokenizer(
         tokenizer=byte_tokenizer(),
         tokenizer_name="bytes",
         bos_id=0,
         eos_id=1,
         n_ids=N_BYTE_IDS,
-        windows=WindowPolicy(context or 64, "made up", stride or 32),
+        warnings=(),
     )
+    windows = WindowPolicy(context or 64, "made up", stride or 32)
+    return OpenedModel(loaded, windows, lambda: (LossesOnly(), batches))

@@ -39,16 +39,8 @@ def open_model(
     """
     checkpoint = load_checkpoint(choice, speed.devices)
     windows = window_policy(checkpoint, context, stride)
-    return OpenedModel(
-        start=partial(_start, checkpoint, windows.context, batches, speed),
-        tokenizer=checkpoint.tokenizer,
-        tokenizer_name=checkpoint.tokenizer_name,
-        bos_id=checkpoint.bos_id,
-        eos_id=checkpoint.eos_id,
-        n_ids=checkpoint.n_ids,
-        windows=windows,
-        warnings=checkpoint.warnings,
-    )
+    start = partial(_start, checkpoint, windows.context, batches, speed)
+    return OpenedModel(checkpoint, windows, start)
 
 
 def _start(
