@@ -14,7 +14,7 @@ import numpy as np
 
 from seqloss_cli.backends.prefix_sharing import group_by_prefix
 from seqloss_cli.backends.windows import plan_windows, with_end
-from seqloss_cli.core.backend import Batch, Capabilities, Part, Suffixes, Window, padded
+from seqloss_cli.core.backend import Batch, Capabilities, Suffixes, Window, WindowTargets, padded
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Ints, TokenSequence
 
@@ -43,7 +43,7 @@ class Row:
     """Shape M."""
 
     @property
-    def sources(self) -> Ints:
+    def source_positions(self) -> Ints:
         """For each target the fed position that predicts it, shape M."""
         return self.targets - 1 - self.window.start + self.window.bos_first
 
@@ -82,9 +82,9 @@ def plan_batches(
     rows are padded."""
     rows = [row for index, s in enumerate(sequences) for row in _rows_of(index, s, windows)]
     shared: list[_PrefixRow] = []
-    if policy.share_prefix and not capabilities.one_row:
+    if policy.share_prefix and not capabilities.one_row_per_batch:
         shared, rows = _share_prefixes(rows, policy.tokens, capabilities.longest_shared)
-    tokens = 1 if capabilities.one_row else policy.tokens
+    tokens = 1 if capabilities.one_row_per_batch else policy.tokens
     # Longest rows first, so that a budget too large for the machine shows at once.
     for some_shared in _fill(shared, [each.width for each in shared], tokens):
         yield _shared_batch(some_shared)
@@ -171,8 +171,8 @@ def _row_batch(rows: list[Row]) -> Batch:
     targets = _Targets()
     n_before = 0
     for row in rows:
-        scores = targets.add(n_before + row.sources, row.target_ids)
-        targets.parts.append(Part(row.sequence, row.window, row.targets, scores))
+        scores = targets.add(n_before + row.source_positions, row.target_ids)
+        targets.parts.append(WindowTargets(row.sequence, row.window, row.targets, scores))
         n_before += len(row.ids)
     return targets.batch([row.ids for row in rows], ())
 
@@ -251,7 +251,7 @@ def _add_suffixes(
         at = np.where(own == prefix, row_start + prefix - 1, suffix_start + own - 1 - prefix)
         scores = targets.add(at, row.target_ids[~within])
         places = np.concatenate([found, np.arange(scores.start, scores.stop)])
-        targets.parts.append(Part(row.sequence, row.window, row.targets, places))
+        targets.parts.append(WindowTargets(row.sequence, row.window, row.targets, places))
         suffix_start += len(row.ids) - prefix
 
 
@@ -273,7 +273,7 @@ class _Targets:
         self._sources: list[Ints] = []
         self._ids: list[Ints] = []
         self._n = 0
-        self.parts: list[Part] = []
+        self.parts: list[WindowTargets] = []
 
     def add(self, sources: Ints, ids: Ints) -> slice:
         """Add M targets by the hidden states that predict them; return where their scores will

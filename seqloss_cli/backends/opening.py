@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from seqloss_cli.backends.teacher_files import TeacherFile
-from seqloss_cli.core.backend import Backend, ComparedModel, OpenedModel
+from seqloss_cli.core.backend import Backend, OpenedModel, StudentWithTeacher
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
 
@@ -44,7 +44,7 @@ def open_teacher(
     teacher: ModelChoice | TeacherFile,
     windows: WindowPolicy,
     top_k: int = 0,
-) -> ComparedModel:
+) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student that the backend of this name runs.
     With `top_k`, what a file keeps of the teacher is computed, too.
 
@@ -55,7 +55,7 @@ def open_teacher(
         raise UsageError(f"--teacher: it must be run by {name}, as the model that it is held to")
     if not hasattr(module, "open_teacher"):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
-    compared: ComparedModel = module.open_teacher(student, teacher, windows, top_k)
+    compared: StudentWithTeacher = module.open_teacher(student, teacher, windows, top_k)
     return compared
 
 

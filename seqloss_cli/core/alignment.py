@@ -28,19 +28,19 @@ def run_length(ids: Ints, allowed: Bools) -> int:
     return int(different[0]) if len(different) else len(ids)
 
 
-def align_ids(ours: Ints, theirs: Ints) -> Ints:
-    """Shape P x 2, ascending: positions of the same token in `ours`, shape N, and `theirs`, M.
+def align_ids(a: Ints, b: Ints) -> Ints:
+    """Shape P x 2, ascending: positions of the same token in `a`, shape N, and `b`, M.
 
     Between their common beginning and end, sequences are compared only up to a length.
     """
-    head = common_prefix(ours, theirs)
-    tail = common_prefix(ours[head:][::-1], theirs[head:][::-1])
+    head = common_prefix(a, b)
+    tail = common_prefix(a[head:][::-1], b[head:][::-1])
     blocks = [(0, 0, head)]
-    middle = ours[head : len(ours) - tail].tolist(), theirs[head : len(theirs) - tail].tolist()
+    middle = a[head : len(a) - tail].tolist(), b[head : len(b) - tail].tolist()
     if max(map(len, middle)) <= _MOST_COMPARED:
         # autojunk would leave out every id that makes up over 1 % of a sequence of 200.
         matcher = SequenceMatcher(None, *middle, autojunk=False)
-        blocks += [(head + a, head + b, n) for a, b, n in matcher.get_matching_blocks()]
-    blocks.append((len(ours) - tail, len(theirs) - tail, tail))
-    steps = [np.arange(n)[:, None] + [[a, b]] for a, b, n in blocks]
+        blocks += [(head + i, head + j, n) for i, j, n in matcher.get_matching_blocks()]
+    blocks.append((len(a) - tail, len(b) - tail, tail))
+    steps = [np.arange(n)[:, None] + [[i, j]] for i, j, n in blocks]
     return np.concatenate(steps).astype(np.int64)

@@ -58,15 +58,15 @@ class Suffixes:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WindowTargets:
     """The places of one window's targets among the scores of a batch."""
 
     sequence: int
     """Index of the sequence in the read-ahead block."""
     window: Window
     targets: Ints
-    """Positions in the sequence, ascending; shape of `scores`."""
-    scores: slice | Ints
+    """Positions in the sequence, ascending; shape of `score_places`."""
+    score_places: slice | Ints
     """Places among the batch's M, one for each target; parts with a common prefix share its scores.
     The shape is that of `targets`."""
 
@@ -82,15 +82,15 @@ class Batch:
     """Shape N: the tokens of a row after those of the one before."""
     lengths: Ints
     """Shape B: tokens of each row, which add up to N."""
-    sources: Ints
+    source_positions: Ints
     """Shape M: the hidden state that predicts each target."""
     targets: Ints
     """Shape M: ids."""
-    parts: tuple[Part, ...]
+    parts: tuple[WindowTargets, ...]
     suffixes: tuple[Suffixes, ...] = ()
     """Fed one after another."""
     # Rows of M targets, not of sequences: a batch that does not fit is halved with them.
-    saved: SavedTeacherRows | None = None
+    teacher_rows: SavedTeacherRows | None = None
     """A file's knowledge of a teacher at each of the M targets."""
 
     @property
@@ -107,7 +107,7 @@ def padded(rows: Sequence[Ints], width: int, padding: int = 0) -> Ints:
     return array
 
 
-BEGINS, UNSPACED, LONGER = 0, 1, 2
+BEGINS, STARTS_UNSPACED, WORD_THEN_SPACE = 0, 1, 2
 """Columns of word boundaries: the text goes on with white space or ends, goes on without white
 space or ends, and the next token is the target's with white space after it."""
 
@@ -122,11 +122,11 @@ class WordBoundaryIds:
     ends_text: Bools
     """Shape V: a control token, which ends a text."""
     members: NDArray[np.float32]
-    """Shape V x 2: 1 for the ids that `BEGINS` and `UNSPACED` are the probabilities of. An id
-    without a token is in neither."""
-    longer: Ints
+    """Shape V x 2: 1 for the ids that `BEGINS` and `STARTS_UNSPACED` are the probabilities of. An
+    id without a token is in neither."""
+    word_then_space_ids: Ints
     """Ids, ascending, of the L tokens with white space after something else; shape L."""
-    stems: Ints
+    bare_word_ids: Ints
     """Shape L: the id that spells the text before that white space; -1 if none does."""
 
 
@@ -139,7 +139,8 @@ class Requested:
     """
 
     columns: tuple[TokenColumn, ...]
-    """Columns that a command needs and no output shows, then others in the order of `COLUMNS`."""
+    """First the internal columns, which a command needs for its own figures; then those of
+    `COLUMNS` in their order."""
     top_k: int
     """Alternatives at each target."""
     word_boundary_ids: WordBoundaryIds | None = field(compare=False)
@@ -210,8 +211,8 @@ class TokenScores:
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """The arrays of every column that was asked for, by name: M in the first dimension. Ranks are
     1 + the number of logits strictly greater than the target's; `top_ids` and `top_log_probs` are
-    M x K, best first, ties by id; `word_boundary_log_probs` M x 3 (`BEGINS`, `UNSPACED`, `LONGER`).
-    Probabilities and entropies are in nats."""
+    M x K, best first, ties by id; `word_boundary_log_probs` M x 3 (`BEGINS`,
+    `STARTS_UNSPACED`, `WORD_THEN_SPACE`). Log-probabilities and entropies are in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +220,14 @@ class Capabilities:
     """The batches that a backend takes, and the quantities that it gives."""
 
     # States of recurrent models, rotary factors by length and scales of rounded activations.
-    one_row: bool = False
+    one_row_per_batch: bool = False
     """Rows must come one at a time: others in a batch would change their numbers."""
     # Rows beyond a sliding window are padded: the attention of packed rows knows no windows.
     longest_packed: int = 0
     """The longest row, in tokens, that is fed beside others without padding; 0 where none is."""
     longest_shared: int = 0
     """The longest sequence, in fed tokens, that can share its prefix; 0 where none can."""
-    at_once: int = 1
+    n_concurrent_batches: int = 1
     """Batches that it can score at the same time."""
     quantities: frozenset[str] = frozenset()
     """Names of the columns that it can give beside losses."""
@@ -308,7 +309,7 @@ class OpenedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedModel:
+class StudentWithTeacher:
     """A model beside its teacher, ready to score both as one backend."""
 
     backend: Backend
@@ -318,5 +319,5 @@ class ComparedModel:
     """The teacher's part of the run record."""
     n_ids: int | None = None
     """Ids that both have logits for; None where the model's own vocabulary counts."""
-    attach: Callable[[Entry], Entry] | None = None
+    attach_teacher_rows: Callable[[Entry], Entry] | None = None
     """Adds to a sequence what a file knows of the teacher, or rejects it."""

@@ -254,7 +254,7 @@ class TokenSequence:
         return slice(n_before, self.n_tokens - (self.eos == "appended"))
 
     @property
-    def one_stretch(self) -> tuple[int, int] | None:
+    def counted_span(self) -> tuple[int, int] | None:
         """The tokens [start, end) that count, where they stand side by side."""
         places = np.flatnonzero(self.loss_mask)
         if not len(places) or places[-1] - places[0] != len(places) - 1:

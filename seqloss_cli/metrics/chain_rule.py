@@ -90,7 +90,7 @@ def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     sequence, boundary = score.sequence, score.sequence.prompt_boundary
     assert boundary is not None
     conditional, marginal = totals.log_prob, None
-    response = sequence.one_stretch
+    response = sequence.counted_span
     whole = boundary.n_spans == 1 and not boundary.n_dropped
     if response and whole and boundary.prompt_scored:
         prompt = score.scored & (np.arange(sequence.n_tokens) < response[0])

@@ -54,7 +54,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from seqloss_cli.core.backend import BEGINS, LONGER, UNSPACED, WordBoundaryIds
+from seqloss_cli.core.backend import BEGINS, STARTS_UNSPACED, WORD_THEN_SPACE, WordBoundaryIds
 from seqloss_cli.core.byte_spans import TokenBytes, word_spans
 from seqloss_cli.core.records import Bools, Floats, Ints, Region, SequenceScore
 from seqloss_cli.metrics.totals import exact_sum
@@ -217,8 +217,8 @@ class _Correction:
         ids = sequence.token_ids
         self._spaced: Bools = boundary_ids.leading_space[ids]
         self._ends: Bools = boundary_ids.ends_text[ids]
-        self._longer: Bools = np.isin(ids, boundary_ids.longer)
-        self._is_stem: Bools = np.isin(ids, boundary_ids.stems)
+        self._ends_in_space: Bools = np.isin(ids, boundary_ids.word_then_space_ids)
+        self._is_bare_word: Bools = np.isin(ids, boundary_ids.bare_word_ids)
 
     def losses(self, tokens: list[tuple[int, int]], spans: Ints) -> list[float | None]:
         """Correct each word, by its tokens and its bytes, shape W x 2."""
@@ -230,7 +230,7 @@ class _Correction:
         # White space after the last word belongs to it, and is no part of its corrected loss.
         while stop > start and self._start_bytes[stop - 1] >= end_byte:
             stop -= 1
-        if start == stop or self._ends[start:stop].any() or self._longer[start:stop].any():
+        if start == stop or self._ends[start:stop].any() or self._ends_in_space[start:stop].any():
             return None
         # Where texts were joined, pieces may begin what is another word to the model only.
         begun = start + int(np.argmax(self._end_bytes[start:stop] > first_byte))
@@ -245,15 +245,16 @@ class _Correction:
             begins_text = start == self._first
             return float(self._boundaries[start, BEGINS]) if begins_text else self._after(start)
         is_first = start == self._first and self._has_bos and self._start_bytes[start] == first_byte
-        return float(self._boundaries[start, UNSPACED]) if is_first else math.nan
+        return float(self._boundaries[start, STARTS_UNSPACED]) if is_first else math.nan
 
     def _after(self, stop: int) -> float:
         """Return ln of the probability that the word whose last token is `stop` - 1 is over."""
         last = stop - 1
         goes_on = stop < self._n and not (self._spaced[stop] or self._ends[stop])
-        if goes_on or self._longer[last]:
+        if goes_on or self._ends_in_space[last]:
             return math.nan
         begins = float(self._boundaries[stop, BEGINS])
-        if not self._is_stem[last]:
+        if not self._is_bare_word[last]:
             return begins
-        return float(np.logaddexp(begins, self._boundaries[last, LONGER] + self._losses[last]))
+        with_space = self._boundaries[last, WORD_THEN_SPACE] + self._losses[last]
+        return float(np.logaddexp(begins, with_space))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.core.backend import Part, Requested, TokenScores
+from seqloss_cli.core.backend import Requested, TokenScores, WindowTargets
 from seqloss_cli.core.columns import WORD_BOUNDARIES
 from seqloss_cli.core.records import Bools, Ints, Outcome, SequenceScore, TokenSequence, rejection
 
@@ -36,9 +36,9 @@ class ScoreAssembler:
             self._boundaries = np.full((n + 1, 3), np.nan)
             self._columns[WORD_BOUNDARIES.name] = self._boundaries
 
-    def take(self, part: Part, scores: TokenScores) -> None:
+    def take(self, part: WindowTargets, scores: TokenScores) -> None:
         """Store the scores of one window's targets, whose columns are those that were requested."""
-        targets, places = part.targets, part.scores
+        targets, places = part.targets, part.score_places
         if self._boundaries is not None:
             self._boundaries[targets] = scores.columns[WORD_BOUNDARIES.name][places]
         if targets[-1] == len(self._losses):

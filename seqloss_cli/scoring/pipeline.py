@@ -147,22 +147,22 @@ def _scored(
 ) -> Iterator[tuple[Batch, TokenScores]]:
     """Yield every batch, or halves of it, with its scores; as many at a time as the backend can
     take."""
-    n_at_once = backend.capabilities.at_once
-    if n_at_once == 1:
+    n_concurrent = backend.capabilities.n_concurrent_batches
+    if n_concurrent == 1:
         for batch in block.batches:
-            yield from _fitting(batch, block.sequences, backend, requested)
+            yield from _score_or_halve(batch, block.sequences, backend, requested)
         return
 
     def score(batch: Batch) -> list[tuple[Batch, TokenScores]]:
-        return list(_fitting(batch, block.sequences, backend, requested))
+        return list(_score_or_halve(batch, block.sequences, backend, requested))
 
-    pool = ThreadPoolExecutor(n_at_once)
+    pool = ThreadPoolExecutor(n_concurrent)
     try:
         waiting: deque[Future[list[tuple[Batch, TokenScores]]]] = deque()
         for batch in block.batches:
             waiting.append(pool.submit(score, batch))
             # In order, and few at a time: the scores of those that wait are in memory.
-            if len(waiting) > 2 * n_at_once:
+            if len(waiting) > 2 * n_concurrent:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
@@ -170,7 +170,7 @@ def _scored(
         pool.shutdown(cancel_futures=True)
 
 
-def _fitting(
+def _score_or_halve(
     batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, requested: Requested
 ) -> Iterator[tuple[Batch, TokenScores]]:
     """Yield the batch with its scores, or halves of it where it does not fit in memory."""
@@ -186,7 +186,7 @@ def _fitting(
         return
     # Outside the except block: there the error would keep the tensors of the batch alive.
     for half in halves:
-        yield from _fitting(half, sequences, backend, requested)
+        yield from _score_or_halve(half, sequences, backend, requested)
 
 
 def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
@@ -196,9 +196,9 @@ def _with_saved(batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
     if not found:
         return batch
     assert len(found) == len(parts), "all sequences of a run have a teacher, or none"
-    places = np.concatenate([np.arange(len(batch.targets))[part.scores] for part, _ in parts])
+    places = np.concatenate([np.arange(len(batch.targets))[part.score_places] for part, _ in parts])
     order = np.argsort(places)
-    return replace(batch, saved=SavedTeacherRows.join(found).take(order))
+    return replace(batch, teacher_rows=SavedTeacherRows.join(found).take(order))
 
 
 def _outcome(sequence: TokenSequence, finished: Iterator[ScoreAssembler]) -> Outcome:

@@ -33,7 +33,7 @@ def prefetch(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> It
 
 class _Worker(threading.Thread, Generic[T, Made]):
     def __init__(self, items: Iterable[T], make: Callable[[T], Made], most: int) -> None:
-        super().__init__(name="seqloss-ahead", daemon=True)
+        super().__init__(name="seqloss-prefetch", daemon=True)
         self._items, self._make = items, make
         self._ready: Queue[list[Made]] = Queue(most)
         self._stopped = threading.Event()

@@ -10,7 +10,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from seqloss_cli.backends.opening import open_backend
-from seqloss_cli.core.backend import ComparedModel, LoadedTokenizer, Requested, require_quantities
+from seqloss_cli.core.backend import (
+    LoadedTokenizer,
+    Requested,
+    StudentWithTeacher,
+    require_quantities,
+)
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
@@ -38,7 +43,7 @@ class _Tokens:
         self.pairing: PairTokenization | None = None
         self.warnings = [*loaded.warnings, *self.tokenization.warnings]
         self._tokenizer_name = loaded.tokenizer_name
-        self._attach: Callable[[Entry], Entry] | None = None
+        self._attach_teacher_rows: Callable[[Entry], Entry] | None = None
 
     def _set_pairing(self, policy: PairPolicy, windows: WindowPolicy | None) -> None:
         longest = None if windows is None else windows.context + 1
@@ -46,7 +51,11 @@ class _Tokens:
 
     def _tokenize(self, samples: Sequence[Sample]) -> list[Entry]:
         entries = (self.pairing or self.tokenization).tokenize(samples)
-        return entries if self._attach is None else list(map(self._attach, entries))
+        return (
+            entries
+            if self._attach_teacher_rows is None
+            else list(map(self._attach_teacher_rows, entries))
+        )
 
     def _run_info(self, command: str, windows: WindowPolicy | None) -> RunInfo:
         """Make a run record of the policies: the fields of the model stay empty."""
@@ -101,14 +110,14 @@ class Scorer(_Tokens):
             self.batches = replace(self.batches, prefetch=False)
         self.warnings += self.backend.warnings
 
-    def beside(self, compared: ComparedModel) -> Scorer:
+    def beside(self, compared: StudentWithTeacher) -> Scorer:
         """Return a scorer of the model beside a teacher; this one stays as it is.
 
         The two share the model, so they cannot score at the same time.
         """
         found = copy(self)
         found.backend, found.windows = compared.backend, compared.windows
-        found._attach = compared.attach
+        found._attach_teacher_rows = compared.attach_teacher_rows
         if compared.n_ids is not None:
             # A copy: an id that the teacher does not know rejects a row here, and only here.
             found.tokenization = copy(self.tokenization)

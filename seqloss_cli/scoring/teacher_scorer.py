@@ -14,7 +14,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
+from seqloss_cli.core.records import Entry, Item, Outcome, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
@@ -94,12 +94,14 @@ class TeacherScorer:
         on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[divergence.DivergenceScore | Rejected]:
         """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
+        # No generator: what the backend cannot give is refused here, not at the first row.
         scores = self.scorer.score(items, self.requested, on_progress, n_finished, on_finished)
-        for outcome in scores:
-            if isinstance(outcome, Rejected):
-                yield outcome
-            else:
-                yield divergence.DivergenceScore(outcome, self.divergences_of(outcome))
+        return map(self._measured, scores)
+
+    def _measured(self, outcome: Outcome) -> divergence.DivergenceScore | Rejected:
+        if isinstance(outcome, Rejected):
+            return outcome
+        return divergence.DivergenceScore(outcome, self.divergences_of(outcome))
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""

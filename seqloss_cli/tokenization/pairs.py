@@ -220,7 +220,7 @@ def _response_only(sequence: TokenSequence) -> TokenSequence | None:
 
     None without a BOS, and for chats of which more than one stretch is scored.
     """
-    ids, response = sequence.token_ids, sequence.one_stretch
+    ids, response = sequence.token_ids, sequence.counted_span
     assert sequence.prompt_boundary is not None
     if not sequence.begins_with_bos or response is None or sequence.prompt_boundary.n_spans != 1:
         return None

@@ -221,8 +221,8 @@ def word_boundary_ids(tokens: Sequence[bytes | None], ends: Collection[int]) -> 
         leading_space=spaced,
         ends_text=ending,
         members=members.astype(np.float32),
-        longer=np.array([*found], dtype=np.int64),
-        stems=np.array([ids.get(stem, -1) for stem in found.values()], dtype=np.int64),
+        word_then_space_ids=np.array([*found], dtype=np.int64),
+        bare_word_ids=np.array([ids.get(stem, -1) for stem in found.values()], dtype=np.int64),
     )
 
 

@@ -163,7 +163,7 @@ def test_rows_beyond_a_sliding_window_are_padded(name: str) -> None:
     assert_right(model, scores_of(backend))
     unaware = TorchBackend(model, CONTEXT)
     unaware.capabilities = Capabilities(longest_packed=CONTEXT)
-    unaware.forward.longest_packed = CONTEXT
+    unaware.model_forward.longest_packed = CONTEXT
     with pytest.raises(AssertionError):  # else this test would prove nothing
         assert_right(model, scores_of(unaware))
 
@@ -398,7 +398,7 @@ def test_a_leak_within_the_tolerance_of_half_precision_is_noticed() -> None:
     probes, selector = [probe_of(np.arange(12)), probe_of(np.arange(7))], backend.selector
     with torch.inference_mode():
         expected = selector.losses(probes)
-        selector.forward.use_path("packed", model.get_decoder())
+        selector.model_forward.use_path("packed", model.get_decoder())
         assert selector.agrees(probes, expected), "else this test would prove nothing"
 
 

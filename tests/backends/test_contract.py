@@ -18,8 +18,8 @@ from seqloss_cli.backends import opening
 from seqloss_cli.core.backend import (
     Backend,
     Capabilities,
-    ComparedModel,
     Requested,
+    StudentWithTeacher,
     TokenScores,
 )
 from seqloss_cli.core.columns import (
@@ -102,7 +102,7 @@ def test_pairs_beside_a_teacher_are_of_ids_and_lengths_that_it_takes(
 ) -> None:
     scorer = Scorer(ModelChoice(backend="made up"), pairs=PairPolicy())
     samples = [Sample("a", "a", pair=Pair("aaa", "zzz"))]
-    (refused,) = scorer.beside(ComparedModel(LossesOnly(), windows, {}, n_ids)).score(samples)
+    (refused,) = scorer.beside(StudentWithTeacher(LossesOnly(), windows, {}, n_ids)).score(samples)
     assert isinstance(refused, Rejected)
     assert refused.reason == reason
     (scored,) = scorer.score(samples)
@@ -112,8 +112,8 @@ def test_pairs_beside_a_teacher_are_of_ids_and_lengths_that_it_takes(
 def test_a_teacher_is_opened_by_the_backend_of_the_student(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_teacher(student: Any, *asked: Any) -> ComparedModel:
-        return ComparedModel(student, WindowPolicy(8, "made up", 4), {"asked": asked})
+    def open_teacher(student: Any, *asked: Any) -> StudentWithTeacher:
+        return StudentWithTeacher(student, WindowPolicy(8, "made up", 4), {"asked": asked})
 
     choice = ModelChoice("large", backend="made up")
     # Not even imported: it may not be installed beside another.

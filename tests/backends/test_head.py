@@ -354,8 +354,8 @@ def test_what_is_asked_for_beside_it_changes_nothing(dtype: torch.dtype, width: 
         leading_space=rng.random(n_ids) < 0.5,
         ends_text=np.zeros(n_ids, dtype=bool),
         members=(rng.random((n_ids, 2)) < 0.5).astype(np.float32),
-        longer=np.array([2, 9]),
-        stems=np.array([1, 3]),
+        word_then_space_ids=np.array([2, 9]),
+        bare_word_ids=np.array([1, 3]),
     )
 
     def scores(requested: Requested) -> Any:

@@ -82,8 +82,8 @@ class Model:
         path: Any = way.split(",")[0]
         found = TorchBackend(self.model, LONGEST, path=path)
         if way.endswith("in blocks"):
-            found.forward.use_path(path, self.model.get_decoder(), in_blocks=True)
-            found.forward.block_width = 50
+            found.model_forward.use_path(path, self.model.get_decoder(), in_blocks=True)
+            found.model_forward.block_width = 50
         return found
 
 
@@ -180,7 +180,7 @@ def test_several_devices_give_work_to_all_and_results_in_order(grouped: Model) -
     backends = [TorchBackend(copy.deepcopy(grouped.model), LONGEST) for _ in range(3)]
     counting = [Counting(backend) for backend in backends]
     devices = MultiDeviceBackend(counting_backends(counting))
-    assert devices.capabilities.at_once == 3
+    assert devices.capabilities.n_concurrent_batches == 3
     sequences = random_rows(1, 80)
     scores = scores_by(devices, sequences, BatchPolicy(40))
     expected = scores_by(grouped.by("as chosen"), sequences, BatchPolicy(40))

@@ -79,7 +79,9 @@ def stubbed() -> Iterator[None]:
 
         def score(self, batch: Any, wants: Any) -> Any:
             fed = [batch.input_ids, *(branch.input_ids.ravel() for branch in batch.suffixes)]
-            return _scores(self.model, np.concatenate(fed)[batch.sources], batch.targets, wants)
+            return _scores(
+                self.model, np.concatenate(fed)[batch.source_positions], batch.targets, wants
+            )
 
     def _scores(name: str, before: NDArray[Any], targets: NDArray[Any], wants: Any) -> Any:
         salt = sum(name.encode())
@@ -115,8 +117,8 @@ def stubbed() -> Iterator[None]:
         }
         if self._teacher is None:
             further |= {
-                "teacher_losses": batch.saved.losses,
-                "teacher_entropies": batch.saved.entropies,
+                "teacher_losses": batch.teacher_rows.losses,
+                "teacher_entropies": batch.teacher_rows.entropies,
                 "kls_at_most": 0.0625 * (mixed % 23 + mixed % 2),
             }
             return TokenScores(losses, further)

@@ -25,7 +25,7 @@ from helpers.builders import (
 from helpers.program import document, in_process
 from seqloss_cli import Sample, SequenceScore, UsageError
 from seqloss_cli.backends.torch.backend import TorchBackend
-from seqloss_cli.core.backend import BEGINS, UNSPACED, Requested
+from seqloss_cli.core.backend import BEGINS, STARTS_UNSPACED, Requested
 from seqloss_cli.core.policies import BatchPolicy, TokenPolicy, WindowPolicy
 from seqloss_cli.metrics.words import WordLosses, word_losses
 from seqloss_cli.scoring.pipeline import score_samples
@@ -302,7 +302,7 @@ def test_windows_leave_losses_alone_and_boundaries_see_what_losses_see(
     for t in range(1, len(ids) + 1):
         n = seen[t]
         fed = [ids[0], *ids[t - n + 1 : t]]
-        for column in (BEGINS, UNSPACED):
+        for column in (BEGINS, STARTS_UNSPACED):
             expected = boundary_by_hand(gpt2, fed, column)
             assert score.columns["word_boundary_log_probs"][t, column] == pytest.approx(
                 expected, abs=TOLERANCE
@@ -331,7 +331,7 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
         assert found.corrected == pytest.approx(again.corrected, abs=TOLERANCE)
         assert found.corrected == pytest.approx(gpt2.words(text).corrected, abs=TOLERANCE)
         ends = score.columns["word_boundary_log_probs"]
-        moved = ends[1, UNSPACED] - ends[-1, BEGINS]
+        moved = ends[1, STARTS_UNSPACED] - ends[-1, BEGINS]
         assert math.fsum(found.corrected) == pytest.approx(
             math.fsum(found.losses) + moved, abs=TOLERANCE
         )
@@ -341,7 +341,7 @@ def test_neither_batch_nor_order_matters_and_corrections_telescope(
 def test_blocks_of_the_vocabulary_and_whole_rows_agree(gpt2: Scored) -> None:
     whole = TorchBackend(llama(len(trained("gpt2"))), 64, path="plain")
     blocks = TorchBackend(llama(len(trained("gpt2"))), 64)
-    blocks.forward.block_width = 7
+    blocks.model_forward.block_width = 7
     found = []
     for backend in (whole, blocks):
         gpt2.backend, before = backend, gpt2.backend
@@ -425,7 +425,13 @@ def test_pieces_of_several_words_are_refused_unless_they_are_few() -> None:
     with pytest.raises(UsageError, match=r"3 of this tokenizer's pieces .* such as ' of the'"):
         of_pieces(*words, " of the", " in the", " to a")
     boundary_ids = of_pieces(*words, " of the", " of", ".", ".\n", ";\n\n")
-    assert [*zip(boundary_ids.longer.tolist(), boundary_ids.stems.tolist(), strict=True)] == [
+    assert [
+        *zip(
+            boundary_ids.word_then_space_ids.tolist(),
+            boundary_ids.bare_word_ids.tolist(),
+            strict=True,
+        )
+    ] == [
         (200, 201),
         (203, 202),
         (204, -1),

@@ -69,30 +69,30 @@ class TorchBackend:
         """
         self.model, self.checkpoint = model, checkpoint
         self.selector = PathSelector(model, max_tokens)
-        self.forward = self.selector.forward
+        self.model_forward = self.selector.model_forward
         self.warnings = self.selector.warnings
         self.n_too_large = 0
         """Batches that did not fit in memory."""
         if path is None:
             self._at_load(lambda: self.selector.choose_path(min(12, max_tokens)))
         elif path != "plain":
-            self.forward.use_path(path, self.selector.backbones[0])
+            self.model_forward.use_path(path, self.selector.backbones[0])
         self.capabilities = replace(
-            self.forward.capabilities, prefetch_helps=prefetch_helps(model.device.type)
+            self.model_forward.capabilities, prefetch_helps=prefetch_helps(model.device.type)
         )
-        if share_prefix and not self.capabilities.one_row:
+        if share_prefix and not self.capabilities.one_row_per_batch:
             longest_shared = self._at_load(self.selector.choose_longest_shared)
             self.capabilities = replace(self.capabilities, longest_shared=longest_shared)
 
     @property
     def path(self) -> RunPath:
         """The way the model is run."""
-        return self.forward.path
+        return self.model_forward.path
 
     @property
     def compiled(self) -> bool:
         """True where packed rows go through compiled layers."""
-        return bool(self.forward.compiled)
+        return bool(self.model_forward.compiled)
 
     @torch.inference_mode()
     def compile(self) -> None:
@@ -107,7 +107,7 @@ class TorchBackend:
         probes = [probe_of(ids), probe_of(ids[: len(ids) // 2 + 1])]
         expected = self.selector.losses(probes)
         try:
-            self.forward.compiled = compiled_forwards(self.forward.backbone)
+            self.model_forward.compiled = compiled_forwards(self.model_forward.backbone)
             found = self.selector.losses(probes)
             equal = self.selector.equal(np.concatenate(found), np.concatenate(expected))
         except Exception as error:  # no compiler, no headers, an operator it does not know, …
@@ -123,20 +123,22 @@ class TorchBackend:
 
     def stop_compiled(self) -> None:
         """Run the layers uncompiled again."""
-        self.forward.compiled = ()
+        self.model_forward.compiled = ()
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch.
 
         Raises OutOfMemoryError when memory does not suffice, naming what helps.
         """
-        return self.run(batch, lambda forward: forward.score(batch, requested))
+        return self.run_guarded(batch, lambda forward: forward.score(batch, requested))
 
     @torch.inference_mode()
-    def run(self, batch: Batch, compute: Callable[[ModelForward], TokenScores]) -> TokenScores:
+    def run_guarded(
+        self, batch: Batch, compute: Callable[[ModelForward], TokenScores]
+    ) -> TokenScores:
         """Compute scores of a batch from its forward; raises as `score` does."""
         try:
-            return compute(self.forward)
+            return compute(self.model_forward)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -153,8 +155,8 @@ class TorchBackend:
     def vocab_size(self) -> int:
         """Return how many logits the model has."""
         probe = probe_of(probe_ids(2, self.selector.n_ids))
-        (batch,) = probe_batches([probe], self.forward.capabilities, BatchPolicy())
-        return self.forward.logits(batch).vocab_size
+        (batch,) = probe_batches([probe], self.model_forward.capabilities, BatchPolicy())
+        return self.model_forward.logits(batch).vocab_size
 
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record: which checkpoint, and how it is run."""

@@ -60,7 +60,7 @@ def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
 def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
     """Return the smallest budget in tokens beyond which batches get no faster, as far as half of
     the free memory allows. Where a probe takes long, or rows come one at a time, the default."""
-    if backend.capabilities.one_row:
+    if backend.capabilities.one_row_per_batch:
         return DEFAULT_BATCH_TOKENS
     allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // _token_bytes(backend.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)

@@ -49,11 +49,11 @@ def diverge(
             for name, logits, block in cuts:
                 found[name] = _cut_share(block, targets_M[rows], vocab_size, logits.vocab_size)
         if top_k:
-            theirs = _known(of_teacher, found["teacher_top_ids"], vocab_size)
-            ours = _known(of_student, found["teacher_top_ids"], vocab_size)
+            by_teacher = _probabilities_of(of_teacher, found["teacher_top_ids"], vocab_size)
+            by_student = _probabilities_of(of_student, found["teacher_top_ids"], vocab_size)
             rest = ("rest_log_prob", "rest_p_log_p")
-            found |= {f"teacher_{name}": theirs[name] for name in rest}
-            found["kls_in_part"], _ = kl_bounds(theirs, ours)
+            found |= {f"teacher_{name}": by_teacher[name] for name in rest}
+            found["kls_in_part"], _ = kl_bounds(by_teacher, by_student)
         parts.append(found)
     return to_host(parts)
 
@@ -73,8 +73,8 @@ def diverge_from_saved(
         ids_RK = of["top_ids"].long()
         top1 = Top1(targets_M[rows])
         softmax = _softmax(block, targets_M[rows], slice(0, vocab_size), top1)
-        theirs = {**of, "log_probs": of["top_log_probs"]}
-        at_least, at_most = kl_bounds(theirs, _known(block, ids_RK, vocab_size))
+        by_teacher = {**of, "log_probs": of["top_log_probs"]}
+        at_least, at_most = kl_bounds(by_teacher, _probabilities_of(block, ids_RK, vocab_size))
         found: dict[str, Tensor] = {
             "losses": softmax.result()["losses"],
             "kls": at_least,
@@ -91,7 +91,7 @@ def diverge_from_saved(
     return TokenScores(scores.losses, {**scores.columns, **known})
 
 
-def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def kl_bounds(teacher: dict[str, Tensor], student: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest KL(teacher ‖ student), each of shape M, in nats.
 
     Both sides tell of the teacher's K best ids and of all others together, as `KnownIds` does. With
@@ -101,14 +101,14 @@ def kl_bounds(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> tuple[Tenso
     Σ q ln q less P times the student's least log-probability. Where the known ids are all there
     are, both are the divergence itself.
     """
-    known = theirs["log_probs"].exp()
-    gaps = torch.where(known > 0, theirs["log_probs"] - ours["log_probs"], 0.0)
+    known = teacher["log_probs"].exp()
+    gaps = torch.where(known > 0, teacher["log_probs"] - student["log_probs"], 0.0)
     inside = (known * gaps).sum(dim=1)
-    others = theirs["rest_log_prob"].exp()
-    apart = torch.where(others > 0, theirs["rest_log_prob"] - ours["rest_log_prob"], 0.0)
+    others = teacher["rest_log_prob"].exp()
+    apart = torch.where(others > 0, teacher["rest_log_prob"] - student["rest_log_prob"], 0.0)
     at_least = inside + others * apart
-    least = torch.where(others > 0, ours["least_log_prob"], 0.0)
-    return at_least, torch.maximum(at_least, inside + theirs["rest_p_log_p"] - others * least)
+    least = torch.where(others > 0, student["least_log_prob"], 0.0)
+    return at_least, torch.maximum(at_least, inside + teacher["rest_p_log_p"] - others * least)
 
 
 def _chunks(n_rows: int, *models: LazyLogits) -> Iterator[slice]:
@@ -127,12 +127,12 @@ def _id_blocks(n_rows: int, ids: slice) -> Iterator[slice]:
 def _block(logits: LazyLogits, rows: slice) -> Block:
     """Return the function that computes the logits of some ids at these rows."""
     if logits.in_blocks:
-        return lambda ids: _own(logits.compute(rows, ids))
+        return lambda ids: _float64_copy(logits.compute(rows, ids))
     whole = logits.compute(rows, None)
-    return lambda ids: _own(whole[:, ids])
+    return lambda ids: _float64_copy(whole[:, ids])
 
 
-def _own(logits: Tensor) -> Tensor:
+def _float64_copy(logits: Tensor) -> Tensor:
     """In float64, and free to be overwritten: `double` gives float64 logits back uncopied."""
     return logits.clone() if logits.dtype == torch.float64 else logits.double()
 
@@ -145,10 +145,10 @@ def _softmax(block: Block, targets_R: Tensor, ids: slice, *asked: Quantity) -> S
     return softmax
 
 
-def _known(block: Block, ids_RK: Tensor, vocab_size: int) -> dict[str, Tensor]:
+def _probabilities_of(block: Block, ids_RK: Tensor, vocab_size: int) -> dict[str, Tensor]:
     """Return a model's probabilities of some ids, and of all others together."""
     known = KnownIds(ids_RK.long())
-    return known.arrays(_softmax(block, ids_RK[:, 0].long(), slice(0, vocab_size), known).sums)
+    return known.result(_softmax(block, ids_RK[:, 0].long(), slice(0, vocab_size), known).sums)
 
 
 def _cut_share(block: Block, targets_R: Tensor, vocab_size: int, n_logits: int) -> Tensor:
@@ -187,13 +187,13 @@ class _StudentAndTeacher:
         kls_R1 = kls_R1 + (student.greatest - teacher.greatest)
         kls_R1 = kls_R1 + self._gap_R1 / teacher.total
         of_teacher = self._teacher.result()
-        ours, theirs = self._top1s
+        top1s = self._top1s
         found = {
             "losses": self._student.result()["losses"],
             "teacher_losses": of_teacher["losses"],
             "teacher_entropies": of_teacher["entropies"],
             "kls": kls_R1[:, 0],
-            "same_top1": (ours.ids_M1 == theirs.ids_M1)[:, 0],
+            "same_top1": (top1s[0].ids_M1 == top1s[1].ids_M1)[:, 0],
         }
         if "top_ids" in of_teacher:
             found["teacher_top_ids"] = of_teacher["top_ids"].int()

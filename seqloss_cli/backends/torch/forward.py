@@ -77,11 +77,11 @@ class ModelForward:
 
     def logits(self, batch: Batch) -> LazyLogits:
         """Run the backbone on a batch; the head runs when the logits are asked for."""
-        assert len(batch.lengths) == 1 or not self.capabilities.one_row
+        assert len(batch.lengths) == 1 or not self.capabilities.one_row_per_batch
         if self.path == "plain":
             ids_1N = self.on_device(batch.input_ids)[None]
             logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
-            logits_MV = logits_NV[self.on_device(batch.sources)]
+            logits_MV = logits_NV[self.on_device(batch.source_positions)]
             return LazyLogits(lambda rows, _: logits_MV[rows], logits_MV.shape[1], False)
         hidden_MD = self._hidden(batch)
         if self._vocab_size is None:
@@ -104,7 +104,7 @@ class ModelForward:
         """Compute the hidden states that predict the targets, M x D."""
         packs = self.path == "packed" and batch.lengths.max() <= self.longest_packed
         if packs and not batch.suffixes:
-            return self._packed(batch)[self.on_device(batch.sources)]
+            return self._packed(batch)[self.on_device(batch.source_positions)]
         return self._padded(batch)[self.on_device(_sources_in_padded(batch))]
 
     def _packed(self, batch: Batch) -> Tensor:
@@ -222,12 +222,12 @@ class ModelForward:
 
 
 def _sources_in_padded(batch: Batch) -> Ints:
-    """Return the places of the M hidden states of `batch.sources` when the rows are padded."""
+    """Return where the M hidden states of `batch.source_positions` are once rows are padded."""
     n_rows, n_tokens, width = len(batch.lengths), batch.input_ids.size, int(batch.lengths.max())
     padding = width - batch.lengths
     before_N = np.repeat(np.cumsum(padding) - padding, batch.lengths)  # padding of earlier rows
     moved_by = np.append(before_N, n_rows * width - n_tokens)
-    places: Ints = batch.sources + moved_by[np.minimum(batch.sources, n_tokens)]
+    places: Ints = batch.source_positions + moved_by[np.minimum(batch.source_positions, n_tokens)]
     return places
 
 

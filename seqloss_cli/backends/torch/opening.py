@@ -13,9 +13,9 @@ from seqloss_cli.backends.teacher_files import TeacherFile
 from seqloss_cli.core.backend import (
     Backend,
     Batch,
-    ComparedModel,
     OpenedModel,
     Requested,
+    StudentWithTeacher,
     TokenScores,
 )
 from seqloss_cli.core.errors import RunError, UsageError
@@ -86,7 +86,7 @@ def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
 
 def open_teacher(
     student: Backend, teacher: ModelChoice | TeacherFile, windows: WindowPolicy, top_k: int
-) -> ComparedModel:
+) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student. With `top_k`, what a file keeps of
     the teacher is computed, too.
 
@@ -99,7 +99,7 @@ def open_teacher(
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
     if isinstance(teacher, TeacherFile):
         backend = StudentTeacherBackend(student, None, teacher.vocab_size)
-        return ComparedModel(backend, windows, teacher.record(), attach=teacher.attach)
+        return StudentWithTeacher(backend, windows, teacher.record(), None, teacher.attach)
     own, choice = student.checkpoint, teacher
     assert own is not None
     checkpoint = load_checkpoint(choice)
@@ -126,7 +126,7 @@ def open_teacher(
         "saved_as": None,
         "top_k": None,
     }
-    return ComparedModel(backend, windows, record, n_ids=vocab_size)
+    return StudentWithTeacher(backend, windows, record, n_ids=vocab_size)
 
 
 def _common_vocab_size(
@@ -195,7 +195,7 @@ class MultiDeviceBackend:
         for backend in backends:
             self._free.put(backend)
         self.warnings = list(dict.fromkeys(w for backend in backends for w in backend.warnings))
-        self.capabilities = replace(backends[0].capabilities, at_once=len(backends))
+        self.capabilities = replace(backends[0].capabilities, n_concurrent_batches=len(backends))
 
     @property
     def n_too_large(self) -> int:

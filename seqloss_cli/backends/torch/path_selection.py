@@ -32,12 +32,17 @@ from seqloss_cli.models.quantization import activation_quantization
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Nats per token between two ways of computing the same, by the model's dtype (parts of some models
 run in float32 whatever it is)."""
-_APART = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+_ROW_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
 """Nats by which a row's losses may change with the ids of another: the rounding of experts that
 take other numbers of tokens."""
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
-_REACHES = ("sliding_window", "attention_chunk_size", "window_size")
+_WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
 """How far layers look back, by the names that configurations have for it."""
 _PACKED_POSITION_SETTINGS = ("attn_temperature_tuning",)
 """Settings of models that scale attention by a token's place in what is fed, not in its row, beyond
@@ -51,12 +56,12 @@ class PathSelector:
     def __init__(self, model: Any, max_tokens: int) -> None:
         """`max_tokens` is the most tokens that the model may be fed."""
         self.model, self.warnings = model, list[str]()
-        self.longest = longest_seen_whole(model, max_tokens)
+        self.longest = longest_unwindowed_row(model, max_tokens)
         """The longest row of which every token sees all before it."""
-        self.forward = ModelForward(model, self.longest)
+        self.model_forward = ModelForward(model, self.longest)
         self.backbones = possible_backbones(model)
         self._rounding = activation_quantization(model.config)
-        self._refusal = ""
+        self._last_error = ""
         """The error of the last way that was tried, or nothing."""
         self._not_packed = ""
         """The reason why rows are padded, or fed one at a time."""
@@ -69,9 +74,8 @@ class PathSelector:
         ids, n_short = probe_ids(n_tokens + 1, self.n_ids), max(1, n_tokens * 2 // 3)
         short = probe_of(ids[: n_short + 1])
         plain, plain_short = self.losses([probe_of(ids), short])
-        if not np.allclose(
-            plain[:n_short], plain_short, rtol=1e-6, atol=self._leak(plain), equal_nan=True
-        ):
+        atol = self._causality_tolerance(plain)
+        if not np.allclose(plain[:n_short], plain_short, rtol=1e-6, atol=atol, equal_nan=True):
             raise RunError(
                 f"{type(self.model).__name__} is not causal: what it predicts depends on the "
                 "tokens that come after (an encoder?), so its losses would mean nothing"
@@ -82,16 +86,16 @@ class PathSelector:
         paths = self._possible_paths()
         blocks = (True, False) if can_run_in_blocks(self.model) else (False,)
         for path, backbone, in_blocks in product(paths, self.backbones, blocks):
-            self.forward.use_path(path, backbone, in_blocks)
+            self.model_forward.use_path(path, backbone, in_blocks)
             # Three blocks: so few positions would be done in one, and blocks stay untried.
-            self.forward.block_width = -(-self.n_ids // 3)
-            if self.agrees(probes, expected) and self._keeps_apart(*probes):
-                self.forward.block_width = None
+            self.model_forward.block_width = -(-self.n_ids // 3)
+            if self.agrees(probes, expected) and self._rows_are_independent(*probes):
+                self.model_forward.block_width = None
                 self._say_what_is_slow(slow_head=blocks[0] and not in_blocks)
                 return
             if path == "packed" and not self._not_packed:
-                self._not_packed = self._refusal or "packed, they would get other losses"
-        self.forward.use_path("plain", None)
+                self._not_packed = self._last_error or "packed, they would get other losses"
+        self.model_forward.use_path("plain", None)
         self._say_what_is_slow()
 
     def _possible_paths(self) -> tuple[RunPath, ...]:
@@ -104,13 +108,13 @@ class PathSelector:
             self._not_packed = "its attention minds where in a batch a row stands"
         return PATHS[1:-1] if self._not_packed else PATHS[:-1]
 
-    def _keeps_apart(self, long: TokenSequence, short: TokenSequence) -> bool:
+    def _rows_are_independent(self, long: TokenSequence, short: TokenSequence) -> bool:
         """True where a row's losses stay as they are when the ids of the row before it change."""
-        if self.forward.capabilities.one_row:
+        if self.model_forward.capabilities.one_row_per_batch:
             return True
         other = probe_of((long.token_ids[::-1] + 1) % self.n_ids)
         before, after = (self.losses([first, short])[1] for first in (long, other))
-        atol = _APART.get(self.model.dtype, 1e-5)
+        atol = _ROW_TOLERANCE.get(self.model.dtype, 1e-5)
         return bool(np.allclose(before, after, rtol=0, atol=atol, equal_nan=True))
 
     def choose_longest_shared(self) -> int:
@@ -137,25 +141,25 @@ class PathSelector:
         """Return the losses of each probe (nats, shape M), batched as sequences are, by the path
         that is set."""
         policy = BatchPolicy(share_prefix=longest_shared > 0)
-        capabilities = replace(self.forward.capabilities, longest_shared=longest_shared)
+        capabilities = replace(self.model_forward.capabilities, longest_shared=longest_shared)
         losses = [np.empty(0)] * len(probes)
         for batch in probe_batches(probes, capabilities, policy):
-            scores = self.forward.score(batch, Requested())
+            scores = self.model_forward.score(batch, Requested())
             for part in batch.parts:
-                losses[part.sequence] = scores.losses[part.scores]
+                losses[part.sequence] = scores.losses[part.score_places]
         return losses
 
     def agrees(
         self, probes: list[TokenSequence], expected: list[Floats], longest_shared: int = 0
     ) -> bool:
         """Return whether the probes' losses (nats, shape M each) are as expected."""
-        self._refusal = ""
+        self._last_error = ""
         try:
             losses = self.losses(probes, longest_shared)
         except Exception as error:  # models raise anything where they are not called as they expect
             if is_out_of_memory(error):
                 raise
-            self._refusal = " ".join(str(error).split())[:200] or type(error).__name__
+            self._last_error = " ".join(str(error).split())[:200] or type(error).__name__
             return False
         return self.equal(np.concatenate(losses), np.concatenate(expected))
 
@@ -165,7 +169,7 @@ class PathSelector:
         tolerance = _TOLERANCE.get(self.model.dtype, 1e-4)
         return bool(np.allclose(a, b, rtol=tolerance / 10, atol=tolerance, equal_nan=True))
 
-    def _leak(self, losses: Floats) -> float:
+    def _causality_tolerance(self, losses: Floats) -> float:
         """Return a difference of losses, in nats, that is more than noise."""
         # A thousandth of how losses vary, since a model that was never trained is nearly flat; but
         # no less than the dtype's own grain, nor than a token more makes of rounded activations.
@@ -186,7 +190,7 @@ class PathSelector:
             "single": "a row's numbers would depend on its batch: one sequence at a time",
             "plain": "its head cannot be run apart: one sequence at a time with full logits",
         }
-        path = self.forward.path
+        path = self.model_forward.path
         reasons = [why[path]] if path in why and self._rounding is None else []
         if slow_head:
             reasons += ["its head cannot be run for a part of the vocabulary: whole rows of logits"]
@@ -220,11 +224,11 @@ def probe_batches(
     return plan_batches(probes, windows, policy, capabilities)
 
 
-def longest_seen_whole(model: Any, max_tokens: int) -> int:
+def longest_unwindowed_row(model: Any, max_tokens: int) -> int:
     """Return the longest row, in tokens, of which every token sees all before it: no layer slides a
     window. 0 where layers differ in a way that is not known."""
     config = model.config.get_text_config()
-    reaches = [getattr(config, name, None) for name in _REACHES]
+    reaches = [getattr(config, name, None) for name in _WINDOW_SETTINGS]
     if any(isinstance(reach, list | tuple) for reach in reaches):
         return 0
     return min([max_tokens, *(r for r in reaches if isinstance(r, int) and r > 0)])

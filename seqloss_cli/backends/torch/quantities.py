@@ -1,8 +1,8 @@
 """Quantities that are summed as a softmax goes through the vocabulary, one class for each.
 
-A softmax shows each block of logits to all of its quantities: first as logits (`see`), then as
-weights exp(z - max), max being the greatest logit so far (`weigh`). Sums of weights from earlier
-blocks shrink by `scale` when a block brings a greater logit.
+A softmax shows each block of logits to all of its quantities: first as logits (`take_logits`), then
+as weights exp(z - max), max being the greatest logit so far (`take_weights`). Sums of weights from
+earlier blocks shrink by `scale` when a block brings a greater logit.
 
 Shape letters: M positions, V vocabulary, B ids of a block, K alternatives.
 """
@@ -28,7 +28,7 @@ class Block:
     first: int
     """The first id."""
     logits: Tensor
-    """M x B, float32 or float64. They are gone after `see`: weights take their place."""
+    """M x B, float32 or float64. They are gone after `take_logits`: weights take their place."""
     base: Tensor
     """M x 1: the greatest logit so far, with this block; 0 where all are -inf."""
     drop: Tensor
@@ -68,15 +68,15 @@ class Quantity:
     """A quantity at M positions while the vocabulary goes by. Subclasses do what they need."""
 
     needs_shifted = False
-    """`weigh` looks at z - max beside the weights, which otherwise take its memory."""
+    """`take_weights` looks at z - max beside the weights, which otherwise take its memory."""
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Look at the logits of a block."""
 
-    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+    def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
         """Look at z - max and exp(z - max) of a block, M x B."""
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the arrays of the column by name, of shape M or M x K."""
         raise NotImplementedError
 
@@ -88,11 +88,11 @@ class Ranks(Quantity):
         # All logits are kept: the target's, which they are compared with, may be in the last block.
         self._blocks: list[Tensor] = []
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Keep the logits."""
         self._blocks.append(block.logits.clone())
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the ranks, shape M."""
         above = [(block_MB > sums.target).sum(dim=1) for block_MB in self._blocks]
         return {"ranks": 1 + torch.stack(above).sum(dim=0)}
@@ -110,7 +110,7 @@ class Entropies(Quantity):
     def __init__(self, targets_M: Tensor, requested: Requested) -> None:
         self._spread_M1 = _zeros(targets_M)
 
-    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+    def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
         """Add up w (z - max), M x B."""
         # 0 · -inf is NaN: an impossible id has a weight of 0 and a shifted logit of -inf.
         products_MB = torch.where(weights_MB > 0, weights_MB * shifted_MB, 0.0)
@@ -118,7 +118,7 @@ class Entropies(Quantity):
         moved_M1 = torch.where(block.scale > 0, moved_M1, 0.0)
         self._spread_M1 = block.scale * moved_M1 + products_MB.sum(dim=1, keepdim=True)
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the entropies, shape M, nats."""
         return {"entropies": (sums.log_sum - self._spread_M1 / sums.total)[:, 0]}
 
@@ -135,7 +135,7 @@ class Varentropies(Quantity):
         self._base_M1, self._sum_M1 = _zeros(targets_M), _zeros(targets_M)
         self._mean_M1, self._squares_M1 = _zeros(targets_M), _zeros(targets_M)
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Add the sums of the block, in parts, to those so far."""
         base_M1 = block.base.double()
         # Not by the block's own `scale` and weights, which float32 rounds by up to 1e-6 where the
@@ -161,7 +161,7 @@ class Varentropies(Quantity):
         self._squares_M1 += squares_M1 + gap_M1.square() * self._sum_M1 * share_M1
         self._mean_M1, self._sum_M1 = self._mean_M1 + gap_M1 * share_M1, total_M1
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the variances, shape M, nats²."""
         return {"varentropies": (self._squares_M1 / self._sum_M1)[:, 0]}
 
@@ -174,7 +174,7 @@ class Alternatives(Quantity):
         self._logits_MK: Tensor | None = None
         self._ids_MK: Tensor | None = None
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Keep the best of the block and of the ids so far."""
         values, ids = top_logits_of(block.logits, min(self._k, block.logits.shape[1]))
         ids = ids + block.first
@@ -185,7 +185,7 @@ class Alternatives(Quantity):
             ids = torch.cat([self._ids_MK, ids], dim=1).gather(1, order)
         self._logits_MK, self._ids_MK = values[:, : self._k], ids[:, : self._k]
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the ids and their log-probabilities, M x K each, nats."""
         assert self._logits_MK is not None
         assert self._ids_MK is not None
@@ -200,19 +200,19 @@ class MeanLogProb(Quantity):
     def __init__(self, targets_M: Tensor, requested: Requested) -> None:
         self._total_M1, self._vocab_size = _zeros(targets_M), 0
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Add up the logits."""
         self._total_M1 += block.logits.sum(dim=1, keepdim=True, dtype=torch.float64)
         self._vocab_size += block.logits.shape[1]
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the means, shape M, nats."""
         mean_M1 = self._total_M1 / self._vocab_size
         return {"mean_log_prob": (mean_M1 - sums.log_normaliser)[:, 0]}
 
 
 class WordBoundaries(Quantity):
-    """Log-probabilities of `BEGINS`, `UNSPACED` and `LONGER`, M x 3, nats.
+    """Log-probabilities of `BEGINS`, `STARTS_UNSPACED` and `WORD_THEN_SPACE`, M x 3, nats.
 
     Summed in float64, so that a boundary of probability 1e-300 has one, too.
     """
@@ -225,12 +225,12 @@ class WordBoundaries(Quantity):
         device = targets_M.device
         self._targets_M1 = targets_M[:, None]
         self._members_V2 = torch.from_numpy(boundary_ids.members).to(device, torch.float64)
-        self._longer_on_host = boundary_ids.longer
-        self._longer = torch.from_numpy(boundary_ids.longer).to(device)
-        self._stems = torch.from_numpy(boundary_ids.stems).to(device)
+        self._space_ids_on_host = boundary_ids.word_then_space_ids
+        self._space_ids = torch.from_numpy(boundary_ids.word_then_space_ids).to(device)
+        self._bare_ids = torch.from_numpy(boundary_ids.bare_word_ids).to(device)
         self._sums_M3 = torch.zeros(len(targets_M), 3, dtype=torch.float64, device=device)
 
-    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+    def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
         """Add up the weights of the ids of each boundary, from M x B logits less their max."""
         # A copy, since `double` gives back float64 logits themselves, which others look at, too.
         exact_MB, first = shifted_MB.to(torch.float64, copy=True).exp_(), block.first
@@ -238,13 +238,13 @@ class WordBoundaries(Quantity):
         members_B2 = self._members_V2[first:last]
         # Ids beyond the tokenizer's vocabulary (heads are padded) have no piece and are in no sum.
         sums_M2 = exact_MB[:, : len(members_B2)] @ members_B2
-        here = slice(*np.searchsorted(self._longer_on_host, [first, last]).tolist())
-        longer_ML = exact_MB[:, self._longer[here] - first]
-        own_ML = longer_ML * (self._stems[here] == self._targets_M1)
+        here = slice(*np.searchsorted(self._space_ids_on_host, [first, last]).tolist())
+        spaced_ML = exact_MB[:, self._space_ids[here] - first]
+        own_ML = spaced_ML * (self._bare_ids[here] == self._targets_M1)
         sums_M3 = torch.cat([sums_M2, own_ML.sum(dim=1, keepdim=True)], dim=1)
         self._sums_M3 = block.scale * self._sums_M3 + sums_M3
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the log-probabilities, M x 3, nats."""
         return {"word_boundary_log_probs": self._sums_M3.log() - sums.log_sum}
 
@@ -262,14 +262,14 @@ class KnownIds(Quantity):
         self._rest_M1 = _zeros(ids_MK)
         self._rest_spread_M1 = _zeros(ids_MK)
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Keep the logits of the given ids, and the least of all."""
         place_MK, inside_MK = block.places_of(self._ids_MK)
         here_MK = block.logits.gather(1, place_MK)
         self._logits_MK = torch.where(inside_MK, here_MK, self._logits_MK)
         self._min_M1 = torch.minimum(self._min_M1, block.logits.amin(dim=1, keepdim=True))
 
-    def weigh(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+    def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
         """Add up the weights of the others, M x B; those of the given ids become 0."""
         # The others are added up by themselves: 1 - Σ p of the given ids would lose a small rest.
         place_MK, inside_MK = block.places_of(self._ids_MK)
@@ -280,7 +280,7 @@ class KnownIds(Quantity):
         self._rest_spread_M1 = moved_M1 + torch.xlogy(weights_MB, weights_MB).sum(1, keepdim=True)
         self._rest_M1 = block.scale * self._rest_M1 + weights_MB.sum(dim=1, keepdim=True)
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return `log_probs` (M x K), and of the others (shape M) `rest_log_prob`,
         `rest_p_log_p` = Σ p ln p, and `least_log_prob`, the least log-probability of any id.
         In nats."""
@@ -300,14 +300,14 @@ class Top1(Quantity):
         self.ids_M1 = torch.zeros_like(targets_M[:, None])
         self._best_M1 = torch.full_like(self.ids_M1, -torch.inf, dtype=torch.float64)
 
-    def see(self, block: Block) -> None:
+    def take_logits(self, block: Block) -> None:
         """Keep the best id so far."""
         values_M1, places_M1 = block.logits.max(dim=1, keepdim=True)
         better_M1 = values_M1 > self._best_M1
         self.ids_M1 = torch.where(better_M1, places_M1 + block.first, self.ids_M1)
         self._best_M1 = torch.where(better_M1, values_M1, self._best_M1)
 
-    def arrays(self, sums: Sums) -> dict[str, Tensor]:
+    def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return nothing: no column, of any shape, is made of it."""
         return {}
 

@@ -52,14 +52,14 @@ class StreamingSoftmax:
         here_M1 = logits_MB.gather(1, place_M1)
         self._target_M1 = torch.where(inside_M1, here_M1, self._target_M1)
         for quantity in self._quantities:
-            quantity.see(block)
+            quantity.take_logits(block)
         shifted_MB = logits_MB.sub_(base_M1)
         keep = any(quantity.needs_shifted for quantity in self._quantities)
         weights_MB = shifted_MB.exp() if keep else shifted_MB.exp_()
         self._sum_M1 = block.scale * self._sum_M1 + weights_MB.sum(dim=1, keepdim=True)
         self._max_M1 = greatest_M1
         for quantity in self._quantities:
-            quantity.weigh(block, shifted_MB, weights_MB)
+            quantity.take_weights(block, shifted_MB, weights_MB)
         return weights_MB, block.scale
 
     def result(self) -> dict[str, Tensor]:
@@ -74,5 +74,5 @@ class StreamingSoftmax:
         losses_M1 = sums.log_sum + (sums.greatest - sums.target.double())
         found = {"losses": losses_M1[:, 0]}
         for quantity in self._quantities:
-            found |= quantity.arrays(sums)
+            found |= quantity.result(sums)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from seqloss_cli.backends.torch.backend import TorchBackend
@@ -26,7 +27,7 @@ class StudentTeacherBackend:
         models = [student, *([] if teacher is None else [teacher])]
         # No prefix is shared: both models must take the same batch, and their caches may differ.
         self.capabilities = Capabilities(
-            one_row=any(model.capabilities.one_row for model in models),
+            one_row_per_batch=any(model.capabilities.one_row_per_batch for model in models),
             longest_packed=min(model.capabilities.longest_packed for model in models),
             quantities=frozenset([DIVERGENCES.name, *([SAVED_TEACHER.name] if top_k else [])]),
         )
@@ -46,19 +47,14 @@ class StudentTeacherBackend:
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target, as `TorchBackend.score`; the columns are those of `DIVERGENCES`."""
-        teacher = self._teacher
-        if teacher is None:
-            return self._student.run(batch, lambda student: self._from_saved(batch, student))
-        return self._student.run(
-            batch,
-            lambda student: teacher.run(batch, lambda other: self._both(batch, student, other)),
+        return self._student.run_guarded(batch, partial(self._compare, batch))
+
+    def _compare(self, batch: Batch, student: ModelForward) -> TokenScores:
+        logits, targets_M = student.logits(batch), student.on_device(batch.targets)
+        if self._teacher is None:
+            assert batch.teacher_rows is not None
+            return diverge_from_saved(logits, targets_M, batch.teacher_rows, self._vocab_size)
+        sizes = self._vocab_size, self._top_k
+        return self._teacher.run_guarded(
+            batch, lambda teacher: diverge(logits, teacher.logits(batch), targets_M, *sizes)
         )
-
-    def _both(self, batch: Batch, student: ModelForward, teacher: ModelForward) -> TokenScores:
-        logits, targets_M = student.logits(batch), student.on_device(batch.targets)
-        return diverge(logits, teacher.logits(batch), targets_M, self._vocab_size, self._top_k)
-
-    def _from_saved(self, batch: Batch, student: ModelForward) -> TokenScores:
-        assert batch.saved is not None
-        logits, targets_M = student.logits(batch), student.on_device(batch.targets)
-        return diverge_from_saved(logits, targets_M, batch.saved, self._vocab_size)

@@ -276,7 +276,7 @@ def show_text(
     drawing: Drawing, sequence: TokenSequence, values: Sequence[float | None], options: TableOptions
 ) -> None:
     """Print the text of one sequence, coloured by a value (nats) for each of its N tokens."""
-    stretch = sequence.one_stretch if sequence.prompt_boundary else None
+    stretch = sequence.counted_span if sequence.prompt_boundary else None
     covered = TokenBytes.of(sequence)
     pieces = None if covered is None else covered.pieces()
     text = TokenText.of(options.token_texts(sequence), pieces, values)

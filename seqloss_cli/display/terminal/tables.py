@@ -36,7 +36,7 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
     if score.top_ids is not None:
         names = [column.header for column in COLUMNS if column.kind == "alternatives"]
         table.add_column(*names, overflow="fold")
-    stretch = sequence.one_stretch if sequence.prompt_boundary else None
+    stretch = sequence.counted_span if sequence.prompt_boundary else None
     boundary = None if stretch is None else stretch[0]
     return with_rows(table, [*_token_rows(score, options)], options, "tokens", boundary)
 
