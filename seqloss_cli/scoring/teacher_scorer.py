@@ -20,6 +20,9 @@ from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
+_SAME = ("tokenizer_sha256", "context", "stride", "bos", "bos_token_id", "eos", "special_tokens")
+"""Fields of run records that agree where distributions are of the same tokens."""
+
 
 @dataclass
 class TeacherScorer:
@@ -94,9 +97,9 @@ class TeacherScorer:
         on_finished: Callable[[Entry], None] = ignore_finished,
     ) -> Iterator[divergence.DivergenceScore | Rejected]:
         """Yield divergences or a rejection for each item, in order; arguments as in `score`."""
-        # No generator: what the backend cannot give is refused here, not at the first row.
+        # Not by `yield`: what the backend cannot give is refused here, not at the first row.
         scores = self.scorer.score(items, self.requested, on_progress, n_finished, on_finished)
-        return map(self._measured, scores)
+        return (self._measured(outcome) for outcome in scores)
 
     def _measured(self, outcome: Outcome) -> divergence.DivergenceScore | Rejected:
         if isinstance(outcome, Rejected):
@@ -115,13 +118,4 @@ class TeacherScorer:
 
 def described_windows(run: RunInfo) -> dict[str, Any]:
     """Return what must agree for a teacher's file to be of the same distributions."""
-    names = (
-        "tokenizer_sha256",
-        "context",
-        "stride",
-        "bos",
-        "bos_token_id",
-        "eos",
-        "special_tokens",
-    )
-    return {name: getattr(run, name) for name in names}
+    return {name: getattr(run, name) for name in _SAME}

@@ -38,9 +38,8 @@ def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def described_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a run record says of a checkpoint, and versions of the packages it needs."""
     kind = (checkpoint.quantization or "").split(" ")[0].lower()
-    packages = ["peft"] if checkpoint.adapter else []
-    packages += [name for name in _PACKAGES if name == kind]
-    versions = {name: version(name) for name in packages}
+    needed = {"peft": bool(checkpoint.adapter), **{name: name == kind for name in _PACKAGES}}
+    versions = {name: version(name) for name, is_needed in needed.items() if is_needed}
     return {**identity_of(checkpoint), "device": checkpoint.device, "versions": versions}
 
 

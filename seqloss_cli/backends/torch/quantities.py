@@ -77,8 +77,8 @@ class Quantity:
         """Look at z - max and exp(z - max) of a block, M x B."""
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
-        """Return the arrays of the column by name, of shape M or M x K."""
-        raise NotImplementedError
+        """Return the arrays of the column by name, of shape M or M x K; none by default."""
+        return {}
 
 
 class Ranks(Quantity):
@@ -171,24 +171,20 @@ class Alternatives(Quantity):
 
     def __init__(self, targets_M: Tensor, requested: Requested) -> None:
         self._k = requested.top_k
-        self._logits_MK: Tensor | None = None
-        self._ids_MK: Tensor | None = None
+        self._ids_MK = targets_M.new_empty(len(targets_M), 0)
+        self._logits_MK = torch.empty_like(self._ids_MK, dtype=torch.float32)
 
     def take_logits(self, block: Block) -> None:
         """Keep the best of the block and of the ids so far."""
         values, ids = top_logits_of(block.logits, min(self._k, block.logits.shape[1]))
-        ids = ids + block.first
-        if self._logits_MK is not None and self._ids_MK is not None:
-            # Earlier ids stand first, so a stable sort keeps ties by id.
-            values = torch.cat([self._logits_MK, values], dim=1)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            ids = torch.cat([self._ids_MK, ids], dim=1).gather(1, order)
+        # Earlier ids stand first, so a stable sort keeps ties by id.
+        values = torch.cat([self._logits_MK, values], dim=1)
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        ids = torch.cat([self._ids_MK, ids + block.first], dim=1).gather(1, order)
         self._logits_MK, self._ids_MK = values[:, : self._k], ids[:, : self._k]
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the ids and their log-probabilities, M x K each, nats."""
-        assert self._logits_MK is not None
-        assert self._ids_MK is not None
         # In the order of the loss's own terms, so that the target's is its loss to the last bit.
         losses_MK = sums.log_sum + (sums.greatest - self._logits_MK.double())
         return {"top_ids": self._ids_MK, "top_log_probs": 0.0 - losses_MK}
@@ -294,7 +290,7 @@ class KnownIds(Quantity):
 
 
 class Top1(Quantity):
-    """The most probable id at each position, of equals the first."""
+    """The most probable id at each position, of equals the first. It gives no column."""
 
     def __init__(self, targets_M: Tensor) -> None:
         self.ids_M1 = torch.zeros_like(targets_M[:, None])
@@ -306,10 +302,6 @@ class Top1(Quantity):
         better_M1 = values_M1 > self._best_M1
         self.ids_M1 = torch.where(better_M1, places_M1 + block.first, self.ids_M1)
         self._best_M1 = torch.where(better_M1, values_M1, self._best_M1)
-
-    def result(self, sums: Sums) -> dict[str, Tensor]:
-        """Return nothing: no column, of any shape, is made of it."""
-        return {}
 
 
 QUANTITIES = {
