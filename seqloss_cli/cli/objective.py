@@ -133,7 +133,7 @@ def _score_to(
     repeated: most rejections are the same for every model."""
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.run import write_all
-    from seqloss_cli.cli.settings import load_scorer
+    from seqloss_cli.cli.settings import OutputChoice, load_scorer, options_for
     from seqloss_cli.core.backend import Requested
     from seqloss_cli.results.formats.json import JsonlWriter
     from seqloss_cli.results.schema import RowOptions
@@ -147,15 +147,11 @@ def _score_to(
 
     say(f"scoring with {model}")
     scorer, inputs = load_scorer(context, model=model), file_inputs(context, names)
-    task, tokens = score_task(scorer, "score", Requested()), scorer.tokenization
+    task = score_task(scorer, "score", Requested())
     # Texts are kept only for a page: they can be larger than all else in the file.
     with_texts = o.given(context, o.OutputSettings).report is not None
-    options = RowOptions(
-        run=task.run,
-        token_texts=tokens.token_texts,
-        name_token=tokens.name_token,
-        text=with_texts,
-    )
+    choice = OutputChoice(format=None, text=with_texts)
+    options = options_for(RowOptions, scorer.tokenization, choice, run=task.run)
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))
         written = write_all(task, inputs, task.run, writer, ProgressBar(names), tell=say_once)
