@@ -196,7 +196,7 @@ class RankingQueue:
         for number, item in enumerate(self._items):
             parts: list[Item] = [item]
             if not isinstance(item, Rejected):
-                parts = _as_pairs(item, self._without_prompt)
+                parts = [*_as_pairs(item, self._without_prompt)]
             self._waiting.append((item, len(parts)))
             # Before the pairs are handed on: whoever scores them asks how many are finished.
             self.n_finished_pairs += len(parts) * (number < self._n_finished)
@@ -267,22 +267,20 @@ def correctness(
     }
 
 
-def _as_pairs(sample: Sample, without_prompt: bool) -> list[Item]:
-    """Make a pair of each different response, then if asked for the same with an empty prompt."""
+def _as_pairs(sample: Sample, without_prompt: bool) -> Iterator[Sample]:
+    """Yield a pair of each different response, then if asked for the same with an empty prompt."""
     choices = sample.choices
     assert choices is not None
     prompts = [choices.prompt, ""] if without_prompt and choices.prompt else [choices.prompt]
-    found: list[Item] = []
     for prompt in prompts:
         for response in dict.fromkeys(choices.responses):
             pair = Pair(prompt, response, choices.separator)
             chat = pair_as_chat(pair) if choices.as_chat else None
             # Of the pair, not of the row: the read-ahead is to be bounded by what is scored.
             n_bytes = len(pair.text.encode())
-            found.append(
-                replace(sample, choices=None, meta=None, pair=pair, chat=chat, n_bytes_read=n_bytes)
+            yield replace(
+                sample, choices=None, meta=None, pair=pair, chat=chat, n_bytes_read=n_bytes
             )
-    return found
 
 
 def _ranking(sample: Sample, outcomes: list[Outcome], without_prompt: bool) -> Ranking | Rejected:

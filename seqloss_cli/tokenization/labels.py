@@ -151,17 +151,14 @@ class _Comparison:
     is_control: Callable[[int], bool]
 
     @property
-    def _only_ours(self) -> Ints:
-        return np.setdiff1d(np.arange(self.ours.n_tokens), self.pairs[:, 0])
-
-    @property
     def _only_theirs(self) -> Ints:
         return np.setdiff1d(np.arange(len(self.theirs.input_ids)), self.pairs[:, 1])
 
     def missing(self) -> Iterator[Finding]:
         """Differences in tokens of ours that they do not have."""
         ids, mask, n_tokens = self.ours.token_ids, self.ours.loss_mask, self.ours.n_tokens
-        places, extra = self._only_ours, self._only_theirs
+        places = np.setdiff1d(np.arange(n_tokens), self.pairs[:, 0])
+        extra = self._only_theirs
         if len(places) and places[0] == 0 and self.ours.begins_with_bos and 0 not in extra:
             yield Finding("missing_bos", 0, 1, f"no BOS {self._shown(ids, 0)} in front")
             places = places[1:]
