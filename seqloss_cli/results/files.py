@@ -6,6 +6,7 @@ Here, too: the differences between the runs of two files that change their numbe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -184,12 +185,10 @@ def _is_of(name: str, format: Format) -> bool:
     """Return whether a file begins as those of the format do; stdin can be read once only."""
     if not format.magic or name == STDIN:
         return False
-    try:
-        with open_input(name) as (stream, _):
-            return bool(stream.read(len(format.magic)) == format.magic)
-    except RowError:
-        # Reported where it is opened to be read.
-        return False
+    # An error is reported where the file is opened to be read.
+    with suppress(RowError), open_input(name) as (stream, _):
+        return bool(stream.read(len(format.magic)) == format.magic)
+    return False
 
 
 POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")

@@ -25,7 +25,7 @@ from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.options import Option, option_fields
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, run_row
+from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
@@ -114,13 +114,8 @@ def _whole_line(stream: BufferedReader) -> Row | None:
 
 
 def _parsed(raw: bytes) -> Row | None:
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        line = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    # Garbage may happen to be JSON, such as a number.
+    line = parse_record(raw) if raw.endswith(b"\n") else None
+    # Garbage may happen to be JSON, such as a number: an error in place of a record.
     return line if isinstance(line, dict) and isinstance(line.get("type"), str) else None
 
 
@@ -279,11 +274,8 @@ def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> N
     # Through JSON, as what is there has been: tuples are lists in it.
     own = orjson.loads(json_bytes(run_row(run)))
     there, here = dict(_flat(recorded)), dict(_flat(own))
-    differences = [
-        _difference(key, there.get(key, _ABSENT), here.get(key, _ABSENT))
-        for key in {**there, **here}
-        if there.get(key, _ABSENT) != here.get(key, _ABSENT)
-    ]
+    pairs = {k: (there.get(k, _ABSENT), here.get(k, _ABSENT)) for k in {**there, **here}}
+    differences = [_difference(key, a, b) for key, (a, b) in pairs.items() if a != b]
     if differences:
         raise UsageError(
             f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "

@@ -125,7 +125,12 @@ def open_sink(
         return
     partial = partial_path(path)
     try:
-        _refuse_what_is_there(path, force, resume)
+        # Again, as before a model was loaded: others may have been here since.
+        if not resume:
+            refuse_to_overwrite(path, force)
+            _end_renaming(path)
+        elif earlier_output(path) == path:
+            raise UsageError(f"{path} came into being meanwhile; run the same command again")
         with _locked(partial, new=not (force or resume), warn=warn) as sink:
             if force:
                 # Only now that it is locked: O_TRUNC would have emptied a file that another writes.
@@ -159,16 +164,6 @@ def _refuse_odd_places(path: Path) -> None:
         raise UsageError(f"-o {path}: there is no directory {path.parent}")
     if path.exists() and not path.is_file():
         raise UsageError(f"-o {path} is no regular file; leave -o out to write to stdout")
-
-
-def _refuse_what_is_there(path: Path, force: bool, resume: bool) -> None:
-    """Look again, as before a model was loaded: others may have been here since."""
-    if resume:
-        if earlier_output(path) == path:
-            raise UsageError(f"{path} came into being meanwhile; run the same command again")
-        return
-    refuse_to_overwrite(path, force)
-    _end_renaming(path)
 
 
 def _end_renaming(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.records import Entry, Item, Rejected, SequenceScore
@@ -95,9 +95,7 @@ def rank_task(
     """Return the order of responses; `without_prompt` scores them without their prompts, too."""
 
     def results(
-        items: Iterable[Item],
-        on_progress: OnProgress,
-        finished: FinishedInputs[Question | Rejected],
+        items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Any]
     ) -> Iterator[Ranking | Rejected]:
         queue = RankingQueue(items, without_prompt, finished.n, finished.on_input)
         # How many pairs the finished questions have is known once they were read: a function.

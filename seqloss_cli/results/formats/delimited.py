@@ -31,7 +31,11 @@ class LineWriter:
     ) -> None:
         """`level` is one of `rows.levels`; any other makes a line of each row."""
         self._view, self._parts = rows.view, rows.levels.get(level)
-        self._lines = _Lines(sink, delimiter)
+        # newline="": line feeds inside texts stay what they are on every system.
+        self._sink, self._buffer = sink, io.StringIO(newline="")
+        self._writer = csv.writer(self._buffer, delimiter=delimiter, lineterminator=_ROW_END)
+        # A terminal would act on what is in a text; a file holds it as it is.
+        self._shown = escape if sink.isatty() else str
         # By name: the later of two keys of one name (`response` of mask) wins, as in JSON.
         keys = {key.name: key for key in rows.keys if key.row_cells()}
         self._keys = list(keys.values())
@@ -43,22 +47,22 @@ class LineWriter:
 
     def begin(self, run: RunInfo) -> None:
         """Write the header."""
-        self._lines.write([self._names])
+        self._write([self._names])
 
     def sequence(self, result: Any, sums: Any) -> None:
         """Write the lines of a result."""
         view = self._view(result, sums)
         row = row_of(self._keys, view)
         if self._parts is None:
-            self._lines.write([self._cells(row)])
+            self._write([self._cells(row)])
         else:
-            self._lines.write(_part_lines((row["id"], row["line"]), self._parts, view))
+            self._write(_part_lines((row["id"], row["line"]), self._parts, view))
 
     def reject(self, rejected: Rejected) -> None:
         """Write a line with the reason."""
         row = rejected_row(rejected)
         whole = self._parts is None
-        self._lines.write([self._cells(row) if whole else [row.get(n) for n in self._names]])
+        self._write([self._cells(row) if whole else [row.get(n) for n in self._names]])
 
     def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
         """Write nothing: the totals are no line."""
@@ -66,6 +70,19 @@ class LineWriter:
     def _cells(self, row: Row) -> list[Cell]:
         values = [(row.get(key.name), key.row_cells().values()) for key in self._ends]
         return [None if value is None else cell(value) for value, cells in values for cell in cells]
+
+    def _write(self, rows: Iterable[Sequence[Cell]]) -> None:
+        for row in rows:
+            self._writer.writerow([self._safe(c) if isinstance(c, str) else c for c in row])
+            line = self._buffer.getvalue().removesuffix(_ROW_END) + "\n"
+            self._sink.write(line.encode())
+            self._buffer.seek(0)
+            self._buffer.truncate()
+        # A run that is killed leaves whole lines.
+        self._sink.flush()
+
+    def _safe(self, text: str) -> str:
+        return self._shown("'" + text if text.startswith(_FORMULA) else text)
 
 
 def _part_lines(
@@ -84,27 +101,3 @@ def _part_lines(
     columns = [first, *(nothing if each is None or each is ABSENT else each for each in others)]
     for cells in zip(*columns, strict=True):
         yield (*head, *cells, None)
-
-
-class _Lines:
-    """Cells to bytes. Where a terminal shows them, texts are escaped; a file holds them as they
-    are."""
-
-    def __init__(self, sink: BinaryIO, delimiter: str) -> None:
-        # newline="": line feeds inside texts stay what they are on every system.
-        self._sink, self._buffer = sink, io.StringIO(newline="")
-        self._writer = csv.writer(self._buffer, delimiter=delimiter, lineterminator=_ROW_END)
-        self._shown = escape if sink.isatty() else str
-
-    def write(self, rows: Iterable[Sequence[Cell]]) -> None:
-        for row in rows:
-            self._writer.writerow([self._safe(c) if isinstance(c, str) else c for c in row])
-            line = self._buffer.getvalue().removesuffix(_ROW_END) + "\n"
-            self._sink.write(line.encode())
-            self._buffer.seek(0)
-            self._buffer.truncate()
-        # A run that is killed leaves whole lines.
-        self._sink.flush()
-
-    def _safe(self, text: str) -> str:
-        return self._shown("'" + text if text.startswith(_FORMULA) else text)

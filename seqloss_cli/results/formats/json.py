@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SPOOLED_IN_MEMORY = 1 << 20
 _RUN_LINE = b'{"type":"run"'
 _LONGEST_LINE = 1 << 30
+_TOO_LONG = RowError("too_long", f"is longer than {_LONGEST_LINE} bytes")
 
 
 class JsonlWriter(s.RowWriter):
@@ -91,7 +93,7 @@ class OpenAIWriter(JsonWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the model's name, and begin the choices."""
-        self._run, self._index = s.json_bytes(asdict(run)), 0
+        self._run, self._index = s.json_bytes(asdict(run)), count()
         model = s.json_bytes(run.model)
         self.sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % model)
 
@@ -105,9 +107,8 @@ class OpenAIWriter(JsonWriter):
                 None if row is None else {entry["token"]: entry["log_prob"] for entry in row}
                 for row in top_log_probs(result, options.name_token)
             ]
-        self._index += 1
         return {
-            "index": self._index - 1,
+            "index": next(self._index),
             "id": sequence.sample.id,
             "text": sequence.text if options.text else None,
             "finish_reason": "length",
@@ -150,9 +151,10 @@ class RankedRows:
         self.n_unordered += not known
         order = ranking.orders[self.by] if known else tuple(range(len(ranking.scored)))
         scores = [ranking.scored[n].score_by(self.by) if known else None for n in order]
-        # Own keys last: other fields of the list are kept, its choices and answers are replaced.
-        row: s.Row = {**(ranking.sample.meta or {}), "id": ranking.sample.id}
-        row |= {
+        row: s.Row = {
+            # Own keys last: other fields of the list are kept, choices and answers are replaced.
+            **(ranking.sample.meta or {}),
+            "id": ranking.sample.id,
             "prompt": choices.prompt,
             "separator": choices.separator,
             "choices": [choices.responses[n] for n in order],
@@ -187,23 +189,11 @@ def read_json(name: str) -> Iterator[tuple[int, Any]]:
                 # What was read is put in front again: stdin cannot be wound back.
                 yield from _of_document(raw + b"\n" + stream.read())
                 return
-            record = _parsed(raw)
+            record = _TOO_LONG if raw is None else s.parse_record(raw)
             yield number, record
             if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:
                 # Files that were joined: the next one's run, behind a last line without its end.
-                yield number, _parsed(raw[at:])
-
-
-def _parsed(raw: bytes | None) -> Any:
-    if raw is None:
-        return RowError("too_long", f"is longer than {_LONGEST_LINE} bytes")
-    if not raw.strip():
-        return RowError("empty_line", "is empty")
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return RowError("torn_row", "is no whole JSON object: cut off or damaged")
-    return record if isinstance(record, dict) else RowError("bad_row", "is no JSON object")
+                yield number, s.parse_record(raw[at:])
 
 
 def _is_document(first_line: bytes) -> bool:

@@ -208,10 +208,6 @@ class Rows(Generic[Result, Sums, Unscored]):
         self.keys = possible(self.options, self.keys)
         self.levels = {name: possible(self.options, keys) for name, keys in self.levels.items()}
 
-    def row(self, result: Result, sums: Sums) -> Row:
-        """Return the JSON object of a result; `sums` are its own."""
-        return row_of(self.keys, self.view(result, sums))
-
     def expected(self, entry: Any, row: Fields) -> Row:
         """Return what the row of an input holds, read again, as far as it is told without a model.
 
@@ -244,8 +240,8 @@ class RowWriter(ABC):
         """Write the totals, the last of all."""
 
     def make_row(self, result: Any, sums: Any) -> Row:
-        """Return the object of a result."""
-        return self.rows.row(result, sums)
+        """Return the object of a result; `sums` are its own."""
+        return row_of(self.rows.keys, self.rows.view(result, sums))
 
     def sequence(self, result: Any, sums: Any) -> None:
         """Write a result, unless totals are all that is asked for."""
@@ -296,6 +292,17 @@ def json_bytes(value: Any) -> bytes:
     return _TERMINAL_CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", raw.decode()).encode()
 
 
+def parse_record(raw: bytes) -> Row | RowError:
+    """Return the JSON object of a line, or the error that stands for it."""
+    if not raw.strip():
+        return RowError("empty_line", "is empty")
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return RowError("torn_row", "is no whole JSON object: cut off or damaged")
+    return record if isinstance(record, dict) else RowError("bad_row", "is no JSON object")
+
+
 def numbers_or_null(values: NDArray[Any], known: Bools) -> list[Any]:
     """Return numbers of shape N where known and finite, else None; whole ones stay whole.
 
@@ -321,11 +328,6 @@ def finite(value: float | None) -> float | None:
 def ints(values: NDArray[Any] | None) -> list[int] | None:
     """Return an array of shape N as a list of N whole numbers; a mask as 0 and 1."""
     return None if values is None else values.astype(np.int64).tolist()
-
-
-def json_cell(value: Any) -> str:
-    """Return a nested value as the text of a CSV cell."""
-    return json_bytes(value).decode()
 
 
 def flags_cell(flags: Fields) -> str:

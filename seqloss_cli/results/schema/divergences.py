@@ -18,7 +18,6 @@ from seqloss_cli.core.records import Bools, Entry, Floats
 from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, check_sum, loss_totals
 
@@ -27,18 +26,18 @@ _AT_MOST, _CUTS = d.OPTIONAL_SUMS[:2], d.OPTIONAL_SUMS[2:]
 
 
 def divergence_rows(
-    options: RowOptions,
+    options: s.RowOptions,
     documents: d.DocumentSums,
-    measured: Callable[[], Row | None],
+    measured: Callable[[], s.Row | None],
     in_part: bool = False,
-) -> Rows[d.DivergenceScore, d.DivergenceTotals, Entry]:
+) -> s.Rows[d.DivergenceScore, d.DivergenceTotals, Entry]:
     """Return the rows of a run of `diverge`.
 
     `documents` are those of the rows, for the totals' intervals; `measured` gives at the end the
     error of a teacher's file that is saved beside. With `in_part` divergences are lower bounds.
     """
 
-    def kept_sums(row: Fields, place: str, entry: Entry) -> d.DivergenceTotals:
+    def kept_sums(row: s.Fields, place: str, entry: Entry) -> d.DivergenceTotals:
         # A mean times a count is not, to the last bit, the sum that was divided by it.
         if any(f"mean_{name}" in row for name in _CUTS):
             raise UsageError(
@@ -50,8 +49,8 @@ def divergence_rows(
         documents.add(found.sums, found.counted_values())
         return found.sums
 
-    def totals_row(sums: d.DivergenceTotals, n_rejected: int, n_empty_lines: int) -> Row:
-        row: Row = {
+    def totals_row(sums: d.DivergenceTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
+        row: s.Row = {
             "n_sequences": sums.n_sequences,
             "n_sequences_scored": sums.n_sequences_scored,
             "n_rejected": n_rejected,
@@ -64,7 +63,7 @@ def divergence_rows(
             row["saved"] = saved
         return row | {"flags": sums.flags}
 
-    return Rows(
+    return s.Rows(
         options,
         DIVERGENCE_KEYS,
         {"token": _TOKEN_COLUMNS},
@@ -75,13 +74,13 @@ def divergence_rows(
     )
 
 
-def _delta_p(totals: d.DivergenceTotals) -> Row:
+def _delta_p(totals: d.DivergenceTotals) -> s.Row:
     mean_square = totals.mean("squared_delta_p")
     root = None if mean_square is None else mean_square**0.5
     return {"mean": totals.mean("delta_p"), "rms": root}
 
 
-def _add_estimates(row: Row, documents: d.DocumentSums) -> None:
+def _add_estimates(row: s.Row, documents: d.DocumentSums) -> None:
     means, deltas, kls = documents.means(), *map(documents.quantiles, ("delta_p", "kl"))
     row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
     row["kl_quantiles"] = {str(q): each.value for q, each in kls.items()}
@@ -95,12 +94,12 @@ def _estimate_name(name: str) -> str:
     return name if name in ("same_top1", "rms_delta_p") else f"mean_{name}"
 
 
-def _sum(name: str, prefix: str, figure: Callable[[d.DivergenceTotals, str], float | None]) -> Key:
+def _sum(name: str, prefix: str, of: Callable[[d.DivergenceTotals, str], float | None]) -> s.Key:
     """Return the key of a sum or its mean; bounds need a saved teacher, cuts two heads."""
 
     def value(view: q.SequenceView) -> Any:
         known = name in d.SUMS or name in view.sums.units or name in view.sums.n_infinite
-        return figure(view.sums, name) if known else ABSENT
+        return of(view.sums, name) if known else s.ABSENT
 
     when = "" if name in d.SUMS else "bounds" if name in _AT_MOST else "teacher"
     return s.real(prefix + name, value, when)
@@ -129,8 +128,7 @@ _SAME_TOP1 = q.token_array(
     "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools
 )
 _SUM_KEYS = (
-    s.whole("n_tokens", "sums.n_tokens"),
-    s.whole("n_scored", "sums.n_scored"),
+    *q.SIZES,
     # Of what heads were cut by, rows hold means only.
     *(_sum(name, "", d.DivergenceTotals.total) for name in (*d.SUMS, *_AT_MOST)),
     *(_sum(name, "mean_", d.DivergenceTotals.mean) for name in (*d.SUMS, *d.OPTIONAL_SUMS)),
@@ -191,7 +189,7 @@ class DivergenceRow:
         return ResultRow(self.row.place, self.row.fields, _totals(self.sums, "kl"), tokens)
 
 
-def read_divergence(fields: Fields, place: str) -> DivergenceRow:
+def read_divergence(fields: s.Fields, place: str) -> DivergenceRow:
     """Return a row with its sums and arrays.
 
     Raises RowError for a field that is missing or of a wrong type, and for impossible figures: a
@@ -214,7 +212,7 @@ def read_divergence(fields: Fields, place: str) -> DivergenceRow:
     return DivergenceRow(row, sums, columns)
 
 
-def _columns(fields: Fields, n: int) -> tuple[dict[str, Floats], Bools]:
+def _columns(fields: s.Fields, n: int) -> tuple[dict[str, Floats], Bools]:
     """Return arrays of N tokens by the names of sums, and which tokens are scored."""
     found: dict[str, Floats] = {}
     for name, key in _COLUMNS.items():
@@ -246,7 +244,7 @@ def _is_figure(value: Any, name: str) -> bool:
     return abs(value) <= 1 if name == "delta_p" else _LEAST <= value < s.LARGEST
 
 
-def _sums(fields: Fields, deltas: Floats | None) -> d.DivergenceTotals:
+def _sums(fields: s.Fields, deltas: Floats | None) -> d.DivergenceTotals:
     """Return the sums of a row; `deltas` are those of its n counted tokens, where they are known.
 
     Without them, sums of the changes are made of the row's means, and so to rounding only.
@@ -296,7 +294,7 @@ def _totals(sums: d.DivergenceTotals, name: str) -> Totals:
 
 
 DIVERGENCE_KINDS = {
-    "diverge": RowKind(
+    "diverge": s.RowKind(
         read_divergence,
         "kl",
         lambda row: None if row.sums.n_infinite.get("kl") else row.sums.units.get("kl", 0),

@@ -17,16 +17,14 @@ from seqloss_cli.core.records import Rejected
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ABSENT, Fields, Key, Row, RowOptions, Rows
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import written_loss
-from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
 
 def mask_rows(
-    options: RowOptions, checked: bool, trainer: bool
-) -> Rows[Mask, MaskTotals, Mask | Rejected]:
+    options: s.RowOptions, checked: bool, trainer: bool
+) -> s.Rows[Mask, MaskTotals, Mask | Rejected]:
     """Return the rows of a run of `mask`; `checked` with labels of a file, or with a trainer's."""
     shown = {"check": checked, "trainer": trainer}
     keys = tuple(key for key in MASK_KEYS if shown.get(key.name, True))
@@ -36,14 +34,14 @@ def mask_rows(
     def view(mask: Mask, sums: MaskTotals) -> q.SequenceView:
         return q.SequenceView(options, mask.sequence, mask.score, sums, mask)
 
-    def of_input(mask: Mask, row: Fields) -> Row:
+    def of_input(mask: Mask, row: s.Fields) -> s.Row:
         sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
         # Through JSON, as what is there has been: tuples are lists in it.
-        made: Row = orjson.loads(s.json_bytes(s.row_of(sure, view(mask, mask_totals(mask)))))
+        made: s.Row = orjson.loads(s.json_bytes(s.row_of(sure, view(mask, mask_totals(mask)))))
         # A key that this input would not have: null, which differs from what is there.
         return dict.fromkeys(name for name in row if name not in ("type", *of_losses)) | made
 
-    return Rows(
+    return s.Rows(
         options,
         keys,
         {"token": _TOKEN_COLUMNS},
@@ -54,7 +52,7 @@ def mask_rows(
     )
 
 
-def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Row:
+def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
     inputs = {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines}
     own = s.row_of(_TOTALS, SimpleNamespace(sums=sums))
@@ -65,7 +63,7 @@ def _turns(view: q.SequenceView) -> Any:
     """Return counts of each turn; with losses, those of the tokens that count."""
     boundary, counts = view.sequence.prompt_boundary, view.sequence.loss_mask
     if boundary is None or not boundary.turns:
-        return ABSENT
+        return s.ABSENT
     rows = [
         q.turn_row(turn) | {"n_counted": int(counts[turn.start : turn.end].sum())}
         for turn in boundary.turns
@@ -76,33 +74,29 @@ def _turns(view: q.SequenceView) -> Any:
     return rows
 
 
-def _findings(findings: Sequence[Finding]) -> list[Row]:
-    return [asdict(finding) for finding in findings]
-
-
 def _trainer(view: q.SequenceView) -> Any:
     trainer = view.result.trainer
     if trainer is None:
-        return ABSENT
+        return s.ABSENT
     theirs = trainer.labels
     return {
         "name": TRAINER_NAME,
         **{n: theirs and getattr(theirs, n).tolist() for n in ("input_ids", "labels")},
         "not_trained": trainer.note,
-        "differences": _findings(view.result.trainer_findings),
+        "differences": [*map(asdict, view.result.trainer_findings)],
     }
 
 
-def _kinds_cell(findings: Sequence[Fields]) -> str:
+def _kinds_cell(findings: Sequence[s.Fields]) -> str:
     return ";".join(str(each["kind"]) for each in findings)
 
 
-def _part(name: str, path: str) -> Key:
+def _part(name: str, path: str) -> s.Key:
     """Return the key of the losses of one part of the tokens; totals of no row have none."""
 
     def value(view: Any) -> Any:
         totals = getattr(view.sums, path)
-        return ABSENT if totals is None else s.attributes(totals, *_LOSS)
+        return s.ABSENT if totals is None else s.attributes(totals, *_LOSS)
 
     return s.nested(name, value, "losses", cells=s.children(*_LOSS))
 
@@ -118,7 +112,7 @@ _LOSSES = (
     _part("all_tokens", "all_tokens"),
     s.real(
         "prompt_share",
-        lambda v: ABSENT if v.sums.all_tokens is None else v.sums.prompt_share,
+        lambda v: s.ABSENT if v.sums.all_tokens is None else v.sums.prompt_share,
         "losses",
     ),
 )
@@ -142,7 +136,7 @@ MASK_KEYS = (
     q.flags_key("sequence.flags"),
     # A second `response`: with --loss the object takes the text's place in the row.
     *_LOSSES,
-    s.nested("check", lambda v: _findings(v.result.findings), cells={"": _kinds_cell}),
+    s.nested("check", lambda v: [*map(asdict, v.result.findings)], cells={"": _kinds_cell}),
     s.nested(
         "trainer",
         _trainer,
@@ -166,7 +160,7 @@ _TOKEN_COLUMNS = (
 """What a line is at `--level token`."""
 
 
-def _kept_totals(row: Fields, with_losses: bool) -> MaskTotals:
+def _kept_totals(row: s.Fields, with_losses: bool) -> MaskTotals:
     """Return the counts of a row that was compared with its input; losses are the row's own."""
     check, trainer = row.get("check"), row.get("trainer")
     differences = [] if trainer is None else trainer["differences"]

@@ -20,7 +20,6 @@ from seqloss_cli.metrics import ranking as r
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ABSENT, ROUNDING, Fields, Key, Row, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, token_losses
 
@@ -57,7 +56,7 @@ class ChoiceView(q.SequenceView):
 class RankingView:
     """A ranking with views of its choices, and their objects."""
 
-    def __init__(self, ranking: r.Ranking, options: RowOptions, keys: Sequence[Key]) -> None:
+    def __init__(self, ranking: r.Ranking, options: s.RowOptions, keys: Sequence[s.Key]) -> None:
         """`keys` are those that choices of the run can have."""
         self.ranking, self.sample, self._keys = ranking, ranking.sample, keys
         chances = _chances(ranking.scored)
@@ -67,7 +66,7 @@ class RankingView:
         ]
 
     @cached_property
-    def choices(self) -> list[Row]:
+    def choices(self) -> list[s.Row]:
         """Return an object for each choice, in the order of the input."""
         return [s.row_of(self._keys, view) for view in self.views]
 
@@ -78,7 +77,7 @@ def _chances(choices: Sequence[r.ChoiceFigures]) -> list[float | None]:
     return [None] * len(choices) if found is None else found.tolist()
 
 
-def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> Row:
+def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
     return {
         "n_sequences": totals.n_rows,
@@ -103,7 +102,7 @@ _TOKENS = s.texts(
 _TOKEN_LOSSES = s.reals("token_losses", lambda v: s.numbers_or_null(*v.losses), "tokens", length=0)
 _FLAGS = q.flags_key(lambda v: score_flags(v.score))
 CHOICE_KEYS = (
-    s.text("response", "sequence.sample.pair.response", "text"),
+    s.text("response", "sample.pair.response", "text"),
     s.real("log_prob", lambda v: s.finite(v.result.log_prob)),
     s.real("probability", "probability"),
     *(s.whole(name, f"result.{name}") for name in _LENGTHS),
@@ -127,14 +126,14 @@ CHOICE_KEYS = (
     ),
     s.text(
         "text",
-        lambda v: v.token_bytes.text.decode() if v.token_bytes else ABSENT,
+        lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT,
         "tokens text",
     ),
 )
 """Of a choice, in the order of its object."""
 _PROMPT = (
     s.text("prompt", "sample.choices.prompt", "text"),
-    s.text("separator", lambda v: v.sample.choices.separator or ABSENT, "text"),
+    s.text("separator", lambda v: v.sample.choices.separator or s.ABSENT, "text"),
 )
 _ANSWERS = s.wholes("answers", lambda v: v.sample.choices.answers and [*v.sample.choices.answers])
 RANK_KEYS = (
@@ -151,23 +150,23 @@ RANK_KEYS = (
 """Of a row, in the order of its JSON object."""
 
 
-def _column(key: Key, values: Callable[[RankingView], Sequence[Any]]) -> Key:
+def _column(key: s.Key, values: Callable[[RankingView], Sequence[Any]]) -> s.Key:
     (cell,) = key.row_cells().values()
-    unknown = (None, ABSENT)
+    unknown = (None, s.ABSENT)
     return replace(key, value=lambda v: [None if x in unknown else cell(x) for x in values(v)])
 
 
-def _of_row(name: str) -> Key:
+def _of_row(name: str) -> s.Key:
     """Return a column that is the same for all choices of a row."""
     key = next(key for key in RANK_KEYS if key.name == name)
     return _column(key, lambda v: [key.value(v)] * len(v.views))
 
 
-def _of_choices(key: Key) -> Key:
+def _of_choices(key: s.Key) -> s.Key:
     return _column(key, lambda v: [each.get(key.name) for each in v.choices])
 
 
-def _score_columns(score: str) -> tuple[Key, Key]:
+def _score_columns(score: str) -> tuple[s.Key, s.Key]:
     """Return the columns of a score, and of the place that it gives a choice: 1 is the best."""
 
     def places(view: RankingView) -> list[int] | None:
@@ -187,7 +186,7 @@ def _is_answer(view: RankingView) -> list[int] | None:
     return None if answers is None else [int(n in answers) for n in range(len(view.views))]
 
 
-def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> Key:
+def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> s.Key:
     """Return a column of the tokens of all choices, from the view of each; None is unknown."""
 
     def cells(view: RankingView) -> list[Any]:
@@ -196,7 +195,7 @@ def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> Key:
     return s.reals(name, cells)
 
 
-RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
+RANK_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
     "choice": (
         s.wholes("choice", lambda v: range(len(v.choices))),
         *map(_of_row, ("source", "prompt", "separator")),
@@ -221,10 +220,10 @@ RANK_LEVELS: Mapping[str, tuple[Key, ...]] = {
 """Parts of a row that a line can be of, to their columns."""
 
 
-def ranking_rows(options: RowOptions) -> Rows[r.Ranking, RankTotals, r.Question | Rejected]:
+def ranking_rows(options: s.RowOptions) -> s.Rows[r.Ranking, RankTotals, r.Question | Rejected]:
     """Return the rows of a run of `rank`."""
     choice_keys = s.possible(options, CHOICE_KEYS)
-    return Rows(
+    return s.Rows(
         options,
         RANK_KEYS,
         RANK_LEVELS,
@@ -254,7 +253,7 @@ class RankedChoice:
 class RankedRow:
     """A question as a results file of `rank` tells of it."""
 
-    fields: Fields
+    fields: s.Fields
     """The row as it was written, but for the choices."""
     choices: tuple[RankedChoice, ...]
     orders: Mapping[str, tuple[int, ...]]
@@ -271,7 +270,7 @@ class RankedRow:
         return [score for score in found if score is not None]
 
 
-def read_ranking(fields: Fields, place: str) -> RankedRow:
+def read_ranking(fields: s.Fields, place: str) -> RankedRow:
     """Return a row with its choices.
 
     Raises RowError for a field that is missing or of a wrong type, and for impossible figures:
@@ -303,12 +302,12 @@ def read_ranking(fields: Fields, place: str) -> RankedRow:
     return RankedRow(kept, choices, orders, answers, right, counts)
 
 
-def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoice:
+def _choice(fields: s.Fields, orders: Mapping[str, Any], place: str) -> RankedChoice:
     flags, written = s.flags_of(fields), s.typed(fields, "scores", Mapping, " of a choice")
     log_prob = s.figure(fields, "log_prob")
     if log_prob is None and "inf_loss" not in flags:
         raise RowError("impossible", "a choice has no log_prob, and no flag inf_loss that says why")
-    if log_prob is not None and log_prob > ROUNDING:
+    if log_prob is not None and log_prob > s.ROUNDING:
         raise RowError("impossible", f"a choice's log_prob is {log_prob}: above that of certainty")
     figures = r.ChoiceFigures(
         log_prob=-math.inf if log_prob is None else log_prob,
@@ -323,7 +322,7 @@ def _choice(fields: Fields, orders: Mapping[str, Any], place: str) -> RankedChoi
     return RankedChoice(figures, s.number(fields, "probability"), response, flags, row)
 
 
-def _alone_of(fields: Fields, key: str, known: bool) -> float | None:
+def _alone_of(fields: s.Fields, key: str, known: bool) -> float | None:
     """Return a log-probability, nats; null is infinite where the row has an order by it."""
     value = s.number(fields, key)
     return -math.inf if value is None and known else value
@@ -336,7 +335,7 @@ def _check_figure(name: str, written: float | None, found: float | None) -> None
         raise RowError("impossible", f"a choice's {name} is {written}, not {found}")
 
 
-def _tokens_of(fields: Fields, figures: r.ChoiceFigures, place: str) -> ResultRow:
+def _tokens_of(fields: s.Fields, figures: r.ChoiceFigures, place: str) -> ResultRow:
     written = fields.get("token_losses")
     if written is None:
         return ResultRow(place, {"id": place}, Totals(), None)
@@ -355,7 +354,7 @@ def _tokens_of(fields: Fields, figures: r.ChoiceFigures, place: str) -> ResultRo
     return ResultRow(place, s.with_arrays(kept), Totals(), tokens)
 
 
-def _answers(fields: Fields, n_choices: int) -> tuple[int, ...] | None:
+def _answers(fields: s.Fields, n_choices: int) -> tuple[int, ...] | None:
     if fields.get("answers") is None:
         return None
     written = _filled(fields, "answers")
@@ -365,12 +364,12 @@ def _answers(fields: Fields, n_choices: int) -> tuple[int, ...] | None:
     return tuple(written)
 
 
-def _check(fields: Fields, name: str, found: Any) -> None:
+def _check(fields: s.Fields, name: str, found: Any) -> None:
     if fields.get(name) != found:
         raise RowError("impossible", f"field {name!r} is not what its scores and answers make it")
 
 
-def _filled(fields: Fields, name: str) -> list[Any]:
+def _filled(fields: s.Fields, name: str) -> list[Any]:
     """Return a field that is a list with something in it."""
     written: list[Any] = s.typed(fields, name, list)
     if not written:
@@ -379,18 +378,18 @@ def _filled(fields: Fields, name: str) -> list[Any]:
 
 
 RANKING_KINDS = {
-    "rank": RowKind(read_ranking, "n_choices", lambda row: to_units(float(len(row.choices))))
+    "rank": s.RowKind(read_ranking, "n_choices", lambda row: to_units(float(len(row.choices))))
 }
 
 
-def _of_input(entry: r.Question, row: Fields) -> Row:
+def _of_input(entry: r.Question, row: s.Fields) -> s.Row:
     """Return what the row of a question holds, as far as it can be told without scores."""
     assert entry.sample.choices is not None
     refused = next((each for each in entry.entries if isinstance(each, Rejected)), None)
     if refused is not None:
         return {"type": "rejected", **s.row_of(q.SAMPLE, entry), "reason": refused.reason}
     responses = entry.sample.choices.responses
-    own: list[Row] = [{"response": y, "n_bytes": len(y.encode())} for y in responses]
+    own: list[s.Row] = [{"response": y, "n_bytes": len(y.encode())} for y in responses]
     written = row.get("choices") or ()
     # With the figures that are there, which `sums_of` checks as any that are read back.
     if len(written) == len(own):
@@ -399,7 +398,7 @@ def _of_input(entry: r.Question, row: Fields) -> Row:
     return {**found, "choices": own}
 
 
-def _kept_totals(row: Fields, place: str, entry: r.Question | Rejected) -> RankTotals:
+def _kept_totals(row: s.Fields, place: str, entry: r.Question | Rejected) -> RankTotals:
     """Return the counts of a row; how many tokens its choices have, the inputs tell again."""
     assert isinstance(entry, r.Question)
     return replace(read_ranking(row, place).counts, n_tokens=entry.n_tokens)

@@ -19,7 +19,6 @@ from seqloss_cli.metrics import chain_rule as c
 from seqloss_cli.metrics import totals as t
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ABSENT, Key, Row
 from seqloss_cli.results.schema import sequences as q
 
 _RULE = ("log_prob_x", "log_prob_y_given_x", "log_prob_xy")
@@ -70,7 +69,7 @@ class ScoreView(q.SequenceView):
         return flags
 
 
-def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> Row:
+def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> s.Row:
     """Return the totals of a run, with the counts of what was not scored."""
     own = partial(s.attributes, totals)
     # The order of keys is part of the file: what is resumed is to be the same byte for byte.
@@ -89,7 +88,7 @@ def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> Row:
     return row | {"flags": t.corpus_flags(totals)}
 
 
-def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[Row] | None]:
+def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[s.Row] | None]:
     """Return for each scored token its K alternatives, best first; log-probabilities in nats."""
     assert score.top_ids is not None
     assert score.top_log_probs is not None
@@ -108,14 +107,14 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
     ]
 
 
-def _text_count(name: str) -> Key:
+def _text_count(name: str) -> s.Key:
     """Return the key of a count that is null of a row without a text: it is not known."""
     return s.whole(name, lambda v: None if v.sums.n_without_text else getattr(v.sums, name))
 
 
 def _n_inf_losses_y(view: ScoreView) -> Any:
     alone = view.sums.response_only
-    return ABSENT if alone is None or not alone.n_infinite else alone.n_infinite
+    return s.ABSENT if alone is None or not alone.n_infinite else alone.n_infinite
 
 
 def _turns(view: ScoreView) -> Any:
@@ -124,26 +123,23 @@ def _turns(view: ScoreView) -> Any:
         | {"n_scored": each.n_scored, "loss": each.loss, "mean_loss": each.mean_loss}
         for each in c.turn_scores(view.score)
     ]
-    return found or ABSENT
+    return found or s.ABSENT
 
 
-def _separate(totals: t.Totals) -> Any:
+def _or_absent(value: Callable[[t.Totals], Any]) -> Callable[[ScoreView], Any]:
+    """Return a value of the sums; ABSENT where prompt and response are not tokenized apart."""
+    return lambda v: s.ABSENT if v.sums.separate_tokenization is None else value(v.sums)
+
+
+def _separate(totals: t.Totals) -> s.Row:
     """Return the same responses with prompt and response tokenized apart."""
-    apart = totals.separate_tokenization
-    if apart is None:
-        return ABSENT
     # Without its own bytes and words: the text is that of the pair.
     names = {"n_scored": "n_scored", "loss": "total_loss", "mean_loss": "mean_loss"}
     names["log_prob_y_given_x"] = "log_prob"
-    return {name: getattr(apart, own) for name, own in names.items()}
+    return {name: getattr(totals.separate_tokenization, own) for name, own in names.items()}
 
 
-def _separate_minus_joint(view: ScoreView) -> Any:
-    apart = view.sums.separate_tokenization
-    return ABSENT if apart is None else c.boundary_difference(view.sums)
-
-
-def _column_key(column: TokenColumn) -> Key:
+def _column_key(column: TokenColumn) -> s.Key:
     # Rows have no such key where nothing of them was scored: no window came to the backend.
     name, when = column.name, f"tokens {column.name}"
     if column.kind == "alternatives":
@@ -154,7 +150,7 @@ def _column_key(column: TokenColumn) -> Key:
 
 def _alternatives(view: ScoreView) -> Any:
     known = view.score.top_ids is not None
-    return top_log_probs(view.score, view.options.name_token) if known else ABSENT
+    return top_log_probs(view.score, view.options.name_token) if known else s.ABSENT
 
 
 def _of_words(value: Callable[[WordLosses], Any]) -> Callable[[ScoreView], Any]:
@@ -162,7 +158,7 @@ def _of_words(value: Callable[[WordLosses], Any]) -> Callable[[ScoreView], Any]:
     return lambda view: None if view.words is None else value(view.words)
 
 
-def _region_objects(view: ScoreView) -> list[Row] | None:
+def _region_objects(view: ScoreView) -> list[s.Row] | None:
     if view.regions is None:
         return None
     names, entries = view.region_columns.keys(), zip(*view.region_columns.values(), strict=True)
@@ -177,13 +173,13 @@ _CONTEXTS = q.token_array(
     s.wholes,
     bulky=True,
 )
-_WORDS = s.texts("words", _of_words(lambda w: w.words), "words", bulky=True)
-_WORD_LOSSES = s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True)
-_CORRECTED = s.reals(
-    "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
-)
-_SPANS = s.spans(
-    "word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True
+_WORDS, _WORD_LOSSES, _CORRECTED, _ = _WORD_KEYS = (
+    s.texts("words", _of_words(lambda w: w.words), "words", bulky=True),
+    s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True),
+    s.reals(
+        "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
+    ),
+    s.spans("word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True),
 )
 SCORE_KEYS = (
     *q.HEAD,
@@ -198,14 +194,13 @@ SCORE_KEYS = (
     s.nested("turns", _turns, "pairs", bulky=True),
     s.nested(
         "separate",
-        lambda v: _separate(v.sums),
+        _or_absent(_separate),
         "compared",
         cells=s.children("n_scored", "loss", "mean_loss", "log_prob_y_given_x"),
     ),
-    s.real("separate_minus_joint", _separate_minus_joint, "compared"),
+    s.real("separate_minus_joint", _or_absent(c.boundary_difference), "compared"),
     s.real("loss", "sums.total_loss", "pairs"),
-    s.whole("n_tokens", "sums.n_tokens"),
-    s.whole("n_scored", "sums.n_scored"),
+    *q.SIZES,
     *(_text_count(name) for name in t.TEXT_COUNTS),
     *(s.real(name, f"sums.{name}") for name in t.RATES),
     q.flags_key("flags"),
@@ -215,16 +210,13 @@ SCORE_KEYS = (
     *q.MASKS,
     *(_column_key(column) for column in COLUMNS),
     _CONTEXTS,
-    _WORDS,
-    _WORD_LOSSES,
-    _CORRECTED,
-    _SPANS,
+    *_WORD_KEYS,
     s.nested("regions", _region_objects, "regions", bulky=True),
 )
 """Of a row, in the order of its JSON object."""
 
 
-def _bits(key: Key) -> Key:
+def _bits(key: s.Key) -> s.Key:
     def value(view: ScoreView) -> Any:
         nats = key.value(view)
         return nats and [None if loss is None else loss / math.log(2) for loss in nats]
@@ -232,17 +224,17 @@ def _bits(key: Key) -> Key:
     return s.reals("bits", value)
 
 
-def _asked(name: str) -> Key:
+def _asked(name: str) -> s.Key:
     """Return the column of what an input says of all its regions."""
     value = attrgetter(f"sample.regions.{name}")
     return s.texts(name, lambda v: [value(v)] * len(v.regions.regions))
 
 
-def _region(name: str, when: str = "") -> Key:
+def _region(name: str, when: str = "") -> s.Key:
     return s.reals(name, lambda v: v.region_columns[name], when)
 
 
-SCORE_LEVELS: Mapping[str, tuple[Key, ...]] = {
+SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
     "token": (
         *q.TOKEN,
         q.PART,

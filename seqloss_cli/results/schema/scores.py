@@ -18,7 +18,6 @@ from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SequenceScore
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
 from seqloss_cli.results import schema as s
-from seqloss_cli.results.schema import ROUNDING, Fields, RowKind, RowOptions, Rows
 from seqloss_cli.results.schema.score_keys import SCORE_KEYS, SCORE_LEVELS, ScoreView, totals_row
 from seqloss_cli.results.schema.sequences import of_input
 
@@ -27,9 +26,9 @@ _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_
 _BULKY = frozenset(key.name for key in SCORE_KEYS if key.bulky)
 
 
-def score_rows(options: RowOptions) -> Rows[SequenceScore, Totals, Entry]:
+def score_rows(options: s.RowOptions) -> s.Rows[SequenceScore, Totals, Entry]:
     """Return the rows of a run of `score` or `cond`."""
-    return Rows(
+    return s.Rows(
         options,
         SCORE_KEYS,
         SCORE_LEVELS,
@@ -52,7 +51,7 @@ class TokenLosses:
     """Shape N: scored, and the loss counts in the totals."""
 
     @classmethod
-    def of(cls, losses: Floats, scored: Bools, row: Fields) -> TokenLosses:
+    def of(cls, losses: Floats, scored: Bools, row: s.Fields) -> TokenLosses:
         """Return the arrays of a row, shape N, nats; its mask may leave tokens out."""
         mask = row.get("loss_mask")
         counted = scored if mask is None else scored & np.array(mask, dtype=bool)
@@ -75,7 +74,7 @@ class ResultRow:
 
     place: str
     """file:line, for messages."""
-    fields: Fields
+    fields: s.Fields
     """The row as it was written, but for texts and for arrays that nobody asks for again: rows may
     have to wait for their partners in another file."""
     totals: Totals
@@ -100,7 +99,7 @@ class ResultRow:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
+def read_row(fields: s.Fields, place: str, top1: bool = False, whole: bool = False) -> ResultRow:
     """Return a row; `top1` asks for the first of the alternatives, `whole` for texts and arrays.
 
     Raises RowError for a field that is missing or of a wrong type, and for impossible figures:
@@ -122,7 +121,7 @@ def read_row(fields: Fields, place: str, top1: bool = False, whole: bool = False
     return ResultRow(place, s.with_arrays(kept), totals, tokens, found)
 
 
-def totals_of_row(row: Fields) -> Totals:
+def totals_of_row(row: s.Fields) -> Totals:
     """Return the sums of one sequence, to the last bit those that `metrics.totals_of` made of it.
 
     Of how many losses are infinite the row only tells that some are: the sums are null either way.
@@ -156,12 +155,12 @@ def loss_totals(n_scored: int, total: float | None, **others: Any) -> Totals:
     )
 
 
-def written_loss(row: Fields, name: str) -> Totals:
+def written_loss(row: s.Fields, name: str) -> Totals:
     """Return the sums of an object that says how many tokens are scored, and their loss."""
     return loss_totals(s.count(row, "n_scored"), s.figure(row, name))
 
 
-def _pair_counts(row: Fields) -> dict[str, Any]:
+def _pair_counts(row: s.Fields) -> dict[str, Any]:
     if row.get("n_response_tokens") is None:
         return {}
     boundary, n_response = row.get("boundary"), s.count(row, "n_response_tokens")
@@ -178,7 +177,7 @@ def _pair_counts(row: Fields) -> dict[str, Any]:
     }
 
 
-def _response_only(row: Fields, n_response: int) -> Totals | None:
+def _response_only(row: s.Fields, n_response: int) -> Totals | None:
     """Return None where the response could not be scored alone (rule 14)."""
     value = s.number(row, "log_prob_y")
     if value is None and not row.get("n_inf_losses_y"):
@@ -187,7 +186,7 @@ def _response_only(row: Fields, n_response: int) -> Totals | None:
     return loss_totals(n_response, None if value is None else 0.0 - value)
 
 
-def token_losses(row: Fields, n: int) -> TokenLosses | None:
+def token_losses(row: s.Fields, n: int) -> TokenLosses | None:
     """Return arrays of the row's `n` tokens, nats; None where it was written without them.
 
     Raises RowError for an impossible loss.
@@ -207,7 +206,7 @@ def token_losses(row: Fields, n: int) -> TokenLosses | None:
     return TokenLosses.of(np.where(scored, losses, 0.0), scored, row)
 
 
-def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
+def _top1_of(row: s.Fields, tokens: TokenLosses) -> Top1 | None:
     """Return arrays of N tokens; raises RowError where a token that counts has no alternative."""
     written, n = row.get("top_logprobs"), len(tokens.losses)
     if written is None or row.get("token_ids") is None:
@@ -224,7 +223,7 @@ def _top1_of(row: Fields, tokens: TokenLosses) -> Top1 | None:
         except (TypeError, LookupError, ValueError, OverflowError):
             raise RowError("wrong_type", f"top_logprobs holds nothing at token {place}") from None
     # A little above 1 is rounding; NaN compares false, and is refused.
-    if not (log_probs <= ROUNDING).all():
+    if not (log_probs <= s.ROUNDING).all():
         raise RowError("impossible", "an alternative has a probability above 1")
     return Top1(ids, np.exp(np.minimum(log_probs, 0.0)))
 
@@ -240,12 +239,12 @@ def check_sum(
         raise RowError("impossible", f"{name} is {total}, and {of_tokens} sum to {found}")
 
 
-def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, RowKind[ResultRow]]:
+def loss_kinds(top1: bool = False, whole: bool = False) -> dict[str, s.RowKind[ResultRow]]:
     """Return how rows of `score` and `cond` are read back.
 
     `top1` asks for the most probable token at each token, `whole` for texts and all arrays, too.
     """
-    kind = RowKind(
+    kind = s.RowKind(
         lambda record, place: read_row(record, place, top1, whole),
         "total_loss",
         lambda row: None if row.totals.n_infinite else row.totals.loss_units,

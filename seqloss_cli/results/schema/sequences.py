@@ -164,7 +164,7 @@ TEXTS = (
 META = s.nested(
     "meta",
     lambda v: ABSENT if v.sample.meta is None else v.sample.meta,
-    cells={"": s.json_cell},
+    cells={"": lambda meta: s.json_bytes(meta).decode()},
     checked=True,
 )
 """Fields that are carried through from an input's row."""
@@ -176,6 +176,7 @@ RESPONSE_SHA256 = s.text(
     checked=True,
 )
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
+SIZES = (s.whole("n_tokens", "sums.n_tokens"), s.whole("n_scored", "sums.n_scored"))
 HEAD = (*IDENTITY, *TEXTS, META, *ENDS)
 """The first keys of every row of a sequence."""
 TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
