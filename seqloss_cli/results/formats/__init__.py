@@ -177,10 +177,7 @@ FORMATS: Mapping[str, Format] = {
         Format("jsonl", partial(_write, "jsonl"), _read_json, resumable=True),
         # Its files end in .json, which names the format above.
         Format(
-            "openai",
-            partial(_write, "openai"),
-            has_extension=False,
-            conflicts=_openai_conflicts,
+            "openai", partial(_write, "openai"), has_extension=False, conflicts=_openai_conflicts
         ),
         Format(
             "parquet",

@@ -125,9 +125,7 @@ CHOICE_KEYS = (
         length=1,
     ),
     s.text(
-        "text",
-        lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT,
-        "tokens text",
+        "text", lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT, "tokens text"
     ),
 )
 """Of a choice, in the order of its object."""
