@@ -74,16 +74,6 @@ class TokenDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class SideTotals:
-    """One model's losses over the rows that are compared."""
-
-    total_loss: float | None
-    """Nats; None where no row can be compared."""
-    per_unit: Estimate
-    """Nats per token or byte."""
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """B against A: differences are B - A, so that a negative one means that B is lower."""
 
@@ -94,8 +84,10 @@ class Comparison:
     n_documents: int
     n_units: int
     """Scored tokens or bytes of the rows that are compared."""
-    a: SideTotals
-    b: SideTotals
+    totals: Sequence[float | None]
+    """Losses of A and of B, nats; None where no row can be compared."""
+    means: Sequence[Estimate]
+    """Losses of A and of B, nats per token or byte."""
     difference: Estimate
     """Nats per unit: total difference over total units, with the linearised interval."""
     bootstrap: Estimate
@@ -223,9 +215,10 @@ class _Pair:
         clusters = np.array(self._a.clusters) if options.cluster and len(a) else None
         # per unit, so that a long document is no difference for its length alone
         ties = np.abs(d) <= TIE * units
+        totals: Sequence[float | None] = [math.fsum(y.tolist()) for y in (a, b)]
         if not len(a):
             difference = bootstrap = unknown(None, 0, "no rows to compare")
-            sides = [SideTotals(None, difference)] * 2
+            totals, means = (None, None), [difference, difference]
         else:
             difference, *means = (
                 ratio_estimate(y, units, clusters, options.confidence) for y in (d, a, b)
@@ -233,8 +226,6 @@ class _Pair:
             bootstrap = resampling.bootstrap_ratio(
                 d, units, options.bootstrap, options.seed, clusters, options.confidence
             )
-            totals = (math.fsum(y.tolist()) for y in (a, b))
-            sides = [SideTotals(*each) for each in zip(totals, means, strict=True)]
         if len(a) == 1 and self._only is not None:
             block = resampling.default_block(len(self._only))
             difference = bootstrap = resampling.block_bootstrap(
@@ -246,8 +237,8 @@ class _Pair:
             unit="token" if by_token else "byte",
             n_documents=len(a),
             n_units=int(units.sum()),
-            a=sides[0],
-            b=sides[1],
+            totals=totals,
+            means=means,
             difference=difference,
             bootstrap=bootstrap,
             test=test,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seqloss_cli.analysis.compare import TIE, CompareOptions, Comparison, Comparisons, SideTotals
+from seqloss_cli.analysis.compare import TIE, CompareOptions, Comparison, Comparisons
 from seqloss_cli.analysis.joining import JoinReport
 from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.analysis.summarize import GroupSummary, Summary, SummaryOptions
@@ -144,8 +144,8 @@ def _left_out(report: JoinReport, files: Sequence[ResultsFile]) -> Row:
 def comparison_row(pair: Comparison, files: Sequence[ResultsFile]) -> Row:
     """Return what a document says of two models."""
     return {
-        "a": _side(files[pair.first], pair.a),
-        "b": _side(files[pair.second], pair.b),
+        "a": _side(files[pair.first], pair.totals[0], pair.means[0]),
+        "b": _side(files[pair.second], pair.totals[1], pair.means[1]),
         "unit": f"nats per {pair.unit}",
         "n_documents": pair.n_documents,
         f"n_{pair.unit}s": pair.n_units,
@@ -171,13 +171,9 @@ def test_method(pair: Comparison) -> str:
     return f"sign-flip permutation of documents, {how}, two-sided"
 
 
-def _side(file: ResultsFile, side: SideTotals) -> Row:
-    return {
-        "file": file.name,
-        "model": file.run.get("model"),
-        "total_loss": side.total_loss,
-        "loss_per_unit": asdict(side.per_unit),
-    }
+def _side(file: ResultsFile, total: float | None, mean: Estimate) -> Row:
+    run = {"file": file.name, "model": file.run.get("model")}
+    return run | {"total_loss": total, "loss_per_unit": asdict(mean)}
 
 
 def objective_json(

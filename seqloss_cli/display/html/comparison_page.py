@@ -212,10 +212,9 @@ def _charts(
 
 
 def _totals(compared: Comparison, summaries: Sequence[Summary]) -> page.Table:
-    unit, sides = compared.unit, (compared.a, compared.b)
-    totals = [side.total_loss for side in sides]
+    unit, totals = compared.unit, compared.totals
     gap = None if None in totals else (totals[1] or 0.0) - (totals[0] or 0.0)
-    means = (compared.a.per_unit, compared.b.per_unit, compared.difference)
+    means = (*compared.means, compared.difference)
     rows: list[page.TableRow] = [
         [f"loss per {unit}", *map(Cell.of, means)],
         ["total loss", *(Cell(total, 3) for total in (*totals, gap))],

@@ -76,12 +76,9 @@ def _figures(
 ) -> RenderableType:
     a, b = _names(pair, names)
     table = fmt.figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
-    for name, mean in (
-        (f"{a}, ", pair.a.per_unit),
-        (f"{b}, ", pair.b.per_unit),
-        ("difference, ", pair.difference),
-    ):
-        label = Text(f"{name}{unit} per {pair.unit}")
+    means = (*pair.means, pair.difference)
+    for name, mean in zip((a, b, "difference"), means, strict=True):
+        label = Text(f"{name}, {unit} per {pair.unit}")
         table.add_row(label, unit.text(mean.value), unit.interval(mean))
     table.add_row("  by bootstrap", "", unit.interval(pair.bootstrap))
     if pair.n_documents > 1:
