@@ -252,30 +252,24 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """The batches that it takes, and the quantities that it gives."""
-        ...
 
     @property
     def warnings(self) -> Sequence[str]:
         """Messages for stderr on how the model is run."""
-        ...
 
     @property
     def n_too_large(self) -> int:
         """Batches so far that did not fit in memory."""
-        ...
 
     def vocab_size(self) -> int:
         """Return the number of token ids that its distributions are over."""
-        ...
 
     def describe(self) -> Mapping[str, Any]:
         """Return its part of the run record: fields of `RunInfo` (`model`, `dtype`, `path`, …), and
         as `versions` those of the packages that only this model needs."""
-        ...
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +282,7 @@ class LoadedTokenizer:
     """From the model's text configuration."""
     eos_id: int | None = None
     n_ids: int
-    """Ids that the model embeds; without a model those of its configuration."""
+    """Number of ids that the model embeds; without a model, of its configuration."""
     max_context: int | None = None
     """The longest sequence that the configuration names, in tokens."""
     max_context_key: str | None = None

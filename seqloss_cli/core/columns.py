@@ -105,7 +105,7 @@ COLUMNS = (
         is_standard=True,
     ),
 )
-"""What users can ask for, in the order of keys and columns."""
+"""Quantities that users can ask for, in the order of keys and columns."""
 
 WORD_BOUNDARIES = TokenColumn("word_boundary_log_probs", "--word-correction", "internal")
 """Log-probabilities of word boundaries: N + 1 x 3, the last row for what follows the last token."""

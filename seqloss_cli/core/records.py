@@ -22,7 +22,7 @@ EosOrigin = Literal["appended", "text", "none"]
 Boundary = Literal["clean", "merged", "differs"]
 
 SCHEMA_VERSION = 1
-"""Of the JSON that is written; a reader refuses what is newer than it knows."""
+"""Version of the JSON that is written; a reader refuses a newer one than it knows."""
 # Labels are unshifted: labels[t] belongs to x_t. Trainers shift them inside the model.
 IGNORED = -100
 """The label of a position that is not scored, as trainers write it."""
@@ -137,7 +137,7 @@ class Rejected:
 
 
 Item = Sample | Rejected
-"""What reading gives."""
+"""A result of reading: an input, or its rejection."""
 
 
 def rejection(sample: Sample, reason: str, message: str) -> Rejected:
@@ -297,6 +297,7 @@ class SequenceScore:
         """Shape N: a loss exists and counts. Totals, means and rates are over exactly these."""
         return self.scored & self.sequence.loss_mask
 
+    # Public since the first release, for scripts. Later quantities are in `columns` alone.
     @property
     def ranks(self) -> Ints | None:
         """Shape N: 1 is the most probable token. None where they were not asked for."""
@@ -319,5 +320,6 @@ class SequenceScore:
 
 
 Entry = TokenSequence | Rejected
-"""What tokenizing gives."""
+"""A result of tokenizing: the tokens of a sample, or its rejection."""
 Outcome = SequenceScore | Rejected
+"""A result of scoring: the score of a sample, or its rejection."""

@@ -34,9 +34,12 @@ from seqloss_cli.scoring.prefetch import prefetch
 
 FIRST_BLOCK_ROWS, LARGEST_BLOCK_ROWS = 1, 1024
 FIRST_SHARED_ROWS = 256
-"""Where common prefixes are shared, rows wait for others that begin alike."""
+"""Rows of the first block where common prefixes are shared: rows wait for others that begin
+alike."""
 BLOCK_BYTES = 1 << 20
 OnProgress = Callable[[int, float, Item], None]
+"""Told of tokens as they are scored: their number, the share of the block that is done, and the
+block's last item."""
 Tokenize = Callable[[Sequence[Sample]], list[Entry]]
 
 
@@ -59,8 +62,7 @@ def score_samples(
     n_finished: int | Callable[[], int] = 0,
     on_finished: Callable[[Entry], None] = ignore_finished,
 ) -> Iterator[Outcome]:
-    """Yield a score or a rejection for each item, in order. `on_progress` is told of tokens as they
-    are scored: their number, the share of the block that is done, and the block's last item.
+    """Yield a score or a rejection for each item, in order.
 
     The first `n_finished` items were scored by an earlier run: `on_finished` is told of them. Where
     that number is known only as items are read, it is asked for at each block, of those so far.

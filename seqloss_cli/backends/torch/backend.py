@@ -104,21 +104,20 @@ class TorchBackend:
             raise RunError(f"{name} is run one way only, which cannot be compiled: --compile off")
         ids = probe_ids(min(24, self.selector.longest) + 1, self.selector.n_ids)
         probes = [probe_of(ids), probe_of(ids[: len(ids) // 2 + 1])]
-        expected = self.selector.losses(probes)
+        expected = np.concatenate(self.selector.losses(probes))
         try:
             self.model_forward.compiled = compiled_forwards(self.model_forward.backbone)
-            found = self.selector.losses(probes)
-            equal = self.selector.equal(np.concatenate(found), np.concatenate(expected))
+            if not self.selector.equal(np.concatenate(self.selector.losses(probes)), expected):
+                raise RunError(f"{name} gives other losses when it is compiled: --compile off")
         except Exception as error:  # no compiler, no headers, an operator it does not know, …
             self.stop_compiled()
+            if isinstance(error, RunError):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise RunError(
                 f"{name} cannot be compiled here ({type(error).__name__}: {reason}): --compile off "
                 "does without"
             ) from error
-        if not equal:
-            self.stop_compiled()
-            raise RunError(f"{name} gives other losses when it is compiled: --compile off")
 
     def stop_compiled(self) -> None:
         """Run the layers uncompiled again."""

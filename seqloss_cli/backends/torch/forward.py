@@ -93,9 +93,9 @@ class ModelForward:
         )
 
     def _width(self, hidden_1D: Tensor) -> int:
-        """The number of logits that the head gives."""
-        # A head that is run in blocks has one for each row of its matrix: another width would show
-        # at its last block.
+        """Return the number of logits that the head gives."""
+        # One for each row of its matrix, where it is run in blocks; were it not so, the last block
+        # would have another width, which is an error.
         if self.in_blocks:
             return int(self.model.get_output_embeddings().weight.shape[0])
         return int(self._logits_of(hidden_1D).shape[1])

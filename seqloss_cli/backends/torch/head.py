@@ -28,7 +28,8 @@ what is made of them to stay near the cores, large enough for matrix products to
 Blocks of 16 MiB are 3 % faster at best, but what the C library makes room for then grows by tens of
 MB."""
 _GPU_BLOCK_ROWS, _GPU_BLOCK_LOGITS = 2048, 1 << 24
-"""The same on a GPU, where a block must keep all of its cores busy (chosen, not measured)."""
+"""Rows and logits of a block on a GPU, which must keep all of its cores busy (chosen, not
+measured)."""
 
 
 def rows_at_once(vocab_size: int) -> int:

@@ -1,13 +1,15 @@
 """Find out on a few tokens how a model may be run: the fastest path that equals plain forwards.
 
 No list of models is kept: a path is used where its losses equal those of `model(ids).logits`. Four
-paths, tried in this order, the first that is exact being used:
+paths are tried in this order, and the first that is exact is used:
+
 1. packed: rows one after another without padding, hidden states once, then the head on the scored
    positions only, a bounded number at a time (rows beyond a sliding window are batched);
 2. batched: the same with rows padded on the right, without an attention mask (models whose
    attention cannot be told where rows begin);
 3. single: the same, one row at a time (models whose states or positions depend on padding);
-4. plain: `model(ids).logits`, row by row (heads that cannot be run on their own)."""
+4. plain: `model(ids).logits`, row by row (heads that cannot be run on their own).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ take other numbers of tokens."""
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 """Rotary factors that change, for all rows, with the longest row of a batch."""
 _WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
-"""How far layers look back, by the names that configurations have for it."""
+"""Settings of configurations for the number of tokens that layers look back."""
 _PACKED_POSITION_SETTINGS = ("attn_temperature_tuning",)
 """Settings of models that scale attention by a token's place in what is fed, not in its row, beyond
 thousands of tokens."""
