@@ -53,10 +53,9 @@ class LineWriter:
         """Write the lines of a result."""
         view = self._view(result, sums)
         row = row_of(self._keys, view)
-        if self._parts is None:
-            self._write([self._cells(row)])
-        else:
-            self._write(_part_lines((row["id"], row["line"]), self._parts, view))
+        if self._parts is not None:
+            return self._write(_part_lines((row["id"], row["line"]), self._parts, view))
+        return self._write([self._cells(row)])
 
     def reject(self, rejected: Rejected) -> None:
         """Write a line with the reason."""

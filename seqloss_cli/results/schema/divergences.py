@@ -198,13 +198,13 @@ def read_divergence(fields: s.Fields, place: str) -> DivergenceRow:
     s.check_types(DIVERGENCE_KEYS, fields)
     n_tokens = s.count(fields, "n_tokens")
     s.check_arrays(DIVERGENCE_KEYS, fields, n_tokens)
-    columns = tokens = deltas = None
-    if fields.get("token_losses") is not None:
+    columns = tokens = None
+    if fields.get("token_losses") is None:
+        sums = _sums(fields, None)
+    else:
         columns, scored = _columns(fields, n_tokens)
         tokens = TokenLosses.of(columns["student_loss"], scored, fields)
-        deltas = columns["delta_p"][tokens.counted]
-    sums = _sums(fields, deltas)
-    if columns is not None and tokens is not None:
+        sums = _sums(fields, columns["delta_p"][tokens.counted])
         # Null is an infinite sum; then one of the tokens is infinite, too, and so listed.
         kls = columns["kl"][tokens.counted]
         check_sum(kls, sums.n_scored, sums.total("kl"), "kl", "its tokens'")
@@ -236,11 +236,9 @@ def _columns(fields: s.Fields, n: int) -> tuple[dict[str, Floats], Bools]:
 
 
 def _is_figure(value: Any, name: str) -> bool:
-    if value is None:
-        return True
-    # JSON's `true` is an int to Python.
+    # JSON's `true` is an int to Python. Null is an infinite figure, or that of an unscored token.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+        return value is None
     return abs(value) <= 1 if name == "delta_p" else _LEAST <= value < s.LARGEST
 
 
