@@ -25,7 +25,7 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowChoice,
 )
-from seqloss_cli.display import SERIES
+from seqloss_cli.display.scales import SERIES
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.formats import FORMATS
 

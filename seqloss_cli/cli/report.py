@@ -195,7 +195,7 @@ def page_of_compared(
 
 def write_page(page: Page, path: Path, force: bool) -> None:
     """Write a page, and report its size."""
-    from seqloss_cli.display.html import page_bytes
+    from seqloss_cli.display.html.document import page_bytes
     from seqloss_cli.results.sinks import open_sink
 
     made = page_bytes(page)

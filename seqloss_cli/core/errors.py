@@ -1,6 +1,12 @@
-"""The errors that reach a user, each with its exit code. Anything else that escapes is a bug."""
+"""The errors that reach a user, each with its exit code. Anything else that escapes is a bug.
+
+Packages that only some things need are loaded here, too, and missed in words that help.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
 
 
 class SeqlossError(Exception):
@@ -32,3 +38,21 @@ class RowError(SeqlossError):
         self.message = message
         self.row_id: str | None = None
         """The row's own id, when it was read before the row turned out to be wrong."""
+
+
+def load_extra(extra: str, what: str, *modules: str) -> ModuleType:
+    """The first of the modules, all of them imported. Raises UsageError when one is not installed;
+    `what` needs it, and `seqloss[extra]` brings it."""
+    found = []
+    for module in modules:
+        try:
+            found.append(import_module(module))
+        except ImportError as error:
+            package = module.partition(".")[0]
+            raise UsageError(f"{what} needs {package}: pip install 'seqloss[{extra}]'") from error
+    return found[0]
+
+
+def load_pyarrow() -> ModuleType:
+    """`pyarrow`, with `pyarrow.parquet` in it. Raises UsageError when it is not installed."""
+    return load_extra("parquet", "Parquet", "pyarrow", "pyarrow.parquet")

@@ -14,8 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.errors import RunError, UsageError
-from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.errors import RunError, UsageError, load_extra
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models import files
 

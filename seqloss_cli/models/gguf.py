@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.errors import RunError
-from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.errors import RunError, load_extra
 from seqloss_cli.models.files import is_gguf
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))

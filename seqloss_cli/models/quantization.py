@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.errors import UsageError, load_extra
 from seqloss_cli.core.policies import QuantizeChoice
 
 _PACKAGES = {"torchao": ("torchao", "accelerate"), "bitsandbytes": ("bitsandbytes", "accelerate")}

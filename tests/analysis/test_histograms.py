@@ -20,7 +20,7 @@ from seqloss_cli.analysis.histograms import (
     means_of_neighbours,
     shares_by_step,
 )
-from seqloss_cli.display import KL_EDGES, LOSS_EDGES, step_of
+from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, step_of
 
 LOSSES = st.lists(st.floats(0, 30), min_size=1, max_size=50)
 

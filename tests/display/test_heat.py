@@ -50,7 +50,7 @@ from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display import step_of
+from seqloss_cli.display.scales import step_of
 from seqloss_cli.display.terminal.comparisons import (
     AlignedDifference,
     NotColoured,

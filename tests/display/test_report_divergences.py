@@ -11,9 +11,9 @@ import pytest
 
 from helpers.pages import EVIL, Page, lines_of, page_of, values_of
 from helpers.results import diverged_row, write_divergences
-from seqloss_cli.display import KL_EDGES, step_of
 from seqloss_cli.display.html.page import number
 from seqloss_cli.display.html.spans import loss_or_mark
+from seqloss_cli.display.scales import KL_EDGES, step_of
 
 Run = Callable[..., Any]
 STUDENT = ("-m", "samples/checkpoints/step-600")

@@ -16,11 +16,12 @@ from helpers.pages import EVIL, Page, lines_of, page_of, values_of
 from helpers.program import document
 from helpers.results import ranked_row, write_rankings
 from seqloss_cli.analysis.extremes import Limits
-from seqloss_cli.display import LOSS_EDGES, step_of
-from seqloss_cli.display.html import charts, page_bytes
+from seqloss_cli.display.html import charts
+from seqloss_cli.display.html.document import page_bytes
 from seqloss_cli.display.html.page import PageOptions, number
 from seqloss_cli.display.html.ranking_page import gather_rankings, ranking_page
 from seqloss_cli.display.html.spans import loss_or_mark
+from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results.files import open_any
 from seqloss_cli.results.schema.rankings import RANKING_KINDS
 

@@ -24,11 +24,11 @@ from helpers.results import row, write
 from seqloss_cli.analysis.extremes import Limits, Selection
 from seqloss_cli.analysis.joining import align
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
-from seqloss_cli.display import LOSS_EDGES, step_of
-from seqloss_cli.display.html import json_text
+from seqloss_cli.display.html.document import json_text
 from seqloss_cli.display.html.page import TokenNames, number
 from seqloss_cli.display.html.sequences import PageSequence
 from seqloss_cli.display.html.spans import stretches_of, token_pane
+from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, totals_of_row
 
 Run = Callable[..., Any]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.colours import GROUND, contrast, luminance
-from seqloss_cli.display import (
+from seqloss_cli.display.scales import (
     DIFFERENCE_EDGES,
     DIVERGING,
     KL_EDGES,

@@ -15,9 +15,9 @@ from seqloss_cli.analysis import histograms
 from seqloss_cli.analysis.histograms import Histogram
 from seqloss_cli.analysis.summarize import PositionLoss
 from seqloss_cli.core.records import Floats
-from seqloss_cli.display import DIFFERENCE_EDGES, KL_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.display.html import svg
 from seqloss_cli.display.html.page import Cell, Chart, TableRow
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, KL_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.metrics.intervals import Estimate
 
 _SIDES = ("side-a", "side-b")

@@ -15,11 +15,11 @@ from seqloss_cli.analysis.extremes import Chosen, Selection
 from seqloss_cli.analysis.joining import AlignedLosses, JoinReport, align, join_usable, n_units
 from seqloss_cli.analysis.summarize import Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Floats
-from seqloss_cli.display import DIFFERENCE_EDGES
 from seqloss_cli.display.html import page, sequences, spans
 from seqloss_cli.display.html.charts import difference_chart
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.html.text_pages import charts_of
+from seqloss_cli.display.scales import DIFFERENCE_EDGES
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.schema.scores import ResultRow

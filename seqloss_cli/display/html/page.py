@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from seqloss_cli.analysis.extremes import Limits
-from seqloss_cli.display import LOSS_EDGES
+from seqloss_cli.display.scales import LOSS_EDGES
 from seqloss_cli.metrics.intervals import Estimate
 
 

@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from seqloss_cli.analysis import confidence
 from seqloss_cli.analysis.extremes import Chosen, Selection
-from seqloss_cli.display import LOSS_EDGES, step_of
 from seqloss_cli.display.html import charts, page, sequences
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.html.sequences import PageQuestion
 from seqloss_cli.display.html.spans import loss_or_mark, span_markup, token_pane
+from seqloss_cli.display.scales import LOSS_EDGES, step_of
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.ranking import ACCURACIES, MEANINGS, SCORES
 from seqloss_cli.results.files import ResultsOf

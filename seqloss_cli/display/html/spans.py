@@ -24,9 +24,9 @@ from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.core.records import Floats
-from seqloss_cli.display import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.display.html import page
 from seqloss_cli.display.html.sequences import PageSequence, number_of
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, LOSS_EDGES, step_of
 from seqloss_cli.results.schema.scores import ResultRow
 
 _INFINITE = -1

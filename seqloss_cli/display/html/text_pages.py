@@ -16,9 +16,9 @@ import numpy as np
 from seqloss_cli.analysis.extremes import Chosen, Selection
 from seqloss_cli.analysis.summarize import GroupSummary, Summarizer, Summary, SummaryOptions
 from seqloss_cli.core.records import Bools, Floats
-from seqloss_cli.display import KL_EDGES, LOSS_EDGES
 from seqloss_cli.display.html import charts, page, sequences, spans
 from seqloss_cli.display.html.page import Cell, Column
+from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES
 from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.results.files import ResultsFile, ResultsOf

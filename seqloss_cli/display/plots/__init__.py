@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from seqloss_cli.core.errors import load_extra
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.extras import load_extra
-from seqloss_cli.display import SERIES
+from seqloss_cli.display.scales import SERIES
 from seqloss_cli.metrics.intervals import Estimate, unknown
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from seqloss_cli.analysis import plot_data
 from seqloss_cli.analysis.confidence import CalibrationBin, CalibrationPlot, CalibrationSeries
 from seqloss_cli.analysis.joining import RowsUsed
 from seqloss_cli.analysis.objective import CurvePlot
-from seqloss_cli.display import SERIES
 from seqloss_cli.display import plots as style
+from seqloss_cli.display.scales import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from rich.text import Text
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Flags, TokenSequence
-from seqloss_cli.display import KL_EDGES, LOSS_EDGES, Theme, step_of
+from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
 from seqloss_cli.metrics.intervals import Estimate
 
 WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}

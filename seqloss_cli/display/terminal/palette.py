@@ -12,8 +12,8 @@ from itertools import pairwise
 from rich.console import Console
 from rich.style import Style
 
-from seqloss_cli import display as scales
 from seqloss_cli.analysis.histograms import means_of_neighbours
+from seqloss_cli.display import scales
 from seqloss_cli.display.terminal.formatting import WHITE_SPACE, Unit
 
 DIM = Style(dim=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
-from seqloss_cli.core.extras import load_pyarrow
+from seqloss_cli.core.errors import load_pyarrow
 from seqloss_cli.results import RowChoice
 
 if TYPE_CHECKING:

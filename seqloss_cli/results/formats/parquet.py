@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.extras import load_pyarrow
+from seqloss_cli.core.errors import RowError, load_pyarrow
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_bytes, run_row, text
 
