@@ -30,7 +30,7 @@ have one tokenizer: then tokens are compared, else bytes of the text."""
 
 @dataclass(frozen=True, slots=True)
 class RowsUsed:
-    """Counts of the rows of several files that a figure is of, and of those that it is not of."""
+    """Counts of joined rows: those that a figure was made of, and those that were left out."""
 
     n_joined: int
     """Rows that all files have."""
@@ -52,7 +52,7 @@ class JoinReport:
 
     n_joined: int = 0
     n_joined_by_order: int = 0
-    """Joined rows with one text whose ids did not tell them apart: taken as they came."""
+    """Rows with one text whose ids agree in no two files: joined in the order of the files."""
     without_partner: list[list[str]] = field(default_factory=list)
     """For each file the ids of rows that some other file lacks."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -63,8 +63,8 @@ class JoinReport:
     def used(self) -> RowsUsed:
         """Return the counts."""
         left_out = {reason: len(ids) for reason, ids in self.left_out.items()}
-        n_used, alone = self.n_joined - sum(left_out.values()), self.without_partner
-        return RowsUsed(self.n_joined, n_used, left_out, list(map(len, alone)))
+        n_used = self.n_joined - sum(left_out.values())
+        return RowsUsed(self.n_joined, n_used, left_out, [len(ids) for ids in self.without_partner])
 
 
 class _Waiting:
@@ -90,7 +90,7 @@ class _Waiting:
             del self._rows[key]
         return row
 
-    def texts(self) -> list[Key]:
+    def text_keys(self) -> list[Key]:
         return list(self._rows)
 
     def ids(self) -> list[str]:
@@ -98,10 +98,10 @@ class _Waiting:
 
 
 def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[JoinedRows]:
-    """Yield rows with the same text, one of each file; rows that share an id, too, first.
+    """Yield rows with the same text, one of each file. Rows with the same id, too, come first.
 
-    Rule 15 compares losses of the same text only. Files are read side by side, so that a row waits
-    no longer than until its last partner arrives.
+    Losses are compared for the same text only (docs/numbers.md, rule 15). Files are read side by
+    side, so that a row waits no longer than until its last partner arrives.
     """
     waiting = [_Waiting() for _ in files]
     for step in zip_longest(*files):
@@ -113,8 +113,8 @@ def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[J
             if all(own.has(key, identity) for own in waiting):
                 report.n_joined += 1
                 yield tuple(own.take(key, identity) for own in waiting)
-    # left are rows whose ids differ between the files: with one text they belong together
-    for key in waiting[0].texts():
+    # rows remain whose ids differ between the files: by their text they belong together
+    for key in waiting[0].text_keys():
         while all(own.has(key) for own in waiting):
             report.n_joined += 1
             report.n_joined_by_order += 1
@@ -210,18 +210,19 @@ def _same_bytes(a: ResultRow, b: ResultRow) -> bool:
 
 
 def scored_bytes(row: ResultRow) -> list[int] | None:
-    """Return starts and ends, in turn, of the stretches of bytes that scored tokens cover.
+    """Return the edges of the stretches of bytes that scored tokens cover, start and end in turn.
 
     None where the row was written without its tokens.
     """
     tokens, offsets = row.tokens, row.fields.get("byte_offsets")
     if tokens is None or offsets is None:
         return None
-    covered = TokenBytes(b"", offsets)
-    # a prefix space of the tokenizer covers no bytes, and would part what belongs together
+    covered = TokenBytes(b"", offsets)  # only widths are asked for: the text is not needed
+    # a token of no bytes (a prefix space) lies in no stretch: counted, it would cut one in two
     scored = tokens.counted & (covered.widths > 0)
     starts, ends = covered.starts[scored], covered.ends[scored]
     edges = np.stack([starts, ends], axis=1).ravel()
+    # an end and a start at the same byte are inside a stretch
     is_edge = np.ones(len(edges), dtype=bool)
     is_edge[1:-1] = np.repeat(ends[:-1] != starts[1:], 2)
     found: list[int] = edges[is_edge].tolist()
@@ -248,7 +249,7 @@ class LossesOnBytes:
 
     token_bytes: TokenBytes
     losses: Sequence[float | None]
-    """(N) nats; None where a token does not count."""
+    """Shape N, nats; None where a token does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,12 +257,12 @@ class AlignedLosses:
     """The M smallest stretches of a text at whose ends both models have the end of a token."""
 
     spans: list[TokenSpan]
-    """Tokens of A and bytes of each stretch, (M)."""
+    """Tokens of A and bytes of each stretch, shape M."""
     losses_a: list[float | None]
-    """Losses of A, (M) nats; None where no token of the stretch counts."""
+    """Losses of A, shape M, nats; None where no token of the stretch counts."""
     losses_b: list[float | None]
     differences: list[float | None]
-    """B - A, (M) nats; None where not both count there, or one is infinite."""
+    """B - A, shape M, nats; None where not both count there, or one is infinite."""
     n_merged: int
     """Stretches that several tokens of A, or of B, cover together."""
 
@@ -269,7 +270,7 @@ class AlignedLosses:
 def align(a: LossesOnBytes, b: LossesOnBytes) -> AlignedLosses:
     """Return the losses of both models on the stretches of their common text.
 
-    Tokens of no bytes are told apart only where both models have the same tokens.
+    With the same tokens in both, each token has its own stretch, one of no bytes (BOS) included.
     """
     tokens_a, tokens_b = a.token_bytes, b.token_bytes
     if np.array_equal(tokens_a.offsets, tokens_b.offsets):
@@ -300,7 +301,7 @@ def _between(offsets: Sequence[int], edges: Sequence[int]) -> list[TokenSpan]:
     found, first = list[TokenSpan](), 0
     for start, end in pairwise(edges):
         last = first
-        while last < len(offsets) - 1 and (offsets[last + 1] < end or offsets[last] < end):
+        while last < len(offsets) - 1 and offsets[last] < end:
             last += 1
         found.append((first, last, start, end))
         first = last

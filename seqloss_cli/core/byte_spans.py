@@ -1,8 +1,8 @@
 """The bytes of a text, and the bytes, characters and words that its tokens cover (rules 10, 16).
 
 `TokenBytes` is the one place for arithmetic on byte offsets: a token's bytes, the token that holds
-a character, a cut that breaks no character. Bytes come from the source text, never from the texts
-that tables show for tokens.
+a character, a cut that breaks no character. `tokenization/byte_offsets.py` finds the offsets. Bytes
+come from the source text, never from the texts that tables show for tokens.
 
 Shapes: N tokens, C characters (code points), W words.
 """
@@ -118,7 +118,7 @@ class TokenBytes:
         return _begins_char(np.frombuffer(self.text + b"\0", dtype=np.uint8)[self.offsets])
 
     def snap(self, first: int, last: int) -> tuple[int, int]:
-        """Tokens [first, last) and as many more at either end as whole characters need."""
+        """Tokens [first, last), grown at either end until no character is cut; token numbers."""
         uncut = np.flatnonzero(self.breaks_no_char())
         before = uncut[uncut <= first]
         after = uncut[uncut >= last]

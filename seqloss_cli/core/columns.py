@@ -2,7 +2,7 @@
 
 Backends, the assembler of scores, JSON, Parquet, CSV, tables, pages, the flags of the command line
 and the keywords of the Python functions follow from `COLUMNS`: a new quantity is an entry here and
-its computation in a backend. No module copies columns by name.
+its computation in a backend (`backends/torch/quantities.py`). No module copies columns by name.
 
 Nothing heavy is imported: the command line declares its flags from this module.
 """
@@ -28,7 +28,8 @@ class TokenColumn:
     """The option that asks for it, such as `--ranks`."""
     kind: ColumnKind
     csv: str = ""
-    """Name of its column in CSV and on pages: of one token. Empty where no cell can hold it."""
+    """Name of its column in CSV and on pages: of one token. Empty where no cell can hold it, and
+    needed, as `header` and `page_key` are, for whole and real numbers."""
     header: str = ""
     """Head of its column in tables."""
     page_key: str = ""

@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, pages, and plots for papers, on the same scales of colour."""
+"""Terminal, pages, and plots for papers: views of results on the same scales of colour."""

@@ -1,9 +1,9 @@
 """Losses of words and of regions of a text, plain and corrected (docs/numbers.md, rule 16).
 
-A word owns the tokens whose first non-white-space byte lies in it. A token of white space only goes
-to the next word, one after the last word to the last. BOS and EOS belong to no word. A region, as
-studies of reading compare them, owns tokens in the same way, so that regions which cover a text add
-up to its loss, but for EOS. A token that reaches into a second word or region counts on the first.
+A word owns the tokens whose first non-white-space byte lies in it. A token that is white space alone
+goes to the next word; after the last word it goes to the last. BOS and EOS belong to no word. A
+region, as studies of reading compare them, owns tokens in the same way, so that regions which cover
+a text add up to its loss, but for EOS. A token that reaches into a second word or region counts on the first.
 
 **Corrected losses** count the probability that a word ends, instead of that it begins. Where pieces
 mark the beginning of a word (`Ġcat`, `▁cat`), the tokens of `cat` do not tell that the word is over
@@ -23,19 +23,20 @@ white space, and of control tokens, which end a text. A corrected loss is, in na
 so the corrected losses of neighbours sum to the plain ones, but for the two E at the ends.
 
 - **The beginning of a text.** After BOS no word has to be over. Where the first word begins without
-  white space, E(before) is the probability of pieces that do so, and of the end: the first word is
-  one among those. Where it begins with white space (or the tokenizer puts some in front), it is the
-  E of any word.
+  white space, E(before) is the probability of the pieces without white space in front, and of the
+  end: the first word is one of those pieces. Where it begins with white space (or the tokenizer
+  puts some in front), it is the E of any word.
 - **The end of a text.** E(after) is of the distribution after the last token: that one is fed, too,
   if no EOS is scored after it. White space after the last word is no part of the corrected loss.
 - **Pieces with white space after something** (a full stop with a line break, as in the vocabularies
-  of Llama 3 or Qwen) end a word, too: with v over those that spell t_k and white space,
+  of Llama 3 or Qwen) end a word, too. Of a word whose last piece is t_k (`cat`), these are the
+  pieces v that spell t_k and then white space (`cat` with a line break):
 
       E(after w) = Pr(white space or end | … t_k) + Σ_v Pr(v | …) / Pr(t_k | …)
 
   A word whose own last token is such a v is not corrected, nor is the one after it: the probability
-  of an end after the bare t_k is not known. Where the part before the white space is no single
-  piece, no word's last token is it, and v adds to none.
+  of an end after t_k alone is not known. A piece v whose part before the white space is no piece
+  of its own can follow no t_k, and is in no sum.
 - **Not corrected** (None) is also a word without a loss, one that shares a token with another, one
   with a control token inside, and one beside white space that no piece begins with whole, such as a
   no-break space in single bytes.
@@ -96,9 +97,9 @@ class RegionLosses:
     losses: list[float | None]
     """None where a token of the region has no loss, or the region owns no token."""
     shared: list[bool]
-    """The region begins within a token that counts before it."""
+    """The region begins within a token that counts for what stands before the region."""
     corrected: list[float | None] | None = None
-    """Sums of corrected losses of words, where asked for; None unless it is made of whole words."""
+    """Sums of corrected losses of words, where asked for; None for a region that cuts a word."""
 
     @property
     def means(self) -> list[float | None]:
@@ -115,7 +116,10 @@ class RegionLosses:
 def word_losses(
     score: SequenceScore, boundary_ids: WordBoundaryIds | None = None
 ) -> WordLosses | None:
-    """Return losses of words, with `boundary_ids` corrected ones, too; None without a text."""
+    """Return losses of words, or None for a sequence of ids without a text.
+
+    With `boundary_ids`, corrected losses are there, too.
+    """
     text, token_bytes = score.sequence.text, TokenBytes.of(score.sequence)
     if text is None or token_bytes is None:
         return None
@@ -140,7 +144,10 @@ def word_losses(
 def region_losses(
     score: SequenceScore, boundary_ids: WordBoundaryIds | None = None
 ) -> RegionLosses | None:
-    """Return losses of the sample's regions, with `boundary_ids` corrected ones; None without."""
+    """Return losses of the sample's regions, or None for a sample that has none.
+
+    With `boundary_ids`, corrected losses are there, too.
+    """
     sequence, asked = score.sequence, score.sequence.sample.regions
     text, token_bytes = sequence.text, TokenBytes.of(sequence)
     if asked is None or text is None or token_bytes is None:
@@ -173,13 +180,13 @@ def region_losses(
 
 
 def _losses(score: SequenceScore) -> Floats:
-    """Shape N, nats: NaN where a token has no loss."""
+    """Shape N, nats: NaN where a token has no loss, which makes a sum that holds it None."""
     return np.where(score.scored, score.losses, np.nan)
 
 
 def _tokens_of_words(owners: Ints, first: int, n_words: int) -> list[tuple[int, int]]:
     """Return the tokens [start, stop) of each word; `owners` are of the tokens from `first` on."""
-    # The words that own tokens never decrease: equal ones stand side by side.
+    # Owners never decrease along a text: the tokens of one word stand side by side.
     edges = first + np.searchsorted(owners, np.arange(n_words + 1))
     return list(pairwise(edges.tolist()))
 
@@ -232,7 +239,8 @@ class _Correction:
             stop -= 1
         if start == stop or self._ends[start:stop].any() or self._ends_in_space[start:stop].any():
             return None
-        # Where texts were joined, pieces may begin what is another word to the model only.
+        # A response that follows its prompt without a space goes on with the prompt's word, though
+        # its first piece may begin a word to the model.
         begun = start + int(np.argmax(self._end_bytes[start:stop] > first_byte))
         if self._spaced[begun + 1 : stop].any():
             return None

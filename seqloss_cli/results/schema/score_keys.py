@@ -202,6 +202,7 @@ SCORE_KEYS = (
     s.real("loss", "sums.total_loss", "pairs"),
     *q.SIZES,
     *(_text_count(name) for name in t.TEXT_COUNTS),
+    # mean_loss, perplexity, bits_per_byte and their like, by the names of the properties of totals
     *(s.real(name, f"sums.{name}") for name in t.RATES),
     q.flags_key("flags"),
     q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
