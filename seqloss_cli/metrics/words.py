@@ -1,9 +1,10 @@
 """Losses of words and of regions of a text, plain and corrected (docs/numbers.md, rule 16).
 
-A word owns the tokens whose first non-white-space byte lies in it. A token that is white space alone
-goes to the next word; after the last word it goes to the last. BOS and EOS belong to no word. A
-region, as studies of reading compare them, owns tokens in the same way, so that regions which cover
-a text add up to its loss, but for EOS. A token that reaches into a second word or region counts on the first.
+A word owns the tokens whose first non-white-space byte lies in it. A token that is white space
+alone goes to the next word; after the last word it goes to the last. BOS and EOS belong to no word.
+A region, as studies of reading compare them, owns tokens in the same way, so that regions which
+cover a text add up to its loss, but for EOS. A token that reaches into a second word or region
+counts on the first.
 
 **Corrected losses** count the probability that a word ends, instead of that it begins. Where pieces
 mark the beginning of a word (`Ġcat`, `▁cat`), the tokens of `cat` do not tell that the word is over
