@@ -30,7 +30,7 @@ from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.formats import FORMATS
 
 Condition = Callable[[Any], bool] | tuple[Any, ...] | str | None
-"""Of a parameter's value: a test, the values that it may have, the one that it has, or `TYPED`."""
+"""A test of a parameter's value, the values that it may have, the one that it has, or `TYPED`."""
 TYPED = None
 """The command line itself gives the option. Variables and files are defaults for other runs, too,
 where an option that is idle in this one does something."""

@@ -116,7 +116,7 @@ class DivergenceScore:
         return self.score.sequence.sample
 
     def counted_values(self) -> dict[str, Floats]:
-        """Return the figures of `QUANTILE_FIGURES` at the counted tokens, shape n each."""
+        """Return the figures of `QUANTILE_FIGURES` at n counted tokens: shape n, nats or shares."""
         arrays, counted = self.divergences.arrays, self.score.counted
         return {name: arrays[name][counted] for name in QUANTILE_FIGURES}
 
@@ -195,7 +195,8 @@ class DocumentSums:
     def add(self, totals: DivergenceTotals, tokens: Mapping[str, Floats] | None) -> None:
         """Add a document: its sums, and the arrays of `QUANTILE_FIGURES` at its counted tokens.
 
-        There are no quantiles where one document's arrays (shape n) are None.
+        The arrays, in nats or shares, have shape n. There are no quantiles if those of one document
+        are None.
         """
         if not totals.n_scored:
             return

@@ -72,7 +72,7 @@ def default_block(n_tokens: int) -> int:
 def block_bootstrap(
     losses: Floats, block: int, n_resamples: int, seed: int, confidence: float = 0.95
 ) -> Estimate:
-    """Estimate the mean of one long text's losses, shape T, from blocks of neighbouring tokens.
+    """Estimate the mean of one text's losses, shape T, nats, from blocks of neighbouring tokens.
 
     Blocks are drawn from a circle that the text makes, so that every token is in as many of them
     (Politis & Romano, A Circular Block-resampling Procedure for Stationary Data, 1992).

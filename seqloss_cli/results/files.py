@@ -50,7 +50,7 @@ class ResultsOf(Generic[Row]):
 
 
 ResultsFile = ResultsOf[ResultRow]
-"""What `score` or `cond` wrote."""
+"""A file that `score` or `cond` wrote."""
 
 
 def open_results(name: str, top1: bool = False, whole: bool = False) -> ResultsFile:
@@ -192,14 +192,13 @@ def _is_of(name: str, format: Format) -> bool:
 
 
 POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")
-"""What the tokens of a text are, and which of them count: other numbers for the same model."""
+"""Keys that decide what the tokens of a text are and which count: they change a model's numbers."""
 MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)
 TOKENS = ("bos_token_id", "eos_token_id")
 """Policies, too, between runs with one tokenizer."""
 NUMERICS = ("context", "stride", "dtype", "quantization", "adapter")
-"""The same tokens, seen with more or less before them, more or less exactly, or by a model that was
-adapted."""
+"""Keys that change the losses of unchanged tokens: context, precision, adapted weights."""
 
 
 @dataclass(frozen=True, slots=True)

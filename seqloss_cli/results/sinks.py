@@ -45,7 +45,7 @@ else:
 
 
 SYNC_SECONDS = 2.0
-"""What was flushed is forced to the disk this often."""
+"""Seconds between two times that flushed lines are forced to the disk."""
 
 
 def try_to_lock(descriptor: int) -> bool | None:

@@ -146,9 +146,9 @@ class Tokenization:
         mask: Bools,
         flags: Flags,
     ) -> TokenSequence:
-        """The sequence of the ids with the BOS and EOS that the policy puts around them.
+        """Return the sequence of T ids with the BOS and EOS that the policy puts around them.
 
-        `mask`, as long as the ids, says where their loss counts. `text` and `token_bytes` are None
+        `mask`, shape T, says where their loss counts. `text` and `token_bytes` are None
         for a row of ids. Raises RowError for ids that the model does not embed.
         """
         if not ids:

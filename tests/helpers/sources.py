@@ -14,9 +14,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "seqloss_cli"
 ARRAYS = {"Ints", "Floats", "Bools", "NDArray", "ndarray", "Tensor"}
-SHAPE = re.compile(r"\bshapes?\b|\b[A-Z]\d? [x×] [A-Z0-9]|\b[a-z]+_[A-Z]{1,4}\b", re.IGNORECASE)
+SHAPE = re.compile(r"\b[Ss]hapes?\b|\b[A-Z]\d? [x×] ([A-Z0-9]|[a-z]\b)|\b[a-z]+_[A-Z]{1,4}\b")
 UNIT = re.compile(
-    r"\b(nats²?|bits|units?|(log-)?probabilit(y|ies)|logits?|shares?|tokens|bytes|cells|seconds)\b",
+    r"\b(nats²?|bits|units?|(log-)?probabilit(y|ies)|logits?|shares?|bytes|cells|seconds)\b",
     re.IGNORECASE,
 )
 BAD_BEGINNINGS = re.compile(r"(Of|What|Those|Whether|Where|Which|How|As|That|The same)\b")
@@ -69,9 +69,11 @@ def _described_in(
                 yield from _described_in(node, shown, f"{name}.", is_public, doc or "")
             elif not any("overload" in ast.unparse(each) for each in node.decorator_list):
                 yield Described(place, "function", name, doc, is_public, _signature(node), above)
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            is_field = isinstance(node, ast.AnnAssign)
+            annotation = ast.unparse(node.annotation) if is_field else ""
+            name = ast.unparse(node.target if is_field else node.targets[0])
             doc = _string(follower)
-            name, annotation = node.target.id, ast.unparse(node.annotation)
             is_public = public and not name.startswith("_") and isinstance(scope, ast.ClassDef)
             place = f"{shown}:{node.lineno}"
             yield Described(place, "field", prefix + name, doc, is_public, annotation, above)

@@ -23,7 +23,8 @@ from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.records import SavedTeacherRows
 
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
-"""As the head's, of fewer ids at least: there are two models, and everything is in float64."""
+"""Rows and logits of a block at most, as in `head`; ids at least, half of those in `head`, since
+there are two models, in float64."""
 Block = Callable[[slice], Tensor]
 """Computes the logits of some ids at the rows in hand, in float64."""
 
@@ -31,11 +32,11 @@ Block = Callable[[slice], Tensor]
 def diverge(
     student: LazyLogits, teacher: LazyLogits, targets_M: Tensor, vocab_size: int, top_k: int = 0
 ) -> TokenScores:
-    """Score M targets with the student, and compare it with the teacher, in nats.
+    """Score targets, ids of shape M, with the student; compare it with the teacher, in nats.
 
-    Columns: `kls`, `teacher_losses`, `teacher_entropies`, `same_top1`. With `top_k` also what a
-    file keeps of the teacher, and the KL that would be known from it. Ids from `vocab_size` on are
-    left out of both distributions, which are normalised without them.
+    Columns, shape M: `kls`, `teacher_losses`, `teacher_entropies`, `same_top1`. With `top_k` also
+    the columns that a file keeps of the teacher, and the KL that would be known from them. Ids from
+    `vocab_size` on are left out of both distributions, which are normalised without them.
     """
     parts = []
     for rows in _chunks(len(targets_M), student, teacher):

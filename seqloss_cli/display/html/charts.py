@@ -56,7 +56,7 @@ def _sample(drawn: Sequence[Floats], n_seen: int) -> str:
 
 
 def loss_chart(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> Chart | None:
-    """Draw how losses, (n) nats for each model, are spread: one as bars, two as lines.
+    """Draw how losses, in nats, shape n for each model, are spread: one as bars, two as lines.
 
     `n_seen` are the tokens that these were drawn from.
     """
@@ -98,7 +98,7 @@ def concentration_chart(
 ) -> Chart | None:
     """Draw the share of the total loss that the tokens of the highest losses make up.
 
-    `losses` are (n) nats for each model, drawn from `n_seen` tokens.
+    `losses`, in nats, have shape n for each model and are drawn from `n_seen` tokens.
     """
     found = [histograms.concentration(each, _WORST_PERCENTS) for each in losses]
     known = [each for each in found if each is not None]

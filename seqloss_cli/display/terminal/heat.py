@@ -34,7 +34,7 @@ FOLDS = fmt.FoldRule(head=400, tail=200, around_boundary=150)
 _TEXT_LINE, _MARK_LINE = "  ", "^ "
 _LONGEST_BAR, _SHORTEST_BAR = 40, 4
 _LEAST_WIDTH = 5
-"""Of what is drawn: margin, a wide character, end of line. Narrower terminals break lines again."""
+"""Cells for a margin, a wide character and the end of a line: a narrower terminal breaks lines."""
 
 
 @dataclass(frozen=True)

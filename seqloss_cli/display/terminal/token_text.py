@@ -26,7 +26,7 @@ from seqloss_cli.display.terminal.palette import Charset, can_encode
 _LONE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 _TAB = 8
 Weight = Callable[[float], float]
-"""Of the values of tokens that share a character, the one that weighs most is shown."""
+"""Gives the weight of a value. If tokens share a character, the value that weighs most is shown."""
 
 
 @dataclass(frozen=True, slots=True)

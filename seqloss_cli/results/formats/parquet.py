@@ -21,7 +21,7 @@ from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_byte
 
 MOST_ROWS = 4096
 MOST_WEIGHT = 1 << 21
-"""Of a row group, in characters and list entries: what is in memory at a time."""
+"""Characters and list entries of a row group at most: so much is in memory at a time."""
 
 
 class ParquetWriter(RowWriter):

@@ -40,7 +40,7 @@ Unscored = TypeVar("Unscored")
 ReadRow = TypeVar("ReadRow")
 ROUNDING = 1e-9
 LARGEST, _MOST = 1e300, 1 << 53
-"""What a sum or a count of a row stays below, so that those of many rows can be written."""
+"""Limits of a sum and of a count in a row, so that those of many rows can be written."""
 ABSENT: Any = object()
 """The value of a key that a row does not have."""
 
@@ -341,7 +341,7 @@ def rejected_row(rejected: Rejected) -> Row:
 
 
 REJECTED = (text("reason", _itself), text("message", _itself))
-"""What rows of rejected inputs hold beside their identity."""
+"""Keys of rejected inputs beside their identity."""
 
 
 def run_row(run: RunInfo) -> Row:

@@ -149,7 +149,7 @@ DIVERGENCE_KEYS = (
     q.BYTE_OFFSETS,
     q.LOSS_MASK,
 )
-"""Of a row, in the order of its JSON object."""
+"""Keys of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
     *q.TOKEN,
     s.as_column(_ARRAYS["cross_entropy"], "loss"),
@@ -157,7 +157,7 @@ _TOKEN_COLUMNS = (
     *(s.as_column(key, name) for name, key in _ARRAYS.items() if name != "cross_entropy"),
     s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)]),
 )
-"""What a line is at `--level token`; its loss is the cross-entropy."""
+"""Columns of a line at `--level token`; its loss is the cross-entropy."""
 
 
 _LEAST = -1e-6
@@ -172,11 +172,11 @@ class DivergenceRow:
     """With the model's own losses on the text."""
     sums: d.DivergenceTotals
     columns: Mapping[str, Floats] | None
-    """Shape N, by the names of sums; infinite ones are. None where it was written without tokens.
-    Where `row.tokens` has nothing scored, they mean nothing."""
+    """Arrays by the names of sums: shape N, nats or changes of a probability. They may be infinite,
+    and mean nothing at tokens that are not scored. None if the row was written without tokens."""
 
     def counted_values(self) -> dict[str, Floats] | None:
-        """Return the figures that `DocumentSums` takes, of n counted tokens each: shape n."""
+        """Return the figures for `DocumentSums` at n counted tokens: shape n, nats or shares."""
         if self.columns is None or self.row.tokens is None:
             return None
         return {n: self.columns[n][self.row.tokens.counted] for n in d.QUANTILE_FIGURES}

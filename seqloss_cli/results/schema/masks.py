@@ -124,7 +124,7 @@ _TOTALS = (
     *(s.whole(name, f"sums.{name}") for name in ("n_not_trained", "n_trainer_different")),
     s.nested("trainer", "sums.trainer_findings"),
 )
-"""Of all rows."""
+"""Keys of the totals."""
 _TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens losses")
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
@@ -149,7 +149,7 @@ MASK_KEYS = (
     *q.MASKS,
     _TOKEN_LOSSES,
 )
-"""Of a row, in the order of its JSON object."""
+"""Keys of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
     *q.TOKEN,
     s.as_column(q.LABELS, "label"),
@@ -157,7 +157,7 @@ _TOKEN_COLUMNS = (
     s.as_column(_TOKEN_LOSSES, "loss"),
     *q.EDGES,
 )
-"""What a line is at `--level token`."""
+"""Columns of a line at `--level token`."""
 
 
 def _kept_totals(row: s.Fields, with_losses: bool) -> MaskTotals:

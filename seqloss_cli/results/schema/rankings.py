@@ -128,7 +128,7 @@ CHOICE_KEYS = (
         "text", lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT, "tokens text"
     ),
 )
-"""Of a choice, in the order of its object."""
+"""Keys of a choice, in the order of its object."""
 _PROMPT = (
     s.text("prompt", "sample.choices.prompt", "text"),
     s.text("separator", lambda v: v.sample.choices.separator or s.ABSENT, "text"),
@@ -145,7 +145,7 @@ RANK_KEYS = (
     s.nested("correct", "ranking.correct"),
     q.flags_key("ranking.flags"),
 )
-"""Of a row, in the order of its JSON object."""
+"""Keys of a row, in the order of its JSON object."""
 
 
 def _column(key: s.Key, values: Callable[[RankingView], Sequence[Any]]) -> s.Key:

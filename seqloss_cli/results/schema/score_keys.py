@@ -214,7 +214,7 @@ SCORE_KEYS = (
     *_WORD_KEYS,
     s.nested("regions", _region_objects, "regions", bulky=True),
 )
-"""Of a row, in the order of its JSON object."""
+"""Keys of a row, in the order of its JSON object."""
 
 
 def _bits(key: s.Key) -> s.Key:

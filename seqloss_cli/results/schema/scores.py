@@ -65,7 +65,7 @@ class Top1:
     ids: Ints
     """Shape N; -1 where none is known."""
     probabilities: Floats
-    """Shape N, from 0 to 1; 0 where none is known."""
+    """Probabilities from 0 to 1, shape N; 0 where none is known."""
 
 
 @dataclass(frozen=True, slots=True)

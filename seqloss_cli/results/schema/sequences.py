@@ -133,7 +133,7 @@ def token_array(
 
 
 def infinite_key(name: str, values: Callable[[Any], r.Floats], **settings: Any) -> Key:
-    """Return the key of the scored tokens where an array of shape N is infinite, and so null."""
+    """Return the key of the scored tokens where an array, shape N in nats, is infinite."""
     places = lambda v: s.infinite_places(values(v), v.score.scored)  # noqa: E731
     return s.wholes(name, places, **settings)
 
@@ -148,13 +148,13 @@ SAMPLE = (
     s.text("source", "sample.source", checked=True),
     s.whole("line", "sample.line", checked=True),
 )
-"""Where an input was read."""
+"""Keys of the place where an input was read."""
 IDENTITY = (
     *SAMPLE,
     s.text("text_sha256", lambda v: _sha256(v.sequence.text), checked=True),
     s.text("ids_sha256", _ids_sha256, checked=True),
 )
-"""Which input a row is of."""
+"""Keys that tell the inputs of rows apart."""
 TEXTS = (
     s.text("prompt", _of_pair("prompt"), "text pairs", bulky=True),
     s.text("response", _of_pair("response"), "text pairs", bulky=True),
