@@ -13,6 +13,7 @@ from helpers.program import ROOT
 from helpers.sources import (
     badly_begun,
     circle,
+    code_lines,
     comment_lines,
     modules,
     undocumented,
@@ -71,6 +72,11 @@ def test_a_quantity_in_cells_has_the_names_of_its_cells() -> None:
 
 def test_there_are_few_modules() -> None:
     assert len(modules()) <= 145
+
+
+def test_there_are_few_lines_of_code() -> None:
+    assert code_lines('"""Says."""\n\nX = """a\nb"""  # c\n"""Is."""\n# d\n') == 2
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 18_500
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -137,6 +139,26 @@ def comment_lines(path: Path) -> tuple[int, int]:
     lines = path.read_text().splitlines()
     stripped = [line.strip() for line in lines]
     return sum(line.startswith("#") and line.strip("# ") != "" for line in stripped), len(lines)
+
+
+_LAYOUT = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
+    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+}
+
+
+def code_lines(source: str) -> int:
+    """How many lines hold code: no blank lines, comments, docstrings or other bare strings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _LAYOUT:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            if _string(statement) is not None:
+                lines.difference_update(range(statement.lineno, statement.end_lineno + 1))
+    return len(lines)
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
