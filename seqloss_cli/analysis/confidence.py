@@ -123,7 +123,8 @@ def _documents(
     for number, row in enumerate(rows):
         cluster = clusters.number(row)
         if row.totals.n_scored:
-            yield *_top1_of(row), cluster if by_cluster else number
+            confidences, correct = _top1_of(row)
+            yield confidences, correct, cluster if by_cluster else number
 
 
 def _top1_of(row: ResultRow) -> tuple[Floats, Floats]:

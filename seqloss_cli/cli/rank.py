@@ -92,7 +92,7 @@ def _rank(ctx: typer.Context, choice: OutputChoice) -> int:
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter
-    from seqloss_cli.metrics.ranking import MEANINGS, SCORES
+    from seqloss_cli.metrics.ranking import MEANINGS, NEED_PMI
     from seqloss_cli.results.formats.json import RankedRows
     from seqloss_cli.results.schema.rankings import ranking_rows
     from seqloss_cli.scoring.tasks import rank_task
@@ -101,8 +101,8 @@ def _rank(ctx: typer.Context, choice: OutputChoice) -> int:
     scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
     rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
     rows |= {"summary": choice.summary, "pmi": choice.pmi, "by": own.by}
-    # The last two scores need the responses alone.
-    rows["scores"] = {name: MEANINGS[name] for name in SCORES[: None if choice.pmi else -2]}
+    left_out = () if choice.pmi else NEED_PMI
+    rows["scores"] = {name: text for name, text in MEANINGS.items() if name not in left_out}
     command = Command(
         rank_task(scorer, choice.pmi),
         ranking_rows,

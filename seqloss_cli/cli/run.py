@@ -246,21 +246,26 @@ def write_all(
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.
         bar.stop()
-        written = Written(totals, n_sequences, n_rejected)
-        if kept is not None:
-            kept.require_all_checked()
-            written = Written(
-                kept.sums + totals,
-                kept.n_sequences + n_sequences,
-                kept.n_rejected + n_rejected,
-                kept.n_rows,
-            )
+        written = _with_kept(Written(totals, n_sequences, n_rejected), kept)
         stopped = bool(n_rejected) and strict
         sums = _stopped(written.totals) if stopped else written.totals
         writer.end(sums, written.n_rejected, inputs.stats.n_empty_lines)
         if stopped:
             raise StrictStopError("--strict: stopped at the first rejected input")
     return written
+
+
+def _with_kept(written: Written[Sums], kept: KeptRows[Sums, Unscored] | None) -> Written[Sums]:
+    """Add the rows of an earlier run. Raises UsageError where it had more inputs than this one."""
+    if kept is None:
+        return written
+    kept.require_all_checked()
+    return Written(
+        kept.sums + written.totals,
+        kept.n_sequences + written.n_sequences,
+        kept.n_rejected + written.n_rejected,
+        kept.n_rows,
+    )
 
 
 def _stopped(totals: Any) -> Any:

@@ -47,8 +47,8 @@ MEANINGS = {
 }
 """Score to its definition, for the run's record."""
 SCORES = tuple(MEANINGS)
-_WITHOUT_PROMPT = ("pmi", "mutual_information")
-"""Scores that need the responses without their prompt, too."""
+NEED_PMI = ("pmi", "mutual_information")
+"""Scores that need the responses without their prompt, too: those of --pmi."""
 ACCURACIES = {
     "acc": "sum",
     "acc_norm": "char",
@@ -82,11 +82,11 @@ class ChoiceFigures:
     @property
     def score_names(self) -> tuple[str, ...]:
         """Scores that were asked for."""
-        return tuple(n for n in SCORES if self.without_prompt or n not in _WITHOUT_PROMPT)
+        return tuple(n for n in SCORES if self.without_prompt or n not in NEED_PMI)
 
     def score_by(self, name: str) -> float | None:
         """Return the score of that name, nats or nats per unit; None where it is not known."""
-        if name in _WITHOUT_PROMPT:
+        if name in NEED_PMI:
             other = self.log_prob_y if name == "pmi" else self.log_prob_alone
             # -inf - -inf is no number: of two impossible texts neither is the likelier.
             if other is None or (math.isinf(self.log_prob) and math.isinf(other)):

@@ -18,7 +18,7 @@ from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
 from seqloss_cli.results.formats.json import NoResultsError
 from seqloss_cli.results.schema import RowKind
-from seqloss_cli.results.schema.scores import ResultRow, loss_kinds
+from seqloss_cli.results.schema.scores import ResultRow
 
 Run = Mapping[str, Any]
 Row = TypeVar("Row")
@@ -51,11 +51,6 @@ class ResultsOf(Generic[Row]):
 
 ResultsFile = ResultsOf[ResultRow]
 """A file that `score` or `cond` wrote."""
-
-
-def open_results(name: str, top1: bool = False, whole: bool = False) -> ResultsFile:
-    """Open what `score` or `cond` wrote; as `open_any`."""
-    return open_any(name, loss_kinds(top1, whole))
 
 
 def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:

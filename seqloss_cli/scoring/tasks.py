@@ -98,9 +98,13 @@ def rank_task(
         items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Any]
     ) -> Iterator[Ranking | Rejected]:
         queue = RankingQueue(items, without_prompt, finished.n, finished.on_input)
-        # How many pairs the finished questions have is known once they were read: a function.
-        finished_pairs = (lambda: queue.n_finished_pairs), queue.finish
-        return queue.rankings(scorer.score(queue.pairs(), None, on_progress, *finished_pairs))
+
+        def n_finished_pairs() -> int:
+            # Known only once the finished questions were read.
+            return queue.n_finished_pairs
+
+        scored = scorer.score(queue.pairs(), None, on_progress, n_finished_pairs, queue.finish)
+        return queue.rankings(scored)
 
     return Task(scorer.run_info("rank"), scorer, results, rank_totals, RankTotals())
 

@@ -11,8 +11,12 @@ import pytest
 from helpers.results import RUN, row, write
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.results.files import open_results
-from seqloss_cli.results.schema.scores import ResultRow
+from seqloss_cli.results.files import ResultsFile, open_any
+from seqloss_cli.results.schema.scores import ResultRow, loss_kinds
+
+
+def open_results(name: str, **settings: bool) -> ResultsFile:
+    return open_any(name, loss_kinds(**settings))
 
 
 def rows_of(path: Path) -> list[ResultRow | Rejected]:

@@ -267,6 +267,8 @@ def _device(run: RunInfo) -> str:
 
 def _pair_policies(run: RunInfo, pairs: Mapping[str, Any]) -> str:
     policies = [f"boundary {run.boundary}", f"too long: {pairs['truncate']}"]
-    policies += ["prompts not scored"] * (not pairs["marginal"])
-    policies += ["common prompts computed once"] * run.share_prefix
+    if not pairs["marginal"]:
+        policies.append("prompts not scored")
+    if run.share_prefix:
+        policies.append("common prompts computed once")
     return ", ".join(policies)

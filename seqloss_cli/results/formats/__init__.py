@@ -154,8 +154,10 @@ def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
         return
     # Arrays, of which no cell of a longer line can hold one.
     flags = [column.flag for column in asked.columns]
-    flags += ["--context-lengths"] * asked.context_lengths
-    flags += ["--tokens"] * (asked.command == "rank" and asked.tokens)
+    if asked.context_lengths:
+        flags.append("--context-lengths")
+    if asked.command == "rank" and asked.tokens:
+        flags.append("--tokens")
     for flag in flags:
         yield f"{name} has a place for {flag} with --level token only"
 

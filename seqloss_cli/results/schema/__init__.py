@@ -144,8 +144,10 @@ def _key(
     return Key(name, kind, of, when, **settings)
 
 
-text, whole, real, nested = (partial(_key, kind) for kind in list(Kind)[:4])
-texts, wholes, reals, bools, spans = (partial(_key, kind) for kind in list(Kind)[4:])
+text, texts = partial(_key, Kind.text), partial(_key, Kind.texts)
+whole, wholes = partial(_key, Kind.whole), partial(_key, Kind.wholes)
+real, reals = partial(_key, Kind.real), partial(_key, Kind.reals)
+nested, bools, spans = (partial(_key, kind) for kind in (Kind.nested, Kind.bools, Kind.spans))
 
 
 def _itself(value: Any) -> Any:

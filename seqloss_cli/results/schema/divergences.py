@@ -21,8 +21,10 @@ from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, check_sum, loss_totals
 
-_AT_MOST, _CUTS = d.OPTIONAL_SUMS[:2], d.OPTIONAL_SUMS[2:]
-"""Upper bounds, and shares of what a head was cut by: of these only the means are written."""
+_CUTS = tuple(name for name in d.OPTIONAL_SUMS if name.endswith("_cut"))
+"""Probability beyond the ids that both models have: only the mean of it is written."""
+_AT_MOST = tuple(name for name in d.OPTIONAL_SUMS if name.endswith("_at_most"))
+"""Upper bounds, where a teacher is known in part."""
 
 
 def divergence_rows(

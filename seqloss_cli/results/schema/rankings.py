@@ -101,14 +101,18 @@ _TOKENS = s.texts(
 )
 _TOKEN_LOSSES = s.reals("token_losses", lambda v: s.numbers_or_null(*v.losses), "tokens", length=0)
 _FLAGS = q.flags_key(lambda v: score_flags(v.score))
-CHOICE_KEYS = (
-    s.text("response", "sample.pair.response", "text"),
+_RESPONSE = s.text("response", "sample.pair.response", "text")
+_FIGURES = (
     s.real("log_prob", lambda v: s.finite(v.result.log_prob)),
     s.real("probability", "probability"),
     *(s.whole(name, f"result.{name}") for name in _LENGTHS),
     s.text("boundary", "sequence.prompt_boundary.boundary"),
     s.real("log_prob_y", lambda v: s.finite(v.result.log_prob_y), "pmi"),
     s.real("log_prob_alone", lambda v: s.finite(v.result.log_prob_alone), "pmi"),
+)
+CHOICE_KEYS = (
+    _RESPONSE,
+    *_FIGURES,
     s.nested(
         "scores",
         lambda v: {name: s.finite(v.result.score_by(name)) for name in v.result.score_names},
@@ -172,7 +176,7 @@ def _score_columns(score: str) -> tuple[s.Key, s.Key]:
         return None if order is None else [1 + order.index(n) for n in range(len(order))]
 
     # The last two compare with the response scored without its prompt.
-    when = "pmi" if score in r.SCORES[-2:] else ""
+    when = "pmi" if score in r.NEED_PMI else ""
     return (
         s.reals(f"score.{score}", lambda v: [each["scores"][score] for each in v.choices], when),
         s.wholes(f"order.{score}", places, when),
@@ -184,23 +188,26 @@ def _is_answer(view: RankingView) -> list[int] | None:
     return None if answers is None else [int(n in answers) for n in range(len(view.views))]
 
 
-def _of_tokens(name: str, value: Callable[[Any], Sequence[Any] | None]) -> s.Key:
+def _of_tokens(
+    name: str,
+    value: Callable[[Any], Sequence[Any] | None],
+    declare: Callable[..., s.Key] = s.wholes,
+) -> s.Key:
     """Return a column of the tokens of all choices, from the view of each; None is unknown."""
 
     def cells(view: RankingView) -> list[Any]:
         return [x for v in view.views for x in value(v) or [None] * len(v.losses[0])]
 
-    return s.reals(name, cells)
+    return declare(name, cells)
 
 
 RANK_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
     "choice": (
         s.wholes("choice", lambda v: range(len(v.choices))),
         *map(_of_row, ("source", "prompt", "separator")),
-        _of_choices(CHOICE_KEYS[0]),
+        _of_choices(_RESPONSE),
         s.wholes("answer", _is_answer),
-        # From log_prob to log_prob_alone.
-        *map(_of_choices, CHOICE_KEYS[1:9]),
+        *map(_of_choices, _FIGURES),
         *(key for score in r.SCORES for key in _score_columns(score)),
         _of_choices(_FLAGS),
         _of_row("meta"),
@@ -209,8 +216,8 @@ RANK_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
         _of_tokens("choice", lambda v: [v.place] * len(v.losses[0])),
         _of_tokens("position", lambda v: range(len(v.losses[0]))),
         _of_tokens("token_id", _TOKEN_IDS.value),
-        _of_tokens("token", _TOKENS.value),
-        _of_tokens("loss", _TOKEN_LOSSES.value),
+        _of_tokens("token", _TOKENS.value, s.texts),
+        _of_tokens("loss", _TOKEN_LOSSES.value, s.reals),
         _of_tokens("start", lambda v: v.token_bytes and v.token_bytes.starts.tolist()),
         _of_tokens("end", lambda v: v.token_bytes and v.token_bytes.ends.tolist()),
     ),

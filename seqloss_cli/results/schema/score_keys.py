@@ -173,12 +173,15 @@ _CONTEXTS = q.token_array(
     s.wholes,
     bulky=True,
 )
-_WORDS, _WORD_LOSSES, _CORRECTED, _ = _WORD_KEYS = (
-    s.texts("words", _of_words(lambda w: w.words), "words", bulky=True),
-    s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True),
-    s.reals(
-        "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
-    ),
+_WORDS = s.texts("words", _of_words(lambda w: w.words), "words", bulky=True)
+_WORD_LOSSES = s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True)
+_CORRECTED = s.reals(
+    "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
+)
+_WORD_KEYS = (
+    _WORDS,
+    _WORD_LOSSES,
+    _CORRECTED,
     s.spans("word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True),
 )
 SCORE_KEYS = (
@@ -231,8 +234,8 @@ def _asked(name: str) -> s.Key:
     return s.texts(name, lambda v: [value(v)] * len(v.regions.regions))
 
 
-def _region(name: str, when: str = "") -> s.Key:
-    return s.reals(name, lambda v: v.region_columns[name], when)
+def _region(name: str, declare: Callable[..., s.Key] = s.reals, when: str = "") -> s.Key:
+    return declare(name, lambda v: v.region_columns[name], when)
 
 
 SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
@@ -257,14 +260,15 @@ SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
         _asked("item"),
         _asked("condition"),
         s.wholes("region", lambda v: range(1, len(v.regions.regions) + 1)),
-        _region("name"),
-        _region("text", "text"),
-        *map(_region, ("n_tokens", "loss")),
+        _region("name", s.texts),
+        _region("text", s.texts, "text"),
+        _region("n_tokens", s.wholes),
+        _region("loss"),
         _bits(_region("loss")),
         _region("mean_loss"),
-        _region("corrected_loss", "corrected"),
+        _region("corrected_loss", when="corrected"),
         s.wholes("shared", lambda v: list(map(int, v.regions.shared))),
-        *map(_region, ("start", "end")),
+        *(_region(name, s.wholes) for name in ("start", "end")),
     ),
 }
 """Parts of a row that a line can be of, to their columns. A word's ends are in bytes, those of a

@@ -134,7 +134,10 @@ def token_array(
 
 def infinite_key(name: str, values: Callable[[Any], r.Floats], **settings: Any) -> Key:
     """Return the key of the scored tokens where an array, shape N in nats, is infinite."""
-    places = lambda v: s.infinite_places(values(v), v.score.scored)  # noqa: E731
+
+    def places(view: Any) -> Any:
+        return s.infinite_places(values(view), view.score.scored)
+
     return s.wholes(name, places, **settings)
 
 
