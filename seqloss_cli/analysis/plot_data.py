@@ -6,7 +6,6 @@ names of the records are keys of `plot --json`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -22,11 +21,10 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.resampling import Reservoir
-from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow
 
 Metric = Literal["mean_loss", "bits_per_byte", "perplexity"]
-NATS_PER_BIT = math.log(2)
 MOST_GROUPS = 40
 _MOST_POINTS = 20_000
 

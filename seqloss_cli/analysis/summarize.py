@@ -17,7 +17,7 @@ import numpy as np
 from seqloss_cli.analysis.extremes import Extremes
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics import intervals, resampling
-from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -237,7 +237,7 @@ def _estimates(
     yield "mean_loss", mean
     yield "perplexity", mean.exp()
     if not group.totals.n_without_text and group.totals.n_scored_bytes:
-        per_byte = math.log(2) * np.array(group.n_bytes)
+        per_byte = NATS_PER_BIT * np.array(group.n_bytes)
         if n_docs == 1:  # the interval over blocks, in another unit
             yield "bits_per_byte", mean.times(float(m[0] / per_byte[0]))
         else:

@@ -1,6 +1,9 @@
-"""Keep control characters of texts, paths and errors away from the terminal."""
+"""Keep control characters of texts, paths and errors away from the terminal; show white space."""
 
 from __future__ import annotations
+
+WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
+"""Signs that make white space visible."""
 
 
 def escape(text: str) -> str:

@@ -22,6 +22,7 @@ from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import SequenceScore
 
 Sums = TypeVar("Sums", bound="SumRecord")
+NATS_PER_BIT = math.log(2)
 _UNITS = 1 << 1074
 """Units of 1 nat."""
 
@@ -200,7 +201,7 @@ class Totals(SumRecord):
     def _bits_per(self, count: int) -> float | None:
         if self.total_loss is None or self.n_without_text or not count:
             return None
-        return self.total_loss / (math.log(2) * count)
+        return self.total_loss / (NATS_PER_BIT * count)
 
 
 def totals_of(score: SequenceScore) -> Totals:

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from seqloss_cli.analysis.extremes import Limits
+from seqloss_cli.core.escaping import WHITE_SPACE
 from seqloss_cli.display.scales import LOSS_EDGES
 from seqloss_cli.metrics.intervals import Estimate
 
@@ -327,9 +328,9 @@ def direction_of(text: str) -> str:
 
 def visible(text: str) -> str:
     """Return a text for labels and lists: white space as marks, hidden characters by name."""
-    shown = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
     return "".join(
-        shown.get(char) or (f"⟨{_name_of(char)}⟩" if _is_hidden(char) else char) for char in text
+        WHITE_SPACE.get(char) or (f"⟨{_name_of(char)}⟩" if _is_hidden(char) else char)
+        for char in text
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-NATS_PER_BIT = math.log(2)
+from seqloss_cli.metrics.totals import NATS_PER_BIT
+
 Point = tuple[float, float]
 """A place on a drawing."""
 

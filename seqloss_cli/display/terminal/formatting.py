@@ -16,14 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.backend import WordBoundaryIds
-from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.escaping import WHITE_SPACE, escape
 from seqloss_cli.core.records import Flags, TokenSequence
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
 from seqloss_cli.metrics.intervals import Estimate
-
-WHITE_SPACE = {" ": "·", "\n": "↵", "\r": "␍", "\t": "→"}
-"""Signs that make white space visible."""
-_NATS_PER_BIT = math.log(2)
+from seqloss_cli.metrics.totals import NATS_PER_BIT
 
 # A style for each step of `scales`. Blue to orange, with weight and underline beside the hue, tells
 # the steps apart for those who do not see hues.
@@ -42,7 +39,7 @@ class Unit:
     def of(self, nats: float | None, power: int = 1) -> float | None:
         """Convert a figure in a power of nats to the same power of the unit; None stays None."""
         # A variance in nats² has the factor of its unit twice.
-        return nats / _NATS_PER_BIT**power if self.bits and nats is not None else nats
+        return nats / NATS_PER_BIT**power if self.bits and nats is not None else nats
 
     def text(self, nats: float | None, digits: int = 4) -> str:
         """Convert and format a figure in nats."""

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.style import Style
 
 from seqloss_cli.analysis.histograms import means_of_neighbours
+from seqloss_cli.core.escaping import WHITE_SPACE
 from seqloss_cli.display import scales
-from seqloss_cli.display.terminal.formatting import WHITE_SPACE, Unit
+from seqloss_cli.display.terminal.formatting import Unit
 
 DIM = Style(dim=True)
 # 8, bright black, is dark. Some terminals write "default" in place of a number: taken for dark.

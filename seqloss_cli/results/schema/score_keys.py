@@ -223,7 +223,7 @@ SCORE_KEYS = (
 def _bits(key: s.Key) -> s.Key:
     def value(view: ScoreView) -> Any:
         nats = key.value(view)
-        return nats and [None if loss is None else loss / math.log(2) for loss in nats]
+        return nats and [None if loss is None else loss / t.NATS_PER_BIT for loss in nats]
 
     return s.reals("bits", value)
 
