@@ -1,7 +1,7 @@
 """seqloss: exact losses and likelihoods of causal language models.
 
-The documented Python API: `score`, `Scorer` and the records. Importing this package loads
-neither torch nor transformers; using it does.
+The documented Python API: `score`, `cond`, `rank`, `diverge`, `Scorer` and the records. Importing
+this package loads neither torch nor transformers; using it does.
 """
 
 from __future__ import annotations

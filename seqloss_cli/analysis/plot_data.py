@@ -1,6 +1,6 @@
 """Make the numbers of plots: histograms, by position and by group, two models in a scatter.
 
-The curve over checkpoints stands in `objective`, the reliability diagram in `calibration`. Field
+The curve over checkpoints is made in `objective`, the reliability diagram in `confidence`. Field
 names of the records are keys of `plot --json`.
 """
 

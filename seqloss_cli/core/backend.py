@@ -139,8 +139,8 @@ class Requested:
     """
 
     columns: tuple[TokenColumn, ...]
-    """First the internal columns, which a command needs for its own figures; then those of
-    `COLUMNS` in their order."""
+    """Internal columns, which a command needs for its own figures; then those of `COLUMNS` in their
+    order; then word boundaries."""
     top_k: int
     """Alternatives at each target."""
     word_boundary_ids: WordBoundaryIds | None = field(compare=False)

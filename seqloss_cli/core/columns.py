@@ -2,7 +2,8 @@
 
 Backends, the assembler of scores, JSON, Parquet, CSV, tables, pages, the flags of the command line
 and the keywords of the Python functions follow from `COLUMNS`: a new quantity is an entry here and
-its computation in a backend (`backends/torch/quantities.py`). No module copies columns by name.
+its computation in a backend (`backends/torch/quantities.py`). Alternatives, lists in the place of
+numbers, have code of their own in most of these.
 
 Nothing heavy is imported: the command line declares its flags from this module.
 """

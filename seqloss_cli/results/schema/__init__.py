@@ -1,8 +1,9 @@
 """Keys of rows, each declared once: for writing, for fixed headers and for reading back.
 
 The keys of a command's rows stand in a module of their own, in the order of the JSON objects. The
-columns of Parquet and CSV are the keys that a row of the run can have, and what is read back is
-checked against the same declarations. A key that is not declared cannot be written.
+columns of Parquet and CSV are the keys that a row of the run can have. A key that is not declared
+cannot be written. When a row is read back, a key marked `checked` is held to its type, one with a
+`length` to that length. Readers check others by name.
 """
 
 from __future__ import annotations
