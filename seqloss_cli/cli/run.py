@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.console import Console
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.inputs import Inputs
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.settings import OutputChoice, console, options_for
+from seqloss_cli.cli.settings import OutputChoice, console, row_options, table_options
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
@@ -84,7 +83,7 @@ class Command(Generic[Result, Sums, Unscored]):
         record = replace(self.task.run, reading=inputs.reading, rows=described)
         rows = self._rows(record, choice)
         # Before the sink is opened, which would make a partial file beside the whole one.
-        if choice.resume and (file := already_complete(choice.path, record)):
+        if choice.resume and (file := already_complete(choice, record)):
             return self._nothing_to_do(rows, file, inputs)
         bar, kept = ProgressBar(inputs.names), None
         with (
@@ -105,7 +104,7 @@ class Command(Generic[Result, Sums, Unscored]):
 
     def _rows(self, run: RunInfo, choice: OutputChoice) -> Rows[Result, Sums, Unscored]:
         tokens, ids = self.task.tokenization, self.word_boundary_ids
-        return self.rows(options_for(RowOptions, tokens, choice, run=run, word_boundary_ids=ids))
+        return self.rows(row_options(tokens, choice, run, ids))
 
     def _writer(
         self, rows: Rows[Result, Sums, Unscored], sink: BinaryIO, choice: OutputChoice
@@ -113,7 +112,7 @@ class Command(Generic[Result, Sums, Unscored]):
         if choice.format is not None:
             return choice.format.write(sink, rows, choice.level)
         tokens, ids = self.task.tokenization, self.word_boundary_ids
-        options = options_for(TableOptions, tokens, choice, word_boundary_ids=ids)
+        options = table_options(tokens, choice, ids)
         return self.table(console(choice.path, sink), options)
 
     def _beside(
@@ -140,7 +139,7 @@ class Command(Generic[Result, Sums, Unscored]):
         partial = partial_path(choice.path)
         file = inspect_partial(partial)
         if file.run is not None:
-            require_same_run(partial, file.run, run)
+            require_same_run(partial, file.run, run, choice.flags)
         # As the run that is continued would have stopped there.
         if choice.strict and file.n_rejected:
             raise StrictStopError(
@@ -293,11 +292,12 @@ def _say_what_was_written(written: Written[Any], stats: ReadStats, choice: Outpu
         )
 
 
-def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
+def already_complete(choice: OutputChoice, run: RunInfo) -> PartialFile | None:
     """Return the finished file, if a run with the same model and settings came to its end before.
 
     Raises UsageError when the file is another run's, or not whole.
     """
+    path = choice.path
     if path is None or earlier_output(path) != path:
         return None
     file = inspect_partial(path)
@@ -306,7 +306,7 @@ def already_complete(path: Path | None, run: RunInfo) -> PartialFile | None:
             f"--resume: {path} is not whole; rename it to {path}.partial to go on with it, or give "
             "--force to start anew"
         )
-    require_same_run(path, file.run, run)
+    require_same_run(path, file.run, run, choice.flags)
     return file
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 from rich.console import Console
@@ -18,10 +18,10 @@ from seqloss_cli.cli.conflicts import is_from, is_typed, refuse_conflicts
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import OtherSettings, OutputSettings, ShowSettings, given
 from seqloss_cli.core import policies as p
-from seqloss_cli.core.backend import Requested
+from seqloss_cli.core.backend import Requested, WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import values_of
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
 from seqloss_cli.display.terminal.palette import choose_theme
 from seqloss_cli.results import RowChoice
@@ -34,7 +34,6 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 if TYPE_CHECKING:
     from seqloss_cli.scoring.scorer import Scorer
 
-Options = TypeVar("Options", RowOptions, TableOptions)
 _FILE_WIDTH = 120
 """Columns of tables that go to a file: no terminal says how wide they may be."""
 
@@ -50,6 +49,8 @@ class OutputChoice(RowChoice):
     all_tokens: bool = False
     strict: bool = False
     resume: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """The command's flags, by their parameters: for what --resume advises."""
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
     beside: Path | None = None
@@ -155,23 +156,29 @@ def output_choice(context: typer.Context) -> OutputChoice:
     refuse_conflicts(context, writes=name)
     command = str(context.command.name)
     show, obstacle = given(context, ShowSettings), f"is for the terminal, and {name} is not"
-    derived = {
-        "command": command,
-        "path": output.output,
-        "format": format,
+    choice = OutputChoice(
+        command=command,
+        path=output.output,
+        level=str(values.get("level") or LEVELS[command][0]),
+        text=output.text,
         # rank alone has --tokens: its rows hold no losses of tokens unless they are asked for.
-        "tokens": values.get("tokens", output.tokens),
-        "bits": show.unit == "bits",
-        "strict": given(context, OtherSettings).strict,
-        "pmi": given(context, p.PairPolicy).pmi,
-        "level": str(values.get("level") or LEVELS[command][0]),
-        "columns": tuple(column for column in COLUMNS if values.get(column.option)),
-        "regions": values.get("regions") is not None,
-        "heat": heat_options(context, obstacle if format else None),
-    }
-    settings = values_of(output) | values_of(show) | derived
-    known = {field.name for field in fields(OutputChoice)}
-    choice = OutputChoice(**{name: settings[name] for name in known & settings.keys()})
+        tokens=values.get("tokens", output.tokens),
+        summary=show.summary,
+        words=show.words,
+        word_correction=show.word_correction,
+        regions=values.get("regions") is not None,
+        context_lengths=output.context_lengths,
+        pmi=given(context, p.PairPolicy).pmi,
+        columns=tuple(column for column in COLUMNS if values.get(column.option)),
+        format=format,
+        force=output.force,
+        bits=show.unit == "bits",
+        all_tokens=show.all_tokens,
+        strict=given(context, OtherSettings).strict,
+        resume=output.resume,
+        flags={str(each.name): each.opts[0] for each in context.command.params},
+        heat=heat_options(context, obstacle if format else None),
+    )
     if format is not None:
         if (conflict := next(format.conflicts(choice), None)) is not None:
             raise UsageError(conflict)
@@ -234,16 +241,37 @@ def heat_options(context: typer.Context, obstacle: str | None) -> HeatOptions | 
     return HeatOptions(theme, note, settings.show_whitespace)
 
 
-def options_for(
-    kind: type[Options], tokenization: Tokenization, choice: OutputChoice, **others: Any
-) -> Options:
-    """Return what rows or tables hold (`kind`): as the choice has it, and `others`."""
-    shared = {field.name for field in fields(kind)} & {field.name for field in fields(choice)}
-    return kind(
+def row_options(
+    tokenization: Tokenization,
+    choice: OutputChoice,
+    run: RunInfo,
+    word_boundary_ids: WordBoundaryIds | None = None,
+) -> RowOptions:
+    """Return the content of the rows of a run, as the choice has it."""
+    return RowOptions(
+        # Both records are made of RowChoice: no field of it can be missing in one of them.
+        **{each.name: getattr(choice, each.name) for each in fields(RowChoice)},
+        run=run,
         token_texts=tokenization.token_texts,
         name_token=tokenization.name_token,
-        **{name: getattr(choice, name) for name in shared},
-        **others,
+        word_boundary_ids=word_boundary_ids,
+    )
+
+
+def table_options(
+    tokenization: Tokenization, choice: OutputChoice, word_boundary_ids: WordBoundaryIds | None
+) -> TableOptions:
+    """Return the content of tables, as the choice has it."""
+    return TableOptions(
+        token_texts=tokenization.token_texts,
+        name_token=tokenization.name_token,
+        bits=choice.bits,
+        all_tokens=choice.all_tokens,
+        summary=choice.summary,
+        words=choice.words,
+        word_boundary_ids=word_boundary_ids,
+        pmi=choice.pmi,
+        heat=choice.heat,
     )
 
 

@@ -4,9 +4,9 @@
     eos: bool = option(False, "Append the end-of-sequence token and score it.")
 
 Flag (`--eos`, or `--no-eos` where the default is True), SEQLOSS_* variable, choices (of a
-`Literal`), bounds, default, help and panel follow from such a field, and so do the checks of a
-value from Python and the flag that --resume names for a key of the run record. Nothing of a command
-line is imported: `cli/options.py` makes parameters of these fields.
+`Literal`), bounds, default, help and panel follow from such a field. So do the checks of a value
+from Python. Nothing of a command line is imported: `cli/options.py` makes parameters of these
+fields.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ class Option(NamedTuple):
     takes: str = "a name"
     """A string's meaning, for the message about another value."""
     show_default: bool = True
-    key: str = ""
-    """Name in the run record, where that is not the field's."""
 
 
 def command_record(cls: type[T]) -> type[T]:

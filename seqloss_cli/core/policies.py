@@ -106,7 +106,6 @@ class PairPolicy:
         "Turns that count: every assistant's, the last, all text.",
         flag="--score",
         panel=CHATS,
-        key="scored_turns",
     )
     """The turns of a chat that are scored."""
     end_of_turn: bool = option(True, "Leave out the token that ends a scored turn.", panel=CHATS)
@@ -135,15 +134,12 @@ class ModelChoice:
         flag="--model",
         short="-m",
         show_default=False,
-        key="model",
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     tokenizer: str | None = option(None, "Another tokenizer: directory or hub name.")
     adapter: str | None = option(None, "LoRA put on the model: directory or hub name.")
     """LoRA or another of PEFT, beside the weights, not merged into them."""
-    quantize: QuantizeChoice | None = option(
-        None, "Make the weights int8 when they are loaded.", key="quantization"
-    )
+    quantize: QuantizeChoice | None = option(None, "Make the weights int8 when they are loaded.")
     dtype: DtypeChoice = option("auto", "auto: the checkpoint's own on a GPU, float32 on a CPU.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
     threads: int | None = option(None, "CPU threads; torch chooses by default.", min=1)
@@ -168,7 +164,7 @@ class SpeedPolicy:
     PANEL = SPEED
 
     compile: CompileChoice = option(
-        "auto", "Compile the layers; auto: if the files are large enough to pay.", key="compiled"
+        "auto", "Compile the layers; auto: if the files are large enough to pay."
     )
     """auto: if what it saves on `work_bytes` is more than it takes."""
     work_bytes: int | None = None
@@ -193,7 +189,6 @@ class BatchPolicy:
         flag="--batch-tokens",
         kind=str,
         metavar="N|auto",
-        key="batch_tokens",
     )
     """The most tokens of a batch, padding counted."""
     # Off where nothing is said, although the flag turns it off: texts seldom begin alike, and the

@@ -19,10 +19,7 @@ from typing import Any, Generic
 
 import orjson
 
-from seqloss_cli.core import policies as p
-from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.options import Option, option_fields
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
@@ -232,50 +229,37 @@ def _shown(value: object, longest: int = 60) -> str:
 
 
 _MAY_DIFFER = ("type", "started_at")
-_RECORDS = {
-    "": (p.ModelChoice, p.TokenPolicy, p.WindowChoice, p.PairPolicy, p.BatchPolicy, p.SpeedPolicy),
-    "pairs.": (p.PairPolicy,),
-    "reading.": (p.Reading,),
+# Keys that are not named as their parameters; `jsonl` would be the format of the output.
+_PARAMETERS = {
+    "reading.jsonl": "jsonl_input",
+    "pairs.scored_turns": "score",
+    "quantization": "quantize",
+    "compiled": "compile",
 }
-"""Settings that a run record holds, by the part of it."""
-# Keys that are named as their flags, and that no record of options declares.
-_SAME_NAME = (
-    *("reading.prompt_field", "reading.response_field", "reading.separator", "reading.chat"),
-    *("reading.regions", "rows.words", "rows.word_correction", "rows.context_lengths"),
-    *(f"rows.{column.option}" for column in COLUMNS),
-    *("rows.pmi", "rows.summary"),
-)
-_FLAGS = {
-    prefix + (field.declaration.key or field.name): (field.declaration.flag, field.is_negative)
-    for prefix, records in _RECORDS.items()
-    for record in records
-    for field in option_fields(record)
-    if isinstance(field.declaration, Option)
-}
-_FLAGS |= {key: ("--" + key.split(".")[-1].replace("_", "-"), False) for key in _SAME_NAME}
-_FLAGS |= {"rows.text": ("--no-text", True), "rows.tokens": ("--no-tokens", True)}
-"""Key to its flag, and whether that turns it off."""
 _OTHER_ADVICE = {
     "reading.inputs": "name the same FILES",
     "reading.regions_sha256": "--regions FILE with the same content",
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",
     "weights_sha256": "the same weights",
+    "gold": "the same --teacher or --label-smoothing",
     "quantization": "--quantize as it was given then",
 }
 _ABSENT = object()
 
 
-def require_same_run(path: Path, recorded: Mapping[str, Any], run: RunInfo) -> None:
+def require_same_run(
+    path: Path, recorded: Mapping[str, Any], run: RunInfo, flags: Mapping[str, str]
+) -> None:
     """Raise UsageError with every difference between a results file's run line and this run.
 
-    Each is named with the flag that mends it.
+    `flags` are those of the command by parameter: the one that mends a difference is named with it.
     """
     # Through JSON, as what is there has been: tuples are lists in it.
     own = orjson.loads(json_bytes(run_row(run)))
     there, here = dict(_flat(recorded)), dict(_flat(own))
     pairs = {k: (there.get(k, _ABSENT), here.get(k, _ABSENT)) for k in {**there, **here}}
-    differences = [_difference(key, a, b) for key, (a, b) in pairs.items() if a != b]
+    differences = [_difference(key, a, b, flags) for key, (a, b) in pairs.items() if a != b]
     if differences:
         raise UsageError(
             f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "
@@ -294,22 +278,33 @@ def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
-    advice = _advice(key, there)
+def _difference(key: str, there: Any, here: Any, flags: Mapping[str, str]) -> str:
+    # A command that takes rows without prompts records no field for them.
+    if key == "reading.prompt_field" and None in (there, here) and "no_prompt" in flags:
+        advice = _switched(flags["no_prompt"], there is None)
+    else:
+        advice = _advice(key, there, flags)
     values = f"{_shown(there, 80)} there and {_shown(here, 80)} here"
     return f"{key} is {values}" + (advice and f" ({advice})")
 
 
-def _advice(key: str, there: Any) -> str:
+def _advice(key: str, there: Any, flags: Mapping[str, str]) -> str:
     """Return what to give on the command line to have the value that is there."""
+    part, _, name = key.rpartition(".")
     if key in _OTHER_ADVICE:
         return _OTHER_ADVICE[key]
-    flag, is_negative = _FLAGS.get(key, ("", False))
+    if part == "versions":
+        return "" if there is _ABSENT else "the same version"
+    if "teacher" in (part, key):
+        return "the same --teacher and its options"
+    name = _PARAMETERS.get(key, name)
+    # `text` of a row is turned off by --no-text, and is not the text that --text gives.
+    if is_negative := f"no_{name}" in flags:
+        name = f"no_{name}"
+    flag = flags.get(name, "")
     # Options that came later are named only where they are given.
     if there is _ABSENT:
         return _switched(flag, False) if flag and not is_negative else ""
-    if key.startswith("versions."):
-        return "the same version"
     if is_negative:
         return _switched(flag, not there)
     if not flag:
@@ -320,7 +315,8 @@ def _advice(key: str, there: Any) -> str:
     # Nothing was given then, or a flag that takes no value.
     if there is None or isinstance(there, bool):
         return _switched(flag, bool(there))
-    return f"{flag} {shlex.quote(str(there))}"
+    value = ",".join(there) if isinstance(there, list) else str(there)
+    return f"{flag} {shlex.quote(value)}"
 
 
 def _switched(flag: str, on: bool) -> str:

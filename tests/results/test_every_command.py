@@ -390,8 +390,26 @@ def test_an_input_that_changed(
     ("case", "flags", "named"),
     [
         ("rank", "--pmi", "rows.pmi is False there and True here (leave --pmi out)"),
-        ("rank", "--by char", "rows.by is 'sum' there and 'char' here"),
-        ("rank", "--tokens", "rows.tokens is False there and True here"),
+        ("rank", "--by char", "rows.by is 'sum' there and 'char' here (--by sum)"),
+        ("rank", "--tokens", "rows.tokens is False there and True here (leave --tokens out)"),
+        ("rank", "--answer 0", "reading.answer is None there and 0 here (leave --answer out)"),
+        (
+            "rank",
+            "--answer 0",
+            "answer_field is 'answer' there and None here (--answer-field answer)",
+        ),
+        (
+            "rank",
+            "--choices-field a,b",
+            "choices_field is ['choices'] there and ['a', 'b'] here (--choices-field choices)",
+        ),
+        ("rank", "--no-prompt", "prompt_field is 'prompt' there and None here (leave --no-prompt"),
+        ("diverge", f"--teacher {SMALL[3:]}", "' here (the same --teacher and its options)"),
+        (
+            "diverge-smoothing",
+            "--label-smoothing 0.5",
+            "smoothing 0.5' here (the same --teacher or --label-smoothing)",
+        ),
         ("diverge", "--no-text", "rows.text is True there and False here (leave --no-text out)"),
         ("diverge-smoothing", "--limit 2", "reading.limit is None there and 2 here"),
         ("mask", "--loss", "model is None there and 'demo' here"),
@@ -414,6 +432,17 @@ def test_other_settings(case: str, flags: str, named: str, folder: Path) -> None
     assert done.exit_code == 2
     assert named in " ".join(done.stderr.split())
     partial.unlink()
+
+
+def test_the_advice_is_an_option_of_the_command(folder: Path) -> None:
+    """`rank` has `--tokens` where others have `--no-tokens`."""
+    (folder / "out.jsonl.partial").write_bytes(
+        written("rank questions.jsonl --tokens", folder, "out.jsonl")
+    )
+    (folder / "out.jsonl").unlink()
+    done = stub.run("rank questions.jsonl -o out.jsonl --resume", folder)
+    assert "rows.tokens is True there and False here (give --tokens)" in done.stderr
+    (folder / "out.jsonl.partial").unlink()
 
 
 def test_a_kept_row_with_impossible_figures(folder: Path) -> None:
