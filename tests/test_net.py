@@ -137,6 +137,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "cond-csv-region": (
         "cond mixed.jsonl --limit 2 --regions pair-regions.jsonl --level region -o out.csv",
     ),
+    "cond-tsv-parts": (
+        f"cond mixed.jsonl --format tsv --level token {CSV_LEVELS['token']} {CHAT}",
+        f"cond mixed.jsonl --format tsv --level word {CSV_LEVELS['word']} {CHAT}",
+        "cond mixed.jsonl --limit 2 --regions pair-regions.jsonl --level region --format tsv",
+    ),
     "cond-parquet": (f"cond mixed.jsonl -o out.parquet {ALL} {SEAM} {CHAT}",),
     "cond-table-80": (f"cond mixed.jsonl {ALL} {CHAT} {SEAM}",),
     "cond-table-200": (f"COLUMNS=200 cond mixed.jsonl {ALL} {CHAT} {SEAM}",),
@@ -154,6 +159,15 @@ CASES: dict[str, tuple[str, ...]] = {
         f"mask samples/chats.jsonl {CHAT} --like trl",
     ),
     "mask-check": ("mask samples/pairs.jsonl --eos --check labels.jsonl",),
+    "mask-csv": (
+        f"mask mixed.jsonl {CHAT} --format csv",
+        f"mask mixed.jsonl {CHAT} --format csv --level token --loss",
+    ),
+    "mask-tsv": (
+        f"mask samples/chats.jsonl {CHAT} --like trl --loss -o out.tsv",
+        f"mask mixed.jsonl {CHAT} --format tsv --level token",
+    ),
+    "mask-parquet": (f"mask mixed.jsonl {CHAT} --loss -o out.parquet",),
     "mask-table": (f"mask mixed.jsonl {CHAT}", f"mask mixed.jsonl {CHAT} --loss"),
     "mask-to-file": ("mask samples/pairs.jsonl --boundary separate --bos never -o out.json",),
     "mask-table-200": (f"COLUMNS=200 mask mixed.jsonl {CHAT} --loss",),
@@ -165,6 +179,15 @@ CASES: dict[str, tuple[str, ...]] = {
     # rank
     "rank-json": ("rank questions.jsonl --json --keep-meta",),
     "rank-jsonl-tokens": ("rank questions.jsonl --jsonl --tokens --pmi",),
+    "rank-csv": (
+        "rank questions.jsonl --format csv --pmi --keep-meta",
+        "rank questions.jsonl --format csv --level token --tokens",
+    ),
+    "rank-tsv": (
+        "rank questions.jsonl -o out.tsv",
+        "rank questions.jsonl --format tsv --level token --tokens",
+    ),
+    "rank-parquet": ("rank questions.jsonl --tokens --pmi -o out.parquet",),
     "rank-table-80": ("rank questions.jsonl --separator ' '",),
     "rank-table-200": ("COLUMNS=200 rank questions.jsonl --separator ' ' --pmi --by pmi",),
     "rank-summary": (
@@ -186,6 +209,12 @@ CASES: dict[str, tuple[str, ...]] = {
     # diverge
     "diverge-json": (f"{TAUGHT} --json",),
     "diverge-jsonl": (f"{TAUGHT} --jsonl", f"{TAUGHT} --jsonl --no-text --no-tokens"),
+    "diverge-csv": (f"{TAUGHT} --format csv", f"{TAUGHT} --format csv --level token"),
+    "diverge-tsv": (
+        "diverge corpus.jsonl --label-smoothing 0.125 -o out.tsv",
+        f"{TAUGHT} --format tsv --level token",
+    ),
+    "diverge-parquet": (f"{TAUGHT} -o out.parquet",),
     "diverge-table-80": (f"{TAUGHT}", f"{TAUGHT} --unit bits --summary"),
     "diverge-table-200": (f"COLUMNS=200 {TAUGHT}",),
     "diverge-smoothing": (
