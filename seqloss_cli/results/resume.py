@@ -175,7 +175,11 @@ class KeptRows(Generic[Sums, Unscored]):
             )
         # Lines count from 1, and the first is that of the run.
         place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"
-        for name, value in self._of.expected(entry, row).items():
+        try:
+            expected = self._of.expected(entry, row)
+        except UsageError as error:
+            raise UsageError(f"--resume: {place} {error}") from error
+        for name, value in expected.items():
             if row.get(name) != value:
                 raise UsageError(
                     f"--resume: {place} belongs to another input than what is read now: {name} is "

@@ -413,8 +413,9 @@ def test_an_input_that_changed(
         ("diverge", "--no-text", "rows.text is True there and False here (leave --no-text out)"),
         ("diverge-smoothing", "--limit 2", "reading.limit is None there and 2 here"),
         ("mask", "--loss", "model is None there and 'demo' here"),
-        ("mask", "--no-text", "prompt is 'The list is' there and None here"),
-        ("mask", "--no-tokens", "token_ids is"),
+        ("mask", "--no-text", "out.jsonl.partial:2 holds texts (leave --no-text out)"),
+        ("mask-loss", "--no-text", "out.jsonl.partial:2 holds texts (leave --no-text out)"),
+        ("mask", "--no-tokens", "out.jsonl.partial:2 holds tokens (leave --no-tokens out)"),
         ("mask", "--like trl", "trainer is None there and {"),
         ("mask", "--check labels.jsonl", "check is None there and ["),
         ("mask-check", "--eos", ""),
@@ -443,6 +444,23 @@ def test_the_advice_is_an_option_of_the_command(folder: Path) -> None:
     done = stub.run("rank questions.jsonl -o out.jsonl --resume", folder)
     assert "rows.tokens is True there and False here (give --tokens)" in done.stderr
     (folder / "out.jsonl.partial").unlink()
+
+
+@pytest.mark.parametrize("part", ["text", "tokens"])
+@pytest.mark.parametrize("case", ["mask", "mask-loss"])
+def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None:
+    """Its run record says nothing of it, so that files of before can be gone on with."""
+    lines = written(f"{LONG[case]} --no-{part}", folder, "out.jsonl").splitlines(keepends=True)
+    (folder / "out.jsonl").unlink()
+    partial = folder / "out.jsonl.partial"
+    partial.write_bytes(b"".join(lines[:3]))
+    done = stub.run(f"{LONG[case]} -o out.jsonl --resume", folder)
+    assert done.exit_code == 2
+    named = f"out.jsonl.partial:2 holds no {part.removesuffix('s')}s (give --no-{part})"
+    assert named in " ".join(done.stderr.split())
+    done = stub.run(f"{LONG[case]} --no-{part} -o out.jsonl --resume", folder)
+    assert done.exit_code in (0, 3), done.stderr
+    assert (folder / "out.jsonl").read_bytes() == b"".join(lines)
 
 
 def test_a_kept_row_with_impossible_figures(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
@@ -35,6 +36,7 @@ def mask_rows(
         return q.SequenceView(options, mask.sequence, mask.score, sums, mask)
 
     def of_input(mask: Mask, row: s.Fields) -> s.Row:
+        _require_same_parts(options, row)
         sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
         # Through JSON, as what is there has been: tuples are lists in it.
         made: s.Row = orjson.loads(s.json_bytes(s.row_of(sure, view(mask, mask_totals(mask)))))
@@ -50,6 +52,22 @@ def mask_rows(
         of_input,
         lambda row, place, entry: _kept_totals(row, with_losses),
     )
+
+
+def _require_same_parts(options: s.RowOptions, row: s.Fields) -> None:
+    """Raises UsageError where a row holds texts or tokens that this run leaves out, or lacks them.
+
+    The run record of `mask` does not tell of them, which --resume compares for other commands.
+    """
+    if row["type"] != "sequence":
+        return
+    for part, asked in (("text", options.text), ("tokens", options.tokens)):
+        # With --loss an object takes the place of the response's text: that is no text.
+        names = {key.name for key in MASK_KEYS if part in key.when.split()} - {*_OF_LOSSES}
+        if (holds := not names.isdisjoint(row)) != asked:
+            found = f"holds {'' if holds else 'no '}{part.removesuffix('s')}s"
+            advice = f"leave --no-{part} out" if holds else f"give --no-{part}"
+            raise UsageError(f"{found} ({advice})")
 
 
 def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
