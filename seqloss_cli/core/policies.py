@@ -147,7 +147,7 @@ class ModelChoice:
     trust_remote_code: bool = option(False, "Run code that the checkpoint brings.")
     offline: bool = option(False, "Use the hub's local cache only.")
     backend: str = "torch"
-    """The backend that runs it: a name of `backends.opening.BACKENDS`."""
+    """The backend that runs it: a name of `backends.opening.BACKENDS`. From Python only."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; paths may be path objects."""
