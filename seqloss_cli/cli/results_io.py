@@ -160,7 +160,8 @@ def settle_runs(
 
     Raises UsageError when their policies differ and that is not allowed.
     """
-    from seqloss_cli.results.files import NUMERICS, POLICIES, TOKENIZER
+    from seqloss_cli.core.run_record import POLICIES
+    from seqloss_cli.results.files import NUMERICS, TOKENIZER
 
     if not allow_different:
         why = "their losses are not of the same tokens"

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+_POLICY = {"is_policy": True}
+"""Marks a field that decides what the tokens of a text are, or which of them count: with another
+value a model has other numbers."""
+_OF_TOKENS = {"is_of_tokens": True}
+"""Marks a field that a teacher's file must agree with, or it is of other tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +21,7 @@ class RunInfo:
     mapping, may be there only where a new option was used.
     """
 
-    command: str
+    command: str = field(metadata=_POLICY)
     started_at: str
     """UTC, ISO 8601."""
     model: str | None = None
@@ -31,20 +37,20 @@ class RunInfo:
     dtype: str | None = None
     device: str | None = None
     threads: int | None = None
-    bos: str
+    bos: str = field(metadata=_POLICY | _OF_TOKENS)
     """The policy; what was done stands in each sequence."""
-    bos_token_id: int | None
+    bos_token_id: int | None = field(metadata=_OF_TOKENS)
     bos_token: str | None
-    eos: bool
+    eos: bool = field(metadata=_POLICY | _OF_TOKENS)
     eos_token_id: int | None
-    special_tokens: str
+    special_tokens: str = field(metadata=_POLICY | _OF_TOKENS)
     context: int | None = None
     context_source: str | None = None
     stride: int | None = None
     """None where a sequence must fit the context."""
-    boundary: str | None = None
+    boundary: str | None = field(default=None, metadata=_POLICY)
     """The policy for the boundary of prompt and response; None where there is none."""
-    pairs: Mapping[str, Any] | None = None
+    pairs: Mapping[str, Any] | None = field(default=None, metadata=_POLICY)
     """The other policies for pairs and chats; None where there are none."""
     share_prefix: bool = False
     """True where prompts that rows have in common are computed once."""
@@ -56,10 +62,10 @@ class RunInfo:
     and rows beyond a sliding window do not."""
     devices: int | None = None
     """Number of devices that shared the batches."""
-    gold: str | None = None
+    gold: str | None = field(default=None, metadata=_POLICY)
     """The reference distribution that losses are taken against."""
     versions: Mapping[str, str]
-    teacher: Mapping[str, Any] | None = None
+    teacher: Mapping[str, Any] | None = field(default=None, metadata=_POLICY)
     """The teacher, where the reference is one: its weights, and how they are known."""
     reading: Mapping[str, Any] | None = None
     """The inputs, and how they are read; None where no command read them."""
@@ -72,3 +78,12 @@ class RunInfo:
         revision = f" at {self.revision[:12]}" if self.revision else ""
         adapter = f" with {self.adapter}" if self.adapter else ""
         return revision + adapter + (f", {self.quantization}" if self.quantization else "")
+
+
+def _marked(mark: str) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(RunInfo) if mark in each.metadata)
+
+
+POLICIES = _marked("is_policy")
+TOKEN_POLICIES = _marked("is_of_tokens")
+"""Names of the marked fields of run records, in order."""

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
+from seqloss_cli.core.run_record import POLICIES
 from seqloss_cli.inputs.streams import STDIN, open_input
 from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
@@ -186,8 +187,6 @@ def _is_of(name: str, format: Format) -> bool:
     return False
 
 
-POLICIES = ("command", "bos", "eos", "special_tokens", "boundary", "pairs", "gold", "teacher")
-"""Keys that decide what the tokens of a text are and which count: they change a model's numbers."""
 MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)
 TOKENS = ("bos_token_id", "eos_token_id")

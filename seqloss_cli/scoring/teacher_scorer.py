@@ -15,12 +15,12 @@ from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Entry, Item, Outcome, Rejected, SequenceScore
-from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.core.run_record import TOKEN_POLICIES, RunInfo
 from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
 
-_SAME = ("tokenizer_sha256", "context", "stride", "bos", "bos_token_id", "eos", "special_tokens")
+_SAME = ("tokenizer_sha256", "context", "stride", *TOKEN_POLICIES)
 """Fields of run records that agree where distributions are of the same tokens."""
 
 
