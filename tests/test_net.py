@@ -40,9 +40,9 @@ PREPARED = (
 )
 """Results that later cases start from; what the commands say is a case, too."""
 
-SEAM = "--pmi --boundary compare --context 16 --truncate left --eos"
+BOUNDARY = "--pmi --boundary compare --context 16 --truncate left --eos"
 REGIONS = "score samples/sentences.jsonl --regions samples/regions.jsonl"
-TAUGHT = "diverge samples/sentences.jsonl --limit 2 -m samples/checkpoints/step-600 --teacher demo"
+DIVERGE = "diverge samples/sentences.jsonl --limit 2 -m samples/checkpoints/step-600 --teacher demo"
 STEPS = "samples/checkpoints/step-100 samples/checkpoints/step-600 demo"
 COLOUR = "FORCE_COLOR=1"
 CSV_LEVELS = {
@@ -117,7 +117,7 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     # cond
     "cond-json": (f"cond mixed.jsonl --json {ALL} {CHAT}",),
-    "cond-jsonl": (f"cond mixed.jsonl --jsonl {ALL} {CHAT} {SEAM}",),
+    "cond-jsonl": (f"cond mixed.jsonl --jsonl {ALL} {CHAT} {BOUNDARY}",),
     "cond-jsonl-lean": (
         "cond samples/pairs.jsonl --jsonl --no-text --no-tokens --no-marginal",
         "cond samples/pairs.jsonl --jsonl --no-tokens --boundary separate --no-share-prefix",
@@ -133,7 +133,7 @@ CASES: dict[str, tuple[str, ...]] = {
         f"cond-csv-{level}": (f"cond mixed.jsonl --format csv --level {level} {flags} {CHAT}",)
         for level, flags in CSV_LEVELS.items()
     },
-    "cond-tsv-sequence": (f"cond mixed.jsonl -o out.tsv {SEAM} {CHAT}",),
+    "cond-tsv-sequence": (f"cond mixed.jsonl -o out.tsv {BOUNDARY} {CHAT}",),
     "cond-csv-region": (
         "cond mixed.jsonl --limit 2 --regions pair-regions.jsonl --level region -o out.csv",
     ),
@@ -142,9 +142,9 @@ CASES: dict[str, tuple[str, ...]] = {
         f"cond mixed.jsonl --format tsv --level word {CSV_LEVELS['word']} {CHAT}",
         "cond mixed.jsonl --limit 2 --regions pair-regions.jsonl --level region --format tsv",
     ),
-    "cond-parquet": (f"cond mixed.jsonl -o out.parquet {ALL} {SEAM} {CHAT}",),
-    "cond-table-80": (f"cond mixed.jsonl {ALL} {CHAT} {SEAM}",),
-    "cond-table-200": (f"COLUMNS=200 cond mixed.jsonl {ALL} {CHAT} {SEAM}",),
+    "cond-parquet": (f"cond mixed.jsonl -o out.parquet {ALL} {BOUNDARY} {CHAT}",),
+    "cond-table-80": (f"cond mixed.jsonl {ALL} {CHAT} {BOUNDARY}",),
+    "cond-table-200": (f"COLUMNS=200 cond mixed.jsonl {ALL} {CHAT} {BOUNDARY}",),
     "cond-table-bits": ("cond samples/pairs.jsonl --unit bits --pmi",),
     "cond-heat": (f"cond mixed.jsonl {CHAT} --view heat",),
     "cond-heat-colour": (f"{COLOUR} cond mixed.jsonl {CHAT} --view heat",),
@@ -207,23 +207,23 @@ CASES: dict[str, tuple[str, ...]] = {
         f"rank --prompt 'A list?' --response Yes. --response No. --chat {CHAT} --jsonl",
     ),
     # diverge
-    "diverge-json": (f"{TAUGHT} --json",),
-    "diverge-jsonl": (f"{TAUGHT} --jsonl", f"{TAUGHT} --jsonl --no-text --no-tokens"),
-    "diverge-csv": (f"{TAUGHT} --format csv", f"{TAUGHT} --format csv --level token"),
+    "diverge-json": (f"{DIVERGE} --json",),
+    "diverge-jsonl": (f"{DIVERGE} --jsonl", f"{DIVERGE} --jsonl --no-text --no-tokens"),
+    "diverge-csv": (f"{DIVERGE} --format csv", f"{DIVERGE} --format csv --level token"),
     "diverge-tsv": (
         "diverge corpus.jsonl --label-smoothing 0.125 -o out.tsv",
-        f"{TAUGHT} --format tsv --level token",
+        f"{DIVERGE} --format tsv --level token",
     ),
-    "diverge-parquet": (f"{TAUGHT} -o out.parquet",),
-    "diverge-table-80": (f"{TAUGHT}", f"{TAUGHT} --unit bits --summary"),
-    "diverge-table-200": (f"COLUMNS=200 {TAUGHT}",),
+    "diverge-parquet": (f"{DIVERGE} -o out.parquet",),
+    "diverge-table-80": (f"{DIVERGE}", f"{DIVERGE} --unit bits --summary"),
+    "diverge-table-200": (f"COLUMNS=200 {DIVERGE}",),
     "diverge-smoothing": (
         "diverge corpus.jsonl --label-smoothing 0.125 --jsonl",
         "diverge corpus.jsonl --label-smoothing 0.125",
         "diverge samples/texts.jsonl --label-smoothing 0 --json --summary",
     ),
     "diverge-saved": (
-        f"{TAUGHT} --save-teacher teacher.jsonl --teacher-top-k 3",
+        f"{DIVERGE} --save-teacher teacher.jsonl --teacher-top-k 3",
         "diverge samples/sentences.jsonl --limit 3 -m samples/checkpoints/step-600 "
         "--teacher teacher.jsonl --jsonl",
         "diverge samples/sentences.jsonl --limit 2 -m samples/checkpoints/step-600 "
@@ -280,7 +280,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "page-rank": ("report ranked.jsonl -o page.html",),
     "page-rank-report": ("rank questions.jsonl --pmi --report page.html -o out.jsonl",),
     "page-diverge": ("report gap.jsonl -o page.html --title 'A <title>'",),
-    "page-diverge-report": (f"{TAUGHT} --report page.html --summary",),
+    "page-diverge-report": (f"{DIVERGE} --report page.html --summary",),
     # refusals
     "refused": (
         "score",

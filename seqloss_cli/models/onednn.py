@@ -25,14 +25,14 @@ from transformers.pytorch_utils import Conv1D
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Hidden states (… x I), weight (O x I) and bias (O) to the layer's result (… x O)."""
-_LEAST_WEIGHTS = 100_000
+LEAST_WEIGHTS = 100_000
 """Smaller float32 products are no faster."""
 _FEW_ROWS, _MANY_ROWS = 16, 64
 """Numbers of rows are rounded up to multiples of the first, above 64 rows of the second."""
 _TANH_GELU = ("NewGELUActivation", "FastGELUActivation")
 """transformers' names for x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))) written out in seven passes
 (Hendrycks & Gimpel, Gaussian Error Linear Units, 2016)."""
-_GELU_MLPS = {
+GELU_MLPS = {
     "GPT2MLP": ("c_fc", "act"),
     "GPTBigCodeMLP": ("c_fc", "act"),
     "GPTJMLP": ("fc_in", "act"),
@@ -66,7 +66,7 @@ class _OneDnnLayer:
             found = plain(x)
             return found if self.gelu is None else gelu(found, approximate=self.gelu)
         # Seen through, the compiler would pack the weights for one number of rows.
-        return (_product_opaquely if compiles else _product)(x, weight, bias, self.gelu)
+        return (_product_opaquely if compiles else onednn_product)(x, weight, bias, self.gelu)
 
 
 class OneDnnLinear(_OneDnnLayer, nn.Linear):
@@ -137,13 +137,13 @@ def rows_to_pad(n_rows: int) -> int:
 def fastest_product(model: nn.Module) -> Product:
     """Return oneDNN's product where it computes any layer of the model, else torch's own."""
     layers = model.modules()
-    return next((_product for layer in layers if isinstance(layer, _OneDnnLayer)), linear)
+    return next((onednn_product for layer in layers if isinstance(layer, _OneDnnLayer)), linear)
 
 
 def product_of(layer: Any) -> Product:
     """Return the function of hidden states, weight and bias that the layer computes."""
     if isinstance(layer, OneDnnLinear) and _can_multiply(layer.weight):
-        return _product
+        return onednn_product
     return linear
 
 
@@ -156,7 +156,7 @@ def _is_faster(layer: nn.Module) -> bool:
     if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
         return False
     if weight.dtype == torch.float32:
-        return _can_multiply(weight) and weight.numel() >= _LEAST_WEIGHTS and _mkl_is_slow()
+        return _can_multiply(weight) and weight.numel() >= LEAST_WEIGHTS and mkl_is_slow()
     return _can_multiply(weight)
 
 
@@ -167,7 +167,8 @@ def _can_multiply(weight: Tensor) -> bool:
 
 
 @cache
-def _mkl_is_slow() -> bool:
+def mkl_is_slow() -> bool:
+    """Return whether torch's own float32 products are slower than oneDNN's on this processor."""
     # True only where it was measured: other processors keep torch's choice.
     there = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -192,7 +193,7 @@ def _kinds(layers: Iterable[nn.Module]) -> list[list[Any]]:
 
 def _fuse_gelu(mlp: nn.Module) -> None:
     """Have the layer of a known MLP compute the activation, too."""
-    names = _GELU_MLPS.get(type(mlp).__name__)
+    names = GELU_MLPS.get(type(mlp).__name__)
     if names is None or not type(mlp).__module__.startswith("transformers.models."):
         return
     layer, act = (getattr(mlp, name, None) for name in names)
@@ -220,7 +221,7 @@ def _agrees(layer: Any, n_rows: int = 3) -> bool:
     rows_NI = rows_NI.view(n_rows, -1).to(weight.dtype)
     expected = layer(rows_NI).double()
     try:
-        found = _product(rows_NI, weight, layer.bias).double()
+        found = onednn_product(rows_NI, weight, layer.bias).double()
     except RuntimeError:  # not on this processor
         return False
     scale = float(expected.abs().nan_to_num(0, 0, 0).max()) or 1.0
@@ -228,10 +229,10 @@ def _agrees(layer: Any, n_rows: int = 3) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=atol, equal_nan=True)
 
 
-def _product(
+def onednn_product(
     x: Tensor, weight_OI: Tensor, bias: Tensor | None, approximate: str | None = None
 ) -> Tensor:
-    """Return x · weightᵀ + bias (… x O), then GELU of that kind if any, for x of … x I."""
+    """Return x · weightᵀ + bias, shape … x O, then GELU of that kind if any; x has shape … x I."""
     given_NI = rows_NI = x.reshape(-1, x.shape[-1])
     n_rows = len(given_NI)
     # Without padding, oneDNN keeps new code for every number of rows: 436 MB over 200 batches.
@@ -248,7 +249,7 @@ def _product(
 def _product_opaquely(
     x: Tensor, weight_OI: Tensor, bias: Tensor | None, approximate: str | None
 ) -> Tensor:
-    return _product(x, weight_OI, bias, approximate)
+    return onednn_product(x, weight_OI, bias, approximate)
 
 
 @_product_opaquely.register_fake

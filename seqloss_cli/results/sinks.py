@@ -142,9 +142,9 @@ def open_sink(
             # While it is locked: otherwise another process locks it, and has it renamed under its
             # hands. Windows cannot rename what is open.
             if RENAMES_OPEN_FILES:
-                _rename(partial, path, force)
+                rename_partial(partial, path, force)
         if not RENAMES_OPEN_FILES:
-            _rename(partial, path, force)
+            rename_partial(partial, path, force)
     except OSError as error:
         # Of stdout or stderr, written to meanwhile: no fault of this file.
         if isinstance(error, BrokenPipeError):
@@ -287,7 +287,7 @@ class _LastingFile(io.BufferedWriter):
                 return
 
 
-def _rename(partial: Path, path: Path, force: bool) -> None:
+def rename_partial(partial: Path, path: Path, force: bool) -> None:
     """Rename the file; without `force` one that came meanwhile is left alone."""
     try:
         if force:

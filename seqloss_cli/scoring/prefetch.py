@@ -23,7 +23,7 @@ def prefetch(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> It
     An error there is raised here, in its place. Raises RunError when the thread is gone without a
     word. The thread ends when this generator does.
     """
-    worker = _Worker(items, make, most)
+    worker = PrefetchThread(items, make, most)
     worker.start()
     try:
         yield from worker.results()
@@ -31,29 +31,33 @@ def prefetch(items: Iterable[T], make: Callable[[T], Made], most: int = 1) -> It
         worker.stop()
 
 
-class _Worker(threading.Thread, Generic[T, Made]):
+class PrefetchThread(threading.Thread, Generic[T, Made]):
+    """A thread that makes things of items, `most` of them ahead of who takes them."""
+
     def __init__(self, items: Iterable[T], make: Callable[[T], Made], most: int) -> None:
         super().__init__(name="seqloss-prefetch", daemon=True)
-        self._items, self._make = items, make
+        self.items, self.make = items, make
         self._ready: Queue[list[Made]] = Queue(most)
         self._stopped = threading.Event()
         self._making = threading.Lock()
         self._error: BaseException | None = None
 
     def run(self) -> None:
+        """Make something of each item; an error is kept for who takes them."""
         try:
-            for item in self._items:
+            for item in self.items:
                 with self._making:
                     if self._stopped.is_set():
                         return
-                    box = [self._make(item)]
-                self._put(box)
+                    box = [self.make(item)]
+                self.hand_over(box)
         except BaseException as error:
             # Ctrl-C, too: it is raised again by the thread that waits for the items.
             self._error = error
-        self._put([])
+        self.hand_over([])
 
     def results(self) -> Iterator[Made]:
+        """Yield what was made; raise the error of the thread in its place."""
         while box := self._get():
             yield box[0]
         if self._error is not None:
@@ -68,7 +72,8 @@ class _Worker(threading.Thread, Generic[T, Made]):
             pass
         self.join(_MOMENT)
 
-    def _put(self, box: list[Made]) -> None:
+    def hand_over(self, box: list[Made]) -> None:
+        """Wait for room, then put a box of one thing that was made; an empty one is the end."""
         while not self._stopped.is_set():
             with suppress(Full):
                 self._ready.put(box, timeout=_TICK)

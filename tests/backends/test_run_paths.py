@@ -41,7 +41,7 @@ from seqloss_cli.backends.torch.opening import MultiDeviceBackend
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import Floats, Pair, TokenSequence
-from seqloss_cli.models import onednn as products
+from seqloss_cli.models import onednn
 from seqloss_cli.models.onednn import fuse_activations, use_onednn
 
 BUDGETS = (1, 40, 200, 4096)
@@ -93,7 +93,7 @@ def each_model(request: pytest.FixtureRequest) -> Model:
     fuse_activations(model)
     exact = copy.deepcopy(model).double()
     if request.param.endswith("oneDNN"):
-        with patch.multiple(products, _LEAST_WEIGHTS=0, _mkl_is_slow=lambda: True):
+        with patch.multiple(onednn, LEAST_WEIGHTS=0, mkl_is_slow=lambda: True):
             assert use_onednn(model) > 0
     return Model(model, exact, {})
 

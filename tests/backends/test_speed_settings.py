@@ -19,7 +19,7 @@ from helpers.oracles import CONTEXT, assert_true
 from helpers.program import document, in_process
 from helpers.runs import LONGEST, NEEDS_COMPILER, Counting, random_rows, scores_by
 from seqloss_cli.backends.torch import backend as backend
-from seqloss_cli.backends.torch import batch_budget as estimates
+from seqloss_cli.backends.torch import batch_budget
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.models.onednn import fuse_activations
@@ -58,21 +58,21 @@ def test_gpt2_scores_the_same_with_fused_activations() -> None:
         assert_true(exact, a)
 
 
-# -- estimates --------------------------------------------------------------------------------
+# -- budgets --------------------------------------------------------------------------------
 
 
 def test_compiling_pays_for_much_text_only(
     ready: TorchBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "_product_rate", lambda model: 1e10)
+    monkeypatch.setattr(batch_budget, "product_rate", lambda model: 1e10)
     for unknown in (None, 0):
-        assert not estimates.compiling_pays(ready.model, unknown)
-    verdicts = [estimates.compiling_pays(ready.model, 10**n) for n in range(14)]
+        assert not batch_budget.compiling_pays(ready.model, unknown)
+    verdicts = [batch_budget.compiling_pays(ready.model, 10**n) for n in range(14)]
     assert verdicts == sorted(verdicts)
     assert not verdicts[0]
     assert verdicts[-1]
     monkeypatch.undo()
-    assert estimates.compiling_pays(ready.model, 10**18)
+    assert batch_budget.compiling_pays(ready.model, 10**18)
 
 
 def test_slow_first_products_do_not_count(
@@ -80,9 +80,9 @@ def test_slow_first_products_do_not_count(
 ) -> None:
     """Else the same command would compile or not by how the machine woke up."""
     took = iter([0.0, 5.0, 0.0, 2.0, 0.0, 0.5, *(0.0, 1.0) * 20])
-    monkeypatch.setattr(estimates.time, "perf_counter", lambda: next(took))
+    monkeypatch.setattr(batch_budget.time, "perf_counter", lambda: next(took))
     flop = 2 * 512 * 4 * ready.model.config.hidden_size**2
-    assert estimates._product_rate(ready.model) == flop / 0.5
+    assert batch_budget.product_rate(ready.model) == flop / 0.5
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_the_budget_obeys_memory_and_stops_growing(
         probed.append(tokens)
         return seconds_of(tokens)
 
-    free = 2 * allowed * estimates._token_bytes(ready.model)
-    monkeypatch.setattr(estimates, "free_memory", lambda model: free)
-    monkeypatch.setattr(estimates, "_probe_seconds", seconds)
-    assert estimates.choose_batch_tokens(ready, CONTEXT) == chosen
+    free = 2 * allowed * batch_budget.token_bytes(ready.model)
+    monkeypatch.setattr(batch_budget, "free_memory", lambda model: free)
+    monkeypatch.setattr(batch_budget, "probe_seconds", seconds)
+    assert batch_budget.choose_batch_tokens(ready, CONTEXT) == chosen
     assert max(probed) == most_probed
 
 
 def test_a_probe_is_a_batch_of_the_budget(ready: TorchBackend) -> None:
     counting: Any = Counting(ready)
     counting.model = ready.model
-    assert estimates._probe_seconds(counting, 1024, CONTEXT) > 0
+    assert batch_budget.probe_seconds(counting, 1024, CONTEXT) > 0
     assert [batch.n_fed for batch in counting.batches] == [1024, 1024]
 
 
@@ -151,7 +151,9 @@ def test_batch_tokens_auto_says_what_was_chosen(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = document(score(folder))
-    monkeypatch.setattr(estimates, "_probe_seconds", lambda _, tokens, row: max(tokens, 2048) / 1e6)
+    monkeypatch.setattr(
+        batch_budget, "probe_seconds", lambda _, tokens, row: max(tokens, 2048) / 1e6
+    )
     found = document(score(folder, "--batch-tokens", "auto"))
     assert (plain["run"]["batch_tokens"], found["run"]["batch_tokens"]) == (4096, 2048)
     np.testing.assert_allclose(losses_in(found), losses_in(plain), rtol=0, atol=1e-4)
@@ -186,7 +188,7 @@ def test_without_a_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, choic
 
     plain = document(score(folder))
     monkeypatch.setattr(backend, "compiled_forwards", refuse)
-    monkeypatch.setattr(estimates, "compiling_pays", lambda model, work_bytes: True)
+    monkeypatch.setattr(batch_budget, "compiling_pays", lambda model, work_bytes: True)
     result = score(folder, "--compile", choice)
     assert "no working C++ compiler found" in result.stderr
     if choice == "on":

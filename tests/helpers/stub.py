@@ -111,21 +111,21 @@ def stubbed() -> Iterator[None]:
         """Return what `teacher_divergences` and a file read, for `StudentTeacherBackend.score`."""
         losses = self._student.score(batch, Requested()).losses
         mixed = np.where(np.isfinite(losses), 16 * losses, 0).astype(np.int64) + batch.targets
-        further: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "kls": 0.0625 * (mixed % 23),
             "same_top1": mixed % 3 > 0,
         }
         if self._teacher is None:
-            further |= {
+            columns |= {
                 "teacher_losses": batch.teacher_rows.losses,
                 "teacher_entropies": batch.teacher_rows.entropies,
                 "kls_at_most": 0.0625 * (mixed % 23 + mixed % 2),
             }
-            return TokenScores(losses, further)
-        further["teacher_losses"] = self._teacher.score(batch, Requested()).losses
-        further["teacher_entropies"] = 0.0625 * (mixed % 29)
+            return TokenScores(losses, columns)
+        columns["teacher_losses"] = self._teacher.score(batch, Requested()).losses
+        columns["teacher_entropies"] = 0.0625 * (mixed % 29)
         if n := self._top_k:
-            further |= {
+            columns |= {
                 "teacher_top_ids": ((batch.targets[:, None] + np.arange(n)) % 4096).astype(
                     np.int32
                 ),
@@ -134,7 +134,7 @@ def stubbed() -> Iterator[None]:
                 "teacher_rest_p_log_p": np.full(len(losses), -1.5),
                 "kls_in_part": 0.0625 * (mixed % 19),
             }
-        return TokenScores(losses, further)
+        return TokenScores(losses, columns)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scorer, "load_tokenizer_only", _tokenizer_of)
@@ -177,7 +177,7 @@ ROWS: dict[str, list[Any]] = {
         {"id": "raise", "prompt": "A KeyError is", "choices": ["eaten.", "raised."], "answer": 1},
     ],
     "pair-regions.jsonl": [
-        {"id": "pair", "item": 1, "condition": "a", "regions": ["The list", "sorted"]},
+        {"id": "pair", "item": 1, "condition": "a", "regions": ["The list", "is sorted."]},
         {"id": "merged", "item": 1, "condition": "b", "regions": ["value."]},
     ],
 }  # fmt: skip

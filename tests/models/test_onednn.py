@@ -24,7 +24,7 @@ from helpers.runs import LONGEST, NEEDS_COMPILER, random_rows, scores_by
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import compiled_forwards, replaced_forward
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.models import onednn as products
+from seqloss_cli.models import onednn
 from seqloss_cli.models.onednn import (
     OneDnnConv1D,
     OneDnnLinear,
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _any_size_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_LEAST_WEIGHTS", 0)
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(onednn, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: True)
 
 
 def _random(*shape: int) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_gradients_and_other_dtypes_are_computed_as_before() -> None:
 
 def test_code_is_written_for_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN keeps what it wrote: a long run would never get the memory of each number back."""
-    rounded = [n + products.rows_to_pad(n) for n in range(5000)]
+    rounded = [n + onednn.rows_to_pad(n) for n in range(5000)]
     assert all(n <= more < n + 64 for n, more in enumerate(rounded))
     assert len(set(rounded)) == 1 + 4 + (4992 - 64) // 64 + 1
     seen, operator = set[int](), torch.ops.mkldnn._linear_pointwise
@@ -187,7 +187,7 @@ def test_packed_rows_are_rounded_up_before_the_layers(monkeypatch: pytest.Monkey
     rows = random_rows(8, 7)
     found = scores_by(backend, rows, BatchPolicy())
     assert n_rows
-    assert all(products.rows_to_pad(n) == 0 for n in n_rows)
+    assert all(onednn.rows_to_pad(n) == 0 for n in n_rows)
     assert sum(n_rows) > sum(row.n_tokens - 1 for row in rows)
     for a, b in zip(found, scores_by(other, rows, BatchPolicy()), strict=True):
         np.testing.assert_allclose(a.losses, b.losses, rtol=0, atol=1e-4)
@@ -219,22 +219,22 @@ def test_layers_that_do_more_and_other_dtypes_are_left() -> None:
 def test_float32_is_left_where_mkl_is_fast_and_where_weights_are_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "_LEAST_WEIGHTS", 49)
+    monkeypatch.setattr(onednn, "LEAST_WEIGHTS", 49)
     small, large = nn.Linear(8, 6), nn.Linear(7, 7)
     assert use_onednn(nn.Sequential(small, large)) == 1
     assert _is_changed(large)
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)
+    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: False)
     assert use_onednn(nn.Sequential(nn.Linear(7, 7))) == 0
 
 
 def test_a_layer_for_which_other_numbers_come_out_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = products._product
+    right = onednn.onednn_product
 
     def wrong(x: Any, weight: Any, *others: Any) -> Any:
         found = right(x, weight, *others)
         return found * 1.001 if len(weight) == 6 else found
 
-    monkeypatch.setattr(products, "_product", wrong)
+    monkeypatch.setattr(onednn, "onednn_product", wrong)
     bad, good = nn.Linear(8, 6), nn.Linear(8, 7)
     assert use_onednn(nn.Sequential(bad, good)) == 1
     assert not _is_changed(bad)
@@ -245,7 +245,7 @@ def test_a_processor_that_refuses_leaves_all(monkeypatch: pytest.MonkeyPatch) ->
     def refuses(*_: Any) -> Any:
         raise RuntimeError("could not create a primitive descriptor")
 
-    monkeypatch.setattr(products, "_product", refuses)
+    monkeypatch.setattr(onednn, "onednn_product", refuses)
     assert use_onednn(nn.Sequential(nn.Linear(8, 6))) == 0
 
 
@@ -253,7 +253,7 @@ def test_a_processor_that_refuses_leaves_all(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _mlps(model: Any) -> list[Any]:
-    names = products._GELU_MLPS
+    names = onednn.GELU_MLPS
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
@@ -278,14 +278,14 @@ def _known_mlp(name: str) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", sorted(products._GELU_MLPS))
+@pytest.mark.parametrize("name", sorted(onednn.GELU_MLPS))
 def test_the_known_mlps_compute_what_they_did(name: str, dtype: torch.dtype) -> None:
     """Over values that a GELU bends, and with gradients, too."""
     mlp = _known_mlp(name).to(dtype)
     fuse_activations(mlp)
     plain = copy.deepcopy(mlp)
     assert use_onednn(mlp) == 2
-    assert type(getattr(mlp, products._GELU_MLPS[name][1])) is nn.Identity
+    assert type(getattr(mlp, onednn.GELU_MLPS[name][1])) is nn.Identity
     x = 4 * _random(1, 40, 16).to(dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(mlp(x), plain(x), rtol=tolerance, atol=tolerance)

@@ -777,14 +777,14 @@ def test_a_file_system_without_hard_links(
 def test_nobody_gets_in_before_the_file_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, rename = tmp_path / "out.jsonl", sinks._rename
+    path, rename = tmp_path / "out.jsonl", sinks.rename_partial
 
     def watched(partial: Path, path: Path, force: bool) -> None:
         with pytest.raises(UsageError, match="another process is writing"), open_sink(path, True):
             pass
         rename(partial, path, force)
 
-    monkeypatch.setattr(sinks, "_rename", watched)
+    monkeypatch.setattr(sinks, "rename_partial", watched)
     with open_sink(path, False) as sink:
         sink.write(b"rows")
     assert [*tmp_path.iterdir()] == [path]

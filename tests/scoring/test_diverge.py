@@ -162,26 +162,26 @@ def test_what_is_saved_bounds_the_divergence(
     top_k = min(top_k, n_words)
     student, teacher = random_logits(5, n_words, seed, scale), random_logits(5, n_words, -seed - 1)
     ids = torch.arange(5) % n_words
-    further = diverge(lazy_logits(student), lazy_logits(teacher), ids, n_words, top_k).columns
+    columns = diverge(lazy_logits(student), lazy_logits(teacher), ids, n_words, top_k).columns
     q = teacher.double().log_softmax(1)
-    known = torch.tensor(further["teacher_top_ids"]).long()
+    known = torch.tensor(columns["teacher_top_ids"]).long()
     rest = q.exp().scatter(1, known, 0.0)
     np.testing.assert_allclose(
-        np.exp(further["teacher_rest_log_prob"]), rest.sum(1), rtol=1e-9, atol=0
+        np.exp(columns["teacher_rest_log_prob"]), rest.sum(1), rtol=1e-9, atol=0
     )
     own = torch.where(rest > 0, rest * q, 0.0).sum(1)
-    np.testing.assert_allclose(further["teacher_rest_p_log_p"], own, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(columns["teacher_rest_p_log_p"], own, rtol=1e-6, atol=1e-15)
     names = ("top_ids", "top_log_probs", "rest_log_prob", "rest_p_log_p")
     saved = SavedTeacherRows(
-        **{name: further[f"teacher_{name}"] for name in names},
-        losses=further["teacher_losses"],
-        entropies=further["teacher_entropies"],
+        **{name: columns[f"teacher_{name}"] for name in names},
+        losses=columns["teacher_losses"],
+        entropies=columns["teacher_entropies"],
     )
     found = diverge_from_saved(lazy_logits(student), ids, saved, n_words)
     kls = by_hand(student, teacher, ids)["kls"]
     assert (found.columns["kls"] <= kls + 1e-12 * scale).all()
     assert (kls <= found.columns["kls_at_most"] + 1e-12 * scale).all()
-    np.testing.assert_allclose(found.columns["kls"], further["kls_in_part"], atol=1e-13 * scale)
+    np.testing.assert_allclose(found.columns["kls"], columns["kls_in_part"], atol=1e-13 * scale)
     if top_k == n_words:
         np.testing.assert_allclose(found.columns["kls"], kls, atol=1e-12 * scale)
         np.testing.assert_allclose(found.columns["kls_at_most"], kls, atol=1e-12 * scale)

@@ -19,7 +19,7 @@ from helpers.builders import llama
 from helpers.oracles import CONTEXT
 from helpers.program import document, in_process
 from helpers.runs import TEXTS, Narrow, assert_all_free, scores_of
-from seqloss_cli.backends.torch import batch_budget as estimates
+from seqloss_cli.backends.torch import batch_budget
 from seqloss_cli.backends.torch.backend import TorchBackend
 from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.backends.torch.opening import MultiDeviceBackend
@@ -148,14 +148,14 @@ def test_no_memory_for_the_probe_of_budgets(
     rows: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """What is chosen fits, if any probe does; the run itself halves whatever does not."""
-    plain, whole = document(score(rows, "--json")), estimates._probe_seconds
+    plain, whole = document(score(rows, "--json")), batch_budget.probe_seconds
 
     def faster_and_faster(backend: Any, tokens: int, row: int) -> float:
         whole(backend, tokens, row)
         return tokens**0.5
 
-    monkeypatch.setattr(estimates, "_LONG_ENOUGH", 1e9)
-    monkeypatch.setattr(estimates, "_probe_seconds", faster_and_faster)
+    monkeypatch.setattr(batch_budget, "_LONG_ENOUGH", 1e9)
+    monkeypatch.setattr(batch_budget, "probe_seconds", faster_and_faster)
     with_room_for(monkeypatch, "backbone", room)
     found = document(score(rows, "--json", "--batch-tokens", "auto"))
     np.testing.assert_allclose(losses_in(found), losses_in(plain), rtol=0, atol=1e-4)

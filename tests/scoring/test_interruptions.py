@@ -112,10 +112,10 @@ def test_a_thread_that_dies_without_a_word(
     backend: TorchBackend, monkeypatch: pytest.MonkeyPatch, n_before: int
 ) -> None:
     def run(worker: Any) -> None:
-        for item in itertools.islice(worker._items, n_before):
-            worker._put([worker._make(item)])
+        for item in itertools.islice(worker.items, n_before):
+            worker.hand_over([worker.make(item)])
 
-    monkeypatch.setattr(prefetch._Worker, "run", run)
+    monkeypatch.setattr(prefetch.PrefetchThread, "run", run)
     found: list[Any] = []
     with no_thread_left(), pytest.raises(RunError, match="died"):
         _taken(scores_of(backend), found)
@@ -147,7 +147,7 @@ def test_what_the_program_says_of_its_thread(
     (tmp_path / "rows.txt").write_text("a text")
     monkeypatch.setattr(Tokenization, "tokenize", tokenize)
     if error is None:
-        monkeypatch.setattr(prefetch._Worker, "run", lambda worker: None)
+        monkeypatch.setattr(prefetch.PrefetchThread, "run", lambda worker: None)
     monkeypatch.setattr("seqloss_cli.backends.torch.backend.prefetch_helps", lambda device: True)
     result = CliRunner().invoke(app, ["score", str(tmp_path / "rows.txt"), "--model", "demo"])
     assert result.exit_code == exit_code

@@ -35,12 +35,12 @@ def compiling_pays(model: Any, work_bytes: int | None) -> bool:
     if not work_bytes or head is None:
         return False
     flop = 2 * (model.num_parameters(exclude_embeddings=True) + head.weight.numel())
-    seconds = work_bytes / _BYTES_PER_TOKEN * flop / _product_rate(model)
+    seconds = work_bytes / _BYTES_PER_TOKEN * flop / product_rate(model)
     saved = seconds * _COMPILE_SAVES.get(model.device.type, 0.0)
     return bool(saved > _COMPILE_SECONDS)
 
 
-def _product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
+def product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
     """Measure the FLOP per second of products as wide as the model's hidden states."""
     # The best of some: the first ones after loading, and other processes, only make it slower
     # (seen: a tenth).
@@ -62,12 +62,12 @@ def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
     the free memory allows. Where a probe takes long, or rows come one at a time, the default."""
     if backend.capabilities.one_row_per_batch:
         return DEFAULT_BATCH_TOKENS
-    allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // _token_bytes(backend.model), 1)
+    allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // token_bytes(backend.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
     n_too_large = backend.n_too_large
     for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):
         try:
-            seconds = _probe_seconds(backend, tokens, min(context, 256))
+            seconds = probe_seconds(backend, tokens, min(context, 256))
         except OutOfMemoryError:
             backend.n_too_large = n_too_large  # a probe is no batch of the run
             return min(best, tokens // 2)
@@ -94,7 +94,7 @@ def free_memory(model: Any) -> int:
     return min(found, default=1 << 32)  # elsewhere: as if 4 GiB were free
 
 
-def _token_bytes(model: Any) -> int:
+def token_bytes(model: Any) -> int:
     """Estimate the bytes that a token takes while a layer is computed."""
     config = model.config.get_text_config()
     hidden = config.hidden_size
@@ -102,7 +102,7 @@ def _token_bytes(model: Any) -> int:
     return int(model.dtype.itemsize * (8 * hidden + 4 * wide))
 
 
-def _probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
+def probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
     """Measure the second forward of a batch of `tokens` ids: the first one also makes buffers."""
     n_ids = int(backend.model.get_input_embeddings().num_embeddings)
     probe = probe_of(probe_ids(row + 1, n_ids))
