@@ -1,9 +1,9 @@
 """The options that exclude or need each other: one table, read before anything is loaded.
 
-A row is a message with what holds of each parameter where it applies. Five parameters are derived
-by their command: `writes` is the format that its options settle on; of a plot, `draws` is its kind,
-`suffix` that of its file, `n_files` how many results it is of, and `objective` says that it is made
-of a report of that command.
+A row is a message with a condition for each parameter. Five parameters are derived by their
+command. `writes` is the format that its options settle on. The others are of plots: `draws` is the
+kind, `suffix` the ending of the file's name, `n_files` the number of results. `objective` is true
+where the plot is of a report of `objective`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Conflict:
     commands: tuple[str, ...]
     """Only these; without names, every command that has the parameters."""
     where: Mapping[str, Condition]
-    """By parameter, all at once. The row is for commands that have all of them."""
+    """A condition for each parameter. Options conflict where all of these hold, in a command that
+    has all of the parameters."""
 
 
 def conflict(message: str, commands: str = "", /, **where: Condition) -> Conflict:

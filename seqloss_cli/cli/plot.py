@@ -14,7 +14,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import PAPER, SHOW, command_record, option, values_of
 
 if TYPE_CHECKING:
-    from seqloss_cli.cli.plotting import Made, PlotRequest
+    from seqloss_cli.cli.plotting import PlotRequest, PlotResult
 
 
 PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "groups"]
@@ -166,7 +166,7 @@ def _default_kind(by: str | None, n: int, is_objective: bool) -> tuple[PlotKind,
     return ("scatter" if n == 2 else "curve"), f"there are {n} files"
 
 
-def _draw(settings: PlotSettings, made: Made, path: Path, force: bool) -> None:
+def _draw(settings: PlotSettings, made: PlotResult, path: Path, force: bool) -> None:
     from importlib.metadata import version
 
     from seqloss_cli.display.plots import Paper, file_bytes

@@ -53,8 +53,8 @@ class PlotRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A plot, and what is written of it beside the drawing."""
+class PlotResult:
+    """A plot with its numbers and its texts."""
 
     plot: Plot
     title: str
@@ -66,8 +66,8 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work(PlotRequest):
-    """The results that every kind of plot starts from."""
+class _PlotData(PlotRequest):
+    """The request for a plot, with the results of its files."""
 
     reader: r.ResultsReader
     labels: list[str]
@@ -102,23 +102,25 @@ def open_source(results: Sequence[str], top1: bool) -> Source:
         raise
 
 
-def made_plot(request: PlotRequest, source: Source) -> Made:
+def made_plot(request: PlotRequest, source: Source) -> PlotResult:
     """The numbers of a plot. Raises UsageError where the runs' policies differ."""
     if source.objective is not None:
         return _of_objective(request, source.name, source.objective)
     _, same_tokenizer = r.settle_runs(source.files, request.allow_different)
     labels = without_directories(r.labels_of(source.files))
     reader = r.ResultsReader(source.files)
-    work = _Work(**values_of(request), reader=reader, labels=labels, same_tokenizer=same_tokenizer)
-    plot = _KINDS[request.kind](work)
-    if work.measure.metric == "mean_loss" and not same_tokenizer and request.kind != "scatter":
+    data = _PlotData(
+        **values_of(request), reader=reader, labels=labels, same_tokenizer=same_tokenizer
+    )
+    plot = _KINDS[request.kind](data)
+    if data.measure.metric == "mean_loss" and not same_tokenizer and request.kind != "scatter":
         say("warning: tokens of other tokenizers are other units; --metric bits_per_byte compares")
-    models = list(dict.fromkeys(str(file.run.get("model")) for file in work.reader.files))
-    rows = [file_row(file) for file in work.reader.files]
-    return _made(plot, rows, models, work.reader.n_unusable, work.statistics.confidence)
+    models = list(dict.fromkeys(str(file.run.get("model")) for file in data.reader.files))
+    rows = [file_row(file) for file in data.reader.files]
+    return _made(plot, rows, models, data.reader.n_unusable, data.statistics.confidence)
 
 
-def _of_objective(request: PlotRequest, name: str, document: Mapping[str, Any]) -> Made:
+def _of_objective(request: PlotRequest, name: str, document: Mapping[str, Any]) -> PlotResult:
     """The curve of a report whose intervals the other command has made."""
     curve = curve_of_objective(document, request.measure)
     _say_gaps(curve)
@@ -129,11 +131,11 @@ def _of_objective(request: PlotRequest, name: str, document: Mapping[str, Any]) 
 
 def _made(
     plot: Plot, files: list[dict[str, Any]], models: list[str], n: int, confidence: float
-) -> Made:
+) -> PlotResult:
     numbers = {"kind": plot.kind, **asdict(plot)}
     of_documents = plot.kind not in ("histogram", "scatter")
     intervals = f"; {100 * confidence:g} % intervals over documents" if of_documents else ""
-    return Made(
+    return PlotResult(
         plot=plot,
         title=f"{plot.kind}: {', '.join(models)}",
         description=f"seqloss plot --kind {plot.kind}; models: {', '.join(models)}{intervals}",
@@ -142,15 +144,15 @@ def _made(
     )
 
 
-def _curve(work: _Work) -> CurvePlot:
-    models = [str(file.run.get("model")) for file in work.reader.files]
+def _curve(data: _PlotData) -> CurvePlot:
+    models = [str(file.run.get("model")) for file in data.reader.files]
     # Steps are read off names of checkpoints; files of one model are told apart by their own.
     if len(set(models)) < len(models):
-        models = [file.name for file in work.reader.files]
+        models = [file.name for file in data.reader.files]
     plot, joined = curve_of_results(
-        work.reader.each(), models, work.same_tokenizer, work.measure, work.statistics
+        data.reader.each(), models, data.same_tokenizer, data.measure, data.statistics
     )
-    _say_left_out(work, joined, joined.used())
+    _say_left_out(data, joined, joined.used())
     _say_notes(plot.notes)
     _say_gaps(plot)
     return plot
@@ -167,8 +169,8 @@ def _say_gaps(plot: CurvePlot) -> None:
         say("note: no training step in every name: checkpoints are in the order given")
 
 
-def _histogram(work: _Work) -> Plot:
-    plot = histogram_plot(work.reader.each(), work.labels, work.measure)
+def _histogram(data: _PlotData) -> Plot:
+    plot = histogram_plot(data.reader.each(), data.labels, data.measure)
     for series in plot.series:
         _require_scored(series.label, series.n_tokens > 0)
         if series.share_beyond:
@@ -179,11 +181,11 @@ def _histogram(work: _Work) -> Plot:
     return plot
 
 
-def _position(work: _Work) -> Plot:
-    plot, found = position_plot(work.reader.each(), work.labels, work.measure, work.statistics)
+def _position(data: _PlotData) -> Plot:
+    plot, found = position_plot(data.reader.each(), data.labels, data.measure, data.statistics)
     n_rows = sum(summary.whole.totals.n_sequences for summary in found)
     n_without = sum(summary.n_without_cluster for summary in found)
-    r.require_field("--cluster", work.statistics.cluster, n_without, n_rows)
+    r.require_field("--cluster", data.statistics.cluster, n_without, n_rows)
     _say_notes(plot.notes)
     for series in plot.series:
         _require_scored(series.label, bool(series.positions))
@@ -194,29 +196,29 @@ def _position(work: _Work) -> Plot:
     return plot
 
 
-def _scatter(work: _Work) -> Plot:
+def _scatter(data: _PlotData) -> Plot:
     # A token of one tokenizer has no partner among those of another; a document has.
-    tokens = work.of_tokens
-    if tokens and not work.same_tokenizer:
+    tokens = data.of_tokens
+    if tokens and not data.same_tokenizer:
         raise UsageError("--level token needs results of one tokenizer; --level sequence does not")
     plot, joined = scatter_plot(
-        work.reader.each(),
-        work.labels,
-        work.same_tokenizer,
-        work.measure,
+        data.reader.each(),
+        data.labels,
+        data.same_tokenizer,
+        data.measure,
         "token" if tokens else "document",
-        work.statistics.seed,
+        data.statistics.seed,
     )
-    _say_left_out(work, joined, plot.rows)
+    _say_left_out(data, joined, plot.rows)
     if plot.n > len(plot.first):
         say(f"note: {len(plot.first):,} of {plot.n:,} {plot.of}s are drawn; all are counted")
     return plot
 
 
-def _groups(work: _Work) -> Plot:
-    plot = groups_plot(work.reader.each(), work.labels, work.measure, work.statistics)
+def _groups(data: _PlotData) -> Plot:
+    plot = groups_plot(data.reader.each(), data.labels, data.measure, data.statistics)
     r.require_field("--by", plot.by, plot.n_without_by, plot.n_rows)
-    r.require_field("--cluster", work.statistics.cluster, plot.n_without_cluster, plot.n_rows)
+    r.require_field("--cluster", data.statistics.cluster, plot.n_without_cluster, plot.n_rows)
     _require_something(bool(plot.groups))
     if plot.n_known > len(plot.groups):
         say(f"note: {len(plot.groups)} of {plot.n_known} groups are shown, the highest")
@@ -225,15 +227,15 @@ def _groups(work: _Work) -> Plot:
     return plot
 
 
-def _calibration(work: _Work) -> Plot:
+def _calibration(data: _PlotData) -> Plot:
     options = CalibrationOptions(
-        n_bins=work.n_bins,
-        by_mass=work.by_mass,
-        cluster=work.statistics.cluster,
-        seed=work.statistics.seed,
-        confidence=work.statistics.confidence,
+        n_bins=data.n_bins,
+        by_mass=data.by_mass,
+        cluster=data.statistics.cluster,
+        seed=data.statistics.seed,
+        confidence=data.statistics.confidence,
     )
-    plot = calibration_plot(work.reader.each(), work.labels, options)
+    plot = calibration_plot(data.reader.each(), data.labels, options)
     for series in plot.series:
         _require_scored(series.label, series.n_tokens > 0)
         if len(series.bins) < options.n_bins:
@@ -241,12 +243,12 @@ def _calibration(work: _Work) -> Plot:
                 f"note: {series.label}: {len(series.bins)} bins, as many probabilities are equal: "
                 "those are not parted"
             )
-    n_rows = sum(file.n_sequences for file in work.reader.files)
+    n_rows = sum(file.n_sequences for file in data.reader.files)
     r.require_field("--cluster", options.cluster, plot.n_without_cluster, n_rows)
     return plot
 
 
-_KINDS: dict[str, Callable[[_Work], Plot]] = {
+_KINDS: dict[str, Callable[[_PlotData], Plot]] = {
     "curve": _curve,
     "histogram": _histogram,
     "position": _position,
@@ -256,13 +258,13 @@ _KINDS: dict[str, Callable[[_Work], Plot]] = {
 }
 
 
-def _say_left_out(work: _Work, joined: JoinReport, rows: RowsUsed) -> None:
+def _say_left_out(data: _PlotData, joined: JoinReport, rows: RowsUsed) -> None:
     """Raises RunError where no row is left."""
-    r.say_what_was_left_out(joined, work.reader.files)
+    r.say_what_was_left_out(joined, data.reader.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
         say(f"note: the plot is of {rows.n_used} of the rows of each file")
-    r.require_field("--cluster", work.statistics.cluster, joined.n_without_cluster, rows.n_used)
+    r.require_field("--cluster", data.statistics.cluster, joined.n_without_cluster, rows.n_used)
 
 
 def _say_notes(notes: list[str]) -> None:

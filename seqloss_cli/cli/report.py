@@ -99,7 +99,7 @@ def write_with_page(
             if rows is None or not (choice.format and choice.format.read) or choice.summary:
                 rows, called = Path(folder) / "results.jsonl", "the results"
                 title = f"{what} {o.given(context, ModelChoice).name or DEFAULT_MODEL}"
-                choice = replace(choice, beside=rows)
+                choice = replace(choice, page_rows=rows)
             code = write(choice)
             # Where some inputs were rejected, the page is of the others, and the exit code stays.
             page, _ = _page_of_one(str(rows), PageOptions(title), called)

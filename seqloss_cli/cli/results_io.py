@@ -240,21 +240,24 @@ def check_place(context: typer.Context, inputs: Sequence[str] = ()) -> None:
 
 def refuse_files(
     context: typer.Context,
-    also: Mapping[str, Path | None] | None = None,
+    outputs: Mapping[str, Path | None] | None = None,
     read: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Raises UsageError, before any work is done, where the page of --report or a file of `also`
-    (by flag) could not be written, or is -o's; or the page would be a file that is `read`."""
+    """Raises UsageError where --report's page or another output could not be written, or is -o's.
+
+    So it does where the page is a file that is read. `outputs` and `read` are files by their flags.
+    No work is done before.
+    """
     from seqloss_cli.results.sinks import refuse_to_overwrite
 
-    output, also = given(context, OutputSettings), also or {}
+    output, outputs = given(context, OutputSettings), outputs or {}
     if (page := output.report) is not None:
         inputs = context.params.get("files") or context.params.get("results") or ()
         _refuse_output(context, page, inputs)
-        for flag, other in {"-o": output.output, **also, **(read or {})}.items():
+        for flag, other in {"-o": output.output, **outputs, **(read or {})}.items():
             if other is not None and other.absolute() == page.absolute():
                 raise UsageError(f"--report {page} and {flag} are one file")
-    for flag, path in also.items():
+    for flag, path in outputs.items():
         if path is not None:
             if output.output is not None and path.absolute() == output.output.absolute():
                 raise UsageError(f"{flag} and -o name the same file")

@@ -42,8 +42,8 @@ Unscored = TypeVar("Unscored")
 
 
 @dataclass(frozen=True, slots=True)
-class Written(Generic[Sums]):
-    """The contents of a results file at its end."""
+class RunSummary(Generic[Sums]):
+    """The sums and counts of a run that came to its end."""
 
     totals: Sums
     n_sequences: int
@@ -72,11 +72,11 @@ class Command(Generic[Result, Sums, Unscored]):
         inputs: Inputs,
         choice: OutputChoice,
         described: Mapping[str, Any] | None,
-        also: Sequence[Writer[Result, Sums]] = (),
-    ) -> Written[Sums]:
+        more_writers: Sequence[Writer[Result, Sums]] = (),
+    ) -> RunSummary[Sums]:
         """Score everything and write it, after what an earlier run left where that is asked for.
 
-        `described` is what rows hold, for the run's record; `also` writers get every result, too.
+        `described` is what rows hold, for the run's record; `more_writers` get every result, too.
         """
         if choice.format is not None and not choice.format.holds_totals:
             say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
@@ -93,9 +93,10 @@ class Command(Generic[Result, Sums, Unscored]):
             if choice.resume:
                 kept = self._resume(sink, record, rows, choice)
             own = self._writer(rows, sink, choice)
-            beside = self._beside(record, choice, stack)
+            page_writers = self._page_writers(record, choice, stack)
             # One writer is called as it is: around short rows each call is felt.
-            writer = Together(own, *also, *beside) if also or beside else own
+            others = (*more_writers, *page_writers)
+            writer = TeeWriter(own, *others) if others else own
             written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict)
         _say_what_was_written(written, inputs.stats, choice)
         if n := self.task.count_halved():
@@ -115,15 +116,15 @@ class Command(Generic[Result, Sums, Unscored]):
         options = table_options(tokens, choice, ids)
         return self.table(console(choice.path, sink), options)
 
-    def _beside(
+    def _page_writers(
         self, run: RunInfo, choice: OutputChoice, stack: ExitStack
     ) -> list[Writer[Result, Sums]]:
         """Return the writer of the rows that a page is made of, if one is to be made."""
-        if choice.beside is None:
+        if choice.page_rows is None:
             return []
         whole = replace(choice, text=True, tokens=True, summary=False, context_lengths=True)
         # No sink: a file for this process alone, which is thrown away when the page is made.
-        file = stack.enter_context(choice.beside.open("wb"))
+        file = stack.enter_context(choice.page_rows.open("wb"))
         return [FORMATS["jsonl"].write(file, self._rows(run, whole), "")]
 
     def _resume(
@@ -131,8 +132,8 @@ class Command(Generic[Result, Sums, Unscored]):
     ) -> KeptRows[Sums, Unscored] | None:
         """Return the rows that are kept; None where a run begins anew.
 
-        Once they were all checked, and not before, what stands after them is cut off and the sink
-        is placed there. Raises UsageError when another run wrote them, and StrictStopError when
+        Bytes after them are cut off once all rows were checked, and never before. The sink stands
+        at their end then. Raises UsageError when another run wrote them, and StrictStopError when
         --strict would have stopped among them.
         """
         assert choice.path is not None
@@ -156,7 +157,7 @@ class Command(Generic[Result, Sums, Unscored]):
 
     def _nothing_to_do(
         self, rows: Rows[Result, Sums, Unscored], file: PartialFile, inputs: Inputs
-    ) -> Written[Sums]:
+    ) -> RunSummary[Sums]:
         """Say that a finished file is the one that was asked for, once the inputs were read again.
 
         Nothing is scored: every input counts as finished. Raises UsageError when an input changed,
@@ -171,11 +172,11 @@ class Command(Generic[Result, Sums, Unscored]):
             f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
             "nothing to do"
         )
-        return Written(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
+        return RunSummary(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
 
 
-class Together(Generic[Result, Sums]):
-    """Several writers as one."""
+class TeeWriter(Generic[Result, Sums]):
+    """A writer that hands everything to several others."""
 
     def __init__(self, *writers: Writer[Result, Sums]) -> None:
         self._writers = writers
@@ -210,7 +211,7 @@ def write_all(
     kept: KeptRows[Sums, Unscored] | None = None,
     strict: bool = False,
     tell: Callable[[str], None] = say,
-) -> Written[Sums]:
+) -> RunSummary[Sums]:
     """Write every result as it comes, after the rows that are kept; `tell` hears of rejections."""
     totals, n_rejected, n_sequences = task.zero, 0, 0
 
@@ -245,7 +246,7 @@ def write_all(
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.
         bar.stop()
-        written = _with_kept(Written(totals, n_sequences, n_rejected), kept)
+        written = _with_kept(RunSummary(totals, n_sequences, n_rejected), kept)
         stopped = bool(n_rejected) and strict
         sums = _stopped(written.totals) if stopped else written.totals
         writer.end(sums, written.n_rejected, inputs.stats.n_empty_lines)
@@ -254,12 +255,14 @@ def write_all(
     return written
 
 
-def _with_kept(written: Written[Sums], kept: KeptRows[Sums, Unscored] | None) -> Written[Sums]:
+def _with_kept(
+    written: RunSummary[Sums], kept: KeptRows[Sums, Unscored] | None
+) -> RunSummary[Sums]:
     """Add the rows of an earlier run. Raises UsageError where it had more inputs than this one."""
     if kept is None:
         return written
     kept.require_all_checked()
-    return Written(
+    return RunSummary(
         kept.sums + written.totals,
         kept.n_sequences + written.n_sequences,
         kept.n_rejected + written.n_rejected,
@@ -279,7 +282,7 @@ def _rejection(rejected: Rejected) -> str:
     return f"rejected {where}: {rejected.message} ({rejected.reason})"
 
 
-def _say_what_was_written(written: Written[Any], stats: ReadStats, choice: OutputChoice) -> None:
+def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputChoice) -> None:
     if stats.n_duplicate_ids:
         say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
     if stats.n_unchecked_ids:

@@ -53,7 +53,7 @@ class OutputChoice(RowChoice):
     """The command's flags, by their parameters: for what --resume advises."""
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
-    beside: Path | None = None
+    page_rows: Path | None = None
     """A second file of the rows, JSONL with texts and tokens: for a page of them."""
 
 

@@ -1,4 +1,4 @@
-"""Options of the command line, declared at the fields of the records that they fill.
+"""Options of the command line: each is declared at a field of a record, whose value it sets.
 
     PANEL = POLICIES
     eos: bool = option(False, "Append the end-of-sequence token and score it.")

@@ -57,8 +57,8 @@ ResultsFile = ResultsOf[ResultRow]
 def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
     """Open a results file of one of the commands in `kinds`.
 
-    Raises RowError when there is no such file or it holds no results of these, and UsageError while
-    rows are read when it goes on with another run's.
+    Raises RowError when there is no such file or it holds no results of these. Raises UsageError
+    while rows are read when the file goes on with another run's.
     """
     source = "<stdin>" if name == STDIN else shown_path(name)
     records = _records(name)

@@ -78,8 +78,8 @@ def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> Non
 def earlier_output(path: Path) -> Path | None:
     """Return the file that --resume looks at: FILE.partial, else FILE, else none.
 
-    Raises UsageError when both are there, which one run never leaves (but in the middle of its
-    renaming, which is brought to an end here), or when FILE could not be written at all.
+    Raises UsageError when both are there, or when FILE could not be written at all. One run leaves
+    both only if it was stopped while it renamed the file: that renaming is brought to an end here.
     """
     _refuse_odd_places(path)
     # First: between its two steps a finished file has both names, and would be refused.
@@ -178,7 +178,7 @@ def _end_renaming(path: Path) -> None:
 @contextmanager
 def _locked(
     partial: Path, new: bool = False, warn: Callable[[str], None] = ignore_warning
-) -> Iterator[_LastingFile]:
+) -> Iterator[_SyncedFile]:
     """Open the file as it is, made if it is not there, and hold it against other processes.
 
     Raises UsageError when another process writes it, or when it is there although `new`.
@@ -189,7 +189,7 @@ def _locked(
         descriptor = os.open(partial, flags | (os.O_EXCL if new else 0), 0o666)
     except FileExistsError:
         raise UsageError(f"{partial} came into being: another process is writing it") from None
-    with _LastingFile(io.FileIO(descriptor, "wb")) as sink:
+    with _SyncedFile(io.FileIO(descriptor, "wb")) as sink:
         if sink.is_regular:
             _hold(partial, descriptor, warn)
             _sync_names(partial)
@@ -235,7 +235,7 @@ def _sync_names(path: Path) -> None:
             os.close(descriptor)
 
 
-class _LastingFile(io.BufferedWriter):
+class _SyncedFile(io.BufferedWriter):
     """A file whose flushed bytes are forced to the disk within seconds.
 
     By a thread of its own: rows come in bursts, and after the last of one nothing may be written

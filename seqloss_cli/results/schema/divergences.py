@@ -139,7 +139,7 @@ _SUM_KEYS = (
 )
 """Sums, means and shares, of one sequence or many."""
 DIVERGENCE_KEYS = (
-    *q.HEAD,
+    *q.FIRST_KEYS,
     *_SUM_KEYS,
     q.flags_key("sums.flags"),
     q.infinite_key("inf_losses", _of("student_loss")),

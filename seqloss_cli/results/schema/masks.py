@@ -26,7 +26,10 @@ from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 def mask_rows(
     options: s.RowOptions, checked: bool, trainer: bool
 ) -> s.Rows[Mask, MaskTotals, Mask | Rejected]:
-    """Return the rows of a run of `mask`; `checked` with labels of a file, or with a trainer's."""
+    """Return the rows of a run of `mask`; with a key for each comparison that is made.
+
+    `checked` compares with the labels of a file, `trainer` with those that a trainer makes.
+    """
     shown = {"check": checked, "trainer": trainer}
     keys = tuple(key for key in MASK_KEYS if shown.get(key.name, True))
     with_losses = options.conditions()["losses"]
@@ -147,7 +150,7 @@ _TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens 
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
 MASK_KEYS = (
-    *q.HEAD,
+    *q.FIRST_KEYS,
     s.text("boundary", "sequence.prompt_boundary.boundary"),
     *_COUNTS,
     s.nested("turns", _turns),

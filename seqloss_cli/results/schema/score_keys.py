@@ -185,7 +185,7 @@ _WORD_KEYS = (
     s.spans("word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True),
 )
 SCORE_KEYS = (
-    *q.HEAD,
+    *q.FIRST_KEYS,
     q.RESPONSE_SHA256,
     s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
     s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs"),
@@ -241,7 +241,7 @@ def _region(name: str, declare: Callable[..., s.Key] = s.reals, when: str = "") 
 SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
     "token": (
         *q.TOKEN,
-        q.PART,
+        q.PAIR_PART,
         s.as_column(TOKEN_LOSSES, "loss"),
         *q.SCORED,
         *(s.as_column(_column_key(column), column.csv) for column in cell_columns()),

@@ -171,7 +171,7 @@ META = s.nested(
     checked=True,
 )
 """Fields that are carried through from an input's row."""
-ENDS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
+BOS_AND_EOS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
 RESPONSE_SHA256 = s.text(
     "response_sha256",
     lambda v: v.sample.pair and _sha256(v.sample.pair.response),
@@ -180,7 +180,7 @@ RESPONSE_SHA256 = s.text(
 )
 N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
 SIZES = (s.whole("n_tokens", "sums.n_tokens"), s.whole("n_scored", "sums.n_scored"))
-HEAD = (*IDENTITY, *TEXTS, META, *ENDS)
+FIRST_KEYS = (*IDENTITY, *TEXTS, META, *BOS_AND_EOS)
 """The first keys of every row of a sequence."""
 TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
 _TEXTS_OF_TOKENS = s.texts(
@@ -201,7 +201,7 @@ TOKEN = (
     s.as_column(TOKEN_IDS, "token_id"),
     s.as_column(_TEXTS_OF_TOKENS, "token"),
 )
-PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
+PAIR_PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
 EDGES = (s.wholes("start", _edges("starts")), s.wholes("end", _edges("ends")))
 SCORED = (
     s.wholes("scored", lambda v: s.ints(v.score.scored)),
