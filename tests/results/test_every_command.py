@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import stub
 from helpers.program import document, strictly
+from seqloss_cli.cli.main import app
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.formats import FORMATS, LEVELS
 from seqloss_cli.results.formats.parquet import read_parquet_rows
+from seqloss_cli.results.resume import require_same_run
 
 SMALL = "-m samples/checkpoints/step-600"
 BOTH = "diverge corpus.jsonl broken.jsonl --keep-meta"
@@ -461,6 +466,39 @@ def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None
     done = stub.run(f"{LONG[case]} --no-{part} -o out.jsonl --resume", folder)
     assert done.exit_code in (0, 3), done.stderr
     assert (folder / "out.jsonl").read_bytes() == b"".join(lines)
+
+
+NOT_RECORDED = {
+    "all_tokens", "allow_pickle", "config", "debug", "force", "format", "json", "jsonl", "level",
+    "offline", "output", "prompt", "report", "resume", "response", "show_whitespace", "strict",
+    "text", "theme", "trust_remote_code", "unit", "view",
+}  # fmt: skip
+"""Options that change no row, and texts in place of files, which the rows hold."""
+NOT_RESUMED = {"output_ranked", "save_teacher", "teacher_top_k"}
+"""Options of second files, which --resume does not go on with."""
+RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_revision"}
+"""Options that are recorded as those of the prompts' field and of the teacher."""
+
+
+@pytest.mark.parametrize("command", ["score", "cond", "rank", "diverge"])
+def test_every_option_is_recorded_or_changes_no_row(command: str, folder: Path) -> None:
+    """Rows of two values of an option that no record names could be mixed in one file."""
+    words = " --words --word-correction --varentropy" if command in ("score", "cond") else ""
+    regions = " --regions samples/regions.jsonl" if words else ""
+    run = document(stub.run(f"{COMMANDS[command]}{words}{regions} --json", folder), 3)["run"]
+    own = RunInfo(**{name: value for name, value in run.items() if name != "schema_version"})
+    # Of another value: whatever the record holds is named with its option.
+    other = {
+        name: dict.fromkeys(value, "other") if isinstance(value, dict) else "other"
+        for name, value in run.items()
+    }
+    cli: Any = typer.main.get_command(app)
+    flags = {str(each.name): each.opts[0] for each in cli.commands[command].params}
+    with pytest.raises(UsageError) as refusal:
+        require_same_run(folder / "out.jsonl", other, own, flags)
+    named = {*re.findall("--[a-z][a-z-]*", str(refusal.value))}
+    missing = {name for name, flag in flags.items() if flag not in named and flag[0] == "-"}
+    assert missing - NOT_RECORDED - NOT_RESUMED - RECORDED_TOGETHER == set()
 
 
 def test_a_kept_row_with_impossible_figures(folder: Path) -> None:
