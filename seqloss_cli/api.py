@@ -58,10 +58,10 @@ def score(
     `compile="on"` compiles the layers ("auto" does not: how much text will come is not known).
     `options` are what to compute at each token beside its loss (ranks, entropy, top_k: the options
     of `core.columns.COLUMNS`), and the fields of `ModelChoice` (dtype, device, …) and `TokenPolicy`
-    (bos, eos, …); another name or value raises UsageError. What the command line would say on
-    stderr (a tokenizer that was replaced, a slower path) is given to `warnings.warn`. Loading a
+    (bos, eos, …); another name or value raises UsageError. Warnings that the command line writes to
+    stderr (a tokenizer that was replaced, a slower path) are given to `warnings.warn`. Loading a
     model sets the number of torch's threads and the verbosity of transformers for the whole
-    process, and on a CPU has the C library keep what is freed for the next batch.
+    process. On a CPU the C library then keeps freed memory for the next batch.
     """
     requested = _requested(options)
     choice, policy = _choices("score", model, options)

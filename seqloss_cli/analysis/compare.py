@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from seqloss_cli.analysis.extremes import Top, highest, token_text
+from seqloss_cli.analysis.extremes import Largest, highest, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
-from seqloss_cli.analysis.summarize import Clusters, DocumentSums
+from seqloss_cli.analysis.summarize import Clusters, GroupLosses
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import resampling
 from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
@@ -132,7 +132,7 @@ def compare(
     chosen = list(combinations(range(len(files)), 2))
     if against is not None:
         chosen = [(n, against) for n in range(len(files)) if n != against]
-    sums = [DocumentSums() for _ in files]
+    sums = [GroupLosses() for _ in files]
     pairs = [_Pair(*numbers, sums, same_tokenizer, options) for numbers in chosen]
     for rows in join_usable(files, report, same_tokenizer):
         cluster = clusters.number_of(cluster_of(rows, options.cluster))
@@ -164,7 +164,7 @@ class _Pair:
         self,
         first: int,
         second: int,
-        sums: Sequence[DocumentSums],
+        sums: Sequence[GroupLosses],
         same_tokenizer: bool,
         options: CompareOptions,
     ) -> None:
@@ -172,7 +172,7 @@ class _Pair:
         self.first, self.second = first, second
         self._a, self._b = sums[first], sums[second]
         self._same_tokenizer, self._options = same_tokenizer, options
-        self._documents, self._tokens = Top(options.n_extremes), Top(options.n_extremes)
+        self._documents, self._tokens = Largest(options.n_extremes), Largest(options.n_extremes)
         self._notes: list[str] = []
         # B - A of its tokens, (tokens) nats, while there is one document
         self._only: Floats | None = None

@@ -39,7 +39,7 @@ class TokenExtreme:
     """Nats."""
 
 
-class Top:
+class Largest:
     """Keeps the `size` items of the highest keys; of equal keys the items that came first."""
 
     def __init__(self, size: int) -> None:
@@ -73,7 +73,7 @@ class Extremes:
     def __init__(self, size: int) -> None:
         self._size = size
         kinds = ("worst_sequences", "best_sequences", "worst_tokens", "best_tokens")
-        self._tops = {kind: Top(size) for kind in kinds}
+        self._tops = {kind: Largest(size) for kind in kinds}
 
     def add_sequence(self, row: ResultRow) -> None:
         """Consider the row's mean loss, if it has one."""

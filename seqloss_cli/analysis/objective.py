@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from seqloss_cli.analysis import joining
 from seqloss_cli.analysis.compare import CompareOptions, Comparison, Comparisons, compare
 from seqloss_cli.analysis.plot_data import Measure, Metric, without_directories
-from seqloss_cli.analysis.summarize import Clusters, DocumentSums, Summarizer, SummaryOptions
+from seqloss_cli.analysis.summarize import Clusters, GroupLosses, Summarizer, SummaryOptions
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.metrics.intervals import Estimate, unknown
 from seqloss_cli.metrics.totals import Totals
@@ -59,7 +59,7 @@ def find_objective(open_rows: OpenRows, same_tokenizer: bool, options: CompareOp
     A checkpoint with an infinite loss has no total (rule 3), and is never the best.
     """
     files = open_rows()
-    sums, clusters = [DocumentSums() for _ in files], Clusters(options.cluster)
+    sums, clusters = [GroupLosses() for _ in files], Clusters(options.cluster)
     # rows with an infinite loss stay: they make the total of a checkpoint unknown (rule 3)
     for rows in joining.join_usable(files, joining.JoinReport(), same_tokenizer, _why_useless):
         cluster = clusters.number_of(joining.cluster_of(rows, options.cluster))

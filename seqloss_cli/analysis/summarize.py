@@ -82,7 +82,7 @@ class Summary:
 
 
 @dataclass(slots=True)
-class DocumentSums:
+class GroupLosses:
     """Losses (nats), scored tokens and bytes of each document: of a group, or of a checkpoint."""
 
     totals: Totals = field(default_factory=Totals)
@@ -145,8 +145,8 @@ class Summarizer:
 
     def __init__(self, options: SummaryOptions) -> None:
         self._options = options
-        self._whole = DocumentSums()
-        self._groups: dict[Any, DocumentSums] = {}
+        self._whole = GroupLosses()
+        self._groups: dict[Any, GroupLosses] = {}
         self._clusters = Clusters(options.cluster)
         self._positions = PositionSums()
         self._tokens = resampling.Reservoir(seed=options.seed)
@@ -167,7 +167,7 @@ class Summarizer:
         if self._options.by:
             value = row.field(self._options.by)
             self._n_without_by += value is None
-            self._groups.setdefault((type(value).__name__, value), DocumentSums()).add(row, cluster)
+            self._groups.setdefault((type(value).__name__, value), GroupLosses()).add(row, cluster)
         # a hash, and not the texts: a set of these for a million rows is small, and an equal hash
         # of two rows only costs a wrong warning
         same = hash((row.id, row.fields.get("text_sha256")))
@@ -198,7 +198,7 @@ class Summarizer:
             n_without_cluster=self._clusters.n_without,
         )
 
-    def _summed(self, value: Any, group: DocumentSums) -> GroupSummary:
+    def _summed(self, value: Any, group: GroupLosses) -> GroupSummary:
         y, m = np.array(group.losses), np.array(group.n_scored)
         # one infinite loss makes every sum that holds it unknown (rule 3)
         known = bool(len(y)) and bool(np.isfinite(y).all())
@@ -222,7 +222,7 @@ class Summarizer:
 
 
 def _estimates(
-    group: DocumentSums, only: Floats | None, options: SummaryOptions
+    group: GroupLosses, only: Floats | None, options: SummaryOptions
 ) -> Iterator[tuple[str, intervals.Estimate]]:
     """Yield losses and rates with their intervals, by name.
 
@@ -248,9 +248,7 @@ def _estimates(
     yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
 
 
-def _ratio(
-    y: Floats, m: Floats, group: DocumentSums, options: SummaryOptions
-) -> intervals.Estimate:
+def _ratio(y: Floats, m: Floats, group: GroupLosses, options: SummaryOptions) -> intervals.Estimate:
     clusters = numbered_anew(group.clusters) if options.cluster else None
     if options.bootstrap:
         return resampling.bootstrap_ratio(
@@ -299,7 +297,7 @@ class PositionSums:
     """Sums of each document in bins of positions that double: 1, 2-3, 4-7 and so on."""
 
     def __init__(self) -> None:
-        self._bins = [DocumentSums() for _ in range(_BINS)]
+        self._bins = [GroupLosses() for _ in range(_BINS)]
 
     def add(self, tokens: TokenLosses, cluster: int = 0) -> None:
         """Add a document."""

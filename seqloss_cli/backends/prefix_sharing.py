@@ -49,9 +49,10 @@ def group_by_prefix(sequences: Sequence[Ints], shortest: int = SHORTEST_PREFIX) 
 def _best_groups(
     order: list[int], common: list[int], start: int, stop: int, depth: int
 ) -> tuple[int, list[Group]]:
-    """Return how many tokens the best grouping of the sorted sequences [start, stop) saves, and the
-    grouping: all in one group, or the best of each part between the places where neighbours have
-    the least in common, and a group of the sequences that are then left over."""
+    """Return how many tokens the best grouping of the sorted sequences [start, stop) saves, and it.
+
+    It is one group of all; or they are cut where neighbours have the least in common, each part is
+    grouped at its best, and the sequences that are left over make a group."""
     if stop - start < 2:
         return 0, []
     inside = common[start : stop - 1]

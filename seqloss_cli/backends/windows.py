@@ -1,9 +1,9 @@
 """Cut a sequence into windows, each target scored in one of them: integers only.
 
-Rule 7 of docs/numbers.md. Window 1 scores targets 1 … min(C, n - 1). A later window whose first
-unscored target is u scores u … e, e = min(u + S - 1, n - 1), and feeds the C tokens that end at
-e - 1; where the sequence began with BOS, BOS and the C - 1 tokens that end at e - 1. x_{n-1} is
-never fed.
+Rule 7 of docs/numbers.md. Window 1 scores targets 1 … min(C, n - 1). Let u be the first target that
+a later window has to score. It scores u … e, e = min(u + S - 1, n - 1), and feeds the C tokens that
+end at e - 1. Where the sequence began with BOS, these are BOS and the C - 1 tokens that end there.
+x_{n-1} is never fed.
 """
 
 from __future__ import annotations

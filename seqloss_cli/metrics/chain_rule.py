@@ -84,8 +84,8 @@ class TurnScore:
 def chain_rule(score: SequenceScore, totals: Totals) -> ChainRule:
     """Return the log-probabilities of a scored pair or chat, nats, from its losses and totals.
 
-    The marginal, and the joint with it, is None when a prompt that is not empty has no scored token
-    or was cut, when prompts are not scored, and when a chat has more than one scored stretch.
+    Marginal and joint are None when a prompt that is not empty has no scored token, or was cut.
+    They also are when prompts are not scored, and when a chat has more than one scored stretch.
     """
     sequence, boundary = score.sequence, score.sequence.prompt_boundary
     assert boundary is not None

@@ -180,12 +180,12 @@ def calibration_error_estimate(
     resamples add chance once more, and lie above the figure as the figure lies above the truth.
     What is resampled is the vector of gaps.
 
-    Let e be the error of that vector. The figure less the truth, Σ (|d_b| - |d_b - e_b|), is at
-    most Σ |e_b| (triangle inequality), and at least Σ s_b e_b for the signs s of the true gaps
-    (convexity), which is as much in distribution as for the signs that were seen. So the lower end
-    is the figure less an upper quantile of Σ |e_b|, and the upper end the figure less a lower
-    quantile of Σ s_b e_b; neither needs to know which gaps are real. Both are stretched as
-    Student's t is to the normal, for the resamples of few units are too alike.
+    Let e be the error of that vector. The figure less the truth is Σ (|d_b| - |d_b - e_b|). It is
+    at most Σ |e_b| (triangle inequality), and at least Σ s_b e_b for the signs s of the true gaps
+    (convexity); for the signs that were seen, this sum has the same distribution. So the lower end
+    is the figure less an upper quantile of Σ |e_b|, the upper end less a lower quantile of
+    Σ s_b e_b. Neither needs to know which gaps are real. Both are stretched as Student's t is to
+    the normal, for the resamples of few units are too alike.
 
     The interval holds the truth about as often as it says, or more often, whether the model is
     calibrated or not: of 95 % intervals 94 to 100 % did in `tests/analysis/test_calibration.py`.

@@ -2,17 +2,17 @@
 
 A word owns the tokens whose first non-white-space byte lies in it. A token that is white space
 alone goes to the next word; after the last word it goes to the last. BOS and EOS belong to no word.
-A region, as studies of reading compare them, owns tokens in the same way, so that regions which
-cover a text add up to its loss, but for EOS. A token that reaches into a second word or region
-counts on the first.
+Regions, as studies of reading compare them, own tokens in this way, too: regions that cover a text
+add up to its loss, but for EOS. A token that reaches into a second word or region counts on the
+first.
 
 **Corrected losses** count the probability that a word ends, instead of that it begins. Where pieces
-mark the beginning of a word (`Ġcat`, `▁cat`), the tokens of `cat` do not tell that the word is over
-(it may go on as `cats`), and they do tell that the word before it was: the losses of a word count
-the end of the word before and not its own, and probabilities of possible words sum to more than 1.
-Pimentel and Meister (How to Compute the Probability of a Word, EMNLP 2024) and Oh and Schuler
-(Leading Whitespaces of Language Models' Subword Vocabulary Pose a Confound for Calculating Word
-Probabilities, EMNLP 2024) move it to where it belongs:
+mark the beginning of a word (`Ġcat`, `▁cat`), the tokens of `cat` do not tell that the word is
+over: it may go on as `cats`. They do tell that the word before it was. So the losses of a word
+count the end of the word before and not its own, and probabilities of possible words sum to more
+than 1. Two papers move the end to where it belongs: Pimentel and Meister (How to Compute the
+Probability of a Word, EMNLP 2024), and Oh and Schuler (Leading Whitespaces of Language Models'
+Subword Vocabulary Pose a Confound for Calculating Word Probabilities, EMNLP 2024):
 
     Pr(w | before) = Pr(t_1 … t_k | before) E(after w) / E(before w)
 
@@ -38,9 +38,9 @@ so the corrected losses of neighbours sum to the plain ones, but for the two E a
   A word whose own last token is such a v is not corrected, nor is the one after it: the probability
   of an end after t_k alone is not known. A piece v whose part before the white space is no piece
   of its own can follow no t_k, and is in no sum.
-- **Not corrected** (None) is also a word without a loss, one that shares a token with another, one
-  with a control token inside, and one beside white space that no piece begins with whole, such as a
-  no-break space in single bytes.
+- **Not corrected** (None) is also a word without a loss, one that shares a token with another, and
+  one with a control token inside. So is a word beside white space that no piece begins with whole,
+  such as a no-break space in single bytes.
 
 Exact as far as a text has one tokenization; that of other ways to cut a word into pieces is in no
 loss here. Rounding may bring a loss below 0 by about 1e-7; nothing is clamped.

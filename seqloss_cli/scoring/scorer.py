@@ -110,7 +110,7 @@ class Scorer(_Tokens):
             self.batches = replace(self.batches, prefetch=False)
         self.warnings += self.backend.warnings
 
-    def beside(self, compared: StudentWithTeacher) -> Scorer:
+    def with_teacher(self, compared: StudentWithTeacher) -> Scorer:
         """Return a scorer of the model beside a teacher; this one stays as it is.
 
         The two share the model, so they cannot score at the same time.

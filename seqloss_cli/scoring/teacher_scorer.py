@@ -64,9 +64,9 @@ class TeacherScorer:
             if top_k
             else divergence.TEACHER_REQUEST
         )
-        beside, warnings = scorer.beside(compared), compared.backend.warnings
+        found, warnings = scorer.with_teacher(compared), compared.backend.warnings
         return cls(
-            beside, reference, requested, divergence.teacher_divergences, compared.record, warnings
+            found, reference, requested, divergence.teacher_divergences, compared.record, warnings
         )
 
     @classmethod

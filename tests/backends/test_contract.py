@@ -102,7 +102,8 @@ def test_pairs_beside_a_teacher_are_of_ids_and_lengths_that_it_takes(
 ) -> None:
     scorer = Scorer(ModelChoice(backend="made up"), pairs=PairPolicy())
     samples = [Sample("a", "a", pair=Pair("aaa", "zzz"))]
-    (refused,) = scorer.beside(StudentWithTeacher(LossesOnly(), windows, {}, n_ids)).score(samples)
+    compared = StudentWithTeacher(LossesOnly(), windows, {}, n_ids)
+    (refused,) = scorer.with_teacher(compared).score(samples)
     assert isinstance(refused, Rejected)
     assert refused.reason == reason
     (scored,) = scorer.score(samples)

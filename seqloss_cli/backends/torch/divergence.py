@@ -95,12 +95,11 @@ def diverge_from_saved(
 def kl_bounds(teacher: dict[str, Tensor], student: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest KL(teacher ‖ student), each of shape M, in nats.
 
-    Both sides tell of the teacher's K best ids and of all others together, as `KnownIds` does. With
-    P and Q the teacher's and the student's probability of the others: the sum over the known ids
-    plus P ln (P / Q) is the divergence of the two coarser distributions, which is never above that
-    of the finer ones (Cover & Thomas 2006, section 2.7); and the others' part is at most their
-    Σ q ln q less P times the student's least log-probability. Where the known ids are all there
-    are, both are the divergence itself.
+    Both sides tell of the teacher's K best ids and of all others together, as `KnownIds` does. Of
+    the others, P is the teacher's probability and Q the student's. The sum over the known ids plus
+    P ln (P / Q) is the divergence of the two coarser distributions. It is never above that of the
+    finer ones (Cover & Thomas 2006, section 2.7). The others' part is at most their Σ q ln q less P
+    times the student's least log-probability. If all ids are known, both bounds are the divergence.
     """
     known = teacher["log_probs"].exp()
     gaps = torch.where(known > 0, teacher["log_probs"] - student["log_probs"], 0.0)

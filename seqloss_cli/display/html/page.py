@@ -171,7 +171,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class QuestionPanel:
     """A prompt and its choices."""
 
     prompt: Markup | None
@@ -191,7 +191,7 @@ class Section:
     cells: TableRow
     panes: list[Pane]
     about: list[str]
-    question: Question | None = None
+    question: QuestionPanel | None = None
     """Its panes are those of the choices."""
 
 

@@ -245,12 +245,12 @@ def _verdict(row: RankedRow, by: str) -> str:
     return f"{confidence.verdict_of(row, by).capitalize()}: {best}; {right} {verb} right."
 
 
-def _question(row: RankedRow, by: str, names: page.TokenNames) -> page.Question:
+def _question(row: RankedRow, by: str, names: page.TokenNames) -> page.QuestionPanel:
     prompt = row.fields.get("prompt")
     known = prompt if isinstance(prompt, str) else None
     markup = None if known is None else Markup(page.escape_text(known))
     choices = [_choice(row, n, by, names) for n in range(len(row.choices))]
-    return page.Question(markup, page.direction_of(known or ""), choices)
+    return page.QuestionPanel(markup, page.direction_of(known or ""), choices)
 
 
 def _choice(row: RankedRow, n: int, by: str, names: page.TokenNames) -> page.Choice:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from seqloss_cli.analysis.extremes import Top, highest, token_text
+from seqloss_cli.analysis.extremes import Largest, highest, token_text
 from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
@@ -198,7 +198,7 @@ class WorstPlaces:
     """Collects the tokens of the highest losses, or the stretches of the largest differences."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._top = size, Top(size)
+        self._size, self._top = size, Largest(size)
 
     def add_tokens(self, row: ResultRow, sequence: PageSequence) -> None:
         """Consider the tokens of a row; infinite losses are the worst."""
