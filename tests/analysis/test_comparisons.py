@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers.results import row, write
+from helpers.results import open_results, row, write
 from seqloss_cli.analysis.objective import training_step
 
 Run = Callable[..., Any]
@@ -87,7 +87,6 @@ def test_the_same_twice_is_no_difference(run_cli: Run, files: tuple[Path, Path])
 def test_false_alarms_are_as_rare_as_they_should_be(tmp_path: Path) -> None:
     """Under no difference, p below 0.05 in about 5 of 100 comparisons."""
     from seqloss_cli.analysis.compare import CompareOptions, compare
-    from seqloss_cli.results.files import open_results
 
     generator, alarms = np.random.default_rng(8), 0
     for n in range(200):
@@ -345,7 +344,6 @@ def test_other_ids_are_other_tokens(run_cli: Run, files: tuple[Path, Path]) -> N
 def test_an_infinite_loss_is_no_best(tmp_path: Path) -> None:
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.objective import find_objective
-    from seqloss_cli.results.files import open_results
 
     good = write(tmp_path / "a.jsonl", [row("x", [None, 8.0]), row("y", [None, 8.0])])
     bad = write(tmp_path / "b.jsonl", [row("x", [None, 1.0]), row("y", [None, float("inf")])])
@@ -385,7 +383,6 @@ def test_an_output_that_exists_is_refused_before_scoring(run_cli: Run, tmp_path:
 
 def test_many_rows_of_one_text_join_in_time(files: tuple[Path, Path]) -> None:
     from seqloss_cli.analysis.joining import JoinReport, join
-    from seqloss_cli.results.files import open_results
 
     for path, side in zip(files, "ab", strict=True):
         write(path, [row(f"{side}{n}", [None, 1.0], text="same") for n in range(3000)])

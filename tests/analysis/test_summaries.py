@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.results import row, write
+from helpers.results import open_results, row, write
 from seqloss_cli.analysis.summarize import Summary, SummaryOptions, summarize
-from seqloss_cli.results.files import open_results
 from seqloss_cli.results.schema.scores import totals_of_row
 
 Run = Callable[..., Any]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.files import ResultsFile, open_any
 from seqloss_cli.results.schema.score_keys import totals_row
-from seqloss_cli.results.schema.scores import totals_of_row
+from seqloss_cli.results.schema.scores import loss_kinds, totals_of_row
 
 RUN: dict[str, Any] = {
     "command": "score", "started_at": "2026-01-01T00:00:00+00:00", "model": "made",
@@ -160,3 +161,8 @@ def rows_of(n: int, shift: float = 0.0, seed: int = 0) -> list[dict[str, Any]]:
                 top_logprobs=top)
         )  # fmt: skip
     return made
+
+
+def open_results(name: str, **settings: bool) -> ResultsFile:
+    """A file of `score` or `cond`."""
+    return open_any(name, loss_kinds(**settings))

@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 
-from helpers.results import RUN, row, write
+from helpers.results import RUN, open_results, row, write
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.results.files import ResultsFile, open_any
-from seqloss_cli.results.schema.scores import ResultRow, loss_kinds
-
-
-def open_results(name: str, **settings: bool) -> ResultsFile:
-    return open_any(name, loss_kinds(**settings))
+from seqloss_cli.results.schema.scores import ResultRow
 
 
 def rows_of(path: Path) -> list[ResultRow | Rejected]:
