@@ -17,7 +17,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, command_record, option
 
 if TYPE_CHECKING:
-    from seqloss_cli.cli.settings import OutputChoice
+    from seqloss_cli.cli.settings import OutputPlan
     from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
@@ -86,18 +86,19 @@ def diverge(ctx: typer.Context) -> None:
 
 
 def _diverge(
-    ctx: typer.Context, choice: OutputChoice, inputs: i.Inputs, teacher: TeacherScorer
+    ctx: typer.Context, choice: OutputPlan, inputs: i.Inputs, teacher: TeacherScorer
 ) -> int:
     """Measure everything and write it, and the teacher if asked for; returns the exit code."""
     from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.cli.run import Command
+    from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.rank_and_diverge import DivergenceTableWriter
     from seqloss_cli.metrics.divergence import DocumentSums
     from seqloss_cli.results.schema.divergences import divergence_rows
     from seqloss_cli.scoring.tasks import diverge_task
 
     own, documents, saved = o.given(ctx, ReferenceSettings), DocumentSums(), None
-    rows = {"text": choice.text, "tokens": choice.tokens, "summary": choice.summary}
+    rows = recorded(choice, "text", "tokens", "summary")
     with open_second(ctx, own.save_teacher) as sink:
         if sink is not None:
             header = teacher.file_header(own.teacher_top_k)

@@ -133,7 +133,7 @@ def _score_to(
     repeated: most rejections are the same for every model."""
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.run import write_all
-    from seqloss_cli.cli.settings import OutputChoice, load_scorer, row_options
+    from seqloss_cli.cli.settings import OutputPlan, load_scorer, row_options
     from seqloss_cli.core.backend import Requested
     from seqloss_cli.results.formats.json import JsonlWriter
     from seqloss_cli.results.schema.scores import score_rows
@@ -149,7 +149,7 @@ def _score_to(
     task = score_task(scorer, "score", Requested())
     # Texts are kept only for a page: they can be larger than all else in the file.
     with_texts = o.given(context, o.OutputSettings).report is not None
-    choice = OutputChoice(format=None, text=with_texts)
+    choice = OutputPlan(format=None, text=with_texts)
     options = row_options(scorer.tokenization, choice, task.run)
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, command_record, option
 
 if TYPE_CHECKING:
-    from seqloss_cli.cli.settings import OutputChoice
+    from seqloss_cli.cli.settings import OutputPlan
 
 By = Literal["sum", "token", "byte", "char", "pmi", "mutual_information"]
 
@@ -87,10 +87,11 @@ def rank(ctx: typer.Context) -> None:
     write_with_page(ctx, choice, lambda choice: _rank(ctx, choice), "Preferences of")
 
 
-def _rank(ctx: typer.Context, choice: OutputChoice) -> int:
+def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
     """Rank everything and write it; returns the exit code."""
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import load_scorer
+    from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter
     from seqloss_cli.metrics.ranking import MEANINGS, NEED_PMI
     from seqloss_cli.results.formats.json import RankedRows
@@ -99,8 +100,7 @@ def _rank(ctx: typer.Context, choice: OutputChoice) -> int:
 
     inputs, own = i.choice_inputs(ctx), o.given(ctx, RankSettings)
     scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
-    rows: dict[str, Any] = {"text": choice.text, "tokens": choice.tokens}
-    rows |= {"summary": choice.summary, "pmi": choice.pmi, "by": own.by}
+    rows = recorded(choice, "text", "tokens", "summary", "pmi") | {"by": own.by}
     left_out = () if choice.pmi else NEED_PMI
     rows["scores"] = {name: text for name, text in MEANINGS.items() if name not in left_out}
     command = Command(

@@ -19,7 +19,7 @@ from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 
 if TYPE_CHECKING:
     from seqloss_cli.analysis.compare import Comparisons
-    from seqloss_cli.cli.settings import OutputChoice
+    from seqloss_cli.cli.settings import OutputPlan
     from seqloss_cli.display.html.page import Page, PageOptions
     from seqloss_cli.results.schema import RowKind
 
@@ -78,8 +78,8 @@ def report(ctx: typer.Context) -> None:
 
 def write_with_page(
     context: typer.Context,
-    choice: OutputChoice,
-    write: Callable[[OutputChoice], int],
+    choice: OutputPlan,
+    write: Callable[[OutputPlan], int],
     what: str = "Losses under",
 ) -> None:
     """Write results, and of them the page of --report; exits with the code that `write` returns.

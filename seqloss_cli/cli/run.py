@@ -14,7 +14,7 @@ from rich.console import Console
 from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
 from seqloss_cli.cli.inputs import Inputs
 from seqloss_cli.cli.progress import ProgressBar
-from seqloss_cli.cli.settings import OutputChoice, console, row_options, table_options
+from seqloss_cli.cli.settings import OutputPlan, console, row_options, table_options
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
@@ -70,7 +70,7 @@ class Command(Generic[Result, Sums, Unscored]):
     def run(
         self,
         inputs: Inputs,
-        choice: OutputChoice,
+        choice: OutputPlan,
         described: Mapping[str, Any] | None,
         more_writers: Sequence[Writer[Result, Sums]] = (),
     ) -> RunSummary[Sums]:
@@ -103,12 +103,12 @@ class Command(Generic[Result, Sums, Unscored]):
             say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
         return written
 
-    def _rows(self, run: RunInfo, choice: OutputChoice) -> Rows[Result, Sums, Unscored]:
+    def _rows(self, run: RunInfo, choice: OutputPlan) -> Rows[Result, Sums, Unscored]:
         tokens, ids = self.task.tokenization, self.word_boundary_ids
         return self.rows(row_options(tokens, choice, run, ids))
 
     def _writer(
-        self, rows: Rows[Result, Sums, Unscored], sink: BinaryIO, choice: OutputChoice
+        self, rows: Rows[Result, Sums, Unscored], sink: BinaryIO, choice: OutputPlan
     ) -> Writer[Result, Sums]:
         if choice.format is not None:
             return choice.format.write(sink, rows, choice.level)
@@ -117,7 +117,7 @@ class Command(Generic[Result, Sums, Unscored]):
         return self.table(console(choice.path, sink), options)
 
     def _page_writers(
-        self, run: RunInfo, choice: OutputChoice, stack: ExitStack
+        self, run: RunInfo, choice: OutputPlan, stack: ExitStack
     ) -> list[Writer[Result, Sums]]:
         """Return the writer of the rows that a page is made of, if one is to be made."""
         if choice.page_rows is None:
@@ -128,7 +128,7 @@ class Command(Generic[Result, Sums, Unscored]):
         return [FORMATS["jsonl"].write(file, self._rows(run, whole), "")]
 
     def _resume(
-        self, sink: BinaryIO, run: RunInfo, rows: Rows[Result, Sums, Unscored], choice: OutputChoice
+        self, sink: BinaryIO, run: RunInfo, rows: Rows[Result, Sums, Unscored], choice: OutputPlan
     ) -> KeptRows[Sums, Unscored] | None:
         """Return the rows that are kept; None where a run begins anew.
 
@@ -282,7 +282,7 @@ def _rejection(rejected: Rejected) -> str:
     return f"rejected {where}: {rejected.message} ({rejected.reason})"
 
 
-def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputChoice) -> None:
+def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputPlan) -> None:
     if stats.n_duplicate_ids:
         say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
     if stats.n_unchecked_ids:
@@ -295,7 +295,7 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
         )
 
 
-def already_complete(choice: OutputChoice, run: RunInfo) -> PartialFile | None:
+def already_complete(choice: OutputPlan, run: RunInfo) -> PartialFile | None:
     """Return the finished file, if a run with the same model and settings came to its end before.
 
     Raises UsageError when the file is another run's, or not whole.

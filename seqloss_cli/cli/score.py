@@ -86,6 +86,7 @@ def _score(
     """Score texts, or pairs with their policy, and write them."""
     from seqloss_cli.cli import settings
     from seqloss_cli.cli.run import Command
+    from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.heat import HeatWriter
     from seqloss_cli.display.terminal.writer import TableWriter
     from seqloss_cli.metrics.words import CORRECTION_SOURCE
@@ -98,7 +99,7 @@ def _score(
     inputs, scorer = inputs_of(ctx), settings.load_scorer(ctx, pairs)
     asked = settings.requested(ctx)
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
-    described = {name: getattr(choice, name) for name in names} | asked.described()
+    described = recorded(choice, *names) | asked.described()
     if choice.word_correction:
         asked = asked.with_word_boundaries(scorer.tokenization.word_boundary_ids())
         described |= {"word_correction": True, "word_correction_source": CORRECTION_SOURCE}

@@ -24,7 +24,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
 from seqloss_cli.display.terminal.palette import choose_theme
-from seqloss_cli.results import RowChoice
+from seqloss_cli.results import RowContents
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
 from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema import RowOptions
@@ -39,7 +39,7 @@ _FILE_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputChoice(RowChoice):
+class OutputPlan(RowContents):
     """The place, format and contents of results, as the options of a command ask for them."""
 
     format: Format | None
@@ -147,7 +147,7 @@ def requested(context: typer.Context) -> Requested:
     return Requested(**{column.option: context.params[column.option] for column in COLUMNS})
 
 
-def output_choice(context: typer.Context) -> OutputChoice:
+def output_choice(context: typer.Context) -> OutputPlan:
     """The output that the options ask for. Raises UsageError, before a model is loaded, for
     contents that the format has no place for and for a file that is taken."""
     values, output = context.params, given(context, OutputSettings)
@@ -156,7 +156,7 @@ def output_choice(context: typer.Context) -> OutputChoice:
     refuse_conflicts(context, writes=name)
     command = str(context.command.name)
     show, obstacle = given(context, ShowSettings), f"is for the terminal, and {name} is not"
-    choice = OutputChoice(
+    choice = OutputPlan(
         command=command,
         path=output.output,
         level=str(values.get("level") or LEVELS[command][0]),
@@ -243,14 +243,14 @@ def heat_options(context: typer.Context, obstacle: str | None) -> HeatOptions | 
 
 def row_options(
     tokenization: Tokenization,
-    choice: OutputChoice,
+    choice: OutputPlan,
     run: RunInfo,
     word_boundary_ids: WordBoundaryIds | None = None,
 ) -> RowOptions:
     """Return the content of the rows of a run, as the choice has it."""
     return RowOptions(
-        # Both records are made of RowChoice: no field of it can be missing in one of them.
-        **{each.name: getattr(choice, each.name) for each in fields(RowChoice)},
+        # Both records are made of RowContents: no field of it can be missing in one of them.
+        **{each.name: getattr(choice, each.name) for each in fields(RowContents)},
         run=run,
         token_texts=tokenization.token_texts,
         name_token=tokenization.name_token,
@@ -259,7 +259,7 @@ def row_options(
 
 
 def table_options(
-    tokenization: Tokenization, choice: OutputChoice, word_boundary_ids: WordBoundaryIds | None
+    tokenization: Tokenization, choice: OutputPlan, word_boundary_ids: WordBoundaryIds | None
 ) -> TableOptions:
     """Return the content of tables, as the choice has it."""
     return TableOptions(

@@ -80,6 +80,11 @@ class RunInfo:
         return revision + adapter + (f", {self.quantization}" if self.quantization else "")
 
 
+def recorded(options: Any, *names: str) -> dict[str, Any]:
+    """Return options under the names of their fields, which are their keys in the run record."""
+    return {name: getattr(options, name) for name in names}
+
+
 def _marked(mark: str) -> tuple[str, ...]:
     return tuple(each.name for each in fields(RunInfo) if mark in each.metadata)
 

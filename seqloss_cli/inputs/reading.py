@@ -13,6 +13,7 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES, Reading
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
+from seqloss_cli.core.run_record import recorded
 from seqloss_cli.inputs import rows
 from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
@@ -34,9 +35,10 @@ class ReadOptions(Reading):
 
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
     """The inputs and how they are read, for the run's record."""
-    shared = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
     found: dict[str, Any] = {"inputs": [shown_path(name) for name in names]}
-    found |= {name: getattr(options, name) for name in shared}
+    # Not in the order of the fields: the bytes of run records stay as they were.
+    names = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
+    found |= recorded(options, *names)
     if options.pairs is None:
         return found
     fields = options.pairs

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowChoice:
+class RowContents:
     """The content of rows that options ask for."""
 
     command: str = "score"

@@ -15,7 +15,7 @@ from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.core.records import Entry, Item, Outcome, Rejected, SequenceScore
-from seqloss_cli.core.run_record import TOKEN_POLICIES, RunInfo
+from seqloss_cli.core.run_record import TOKEN_POLICIES, RunInfo, recorded
 from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
@@ -118,4 +118,4 @@ class TeacherScorer:
 
 def described_windows(run: RunInfo) -> dict[str, Any]:
     """Return what must agree for a teacher's file to be of the same distributions."""
-    return {name: getattr(run, name) for name in _SAME}
+    return recorded(run, *_SAME)

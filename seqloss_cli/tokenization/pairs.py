@@ -25,6 +25,7 @@ from seqloss_cli.core.records import (
     Sample,
     TokenSequence,
 )
+from seqloss_cli.core.run_record import recorded
 from seqloss_cli.tokenization.chat_templates import ChatTemplate
 from seqloss_cli.tokenization.chat_tokens import chat_sequence, without_bos
 from seqloss_cli.tokenization.chats import RenderedChat, render_chat
@@ -71,10 +72,7 @@ class PairTokenization:
         """The policies, for the run's record."""
         policy = self.policy
         return {
-            "separator": policy.separator,
-            "truncate": policy.truncate,
-            "marginal": policy.marginal,
-            "pmi": policy.pmi,
+            **recorded(policy, "separator", "truncate", "marginal", "pmi"),
             "scored_turns": policy.turns,
             "end_of_turn": policy.end_of_turn,
             "chat_template_sha256": self._template.sha256,

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from seqloss_cli.core.errors import load_pyarrow
-from seqloss_cli.results import RowChoice
+from seqloss_cli.results import RowContents
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
@@ -65,7 +65,7 @@ class Format:
     """The run and its totals are in it."""
     resumable: bool = False
     """Rows stand in lines, so that an interrupted run can go on after the last whole one."""
-    conflicts: Callable[[RowChoice], Iterator[str]] = lambda asked: iter(())
+    conflicts: Callable[[RowContents], Iterator[str]] = lambda asked: iter(())
     """Why it cannot hold what is asked for."""
     require_package: Callable[[], object] = lambda: None
     """Raises UsageError when a package that it needs is not installed."""
@@ -108,7 +108,7 @@ def _read_parquet(name: str) -> Records:
     return enumerate(read_parquet_rows(name), start=1)
 
 
-def _openai_conflicts(asked: RowChoice) -> Iterator[str]:
+def _openai_conflicts(asked: RowContents) -> Iterator[str]:
     if asked.command not in ("score", "cond"):
         others = ", ".join(name for name in FORMATS if name != "openai")
         yield f"--format openai is of losses of texts; {asked.command} writes {others}"
@@ -119,13 +119,13 @@ def _openai_conflicts(asked: RowChoice) -> Iterator[str]:
             yield f"--format openai has no place for {flag}; --json has"
 
 
-def _parquet_conflicts(asked: RowChoice) -> Iterator[str]:
+def _parquet_conflicts(asked: RowContents) -> Iterator[str]:
     # Its bytes would upset a terminal, and its end is written before its beginning can be read.
     if asked.path is None:
         yield "--format parquet is no text: it needs -o FILE"
 
 
-def _line_conflicts(name: str, asked: RowChoice) -> Iterator[str]:
+def _line_conflicts(name: str, asked: RowContents) -> Iterator[str]:
     """Yield why lines of one kind cannot hold what is asked for."""
     levels = LEVELS[asked.command]
     if asked.summary:

@@ -27,7 +27,7 @@ from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SCHEMA_VERSION, Bools, Floats, Rejected, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.results import RowChoice
+from seqloss_cli.results import RowContents
 
 Fields = Mapping[str, Any]
 """A row that was read."""
@@ -79,7 +79,7 @@ _TYPES: Mapping[Kind, type] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowOptions(RowChoice):
+class RowOptions(RowContents):
     """The content of the rows of a run, and what they are made with."""
 
     run: RunInfo
