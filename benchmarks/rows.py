@@ -21,7 +21,7 @@ from workload import cache, jsonl
 
 from seqloss_cli.cli.inputs import Inputs
 from seqloss_cli.cli.run import Command
-from seqloss_cli.cli.settings import OutputChoice
+from seqloss_cli.cli.settings import OutputPlan
 from seqloss_cli.core.backend import Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.display.terminal.writer import TableWriter
@@ -78,7 +78,7 @@ def run_around(settings: Settings) -> Found:
 def _score_file(scorer: Any, path: Path, out: Path) -> None:
     """As `seqloss score FILE --jsonl --no-tokens --no-text -o OUT` does it once it is loaded."""
     stats = ReadStats()
-    choice = OutputChoice(format=FORMATS["jsonl"], path=out, force=True, text=False, tokens=False)
+    choice = OutputPlan(format=FORMATS["jsonl"], path=out, force=True, text=False, tokens=False)
     names = [str(path)]
     inputs = Inputs(read_inputs(names, ReadOptions(), stats), stats, names, None)
     command = Command(score_task(scorer, "score", Requested()), score_rows, TableWriter)
