@@ -29,6 +29,8 @@ class ScoreAssembler:
             for column in requested.columns
             if column.kind in _DTYPES
         }
+        self._given: frozenset[str] | None = None
+        """Names of the arrays that the first window has: those of all."""
         self._of_loss: list[NDArray[Any]] = []
         """Internal columns of shape N, float64, of which losses are made."""
         self._boundaries: NDArray[Any] | None = None
@@ -37,8 +39,17 @@ class ScoreAssembler:
             self._columns[WORD_BOUNDARIES.name] = self._boundaries
 
     def take(self, part: WindowTargets, scores: TokenScores) -> None:
-        """Store the scores of one window's targets, whose columns are those that were requested."""
+        """Store the scores of one window's targets, whose columns are those that were requested.
+
+        Raises RuntimeError where optional arrays are not those of the windows before.
+        """
         targets, places = part.targets, part.score_places
+        if self._given is None:
+            # A copy: the view of keys would keep the whole batch's arrays in memory.
+            self._given = frozenset(scores.columns)
+        elif self._given != scores.columns.keys():
+            # Zeros would stand at the targets of the windows without it, as if they were figures.
+            raise RuntimeError("the backend gave other arrays for one window of a text")
         if self._boundaries is not None:
             self._boundaries[targets] = scores.columns[WORD_BOUNDARIES.name][places]
         if targets[-1] == len(self._losses):

@@ -60,3 +60,23 @@ def test_a_column_that_nobody_declared_is_a_bug(column: Any) -> None:
         outcome(Requested(), made_up=NAN)
     with pytest.raises(RuntimeError, match=column.array_names[0]):
         outcome(Requested(**{column.option: 1}))
+
+
+def test_an_array_that_only_some_windows_of_a_text_have_is_a_bug() -> None:
+    """Zeros would stand for it at the targets of the others."""
+
+    class Backend(LossesOnly):
+        capabilities = Capabilities(quantities=frozenset({DIVERGENCES.name}))
+
+        def score(self, batch: Any, requested: Requested) -> TokenScores:
+            losses = super().score(batch, requested).losses
+            names = DIVERGENCES.array_names
+            if batch.parts[0].targets[0] == 1:
+                names = (*names, *DIVERGENCES.optional_arrays)
+            return TokenScores(losses, {name: np.zeros(len(losses)) for name in names})
+
+    tokenization = Tokenization(byte_tokenizer(), TokenPolicy(), 258, None, None)
+    arguments = WindowPolicy(4, "test", 2), Requested(internal=(DIVERGENCES,)), BatchPolicy(4)
+    samples = [Sample("a", "a", text="abcdefgh")]
+    with pytest.raises(RuntimeError, match="other arrays for one window of a text"):
+        list(score_samples(samples, tokenization.tokenize, Backend(), *arguments))
