@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -117,6 +118,9 @@ class TeacherFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The next texts are looked up on another thread while rows of a batch are read: between
+        # seek and read of one the other would move the place, and rows be another text's.
+        self._lock = Lock()
         # Of each line 16 bytes are kept, a part of its key and its place: the file itself may be
         # larger than the memory, and is read where it is asked for.
         keys, places, last = array("Q"), array("Q"), b""
@@ -214,14 +218,17 @@ class TeacherFile:
         return found | {"saved_as": str(self.path), "measured": self.measured}
 
     def _key_at(self, place: int) -> bytes:
-        self._file.seek(place)
-        return self._file.read(_KEY_CHARS.stop)[_KEY_CHARS]
+        with self._lock:
+            self._file.seek(place)
+            return self._file.read(_KEY_CHARS.stop)[_KEY_CHARS]
 
     def line_at(self, place: int, n_least: int) -> SavedTeacherRows:
         """Return the columns of a line. Raises RunError where they are damaged."""
-        self._file.seek(place)
+        with self._lock:
+            self._file.seek(place)
+            line = self._file.readline()
         try:
-            row = orjson.loads(self._file.readline())
+            row = orjson.loads(line)
             columns = [self._column(row, key, dtype) for key, (dtype, _) in _COLUMNS.items()]
             assert {len(column) for column in columns} == {row["n"]}
             assert row["n"] >= n_least

@@ -108,8 +108,7 @@ def _shift(theirs: Labels) -> int:
 def _counted(theirs: Labels) -> Bools:
     """Shape N: the tokens that the labels count, shifted back where they were shifted."""
     counted: Bools = theirs.labels != IGNORED
-    step = _shift(theirs)
-    if not step or (theirs.labels == theirs.input_ids)[counted].all():
+    if (theirs.labels == theirs.input_ids)[counted].all() or not (step := _shift(theirs)):
         return counted
     moved = np.zeros_like(counted)
     places = np.flatnonzero(counted) + step

@@ -74,12 +74,12 @@ def score_logits(
 
 
 def _rows_at_a_time(logits: LazyLogits, targets_M: Tensor, requested: Requested) -> int:
-    most = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
+    most = rows_at_once(logits.vocab_size)
     if not logits.in_blocks:
-        return rows_at_once(logits.vocab_size)
+        return most
+    step = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
     # Ranks keep all logits of a row until its target's is known.
-    whole_rows = requested.asks_for("ranks")
-    return min(most, rows_at_once(logits.vocab_size)) if whole_rows else most
+    return min(step, most) if requested.asks_for("ranks") else step
 
 
 def _width(rows: slice, targets_M: Tensor) -> int:
