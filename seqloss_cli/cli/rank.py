@@ -32,7 +32,9 @@ class RankSettings:
     by: By = option("sum", "Score that orders tables and n-best lists.", panel=SHOW)
     output_ranked: Path | None = option(None, "JSONL of the rows, best choice first.")
     tokens: bool = option(False, "Rows hold choices' token losses; so with --report.")
-    level: Literal["choice", "token"] = option(
+    # Not of its two names alone: a variable or file that sets another command's level is no error
+    # where no lines are written.
+    level: o.LevelName = option(
         "choice", "What a line of CSV or TSV is: choice or token.", metavar="LEVEL"
     )
 

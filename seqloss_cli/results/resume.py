@@ -237,7 +237,6 @@ _MAY_DIFFER = ("type", "started_at")
 _PARAMETERS = {
     "reading.jsonl": "jsonl_input",
     "pairs.scored_turns": "score",
-    "quantization": "quantize",
     "compiled": "compile",
 }
 _OTHER_ADVICE = {

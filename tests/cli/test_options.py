@@ -51,3 +51,14 @@ def test_a_flag_that_begins_with_no_turns_its_field_off() -> None:
         for field in option_fields(record):
             assert field.is_negative == field.parameter.startswith("no_")
     assert not any(field.is_negative for field in option_fields(ChoiceArguments))  # --no-prompt
+
+
+def test_a_level_of_other_commands_is_no_error_where_no_lines_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SEQLOSS_LEVEL", "sequence")
+    words = ["rank", "--prompt", "A", "--response", " b", "--response", " c", "--model", "demo"]
+    assert document(in_process(*words, "--json"))["sequences"]
+    refused = in_process(*words, "--format", "csv")
+    assert refused.exit_code == 2
+    assert "a line of rank is a choice or a token: --level sequence is not" in refused.stderr

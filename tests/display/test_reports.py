@@ -26,10 +26,10 @@ from seqloss_cli.analysis.joining import align
 from seqloss_cli.core.byte_spans import TokenBytes, char_edges
 from seqloss_cli.display.html.document import json_text
 from seqloss_cli.display.html.page import TokenNames, number
-from seqloss_cli.display.html.sequences import PageSequence
+from seqloss_cli.display.html.sequences import PageSequence, page_sequence
 from seqloss_cli.display.html.spans import stretches_of, token_pane
 from seqloss_cli.display.scales import LOSS_EDGES, step_of
-from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, totals_of_row
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, read_row, totals_of_row
 
 Run = Callable[..., Any]
 
@@ -409,3 +409,18 @@ def test_the_script_has_no_way_to_make_markup() -> None:
     assert not re.search(
         "innerHTML|outerHTML|insertAdjacent|document.write|eval|Function\\(", script
     )
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_what_a_page_does_not_show_of_a_row_is_let_go(text: bool) -> None:
+    made = text_row("a", [*"naïve text of some length"], [1.0] * 25)
+    if not text:
+        del made["text"]
+    found = page_sequence(read_row(made, "a:1", whole=True), 0).cut(3)
+    assert (found.size, bool(found.why_plain)) == (3 if text else 0, not text)
+    tokens, fields = found.row.tokens, found.row.fields
+    assert tokens is not None
+    arrays = (tokens.losses, tokens.scored, tokens.counted, fields["token_ids"], fields["tokens"])
+    assert [len(array) for array in arrays] == [found.size] * 5
+    assert all(array.base is None for array in arrays[:4])
+    assert found.totals.n_tokens == read_row(made, "a:1").totals.n_tokens

@@ -20,7 +20,7 @@ from seqloss_cli.display.html.page import Metric, PageOptions, Pane
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results.files import ResultsOf
 from seqloss_cli.results.schema.rankings import RankedChoice, RankedRow
-from seqloss_cli.results.schema.scores import ResultRow
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 NO_TOKENS = "written without tokens (--no-tokens): there is nothing to colour"
 NO_TEXT = "written without texts (--no-text): there is nothing to colour"
@@ -42,7 +42,9 @@ class PageSequence:
     is_ids: bool = False
     """Token ids without a text."""
     extra: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """Other quantities of all its tokens, by their keys in the data of a pane."""
+    """Other quantities of its N tokens, by their keys in the data of a pane."""
+    n_left_out: int = 0
+    """Tokens at its end that the page does not show: the arrays of the row end before them."""
     sums: Any = None
     """Other sums of it."""
 
@@ -60,12 +62,6 @@ class PageSequence:
     def size(self) -> int:
         """Return how many tokens the page would show."""
         return self.token_bytes.n_tokens
-
-    @property
-    def n_left_out(self) -> int:
-        """Return the number of tokens at its end that the page does not show."""
-        whole = 0 if self.why_plain or self.row.tokens is None else len(self.row.tokens.losses)
-        return whole - self.size
 
     @property
     def text(self) -> bytes:
@@ -102,8 +98,8 @@ class PageSequence:
         """Return the N losses, nats; None where a token is not scored, or does not count."""
         if (tokens := self.row.tokens) is None:
             return []
-        known = (tokens.counted if counted_only else tokens.scored)[: self.size].tolist()
-        pairs = zip(tokens.losses[: self.size].tolist(), known, strict=True)
+        known = tokens.counted if counted_only else tokens.scored
+        pairs = zip(tokens.losses.tolist(), known.tolist(), strict=True)
         return [loss if is_known else None for loss, is_known in pairs]
 
     def counted_losses(self) -> LossesOnBytes:
@@ -112,10 +108,10 @@ class PageSequence:
 
     def array(self, name: str, take: Callable[[Any], Any]) -> list[Any] | None:
         """Return what the row's field holds of the N tokens; None where it is no such array."""
-        values, n_tokens = self.row.fields.get(name), self.size + self.n_left_out
-        if not isinstance(values, list) or len(values) != n_tokens:
+        values = self.row.fields.get(name)
+        if not isinstance(values, list) or len(values) != self.size:
             return None
-        return [take(value) for value in values[: self.size]]
+        return [take(value) for value in values]
 
     def cut(self, most: int) -> PageSequence:
         """Return its first tokens, and as many more as the last character needs."""
@@ -123,23 +119,55 @@ class PageSequence:
             return self
         # within a character there is no text to show
         _, most = self.token_bytes.snap(0, most)
-        return replace(self, token_bytes=self.token_bytes.head(most))
+        return replace(
+            self,
+            row=_first_tokens(self.row, most),
+            token_bytes=self.token_bytes.head(most),
+            extra={key: values[:most] for key, values in self.extra.items()},
+            n_left_out=self.n_left_out + self.size - most,
+        )
+
+
+def _first_tokens(row: ResultRow, n: int) -> ResultRow:
+    """Return a row whose arrays end after n tokens.
+
+    A page keeps some thousand rows: what it does not show of them may not stay in memory.
+    """
+    fields = {
+        # A copy: the slice of an array would keep all of it.
+        name: value[:n].copy() if isinstance(value, list | np.ndarray) else value
+        for name, value in row.fields.items()
+    }
+    tokens = row.tokens
+    if tokens is not None:
+        tokens = TokenLosses(
+            tokens.losses[:n].copy(), tokens.scored[:n].copy(), tokens.counted[:n].copy()
+        )
+    return replace(row, fields=fields, tokens=tokens, top1=None)
 
 
 def page_sequence(row: ResultRow, order: int) -> PageSequence:
     """Return what a page shows of a row."""
+    why_plain, token_bytes, is_ids = _shown_bytes(row)
+    if why_plain:
+        return PageSequence(order, _first_tokens(row, 0), why_plain)
+    return PageSequence(order, row, "", token_bytes, is_ids)
+
+
+def _shown_bytes(row: ResultRow) -> tuple[str, TokenBytes, bool]:
+    """Return why nothing is coloured, or what is; and whether it is names of ids."""
     if row.tokens is None or not row.fields.get("tokens"):
-        return PageSequence(order, row, NO_TOKENS)
+        return NO_TOKENS, _NO_BYTES, False
     is_ids = row.fields.get("text_sha256") is None
     # of ids without a text the names of the tokens stand for one
     names = [name.encode("utf-8", "replace") for name in row.fields["tokens"]]
     token_bytes = TokenBytes.join(names) if is_ids else bytes_of_text(row)
     if token_bytes is None:
-        return PageSequence(order, row, NO_TEXT)
+        return NO_TEXT, _NO_BYTES, False
     # a file may have been edited: offsets that do not fit would colour other text
     if not token_bytes.is_valid:
-        return PageSequence(order, row, OTHER_TEXT)
-    return PageSequence(order, row, "", token_bytes, is_ids)
+        return OTHER_TEXT, _NO_BYTES, False
+    return "", token_bytes, is_ids
 
 
 def number_of(value: Any) -> float | None:

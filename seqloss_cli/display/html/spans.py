@@ -51,7 +51,8 @@ def token_pane(
     The spans `marked` can be linked to, by `anchors` and their number.
     """
     losses, names_of_tokens = sequence.losses(), sequence.row.fields["tokens"]
-    counted = [loss is not None for loss in sequence.losses(counted_only=True)]
+    assert sequence.row.tokens is not None, "a text without tokens is not coloured"
+    counted = sequence.row.tokens.counted.tolist()
     values = sequence.extra[colour] if colour else losses
     spans, looks = sequence.token_bytes.char_spans(), list[tuple[str, str]]()
     for first, last, _, _ in spans:

@@ -256,7 +256,9 @@ def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
     title = f"{escape(scored.sample.id)}  (in {options.unit})"
     figures = ("loss", "gold's", "KL", "delta p", "top")
     table = fmt.figures_table(title, ("pos",), ("token",), figures)
-    return with_rows(table, [*_rows(scored, options)], options, "tokens")
+    return with_rows(
+        table, _rows(scored, options), scored.score.sequence.n_tokens, options, "tokens"
+    )
 
 
 def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:

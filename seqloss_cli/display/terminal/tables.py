@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,19 +38,22 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
         table.add_column(*names, overflow="fold")
     stretch = sequence.counted_span if sequence.prompt_boundary else None
     boundary = None if stretch is None else stretch[0]
-    return with_rows(table, [*_token_rows(score, options)], options, "tokens", boundary)
+    return with_rows(
+        table, _token_rows(score, options), len(score.losses), options, "tokens", boundary
+    )
 
 
 def with_rows(
     table: Table,
-    rows: Sequence[list[Text]],
+    rows: Iterable[list[Text]],
+    n_rows: int,
     options: TableOptions,
     what: str,
     boundary: int | None = None,
 ) -> Table:
     """Return the table with its rows, or the first and last of many, and those around a prompt
-    boundary."""
-    folds = [] if options.all_tokens else _FOLDS.folds(len(rows), boundary)
+    boundary. `rows` yields `n_rows` of them, and none that is folded stays in memory."""
+    folds = [] if options.all_tokens else _FOLDS.folds(n_rows, boundary)
     if folds:
         n_folded = sum(map(len, folds))
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
@@ -121,7 +124,7 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
     figures = ("tokens", *columns)
     table = fmt.figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
     parts = zip(found.regions, found.texts, found.n_tokens, *columns.values(), strict=True)
-    rows = [
+    rows = (
         [
             Text(escape(region.name), style="dim"),
             Text(fmt.visible(text), style=fmt.loss_style(mean)),
@@ -129,8 +132,8 @@ def region_table(found: RegionLosses, options: TableOptions) -> Table:
             *_coloured((loss, mean, *corrected), mean, options.unit),
         ]
         for region, text, n, loss, mean, *corrected in parts
-    ]
-    return with_rows(table, rows, options, "regions")
+    )
+    return with_rows(table, rows, len(found.regions), options, "regions")
 
 
 def _corrected(found: RegionLosses | WordLosses) -> dict[str, list[float | None]]:
@@ -142,15 +145,15 @@ def word_table(found: WordLosses, options: TableOptions) -> Table:
     columns = {"loss": found.losses} | _corrected(found)
     table = fmt.figures_table(f"words, {options.unit}", ("bytes",), ("word",), columns)
     parts = zip(found.words, found.byte_offsets.tolist(), *columns.values(), strict=True)
-    rows = [
+    rows = (
         [
             Text(f"{start}–{end}", style="dim"),
             Text(fmt.visible(word), style=fmt.loss_style(loss)),
             *_coloured((loss, *corrected), loss, options.unit),
         ]
         for word, (start, end), loss, *corrected in parts
-    ]
-    return with_rows(table, rows, options, "words")
+    )
+    return with_rows(table, rows, len(found.words), options, "words")
 
 
 def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -> Iterator[Text]:

@@ -34,13 +34,13 @@ def mask_rows(
     keys = tuple(key for key in MASK_KEYS if shown.get(key.name, True))
     with_losses = options.conditions()["losses"]
     of_losses = _OF_LOSSES if with_losses else ()
+    sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
 
     def view(mask: Mask, sums: MaskTotals) -> q.SequenceView:
         return q.SequenceView(options, mask.sequence, mask.score, sums, mask)
 
     def of_input(mask: Mask, row: s.Fields) -> s.Row:
         _require_same_parts(options, row)
-        sure = [key for key in s.possible(options, keys) if key.name not in of_losses]
         # Through JSON, as what is there has been: tuples are lists in it.
         made: s.Row = orjson.loads(s.json_bytes(s.row_of(sure, view(mask, mask_totals(mask)))))
         # A key that this input would not have: null, which differs from what is there.
@@ -65,9 +65,7 @@ def _require_same_parts(options: s.RowOptions, row: s.Fields) -> None:
     if row["type"] != "sequence":
         return
     for part, asked in (("text", options.text), ("tokens", options.tokens)):
-        # With --loss an object takes the place of the response's text: that is no text.
-        names = {key.name for key in MASK_KEYS if part in key.when.split()} - {*_OF_LOSSES}
-        if (holds := not names.isdisjoint(row)) != asked:
+        if (holds := not _PART_NAMES[part].isdisjoint(row)) != asked:
             found = f"holds {'' if holds else 'no '}{part.removesuffix('s')}s"
             advice = f"leave --no-{part} out" if holds else f"give --no-{part}"
             raise UsageError(f"{found} ({advice})")
@@ -171,6 +169,12 @@ MASK_KEYS = (
     _TOKEN_LOSSES,
 )
 """Keys of a row, in the order of its JSON object."""
+# With --loss an object takes the place of the response's text: that is no text.
+_PART_NAMES = {
+    part: {key.name for key in MASK_KEYS if part in key.when.split()} - {*_OF_LOSSES}
+    for part in ("text", "tokens")
+}
+"""Part of a row to the names of its keys."""
 _TOKEN_COLUMNS = (
     *q.TOKEN,
     s.as_column(q.LABELS, "label"),

@@ -161,7 +161,9 @@ def _column(key: s.Key, values: Callable[[RankingView], Sequence[Any]]) -> s.Key
 def _of_row(name: str) -> s.Key:
     """Return a column that is the same for all choices of a row."""
     key = next(key for key in RANK_KEYS if key.name == name)
-    return _column(key, lambda v: [key.value(v)] * len(v.views))
+    # A cell is made once for all choices: that of `meta` is JSON.
+    one = _column(key, lambda v: [key.value(v)])
+    return replace(one, value=lambda v: one.value(v) * len(v.views))
 
 
 def _of_choices(key: s.Key) -> s.Key:
