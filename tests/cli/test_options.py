@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from helpers.program import document, in_process
 from seqloss_cli import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy, UsageError
 from seqloss_cli.cli.conflicts import CONFLICTS
 from seqloss_cli.cli.inputs import ChoiceArguments
