@@ -25,6 +25,9 @@ from seqloss_cli.models.tokenizer_loading import load_tokenizer
 _NOISY_LOGGERS = ("torchao", "bitsandbytes", "torch.utils._pytree")
 """Loggers whose warnings no user can act on, some of them for every matrix product."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_STRETCHED = ("linear", "dynamic", "yarn")
+"""Kinds of RoPE scaling by whose factor a model takes more than the length that it is of. (Of
+`llama3`, `longrope` and per-layer scaling the configuration names the stretched length itself.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +146,7 @@ def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
             ]
             value = None
         ids.append(value)
-    longest = ((key, getattr(text_config, key, None)) for key in _CONTEXT_KEYS)
-    key, context = next(
-        ((key, n) for key, n in longest if isinstance(n, int) and n > 0), (None, None)
-    )
+    context, key = _longest_context(text_config)
     return {
         "bos_id": ids[0],
         "eos_id": ids[1],
@@ -155,6 +155,24 @@ def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
         "max_context_key": key,
         "warnings": tuple(warnings),
     }
+
+
+def _longest_context(text_config: Any) -> tuple[int | None, str | None]:
+    """Return the most tokens that a model takes, and the keys of its configuration that say so."""
+    lengths = ((getattr(text_config, key, None), key) for key in _CONTEXT_KEYS)
+    longest, key = next(
+        ((n, key) for n, key in lengths if isinstance(n, int) and n > 0), (None, None)
+    )
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if longest is None or kind not in _STRETCHED or not isinstance(factor, int | float):
+        return longest, key
+    # max_position_embeddings is the length before scaling in some configurations. In others
+    # (DeepSeek-V3) it is the one after it, and RoPE's own key names the one before.
+    stretched = int((rope.get("original_max_position_embeddings") or longest) * factor)
+    if stretched <= longest:
+        return longest, key
+    return stretched, f"{key} and RoPE: {kind} {factor:g}"
 
 
 def _prepare(choice: ModelChoice, path: str) -> None:

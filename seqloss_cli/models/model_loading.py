@@ -31,7 +31,7 @@ _MOST_KEPT = (1 << 31) - 1
 
 def load_config(path: str, choice: ModelChoice) -> Any:
     """Load the configuration of a causal LM; RunError for any other model."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     read_gguf(path)  # RunError where it is damaged
     folder, source = gguf_source(path)
@@ -44,13 +44,26 @@ def load_config(path: str, choice: ModelChoice) -> Any:
             f"model {path} is an encoder-decoder ({config.model_type}): seqloss scores causal "
             "language models"
         )
-    custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in AutoModelForCausalLM._model_mapping and not custom:
+    if _auto_class(config) is None:
         raise RunError(
             f"model {path} ({config.model_type}) is no causal language model: it has no "
             "distribution of the next token to score with"
         )
     return config
+
+
+def _auto_class(config: Any) -> Any:
+    """Return the Auto class that makes a model with a language head of a configuration, or None."""
+    import transformers
+
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return transformers.AutoModelForCausalLM
+    # The last two are models for images or sound with texts: fed ids alone, they run their text
+    # part. Whether that is causal, and needs nothing but ids, is tried when a path is chosen.
+    names = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    # The last came with transformers 5.
+    found = (getattr(transformers, name, None) for name in names)
+    return next((each for each in found if each and type(config) in each._model_mapping), None)
 
 
 def find_device(requested: str) -> str:
@@ -114,6 +127,10 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     _check_quantization(path, config, model)
     dtype = str(model.dtype).removeprefix("torch.")
     warnings = [] if file is None else complete_model(file, model, dtype)
+    if _auto_class(config).__name__ != "AutoModelForCausalLM":
+        warnings.append(
+            f"{path} ({config.model_type}) takes more than text: its text part is scored"
+        )
     if arguments["dtype"] not in ("auto", model.dtype):
         warnings.append(f"the quantisation of {path} keeps it in {dtype}")
     if choice.adapter is None and (Path(path) / files.ADAPTER_CONFIGURATION).is_file():
@@ -193,14 +210,12 @@ def _loading_arguments(path: str, config: Any, choice: ModelChoice, device: str)
 def _from_pretrained(
     arguments: dict[str, Any], config: Any, choice: ModelChoice, device: str
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
     from seqloss_cli.models.onednn import fuse_activations
 
     # Nothing else turns off transformers' progress bar over the tensors of a GGUF file.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in arguments else nullcontext()
     with quiet:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = _auto_class(config).from_pretrained(
             **arguments,
             config=config,
             # Not the default None, which takes pickled files where there are no others.

@@ -7,6 +7,7 @@ log-softmax of `model(ids).logits`; it knows neither batches nor padding nor hea
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,13 @@ import torch
 import transformers as hf
 from transformers import AttentionInterface
 
-from helpers.architectures import ARCHITECTURES, PADDED, SMALL, build
+from helpers.architectures import (
+    ARCHITECTURES,
+    PADDED,
+    SMALL,
+    build,
+    build_wrapper,
+)
 from helpers.builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
 from helpers.oracles import CONTEXT, STRIDE, assert_alternatives_right, losses_of, truth_of
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
@@ -108,6 +115,27 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
     assert ["rows are padded, since" in each for each in scorer.warnings] == [True] * (
         name in PADDED
     )
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava", "mistral3", "qwen2-audio", "qwen2.5-vl"])
+def test_the_text_part_of_a_multimodal_model_is_scored(name: str, tmp_path: Path) -> None:
+    model = build_wrapper(name)
+    folder = save_checkpoint(tmp_path, model, byte_tokenizer())
+    scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
+    assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
+    assert "takes more than text: its text part is scored" in scorer.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("paligemma", "is not causal"), ("kosmos-2", "cannot be fed token ids alone (You have to")],
+)
+def test_a_multimodal_model_without_losses_of_texts_is_refused(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path, build_wrapper(name), byte_tokenizer())
+    with pytest.raises(RunError, match=re.escape(message)):
+        Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
 
 
 @pytest.mark.parametrize("name", SCALED_HEADS)

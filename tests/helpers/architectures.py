@@ -40,6 +40,97 @@ PADDED = {"bloom", "falcon-h1", "gemma2", "mamba", "rwkv"}
 """Whose attention wants more than causality, or whose states do not come from attention alone."""
 
 
+TEXT = IDS | GROUPED
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+WRAPPERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "internvl": (
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "qwen2"},
+            "vision_config": VISION | {"image_size": [28, 28], "patch_size": [14, 14]},
+            "image_token_id": 5,
+        },
+    ),
+    "llava": (
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "llama"},
+            "vision_config": VISION | {"model_type": "clip_vision_model"},
+            "image_token_index": 5,
+        },
+    ),
+    "mistral3": (
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "mistral"},
+            "vision_config": VISION | {"model_type": "pixtral"},
+            "image_token_index": 5,
+        },
+    ),
+    "qwen2-audio": (
+        "Qwen2AudioForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "qwen2"},
+            "audio_config": {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4},
+            "audio_token_index": 5,
+        },
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": TEXT | MROPE,
+            "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 4, "out_hidden_size": 32},
+            "image_token_id": 5,
+            "video_token_id": 6,
+        },
+    ),
+    "paligemma": (
+        "PaliGemmaForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "gemma", "head_dim": 8},
+            "vision_config": VISION | {"model_type": "siglip_vision_model"},
+            "image_token_id": 5,
+            "projection_dim": 32,
+        },
+    ),
+    "kosmos-2": (
+        "Kosmos2ForConditionalGeneration",
+        {
+            "text_config": {
+                "vocab_size": N_BYTE_IDS,
+                "embed_dim": 32,
+                "layers": 2,
+                "ffn_dim": 48,
+                "attention_heads": 4,
+            },
+            "vision_config": VISION,
+        },
+    ),
+}
+"""Models for images or sound that have a language model as a part."""
+
+
+def build_wrapper(name: str) -> Any:
+    """A random model of images or sound, as sharp as those of `build`."""
+    family, settings = WRAPPERS[name]
+    torch.manual_seed(0)
+    model_class = getattr(hf, family)
+    model = model_class(model_class.config_class(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
 def build(name: str, **config: Any) -> Any:
     """A random model, sharp enough that a wrong position or scale moves a loss by nats."""
     family, settings = ARCHITECTURES[name]

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
 from helpers.program import ROOT
 from seqloss_cli import ModelChoice, Scorer
-from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 
 
 def test_a_wrong_tokenizer_class_is_noticed_in_a_hub_model(
@@ -75,3 +77,81 @@ def test_a_context_of_one_token_is_checked_like_any_other() -> None:
     scorer = Scorer(ModelChoice(), context=1)
     assert scorer.backend.path == "packed"
     assert scorer.warnings == []
+
+
+ORIGINAL = {"original_max_position_embeddings": 32768}
+ORIGINAL_4K = {"original_max_position_embeddings": 4096}
+LONG_FACTORS = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "longest", "key"),
+    [
+        ("qwen2", {}, 32768, "max_position_embeddings"),
+        (
+            "qwen2",  # Qwen2.5 with the lines that its card says to add
+            {"rope_scaling": {"type": "yarn", "factor": 4.0} | ORIGINAL},
+            131072,
+            "max_position_embeddings and RoPE: yarn 4",
+        ),
+        (
+            "deepseek_v3",  # whose max_position_embeddings is stretched already
+            {
+                "max_position_embeddings": 163840,
+                "rope_scaling": {"type": "yarn", "factor": 40} | ORIGINAL_4K,
+            },
+            163840,
+            "max_position_embeddings",
+        ),
+        (
+            "llama",  # Vicuna 16k
+            {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            16384,
+            "max_position_embeddings and RoPE: linear 4",
+        ),
+        (
+            "llama",
+            {"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            4096,
+            "max_position_embeddings and RoPE: dynamic 2",
+        ),
+        (
+            "llama",  # Llama 3.2
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 32.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            131072,
+            "max_position_embeddings",
+        ),
+        (
+            "phi3",  # Phi-3.5
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": "longrope"} | LONG_FACTORS,
+            },
+            131072,
+            "max_position_embeddings",
+        ),
+    ],
+)
+def test_a_scaled_rope_gives_the_context_that_the_model_takes(
+    kind: str, settings: dict[str, Any], longest: int, key: str, tmp_path: Path
+) -> None:
+    """Configurations as these models have them; the tokenizer is that of the tests."""
+    config = AutoConfig.for_model(kind, **settings)
+    config.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    found = load_tokenizer_only(ModelChoice(str(tmp_path)))
+    assert (found.max_context, found.max_context_key) == (longest, key)
+    assert window_policy(found, longest, None).context == longest
+    assert window_policy(found, None, None).context_source == key
+    with pytest.raises(UsageError, match="is more than the model takes"):
+        window_policy(found, longest + 1, None)
