@@ -26,6 +26,8 @@ from seqloss_cli.models.quantization import (
 )
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_WHOLE_NUMBERS = ("I8", "U8", "I16", "I32")
+"""Types of safetensors that quantised weights are packed in; masks and positions are of others."""
 _MOST_KEPT = (1 << 31) - 1
 
 
@@ -255,13 +257,36 @@ def _check_weights(path: str, model: Any, loading: Any) -> None:
 
 
 def _check_quantization(path: str, config: Any, model: Any) -> None:
+    if files.is_gguf(path):
+        return
+    if quantization_settings(config) is None:
+        _refuse_whole_numbers(path, config)
+        return
     # transformers passes over a quantisation method that it does not know, without a word.
-    asked = not files.is_gguf(path) and quantization_settings(config) is not None
-    if asked and getattr(model, "hf_quantizer", None) is None:
+    if getattr(model, "hf_quantizer", None) is None:
         raise RunError(
             f"model {path}: its config.json names the quantisation {quantization_name(config)}, "
             "which this version of transformers does not know"
         )
+
+
+def _refuse_whole_numbers(path: str, config: Any) -> None:
+    """Raise RunError for quantised weights whose configuration names no quantisation."""
+    from safetensors import safe_open
+
+    # transformers would take the whole numbers for the weights, without their scales.
+    place = files.weights_path(path, getattr(config, "_commit_hash", None))
+    for file in files.weight_files(place):
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it cannot be iterated over)
+                kind = tensors.get_slice(name).get_dtype()
+                if kind in _WHOLE_NUMBERS and name.endswith("weight"):
+                    raise RunError(
+                        f"model {path}: {name} holds whole numbers ({kind}), and config.json has "
+                        "no quantization_config that says what they stand for"
+                    )
 
 
 def _any_layer(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
@@ -155,3 +156,16 @@ def test_a_scaled_rope_gives_the_context_that_the_model_takes(
     assert window_policy(found, None, None).context_source == key
     with pytest.raises(UsageError, match="is more than the model takes"):
         window_policy(found, longest + 1, None)
+
+
+def test_whole_numbers_without_their_scales_are_refused(tmp_path: Path) -> None:
+    """Weights of torchao or bitsandbytes whose config.json lost its quantization_config."""
+    folder = save_checkpoint(tmp_path / "model", llama(), byte_tokenizer())
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = (weights[name] * 127 / weights[name].abs().max()).round().to(torch.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        RunError, match=r"up_proj.weight holds whole numbers \(I8\), and config.json"
+    ):
+        Scorer(ModelChoice(str(folder)))

@@ -184,6 +184,12 @@ class TorchBackend:
                 raise RunError(
                     f"{name} cannot be run as it is quantised ({kind}: {reason})"
                 ) from error
+            if isinstance(error, TypeError | ValueError):
+                # A model for images may refuse to run without one, each in words of its own.
+                raise RunError(
+                    f"{name} cannot be fed token ids alone ({reason}), so it gives no distribution "
+                    "of a text's next token"
+                ) from error
             if not isinstance(error, RuntimeError | MemoryError):
                 raise
             raise RunError(

@@ -75,17 +75,7 @@ class PathSelector:
         """
         ids, n_short = probe_ids(n_tokens + 1, self.n_ids), max(1, n_tokens * 2 // 3)
         short = probe_of(ids[: n_short + 1])
-        try:
-            plain, plain_short = self.losses([probe_of(ids), short])
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            # A model for images may refuse to run without one, each in words of its own.
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"{type(self.model).__name__} cannot be fed token ids alone ({reason}), so it "
-                "gives no distribution of a text's next token"
-            ) from error
+        plain, plain_short = self.losses([probe_of(ids), short])
         atol = self._causality_tolerance(plain)
         if not np.allclose(plain[:n_short], plain_short, rtol=1e-6, atol=atol, equal_nan=True):
             raise RunError(
