@@ -135,6 +135,11 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         )
     if arguments["dtype"] not in ("auto", model.dtype):
         warnings.append(f"the quantisation of {path} keeps it in {dtype}")
+    if dtype == "float64" and any(map(_computes_in_float32, model.modules())):
+        warnings.append(
+            "--dtype float64: transformers computes this model's rotary angles and norms in "
+            "float32, so that its losses are right to about 0.0001 nats"
+        )
     if choice.adapter is None and (Path(path) / files.ADAPTER_CONFIGURATION).is_file():
         warnings.append(
             f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
@@ -148,6 +153,11 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         keep_freed_memory()
         use_onednn(model)  # after the adapter, which replaces layers
     return model, warnings
+
+
+def _computes_in_float32(module: Any) -> bool:
+    """Tell whether a module turns its input into float32, whatever the model's dtype."""
+    return hasattr(module, "inv_freq") or type(module).__name__.endswith("RMSNorm")
 
 
 def keep_freed_memory() -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from helpers.architectures import build
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
 from helpers.program import ROOT
 from seqloss_cli import ModelChoice, Scorer
@@ -169,3 +170,10 @@ def test_whole_numbers_without_their_scales_are_refused(tmp_path: Path) -> None:
         RunError, match=r"up_proj.weight holds whole numbers \(I8\), and config.json"
     ):
         Scorer(ModelChoice(str(folder)))
+
+
+@pytest.mark.parametrize(("name", "said"), [("llama", True), ("gpt2", False)])
+def test_float64_says_what_is_not(name: str, said: bool, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, build(name), byte_tokenizer())
+    warnings = Scorer(ModelChoice(str(folder), dtype="float64")).warnings
+    assert any("rotary angles and norms in float32" in each for each in warnings) == said
