@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def test_accuracies_are_those_of_lm_evaluation_harness(
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["rank", path, "-m", "demo", "--separator", delimiter, "--pmi", "--json"]
-    ours = document(in_process(*words))
+    mine = document(in_process(*words))
     theirs = by_the_harness(rows, delimiter)
-    for row, found, peer in zip(rows, ours["sequences"], theirs, strict=True):
+    for row, found, peer in zip(rows, mine["sequences"], theirs, strict=True):
         n = len(row["choices"])
         logs = [resp[0][0] for resp in peer["resps"]]
         assert [c["boundary"] for c in found["choices"]] == ["clean"] * n
@@ -101,4 +102,99 @@ def test_accuracies_are_those_of_lm_evaluation_harness(
         assert {name: found["correct"][name] for name in NAMES} == {
             name: bool(peer[name]) for name in NAMES
         }
-    assert 0 < ours["totals"]["accuracies"]["acc_norm"]["value"] < 1
+    assert 0 < mine["totals"]["accuracies"]["acc_norm"]["value"] < 1
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+TEXTS = ["Return a list of the names.", "The list is sorted in place. ", "naïve 日本語 größer"]
+BOS = 0
+RATES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+def harness(**settings: Any) -> tuple[Any, Any]:
+    """The demo model in the harness, and its tokenizer, which adds BOS."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    peer = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1, **settings)
+    return peer, tokenizer
+
+
+def rolling(peer: Any, texts: list[str]) -> list[float]:
+    """What `loglikelihood_rolling` gives for each text, in nats."""
+    from lm_eval.api.instance import Instance
+
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    found: list[float] = peer.loglikelihood_rolling(requests, disable_tqdm=True)
+    return found
+
+
+def rates_by_the_harness(peer: Any, texts: list[str]) -> dict[str, float]:
+    import datasets
+    from lm_eval import simple_evaluate
+    from lm_eval.api.task import ConfigurableTask
+
+    documents = datasets.Dataset.from_list([{"text": text} for text in texts])
+    task = ConfigurableTask(
+        config={
+            "task": "made",
+            "custom_dataset": lambda **_: {"test": documents},
+            "dataset_path": "made",
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": name} for name in RATES],
+        }
+    )
+    found = simple_evaluate(model=peer, tasks=[task], bootstrap_iters=0)["results"]["made"]
+    return {name: found[f"{name},none"] for name in RATES}
+
+
+def ours(path: Path, *flags: object) -> dict[str, Any]:
+    return document(in_process("score", path, *flags, "--json"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def log_probs(found: dict[str, Any]) -> list[float]:
+    return [row["log_prob"] for row in found["sequences"]]
+
+
+def test_texts_are_scored_as_by_the_harness_without_a_second_bos(tmp_path: Path) -> None:
+    peer, _ = harness(add_bos_token=False)
+    path = write(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    found = ours(path, "--bos", "always", "--bos-token", BOS)
+    assert log_probs(found) == pytest.approx(rolling(peer, TEXTS), abs=30 * TOLERANCE)
+    rates, totals = rates_by_the_harness(peer, TEXTS), found["totals"]
+    assert totals["bits_per_byte"] == pytest.approx(rates["bits_per_byte"], rel=1e-5)
+    assert 2 ** totals["bits_per_byte"] == pytest.approx(rates["byte_perplexity"], rel=1e-5)
+    n_ends = sum(text != text.strip() for text in TEXTS)
+    per_word = math.exp(totals["total_loss"] / (totals["n_words"] + n_ends))
+    assert per_word == pytest.approx(rates["word_perplexity"], rel=1e-4)
+
+
+def test_by_default_the_harness_scores_a_second_bos(tmp_path: Path) -> None:
+    """Its tokenizer adds a BOS to the one that is put before each text."""
+    peer, tokenizer = harness()
+    rows = [{"input_ids": [BOS, *tokenizer(text)["input_ids"]]} for text in TEXTS]
+    assert all(row["input_ids"][:2] == [BOS, BOS] for row in rows)
+    found = ours(write(tmp_path / "rows.jsonl", rows))
+    assert log_probs(found) == pytest.approx(rolling(peer, TEXTS), abs=30 * TOLERANCE)
+
+
+def test_longer_texts_are_scored_in_the_windows_of_the_harness(tmp_path: Path) -> None:
+    peer, tokenizer = harness(add_bos_token=False, max_length=64)
+    text = (ROOT / "LICENSE").read_text()[:1500]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3 * 64
+    path = write(tmp_path / "rows.jsonl", [{"input_ids": [BOS, *ids]}])
+    found = ours(path, "--context", 64, "--stride", 64, "--bos-token", 1)
+    assert log_probs(found) == pytest.approx(rolling(peer, [text]), abs=len(ids) * TOLERANCE)
