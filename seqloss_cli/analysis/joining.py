@@ -23,6 +23,7 @@ from seqloss_cli.results.schema.scores import ResultRow
 Key = tuple[Any, ...]
 JoinedRows = tuple[ResultRow, ...]
 """One row of each file, of the same input."""
+UNSPELLED = "text that no token of a model stands for"
 WhyNot = Callable[[JoinedRows, bool], str | None]
 """Returns in a few words why joined rows are of no use, or None. The flag says whether the files
 have one tokenizer: then tokens are compared, else bytes of the text."""
@@ -144,6 +145,8 @@ def why_not_comparable(rows: JoinedRows, same_tokenizer: bool) -> str | None:
 
 def why_scored_differently(rows: JoinedRows, same_tokenizer: bool) -> str | None:
     """Return in which way the rows do not score the same tokens (or bytes), if they do not."""
+    if not same_tokenizer and any(row.totals.unspelled_bytes for row in rows):
+        return UNSPELLED
     for row in rows[1:]:
         if same_tokenizer and not _same_tokens(row, rows[0]):
             return "other tokens are scored"
@@ -160,12 +163,22 @@ def join_usable(
     same_tokenizer: bool,
     why_not: WhyNot = why_not_comparable,
 ) -> Iterator[JoinedRows]:
-    """Yield the joined rows that are of use; the report holds the others by reason."""
+    """Yield the joined rows that are of use; the report holds the others by reason.
+
+    Raises UsageError where none is, for text that no token stands for.
+    """
+    n_used = 0
     for rows in join(files, report):
         if reason := why_not(rows, same_tokenizer):
             report.left_out.setdefault(reason, []).append(rows[0].id)
         else:
+            n_used += 1
             yield rows
+    if not n_used and (ids := report.left_out.get(UNSPELLED)):
+        raise UsageError(
+            f"nothing to compare: {len(ids)} rows hold {UNSPELLED}, first {ids[0]!r}; a loss per "
+            "byte of text that was not predicted means nothing (see unspelled_bytes in the rows)"
+        )
 
 
 def n_units(row: ResultRow, same_tokenizer: bool) -> int:

@@ -89,6 +89,7 @@ class GroupLosses:
     losses: array[float] = field(default_factory=lambda: array("d"))
     n_scored: array[float] = field(default_factory=lambda: array("d"))
     n_bytes: array[float] = field(default_factory=lambda: array("d"))
+    """NaN of a document with bytes that no token stands for: no rate per byte is made of it."""
     clusters: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, row: ResultRow, cluster: int) -> None:
@@ -102,7 +103,7 @@ class GroupLosses:
         # rows without a total hold an infinite loss: something is scored in them
         self.losses.append(math.inf if sums.total_loss is None else sums.total_loss)
         self.n_scored.append(sums.n_scored)
-        self.n_bytes.append(sums.n_scored_bytes)
+        self.n_bytes.append(math.nan if sums.unspelled_bytes else sums.n_scored_bytes)
         self.clusters.append(cluster)
 
     def mean(self, clustered: bool, confidence: float, why_unknown: str) -> intervals.Estimate:
@@ -236,7 +237,7 @@ def _estimates(
         mean = _ratio(y, m, group, options)
     yield "mean_loss", mean
     yield "perplexity", mean.exp()
-    if not group.totals.n_without_text and group.totals.n_scored_bytes:
+    if group.totals.bits_per_byte is not None:
         per_byte = NATS_PER_BIT * np.array(group.n_bytes)
         if n_docs == 1:  # the interval over blocks, in another unit
             yield "bits_per_byte", mean.times(float(m[0] / per_byte[0]))
@@ -249,7 +250,11 @@ def _estimates(
 
 
 def _ratio(y: Floats, m: Floats, group: GroupLosses, options: SummaryOptions) -> intervals.Estimate:
-    clusters = numbered_anew(group.clusters) if options.cluster else None
+    """Return Σ y / Σ m over the documents whose m is known."""
+    known = ~np.isnan(m)
+    y, m, clusters = y[known], m[known], None
+    if options.cluster:
+        clusters = numbered_anew(np.array(group.clusters)[known])
     if options.bootstrap:
         return resampling.bootstrap_ratio(
             y, m, options.bootstrap, options.seed, clusters, options.confidence
@@ -257,7 +262,7 @@ def _ratio(y: Floats, m: Floats, group: GroupLosses, options: SummaryOptions) ->
     return intervals.ratio_estimate(y, m, clusters, options.confidence)
 
 
-def numbered_anew(clusters: Sequence[int]) -> Ints:
+def numbered_anew(clusters: Sequence[int] | Ints) -> Ints:
     """Return the clusters of n documents, shape n, numbered from 0 without a gap."""
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 

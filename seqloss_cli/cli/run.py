@@ -99,6 +99,9 @@ class Command(Generic[Result, Sums, Unscored]):
             writer = TeeWriter(own, *others) if others else own
             written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict)
         _say_what_was_written(written, inputs.stats, choice)
+        if n := getattr(written.totals, "flags", {}).get("unspelled_text"):
+            why = "no rate per byte, character or word is made of them"
+            say(f"warning: {n} texts hold what no token stands for (flag unspelled_text): {why}")
         if n := self.task.count_halved():
             say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
         return written

@@ -4,7 +4,7 @@
 a character, a cut that breaks no character. `tokenization/byte_offsets.py` finds the offsets. Bytes
 come from the source text, never from the texts that tables show for tokens.
 
-Shapes: N tokens, C characters (code points), W words.
+Shapes: N tokens, C characters (code points), W words, U bytes that no token stands for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -36,13 +36,15 @@ class TokenBytes:
     text: bytes
     offsets: Ints
     """Shape N + 1, never decreasing: token t covers bytes [offsets[t], offsets[t + 1])."""
+    unspelled: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Shape U: places of the bytes that no token stands for, ascending."""
 
     @classmethod
     def of(cls, sequence: TokenSequence) -> TokenBytes | None:
         """The bytes of a sequence's tokens; None for a sequence of ids without a text."""
         if sequence.text is None or sequence.byte_offsets is None:
             return None
-        return cls(sequence.text.encode(), sequence.byte_offsets)
+        return cls(sequence.text.encode(), sequence.byte_offsets, sequence.unspelled)
 
     @classmethod
     def join(cls, pieces: Sequence[bytes], text: bytes | None = None) -> TokenBytes:
@@ -153,25 +155,27 @@ class TokenBytes:
 
     def shift(self, before: bytes) -> TokenBytes:
         """The tokens in a text with `before` in front, which none of them covers."""
-        return TokenBytes(before + self.text, self.offsets + len(before))
+        n = len(before)
+        return TokenBytes(before + self.text, self.offsets + n, self.unspelled + n)
 
     def __add__(self, other: TokenBytes) -> TokenBytes:
         """The tokens of this text, then those of the other."""
         after = other.shift(self.text)
         # A text without tokens (white space, to some tokenizers) goes to the token that follows.
-        return TokenBytes(after.text, np.concatenate([self.offsets, after.offsets[1:]]))
+        offsets = np.concatenate([self.offsets, after.offsets[1:]])
+        return TokenBytes(after.text, offsets, np.append(self.unspelled, after.unspelled))
 
     def surround(self, n_before: int, n_after: int) -> TokenBytes:
         """With that many tokens of no bytes, such as BOS and EOS, before and after."""
         first, last = self.offsets[:1], self.offsets[-1:]
         edges = first.repeat(n_before), self.offsets, last.repeat(n_after)
-        return TokenBytes(self.text, np.concatenate(edges))
+        return replace(self, offsets=np.concatenate(edges))
 
     def drop(self, tokens: slice) -> TokenBytes:
         """Without some tokens: the one before them, or else the one after, covers their bytes."""
         offsets = np.delete(self.offsets, tokens)
         offsets[0] = self.offsets[0]
-        return TokenBytes(self.text, offsets)
+        return replace(self, offsets=offsets)
 
 
 def char_edges(text: bytes) -> Ints:

@@ -227,6 +227,8 @@ class TokenSequence:
     bos: BosOrigin
     eos: EosOrigin
     flags: Flags
+    unspelled: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Shape U: places of the bytes of the text that no token stands for."""
     prompt_boundary: PromptBoundary | None = None
     response_only: TokenSequence | None = None
     """The response's ids after BOS, when they are to be scored without the prompt (rule 14)."""

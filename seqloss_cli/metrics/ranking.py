@@ -72,6 +72,8 @@ class ChoiceFigures:
     """Tokens that cover some of the response, and EOS where it is scored."""
     n_bytes: int
     n_chars: int
+    unspelled_bytes: int = 0
+    """Bytes that no token stands for: with any of them no score is per byte or per character."""
     without_prompt: bool = False
     """The log-probabilities below were asked for."""
     log_prob_y: float | None = None
@@ -93,6 +95,8 @@ class ChoiceFigures:
                 return None
             return self.log_prob - other
         lengths = {"sum": 1, "token": self.n_tokens, "byte": self.n_bytes, "char": self.n_chars}
+        if name in ("byte", "char") and self.unspelled_bytes:
+            return None
         return self.log_prob / lengths[name] if lengths[name] else None
 
 
@@ -332,6 +336,7 @@ def _scored(score: SequenceScore, bare: SequenceScore | None, separator: str) ->
         n_tokens=_count_tokens(score, len(pair.prompt.encode()), len(separator.encode())),
         n_bytes=len(pair.response.encode()),
         n_chars=len(pair.response),
+        unspelled_bytes=_count_unspelled(score, len(pair.prompt.encode())),
         without_prompt=bare is not None,
         log_prob_y=None if response_only is None else _log_prob(response_only),
         log_prob_alone=None if bare is None or _lacks_a_token(bare) else _log_prob(bare),
@@ -341,6 +346,15 @@ def _scored(score: SequenceScore, bare: SequenceScore | None, separator: str) ->
 def _log_prob(score: SequenceScore) -> float:
     """Sum what counts, nats, exactly; -inf where a token is impossible."""
     return 0.0 - math.fsum(score.losses[score.counted].tolist())
+
+
+def _count_unspelled(score: SequenceScore, n_prompt_bytes: int) -> int:
+    """Count the bytes of separator and response that no token stands for; of a chat, those that the
+    tokens that count cover."""
+    places, token_bytes = score.sequence.unspelled, TokenBytes.of(score.sequence)
+    if score.sequence.sample.chat is None or token_bytes is None:
+        return int((places >= n_prompt_bytes).sum())
+    return int(score.counted[np.searchsorted(token_bytes.ends, places, side="right")].sum())
 
 
 def _count_tokens(score: SequenceScore, n_prompt_bytes: int, n_separator_bytes: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -73,6 +73,8 @@ RATES = (
 )
 """Sums and rates of `Totals`, in the order in which they are written."""
 
+_OF_TEXT_RATES = ("n_scored", "n_infinite", "loss_units", *TEXT_COUNTS)
+
 
 @dataclass(frozen=True, slots=True)
 class SumRecord:
@@ -114,6 +116,8 @@ class Totals(SumRecord):
     """Sequences given as ids: with any of them, rates per byte, character and word are unknown."""
     n_unscored_text_tokens: int = 0
     """Tokens of text that were to count and have no loss: with any, word rates are unknown."""
+    unspelled_bytes: int = 0
+    """Bytes of text that no token stands for."""
     n_infinite: int = 0
     """Infinite losses; with any of them the sums are None (rule 3)."""
     loss_units: int = 0
@@ -134,6 +138,18 @@ class Totals(SumRecord):
     """The responses without their prompts, where that was asked for (rule 14)."""
     separate_tokenization: Totals | None = None
     """Totals of the same pairs, each part tokenized as a text of its own (rule 9)."""
+    unspelled: Totals | None = None
+    """The part of these sums that is of sequences with unspelled bytes: no rate per byte, character
+    or word is made of it (rule 10)."""
+
+    @property
+    def n_unspelled_sequences(self) -> int:
+        """Sequences with bytes that no token stands for."""
+        return 0 if self.unspelled is None else self.unspelled.n_sequences
+
+    def with_unspelled(self) -> Totals:
+        """Return the sums of one sequence, set apart if it has unspelled bytes."""
+        return replace(self, unspelled=self) if self.unspelled_bytes else self
 
     @property
     def n_prompt_tokens(self) -> int:
@@ -176,19 +192,20 @@ class Totals(SumRecord):
     @property
     def bits_per_byte(self) -> float | None:
         """Bits per UTF-8 byte of the source text that the scored tokens cover (rule 10)."""
-        return self._bits_per(self.n_scored_bytes)
+        return self._bits_per("n_scored_bytes")
 
     @property
     def bits_per_char(self) -> float | None:
         """Bits per code point whose last byte lies in a scored token."""
-        return self._bits_per(self.n_scored_chars)
+        return self._bits_per("n_scored_chars")
 
     @property
     def word_loss(self) -> float | None:
         """Mean over words, nats per word; None when a text token has no loss that counts."""
-        if self.total_loss is None or self.n_without_text or self.n_unscored_text_tokens:
+        rest = self.spelled
+        if rest.total_loss is None or rest.n_without_text or rest.n_unscored_text_tokens:
             return None
-        return self.total_loss / self.n_words if self.n_words else None
+        return rest.total_loss / rest.n_words if rest.n_words else None
 
     @property
     def word_perplexity(self) -> float | None:
@@ -198,10 +215,21 @@ class Totals(SumRecord):
     def _sum(self, units: int) -> float | None:
         return None if self.n_infinite or not self.n_scored else from_units(units)
 
-    def _bits_per(self, count: int) -> float | None:
-        if self.total_loss is None or self.n_without_text or not count:
+    @property
+    def spelled(self) -> Totals:
+        """Sums of the sequences without unspelled bytes, as far as rates of text need them."""
+        apart = self.unspelled
+        if apart is None:
+            return self
+        rest = {n: getattr(self, n) - getattr(apart, n) for n in _OF_TEXT_RATES}
+        return replace(self, unspelled=None, **rest)
+
+    def _bits_per(self, unit: str) -> float | None:
+        rest = self.spelled
+        count: int = getattr(rest, unit)
+        if rest.total_loss is None or rest.n_without_text or not count:
             return None
-        return self.total_loss / (NATS_PER_BIT * count)
+        return rest.total_loss / (NATS_PER_BIT * count)
 
 
 def totals_of(score: SequenceScore) -> Totals:
@@ -223,7 +251,7 @@ def totals_of(score: SequenceScore) -> Totals:
         flags={name: int(count) for name, count in score_flags(score).items()},
         **_text_counts(score),
         **_pair_counts(score),
-    )
+    ).with_unspelled()
 
 
 def score_flags(score: SequenceScore) -> dict[str, int | bool]:
@@ -264,6 +292,7 @@ def _text_counts(score: SequenceScore) -> dict[str, Any]:
         "n_scored_chars": int(counted[token_bytes.tokens_of_chars()].sum()),
         "n_words": len(text.split()) if boundary is None else boundary.n_words,
         # BOS and EOS cover no byte, and are no part of a word.
+        "unspelled_bytes": len(token_bytes.unspelled),
         "n_unscored_text_tokens": int(((widths > 0) & sequence.loss_mask & ~counted).sum()),
     }
 

@@ -7,6 +7,7 @@ text's own tokens only; BOS and EOS are put around them here, so that the output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -131,6 +132,8 @@ class Tokenization:
         """
         token_bytes, spelled = self.vocabulary.token_bytes(text, ids)
         flags: dict[str, int | bool] = {} if spelled else {"lossy_tokenizer": True}
+        if len(token_bytes.unspelled):
+            flags["unspelled_text"] = True
         flags |= self._special_text_flags(text, ids)
         unk_id = self.vocabulary.unk_id
         if unk_id is not None and (unknown := ids.count(unk_id)):
@@ -163,12 +166,15 @@ class Tokenization:
             [self.bos_id] * n_before + ids + [self.eos_id] * n_after, dtype=np.int64
         )
         self._check_range(token_ids)
-        offsets = None if token_bytes is None else token_bytes.surround(n_before, n_after).offsets
         if bos == "none":
             flags = {**flags, "first_token_unscored": True}
         scored = np.ones(len(token_ids), dtype=bool)
         loss_mask = np.concatenate([~scored[:n_before], mask, scored[:n_after]])
-        return TokenSequence(sample, text, token_ids, offsets, loss_mask, scored, bos, eos, flags)
+        sequence = TokenSequence(sample, text, token_ids, None, loss_mask, scored, bos, eos, flags)
+        if token_bytes is None:
+            return sequence
+        token_bytes = token_bytes.surround(n_before, n_after)
+        return replace(sequence, byte_offsets=token_bytes.offsets, unspelled=token_bytes.unspelled)
 
     def _sequence(self, sample: Sample, encoded: Encoded) -> TokenSequence:
         flags = dict(sample.flags)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,11 @@ class Vocabulary:
                 f"the tokens of {type(self.tokenizer).__name__} do not spell the text, and it "
                 "gives no offsets; name a fast tokenizer with --tokenizer",
             )
-        encoding = self._fast.encode(text, add_special_tokens=False)
-        return byte_offsets.bytes_by_chars(encoding.offsets, source), False
+        return self._changed_texts.token_bytes(text, ids, self._bytes_of), False
+
+    @cached_property
+    def _changed_texts(self) -> byte_offsets.ChangedTexts:
+        return byte_offsets.ChangedTexts(self._fast, self.unk_id)
 
     def name_token(self, token_id: int) -> str:
         """The text of an id: special tokens by name, parts of characters as `<0xF0>`."""
@@ -159,9 +162,11 @@ class Vocabulary:
     def _unknown_id(self, model: Mapping[str, Any]) -> int | None:
         """The id of the unknown token; `model` is that part of the serialized tokenizer."""
         if self._fast is not None:
-            # Every byte has a token there, and GPT-2 calls its end-of-text token "unknown".
+            # GPT-2 calls its end-of-text token "unknown", where every byte has a token.
             if self._spellings[0] is byte_offsets.spell_byte_level:
-                return None
+                name = model.get("unk_token")
+                is_whole = byte_offsets.holds_every_byte(model.get("vocab", ()))
+                return None if is_whole or name is None else self.id_of(name)
             if (unk_id := model.get("unk_id")) is not None:
                 return int(unk_id)
             if name := model.get("unk_token"):

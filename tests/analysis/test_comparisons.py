@@ -156,6 +156,29 @@ def test_across_tokenizers_it_is_per_byte_of_the_same_bytes(
     assert pair["tokens"] == []
 
 
+def test_text_that_no_token_stands_for_is_in_no_comparison_per_byte(
+    run_cli: Run, files: tuple[Path, Path]
+) -> None:
+    dropped = {"unspelled_bytes": 3, "flags": {"unspelled_text": True}}
+    write(files[0], [row("spelled", [None, 2.0]), row("dropped", [None, 1.0])])
+    write(
+        files[1],
+        [row("spelled", [None, 3.0]), row("dropped", [None, 9.0], **dropped)],
+        tokenizer_sha256="other",
+    )
+    found = report(run_cli, *map(str, files))
+    assert found["comparisons"][0]["difference"]["value"] == pytest.approx(1.0 / 2)
+    reason = "text that no token of a model stands for"
+    assert found["left_out"] == [{"reason": reason, "n": 1, "ids": ["dropped"]}]
+    write(files[1], [row("dropped", [None, 9.0], **dropped)], tokenizer_sha256="other")
+    done = run_cli("compare", *map(str, files))
+    assert done.exit_code == 2
+    assert "nothing to compare: 1 rows hold text that no token of a model stands for" in done.stderr
+    # per token, with one tokenizer, nothing stands against it
+    write(files[1], [row("dropped", [None, 9.0], **dropped)])
+    assert report(run_cli, *map(str, files))["comparisons"][0]["n_documents"] == 1
+
+
 def test_three_are_adjusted_for(run_cli: Run, files: tuple[Path, Path], tmp_path: Path) -> None:
     third = tmp_path / "c.jsonl"
     for path, shift in ((files[0], 0.0), (files[1], -0.02), (third, 0.02)):

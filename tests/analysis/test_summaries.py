@@ -38,6 +38,19 @@ def scored(run_cli: Run, path: Path, *arguments: str) -> dict[str, Any]:
     return {k: v for k, v in lines[-1].items() if k != "type"}
 
 
+def test_bits_per_byte_are_of_the_rows_that_tokens_spell(path: Path) -> None:
+    spelled = [row(f"s{n}", [None, 2.0 + n, 1.0]) for n in range(6)]
+    dropped = [row(f"d{n}", [None, 90.0], unspelled_bytes=3) for n in range(2)]
+    write(path, [dropped[0], *spelled, dropped[1]])
+    whole = summary_of(path, cluster="id").whole
+    write(path, spelled)
+    alone = summary_of(path, cluster="id").whole
+    assert whole.estimates["bits_per_byte"] == alone.estimates["bits_per_byte"]
+    assert whole.estimates["mean_loss"].value == pytest.approx((180 + 33) / 14)
+    write(path, dropped)
+    assert "bits_per_byte" not in summary_of(path).whole.estimates
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,39 @@ def test_rates_are_null_with_a_row_of_ids_among_texts():
     assert corpus.bits_per_byte is None
     assert corpus.word_perplexity is None
     assert corpus.mean_loss == 1.0
+
+
+def unspelled(values: list[float | None], text: str, widths: list[int], n: int) -> Totals:
+    """Totals of a text of which the first `n` bytes have no token that stands for them."""
+    score = scored(values, text, widths)
+    return totals_of(replace(score, sequence=replace(score.sequence, unspelled=np.arange(n))))
+
+
+def test_rates_of_text_are_over_the_sequences_that_tokens_spell():
+    spelled, dropped = (
+        totals_of(scored([1.0, 3.0], "ab c", [2, 2])),
+        unspelled([8.0], "吾a", [4], 3),
+    )
+    for name in ("bits_per_byte", "bits_per_char", "word_perplexity"):
+        assert getattr(dropped, name) is None
+        assert getattr(dropped + spelled, name) == getattr(spelled, name)
+    corpus = dropped + spelled + dropped
+    assert (corpus.n_unspelled_sequences, corpus.unspelled_bytes) == (2, 6)
+    assert corpus.total_loss == 20.0
+    assert corpus.mean_loss == 5.0
+    assert corpus.n_scored_bytes == 12
+
+
+def test_an_infinite_loss_in_what_is_left_out_leaves_the_rates():
+    corpus = unspelled([math.inf], "吾a", [4], 3) + totals_of(scored([2.0], "ab", [2]))
+    assert corpus.total_loss is None
+    assert corpus.bits_per_byte == 1.0 / math.log(2)
+
+
+@given(st.lists(st.tuples(losses, st.integers(0, 2)), max_size=8), st.integers(0, 8))
+def test_sums_of_what_is_left_out_do_not_depend_on_a_split(rows, cut):
+    parts = [unspelled([loss], "ab", [2], n) for loss, n in rows]
+    assert sum(parts[:cut], Totals()) + sum(parts[cut:], Totals()) == sum(parts, Totals())
 
 
 def test_words_own_tokens_by_their_first_byte_that_is_not_white_space():

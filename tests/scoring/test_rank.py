@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import seqloss_cli
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
@@ -23,6 +24,8 @@ from seqloss_cli.core.records import Choices, Rejected, Sample
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, rank_totals
 from seqloss_cli.metrics.intervals import proportion_estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, SCORES, Ranking, rank
+from seqloss_cli.results.files import open_any
+from seqloss_cli.results.schema.rankings import RANKING_KINDS
 
 TOLERANCE = 1e-4  # nats per token in float32, rule 11
 TEXTS = st.text(st.sampled_from("abc é"), min_size=1, max_size=6)
@@ -112,6 +115,35 @@ def test_accuracies_are_those_of_the_harness(
             a > b or (a == b and m < n)  # type: ignore[operator]
             for a, b, m, n in zip(scores, scores[1:], order, order[1:], strict=False)
         )
+
+
+def test_a_choice_that_no_token_stands_for_has_no_score_per_byte_or_character(
+    tmp_path: Path,
+) -> None:
+    tokenizer = byte_tokenizer()
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts["model"]["vocab"].pop("q")
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))
+    folder = save_checkpoint(tmp_path / "ck", llama(), tokenizer)
+    rows = tmp_path / "rows.jsonl"
+    # what only the prompt lacks leaves the choices' own rates
+    rows.write_text(
+        '{"prompt": "ab", "choices": ["cq", "d"], "answer": 0}\n'
+        '{"prompt": "aq", "choices": ["c", "d"], "answer": 0}\n'
+    )
+    out = tmp_path / "out.jsonl"
+    done = in_process("rank", rows, "--model", folder, "--separator", " ", "-o", out)
+    assert done.exit_code == 0, done.stderr
+    assert "2 texts hold what no token stands for" in done.stderr
+    _, first, second, totals = map(strictly, out.read_text().splitlines())
+    assert first["choices"][0]["unspelled_bytes"] == 1
+    assert "unspelled_bytes" not in first["choices"][1]
+    assert [*first["orders"]] == ["sum", "token"]
+    assert first["correct"]["acc_norm"] is None
+    assert [*second["orders"]] == ["sum", "token", "byte", "char"]
+    assert totals["n_ordered"]["byte"] == 1
+    (read, _) = open_any(str(out), RANKING_KINDS).rows
+    assert read.choices[0].figures.score_by("byte") is None
 
 
 def test_the_same_choice_twice_is_a_tie_and_the_first_wins(scorer: Scorer) -> None:

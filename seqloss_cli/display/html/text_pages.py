@@ -144,11 +144,13 @@ def _figures(summary: Summary) -> list[page.Figure]:
         cell, about = Cell.of(estimate, _digits(estimate.value, digits)), estimate.method
         if name == "bits_per_byte" and totals.n_without_text:
             about = "not known: some rows have no text"
+        elif name == "bits_per_byte" and (n := totals.n_unspelled_sequences):
+            about = f"without {n:,} rows of text that no token stands for. {about}".rstrip()
         found.append(page.Figure(label, cell, about, name in _LOSSES))
     found.append(page.Figure("scored tokens", f"{totals.n_scored:,}", f"of {totals.n_tokens:,}"))
     found.append(page.Figure("sequences", f"{totals.n_sequences:,}", ""))
     if totals.word_perplexity is not None:
-        about = f"over {totals.n_words:,} words"
+        about = f"over {totals.spelled.n_words:,} words"
         cell = Cell(totals.word_perplexity, _digits(totals.word_perplexity, 4))
         found.append(page.Figure("word perplexity", cell, about))
     return found

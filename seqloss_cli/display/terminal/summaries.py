@@ -58,8 +58,11 @@ def _figures(
             between = f"{unit.interval(found)} {unit} {per}".lstrip()
             yield label, unit.text(found.value), between
     if totals.word_perplexity is not None:
-        words = f"over {fmt.count_of(totals.n_words, 'word')}"
+        words = f"over {fmt.count_of(totals.spelled.n_words, 'word')}"
         yield "word perplexity", fmt.number(totals.word_perplexity), words
+    if n := totals.n_unspelled_sequences:
+        unspelled = f"in {fmt.count_of(n, 'sequence')}, which no rate of text is made of"
+        yield "unspelled bytes", str(totals.unspelled_bytes), unspelled
     if flags := corpus_flags(totals):
         yield "flags", "", fmt.counts_text(flags)
     if mean is not None:

@@ -234,6 +234,10 @@ def _text_rates(totals: Totals) -> Iterator[tuple[str, str]]:
     if totals.n_without_text:
         yield "rates of text", f"- ({totals.n_without_text} sequences are ids without a text)"
         return
+    if n := totals.n_unspelled_sequences:
+        left_out = fmt.count_of(totals.unspelled_bytes, "byte")
+        yield "unspelled", f"{left_out} in {fmt.count_of(n, 'sequence')}, not in the rates below"
+    totals = totals.spelled
     n_bytes, n_chars = totals.n_scored_bytes, totals.n_scored_chars
     yield "bits per byte", _figure(totals.bits_per_byte, f"over {fmt.count_of(n_bytes, 'byte')}")
     yield "bits per char", _figure(totals.bits_per_char, f"over {fmt.count_of(n_chars, 'char')}")

@@ -117,6 +117,7 @@ CHOICE_KEYS = (
         "scores",
         lambda v: {name: s.finite(v.result.score_by(name)) for name in v.result.score_names},
     ),
+    s.whole("unspelled_bytes", lambda v: v.result.unspelled_bytes or s.ABSENT),
     _FLAGS,
     _TOKEN_IDS,
     _TOKENS,
@@ -319,6 +320,7 @@ def _choice(fields: s.Fields, orders: Mapping[str, Any], place: str) -> RankedCh
     figures = r.ChoiceFigures(
         log_prob=-math.inf if log_prob is None else log_prob,
         **{name: s.count(fields, name) for name in _LENGTHS},
+        unspelled_bytes=s.count({"unspelled_bytes": 0, **fields}, "unspelled_bytes"),
         without_prompt="pmi" in written,
         log_prob_y=_alone_of(fields, "log_prob_y", "pmi" in orders),
         log_prob_alone=_alone_of(fields, "log_prob_alone", "mutual_information" in orders),

@@ -84,7 +84,10 @@ def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> s.Row:
             row["separate"] = _separate(totals)
             row["separate_minus_joint"] = c.boundary_difference(totals)
         row["loss"] = totals.total_loss
-    row |= own(*_COUNTS, *t.RATES, "mean_sequence_loss", "mean_of_mean_losses")
+    row |= own(*_COUNTS, *t.RATES)
+    if totals.n_unspelled_sequences:
+        row |= own("unspelled_bytes", "n_unspelled_sequences")
+    row |= own("mean_sequence_loss", "mean_of_mean_losses")
     return row | {"flags": t.corpus_flags(totals)}
 
 
@@ -205,6 +208,7 @@ SCORE_KEYS = (
     s.real("loss", "sums.total_loss", "pairs"),
     *q.SIZES,
     *(_text_count(name) for name in t.TEXT_COUNTS),
+    s.whole("unspelled_bytes", lambda v: v.sums.unspelled_bytes or s.ABSENT),
     # mean_loss, perplexity, bits_per_byte and their like, by the names of the properties of totals
     *(s.real(name, f"sums.{name}") for name in t.RATES),
     q.flags_key("flags"),

@@ -130,6 +130,8 @@ def totals_of_row(row: s.Fields) -> Totals:
     n_scored, total = s.count(row, "n_scored"), s.figure(row, "total_loss")
     without_text = row.get("n_bytes") is None
     texts = {} if without_text else {name: s.count(row, name) for name in TEXT_COUNTS}
+    if row.get("unspelled_bytes") is not None:
+        texts["unspelled_bytes"] = s.count(row, "unspelled_bytes")
     return loss_totals(
         n_scored,
         total,
@@ -140,7 +142,7 @@ def totals_of_row(row: s.Fields) -> Totals:
         flags={n: int(n_of) for n, n_of in s.flags_of(row).items() if n not in _ONLY_OF_ROWS},
         **texts,
         **_pair_counts(row),
-    )
+    ).with_unspelled()
 
 
 def loss_totals(n_scored: int, total: float | None, **others: Any) -> Totals:
