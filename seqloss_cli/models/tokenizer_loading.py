@@ -1,14 +1,17 @@
 """Load the tokenizer that a model was trained with, and notice when transformers gives another.
 
-For some model types `AutoTokenizer` replaces a directory's own `tokenizer.json` by a class of its
-choice, or adds tokens to it, without a word; losses are then wrong by nats (seen: model type qwen2,
-5.86 instead of 1.38).
+For many model types `AutoTokenizer` builds a class of its choice from a directory's vocabulary, with
+a normalizer, pre-tokenizer and flags of added tokens that are not those of the directory's
+`tokenizer.json`, without a word; losses are then wrong by nats (seen: Llama 2's layout, 31.65
+instead of 39.03 for ` lead`). The ids are those of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,9 +21,19 @@ from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings, is_gguf
 from seqloss_cli.models.gguf import gguf_source, read_gguf, tokenizer_warning
 
-_PROBE = "The  quick brown\n fox's 12345 déjà-vu 日本語 🐕 can't\t_x(y);"
+_PARTS = ("normalizer", "pre_tokenizer", "decoder", "model")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TEXTS = (
+    *(" lead", "trail ", "two  blanks", "   three", "tab\tx", " \n x", "a\r\nb\n\n", "1234567"),
+    *("日本語", "🐕‍🦺", "e\u0301 é ﬁ", "DON'T don't", "naïve_x(y);", "a\u00a0b\u3000c", "\u200bx"),
+)
+"""Where tokenizers differ: blanks, line ends, digits, scripts, marks, compatibility characters."""
+_AROUND = ("x{}dog", "{} x", "{}hello{}{}hello", "a {} ")
+"""Texts around control tokens."""
+_MOST_ODD = 4000
+"""Pieces of a vocabulary that are tried, at most."""
 
 
 def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
@@ -28,38 +41,44 @@ def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
 
     Raises RunError when there is none.
     """
-    from transformers import AutoTokenizer
-
     name = checkpoint_path(choice.tokenizer or choice.name)
     revision = None if choice.tokenizer else choice.revision
+    own_file = find_file(name, "tokenizer.json", choice.offline, revision)
+    if own_file is not None:
+        loaded, warnings = _load_own(name, own_file, choice, revision)
+    else:
+        loaded, warnings = _load_made(name, choice, revision)
+    return loaded, warnings + _without_sampling(loaded)
+
+
+def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[Any, list[str]]:
+    """Load a tokenizer that transformers makes of other files than a `tokenizer.json`."""
     file = read_gguf(name)
     try:
         with _isolated(name) as place:
             folder, source = gguf_source(place)
-            settings = {**hub_settings(choice), "revision": revision, **source}
-            loaded = AutoTokenizer.from_pretrained(folder, **settings)
+            loaded = _automatic(folder, choice, revision, **source)
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        own_file = find_file(name, "tokenizer.json", choice.offline, revision)
-        if own_file is not None:
-            why = f"AutoTokenizer cannot load {name} ({reason})"
-            return _from_file(own_file, None), [f"{why}: its tokenizer.json is used as it is"]
+        reason = _one_line(error)
         raise RunError(
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
         ) from error
     # Where the files are missing, transformers makes a tokenizer without a vocabulary.
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
-    if file is not None:
-        return loaded, [tokenizer_warning(file, loaded)]
-    own_file = find_file(name, "tokenizer.json", choice.offline, revision)
-    if own_file is None or (difference := _difference(loaded, own_file)) is None:
-        return loaded, []
-    return _from_file(own_file, loaded), [
-        f"AutoTokenizer chose {type(loaded).__name__}, {difference}: {own_file} is used instead "
-        "(--tokenizer names another)"
-    ]
+    return loaded, [] if file is None else [tokenizer_warning(file, loaded)]
+
+
+def _automatic(folder: str, choice: ModelChoice, revision: str | None, **source: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    settings = {**hub_settings(choice), "revision": revision, **source}
+    return AutoTokenizer.from_pretrained(folder, **settings)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager
@@ -75,42 +94,130 @@ def _isolated(name: str) -> Iterator[str]:
         yield str(link)
 
 
-def _difference(loaded: Any, own_file: Path) -> str | None:
-    """Describe how a tokenizer differs from the directory's own file; None when it does not."""
-    if getattr(loaded, "backend_tokenizer", None) is None:
-        return None
+# -- directories with a tokenizer.json -----------------------------------------------------------
+
+
+def _load_own(
+    name: str, own_file: Path, choice: ModelChoice, revision: str | None
+) -> tuple[Any, list[str]]:
+    """Load AutoTokenizer's choice where it is the file's tokenizer, else the file's."""
     own = _read(own_file)
-    backend = loaded.backend_tokenizer
-    encoded = [t.encode(_PROBE, add_special_tokens=False).ids for t in (own, backend)]
-    if encoded[0] != encoded[1]:
-        return "which encodes text differently from the directory's own tokenizer.json"
+    configured = _configured(own_file.parent)
+    try:
+        loaded = _automatic(name, choice, revision)
+    except Exception as error:
+        why = f"AutoTokenizer cannot load {name} ({_one_line(error)})"
+        loaded, warnings = None, [f"{why}: its tokenizer.json is used as it is"]
+    else:
+        if not (differences := _differences(loaded, own, configured)):
+            return loaded, _moved(loaded, own_file.parent)
+        warnings = [
+            f"AutoTokenizer chose {type(loaded).__name__}, which differs from the directory's own "
+            f"tokenizer.json in {', '.join(differences)}{_example(loaded, own)}: {own_file} is "
+            "used instead (--tokenizer names another)"
+        ]
+    rebuilt = _rebuild(name, own, own_file, loaded, configured)
+    return rebuilt, warnings + _moved(rebuilt, own_file.parent)
+
+
+def _differences(loaded: Any, own: Any, configured: Collection[str]) -> list[str]:
+    """Name what of a tokenizer is not as in the directory's own file."""
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        return ["how it encodes texts"] if _differing_text(loaded, own) is not None else []
+    found = [part for part in _PARTS if not _same(getattr(own, part), getattr(backend, part))]
+    own_tokens, tokens = own.get_added_tokens_decoder(), backend.get_added_tokens_decoder()
+    for token_id, token in own_tokens.items():
+        other = tokens.get(token_id)
+        if other is None or other.content != token.content:
+            found.append(f"the token {token.content!r}")
+        elif flags := [f for f in _FLAGS if getattr(token, f) != getattr(other, f)]:
+            found.append(f"the flag {flags[0]!r} of {token.content!r}")
+        elif token.special and not other.special:
+            found.append(f"the flag 'special' of {token.content!r}")
     # Tokens that tokenizer_config.json and its like name are no additions of transformers.
-    known = own.get_vocab(with_added_tokens=True)
-    configured = _configured_text(own_file.parent)
-    strange = [
-        token
-        for token, token_id in backend.get_vocab(with_added_tokens=True).items()
-        if known.get(token) != token_id and (token in known or token not in configured)
-    ]
-    return f"which adds or moves tokens ({strange[0]!r})" if strange else None
+    more = [token.content for token_id, token in tokens.items() if token_id not in own_tokens]
+    found += [f"the token {content!r}" for content in more if content not in configured]
+    return found[:3]
 
 
-def _from_file(own_file: Path, loaded: Any) -> Any:
-    """Make the file's tokenizer, with the special tokens of the loaded one that are the model's."""
+def _same(part: Any, other: Any) -> bool:
+    """Tell whether two parts of tokenizers are the same by construction."""
+    if part is None or other is None:
+        return part is other
+    # Equal bytes need no parsing, which takes long for a large vocabulary.
+    states = part.__getstate__(), other.__getstate__()
+    return states[0] == states[1] or _plain(json.loads(states[0])) == _plain(json.loads(states[1]))
+
+
+def _plain(part: Any) -> Any:
+    """Return a part without what makes no difference to ids and their bytes."""
+    if isinstance(part, dict):
+        # Offsets are never trimmed here; classes write "" where a file has null.
+        kept = {k: v for k, v in part.items() if k != "trim_offsets" and v not in (None, "")}
+        return kept if part.get("type") == "BPE" else {k: _plain(v) for k, v in kept.items()}
+    return [_plain(item) for item in part] if isinstance(part, list) else part
+
+
+def _example(loaded: Any, own: Any) -> str:
+    text = _differing_text(loaded, own)
+    return "" if text is None else f" (so {text!r} has other ids)"
+
+
+def _differing_text(loaded: Any, own: Any) -> str | None:
+    """Return a text to which the two give different ids; None when none was found."""
+    encode: Callable[[str], list[int]] = lambda text: list(
+        loaded.encode(text, add_special_tokens=False)
+    )
+    control = [token.content for token in own.get_added_tokens_decoder().values()][:20]
+    around = (text.format(*[name] * 3) for text in _AROUND for name in control)
+    odd = (piece for piece in own.get_vocab() if not piece.isalnum() and piece not in control)
+    for text in chain(_TEXTS, around, islice(odd, _MOST_ODD)):
+        if encode(text) != own.encode(text, add_special_tokens=False).ids:
+            return text
+    return None
+
+
+def _rebuild(
+    name: str, own: Any, own_file: Path, loaded: Any, configured: Collection[str]
+) -> Any:
+    """Make the file's tokenizer, with what the directory's configuration says beside it."""
     from transformers import PreTrainedTokenizerFast
 
-    known = _read(own_file).get_vocab(with_added_tokens=True)
-    configured = _configured_text(own_file.parent)
+    own_tokens = own.get_added_tokens_decoder().values()
+    known = {*configured, *(token.content for token in own_tokens)}
     # The class that AutoTokenizer chose brings defaults, such as <|endoftext|>, that the model may
     # not have: transformers would append them to the vocabulary.
     special = {
-        name: token
-        for name in _SPECIAL_NAMES
-        if (token := getattr(loaded, name, None)) and (token in known or token in configured)
+        kind: token
+        for kind in _SPECIAL_NAMES
+        if (token := getattr(loaded, kind, None)) and token in known
     }
-    rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own_file), **special)
-    rebuilt.chat_template = getattr(loaded, "chat_template", None)
+    try:
+        rebuilt = PreTrainedTokenizerFast.from_pretrained(str(own_file.parent), **special)
+    except Exception:  # the configuration may be why AutoTokenizer failed
+        rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own_file))
+    if loaded is not None:
+        rebuilt.chat_template = getattr(loaded, "chat_template", None)
+    # Flags of a token are those of the file, whatever tokenizer_config.json says.
+    rebuilt.backend_tokenizer.add_tokens([*own_tokens])
     return rebuilt
+
+
+def _moved(tokenizer: Any, folder: Path) -> list[str]:
+    """Return a warning where a token has another id than the directory's configuration gives it."""
+    settings, added = _json(folder / "tokenizer_config.json"), _json(folder / "added_tokens.json")
+    declared = {
+        token["content"]: int(token_id)
+        for token_id, token in (settings.get("added_tokens_decoder") or {}).items()
+    } | added
+    ids = {content: tokenizer.convert_tokens_to_ids(content) for content in declared}
+    moved = [content for content, token_id in declared.items() if ids[content] != token_id]
+    return [
+        f"{folder} gives the token {content!r} the id {declared[content]}, its tokenizer "
+        f"{ids[content]}: texts that hold it get the latter"
+        for content in moved[:1]
+    ]
 
 
 def _read(own_file: Path) -> Any:
@@ -122,7 +229,35 @@ def _read(own_file: Path) -> Any:
         raise RunError(f"{own_file} cannot be read: {error}") from error
 
 
-def _configured_text(folder: Path) -> str:
-    """Return everything that the directory's configuration says of tokens."""
-    paths = [folder / name for name in _TOKEN_FILES]
-    return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+def _configured(folder: Path) -> frozenset[str]:
+    """Return every string, keys included, that the directory's configuration of tokens holds."""
+    return frozenset(chain.from_iterable(_strings(_json(folder / name)) for name in _TOKEN_FILES))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_strings, chain(value, value.values())))
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_strings, value))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # AutoTokenizer says what is wrong with it
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _without_sampling(tokenizer: Any) -> list[str]:
+    """Switch off what makes a tokenizer's ids random; returns a warning where there is such."""
+    # For training: some published files still hold it, and each run would give other losses.
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    sampled = [name for name in ("dropout", "alpha", "nbest_size") if getattr(model, name, None)]
+    for name in sampled:
+        setattr(model, name, None)
+    if not sampled:
+        return []
+    return [f"the tokenizer samples how it cuts texts ({', '.join(sampled)}): switched off"]
