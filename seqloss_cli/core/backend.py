@@ -278,9 +278,9 @@ class LoadedTokenizer:
 
     tokenizer: Any
     tokenizer_name: str
-    bos_id: int | None = None
-    """From the model's text configuration."""
-    eos_id: int | None = None
+    bos_ids: tuple[int, ...] = ()
+    """From the model's text configuration, as it lists them."""
+    eos_ids: tuple[int, ...] = ()
     n_ids: int
     """Number of ids that the model embeds; without a model, of its configuration."""
     max_context: int | None = None

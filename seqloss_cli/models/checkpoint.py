@@ -133,23 +133,20 @@ def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
 
 def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
     """Return the fields of `LoadedTokenizer` that the configuration and the model's ids give."""
-    text_config, ids = config.get_text_config(), list[int | None]()
+    text_config, ids = config.get_text_config(), list[tuple[int, ...]]()
     for name in ("bos_token_id", "eos_token_id"):
         value = getattr(text_config, name, None)
-        if isinstance(value, list | tuple):
-            value = value[0] if value else None
+        named = value if isinstance(value, list | tuple) else [] if value is None else [value]
         # Some configurations name ids of another vocabulary than the model's.
-        if value is not None and not 0 <= value < n_ids:
-            warnings = [
-                *warnings,
-                f"the configuration's {name} {value} is none of the {n_ids} ids: left out",
-            ]
-            value = None
-        ids.append(value)
+        outside = [i for i in named if not 0 <= i < n_ids]
+        warnings = warnings + [
+            f"the configuration's {name} {i} is none of the {n_ids} ids: left out" for i in outside
+        ]
+        ids.append(tuple(i for i in named if i not in outside))
     context, key = _longest_context(text_config)
     return {
-        "bos_id": ids[0],
-        "eos_id": ids[1],
+        "bos_ids": ids[0],
+        "eos_ids": ids[1],
         "n_ids": n_ids,
         "max_context": context,
         "max_context_key": key,

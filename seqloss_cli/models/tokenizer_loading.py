@@ -1,15 +1,15 @@
 """Load the tokenizer that a model was trained with, and notice when transformers gives another.
 
-For many model types `AutoTokenizer` builds a class of its choice from a directory's vocabulary, with
-a normalizer, pre-tokenizer and flags of added tokens that are not those of the directory's
-`tokenizer.json`, without a word; losses are then wrong by nats (seen: Llama 2's layout, 31.65
-instead of 39.03 for ` lead`). The ids are those of the file.
+For many model types `AutoTokenizer` builds a class of its choice from a directory's vocabulary,
+whose normalizer, pre-tokenizer and flags of added tokens are not those of the directory's own
+`tokenizer.json`, without a word. Losses are then wrong by nats (seen: Llama 2's layout, 31.65
+instead of 39.03 for ` lead`). Ids are always those of the file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -147,7 +147,9 @@ def _same(part: Any, other: Any) -> bool:
         return part is other
     # Equal bytes need no parsing, which takes long for a large vocabulary.
     states = part.__getstate__(), other.__getstate__()
-    return states[0] == states[1] or _plain(json.loads(states[0])) == _plain(json.loads(states[1]))
+    return bool(states[0] == states[1]) or _plain(json.loads(states[0])) == _plain(
+        json.loads(states[1])
+    )
 
 
 def _plain(part: Any) -> Any:
@@ -166,21 +168,18 @@ def _example(loaded: Any, own: Any) -> str:
 
 def _differing_text(loaded: Any, own: Any) -> str | None:
     """Return a text to which the two give different ids; None when none was found."""
-    encode: Callable[[str], list[int]] = lambda text: list(
-        loaded.encode(text, add_special_tokens=False)
-    )
     control = [token.content for token in own.get_added_tokens_decoder().values()][:20]
     around = (text.format(*[name] * 3) for text in _AROUND for name in control)
     odd = (piece for piece in own.get_vocab() if not piece.isalnum() and piece not in control)
-    for text in chain(_TEXTS, around, islice(odd, _MOST_ODD)):
-        if encode(text) != own.encode(text, add_special_tokens=False).ids:
+    texts: Iterator[str] = chain(_TEXTS, around, islice(odd, _MOST_ODD))
+    for text in texts:
+        ids = own.encode(text, add_special_tokens=False).ids
+        if [*loaded.encode(text, add_special_tokens=False)] != ids:
             return text
     return None
 
 
-def _rebuild(
-    name: str, own: Any, own_file: Path, loaded: Any, configured: Collection[str]
-) -> Any:
+def _rebuild(name: str, own: Any, own_file: Path, loaded: Any, configured: Collection[str]) -> Any:
     """Make the file's tokenizer, with what the directory's configuration says beside it."""
     from transformers import PreTrainedTokenizerFast
 

@@ -38,7 +38,7 @@ class _Tokens:
     """A tokenizer with the policies of a run."""
 
     def __init__(self, loaded: LoadedTokenizer, policy: TokenPolicy | None) -> None:
-        ids = loaded.n_ids, loaded.bos_id, loaded.eos_id
+        ids = loaded.n_ids, loaded.bos_ids, loaded.eos_ids
         self.tokenization = Tokenization(loaded.tokenizer, policy or TokenPolicy(), *ids)
         self.pairing: PairTokenization | None = None
         self.warnings = [*loaded.warnings, *self.tokenization.warnings]

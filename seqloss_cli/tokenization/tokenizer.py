@@ -56,7 +56,8 @@ class Tokenization:
     """A tokenizer and the policies of a run.
 
     `tokenizer` is what `AutoTokenizer` returns. `n_ids` is how many ids the model embeds.
-    `model_bos` and `model_eos` come from its text configuration, for tokenizers that name none.
+    `model_bos` and `model_eos` are ids that its configuration names, best first, for tokenizers
+    that name none: those that are control tokens count.
     Raises UsageError when a policy asks for a token that neither has.
     """
 
@@ -65,8 +66,8 @@ class Tokenization:
         tokenizer: Any,
         policy: TokenPolicy,
         n_ids: int,
-        model_bos: int | None = None,
-        model_eos: int | None = None,
+        model_bos: Sequence[int] = (),
+        model_eos: Sequence[int] = (),
     ) -> None:
         self.policy = policy
         self.n_ids = n_ids
@@ -226,7 +227,7 @@ class Tokenization:
             )
         return {"special_tokens": count} if count else {}
 
-    def _resolve_bos(self, model_bos: int | None) -> int | None:
+    def _resolve_bos(self, model_bos: Sequence[int]) -> int | None:
         if self.policy.bos_token is not None:
             if self.policy.bos == "never":
                 raise UsageError("--bos-token and --bos never exclude each other")
@@ -237,8 +238,9 @@ class Tokenization:
                 f"this tokenizer puts {len(before)} tokens before a text, which is no single BOS: "
                 "choose one with --bos-token, or none with --bos never"
             )
-        candidates = (*before, self._embedded("bos", self.vocabulary.bos_id), model_bos)
-        found = next((candidate for candidate in candidates if candidate is not None), None)
+        found = before[0] if before else self._embedded("bos", self.vocabulary.bos_id)
+        if found is None:
+            found = self._control_id("bos", model_bos)
         if found is None and self.policy.bos == "always":
             raise UsageError(
                 "--bos always: neither the tokenizer nor the model names a BOS; name one with "
@@ -246,11 +248,14 @@ class Tokenization:
             )
         return found
 
-    def _resolve_eos(self, model_eos: int | None) -> int | None:
-        own = self._embedded("eos", self.vocabulary.eos_id)
-        found = model_eos if own is None else own
+    def _resolve_eos(self, model_eos: Sequence[int]) -> int | None:
+        found = self._embedded("eos", self.vocabulary.eos_id)
+        if found is None:
+            found = self._control_id("eos", model_eos)
         if found is None and self.policy.eos:
-            raise UsageError("--eos: neither the tokenizer nor the model names an EOS")
+            raise UsageError(
+                "--eos: neither the tokenizer nor the model names a control token for EOS"
+            )
         return found
 
     def _embedded(self, kind: str, token_id: int | None) -> int | None:
@@ -262,6 +267,18 @@ class Tokenization:
             "left out"
         )
         return None
+
+    def _control_id(self, kind: str, ids: Sequence[int]) -> int | None:
+        """The first of the configuration's ids that is a control token; None, with a warning, where
+        all are words: defaults of a configuration point at any id of a vocabulary."""
+        found = next((i for i in ids if self.vocabulary.is_control(i)), None)
+        if ids and found is None:
+            hint = " (--bos-token names one)" if kind == "bos" else ""
+            self.warnings.append(
+                f"the configuration's {kind}_token_id {ids[0]} is {self.name_token(ids[0])!r}, no "
+                f"control token of the tokenizer: left out{hint}"
+            )
+        return found
 
     def _token_or_id(self, written: str) -> int:
         by_name = {name: i for i, name in self.vocabulary.special.items()}.get(written)

@@ -21,6 +21,7 @@ from seqloss_cli.tokenization import byte_offsets
 
 _MOST_IDS = 1 << 32
 """Ids are below this: the tokenizers library takes no others."""
+_IN_BRACKETS = re.compile(r"[<\[{|]\S+[>\]}|]")
 
 
 class Vocabulary:
@@ -53,8 +54,7 @@ class Vocabulary:
         """Ids of special tokens but the unknown one: they begin and end texts and turns."""
         self.control_text = _any_of(self.special[token_id] for token_id in self.control)
         """Matches a control token in a text."""
-        self.bos_id: int | None = tokenizer.bos_token_id
-        self.eos_id: int | None = tokenizer.eos_token_id
+        self.bos_id, self.eos_id = self._named_id("bos"), self._named_id("eos")
         self.prefix_ids = self._prefix_ids()
         self._bytes_of = lru_cache(maxsize=1 << 18)(self._spell_id)
         if self._fast is not None:
@@ -118,11 +118,25 @@ class Vocabulary:
         best = max(ways, key=lambda way: sum(token[:1].isspace() for token in way.values()))
         return [best.get(i) for i in range(n_ids)]
 
+    def is_control(self, token_id: int) -> bool:
+        """Tell whether an id is a special token, or an added one in brackets: no word of a text."""
+        if token_id in self.special:
+            return token_id in self.control
+        token = getattr(self.tokenizer, "added_tokens_decoder", {}).get(token_id)
+        return token is not None and _IN_BRACKETS.fullmatch(token.content) is not None
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's string; None where the vocabulary has no such token."""
         look_up = self.tokenizer.get_vocab().get if self._fast is None else self._fast.token_to_id
         found: int | None = look_up(token)
         return found
+
+    def _named_id(self, kind: str) -> int | None:
+        """The id of the tokenizer's own BOS or EOS."""
+        found: int | None = getattr(self.tokenizer, f"{kind}_token_id")
+        # transformers gives the id of the unknown token for a name that the vocabulary lacks.
+        names = getattr(self.tokenizer, f"{kind}_token"), self.tokenizer.unk_token
+        return None if found == self.tokenizer.unk_token_id and names[0] != names[1] else found
 
     def _serialized(self) -> str:
         if self._fast is not None:

