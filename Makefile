@@ -68,7 +68,8 @@ picture: $(INSTALLED)  ## the README's picture of a page of results, with that C
 
 test-peers: $(PEERS)/.installed  ## hold figures to lm-evaluation-harness, in its environment
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --group dev
-	$(PEERS)/bin/python -m pytest -m peers tests/cli/test_peers.py
+	$(PEERS)/bin/python -m pytest -m peers tests/cli/test_peers.py \
+		tests/models/test_gguf_vocabulary.py
 
 bench: $(PEERS)/.installed  ## speed and memory against the peers (half an hour or more)
 	$(PEERS)/bin/python benchmarks/bench.py

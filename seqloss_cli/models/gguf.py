@@ -6,17 +6,26 @@ read. That is completed here, or refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from struct import calcsize, error, unpack_from
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from seqloss_cli.core.errors import RunError, load_extra
 from seqloss_cli.models.files import is_gguf
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _ROPE_FACTORS = "rope_freqs.weight"
-_SPACE = "▁"
+_TOKENIZER = "tokenizer."
+_TEXT, _ARRAY = 8, 9
+_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+"""Letters of `struct` for the kinds of numbers of GGUF, which numpy reads as well with `<`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +39,9 @@ class GgufFile:
     rope_factors: Any
     """Divisors of the rotary frequencies, one each (a numpy array); None without such a tensor."""
     rope_scaling: str | None
-    vocabulary: str | None
-    """`gpt2`: byte-level BPE, `llama`: sentencepiece, …"""
-    pre_tokenizer: str | None
-    adds_prefix_space: bool
+    name: str
+    tokenizer: Mapping[str, Any]
+    """Its fields on the vocabulary: `ggml.model`, `ggml.tokens`, `chat_template`, …"""
 
     @property
     def quantization(self) -> str | None:
@@ -68,30 +76,95 @@ def read_gguf(path: str) -> GgufFile | None:
 @lru_cache(maxsize=4)
 def _read(gguf: Any, path: str, size: int, time: int) -> GgufFile:
     try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if _is_read(name)}
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
-        raise RunError(f"model {path} is no GGUF file that can be read: {error}") from error
+        # Not with gguf's own reader: an array for each string of a vocabulary takes half a minute.
+        with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            cursor = _Cursor(data)
+            fields, tensors = _read_head(cursor)
+            start = -(-cursor.at // (alignment := fields.get("general.alignment", 32))) * alignment
+            factors = None
+            if (found := tensors.get(_ROPE_FACTORS)) is not None:
+                place = start + found.offset
+                factors = np.frombuffer(data[place : place + 4 * found.size], "<f4")
+        types = {gguf.GGMLQuantizationType(tensor.type).name for tensor in tensors.values()}
+    except (ValueError, OSError, KeyError, IndexError, OverflowError, error) as problem:
+        raise RunError(f"model {path} is no GGUF file that can be read: {problem}") from problem
     architecture = str(fields.get("general.architecture", "none"))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    factors, scaling = tensors.get(_ROPE_FACTORS), f"{architecture}.rope.scaling.type"
+    scaling = f"{architecture}.rope.scaling.type"
     stretched = fields.get(scaling, "none") != "none"
     return GgufFile(
         path=path,
-        tensor_types=tuple(sorted({tensor.tensor_type.name for tensor in reader.tensors})),
+        tensor_types=tuple(sorted(types)),
         tensor_names=tuple(tensors),
-        rope_factors=None if factors is None else factors.data.copy(),
+        rope_factors=factors,
         rope_scaling=str(fields[scaling]) if stretched else None,
-        vocabulary=fields.get("tokenizer.ggml.model"),
-        pre_tokenizer=fields.get("tokenizer.ggml.pre"),
-        adds_prefix_space=bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+        name=str(fields.get("general.name", "")),
+        tokenizer={
+            name.removeprefix(_TOKENIZER): value
+            for name, value in fields.items()
+            if name.startswith(_TOKENIZER)
+        },
     )
 
 
-def _is_read(name: str) -> bool:
-    # Not the vocabulary: to make Python strings of its 100,000 entries takes seconds.
-    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix")
-    return name == "general.architecture" or ".rope.scaling." in name or name in keys
+class _Tensor(NamedTuple):
+    """What the head of a file says of a tensor."""
+
+    type: int
+    offset: int
+    """Bytes from the start of the tensors."""
+    size: int
+    """Numbers in it."""
+
+
+class _Cursor:
+    """Reads a file's head from its beginning; all integers are little-endian."""
+
+    def __init__(self, data: mmap) -> None:
+        self._data = data
+        self.at = 0
+
+    def take(self, form: str) -> Any:
+        """Read a value of a format of `struct`."""
+        (found,) = unpack_from(f"<{form}", self._data, self.at)
+        self.at += calcsize(f"<{form}")
+        return found
+
+    def text(self) -> str:
+        """Read a string."""
+        length = self.take("Q")
+        self.at += length
+        if self.at > len(self._data):
+            raise ValueError("it ends within a string")
+        return self._data[self.at - length : self.at].decode()
+
+    def value(self, kind: int) -> Any:
+        """Read a value of a kind of GGUF: a number, a string, or an array of these."""
+        if kind == _TEXT:
+            return self.text()
+        if kind != _ARRAY:
+            return self.take(_NUMBERS[kind])
+        inner, count = self.take("I"), self.take("Q")
+        if inner in (_TEXT, _ARRAY):
+            return [self.value(inner) for _ in range(count)]
+        numbers = np.frombuffer(self._data, f"<{_NUMBERS[inner]}", count, self.at)
+        self.at += numbers.nbytes
+        return numbers.tolist()
+
+
+def _read_head(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    """Read the fields of a file and what it says of its tensors."""
+    if cursor.take("4s") != b"GGUF":
+        raise ValueError("it does not begin with GGUF")
+    if (version := cursor.take("I")) not in (2, 3):
+        raise ValueError(f"version {version} is not known")
+    n_tensors, n_fields = cursor.take("Q"), cursor.take("Q")
+    fields = {cursor.text(): cursor.value(cursor.take("I")) for _ in range(n_fields)}
+    tensors = {}
+    for _ in range(n_tensors):
+        name = cursor.text()
+        size = prod(cursor.take("Q") for _ in range(cursor.take("I")))
+        tensors[name] = _Tensor(cursor.take("I"), cursor.take("Q"), size)
+    return fields, tensors
 
 
 def refuse_unread_scaling(file: GgufFile, config: Any) -> None:
@@ -132,7 +205,7 @@ def _divide_frequencies(file: GgufFile, model: Any) -> None:
     import torch
 
     # transformers drops the tensor `rope_freqs.weight` without a word.
-    factors = torch.from_numpy(file.rope_factors).reshape(-1)
+    factors = torch.tensor(file.rope_factors)
     found = [m for m in model.modules() if getattr(m, "inv_freq", None) is not None]
     if not found or any(m.inv_freq.numel() != factors.numel() for m in found):
         raise RunError(
@@ -141,24 +214,3 @@ def _divide_frequencies(file: GgufFile, model: Any) -> None:
         )
     for module in found:
         module.inv_freq.div_(factors.to(module.inv_freq))
-
-
-def tokenizer_warning(file: GgufFile, tokenizer: Any) -> str:
-    """Return a warning that the tokenizer is made from the file, and how it is likely to differ."""
-    doubts = []
-    if file.vocabulary == "gpt2" and file.pre_tokenizer not in _known_pre_tokenizers():
-        doubts.append(f"how it cuts texts ({file.pre_tokenizer}) is not known")
-    if not file.adds_prefix_space and tokenizer.tokenize("a")[0].startswith(_SPACE):
-        doubts.append("it puts a space before texts, which the file says not to")
-    why = f", and {' and '.join(doubts)}" if doubts else ""
-    return (
-        f"the tokenizer is made anew from {file.path}{why}: --tokenizer DIR takes the model's own"
-    )
-
-
-def _known_pre_tokenizers() -> frozenset[str]:
-    try:
-        from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
-    except ImportError:  # another version of transformers
-        return frozenset(("gpt-2",))
-    return frozenset(("gpt-2", *getattr(mapping, "GGUF_PRE_TOKENIZER_SPLITS", ())))

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings, is_gguf
-from seqloss_cli.models.gguf import gguf_source, read_gguf, tokenizer_warning
+from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings
+from seqloss_cli.models.gguf import read_gguf
+from seqloss_cli.models.gguf_vocabulary import gguf_tokenizer
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder", "model")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
@@ -52,12 +51,11 @@ def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
 
 
 def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[Any, list[str]]:
-    """Load a tokenizer that transformers makes of other files than a `tokenizer.json`."""
-    file = read_gguf(name)
+    """Load a tokenizer that is made of other files than a `tokenizer.json`."""
+    if (file := read_gguf(name)) is not None:
+        return gguf_tokenizer(file)
     try:
-        with _isolated(name) as place:
-            folder, source = gguf_source(place)
-            loaded = _automatic(folder, choice, revision, **source)
+        loaded = _automatic(name, choice, revision)
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         reason = _one_line(error)
@@ -67,31 +65,17 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     # Where the files are missing, transformers makes a tokenizer without a vocabulary.
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
-    return loaded, [] if file is None else [tokenizer_warning(file, loaded)]
+    return loaded, []
 
 
-def _automatic(folder: str, choice: ModelChoice, revision: str | None, **source: Any) -> Any:
+def _automatic(name: str, choice: ModelChoice, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    settings = {**hub_settings(choice), "revision": revision, **source}
-    return AutoTokenizer.from_pretrained(folder, **settings)
+    return AutoTokenizer.from_pretrained(name, **{**hub_settings(choice), "revision": revision})
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-@contextmanager
-def _isolated(name: str) -> Iterator[str]:
-    """Give a GGUF file a folder of its own; other names stay as they are."""
-    if not is_gguf(name):
-        yield name
-        return
-    # In its own folder AutoTokenizer would take a tokenizer that lies beside it, of any model.
-    with TemporaryDirectory(prefix="seqloss-") as folder:
-        link = Path(folder) / "model.gguf"
-        link.symlink_to(Path(name).resolve())
-        yield str(link)
 
 
 # -- directories with a tokenizer.json -----------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+from tokenizers import Tokenizer
 
-from helpers.builders import byte_tokenizer
+from helpers.builders import byte_tokenizer, llama
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -43,6 +48,14 @@ def write_model(path: Path, model: Any, **options: Any) -> Path:
 def write_pieces(path: Path, model: Any, **options: Any) -> Path:
     """A Llama with a sentencepiece vocabulary, whose BOS is added."""
     return _write(path, model, _pieces, **options)
+
+
+def write_like(path: Path, own: Tokenizer, pre: str | None, **options: Any) -> Path:
+    """A Llama with the vocabulary of a tokenizer: byte-level BPE where `pre` is given, else
+    SentencePiece's, with scores that fall with the ids. `changes` are types of its pieces."""
+    changes = options.pop("changes", {})
+    model = llama(own.get_vocab_size(), layers=1)
+    return _write(path, model, lambda writer: _like(writer, own, pre, changes), **options)
 
 
 def _write(
@@ -126,3 +139,21 @@ def _pieces(writer: Any) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+
+
+def _like(writer: Any, own: Tokenizer, pre: str | None, changes: dict[str, int]) -> None:
+    pieces = [own.id_to_token(n) for n in range(own.get_vocab_size())]
+    control = {t.content: 3 for t in own.get_added_tokens_decoder().values()} | {"<unk>": 2}
+    found = control | {piece: 6 for piece in pieces if _BYTE.fullmatch(piece)} | changes
+    writer.add_tokenizer_model("llama" if pre is None else "gpt2")
+    writer.add_tokenizer_pre(pre or "default")
+    writer.add_token_list(pieces)
+    writer.add_token_types([found.get(piece, 1) for piece in pieces])
+    if pre is None:
+        writer.add_token_scores([-float(n) for n in range(len(pieces))])
+    else:
+        merges = json.loads(own.to_str())["model"]["merges"]
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(pieces.index("<s>"))
+    writer.add_eos_token_id(pieces.index("</s>"))
+    writer.add_unk_token_id(pieces.index("<unk>"))

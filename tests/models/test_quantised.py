@@ -308,25 +308,6 @@ def test_a_tokenizer_that_lies_beside_a_gguf_file_is_not_taken_for_its_own(
     assert other.warnings == []
 
 
-def test_what_a_gguf_tokenizer_is_likely_to_get_wrong_is_said(model: Any, tmp_path: Path) -> None:
-    path = files.write_model(tmp_path / "a.gguf", model, settings=lambda w: _pre(w, "new-one"))
-    assert (
-        "how it cuts texts (new-one) is not known"
-        in Scorer(ModelChoice(name=str(path))).warnings[0]
-    )
-    pieces = llama(len(files.PIECES))
-    path = files.write_pieces(
-        tmp_path / "b.gguf", pieces, settings=lambda w: w.add_add_space_prefix(False)
-    )
-    assert "puts a space before texts" in Scorer(ModelChoice(name=str(path))).warnings[0]
-
-
-def _pre(writer: Any, name: str) -> None:
-    for fields in writer.kv_data:
-        del fields["tokenizer.ggml.pre"]
-    writer.add_tokenizer_pre(name)
-
-
 def test_rotary_factors_of_llama_3_are_not_left_out(tmp_path: Path) -> None:
     """transformers reads neither them nor that there are any."""
     scaling = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0}
