@@ -13,11 +13,11 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.models.gguf import GgufFile
+from seqloss_cli.tokenization.vocabulary import is_in_brackets
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 """Types of pieces; 1 is an ordinary one, 5 an unused one."""
 _SPACE = "▁"
-_IN_BRACKETS = re.compile(r"[<\[{|]\S+[>\]}|]")
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -198,7 +198,7 @@ def _names(
         if token_id is None or not 0 <= token_id < len(pieces):
             continue
         piece = pieces[token_id]
-        if types[token_id] in (_UNKNOWN, _CONTROL, _USER_DEFINED) or _IN_BRACKETS.fullmatch(piece):
+        if types[token_id] in (_UNKNOWN, _CONTROL, _USER_DEFINED) or is_in_brackets(piece):
             names[f"{kind}_token"] = piece
         else:
             warnings.append(

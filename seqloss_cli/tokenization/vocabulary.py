@@ -123,7 +123,7 @@ class Vocabulary:
         if token_id in self.special:
             return token_id in self.control
         token = getattr(self.tokenizer, "added_tokens_decoder", {}).get(token_id)
-        return token is not None and _IN_BRACKETS.fullmatch(token.content) is not None
+        return token is not None and is_in_brackets(token.content)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token's string; None where the vocabulary has no such token."""
@@ -195,6 +195,11 @@ class Vocabulary:
         full = self.tokenizer.encode("a", add_special_tokens=True)
         starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
         return list(full[: starts[0]]) if starts else []
+
+
+def is_in_brackets(token: str) -> bool:
+    """Tell whether a token is spelled as control tokens are: `<|end|>`, `[BOS]`."""
+    return _IN_BRACKETS.fullmatch(token) is not None
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
