@@ -15,9 +15,9 @@ from seqloss_cli.core.errors import RunError
 from seqloss_cli.models.gguf import GgufFile
 from seqloss_cli.tokenization.vocabulary import is_in_brackets
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-"""Types of pieces; 1 is an ordinary one, 5 an unused one."""
-_SPACE = "▁"
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+"""Types of pieces, here and in SentencePiece; 1 is an ordinary one, 5 an unused one."""
+SPACE = "▁"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -106,31 +106,38 @@ _UNREAD = "is not read from such files: name the model's own tokenizer with --to
 
 def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Any:
     """The vocabulary of a SentencePiece model by scores, with a piece for each byte."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, models, normalizers
 
     ids = {piece: n for n, piece in enumerate(pieces)}
     unknown = file.tokenizer.get("ggml.unknown_token_id", 0)
     backend = Tokenizer(
         models.BPE(
             ids,
-            _merges(ids, file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)),
+            merges_by_score(ids, file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)),
             unk_token=pieces[unknown] if unknown < len(pieces) else None,
             fuse_unk=True,
-            byte_fallback=_BYTE in types,
+            byte_fallback=BYTE in types,
         )
     )
     # A blank before each stretch of text, the first and those after whole tokens: one that begins
     # with a blank gets a second one.
     prefix = file.tokenizer.get("ggml.add_space_prefix", True)
-    put_in = [normalizers.Prepend(_SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*put_in, normalizers.Replace(" ", _SPACE)])
-    cut = [decoders.Strip(" ", 1, 0)] if prefix else []
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *cut]
-    backend.decoder = decoders.Sequence(steps)
+    put_in = [normalizers.Prepend(SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*put_in, normalizers.Replace(" ", SPACE)])
+    backend.decoder = spelled_decoder(prefix)
     return backend
 
 
-def _merges(ids: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def spelled_decoder(prefix: bool) -> Any:
+    """Make the decoder of a vocabulary with `▁` for blanks; with `prefix` the first was put in."""
+    from tokenizers import decoders
+
+    cut = [decoders.Strip(" ", 1, 0)] if prefix else []
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *cut]
+    return decoders.Sequence(steps)
+
+
+def merges_by_score(ids: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """List the pairs of pieces that are a piece together, the highest score first."""
     # llama.cpp joins any two neighbours that are a piece together, by its score.
     found = [
@@ -181,9 +188,9 @@ def _whole_tokens(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -
     # llama.cpp's rule for what the format has no field for.
     is_phi3 = re.search("phi-?3", file.name.lower()) is not None
     for piece, kind in zip(pieces, types, strict=False):
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             cuts_right = is_phi3 and piece not in ("<unk>", "<s>", "<|endoftext|>")
-            special = kind != _USER_DEFINED
+            special = kind != USER_DEFINED
             yield AddedToken(piece, special=special, normalized=False, rstrip=cuts_right)
 
 
@@ -198,7 +205,7 @@ def _names(
         if token_id is None or not 0 <= token_id < len(pieces):
             continue
         piece = pieces[token_id]
-        if types[token_id] in (_UNKNOWN, _CONTROL, _USER_DEFINED) or is_in_brackets(piece):
+        if types[token_id] in (UNKNOWN, CONTROL, USER_DEFINED) or is_in_brackets(piece):
             names[f"{kind}_token"] = piece
         else:
             warnings.append(

@@ -9,9 +9,10 @@ instead of 39.03 for ` lead`). Ids are always those of the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqloss_cli.core.errors import RunError
@@ -19,11 +20,18 @@ from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.gguf_vocabulary import gguf_tokenizer
+from seqloss_cli.models.sentencepiece_models import (
+    SentencePieceModel,
+    read_sentencepiece,
+    require_same_ids,
+    sentencepiece_backend,
+)
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder", "model")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BESIDE = (*_TOKEN_FILES, "chat_template.jinja")
 _TEXTS = (
     *(" lead", "trail ", "two  blanks", "   three", "tab\tx", " \n x", "a\r\nb\n\n", "1234567"),
     *("日本語", "🐕‍🦺", "e\u0301 é ﬁ", "DON'T don't", "naïve_x(y);", "a\u00a0b\u3000c", "\u200bx"),
@@ -54,6 +62,13 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     """Load a tokenizer that is made of other files than a `tokenizer.json`."""
     if (file := read_gguf(name)) is not None:
         return gguf_tokenizer(file)
+    model_file = find_file(name, "tokenizer.model", choice.offline, revision)
+    if model_file is not None and (model := read_sentencepiece(model_file)) is not None:
+        files = [find_file(name, file, choice.offline, revision) for file in _BESIDE]
+        settings = _json(model_file.parent / "tokenizer_config.json")
+        # Code of the model's own knows how its vocabulary is used.
+        if not (choice.trust_remote_code and "AutoTokenizer" in settings.get("auto_map", {})):
+            return _load_sentencepiece(model, settings, [path for path in files if path]), []
     try:
         loaded = _automatic(name, choice, revision)
         empty = not loaded.encode("a b", add_special_tokens=False)
@@ -66,6 +81,25 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
     return loaded, []
+
+
+def _load_sentencepiece(
+    model: SentencePieceModel, settings: dict[str, Any], beside: Sequence[Path]
+) -> Any:
+    """Make the tokenizer of a SentencePiece model and the settings in the files beside it."""
+    from transformers import PreTrainedTokenizerFast
+
+    # Without `legacy` text after a control token gets no blank. Where blanks are stripped the parts
+    # of `tokenizers` cannot tell such text from the first.
+    backend = sentencepiece_backend(model, settings.get("legacy") is not False or model.strips)
+    require_same_ids(model, backend, _TEXTS)
+    names = {name: piece for name, piece in model.named.items() if not settings.get(name)}
+    with TemporaryDirectory(prefix="seqloss-") as folder:
+        backend.save(str(Path(folder) / "tokenizer.json"))
+        for path in beside:
+            (Path(folder) / path.name).write_bytes(path.read_bytes())
+        adds_bos = settings.get("add_bos_token", True)
+        return PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=adds_bos, **names)
 
 
 def _automatic(name: str, choice: ModelChoice, revision: str | None) -> Any:
