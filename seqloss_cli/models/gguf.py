@@ -107,7 +107,7 @@ def _read(gguf: Any, path: str, size: int, time: int) -> GgufFile:
 
 
 class _Tensor(NamedTuple):
-    """What the head of a file says of a tensor."""
+    """A tensor as the head of a file describes it."""
 
     type: int
     offset: int
@@ -117,7 +117,7 @@ class _Tensor(NamedTuple):
 
 
 class _Cursor:
-    """Reads a file's head from its beginning; all integers are little-endian."""
+    """A place in a file's head, which is read from its beginning; numbers are little-endian."""
 
     def __init__(self, data: mmap) -> None:
         self._data = data

@@ -105,7 +105,7 @@ _UNREAD = "is not read from such files: name the model's own tokenizer with --to
 
 
 def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Any:
-    """The vocabulary of a SentencePiece model by scores, with a piece for each byte."""
+    """Make a SentencePiece model's tokenizer, whose merges follow from the scores."""
     from tokenizers import Tokenizer, models, normalizers
 
     ids = {piece: n for n, piece in enumerate(pieces)}
@@ -150,7 +150,7 @@ def merges_by_score(ids: dict[str, int], scores: Sequence[float]) -> list[tuple[
 
 
 def _byte_level(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Any:
-    """The vocabulary of byte-level BPE, whose merges the file lists."""
+    """Make a tokenizer of byte-level BPE, whose merges the file lists."""
     from tokenizers import Tokenizer, decoders, models
 
     # A merge is two pieces with a blank between them; the first may be that blank's own.
@@ -169,7 +169,7 @@ def _pre(file: GgufFile) -> str | None:
 
 
 def _pre_tokenizer(file: GgufFile) -> Any:
-    """What cuts texts into words before they are merged. Raises RunError where it is not known."""
+    """Make what cuts texts into words. Raises RunError where it is not known."""
     from tokenizers import Regex, pre_tokenizers
 
     name = _pre(file)
@@ -182,7 +182,7 @@ def _pre_tokenizer(file: GgufFile) -> Any:
 
 
 def _whole_tokens(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Iterator[Any]:
-    """The tokens that are found in a text as they are, before it is cut."""
+    """Yield the tokens that are found in a text as they are, before it is cut."""
     from tokenizers import AddedToken
 
     # llama.cpp's rule for what the format has no field for.
@@ -197,7 +197,7 @@ def _whole_tokens(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -
 def _names(
     file: GgufFile, pieces: Sequence[str], types: Sequence[int]
 ) -> tuple[dict[str, str], list[str]]:
-    """The tokens that the file names, and warnings about those that are words."""
+    """Return the tokens that the file names, and warnings about those that are words."""
     names, warnings = dict[str, str](), list[str]()
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for kind, key in keys.items():

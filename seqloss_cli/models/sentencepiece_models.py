@@ -34,7 +34,7 @@ _MOST_PIECES = 4000
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """What a model file holds; the types of its pieces are those of GGUF, too."""
+    """A model file as it was read; the types of its pieces are those of GGUF, too."""
 
     path: Path
     pieces: list[str]
@@ -135,7 +135,7 @@ def sentencepiece_backend(model: SentencePieceModel, every_stretch: bool) -> Any
 
 
 def _core(model: SentencePieceModel) -> Any:
-    """What cuts a normalized text into pieces."""
+    """Make what cuts a normalized text into pieces."""
     from tokenizers import models
 
     falls_back = BYTE in model.types

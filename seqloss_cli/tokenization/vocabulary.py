@@ -132,7 +132,7 @@ class Vocabulary:
         return found
 
     def _named_id(self, kind: str) -> int | None:
-        """The id of the tokenizer's own BOS or EOS."""
+        """Return the id of the tokenizer's own BOS or EOS."""
         found: int | None = getattr(self.tokenizer, f"{kind}_token_id")
         # transformers gives the id of the unknown token for a name that the vocabulary lacks.
         names = getattr(self.tokenizer, f"{kind}_token"), self.tokenizer.unk_token
