@@ -18,6 +18,10 @@ from seqloss_cli.tokenization.vocabulary import is_in_brackets
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Types of pieces, here and in SentencePiece; 1 is an ordinary one, 5 an unused one."""
 SPACE = "▁"
+_ALWAYS_CONTROL = frozenset(
+    ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
+) | {"<|end|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<turn|>"}
+"""Ends of texts and turns, which llama.cpp takes for control tokens whatever their type."""
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -78,6 +82,10 @@ def gguf_tokenizer(file: GgufFile) -> tuple[Any, list[str]]:
     fields = file.tokenizer
     pieces: list[str] = fields.get("ggml.tokens", [])
     types: list[int] = fields.get("ggml.token_type") or [1] * len(pieces)
+    types = [
+        CONTROL if kind == 1 and piece in _ALWAYS_CONTROL else kind
+        for piece, kind in zip(pieces, types, strict=False)
+    ]
     kind = fields.get("ggml.model")
     if not pieces or kind in (None, "none", "no_vocab"):
         raise RunError(f"{file.path} has no tokenizer; name one with --tokenizer")

@@ -55,7 +55,9 @@ def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
         loaded, warnings = _load_own(name, own_file, choice, revision)
     else:
         loaded, warnings = _load_made(name, choice, revision)
-    return loaded, warnings + _without_sampling(loaded)
+    # Asked twice, of the file and of what was made of it: the warning is the same.
+    backend = getattr(loaded, "backend_tokenizer", None)
+    return loaded, [*dict.fromkeys(warnings + _without_sampling(backend))]
 
 
 def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[Any, list[str]]:
@@ -120,6 +122,7 @@ def _load_own(
 ) -> tuple[Any, list[str]]:
     """Load AutoTokenizer's choice where it is the file's tokenizer, else the file's."""
     own = _read(own_file)
+    sampled = _without_sampling(own)
     configured = _configured(own_file.parent)
     try:
         loaded = _automatic(name, choice, revision)
@@ -128,14 +131,14 @@ def _load_own(
         loaded, warnings = None, [f"{why}: its tokenizer.json is used as it is"]
     else:
         if not (differences := _differences(loaded, own, configured)):
-            return loaded, _moved(loaded, own_file.parent)
+            return loaded, sampled + _moved(loaded, own_file.parent)
         warnings = [
             f"AutoTokenizer chose {type(loaded).__name__}, which differs from the directory's own "
             f"tokenizer.json in {', '.join(differences)}{_example(loaded, own)}: {own_file} is "
             "used instead (--tokenizer names another)"
         ]
     rebuilt = _rebuild(name, own, own_file, loaded, configured)
-    return rebuilt, warnings + _moved(rebuilt, own_file.parent)
+    return rebuilt, warnings + sampled + _moved(rebuilt, own_file.parent)
 
 
 def _differences(loaded: Any, own: Any, configured: Collection[str]) -> list[str]:
@@ -224,9 +227,11 @@ def _rebuild(name: str, own: Any, own_file: Path, loaded: Any, configured: Colle
 def _moved(tokenizer: Any, folder: Path) -> list[str]:
     """Return a warning where a token has another id than the directory's configuration gives it."""
     settings, added = _json(folder / "tokenizer_config.json"), _json(folder / "added_tokens.json")
+    tokens = settings.get("added_tokens_decoder")
     declared = {
         token["content"]: int(token_id)
-        for token_id, token in (settings.get("added_tokens_decoder") or {}).items()
+        for token_id, token in (tokens.items() if isinstance(tokens, dict) else ())
+        if isinstance(token, dict)
     } | added
     ids = {content: tokenizer.convert_tokens_to_ids(content) for content in declared}
     moved = [content for content, token_id in declared.items() if ids[content] != token_id]
@@ -268,10 +273,10 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _without_sampling(tokenizer: Any) -> list[str]:
-    """Switch off what makes a tokenizer's ids random; returns a warning where there is such."""
+def _without_sampling(backend: Any) -> list[str]:
+    """Switch off what makes ids random; returns a warning where there is such."""
     # For training: some published files still hold it, and each run would give other losses.
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    model = getattr(backend, "model", None)
     sampled = [name for name in ("dropout", "alpha", "nbest_size") if getattr(model, name, None)]
     for name in sampled:
         setattr(model, name, None)

@@ -81,6 +81,13 @@ def test_a_blank_is_put_before_each_stretch_of_text(tmp_path: Path) -> None:
     assert tokenizer.encode("the")[0] == tokenizer.bos_token_id == 1
 
 
+def test_the_end_of_a_text_is_a_control_token_whatever_its_type(tmp_path: Path) -> None:
+    path = files.write_like(tmp_path / "a.gguf", LAYOUTS["llama2"](), None, changes={"</s>": 1})
+    tokenizer, _ = made_of(path)
+    assert ids_of(tokenizer, "a</s>b").count(2) == 1
+    assert tokenizer.eos_token_id == 2
+
+
 def test_no_blank_is_put_in_where_the_file_says_so(tmp_path: Path) -> None:
     own = LAYOUTS["gemma"]()
     path = files.write_like(
@@ -219,7 +226,7 @@ def test_pieces_by_scores_are_those_of_llama_cpp(
         if prefix is not None:
             writer.add_add_space_prefix(prefix)
 
-    changes = {"lo": 4, "▁do": 4, "x": 4, "ow": 5}
+    changes = {"lo": 4, "▁do": 4, "x": 4, "ow": 5, "</s>": 1}
     path = files.write_like(
         tmp_path / "a.gguf", LAYOUTS[layout](), None, settings=settings, changes=changes
     )
