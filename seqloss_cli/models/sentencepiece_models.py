@@ -15,8 +15,7 @@ from pathlib import Path
 from struct import unpack
 from typing import Any
 
-from seqloss_cli.core.errors import RunError
-from seqloss_cli.core.extras import load_extra
+from seqloss_cli.core.errors import RunError, load_extra
 from seqloss_cli.models.gguf_vocabulary import (
     BYTE,
     CONTROL,
