@@ -69,7 +69,7 @@ the `tokenizer.json` of the models that these are named after."""
 _WHOLE_WORDS = frozenset(
     ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
 ) | {"jina-v5-nano", "tekken"}
-"""Those that take a word which is a piece whole, whatever the merges; all of them add a BOS."""
+"""Names of those that take a word which is a piece whole, whatever the merges, and add a BOS."""
 
 
 def gguf_tokenizer(file: GgufFile) -> tuple[Any, list[str]]:
