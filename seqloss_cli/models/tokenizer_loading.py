@@ -36,7 +36,7 @@ _TEXTS = (
     *(" lead", "trail ", "two  blanks", "   three", "tab\tx", " \n x", "a\r\nb\n\n", "1234567"),
     *("日本語", "🐕‍🦺", "e\u0301 é ﬁ", "DON'T don't", "naïve_x(y);", "a\u00a0b\u3000c", "\u200bx"),
 )
-"""Texts at which tokenizers differ: blanks, line ends, digits, scripts, marks, compatibility characters."""
+"""Texts at which tokenizers differ: blanks, line ends, digits, scripts, marks, compatibility."""
 _AROUND = ("x{}dog", "{} x", "{}hello{}{}hello", "a {} ")
 """Texts around control tokens."""
 _MOST_ODD = 4000
