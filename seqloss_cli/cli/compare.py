@@ -60,9 +60,9 @@ def compare(ctx: typer.Context) -> None:
 
     results = o.given(ctx, CompareArguments).results or []
     models = o.given(ctx, ModelArguments).models or []
-    r.check_output(ctx, results)
+    r.check_output(ctx)
     heat = heat_options(ctx, _no_heat(ctx, results))
-    r.refuse_files(ctx)
+    r.check_places(ctx, "report")
     if not models:
         files = [r.open_one(name) for name in results]
         _compare(ctx, files, 0, heat, [(name, name) for name in results])

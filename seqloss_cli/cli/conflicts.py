@@ -8,9 +8,15 @@ where the plot is of a report of `objective`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,6 +34,7 @@ from seqloss_cli.core.policies import (
 from seqloss_cli.display.scales import SERIES
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.results.formats import FORMATS
+from seqloss_cli.results.sinks import partial_path
 
 Condition = Callable[[Any], bool] | tuple[Any, ...] | str | None
 """A test of a parameter's value, the values that it may have, the one that it has, or `TYPED`."""
@@ -290,3 +297,89 @@ def is_from(context: typer.Context, parameter: str, level: str) -> bool:
     """`level` (of click's ParameterSource) is what gave the option its value."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == level
+
+
+# -- files that are read and files that are written -----------------------------------------------
+
+_WRITTEN = {
+    "report": "--report",
+    "output": "-o",
+    "output_ranked": "--output-ranked",
+    "save_teacher": "--save-teacher",
+}
+_READ = (
+    *("files", "data", "results", "prompt", "response", "regions", "check", "chat_template"),
+    *("config", "model", "models", "checkpoints", "tokenizer", "adapter"),
+    *("teacher", "teacher_adapter"),
+)
+"""Parameters that name files; `prompt` and `response` do so after an @."""
+_OF_CHECKPOINTS = (
+    *("*.safetensors", "*.bin", "*.gguf", "*.model", "*.py", "*.jinja", "*.index.json"),
+    *("config.json", "*_config.json", "token*.json", "*_token*.json", "chat_template.*"),
+    *("vocab.*", "merges.txt"),
+)
+"""Files of a directory that are read where it is named as a model."""
+
+
+def refuse_shared_files(context: typer.Context) -> None:
+    """Raises UsageError where a file that is to be written is read, too, or written twice: by
+    whatever name, links included."""
+    written = {
+        flag: Path(path)
+        for name, flag in _WRITTEN.items()
+        if (path := context.params.get(name)) is not None
+    }
+    for (flag, path), (other, its) in combinations(written.items(), 2):
+        if not _names_of(path).isdisjoint(_names_of(its)):
+            raise UsageError(f"{flag} {path} and {other} are one file")
+    for name in _names_read(context.params):
+        for flag, path in written.items():
+            # While it grows it has another name, under which something may be there, too.
+            if any(_reads(name, each) for each in (path, partial_path(path))):
+                shown = "stdin" if name == STDIN else name
+                raise UsageError(
+                    f"{flag} {path} is one of the inputs ({shown}), which not even --force "
+                    "writes over: name another file"
+                )
+        if _is_stdout(name):
+            raise UsageError(f"stdout is one of the inputs ({name}): write to another file")
+
+
+def _names_of(path: Path) -> set[str]:
+    return {os.path.normcase(os.path.realpath(each)) for each in (path, partial_path(path))}
+
+
+def _names_read(values: Mapping[str, Any]) -> Iterator[str]:
+    for parameter in _READ:
+        found = values.get(parameter)
+        for value in found if isinstance(found, list) else [found]:
+            name = "" if value is None else str(value)
+            if parameter in ("prompt", "response") and name != STDIN:
+                name = name[1:] if name.startswith("@") else ""
+            if name:
+                yield name
+    if not any(values.get(name) for name in ("files", "results", "data", "text", "prompt")):
+        yield STDIN
+
+
+def _reads(name: str, path: Path) -> bool:
+    """The file is there and is the one that `name` names, or one of a checkpoint of that name."""
+    # By what the system says: names differ by links, case and much else. What cannot be asked for
+    # is no file.
+    with suppress(OSError, ValueError):
+        if name == STDIN:
+            return os.path.samestat(os.fstat(0), path.stat())
+        if not Path(name).is_dir():
+            return path.samefile(name)
+        is_of_checkpoint = any(fnmatch(path.name.lower(), each) for each in _OF_CHECKPOINTS)
+        return path.exists() and is_of_checkpoint and path.parent.samefile(name)
+    return False
+
+
+def _is_stdout(name: str) -> bool:
+    """Stdout was redirected to the file itself: its rows would be read as they are written."""
+    with suppress(OSError, ValueError):
+        stdout = os.fstat(1)
+        file = os.fstat(0) if name == STDIN else Path(name).stat()
+        return stat.S_ISREG(stdout.st_mode) and os.path.samestat(stdout, file)
+    return False

@@ -11,7 +11,7 @@ import typer
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.report import write_with_page
-from seqloss_cli.cli.results_io import open_second, refuse_files
+from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import REFERENCE, command_record, option
@@ -74,9 +74,8 @@ def diverge(ctx: typer.Context) -> None:
     """
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
-    choice, own = output_choice(ctx), o.given(ctx, ReferenceSettings)
-    read = {"--teacher": Path(own.teacher) if own.teacher else None}
-    refuse_files(ctx, {"--save-teacher": own.save_teacher}, read)
+    choice = output_choice(ctx)
+    check_places(ctx, "report", "save_teacher")
     inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)
     say_warnings(teacher.warnings)

@@ -228,8 +228,14 @@ def _file_text(flag: str, path: Path) -> str:
 
 
 def _decoded(where: str, raw: bytes) -> str:
+    from seqloss_cli.inputs.streams import BOM, wide_encoding
+
+    if (encoding := wide_encoding(raw[:64])) is not None:
+        raise UsageError(f"{where}: is {encoding}, and not UTF-8")
+    if raw.startswith(BOM):
+        say(f"note: {where}: the byte-order mark at its beginning is left out")
     try:
-        return raw.decode()
+        return raw.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: is not UTF-8 at byte {error.start}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 
 import typer
@@ -67,6 +68,16 @@ def seqloss(
     [bold]Exit codes[/bold]: 0 done · 1 the run failed · 2 wrong flags or configuration · 3 some
     inputs were rejected · 70 a bug · 130 interrupted.
     """
+    _forget_impossible_sizes()
+
+
+def _forget_impossible_sizes() -> None:
+    """Drop a width or height of the terminal that is none: 0 means that it is not known."""
+    # rich would take COLUMNS=0 as it is and print nothing.
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        value = os.environ.get(name, "1")
+        if not (value.isascii() and value.isdigit() and int(value[:9])):
+            del os.environ[name]
 
 
 app.callback(help=_help_of(seqloss))(seqloss)
@@ -78,6 +89,7 @@ for command in (
 
 def main() -> None:
     """Run the program. Commands see to their own errors; what escapes from parsing is a bug."""
+    _forget_impossible_sizes()  # here, too: --help is printed before the callback runs
     try:
         app()
     except SystemExit as stop:

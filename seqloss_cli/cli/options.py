@@ -134,10 +134,11 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
 
         @functools.wraps(command)
         def run(ctx: typer.Context, **_: Any) -> None:
-            from seqloss_cli.cli.conflicts import refuse_conflicts
+            from seqloss_cli.cli.conflicts import refuse_conflicts, refuse_shared_files
 
             with command_errors(ctx):
                 refuse_conflicts(ctx)
+                refuse_shared_files(ctx)
                 command(ctx)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -227,6 +228,13 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     known_elsewhere = _names_of_all_commands(context)
     defaults: dict[str, Any] = {}
     for key, value in values.items():
+        # `score:` with options below it looks like a section, of which there are none.
+        if isinstance(value, dict):
+            raise _bad(
+                path,
+                f"{key}: is no section; options stand side by side, and serve each command that "
+                "has them (--config FILE takes another file)",
+            )
         if key in parameters:
             _check(context, path, key, value, parameters[key])
             defaults[str(parameters[key].name)] = value
@@ -240,11 +248,23 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Takes each key once: the last of two would win without a word."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise _bad(path, f"{twice}: is there twice")
+        return dict(loader.construct_mapping(node, deep=True))
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # As bytes: YAML tells UTF-16 by its mark, and drops that of UTF-8.
+        values = yaml.load(path.read_bytes(), Loader)
     except OSError as error:
         raise _bad(path, error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: of dates that are none, and of bytes that are no text.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _bad(path, f"is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -256,12 +276,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: Any) -> None:
     """Raises BadParameter for a value that the option does not take."""
     # Later, when typer takes the default, its message would not name the file.
-    if isinstance(value, list | dict):
+    if isinstance(value, list):
         raise _bad(path, f"{key}: takes a single value")
+    # To YAML 1.1 `no` and `on` are truths, and dates are no text: typer would take `False`.
+    is_read_otherwise = isinstance(value, bool) or not isinstance(value, str | int | None)
+    hint = f" (YAML reads it as {value}; put it in quotes)" if is_read_otherwise else ""
     try:
-        parameter.process_value(context, value)
+        taken = parameter.process_value(context, value)
     except typer.BadParameter as error:
-        raise _bad(path, f"{key}: {error.message}") from error
+        raise _bad(path, f"{key}: {error.message}{hint}") from error
+    if hint and isinstance(taken, str | Path):
+        raise _bad(path, f"{key}: takes a text{hint}")
 
 
 def _bad(path: Path, what: str) -> typer.BadParameter:

@@ -86,7 +86,7 @@ def plot(ctx: typer.Context) -> None:
 
     results = o.given(ctx, r.ResultsArguments).results
     settings, output = o.given(ctx, PlotSettings), o.given(ctx, o.OutputSettings)
-    _check_output(ctx, results)
+    _check_output(ctx)
     # Only calibration needs the probabilities of the top-1 ids, which take memory and time.
     source = open_source(results, settings.kind == "calibration")
     kind = _chosen_kind(ctx, settings, source.name, len(results), source.objective is not None)
@@ -100,7 +100,7 @@ def plot(ctx: typer.Context) -> None:
         raise typer.Exit(REJECTED)
 
 
-def _check_output(context: typer.Context, results: list[str]) -> None:
+def _check_output(context: typer.Context) -> None:
     """Raises UsageError for a plot that could not be drawn, before any work is done."""
     from seqloss_cli.display.plots import Format, require_matplotlib
 
@@ -109,7 +109,7 @@ def _check_output(context: typer.Context, results: list[str]) -> None:
         return
     if path.suffix.removeprefix(".") not in get_args(Format):
         raise UsageError(f"-o {path}: its extension names no format of plots: .svg, .png or .pdf")
-    r.check_place(context, results)
+    r.check_places(context, "output")
     # Numbers take minutes to be made of large files: what they cannot be drawn with shows first.
     require_matplotlib()
 

@@ -12,7 +12,7 @@ from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.report import write_with_page
-from seqloss_cli.cli.results_io import open_second, refuse_files
+from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import OUTPUT, SHOW, command_record, option
@@ -82,7 +82,7 @@ def rank(ctx: typer.Context) -> None:
     from seqloss_cli.cli.settings import output_choice
 
     choice, page = output_choice(ctx), o.given(ctx, o.OutputSettings).report
-    refuse_files(ctx, {"--output-ranked": o.given(ctx, RankSettings).output_ranked})
+    check_places(ctx, "report", "output_ranked")
     _refuse(ctx, page)
     # A page shows the losses of choices' tokens, whatever -o's rows are to hold.
     choice = replace(choice, tokens=choice.tokens or page is not None)

@@ -65,7 +65,7 @@ def report(ctx: typer.Context) -> None:
     arguments, page = o.given(ctx, r.ResultsArguments), o.given(ctx, PageSettings)
     output = o.given(ctx, o.OutputSettings)
     assert output.output is not None  # the table of conflicts refuses a page without a place
-    r.check_place(ctx, arguments.results)
+    r.check_places(ctx, "output")
     options = PageOptions(page.title, page.n_worst, tuple(page.by or ()), page.seed)
     if len(arguments.results) == 1:
         made, n_unusable = _page_of_one(arguments.results[0], options)

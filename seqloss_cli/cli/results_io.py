@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -226,42 +225,19 @@ def comparison_options(context: typer.Context) -> CompareOptions:
     return CompareOptions(**values_of(given(context, StatisticsSettings)))
 
 
-def check_output(context: typer.Context, inputs: Sequence[str] = ()) -> None:
+def check_output(context: typer.Context) -> None:
     """Raises UsageError, before any work is done, for a format or file that -o is not to have."""
     wants_json(context)
-    check_place(context, inputs)
+    check_places(context, "output")
 
 
-def check_place(context: typer.Context, inputs: Sequence[str] = ()) -> None:
-    """Raises UsageError where -o names a file that is taken or is one of the inputs."""
-    if (path := given(context, OutputSettings).output) is not None:
-        _refuse_output(context, path, inputs)
-
-
-def refuse_files(
-    context: typer.Context,
-    outputs: Mapping[str, Path | None] | None = None,
-    read: Mapping[str, Path | None] | None = None,
-) -> None:
-    """Raises UsageError where --report's page or another output could not be written, or is -o's.
-
-    So it does where the page is a file that is read. `outputs` and `read` are files by their flags.
-    No work is done before.
-    """
+def check_places(context: typer.Context, *parameters: str) -> None:
+    """Raises UsageError where a file that an option names is taken or could not be written."""
     from seqloss_cli.results.sinks import refuse_to_overwrite
 
-    output, outputs = given(context, OutputSettings), outputs or {}
-    if (page := output.report) is not None:
-        inputs = context.params.get("files") or context.params.get("results") or ()
-        _refuse_output(context, page, inputs)
-        for flag, other in {"-o": output.output, **outputs, **(read or {})}.items():
-            if other is not None and other.absolute() == page.absolute():
-                raise UsageError(f"--report {page} and {flag} are one file")
-    for flag, path in outputs.items():
-        if path is not None:
-            if output.output is not None and path.absolute() == output.output.absolute():
-                raise UsageError(f"{flag} and -o name the same file")
-            refuse_to_overwrite(path, output.force)
+    for name in parameters:
+        if (path := context.params.get(name)) is not None:
+            refuse_to_overwrite(path, given(context, OutputSettings).force)
 
 
 def open_second(
@@ -272,17 +248,6 @@ def open_second(
 
     force = given(context, OutputSettings).force
     return nullcontext() if path is None else open_sink(path, force, warn=say)
-
-
-def _refuse_output(context: typer.Context, path: Path, inputs: Sequence[str]) -> None:
-    """Raises UsageError for a file that is there already, could not be written, or is an input."""
-    from seqloss_cli.results.sinks import refuse_to_overwrite
-
-    refuse_to_overwrite(path, given(context, OutputSettings).force)
-    for name in inputs:
-        # Not by name: a link to an input is that input.
-        if path.exists() and os.path.exists(name) and path.samefile(name):  # noqa: PTH110
-            raise UsageError(f"-o {path} is one of the inputs")
 
 
 def write_summary(

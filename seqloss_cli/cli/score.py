@@ -9,7 +9,7 @@ import typer
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.report import write_with_page
-from seqloss_cli.cli.results_io import refuse_files
+from seqloss_cli.cli.results_io import check_places
 from seqloss_cli.core import policies as p
 
 
@@ -94,7 +94,7 @@ def _score(
     from seqloss_cli.scoring.tasks import score_task
 
     choice = settings.output_choice(ctx)
-    refuse_files(ctx)
+    check_places(ctx, "report")
     pairs = None if policy_of is None else policy_of(ctx)
     inputs, scorer = inputs_of(ctx), settings.load_scorer(ctx, pairs)
     asked = settings.requested(ctx)

@@ -59,7 +59,7 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.display.terminal.summaries import summary_view
 
     arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
-    r.check_output(ctx, arguments.results)
+    r.check_output(ctx)
     options = SummaryOptions(**values_of(o.given(ctx, r.StatisticsSettings)) | values_of(own))
     reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
     files = reader.files

@@ -8,6 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The beginning of a file that Git LFS was to replace by its content."""
+LFS_MESSAGE = "is a pointer of Git LFS, and not the file itself: `git lfs pull` fetches it"
+
 
 class SeqlossError(Exception):
     """Ends the run with one message on stderr; the message says what, where, and what mends it."""

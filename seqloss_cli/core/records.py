@@ -28,6 +28,19 @@ IGNORED = -100
 """The label of a position that is not scored, as trainers write it."""
 
 
+class WrittenNumber(float):
+    """A number that keeps the digits it was read with: `1.10`, or more than a float64 holds."""
+
+    __slots__ = ("written",)
+    written: str
+
+    def __new__(cls, written: str) -> WrittenNumber:
+        """Make a number of its digits."""
+        number = super().__new__(cls, written)
+        number.written = written
+        return number
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A prompt x and a response y; the separator between them is scored with the response."""
@@ -54,6 +67,10 @@ class Choices:
     """Places of the right ones, counted from 0; None where that is not known."""
     as_chat: bool = False
     """Wrap each as a turn of the assistant, after the prompt as one of the user."""
+    messages: Sequence[Mapping[str, Any]] = ()
+    """With `as_chat`, in place of that turn of the user; `prompt` then tells of them."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """With `as_chat`, the chat's other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +83,8 @@ class Chat:
     """JSON schemas, for the template."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Other variables of the template."""
+    n_prompt: int = 0
+    """Messages of the prompt, at the beginning: no turn of theirs counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +128,8 @@ class Sample:
     choices: Choices | None = None
     """Instead of a pair, for rankings."""
     meta: Mapping[str, Any] | None = None
-    """The row's other fields, when they are to be carried through."""
+    """The row's other fields, when they are to be carried through; each number is a
+    `WrittenNumber` unless it is an int of 64 bits."""
     regions: Regions | None = None
     """Regions of a text or a pair, where their losses are asked for."""
     flags: Flags = field(default_factory=dict)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Choices
-from seqloss_cli.inputs.rows import Content, checked_text, encodable, missing_field, string_field
+from seqloss_cli.inputs.rows import (
+    TEMPLATE,
+    Content,
+    checked_text,
+    encodable,
+    messages_of,
+    missing_field,
+    refuse_separator,
+    template_fields,
+    unused_context,
+)
+from seqloss_cli.tokenization.chat_templates import content_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +50,92 @@ def choice_content(row: dict[str, Any], fields: ChoiceFields) -> Content:
     for field in fields.choices:
         if field not in row:
             raise missing_field(row, field, "--choices-field")
-    if len(fields.choices) > 1:
-        responses = [string_field(row, field) for field in fields.choices]
-    else:
-        responses = row[fields.choices[0]]
-        if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
-            raise RowError("wrong_type", f"field {fields.choices[0]!r} is not a list of strings")
+    values, labels = _choice_values(row, fields)
+    prompt: Any = "" if fields.prompt is None else row[fields.prompt]
+    messages: Sequence[Mapping[str, Any]] = ()
+    if of_messages := isinstance(prompt, list) or any(isinstance(v, list) for v in values):
+        refuse_separator(fields.separator)
+        messages, values = _conversation(prompt, values)
+        prompt = _told(messages)
+    if as_chat := of_messages or fields.chat:
+        used |= {*TEMPLATE}
+    elif not isinstance(prompt, str):
+        raise RowError("wrong_type", f"field {fields.prompt!r} is not a string")
     answer = row.get(fields.answer) if fields.fixed_answer is None else fields.fixed_answer
     choices = Choices(
-        "" if fields.prompt is None else string_field(row, fields.prompt),
-        tuple(responses),
+        prompt,
+        tuple(values),
         fields.separator,
-        _answers(answer, responses, fields.answer),
-        fields.chat,
+        _answers(answer, values, labels, fields.answer),
+        as_chat,
+        messages,
+        template_fields(row, used) if as_chat else {},
     )
-    return {"choices": checked_choices(choices)}, used
+    return {"choices": checked_choices(choices)} | unused_context(row, used), used
+
+
+def _choice_values(row: dict[str, Any], fields: ChoiceFields) -> tuple[list[Any], list[Any]]:
+    """The choices, each a text or messages, and the names that answers may call them by."""
+    first = fields.choices[0]
+    value, labels = row[first], []
+    if len(fields.choices) > 1:
+        value, labels = [row[field] for field in fields.choices], [*fields.choices]
+    # ARC and its like: {"text": […], "label": ["A", …]}.
+    elif isinstance(value, dict) and isinstance(label := value.get("label"), list):
+        value, labels = value.get("text"), label
+    named = ", ".join(map(repr, fields.choices))
+    if not isinstance(value, list) or not all(isinstance(each, str | list) for each in value):
+        kind = "is not a list of" if len(fields.choices) == 1 else "are not all"
+        raise RowError("wrong_type", f"field {named} {kind} strings, or of messages")
+    if labels and len(labels) != len(value):
+        raise RowError(
+            "wrong_type", f"field {named} has {len(labels)} labels of {len(value)} texts"
+        )
+    return value, labels
+
+
+def _conversation(
+    prompt: str | list[Any], values: list[Any]
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The messages before the choices, and each choice's text: of TRL's rows, whose prompt may
+    stand at the beginning of each choice."""
+    chats = [
+        [{"role": "assistant", "content": value}]
+        if isinstance(value, str)
+        else messages_of(value, f"choice {n}")
+        for n, value in enumerate(values)
+    ]
+    n_shared = 0
+    most = min(map(len, chats), default=1) - 1
+    while n_shared < most and all(chat[n_shared] == chats[0][n_shared] for chat in chats):
+        n_shared += 1
+    shared = chats[0][:n_shared] if chats else []
+    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    if prompt:
+        messages_of(before, "the prompt")
+    own = [message for message in before if message not in shared] if prompt else []
+    if own and shared and (own != before or isinstance(prompt, str)):
+        raise RowError("ambiguous", "its choices begin with messages that its prompt has in part")
+    if not (own or shared):
+        raise RowError("missing_field", "its choices are messages, and none stands before them")
+    texts = []
+    for n, chat in enumerate(chats):
+        answer = chat[n_shared]
+        if len(chat) != n_shared + 1 or answer["role"] != "assistant" or answer.get("tool_calls"):
+            raise RowError("wrong_type", f"choice {n} is more than one message of the assistant's")
+        texts.append(content_text(answer))
+    return [*own, *shared], texts
+
+
+def _told(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A prompt of messages in one text: the user's, where it is the only one, else as JSON."""
+    if (
+        len(messages) == 1
+        and messages[0]["role"] == "user"
+        and isinstance(content := messages[0].get("content"), str)
+    ):
+        return content
+    return orjson.dumps(messages).decode()
 
 
 def checked_choices(choices: Choices) -> Choices:
@@ -64,25 +149,43 @@ def checked_choices(choices: Choices) -> Choices:
     return choices
 
 
-def _answers(value: Any, responses: list[str], field: str) -> tuple[int, ...] | None:
+def _answers(
+    value: Any, responses: list[str], labels: list[Any], field: str
+) -> tuple[int, ...] | None:
     """Places of the right responses; None where the row names none."""
     if value is None:
         return None
     values = value if isinstance(value, list) else [value]
     if not values:
         raise RowError("bad_answer", f"field {field!r} is an empty list")
-    return tuple(_answer(each, responses, field) for each in values)
+    if len(values) == len(responses):
+        # One for each choice, as TruthfulQA has them: [1, 0, 0] is not the places 1, 0 and 0.
+        if all(type(each) is bool for each in values) and any(values):
+            return tuple(n for n, is_right in enumerate(values) if is_right)
+        if all(type(each) is int and each in (0, 1) for each in values):
+            raise RowError(
+                "bad_answer",
+                f"field {field!r} is {value!r:.60}: places, or whether each choice is right? Give "
+                "the places, or true and false for each",
+            )
+    return tuple(_answer(each, responses, labels, field) for each in values)
 
 
-def _answer(value: Any, responses: list[str], field: str) -> int:
+def _answer(value: Any, responses: list[str], labels: list[Any], field: str) -> int:
     # Not isinstance: `true` would be place 1.
-    if type(value) is int and 0 <= value < len(responses):
-        return value
+    if type(value) is int and (value in labels or 0 <= value < len(responses)):
+        return labels.index(value) if value in labels else value
     if isinstance(value, str):
         places = {responses.index(value)} if value in responses else set()
         # isdigit takes superscripts, which int refuses; int refuses thousands of digits.
-        short = value.isascii() and value.isdigit() and len(value) < 10
-        if short and int(value) < len(responses):
+        is_number = value.isascii() and value.isdigit() and len(value) < 10
+        if value in labels:
+            places.add(labels.index(value))
+        elif is_number and int(value) < len(responses):
+            # Winogrande's `option1` is its answer "1".
+            ends = [str(label)[-1] for label in labels]
+            if value in ends and ends.index(value) != int(value):
+                places.add(ends.index(value))
             places.add(int(value))
         if len(places) > 1:
             raise RowError(

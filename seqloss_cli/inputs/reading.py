@@ -124,6 +124,8 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
         with open_input(name) as (stream, position):
             if not (options.lines or _is_jsonl(name, options)):
                 text, flags = _whole_text(stream, options.max_bytes)
+                if name.endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
+                    rows.refuse_document(text)
                 n_bytes = len(text.encode())
                 yield Sample(
                     source, source, text=text, flags=flags, end=position(), n_bytes_read=n_bytes
@@ -171,6 +173,8 @@ def _lines(
         # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
         if number == 1 and raw is not None and raw.startswith(BOM):
             raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
+        if number == 1 and raw is not None and not options.lines:
+            rows.refuse_first_line(raw)
         if raw == b"":
             stats.n_empty_lines += 1
             continue
@@ -179,6 +183,7 @@ def _lines(
             if raw is None:
                 raise RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
             parts: dict[str, Any] = {"id": identity} | parse(raw)
+            flags |= parts.pop("flags", {})
             place: dict[str, Any] = {"end": position(), "n_bytes_read": len(raw)}
             yield Sample(source=source, line=number, flags=flags, **place, **parts)
         except RowError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,16 @@ import numpy as np
 import orjson
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair
+from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair, WrittenNumber
+from seqloss_cli.tokenization.chat_templates import MEDIA
 from seqloss_cli.tokenization.chats import check_message, pair_as_chat
 
 _MOST_NAMES = 10
+_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "response_mask", "loss_mask")
+"""Lists of 0 and 1 beside ids that say which tokens count: TRL's, transformers', others'."""
+_IDENTITIES = ("id", "item", "condition")
+_LONG = 20
+"""Digits of the longest whole number of 64 bits."""
 Content = tuple[dict[str, Any], set[str]]
 """Fields of the `Sample` that a row makes, and the names of the row's fields that were used."""
 
@@ -31,8 +38,42 @@ def parse_row(
         error.row_id = own_id
         raise
     if keep_meta:
-        content["meta"] = {key: value for key, value in row.items() if key not in {"id", *used}}
+        content["meta"] = _meta(raw, {"id", *used})
     return content if own_id is None else content | {"id": own_id}
+
+
+def refuse_document(text: str) -> None:
+    """Raises RowError for the content of a `.json` file that is made of rows, and no text."""
+    value, first = _json_or_none(text), _json_or_none(text.lstrip().partition("\n")[0])
+    if isinstance(value, list):
+        raise _document("a JSON array", ".[]")
+    if isinstance(first, dict):
+        raise RowError("json_document", "is JSON lines, and not a text: --jsonl-input reads rows")
+    for key, rows in value.items() if isinstance(value, dict) else ():
+        if _is_list_of_objects(rows) and rows:
+            raise _document(f"a JSON object with rows in {key!r:.40}", f".[{json.dumps(key)}][]")
+
+
+def refuse_first_line(raw: bytes) -> None:
+    """Raises RowError for the first line of a JSON document where rows of a line are read."""
+    value, start = _json_or_none(raw), raw.split()[:1]
+    is_array = start == [b"["] or raw.lstrip().startswith(b"[{")
+    if (_is_list_of_objects(value) and value) or (value is None and is_array):
+        raise _document("a JSON array", ".[]")
+    if raw.strip() == b"{":
+        raise _document("JSON over several lines", ".")
+
+
+def _document(what: str, query: str) -> RowError:
+    message = f"is {what}, and not a row in each line: `jq -c '{query}' FILE` writes these"
+    return RowError("json_document", message)
+
+
+def _json_or_none(raw: str | bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -44,7 +85,39 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise RowError("bad_json", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise RowError("wrong_type", "is not a JSON object")
+    for name in _IDENTITIES:
+        # What is beyond 64 bits is a float to orjson: as text it keeps its digits.
+        if isinstance(row.get(name), float):
+            row[name] = _exact(raw, parse_int=str)[name]
     return row
+
+
+def _meta(raw: bytes, used: set[str]) -> dict[str, Any]:
+    """The fields of a row that are not used, numbers as they were written."""
+    row = _exact(raw, parse_int=_whole_number, parse_float=WrittenNumber)
+    meta = {key: value for key, value in row.items() if key not in used}
+    try:
+        # With room for what it stands in where it is written.
+        orjson.dumps([[[meta]]], default=float)
+    except TypeError:
+        raise RowError("too_deep", "is nested too deep to be written (--keep-meta)") from None
+    return meta
+
+
+def _whole_number(digits: str) -> int | float:
+    # The range of orjson, in both directions.
+    if len(digits) > _LONG or digits == "-0" or not -(1 << 63) <= int(digits) < 1 << 64:
+        return WrittenNumber(digits)
+    return int(digits)
+
+
+def _exact(raw: bytes, **hooks: Any) -> dict[str, Any]:
+    """The object of a line that orjson takes, by the standard library with its hooks."""
+    try:
+        found: dict[str, Any] = json.loads(raw, **hooks)
+    except RecursionError:
+        raise RowError("too_deep", "is nested too deep") from None
+    return found
 
 
 def own_id_of(row: dict[str, Any]) -> str | None:
@@ -117,8 +190,36 @@ def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
     ids = whole_numbers(row["input_ids"], "input_ids")
     if not len(ids):
         raise RowError("empty", "field 'input_ids' is empty")
-    fields = {"input_ids": ids} | _labels(row, ids)
-    return fields, set(fields)
+    _refuse_packed(row, len(ids))
+    fields, masks = {"input_ids": ids} | _labels(row, ids), _masks(row, len(ids))
+    if masks:
+        counts = np.all(list(masks.values()), axis=0)
+        fields["labels"] = np.where(counts, fields.get("labels", ids), IGNORED)
+    return fields, {*fields, *masks, "attention_mask"}
+
+
+def _masks(row: dict[str, Any], n: int) -> dict[str, Ints]:
+    """The masks of a row of `n` ids: a token counts where all of them are 1, as TRL has it."""
+    masks = {name: whole_numbers(row[name], name) for name in _MASKS if row.get(name) is not None}
+    for name, mask in masks.items():
+        if len(mask) != n or not np.isin(mask, (0, 1)).all():
+            raise RowError("bad_labels", f"{name} is not a 0 or 1 for each of {n} input_ids")
+    return masks
+
+
+def _refuse_packed(row: dict[str, Any], n: int) -> None:
+    """Raises RowError for ids that are padded, or several sequences in one row."""
+    attended = row.get("attention_mask")
+    if attended is not None and attended != [1] * n:
+        raise RowError(
+            "padded", "its attention_mask is not 1 at each of its input_ids: leave padding out"
+        )
+    lengths, positions = row.get("seq_lengths"), row.get("position_ids")
+    if lengths not in (None, [n]) or positions not in (None, [*range(n)]):
+        raise RowError(
+            "packed_row",
+            "its seq_lengths or position_ids are of several sequences: give a row to each",
+        )
 
 
 def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
@@ -149,18 +250,19 @@ class PairFields:
     """Wrap them as one turn of the user and one of the assistant."""
 
 
-_TEMPLATE = ("tools", "chat_template_kwargs")
+TEMPLATE = ("tools", "chat_template_kwargs", "documents")
+_CONTEXT = (
+    *("system", "system_prompt", "system_message", "history", "context", "input", "functions"),
+    *("documents", "tools"),
+)
+"""Fields that data sets put beside a prompt, and that belong before the response."""
 
 
 def pair_or_chat(row: dict[str, Any], fields: PairFields) -> Content:
     """A pair, or the messages of a row without a response; and the fields that were used."""
+    prompt, response = row.get(fields.prompt), row.get(fields.response)
     if "messages" in row and fields.response not in row:
-        if fields.separator:
-            raise RowError(
-                "separator_with_chat", "--separator is for plain pairs; a chat's template separates"
-            )
-        template = _template_fields(row)
-        return {"chat": Chat(_messages(row["messages"]), **template)}, {"messages", *_TEMPLATE}
+        return _chat_content(row, fields, ("messages",))
     for field, flag in ((fields.prompt, "--prompt-field"), (fields.response, "--response-field")):
         if field not in row:
             raise missing_field(row, field, flag)
@@ -168,12 +270,41 @@ def pair_or_chat(row: dict[str, Any], fields: PairFields) -> Content:
         raise RowError(
             "ambiguous", f"has both 'messages' and {fields.response!r}; give one of them"
         )
+    if isinstance(prompt, list) and isinstance(response, list):
+        return _chat_content(row, fields, (fields.prompt, fields.response))
     pair = Pair(
         string_field(row, fields.prompt), string_field(row, fields.response), fields.separator
     )
-    template = _template_fields(row) if fields.chat else {}
-    used = {fields.prompt, fields.response, *(_TEMPLATE if fields.chat else ())}
-    return pair_content(pair, fields.chat, template), used
+    used = {fields.prompt, fields.response, *(TEMPLATE if fields.chat else ())}
+    template = template_fields(row, used) if fields.chat else {}
+    return pair_content(pair, fields.chat, template) | unused_context(row, used), used
+
+
+def _chat_content(row: dict[str, Any], fields: PairFields, names: tuple[str, ...]) -> Content:
+    """A chat of one field, or of a prompt's messages and a response's, as TRL has them."""
+    refuse_separator(fields.separator)
+    parts = [messages_of(row[name], f"field {name!r}") for name in names]
+    used = {*names, *TEMPLATE}
+    chat = Chat(
+        [message for part in parts for message in part],
+        n_prompt=len(parts[0]) if len(parts) > 1 else 0,
+        **template_fields(row, used),
+    )
+    return {"chat": chat} | unused_context(row, used), used
+
+
+def refuse_separator(separator: str) -> None:
+    """Raises RowError for a separator where a chat's template separates."""
+    if separator:
+        raise RowError(
+            "separator_with_chat", "--separator is for plain pairs; a chat's template separates"
+        )
+
+
+def unused_context(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
+    """The flag of a row with fields that belong before its response, and are not used."""
+    n = sum(bool(row.get(name)) for name in _CONTEXT if name not in used)
+    return {"flags": {"unused_context": n}} if n else {}
 
 
 def pair_content(
@@ -188,21 +319,35 @@ def pair_content(
     return {"pair": pair, "chat": pair_as_chat(pair, **(template or {}))}
 
 
-def _template_fields(row: dict[str, Any]) -> dict[str, Any]:
+def template_fields(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
+    """What the template of a row's chat is given beside messages.
+
+    Raises RowError for what no text stands for: pictures and the like.
+    """
+    for name in MEDIA:
+        if row.get(name) and name not in used:
+            raise RowError("unsupported_part", f"field {name!r} is no text: it cannot be scored")
     tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")
-    if tools is not None and not _is_list_of_objects(tools):
-        raise RowError("wrong_type", "field 'tools' is not a list of objects")
+    if isinstance(tools, str) and tools:  # as columns of one type have them
+        tools = _json_or_none(tools)
+        if tools is None:
+            raise RowError("wrong_type", "field 'tools' is a string that is no JSON")
+    for name, value in (("tools", tools), ("documents", row.get("documents"))):
+        if value is not None and value != "" and not _is_list_of_objects(value):
+            raise RowError("wrong_type", f"field {name!r} is not a list of objects")
     if kwargs is not None and not isinstance(kwargs, dict):
         raise RowError("wrong_type", "field 'chat_template_kwargs' is not an object")
-    return {"tools": tools or None, "template_kwargs": kwargs or {}}
+    documents = {"documents": row["documents"]} if row.get("documents") else {}
+    return {"tools": tools or None, "template_kwargs": {**documents, **(kwargs or {})}}
 
 
-def _messages(messages: object) -> list[dict[str, Any]]:
+def messages_of(messages: object, where: str) -> list[dict[str, Any]]:
+    """The messages of a field, checked."""
     if not _is_list_of_objects(messages):
-        raise RowError("wrong_type", "field 'messages' is not a list of objects")
+        raise RowError("wrong_type", f"{where} is not a list of objects")
     assert isinstance(messages, list)
     if not messages:
-        raise RowError("empty", "field 'messages' is empty")
+        raise RowError("empty", f"{where} is empty")
     for n, message in enumerate(messages):
         check_message(n, message)
         if not isinstance(message.get("content"), str | list | None):

@@ -12,7 +12,13 @@ from typing import Any, Generic, TypeVar
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
-from seqloss_cli.inputs.rows import own_id_of, parse_object, string_or_whole, whole_numbers
+from seqloss_cli.inputs.rows import (
+    own_id_of,
+    parse_object,
+    refuse_first_line,
+    string_or_whole,
+    whole_numbers,
+)
 from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.tokenization.labels import Labels
@@ -107,6 +113,7 @@ class SideFile(Generic[T]):
             for line, raw in enumerate(bounded_lines(stream, max_bytes), start=1):
                 if line == 1 and raw is not None:
                     raw = raw.removeprefix(BOM)
+                    refuse_first_line(raw)
                 if raw != b"" and (row := self._parsed(line, raw, max_bytes)) is not None:
                     yield row
 
@@ -228,16 +235,22 @@ def _spans(spans: Iterable[tuple[str, int, int]], text: str) -> Iterator[Region]
 def _match_strings(strings: Iterable[tuple[str, str]], text: str) -> Iterator[Region]:
     """Finds strings that follow one another, with nothing but white space between them."""
     cursor = 0
-    for name, content in strings:
-        start = cursor
-        # A string may hold the space before it itself: space is passed over only where it does not.
-        if content and not text.startswith(content, cursor):
-            start = _past_space(text, cursor)
-        if not text.startswith(content, start):
+    for name, written in strings:
+        content, start = written, cursor
+        is_there = text.startswith(content, start)
+        if not is_there:
+            # Blanks at its ends stand for one or more, of any kind, or for an end of the text.
+            content, start = written.strip(), _past_space(text, cursor)
+            before, after = text[:start][-1:], text[start + len(content) :][:1]
+            blanks = (written[:1].isspace(), before), (written[-1:].isspace(), after)
+            is_there = text.startswith(content, start) and not any(
+                asked and found and not found.isspace() for asked, found in blanks
+            )
+        if not is_there:
             there = text[start : start + _SHOWN]
             raise RowError(
                 _MISMATCH,
-                f"region {name!r:.60} is {content!r:.60}, the text goes on with {there!r} at "
+                f"region {name!r:.60} is {written!r:.60}, the text goes on with {there!r} at "
                 f"character {start}",
             )
         cursor = start + len(content)

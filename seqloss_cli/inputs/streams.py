@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import sys
@@ -11,11 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import LFS_MESSAGE, LFS_POINTER, RowError
+from seqloss_cli.core.escaping import shown_path
 
 STDIN = "-"
 BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+_KINDS = {
+    b"\x1f\x8b": "gzip under another name: call it FILE.gz",
+    b"\x28\xb5\x2f\xfd": "zstd under another name: call it FILE.zst",
+    b"BZh91AY&SY": "bzip2: unpack it, `bunzip2 FILE`",
+    b"\xfd7zXZ\0": "xz: unpack it, `unxz FILE`",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"PAR1": "Parquet: `Dataset.to_json` of the package datasets makes rows of it",
+    b"ARROW1\0\0": "Arrow: `Dataset.to_json` of the package datasets makes rows of it",
+    b"%PDF-": "a PDF: extract its text",
+}
+"""How files begin that are no text, and what they are."""
+_LOOK = 64
 _CHUNK = 1 << 16
 # Small: zstd may make megabytes of one chunk, and there is no way to tell it to stop.
 _COMPRESSED_CHUNK = 256
@@ -32,13 +46,13 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
             if sys.stdin is None:
                 raise RowError("unreadable", "stdin is closed")
             stdin = _own_stdin()
-            yield _decompressed(stdin, _suffix_by_magic(stdin)), lambda: 0
+            yield _checked(_decompressed(stdin, _suffix_by_magic(stdin)), "FILE"), lambda: 0
             return
         path = Path(name)
         with path.open("rb") as stored:
             # A named pipe has no position.
             position = stored.tell if stored.seekable() else lambda: 0
-            yield _decompressed(stored, path.suffix), position
+            yield _checked(_decompressed(stored, path.suffix), name), position
     except IsADirectoryError:
         raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:
@@ -71,6 +85,41 @@ def _decompressed(stored: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".zst":
         return cast(BinaryIO, io.BufferedReader(_ZstdStream(stored), _CHUNK))
     return stored
+
+
+def _checked(stream: BinaryIO, name: str) -> BinaryIO:
+    """The stream, if it does not begin as what is only in the place of a text.
+
+    Raises RowError with what makes a text of it.
+    """
+    peek = getattr(stream, "peek", None)
+    beginning = peek(_LOOK)[:_LOOK] if peek else b""
+    if beginning.startswith(LFS_POINTER):
+        raise RowError("lfs_pointer", LFS_MESSAGE)
+    if (encoding := wide_encoding(beginning)) is not None:
+        raise RowError(
+            "utf_16",
+            f"is {encoding}, and not UTF-8: `iconv -f {encoding} -t UTF-8 {shown_path(name)}` "
+            "converts it",
+        )
+    for magic, kind in _KINDS.items():
+        if beginning.startswith(magic):
+            raise RowError("binary_data", f"is {kind}")
+    return stream
+
+
+def wide_encoding(beginning: bytes) -> str | None:
+    """UTF-16 or UTF-32, by the byte-order mark, or by NULs beside ASCII; None for others."""
+    if beginning.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    pairs = beginning[: len(beginning) // 2 * 2]
+    if len(pairs) >= 4:
+        for name, ascii, nuls in (("LE", 0, 1), ("BE", 1, 0)):
+            if not any(pairs[nuls::2]) and all(pairs[ascii::2]) and pairs[ascii::2].isascii():
+                return f"UTF-16{name}"
+    return None
 
 
 class _ZstdStream(io.RawIOBase):

@@ -279,7 +279,9 @@ def _as_pairs(sample: Sample, without_prompt: bool) -> Iterator[Sample]:
     for prompt in prompts:
         for response in dict.fromkeys(choices.responses):
             pair = Pair(prompt, response, choices.separator)
-            chat = pair_as_chat(pair) if choices.as_chat else None
+            # Without its prompt: after a turn of the user that is empty.
+            messages = choices.messages if prompt else ()
+            chat = pair_as_chat(pair, messages, **choices.template) if choices.as_chat else None
             # Of the pair, not of the row: the read-ahead is to be bounded by what is scored.
             n_bytes = len(pair.text.encode())
             yield replace(

@@ -39,6 +39,7 @@ def adapter_files(choice: ModelChoice) -> tuple[Path, ...]:
     files.require_weights(f"adapter {name}", _WEIGHTS[0], bool(safe), bool(pickled), choice)
     weights = safe or pickled
     assert weights is not None
+    files.require_whole_files(configuration, weights)
     return configuration, weights
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.errors import LFS_MESSAGE, LFS_POINTER, RunError
 from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 
 CONFIGURATION = "config.json"
@@ -114,9 +115,50 @@ def weight_files(place: Path) -> list[Path]:
         if (place / single).is_file():
             return [place / single]
         if index.is_file():
-            names = json.loads(index.read_text())["weight_map"].values()
-            return [place / name for name in sorted(set(names))]
+            require_whole_files(index)
+            try:
+                names = json.loads(index.read_text())["weight_map"].values()
+                return [place / name for name in sorted(set(names))]
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise RunError(f"{index} is no index of weights: {error}") from error
     return sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
+
+
+def require_whole_files(*paths: Path) -> None:
+    """Raise RunError for a file that is missing, cut off, or a pointer to its content."""
+    # Libraries tell of neither by the file's name: `header too large`, `failed finding central
+    # directory`.
+    for path in paths:
+        if (fault := _fault(path)) is not None:
+            raise RunError(f"{path} {fault}")
+
+
+def _fault(path: Path) -> str | None:
+    if not path.is_file():
+        return "is not there, though the index of the weights names it"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+        if start.startswith(LFS_POINTER):
+            return LFS_MESSAGE
+        if not start:
+            return "is empty"
+        if path.suffix != ".safetensors":
+            is_cut_zip = start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path)
+            return "is cut off: its end is missing" if is_cut_zip else None
+        # Eight bytes with the length of a JSON header, which says where each tensor ends.
+        length = int.from_bytes(start[:8], "little")
+        if not start[8:].startswith(b"{"):
+            return f"is no safetensors file: it begins with {start[:16]!r}"
+        file.seek(8)
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        tensors = {} if not header else json.loads(header)
+        ends = [t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        return f"has a damaged header: {error}"
+    whole = 8 + length + max(ends, default=0)
+    return None if size >= whole else f"is cut off: {size} of {whole} bytes are there"
 
 
 def file_sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqloss_cli.core.errors import RunError, load_extra
-from seqloss_cli.models.files import is_gguf
+from seqloss_cli.models.files import is_gguf, require_whole_files
 
 _FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -69,6 +69,7 @@ def read_gguf(path: str) -> GgufFile | None:
     if not is_gguf(path):
         return None
     gguf: Any = load_extra("gguf", f"{path} (GGUF)", "gguf", "accelerate")
+    require_whole_files(Path(path))
     stat = Path(path).stat()
     return _read(gguf, path, stat.st_size, stat.st_mtime_ns)
 

@@ -36,6 +36,8 @@ def load_config(path: str, choice: ModelChoice) -> Any:
     from transformers import AutoConfig
 
     read_gguf(path)  # RunError where it is damaged
+    if (configuration := Path(path) / files.CONFIGURATION).is_file():
+        files.require_whole_files(configuration)
     folder, source = gguf_source(path)
     try:
         config = AutoConfig.from_pretrained(folder, **source, **files.hub_settings(choice))
@@ -309,3 +311,4 @@ def _require_weights(path: str, choice: ModelChoice) -> None:
         return  # a GGUF file, or a hub name: transformers looks for the files
     safe, pickled = (any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
     files.require_weights(f"model {path}", ".safetensors file", safe, pickled, choice)
+    files.require_whole_files(*files.weight_files(folder))

@@ -17,7 +17,12 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import ModelChoice
-from seqloss_cli.models.files import checkpoint_path, find_file, hub_settings
+from seqloss_cli.models.files import (
+    checkpoint_path,
+    find_file,
+    hub_settings,
+    require_whole_files,
+)
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.gguf_vocabulary import gguf_tokenizer
 from seqloss_cli.models.sentencepiece_models import (
@@ -52,6 +57,7 @@ def load_tokenizer(choice: ModelChoice) -> tuple[Any, list[str]]:
     revision = None if choice.tokenizer else choice.revision
     own_file = find_file(name, "tokenizer.json", choice.offline, revision)
     if own_file is not None:
+        require_whole_files(own_file)
         loaded, warnings = _load_own(name, own_file, choice, revision)
     else:
         loaded, warnings = _load_made(name, choice, revision)
@@ -65,6 +71,8 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     if (file := read_gguf(name)) is not None:
         return gguf_tokenizer(file)
     model_file = find_file(name, "tokenizer.model", choice.offline, revision)
+    if model_file is not None:
+        require_whole_files(model_file)
     if model_file is not None and (model := read_sentencepiece(model_file)) is not None:
         files = [find_file(name, file, choice.offline, revision) for file in _BESIDE]
         settings = _json(model_file.parent / "tokenizer_config.json")

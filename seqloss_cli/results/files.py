@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected
 from seqloss_cli.core.run_record import POLICIES
-from seqloss_cli.inputs.streams import STDIN, open_input
+from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
 from seqloss_cli.results.formats.json import NoResultsError
@@ -182,8 +183,8 @@ def _is_of(name: str, format: Format) -> bool:
     if not format.magic or name == STDIN:
         return False
     # An error is reported where the file is opened to be read.
-    with suppress(RowError), open_input(name) as (stream, _):
-        return bool(stream.read(len(format.magic)) == format.magic)
+    with suppress(OSError, ValueError), Path(name).open("rb") as stream:
+        return stream.read(len(format.magic)) == format.magic
     return False
 
 

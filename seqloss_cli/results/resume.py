@@ -22,6 +22,7 @@ import orjson
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.inputs.streams import BOM
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
 
 _RUN = b'{"type":"run"'
@@ -85,6 +86,8 @@ def recorded_run(path: Path) -> Mapping[str, Any] | None:
 
 
 def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
+    if stream.peek(len(BOM)).startswith(BOM):  # as editors put it there
+        stream.seek(len(BOM))
     # A loss of power may leave the length and nothing but NULs: a torn line, not another's file.
     start = stream.peek(len(_RUN))[: len(_RUN)].rstrip(b"\0")
     if not _RUN.startswith(start):

@@ -1,10 +1,15 @@
-"""Render chats with a chat template, whole or in part, and see what it writes around a message."""
+"""Render chats with a chat template, whole or in part, and see what it writes around a message.
+
+Messages are given to it in the form that it takes: contents as texts or in parts.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from seqloss_cli.core.errors import RowError
@@ -21,6 +26,107 @@ _RESERVED = (
     *("continue_final_message", "return_assistant_tokens_mask"),
 )
 """Names that render_jinja_template itself takes, and a row's own settings must not."""
+
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys of what no text stands for."""
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+"""Types of parts of a content that are text, under the key `text` or their own."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_FIELDS = (*_REASONING, "refusal", "name", "function_call", "prefix", "citations", "tool_plan")
+"""Keys of a message that belong to what it says, and that a template may leave out."""
+
+
+def content_text(message: Mapping[str, Any]) -> str:
+    """The text of a message; of several parts, all of them. RowError for one that is no text."""
+    return "".join(_texts_of(message))
+
+
+def is_written(message: Mapping[str, Any], text: str) -> bool:
+    """A message's content is in the rendered text as it was, but for white space around."""
+    content = message.get("content")
+    # A template that expects strings prints parts as Python or JSON writes them.
+    parts = (
+        [part for part in content if isinstance(part, dict)] if isinstance(content, list) else ()
+    )
+    printed = any(
+        shown in text
+        for part in parts
+        for shown in (str(part), json.dumps(part, ensure_ascii=False))
+    )
+    return not printed and all(each.strip() in text for each in _texts_of(message))
+
+
+def _texts_of(message: Mapping[str, Any]) -> list[str]:
+    content = message.get("content")
+    if isinstance(content, list):
+        return [_text_of_part(part) for part in content]
+    return [content] if isinstance(content, str) else []
+
+
+def _text_of_part(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    text = part.get("text", part.get(str(kind))) if isinstance(part, dict) else None
+    if kind not in _TEXT_PARTS or not isinstance(text, str):
+        raise RowError(
+            "unsupported_part",
+            f"the content of a message has a part of type {kind!r:.40}, which is no text",
+        )
+    return text
+
+
+def _in_parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    is_list = isinstance(message.get("content"), list)
+    return {**message, "content": content_text(message)} if is_list else message
+
+
+def _as_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {**message, "content": _in_parts(content)} if isinstance(content, str) else message
+
+
+def _n_parts(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    return len(content) if isinstance(content, list) else 0
+
+
+def _without(chat: Chat, name: str) -> Chat:
+    """The chat, its messages without a field."""
+    messages = [{k: v for k, v in each.items() if k != name} for each in chat.messages]
+    return replace(chat, messages=messages)
+
+
+def _with_parsed_arguments(message: Mapping[str, Any], text: str) -> Mapping[str, Any]:
+    """The message, arguments of tool calls that were quoted once more in the text as objects.
+
+    OpenAI has them as JSON in a string; most templates write what they are given as JSON.
+    """
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    found = [_with_parsed_call(call, text) for call in calls]
+    return message if found == calls else {**message, "tool_calls": found}
+
+
+def _with_parsed_call(call: Any, text: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_parsed_call(call["function"], text)}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str) or json.dumps(arguments, ensure_ascii=False) not in text:
+        return call
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
 
 
 class ChatTemplate:
@@ -53,6 +159,80 @@ class ChatTemplate:
     def text_of(self, chat: Chat) -> str | None:
         """The chat rendered; None where the template does not take it."""
         return _or_none(lambda: self.render(chat).text)
+
+    def render_fitting(self, chat: Chat) -> tuple[Chat, Rendering, dict[str, int]]:
+        """The chat with its contents in the form that the template takes, texts or parts, and with
+        arguments of tools as objects where it would quote them; its rendering; flags with counts.
+
+        Raises as `render` does.
+        """
+        chat, n_joined = self._fitting(chat)
+        rendering = self.render(chat)
+        parsed = [_with_parsed_arguments(each, rendering.text) for each in chat.messages]
+        n_parsed = sum(a is not b for a, b in zip(parsed, chat.messages, strict=True))
+        if n_parsed:
+            chat = replace(chat, messages=parsed)
+            rendering = self.render(chat)
+        text = rendering.text
+        counts = {
+            "content_changed": sum(not is_written(each, text) for each in chat.messages),
+            "tools_not_rendered": self._count_tools_left_out(chat, text),
+            "fields_not_rendered": self._count_fields_left_out(chat, text),
+            "parts_joined": n_joined,
+            "tool_arguments_parsed": n_parsed,
+        }
+        return chat, rendering, counts
+
+    def _fitting(self, chat: Chat) -> tuple[Chat, int]:
+        """The chat, its contents in the other form where the template does not write this one;
+        and how many contents of several parts were joined."""
+        said = [n for n, each in enumerate(chat.messages) if content_text(each).strip()]
+        texts = [n for n in said if isinstance(chat.messages[n]["content"], str)]
+        found = self._written(chat, said)
+        if len(found) == len(said):
+            return chat, 0
+        forms = []
+        if len(texts) < len(said):
+            forms.append(replace(chat, messages=[*map(_as_text, chat.messages)]))
+        # A template for parts goes through the characters of a text, and writes none of them. One
+        # that writes some texts, and changes others, is left in peace.
+        if found.isdisjoint(texts):
+            forms.append(replace(chat, messages=[*map(_as_parts, chat.messages)]))
+        best, most = chat, len(found)
+        for form in forms:
+            if len(found := self._written(form, said)) > most:
+                best, most = form, len(found)
+        pairs = zip(chat.messages, best.messages, strict=True)
+        n_joined = sum(isinstance(b.get("content"), str) and _n_parts(a) > 1 for a, b in pairs)
+        return best, n_joined
+
+    def _written(self, chat: Chat, said: Sequence[int]) -> set[int]:
+        """Those of the messages `said` whose content is in the rendering."""
+        text = self.text_of(chat)
+        return set() if text is None else {n for n in said if is_written(chat.messages[n], text)}
+
+    def _count_tools_left_out(self, chat: Chat, text: str) -> int:
+        """Number of messages with tool calls, and of lists of tools, that change nothing."""
+        calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
+        left_out = calls and self.text_of(_without(chat, "tool_calls")) == text
+        no_tools = chat.tools and self.text_of(replace(chat, tools=None)) == text
+        return (calls if left_out else 0) + bool(no_tools)
+
+    def _count_fields_left_out(self, chat: Chat, text: str) -> int:
+        """Number of fields of messages, and documents, that are not in the text."""
+        count = 0
+        for name in _FIELDS:
+            values = [value for each in chat.messages if (value := each.get(name))]
+            # A thought may stand under several of its names: without one of them nothing changes.
+            is_alone = bool(values) and name not in _REASONING
+            all_left_out = is_alone and self.text_of(_without(chat, name)) == text
+            missing = [v for v in values if isinstance(v, str) and v.strip() not in text]
+            count += len(values) if all_left_out else len(missing)
+        others = {k: v for k, v in chat.template_kwargs.items() if k != "documents"}
+        has_documents = len(others) < len(chat.template_kwargs)
+        if has_documents and self.text_of(replace(chat, template_kwargs=others)) == text:
+            count += 1
+        return count
 
     def render(self, chat: Chat) -> Rendering:
         """Renders a chat. Raises RowError without a template, or when it does not take the chat."""
@@ -89,7 +269,8 @@ class Rendering:
         None where something other than the content depends on it.
         """
         messages = [dict(message) for message in self._chat.messages[: n + 1]]
-        messages[n]["content"] = _STAND_IN
+        in_parts = isinstance(messages[n].get("content"), list)
+        messages[n]["content"] = _in_parts(_STAND_IN) if in_parts else _STAND_IN
         written = _or_none(lambda: self._render(messages, False)[0])
         parts = () if written is None else written.split(_STAND_IN)
         return (parts[0], parts[1]) if len(parts) == 2 else None

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import PairPolicy, TurnChoice
 from seqloss_cli.core.records import Chat, Pair
-from seqloss_cli.tokenization.chat_templates import ChatTemplate, Rendering, Span
+from seqloss_cli.tokenization.chat_templates import (
+    MEDIA,
+    ChatTemplate,
+    Rendering,
+    Span,
+    content_text,
+)
 
+_WEIGHTS = ("weight", "train", "training", "trainable", "loss")
+"""Keys of a message that say whether its loss counts: OpenAI's, Axolotl's, ms-swift's."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 
@@ -33,15 +41,15 @@ class RenderedChat:
     turn_ends: tuple[int, ...]
     """For each message the character at which its text ends."""
     counts: Mapping[str, int]
-    """Flags of its template: `content_changed`, messages whose content is not in the text as it
-    was, but for white space around; `tools_not_rendered`, messages whose tool calls are left out,
-    and one for tools that are; `no_end_of_turn`, scored turns that no control token ends."""
+    """Flags of its rendering; `no_end_of_turn`: scored turns that no control token ends."""
 
 
-def pair_as_chat(pair: Pair, **template: Any) -> Chat:
-    """One turn of the user and one of the assistant; `template` holds the chat's other fields."""
-    turns = (("user", pair.prompt), ("assistant", pair.response))
-    return Chat([{"role": role, "content": content} for role, content in turns], **template)
+def pair_as_chat(pair: Pair, messages: Sequence[Mapping[str, Any]] = (), **template: Any) -> Chat:
+    """A turn of the user, or `messages` in its place, and one of the assistant; `template` holds
+    the chat's other fields."""
+    prompt = messages or [{"role": "user", "content": pair.prompt}]
+    answer = {"role": "assistant", "content": pair.response}
+    return Chat([*prompt, answer], n_prompt=len(messages), **template)
 
 
 def render_chat(
@@ -54,14 +62,16 @@ def render_chat(
     """
     turns = policy.turns
     _check_messages(chat, turns)
-    rendering = template.render(chat)
+    chat, rendering, counts = template.render_fitting(chat)
     finder = _TurnFinder(chat, rendering, control, policy.end_of_turn)
     roles = tuple(message["role"] for message in chat.messages)
     answers = [n for n, role in enumerate(roles) if role == "assistant"]
     spans: dict[int, Span] = {}
     scored, n_without_end_token = [(0, len(rendering.text))], 0
     if turns != "all":
-        found = finder.turns(answers, answers[-1:] if turns == "last" else answers)
+        wanted = answers[-1:] if turns == "last" else answers
+        wanted = [n for n in wanted if n >= chat.n_prompt and _weight(chat.messages[n])]
+        found = finder.turns(answers, wanted)
         spans = {n: turn.span for n, turn in found.items()}
         scored = [span for span in spans.values() if span[0] < span[1]]
         if policy.end_of_turn:
@@ -71,11 +81,7 @@ def render_chat(
         scored=tuple(scored),
         roles=roles,
         turn_ends=tuple(finder.turn_ends(spans)),
-        counts={
-            "content_changed": sum(_is_changed(each, rendering.text) for each in chat.messages),
-            "tools_not_rendered": _count_not_rendered(template, chat, rendering.text),
-            "no_end_of_turn": n_without_end_token,
-        },
+        counts={**counts, "no_end_of_turn": n_without_end_token},
     )
 
 
@@ -116,7 +122,7 @@ class _TurnFinder:
         block_of, text = dict(zip(answers, blocks, strict=True)), self._rendering.text
         turns = {}
         for n in scored:
-            content = _content(self._messages[n]).strip()
+            content = content_text(self._messages[n]).strip()
             by_block = self._by_block(n, block_of[n])
             turns[n] = _check_against_prefix(n, text, content, by_block, self._by_prefix(n))
         return turns
@@ -152,7 +158,7 @@ class _TurnFinder:
         after the content.
         """
         start, written = block[0], self._rendering.text[slice(*block)]
-        content, around = _content(self._messages[n]), self._rendering.around(n)
+        content, around = content_text(self._messages[n]), self._rendering.around(n)
         if around is None:
             return [self._turn(n, start, written, None, in_block=True)]
         # The block may end anywhere in what is written after the content: `-%}` strips white
@@ -173,7 +179,7 @@ class _TurnFinder:
         """
         message = self._messages[n]
         # Most templates strip contents, some write them as they are: only the middle is sure.
-        content = _content(message).strip()
+        content = content_text(message).strip()
         if message.get("tool_calls") or (after is None and content not in written):
             # Calls of tools may hold control tokens of their own; the one that ends them is last.
             tokens = list(self._control.finditer(written))
@@ -203,7 +209,7 @@ class _TurnFinder:
             through = self._rendering.beginning(n + 1)
             agreed = 0 if through is None else self._agreement(through)
             least = spans[n][1] if n in spans else end
-            content = _content(message).strip()
+            content = content_text(message).strip()
             if through is None or agreed < least:
                 found = text.find(content, end)
                 agreed = least if n in spans or found < 0 else found + len(content)
@@ -232,6 +238,15 @@ def check_message(n: int, message: Mapping[str, Any]) -> None:
         raise RowError("missing_field", f"message {n} has no 'content'")
 
 
+def _weight(message: Mapping[str, Any]) -> Any:
+    """The message's own word on whether its loss counts; without one 1 of the assistant's."""
+    for key in _WEIGHTS:
+        value = message.get(key)
+        if isinstance(value, bool) or (key == "weight" and value is not None):
+            return value
+    return int(message["role"] == "assistant")
+
+
 def _check_messages(chat: Chat, turns: TurnChoice) -> None:
     if not chat.messages:
         raise RowError("empty", "has no messages")
@@ -242,38 +257,22 @@ def _check_messages(chat: Chat, turns: TurnChoice) -> None:
                 "unknown_role",
                 f"message {n} has the role {role!r:.40}, which is none of {', '.join(ROLES)}",
             )
+        content_text(message)  # RowError where it holds more than text
+        if media := [name for name in MEDIA if message.get(name)]:
+            raise RowError("unsupported_part", f"message {n} has {media[0]!r}, which are no text")
+        weight = _weight(message)
+        if turns != "all" and (weight not in (0, 1) or (weight and role != "assistant")):
+            raise RowError(
+                "bad_weight",
+                f"message {n} has a weight of {weight!r:.40}: of the assistant's 0 and 1 are "
+                "taken, of others 0",
+            )
     if turns != "all" and chat.messages[-1]["role"] != "assistant":
         raise RowError(
             "ends_without_response",
             f"the last message is the {chat.messages[-1]['role']}'s: no response to score "
             "(--score all takes it)",
         )
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message; of several parts, those that are text."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _is_changed(message: Mapping[str, Any], text: str) -> bool:
-    """The content is not in the text as it was."""
-    content = message.get("content")
-    # A template that expects strings prints a list of parts as Python writes it.
-    printed = isinstance(content, list) and str(content) in text
-    return printed or _content(message).strip() not in text
-
-
-def _count_not_rendered(template: ChatTemplate, chat: Chat, text: str) -> int:
-    """Number of messages with tool calls, and of lists of tools, that do not show in the text."""
-    messages = [{k: v for k, v in each.items() if k != "tool_calls"} for each in chat.messages]
-    n_calls = sum(bool(message.get("tool_calls")) for message in chat.messages)
-    n_tools = int(bool(chat.tools))
-    others = (n_calls, replace(chat, messages=messages)), (n_tools, replace(chat, tools=None))
-    # A template that writes the same text without something does not write that.
-    return sum(n for n, other in others if n and template.text_of(other) == text)
 
 
 def _require_prefix(n: int, by_prefix: _Turn | None) -> _Turn:

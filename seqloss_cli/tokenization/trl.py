@@ -73,7 +73,7 @@ class TrlTrainer:
             if self.assistant_only:
                 raise RowError("refused", "the trainer stops: assistant_only_loss is for chats")
             return self._pair(sample.pair)
-        if sample.pair is not None:
+        if sample.pair is not None or sample.chat.n_prompt:
             return self._chat_pair(sample.chat)
         return self._rendered(sample.chat, sample.chat.messages)
 
@@ -88,7 +88,8 @@ class TrlTrainer:
         return joint, np.arange(len(joint)) >= common_prefix(prompt, joint)
 
     def _chat_pair(self, chat: Chat) -> tuple[Any, Any]:
-        prompt, _ = self._rendered(chat, chat.messages[:-1], generation_prompt=True)
+        before = chat.messages[: chat.n_prompt or -1]
+        prompt, _ = self._rendered(chat, before, generation_prompt=True)
         joint, mask = self._rendered(chat, chat.messages)
         return joint, mask & (np.arange(len(joint)) >= common_prefix(prompt, joint))
 

@@ -576,8 +576,9 @@ def test_the_default_model_is_said(score: Score, tmp_path: Path) -> None:
     assert "demo" in score(*run).stderr
     assert score(*run, "--model", "demo").stderr == ""
     assert score(*run, SEQLOSS_MODEL="demo").stderr == ""
-    (tmp_path / "my.yaml").write_text("model: demo")
-    assert score(*run, "--config", "my.yaml").stderr == ""
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "my.yaml").write_text("model: demo", encoding)
+        assert score(*run, "--config", "my.yaml").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -595,6 +596,13 @@ def test_the_default_model_is_said(score: Score, tmp_path: Path) -> None:
         ("- top-k", "mapping"),
         ("3: 4", "mapping"),
         ("a: [", "YAML"),
+        ("score:\n  top-k: 3", "score: is no section"),
+        ("rank: {by: sum}", "rank: is no section"),
+        ("top-k: 3\ntop-k: 3", "top-k: is there twice"),
+        ("text-field: no", "text-field: takes a text (YAML reads it as False"),
+        ("text-field: 2020-01-02", "put it in quotes"),
+        ("compile: on", "put it in quotes"),
+        ("a: 2020-13-45", "is not YAML"),
     ],
 )
 def test_a_wrong_configuration_names_file_and_key(
@@ -631,6 +639,14 @@ def test_wrong_flags_exit_2(
     result = score("--text", "a", *arguments, **env)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in unwrapped(result.stderr)
+
+
+@pytest.mark.parametrize("width", ["0", "00", "-3", "²", "x", ""])
+def test_a_width_that_is_none_is_not_taken(width: str) -> None:
+    words = ("score", "--model", "demo", "--text", "a b")
+    result = in_process(*words, COLUMNS=width, LINES=width, TERMINAL_WIDTH=width)
+    assert result.stdout == in_process(*words, COLUMNS="80").stdout != ""
+    assert "Usage: seqloss" in in_process("score", "--help", COLUMNS=width).stdout
 
 
 @pytest.mark.parametrize("command", [(), ("score",), ("cond",), ("mask",)])

@@ -527,7 +527,7 @@ def test_totals_of_a_comparison(cond: Cond, tmp_path: Path) -> None:
 
 
 def test_texts_come_from_the_command_line_files_and_stdin(cond: Cond, tmp_path: Path) -> None:
-    (tmp_path / "prompt.txt").write_bytes(b"a prompt\r\n")
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfa prompt\r\n")
     rows = [
         (sequence(cond(*arguments, "--json", stdin=stdin)), prompt, response)
         for arguments, stdin, prompt, response in [
@@ -665,6 +665,7 @@ def test_left_truncation_says_what_it_dropped(cond: Cond, checkpoints: Any) -> N
         ((*ONE, "--separator", " ", "--chat"), "--separator"),
         (("--prompt", "@missing.txt", "--response", "x"), "missing.txt"),
         (("--prompt", "x", "--response", "@latin.txt"), "UTF-8"),
+        (("--prompt", "x", "--response", "@wide.txt"), "is UTF-16"),
         ((*ONE, "--boundary", "both"), "--boundary"),
         ((*ONE, "--truncate", "right"), "--truncate"),
         ((*ONE, "--json", "--jsonl"), "--json"),
@@ -675,6 +676,7 @@ def test_left_truncation_says_what_it_dropped(cond: Cond, checkpoints: Any) -> N
 def test_mistakes_in_flags(cond: Cond, tmp_path: Path, arguments: Any, words: str) -> None:
     write_rows(tmp_path / "rows.jsonl", *ROWS)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "wide.txt").write_text("text", "utf-16")
     result = cond(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr

@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import zstandard
 from hypothesis import given
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs, text_sample
+from seqloss_cli.results.schema import json_bytes
 
 BOM = "\ufeff"
 PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -93,7 +95,12 @@ def test_a_bom_before_the_first_row_is_dropped(path: Path) -> None:
         (b"", "empty", "no text"),
         (BOM.encode(), "empty", "no text"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", "binary_data", "binary"),
-        ("text".encode("utf-16"), "binary_data", "binary"),
+        ("text".encode("utf-16"), "utf_16", "iconv -f UTF-16 -t UTF-8"),
+        ("text".encode("utf-16-be"), "utf_16", "is UTF-16BE"),
+        ("text".encode("utf-32"), "utf_16", "is UTF-32"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "lfs_pointer", "git lfs pull"),
+        (gzip.compress(b"text"), "binary_data", "call it FILE.gz"),
+        (b"PAR1\x15\x04", "binary_data", "to_json"),
         (b"a\0b", "binary_data", "NUL at character 1"),
         (b"caf\xe9 au lait", "invalid_utf8", "byte 0xe9 at offset 3"),
         (b"a\xed\xa0\x80", "invalid_utf8", "byte 0xed at offset 1"),
@@ -106,6 +113,42 @@ def test_a_file_that_is_no_text_is_rejected(
     rejected = only(read_bytes(path, content))
     assert (reason(rejected), rejected.id, rejected.line) == (expected, str(path), None)
     assert said in rejected.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
+def test_a_file_in_utf_16_is_rejected_once(tmp_path: Path, name: str, encoding: str) -> None:
+    rows = ('{"text": "a"}\n' * 3).encode(encoding)
+    packed = PACK[Path(name).suffix if name.count(".") > 1 else ""](rows)
+    rejected = only(read_bytes(tmp_path / name, packed, lines=name == "a.txt"))
+    assert (reason(rejected), rejected.line) == ("utf_16", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", b'[{"text": "a"}, {"text": "b"}]', "jq -c '.[]' FILE"),
+        ("a.json", b'\xef\xbb\xbf [\n{"text": "a"}\n]\n', "jq -c '.[]' FILE"),
+        ("a.json", b'["a", "b"]', "jq -c '.[]' FILE"),
+        ("a.json", b'{"text": "a"}\n{"text": "b"}\n', "--jsonl-input"),
+        ("a.json", b'{\n"version": 1, "my data": [{"text": "a"}]}', """'.["my data"][]'"""),
+        ("a.jsonl", b'[{"text": "a"}, {"text": "b"}]', "jq -c '.[]' FILE"),
+        ("a.jsonl", b'[\n  {"text": "a"},\n  {"text": "b"}\n]', "jq -c '.[]' FILE"),
+        ("a.jsonl", b'[{"text": "a"},\n {"text": "b"}]', "jq -c '.[]' FILE"),
+        ("a.jsonl", b'{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n', "jq -c '.' FILE"),
+    ],
+)
+def test_a_json_document_is_rejected_with_what_makes_rows_of_it(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    rejected = only(read_bytes(tmp_path / name, content))
+    assert (reason(rejected), rejected.line) == ("json_document", None)
+    assert said in rejected.message
+
+
+@pytest.mark.parametrize("content", [b'{\n  "a": "b"\n}\n', b'"a"', b"[sic] a text", b"7"])
+def test_other_json_files_are_texts(tmp_path: Path, content: bytes) -> None:
+    assert only(read_bytes(tmp_path / "a.json", content)).text == content.decode()
 
 
 def test_a_text_above_max_bytes_is_rejected_with_what_helps(path: Path) -> None:
@@ -236,6 +279,52 @@ def test_meta_is_carried_only_when_asked(path: Path) -> None:
     assert only(read_rows(path, row, keep_meta=True)).meta == {"deep": {"x": [None, 1.5]}}
 
 
+def test_numbers_of_meta_are_as_they_were_written(path: Path) -> None:
+    written = (
+        b'{"a":1.10,"b":[12345678901234567890123,-0,1E5,1e-7],"c":9223372036854775808,"d":7,'
+        b'"e":18446744073709551615,"f":18446744073709551616,"g":-9223372036854775809}'
+    )
+    sample = only(read_rows(path, b'{"text": "a", ' + written[1:], keep_meta=True))
+    assert json_bytes(sample.meta) == written
+    assert sample.meta == orjson.loads(written)  # so that --resume finds what it wrote
+
+
+@pytest.mark.parametrize(
+    "digits", ["9223372036854775808", "-1" + 300 * "0", "18446744073709551616"]
+)
+def test_an_id_may_be_a_number_of_any_length(path: Path, digits: str) -> None:
+    assert only(read_rows(path, f'{{"id": {digits}, "text": "a"}}'.encode())).id == digits
+
+
+@pytest.mark.parametrize("keep_meta", [False, True])
+@pytest.mark.parametrize("depth", [100, 249, 253, 300, 1000, 1022, 2000, 100_000])
+def test_a_row_of_any_depth_costs_only_itself(path: Path, depth: int, keep_meta: bool) -> None:
+    deep = b'{"text": "b", "x": ' + depth * b"[" + depth * b"]" + b"}"
+    first, row, last = read_rows(path, {"text": "a"}, deep, {"text": "c"}, keep_meta=keep_meta)
+    assert (first.text, last.text) == ("a", "c")
+    if depth > 1022 or (keep_meta and depth > 252):
+        assert reason(row) in ("too_deep", "bad_json")
+        assert "deep" in row.message or "depth" in row.message
+    else:
+        assert row.text == "b"
+        assert not keep_meta or json_bytes({"meta": row.meta})
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        ({"completion_mask": [0, 1, 1]}, [-100, 6, 7]),
+        ({"completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]}, [-100, 6, -100]),
+        ({"loss_mask": [1, 1, 0], "labels": [-100, 6, 7]}, [-100, 6, -100]),
+        ({"response_mask": None, "attention_mask": [1, 1, 1]}, None),
+        ({"seq_lengths": [3], "position_ids": [0, 1, 2], "token_type_ids": [0, 0, 0]}, None),
+    ],
+)
+def test_masks_beside_ids_are_taken(path: Path, masks: dict[str, Any], expected: Any) -> None:
+    sample = only(read_rows(path, {"input_ids": [5, 6, 7], **masks}))
+    assert (None if sample.labels is None else sample.labels.tolist()) == expected
+
+
 def test_rows_of_ids_and_labels(path: Path) -> None:
     row = {"input_ids": [5, 6, 7], "labels": [-100, 6, -100], "n": 1}
     with_labels, without = read_rows(path, row, {"input_ids": [5]}, keep_meta=True)
@@ -282,6 +371,12 @@ def test_a_nul_is_a_character_of_a_json_string(path: Path) -> None:
         ({"input_ids": [1, 2], "labels": [2, -100]}, "bad_labels", "labels[0] is 2"),
         ({"input_ids": [1, 2], "labels": [1, "2"]}, "wrong_type", "'labels'"),
         ({"input_ids": [1], "labels": None}, "wrong_type", "'labels'"),
+        ({"input_ids": [1, 2], "loss_mask": [1]}, "bad_labels", "loss_mask"),
+        ({"input_ids": [1, 2], "loss_mask": [1, 2]}, "bad_labels", "loss_mask"),
+        ({"input_ids": [1, 2], "loss_mask": [0, True]}, "wrong_type", "'loss_mask'"),
+        ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "padded", "leave padding out"),
+        ({"input_ids": [1, 2], "seq_lengths": [1, 1]}, "packed_row", "seq_lengths"),
+        ({"input_ids": [1, 2, 3], "position_ids": [0, 0, 1]}, "packed_row", "position_ids"),
     ],
 )
 def test_a_wrong_row_is_rejected_and_the_others_go_on(

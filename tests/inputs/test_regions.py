@@ -138,6 +138,30 @@ def spans_of(sample: Sample) -> list[tuple[str, int, int]]:
     return [(r.name, r.start, r.end) for r in sample.regions.regions]
 
 
+@pytest.mark.parametrize(
+    ("text", "strings", "expected"),
+    [
+        ("As it  shot  her.", ["As it", " shot", " her."], ["As it", "shot", "her."]),
+        ("a b\tc", ["a ", " b ", " c "], ["a ", "b", "c"]),
+        ("a b", [" a", " ", "b"], ["a", " ", "b"]),
+        ("un do", ["un ", "do"], ["un ", "do"]),
+        ("undo", ["un ", "do"], None),
+        ("undo", ["un", " do"], None),
+    ],
+)
+def test_blanks_at_the_ends_of_strings_match_blanks_of_the_text(
+    tmp_path: Path, text: str, strings: list[str], expected: list[str] | None
+) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps({"regions": strings}))
+    file = RegionFile(str(tmp_path / "r.jsonl"), 1 << 20)
+    (item,) = file.attach([Sample("a", "test", text=text)])
+    found = None
+    if isinstance(item, Sample):
+        assert item.regions is not None
+        found = [text[r.start : r.end] for r in item.regions.regions]
+    assert found == expected
+
+
 def test_strings_are_found_in_order_with_white_space_between(tmp_path: Path) -> None:
     rows = [
         {"regions": ["The cat", "", "sat", "."]},

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from helpers.program import ROOT
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
+from seqloss_cli.models.files import require_whole_files
 
 
 def test_a_wrong_tokenizer_class_is_noticed_in_a_hub_model(
@@ -64,6 +66,62 @@ def test_fewer_layers_in_the_config_than_in_the_weights_are_refused(tmp_path: Pa
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match=r"layers\.1\..*config\.json"):
         Scorer(ModelChoice(name=str(folder)))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+def sharded(folder: Path) -> Path:
+    save_checkpoint(folder, llama(), byte_tokenizer())
+    (folder / "model.safetensors").unlink()
+    llama().save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "pointer": ("model-00002-of-*", lambda p: p.write_bytes(POINTER), "`git lfs pull`"),
+    "cut": ("model-00002-of-*", cut, "is cut off: "),
+    "empty": ("model-00002-of-*", lambda p: p.write_bytes(b""), "is empty"),
+    "page": ("model-00001-of-*", lambda p: p.write_text("<!DOCTYPE html>"), "no safetensors file"),
+    "missing": ("model-00001-of-*", Path.unlink, "is not there"),
+    "index": ("model.safetensors.index.json", lambda p: p.write_bytes(POINTER), "`git lfs pull`"),
+    "no index": ("model.safetensors.index.json", lambda p: p.write_text("{}"), "no index"),
+    "tokenizer": ("tokenizer.json", lambda p: p.write_bytes(POINTER), "`git lfs pull`"),
+    "config": ("config.json", lambda p: p.write_bytes(POINTER), "`git lfs pull`"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_named_with_its_damage(tmp_path: Path, kind: str) -> None:
+    pattern, damage, said = DAMAGE[kind]
+    (path,) = sharded(tmp_path).glob(pattern)
+    damage(path)
+    with pytest.raises(RunError) as error:
+        Scorer(ModelChoice(str(tmp_path), device="cpu"))
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+def test_pointers_that_are_not_read_do_no_harm(tmp_path: Path) -> None:
+    for name in ("pytorch_model.bin", "tokenizer.model", "model.onnx"):
+        (sharded(tmp_path) / name).write_bytes(POINTER)
+    assert Scorer(ModelChoice(str(tmp_path), device="cpu")).tokenization.n_ids
+
+
+def test_other_weights_that_are_damaged_are_named(tmp_path: Path) -> None:
+    for name, content in (
+        ("pytorch_model.bin", b"PK\x03\x04cut off"),
+        ("model.gguf", POINTER),
+        ("adapter.safetensors", (1 << 40).to_bytes(8, "little") + b"{" + bytes(40)),
+        ("other.safetensors", (8).to_bytes(8, "little") + b'{"a": 1}'),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunError, match=name):
+            require_whole_files(tmp_path / name)
 
 
 def test_a_model_that_does_not_fit_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:

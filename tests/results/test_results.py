@@ -11,6 +11,7 @@ import pytest
 from helpers.results import RUN, open_results, row, write
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
+from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema.scores import ResultRow
 
 
@@ -42,14 +43,23 @@ def test_rows_come_back_with_their_sums(path: Path) -> None:
     assert (file.complete, file.n_sequences) == (True, 2)
 
 
+def test_a_byte_order_mark_is_dropped(path: Path) -> None:
+    write(path, [row("a", [None, 1.0])])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [r.fields["id"] for r in rows_of(path) if isinstance(r, ResultRow)] == ["a"]
+    path.write_bytes(b'\xef\xbb\xbf{"type":"run","command":"score"}\n')
+    assert recorded_run(path) == {"type": "run", "command": "score"}
+
+
 def test_a_document_says_the_same_as_lines(path: Path, tmp_path: Path) -> None:
     rows = [row("a", [None, 1.0]), row("b", [None, 2.0, 0.25])]
     write(path, rows)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for indent in (None, 2):  # as written, and as jq prints it
+    for bom, indent in (("", None), ("", 2), ("\ufeff", None), ("\ufeff", 2)):  # as jq prints it
         document = tmp_path / "results.json"
         document.write_text(
-            json.dumps(
+            bom
+            + json.dumps(
                 {"schema_version": 1, "run": RUN, "sequences": rows, "rejected": [],
                  "totals": lines[-1]}, indent=indent,
             )

@@ -18,7 +18,7 @@ from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.inputs.streams import bounded_lines, open_input
+from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema.score_keys import top_log_probs
@@ -155,7 +155,7 @@ class RankedRows:
             # Own keys last: other fields of the list are kept, choices and answers are replaced.
             **(ranking.sample.meta or {}),
             "id": ranking.sample.id,
-            "prompt": choices.prompt,
+            "prompt": [*choices.messages] or choices.prompt,
             "separator": choices.separator,
             "choices": [choices.responses[n] for n in order],
             "by": self.by,
@@ -185,6 +185,8 @@ def read_json(name: str) -> Iterator[tuple[int, Any]]:
     with open_input(name) as (stream, _):
         number = 0
         for number, raw in enumerate(bounded_lines(stream, _LONGEST_LINE), start=1):
+            if number == 1 and raw is not None:
+                raw = raw.removeprefix(BOM)
             if number == 1 and raw is not None and _is_document(raw):
                 # What was read is put in front again: stdin cannot be wound back.
                 yield from _of_document(raw + b"\n" + stream.read())

@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import SCHEMA_VERSION, Bools, Floats, Rejected, TokenSequence
+from seqloss_cli.core.records import (
+    SCHEMA_VERSION,
+    Bools,
+    Floats,
+    Rejected,
+    TokenSequence,
+    WrittenNumber,
+)
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results import RowContents
 
@@ -288,7 +295,7 @@ def json_bytes(value: Any) -> bytes:
     Characters that a terminal would act on are escaped: JSON itself only asks for those below
     U+0020.
     """
-    raw = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    raw = orjson.dumps(value, _as_written, orjson.OPT_SERIALIZE_NUMPY)
     # Most rows: the search below takes longer than the whole dump.
     if raw.isascii() and b"\x7f" not in raw:
         return raw
@@ -331,6 +338,12 @@ def finite(value: float | None) -> float | None:
 def ints(values: NDArray[Any] | None) -> list[int] | None:
     """Return an array of shape N as a list of N whole numbers; a mask as 0 and 1."""
     return None if values is None else values.astype(np.int64).tolist()
+
+
+def _as_written(value: Any) -> orjson.Fragment:
+    if isinstance(value, WrittenNumber):
+        return orjson.Fragment(value.written)
+    raise TypeError
 
 
 def flags_cell(flags: Fields) -> str:

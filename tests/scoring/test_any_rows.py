@@ -1,0 +1,167 @@
+"""Rows of any JSON: each is scored or rejected, none ends a run, and what is written reads back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from helpers.builders import byte_tokenizer, llama, save_checkpoint
+from helpers.fuzz import examples
+from helpers.program import in_process
+from seqloss_cli import ModelChoice, PairPolicy, Rejected, Scorer
+from seqloss_cli.cli import settings as command_settings
+from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.results.files import open_results
+
+TEMPLATE = (
+    "{% for d in documents or [] %}({{ d.text }}){% endfor %}{% for t in tools or [] %}"
+    "{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+GOOD: dict[str, dict[str, Any]] = {
+    "score": {"id": "good", "text": "a good row"},
+    "cond": {"id": "good", "prompt": "a", "response": " b"},
+    "rank": {"id": "good", "prompt": "a", "choices": [" b", " c"], "answer": 1},
+}
+NAMES = [
+    *("id", "text", "input_ids", "labels", "attention_mask", "loss_mask", "completion_mask"),
+    *("prompt", "response", "messages", "role", "content", "type", "tools", "tool_calls"),
+    *("function", "arguments", "weight", "name", "documents", "chat_template_kwargs", "choices"),
+    *("answer", "label", "images", "reasoning_content", "item", "meta", "run", "position_ids"),
+]
+WORDS = ["user", "assistant", "system", "text", "image", "a", " b", "<eos>", "\0", "日", "{}", "1"]
+texts = st.one_of(st.sampled_from(WORDS), st.text(st.characters(codec="utf-8"), max_size=6))
+numbers = st.one_of(
+    st.integers(-2, 300),
+    st.sampled_from([2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 1e308, -0.0, 5e-324]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(NAMES), texts), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant"]), "content": st.one_of(texts, values)},
+        optional={
+            "tool_calls": values, "weight": values, "reasoning_content": values, "name": values,
+        },
+    ),
+    max_size=4,
+)  # fmt: skip
+ids = st.lists(st.one_of(st.integers(0, 255), numbers, st.none()), max_size=6)
+rows = st.one_of(
+    st.dictionaries(st.one_of(st.sampled_from(NAMES), texts), values, max_size=6),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "id": values, "text": texts, "prompt": st.one_of(texts, messages), "messages": messages,
+            "response": st.one_of(texts, messages), "tools": values, "documents": values,
+            "choices": st.one_of(st.lists(st.one_of(texts, messages), max_size=3), values),
+            "answer": values, "chat_template_kwargs": values, "meta": values,
+        },
+    ),
+    st.fixed_dictionaries(
+        {"input_ids": ids}, optional={name: st.one_of(ids, values) for name in NAMES[3:7]}
+    ),
+)  # fmt: skip
+raw_rows = st.one_of(
+    rows.map(
+        lambda row: orjson.dumps(row, default=str) if _fits(row) else json.dumps(row).encode()
+    ),
+    rows.map(lambda row: json.dumps(row).encode()),
+    values.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")),
+    st.integers(1, 1100).map(
+        lambda n: b'{"text":"a","prompt":"a","x":' + n * b"[" + n * b"]" + b"}"
+    ),
+)
+
+
+def figures(row: dict[str, Any]) -> list[float]:
+    """The losses of a row, or of its choices."""
+    assert row["type"] == "sequence"
+    return [choice["log_prob"] for choice in row.get("choices", ())] or [row["total_loss"]]
+
+
+def _fits(row: Any) -> bool:
+    try:
+        orjson.dumps(row)
+    except TypeError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Scorer]:
+    """Of texts, and of pairs and chats."""
+    folder = tmp_path_factory.mktemp("model")
+    choice = ModelChoice(str(save_checkpoint(folder, llama(), byte_tokenizer())), device="cpu")
+    pairs = PairPolicy(chat_template=TEMPLATE, marginal=False)
+    return {
+        False: Scorer(choice, batches=BatchPolicy(64)),
+        True: Scorer(choice, batches=BatchPolicy(64), pairs=pairs),
+    }
+
+
+@pytest.mark.parametrize("command", GOOD)
+@settings(
+    max_examples=examples(20),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(lines=st.lists(raw_rows, min_size=1, max_size=4))
+@example(lines=[b'{"text": "a", "prompt": "a", "x": ' + 300 * b"[" + 300 * b"]" + b"}"])
+@example(lines=[b'{"id": 123456789012345678901234567890, "text": "a"}'])
+@example(lines=[b"[", b"]"])
+def test_no_row_ends_a_run(
+    command: str,
+    lines: list[bytes],
+    scorers: dict[bool, Scorer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load: Callable[..., Scorer] = lambda _, pairs=None: scorers[pairs is not None]  # noqa: E731
+    monkeypatch.setattr(command_settings, "load_scorer", load)
+    good = json.dumps(GOOD[command]).encode()
+    content = b"\n".join([good, *lines, good]) + b"\n"
+    inputs, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    inputs.write_bytes(content)
+    words = (command, inputs, "--keep-meta", "--jsonl", "-o", output)
+    done = in_process(*words, "--force")
+    assert done.exit_code in (0, 3), done.stderr
+    written = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    found = written[1:-1]
+    # Rows in the order of inputs, the good ones with the same numbers.
+    expected = [
+        n for n, line in enumerate(content.split(b"\n"), start=1) if line.removesuffix(b"\r")
+    ]
+    assert [row["line"] for row in found] == expected
+    assert figures(found[-1]) == pytest.approx(figures(found[0]), abs=1e-5)
+    for line, row in zip(expected, found, strict=True):
+        if row["type"] == "sequence" and "meta" in row:
+            source = orjson.loads(content.split(b"\n")[line - 1])
+            assert row["meta"] == {k: v for k, v in source.items() if k in row["meta"]}
+    if command != "rank":
+        read = list(open_results(str(output)).rows)
+        assert not [row for row in read if isinstance(row, Rejected)]
+    # What was written is gone on with: each row is that of the same input.
+    whole = output.read_bytes()
+    output.unlink()
+    cut = len(written) // 2 + 1
+    output.with_suffix(".jsonl.partial").write_bytes(b"".join(whole.splitlines(True)[:cut]))
+    done = in_process(*words, "--resume")
+    assert done.exit_code in (0, 3), done.stderr
+    assert output.read_bytes().splitlines()[1:] == whole.splitlines()[1:]
