@@ -187,9 +187,14 @@ def _read_stdin_once(names: Sequence[str]) -> None:
 
 def pair_policy(context: typer.Context) -> PairPolicy:
     """The policies for pairs and chats. Raises UsageError when a template cannot be read."""
-    path = given(context, PairArguments).chat_template
+    from seqloss_cli.cli.settings import earlier_run
+
+    path, policy = given(context, PairArguments).chat_template, given(context, PairPolicy)
     template = None if path is None else _file_text("--chat-template", path)
-    return replace(given(context, PairPolicy), chat_template=template)
+    # With --resume a template is told the time that it was told before.
+    earlier = (earlier_run(context).get("pairs") or {}).get("template_date")
+    date = policy.template_date or earlier
+    return replace(policy, chat_template=template, template_date=date)
 
 
 def _texts_of(prompt: str, *responses: str) -> list[str]:

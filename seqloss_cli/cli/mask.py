@@ -18,7 +18,6 @@ from seqloss_cli.core.options import INPUT, POLICIES, SHOW, command_record, opti
 
 if TYPE_CHECKING:
     from seqloss_cli.scoring.scorer import PairTokens, Scorer
-    from seqloss_cli.tokenization.tokenizer import Tokenization
     from seqloss_cli.tokenization.trl import TrlTrainer
 
 Like = Literal["trl", "trl-assistant-only"]
@@ -42,7 +41,7 @@ class MaskSettings:
     o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
     MaskSettings,
     o.only(i.PairArguments, "chat", "chat_template"),
-    o.only(p.PairPolicy, "turns", "end_of_turn"),
+    o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),
     p.ModelChoice,
     p.TokenPolicy,
     o.only(p.WindowChoice, "context"),
@@ -81,7 +80,7 @@ def mask(ctx: typer.Context) -> None:
     _refuse(own.check, inputs.names)
     source = _source(ctx, own, pairs)
     labels = LabelFile(own.check, o.given(ctx, p.Reading).max_bytes) if own.check else None
-    trainer = _trainer(own, pairs, source.tokenization)
+    trainer = _trainer(own, pairs, source)
     name = None if trainer is None else TRAINER_NAME
     command = Command(
         mask_task(source, trainer, None if labels is None else labels.find),
@@ -121,14 +120,17 @@ def _source(ctx: typer.Context, own: MaskSettings, pairs: p.PairPolicy) -> Score
     return tokens
 
 
-def _trainer(own: MaskSettings, pairs: p.PairPolicy, tokens: Tokenization) -> TrlTrainer | None:
+def _trainer(
+    own: MaskSettings, pairs: p.PairPolicy, source: Scorer | PairTokens
+) -> TrlTrainer | None:
     from seqloss_cli.tokenization.trl import TrlTrainer
 
     if own.like is None:
         return None
     return TrlTrainer(
-        tokens.vocabulary.tokenizer,
+        source.tokenization.vocabulary.tokenizer,
         pairs.chat_template,
+        use_clock=None if source.pairing is None else source.pairing.template.use_clock,
         assistant_only=own.like == "trl-assistant-only",
         max_length=own.max_length or None,
     )

@@ -47,7 +47,7 @@ class RankSettings:
     o.only(p.PairPolicy, "separator"),
     o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
     o.only(i.PairArguments, "chat", "chat_template"),
-    o.only(p.PairPolicy, "end_of_turn"),
+    o.only(p.PairPolicy, "end_of_turn", "template_date"),
     p.ModelChoice,
     p.TokenPolicy,
     o.only(p.WindowChoice, "context"),

@@ -160,12 +160,12 @@ def settle_runs(
     Raises UsageError when their policies differ and that is not allowed.
     """
     from seqloss_cli.core.run_record import POLICIES
-    from seqloss_cli.results.files import NUMERICS, TOKENIZER
+    from seqloss_cli.results.files import NUMERICS, TEMPLATE_DATE, TOKENIZER
 
     if not allow_different:
         why = "their losses are not of the same tokens"
         require_same(files, differences(files, POLICIES), why)
-    shown = differences(files, (*POLICIES, *TOKENIZER, *NUMERICS))
+    shown = differences(files, (*POLICIES, *TOKENIZER, *NUMERICS, TEMPLATE_DATE))
     say_differences(files, shown)
     # With other policies other tokens are scored, of the same bytes: they are compared per byte.
     same = not any(differences(files, (*POLICIES, *TOKENIZER)).values())

@@ -50,7 +50,7 @@ def score(ctx: typer.Context) -> None:
     o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
     o.only(i.TextArguments, "regions"),
     o.only(i.PairArguments, "chat", "chat_template"),
-    o.only(p.PairPolicy, "turns", "end_of_turn"),
+    o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),
     p.ModelChoice,
     p.TokenPolicy,
     o.only(p.WindowChoice, "context"),

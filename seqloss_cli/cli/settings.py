@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 from rich.console import Console
@@ -86,15 +86,20 @@ def _measured_before(context: typer.Context) -> tuple[p.BatchPolicy, p.SpeedPoli
     # A second measurement may come out otherwise, and numbers would differ in their last digits
     # within one file: with --resume, what the earlier run settled on stays.
     batches, speed = given(context, p.BatchPolicy), given(context, p.SpeedPolicy)
-    output = given(context, OutputSettings)
-    left = earlier_output(output.output) if output.resume and output.output else None
-    earlier = {} if left is None else recorded_run(left) or {}
+    earlier = earlier_run(context)
     tokens, compiled = earlier.get("batch_tokens"), earlier.get("compiled")
     if isinstance(tokens, int) and (batches.auto or not is_typed(context, "batch_tokens")):
         batches = replace(batches, tokens=tokens, auto=False)
     if isinstance(compiled, bool) and speed.compile == "auto":
         speed = replace(speed, compile="on" if compiled else "off")
     return batches, speed
+
+
+def earlier_run(context: typer.Context) -> Mapping[str, Any]:
+    """The run that --resume goes on with; empty where there is none."""
+    output = given(context, OutputSettings)
+    left = earlier_output(output.output) if output.resume and output.output else None
+    return {} if left is None else recorded_run(left) or {}
 
 
 def _work_bytes(names: Sequence[str] | None) -> int | None:

@@ -5,6 +5,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from seqloss_cli.core.errors import UsageError
@@ -116,10 +117,21 @@ class PairPolicy:
         "", "Put between the two; scored with the response.", panel=INPUT, takes="a text"
     )
     """Between a prompt and its response; scored with the response."""
+    template_date: str | None = option(
+        None, "Date for templates that read the clock.", panel=CHATS, metavar="YYYY-MM-DD[THH:MM]"
+    )
+    """Instead of now, of templates that read the clock; ISO 8601."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have."""
         check_values(self)
+        try:
+            datetime.fromisoformat(self.template_date or "2000-01-01")
+        except ValueError:
+            raise UsageError(
+                f"--template-date {self.template_date}: give YYYY-MM-DD, with THH:MM after it if "
+                "the template writes a time"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

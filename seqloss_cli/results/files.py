@@ -188,6 +188,8 @@ def _is_of(name: str, format: Format) -> bool:
     return False
 
 
+TEMPLATE_DATE = "pairs.template_date"
+"""The date that chat templates were told, of those that read the clock."""
 MODEL = ("model", "revision", "weights_sha256")
 TOKENIZER = ("tokenizer_sha256",)
 TOKENS = ("bos_token_id", "eos_token_id")
@@ -225,10 +227,20 @@ def run_differences(
     same_tokenizer = first.get("tokenizer_sha256") == second.get("tokenizer_sha256")
     more = TOKENS if same_tokenizer and "bos" in keys else ()
     return [
-        Difference(key, first.get(key), second.get(key))
+        Difference(key, a, b)
         for key in (*keys, *more)
-        if first.get(key) != second.get(key) and key not in skipped
+        if (a := _value(first, key)) != (b := _value(second, key)) and key not in skipped
     ]
+
+
+def _value(run: Run, key: str) -> Any:
+    """A key's value; the date of templates apart from the other policies of pairs."""
+    pairs = run.get("pairs") or {}
+    if key == TEMPLATE_DATE:
+        return pairs.get("template_date")
+    # It is of chats alone: those rendered at another date have other texts, and pairs the same.
+    dated = key == "pairs" and "template_date" in pairs
+    return {k: v for k, v in pairs.items() if k != "template_date"} if dated else run.get(key)
 
 
 def _shown(value: Any) -> str:

@@ -23,6 +23,7 @@ from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import BOM
+from seqloss_cli.results.files import TEMPLATE_DATE
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
 
 _RUN = b'{"type":"run"'
@@ -265,6 +266,8 @@ def require_same_run(
     own = orjson.loads(json_bytes(run_row(run)))
     there, here = dict(_flat(recorded)), dict(_flat(own))
     pairs = {k: (there.get(k, _ABSENT), here.get(k, _ABSENT)) for k in {**there, **here}}
+    if TEMPLATE_DATE not in there:  # chats of another date show by their texts
+        pairs.pop(TEMPLATE_DATE, None)
     differences = [_difference(key, a, b, flags) for key, (a, b) in pairs.items() if a != b]
     if differences:
         raise UsageError(

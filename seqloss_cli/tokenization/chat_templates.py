@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, time
 from typing import Any
 
 from seqloss_cli.core.errors import RowError
@@ -18,6 +19,9 @@ from seqloss_cli.core.records import Chat
 Span = tuple[int, int]
 """Characters [start, end) of a rendered text."""
 _GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_CLOCK = re.compile(r"\bstrftime_now\b")
+_TIME = re.compile(r"%[-_]?[HIMSTXcprRsfzZ]")
+"""Directives of strftime that are of a time of day."""
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 # Private use: no template treats it as anything but content.
 _STAND_IN = "\ue000seqloss\ue001"
@@ -132,8 +136,39 @@ def _with_parsed_call(call: Any, text: str) -> Any:
 class ChatTemplate:
     """A tokenizer's chat template, or another one given as text."""
 
-    def __init__(self, tokenizer: Any, given: str | None) -> None:
+    def __init__(self, tokenizer: Any, given: str | None, date: str | None = None) -> None:
+        """`date`, ISO 8601, is what a template is told that asks for the time; None: it is now."""
         self._tokenizer, self._given = tokenizer, given
+        both: tuple[Any, ...] = (None, [{}])
+        texts = [text for tools in both if (text := self._text_or_none(tools))]
+        clocks = [text for text in texts if _CLOCK.search(_COMMENT.sub("", text))]
+        with_time = any(_TIME.search(text) for text in clocks)
+        now = datetime.now() if with_time else datetime.combine(datetime.now(), time())
+        now = datetime.fromisoformat(date) if date else now.replace(microsecond=0)
+        self._now, self._is_given = now, date is not None
+        self.date = now.isoformat().removesuffix("T00:00:00") if clocks else None
+        """The time that the template is told; None where it does not ask for it."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """For stderr: that the text of a chat depends on when it is rendered."""
+        if self.date is None or self._is_given:
+            return []
+        return [
+            f"the chat template reads the clock: for chats it is told {self.date} "
+            f"(--template-date {self.date} gives the same numbers later)"
+        ]
+
+    def use_clock(self, template: str) -> None:
+        """Have the template told this time, wherever transformers renders it."""
+        # Callables among a template's variables are not passed on: the compiled template's own are.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        if self.date is not None:
+            _compile_jinja_template(template).globals["strftime_now"] = self._now.strftime
+
+    def _text_or_none(self, tools: object) -> str | None:
+        return _or_none(lambda: self.text_for(tools))
 
     def text_for(self, tools: object) -> str:
         """The template as text; some tokenizers have another one for chats with tools.
@@ -236,7 +271,9 @@ class ChatTemplate:
 
     def render(self, chat: Chat) -> Rendering:
         """Renders a chat. Raises RowError without a template, or when it does not take the chat."""
-        return Rendering(self._tokenizer, self.text_for(chat.tools), chat)
+        template = self.text_for(chat.tools)
+        self.use_clock(template)
+        return Rendering(self._tokenizer, template, chat)
 
 
 class Rendering:

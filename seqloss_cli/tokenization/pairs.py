@@ -66,16 +66,20 @@ class PairTokenization:
 
     def __init__(self, tokenization: Tokenization, policy: PairPolicy, longest: int | None) -> None:
         self._tokenization, self.policy, self._longest = tokenization, policy, longest
-        self._template = ChatTemplate(tokenization.vocabulary.tokenizer, policy.chat_template)
+        self.template = ChatTemplate(
+            tokenization.vocabulary.tokenizer, policy.chat_template, policy.template_date
+        )
 
     def described(self) -> dict[str, Any]:
         """The policies, for the run's record."""
         policy = self.policy
+        date = self.template.date
         return {
             **recorded(policy, "separator", "truncate", "marginal", "pmi"),
             "scored_turns": policy.turns,
             "end_of_turn": policy.end_of_turn,
-            "chat_template_sha256": self._template.sha256,
+            "chat_template_sha256": self.template.sha256,
+            **({} if date is None else {"template_date": date}),
         }
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenSequence | Rejected]:
@@ -94,7 +98,7 @@ class PairTokenization:
         policy, pair = self.policy, sample.pair
         if sample.chat is not None:
             control = self._tokenization.vocabulary.control_text
-            chat = render_chat(self._template, sample.chat, control, policy)
+            chat = render_chat(self.template, sample.chat, control, policy)
             if policy.boundary != "joint":
                 raise RowError(
                     "boundary_with_chat",

@@ -14,6 +14,7 @@ to it by `make test-trl`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,8 @@ class TrlTrainer:
     tokenizer: Any
     """The one that `AutoTokenizer` gives."""
     chat_template: str | None = None
+    use_clock: Callable[[str], None] | None = None
+    """Has a template told the time that ours is told."""
     assistant_only: bool = False
     max_length: int | None = DEFAULT_MAX_LENGTH
 
@@ -107,6 +110,8 @@ class TrlTrainer:
                 "the trainer stops, or replaces the chat template if it knows it: it has no "
                 "{% generation %} marks for assistant_only_loss",
             )
+        if self.use_clock is not None:
+            self.use_clock(template)
         # A trainer makes EOS the pad token where there is none, and templates may write either.
         padding = {} if self.tokenizer.pad_token else {"pad_token": self.tokenizer.eos_token}
         found = self.tokenizer.apply_chat_template(
