@@ -263,8 +263,9 @@ def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
 
 def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]]:
     score, found, unit = scored.score, scored.divergences.arrays, options.unit
+    counted = score.counted
     for t, text in enumerate(options.token_texts(score.sequence)):
-        if not score.counted[t]:
+        if not counted[t]:
             unscored = (Text(each, style="dim") for each in (str(t), fmt.visible(text)))
             yield [*unscored, *[Text("-")] * 5]
             continue

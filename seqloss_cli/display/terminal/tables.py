@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,9 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
         table.add_column(*names, overflow="fold")
     stretch = sequence.counted_span if sequence.prompt_boundary else None
     boundary = None if stretch is None else stretch[0]
-    return with_rows(
-        table, _token_rows(score, options), len(score.losses), options, "tokens", boundary
-    )
+    n_tokens, folds = sequence.n_tokens, _folds(sequence.n_tokens, options, boundary)
+    rows = _token_rows(score, options, folds)
+    return with_rows(table, rows, n_tokens, options, "tokens", boundary)
 
 
 def with_rows(
@@ -53,7 +53,7 @@ def with_rows(
 ) -> Table:
     """Return the table with its rows, or the first and last of many, and those around a prompt
     boundary. `rows` yields `n_rows` of them, and none that is folded stays in memory."""
-    folds = [] if options.all_tokens else _FOLDS.folds(n_rows, boundary)
+    folds = _folds(n_rows, options, boundary)
     if folds:
         n_folded = sum(map(len, folds))
         table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
@@ -69,15 +69,26 @@ def with_rows(
     return table
 
 
-def _token_rows(score: SequenceScore, options: TableOptions) -> Iterator[list[Text]]:
+def _folds(n: int, options: TableOptions, boundary: int | None) -> list[range]:
+    return [] if options.all_tokens else _FOLDS.folds(n, boundary)
+
+
+def _token_rows(
+    score: SequenceScore, options: TableOptions, folds: Sequence[range]
+) -> Iterator[list[Text]]:
+    """A row for each token; an empty one for those in a fold, which are not shown."""
     sequence, unit = score.sequence, options.unit
     ids, columns = sequence.token_ids.tolist(), _cell_columns_of(score)
     # Rounded at each token: the last one need not equal the total, which is exact (rule 1). Where
     # nothing counts, the arrays may hold anything.
-    cumulative = np.cumsum(np.where(score.counted, score.losses, 0.0)).tolist()
+    counted = score.counted
+    cumulative = np.cumsum(np.where(counted, score.losses, 0.0)).tolist()
     for t, text in enumerate(options.token_texts(sequence)):
+        if any(t in fold for fold in folds):
+            yield []
+            continue
         loss = float(score.losses[t]) if score.scored[t] else None
-        counts = bool(score.counted[t])
+        counts = bool(counted[t])
         style = fmt.loss_style(loss, sequence.prompt_boundary is not None) if counts else "dim"
         row = [Text(str(t), style="dim")]
         if sequence.prompt_boundary is not None:
