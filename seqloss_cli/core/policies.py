@@ -118,7 +118,7 @@ class PairPolicy:
     )
     """Between a prompt and its response; scored with the response."""
     template_date: str | None = option(
-        None, "Date for templates that read the clock.", panel=CHATS, metavar="YYYY-MM-DD[THH:MM]"
+        None, "YYYY-MM-DD, for templates that read the clock.", panel=CHATS, metavar="DATE"
     )
     """Instead of now, of templates that read the clock; ISO 8601."""
 

@@ -320,7 +320,7 @@ def pair_content(
 
 
 def template_fields(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
-    """What the template of a row's chat is given beside messages.
+    """Return what the template of a row's chat is given beside messages.
 
     Raises RowError for what no text stands for: pictures and the like.
     """
