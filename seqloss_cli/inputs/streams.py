@@ -28,7 +28,7 @@ _KINDS = {
     b"ARROW1\0\0": "Arrow: `Dataset.to_json` of the package datasets makes rows of it",
     b"%PDF-": "a PDF: extract its text",
 }
-"""How files begin that are no text, and what they are."""
+"""Beginnings of files that are no text, with what they are."""
 _LOOK = 64
 _CHUNK = 1 << 16
 # Small: zstd may make megabytes of one chunk, and there is no way to tell it to stop.

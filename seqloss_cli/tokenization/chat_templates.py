@@ -47,7 +47,7 @@ def content_text(message: Mapping[str, Any]) -> str:
 
 
 def is_written(message: Mapping[str, Any], text: str) -> bool:
-    """Tells whether a message's content is in the text as it was, but for white space around."""
+    """Return whether a message's content is in the text, but for white space around it."""
     content = message.get("content")
     # A template that expects strings prints parts as Python or JSON writes them.
     parts = (
