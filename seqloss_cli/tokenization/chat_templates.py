@@ -242,7 +242,7 @@ class ChatTemplate:
         return best, n_joined
 
     def _written(self, chat: Chat, said: Sequence[int]) -> set[int]:
-        """Those of the messages `said` whose content is in the rendering."""
+        """Return those of the messages `said` whose content is in the rendering."""
         text = self.text_of(chat)
         return set() if text is None else {n for n in said if is_written(chat.messages[n], text)}
 
