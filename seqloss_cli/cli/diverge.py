@@ -75,6 +75,7 @@ def diverge(ctx: typer.Context) -> None:
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
     choice = output_choice(ctx)
+    o.given(ctx, ReferenceSettings)  # a value that it refuses shows before a model is loaded
     check_places(ctx, "report", "save_teacher")
     inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)

@@ -167,14 +167,15 @@ def _lines(
     stats: ReadStats,
 ) -> Iterator[Item]:
     """One sample for each line that is not empty."""
-    parse = _line_parser(options)
+    parse, first = _line_parser(options), b""
     for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
         flags: dict[str, int | bool] = {}
         # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
         if number == 1 and raw is not None and raw.startswith(BOM):
             raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
-        if number == 1 and raw is not None and not options.lines:
-            rows.refuse_first_line(raw)
+        if number <= 2 and raw is not None and not options.lines:
+            rows.refuse_document_line(raw, None if number == 1 else first)
+            first = raw
         if raw == b"":
             stats.n_empty_lines += 1
             continue

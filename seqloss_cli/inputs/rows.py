@@ -54,13 +54,16 @@ def refuse_document(text: str) -> None:
             raise _document(f"a JSON object with rows in {key!r:.40}", f".[{json.dumps(key)}][]")
 
 
-def refuse_first_line(raw: bytes) -> None:
-    """Raises RowError for the first line of a JSON document where rows of a line are read."""
+def refuse_document_line(raw: bytes, first: bytes | None = None) -> None:
+    """Raises RowError where rows of a line are read, and a JSON document of several lines begins:
+    for its first line, or its second after the `first`."""
     value, start = _json_or_none(raw), raw.split()[:1]
     is_array = start == [b"["] or raw.lstrip().startswith(b"[{")
-    if (_is_list_of_objects(value) and value) or (value is None and is_array):
-        raise _document("a JSON array", ".[]")
-    if raw.strip() == b"{":
+    if first is None:
+        if (_is_list_of_objects(value) and value) or (value is None and is_array):
+            raise _document("a JSON array", ".[]")
+    # A brace alone may be a broken row, too: a document goes on with what is no row.
+    elif first.strip() == b"{" and not isinstance(value, dict):
         raise _document("JSON over several lines", ".")
 
 

@@ -15,7 +15,7 @@ from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
 from seqloss_cli.inputs.rows import (
     own_id_of,
     parse_object,
-    refuse_first_line,
+    refuse_document_line,
     string_or_whole,
     whole_numbers,
 )
@@ -113,7 +113,7 @@ class SideFile(Generic[T]):
             for line, raw in enumerate(bounded_lines(stream, max_bytes), start=1):
                 if line == 1 and raw is not None:
                     raw = raw.removeprefix(BOM)
-                    refuse_first_line(raw)
+                    refuse_document_line(raw)
                 if raw != b"" and (row := self._parsed(line, raw, max_bytes)) is not None:
                     yield row
 

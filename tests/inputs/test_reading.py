@@ -141,9 +141,15 @@ def test_a_file_in_utf_16_is_rejected_once(tmp_path: Path, name: str, encoding: 
 def test_a_json_document_is_rejected_with_what_makes_rows_of_it(
     tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
-    rejected = only(read_bytes(tmp_path / name, content))
+    *lines, rejected = read_bytes(tmp_path / name, content)
     assert (reason(rejected), rejected.line) == ("json_document", None)
     assert said in rejected.message
+    assert len(lines) <= 1
+
+
+def test_a_brace_alone_costs_only_itself(path: Path) -> None:
+    items = read_rows(path, b"{", {"text": "a"}, b"}")
+    assert [reason(item) for item in items] == ["bad_json", None, "bad_json"]
 
 
 @pytest.mark.parametrize("content", [b'{\n  "a": "b"\n}\n', b'"a"', b"[sic] a text", b"7"])

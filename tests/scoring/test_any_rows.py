@@ -18,7 +18,8 @@ from helpers.program import in_process
 from seqloss_cli import ModelChoice, PairPolicy, Rejected, Scorer
 from seqloss_cli.cli import settings as command_settings
 from seqloss_cli.core.policies import BatchPolicy
-from seqloss_cli.results.files import open_results
+from seqloss_cli.results.files import open_any
+from seqloss_cli.results.schema.scores import loss_kinds
 
 TEMPLATE = (
     "{% for d in documents or [] %}({{ d.text }}){% endfor %}{% for t in tools or [] %}"
@@ -155,7 +156,7 @@ def test_no_row_ends_a_run(
             source = orjson.loads(content.split(b"\n")[line - 1])
             assert row["meta"] == {k: v for k, v in source.items() if k in row["meta"]}
     if command != "rank":
-        read = list(open_results(str(output)).rows)
+        read = list(open_any(str(output), loss_kinds()).rows)
         assert not [row for row in read if isinstance(row, Rejected)]
     # What was written is gone on with: each row is that of the same input.
     whole = output.read_bytes()
