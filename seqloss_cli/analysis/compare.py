@@ -221,7 +221,8 @@ class _Pair:
             totals, means = (None, None), [difference, difference]
         else:
             difference, *means = (
-                ratio_estimate(y, units, clusters, options.confidence) for y in (d, a, b)
+                ratio_estimate(y, units, clusters, options.confidence, signed=y is d)
+                for y in (d, a, b)
             )
             bootstrap = resampling.bootstrap_ratio(
                 d, units, options.bootstrap, options.seed, clusters, options.confidence

@@ -217,13 +217,13 @@ class DocumentSums:
     def means(self) -> dict[str, Estimate]:
         """Estimate each sum per token, nats, and the figures that are made of two sums."""
         sums = {name: np.asarray(each) for name, each in self._sums.items()}
-        found = {name: self._mean(each) for name, each in sums.items()}
+        found = {name: self._mean(each, signed=name == "delta_p") for name, each in sums.items()}
         squares = found.pop("squared_delta_p", None)
         if squares is not None:
-            # The lower end of a mean of squares may lie below 0.
-            found["rms_delta_p"] = squares.transform(lambda square: math.sqrt(max(square, 0.0)))
+            found["rms_delta_p"] = squares.transform(math.sqrt)
         if sums:
-            found["loss_difference"] = self._mean(sums["student_loss"] - sums["teacher_loss"])
+            differences = sums["student_loss"] - sums["teacher_loss"]
+            found["loss_difference"] = self._mean(differences, signed=True)
             found["same_top1"] = share_estimate(np.asarray(self._same), np.asarray(self._counts))
         return found
 
@@ -236,7 +236,7 @@ class DocumentSums:
             drawn[:, 0], drawn[:, 1].astype(np.int64), QUANTILES, _RESAMPLES, self._seed
         )
 
-    def _mean(self, sums: Floats) -> Estimate:
+    def _mean(self, sums: Floats, signed: bool) -> Estimate:
         if np.isnan(sums).any():
             return unknown(None, len(sums), "no interval: a term is infinite")
-        return ratio_estimate(sums, np.asarray(self._counts))
+        return ratio_estimate(sums, np.asarray(self._counts), signed=signed)

@@ -8,6 +8,9 @@ error is the linearised one (Cochran, Sampling Techniques, 1977, section 6.4): o
 e_i = y_i - R m_i of n documents, se^2 = n / (n - 1) * sum e_i^2 / (sum m_i)^2, with Student's t on
 n - 1 degrees of freedom. Where documents come in clusters, e is summed over each cluster first.
 
+A loss, an entropy or a divergence is never below zero, and neither is an end of its interval: it is
+taken on the logarithm's scale, R exp(+-t se / R). Differences have R +- t se.
+
 Shapes: D documents, in arrays that run parallel.
 """
 
@@ -26,6 +29,8 @@ from seqloss_cli.metrics.totals import exp_or_none
 
 FEW_UNITS = 30
 """Intervals from fewer units tend to be too narrow, and a note says so."""
+LEAST_UNITS = 5
+"""From fewer documents or clusters there is no interval: nothing shows how much they vary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +84,24 @@ def unknown(value: float | None, n: int, why: str) -> Estimate:
     return Estimate(value, n=n, method=why)
 
 
+def too_few(value: float | None, n: int, unit: str) -> Estimate | None:
+    """Return the figure without an interval where there are fewer than `LEAST_UNITS` units."""
+    if n >= LEAST_UNITS:
+        return None
+    return unknown(value, n, f"no interval: fewer than {LEAST_UNITS} {unit}s ({n})")
+
+
 def ratio_estimate(
-    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+    y: Floats,
+    m: Floats,
+    clusters: Ints | None = None,
+    confidence: float = 0.95,
+    signed: bool = False,
 ) -> Estimate:
     """Estimate sum(y) / sum(m) over documents, with the linearised standard error.
 
     All are of shape D: y in nats, say, m in tokens; `clusters` numbers the documents' clusters
-    from 0.
+    from 0. `signed` values, such as differences, may be below zero, and so may their interval.
     """
     total = math.fsum(m.tolist())
     if total == 0:
@@ -94,15 +110,19 @@ def ratio_estimate(
     # Summed over clusters first: documents of one cluster err in the same direction.
     residuals = sum_clusters(y - value * m, clusters)
     n, unit = len(residuals), "document" if clusters is None else "cluster"
-    if n < 2:
-        return unknown(value, n, f"no interval: one {unit}")
+    if few := too_few(value, n, unit):
+        return few
     # Squares of losses near 1e300 would overflow.
     scaled, exponent = scale_down(residuals)
     root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
     error = math.ldexp(root, exponent) / abs(total)
     reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
-    return Estimate(value, value - reach, value + reach, error, n, method)
+    # A sum of what is never negative may round to just below zero, which has no logarithm.
+    if signed or value <= 0:
+        return Estimate(value, value - reach, value + reach, error, n, method)
+    low, high = (value * math.exp(each / value) for each in (-reach, reach))
+    return Estimate(value, low, high, error, n, f"{method}, on the logarithm's scale")
 
 
 def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:

@@ -23,6 +23,7 @@ from seqloss_cli.metrics.intervals import (
     scale_down,
     student_quantile,
     sum_clusters,
+    too_few,
     unknown,
 )
 
@@ -49,8 +50,10 @@ def bootstrap_ratio(
     value = math.fsum(y.tolist()) / math.fsum(m.tolist()) if m.sum() else None
     y, m = sum_clusters(y, clusters), sum_clusters(m, clusters)
     n, unit = len(y), "document" if clusters is None else "cluster"
-    if n < 2 or value is None:
-        return unknown(value, n, f"no interval: {n} {unit}s")
+    if value is None:
+        return unknown(None, n, "nothing to divide by")
+    if few := too_few(value, n, unit):
+        return few
     # A resample of documents without a token has no ratio, and is left out.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.concatenate(
@@ -79,8 +82,8 @@ def block_bootstrap(
     """
     n, value = len(losses), math.fsum(losses.tolist()) / len(losses)
     n_blocks = n // block
-    if n_blocks < 2:
-        return unknown(value, n_blocks, f"no interval: fewer than 2 blocks of {block} tokens")
+    if few := too_few(value, n_blocks, "block"):
+        return few
     sums = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
     block_sums = sums[block:] - sums[:-block]
     resamples = _draws(n, n_blocks, n_resamples, seed)
@@ -114,17 +117,17 @@ def cluster_quantiles(
         # A share times a count may round to just above a whole number, and skip a value.
         places = np.searchsorted(reached, np.asarray(shares) * reached[-1] * (1 - _ROUNDING))
         found[row] = ordered[np.minimum(places, len(ordered) - 1)]
-    if n < 2:
-        why = "no interval: one document"
-        return {share: unknown(float(v), n, why) for share, v in zip(shares, found[0], strict=True)}
+    if few := too_few(None, n, "document"):
+        columns = zip(shares, found[0].tolist(), strict=True)
+        return {share: replace(few, value=value) for share, value in columns}
     # By ranks alone: between values of which one is infinite nothing can be interpolated.
     tail = (1 - 0.95) / 2
     lows, highs = (
         np.quantile(found[1:], q, axis=0, method="inverted_cdf") for q in (tail, 1 - tail)
     )
     method = f"bootstrap over documents, percentiles of {n_resamples} resamples, seed {seed}"
-    columns = zip(shares, found[0].tolist(), lows.tolist(), highs.tolist(), strict=True)
-    return {share: Estimate(v, low, high, None, n, method) for share, v, low, high in columns}
+    ends = zip(shares, found[0].tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return {share: Estimate(v, low, high, None, n, method) for share, v, low, high in ends}
 
 
 def _draws(n_units: int, n_drawn: int, n_resamples: int, seed: int) -> Iterator[Ints]:
@@ -193,8 +196,10 @@ def calibration_error_estimate(
     `unit` names what is resampled (document or cluster) in the method's text.
     """
     value, n = calibration_error(parts), int(parts.units.max(initial=-1)) + 1
-    if value is None or n < 2:
-        return unknown(value, n, f"no interval: one {unit}" if n else "nothing to divide by"), None
+    if value is None:
+        return unknown(None, n, "nothing to divide by"), None
+    if few := too_few(value, n, unit):
+        return few, None
     total = parts.counts.sum()
     seen = np.bincount(parts.bins, parts.gaps)[:, None] / total
     figures, upward, signed = [], [], []

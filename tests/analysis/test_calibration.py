@@ -40,7 +40,7 @@ def test_the_interval_of_a_proportion_holds_it(n: int, data: Any, confidence: fl
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 10**6), st.floats(0, 1)), min_size=2, max_size=30),
+    st.lists(st.tuples(st.integers(1, 10**6), st.floats(0, 1)), min_size=5, max_size=30),
     st.sampled_from([None, 0.0, 1.0]),
     CONFIDENCES,
 )

@@ -101,7 +101,11 @@ def test_rows_sum_to_the_last_bit(texts: list[list[float | None]]) -> None:
 def test_groups_add_up_and_have_intervals(path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [
-        row(f"r{n}", [None, *generator.exponential(2, 3 + n % 5)], meta={"set": "ab"[n % 2]})
+        row(
+            f"r{n}",
+            [None, *generator.exponential(2, 3 + n % 5)],
+            meta={"set": "ab"[n % 2], "book": n % 6},
+        )
         for n in range(60)
     ]
     write(path, rows)
@@ -116,9 +120,11 @@ def test_groups_add_up_and_have_intervals(path: Path) -> None:
     perplexity = found.whole.estimates["perplexity"]
     assert (perplexity.low, perplexity.high) == (math.exp(mean.low), math.exp(mean.high))
     assert not found.whole.notes
-    few = summary_of(path, by="meta.set", cluster="set").whole
-    assert few.estimates["mean_loss"].n == 2
-    assert "few clusters (2)" in few.notes[0]
+    few = summary_of(path, by="meta.set", cluster="book").whole
+    assert few.estimates["mean_loss"].n == 6
+    assert "few clusters (6)" in few.notes[0]
+    fewer = summary_of(path, by="meta.set", cluster="set").whole.estimates["mean_loss"]
+    assert (fewer.low, fewer.method) == (None, "no interval: fewer than 5 clusters (2)")
 
 
 def test_one_long_text_is_resampled_in_blocks(path: Path) -> None:

@@ -24,12 +24,12 @@ from seqloss_cli.metrics.resampling import (
 FLOATS = st.floats(-50, 50, allow_nan=False)
 
 
-@given(st.lists(FLOATS, min_size=2, max_size=40), st.sampled_from([0.8, 0.95, 0.99]))
+@given(st.lists(FLOATS, min_size=5, max_size=40), st.sampled_from([0.8, 0.95, 0.99]))
 def test_with_documents_of_one_length_the_interval_is_that_of_a_mean(
     values: list[float], confidence: float
 ) -> None:
     y = np.array(values)
-    found = ratio_estimate(y, np.full(len(y), 4.0), confidence=confidence)
+    found = ratio_estimate(y, np.full(len(y), 4.0), confidence=confidence, signed=True)
     error = stats.sem(y / 4)
     assert found.value == pytest.approx(float(np.mean(y / 4)), abs=1e-12)
     assert found.standard_error == pytest.approx(error, rel=1e-9, abs=1e-12)
@@ -39,13 +39,39 @@ def test_with_documents_of_one_length_the_interval_is_that_of_a_mean(
 
 
 def test_the_ratio_by_hand() -> None:
-    """Rows of 1 and 99 tokens with mean losses 10 and 1 (the contract's example): R = 1.09,
-    e = (10 - 1.09, 99 - 1.09 * 99) = (8.91, -8.91), se^2 = 2 / 1 * 2 * 8.91^2 / 100^2."""
-    found = ratio_estimate(np.array([10.0, 99.0]), np.array([1.0, 99.0]))
+    """Three times rows of 1 and 99 tokens with mean losses 10 and 1 (the contract's example): R =
+    1.09, e = (10 - 1.09, 99 - 1.09 * 99) = (8.91, -8.91), se^2 = 6 / 5 * 6 * 8.91^2 / 300^2.
+
+    The quantile 2.570582 of Student's t on 5 degrees of freedom is that of printed tables.
+    """
+    y, m = np.tile([10.0, 99.0], 3), np.tile([1.0, 99.0], 3)
+    found, error = ratio_estimate(y, m), math.sqrt(36 / 5 * 8.91**2) / 300
     assert found.value == pytest.approx(1.09)
-    assert found.standard_error == pytest.approx(math.sqrt(4 * 8.91**2) / 100)
-    assert found.n == 2
-    assert "1 degrees of freedom" in found.method
+    assert found.standard_error == pytest.approx(error)
+    factor = math.exp(2.570582 * error / 1.09)
+    assert (found.low, found.high) == pytest.approx((1.09 / factor, 1.09 * factor), rel=1e-6)
+    assert found.n == 6
+    assert "5 degrees of freedom, on the logarithm's scale" in found.method
+    difference = ratio_estimate(y, m, signed=True)
+    reach = 2.570582 * error
+    assert (difference.low, difference.high) == pytest.approx((1.09 - reach, 1.09 + reach))
+    assert "logarithm" not in difference.method
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e300), st.integers(1, 10**6)), min_size=5, max_size=30),
+    st.sampled_from([0.5, 0.95, 0.9999]),
+)
+def test_no_end_is_below_zero_where_no_value_is(
+    documents: list[tuple[float, int]], confidence: float
+) -> None:
+    y, m = (np.array(each, dtype=np.float64) for each in zip(*documents, strict=True))
+    found = ratio_estimate(y, m, confidence=confidence)
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.value <= found.high
+    assert found.low > 0 or found.value < 1e-250 or max(y) > 1e250
 
 
 def test_a_regression_through_the_origin_of_clusters_is_that_of_their_sums() -> None:
@@ -59,10 +85,14 @@ def test_a_regression_through_the_origin_of_clusters_is_that_of_their_sums() -> 
     assert "clusters" in found.method
 
 
-def test_one_document_has_no_interval() -> None:
-    found = ratio_estimate(np.array([3.0]), np.array([2.0]))
-    assert (found.value, found.low, found.high) == (1.5, None, None)
-    assert "one document" in found.method
+@pytest.mark.parametrize("n", [1, 4])
+def test_fewer_than_five_documents_have_no_interval(n: int) -> None:
+    found = ratio_estimate(np.full(n, 3.0), np.full(n, 2.0))
+    assert (found.value, found.low, found.high, found.standard_error) == (1.5, None, None, None)
+    assert found.method == f"no interval: fewer than 5 documents ({n})"
+    resampled = bootstrap_ratio(np.full(n, 3.0), np.full(n, 2.0), 100, seed=0)
+    assert (resampled.value, resampled.low, resampled.method) == (1.5, None, found.method)
+    assert ratio_estimate(np.arange(1.0, 6), np.full(5, 2.0)).low is not None
 
 
 def draw(generator: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +120,21 @@ def test_intervals_cover_the_truth_where_there_are_documents(n: int) -> None:
 @pytest.mark.parametrize(("n", "documented"), [(10, 0.88), (30, 0.905), (100, 0.935)])
 def test_coverage_with_few_documents_is_what_the_readme_says(n: int, documented: float) -> None:
     assert coverage(n) == pytest.approx(documented, abs=0.015)
+
+
+@pytest.mark.parametrize(("n", "linear", "logarithmic"), [(5, 0.70, 0.78), (30, 0.78, 0.83)])
+def test_skewed_divergences_are_covered_better_on_the_logarithms_scale(
+    n: int, linear: float, logarithmic: float
+) -> None:
+    """Documents of log-normal lengths (sigma 1) and divergences (sigma 1.2), whose mean is 0.01."""
+    generator, hits, n_runs = np.random.default_rng(n), np.zeros(2), 4000
+    for _ in range(n_runs):
+        m = np.ceil(generator.lognormal(5, 1, n))
+        y = m * 0.01 * generator.lognormal(-0.72, 1.2, n)
+        for k, signed in enumerate((True, False)):
+            found = ratio_estimate(y, m, signed=signed)
+            hits[k] += found.low <= 0.01 <= found.high
+    assert hits / n_runs == pytest.approx([linear, logarithmic], abs=0.02)
 
 
 def test_the_bootstrap_agrees_with_scipy() -> None:
