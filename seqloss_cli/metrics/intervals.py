@@ -118,8 +118,8 @@ def ratio_estimate(
     error = math.ldexp(root, exponent) / abs(total)
     reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
-    # A sum of what is never negative may round to just below zero, which has no logarithm.
-    if signed or value <= 0:
+    # What is never negative may round to just below zero: such a sum need not have a logarithm.
+    if signed or value == 0 or (y < 0).any():
         return Estimate(value, value - reach, value + reach, error, n, method)
     low, high = (value * math.exp(each / value) for each in (-reach, reach))
     return Estimate(value, low, high, error, n, f"{method}, on the logarithm's scale")
