@@ -25,24 +25,27 @@ from helpers.stub import ALL, CHAT, furnish, run
 # -- what is run --------------------------------------------------------------------------------
 
 GOLDEN = ROOT / "tests" / "golden" / "net"
+DOCUMENTS = "samples/sentences.jsonl samples/texts.jsonl"
+"""Of fewer than 5 documents nothing has an interval."""
 PREPARED = (
-    "score samples/sentences.jsonl --keep-meta --ranks --top-k 2 --words -o a.jsonl",
-    "score samples/sentences.jsonl --keep-meta --ranks -m samples/checkpoints/step-600 -o b.jsonl",
-    "score samples/sentences.jsonl --keep-meta -m samples/checkpoints/step-100 -o c.parquet",
+    f"score {DOCUMENTS} --keep-meta --ranks --top-k 2 --words -o a.jsonl",
+    f"score {DOCUMENTS} --keep-meta --ranks -m samples/checkpoints/step-600 -o b.jsonl",
+    f"score {DOCUMENTS} --keep-meta -m samples/checkpoints/step-100 -o c.parquet",
     "score samples/texts.jsonl samples/text.txt --keep-meta -o texts.jsonl",
     "cond samples/pairs.jsonl --pmi --words --entropy -o pairs.jsonl",
     "cond samples/chats.jsonl --chat-template samples/chat.jinja -o chats.jsonl",
     "rank samples/choices.jsonl --pmi --tokens -o ranked.jsonl",
-    "diverge samples/sentences.jsonl -m samples/checkpoints/step-600 --teacher demo -o gap.jsonl",
+    f"diverge {DOCUMENTS} -m samples/checkpoints/step-600 --teacher demo -o gap.jsonl",
     "mask samples/pairs.jsonl --jsonl -o labels.jsonl",
-    "objective samples/checkpoints/step-100 samples/checkpoints/step-600 demo --data "
-    "samples/sentences.jsonl -o objective.json",
+    "objective samples/checkpoints/step-100 samples/checkpoints/step-600 demo "
+    "--data samples/sentences.jsonl --data samples/texts.jsonl -o objective.json",
 )
 """Results that later cases start from; what the commands say is a case, too."""
 
 BOUNDARY = "--pmi --boundary compare --context 16 --truncate left --eos"
 REGIONS = "score samples/sentences.jsonl --regions samples/regions.jsonl"
-DIVERGE = "diverge samples/sentences.jsonl --limit 2 -m samples/checkpoints/step-600 --teacher demo"
+DIVERGE = f"diverge {DOCUMENTS} --limit 5 -m samples/checkpoints/step-600 --teacher demo"
+DATA = "--data samples/sentences.jsonl --data samples/texts.jsonl"
 STEPS = "samples/checkpoints/step-100 samples/checkpoints/step-600 demo"
 COLOUR = "FORCE_COLOR=1"
 CSV_LEVELS = {
@@ -259,10 +262,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "compare -m demo -m samples/checkpoints/step-600 --data corpus.jsonl --bootstrap 200",
     ),
     "objective": (
-        f"objective {STEPS} --data samples/sentences.jsonl",
-        f"COLUMNS=200 objective {STEPS} --data samples/sentences.jsonl --unit bits",
+        f"objective {STEPS} {DATA}",
+        f"COLUMNS=200 objective {STEPS} {DATA} --unit bits",
     ),
-    "objective-json": (f"objective {STEPS} --data samples/sentences.jsonl --json",),
+    "objective-json": (f"objective {STEPS} {DATA} --json",),
     # plots, as the numbers and as they are drawn
     "plot-curve": ("plot a.jsonl b.jsonl c.parquet --kind curve -o plot.svg --json",),
     "plot-curve-objective": ("plot objective.json -o plot.svg --json",),

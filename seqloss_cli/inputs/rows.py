@@ -62,8 +62,8 @@ def refuse_document_line(raw: bytes, first: bytes | None = None) -> None:
     if first is None:
         if (_is_list_of_objects(value) and value) or (value is None and is_array):
             raise _document("a JSON array", ".[]")
-    # A brace alone may be a broken row, too: a document goes on with what is no row.
-    elif first.strip() == b"{" and not isinstance(value, dict):
+    # A brace alone may be a broken row, too: a document goes on with the name of a field.
+    elif first.strip() == b"{" and raw.lstrip().startswith(b'"'):
         raise _document("JSON over several lines", ".")
 
 

@@ -252,7 +252,7 @@ def test_losses_whose_squares_overflow(run_cli: Run, tmp_path: Path, kind: str) 
             rows = [
                 row(f"h{k}", [None, size * (k + shift), size], meta={"set": "ab"[k % 2]},
                     top_logprobs=top)
-                for k in range(8)
+                for k in range(10)
             ]  # fmt: skip
             path = tmp_path / f"{size}-{shift}.jsonl"
             files.append(write(path, rows, model=f"step-{shift * 2:.0f}"))

@@ -164,7 +164,7 @@ def test_charts_have_the_intervals_of_the_comparison(run_cli: Run, tmp_path: Pat
     generator, sides = np.random.default_rng(0), []
     for name in "ab":
         rows = [
-            text_row(f"r{n}", WORDS, generator.exponential(2, 8).tolist(), meta={"set": n // 3})
+            text_row(f"r{n}", WORDS, generator.exponential(2, 8).tolist(), meta={"set": n // 2})
             for n in range(12)
         ]
         sides.append(write(tmp_path / f"{name}.jsonl", rows, model=name, weights_sha256=name * 64))

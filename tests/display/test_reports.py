@@ -153,8 +153,9 @@ def test_totals_are_those_of_summarize(
 ) -> None:
     results = tmp_path / "results.jsonl"
     command = "cond" if name == "pairs" else "score"
-    done = run_cli(command, f"samples/{name}.jsonl", "--ranks", "--entropy", "--top-k", "2",
-                   "-o", results)  # fmt: skip
+    further = ["samples/sentences.jsonl"] * (command == "score")  # none of fewer than 5 documents
+    done = run_cli(command, f"samples/{name}.jsonl", *further, "--ranks", "--entropy", "--top-k",
+                   "2", "-o", results)  # fmt: skip
     assert done.exit_code == 0
     summary = json.loads(run_cli("summarize", results, "--json").stdout)
     page = report(results)

@@ -585,14 +585,15 @@ def test_quantiles_of_clusters() -> None:
 
 
 def test_a_share_stays_between_0_and_1() -> None:
-    ones, counts = np.array([10.0, 9.0, 10.0]), np.full(3, 10.0)
+    ones, counts = np.array([10.0, 9.0, 10.0, 10.0, 10.0]), np.full(5, 10.0)
     found = share_estimate(ones, counts)
-    assert found.value == pytest.approx(29 / 30)
-    assert 0 < found.low < 29 / 30 < found.high <= 1  # type: ignore[operator]
+    assert found.value == pytest.approx(49 / 50)
+    assert 0 < found.low < 49 / 50 < found.high <= 1  # type: ignore[operator]
     whole = share_estimate(counts, counts)
     assert whole.high == 1
-    assert whole.low < 0.5  # type: ignore[operator]  # three documents are few
-    same = share_estimate(29 * np.array([1.0, 2, 5, 7]), 56 * np.array([1.0, 2, 5, 7]))
+    assert whole.low < 0.5  # type: ignore[operator]  # five documents are few
+    sizes = np.array([1.0, 2, 5, 7, 3])
+    same = share_estimate(29 * sizes, 56 * sizes)
     assert same.high - same.low > 0.05  # type: ignore[operator]
 
 
