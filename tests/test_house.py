@@ -73,12 +73,14 @@ def test_a_quantity_in_cells_has_the_names_of_its_cells() -> None:
 
 
 def test_there_are_few_modules() -> None:
-    assert len(modules()) <= 145
+    """145 held the rooms; vocabularies of GGUF and of SentencePiece have one each."""
+    assert len(modules()) <= 147
 
 
 def test_there_are_few_lines_of_code() -> None:
     assert code_lines('"""Says."""\n\nX = """a\nb"""  # c\n"""Is."""\n# d\n') == 2
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 18_500
+    # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 20_000
 
 
 # -- imports --------------------------------------------------------------------------------------
