@@ -13,11 +13,21 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.models.gguf import GgufFile
+from seqloss_cli.models.sentencepiece_models import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    NO_PREFIX,
+    SPACE,
+    UNKNOWN,
+    USER_DEFINED,
+    SentencePieceIds,
+    merges_by_score,
+    serialized_model,
+    spelled_decoder,
+)
 from seqloss_cli.tokenization.vocabulary import is_in_brackets
 
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
-"""Types of pieces, here and in SentencePiece; 1 is an ordinary one, 5 an unused one."""
-SPACE = "▁"
 _ALWAYS_CONTROL = frozenset(
     ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>")
 ) | {"<|end|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "[EOT]", "[EOS]", "<turn|>"}
@@ -103,6 +113,8 @@ def gguf_tokenizer(file: GgufFile) -> tuple[Any, list[str]]:
         chat_template=fields.get("chat_template"),
         **names,
     )
+    if kind == "llama":
+        _break_ties(file, pieces, types, tokenizer)
     doubt = ", and llama.cpp cuts marks and capitals beyond ASCII elsewhere"
     doubt = doubt if _CUTS.get(_pre(file) or "") in ((_GPT4O,), (_TEKKEN,)) else ""
     made = f"the tokenizer is made anew from {file.path}{doubt}"
@@ -124,7 +136,7 @@ def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) 
             merges_by_score(ids, file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)),
             unk_token=pieces[unknown] if unknown < len(pieces) else None,
             fuse_unk=True,
-            byte_fallback=BYTE in types,
+            byte_fallback=True,  # llama.cpp finds them by their names, whatever their types
         )
     )
     # A blank before each stretch of text, the first and those after whole tokens: one that begins
@@ -136,25 +148,25 @@ def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) 
     return backend
 
 
-def spelled_decoder(prefix: bool) -> Any:
-    """Make the decoder of a vocabulary with `▁` for blanks; with `prefix` the first was put in."""
-    from tokenizers import decoders
+def _break_ties(
+    file: GgufFile, pieces: Sequence[str], types: Sequence[int], tokenizer: Any
+) -> None:
+    """Have ids of `sentencepiece`, which joins as llama.cpp does, where scores are equal.
 
-    cut = [decoders.Strip(" ", 1, 0)] if prefix else []
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *cut]
-    return decoders.Sequence(steps)
-
-
-def merges_by_score(ids: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """List the pairs of pieces that are a piece together, the highest score first."""
-    # llama.cpp joins any two neighbours that are a piece together, by its score.
-    found = [
-        (-scores[n], n, cut, piece)
-        for piece, n in ids.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in ids and piece[cut:] in ids
-    ]
-    return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(found)]
+    Of such neighbours those that stand first are joined; merges of `tokenizers` have an order.
+    """
+    scores = file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)
+    joined = [s for s, piece, t in zip(scores, pieces, types, strict=True) if t == 1 and piece[1:]]
+    if len({*joined}) == len(joined):
+        return
+    unknown, bytes_there = file.tokenizer.get("ggml.unknown_token_id", 0), {*BYTES} <= {*pieces}
+    kinds = [BYTE if bytes_there and piece in BYTES else 1 for piece in pieces]
+    kinds[unknown] = UNKNOWN
+    prefix = file.tokenizer.get("ggml.add_space_prefix", True)
+    model = serialized_model(pieces, scores, kinds) + (b"" if prefix else NO_PREFIX)
+    tokenizer.sentencepiece_ids = SentencePieceIds(
+        f"{file.path}, where pieces have equal scores", model, tokenizer.backend_tokenizer, True
+    )
 
 
 def _byte_level(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Any:

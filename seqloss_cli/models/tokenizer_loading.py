@@ -26,9 +26,11 @@ from seqloss_cli.models.files import (
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.gguf_vocabulary import gguf_tokenizer
 from seqloss_cli.models.sentencepiece_models import (
+    SentencePieceIds,
     SentencePieceModel,
     read_sentencepiece,
-    require_same_ids,
+    refusal,
+    require_pieces,
     sentencepiece_backend,
 )
 
@@ -37,6 +39,18 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BESIDE = (*_TOKEN_FILES, "chat_template.jinja")
+_NUMBERED_ANEW = "sentencepiece.bpe.model"
+"""Name of models whose pieces have other ids: those of fairseq (XGLM)."""
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.model", _NUMBERED_ANEW)
+"""Names of SentencePiece models; under the first, ids are the model's own, whatever the class."""
+_PLAIN_CLASSES = (
+    "None",
+    "T5Tokenizer",
+    "ReformerTokenizer",
+    "LlamaTokenizer",
+    "PreTrainedTokenizer",
+)
+"""Classes that change neither a model's ids nor the texts that it is given."""
 _TEXTS = (
     *(" lead", "trail ", "two  blanks", "   three", "tab\tx", " \n x", "a\r\nb\n\n", "1234567"),
     *("日本語", "🐕‍🦺", "e\u0301 é ﬁ", "DON'T don't", "naïve_x(y);", "a\u00a0b\u3000c", "\u200bx"),
@@ -70,19 +84,21 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     """Load a tokenizer that is made of other files than a `tokenizer.json`."""
     if (file := read_gguf(name)) is not None:
         return gguf_tokenizer(file)
-    model_file = find_file(name, "tokenizer.model", choice.offline, revision)
-    if model_file is not None:
-        require_whole_files(model_file)
-    if model_file is not None and (model := read_sentencepiece(model_file)) is not None:
+    if (model := _find_sentencepiece(name, choice, revision)) is not None:
         files = [find_file(name, file, choice.offline, revision) for file in _BESIDE]
-        settings = _json(model_file.parent / "tokenizer_config.json")
+        settings = _json(model.path.parent / "tokenizer_config.json")
+        cls = str(settings.get("tokenizer_class")).removesuffix("Fast")
         # Code of the model's own knows how its vocabulary is used.
-        if not (choice.trust_remote_code and "AutoTokenizer" in settings.get("auto_map", {})):
+        has_code = choice.trust_remote_code and "AutoTokenizer" in settings.get("auto_map", {})
+        is_plain = cls in _PLAIN_CLASSES and model.path.name != _NUMBERED_ANEW
+        if not has_code and (is_plain or model.path.name == _SENTENCEPIECE[0]):
             return _load_sentencepiece(model, settings, [path for path in files if path]), []
     try:
         loaded = _automatic(name, choice, revision)
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
+        if model is not None:
+            raise refusal(model, f"{cls} is not read from such a file alone") from error
         reason = _one_line(error)
         raise RunError(
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
@@ -90,7 +106,20 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     # Where the files are missing, transformers makes a tokenizer without a vocabulary.
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
+    # Where a class does not find its file, all is unknown to it. Those in Python ask the package.
+    if model is not None and hasattr(loaded, "backend_tokenizer"):
+        require_pieces(model, loaded, _TEXTS)
     return loaded, []
+
+
+def _find_sentencepiece(
+    name: str, choice: ModelChoice, revision: str | None
+) -> SentencePieceModel | None:
+    for file in _SENTENCEPIECE:
+        if (path := find_file(name, file, choice.offline, revision)) is not None:
+            require_whole_files(path)
+            return read_sentencepiece(path)
+    return None
 
 
 def _load_sentencepiece(
@@ -101,15 +130,19 @@ def _load_sentencepiece(
 
     # Without `legacy` text after a control token gets no blank. Where blanks are stripped the parts
     # of `tokenizers` cannot tell such text from the first.
-    backend = sentencepiece_backend(model, settings.get("legacy") is not False or model.strips)
-    require_same_ids(model, backend, _TEXTS)
+    every_stretch = settings.get("legacy") is not False or model.strips
+    backend = sentencepiece_backend(model, every_stretch)
     names = {name: piece for name, piece in model.named.items() if not settings.get(name)}
     with TemporaryDirectory(prefix="seqloss-") as folder:
         backend.save(str(Path(folder) / "tokenizer.json"))
         for path in beside:
             (Path(folder) / path.name).write_bytes(path.read_bytes())
         adds_bos = settings.get("add_bos_token", True)
-        return PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=adds_bos, **names)
+        made = PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=adds_bos, **names)
+    raw = model.path.read_bytes()
+    found = SentencePieceIds(str(model.path), raw, made.backend_tokenizer, every_stretch)
+    made.sentencepiece_ids = found
+    return made
 
 
 def _automatic(name: str, choice: ModelChoice, revision: str | None) -> Any:

@@ -114,12 +114,14 @@ class ChangedTexts:
     """Finds the bytes of tokens where their tokenizer changes a text, or drops parts of it.
 
     The tokenizer's own offsets tell the characters that a token was made of. The token has the rest
-    of their graphemes, too. `tokenizer` is of the `tokenizers` library, `unk_id` its unknown token.
+    of their graphemes, too. `tokenizer` is of the `tokenizers` library, `unk_id` its unknown token;
+    `exact`, where there is one, gives ids and characters in its place.
 
     Shapes: N tokens of a text, B bytes.
     """
 
-    def __init__(self, tokenizer: Any, unk_id: int | None) -> None:
+    def __init__(self, tokenizer: Any, unk_id: int | None, exact: Any = None) -> None:
+        self._exact = exact
         parts = json.loads(tokenizer.to_str())
         # Post-processors trim white space off the offsets, by default.
         parts["post_processor"], model = None, parts["model"]
@@ -178,6 +180,9 @@ class ChangedTexts:
 
         `kept` are the characters that reach the model.
         """
+        if self._exact is not None:
+            ids, spans = self._exact.encode_spans(text)
+            return ids, spans
         whole = self._tokenizer.encode(text, add_special_tokens=False)
         if len(kept) < len(text):
             # SentencePiece's normalizers count wrong behind what they drop at the beginning.

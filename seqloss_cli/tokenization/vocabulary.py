@@ -35,6 +35,8 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self._special_as_text = special_as_text
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        # Where the parts of `tokenizers` are close to what the model was trained with, but not it.
+        self._exact = getattr(tokenizer, "sentencepiece_ids", None)
         if self._fast is not None:
             # A tokenizer.json can hold settings that would cut texts, or pad them, silently.
             self._fast.no_truncation()
@@ -52,7 +54,7 @@ class Vocabulary:
         self.unk_id = self._unknown_id(parts.get("model", {}))
         self.control = {token_id for token_id in self.special if token_id != self.unk_id}
         """Ids of special tokens but the unknown one: they begin and end texts and turns."""
-        self.control_text = _any_of(self.special[token_id] for token_id in self.control)
+        self.control_text = any_of(self.special[token_id] for token_id in self.control)
         """Matches a control token in a text."""
         self.bos_id, self.eos_id = self._named_id("bos"), self._named_id("eos")
         self.prefix_ids = self._prefix_ids()
@@ -66,6 +68,8 @@ class Vocabulary:
 
         Rendered chat templates already hold a BOS; a text gets one by the policy of the run.
         """
+        if self._exact is not None:
+            return [self._exact.encode(text) for text in texts]
         if self._fast is not None:
             # Offsets would take about 150 bytes of memory for each byte of text.
             encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
@@ -99,7 +103,7 @@ class Vocabulary:
 
     @cached_property
     def _changed_texts(self) -> byte_offsets.ChangedTexts:
-        return byte_offsets.ChangedTexts(self._fast, self.unk_id)
+        return byte_offsets.ChangedTexts(self._fast, self.unk_id, self._exact)
 
     def name_token(self, token_id: int) -> str:
         """The text of an id: special tokens by name, parts of characters as `<0xF0>`."""
@@ -209,7 +213,8 @@ def _special_tokens(tokenizer: Any) -> dict[int, str]:
     return dict(named) | {i: token.content for i, token in added.items() if token.special}
 
 
-def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Make a pattern that matches each of some names; of none it matches nothing."""
     # Longest first: `|` takes the first that matches, and <|im_end|> may begin another name.
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

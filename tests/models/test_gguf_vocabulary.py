@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from helpers import gguf_files as files
 from helpers.builders import llama
-from helpers.layouts import LAYOUTS
+from helpers.layouts import BYTES, LAYOUTS
 from seqloss_cli import ModelChoice
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.models.gguf_vocabulary import _CUTS
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
+from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 TEXTS = [
     *("a b", " lead", "lead", "trail ", "  two", "a   b", "tab\tx", " \n x", "a\r\nb", "\n\n"),
@@ -60,11 +62,11 @@ def made_of(path: Path) -> tuple[Any, list[str]]:
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+    return Vocabulary(tokenizer, special_as_text=False).encode([text])[0]
 
 
 def pieces_of(tokenizer: Any, text: str) -> list[str]:
-    return [tokenizer.convert_ids_to_tokens(n) for n in ids_of(tokenizer, text)]
+    return [str(tokenizer.convert_ids_to_tokens(n)) for n in ids_of(tokenizer, text)]
 
 
 def test_a_blank_is_put_before_each_stretch_of_text(tmp_path: Path) -> None:
@@ -108,6 +110,50 @@ def test_pieces_of_the_user_s_are_found_whole(tmp_path: Path) -> None:
     for text in (*TEXTS, "hello fox"):
         assert ids_of(tokenizer, text) == own.encode(text, add_special_tokens=False).ids, text
     assert "lo" in pieces_of(tokenizer, "hello fox")
+
+
+TIED = ["▁", *"ab-", "ab", "▁a", "b-", "--", "-b", "bb", "-a", "a▁", "--▁", "aa", "bab", "ba"]
+
+
+def joined_by(text: str, scores: dict[str, float]) -> list[str]:
+    """The oracle: of all neighbours that are a piece, the first of the highest score are joined."""
+    parts = [*f"▁{text.replace(' ', '▁')}"]
+    while found := [
+        (-scores[a + b], n) for n, (a, b) in enumerate(pairwise(parts)) if a + b in scores
+    ]:
+        _, n = min(found)
+        parts[n : n + 2] = [parts[n] + parts[n + 1]]
+    return parts
+
+
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_of_equal_scores_the_first_neighbours_are_joined(step: int, tmp_path: Path) -> None:
+    """Chinese-LLaMA's added pieces all have the score 0; other files have but one score."""
+    pytest.importorskip("sentencepiece")
+    pieces = ["<unk>", "<s>", "</s>", *BYTES, *TIED]
+    scores = {piece: -float(n // step) for n, piece in enumerate(TIED)}
+
+    def settings(writer: Any) -> None:
+        found = writer.kv_data[0]["tokenizer.ggml.scores"]
+        found.value = [scores.get(piece, 0.0) for piece in pieces]
+
+    own = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, []))
+    own.add_special_tokens(pieces[:3])
+    tokenizer, _ = made_of(files.write_like(tmp_path / "a.gguf", own, None, settings=settings))
+    texts = ["".join(letters) for letters in product("ab- ", repeat=4)]
+    found = Vocabulary(tokenizer, special_as_text=False).encode(texts)
+    expected = [joined_by(text, scores) for text in texts]
+    assert [[pieces[n] for n in ids] for ids in found] == expected
+    assert pieces_of(tokenizer, "a</s>--b")[-3:] == ["</s>", *joined_by("--b", scores)][-3:]
+    assert hasattr(tokenizer, "sentencepiece_ids") == (step > 1)
+
+
+def test_bytes_are_found_by_their_names_whatever_their_types(tmp_path: Path) -> None:
+    path = files.write_like(
+        tmp_path / "a.gguf", LAYOUTS["llama2"](), None, changes=dict.fromkeys(BYTES, 1)
+    )
+    tokenizer, _ = made_of(path)
+    assert pieces_of(tokenizer, "Ω") == ["▁", "<0xCE>", "<0xA9>"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import sys
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from seqloss_cli import ModelChoice
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.models.sentencepiece_models import read_sentencepiece
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
+from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 sentencepiece = pytest.importorskip("sentencepiece")
 PLAIN = {
@@ -77,11 +79,21 @@ TEXTS = [
 ]
 
 
+ODD = [
+    *("A\u0302\u0301", "ﾊﾟ ｶﾞx", "\u1100\u1161\u11a8", "e\u0327\u0301", "\ufffdx", "\u0344"),
+    *("====aaaaa", "aaaaa-----", "x  =====  ~~~~~", "\u2028\u2028aaaaa", "a\0\x01b"),
+]
+"""Texts that the parts of `tokenizers` normalize in another way, or with several equal cuts."""
+
+
 @cache
 def trained(name: str) -> bytes:
     out, options = io.BytesIO(), {"hard_vocab_limit": False, "minloglevel": 2} | MODELS[name]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_writer=out, character_coverage=1.0, **options
+        sentence_iterator=iter([*LINES, *ODD, *ODD]),
+        model_writer=out,
+        character_coverage=1.0,
+        **options,
     )
     return out.getvalue()
 
@@ -99,14 +111,16 @@ def loaded(folder: Path) -> Any:
     return tokenizer
 
 
+def ids_of(tokenizer: Any, *texts: str) -> list[list[int]]:
+    return Vocabulary(tokenizer, special_as_text=False).encode([*texts])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_are_those_of_sentencepiece(name: str, tmp_path: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained(name))
     for cls, legacy in (("LlamaTokenizer", None), ("GemmaTokenizer", False)):
         tokenizer = loaded(directory(tmp_path, name, tokenizer_class=cls, legacy=legacy))
-        for text in TEXTS:
-            ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-            assert ids == processor.encode(text), text
+        assert ids_of(tokenizer, *TEXTS, *ODD) == processor.encode([*TEXTS, *ODD])
     assert tokenizer.bos_token_id == processor.bos_id()
     assert tokenizer.eos_token_id == processor.eos_id()
     assert tokenizer.unk_token_id == processor.unk_id()
@@ -130,7 +144,7 @@ def test_the_settings_say_whether_a_blank_stands_after_control_tokens(
     legacy: Any, stretch: str, tmp_path: Path
 ) -> None:
     tokenizer = loaded(directory(tmp_path, "llama", legacy=legacy))
-    ids = tokenizer.backend_tokenizer.encode("x</s>x", add_special_tokens=False).ids
+    (ids,) = ids_of(tokenizer, "x</s>x")
     assert tokenizer.convert_ids_to_tokens(ids) == ["▁x", "</s>", stretch]
 
 
@@ -152,27 +166,60 @@ def test_the_package_that_is_missing_is_named(
         loaded(directory(tmp_path, "llama"))
 
 
-def test_ids_that_would_be_others_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def other(model: Any, every_stretch: bool) -> Any:
-        backend = made(model, every_stretch)
-        backend.normalizer = None
-        return backend
+@pytest.mark.parametrize("text", ["A\u0302\u0301</s>ﾊﾟx", "A\u0302\u0301 ऋ", "a<unk>ऋ ﾊﾟ"])
+def test_each_token_covers_what_it_was_made_of(text: str, tmp_path: Path) -> None:
+    """Unknown characters beside others that only the package knows."""
+    vocabulary = Vocabulary(loaded(directory(tmp_path, "unigram")), special_as_text=False)
+    (ids,) = vocabulary.encode([text])
+    covered, is_exact = vocabulary.token_bytes(text, ids)
+    assert covered.is_valid
+    assert not is_exact
+    names = [vocabulary.name_token(n) for n in ids]
+    for name, piece in zip(names, covered.pieces(), strict=True):
+        expected = "ऋ" if name == "<unk>" and piece != b"<unk>" else name
+        found = unicodedata.normalize("NFKC", piece.decode())
+        assert found.strip() == unicodedata.normalize("NFKC", expected).strip()
+    assert len(covered.unspelled) == len("ऋ".encode()) * text.count("ऋ")
 
-    from seqloss_cli.models import tokenizer_loading
 
-    made = tokenizer_loading.sentencepiece_backend
-    monkeypatch.setattr(tokenizer_loading, "sentencepiece_backend", other)
-    with pytest.raises(RunError, match=r"' lead'.*--tokenizer"):
-        loaded(directory(tmp_path, "llama"))
+def test_a_file_that_the_package_cannot_read_is_refused(tmp_path: Path) -> None:
+    folder = directory(tmp_path, "llama")
+    # The unknown piece comes twice.
+    raw = trained("llama")
+    size = 2 + raw[1]
+    (folder / "tokenizer.model").write_bytes(raw[:size] + raw)
+    with pytest.raises(RunError, match="sentencepiece cannot read it"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "cls", "read"),
+    [
+        ("spiece.model", "T5Tokenizer", True),  # rinna's GPT-2
+        ("spiece.model", None, True),
+        ("spiece.model", "AlbertTokenizer", False),
+        ("sentencepiece.bpe.model", "XGLMTokenizer", False),
+        ("sentencepiece.bpe.model", None, False),
+    ],
+)
+def test_models_of_other_names(file: str, cls: str | None, read: bool, tmp_path: Path) -> None:
+    """transformers makes XGLM's class without its file: all is unknown to it."""
+    folder = directory(tmp_path, "unigram", **({"tokenizer_class": cls} if cls else {}))
+    (folder / "tokenizer.model").rename(folder / file)
+    (folder / "config.json").write_text(json.dumps({"model_type": "xglm", "vocab_size": 600}))
+    if not read:
+        with pytest.raises(RunError, match=rf"{file}: .*--tokenizer"):
+            loaded(folder)
+        return
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained("unigram"))
+    assert ids_of(loaded(folder), *TEXTS) == processor.encode(TEXTS)
 
 
 @pytest.mark.parametrize("option", [{"model_type": "char"}, {"treat_whitespace_as_suffix": True}])
 def test_kinds_of_models_that_are_not_read_are_refused(
     option: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODELS, "other", {"vocab_size": 58} | option)
+    monkeypatch.setitem(MODELS, "other", {"vocab_size": 90} | option)
     trained.cache_clear()
     with pytest.raises(RunError, match="--tokenizer"):
         loaded(directory(tmp_path, "other"))
