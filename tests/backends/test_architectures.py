@@ -6,6 +6,7 @@ log-softmax of `model(ids).logits`; it knows neither batches nor padding nor hea
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -27,7 +28,14 @@ from helpers.architectures import (
     build_wrapper,
 )
 from helpers.builders import N_BYTE_IDS, byte_tokenizer, llama, save_checkpoint
-from helpers.oracles import CONTEXT, STRIDE, assert_alternatives_right, losses_of, truth_of
+from helpers.oracles import (
+    CONTEXT,
+    STRIDE,
+    assert_alternatives_right,
+    losses_of,
+    plain_losses,
+    truth_of,
+)
 from seqloss_cli import ModelChoice, RunError, Sample, Scorer, TokenPolicy
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.torch import forward as running
@@ -70,10 +78,11 @@ def scores_of(
     bos: Any = "auto",
     requested: Requested = EVERYTHING,
     texts: list[str] = TEXTS,
+    context: int = CONTEXT,
 ) -> list[SequenceScore]:
     """Texts through the pipeline with a backend of the test's own."""
     tokenization = Tokenization(byte_tokenizer(), TokenPolicy(bos=bos), N_BYTE_IDS)
-    policy = WindowPolicy(CONTEXT, "--context", STRIDE)
+    policy = WindowPolicy(context, "--context", STRIDE)
     return scored(
         score_samples(
             samples(texts), tokenization.tokenize, backend, policy, requested, BatchPolicy(4096)
@@ -313,6 +322,18 @@ def test_rotary_factors_that_change_with_the_length_of_the_row(tmp_path: Path) -
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     assert_right(model, scored(scorer.score(samples(TEXTS))))
+
+
+def test_a_dynamic_rope_knows_nothing_of_the_rows_before() -> None:
+    """transformers keeps the factors of the longest row so far for all beyond the first length."""
+    rope = {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10000.0}
+    model = build("llama", max_position_embeddings=16, rope_parameters=rope)
+    texts = ["long " * 12, "of thirty characters, or nearly", "of as many as 16", "short"]
+    found = scores_of(TorchBackend(copy.deepcopy(model), 64), texts=texts, context=64)
+    for score in found:
+        ids = score.sequence.token_ids.tolist()
+        truth = plain_losses(copy.deepcopy(model), ids)
+        np.testing.assert_allclose(score.losses[1:], truth, rtol=0, atol=1e-4)
 
 
 # -- models that cannot take the fast path ----------------------------------------------------

@@ -54,6 +54,12 @@ class ModelForward:
         """Ids of a block of the vocabulary; None leaves it to the head."""
         self.compiled: Sequence[tuple[nn.Module, Callable[..., Any]]] = ()
         """Layers of the backbone with compiled forwards, used for packed rows."""
+        self._rotary = [
+            (each, dict(vars(each)), dict(each.named_buffers(recurse=False)))
+            for each in model.modules()
+            if hasattr(each, "max_seq_len_cached")
+        ]
+        """Rotary embeddings, each with its attributes and buffers before any forward."""
         self.use_path("plain", None)
 
     def use_path(self, path: RunPath, backbone: Any, in_blocks: bool = False) -> None:
@@ -78,6 +84,7 @@ class ModelForward:
     def logits(self, batch: Batch) -> LazyLogits:
         """Run the backbone on a batch; the head runs when the logits are asked for."""
         assert len(batch.lengths) == 1 or not self.capabilities.one_row_per_batch
+        self._forget_lengths()
         if self.path == "plain":
             ids_1N = self.on_device(batch.input_ids)[None]
             logits_NV = self.model(input_ids=ids_1N, use_cache=False).logits[0]
@@ -91,6 +98,15 @@ class ModelForward:
             self._vocab_size,
             self.in_blocks,
         )
+
+    def _forget_lengths(self) -> None:
+        """Have rotary embeddings know nothing of the rows before."""
+        # Dynamic ones keep the factors of the longest row so far for each that comes after it and
+        # is beyond the original length: losses would depend on the order of rows.
+        for module, attributes, buffers in self._rotary:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.update(buffers)
 
     def _width(self, hidden_1D: Tensor) -> int:
         """Return the number of logits that the head gives."""
