@@ -17,7 +17,7 @@ import math
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from seqloss_cli.analysis.summarize import Clusters, numbered_anew
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.accuracy import RankTotals
-from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate
+from seqloss_cli.metrics.intervals import Estimate, probability_estimate, share_estimate
 from seqloss_cli.metrics.ranking import SCORES
 from seqloss_cli.metrics.resampling import CalibrationGaps, Reservoir, calibration_error_estimate
 from seqloss_cli.results.schema.rankings import RankedRow
@@ -300,9 +300,4 @@ class RankingSums:
 
     def mean_probability(self) -> Estimate:
         """Return the mean probability of right choices."""
-        probabilities = np.abs(self.values("right"))
-        found = ratio_estimate(probabilities, np.ones(len(probabilities)))
-        if found.low is None or found.high is None:
-            return found
-        # Student's interval may leave what probabilities can be
-        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+        return probability_estimate(np.abs(self.values("right")))

@@ -9,7 +9,8 @@ e_i = y_i - R m_i of n documents, se^2 = n / (n - 1) * sum e_i^2 / (sum m_i)^2, 
 n - 1 degrees of freedom. Where documents come in clusters, e is summed over each cluster first.
 
 A loss, an entropy or a divergence is never below zero, and neither is an end of its interval: it is
-taken on the logarithm's scale, R exp(+-t se / R). Differences have R +- t se.
+taken on the logarithm's scale, R exp(+-t se / R). Differences have R +- t se, and means of
+probabilities an interval on the scale of log odds.
 
 Shapes: D documents, in arrays that run parallel.
 """
@@ -31,6 +32,9 @@ FEW_UNITS = 30
 """Intervals from fewer units tend to be too narrow, and a note says so."""
 LEAST_UNITS = 5
 """From fewer documents or clusters there is no interval: nothing shows how much they vary."""
+
+LOG_SCALE = "on the logarithm's scale"
+"""Part of the method of an interval that has no end below zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,11 @@ def ratio_estimate(
     error = math.ldexp(root, exponent) / abs(total)
     reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
-    # What is never negative may round to just below zero: such a sum need not have a logarithm.
-    if signed or value == 0 or (y < 0).any():
+    # What is never negative may round to just below zero, and has no logarithm then.
+    if signed or value <= 0:
         return Estimate(value, value - reach, value + reach, error, n, method)
     low, high = (value * math.exp(each / value) for each in (-reach, reach))
-    return Estimate(value, low, high, error, n, f"{method}, on the logarithm's scale")
+    return Estimate(value, low, high, error, n, f"{method}, {LOG_SCALE}")
 
 
 def quantile_estimate(values: Floats, share: float, confidence: float = 0.95) -> Estimate:
@@ -168,7 +172,7 @@ def share_estimate(
     & Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive Counts,
     1998): no more than there are, and as many as documents where the share is 0 or 1.
     """
-    plain = ratio_estimate(y, m, clusters, confidence)
+    plain = ratio_estimate(y, m, clusters, confidence, signed=True)
     if plain.value is None or plain.standard_error is None:
         return plain
     p, most = plain.value, float(m.sum())
@@ -179,6 +183,23 @@ def share_estimate(
     low, high = _wilson(p, n_effective, student_quantile(plain.n - 1, 0.5 + confidence / 2))
     method = f"Wilson's score interval, {n_effective:.1f} effective units, {plain.method}"
     return replace(plain, low=low, high=high, method=method)
+
+
+def probability_estimate(probabilities: Floats, confidence: float = 0.95) -> Estimate:
+    """Estimate the mean of independent probabilities, shape D, with an interval within 0 and 1.
+
+    It is that of the mean on the scale of log odds, whose slope is 1 / (p (1 - p)).
+    """
+    plain = ratio_estimate(
+        probabilities, np.ones_like(probabilities), confidence=confidence, signed=True
+    )
+    p, error = plain.value, plain.standard_error
+    if p is None or error is None or not 0 < p < 1:
+        return plain
+    reach = student_quantile(plain.n - 1, 0.5 + confidence / 2) * error / (p * (1 - p))
+    odds = [p / (1 - p) * math.exp(each) for each in (-reach, reach)]
+    low, high = (each / (1 + each) for each in odds)
+    return replace(plain, low=low, high=high, method=f"{plain.method}, on the scale of log odds")
 
 
 def student_quantile(degrees: int, share: float) -> float:

@@ -206,7 +206,7 @@ def position_chart(
     return Chart(
         "positions", f"{what[0].upper()}{what[1:]} by position",
         svg.drawing(f"Mean {what} by position", parts),
-        f"Mean {what} of the tokens at these positions, with its {interval}.",
+        f"Mean {what} of the tokens at these positions, with its {interval}: from 5 of them up.",
         ["positions", *(f"{name} mean {what}".strip() for name in sides or [""]), "scored"],
         _position_rows(known, firsts), sides,
     )  # fmt: skip

@@ -216,7 +216,7 @@ class Headings:
     texts: str = "Texts"
     about: str = (
         "Losses are −ln of the probability that the model gave each token, in nats; intervals are "
-        "95 %, over sequences, of a single text over its blocks."
+        "95 %, over sequences, of a single text over its blocks, and none from fewer than 5."
     )
 
 

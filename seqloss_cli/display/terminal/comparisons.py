@@ -19,7 +19,7 @@ from seqloss_cli.display.terminal.formatting import HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
 from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
-from seqloss_cli.metrics.intervals import interval_notes
+from seqloss_cli.metrics.intervals import LOG_SCALE, Estimate, interval_notes
 from seqloss_cli.results.schema.scores import ResultRow
 
 _WITHOUT_TOKENS = "not coloured: a file was written without tokens (leave out --no-tokens)"
@@ -88,9 +88,16 @@ def _figures(
     counts = f"{pair.n_lower}, {pair.n_tied}, {pair.n_higher}"
     table.add_row(f"documents: {b} lower, tied, higher", counts, "")
     table.add_row("correlation of documents", fmt.number(pair.correlation), "")
-    lines = [f"{100 * confidence:g}% intervals", pair.difference.method, *pair.notes]
-    table.caption = Text("; ".join(line for line in lines if line))
+    scale = [LOG_SCALE] if any(LOG_SCALE in mean.method for mean in pair.means) else []
+    lines = [*_method(pair.difference, confidence), *(f"losses {s}" for s in scale), *pair.notes]
+    table.caption = Text("; ".join(lines))
     return table
+
+
+def _method(estimate: Estimate, confidence: float) -> list[str]:
+    """Return the confidence of an interval and its method, or why there is none."""
+    share = [] if estimate.low is None else [f"{100 * confidence:g}% intervals"]
+    return [*share, estimate.method] if estimate.method else share
 
 
 def _where(pair: Comparison, names: Sequence[str], unit: Unit) -> Iterator[RenderableType]:
@@ -134,9 +141,10 @@ def objective_view(
             unit.interval(mean),
             Text("← least" if n == found.best else unit.text(above, 3)),
         )
-    first = found.means[0]
-    notes = interval_notes(first, found.totals[0].n_sequences)
-    table.caption = Text("; ".join([f"{100 * confidence:g}%", first.method, *notes]))
+    # Of one checkpoint a loss may be infinite.
+    mean = next((mean for mean in found.means if mean.low is not None), found.means[0])
+    notes = interval_notes(mean, found.totals[0].n_sequences)
+    table.caption = Text("; ".join([*_method(mean, confidence), *notes]))
     yield table
     known = zip(steps, found.totals, strict=True)
     curve = sorted((s, t.mean_loss) for s, t in known if s is not None and t.mean_loss is not None)

@@ -220,7 +220,10 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
                 note = note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}"
                 yield label, fmt.number(mean.value), note
         if "kl" in means:
-            yield "intervals", "95%", means["kl"].method
+            # Of a divergence with an infinite term there is none, of others there is.
+            known = [mean for mean in (means["kl"], *means.values()) if mean.low is not None]
+            method = (known or [means["kl"]])[0].method
+            yield "intervals", "95%" if known else "-", method
 
     def _quantiles(self) -> Table:
         """Quantiles of tokens, with their intervals."""

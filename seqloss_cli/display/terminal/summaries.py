@@ -12,6 +12,7 @@ from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Unit
+from seqloss_cli.metrics.intervals import FEW_UNITS, LOG_SCALE, Estimate
 from seqloss_cli.metrics.totals import corpus_flags
 
 _FIGURES = {
@@ -89,10 +90,21 @@ def _groups(
             unit.interval(group.estimate("mean_loss")),
             fmt.number(totals.bits_per_byte),
         )
-    if few := sum(bool(group.notes) for group in groups):
-        small = fmt.count_of(few, "group")
-        table.caption = Text(f"{small} of few documents: intervals may be too narrow")
+    means = [group.estimate("mean_loss") for group in groups]
+    known = [mean for mean in means if mean.low is not None]
+    lines = _without_interval(means)
+    if few := sum(mean.n < FEW_UNITS for mean in known):
+        lines += [f"{fmt.count_of(few, 'group')} of few documents: intervals may be too narrow"]
+    table.caption = Text("; ".join(lines))
     return table
+
+
+def _without_interval(estimates: Sequence[Estimate]) -> list[str]:
+    """Return why figures have no interval, each reason once."""
+    reasons = (e.method for e in estimates if e.low is None and e.value is not None)
+    # The number of units, at the end, differs from figure to figure.
+    once = dict.fromkeys(reason.split(" (")[0] for reason in reasons if reason)
+    return [reason.replace("no interval:", "where there is no interval:") for reason in once]
 
 
 def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
@@ -106,10 +118,12 @@ def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
         value = None if estimate is None else estimate.value
         row = (unit.text(value), unit.interval(estimate), unit.text(tokens.get(share)))
         table.add_row(f"{share:.0%}", *row)
+    lines = _without_interval(list(documents.values()))
     if not tokens:
-        table.caption = Text("no token losses in the file (--no-tokens)")
+        lines += ["no token losses in the file (--no-tokens)"]
     elif (drawn := len(summary.token_losses)) < (seen := summary.n_tokens_seen):
-        table.caption = Text(f"tokens: a uniform sample of {drawn} of {seen}, no interval")
+        lines += [f"tokens: a uniform sample of {drawn} of {seen}, no interval"]
+    table.caption = Text("; ".join(lines))
     return table
 
 
@@ -125,7 +139,11 @@ def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> Rende
         table.add_row(span, str(bin.n_scored), value, unit.interval(mean), str(mean.n))
     if any("cluster" in bin.mean_loss.method for bin in positions):
         table.columns[-1].header = "clusters"
-    table.caption = Text("intervals: linearised ratio")
+    means = [bin.mean_loss for bin in positions]
+    lines = _without_interval(means)
+    if any(mean.low is not None for mean in means):
+        lines = [f"intervals: linearised ratio, {LOG_SCALE}", *lines]
+    table.caption = Text("; ".join(lines))
     return table
 
 
