@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -128,25 +129,23 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             ) from error
         raise RunError(_explain(choice, path, error)) from error
     _check_weights(path, model, loading)
-    _check_quantization(path, config, model)
+    _check_quantization(path, config, model, loading)
     dtype = str(model.dtype).removeprefix("torch.")
     warnings = [] if file is None else complete_model(file, model, dtype)
-    if _auto_class(config).__name__ != "AutoModelForCausalLM":
+    is_part = config.get_text_config() is not config
+    if is_part or _auto_class(config).__name__ != "AutoModelForCausalLM":
         warnings.append(
             f"{path} ({config.model_type}) takes more than text: its text part is scored"
         )
     if arguments["dtype"] not in ("auto", model.dtype):
         warnings.append(f"the quantisation of {path} keeps it in {dtype}")
-    if dtype == "float64" and any(map(_computes_in_float32, model.modules())):
-        warnings.append(
-            "--dtype float64: transformers computes this model's rotary angles and norms in "
-            "float32, so that its losses are right to about 0.0001 nats"
-        )
     if choice.adapter is None and (Path(path) / files.ADAPTER_CONFIGURATION).is_file():
         warnings.append(
             f"{path} holds an adapter, too, which is left out: --adapter {path} takes it"
         )
-    if unused := sorted(loading["unexpected_keys"]):
+    unused = sorted(loading["unexpected_keys"])
+    # Where a class of the text part alone was made, all other parts are left over.
+    if unused and not (is_part and type(model.config) is not type(config)):
         warnings.append(
             f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
         )
@@ -155,11 +154,6 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
         keep_freed_memory()
         use_onednn(model)  # after the adapter, which replaces layers
     return model, warnings
-
-
-def _computes_in_float32(module: Any) -> bool:
-    """Tell whether a module turns its input into float32, whatever the model's dtype."""
-    return hasattr(module, "inv_freq") or type(module).__name__.endswith("RMSNorm")
 
 
 def keep_freed_memory() -> None:
@@ -268,11 +262,11 @@ def _check_weights(path: str, model: Any, loading: Any) -> None:
         raise RunError(f"model {path}: its weights do not match its config.json: {problem}")
 
 
-def _check_quantization(path: str, config: Any, model: Any) -> None:
+def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> None:
     if files.is_gguf(path):
         return
     if quantization_settings(config) is None:
-        _refuse_whole_numbers(path, config)
+        _refuse_unscaled(path, config, loading)
         return
     # transformers passes over a quantisation method that it does not know, without a word.
     if getattr(model, "hf_quantizer", None) is None:
@@ -282,23 +276,40 @@ def _check_quantization(path: str, config: Any, model: Any) -> None:
         )
 
 
-def _refuse_whole_numbers(path: str, config: Any) -> None:
+def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:
     """Raise RunError for quantised weights whose configuration names no quantisation."""
+    # transformers would take the stored numbers for the weights, without their scales.
+    left_over = {key.rpartition(".")[0] for key in loading["unexpected_keys"] if "scale" in key}
+    place = files.weights_path(path, getattr(config, "_commit_hash", None))
+    for name, kind in (each for file in files.weight_files(place) for each in _stored_types(file)):
+        module, _, own_name = name.rpartition(".")
+        if kind in _WHOLE_NUMBERS and own_name.endswith("weight"):
+            what = f"holds whole numbers ({kind})"
+        elif kind.startswith("F8") and module in left_over:
+            what = f"is stored in {kind}, with scales beside it"
+        else:
+            continue
+        raise RunError(
+            f"model {path}: {name} {what}, and config.json has no quantization_config that says "
+            "what they stand for"
+        )
+
+
+def _stored_types(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name of each weight of a file and the type that it is stored in, as safetensors
+    names it."""
+    import torch
     from safetensors import safe_open
 
-    # transformers would take the whole numbers for the weights, without their scales.
-    place = files.weights_path(path, getattr(config, "_commit_hash", None))
-    for file in files.weight_files(place):
-        if file.suffix != ".safetensors":
-            continue
+    if file.suffix == ".safetensors":
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it cannot be iterated over)
-                kind = tensors.get_slice(name).get_dtype()
-                if kind in _WHOLE_NUMBERS and name.endswith("weight"):
-                    raise RunError(
-                        f"model {path}: {name} holds whole numbers ({kind}), and config.json has "
-                        "no quantization_config that says what they stand for"
-                    )
+                yield name, tensors.get_slice(name).get_dtype()
+    elif file.name.startswith("pytorch_model"):
+        # Nothing but types and shapes is read.
+        for name, value in torch.load(file, map_location="meta", weights_only=True).items():
+            kind = str(getattr(value, "dtype", "")).removeprefix("torch.").upper()
+            yield name, kind.replace("UINT", "U").replace("INT", "I").replace("FLOAT", "F")
 
 
 def _any_layer(name: str) -> str:

@@ -126,13 +126,17 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["internvl", "llava", "mistral3", "qwen2-audio", "qwen2.5-vl"])
+@pytest.mark.parametrize(
+    "name",
+    ["internvl", "llama4", "llava", "mistral3", "qwen2-audio", "qwen2.5-vl"],
+)
 def test_the_text_part_of_a_multimodal_model_is_scored(name: str, tmp_path: Path) -> None:
     model = build_wrapper(name)
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     assert_right(model, scored(scorer.score(samples(TEXTS), EVERYTHING)))
     assert "takes more than text: its text part is scored" in scorer.warnings[0]
+    assert not any("have no place" in each for each in scorer.warnings)
 
 
 @pytest.mark.parametrize(
@@ -525,6 +529,16 @@ def test_an_encoder_decoder_is_refused(config: Any, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(RunError, match=r"encoder-decoder.*causal"):
         Scorer(ModelChoice(name=str(tmp_path)))
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_no_bug() -> None:
+    """Decoders of encoder-decoders name them in a key of their own; Roberta's begin at 2."""
+    config = hf.RobertaConfig(
+        **SMALL, vocab_size=N_BYTE_IDS, is_decoder=True, pad_token_id=1, bos_token_id=0
+    )
+    backend = TorchBackend(hf.RobertaForCausalLM(config).eval(), 64)
+    with pytest.raises(RunError, match=r"cannot be fed 64 tokens.*lower --context"):
+        scores_of(backend, texts=["a" * 64], context=64)
 
 
 # -- memory -----------------------------------------------------------------------------------

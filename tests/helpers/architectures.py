@@ -59,6 +59,15 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any]]] = {
             "image_token_id": 5,
         },
     ),
+    "llama4": (
+        "Llama4ForConditionalGeneration",
+        {
+            "text_config": TEXT
+            | {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2},
+            "vision_config": VISION | {"vision_output_dim": 32, "projector_input_dim": 32},
+            "image_token_index": 5,
+        },
+    ),
     "llava": (
         "LlavaForConditionalGeneration",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -137,11 +138,16 @@ class TorchBackend:
         """Compute scores of a batch from its forward; raises as `score` does."""
         try:
             return compute(self.model_forward)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, IndexError) as error:
+            rows, width = len(batch.lengths), int(batch.lengths.max())
+            if re.search("index .*out of (range|bounds)", str(error)):
+                raise RunError(
+                    f"{type(self.model).__name__} cannot be fed {width} tokens, though its "
+                    f"configuration says so ({error}): lower --context"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             self.n_too_large += 1
-            rows, width = len(batch.lengths), int(batch.lengths.max())
             width += sum(suffixes.input_ids.shape[1] for suffixes in batch.suffixes)
             raise OutOfMemoryError(
                 f"out of memory in a batch of {rows} rows of {width} tokens: lower --batch-tokens"
@@ -184,7 +190,7 @@ class TorchBackend:
                 raise RunError(
                     f"{name} cannot be run as it is quantised ({kind}: {reason})"
                 ) from error
-            if isinstance(error, TypeError | ValueError):
+            if isinstance(error, TypeError | ValueError | AttributeError | LookupError):
                 # A model for images may refuse to run without one, each in words of its own.
                 raise RunError(
                     f"{name} cannot be fed token ids alone ({reason}), so it gives no distribution "

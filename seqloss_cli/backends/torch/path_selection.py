@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX
@@ -74,6 +75,7 @@ class PathSelector:
         Raises RunError for a model that is not causal.
         """
         ids, n_short = probe_ids(n_tokens + 1, self.n_ids), max(1, n_tokens * 2 // 3)
+        self._say_what_is_rounded(probe_of(ids))
         short = probe_of(ids[: n_short + 1])
         plain, plain_short = self.losses([probe_of(ids), short])
         atol = self._causality_tolerance(plain)
@@ -100,6 +102,19 @@ class PathSelector:
                 self._not_packed = self._last_error or "packed, they would get other losses"
         self.model_forward.use_path("plain", None)
         self._say_what_is_slow()
+
+    def _say_what_is_rounded(self, probe: TokenSequence) -> None:
+        """Warn of a float64 model that computes in other types, too."""
+        if self.model.dtype != torch.float64:
+            return
+        with _RoundingWatch() as watch:  # type: ignore[no-untyped-call]
+            self.losses([probe])
+        if watch.rounds:
+            self.warnings.append(
+                "--dtype float64: transformers computes parts of this model (such as rotary "
+                "angles, norms or softmaxes) in float32, so that its losses are right to about "
+                "0.0001 nats"
+            )
 
     def _possible_paths(self) -> tuple[RunPath, ...]:
         """Paths that are left to be tried after what the configuration says."""
@@ -204,6 +219,20 @@ class PathSelector:
     def n_ids(self) -> int:
         """Rows of the table of embeddings: ids that the model takes."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+class _RoundingWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether anything is computed in less than float64."""
+
+    rounds = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.is_floating_point():
+            # Counts and positions are whole numbers, which float32 holds exactly.
+            rounds = found.dtype != torch.float64 and bool((found != found.round()).any())
+            self.rounds |= rounds
+        return found
 
 
 def probe_ids(n_tokens: int, n_ids: int) -> Ints:
