@@ -27,7 +27,7 @@ _NOISY_LOGGERS = ("torchao", "bitsandbytes", "torch.utils._pytree")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _STRETCHED = ("linear", "dynamic", "yarn")
 """Kinds of RoPE scaling by whose factor a model takes more than the length that it is of. (Of
-`llama3`, `longrope` and per-layer scaling the configuration names the stretched length itself.)"""
+`llama3` and `longrope` the configuration names the stretched length itself.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,9 @@ def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
         ]
         ids.append(tuple(i for i in named if i not in outside))
     context, key = _longest_context(text_config)
+    if key is not None and "linear" in key:
+        doubt = "where the first is stretched already, as in some configurations, it is too long"
+        warnings = [*warnings, f"a context of {context} tokens, of {key}: {doubt} (--context)"]
     return {
         "bos_ids": ids[0],
         "eos_ids": ids[1],
@@ -161,15 +164,19 @@ def _longest_context(text_config: Any) -> tuple[int | None, str | None]:
         ((n, key) for n, key in lengths if isinstance(n, int) and n > 0), (None, None)
     )
     rope = getattr(text_config, "rope_parameters", None) or {}
-    kind, factor = rope.get("rope_type"), rope.get("factor")
-    if longest is None or kind not in _STRETCHED or not isinstance(factor, int | float):
-        return longest, key
-    # max_position_embeddings is the length before scaling in some configurations. In others
-    # (DeepSeek-V3) it is the one after it, and RoPE's own key names the one before.
-    stretched = int((rope.get("original_max_position_embeddings") or longest) * factor)
-    if stretched <= longest:
-        return longest, key
-    return stretched, f"{key} and RoPE: {kind} {factor:g}"
+    layers = [each for each in rope.values() if isinstance(each, dict)]
+    # Of a linear one for some layers (Gemma 3) the configuration names the stretched length.
+    stretching = ("yarn",) if layers else _STRETCHED
+    for each in layers or [rope]:
+        kind, factor = each.get("rope_type"), each.get("factor")
+        if longest is None or kind not in stretching or not isinstance(factor, int | float):
+            continue
+        # max_position_embeddings is the length before scaling in some configurations. In others
+        # (DeepSeek-V3) it is the one after it, and RoPE's own key names the one before.
+        stretched = int((each.get("original_max_position_embeddings") or longest) * factor)
+        if stretched > longest:
+            return stretched, f"{key} and RoPE: {kind} {factor:g}"
+    return longest, key
 
 
 def _prepare(choice: ModelChoice, path: str) -> None:

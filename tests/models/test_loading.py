@@ -176,6 +176,34 @@ LONG_FACTORS = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
             "max_position_embeddings and RoPE: dynamic 2",
         ),
         (
+            "olmo3",  # a RoPE for each kind of layer
+            {
+                "max_position_embeddings": 8192,
+                "num_hidden_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                    "full_attention": {
+                        "rope_type": "yarn",
+                        "rope_theta": 1e6,
+                        "factor": 8.0,
+                        "original_max_position_embeddings": 8192,
+                    },
+                },
+            },
+            65536,
+            "max_position_embeddings and RoPE: yarn 8",
+        ),
+        (
+            "gemma3_text",  # whose max_position_embeddings is stretched already
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            131072,
+            "max_position_embeddings",
+        ),
+        (
             "llama",  # Llama 3.2
             {
                 "max_position_embeddings": 131072,
@@ -211,6 +239,8 @@ def test_a_scaled_rope_gives_the_context_that_the_model_takes(
     byte_tokenizer().save_pretrained(tmp_path)
     found = load_tokenizer_only(ModelChoice(str(tmp_path)))
     assert (found.max_context, found.max_context_key) == (longest, key)
+    doubtful = "where the first is stretched already" in " ".join(found.warnings)
+    assert doubtful == ("linear" in key)
     assert window_policy(found, longest, None).context == longest
     assert window_policy(found, None, None).context_source == key
     with pytest.raises(UsageError, match="is more than the model takes"):
