@@ -11,6 +11,7 @@ import orjson
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Choices
 from seqloss_cli.inputs.rows import (
+    CONTEXT,
     TEMPLATE,
     Content,
     checked_text,
@@ -19,9 +20,9 @@ from seqloss_cli.inputs.rows import (
     missing_field,
     refuse_separator,
     template_fields,
-    unused_context,
+    unused,
 )
-from seqloss_cli.tokenization.chat_templates import content_text
+from seqloss_cli.tokenization.chat_templates import METADATA, WEIGHTS, content_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def choice_content(row: dict[str, Any], fields: ChoiceFields) -> Content:
         messages,
         template_fields(row, used) if as_chat else {},
     )
-    return {"choices": checked_choices(choices)} | unused_context(row, used), used
+    return {"choices": checked_choices(choices)} | unused(row, used, CONTEXT), used
 
 
 def _choice_values(row: dict[str, Any], fields: ChoiceFields) -> tuple[list[Any], list[Any]]:
@@ -83,6 +84,10 @@ def _choice_values(row: dict[str, Any], fields: ChoiceFields) -> tuple[list[Any]
     # ARC and its like: {"text": […], "label": ["A", …]}.
     elif isinstance(value, dict) and isinstance(label := value.get("label"), list):
         value, labels = value.get("text"), label
+    elif isinstance(value, dict) and "text" not in value:  # {"A": "a text", …}
+        value, labels = [*value.values()], [*value]
+    if isinstance(value, list):  # a message alone is a list of one
+        value = [[each] if isinstance(each, dict) and "role" in each else each for each in value]
     named = ", ".join(map(repr, fields.choices))
     if not isinstance(value, list) or not all(isinstance(each, str | list) for each in value):
         kind = "is not a list of" if len(fields.choices) == 1 else "are not all"
@@ -123,6 +128,12 @@ def _conversation(
         answer = chat[n_shared]
         if len(chat) != n_shared + 1 or answer["role"] != "assistant" or answer.get("tool_calls"):
             raise RowError("wrong_type", f"choice {n} is more than one message of the assistant's")
+        keys = [key for key, value in answer.items() if value and key not in ("role", "content")]
+        if more := [key for key in keys if not (METADATA.search(key) or WEIGHTS.search(key))]:
+            raise RowError(
+                "wrong_type",
+                f"choice {n} has {more[0]!r:.40}: choices are ranked by contents alone",
+            )
         texts.append(content_text(answer))
     return [*own, *shared], texts
 

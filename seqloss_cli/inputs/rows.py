@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,30 @@ from seqloss_cli.tokenization.chat_templates import MEDIA
 from seqloss_cli.tokenization.chats import check_message, pair_as_chat
 
 _MOST_NAMES = 10
-_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "response_mask", "loss_mask")
+_MASKS = tuple(
+    f"{name}_{mask}"
+    for name in (
+        "completion",
+        "assistant",
+        "response",
+        "loss",
+        "answer",
+        "action",
+        "target",
+        "label",
+    )
+    for mask in ("mask", "masks")
+)
 """Lists of 0 and 1 beside ids that say which tokens count: TRL's, transformers', others'."""
+_NO_LOSS = ("attention_mask", "special_tokens_mask")
+"""Masks that say something else."""
+_PACKED = ("seq_idx", "seq_ids", "sequence_ids", "segment_ids", "document_ids", "doc_ids")
+"""A number for each token that says which sequence of a packed row it is of."""
+_MASK = re.compile(r"(^|_)masks?$")
+_WEIGHT = re.compile(r"(^|_)(mask|weight)s?$|^labels$|^prompt_len", re.IGNORECASE)
+"""Names of fields that say which tokens count, or how much."""
+_IDS = re.compile(r"(token|tokens|input|prompt|response|completion|output)_ids$")
+"""Names of ids that a text has already."""
 _IDENTITIES = ("id", "item", "condition")
 _LONG = 20
 """Digits of the longest whole number of 64 bits."""
@@ -133,6 +156,11 @@ def missing_field(row: dict[str, Any], field: str, flag: str) -> RowError:
     """The error for a row without a field that `flag` could name."""
     names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
     names += ", …" if len(row) > _MOST_NAMES else ""
+    for name, value in row.items():
+        is_named = name in ("prompt", "messages") or not _is_list_of_objects(value) or not value
+        if not is_named and {"role", "from"}.intersection(value[0]):
+            flag += f"; {name!r:.40} may be a chat, which is read from 'messages'"
+            break
     return RowError("missing_field", f"has no field {field!r} (its fields: {names}); see {flag}")
 
 
@@ -187,27 +215,40 @@ def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
     if text_field in row and "input_ids" in row:
         raise RowError("ambiguous", f"has both {text_field!r} and 'input_ids'; give one of them")
     if text_field in row:
-        return {"text": checked_text(string_field(row, text_field))}, {text_field}
+        used, names = {text_field}, MEDIA
+        return {"text": checked_text(string_field(row, text_field))} | unused(
+            row, used, names
+        ), used
     if "input_ids" not in row:
-        raise missing_field(row, text_field, "--text-field")
+        raise missing_field(row, text_field, "--text-field (ids are read from 'input_ids')")
     ids = whole_numbers(row["input_ids"], "input_ids")
     if not len(ids):
         raise RowError("empty", "field 'input_ids' is empty")
     _refuse_packed(row, len(ids))
-    fields, masks = {"input_ids": ids} | _labels(row, ids), _masks(row, len(ids))
-    if masks:
-        counts = np.all(list(masks.values()), axis=0)
-        fields["labels"] = np.where(counts, fields.get("labels", ids), IGNORED)
-    return fields, {*fields, *masks, "attention_mask"}
+    fields = {"input_ids": ids}
+    if (labels := masked(row, ids, _labels(row, ids))) is not None:
+        fields["labels"] = labels
+    used = {"input_ids", "labels", "attention_mask", *_MASKS}
+    return fields | unused(row, used), used
 
 
-def _masks(row: dict[str, Any], n: int) -> dict[str, Ints]:
-    """The masks of a row of `n` ids: a token counts where all of them are 1, as TRL has it."""
-    masks = {name: whole_numbers(row[name], name) for name in _MASKS if row.get(name) is not None}
-    for name, mask in masks.items():
-        if len(mask) != n or not np.isin(mask, (0, 1)).all():
-            raise RowError("bad_labels", f"{name} is not a 0 or 1 for each of {n} input_ids")
-    return masks
+def masked(row: dict[str, Any], ids: Ints, labels: Ints | None) -> Ints | None:
+    """The labels (without, the ids), shape N, where the row's masks are 1: where all of them are,
+    as TRL has it. Without masks the labels as they are. Raises RowError for what is no mask."""
+    for name, mask in row.items():
+        if name in _NO_LOSS or mask is None or not _MASK.search(name):
+            continue
+        if name not in _MASKS:
+            raise RowError(
+                "bad_labels",
+                f"has {name!r:.40}: does 0 or 1 say there that a token counts? Call it loss_mask, "
+                "1 where one does",
+            )
+        is_mask = isinstance(mask, list) and len(mask) == len(ids)
+        if not is_mask or any(each not in (0, 1) for each in mask):
+            raise RowError("bad_labels", f"{name} is not a 0 or 1 for each of {len(ids)} input_ids")
+        labels = np.where(np.array(mask) == 1, ids if labels is None else labels, IGNORED)
+    return labels
 
 
 def _refuse_packed(row: dict[str, Any], n: int) -> None:
@@ -218,16 +259,22 @@ def _refuse_packed(row: dict[str, Any], n: int) -> None:
             "padded", "its attention_mask is not 1 at each of its input_ids: leave padding out"
         )
     lengths, positions = row.get("seq_lengths"), row.get("position_ids")
-    if lengths not in (None, [n]) or positions not in (None, [*range(n)]):
-        raise RowError(
-            "packed_row",
-            "its seq_lengths or position_ids are of several sequences: give a row to each",
+    owners = [row[name] for name in _PACKED if row.get(name) is not None]
+    if (
+        lengths not in (None, [n])
+        or positions not in (None, [*range(n)])
+        or row.get("cu_seqlens") not in (None, [0, n])
+        or any(each != each[:1] * n for each in owners if isinstance(each, list))
+    ):
+        names = ", ".join(
+            name for name in ("seq_lengths", "position_ids", "cu_seqlens", *_PACKED) if name in row
         )
+        raise RowError("packed_row", f"its {names} are of several sequences: give a row to each")
 
 
-def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
+def _labels(row: dict[str, Any], ids: Ints) -> Ints | None:
     if "labels" not in row:
-        return {}
+        return None
     labels = whole_numbers(row["labels"], "labels")
     if len(labels) != len(ids):
         raise RowError("bad_labels", f"has {len(labels)} labels for {len(ids)} input_ids")
@@ -239,7 +286,7 @@ def _labels(row: dict[str, Any], ids: Ints) -> dict[str, Ints]:
             f"labels[{at}] is {labels[at]}, neither -100 nor input_ids[{at}] = {ids[at]} (labels "
             "are not shifted)",
         )
-    return {"labels": labels}
+    return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,18 +301,21 @@ class PairFields:
 
 
 TEMPLATE = ("tools", "chat_template_kwargs", "documents")
-_CONTEXT = (
-    *("system", "system_prompt", "system_message", "history", "context", "input", "functions"),
-    *("documents", "tools"),
+CONTEXT = (
+    *("system", "system_prompt", "system_message", "system_instruction", "history", "context"),
+    *("input", "instruction", "instructions", "prefix", "suffix", "passage", "functions", "files"),
+    *("documents", "tools", "chat_template", "continue_final_message", "add_generation_prompt"),
+    *("reasoning", "reasoning_content", "thinking", "enable_thinking", "reasoning_effort", *MEDIA),
 )
-"""Fields that data sets put beside a prompt, and that belong before the response."""
+"""Fields that data sets put beside a prompt, and that belong before the response or tell how it is
+rendered."""
 
 
 def pair_or_chat(row: dict[str, Any], fields: PairFields) -> Content:
     """A pair, or the messages of a row without a response; and the fields that were used."""
     prompt, response = row.get(fields.prompt), row.get(fields.response)
     if "messages" in row and fields.response not in row:
-        return _chat_content(row, fields, ("messages",))
+        return _chat_content(row, fields, messages_of(row["messages"], "field 'messages'"))
     for field, flag in ((fields.prompt, "--prompt-field"), (fields.response, "--response-field")):
         if field not in row:
             raise missing_field(row, field, flag)
@@ -273,27 +323,36 @@ def pair_or_chat(row: dict[str, Any], fields: PairFields) -> Content:
         raise RowError(
             "ambiguous", f"has both 'messages' and {fields.response!r}; give one of them"
         )
-    if isinstance(prompt, list) and isinstance(response, list):
-        return _chat_content(row, fields, (fields.prompt, fields.response))
+    if isinstance(prompt, list) or isinstance(response, list):
+        before, after = (
+            [{"role": role, "content": value}]
+            if isinstance(value, str)
+            else messages_of(value, f"field {name!r}")
+            for role, name, value in (
+                ("user", fields.prompt, prompt),
+                ("assistant", fields.response, response),
+            )
+        )
+        return _chat_content(row, fields, [*before, *after], len(before))
     pair = Pair(
         string_field(row, fields.prompt), string_field(row, fields.response), fields.separator
     )
     used = {fields.prompt, fields.response, *(TEMPLATE if fields.chat else ())}
     template = template_fields(row, used) if fields.chat else {}
-    return pair_content(pair, fields.chat, template) | unused_context(row, used), used
+    return pair_content(pair, fields.chat, template) | unused(row, used, CONTEXT), used
 
 
-def _chat_content(row: dict[str, Any], fields: PairFields, names: tuple[str, ...]) -> Content:
-    """A chat of one field, or of a prompt's messages and a response's, as TRL has them."""
+def _chat_content(
+    row: dict[str, Any], fields: PairFields, messages: list[dict[str, Any]], n_prompt: int = 0
+) -> Content:
+    """A chat of messages, the first of them a prompt's, as TRL has them."""
     refuse_separator(fields.separator)
-    parts = [messages_of(row[name], f"field {name!r}") for name in names]
-    used = {*names, *TEMPLATE}
-    chat = Chat(
-        [message for part in parts for message in part],
-        n_prompt=len(parts[0]) if len(parts) > 1 else 0,
-        **template_fields(row, used),
-    )
-    return {"chat": chat} | unused_context(row, used), used
+    used = {fields.prompt, fields.response, *TEMPLATE} if n_prompt else {"messages", *TEMPLATE}
+    chat = Chat(messages, n_prompt=n_prompt, **template_fields(row, used))
+    # What is told of the prompt may stand in a field of its own, too.
+    is_told = row.get(fields.prompt) in [message.get("content") for message in messages]
+    context = CONTEXT if is_told else (*CONTEXT, fields.prompt)
+    return {"chat": chat} | unused(row, used, context), used
 
 
 def refuse_separator(separator: str) -> None:
@@ -304,10 +363,30 @@ def refuse_separator(separator: str) -> None:
         )
 
 
-def unused_context(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
-    """The flag of a row with fields that belong before its response, and are not used."""
-    n = sum(bool(row.get(name)) for name in _CONTEXT if name not in used)
-    return {"flags": {"unused_context": n}} if n else {}
+def unused(
+    row: dict[str, Any], used: Collection[str], context: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The flags of a row, counts of its fields that are not used: of `context`, of weights and
+    masks of tokens, of ids."""
+    left = {k: v for k, v in row.items() if k not in used and (v or v in (False, 0))}
+    counts = {
+        "unused_context": sum(name in context for name in left),
+        "unused_weights": sum(_is_weight(name, value) for name, value in left.items()),
+        "unused_ids": sum(
+            bool(_IDS.search(name)) and isinstance(value, list) for name, value in left.items()
+        ),
+    }
+    flags = {name: n for name, n in counts.items() if n}
+    return {"flags": flags} if flags else {}
+
+
+def _is_weight(name: str, value: object) -> bool:
+    values = value if isinstance(value, list) else [value]
+    says = any(
+        isinstance(each, int | float) and (each != 1 or name.startswith("prompt"))
+        for each in values
+    )
+    return says and name not in _NO_LOSS and _WEIGHT.search(name) is not None
 
 
 def pair_content(

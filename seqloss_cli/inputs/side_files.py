@@ -13,6 +13,7 @@ from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
 from seqloss_cli.inputs.rows import (
+    masked,
     own_id_of,
     parse_object,
     refuse_document_line,
@@ -152,11 +153,14 @@ def _parse_labels(row: dict[str, Any]) -> Labels | None:
     # A row of results is refused where its figures contradict the chain rule.
     ChainRule.read(row)
     name = "input_ids" if "input_ids" in row else "token_ids"
-    for field in (name, "labels"):
-        if field not in row:
-            wanted = "input_ids" if field == name else field
-            raise RowError("missing_field", f"has no field {wanted!r}")
-    labels = Labels(whole_numbers(row[name], name), whole_numbers(row["labels"], "labels"))
+    if name not in row:
+        raise RowError("missing_field", "has no field 'input_ids'")
+    ids, given = whole_numbers(row[name], name), row.get("labels")
+    # Trainers mask what a row's masks mask, its labels given or not.
+    given = masked(row, ids, None if given is None else whole_numbers(given, "labels"))
+    if given is None:
+        raise RowError("missing_field", "has no field 'labels', nor a mask such as 'loss_mask'")
+    labels = Labels(ids, given)
     if len(labels.input_ids) != len(labels.labels):
         raise RowError(
             "bad_labels", f"has {len(labels.labels)} labels for {len(labels.input_ids)} {name}"

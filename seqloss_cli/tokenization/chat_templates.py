@@ -36,9 +36,18 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Keys of what no text stands for."""
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 """Types of parts of a content that are text, under the key `text` or their own."""
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_FIELDS = (*_REASONING, "refusal", "name", "function_call", "prefix", "citations", "tool_plan")
-"""Keys of a message that belong to what it says, and that a template may leave out."""
+_REASONING = (
+    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts"),
+    *("reasoning_details", "thinking_blocks"),
+)
+WEIGHTS = re.compile(r"(^|_)(loss|masks?|masked|weights?|train|training|trainable)(_|$)")
+"""Keys of a message that say whether its loss counts, such as OpenAI's `weight`,
+`train` of Axolotl, `loss` of ms-swift."""
+METADATA = re.compile(
+    r"(^|_)ids?$|^(role|content|tool_calls|type|object|index|model|usage|time|timestamp|created|date"
+    r"|language|source|finish_reason|stop_reason)$|_at$"
+)
+"""Keys of what a message does not say, or what is looked for elsewhere."""
 
 
 def content_text(message: Mapping[str, Any]) -> str:
@@ -79,6 +88,21 @@ def _text_of_part(part: object) -> str:
             f"the content of a message has a part of type {kind!r:.40}, which is no text",
         )
     return text
+
+
+def _said(value: object) -> str:
+    """The longest text in a field's value."""
+    # No recursion: values may be nested deeper than Python's stack.
+    found, left = "", [value]
+    while left:
+        match left.pop():
+            case str(text):
+                found = max(found, text.strip(), key=len)
+            case list(parts):
+                left.extend(parts)
+            case dict(parts):
+                left.extend(parts.values())
+    return found
 
 
 def _in_parts(content: str) -> list[dict[str, str]]:
@@ -256,13 +280,18 @@ class ChatTemplate:
     def _count_fields_left_out(self, chat: Chat, text: str) -> int:
         """Number of fields of messages, and documents, that are not in the text."""
         count = 0
-        for name in _FIELDS:
-            values = [value for each in chat.messages if (value := each.get(name))]
+        for name in dict.fromkeys(name for each in chat.messages for name in each):
+            # Numbers and `false` say nothing.
+            values = [v for each in chat.messages if (v := each.get(name)) is True or _said(v)]
+            if not values or METADATA.search(name) or WEIGHTS.search(name):
+                continue
+            is_thought = name in _REASONING
+            missing = [v for v in values if isinstance(v, str) or is_thought]
+            missing = [v for v in missing if _said(v) not in text]
             # A thought may stand under several of its names: without one of them nothing changes.
-            is_alone = bool(values) and name not in _REASONING
-            all_left_out = is_alone and self.text_of(_without(chat, name)) == text
-            missing = [v for v in values if isinstance(v, str) and v.strip() not in text]
-            count += len(values) if all_left_out else len(missing)
+            if not is_thought and len(missing) < len(values):
+                missing = values if self.text_of(_without(chat, name)) == text else missing
+            count += len(missing)
         others = {k: v for k, v in chat.template_kwargs.items() if k != "documents"}
         has_documents = len(others) < len(chat.template_kwargs)
         if has_documents and self.text_of(replace(chat, template_kwargs=others)) == text:

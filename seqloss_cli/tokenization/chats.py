@@ -18,14 +18,15 @@ from seqloss_cli.core.policies import PairPolicy, TurnChoice
 from seqloss_cli.core.records import Chat, Pair
 from seqloss_cli.tokenization.chat_templates import (
     MEDIA,
+    WEIGHTS,
     ChatTemplate,
     Rendering,
     Span,
     content_text,
 )
 
-_WEIGHTS = ("weight", "train", "training", "trainable", "loss")
-"""Keys of a message that say whether its loss counts: OpenAI's, Axolotl's, ms-swift's."""
+_MASKED = ("masked", "mask")
+"""Keys of a message that say that its loss does not count, such as torchtune's."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 
@@ -70,7 +71,7 @@ def render_chat(
     scored, n_without_end_token = [(0, len(rendering.text))], 0
     if turns != "all":
         wanted = answers[-1:] if turns == "last" else answers
-        wanted = [n for n in wanted if n >= chat.n_prompt and _weight(chat.messages[n])]
+        wanted = [n for n in wanted if n >= chat.n_prompt and _weights(chat.messages[n])[0]]
         found = finder.turns(answers, wanted)
         spans = {n: turn.span for n, turn in found.items()}
         scored = [span for span in spans.values() if span[0] < span[1]]
@@ -233,18 +234,22 @@ class _TurnFinder:
 def check_message(n: int, message: Mapping[str, Any]) -> None:
     """Raises RowError for message n of a chat without a role, or without content and calls."""
     if not isinstance(message.get("role"), str):
-        raise RowError("missing_field", f"message {n} has no 'role' that is a string")
+        hint = " (ShareGPT's 'from' and 'value' are to be 'role' and 'content')" * (
+            "from" in message
+        )
+        raise RowError("missing_field", f"message {n} has no 'role' that is a string{hint}")
     if message.get("content") is None and not message.get("tool_calls"):
         raise RowError("missing_field", f"message {n} has no 'content'")
 
 
-def _weight(message: Mapping[str, Any]) -> Any:
-    """The message's own word on whether its loss counts; without one 1 of the assistant's."""
-    for key in _WEIGHTS:
-        value = message.get(key)
-        if isinstance(value, bool) or (key == "weight" and value is not None):
-            return value
-    return int(message["role"] == "assistant")
+def _weights(message: Mapping[str, Any]) -> list[Any]:
+    """The message's own words on whether its loss counts; without one 1 of the assistant's."""
+    found = [
+        1 - value if key in _MASKED and value in (0, 1) else value
+        for key, value in message.items()
+        if value is not None and WEIGHTS.search(key)
+    ]
+    return found or [int(message["role"] == "assistant")]
 
 
 def _check_messages(chat: Chat, turns: TurnChoice) -> None:
@@ -260,12 +265,14 @@ def _check_messages(chat: Chat, turns: TurnChoice) -> None:
         content_text(message)  # RowError where it holds more than text
         if media := [name for name in MEDIA if message.get(name)]:
             raise RowError("unsupported_part", f"message {n} has {media[0]!r}, which are no text")
-        weight = _weight(message)
-        if turns != "all" and (weight not in (0, 1) or (weight and role != "assistant")):
+        weight, *others = _weights(message)
+        is_known = weight in (0, 1) and all(other == weight for other in others)
+        if turns != "all" and not (is_known and (role == "assistant" or not weight)):
             raise RowError(
                 "bad_weight",
-                f"message {n} has a weight of {weight!r:.40}: of the assistant's 0 and 1 are "
-                "taken, of others 0",
+                f"message {n} has a weight of {weight!r:.40}{' and others' * bool(others)} "
+                f"({', '.join(key for key in message if WEIGHTS.search(key))}): of the assistant's "
+                "0 and 1 are taken, of others 0",
             )
     if turns != "all" and chat.messages[-1]["role"] != "assistant":
         raise RowError(

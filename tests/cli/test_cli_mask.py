@@ -243,6 +243,21 @@ def test_results_of_our_own_are_labels_too(seqloss: Run, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_masks_of_a_data_set_are_labels_too(seqloss: Run, tmp_path: Path) -> None:
+    """TRL's own, before its collator makes labels of them."""
+    ours = document(seqloss("mask", PAIRS, "--json"))["sequences"]
+    rows = [{"input_ids": row["token_ids"], "completion_mask": row["loss_mask"]} for row in ours]
+    path = write_rows(tmp_path / "labels.jsonl", rows)
+    assert seqloss("mask", PAIRS, "--check", path).returncode == 0
+    rows[0] |= {"labels": ours[0]["labels"], "loss_mask": [0] * ours[0]["n_tokens"]}
+    done = seqloss("mask", PAIRS, "--check", write_rows(path, rows), "--json")
+    checks = [row["check"] for row in document(done)["sequences"]]
+    assert [[each["kind"] for each in check] for check in checks] == [
+        ["everything_masked"],
+        *[[]] * 4,
+    ]
+
+
 def test_a_broken_first_row_does_not_hide_the_ids_of_the_others(
     seqloss: Run, tmp_path: Path
 ) -> None:

@@ -79,6 +79,9 @@ def test_choices_with_labels(path: Path, labels: Any, answer: Any, expected: Any
     found = read(path, row)
     assert (found if isinstance(found, str) else found.answers) == expected
     assert isinstance(found, str) or found.responses == ("x", "y")
+    if not isinstance(found, str) and labels != [1, 2]:  # MedQA and its like
+        row["choices"] = dict(zip(labels, ["x", "y"], strict=True))
+        assert read(path, row) == found
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_fields_of_choices(path: Path, names: Any, answer: Any, expected: Any) -
         {"prompt": [U], "chosen": [U, a("x")], "rejected": [U, a("y")]},
         {"prompt": [U], "chosen": "x", "rejected": [a([{"type": "text", "text": "y"}])]},
         {"prompt": [U], "chosen": "x", "rejected": "y"},
+        {"prompt": [U], "chosen": a("x"), "rejected": a("y", id="1")},
     ],
 )
 def test_preferences_of_messages(path: Path, row: dict[str, Any]) -> None:
@@ -136,6 +140,7 @@ def test_implicit_prompts_may_be_long(path: Path) -> None:
         ({"prompt": [U], "choices": [[a("x")], [a("y"), U, a("z")]]}, "wrong_type"),
         ({"prompt": [U], "choices": [[a("x")], [a("y", tool_calls=[{}])]]}, "wrong_type"),
         ({"prompt": [U], "choices": [[a("x")], [U]]}, "wrong_type"),
+        ({"prompt": [U], "choices": [[a("x", thinking="hm")], [a("y")]]}, "wrong_type"),
         ({"prompt": [U], "choices": [[a("x")], []]}, "empty"),
         ({"prompt": "", "choices": [[a("x")], [a("y")]]}, "missing_field"),
         ({"prompt": "Ha", "choices": [[U, a("x")], [U, a("y")]]}, "ambiguous"),

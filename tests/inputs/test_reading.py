@@ -322,13 +322,38 @@ def test_a_row_of_any_depth_costs_only_itself(path: Path, depth: int, keep_meta:
         ({"completion_mask": [0, 1, 1]}, [-100, 6, 7]),
         ({"completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]}, [-100, 6, -100]),
         ({"loss_mask": [1, 1, 0], "labels": [-100, 6, 7]}, [-100, 6, -100]),
+        ({"action_mask": [False, True, True]}, [-100, 6, 7]),
+        ({"target_mask": [1.0, 0.0, 1.0]}, [5, -100, 7]),
         ({"response_mask": None, "attention_mask": [1, 1, 1]}, None),
+        ({"special_tokens_mask": [1, 0, 0], "segment_ids": [2, 2, 2]}, None),
         ({"seq_lengths": [3], "position_ids": [0, 1, 2], "token_type_ids": [0, 0, 0]}, None),
     ],
 )
 def test_masks_beside_ids_are_taken(path: Path, masks: dict[str, Any], expected: Any) -> None:
     sample = only(read_rows(path, {"input_ids": [5, 6, 7], **masks}))
     assert (None if sample.labels is None else sample.labels.tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        ({"weight": 0.5}, {"unused_weights": 1}),
+        ({"weight": 0}, {"unused_weights": 1}),
+        ({"weight": 1, "loss_mask": [1, 1], "label": 0, "attention_mask": [0, 1]}, {}),
+        ({"loss_mask": [0, 1], "labels": [-100, 3]}, {"unused_weights": 2}),
+        ({"prompt_token_ids": [1], "token_ids": [2], "doc_id": 3}, {"unused_ids": 2}),
+        ({"image": "x.png"}, {"unused_context": 1}),
+    ],
+)
+def test_what_a_text_row_says_of_its_tokens_is_flagged(
+    path: Path, row: dict[str, Any], flags: dict[str, int]
+) -> None:
+    assert only(read_rows(path, {"text": "ab", **row})).flags == flags
+
+
+def test_weights_of_ids_are_flagged(path: Path) -> None:
+    row = {"input_ids": [5, 6], "loss_weights": [0.0, 0.5], "prompt_length": 1, "output_ids": [6]}
+    assert only(read_rows(path, row)).flags == {"unused_weights": 2, "unused_ids": 1}
 
 
 def test_rows_of_ids_and_labels(path: Path) -> None:
@@ -379,10 +404,13 @@ def test_a_nul_is_a_character_of_a_json_string(path: Path) -> None:
         ({"input_ids": [1], "labels": None}, "wrong_type", "'labels'"),
         ({"input_ids": [1, 2], "loss_mask": [1]}, "bad_labels", "loss_mask"),
         ({"input_ids": [1, 2], "loss_mask": [1, 2]}, "bad_labels", "loss_mask"),
-        ({"input_ids": [1, 2], "loss_mask": [0, True]}, "wrong_type", "'loss_mask'"),
+        ({"input_ids": [1, 2], "loss_mask": [0, 0.5]}, "bad_labels", "loss_mask"),
         ({"input_ids": [1, 2], "attention_mask": [1, 0]}, "padded", "leave padding out"),
         ({"input_ids": [1, 2], "seq_lengths": [1, 1]}, "packed_row", "seq_lengths"),
         ({"input_ids": [1, 2, 3], "position_ids": [0, 0, 1]}, "packed_row", "position_ids"),
+        ({"input_ids": [1, 2, 3], "segment_ids": [0, 0, 1]}, "packed_row", "segment_ids"),
+        ({"input_ids": [1, 2, 3], "cu_seqlens": [0, 2, 3]}, "packed_row", "cu_seqlens"),
+        ({"input_ids": [1, 2], "prompt_mask": [1, 0]}, "bad_labels", "Call it loss_mask"),
     ],
 )
 def test_a_wrong_row_is_rejected_and_the_others_go_on(

@@ -139,10 +139,17 @@ def test_pictures_beside_a_chat_are_rejected(read: Read, row: dict[str, Any]) ->
 # -- messages that do not count -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss"])
+@pytest.mark.parametrize(
+    ("key", "no", "yes"),
+    [
+        *(("weight", 0, 1), ("train", False, True), ("training", False, True), ("loss", 0, 1)),
+        *(("trainable", 0.0, 1.0), ("step_loss_mask", 0, 1), ("masked", True, False)),
+    ],
+)
 @pytest.mark.parametrize("turns", ["assistant", "last", "all"])
-def test_a_message_may_say_that_it_does_not_count(read: Read, key: str, turns: str) -> None:
-    no, yes = (0, 1) if key == "weight" else (False, True)
+def test_a_message_may_say_that_it_does_not_count(
+    read: Read, key: str, no: Any, yes: Any, turns: str
+) -> None:
     messages = [Q, {**A, key: no}, {**Q, key: no}, {**A, "content": "B", key: yes}, Q, A]
     expected = {"assistant": f"B{EOS}Yo{EOS}", "last": f"Yo{EOS}"}
     outcome = read({"messages": messages}, turns=turns)
@@ -155,7 +162,12 @@ def test_a_message_may_say_that_it_does_not_count(read: Read, key: str, turns: s
 
 
 @pytest.mark.parametrize(
-    "messages", [[Q, {**A, "weight": 0.5}], [Q, {**A, "weight": "1"}], [{**Q, "weight": 1}, A]]
+    "messages",
+    [
+        *([Q, {**A, "weight": 0.5}], [Q, {**A, "weight": "1"}], [{**Q, "weight": 1}, A]),
+        *([Q, {**A, "train": "false"}], [Q, {**A, "train_detail": [{"train": False}]}]),
+        [Q, {**A, "weight": 1, "masked": True}],
+    ],
 )
 def test_weights_that_are_no_masks_are_rejected(read: Read, messages: Any) -> None:
     assert_rejected(read({"messages": messages}), "bad_weight", "0 and 1 are taken")
@@ -174,6 +186,9 @@ REASONED = TRIMMED.replace("{{ m.content", THOUGHT + "{{ m.content")
         ("name", "Ann"),
         ("function_call", {"name": "f", "arguments": "{}"}),
         ("prefix", True),
+        ("channel", "analysis"),
+        ("tools", [{"name": "f"}]),
+        ("reasoning_details", [{"type": "reasoning.text", "text": "hm"}]),
     ],
 )
 def test_a_field_that_the_template_leaves_out_is_flagged(read: Read, key: str, value: Any) -> None:
@@ -205,6 +220,25 @@ def test_context_that_is_not_used_is_flagged(read: Read) -> None:
     assert odd(read(pair)) == {"unused_context": 2}
     assert odd(read(pair, chat=True)) == {"unused_context": 2}
     assert odd(read({"input": "a", "response": "b", "prompt": "c"}, response="input")) == {}
+    settings = {"enable_thinking": False, "prompt": "Hi", "weight": 0.5, "token_ids": [1]}
+    assert odd(read({"messages": [Q, A], **settings})) == {
+        "unused_context": 1, "unused_weights": 1, "unused_ids": 1,
+    }  # fmt: skip
+    assert odd(read({"messages": [Q, A], "prompt": "another"})) == {"unused_context": 1}
+    pair = {"prompt": "a", "response": "b", "images": ["c"], "suffix": "d", "id": "e"}
+    assert odd(read(pair)) == {"unused_context": 2}
+
+
+def test_what_a_message_does_not_say_is_not_flagged(read: Read) -> None:
+    about = {"id": "1", "timestamp": "2", "tool_call_id": "3", "toxic": False, "score": 4, "n": []}
+    assert odd(read({"messages": [{**Q, **about}, {**A, **about}]})) == {}
+
+
+def test_a_deep_field_of_a_message_costs_no_run(read: Read) -> None:
+    deep: Any = "hm"
+    for _ in range(200):
+        deep = [deep]
+    assert odd(read({"messages": [Q, {**A, "thought": deep}]})) == {"fields_not_rendered": 1}
 
 
 # -- tools ----------------------------------------------------------------------------------------
@@ -259,16 +293,19 @@ def test_a_completion_of_messages_counts_without_its_prompt(read: Read, chat: bo
 def test_a_prompt_of_messages_is_as_one_of_a_text(read: Read) -> None:
     of_messages = read({"prompt": [Q], "response": [A]})
     of_texts = read({"prompt": "Hi", "response": "Yo"}, chat=True)
-    assert of_messages.text == of_texts.text
+    mixed = [read({"prompt": "Hi", "response": [A]}), read({"prompt": [Q], "response": "Yo"})]
+    assert of_messages.text == of_texts.text == mixed[0].text == mixed[1].text
+    assert scored(mixed[0]) == scored(mixed[1]) == f"Yo{EOS}"
     assert scored(of_messages) == scored(of_texts) == f"Yo{EOS}"
 
 
 @pytest.mark.parametrize(
     ("row", "reason", "said"),
     [
-        ({"prompt": "Hi", "response": [A]}, "wrong_type", "'response' is not a string"),
-        ({"prompt": [Q], "response": "Yo"}, "wrong_type", "'prompt' is not a string"),
+        ({"prompt": 1, "response": [A]}, "wrong_type", "'prompt'"),
         ({"prompt": [], "response": [A]}, "empty", "'prompt'"),
+        ({"conversations": [Q, A]}, "missing_field", "'conversations' may be a chat"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "missing_field", "ShareGPT"),
         ({"prompt": [Q], "response": ["Yo"]}, "wrong_type", "'response'"),
         ({"prompt": [A], "response": [Q]}, "ends_without_response", "user"),
     ],
