@@ -370,7 +370,8 @@ def _reads(name: str, path: Path) -> bool:
         if name == STDIN:
             return os.path.samestat(os.fstat(0), path.stat())
         if not Path(name).is_dir():
-            return path.samefile(name)
+            # An input that is not there yet would be our own output.
+            return os.path.realpath(path) == os.path.realpath(name) or path.samefile(name)
         is_of_checkpoint = any(fnmatch(path.name.lower(), each) for each in _OF_CHECKPOINTS)
         return path.exists() and is_of_checkpoint and path.parent.samefile(name)
     return False

@@ -83,7 +83,7 @@ def rank(ctx: typer.Context) -> None:
 
     choice, page = output_choice(ctx), o.given(ctx, o.OutputSettings).report
     check_places(ctx, "report", "output_ranked")
-    _refuse(ctx, page)
+    _refuse_answer(ctx)
     # A page shows the losses of choices' tokens, whatever -o's rows are to hold.
     choice = replace(choice, tokens=choice.tokens or page is not None)
     write_with_page(ctx, choice, lambda choice: _rank(ctx, choice), "Preferences of")
@@ -118,13 +118,9 @@ def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
     return written.exit_code
 
 
-def _refuse(ctx: typer.Context, page: Path | None) -> None:
-    """Raises UsageError for texts and answers that do not go together, or with the page."""
+def _refuse_answer(ctx: typer.Context) -> None:
+    """Raises UsageError for an answer that is none of the responses."""
     prompt, choices = o.given(ctx, i.PairArguments).prompt, o.given(ctx, i.ChoiceArguments)
     responses, answer = choices.response or [], choices.answer
-    for text in (prompt or "", *responses):
-        path = Path(text.removeprefix("@"))
-        if page and text.startswith("@") and path.absolute() == page.absolute():
-            raise UsageError(f"--report {page} is one of the inputs: name another file")
     if answer is not None and prompt is not None and answer >= len(responses):
         raise UsageError(f"--answer {answer}: there are {len(responses)} responses, from 0 on")

@@ -220,7 +220,8 @@ def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
             row, used, names
         ), used
     if "input_ids" not in row:
-        raise missing_field(row, text_field, "--text-field (ids are read from 'input_ids')")
+        hint = "; ids are read from 'input_ids'" * any(map(_IDS.search, row))
+        raise missing_field(row, text_field, f"--text-field{hint}")
     ids = whole_numbers(row["input_ids"], "input_ids")
     if not len(ids):
         raise RowError("empty", "field 'input_ids' is empty")

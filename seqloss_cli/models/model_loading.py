@@ -129,9 +129,9 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
             ) from error
         raise RunError(_explain(choice, path, error)) from error
     _check_weights(path, model, loading)
-    _check_quantization(path, config, model, loading)
     dtype = str(model.dtype).removeprefix("torch.")
-    warnings = [] if file is None else complete_model(file, model, dtype)
+    warnings = _check_quantization(path, config, model, loading)
+    warnings += [] if file is None else complete_model(file, model, dtype)
     is_part = config.get_text_config() is not config
     if is_part or _auto_class(config).__name__ != "AutoModelForCausalLM":
         warnings.append(
@@ -262,18 +262,27 @@ def _check_weights(path: str, model: Any, loading: Any) -> None:
         raise RunError(f"model {path}: its weights do not match its config.json: {problem}")
 
 
-def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> None:
-    if files.is_gguf(path):
-        return
-    if quantization_settings(config) is None:
+def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> list[str]:
+    """Return what to say of quantised weights; RunError for those that are not read as such."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = quantization_settings(config)
+    if files.is_gguf(path) or getattr(model, "hf_quantizer", None) is not None:
+        return []
+    if settings is None:
         _refuse_unscaled(path, config, loading)
-        return
+        return []
     # transformers passes over a quantisation method that it does not know, without a word.
-    if getattr(model, "hf_quantizer", None) is None:
+    if not AutoHfQuantizer.supports_quant_method({**settings}):
         raise RunError(
             f"model {path}: its config.json names the quantisation {quantization_name(config)}, "
             "which this version of transformers does not know"
         )
+    # Kinds that only some GPUs compute in, such as fp8, are undone elsewhere.
+    return [
+        f"{path} is quantised ({quantization_name(config)}), in which {model.device.type} does not "
+        "compute: its weights were dequantised"
+    ]
 
 
 def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:

@@ -81,6 +81,12 @@ def test_whatever_is_read_is_kept(data: Path, words: tuple[str, ...]) -> None:
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_an_input_that_is_not_there_is_not_made_by_the_output(data: Path) -> None:
+    done = in_process("score", data.parent / "x.jsonl.partial", "-o", data.parent / "x.jsonl")
+    assert done.exit_code == 2
+    assert "is one of the inputs" in done.stderr
+
+
 def test_stdin_is_an_input(data: Path) -> None:
     words = [sys.executable, "-m", "seqloss_cli", "score", "--force", "-o", str(data)]
     with data.open("rb") as stdin:

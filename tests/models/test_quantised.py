@@ -149,6 +149,30 @@ def test_weights_that_are_not_quantised_as_their_configuration_says(
         Scorer(ModelChoice(str(tmp_path)))
 
 
+def test_fp8_weights_are_dequantised_where_it_is_not_computed_in(
+    plain: Path, tmp_path: Path
+) -> None:
+    folder, expected = tmp_path / "fp8", tmp_path / "expected"
+    for copy in (folder, expected):
+        shutil.copytree(plain, copy)
+    quantised, exact = {}, {}
+    for name, weight in load_file(plain / "model.safetensors").items():
+        quantised[name] = exact[name] = weight
+        if name.endswith("proj.weight"):
+            scale = weight.abs().max().reshape(1, 1) / 448
+            quantised[name] = (weight / scale).to(torch.float8_e4m3fn)
+            quantised[f"{name}_scale_inv"] = scale
+            exact[name] = quantised[name].float() * scale
+    save_file(quantised, folder / "model.safetensors", {"format": "pt"})
+    save_file(exact, expected / "model.safetensors", {"format": "pt"})
+    path, settings = folder / "config.json", {"quant_method": "fp8", "weight_block_size": [128] * 2}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    scorer = Scorer(ModelChoice(str(folder), device="cpu"))
+    (warning,) = scorer.warnings
+    assert "is quantised (fp8), in which cpu does not compute" in warning
+    assert_equal(losses_by(scorer), losses_by(Scorer(ModelChoice(str(expected), device="cpu"))))
+
+
 def test_rounded_activations_are_said_and_run_one_at_a_time(plain: Path, tmp_path: Path) -> None:
     """bitsandbytes' int8 treats columns in which any token of a forward is an outlier apart."""
     made = load(plain, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
