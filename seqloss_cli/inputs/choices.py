@@ -14,9 +14,9 @@ from seqloss_cli.inputs.rows import (
     CONTEXT,
     TEMPLATE,
     Content,
+    as_messages,
     checked_text,
     encodable,
-    messages_of,
     missing_field,
     refuse_separator,
     template_fields,
@@ -104,21 +104,14 @@ def _conversation(
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The messages before the choices, and each choice's text: of TRL's rows, whose prompt may
     stand at the beginning of each choice."""
-    chats = [
-        [{"role": "assistant", "content": value}]
-        if isinstance(value, str)
-        else messages_of(value, f"choice {n}")
-        for n, value in enumerate(values)
-    ]
+    chats = [as_messages(value, "assistant", f"choice {n}") for n, value in enumerate(values)]
     n_shared = 0
     most = min(map(len, chats), default=1) - 1
     while n_shared < most and all(chat[n_shared] == chats[0][n_shared] for chat in chats):
         n_shared += 1
     shared = chats[0][:n_shared] if chats else []
-    before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    if prompt:
-        messages_of(before, "the prompt")
-    own = [message for message in before if message not in shared] if prompt else []
+    before = as_messages(prompt, "user", "the prompt") if prompt else []
+    own = [message for message in before if message not in shared]
     if own and shared and (own != before or isinstance(prompt, str)):
         raise RowError("ambiguous", "its choices begin with messages that its prompt has in part")
     if not (own or shared):

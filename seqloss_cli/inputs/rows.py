@@ -17,30 +17,20 @@ from seqloss_cli.tokenization.chat_templates import MEDIA
 from seqloss_cli.tokenization.chats import check_message, pair_as_chat
 
 _MOST_NAMES = 10
-_MASKS = tuple(
-    f"{name}_{mask}"
-    for name in (
-        "completion",
-        "assistant",
-        "response",
-        "loss",
-        "answer",
-        "action",
-        "target",
-        "label",
-    )
-    for mask in ("mask", "masks")
+_MASK = re.compile(
+    r"^(completion|assistant|response|loss|answer|action|target|labels?|step_loss)_masks?$"
 )
 """Lists of 0 and 1 beside ids that say which tokens count: TRL's, transformers', others'."""
 _NO_LOSS = ("attention_mask", "special_tokens_mask")
 """Masks that say something else."""
 _PACKED = ("seq_idx", "seq_ids", "sequence_ids", "segment_ids", "document_ids", "doc_ids")
 """A number for each token that says which sequence of a packed row it is of."""
-_MASK = re.compile(r"(^|_)masks?$")
+_ANY_MASK = re.compile(r"(^|_)masks?$")
 _WEIGHT = re.compile(r"(^|_)(mask|weight)s?$|^labels$|^prompt_len", re.IGNORECASE)
 """Names of fields that say which tokens count, or how much."""
 _IDS = re.compile(r"(token|tokens|input|prompt|response|completion|output)_ids$")
 """Names of ids that a text has already."""
+_CHATS = ("messages", "prompt")
 _IDENTITIES = ("id", "item", "condition")
 _LONG = 20
 """Digits of the longest whole number of 64 bits."""
@@ -156,11 +146,10 @@ def missing_field(row: dict[str, Any], field: str, flag: str) -> RowError:
     """The error for a row without a field that `flag` could name."""
     names = ", ".join(f"{name!r:.40}" for name in sorted(row)[:_MOST_NAMES]) or "none"
     names += ", …" if len(row) > _MOST_NAMES else ""
-    for name, value in row.items():
-        is_named = name in ("prompt", "messages") or not _is_list_of_objects(value) or not value
-        if not is_named and {"role", "from"}.intersection(value[0]):
-            flag += f"; {name!r:.40} may be a chat, which is read from 'messages'"
-            break
+    objects = {k: v[0] for k, v in row.items() if _is_list_of_objects(v) and v}
+    chats = [k for k, v in objects.items() if k not in _CHATS and {"role", "from"}.intersection(v)]
+    if chats:
+        flag += f"; {chats[0]!r:.40} may be a chat, which is read from 'messages'"
     return RowError("missing_field", f"has no field {field!r} (its fields: {names}); see {flag}")
 
 
@@ -215,10 +204,8 @@ def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
     if text_field in row and "input_ids" in row:
         raise RowError("ambiguous", f"has both {text_field!r} and 'input_ids'; give one of them")
     if text_field in row:
-        used, names = {text_field}, MEDIA
-        return {"text": checked_text(string_field(row, text_field))} | unused(
-            row, used, names
-        ), used
+        text = checked_text(string_field(row, text_field))
+        return {"text": text} | unused(row, {text_field}, MEDIA), {text_field}
     if "input_ids" not in row:
         hint = "; ids are read from 'input_ids'" * any(map(_IDS.search, row))
         raise missing_field(row, text_field, f"--text-field{hint}")
@@ -229,7 +216,7 @@ def text_or_ids(row: dict[str, Any], text_field: str) -> Content:
     fields = {"input_ids": ids}
     if (labels := masked(row, ids, _labels(row, ids))) is not None:
         fields["labels"] = labels
-    used = {"input_ids", "labels", "attention_mask", *_MASKS}
+    used = {"input_ids", "labels", "attention_mask", *filter(_MASK.search, row)}
     return fields | unused(row, used), used
 
 
@@ -237,14 +224,11 @@ def masked(row: dict[str, Any], ids: Ints, labels: Ints | None) -> Ints | None:
     """The labels (without, the ids), shape N, where the row's masks are 1: where all of them are,
     as TRL has it. Without masks the labels as they are. Raises RowError for what is no mask."""
     for name, mask in row.items():
-        if name in _NO_LOSS or mask is None or not _MASK.search(name):
+        if name in _NO_LOSS or mask is None or not _ANY_MASK.search(name):
             continue
-        if name not in _MASKS:
-            raise RowError(
-                "bad_labels",
-                f"has {name!r:.40}: does 0 or 1 say there that a token counts? Call it loss_mask, "
-                "1 where one does",
-            )
+        if not _MASK.search(name):
+            why = "does 0 or 1 say that a token counts? Call it loss_mask, 1 where one does"
+            raise RowError("bad_labels", f"has {name!r:.40}: {why}")
         is_mask = isinstance(mask, list) and len(mask) == len(ids)
         if not is_mask or any(each not in (0, 1) for each in mask):
             raise RowError("bad_labels", f"{name} is not a 0 or 1 for each of {len(ids)} input_ids")
@@ -256,21 +240,14 @@ def _refuse_packed(row: dict[str, Any], n: int) -> None:
     """Raises RowError for ids that are padded, or several sequences in one row."""
     attended = row.get("attention_mask")
     if attended is not None and attended != [1] * n:
-        raise RowError(
-            "padded", "its attention_mask is not 1 at each of its input_ids: leave padding out"
-        )
-    lengths, positions = row.get("seq_lengths"), row.get("position_ids")
-    owners = [row[name] for name in _PACKED if row.get(name) is not None]
-    if (
-        lengths not in (None, [n])
-        or positions not in (None, [*range(n)])
-        or row.get("cu_seqlens") not in (None, [0, n])
-        or any(each != each[:1] * n for each in owners if isinstance(each, list))
-    ):
-        names = ", ".join(
-            name for name in ("seq_lengths", "position_ids", "cu_seqlens", *_PACKED) if name in row
-        )
-        raise RowError("packed_row", f"its {names} are of several sequences: give a row to each")
+        message = "its attention_mask is not 1 at each of its input_ids: leave padding out"
+        raise RowError("padded", message)
+    whole = {"seq_lengths": [n], "position_ids": [*range(n)], "cu_seqlens": [0, n]}
+    for name in (*whole, *_PACKED):
+        given = row.get(name)
+        if isinstance(given, list) and given != whole.get(name, given[:1] * n):
+            several = "of several sequences: give a row to each"
+            raise RowError("packed_row", f"its {name} is {several}")
 
 
 def _labels(row: dict[str, Any], ids: Ints) -> Ints | None:
@@ -321,23 +298,14 @@ def pair_or_chat(row: dict[str, Any], fields: PairFields) -> Content:
         if field not in row:
             raise missing_field(row, field, flag)
     if "messages" in row:
-        raise RowError(
-            "ambiguous", f"has both 'messages' and {fields.response!r}; give one of them"
-        )
+        both = f"has both 'messages' and {fields.response!r}; give one of them"
+        raise RowError("ambiguous", both)
     if isinstance(prompt, list) or isinstance(response, list):
-        before, after = (
-            [{"role": role, "content": value}]
-            if isinstance(value, str)
-            else messages_of(value, f"field {name!r}")
-            for role, name, value in (
-                ("user", fields.prompt, prompt),
-                ("assistant", fields.response, response),
-            )
-        )
+        before = as_messages(prompt, "user", f"field {fields.prompt!r}")
+        after = as_messages(response, "assistant", f"field {fields.response!r}")
         return _chat_content(row, fields, [*before, *after], len(before))
-    pair = Pair(
-        string_field(row, fields.prompt), string_field(row, fields.response), fields.separator
-    )
+    texts = string_field(row, fields.prompt), string_field(row, fields.response)
+    pair = Pair(*texts, fields.separator)
     used = {fields.prompt, fields.response, *(TEMPLATE if fields.chat else ())}
     template = template_fields(row, used) if fields.chat else {}
     return pair_content(pair, fields.chat, template) | unused(row, used, CONTEXT), used
@@ -372,10 +340,8 @@ def unused(
     left = {k: v for k, v in row.items() if k not in used and (v or v in (False, 0))}
     counts = {
         "unused_context": sum(name in context for name in left),
-        "unused_weights": sum(_is_weight(name, value) for name, value in left.items()),
-        "unused_ids": sum(
-            bool(_IDS.search(name)) and isinstance(value, list) for name, value in left.items()
-        ),
+        "unused_weights": sum(map(_is_weight, left, left.values())),
+        "unused_ids": sum(isinstance(left[name], list) for name in filter(_IDS.search, left)),
     }
     flags = {name: n for name, n in counts.items() if n}
     return {"flags": flags} if flags else {}
@@ -383,11 +349,9 @@ def unused(
 
 def _is_weight(name: str, value: object) -> bool:
     values = value if isinstance(value, list) else [value]
-    says = any(
-        isinstance(each, int | float) and (each != 1 or name.startswith("prompt"))
-        for each in values
-    )
-    return says and name not in _NO_LOSS and _WEIGHT.search(name) is not None
+    # Of lengths 1 says as much as any other.
+    says = [v for v in values if isinstance(v, int | float) and (v != 1 or name[0] == "p")]
+    return bool(says) and name not in _NO_LOSS and _WEIGHT.search(name) is not None
 
 
 def pair_content(
@@ -422,6 +386,12 @@ def template_fields(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
         raise RowError("wrong_type", "field 'chat_template_kwargs' is not an object")
     documents = {"documents": row["documents"]} if row.get("documents") else {}
     return {"tools": tools or None, "template_kwargs": {**documents, **(kwargs or {})}}
+
+
+def as_messages(value: object, role: str, where: str) -> list[dict[str, Any]]:
+    """The messages of a field, or its text as one of a role."""
+    is_text = isinstance(value, str)
+    return [{"role": role, "content": value}] if is_text else messages_of(value, where)
 
 
 def messages_of(messages: object, where: str) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""Rows of any JSON: each is scored or rejected, none ends a run, and what is written reads back."""
+"""Rows of any JSON: each is scored or rejected, none ends a run, and what is written reads back, by
+every command and in every format. Results of any JSON are read, or refused with a reason."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,8 @@ from seqloss_cli import ModelChoice, PairPolicy, Rejected, Scorer
 from seqloss_cli.cli import settings as command_settings
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.results.files import open_any
+from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
+from seqloss_cli.results.schema.rankings import RANKING_KINDS
 from seqloss_cli.results.schema.scores import loss_kinds
 
 TEMPLATE = (
@@ -27,16 +32,30 @@ TEMPLATE = (
     "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<eos>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+TEXT = {"id": "good", "text": "a good row"}
+PAIR = {"id": "good", "prompt": "a", "response": " b"}
 GOOD: dict[str, dict[str, Any]] = {
-    "score": {"id": "good", "text": "a good row"},
-    "cond": {"id": "good", "prompt": "a", "response": " b"},
+    "score": TEXT,
+    "cond": PAIR,
     "rank": {"id": "good", "prompt": "a", "choices": [" b", " c"], "answer": 1},
+    "mask": PAIR,
+    "diverge": TEXT,
 }
+MORE = {
+    "score": ("--words", "--top-k", "1"),
+    "cond": ("--ranks",),
+    "rank": ("--tokens",),
+    "mask": ("--loss",),
+    "diverge": ("--label-smoothing", "0.1"),
+}
+KINDS = {"score": loss_kinds(), "cond": loss_kinds(), "rank": RANKING_KINDS}
+KINDS["diverge"] = DIVERGENCE_KINDS
 NAMES = [
     *("id", "text", "input_ids", "labels", "attention_mask", "loss_mask", "completion_mask"),
     *("prompt", "response", "messages", "role", "content", "type", "tools", "tool_calls"),
     *("function", "arguments", "weight", "name", "documents", "chat_template_kwargs", "choices"),
     *("answer", "label", "images", "reasoning_content", "item", "meta", "run", "position_ids"),
+    *("weights", "token_ids", "train", "channel", "mask", "from", "value", "conversations"),
 ]
 WORDS = ["user", "assistant", "system", "text", "image", "a", " b", "<eos>", "\0", "日", "{}", "1"]
 texts = st.one_of(st.sampled_from(WORDS), st.text(st.characters(codec="utf-8"), max_size=6))
@@ -94,7 +113,9 @@ raw_rows = st.one_of(
 def figures(row: dict[str, Any]) -> list[float]:
     """The losses of a row, or of its choices."""
     assert row["type"] == "sequence"
-    return [choice["log_prob"] for choice in row.get("choices", ())] or [row["total_loss"]]
+    sums = row.get("response", row) if isinstance(row.get("response"), dict) else row
+    total = sums.get("total_loss", sums.get("cross_entropy"))
+    return [choice["log_prob"] for choice in row.get("choices", ())] or [total]
 
 
 def _fits(row: Any) -> bool:
@@ -117,19 +138,24 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Scorer]:
     }
 
 
+FORMATS = ["json", "csv", "tsv", "parquet", "table"]
+
+
 @pytest.mark.parametrize("command", GOOD)
 @settings(
-    max_examples=examples(20),
+    max_examples=examples(5),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(lines=st.lists(raw_rows, min_size=1, max_size=4))
-@example(lines=[b'{"text": "a", "prompt": "a", "x": ' + 300 * b"[" + 300 * b"]" + b"}"])
-@example(lines=[b'{"id": 123456789012345678901234567890, "text": "a"}'])
-@example(lines=[b"[", b"]"])
+@given(lines=st.lists(raw_rows, min_size=1, max_size=16), format=st.sampled_from(FORMATS))
+@example(
+    lines=[b'{"text": "a", "prompt": "a", "x": ' + 300 * b"[" + 300 * b"]" + b"}"], format="parquet"
+)
+@example(lines=[b'{"id": 123456789012345678901234567890, "text": "a"}', b"[", b"]"], format="csv")
 def test_no_row_ends_a_run(
     command: str,
     lines: list[bytes],
+    format: str,
     scorers: dict[bool, Scorer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,7 +166,7 @@ def test_no_row_ends_a_run(
     content = b"\n".join([good, *lines, good]) + b"\n"
     inputs, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     inputs.write_bytes(content)
-    words = (command, inputs, "--keep-meta", "--jsonl", "-o", output)
+    words = (command, inputs, *MORE[command], "--keep-meta", "--jsonl", "-o", output)
     done = in_process(*words, "--force")
     assert done.exit_code in (0, 3), done.stderr
     written = [orjson.loads(line) for line in output.read_bytes().splitlines()]
@@ -155,9 +181,26 @@ def test_no_row_ends_a_run(
         if row["type"] == "sequence" and "meta" in row:
             source = orjson.loads(content.split(b"\n")[line - 1])
             assert row["meta"] == {k: v for k, v in source.items() if k in row["meta"]}
-    if command != "rank":
-        read = list(open_any(str(output), loss_kinds()).rows)
+    n_rows = sum(row["type"] == "sequence" for row in found)
+    n_lines = sum(len(row.get("choices", "1")) for row in found)
+    if command in KINDS:
+        read = list(open_any(str(output), KINDS[command]).rows)
         assert not [row for row in read if isinstance(row, Rejected)]
+    other = tmp_path / f"other.{format}"
+    target = ("--summary",) if format == "table" else ("--format", format, "-o", other, "--force")
+    # Lines of CSV, and tables, have no place for arrays.
+    more = MORE[command] if command in ("mask", "diverge") or format in ("json", "parquet") else ()
+    again = in_process(command, inputs, *more, "--keep-meta", *target)
+    assert again.exit_code == done.exit_code, again.stderr
+    if format == "json":
+        assert len(json.loads(other.read_text())["sequences"]) == n_rows
+    elif format == "parquet" and command in KINDS:
+        assert len(list(open_any(str(other), KINDS[command]).rows)) == n_rows
+    elif format in ("csv", "tsv"):
+        text = io.StringIO(other.read_bytes().decode(), newline="")
+        rows = list(csv.reader(text, delimiter="," if format == "csv" else "\t"))
+        assert len(rows) == 1 + n_lines
+        assert {len(row) for row in rows} == {len(rows[0])}
     # What was written is gone on with: each row is that of the same input.
     whole = output.read_bytes()
     output.unlink()
