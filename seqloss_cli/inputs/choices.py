@@ -45,9 +45,8 @@ def choice_content(row: dict[str, Any], fields: ChoiceFields) -> Content:
     """A prompt with several responses, and the fields that were used."""
     used = {*fields.choices, fields.answer, *([] if fields.prompt is None else [fields.prompt])}
     if fields.prompt is not None and fields.prompt not in row:
-        raise missing_field(
-            row, fields.prompt, "--prompt-field; --no-prompt takes rows without one"
-        )
+        flag = "--prompt-field; --no-prompt takes rows without one"
+        raise missing_field(row, fields.prompt, flag)
     for field in fields.choices:
         if field not in row:
             raise missing_field(row, field, "--choices-field")
@@ -93,9 +92,8 @@ def _choice_values(row: dict[str, Any], fields: ChoiceFields) -> tuple[list[Any]
         kind = "is not a list of" if len(fields.choices) == 1 else "are not all"
         raise RowError("wrong_type", f"field {named} {kind} strings, or of messages")
     if labels and len(labels) != len(value):
-        raise RowError(
-            "wrong_type", f"field {named} has {len(labels)} labels of {len(value)} texts"
-        )
+        message = f"field {named} has {len(labels)} labels of {len(value)} texts"
+        raise RowError("wrong_type", message)
     return value, labels
 
 
@@ -123,10 +121,8 @@ def _conversation(
             raise RowError("wrong_type", f"choice {n} is more than one message of the assistant's")
         keys = [key for key, value in answer.items() if value and key not in ("role", "content")]
         if more := [key for key in keys if not (METADATA.search(key) or WEIGHTS.search(key))]:
-            raise RowError(
-                "wrong_type",
-                f"choice {n} has {more[0]!r:.40}: choices are ranked by contents alone",
-            )
+            message = f"choice {n} has {more[0]!r:.40}: choices are ranked by contents alone"
+            raise RowError("wrong_type", message)
         texts.append(content_text(answer))
     return [*own, *shared], texts
 

@@ -19,7 +19,7 @@ from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
 from seqloss_cli.results.formats.json import NoResultsError
-from seqloss_cli.results.schema import RowKind
+from seqloss_cli.results.schema import RowKind, flags_of, typed
 from seqloss_cli.results.schema.scores import ResultRow
 
 Run = Mapping[str, Any]
@@ -90,9 +90,11 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
             f"was written by a newer seqloss: schema version {version}, and this one knows up to "
             f"{SCHEMA_VERSION}; update seqloss",
         )
-    if (command := record.get("command")) not in commands:
+    if (command := typed(record, "command", str)) not in commands:
         known = " or ".join(commands)
         raise RowError("no_results", f"holds what {command!r} wrote, not results of {known}")
+    for name in ("pairs", "teacher", "versions", "reading", "rows"):
+        typed(record, name, Mapping | None)
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}
 
 
@@ -128,7 +130,7 @@ def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
         n_empty = record.get("n_empty_lines")
         file.n_empty_lines += n_empty if isinstance(n_empty, int) else 0
         # Totals of a run that --strict stopped are not of all inputs.
-        file.complete = not file.n_cut and "stopped_early" not in (record.get("flags") or {})
+        file.complete = not file.n_cut and "stopped_early" not in flags_of(record)
         _check_totals(file, record)
     elif kind == "run":
         file.complete = False

@@ -209,3 +209,61 @@ def test_no_row_ends_a_run(
     done = in_process(*words, "--resume")
     assert done.exit_code in (0, 3), done.stderr
     assert output.read_bytes().splitlines()[1:] == whole.splitlines()[1:]
+
+
+# -- readers of results ---------------------------------------------------------------------------
+
+READERS = {
+    "score": (("summarize",), ("plot", "--kind", "histogram", "--json")),
+    "cond": (("compare", "{file}", "--json"),),
+    "rank": (("report", "-o", "{page}", "--force"),),
+    "diverge": (("report", "-o", "{page}", "--force"),),
+}
+
+
+@pytest.fixture(scope="module")
+def results(
+    scorers: dict[bool, Scorer], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
+    """The records that each command writes of two good rows."""
+    folder, found = tmp_path_factory.mktemp("results"), {}
+    load: Callable[..., Scorer] = lambda _, pairs=None: scorers[pairs is not None]  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_settings, "load_scorer", load)
+        for command in READERS:
+            path = folder / f"{command}.jsonl"
+            path.write_text(2 * (json.dumps(GOOD[command]) + "\n"))
+            done = in_process(command, path, *MORE[command], "--jsonl", "--keep-meta")
+            found[command] = [json.loads(line) for line in done.stdout.splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("command", READERS)
+@settings(
+    max_examples=examples(20),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(choices=st.lists(st.integers(0, 60), min_size=2, max_size=5, unique=True), value=values)
+def test_no_result_ends_a_reader(
+    command: str,
+    choices: list[int],
+    value: Any,
+    results: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    """Any value in one place of a results file; a bug fails in `in_process`."""
+    rows = json.loads(json.dumps(results[command]))
+    place: Any = rows
+    for choice in choices:
+        keys = [*place] if isinstance(place, dict) else [*range(len(place))]
+        key = keys[choice % len(keys)]
+        inner = place[key]
+        if choice == choices[-1] or not isinstance(inner, list | dict) or not inner:
+            place[key] = value
+            break
+        place = inner
+    path, page = tmp_path / "results.jsonl", tmp_path / "page.html"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, *words in READERS[command]:
+        in_process(name, path, *(word.format(file=path, page=page) for word in words))

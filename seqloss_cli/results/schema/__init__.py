@@ -391,8 +391,11 @@ def check_arrays(keys: Iterable[Key], row: Fields, n: int) -> None:
         if len(array) != n + (key.length or 0):
             raise RowError("wrong_length", f"{key.name} is not as long as n_tokens {n} says")
     for name in (*(key.name for key in arrays if key.kind is Kind.wholes), "inf_losses"):
-        if not all(isinstance(value, int) and value >= 0 for value in row.get(name) or ()):
+        if not all(isinstance(value, int) and 0 <= value < _MOST for value in row.get(name) or ()):
             raise RowError("wrong_type", f"field {name!r} holds what is no count")
+    for name in (key.name for key in arrays if key.kind is Kind.bools):
+        if not all(value is None or isinstance(value, bool) for value in row[name]):
+            raise RowError("wrong_type", f"field {name!r} holds what is neither true nor false")
     if not all(isinstance(value, str) for value in row.get("tokens") or ()):
         raise RowError("wrong_type", "field 'tokens' holds what is no text")
     if any(place >= n for place in row.get("inf_losses") or ()):

@@ -127,7 +127,7 @@ _ARRAYS = {
     for name, key in _COLUMNS.items()
 }
 _SAME_TOP1 = q.token_array(
-    "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools
+    "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools, length=0
 )
 _SUM_KEYS = (
     *q.SIZES,
@@ -217,6 +217,7 @@ def read_divergence(fields: s.Fields, place: str) -> DivergenceRow:
 def _columns(fields: s.Fields, n: int) -> tuple[dict[str, Floats], Bools]:
     """Return arrays of N tokens by the names of sums, and which tokens are scored."""
     found: dict[str, Floats] = {}
+    s.typed(fields, _SAME_TOP1.name, list)
     for name, key in _COLUMNS.items():
         written = fields.get(key)
         if written is None and name == "kl_at_most":
@@ -263,9 +264,11 @@ def _sums(fields: s.Fields, deltas: Floats | None) -> d.DivergenceTotals:
         # Not of the means, which were divided and rooted: the sums come out as they were.
         totals["delta_p"] = math.fsum(deltas.tolist())
         totals["squared_delta_p"] = math.fsum((deltas**2).tolist())
-    if any(total is not None and total < _LEAST for n, total in totals.items() if n != "delta_p"):
-        raise RowError("impossible", "a sum is below 0")
-    same = s.number(fields, "same_top1")
+    least = dict.fromkeys(totals, _LEAST) | {"delta_p": -math.inf}
+    same = s.number(fields, "same_top1") or 0.0
+    are_sums = all(total is None or least[n] <= total < math.inf for n, total in totals.items())
+    if not (are_sums and 0 <= same <= 1):
+        raise RowError("impossible", "a sum is below 0, or infinite, or a share is none")
     # Null is an infinite sum, but of a row without a scored token one that is 0.
     known = {n: total or 0.0 for n, total in totals.items() if total is not None or not n_scored}
     return d.DivergenceTotals(
@@ -276,7 +279,7 @@ def _sums(fields: s.Fields, deltas: Floats | None) -> d.DivergenceTotals:
         units={name: to_units(total) for name, total in known.items()},
         n_infinite={name: 1 for name in totals if name not in known},
         # A share of so many tokens: the nearest whole number is the one that was divided.
-        n_same_top1=round((same or 0.0) * n_scored),
+        n_same_top1=round(same * n_scored),
         flags=s.flags_of(fields),
     )
 
