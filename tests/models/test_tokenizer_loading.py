@@ -146,6 +146,17 @@ def test_a_directory_that_autotokenizer_cannot_load_keeps_its_names(tmp_path: Pa
     assert len(warnings) <= 1
 
 
+@pytest.mark.parametrize("model_type", ["gemma", "bert"])
+def test_a_class_that_cannot_encode_the_file_s_texts_is_no_bug(
+    model_type: str, tmp_path: Path
+) -> None:
+    """Its unknown token is none of the vocabulary's."""
+    own = Tokenizer(models.BPE({c: n for n, c in enumerate("abc de")}, []))
+    tokenizer, (warning,) = loaded_from(directory(tmp_path, own, model_type))
+    assert_ids_of(own, tokenizer, ["bad", " a", "xa"])
+    assert "tokenizer.json" in warning
+
+
 # -- ids that are no control tokens (rule 4) ----------------------------------------------------
 
 
