@@ -56,12 +56,16 @@ class TokenPolicy:
     special_tokens: SpecialChoice = option(
         "parse", "Control tokens written in a text: what to make of them."
     )
+    eos_token: str | None = option(None, "Token or id to use as EOS.", takes="a token or an id")
+    """A token or an id in place of the model's own EOS."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; an id may be a number."""
-        # True is an int to Python, and would be the token of id 1.
-        if isinstance(self.bos_token, int) and not isinstance(self.bos_token, bool):
-            object.__setattr__(self, "bos_token", str(self.bos_token))
+        for name in ("bos_token", "eos_token"):
+            value = getattr(self, name)
+            # True is an int to Python, and would be the token of id 1.
+            if isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, name, str(value))
         check_values(self)
 
 

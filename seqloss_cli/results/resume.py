@@ -242,6 +242,7 @@ _PARAMETERS = {
     "reading.jsonl": "jsonl_input",
     "pairs.scored_turns": "score",
     "compiled": "compile",
+    "eos_token_id": "eos_token",
 }
 _OTHER_ADVICE = {
     "reading.inputs": "name the same FILES",

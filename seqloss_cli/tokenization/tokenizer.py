@@ -231,7 +231,7 @@ class Tokenization:
         if self.policy.bos_token is not None:
             if self.policy.bos == "never":
                 raise UsageError("--bos-token and --bos never exclude each other")
-            return self._token_or_id(self.policy.bos_token)
+            return self._token_or_id("--bos-token", self.policy.bos_token)
         before = self.vocabulary.prefix_ids
         if len(before) > 1 and self.policy.bos != "never":
             raise UsageError(
@@ -249,12 +249,15 @@ class Tokenization:
         return found
 
     def _resolve_eos(self, model_eos: Sequence[int]) -> int | None:
+        if self.policy.eos_token is not None:
+            return self._token_or_id("--eos-token", self.policy.eos_token)
         found = self._embedded("eos", self.vocabulary.eos_id)
         if found is None:
             found = self._control_id("eos", model_eos)
         if found is None and self.policy.eos:
             raise UsageError(
-                "--eos: neither the tokenizer nor the model names a control token for EOS"
+                "--eos: neither the tokenizer nor the model names an EOS; name one with "
+                "--eos-token (a token or an id)"
             )
         return found
 
@@ -273,19 +276,18 @@ class Tokenization:
         all are words: defaults of a configuration point at any id of a vocabulary."""
         found = next((i for i in ids if self.vocabulary.is_control(i)), None)
         if ids and found is None:
-            hint = " (--bos-token names one)" if kind == "bos" else ""
             self.warnings.append(
                 f"the configuration's {kind}_token_id {ids[0]} is {self.name_token(ids[0])!r}, no "
-                f"control token of the tokenizer: left out{hint}"
+                f"control token of the tokenizer: left out (--{kind}-token names one)"
             )
         return found
 
-    def _token_or_id(self, written: str) -> int:
+    def _token_or_id(self, flag: str, written: str) -> int:
         by_name = {name: i for i, name in self.vocabulary.special.items()}.get(written)
         if by_name is None and written.isascii() and written.isdigit():
             by_name = int(written)
         if by_name is None:
             by_name = self.vocabulary.id_of(written)
         if by_name is None or by_name >= self.n_ids:
-            raise UsageError(f"--bos-token: {written!r} is neither a token nor an id of this model")
+            raise UsageError(f"{flag}: {written!r} is neither a token nor an id of this model")
         return by_name

@@ -694,7 +694,9 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(template: str, bos: Any)
         (nameless(), {"bos_token": "-1"}, "--bos-token"),
         (named(), {"bos_token": BOS, "bos": "never"}, "--bos never"),
         (named(f"{BOS} {EOS} $A"), {}, "--bos-token.*--bos never"),
-        (nameless(), {"eos": True}, "--eos"),
+        (nameless(), {"eos": True}, "--eos-token"),
+        (nameless(), {"eos_token": "<nobody>"}, "--eos-token: '<nobody>'"),
+        (nameless(), {"eos_token": "258"}, "--eos-token"),
     ],
 )
 def test_policies_that_the_tokenizer_cannot_follow(
@@ -737,6 +739,17 @@ def test_eos_stands_only_where_it_was_asked_for(
 def test_the_model_names_eos_where_the_tokenizer_does_not() -> None:
     made = Tokenization(nameless(), TokenPolicy(eos=True), N_BYTE_IDS, model_eos=(1,))
     assert tokens_of("hi", made).token_ids.tolist() == [*ids_of("hi"), 1]
+
+
+@pytest.mark.parametrize("written", [EOS, "1", 1])
+def test_the_user_names_eos(written: Any) -> None:
+    """In place of the model's, and of one that is a word."""
+    policy = TokenPolicy(eos=True, eos_token=written)
+    for names in ((), (0,), (5,)):
+        made = Tokenization(nameless(), policy, N_BYTE_IDS, model_eos=names)
+        assert tokens_of("hi", made).token_ids.tolist() == [*ids_of("hi"), 1]
+        assert tokens_of("hi<eos>", made).eos == "text"
+        assert made.warnings == []
 
 
 def test_special_token_text_is_parsed_and_counted() -> None:
