@@ -174,10 +174,12 @@ def join_usable(
         else:
             n_used += 1
             yield rows
-    if not n_used and (ids := report.left_out.get(UNSPELLED)):
+    if not n_used and (ids := report.left_out.pop(UNSPELLED, None)):
+        others = (f"; of {len(ids)} {why}" for why, ids in report.left_out.items())
         raise UsageError(
             f"nothing to compare: {len(ids)} rows hold {UNSPELLED}, first {ids[0]!r}; a loss per "
             "byte of text that was not predicted means nothing (see unspelled_bytes in the rows)"
+            f"{''.join(others)}"
         )
 
 
