@@ -109,7 +109,31 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     # Where a class does not find its file, all is unknown to it. Those in Python ask the package.
     if model is not None and hasattr(loaded, "backend_tokenizer"):
         require_pieces(model, loaded, _TEXTS)
-    return loaded, []
+    places = (find_file(name, file, choice.offline, revision) for file in _TOKEN_FILES)
+    folder = next((place.parent for place in places if place is not None), None)
+    return loaded, _without_invented(loaded, frozenset() if folder is None else _configured(folder))
+
+
+def _without_invented(tokenizer: Any, configured: Collection[str]) -> list[str]:
+    """Take away the names of tokens that only the class knows; returns a warning of such."""
+    # Code of the model's own knows what it names.
+    if not type(tokenizer).__module__.startswith("transformers."):
+        return []
+    # A model whose embedding is wider than its vocabulary would be fed a row that nobody trained.
+    found = {
+        kind: token
+        for kind in _SPECIAL_NAMES
+        if (token := getattr(tokenizer, kind, None)) and token not in configured
+        if (tokenizer.convert_tokens_to_ids(token) or 0) >= tokenizer.vocab_size
+    }
+    for kind in found:
+        setattr(tokenizer, kind, None)
+    if not found:
+        return []
+    names = ", ".join(map(repr, dict.fromkeys(found.values())))
+    return [
+        f"{type(tokenizer).__name__} names {names}, which no file of the tokenizer has: left out"
+    ]
 
 
 def _find_sentencepiece(
@@ -258,10 +282,17 @@ def _rebuild(name: str, own: Any, own_file: Path, loaded: Any, configured: Colle
         for kind in _SPECIAL_NAMES
         if (token := getattr(loaded, kind, None)) and token in known
     }
+    settings = _json(own_file.parent / "tokenizer_config.json")
     try:
         rebuilt = PreTrainedTokenizerFast.from_pretrained(str(own_file.parent), **special)
     except Exception:  # the configuration may be why AutoTokenizer failed
-        rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own_file))
+        for kind in _SPECIAL_NAMES:
+            token = settings.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                special[kind] = token
+        rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own_file), **special)
+        rebuilt.chat_template = settings.get("chat_template")
     if loaded is not None:
         rebuilt.chat_template = getattr(loaded, "chat_template", None)
     # Flags of a token are those of the file, whatever tokenizer_config.json says.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.builders import llama, save_checkpoint
+from helpers.fuzz import examples
 from helpers.layouts import LAYOUTS
 from helpers.oracles import reference_losses
 from seqloss_cli import ModelChoice, Scorer, TokenPolicy
 from seqloss_cli.core.records import Sample
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
 from seqloss_cli.tokenization.tokenizer import Tokenization
+from seqloss_cli.tokenization.vocabulary import Vocabulary
 
 ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -69,6 +75,48 @@ def test_ids_are_those_of_the_tokenizer_json(layout: str, tmp_path: Path) -> Non
         assert len(tokenizer) == own.get_vocab_size()
         assert all("tokenizer.json" in warning for warning in warnings)
         assert len(warnings) <= 1
+
+
+@cache
+def loaded_as(layout: str, cls: str) -> Vocabulary:
+    with TemporaryDirectory() as folder:
+        own = LAYOUTS[layout]()
+        found, _ = loaded_from(directory(Path(folder), own, tokenizer_class=cls, **NAMES))
+    return Vocabulary(found, special_as_text=False)
+
+
+PARTS = [
+    *("lead", "The", "x", " ", "  ", "   ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\u200b", "12"),
+    *(
+        "日本",
+        "🐕",
+        "👩\u200d👧",
+        "e\u0301",
+        "\u0301",
+        "ﬁ",
+        "각",
+        "ΑΣ",
+        "'t",
+        "I'M",
+        "camelCase",
+        "_x(",
+    ),
+    *("</s>", "<s>", "<unk>", "▁", "▁▁", "<0x41>", "----", "Ġ", "\0", "\ufeff"),
+]
+
+
+@settings(max_examples=examples(60))
+@given(
+    layout=st.sampled_from([*LAYOUTS]),
+    cls=st.sampled_from(["LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer"]),
+    parts=st.lists(st.sampled_from(PARTS), min_size=1, max_size=8),
+)
+def test_any_text_has_the_ids_of_the_tokenizer_json(
+    layout: str, cls: str, parts: list[str]
+) -> None:
+    text = "".join(parts)
+    expected = LAYOUTS[layout]().encode(text, add_special_tokens=False).ids
+    assert loaded_as(layout, cls).encode([text]) == [expected]
 
 
 def test_a_blank_that_llama_2_s_files_keep_is_kept(tmp_path: Path) -> None:
@@ -157,6 +205,17 @@ def test_a_class_that_cannot_encode_the_file_s_texts_is_no_bug(
     assert "tokenizer.json" in warning
 
 
+def test_names_are_kept_of_a_configuration_that_autotokenizer_cannot_read(tmp_path: Path) -> None:
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>"}
+    own = LAYOUTS["llama2"]()
+    folder = directory(tmp_path, own, model_type="gpt2", chat_template="{{ x }}", **names)
+    tokenizer, (warning,) = loaded_from(folder)
+    assert_ids_of(own, tokenizer)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    assert tokenizer.chat_template == "{{ x }}"
+    assert "eos_token" in warning
+
+
 # -- ids that are no control tokens (rule 4) ----------------------------------------------------
 
 
@@ -206,6 +265,21 @@ def test_an_added_token_is_a_bos_where_it_is_a_control_token(
     made = Tokenization(PreTrainedTokenizerFast(tokenizer_object=own), TokenPolicy(), 300, (named,))
     assert made.bos_id == bos
     assert len(made.warnings) == (bos is None)
+
+
+def test_a_token_that_a_class_invents_is_no_bos(tmp_path: Path) -> None:
+    """GPT-2's end of text, which files of a vocabulary lack, gets the id of an untrained row."""
+    model = json.loads(LAYOUTS["gpt2"]().to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])))
+    config = {"model_type": "gpt2", "vocab_size": 384}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer, (warning,) = loaded_from(tmp_path)
+    assert "'<|endoftext|>'" in warning
+    made = Tokenization(tokenizer, TokenPolicy(), 384)
+    assert (made.bos_id, made.eos_id) == (None, None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|endoftext|>"}))
+    assert loaded_from(tmp_path)[0].bos_token == "<|endoftext|>"
 
 
 def test_the_first_control_token_of_a_list_is_the_eos(tmp_path: Path) -> None:
