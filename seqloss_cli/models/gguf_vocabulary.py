@@ -12,20 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seqloss_cli.core.errors import RunError
+from seqloss_cli.models import sentencepiece_models as spm
 from seqloss_cli.models.gguf import GgufFile
-from seqloss_cli.models.sentencepiece_models import (
-    BYTE,
-    BYTES,
-    CONTROL,
-    NO_PREFIX,
-    SPACE,
-    UNKNOWN,
-    USER_DEFINED,
-    SentencePieceIds,
-    merges_by_score,
-    serialized_model,
-    spelled_decoder,
-)
 from seqloss_cli.tokenization.vocabulary import is_in_brackets
 
 _ALWAYS_CONTROL = frozenset(
@@ -93,7 +81,7 @@ def gguf_tokenizer(file: GgufFile) -> tuple[Any, list[str]]:
     pieces: list[str] = fields.get("ggml.tokens", [])
     types: list[int] = fields.get("ggml.token_type") or [1] * len(pieces)
     types = [
-        CONTROL if kind == 1 and piece in _ALWAYS_CONTROL else kind
+        spm.CONTROL if kind == 1 and piece in _ALWAYS_CONTROL else kind
         for piece, kind in zip(pieces, types, strict=False)
     ]
     kind = fields.get("ggml.model")
@@ -133,7 +121,7 @@ def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) 
     backend = Tokenizer(
         models.BPE(
             ids,
-            merges_by_score(ids, file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)),
+            spm.merges_by_score(ids, file.tokenizer.get("ggml.scores") or [0.0] * len(pieces)),
             unk_token=pieces[unknown] if unknown < len(pieces) else None,
             fuse_unk=True,
             byte_fallback=True,  # llama.cpp finds them by their names, whatever their types
@@ -142,9 +130,9 @@ def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) 
     # A blank before each stretch of text, the first and those after whole tokens: one that begins
     # with a blank gets a second one.
     prefix = file.tokenizer.get("ggml.add_space_prefix", True)
-    put_in = [normalizers.Prepend(SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*put_in, normalizers.Replace(" ", SPACE)])
-    backend.decoder = spelled_decoder(prefix)
+    put_in = [normalizers.Prepend(spm.SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*put_in, normalizers.Replace(" ", spm.SPACE)])
+    backend.decoder = spm.spelled_decoder(prefix)
     return backend
 
 
@@ -159,12 +147,12 @@ def _break_ties(
     joined = [s for s, piece, t in zip(scores, pieces, types, strict=True) if t == 1 and piece[1:]]
     if len({*joined}) == len(joined):
         return
-    unknown, bytes_there = file.tokenizer.get("ggml.unknown_token_id", 0), {*BYTES} <= {*pieces}
-    kinds = [BYTE if bytes_there and piece in BYTES else 1 for piece in pieces]
-    kinds[unknown] = UNKNOWN
+    unknown, bytes_there = file.tokenizer.get("ggml.unknown_token_id", 0), {*spm.BYTES} <= {*pieces}
+    kinds = [spm.BYTE if bytes_there and piece in spm.BYTES else 1 for piece in pieces]
+    kinds[unknown] = spm.UNKNOWN
     prefix = file.tokenizer.get("ggml.add_space_prefix", True)
-    model = serialized_model(pieces, scores, kinds) + (b"" if prefix else NO_PREFIX)
-    tokenizer.sentencepiece_ids = SentencePieceIds(
+    model = spm.serialized_model(pieces, scores, kinds) + (b"" if prefix else spm.NO_PREFIX)
+    tokenizer.sentencepiece_ids = spm.SentencePieceIds(
         f"{file.path}, where pieces have equal scores", model, tokenizer.backend_tokenizer, True
     )
 
@@ -208,9 +196,9 @@ def _whole_tokens(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -
     # llama.cpp's rule for what the format has no field for.
     is_phi3 = re.search("phi-?3", file.name.lower()) is not None
     for piece, kind in zip(pieces, types, strict=False):
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+        if kind in (spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED):
             cuts_right = is_phi3 and piece not in ("<unk>", "<s>", "<|endoftext|>")
-            special = kind != USER_DEFINED
+            special = kind != spm.USER_DEFINED
             yield AddedToken(piece, special=special, normalized=False, rstrip=cuts_right)
 
 
@@ -225,7 +213,7 @@ def _names(
         if token_id is None or not 0 <= token_id < len(pieces):
             continue
         piece = pieces[token_id]
-        if types[token_id] in (UNKNOWN, CONTROL, USER_DEFINED) or is_in_brackets(piece):
+        if types[token_id] in (spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED) or is_in_brackets(piece):
             names[f"{kind}_token"] = piece
         else:
             warnings.append(

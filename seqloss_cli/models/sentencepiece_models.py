@@ -111,10 +111,9 @@ def _number(message: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def sentencepiece_backend(model: SentencePieceModel, every_stretch: bool) -> Any:
-    """Make a `tokenizers.Tokenizer` with the model's ids.
+def sentencepiece_backend(model: SentencePieceModel) -> Any:
+    """Make a `tokenizers.Tokenizer` with the model's vocabulary, and ids that are nearly its own.
 
-    With `every_stretch` the prefix blank stands after control tokens, too, else before a text only.
     Raises RunError for a kind of model that is not read.
     """
     from tokenizers import AddedToken, Tokenizer
@@ -122,7 +121,7 @@ def sentencepiece_backend(model: SentencePieceModel, every_stretch: bool) -> Any
     if model.algorithm not in (_UNIGRAM, _BPE) or model.marks_ends:
         raise refusal(model, "it is of a kind that is not read")
     backend = Tokenizer(_core(model))
-    _normalize(backend, model, every_stretch)
+    _normalize(backend, model)
     backend.decoder = spelled_decoder(model.adds_prefix)
     backend.add_tokens(
         [
@@ -153,7 +152,7 @@ def _core(model: SentencePieceModel) -> Any:
     return models.Unigram(scored, model.types.index(UNKNOWN), falls_back)
 
 
-def _normalize(backend: Any, model: SentencePieceModel, every_stretch: bool) -> None:
+def _normalize(backend: Any, model: SentencePieceModel) -> None:
     """Give a tokenizer what the model does to a text before it is cut."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -161,22 +160,12 @@ def _normalize(backend: Any, model: SentencePieceModel, every_stretch: bool) -> 
     if model.strips:
         steps.append(normalizers.Replace(Regex("^ +| +$"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if model.adds_prefix and every_stretch:
+    if model.adds_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    cuts: list[Any] = []
-    if model.adds_prefix and not every_stretch:
-        # Put in as a blank: Metaspace would put none before a text that begins with its own mark.
-        cuts.append(pre_tokenizers.Metaspace(" ", "first", split=False))
-        cuts.append(pre_tokenizers.Metaspace(SPACE, "never", split=False))
-    whole = model.pieces_of(USER_DEFINED)
-    if BYTE in model.types and (whole or model.algorithm == _UNIGRAM):
-        # A piece that stands for a byte is not found by its spelling.
-        cuts.append(pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated"))
-    if whole:
-        cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, whole))), "isolated"))
-    if cuts:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    if whole := model.pieces_of(USER_DEFINED):
+        cuts = Regex("|".join(map(re.escape, whole)))
+        backend.pre_tokenizer = pre_tokenizers.Split(cuts, "isolated")
 
 
 def merges_by_score(ids: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:

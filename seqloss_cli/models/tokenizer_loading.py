@@ -17,6 +17,7 @@ from typing import Any
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.models import sentencepiece_models as spm
 from seqloss_cli.models.files import (
     checkpoint_path,
     find_file,
@@ -25,14 +26,6 @@ from seqloss_cli.models.files import (
 )
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.gguf_vocabulary import gguf_tokenizer
-from seqloss_cli.models.sentencepiece_models import (
-    SentencePieceIds,
-    SentencePieceModel,
-    read_sentencepiece,
-    refusal,
-    require_pieces,
-    sentencepiece_backend,
-)
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder", "model")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
@@ -98,7 +91,7 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
         empty = not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         if model is not None:
-            raise refusal(model, f"{cls} is not read from such a file alone") from error
+            raise spm.refusal(model, f"{cls} is not read from such a file alone") from error
         reason = _one_line(error)
         raise RunError(
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
@@ -108,7 +101,7 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
     # Where a class does not find its file, all is unknown to it. Those in Python ask the package.
     if model is not None and hasattr(loaded, "backend_tokenizer"):
-        require_pieces(model, loaded, _TEXTS)
+        spm.require_pieces(model, loaded, _TEXTS)
     places = (find_file(name, file, choice.offline, revision) for file in _TOKEN_FILES)
     folder = next((place.parent for place in places if place is not None), None)
     return loaded, _without_invented(loaded, frozenset() if folder is None else _configured(folder))
@@ -138,24 +131,23 @@ def _without_invented(tokenizer: Any, configured: Collection[str]) -> list[str]:
 
 def _find_sentencepiece(
     name: str, choice: ModelChoice, revision: str | None
-) -> SentencePieceModel | None:
+) -> spm.SentencePieceModel | None:
     for file in _SENTENCEPIECE:
         if (path := find_file(name, file, choice.offline, revision)) is not None:
             require_whole_files(path)
-            return read_sentencepiece(path)
+            return spm.read_sentencepiece(path)
     return None
 
 
 def _load_sentencepiece(
-    model: SentencePieceModel, settings: dict[str, Any], beside: Sequence[Path]
+    model: spm.SentencePieceModel, settings: dict[str, Any], beside: Sequence[Path]
 ) -> Any:
     """Make the tokenizer of a SentencePiece model and the settings in the files beside it."""
     from transformers import PreTrainedTokenizerFast
 
-    # Without `legacy` text after a control token gets no blank. Where blanks are stripped the parts
-    # of `tokenizers` cannot tell such text from the first.
+    # Without `legacy` text after a control token gets no blank, unless blanks are stripped.
     every_stretch = settings.get("legacy") is not False or model.strips
-    backend = sentencepiece_backend(model, every_stretch)
+    backend = spm.sentencepiece_backend(model)
     names = {name: piece for name, piece in model.named.items() if not settings.get(name)}
     with TemporaryDirectory(prefix="seqloss-") as folder:
         backend.save(str(Path(folder) / "tokenizer.json"))
@@ -164,7 +156,7 @@ def _load_sentencepiece(
         adds_bos = settings.get("add_bos_token", True)
         made = PreTrainedTokenizerFast.from_pretrained(folder, add_bos_token=adds_bos, **names)
     raw = model.path.read_bytes()
-    found = SentencePieceIds(str(model.path), raw, made.backend_tokenizer, every_stretch)
+    found = spm.SentencePieceIds(str(model.path), raw, made.backend_tokenizer, every_stretch)
     made.sentencepiece_ids = found
     return made
 
@@ -277,22 +269,15 @@ def _rebuild(name: str, own: Any, own_file: Path, loaded: Any, configured: Colle
     known = {*configured, *(token.content for token in own_tokens)}
     # The class that AutoTokenizer chose brings defaults, such as <|endoftext|>, that the model may
     # not have: transformers would append them to the vocabulary.
-    special = {
-        kind: token
-        for kind in _SPECIAL_NAMES
-        if (token := getattr(loaded, kind, None)) and token in known
-    }
     settings = _json(own_file.parent / "tokenizer_config.json")
+    names = {k: getattr(loaded, k, None) or settings.get(k) for k in _SPECIAL_NAMES}
+    names = {k: n.get("content") if isinstance(n, dict) else n for k, n in names.items()}
+    special = {kind: name for kind, name in names.items() if name in known}
     try:
         rebuilt = PreTrainedTokenizerFast.from_pretrained(str(own_file.parent), **special)
     except Exception:  # the configuration may be why AutoTokenizer failed
-        for kind in _SPECIAL_NAMES:
-            token = settings.get(kind)
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                special[kind] = token
+        special["chat_template"] = settings.get("chat_template")
         rebuilt = PreTrainedTokenizerFast(tokenizer_file=str(own_file), **special)
-        rebuilt.chat_template = settings.get("chat_template")
     if loaded is not None:
         rebuilt.chat_template = getattr(loaded, "chat_template", None)
     # Flags of a token are those of the file, whatever tokenizer_config.json says.
