@@ -102,6 +102,9 @@ class Command(Generic[Result, Sums, Unscored]):
         if n := getattr(written.totals, "flags", {}).get("unspelled_text"):
             why = "no rate per byte, character or word is made of them"
             say(f"warning: {n} texts hold what no token stands for (flag unspelled_text): {why}")
+        pairing = self.task.source.pairing
+        for warning in pairing.template.warnings if pairing else ():
+            say(f"warning: {warning}")
         if n := self.task.count_halved():
             say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
         return written

@@ -129,12 +129,9 @@ def _conversation(
 
 def _told(messages: Sequence[Mapping[str, Any]]) -> str:
     """A prompt of messages in one text: the user's, where it is the only one, else as JSON."""
-    if (
-        len(messages) == 1
-        and messages[0]["role"] == "user"
-        and isinstance(content := messages[0].get("content"), str)
-    ):
-        return content
+    first = messages[0]
+    if len(messages) == 1 and first["role"] == "user" and isinstance(first.get("content"), str):
+        return str(first["content"])
     return orjson.dumps(messages).decode()
 
 

@@ -273,16 +273,13 @@ def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> lis
         _refuse_unscaled(path, config, loading)
         return []
     # transformers passes over a quantisation method that it does not know, without a word.
+    name = quantization_name(config)
     if not AutoHfQuantizer.supports_quant_method({**settings}):
-        raise RunError(
-            f"model {path}: its config.json names the quantisation {quantization_name(config)}, "
-            "which this version of transformers does not know"
-        )
+        unknown = "which this version of transformers does not know"
+        raise RunError(f"model {path}: config.json names the quantisation {name}, {unknown}")
     # Kinds that only some GPUs compute in, such as fp8, are undone elsewhere.
-    return [
-        f"{path} is quantised ({quantization_name(config)}), in which {model.device.type} does not "
-        "compute: its weights were dequantised"
-    ]
+    what = f"is quantised ({name}), in which {model.device.type} does not compute"
+    return [f"{path} {what}: its weights were dequantised"]
 
 
 def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:

@@ -93,6 +93,8 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
         if model is not None:
             raise spm.refusal(model, f"{cls} is not read from such a file alone") from error
         reason = _one_line(error)
+        if reason.startswith("Couldn't instantiate"):  # and names packages that would not help
+            reason = "transformers finds no vocabulary in it"
         raise RunError(
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
         ) from error

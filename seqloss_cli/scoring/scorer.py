@@ -109,8 +109,6 @@ class Scorer(_Tokens):
         if not self.backend.capabilities.prefetch_helps:
             self.batches = replace(self.batches, prefetch=False)
         self.warnings += self.backend.warnings
-        if self.pairing is not None:
-            self.warnings += self.pairing.template.warnings
 
     def with_teacher(self, compared: StudentWithTeacher) -> Scorer:
         """Return a scorer of the model beside a teacher; this one stays as it is.
@@ -199,8 +197,6 @@ class PairTokens(_Tokens):
         if context is not None or found.max_context is not None:
             self.windows = window_policy(found, context, None)
         self._set_pairing(pairs or PairPolicy(), self.windows)
-        assert self.pairing is not None
-        self.warnings += self.pairing.template.warnings
 
     def sequences(self, items: Iterable[Sample | Rejected]) -> Iterator[TokenSequence | Rejected]:
         """Yield a sequence or a rejection for each item, in order."""

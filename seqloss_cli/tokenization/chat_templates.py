@@ -169,14 +169,14 @@ class ChatTemplate:
         with_time = any(_TIME.search(text) for text in clocks)
         now = datetime.now() if with_time else datetime.combine(datetime.now(), time())
         now = datetime.fromisoformat(date) if date else now.replace(microsecond=0)
-        self._now, self._is_given = now, date is not None
+        self._now, self._is_given, self._was_told = now, date is not None, False
         self.date = now.isoformat().removesuffix("T00:00:00") if clocks else None
         """The time that the template is told; None where it does not ask for it."""
 
     @property
     def warnings(self) -> list[str]:
-        """For stderr: that the text of a chat depends on when it is rendered."""
-        if self.date is None or self._is_given:
+        """For stderr, once chats were rendered: that their texts depend on when they are."""
+        if not self._was_told or self._is_given:
             return []
         return [
             f"the chat template reads the clock: for chats it is told {self.date} "
@@ -189,6 +189,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         if self.date is not None:
+            self._was_told = True
             _compile_jinja_template(template).globals["strftime_now"] = self._now.strftime
 
     def _text_or_none(self, tools: object) -> str | None:

@@ -268,12 +268,10 @@ def _check_messages(chat: Chat, turns: TurnChoice) -> None:
         weight, *others = _weights(message)
         is_known = weight in (0, 1) and all(other == weight for other in others)
         if turns != "all" and not (is_known and (role == "assistant" or not weight)):
-            raise RowError(
-                "bad_weight",
-                f"message {n} has a weight of {weight!r:.40}{' and others' * bool(others)} "
-                f"({', '.join(key for key in message if WEIGHTS.search(key))}): of the assistant's "
-                "0 and 1 are taken, of others 0",
-            )
+            keys = ", ".join(key for key in message if WEIGHTS.search(key))
+            taken = "of the assistant's 0 and 1 are taken, of others 0"
+            weights = f"{weight!r:.40}{' and others' * bool(others)} ({keys})"
+            raise RowError("bad_weight", f"message {n} has a weight of {weights}: {taken}")
     if turns != "all" and chat.messages[-1]["role"] != "assistant":
         raise RowError(
             "ends_without_response",

@@ -55,6 +55,14 @@ def test_a_template_is_told_the_date_that_is_given() -> None:
     assert "--template-date 2024-02-03" in done.stderr
 
 
+def test_the_clock_is_warned_of_where_a_chat_was_rendered() -> None:
+    assert in_process(*COND).stderr.count("reads the clock") == 1
+    assert in_process("mask", *COND[1:]).stderr.count("reads the clock") == 1
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "a", "response": "b"}))
+    for command in ("cond", "mask"):
+        assert "clock" not in in_process(command, *COND[1:]).stderr
+
+
 def test_labels_of_a_trainer_are_of_the_same_date() -> None:
     words = ("mask", *COND[1:], "--like", "trl", "--template-date", "1999-12-31", "--jsonl")
     done = in_process(*words)
@@ -65,7 +73,9 @@ def test_labels_of_a_trainer_are_of_the_same_date() -> None:
 
 def test_now_is_told_warned_of_and_recorded() -> None:
     for time, length in (("", 10), (" %H:%M:%S", 19)):
-        template = ChatTemplate(None, TEMPLATE.replace("%TIME", time))
+        template = ChatTemplate(None, text := TEMPLATE.replace("%TIME", time))
+        assert template.warnings == []
+        template.use_clock(text)
         assert template.date is not None
         assert len(template.date) == length
         assert f"--template-date {template.date}" in template.warnings[0]

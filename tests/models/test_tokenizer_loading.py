@@ -21,6 +21,7 @@ from helpers.fuzz import examples
 from helpers.layouts import LAYOUTS
 from helpers.oracles import reference_losses
 from seqloss_cli import ModelChoice, Scorer, TokenPolicy
+from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Sample
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -301,3 +302,11 @@ def test_a_name_that_the_vocabulary_lacks_is_not_the_unknown_token() -> None:
     assert tokenizer.bos_token_id == tokenizer.unk_token_id == 0
     assert Tokenization(tokenizer, TokenPolicy(), 600).bos_id == 1  # the file puts `<s>` in front
     assert Tokenization(tokenizer, TokenPolicy(), 600).vocabulary.bos_id is None
+
+
+def test_a_directory_without_a_vocabulary_is_not_put_down_to_a_package(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    settings = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(RunError, match=r"--tokenizer \(transformers finds no vocabulary in it\)$"):
+        load_tokenizer(ModelChoice(str(tmp_path)))
