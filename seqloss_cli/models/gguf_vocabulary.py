@@ -136,9 +136,7 @@ def _sentencepiece(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) 
     return backend
 
 
-def _break_ties(
-    file: GgufFile, pieces: Sequence[str], types: Sequence[int], tokenizer: Any
-) -> None:
+def _break_ties(file: GgufFile, pieces: Sequence[str], types: Sequence[int], made: Any) -> None:
     """Have ids of `sentencepiece`, which joins as llama.cpp does, where scores are equal.
 
     Of such neighbours those that stand first are joined; merges of `tokenizers` have an order.
@@ -149,12 +147,11 @@ def _break_ties(
         return
     unknown, bytes_there = file.tokenizer.get("ggml.unknown_token_id", 0), {*spm.BYTES} <= {*pieces}
     kinds = [spm.BYTE if bytes_there and piece in spm.BYTES else 1 for piece in pieces]
-    kinds[unknown] = spm.UNKNOWN
+    kinds[unknown if unknown < len(kinds) else 0] = spm.UNKNOWN
     prefix = file.tokenizer.get("ggml.add_space_prefix", True)
     model = spm.serialized_model(pieces, scores, kinds) + (b"" if prefix else spm.NO_PREFIX)
-    tokenizer.sentencepiece_ids = spm.SentencePieceIds(
-        f"{file.path}, where pieces have equal scores", model, tokenizer.backend_tokenizer, True
-    )
+    name = f"{file.path}, where pieces have equal scores"
+    made.sentencepiece_ids = spm.SentencePieceIds(name, model, made.backend_tokenizer, True)
 
 
 def _byte_level(file: GgufFile, pieces: Sequence[str], types: Sequence[int]) -> Any:
@@ -216,7 +213,6 @@ def _names(
         if types[token_id] in (spm.UNKNOWN, spm.CONTROL, spm.USER_DEFINED) or is_in_brackets(piece):
             names[f"{kind}_token"] = piece
         else:
-            warnings.append(
-                f"{file.path} names {piece!r} as {key}_token_id, no control token: left out"
-            )
+            said = f"{file.path} names {piece!r} as {key}_token_id, no control token: left out"
+            warnings.append(said)
     return names, warnings

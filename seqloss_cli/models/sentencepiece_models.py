@@ -123,12 +123,8 @@ def sentencepiece_backend(model: SentencePieceModel) -> Any:
     backend = Tokenizer(_core(model))
     _normalize(backend, model)
     backend.decoder = spelled_decoder(model.adds_prefix)
-    backend.add_tokens(
-        [
-            AddedToken(piece, special=True, normalized=False)
-            for piece in model.pieces_of(UNKNOWN, CONTROL)
-        ]
-    )
+    pieces = model.pieces_of(UNKNOWN, CONTROL)
+    backend.add_tokens([AddedToken(p, special=True, normalized=False) for p in pieces])
     return backend
 
 
