@@ -54,7 +54,19 @@ def load_config(path: str, choice: ModelChoice) -> Any:
             f"model {path} ({config.model_type}) is no causal language model: it has no "
             "distribution of the next token to score with"
         )
-    return config
+    return _part_that_writes(config)
+
+
+def _part_that_writes(config: Any) -> Any:
+    """Return the configuration of the part of a model that is a language model of its own."""
+    # Models that speak (Qwen Omni) have a part that writes, and no forward as a whole.
+    part = getattr(config, "thinker_config", None)
+    if part is None:
+        return config
+    for name in ("_commit_hash", "quantization_config"):
+        if (value := getattr(config, name, None)) is not None:
+            setattr(part, name, value)
+    return part
 
 
 def _auto_class(config: Any) -> Any:

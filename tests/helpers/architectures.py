@@ -101,6 +101,36 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any]]] = {
             "video_token_id": 6,
         },
     ),
+    "qwen2.5-omni": (
+        "Qwen2_5OmniForConditionalGeneration",
+        {
+            "enable_audio_output": False,
+            "thinker_config": {
+                "text_config": TEXT | MROPE,
+                "vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 4},
+                "audio_config": {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4},
+            },
+        },
+    ),
+    "qwen3-omni": (
+        "Qwen3OmniMoeForConditionalGeneration",
+        {
+            "enable_audio_output": False,
+            "thinker_config": {
+                "text_config": TEXT
+                | MROPE
+                | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2},
+                "vision_config": {
+                    "depth": 1,
+                    "hidden_size": 32,
+                    "num_heads": 4,
+                    "out_hidden_size": 32,
+                    "deepstack_visual_indexes": [0],
+                },
+                "audio_config": {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4},
+            },
+        },
+    ),
     "paligemma": (
         "PaliGemmaForConditionalGeneration",
         {
