@@ -49,7 +49,7 @@ def load_config(path: str, choice: ModelChoice) -> Any:
             f"model {path} is an encoder-decoder ({config.model_type}): seqloss scores causal "
             "language models"
         )
-    if _auto_class(config) is None:
+    if not _auto_classes(config):
         raise RunError(
             f"model {path} ({config.model_type}) is no causal language model: it has no "
             "distribution of the next token to score with"
@@ -69,18 +69,21 @@ def _part_that_writes(config: Any) -> Any:
     return part
 
 
-def _auto_class(config: Any) -> Any:
-    """Return the Auto class that makes a model with a language head of a configuration, or None."""
+def _auto_classes(config: Any) -> list[Any]:
+    """Return the Auto classes that make models with a language head of a configuration."""
     import transformers
 
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return transformers.AutoModelForCausalLM
+        return [transformers.AutoModelForCausalLM]
     # The last two are models for images or sound with texts: fed ids alone, they run their text
     # part. Whether that is causal, and needs nothing but ids, is tried when a path is chosen.
     names = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     # The last came with transformers 5.
     found = (getattr(transformers, name, None) for name in names)
-    return next((each for each in found if each and type(config) in each._model_mapping), None)
+    fitting = [each for each in found if each and type(config) in each._model_mapping]
+    # The first for each class of models.
+    by_class = {each._model_mapping[type(config)]: each for each in reversed(fitting)}
+    return [*by_class.values()][::-1]
 
 
 def find_device(requested: str) -> str:
@@ -145,7 +148,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     warnings = _check_quantization(path, config, model, loading)
     warnings += [] if file is None else complete_model(file, model, dtype)
     is_part = config.get_text_config() is not config
-    if is_part or _auto_class(config).__name__ != "AutoModelForCausalLM":
+    if is_part or _auto_classes(config)[0].__name__ != "AutoModelForCausalLM":
         warnings.append(
             f"{path} ({config.model_type}) takes more than text: its text part is scored"
         )
@@ -234,19 +237,24 @@ def _from_pretrained(
 
     # Nothing else turns off transformers' progress bar over the tensors of a GGUF file.
     quiet = redirect_stderr(StringIO()) if "gguf_file" in arguments else nullcontext()
+    arguments |= {
+        # Not the default None, which takes pickled files where there are no others.
+        "use_safetensors": None if choice.allow_pickle else True,
+        "output_loading_info": True,
+        # Mismatches are then in `loading`, all of them, with names and shapes.
+        "ignore_mismatched_sizes": True,
+        # Else an adapter that lies beside the weights would be put on them without a word.
+        "adapter_kwargs": {"subfolder": "no-adapter-beside-the-weights"},
+    }
     with quiet:
-        model, loading = _auto_class(config).from_pretrained(
-            **arguments,
-            config=config,
-            # Not the default None, which takes pickled files where there are no others.
-            use_safetensors=None if choice.allow_pickle else True,
-            output_loading_info=True,
-            # Mismatches are then in `loading`, all of them, with names and shapes.
-            ignore_mismatched_sizes=True,
-            # Else an adapter that lies beside the weights would be put on them without a word.
-            adapter_kwargs={"subfolder": "no-adapter-beside-the-weights"},
-            **files.hub_settings(choice),
-        )
+        for auto_class in _auto_classes(config):
+            model = None  # memory need not hold two of them
+            model, loading = auto_class.from_pretrained(
+                **arguments, config=config, **files.hub_settings(choice)
+            )
+            # Some classes of a text part do not find it among the weights of the whole (Emu3).
+            if not loading["missing_keys"]:
+                break
     # Quantised weights are on the device by `device_map`: some kinds refuse to be moved.
     if "device_map" not in arguments:
         model = model.to(device)

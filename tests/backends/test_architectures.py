@@ -129,6 +129,7 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "emu3",
         "internvl",
         "llama4",
         "llava",

@@ -101,6 +101,27 @@ WRAPPERS: dict[str, tuple[str, dict[str, Any]]] = {
             "video_token_id": 6,
         },
     ),
+    "emu3": (
+        "Emu3ForConditionalGeneration",
+        {
+            "text_config": TEXT
+            | {
+                "pad_token_id": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            "vq_config": {
+                "embed_dim": 8,
+                "codebook_size": 16,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "latent_channels": 4,
+                "attn_resolutions": [],
+                "hidden_size": 32,
+            },
+            "vocabulary_map": {"<image>": 5},
+        },
+    ),
     "qwen2.5-omni": (
         "Qwen2_5OmniForConditionalGeneration",
         {
