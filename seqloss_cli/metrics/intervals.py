@@ -190,9 +190,8 @@ def probability_estimate(probabilities: Floats, confidence: float = 0.95) -> Est
 
     It is that of the mean on the scale of log odds, whose slope is 1 / (p (1 - p)).
     """
-    plain = ratio_estimate(
-        probabilities, np.ones_like(probabilities), confidence=confidence, signed=True
-    )
+    ones = np.ones_like(probabilities)
+    plain = ratio_estimate(probabilities, ones, confidence=confidence, signed=True)
     p, error = plain.value, plain.standard_error
     if p is None or error is None or not 0 < p < 1:
         return plain

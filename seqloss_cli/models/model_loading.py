@@ -54,18 +54,11 @@ def load_config(path: str, choice: ModelChoice) -> Any:
             f"model {path} ({config.model_type}) is no causal language model: it has no "
             "distribution of the next token to score with"
         )
-    return _part_that_writes(config)
-
-
-def _part_that_writes(config: Any) -> Any:
-    """Return the configuration of the part of a model that is a language model of its own."""
     # Models that speak (Qwen Omni) have a part that writes, and no forward as a whole.
-    part = getattr(config, "thinker_config", None)
-    if part is None:
-        return config
+    part = getattr(config, "thinker_config", config)
     for name in ("_commit_hash", "quantization_config"):
-        if (value := getattr(config, name, None)) is not None:
-            setattr(part, name, value)
+        if hasattr(config, name):
+            setattr(part, name, getattr(config, name))
     return part
 
 
@@ -82,8 +75,7 @@ def _auto_classes(config: Any) -> list[Any]:
     found = (getattr(transformers, name, None) for name in names)
     fitting = [each for each in found if each and type(config) in each._model_mapping]
     # The first for each class of models.
-    by_class = {each._model_mapping[type(config)]: each for each in reversed(fitting)}
-    return [*by_class.values()][::-1]
+    return [*{each._model_mapping[type(config)]: each for each in fitting[::-1]}.values()][::-1]
 
 
 def find_device(requested: str) -> str:
@@ -161,9 +153,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     unused = sorted(loading["unexpected_keys"])
     # Where a class of the text part alone was made, all other parts are left over.
     if unused and not (is_part and type(model.config) is not type(config)):
-        warnings.append(
-            f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"
-        )
+        warnings += [f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"]
     warnings += attach_adapter(model, choice)
     if device == "cpu":
         keep_freed_memory()
@@ -248,7 +238,7 @@ def _from_pretrained(
     }
     with quiet:
         for auto_class in _auto_classes(config):
-            model = None  # memory need not hold two of them
+            model: Any = None  # memory need not hold two of them
             model, loading = auto_class.from_pretrained(
                 **arguments, config=config, **files.hub_settings(choice)
             )
@@ -309,16 +299,13 @@ def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:
     place = files.weights_path(path, getattr(config, "_commit_hash", None))
     for name, kind in (each for file in files.weight_files(place) for each in _stored_types(file)):
         module, _, own_name = name.rpartition(".")
-        if kind in _WHOLE_NUMBERS and own_name.endswith("weight"):
-            what = f"holds whole numbers ({kind})"
-        elif kind.startswith("F8") and module in left_over:
-            what = f"is stored in {kind}, with scales beside it"
-        else:
-            continue
-        raise RunError(
-            f"model {path}: {name} {what}, and config.json has no quantization_config that says "
-            "what they stand for"
-        )
+        whole = kind in _WHOLE_NUMBERS and own_name.endswith("weight")
+        if whole or (kind.startswith("F8") and module in left_over):
+            what = "holds whole numbers" if whole else "has scales beside it"
+            raise RunError(
+                f"model {path}: {name} {what} ({kind}), and config.json has no "
+                "quantization_config that says what they stand for"
+            )
 
 
 def _stored_types(file: Path) -> Iterator[tuple[str, str]]:

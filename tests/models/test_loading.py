@@ -283,7 +283,7 @@ def test_weights_in_8_bits_of_floating_point_need_their_scales(tmp_path: Path) -
     assert Scorer(ModelChoice(str(folder))).warnings == []
     weights[f"{name}_scale_inv"] = torch.tensor([0.5])
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match=r"up_proj.weight is stored in F8_E4M3, with scales beside"):
+    with pytest.raises(RunError, match=r"up_proj.weight has scales beside it \(F8_E4M3\)"):
         Scorer(ModelChoice(str(folder)))
 
 
