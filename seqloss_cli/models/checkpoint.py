@@ -160,9 +160,8 @@ def _configured(config: Any, n_ids: int, warnings: list[str]) -> dict[str, Any]:
 def _longest_context(text_config: Any) -> tuple[int | None, str | None]:
     """Return the most tokens that a model takes, and the keys of its configuration that say so."""
     lengths = ((getattr(text_config, key, None), key) for key in _CONTEXT_KEYS)
-    longest, key = next(
-        ((n, key) for n, key in lengths if isinstance(n, int) and n > 0), (None, None)
-    )
+    named = ((n, key) for n, key in lengths if isinstance(n, int) and n > 0)
+    longest, key = next(named, (None, None))
     rope = getattr(text_config, "rope_parameters", None) or {}
     layers = [each for each in rope.values() if isinstance(each, dict)]
     # Of a linear one for some layers (Gemma 3) the configuration names the stretched length.

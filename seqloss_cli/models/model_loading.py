@@ -141,9 +141,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     warnings += [] if file is None else complete_model(file, model, dtype)
     is_part = config.get_text_config() is not config
     if is_part or _auto_classes(config)[0].__name__ != "AutoModelForCausalLM":
-        warnings.append(
-            f"{path} ({config.model_type}) takes more than text: its text part is scored"
-        )
+        warnings += [f"{path} ({config.model_type}) takes more than text: its text part is scored"]
     if arguments["dtype"] not in ("auto", model.dtype):
         warnings.append(f"the quantisation of {path} keeps it in {dtype}")
     if choice.adapter is None and (Path(path) / files.ADAPTER_CONFIGURATION).is_file():
@@ -298,9 +296,8 @@ def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:
     left_over = {key.rpartition(".")[0] for key in loading["unexpected_keys"] if "scale" in key}
     place = files.weights_path(path, getattr(config, "_commit_hash", None))
     for name, kind in (each for file in files.weight_files(place) for each in _stored_types(file)):
-        module, _, own_name = name.rpartition(".")
-        whole = kind in _WHOLE_NUMBERS and own_name.endswith("weight")
-        if whole or (kind.startswith("F8") and module in left_over):
+        whole = kind in _WHOLE_NUMBERS and name.endswith("weight")
+        if whole or (kind.startswith("F8") and name.rpartition(".")[0] in left_over):
             what = "holds whole numbers" if whole else "has scales beside it"
             raise RunError(
                 f"model {path}: {name} {what} ({kind}), and config.json has no "

@@ -54,11 +54,8 @@ class ModelForward:
         """Ids of a block of the vocabulary; None leaves it to the head."""
         self.compiled: Sequence[tuple[nn.Module, Callable[..., Any]]] = ()
         """Layers of the backbone with compiled forwards, used for packed rows."""
-        self._rotary = [
-            (each, dict(vars(each)), dict(each.named_buffers(recurse=False)))
-            for each in model.modules()
-            if hasattr(each, "max_seq_len_cached")
-        ]
+        rotary = [each for each in model.modules() if hasattr(each, "max_seq_len_cached")]
+        self._rotary = [(x, dict(vars(x)), dict(x.named_buffers(recurse=False))) for x in rotary]
         """Rotary embeddings, each with its attributes and buffers before any forward."""
         self.use_path("plain", None)
 

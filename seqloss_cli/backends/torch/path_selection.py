@@ -111,9 +111,8 @@ class PathSelector:
             self.losses([probe])
         if watch.rounds:
             self.warnings.append(
-                "--dtype float64: transformers computes parts of this model (such as rotary "
-                "angles, norms or softmaxes) in float32, so that its losses are right to about "
-                "0.0001 nats"
+                "--dtype float64: transformers computes parts of this model (rotary angles, norms "
+                "or softmaxes) in float32, so that its losses are right to about 0.0001 nats"
             )
 
     def _possible_paths(self) -> tuple[RunPath, ...]:
@@ -230,8 +229,7 @@ class _RoundingWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         if isinstance(found, torch.Tensor) and found.is_floating_point():
             # Counts and positions are whole numbers, which float32 holds exactly.
-            rounds = found.dtype != torch.float64 and bool((found != found.round()).any())
-            self.rounds |= rounds
+            self.rounds |= found.dtype != torch.float64 and bool((found != found.round()).any())
         return found
 
 

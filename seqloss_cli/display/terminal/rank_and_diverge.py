@@ -221,9 +221,9 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
                 yield label, fmt.number(mean.value), note
         if "kl" in means:
             # Of a divergence with an infinite term there is none, of others there is.
-            known = [mean for mean in (means["kl"], *means.values()) if mean.low is not None]
-            method = (known or [means["kl"]])[0].method
-            yield "intervals", "95%" if known else "-", method
+            kl = means["kl"]
+            mean = next((mean for mean in (kl, *means.values()) if mean.low is not None), kl)
+            yield "intervals", "-" if mean.low is None else "95%", mean.method
 
     def _quantiles(self) -> Table:
         """Quantiles of tokens, with their intervals."""

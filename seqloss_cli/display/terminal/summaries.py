@@ -129,9 +129,8 @@ def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
 
 def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> RenderableType:
     title = f"loss by position in the sequence, {unit} per token"
-    table = fmt.figures_table(
-        title, ("positions",), (), ("scored", "mean", "interval", "documents")
-    )
+    figures = ("scored", "mean", "interval", "documents")
+    table = fmt.figures_table(title, ("positions",), (), figures)
     for bin in positions:
         span = str(bin.first) if bin.first == bin.last else f"{bin.first}–{bin.last}"
         mean = bin.mean_loss
