@@ -319,6 +319,25 @@ def test_n_best_lists_are_re_ordered(tmp_path: Path, folder: Path) -> None:
         assert each["orders"]["byte"] == sorted(each["orders"]["byte"])
 
 
+def test_re_ordered_chats_have_the_same_scores(tmp_path: Path, folder: Path) -> None:
+    path, ranked, template = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "chat.jinja"))
+    template.write_text(
+        "{{ tools | tojson }}{{ documents | tojson }}{% for m in messages %}[{{ m.role }}]"
+        "{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = {"prompt": [{"role": "user", "content": "a"}], "choices": ["b", "c"]}
+    path.write_text(json.dumps({**chat, "tools": [{"n": 1}], "documents": [{"text": "d"}]}))
+    words = ("-m", folder, "--chat-template", template, "--json")
+    first = document(in_process("rank", path, *words, "--output-ranked", ranked))
+    again = document(in_process("rank", ranked, *words))
+    found, expected = (
+        sorted(choice["log_prob"] for choice in each["sequences"][0]["choices"])
+        for each in (again, first)
+    )
+    assert found == expected
+
+
 def test_a_rejected_row_costs_neither_file(tmp_path: Path, folder: Path) -> None:
     path, ranked = tmp_path / "rows.jsonl", tmp_path / "ranked.jsonl"
     path.write_text('{"prompt": "a", "choices": ["b", "c"]}\n{"prompt": "a"}\n')
