@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 _POLICY = {"is_policy": True}
@@ -71,6 +71,12 @@ class RunInfo:
     """The inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None
     """The parts of a sequence's row; None where no command wrote it."""
+    guesses: Sequence[str] | None = None
+    """Settings of speed that nobody measured on such a device; left out of JSON where None."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields by name, without the guesses where there are none."""
+        return {k: v for k, v in asdict(self).items() if k != "guesses" or v}
 
     @property
     def made_of(self) -> str:

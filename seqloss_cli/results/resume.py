@@ -236,7 +236,7 @@ def _shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[:longest] + "…"
 
 
-_MAY_DIFFER = ("type", "started_at")
+_MAY_DIFFER = ("type", "started_at", "guesses")
 # Keys that are not named as their parameters; `jsonl` would be the format of the output.
 _PARAMETERS = {
     "reading.jsonl": "jsonl_input",

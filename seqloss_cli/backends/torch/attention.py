@@ -9,12 +9,14 @@ Shape letters: N tokens of all rows, H heads, D their size; L tokens of each of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import signature
 from itertools import groupby
+from math import isclose
 from typing import Any
 
 import torch
@@ -127,10 +129,27 @@ def _attend_varlen(
 
     edges, longest = packing.edges(query.device), max(packing.lengths)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    places, grouped = (edges, edges, longest, longest), q.shape[1] != k.shape[1]
-    seen_NHD = varlen_attn(q, k, v, *places, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+    n_sharing, known = q.shape[1] // k.shape[1], _options_of(varlen_attn)
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}
+    if "scale" not in known:  # torch 2.10
+        options = {"is_causal": True}
+        if not isclose(scale, query.shape[-1] ** -0.5, rel_tol=1e-6):
+            raise ValueError("attention with a scale of its own cannot be packed by this torch")
+    if n_sharing > 1 and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    elif n_sharing > 1:  # before torch 2.13 it wants as many heads of keys as of queries
+        k, v = (x.repeat_interleave(n_sharing, dim=1) for x in (k, v))
+    if "num_splits" in known:
+        options["num_splits"] = 1  # or a row's rounding depends on the longest row beside it
+    seen_NHD = varlen_attn(q, k, v, edges, edges, longest, longest, **options)
     assert isinstance(seen_NHD, Tensor)
     return seen_NHD[None]
+
+
+@cache
+def _options_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a function's parameters, which differ between versions of torch."""
+    return frozenset(signature(function).parameters)
 
 
 @torch.library.custom_op("seqloss::attend", mutates_args=())

@@ -29,6 +29,8 @@ T = TypeVar("T")
 _IDENTITY = ("revision", "weights_sha256", "adapter", "quantization", "dtype")
 _PACKAGES = ("torchao", "bitsandbytes", "gguf")
 """Packages that compute with weights of their own kind."""
+GUESSES = ("head.block_size", "compile.saving", "prefetch")
+"""Settings for GPUs that were chosen without one: `make gpu-check` measures them."""
 
 
 def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -170,6 +172,7 @@ class TorchBackend:
             "path": self.path,
             "compiled": self.compiled,
             "devices": 1,
+            "guesses": GUESSES if found.get("device", "").startswith("cuda") else None,
         }
 
     @torch.inference_mode()

@@ -59,10 +59,15 @@ def product_rate(model: Any, n_rows: int = 512, repeats: int = 8) -> float:
 
 def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
     """Return the smallest budget in tokens beyond which batches get no faster, as far as half of
-    the free memory allows. Where a probe takes long, or rows come one at a time, the default."""
+    the free memory allows. Where a probe takes long, or rows come one at a time, the default.
+
+    On a GPU the memory that each probe takes is measured: twice the tokens take at most twice as
+    much, since both the layers and a block of logits take so much a token, and more beside it.
+    """
     if backend.capabilities.one_row_per_batch:
         return DEFAULT_BATCH_TOKENS
-    allowed = max(int(_MEMORY_SHARE * free_memory(backend.model)) // token_bytes(backend.model), 1)
+    free = _MEMORY_SHARE * free_memory(backend.model)
+    allowed = max(int(free) // token_bytes(backend.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
     n_too_large = backend.n_too_large
     for tokens in takewhile(lambda n: n <= allowed, _BUDGETS):
@@ -76,6 +81,8 @@ def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
         if tokens / seconds < _WORTHWHILE * best_rate:
             break
         best_rate, best = tokens / seconds, tokens
+        if (peak := _peak_bytes(backend.model)) is not None and 2 * peak > free:
+            break
     return best
 
 
@@ -94,6 +101,14 @@ def free_memory(model: Any) -> int:
     return min(found, default=1 << 32)  # elsewhere: as if 4 GiB were free
 
 
+def _peak_bytes(model: Any) -> int | None:
+    """Return the most bytes beyond the weights that were in use since the last probe began; None
+    where the device does not count them."""
+    if model.device.type != "cuda":
+        return None
+    return int(torch.cuda.max_memory_allocated(model.device)) - int(model.get_memory_footprint())
+
+
 def token_bytes(model: Any) -> int:
     """Estimate the bytes that a token takes while a layer is computed."""
     config = model.config.get_text_config()
@@ -109,6 +124,8 @@ def probe_seconds(backend: TorchBackend, tokens: int, row: int) -> float:
     rows = [probe] * max(1, tokens // row)
     policy = BatchPolicy(tokens=max(tokens, row))
     (batch, *_) = probe_batches(rows, backend.capabilities, policy)
+    if backend.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(backend.model.device)
     backend.score(batch, Requested())
     start = time.perf_counter()
     backend.score(batch, Requested())

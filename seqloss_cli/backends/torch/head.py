@@ -27,7 +27,7 @@ BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 1024
 what is made of them to stay near the cores, large enough for matrix products to run at their rate.
 Blocks of 16 MiB are 3 % faster at best, but what the C library makes room for then grows by tens of
 MB."""
-_GPU_BLOCK_ROWS, _GPU_BLOCK_LOGITS = 2048, 1 << 24
+GPU_BLOCK_ROWS, GPU_BLOCK_LOGITS = 2048, 1 << 24
 """Rows and logits of a block on a GPU, which must keep all of its cores busy (chosen, not
 measured)."""
 
@@ -77,7 +77,7 @@ def _rows_at_a_time(logits: LazyLogits, targets_M: Tensor, requested: Requested)
     most = rows_at_once(logits.vocab_size)
     if not logits.in_blocks:
         return most
-    step = _GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
+    step = GPU_BLOCK_ROWS if targets_M.is_cuda else BLOCK_ROWS
     # Ranks keep all logits of a row until its target's is known.
     return min(step, most) if requested.asks_for("ranks") else step
 
@@ -85,7 +85,7 @@ def _rows_at_a_time(logits: LazyLogits, targets_M: Tensor, requested: Requested)
 def _width(rows: slice, targets_M: Tensor) -> int:
     """Ids of a block for these rows, on the device of the targets."""
     n_rows: int = rows.stop - rows.start
-    return max(LEAST_WIDTH, (_GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS) // n_rows)
+    return max(LEAST_WIDTH, (GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS) // n_rows)
 
 
 def vocab_blocks(vocab_size: int, width: int) -> Iterator[slice]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -62,7 +61,7 @@ class JsonWriter(s.RowWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the run, and begin the sequences."""
-        version, record = SCHEMA_VERSION, s.json_bytes(asdict(run))
+        version, record = SCHEMA_VERSION, s.json_bytes(run.as_json())
         self.sink.write(b'{"schema_version":%d,"run":%s,\n"sequences":[' % (version, record))
 
     def write_row(self, kind: str, row: s.Row) -> None:
@@ -93,7 +92,7 @@ class OpenAIWriter(JsonWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the model's name, and begin the choices."""
-        self._run, self._index = s.json_bytes(asdict(run)), count()
+        self._run, self._index = s.json_bytes(run.as_json()), count()
         model = s.json_bytes(run.model)
         self.sink.write(b'{"object":"text_completion","model":%s,\n"choices":[' % model)
 
@@ -162,9 +161,6 @@ class RankedRows:
             "scores": [s.finite(score) for score in scores],
             "places": [*order],
         }
-        # Of chats: what their template was given, or ranked again they would have other scores.
-        given = choices.template.get("tools"), choices.template.get("template_kwargs")
-        row |= {k: v for k, v in zip(("tools", "chat_template_kwargs"), given, strict=True) if v}
         if choices.answers is not None:
             places = [order.index(n) for n in choices.answers]
             # A single one is a number, as in lists that have one: it may be ranked again.

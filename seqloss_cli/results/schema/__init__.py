@@ -12,7 +12,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -362,7 +362,7 @@ REJECTED = (text("reason", _itself), text("message", _itself))
 
 def run_row(run: RunInfo) -> Row:
     """Return the record of a run."""
-    return {"schema_version": SCHEMA_VERSION, **asdict(run)}
+    return {"schema_version": SCHEMA_VERSION, **run.as_json()}
 
 
 def check_types(keys: Iterable[Key], row: Fields) -> None:
