@@ -9,8 +9,8 @@ TRL := .venv-trl
 PEERS := .venv-bench
 
 .PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl \
-	test-browser test-peers bench bench-quick bench-full bench-start bench-page bench-prompts \
-	train-demo picture clean
+	test-browser test-peers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
+	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -21,7 +21,7 @@ check: $(INSTALLED) format lint types layers tests
 
 quick: $(INSTALLED) format lint types layers  ## check without the tests that take over half a second
 	$(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m 'not long and not trl and not slow and not peers and not browser'
+		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,30 @@ test-peers: $(PEERS)/.installed  ## hold figures to lm-evaluation-harness, in it
 	$(PEERS)/bin/python -m pytest -m peers tests/cli/test_peers.py \
 		tests/models/test_gguf_vocabulary.py
 
+test-floors: $(INSTALLED)  ## the tests that matter with the lowest versions of every range
+	$(BIN)/python tools/floors.py lowest
+
+test-newest: $(INSTALLED)  ## the same with the newest versions that install beside torch 2.13.0
+	$(BIN)/python tools/floors.py newest
+
+# A build of torch for CUDA, which needs no GPU here: what the registry has for another Python.
+FAKE_PYTHON ?= python3.13
+FAKE_TORCH ?= 2.13.0 2.11.0
+
+test-fake-gpu:  ## every path of the engine on a GPU of shapes alone (gigabytes, deleted after)
+	for torch in $(FAKE_TORCH); do \
+		$(FAKE_PYTHON) -m venv .venv-fake && \
+		.venv-fake/bin/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+		.venv-fake/bin/python -m pip install --quiet "torch==$$torch" . 'hypothesis' 'pytest' \
+			'pytest-xdist' && \
+		.venv-fake/bin/python -m pytest -n 2 -m fake_gpu tests/backends/test_fake_tensors.py \
+			|| exit 1; \
+		rm -rf .venv-fake; \
+	done
+
+gpu-check:  ## what a GPU shows in ten minutes, with the torch and transformers that are there
+	$(PYTHON) benchmarks/gpu_check.py
+
 bench: $(PEERS)/.installed  ## speed and memory against the peers (half an hour or more)
 	$(PEERS)/bin/python benchmarks/bench.py
 
@@ -101,4 +125,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV) $(TRL) $(PEERS)
+	rm -rf $(VENV) $(TRL) $(PEERS) .venv-fake

@@ -35,7 +35,7 @@ def parts(settings: Settings, sections: Sequence[str]) -> Iterator[Part]:
     if "lm-eval" in sections:
         for model, dtype in settings.harness:
             yield f"lm-eval {model} {dtype}", "lm-eval", {"model": model, "dtype": dtype}
-    for section in ("shared", "memory", "around", "corpus", "gpu"):
+    for section in ("shared", "memory", "around", "corpus"):
         if section in sections:
             yield section, section, {}
 

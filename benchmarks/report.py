@@ -19,7 +19,6 @@ TITLES = {
     "around": "Everything around the forward",
     "corpus": "A corpus as it grows",
     "profile": "Where the time goes",
-    "gpu": "On a GPU",
 }
 NOTES = {
     "products": "Ours is timed from strings to losses, tokenization included; FLOP are those of "
@@ -40,7 +39,6 @@ NOTES = {
     "and takes more by the gaps between blocks, which differ from run to run (second table).",
     "around": "The engine alone is given the batches that the whole run made. The output is "
     "written without texts and tokens.",
-    "gpu": "Llama's shape with 1.2 billion parameters, bfloat16; a round is 128 documents.",
     "profile": "By torch.profiler, eager; it makes Python slower than it is.",
 }
 

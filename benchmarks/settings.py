@@ -19,7 +19,6 @@ SECTIONS = (
     "around",
     "corpus",
     "profile",
-    "gpu",
 )
 MODELS, DTYPES, MODES = ("gpt2", "llama"), ("float32", "bfloat16"), ("eager", "compiled")
 EACH = tuple((model, dtype) for model in MODELS for dtype in DTYPES)

@@ -66,10 +66,6 @@ def _part(name: str, settings: Settings, arguments: dict[str, Any]) -> Any:
         import memory
 
         return (memory.run if name == "memory" else memory.point)(settings, **arguments)
-    if name == "gpu":
-        import gpu
-
-        return gpu.run(settings)
     import rows
 
     return (rows.run_around if name == "around" else rows.run_corpus)(settings)

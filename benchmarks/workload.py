@@ -208,17 +208,6 @@ def wide_checkpoint(vocabulary: int, n_positions: int) -> Path:
     ))  # fmt: skip
 
 
-def billion_checkpoint() -> Path:
-    """The shape of a Llama with 1.2 billion parameters, in bfloat16."""
-    from transformers import LlamaConfig
-
-    return _saved("billion", LlamaConfig(
-        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
-        tie_word_embeddings=True, dtype="bfloat16", **_special_ids(),
-    ))  # fmt: skip
-
-
 def _special_ids() -> dict[str, int]:
     tokens = tokenizer()
     return {"bos_token_id": tokens.token_to_id(BOS), "eos_token_id": tokens.token_to_id(EOS)}
