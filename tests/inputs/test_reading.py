@@ -99,7 +99,7 @@ def test_a_bom_before_the_first_row_is_dropped(path: Path) -> None:
         ("text".encode("utf-16-be"), "utf_16", "is UTF-16BE"),
         ("text".encode("utf-32"), "utf_16", "is UTF-32"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "lfs_pointer", "git lfs pull"),
-        (gzip.compress(b"text"), "binary_data", "call it FILE.gz"),
+        (gzip.compress(b"text", mtime=0), "binary_data", "call it FILE.gz"),
         (b"PAR1\x15\x04", "binary_data", "to_json"),
         (b"a\0b", "binary_data", "NUL at character 1"),
         (b"caf\xe9 au lait", "invalid_utf8", "byte 0xe9 at offset 3"),
