@@ -161,6 +161,9 @@ class RankedRows:
             "scores": [s.finite(score) for score in scores],
             "places": [*order],
         }
+        # Of chats: what their template was given, or ranked again they would have other scores.
+        given = choices.template.get("tools"), choices.template.get("template_kwargs")
+        row |= {k: v for k, v in zip(("tools", "chat_template_kwargs"), given, strict=True) if v}
         if choices.answers is not None:
             places = [order.index(n) for n in choices.answers]
             # A single one is a number, as in lists that have one: it may be ranked again.
