@@ -49,13 +49,13 @@ def load_config(path: str, choice: ModelChoice) -> Any:
             f"model {path} is an encoder-decoder ({config.model_type}): seqloss scores causal "
             "language models"
         )
-    if not _auto_classes(config):
-        raise RunError(
-            f"model {path} ({config.model_type}) is no causal language model: it has no "
-            "distribution of the next token to score with"
-        )
     # Models that speak (Qwen Omni) have a part that writes, and no forward as a whole.
     part = getattr(config, "thinker_config", config)
+    if not _auto_classes(config) or not _auto_classes(part):
+        raise RunError(
+            f"model {path} ({config.model_type}) is no causal language model that this "
+            "transformers knows: it has no distribution of the next token to score with"
+        )
     for name in ("_commit_hash", "quantization_config"):
         if hasattr(config, name):
             setattr(part, name, getattr(config, name))

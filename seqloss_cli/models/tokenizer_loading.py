@@ -88,7 +88,9 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
             return _load_sentencepiece(model, settings, [path for path in files if path]), []
     try:
         loaded = _automatic(name, choice, revision)
-        empty = not loaded.encode("a b", add_special_tokens=False)
+        # Some classes put control tokens of their own into a vocabulary that they did not find.
+        no_words = len(loaded) <= len(loaded.all_special_tokens)
+        empty = no_words or not loaded.encode("a b", add_special_tokens=False)
     except Exception as error:
         if model is not None:
             raise spm.refusal(model, f"{cls} is not read from such a file alone") from error

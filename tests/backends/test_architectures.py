@@ -143,6 +143,10 @@ def test_losses_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
 def test_the_text_part_of_a_multimodal_model_is_scored(name: str, tmp_path: Path) -> None:
     model = build_wrapper(name)
     folder = save_checkpoint(tmp_path, model, byte_tokenizer())
+    if name.endswith("-omni") and hf.__version__.startswith("5.5."):  # has no class of the part
+        with pytest.raises(RunError, match="that this transformers knows"):
+            Scorer(ModelChoice(name=str(folder)))
+        return
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     # Models that speak have no forward but that of the part that writes.
     writer = getattr(model, "thinker", model)
