@@ -171,7 +171,15 @@ def _answers(
 def _answer(value: Any, responses: list[str], labels: list[Any], field: str) -> int:
     # Not isinstance: `true` would be place 1.
     if type(value) is int and (value in labels or 0 <= value < len(responses)):
-        return labels.index(value) if value in labels else value
+        place = labels.index(value) if value in labels else value
+        # Labels "1", "2" and "3", and the answer 2: the second or the third?
+        if str(value) in labels and labels.index(str(value)) != place:
+            raise RowError(
+                "bad_answer",
+                f"field {field!r} is {value}: that is the label of a choice and the place of "
+                "another; give the label as it is written, or the text",
+            )
+        return place
     if isinstance(value, str):
         places = {responses.index(value)} if value in responses else set()
         # isdigit takes superscripts, which int refuses; int refuses thousands of digits.

@@ -90,14 +90,16 @@ def _read(gguf: Any, path: str, size: int, time: int) -> GgufFile:
     except (ValueError, OSError, KeyError, IndexError, OverflowError, error) as problem:
         raise RunError(f"model {path} is no GGUF file that can be read: {problem}") from problem
     architecture = str(fields.get("general.architecture", "none"))
-    scaling = f"{architecture}.rope.scaling.type"
-    stretched = fields.get(scaling, "none") != "none"
+    rope = f"{architecture}.rope"
+    factor = fields.get(f"{rope}.scaling.factor", fields.get(f"{rope}.scale_linear", 1.0))
+    # As llama.cpp reads them: a factor without a type is a linear one.
+    kind = fields.get(f"{rope}.scaling.type", "none" if factor in (0, 1) else "linear")
     return GgufFile(
         path=path,
         tensor_types=tuple(sorted(types)),
         tensor_names=tuple(tensors),
         rope_factors=factors,
-        rope_scaling=str(fields[scaling]) if stretched else None,
+        rope_scaling=None if kind == "none" else str(kind),
         name=str(fields.get("general.name", "")),
         tokenizer={
             name.removeprefix(_TOKENIZER): value

@@ -252,6 +252,14 @@ def _weights(message: Mapping[str, Any]) -> list[Any]:
     return found or [int(message["role"] == "assistant")]
 
 
+def _weights_of_parts(parts: list[Any], weight: Any) -> list[str]:
+    """The fields of parts by which they count otherwise than their message."""
+    fields = [field for part in parts if isinstance(part, dict) for field in part.items()]
+    found = [(key, value) for key, value in fields if value is not None and WEIGHTS.search(key)]
+    own = [(key, key in _MASKED and value in (0, 1), value) for key, value in found]
+    return [key for key, is_turned, value in own if (1 - value if is_turned else value) != weight]
+
+
 def _check_messages(chat: Chat, turns: TurnChoice) -> None:
     if not chat.messages:
         raise RowError("empty", "has no messages")
@@ -272,6 +280,13 @@ def _check_messages(chat: Chat, turns: TurnChoice) -> None:
             taken = "of the assistant's 0 and 1 are taken, of others 0"
             weights = f"{weight!r:.40}{' and others' * bool(others)} ({keys})"
             raise RowError("bad_weight", f"message {n} has a weight of {weights}: {taken}")
+        parts = message["content"] if isinstance(message.get("content"), list) else []
+        if turns != "all" and (own := _weights_of_parts(parts, weight)):
+            raise RowError(
+                "bad_weight",
+                f"message {n} has parts with {own[0]!r}: a message counts as a whole, so give "
+                "messages of their own to what counts and what does not",
+            )
     if turns != "all" and chat.messages[-1]["role"] != "assistant":
         raise RowError(
             "ends_without_response",

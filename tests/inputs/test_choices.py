@@ -65,6 +65,8 @@ def test_answers(path: Path, answer: Any, expected: Any) -> None:
         (["A", "B"], "B", (1,)),
         (["1", "2"], "1", (0,)),
         (["1", "2"], "2", (1,)),
+        (["1", "2"], 1, "bad_answer"),  # the label of the first, the place of the second
+        (["0", "1"], 1, (1,)),
         ([1, 2], 1, (0,)),
         (["A", "B"], "y", (1,)),
         (["A", "B"], 0, (0,)),

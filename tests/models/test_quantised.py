@@ -352,6 +352,9 @@ def test_rotary_factors_of_llama_3_are_not_left_out(tmp_path: Path) -> None:
     [
         ({"leave_out": "blk.1.ffn_up.weight"}, "layers.1.mlp.up_proj.weight is missing"),
         ({"settings": lambda writer: _yarn(writer)}, r"scales its positions \(yarn\)"),
+        # llama.cpp takes a factor without a type for a linear one, under its older name, too.
+        ({"settings": lambda writer: writer.add_rope_scaling_factor(4.0)}, r"positions \(linear\)"),
+        ({"settings": lambda w: w.add_float32("llama.rope.scale_linear", 2.0)}, r"\(linear\)"),
         ({"more": {"rope_factors_long.weight": np.ones(4, np.float32)}}, "scales its positions"),
         ({"more": {"rope_freqs.weight": np.ones(3, np.float32)}}, "has no place in the model"),
     ],

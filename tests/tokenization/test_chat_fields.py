@@ -173,6 +173,23 @@ def test_weights_that_are_no_masks_are_rejected(read: Read, messages: Any) -> No
     assert_rejected(read({"messages": messages}), "bad_weight", "0 and 1 are taken")
 
 
+PART = {"type": "text", "text": "a"}
+
+
+@pytest.mark.parametrize("field", [{"train": False}, {"weight": 0}, {"loss": 0.5}, {"mask": 1}])
+def test_parts_that_do_not_count_are_rejected(read: Read, field: dict[str, Any]) -> None:
+    """A message counts as a whole; where all its parts say the same as it, nothing is lost."""
+    parts = [{**PART, **field}, {**PART, "train": True}]
+    messages = [Q, {"role": "assistant", "content": parts}]
+    assert_rejected(read({"messages": messages}), "bad_weight", "parts with")
+    counted = [{**PART, "train": True}, {**PART, "weight": 1}, {**PART, "masked": 0}]
+    whole = read({"messages": [Q, {"role": "assistant", "content": counted}]})
+    plain = read({"messages": [Q, {"role": "assistant", "content": "aaa"}]})
+    assert scored(whole) == scored(plain)
+    unheard = [{**PART, "train": False}]
+    assert scored(read({"messages": [{**Q, "content": unheard}, {**A}]}))
+
+
 # -- what a template leaves out -------------------------------------------------------------------
 
 THOUGHT = "{{ '<' + m.reasoning_content + '>' if m.reasoning_content }}"
