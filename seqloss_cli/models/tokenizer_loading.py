@@ -101,6 +101,8 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
             f"no tokenizer could be loaded from {name}; name one with --tokenizer ({reason})"
         ) from error
     # Where the files are missing, transformers makes a tokenizer without a vocabulary.
+    if empty and model is not None:
+        raise spm.refusal(model, f"{cls} is not read from such a file alone")
     if empty:
         raise RunError(f"{name} has no tokenizer; name one with --tokenizer")
     # Where a class does not find its file, all is unknown to it. Those in Python ask the package.
