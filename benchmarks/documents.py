@@ -26,7 +26,7 @@ class Documents:
         self.title = f"{model}, {dtype}"
         self._longest = settings.minicons_longest if sections == ["minicons"] else settings.longest
         folder = checkpoint(model)
-        self.shapes = Shapes(folder)
+        self.shapes = Shapes.of(folder)
         modes = settings.modes if set(sections) - {"profile", "minicons"} else ("eager",)
         self.ours = {mode: Ours(folder, dtype, mode) for mode in modes}
         self.peers: dict[str, Any] = {}

@@ -81,7 +81,7 @@ def run(settings: Settings, model: str, dtype: str) -> Found:
     for kind, texts in kinds.items():
         rounds = [split_cleanly(tokens, some) for some in texts]
         together = partial(ours["eager"].pairs, [pair for pairs in rounds for pair in pairs])
-        shares = profile_round(together, Shapes(checkpoint(model)))
+        shares = profile_round(together, Shapes.of(checkpoint(model)))
         times = _measured(rounds, ours, peers)
         notes = {peer: limits(times.ratio(peer, "eager"), shares) for peer in peers}
         for mode in ours:
@@ -115,7 +115,9 @@ def run_shared(settings: Settings) -> Found:
         warm = prompts_with_endings(shape, 99)[:16]
         found.checks += _checks("shared", f"{title}, float32", ours, peers, warm)
         ours["eager"].pairs(rounds[0])  # warms up
-        shares = profile_round(partial(ours["eager"].pairs, rounds[0]), Shapes(checkpoint("gpt2")))
+        shares = profile_round(
+            partial(ours["eager"].pairs, rounds[0]), Shapes.of(checkpoint("gpt2"))
+        )
         times = _measured(rounds, ours, peers)
         theirs = times["its default"]
         note = limits(times.ratio("its default", "eager"), shares)

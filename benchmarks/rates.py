@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
@@ -19,13 +20,17 @@ Shape = tuple[int, int]
 
 
 class Shapes:
-    """The linear layers of a checkpoint: those of its decoder, by shape, and the head."""
+    """The linear layers of a model: those of its decoder, by shape, and the head."""
 
-    def __init__(self, folder: Path) -> None:
+    @classmethod
+    def of(cls, folder: Path) -> Shapes:
+        """Those of a checkpoint."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            return cls(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+
+    def __init__(self, model: Any) -> None:
         head = model.get_output_embeddings()
         self.head: Shape = (head.in_features, head.out_features)
         self.layers: Counter[Shape] = Counter()

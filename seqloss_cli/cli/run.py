@@ -246,8 +246,7 @@ def write_all(
                 continue
             sums = task.totals(result)
             task.on_result(result, sums)
-            totals = totals + sums
-            n_sequences += 1
+            totals, n_sequences = totals + sums, n_sequences + 1
             writer.sequence(result, sums)
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.

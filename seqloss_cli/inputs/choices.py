@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 import orjson
@@ -188,7 +189,13 @@ def _answer(value: Any, responses: list[str], labels: list[Any], field: str) -> 
             places.add(labels.index(value))
         elif is_number and int(value) < len(responses):
             # Winogrande's `option1` is its answer "1".
-            ends = [str(label)[-1] for label in labels]
+            ends = [str(label)[-1:] for label in labels]
+            if labels and ends == [*ascii_uppercase[: len(ends)]]:  # as SIQA, which counts from 1
+                raise RowError(
+                    "bad_answer",
+                    f"field {field!r} is {value!r}, and the choices are called by letters: counted "
+                    "from 0 or from 1? Give a number for a place, from 0",
+                )
             if value in ends and ends.index(value) != int(value):
                 places.add(ends.index(value))
             places.add(int(value))

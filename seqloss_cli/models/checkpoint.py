@@ -79,7 +79,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
         revision=revision,
         weights_sha256=files.weights_sha256(files.weights_path(path, revision), *adapter),
         adapter=choice.adapter,
-        quantization=_quantization(path, model, choice),
+        quantization=_quantization(path, config, model, choice),
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         copies=tuple(copies),
@@ -124,10 +124,13 @@ def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | No
     return WindowPolicy(context, source, stride)
 
 
-def _quantization(path: str, model: Any, choice: ModelChoice) -> str | None:
+def _quantization(path: str, config: Any, model: Any, choice: ModelChoice) -> str | None:
     if (file := read_gguf(path)) is not None:
         return file.quantization
     name = quantization_name(model.config)
+    # transformers takes the setting off a model whose weights it dequantised.
+    if name is None and (undone := quantization_name(config)) is not None:
+        return f"{undone} (dequantised)"
     return f"{name} (on load)" if choice.quantize else name
 
 

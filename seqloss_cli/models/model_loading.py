@@ -278,8 +278,7 @@ def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> lis
     if files.is_gguf(path) or getattr(model, "hf_quantizer", None) is not None:
         return []
     if settings is None:
-        _refuse_unscaled(path, config, loading)
-        return []
+        return _check_stored_types(path, config, loading)
     # transformers passes over a quantisation method that it does not know, without a word.
     name = quantization_name(config)
     if not AutoHfQuantizer.supports_quant_method({**settings}):
@@ -290,12 +289,14 @@ def _check_quantization(path: str, config: Any, model: Any, loading: Any) -> lis
     return [f"{path} {what}: its weights were dequantised"]
 
 
-def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:
-    """Raise RunError for quantised weights whose configuration names no quantisation."""
+def _check_stored_types(path: str, config: Any, loading: Any) -> list[str]:
+    """Return what to say of weights whose configuration names no quantisation; RunError for
+    quantised ones."""
     # transformers would take the stored numbers for the weights, without their scales.
     left_over = {key.rpartition(".")[0] for key in loading["unexpected_keys"] if "scale" in key}
     place = files.weights_path(path, getattr(config, "_commit_hash", None))
-    for name, kind in (each for file in files.weight_files(place) for each in _stored_types(file)):
+    stored = [each for file in files.weight_files(place) for each in _stored_types(file)]
+    for name, kind in stored:
         whole = kind in _WHOLE_NUMBERS and name.endswith("weight")
         if whole or (kind.startswith("F8") and name.rpartition(".")[0] in left_over):
             what = "holds whole numbers" if whole else "has scales beside it"
@@ -303,6 +304,10 @@ def _refuse_unscaled(path: str, config: Any, loading: Any) -> None:
                 f"model {path}: {name} {what} ({kind}), and config.json has no "
                 "quantization_config that says what they stand for"
             )
+    rounded = [f"{name} ({kind})" for name, kind in stored if kind.startswith("F8")]
+    if not rounded:
+        return []
+    return [f"{path} stores {rounded[0]} and more in 8 bits without scales: taken as it stands"]
 
 
 def _stored_types(file: Path) -> Iterator[tuple[str, str]]:

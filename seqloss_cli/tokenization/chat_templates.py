@@ -130,11 +130,18 @@ def _without(chat: Chat, name: str) -> Chat:
     return replace(chat, messages=messages)
 
 
-def _with_parsed_arguments(message: Mapping[str, Any], text: str) -> Mapping[str, Any]:
-    """The message, arguments of tool calls that were quoted once more in the text as objects.
+def _with_parsed_arguments(chat: Chat, text: str | None) -> tuple[Chat, int]:
+    """The chat, arguments of tool calls that were quoted once more in the text as objects, or
+    without a text all of them; and the number of messages that changes.
 
     OpenAI has them as JSON in a string; most templates write what they are given as JSON.
     """
+    parsed = [_with_parsed_calls(each, text) for each in chat.messages]
+    n_parsed = sum(a is not b for a, b in zip(parsed, chat.messages, strict=True))
+    return replace(chat, messages=parsed) if n_parsed else chat, n_parsed
+
+
+def _with_parsed_calls(message: Mapping[str, Any], text: str | None) -> Mapping[str, Any]:
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
         return message
@@ -142,13 +149,15 @@ def _with_parsed_arguments(message: Mapping[str, Any], text: str) -> Mapping[str
     return message if found == calls else {**message, "tool_calls": found}
 
 
-def _with_parsed_call(call: Any, text: str) -> Any:
+def _with_parsed_call(call: Any, text: str | None) -> Any:
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_parsed_call(call["function"], text)}
     arguments = call.get("arguments")
-    if not isinstance(arguments, str) or json.dumps(arguments, ensure_ascii=False) not in text:
+    if not isinstance(arguments, str):
+        return call
+    if text is not None and json.dumps(arguments, ensure_ascii=False) not in text:
         return call
     try:
         parsed = json.loads(arguments)
@@ -222,18 +231,22 @@ class ChatTemplate:
 
     def render_fitting(self, chat: Chat) -> tuple[Chat, Rendering, dict[str, int]]:
         """The chat with its contents in the form that the template takes, texts or parts, and with
-        arguments of tools as objects where it would quote them; its rendering; flags with counts.
+        arguments of tools as objects where it would quote them or does not take texts; its
+        rendering; flags with counts.
 
         Raises as `render` does.
         """
-        chat, n_joined = self._fitting(chat)
-        rendering = self.render(chat)
-        parsed = [_with_parsed_arguments(each, rendering.text) for each in chat.messages]
-        n_parsed = sum(a is not b for a, b in zip(parsed, chat.messages, strict=True))
-        if n_parsed:
-            chat = replace(chat, messages=parsed)
-            rendering = self.render(chat)
-        text = rendering.text
+        try:
+            fitted, rendering, n_joined = self._fitting(chat)
+            fitted, n_parsed = _with_parsed_arguments(fitted, rendering.text)
+            if n_parsed:
+                rendering = self.render(fitted)
+        except RowError:
+            fitted, n_parsed = _with_parsed_arguments(chat, None)
+            if not n_parsed:
+                raise
+            fitted, rendering, n_joined = self._fitting(fitted)
+        chat, text = fitted, rendering.text
         counts = {
             "content_changed": sum(not is_written(each, text) for each in chat.messages),
             "tools_not_rendered": self._count_tools_left_out(chat, text),
@@ -243,14 +256,14 @@ class ChatTemplate:
         }
         return chat, rendering, counts
 
-    def _fitting(self, chat: Chat) -> tuple[Chat, int]:
-        """The chat, its contents in the other form where the template does not write this one;
-        and how many contents of several parts were joined."""
+    def _fitting(self, chat: Chat) -> tuple[Chat, Rendering, int]:
+        """The chat, its contents in the other form where the template does not write this one; its
+        rendering; and how many contents of several parts were joined. Raises as `render` does."""
         said = [n for n, each in enumerate(chat.messages) if content_text(each).strip()]
         texts = [n for n in said if isinstance(chat.messages[n]["content"], str)]
-        found = self._written(chat, said)
-        if len(found) == len(said):
-            return chat, 0
+        rendering, found = self._written(chat, said)
+        if rendering is not None and len(found) == len(said):
+            return chat, rendering, 0
         forms = []
         if len(texts) < len(said):
             forms.append(replace(chat, messages=[*map(_as_text, chat.messages)]))
@@ -260,16 +273,20 @@ class ChatTemplate:
             forms.append(replace(chat, messages=[*map(_as_parts, chat.messages)]))
         best, most = chat, len(found)
         for form in forms:
-            if len(found := self._written(form, said)) > most:
-                best, most = form, len(found)
+            written, found = self._written(form, said)
+            if len(found) > most:
+                best, rendering, most = form, written, len(found)
         pairs = zip(chat.messages, best.messages, strict=True)
         n_joined = sum(isinstance(b.get("content"), str) and _n_parts(a) > 1 for a, b in pairs)
-        return best, n_joined
+        return best, rendering or self.render(best), n_joined
 
-    def _written(self, chat: Chat, said: Sequence[int]) -> set[int]:
-        """Return those of the messages `said` whose content is in the rendering."""
-        text = self.text_of(chat)
-        return set() if text is None else {n for n in said if is_written(chat.messages[n], text)}
+    def _written(self, chat: Chat, said: Sequence[int]) -> tuple[Rendering | None, set[int]]:
+        """Return the rendering, and those of the messages `said` whose content is in it."""
+        try:
+            rendering = self.render(chat)
+        except RowError:
+            return None, set()
+        return rendering, {n for n in said if is_written(chat.messages[n], rendering.text)}
 
     def _count_tools_left_out(self, chat: Chat, text: str) -> int:
         """Number of messages with tool calls, and of lists of tools, that change nothing."""

@@ -244,20 +244,24 @@ def check_message(n: int, message: Mapping[str, Any]) -> None:
 
 def _weights(message: Mapping[str, Any]) -> list[Any]:
     """The message's own words on whether its loss counts; without one 1 of the assistant's."""
-    found = [
-        1 - value if key in _MASKED and value in (0, 1) else value
-        for key, value in message.items()
+    found = [weight for _, weight in _written_weights(message)]
+    return found or [int(message["role"] == "assistant")]
+
+
+def _written_weights(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The names of fields of a message, or of a part, that say whether it counts, and what they
+    say: of those that mask it, the opposite."""
+    return [
+        (key, 1 - value if key in _MASKED and value in (0, 1) else value)
+        for key, value in fields.items()
         if value is not None and WEIGHTS.search(key)
     ]
-    return found or [int(message["role"] == "assistant")]
 
 
 def _weights_of_parts(parts: list[Any], weight: Any) -> list[str]:
     """The fields of parts by which they count otherwise than their message."""
-    fields = [field for part in parts if isinstance(part, dict) for field in part.items()]
-    found = [(key, value) for key, value in fields if value is not None and WEIGHTS.search(key)]
-    own = [(key, key in _MASKED and value in (0, 1), value) for key, value in found]
-    return [key for key, is_turned, value in own if (1 - value if is_turned else value) != weight]
+    found = [_written_weights(part) for part in parts if isinstance(part, dict)]
+    return [key for each in found for key, own in each if own != weight]
 
 
 def _check_messages(chat: Chat, turns: TurnChoice) -> None:

@@ -67,6 +67,7 @@ def test_answers(path: Path, answer: Any, expected: Any) -> None:
         (["1", "2"], "2", (1,)),
         (["1", "2"], 1, "bad_answer"),  # the label of the first, the place of the second
         (["0", "1"], 1, (1,)),
+        (["A", "B"], "1", "bad_answer"),  # SIQA counts from 1, others from 0
         ([1, 2], 1, (0,)),
         (["A", "B"], "y", (1,)),
         (["A", "B"], 0, (0,)),
@@ -96,6 +97,8 @@ def test_choices_with_labels(path: Path, labels: Any, answer: Any, expected: Any
         (("option1", "option2"), "option1", (0,)),
         (("sol1", "sol2"), 1, (1,)),
         (("ending0", "ending1"), "1", (1,)),
+        (("answerA", "answerB"), "1", "bad_answer"),
+        (("answerA", "answerB"), 1, (1,)),
     ],
 )
 def test_fields_of_choices(path: Path, names: Any, answer: Any, expected: Any) -> None:

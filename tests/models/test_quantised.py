@@ -170,6 +170,7 @@ def test_fp8_weights_are_dequantised_where_it_is_not_computed_in(
     scorer = Scorer(ModelChoice(str(folder), device="cpu"))
     (warning,) = scorer.warnings
     assert "is quantised (fp8), in which cpu does not compute" in warning
+    assert scorer.run_info().quantization == "fp8 (dequantised)"
     assert_equal(losses_by(scorer), losses_by(Scorer(ModelChoice(str(expected), device="cpu"))))
 
 

@@ -291,6 +291,13 @@ def test_arguments_in_a_string_are_not_quoted_once_more(read: Read) -> None:
     raw = read(row(given), RAW)
     assert (scored(raw), odd(raw)) == (expected, {})
     assert scored(read(row("no JSON"), WITH_TOOLS)) == f'<"no JSON">{EOS}'
+    # Templates that go through the arguments do not take a text at all (Qwen 3).
+    items = WITH_TOOLS.replace("arguments | tojson", "arguments | items | list | tojson")
+    assert items != WITH_TOOLS
+    found = read(row(given), items)
+    assert scored(found) == scored(read(row(json.loads(given)), items))
+    assert odd(found) == {"tool_arguments_parsed": 1}
+    assert_rejected(read(row("no JSON"), items), "chat_template_error", "mapping")
 
 
 # -- prompts and completions of messages ----------------------------------------------------------
