@@ -43,7 +43,7 @@ SHORT = 5_000
 def workplace(tmp_path: Path) -> Path:
     """A directory that looks like the repository's root, with shorter texts, for writing to."""
     (tmp_path / "samples").symlink_to(ROOT / "samples")
-    for name in ("README.md", "CHANGELOG.md"):
+    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
         (tmp_path / name).write_text((ROOT / name).read_text()[:SHORT])
     return tmp_path
 

@@ -52,7 +52,7 @@ def compare(ctx: typer.Context) -> None:
 
     Examples:
         seqloss compare a.jsonl b.jsonl
-        seqloss compare -m samples/checkpoints/step-600 -m demo --data README.md --lines
+        seqloss compare -m samples/checkpoints/step-600 -m demo --data LICENSE --lines
         seqloss compare a.jsonl b.jsonl c.parquet --cluster source --json
 
     """

@@ -14,7 +14,7 @@ from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import REFERENCE, command_record, option
+from seqloss_cli.core.options import A_MODEL, REFERENCE, command_record, option
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.settings import OutputPlan
@@ -28,7 +28,9 @@ class ReferenceSettings:
 
     PANEL = REFERENCE
 
-    teacher: str | None = option(None, "Checkpoint whose distributions are gold; or its FILE.")
+    teacher: str | None = option(
+        None, "Checkpoint whose distributions are gold; or its FILE.", takes=A_MODEL
+    )
     teacher_dtype: p.DtypeChoice | None = option(None, "The teacher's; else --dtype.")
     teacher_adapter: str | None = option(None, "Adapter that the teacher is to have.")
     teacher_revision: str | None = option(None, "Commit or tag of the teacher.")
@@ -66,10 +68,10 @@ def diverge(ctx: typer.Context) -> None:
     quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
 
     Examples:
-        seqloss diverge samples/text.txt -m samples/checkpoints/step-600 --teacher demo
+        seqloss diverge LICENSE -m samples/checkpoints/step-600 --teacher demo
         seqloss diverge README.md --lines --quantize int8 --teacher demo --summary
         seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json
-        seqloss diverge README.md -m samples/checkpoints/step-600 --teacher demo --report page.html
+        seqloss diverge README.md --quantize int8 --teacher demo --report page.html
 
     """
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings

@@ -32,7 +32,7 @@ class TextArguments:
 
     PANEL = INPUT
 
-    files: list[str] | None = argument("[FILES…|-]", "Texts or JSONL; .gz, .zst.")
+    files: list[str] | None = argument("[FILE|-]", "Texts or JSONL; .gz, .zst.")
     text: str | None = option(None, "Score this text.")
     regions: str | None = option(
         None, "JSONL with regions of each text: spans of characters, or strings.", metavar="FILE"
@@ -45,7 +45,7 @@ class PairArguments:
 
     PANEL = INPUT
 
-    files: list[str] | None = argument("[FILES…|-]", "JSONL rows; .gz, .zst.")
+    files: list[str] | None = argument("[FILE|-]", "JSONL rows; .gz, .zst.")
     prompt: str | None = option(None, "The prompt: a text, @FILE or - (stdin).")
     response: str | None = option(None, "The response: a text, @FILE or - (stdin).")
     prompt_field: str = option("prompt", "Field of a row with the prompt.")

@@ -1,13 +1,15 @@
-"""The `seqloss` program."""
+"""The `seqloss` program: its commands, and what `-h` and `--help` print of them."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 from seqloss_cli.cli.compare import compare
 from seqloss_cli.cli.diverge import diverge
@@ -20,11 +22,53 @@ from seqloss_cli.cli.report import report
 from seqloss_cli.cli.score import cond, score
 from seqloss_cli.cli.summarize import summarize
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_FIRST = (
+    "text", "prompt", "response", "model", "models", "teacher", "data", "kind", "by", "check",
+    "like", "separator", "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
+    "top_k", "output", "report", "json", "summary", "view", "unit", "metric", "tokens",
+    "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks", "resume",
+    "limit", "force", "config",
+)  # fmt: skip
+"""Parameters that people need first, in this order: `-h` shows the first ten that a command has."""
+_N_FIRST = 10
+_WIDEST, _HELP_COLUMN = 100, 26
+_SHORT_HELP = "seqloss_cli.short_help"
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help fits 80 columns: `-h` has what is needed first, `--help` all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note which of the two was asked for: they are names of one option."""
+        ctx.meta[_SHORT_HELP] = "-h" in args
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what stands behind the command's name, here and in messages."""
+        arguments = (each for each in self.params if each.param_type_name == "argument")
+        return ["[OPTIONS]", *(f"{each.metavar}…" for each in arguments)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of this command."""
+        formatter.write(_in_lines(_command_help(self, ctx)))
+
+
+class HelpfulGroup(TyperGroup):
+    """The program, whose help names its commands."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the program."""
+        formatter.write(_in_lines(_program_help(self, ctx)))
+
+
 app = typer.Typer(
     name="seqloss",
+    cls=HelpfulGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -35,14 +79,109 @@ def examples_of(command: object) -> list[str]:
     return [line.strip() for line in examples.splitlines()]
 
 
-def _help_of(command: object) -> str:
-    """The docstring, its paragraphs for the terminal to wrap, and examples, a line each."""
-    described, _, _ = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
-    text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in described.split("\n\n"))
-    if not (examples := examples_of(command)):
-        return text
-    shown = "\n".join(f"  {escape(example)}" for example in examples)
-    return f"{text}\n\n\b\n[bold]Examples[/bold]\n{shown}"
+def _in_lines(lines: Iterable[str | Text]) -> str:
+    """Return the lines with the colours that stdout can show."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        for line in lines:
+            # An example, say, is never wrapped: it is to be copied.
+            console.print(line, soft_wrap=True)
+    return captured.get()
+
+
+def _program_help(group: Any, ctx: Any) -> Iterator[str | Text]:
+    described, _, more = (group.help or "").partition("\n\n")
+    yield f"Usage: {ctx.command_path} COMMAND [OPTIONS] …"
+    yield ""
+    yield from _wrapped(described)
+    commands = [(name, group.get_command(ctx, name)) for name in group.list_commands(ctx)]
+    yield from _section("Commands", [(name, _first_line(each)) for name, each in commands])
+    yield from _section("Options", map(_entry, group.get_params(ctx)))
+    for paragraph in more.split("\n\n"):
+        yield ""
+        yield from _wrapped(paragraph)
+    yield ""
+    yield f"{ctx.command_path} COMMAND -h shows the options needed first, --help all."
+
+
+def _command_help(command: Any, ctx: Any) -> Iterator[str | Text]:
+    described, _, examples = (command.help or "").partition("\n\nExamples:\n")
+    params = command.get_params(ctx)
+    arguments = [each for each in params if each.param_type_name == "argument"]
+    yield f"Usage: {' '.join([ctx.command_path, *command.collect_usage_pieces(ctx)])}"
+    for paragraph in described.split("\n\n"):
+        yield ""
+        yield from _wrapped(paragraph)
+    if examples:
+        yield ""
+        yield _bold("Examples")
+        yield from (f"  {line.strip()}" for line in examples.strip().splitlines())
+    options = [each for each in params if each.param_type_name == "option"]
+    by_name = {each.name: each for each in options}
+    first = [by_name[name] for name in _FIRST if name in by_name][:_N_FIRST]
+    panels: dict[str, list[Any]] = {}
+    for each in options:
+        if each not in first:
+            panels.setdefault(getattr(each, "rich_help_panel", None) or "Other", []).append(each)
+    yield from _section("Arguments", map(_entry, arguments))
+    yield from _section("Options needed first" if panels else "Options", map(_entry, first))
+    if ctx.meta.get(_SHORT_HELP):
+        yield ""
+        yield f"{ctx.command_path} --help shows all {len(options)} options."
+        return
+    for name, members in panels.items():
+        yield from _section(name, map(_entry, members))
+
+
+def _first_line(command: Any) -> str:
+    return str(command.help or "").split("\n", 1)[0]
+
+
+def _entry(parameter: Any) -> tuple[str, str]:
+    """Return the names of a parameter with what it takes, and its help."""
+    metavar = "" if getattr(parameter, "is_flag", False) else parameter.metavar or ""
+    if parameter.param_type_name == "argument":
+        return metavar, parameter.help or ""
+    # The names of --help come in any order.
+    names = sorted(parameter.opts, key=len, reverse=True)
+    return f"{', '.join(names)} {metavar}".rstrip(), parameter.help or ""
+
+
+def _section(title: str, entries: Iterable[tuple[str, str]]) -> Iterator[str | Text]:
+    """Yield a title, and entries in two columns."""
+    from rich.text import Text
+
+    rows = list(entries)
+    if not rows:
+        return
+    yield ""
+    yield _bold(title)
+    for names, described in rows:
+        lines = _wrapped(described, _HELP_COLUMN)
+        # Names that reach into the second column, choices above all, have a line of their own.
+        if len(names) + 4 > _HELP_COLUMN:
+            yield Text(f"  {names}", "cyan")
+        else:
+            yield Text.assemble((f"  {names}".ljust(_HELP_COLUMN), "cyan"), next(lines, ""))
+        yield from (" " * _HELP_COLUMN + line for line in lines)
+
+
+def _bold(words: str) -> Text:
+    from rich.text import Text
+
+    return Text(words, "bold")
+
+
+def _wrapped(text: str, indent: int = 0) -> Iterator[str]:
+    """Yield a paragraph in lines of the terminal, less an indent that they stand behind."""
+    import shutil
+    import textwrap
+
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    room = max(20, width - indent)
+    yield from textwrap.wrap(" ".join(text.split()), room, break_on_hyphens=False)
 
 
 def _version(wanted: bool) -> None:
@@ -62,11 +201,11 @@ def seqloss(
 
     Losses are in nats unless said otherwise. Data goes to stdout, everything else to stderr.
 
-    [bold]Configuration[/bold]: flag > SEQLOSS_* variable > --config FILE or ./seqloss.yaml (keys
-    are the long option names) > default.
+    Configuration: flag > SEQLOSS_* variable > --config FILE or ./seqloss.yaml (keys are the long
+    option names) > default.
 
-    [bold]Exit codes[/bold]: 0 done · 1 the run failed · 2 wrong flags or configuration · 3 some
-    inputs were rejected · 70 a bug · 130 interrupted.
+    Exit codes: 0 done, 1 the run failed, 2 wrong flags or configuration, 3 some inputs were
+    rejected, 70 a bug, 130 interrupted.
     """
     _forget_impossible_sizes()
 
@@ -80,11 +219,11 @@ def _forget_impossible_sizes() -> None:
             del os.environ[name]
 
 
-app.callback(help=_help_of(seqloss))(seqloss)
+app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
     score, cond, rank, diverge, mask, summarize, compare, objective, plot, report,
 ):  # fmt: skip
-    app.command(help=_help_of(command))(command)
+    app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 
 
 def main() -> None:

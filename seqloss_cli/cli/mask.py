@@ -29,7 +29,9 @@ class MaskSettings:
 
     PANEL = POLICIES
 
-    check: str | None = option(None, "JSONL of input_ids and labels to compare with.", panel=INPUT)
+    check: str | None = option(
+        None, "JSONL of input_ids and labels to compare with.", panel=INPUT, metavar="FILE"
+    )
     like: Like | None = option(None, "Also the labels that TRL's SFTTrainer makes.")
     max_length: int = option(1024, "With --like: the trainer's; 0: none.", min=0)
     loss: bool = option(False, "Load the model, and say what the loss is.", panel=SHOW)

@@ -18,7 +18,7 @@ from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import file_inputs
 from seqloss_cli.core import policies as p
-from seqloss_cli.core.options import INPUT, MODEL, argument, command_record, option
+from seqloss_cli.core.options import A_MODEL, INPUT, MODEL, argument, command_record, option
 
 
 @command_record
@@ -29,10 +29,10 @@ class ModelArguments:
 
     checkpoints: list[str] = argument("CHECKPOINT", "Directories or hub names.", required=True)
     models: list[str] | None = option(
-        None, "To be scored with --data; name each.", flag="--model", short="-m"
+        None, "To be scored with --data; name each.", flag="--model", short="-m", takes=A_MODEL
     )
     data: list[str] | None = option(
-        None, "Texts or JSONL to score; may be given again.", panel=INPUT
+        None, "Texts or JSONL to score; may be given again.", panel=INPUT, metavar="FILE"
     )
 
 

@@ -8,9 +8,10 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
@@ -18,6 +19,7 @@ from seqloss_cli.cli.failures import command_errors, say
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.options import (
+    A_MODEL,
     OTHER,
     OUTPUT,
     SHOW,
@@ -86,18 +88,61 @@ def _parameter(field: OptionField, text: str | None = None) -> tuple[Any, Any]:
 
 
 def _typer_option(option: Option, default: Any, field: OptionField, text: str | None) -> Any:
+    said = text or option.help
+    if option.show_default and default not in (None, "", False):
+        said += f" [default: {default}]"
     return typer.Option(
         default,
         *filter(None, (option.flag, option.short)),
         envvar=field.variable,
         show_envvar=False,
-        help=text or option.help,
+        help=said,
         rich_help_panel=option.panel,
-        metavar=option.metavar,
+        metavar=_metavar(option, field.kind),
         min=option.min,
         max=option.max,
-        show_default=option.show_default,
+        autocompletion=model_names if option.takes == A_MODEL else None,
     )
+
+
+def _metavar(option: Option, kind: Any) -> str | None:
+    """Return a short word for the value of an option; None of a switch, which takes none."""
+    (kind,) = get_args(kind) if get_origin(kind) is list else (kind,)
+    if option.metavar or kind is bool:
+        return option.metavar
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "N", float: "X", Path: "FILE"}.get(kind) or option.flag.rpartition("-")[2].upper()
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Return what a shell offers for a model: `demo`, directories and .gguf files."""
+    folder, prefix = os.path.split(incomplete)
+    found = _models_in(folder, prefix)
+    # Of one folder alone a shell would take that it is the end: with those in it, it goes on.
+    if len(found) == 1 and found[0].endswith("/"):
+        found += _models_in(found[0], "")
+    return [name for name in ("demo",) if name.startswith(incomplete)] + found
+
+
+def _models_in(folder: str, prefix: str) -> list[str]:
+    try:
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    found = []
+    for entry in entries:
+        name = os.path.join(folder, entry.name)  # noqa: PTH118
+        hidden = entry.name.startswith(".") and not prefix.startswith(".")
+        if hidden or not entry.name.startswith(prefix):
+            continue
+        if entry.is_dir():
+            # A checkpoint is whole: what else is a folder has models in it, perhaps.
+            is_model = os.path.isfile(os.path.join(name, "config.json"))  # noqa: PTH113, PTH118
+            found.append(name if is_model else f"{name}/")
+        elif name.endswith(".gguf"):
+            found.append(name)
+    return found
 
 
 def given(context: typer.Context, cls: type[Record]) -> Record:
@@ -315,6 +360,7 @@ CONFIG: Group = {
             # first of all: its file gives the defaults of the others
             is_eager=True,
             callback=use_config,
+            metavar="FILE",
             help="YAML file of option values; ./seqloss.yaml by default.",
             rich_help_panel=OTHER,
             show_default=False,

@@ -31,7 +31,9 @@ class PlotSettings:
         "By default groups with --by, curve of what objective --json wrote, else histogram "
         "of one file, scatter of two, curve of more.",
     )
-    by: str | None = option(None, "groups: a bar for each value of this field or meta field.")
+    by: str | None = option(
+        None, "groups: a bar for each value of this field or meta field.", metavar="FIELD"
+    )
     metric: Literal["mean_loss", "bits_per_byte", "perplexity"] = option(
         "mean_loss", "curve and groups: what is measured."
     )

@@ -76,7 +76,7 @@ def rank(ctx: typer.Context) -> None:
         seqloss rank --prompt "A list is" --response " sorted." --response " wet."
         seqloss rank samples/choices.jsonl --separator ' ' --pmi
         seqloss rank samples/minimal-pairs.jsonl --no-prompt --choices-field good,bad
-        seqloss rank samples/choices.jsonl --separator ' ' --report page.html --summary
+        seqloss rank samples/choices.jsonl --separator ' ' --report page.html
 
     """
     from seqloss_cli.cli.settings import output_choice

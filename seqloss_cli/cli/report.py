@@ -33,7 +33,7 @@ class PageSettings:
     title: str | None = option(None, "Of the page.")
     n_worst: int = option(25, "How many tokens are listed.", flag="--worst", min=0)
     by: list[str] | None = option(
-        None, "Also by the values of this field or meta field; may be given again."
+        None, "Also by the values of this field or meta field; may be given again.", metavar="FIELD"
     )
     seed: int = option(0, "Of the sample that a long page shows.", min=0)
 
@@ -57,7 +57,7 @@ def report(ctx: typer.Context) -> None:
         seqloss report a.jsonl b.jsonl -o differences.html
         seqloss report divergences.jsonl -o divergences.html
         seqloss report rankings.jsonl -o rankings.html
-        seqloss score README.md --ranks --entropy --top-k 5 --report report.html --summary
+        seqloss score README.md --top-k 5 --ranks --report report.html --summary
 
     """
     from seqloss_cli.display.html.page import PageOptions

@@ -54,7 +54,9 @@ class StatisticsSettings:
     PANEL = STATISTICS
 
     cluster: str | None = option(
-        None, "Field (or meta field) that rows share which were not drawn independently."
+        None,
+        "Field (or meta field) that rows share which were not drawn independently.",
+        metavar="FIELD",
     )
     seed: int = option(0, "Of resampling.", min=0)
     confidence: float = option(0.95, "Of the intervals.", min=0.5, max=0.9999)

@@ -72,7 +72,7 @@ def cond(ctx: typer.Context) -> None:
     Examples:
         seqloss cond --prompt "The list is" --response " sorted in place."
         seqloss cond samples/pairs.jsonl --boundary compare --pmi
-        seqloss cond samples/chats.jsonl --chat-template samples/chat.jinja --score last --json
+        seqloss cond samples/chats.jsonl --chat-template samples/chat.jinja --json
 
     """
     _score(ctx, i.pair_inputs, i.pair_policy)

@@ -19,7 +19,9 @@ class SummarizeSettings:
 
     PANEL = STATISTICS
 
-    by: str | None = option(None, "Also by the values of this field or meta field.", panel=INPUT)
+    by: str | None = option(
+        None, "Also by the values of this field or meta field.", panel=INPUT, metavar="FIELD"
+    )
     bootstrap: int = option(0, "Resamples, in place of the standard error.", min=0)
     block: int | None = option(None, "Tokens of a block where there is one text.", min=1)
 

@@ -22,6 +22,8 @@ INPUT, CHATS, REFERENCE, MODEL = "Input", "Chats", "Gold distributions", "Model"
 POLICIES, SPEED, STATISTICS, SHOW = "Policies", "Speed", "Statistics", "What to show"
 PAPER, OUTPUT, OTHER = "Paper", "Output", "Other"
 """The panels of `--help`."""
+A_MODEL = "a directory, a .gguf file, a hub name or 'demo'"
+"""The meaning of a string that shells complete as a model."""
 
 
 class Argument(NamedTuple):

@@ -9,7 +9,16 @@ from datetime import datetime
 from typing import Any, Literal
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.options import CHATS, INPUT, MODEL, POLICIES, SPEED, check_values, option
+from seqloss_cli.core.options import (
+    A_MODEL,
+    CHATS,
+    INPUT,
+    MODEL,
+    POLICIES,
+    SPEED,
+    check_values,
+    option,
+)
 
 BosChoice = Literal["auto", "always", "never"]
 SpecialChoice = Literal["parse", "text", "error"]
@@ -149,10 +158,11 @@ class ModelChoice:
         "Directory or .gguf file, hub name, or 'demo' (built in; the default).",
         flag="--model",
         short="-m",
+        takes=A_MODEL,
         show_default=False,
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
-    tokenizer: str | None = option(None, "Another tokenizer: directory or hub name.")
+    tokenizer: str | None = option(None, "Another tokenizer: directory or hub name.", takes=A_MODEL)
     adapter: str | None = option(None, "LoRA put on the model: directory or hub name.")
     """LoRA or another of PEFT, beside the weights, not merged into them."""
     quantize: QuantizeChoice | None = option(None, "Make the weights int8 when they are loaded.")
