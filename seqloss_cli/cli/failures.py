@@ -17,6 +17,8 @@ from seqloss_cli.core.escaping import escape
 from seqloss_cli.results.sinks import partial_path
 
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
+ALONE = object()
+"""The context's object where a command has a process of its own, which ends with it."""
 
 
 class StrictStopError(SeqlossError):

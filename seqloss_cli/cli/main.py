@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -13,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from seqloss_cli.cli.compare import compare
 from seqloss_cli.cli.diverge import diverge
-from seqloss_cli.cli.failures import close_stdout_quietly, report_bug, say
+from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, report_bug, say
 from seqloss_cli.cli.mask import mask
 from seqloss_cli.cli.objective import objective
 from seqloss_cli.cli.plot import plot
@@ -230,7 +231,7 @@ def main() -> None:
     """Run the program. Commands see to their own errors; what escapes from parsing is a bug."""
     _forget_impossible_sizes()  # here, too: --help is printed before the callback runs
     try:
-        app()
+        app(obj=ALONE)
     except SystemExit as stop:
         # Where help goes to a pipe that was closed, typer and rich would exit with 1.
         if isinstance(stop.__context__, BrokenPipeError):
@@ -242,3 +243,6 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         sys.exit(report_bug(error, debug="--debug" in sys.argv))
+    finally:
+        # Else the interpreter looks for garbage among all that torch made before it ends: a second.
+        gc.freeze()

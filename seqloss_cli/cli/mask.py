@@ -11,7 +11,7 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
-from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.failures import ALONE, REJECTED, say
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, POLICIES, SHOW, command_record, option
@@ -117,7 +117,8 @@ def _source(ctx: typer.Context, own: MaskSettings, pairs: p.PairPolicy) -> Score
     # Where there is a tokenizer of its own, no model has to be named, nor its default reported.
     choice = s.tokenizer_choice(ctx) or s.model_choice(ctx)
     context = o.given(ctx, p.WindowChoice).context
-    tokens = PairTokens(choice, o.given(ctx, p.TokenPolicy), pairs, context)
+    policy = o.given(ctx, p.TokenPolicy)
+    tokens = PairTokens(choice, policy, pairs, context, spare_torch=ctx.obj is ALONE)
     s.say_warnings(tokens.warnings)
     return tokens
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,42 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     )
 
 
-def load_tokenizer_only(choice: ModelChoice) -> LoadedTokenizer:
+def load_tokenizer_only(choice: ModelChoice, spare_torch: bool = False) -> LoadedTokenizer:
     """Load the tokenizer of a checkpoint, or of a directory that holds nothing else.
 
-    Raises RunError or UsageError with what mends it.
+    `spare_torch` leaves torch out, whose import takes seconds, where the tokenizer needs none of
+    it; no model can be loaded in this process then. Raises RunError or UsageError with what mends
+    it.
     """
+    imported = not sys.modules.keys().isdisjoint(("torch", "transformers"))
+    # Code of a checkpoint's own may import torch, and GGUF files are read with it.
+    is_gguf = files.is_gguf(choice.tokenizer or choice.name) or files.is_gguf(choice.name)
+    needed = choice.trust_remote_code or is_gguf
+    if not spare_torch or imported or needed:
+        return _load_tokenizer(choice)
+    # transformers imports torch wherever it finds it.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    # Else it says that there is no torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        return _load_tokenizer(choice)
+    except Exception as error:
+        if not _lacks_a_package(error):
+            raise
+    # It was needed after all: transformers goes, too, which remembers that there was none.
+    for name in [name for name in sys.modules if name.split(".")[0] in ("torch", "transformers")]:
+        del sys.modules[name]
+    return _load_tokenizer(choice)
+
+
+def _lacks_a_package(error: BaseException | None) -> bool:
+    """Tell whether an error came of a package that is not there."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
     path = files.checkpoint_path(choice.name)
     _prepare(choice, path)
     tokenizer, warnings = load_tokenizer(choice)

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,15 @@ def load_config(path: str, choice: ModelChoice) -> Any:
 
 def _auto_classes(config: Any) -> list[Any]:
     """Return the Auto classes that make models with a language head of a configuration."""
-    import transformers
-
+    # Not from the package's top, where there are none without torch.
+    known = import_module("transformers.models.auto.modeling_auto")
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return [transformers.AutoModelForCausalLM]
+        return [known.AutoModelForCausalLM]
     # The last two are models for images or sound with texts: fed ids alone, they run their text
     # part. Whether that is causal, and needs nothing but ids, is tried when a path is chosen.
     names = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     # The last came with transformers 5.
-    found = (getattr(transformers, name, None) for name in names)
+    found = (getattr(known, name, None) for name in names)
     fitting = [each for each in found if each and type(config) in each._model_mapping]
     # The first for each class of models.
     return [*{each._model_mapping[type(config)]: each for each in fitting[::-1]}.values()][::-1]

@@ -190,8 +190,10 @@ class PairTokens(_Tokens):
         policy: TokenPolicy | None = None,
         pairs: PairPolicy | None = None,
         context: int | None = None,
+        spare_torch: bool = False,
     ) -> None:
-        found = load_tokenizer_only(choice)
+        """With `spare_torch` no model can be loaded in this process afterwards."""
+        found = load_tokenizer_only(choice, spare_torch)
         super().__init__(found, policy)
         self.windows: WindowPolicy | None = None
         if context is not None or found.max_context is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ from typer.testing import CliRunner
 
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
 from helpers.program import ROOT, Run
+from seqloss_cli import ModelChoice
 from seqloss_cli.cli.main import app
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.models import checkpoint
 
 SAMPLES = ROOT / "samples"
 PAIRS, CHATS, TEMPLATE = SAMPLES / "pairs.jsonl", SAMPLES / "chats.jsonl", SAMPLES / "chat.jinja"
@@ -82,6 +87,54 @@ def test_a_tokenizer_without_weights_or_configuration_is_enough(
     done = seqloss("mask", "--model", tmp_path / "model", *pair, "--json")
     assert document(done)["sequences"][0]["loss_mask"] == [0, 0, 0, 1, 1]
     assert seqloss("mask", "--model", tmp_path / "model", *pair, "--loss").returncode == 1
+
+
+def test_the_program_imports_no_torch_without_a_model() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "seqloss_cli", "mask", str(PAIRS)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "transformers" in imported
+    assert "torch" not in imported
+    assert "PyTorch" not in done.stderr
+
+
+@pytest.mark.parametrize("needs_torch", [False, True])
+def test_a_tokenizer_that_needs_torch_after_all_gets_it(
+    needs_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules: dict[str, Any] = {"json": json}
+    attempts: list[set[str]] = []
+
+    def load(choice: ModelChoice) -> str:
+        attempts.append(set(modules))
+        modules["transformers.utils"] = json
+        if needs_torch and "torch" in modules:
+            try:
+                raise ModuleNotFoundError("torch")
+            except ModuleNotFoundError as error:
+                raise RunError("no tokenizer") from error
+        return "tokenizer"
+
+    monkeypatch.setattr(checkpoint, "_load_tokenizer", load)
+    monkeypatch.setattr(checkpoint, "sys", SimpleNamespace(modules=modules))
+    assert checkpoint.load_tokenizer_only(ModelChoice("x"), spare_torch=True) == "tokenizer"
+    hidden, whole = {"json", "torch"}, {"json"}
+    assert attempts == ([hidden, whole] if needs_torch else [hidden])
+
+
+@pytest.mark.parametrize(
+    "choice", [ModelChoice("x", trust_remote_code=True), ModelChoice("x", tokenizer="a.gguf")]
+)
+def test_torch_stays_for_what_is_read_with_it(
+    choice: ModelChoice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.gguf").write_bytes(b"GGUF")
+    modules: dict[str, Any] = {}
+    monkeypatch.setattr(checkpoint, "_load_tokenizer", lambda choice: "tokenizer")
+    monkeypatch.setattr(checkpoint, "sys", SimpleNamespace(modules=modules))
+    checkpoint.load_tokenizer_only(choice, spare_torch=True)
+    assert modules == {}
 
 
 def test_text_with_what_counts_in_brackets(seqloss: Run) -> None:

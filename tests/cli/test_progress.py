@@ -64,3 +64,17 @@ def test_a_corpus_of_rejected_rows_says_that_nothing_was_scored(
     totals = document(done, exit_code=3)["totals"]
     assert totals["flags"] == {"nothing_scored": True}
     assert totals["total_loss"] is None
+
+
+def test_the_process_ends_without_a_search_for_garbage() -> None:
+    """Nothing that torch made is walked when the interpreter ends."""
+    code = """
+import atexit, gc, sys
+from seqloss_cli.cli.main import main
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+sys.argv = ["seqloss", "--version"]
+main()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "True"

@@ -26,7 +26,7 @@ INFINITE, NAN = 4094, 4095
 
 
 @lru_cache
-def _tokenizer_of(choice: Any) -> Any:
+def _tokenizer_of(choice: Any, spare_torch: bool = False) -> Any:
     from seqloss_cli.models.checkpoint import load_tokenizer_only
 
     return load_tokenizer_only(choice)
