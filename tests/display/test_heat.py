@@ -22,6 +22,7 @@ from rich.cells import cell_len
 from rich.color import EIGHT_BIT_PALETTE, WINDOWS_PALETTE
 from rich.console import Console
 from rich.palette import Palette as Colours
+from rich.text import Text
 
 from helpers.colours import GROUND, contrast, luminance
 from helpers.program import document
@@ -582,6 +583,78 @@ def test_wrapping_changes_nothing_but_lines(tokens: list[str], width: int) -> No
     score = score_of([token.replace("\n", "") or "x" for token in tokens], LOSSES[: len(tokens)])
     wide, narrow = text_lines(heat(score, width=10_000)), text_lines(heat(score, width=width))
     assert "".join(narrow) == "".join(wide)
+
+
+words = st.lists(st.text("abc日", min_size=1, max_size=9), min_size=1, max_size=30)
+
+
+@given(words=words, width=st.integers(20, 60))
+def test_lines_are_broken_at_words(words: list[str], width: int) -> None:
+    tokens = [words[0], *(f" {word}" for word in words[1:])]
+    shown = text_lines(heat(score_of(tokens, [1.0] * len(tokens)), width=width))
+    room, source = width - 3, "<s>" + "".join(tokens)
+    assert "".join(shown) == source
+    for line, after in pairwise(shown):
+        inner = cell_len(line[-1]) == 2 or cell_len(after[0]) == 2
+        assert line.endswith(" ") or inner, "no word of these is longer than a line"
+        # The word that begins the next line had no room in this one.
+        first = re.match(r"[a-c]+ ?|.", after)
+        assert first
+        assert cell_len(line) + cell_len(first[0].rstrip()) > room
+        assert cell_len(line) <= room + line.endswith(" ")
+
+
+def test_a_word_that_is_longer_than_a_line_is_broken_where_the_line_is_full() -> None:
+    shown = text_lines(heat(score_of([" abcdefghij" * 1, "klmnopqrstuvw"], [1.0, 2.0]), width=20))
+    assert shown == ["<s> ", "abcdefghijklmnopq", "rstuvw"]
+
+
+def test_what_closes_does_not_begin_a_line() -> None:
+    shown = text_lines(heat(score_of(["日本語日本語「日」。"], [1.0]), width=20))
+    assert shown == ["<s>日本語日本語", "「日」。"]
+
+
+def underlined_in(output: str) -> list[str]:
+    """Parts of the text that are under- or overlined, in colour."""
+    line = next(line for line in output.splitlines() if "<s>" in line)
+    parts = re.findall(r"\x1b\[([\d;]*)m([^\x1b]*)", line)
+    return [words for codes, words in parts if {"4", "53"} & set(codes.split(";"))]
+
+
+@pytest.mark.parametrize("colour", ["truecolor", "256", "standard"])
+def test_neighbours_of_one_step_are_told_apart(colour: str) -> None:
+    losses = [1.5, 1.6, 1.7, 5.0, 1.8, 1.9, 0.1, 0.2, 0.3]
+    tokens = ["a", " b", " c", " d", " e", " f", " g", " h", " i"]
+    output = heat(score_of(tokens, losses), colour=colour)
+    assert underlined_in(output) == [" b", " f", " h"]
+    assert "underlined: the second of two neighbours of one step" in ESC.sub("", output)
+
+
+def test_a_step_that_is_underlined_is_overlined() -> None:
+    """Among 16 colours: those of the last step are told by their line."""
+    console = a_console(colour="standard")
+    drawing = Drawing(console, HeatOptions("dark", ""), Unit(), LOSS_SCALE)
+    text = TokenText.of(["x", "y", "z"], [b"x", b"y", b"z"], [20.0, 20.0, 20.0])
+    drawing.show(drawing.text(text, all_tokens=True))
+    codes = re.findall(r"\x1b\[([\d;]+)m[xyz]", output_of(console))
+    assert ["53" in each.split(";") for each in codes] == [False, True, False]
+    assert all("4" in each.split(";") for each in codes)
+
+
+@pytest.mark.parametrize("colour", ["truecolor", "256", "standard"])
+def test_bars_have_the_colours_of_their_steps(colour: str) -> None:
+    output = heat(score_of(["x"] * 7, list(STEPS)), colour=colour)
+    bars = [line for line in output.splitlines() if "█" in line and "%" in line]
+    assert len(bars) == 7
+    for line in bars[1:]:
+        drawn = Text.from_ansi(line)
+        at = drawn.plain.index("█")
+        label, bar = (
+            drawn.get_style_at_offset(Console(), 1),
+            drawn.get_style_at_offset(Console(), at),
+        )
+        assert label.bgcolor is not None
+        assert bar.color == label.bgcolor
 
 
 def test_colour_is_the_only_difference_between_themes() -> None:

@@ -8,7 +8,7 @@ under its first cell; the text's own lines begin with two blanks, so that either
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -97,7 +97,8 @@ class Drawing:
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
             theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-            yield from self.prose(f"dim: {dim}; colours for a {theme}")
+            apart = "underlined: the second of two neighbours of one step"
+            yield from self.prose(f"dim: {dim}; {apart}; colours for a {theme}")
         if self._options.white_space:
             blank, tab, line_end = map(self._charset.white_space.__getitem__, " \t\n")
             yield from self.prose(
@@ -151,17 +152,31 @@ class Drawing:
         white_space, encoding = self._options.white_space, self._console.encoding
         found = glyphs(text, tokens, self._charset, white_space, encoding)
         # One cell less than there are: a terminal that has filled its last cell may wrap.
+        second = self._second_neighbours(text, tokens)
         for line in break_lines(found, self._width - self._margin - 1):
-            yield self._line(text, line)
+            yield self._line(text, line, second)
             if self._palette.marks:
                 marks = self._marks(text, line)
                 # Under a line of a prompt there would be dashes alone.
                 if marks.strip("- "):
                     yield Text(_MARK_LINE + marks.rstrip())
 
-    def _line(self, text: TokenText, line: Line) -> Text:
+    def _second_neighbours(self, text: TokenText, tokens: range) -> set[int]:
+        """Return every second token of those side by side that are of one step."""
+        found, before, step = set[int](), -1, None
+        for t in (t for t in tokens if text.pieces[t]):
+            own = self._palette.step(text.values[t])
+            if own is not None and own == step and before not in found:
+                found.add(t)
+            before, step = t, own
+        return found
+
+    def _line(self, text: TokenText, line: Line, second: Container[int]) -> Text:
         drawn = Text(_TEXT_LINE[: self._margin])
-        styled = ((part.text, self._palette.style(text.values[part.token])) for part in line)
+        styled = (
+            (part.text, self._palette.style(text.values[part.token], part.token in second))
+            for part in line
+        )
         # Neighbours of one step are one span, or each token would bring its escape codes.
         for style, parts in groupby(styled, key=itemgetter(1)):
             drawn.append("".join(words for words, _ in parts), style=style)
@@ -216,7 +231,8 @@ class Drawing:
             if room >= _SHORTEST_BAR:
                 bar = palette.bar_of(count / most, room, self._charset).ljust(room)
             label = f" {label} ".ljust(wide)
-            yield from self._fitting(Text.assemble((label, style), " ", bar, f" {figure}"))
+            drawn = (bar, self._palette.bar_style(n))
+            yield from self._fitting(Text.assemble((label, style), " ", drawn, f" {figure}"))
 
 
 class HeatWriter(ScoreWriter):

@@ -18,6 +18,7 @@ from seqloss_cli.display import scales
 from seqloss_cli.display.terminal.formatting import Unit
 
 DIM = Style(dim=True)
+_UNDERLINED, _OVERLINED = Style(underline=True), Style(overline=True)
 # 8, bright black, is dark. Some terminals write "default" in place of a number: taken for dark.
 _LIGHT_GROUNDS = {"7", *map(str, range(9, 16))}
 """Numbers of light colours among the 16, as COLORFGBG writes them."""
@@ -107,12 +108,27 @@ class Palette:
         """Return the step of a value in nats."""
         return None if value is None else scales.step_of(value, self.scale.edges)
 
-    def style(self, value: float | None) -> Style:
-        """Return the style of a token: dim where it has no value, which is to be seen."""
+    def style(self, value: float | None, underlined: bool = False) -> Style:
+        """Return the style of a token: dim where it has no value, which is to be seen.
+
+        A token is underlined, so that two neighbours of one step are told apart.
+        """
         step = self.step(value)
         if step is None:
             return DIM
-        return Style.null() if self.marks else self.styles[step]
+        if self.marks:
+            return Style.null()
+        style = self.styles[step]
+        # Of 16 colours the last steps are underlined themselves.
+        return style + (_OVERLINED if style.underline else _UNDERLINED) if underlined else style
+
+    def bar_style(self, step: int) -> Style:
+        """Return the style of a bar of a step: its background as the colour of the bar."""
+        if self.marks:
+            return Style.null()
+        # The step without a background is the least that there is: its bar is not to stand out.
+        ground = self.styles[step].bgcolor
+        return DIM if ground is None else Style(color=ground)
 
     def mark(self, value: float | None) -> str:
         """Return the mark of a token; `-` where it has no value."""

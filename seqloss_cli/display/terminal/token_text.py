@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -152,8 +153,8 @@ def _stands(grapheme: str) -> bool:
     )
 
 
-Kind = Literal["text", "tab", "end"]
-_BLANKS: Mapping[str, Kind] = {" ": "text", "\t": "tab", "\n": "end"}
+Kind = Literal["text", "blank", "tab", "end"]
+_BLANKS: Mapping[str, Kind] = {" ": "blank", "\t": "tab", "\n": "end"}
 
 
 class Glyph(NamedTuple):
@@ -224,28 +225,50 @@ Line = list[LinePart]
 
 
 def break_lines(glyphs: Iterable[Glyph], width: int) -> Iterator[Line]:
-    """Yield lines of at most `width` cells, and one more for the end of a line of the text.
+    """Yield lines of at most `width` cells, and one more for the end of a line of the text, or for
+    the blank before a word that has no room.
 
-    The width is 2 at least: no grapheme takes more.
+    Lines are broken after blanks, and beside wide characters; a word that is longer than a line is
+    broken anywhere. The width is 2 at least: no grapheme takes more.
     """
-    line, column = Line(), 0
-    for glyph in glyphs:
+    # Of `line` the parts before `kept` end where a break may stand.
+    line, column, kept = Line(), 0, 0
+    for glyph, following in zip_longest(found := [*glyphs], found[1:]):
         if glyph.kind == "end":
-            _put(line, glyph.text, 1, glyph.token)
-            yield line
-            line, column = [], 0
+            yield _joined([*line, LinePart(glyph.text, 1, glyph.token)])
+            line, column, kept = [], 0, 0
             continue
         for text in _fitting(glyph, column, width):
             # Each is measured alone: in a whole line rich counts no cell for what follows a joiner,
             # which is right of pictures and wrong of letters.
             cells = cell_len(text)
-            if column and column + cells > width:
-                yield line
-                line, column = [], 0
-            _put(line, text, cells, glyph.token)
+            if kept < len(line) and _may_part(line[-1].text, text, glyph.kind):
+                kept = len(line)
+            hangs = glyph.kind in ("blank", "tab") and column == width and cells == 1
+            while column + cells > width and line and not (hangs and _goes_on(following)):
+                kept = kept or len(line)
+                yield _joined(line[:kept])
+                line, kept = line[kept:], 0
+                column = sum(part.cells for part in line)
+            line.append(LinePart(text, cells, glyph.token))
             column += cells
+        if glyph.kind != "text":
+            kept = len(line)
     if line:
-        yield line
+        yield _joined(line)
+
+
+def _goes_on(following: Glyph | None) -> bool:
+    """True where neither an end of a line, which needs the last cell, nor more blanks follow."""
+    return following is not None and following.kind == "text"
+
+
+def _may_part(before: str, after: str, kind: Kind) -> bool:
+    """True beside a wide character, as Chinese is written; not before what closes or ends."""
+    if kind != "text" or max(cell_len(before), cell_len(after)) < 2:
+        return False
+    closes, opens = unicodedata.category(after[0]), unicodedata.category(before[-1])
+    return closes not in ("Pe", "Pf", "Po", "Lm", "Mn") and opens not in ("Ps", "Pi")
 
 
 def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
@@ -257,8 +280,12 @@ def _fitting(glyph: Glyph, column: int, width: int) -> Iterable[str]:
     return (glyph.text,) if cell_len(glyph.text) <= width else glyph.text
 
 
-def _put(line: Line, text: str, cells: int, token: int) -> None:
-    if line and line[-1].token == token:
-        text, cells = line[-1].text + text, line[-1].cells + cells
-        line.pop()
-    line.append(LinePart(text, cells, token))
+def _joined(parts: Iterable[LinePart]) -> Line:
+    """Return the parts with those of one token, side by side, as one."""
+    line = Line()
+    for text, cells, token in parts:
+        if line and line[-1].token == token:
+            before = line.pop()
+            text, cells = before.text + text, before.cells + cells
+        line.append(LinePart(text, cells, token))
+    return line
