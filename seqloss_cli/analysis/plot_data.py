@@ -60,9 +60,16 @@ class Measure:
 
 
 def without_directories(names: Sequence[str]) -> list[str]:
-    """Return the last parts of the names, where these still tell them apart."""
-    last = [PurePath(name).name or name for name in names]
-    return last if len(set(last)) == len(names) else list(names)
+    """Return the shortest ends of the names, in whole parts of paths, that tell them apart."""
+    parts = [PurePath(name).parts for name in names]
+    for n in range(1, max(map(len, parts), default=0)):
+        ends = [
+            str(PurePath(*each[-n:])) if each else name
+            for each, name in zip(parts, names, strict=True)
+        ]
+        if len(set(ends)) == len(names):
+            return ends
+    return list(names)
 
 
 def require_tokens(row: ResultRow) -> None:

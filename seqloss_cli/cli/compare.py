@@ -115,7 +115,7 @@ def _compare(
         documents = documents_of(again.each(quiet=True), found, same)
         pairs = list(zip(found.pairs, documents, strict=True))
         whole = o.given(ctx, o.ShowSettings).all_tokens
-        yield from difference_views(pairs, labels, heat, unit, whole)
+        yield from difference_views(pairs, heat, unit, whole)
 
     r.write_summary(ctx, comparison_json(found, files, shown, options), views)
     if output.report is not None:

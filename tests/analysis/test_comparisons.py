@@ -54,10 +54,11 @@ def test_a_shift_is_found_with_its_interval(run_cli: Run, files: tuple[Path, Pat
     assert pair["correlation"] > 0.99
     assert pair["bootstrap"]["low"] == pytest.approx(d["low"], abs=0.2 * (d["high"] - d["low"]))
     shown = run_cli("compare", str(a), str(b)).stdout
-    assert "B is lower by 0.03" in " ".join(shown.split())
+    assert shown.startswith("A  A\nB  B\n")
+    assert "B's loss is lower than A's by 0.03" in " ".join(shown.split())
     assert "of 200 documents; p = 0.0001" in " ".join(shown.split())
     other = run_cli("compare", str(b), str(a)).stdout
-    assert "B is lower by 0.03" in " ".join(other.split())
+    assert "B's loss is higher than A's by 0.03" in " ".join(other.split())
 
 
 def test_documents_of_one_length_give_the_paired_t_test(
@@ -235,7 +236,8 @@ def test_models_are_scored_in_turn(run_cli: Run) -> None:
     assert pair["a"]["model"] == STEPS[0]
     assert pair["difference"]["value"] < 0
     shown = run_cli("compare", *arguments, "--worst", "3")
-    assert "demo is lower by" in " ".join(shown.stdout.split())
+    assert f"A  {STEPS[0]}\nB  demo\n" in shown.stdout
+    assert "B's loss is lower than A's by" in " ".join(shown.stdout.split())
 
 
 def test_the_objective_names_the_checkpoint_whose_total_is_least(run_cli: Run) -> None:

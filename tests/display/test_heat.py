@@ -879,9 +879,8 @@ def test_no_line_of_a_comparison_is_too_long(width: int, same_tokens: bool) -> N
     files = [[read_row(each, "made:1", whole=True)] for each in made]
     found = compare(files, same_tokens, CompareOptions(bootstrap=10))
     documents = documents_of(files, found, same_tokens)
-    views = difference_views(
-        [(found.pairs[0], documents[0])], ["日本/a", "b"], HeatOptions(), Unit(), False
-    )
+    pairs = [(found.pairs[0], documents[0])]
+    views = difference_views(pairs, HeatOptions(), Unit(), False)
     for view in views:
         assert isinstance(view, DrawnLines)
         lines = [*view.draw(a_console(width))]
@@ -957,7 +956,7 @@ def test_other_tokenizers_meet_in_pieces(run_cli: Run, tmp_path: Path, colour: b
     assert result.exit_code == 0, result.stderr
     assert not UNSAFE.search(ESC.sub("", result.stdout))
     output = result.stdout[result.stdout.index("Background" if colour else "Steps of") :]
-    assert f"({n} scored bytes, {(27.1 - 28.25) / n:+.4f} nats per byte)" in output
+    assert f"({n} scored bytes, B − A: {(27.1 - 28.25) / n:+.4f} nats per byte)" in output
     assert_snapshot(f"heat-compare-pieces{'-colour' if colour else ''}", output)
 
 
@@ -1056,4 +1055,5 @@ def test_models_scored_in_turn(run_cli: Run) -> None:
     result = run_cli("compare", *models, "--data", "samples/text.txt", "--view", "heat")
     assert result.exit_code == 0, result.stderr
     assert "FileNotFoundError" in result.stdout
-    assert "loss of demo by position" in result.stdout
+    assert "\nB  demo\n" in result.stdout
+    assert "loss of B by position" in result.stdout

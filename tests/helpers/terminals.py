@@ -151,6 +151,11 @@ def _sum(parts: Iterable[Totals]) -> Totals:
     return sum(parts, Totals())
 
 
+def without_own_marks(output: str) -> str:
+    """Take away the marks that tables put behind texts from right to left, before blanks only."""
+    return re.sub(r"\u200e(?= |$)", "", output, flags=re.MULTILINE)
+
+
 def assert_snapshot(name: str, output: str) -> None:
     lines = (line.rstrip() + "\n" for line in output.replace("\x1b", "\\e").splitlines())
     written, path = "".join(lines), SNAPSHOTS / f"{name}.txt"

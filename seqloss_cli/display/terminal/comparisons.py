@@ -6,16 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from seqloss_cli.analysis.compare import Comparison, Comparisons, DocumentRows
+from seqloss_cli.analysis.compare import (
+    Comparison,
+    Comparisons,
+    DocumentDifference,
+    DocumentRows,
+    TokenDifference,
+)
 from seqloss_cli.analysis.joining import LossesOnBytes, align, bytes_of_text
 from seqloss_cli.analysis.objective import Objective, training_step
+from seqloss_cli.analysis.plot_data import without_directories
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
-from seqloss_cli.display.terminal.formatting import HeatOptions, Unit
+from seqloss_cli.display.terminal.formatting import Column, FiguresTable, HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
 from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
@@ -30,29 +37,24 @@ _OTHER_BYTES = "not coloured: the tokens of the two files spell other bytes"
 
 
 def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> str:
-    """Return which model is lower, by how much and how sure that is, in one sentence.
+    """Return which model's loss is lower, by how much and how sure that is, in one sentence.
 
-    `B is lower by 0.0310 ± 0.0080 nats per token; lower on 612 of 1000 documents; p = 0.0001`
+    `B's loss is lower than A's by 0.0310 ± 0.0080 nats per token; it is on 612 of 1000 documents;
+    p = 0.0001`
     """
-    a, b = _names(pair, names)
-    difference = unit.of(pair.difference.value)
-    if difference is None:
+    a, b = escape(names[pair.first]), escape(names[pair.second])
+    if (difference := unit.of(pair.difference.value)) is None:
         return f"{b} and {a}: nothing to compare"
-    lower = b if difference <= 0 else a
-    n_lower = pair.n_lower if difference <= 0 else pair.n_higher
     reach = pair.difference.half_width
     sure = "" if reach is None else f" ± {unit.text(reach)}"
     size = f"{fmt.number(abs(difference))}{sure} {unit} per {pair.unit}"
-    share = f"lower on {n_lower} of {fmt.count_of(pair.n_documents, 'document')}"
+    way, n = ("lower", pair.n_lower) if difference < 0 else ("higher", pair.n_higher)
+    share = f"it is on {n} of {fmt.count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
-    if not pair.is_significant:
-        signed = f"{difference:+.4f}{sure} {unit} per {pair.unit}"
-        return f"no difference shown between {b} and {a}: {signed}; {p}"
-    return f"{lower} is lower by {size}; {share}; {p}"
-
-
-def _names(pair: Comparison, names: Sequence[str]) -> tuple[str, str]:
-    return escape(names[pair.first]), escape(names[pair.second])
+    sentence = f"{b}'s loss is {way} than {a}'s by {size}; {share}; {p}"
+    if difference == 0:
+        sentence = f"{b}'s loss is that of {a}; {p}"
+    return sentence if pair.is_significant else f"no difference shown: {sentence}"
 
 
 def _p(value: float) -> str:
@@ -62,24 +64,32 @@ def _p(value: float) -> str:
 def comparison_view(
     found: Comparisons, names: Sequence[str], confidence: float, unit: Unit
 ) -> Iterator[RenderableType]:
-    """Yield a sentence for each pair of models, then its figures, documents and tokens."""
+    """Yield the models' letters, a sentence for each pair, then its figures, documents and
+    tokens."""
+    yield Group(*fmt.key_of(names))
+    letters = [fmt.letter(n) for n in range(len(names))]
     for pair in found.pairs:
-        sentence = comparison_sentence(pair, names, unit)
+        sentence = comparison_sentence(pair, letters, unit)
         yield Text(sentence, style="bold" if pair.is_significant else "")
     for pair in found.pairs:
-        yield _figures(pair, names, unit, len(found.pairs), confidence)
-        yield from _where(pair, names, unit)
+        yield _figures(pair, unit, len(found.pairs), confidence)
+        yield from _where(pair, unit)
 
 
-def _figures(
-    pair: Comparison, names: Sequence[str], unit: Unit, n: int, confidence: float
-) -> RenderableType:
-    a, b = _names(pair, names)
-    table = fmt.figures_table(f"{b} against {a}", (), ("figure",), ("value", "interval"))
+def _letters(pair: Comparison) -> tuple[str, str]:
+    return fmt.letter(pair.first), fmt.letter(pair.second)
+
+
+def _figures(pair: Comparison, unit: Unit, n: int, confidence: float) -> RenderableType:
+    a, b = _letters(pair)
+    columns = (Column("figure", least=16), Column("value"), Column("interval", spare=1))
+    table = FiguresTable(f"{b} against {a}", columns)
     means = (*pair.means, pair.difference)
-    for name, mean in zip((a, b, "difference"), means, strict=True):
-        label = Text(f"{name}, {unit} per {pair.unit}")
-        table.add_row(label, unit.text(mean.value), unit.interval(mean))
+    for name, mean in zip((a, b, f"{b} − {a}"), means, strict=True):
+        text = unit.text(mean.value)
+        if mean is pair.difference:
+            text = fmt.signed(unit.of(mean.value))
+        table.add_row(f"loss of {name}, {unit} per {pair.unit}", text, unit.interval(mean))
     table.add_row("  by bootstrap", "", unit.interval(pair.bootstrap))
     if pair.n_documents > 1:
         table.add_row("p of sign flips", _p(pair.test.p), "exact" if pair.test.exact else "")
@@ -90,7 +100,7 @@ def _figures(
     table.add_row("correlation of documents", fmt.number(pair.correlation), "")
     scale = [LOG_SCALE] if any(LOG_SCALE in mean.method for mean in pair.means) else []
     lines = [*_method(pair.difference, confidence), *(f"losses {s}" for s in scale), *pair.notes]
-    table.caption = Text("; ".join(lines))
+    table.notes = [f"below 0 {b}'s loss is lower", *lines]
     return table
 
 
@@ -100,24 +110,28 @@ def _method(estimate: Estimate, confidence: float) -> list[str]:
     return [*share, estimate.method] if estimate.method else share
 
 
-def _where(pair: Comparison, names: Sequence[str], unit: Unit) -> Iterator[RenderableType]:
-    a, b = _names(pair, names)
+def _where(pair: Comparison, unit: Unit) -> Iterator[RenderableType]:
+    a, b = _letters(pair)
+    losses = [Column(a, spare=2), Column(b, spare=1), Column(f"{b} − {a}")]
     if pair.n_documents > 1 and pair.documents:
         title = f"documents that differ most, {unit} per {pair.unit}"
-        table = fmt.figures_table(title, (), ("sequence",), (a, b, "difference"))
+        table = FiguresTable(title, [Column("sequence", least=12), *losses])
         for entry in pair.documents:
-            values = (entry.first, entry.second, entry.difference)
-            table.add_row(Text(escape(entry.id)), *map(unit.text, values))
+            table.add_row(Text(escape(entry.id)), *_both(entry, unit))
         yield table
     if pair.tokens:
         title = f"tokens that differ most, {unit}"
-        table = fmt.figures_table(title, (), ("sequence", "token"), ("pos", a, b, "difference"))
+        columns = [Column("sequence", least=12), Column("token", least=8), Column("pos", spare=3)]
+        table = FiguresTable(title, [*columns, *losses])
         for found in pair.tokens:
-            values = (found.first, found.second, found.difference)
             token = Text("" if found.token is None else fmt.visible(found.token))
-            position = str(found.position)
-            table.add_row(Text(escape(found.id)), token, position, *map(unit.text, values))
+            table.add_row(Text(escape(found.id)), token, str(found.position), *_both(found, unit))
         yield table
+
+
+def _both(found: DocumentDifference | TokenDifference, unit: Unit) -> tuple[str, str, str]:
+    difference = fmt.signed(unit.of(found.difference))
+    return unit.text(found.first), unit.text(found.second), difference
 
 
 def objective_view(
@@ -125,11 +139,13 @@ def objective_view(
 ) -> Iterator[RenderableType]:
     """Yield a line for each checkpoint, the curve over training steps, and the best one's lead."""
     steps = [training_step(name) for name in names]
-    figures = ("step", "total loss", "per token", "interval", "above least")
-    title = f"total loss over the data set, {unit}"
-    table = fmt.figures_table(title, (), ("checkpoint",), figures)
+    columns = [Column("checkpoint", least=12), Column("step", spare=3)]
+    columns += [Column("total loss", spare=1), Column("per token")]
+    columns += [Column("interval", spare=2), Column("above least")]
+    table = FiguresTable(f"total loss over the data set, {unit}", columns)
+    labels = without_directories(names)
     least = None if found.best is None else found.totals[found.best].total_loss
-    checkpoints = zip(names, steps, found.totals, found.means, strict=True)
+    checkpoints = zip(labels, steps, found.totals, found.means, strict=True)
     for n, (name, step, sums, mean) in enumerate(checkpoints):
         total = sums.total_loss
         above = None if total is None or least is None else total - least
@@ -144,7 +160,9 @@ def objective_view(
     # Of one checkpoint a loss may be infinite.
     mean = next((mean for mean in found.means if mean.low is not None), found.means[0])
     notes = interval_notes(mean, found.totals[0].n_sequences)
-    table.caption = Text("; ".join([*_method(mean, confidence), *notes]))
+    table.notes = [*_method(mean, confidence), *notes]
+    if labels != list(names):
+        table.notes.append("checkpoints by the ends of their paths")
     yield table
     known = zip(steps, found.totals, strict=True)
     curve = sorted((s, t.mean_loss) for s, t in known if s is not None and t.mean_loss is not None)
@@ -153,7 +171,7 @@ def objective_view(
         ends = f"{unit.text(means[0])} to {unit.text(means[-1])} {unit} per token"
         yield Text(f"steps {curve[0][0]} to {curve[-1][0]}  {_sparkline(means)}  {ends}")
     if found.lead is not None:
-        yield comparison_sentence(found.lead, names, unit)
+        yield Text(comparison_sentence(found.lead, labels, unit))
 
 
 def _sparkline(values: Sequence[float]) -> str:
@@ -166,14 +184,13 @@ def _sparkline(values: Sequence[float]) -> str:
 
 def difference_views(
     pairs: Sequence[tuple[Comparison, Sequence[DocumentRows]]],
-    names: Sequence[str],
     options: HeatOptions,
     unit: Unit,
     all_tokens: bool,
 ) -> Iterator[RenderableType]:
     """Yield a legend for each pair of models, and the texts of its documents."""
     for pair, documents in pairs:
-        view = _PairView(*_names(pair, names), pair.unit, options, unit, all_tokens)
+        view = _PairView(*_letters(pair), pair.unit, options, unit, all_tokens)
         if documents:
             yield DrawnLines(view.legend)
         for document in documents:
@@ -182,7 +199,7 @@ def difference_views(
 
 @dataclass(frozen=True)
 class _PairView:
-    """Draws two models' difference; `a` and `b` are their escaped names."""
+    """Draws two models' difference; `a` and `b` are their letters."""
 
     a: str
     b: str
@@ -227,7 +244,7 @@ class _PairView:
         difference, totals = self.unit.of(document.difference.difference), document.a.totals
         n = totals.n_scored if self.per == "token" else totals.n_scored_bytes
         scored = fmt.count_of(n, f"scored {self.per}")
-        size = f"{difference:+.4f} {self.unit} per {self.per}"
+        size = f"{self.b} − {self.a}: {fmt.signed(difference)} {self.unit} per {self.per}"
         return f"{escape(document.difference.id)}  ({scored}, {size})"
 
 

@@ -6,13 +6,16 @@ Nothing from outside reaches a terminal unescaped: rich passes ESC, C1 and bidi 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.measure import Measurement
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.backend import WordBoundaryIds
@@ -135,13 +138,22 @@ def visible(text: str) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Format with fixed digits; `-` for null; large and tiny ones in powers of ten."""
+    """Format with fixed decimals, or four significant digits where decimals say nothing: from 1000
+    on, and of what would be all zeros. `-` is null."""
     if value is None:
         return "-"
-    # So put that an infinite figure goes the same way, and is written `inf`.
-    if value != 0 and not 10**-digits <= abs(value) < 1e7:
-        return f"{value:.{digits}g}"
-    return f"{value:.{digits}f}"
+    size = abs(value)
+    if 0 < size < 10**-digits:
+        return f"{value:.4g}"
+    if size < 1000:
+        return f"{value:.{digits}f}"
+    # Whole numbers of five digits are read more easily than powers of ten.
+    return f"{value:.0f}" if size < 1e5 else f"{value:.3e}"
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """Format a difference: as `number`, with its sign in any case."""
+    return number(value, digits) if value is None or value < 0 else f"+{number(value, digits)}"
 
 
 def probability(loss: float | None) -> str:
@@ -171,44 +183,165 @@ def counts_text(counts: Flags) -> str:
     return ", ".join(name if n is True else f"{name} {n}" for name, n in counts.items())
 
 
-def figures_table(
-    title: str, before: Iterable[str], texts: Iterable[str], figures: Iterable[str]
-) -> Table:
-    """Return an empty table whose columns of figures keep their width: on a narrow terminal, texts
-    wrap."""
-    # no_wrap: a number that is broken in two reads as two numbers. rich would break it where a
-    # table is too wide, as it would any text.
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        caption_justify="left",
-    )
-    for name in before:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for name in figures:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+class Column(NamedTuple):
+    """A column of a table, and what becomes of it where there is little room."""
+
+    name: str
+    least: int = 0
+    """Least cells of a text, which wraps; 0 of figures: one in two lines reads as two figures."""
+    spare: int = 0
+    """0 for a column that stays. Of the others, that of the highest number is left out first."""
 
 
-def figures_grid(rows: Iterable[Sequence[str | Text]]) -> Table:
-    """Return a grid of rows: a name, a figure where rows have three parts, and a note."""
-    grid = Table.grid(padding=(0, 2))
-    for n, row in enumerate(rows):
-        if n == 0:  # columns follow from the first row
-            grid.add_column(style="bold", no_wrap=True)
-            if len(row) == 3:
-                grid.add_column(justify="right", no_wrap=True)
-            grid.add_column(overflow="fold")
+def fit(columns: Sequence[Column], natural: Sequence[int], room: int, gap: int) -> dict[int, int]:
+    """Return the columns that fit, by number, and their widths in cells; `natural` are those
+    without wrapping. Columns stand `gap` cells apart.
+
+    No text is narrower than its least width as long as columns can be left out for it.
+    """
+    cells = zip(columns, natural, strict=True)
+    widths = {n: min(width, column.least or width) for n, (column, width) in enumerate(cells)}
+
+    def free() -> int:
+        return room - sum(widths.values()) - gap * (len(widths) - 1)
+
+    while free() < 0 and (spare := [n for n in widths if columns[n].spare]):
+        del widths[max(spare, key=lambda n: (columns[n].spare, n))]
+    # On a terminal of few cells texts have to give way; no character takes more than two.
+    while free() < 0 and (wide := [n for n in widths if columns[n].least and widths[n] > 2]):
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    while free() > 0 and (short := [n for n in widths if widths[n] < natural[n]]):
+        widths[min(short, key=widths.__getitem__)] += 1
+    return widths
+
+
+def left_out(columns: Sequence[Column], widths: Mapping[int, int]) -> str:
+    """Return a note that names the columns that did not fit; nothing where all did."""
+    names = [column.name for n, column in enumerate(columns) if n not in widths]
+    return f"no room here for {', '.join(names)}" if names else ""
+
+
+_RIGHT_TO_LEFT = {"R", "AL", "AN"}
+_LEFT_TO_RIGHT_MARK = "\u200e"
+
+
+def in_cells(text: Text, width: int, justify: JustifyMethod = "left") -> Text:
+    """Return a text of at most `width` cells, filled up to them, after which figures stay in their
+    order."""
+    blanks = " " * (width - text.cell_len)
+    # Terminals that set Hebrew and Arabic from right to left take along the figures behind them,
+    # into other columns. The mark keeps them apart: the only invisible character of our own.
+    turns = any(unicodedata.bidirectional(char) in _RIGHT_TO_LEFT for char in text.plain)
+    mark = _LEFT_TO_RIGHT_MARK if turns else ""
+    return Text.assemble(blanks, text, mark) if justify == "right" else text + mark + blanks
+
+
+class FiguresTable:
+    """A table whose columns fit the terminal: texts wrap, and columns that do not fit are named
+    below. Every table is one."""
+
+    _GAP = 2
+
+    def __init__(self, title: str, columns: Iterable[Column]) -> None:
+        self.title, self.columns = title, list(columns)
+        self.rows: list[list[Text]] = []
+        self.notes: list[str] = []
+        """Remarks that stand below the table; empty ones do not."""
+
+    def add_row(self, *cells: str | Text) -> None:
+        """Add a row, with a cell for each of the first columns."""
+        self.rows.append([Text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield title, table and notes, as wide as the terminal at most."""
+        natural = [cell_len(column.name) for column in self.columns]
+        for row in self.rows:
+            for n, cell in enumerate(row):
+                natural[n] = max(natural[n], cell.cell_len)
+        widths = fit(self.columns, natural, options.max_width, self._GAP)
+        yield Text(self.title, style="bold")
+        header = [Text(column.name, style="bold") for column in self.columns]
+        yield from self._lines(console, header, widths)
+        total = sum(widths.values()) + self._GAP * (len(widths) - 1)
+        yield Text(("-" if options.ascii_only else "─") * min(total, options.max_width))
+        for row in self.rows:
+            yield from self._lines(console, row, widths)
+        notes = filter(None, [*self.notes, left_out(self.columns, widths)])
+        if text := "; ".join(notes):
+            yield Text(text, style="dim italic")
+
+    def _lines(
+        self, console: Console, row: Sequence[Text], widths: Mapping[int, int]
+    ) -> Iterator[Text]:
+        """The lines of a row: as many as its longest text needs."""
+        cells = []
+        for n, width in widths.items():
+            cell = row[n] if n < len(row) else Text()
+            whole = cell.cell_len <= width
+            cells.append([cell] if whole else list(cell.wrap(console, width, overflow="fold")))
+        for parts in zip_longest(*cells, fillvalue=Text()):
+            line = Text()
+            for (n, width), part in zip(widths.items(), parts, strict=True):
+                justify: JustifyMethod = "left" if self.columns[n].least else "right"
+                line += " " * self._GAP if line else ""
+                line += in_cells(part, width, justify)
+            line.rstrip()
+            yield line
+
+
+class FiguresGrid:
+    """Rows of a name, a figure where they have three parts, and a note: beside them, or where that
+    would be too narrow to be read, below."""
+
+    _GAP, _LEAST_NOTE = 2, 14
+
+    def __init__(self, rows: Iterable[Sequence[str | Text]]) -> None:
         # Names of models, flags of tokenizers and notes of trainers come from outside, too.
-        grid.add_row(*(part if isinstance(part, Text) else escape(part) for part in row))
-    return grid
+        self._rows = [
+            [part if isinstance(part, Text) else Text(escape(part)) for part in row] for row in rows
+        ]
+        columns = zip(*self._rows, strict=True)
+        self._widths = [max(part.cell_len for part in parts) for parts in columns]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the width without wrapping, or that of the terminal if it is less."""
+        natural = sum(self._widths) + self._GAP * (len(self._widths) - 1)
+        width = max(1, min(natural, options.max_width))
+        return Measurement(width, width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        if not self._rows:
+            return
+        *before, note_width = self._widths
+        indent = sum(before) + self._GAP * len(before)
+        is_beside = options.max_width - indent >= min(note_width, self._LEAST_NOTE)
+        if not is_beside:
+            indent = self._GAP
+        room = max(2, options.max_width - indent)
+        for name, *figures, note in self._rows:
+            bold = name.copy()
+            bold.stylize("bold")
+            head = in_cells(bold, before[0])
+            for figure, width in zip(figures, before[1:], strict=True):
+                head = head + " " * self._GAP + in_cells(figure, width, "right")
+            lines = list(note.wrap(console, room, overflow="fold")) if note else []
+            yield head + " " * self._GAP + lines.pop(0) if is_beside and lines else head
+            for line in lines:
+                yield Text(" " * indent) + line
 
 
 def figures_panel(title: str, rows: Iterable[Sequence[str | Text]]) -> Panel:
     """Return such a grid in a box, with its title."""
-    return Panel(figures_grid(rows), title=title, title_align="left", expand=False)
+    return Panel(FiguresGrid(rows), title=title, title_align="left", expand=False)
+
+
+def key_of(names: Sequence[str]) -> Iterator[Text]:
+    """Yield a line for each model: its letter, which stands for it in tables and sentences."""
+    for n, name in enumerate(names):
+        yield Text.assemble((letter(n), "bold"), "  ", escape(name))
+
+
+def letter(n: int) -> str:
+    """Return A, B, … Z, A2, B2, … for model n, from 0 on."""
+    return chr(65 + n % 26) + (str(n // 26 + 1) if n >= 26 else "")

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.formatting import TableOptions, counts_text, figures_table
+from seqloss_cli.display.terminal.formatting import (
+    Column,
+    FiguresTable,
+    TableOptions,
+    counts_text,
+)
 from seqloss_cli.display.terminal.heat import Drawing, show_heat, show_text
 from seqloss_cli.display.terminal.palette import COUNTS, LOSSES, shows_no_colour
-from seqloss_cli.display.terminal.writer import Rows, TerminalWriter
+from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter
 from seqloss_cli.metrics.masks import Mask, MaskTotals
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.tokenization.labels import Finding
@@ -96,8 +100,9 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
         shown.rstrip()
         return shown
 
-    def _turns(self, mask: Mask) -> Table:
-        table = figures_table("turns", ("turn",), ("role",), ("tokens", "count"))
+    def _turns(self, mask: Mask) -> FiguresTable:
+        columns = (Column("turn"), Column("role", least=8), Column("tokens"), Column("count"))
+        table = FiguresTable("turns", columns)
         assert mask.sequence.prompt_boundary is not None
         for n, turn in enumerate(mask.sequence.prompt_boundary.turns):
             counted = int(mask.sequence.loss_mask[turn.start : turn.end].sum())
@@ -128,17 +133,22 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             "prompt"
         )
 
-    def _show_line(self, mask: Mask, sums: MaskTotals) -> None:
+    def _name(self, mask: Mask) -> str:
+        return escape(mask.sequence.sample.id)
+
+    def _figures(self, mask: Mask, sums: MaskTotals) -> list[LineFigure]:
+        share = sums.n_counted / sums.n_tokens if sums.n_tokens else None
+        return [
+            LineFigure("tokens", 8, str(sums.n_tokens), 2),
+            LineFigure("count", 8, str(sums.n_counted)),
+            LineFigure("share", 10, _percent(share), 1),
+        ]
+
+    def _rest(self, mask: Mask, sums: MaskTotals) -> Text:
         kinds = [finding.kind for finding in (*mask.findings, *mask.trainer_findings)]
         if mask.trainer is not None and mask.trainer.labels is None:
             kinds.append("not trained")
-        differences = f"; {', '.join(kinds)}" if kinds else ""
-        identity = escape(mask.sequence.sample.id)
-        line = f"{identity}  {sums.n_counted} of {sums.n_tokens} tokens count{differences}"
-        self._console.print(Text(line), soft_wrap=True)
-
-    def _before_totals(self) -> None:
-        """Nothing stands between lines and totals."""
+        return Text(f"  {', '.join(kinds)}" if kinds else "", style="yellow")
 
     def _totals(self, sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         yield "sequences", f"{sums.n_sequences}, rejected {n_rejected}"

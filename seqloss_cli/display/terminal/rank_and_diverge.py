@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
-from seqloss_cli.display.terminal.formatting import TableOptions
+from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions
 from seqloss_cli.display.terminal.tables import with_rows
-from seqloss_cli.display.terminal.writer import Rows, TerminalWriter, run_rows
+from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
@@ -33,6 +32,8 @@ _JUDGED_BY = {
 class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
     """Writes rankings to a terminal."""
 
+    _head_of_rest = "best choice"
+
     def __init__(self, console: Console, options: TableOptions, by: str) -> None:
         """`by` is the score that orders the choices."""
         super().__init__(console, options)
@@ -46,9 +47,30 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
 
     def _begin_lines(self, ranking: Ranking, sums: RankTotals) -> None:
         self._console.print(Text("a line each from here; --all-tokens shows tables"))
+        super()._begin_lines(ranking, sums)
 
-    def _show_line(self, ranking: Ranking, sums: RankTotals) -> None:
-        self._console.print(_line(ranking, self._by), soft_wrap=True)
+    def _name(self, ranking: Ranking) -> str:
+        return escape(ranking.sample.id)
+
+    def _figures(self, ranking: Ranking, sums: RankTotals) -> list[LineFigure]:
+        best, shares = _best(ranking, self._by), ranking.probabilities
+        share = "-" if shares is None or best is None else f"{shares[best]:.3f}"
+        figures = [LineFigure("best", 6, "-" if best is None else str(best))]
+        figures.append(LineFigure("share", 8, share, 1))
+        right = (ranking.correct or {}).get(_accuracy_of(self._by))
+        known = right is not None and best is not None
+        figures.append(LineFigure("judged", 8, ("right" if right else "wrong") if known else "-"))
+        return figures
+
+    def _style(self, ranking: Ranking, sums: RankTotals) -> str:
+        right = (ranking.correct or {}).get(_accuracy_of(self._by))
+        return "" if right is None else "green" if right else "yellow"
+
+    def _rest(self, ranking: Ranking, sums: RankTotals) -> Text:
+        best = _best(ranking, self._by)
+        return Text(
+            "  no order" if best is None else f"  {_shortened(ranking.choices.responses[best])}"
+        )
 
     def _totals(self, sums: RankTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         yield "rows", f"{sums.n_rows}, rejected {n_rejected}"
@@ -73,7 +95,7 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
         yield from run_rows(self._run)
 
 
-def choices_table(ranking: Ranking, options: TableOptions, by: str) -> Table:
+def choices_table(ranking: Ranking, options: TableOptions, by: str) -> FiguresTable:
     """Return the choices with all their scores, best first by the score that was asked for. Scores
     per byte are left out where they are those per character, and those that equal `pmi`."""
     log, unit = "log2" if options.bits else "ln", options.unit
@@ -82,11 +104,13 @@ def choices_table(ranking: Ranking, options: TableOptions, by: str) -> Table:
     if all(each.score_by("pmi") == each.score_by("mutual_information") for each in ranking.scored):
         hidden.append("mutual_information")
     names = [name for name in ranking.score_names if name not in hidden]
-    headers = [f"{log} Pr(y|x)", *(_HEADERS.get(name, "mutual") for name in names), "share"]
     title = f"{escape(ranking.sample.id)}  (in {unit}, by {by})"
     answers = ranking.choices.answers
-    right = (_RIGHT,) if answers is not None else ()
-    table = fmt.figures_table(title, ("#", *right), ("choice",), headers)
+    columns = [Column("#"), *([Column(_RIGHT)] if answers is not None else [])]
+    columns += [Column("choice", least=14), Column(f"{log} Pr(y|x)")]
+    # The score that orders them stays.
+    columns += [Column(_HEADERS.get(name, "mutual"), spare=2 * (name != by)) for name in names]
+    table = FiguresTable(title, [*columns, Column("share", spare=1)])
     # Without an order (a score is unknown of a choice) they stand as they came.
     order = ranking.orders.get(by, tuple(range(len(ranking.scored))))
     shares = ranking.probabilities
@@ -122,18 +146,8 @@ def _remarks(ranking: Ranking, by: str) -> Iterator[str]:
         yield f"flags: {fmt.counts_text(flags)}"
 
 
-def _line(ranking: Ranking, by: str) -> Text:
-    """Id, the best choice, its share, and whether it is right."""
-    line = Text(escape(ranking.sample.id), style="dim")
-    if by not in ranking.orders:
-        return line.append("  no order", style="yellow")
-    best, shares = ranking.orders[by][0], ranking.probabilities
-    share = "-" if shares is None else f"{shares[best]:.3f}"
-    line.append(f"  {best}  {share}  ", style="not dim")
-    right = (ranking.correct or {}).get(_accuracy_of(by))
-    if right is not None:
-        line.append("right  " if right else "wrong  ", style="green" if right else "yellow")
-    return line.append(_shortened(ranking.choices.responses[best]), style="not dim")
+def _best(ranking: Ranking, by: str) -> int | None:
+    return ranking.orders[by][0] if by in ranking.orders else None
 
 
 def _accuracy_of(score: str) -> str:
@@ -181,12 +195,18 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         self._console.print(divergence_table(scored, self._options))
         self._console.print()
 
-    def _show_line(self, scored: DivergenceScore, sums: DivergenceTotals) -> None:
-        kl, same = sums.mean("kl"), sums.same_top1
-        tokens, mean = fmt.count_of(sums.n_scored, "token"), self._unit.text(kl)
-        line = Text(escape(scored.sample.id))
-        figures = f"  {tokens}, mean KL {mean}, same favourite {fmt.number(same)}"
-        self._console.print(line.append(figures, style=fmt.kl_style(kl)), soft_wrap=True)
+    def _name(self, scored: DivergenceScore) -> str:
+        return escape(scored.sample.id)
+
+    def _figures(self, scored: DivergenceScore, sums: DivergenceTotals) -> list[LineFigure]:
+        return [
+            LineFigure("scored", 8, str(sums.n_scored), 2),
+            LineFigure("mean KL", 10, self._unit.text(sums.mean("kl"))),
+            LineFigure("same favourite", 16, fmt.number(sums.same_top1), 1),
+        ]
+
+    def _style(self, scored: DivergenceScore, sums: DivergenceTotals) -> str:
+        return fmt.kl_style(sums.mean("kl"))
 
     def _before_totals(self) -> None:
         super()._before_totals()
@@ -225,11 +245,12 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             mean = next((mean for mean in (kl, *means.values()) if mean.low is not None), kl)
             yield "intervals", "-" if mean.low is None else "95%", mean.method
 
-    def _quantiles(self) -> Table:
+    def _quantiles(self) -> FiguresTable:
         """Quantiles of tokens, with their intervals."""
         unit = self._unit
-        figures = ("KL", "interval", "delta p", "interval")
-        table = fmt.figures_table("tokens", ("share",), (), figures)
+        columns = [Column("share"), Column("KL"), Column("KL interval", spare=1)]
+        columns += [Column("delta p"), Column("delta p interval", spare=2)]
+        table = FiguresTable(f"quantiles of tokens, KL in {unit}", columns)
         kls, deltas = (self._documents.quantiles(name) for name in ("kl", "delta_p"))
         for share in _QUANTILES:
             if share in kls:
@@ -253,12 +274,13 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         yield from run_rows(run)
 
 
-def divergence_table(scored: DivergenceScore, options: TableOptions) -> Table:
+def divergence_table(scored: DivergenceScore, options: TableOptions) -> FiguresTable:
     """Return position, token, both losses, KL, the change of its probability, and whether both
     models have the same top-1, for each token."""
     title = f"{escape(scored.sample.id)}  (in {options.unit})"
-    figures = ("loss", "gold's", "KL", "delta p", "top")
-    table = fmt.figures_table(title, ("pos",), ("token",), figures)
+    columns = [Column("pos"), Column("token", least=8), Column("loss", spare=2)]
+    columns += [Column("gold's", spare=3), Column("KL"), Column("delta p", spare=1)]
+    table = FiguresTable(title, [*columns, Column("top", spare=4)])
     return with_rows(
         table, _rows(scored, options), scored.score.sequence.n_tokens, options, "tokens"
     )

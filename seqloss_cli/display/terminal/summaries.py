@@ -11,7 +11,7 @@ from seqloss_cli.analysis import summarize
 from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
-from seqloss_cli.display.terminal.formatting import Unit
+from seqloss_cli.display.terminal.formatting import Column, FiguresTable, Unit
 from seqloss_cli.metrics.intervals import FEW_UNITS, LOG_SCALE, Estimate
 from seqloss_cli.metrics.totals import corpus_flags
 
@@ -76,9 +76,10 @@ def _figures(
 def _groups(
     groups: Sequence[summarize.GroupSummary], options: summarize.SummaryOptions, unit: Unit
 ) -> RenderableType:
-    figures = ("sequences", "scored", "total loss", "mean", "interval", "bits/byte")
-    title = f"by {escape(str(options.by))}, {unit}"
-    table = fmt.figures_table(title, (), ("value",), figures)
+    columns = [Column("value", least=12), Column("sequences", spare=3), Column("scored", spare=4)]
+    columns += [Column("total loss", spare=2), Column("mean"), Column("interval", spare=1)]
+    columns += [Column("bits/byte", spare=5)]
+    table = FiguresTable(f"by {escape(str(options.by))}, {unit}", columns)
     for group in groups:
         totals = group.totals
         table.add_row(
@@ -95,7 +96,7 @@ def _groups(
     lines = _without_interval(means)
     if few := sum(mean.n < FEW_UNITS for mean in known):
         lines += [f"{fmt.count_of(few, 'group')} of few documents: intervals may be too narrow"]
-    table.caption = Text("; ".join(lines))
+    table.notes = lines
     return table
 
 
@@ -109,9 +110,8 @@ def _without_interval(estimates: Sequence[Estimate]) -> list[str]:
 
 def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
     documents, tokens = summary.whole.quantiles, summary.token_quantiles
-    figures = ("sequences' means", "interval", "tokens")
-    title = f"quantiles of loss, {unit} per token"
-    table = fmt.figures_table(title, ("share",), (), figures)
+    columns = map(Column, ("share", "sequences' means", "interval", "tokens"))
+    table = FiguresTable(f"quantiles of loss, {unit} per token", columns)
     # Sequences were drawn at random, and have intervals; tokens never were.
     for share in summarize.QUANTILES:
         estimate = documents.get(share)
@@ -123,34 +123,37 @@ def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
         lines += ["no token losses in the file (--no-tokens)"]
     elif (drawn := len(summary.token_losses)) < (seen := summary.n_tokens_seen):
         lines += [f"tokens: a uniform sample of {drawn} of {seen}, no interval"]
-    table.caption = Text("; ".join(lines))
+    table.notes = lines
     return table
 
 
 def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> RenderableType:
     title = f"loss by position in the sequence, {unit} per token"
-    figures = ("scored", "mean", "interval", "documents")
-    table = fmt.figures_table(title, ("positions",), (), figures)
+    documents = "documents"
+    if any("cluster" in bin.mean_loss.method for bin in positions):
+        documents = "clusters"
+    columns = [Column("positions"), Column("scored", spare=3), Column("mean")]
+    columns += [Column("interval", spare=1), Column(documents, spare=2)]
+    table = FiguresTable(title, columns)
     for bin in positions:
         span = str(bin.first) if bin.first == bin.last else f"{bin.first}–{bin.last}"
         mean = bin.mean_loss
         value = _coloured(mean.value, unit)
         table.add_row(span, str(bin.n_scored), value, unit.interval(mean), str(mean.n))
-    if any("cluster" in bin.mean_loss.method for bin in positions):
-        table.columns[-1].header = "clusters"
     means = [bin.mean_loss for bin in positions]
     lines = _without_interval(means)
     if any(mean.low is not None for mean in means):
         lines = [f"intervals: linearised ratio, {LOG_SCALE}", *lines]
-    table.caption = Text("; ".join(lines))
+    table.notes = lines
     return table
 
 
 def _sequences(
     title: str, entries: Sequence[SequenceExtreme], unit: Unit
 ) -> Iterator[RenderableType]:
-    figures = ("scored", "total loss", "mean")
-    table = fmt.figures_table(f"{title}, {unit}", (), ("sequence",), figures)
+    columns = [Column("sequence", least=12), Column("scored", spare=2)]
+    columns += [Column("total loss", spare=1), Column("mean")]
+    table = FiguresTable(f"{title}, {unit}", columns)
     for entry in entries:
         total, mean = unit.text(entry.total_loss, 3), _coloured(entry.mean_loss, unit)
         table.add_row(Text(escape(entry.id)), str(entry.n_scored), total, mean)
@@ -159,7 +162,9 @@ def _sequences(
 
 
 def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> Iterator[RenderableType]:
-    table = fmt.figures_table(f"{title}, {unit}", (), ("sequence", "token"), ("pos", "loss"))
+    columns = [Column("sequence", least=12), Column("token", least=8)]
+    columns += [Column("pos", spare=1), Column("loss")]
+    table = FiguresTable(f"{title}, {unit}", columns)
     for entry in entries:
         token = Text("" if entry.token is None else fmt.visible(entry.token))
         loss = _coloured(entry.loss, unit)

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import PromptBoundary, SequenceScore
 from seqloss_cli.display.terminal import formatting as fmt
-from seqloss_cli.display.terminal.formatting import TableOptions, Unit
+from seqloss_cli.display.terminal.formatting import (
+    Column,
+    FiguresGrid,
+    FiguresTable,
+    TableOptions,
+    Unit,
+)
 from seqloss_cli.metrics import chain_rule
 from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.metrics.words import RegionLosses, WordLosses
@@ -21,21 +26,20 @@ from seqloss_cli.metrics.words import RegionLosses, WordLosses
 _FOLDS = fmt.FoldRule(head=24, tail=16, around_boundary=4)
 
 
-def token_table(score: SequenceScore, options: TableOptions) -> Table:
+def token_table(score: SequenceScore, options: TableOptions) -> FiguresTable:
     """Return position, token, id, loss, probability, cumulative loss of each token, and every
-    quantity of `core.columns` that the score has.
-
-    Columns of figures keep their width; on a narrow terminal tokens and alternatives wrap.
-    """
+    quantity of `core.columns` that the score has."""
     sequence = score.sequence
     title = f"{escape(sequence.sample.id)}  (losses in {options.unit})"
-    positions = ("pos", *(("part",) if sequence.prompt_boundary else ()))
-    figures = ["id", "loss", "prob", "sum"]
-    figures += [column.header for column in _cell_columns_of(score)]
-    table = fmt.figures_table(title, positions, ("token",), figures)
+    part = [Column("part")] if sequence.prompt_boundary else []
+    columns = [Column("pos"), *part, Column("token", least=8), Column("id", spare=4)]
+    columns += [Column("loss"), Column("prob", spare=2), Column("sum", spare=3)]
+    # What was asked for goes last.
+    columns += [Column(column.header, spare=1) for column in _cell_columns_of(score)]
     if score.top_ids is not None:
         names = [column.header for column in COLUMNS if column.kind == "alternatives"]
-        table.add_column(*names, overflow="fold")
+        columns += [Column(name, least=12, spare=1) for name in names]
+    table = FiguresTable(title, columns)
     stretch = sequence.counted_span if sequence.prompt_boundary else None
     boundary = None if stretch is None else stretch[0]
     n_tokens, folds = sequence.n_tokens, _folds(sequence.n_tokens, options, boundary)
@@ -44,21 +48,21 @@ def token_table(score: SequenceScore, options: TableOptions) -> Table:
 
 
 def with_rows(
-    table: Table,
+    table: FiguresTable,
     rows: Iterable[list[Text]],
     n_rows: int,
     options: TableOptions,
     what: str,
     boundary: int | None = None,
-) -> Table:
+) -> FiguresTable:
     """Return the table with its rows, or the first and last of many, and those around a prompt
     boundary. `rows` yields `n_rows` of them, and none that is folded stays in memory."""
     folds = _folds(n_rows, options, boundary)
     if folds:
         n_folded = sum(map(len, folds))
-        table.caption = Text(f"{n_folded} {what} folded; --all-tokens shows them")
+        table.notes.append(f"{n_folded} {what} folded; --all-tokens shows them")
     # The note stands in the first column that wraps: others would grow by its width.
-    first_text = next(n for n, column in enumerate(table.columns) if not column.no_wrap)
+    first_text = next(n for n, column in enumerate(table.columns) if column.least)
     for n, row in enumerate(rows):
         for fold in folds:
             if n == fold.start:
@@ -129,11 +133,12 @@ def _alternatives(score: SequenceScore, t: int, options: TableOptions) -> Text:
     return Text("  ".join(shown))
 
 
-def region_table(found: RegionLosses, options: TableOptions) -> Table:
+def region_table(found: RegionLosses, options: TableOptions) -> FiguresTable:
     """Return name, text, tokens and losses of each region."""
     columns = {"loss": found.losses, "mean": found.means} | _corrected(found)
-    figures = ("tokens", *columns)
-    table = fmt.figures_table(f"regions, {options.unit}", (), ("region", "text"), figures)
+    texts = (Column("region", least=8), Column("text", least=8, spare=1))
+    figures = (Column("tokens", spare=2), *map(Column, columns))
+    table = FiguresTable(f"regions, {options.unit}", (*texts, *figures))
     parts = zip(found.regions, found.texts, found.n_tokens, *columns.values(), strict=True)
     rows = (
         [
@@ -151,10 +156,11 @@ def _corrected(found: RegionLosses | WordLosses) -> dict[str, list[float | None]
     return {} if found.corrected is None else {"corrected": found.corrected}
 
 
-def word_table(found: WordLosses, options: TableOptions) -> Table:
+def word_table(found: WordLosses, options: TableOptions) -> FiguresTable:
     """Return bytes, text and losses of each word."""
     columns = {"loss": found.losses} | _corrected(found)
-    table = fmt.figures_table(f"words, {options.unit}", ("bytes",), ("word",), columns)
+    words = (Column("bytes", spare=1), Column("word", least=8))
+    table = FiguresTable(f"words, {options.unit}", (*words, *map(Column, columns)))
     parts = zip(found.words, found.byte_offsets.tolist(), *columns.values(), strict=True)
     rows = (
         [
@@ -172,35 +178,12 @@ def _coloured(figures: Iterable[float | None], loss: float | None, unit: Unit) -
     return (Text(unit.text(nats), style=fmt.loss_style(loss)) for nats in figures)
 
 
-LineColumn = tuple[str, int, str]
-"""A figure of a result that is shown in one line: its name, its width in cells, and what it is."""
-
-
-def pair_line(score: SequenceScore, totals: Totals, options: TableOptions) -> list[LineColumn]:
-    """Return tokens of prompt and response, log-probabilities, and what else was asked for."""
-    rule, unit = chain_rule.chain_rule(score, totals), options.unit
-    columns = [
-        ("x", 6, str(totals.n_prompt_tokens)),
-        ("y", 6, str(totals.n_response_tokens)),
-        ("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3)),
-        ("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
-        ("mean loss", 10, unit.text(totals.mean_loss)),
-    ]
-    if options.pmi:
-        pmi = chain_rule.pointwise_mutual_information(totals)
-        columns.append(("pmi", 10, unit.text(pmi, 3)))
-    if totals.separate_tokenization is not None:
-        difference = unit.text(chain_rule.boundary_difference(totals), 3)
-        columns.append(("apart-joint", 12, difference))
-    return columns
-
-
-def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions) -> Table:
+def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions) -> FiguresGrid:
     """Return the three log-probabilities, how they make one another, and what else was asked
     for."""
     unit = options.unit
     rows = _chain_rule_rows(score, totals, chain_rule.chain_rule(score, totals), options)
-    return fmt.figures_grid((name, unit.text(nats), note) for name, nats, note in rows)
+    return FiguresGrid((name, unit.text(nats), note) for name, nats, note in rows)
 
 
 def _chain_rule_rows(
@@ -247,11 +230,11 @@ def _why_unknown(boundary: PromptBoundary, rule: chain_rule.ChainRule) -> str:
     return "; unknown, none has a finite loss"
 
 
-def turn_table(score: SequenceScore, options: TableOptions) -> Table:
+def turn_table(score: SequenceScore, options: TableOptions) -> FiguresTable:
     """Return role, tokens, and the loss of the tokens that count, of each turn of a chat."""
-    table = fmt.figures_table(
-        "turns", ("turn",), ("role",), ("tokens", "scored", "loss", "mean loss")
-    )
+    columns = [Column("turn"), Column("role", least=8), Column("tokens", spare=2)]
+    columns += [Column("scored", spare=1), Column("loss"), Column("mean loss")]
+    table = FiguresTable(f"turns, {options.unit}", columns)
     for n, found in enumerate(chain_rule.turn_scores(score)):
         style = fmt.loss_style(found.mean_loss)
         table.add_row(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from rich.cells import cell_len, set_cell_size, split_graphemes
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len, split_graphemes
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
@@ -15,8 +14,12 @@ from seqloss_cli.core.records import Rejected, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal import tables
-from seqloss_cli.display.terminal.formatting import TableOptions, Unit
-from seqloss_cli.metrics.chain_rule import boundary_difference, pointwise_mutual_information
+from seqloss_cli.display.terminal.formatting import Column, TableOptions, Unit
+from seqloss_cli.metrics.chain_rule import (
+    boundary_difference,
+    chain_rule,
+    pointwise_mutual_information,
+)
 from seqloss_cli.metrics.totals import Totals, corpus_flags, overflow_flags, score_flags
 from seqloss_cli.metrics.words import region_losses, word_losses
 
@@ -27,11 +30,24 @@ Rows = Iterable[Sequence[str | Text]]
 _LEAST_ID_WIDTH, _MOST_ID_WIDTH = 12, 60
 
 
+class LineFigure(NamedTuple):
+    """A figure of a result that is shown in one line."""
+
+    name: str
+    cells: int
+    """Width of its column, with the blanks before it."""
+    text: str
+    spare: int = 0
+    """Order in which figures are left out, that of the highest number first; 0 stays."""
+
+
 class TerminalWriter(Generic[Result, Sums]):
     """Shows the first results whole and the others as a line each; its calls are those of the
     writers of JSON. Subclasses say what a result, a line and the totals look like."""
 
     _most_whole = 10
+    _head_of_rest = ""
+    """Header of what stands behind the figures of a line."""
 
     def __init__(self, console: Console, options: TableOptions) -> None:
         self._console, self._options, self._unit = console, options, options.unit
@@ -71,13 +87,41 @@ class TerminalWriter(Generic[Result, Sums]):
             self._console.print()
 
     def _begin_lines(self, result: Result, sums: Sums) -> None:
-        """Print what stands above the lines; this is the first result among them."""
+        """Print the header of the lines, and what they have no room for; this is the first result
+        among them."""
+        figures = [each._replace(text=each.name) for each in self._figures(result, sums)]
+        head = f"  {self._head_of_rest}" if self._head_of_rest else ""
+        self._print_line(_line_of("sequence", figures, self._console.width), "bold", Text(head))
+        columns, widths = _fitting(figures, self._console.width)
+        if note := fmt.left_out(columns, widths):
+            self._console.print(Text(note, style="dim italic"))
+
+    def _show_line(self, result: Result, sums: Sums) -> None:
+        line = _line_of(self._name(result), self._figures(result, sums), self._console.width)
+        self._print_line(line, self._style(result, sums), self._rest(result, sums))
+
+    def _print_line(self, line: tuple[str, str], style: str, rest: Text) -> None:
+        # Not wrapped by rich: one line a result, for grep, whatever the width.
+        self._console.print(Text.assemble(line[0], (line[1], style), rest), soft_wrap=True)
 
     def _show(self, result: Result, sums: Sums) -> None:
         raise NotImplementedError
 
-    def _show_line(self, result: Result, sums: Sums) -> None:
+    def _name(self, result: Result) -> str:
+        """The id of a result, escaped."""
         raise NotImplementedError
+
+    def _figures(self, result: Result, sums: Sums) -> list[LineFigure]:
+        """The figures of a result in one line."""
+        raise NotImplementedError
+
+    def _style(self, result: Result, sums: Sums) -> str:
+        """A style for these figures."""
+        return ""
+
+    def _rest(self, result: Result, sums: Sums) -> Text:
+        """Words behind them."""
+        return Text()
 
     def _totals(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> Rows:
         raise NotImplementedError
@@ -87,7 +131,7 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
     """Shows losses of texts and pairs."""
 
     def _show(self, score: SequenceScore, totals: Totals) -> None:
-        options, below = self._options, list[Table]()
+        options, below = self._options, list[RenderableType]()
         self._show_tokens(score, totals)
         flags = score_flags(score) | overflow_flags(totals)
         if (boundary := score.sequence.prompt_boundary) is not None:
@@ -110,45 +154,29 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
         self._console.print(tables.token_table(score, self._options))
 
-    def _begin_lines(self, score: SequenceScore, totals: Totals) -> None:
-        columns = self._columns(score, totals)
-        header = "".join(f"{name:>{width}}" for name, width, _ in columns)
-        self._print_line("sequence", header, "", "bold")
+    def _name(self, score: SequenceScore) -> str:
+        return escape(score.sequence.sample.id)
 
-    def _show_line(self, score: SequenceScore, totals: Totals) -> None:
+    def _figures(self, score: SequenceScore, totals: Totals) -> list[LineFigure]:
+        if score.sequence.prompt_boundary is not None:
+            return _pair_figures(score, totals, self._options)
+        return [
+            LineFigure("tokens", 8, str(totals.n_tokens), 4),
+            LineFigure("scored", 8, str(totals.n_scored), 3),
+            LineFigure("total loss", 12, self._unit.text(totals.total_loss, 3), 1),
+            LineFigure("mean", 9, self._unit.text(totals.mean_loss)),
+            LineFigure("bits/byte", 10, fmt.number(totals.bits_per_byte), 2),
+        ]
+
+    def _style(self, score: SequenceScore, totals: Totals) -> str:
+        return fmt.loss_style(totals.mean_loss)
+
+    def _rest(self, score: SequenceScore, totals: Totals) -> Text:
         flags = score_flags(score) | overflow_flags(totals)
         boundary = score.sequence.prompt_boundary
         if boundary is not None and boundary.boundary not in ("clean", None):
             flags[f"boundary {boundary.boundary}"] = True
-        columns = self._columns(score, totals)
-        figures = "".join(f"{value:>{width}}" for _, width, value in columns)
-        name, style = escape(score.sequence.sample.id), fmt.loss_style(totals.mean_loss)
-        self._print_line(name, figures, fmt.counts_text(flags), style)
-
-    def _columns(self, score: SequenceScore, totals: Totals) -> list[tables.LineColumn]:
-        if score.sequence.prompt_boundary is not None:
-            return tables.pair_line(score, totals, self._options)
-        return [
-            ("tokens", 8, str(totals.n_tokens)),
-            ("scored", 8, str(totals.n_scored)),
-            ("total loss", 12, self._unit.text(totals.total_loss, 3)),
-            ("mean", 9, self._unit.text(totals.mean_loss)),
-            ("bits/byte", 10, fmt.number(totals.bits_per_byte)),
-        ]
-
-    def _print_line(self, name: str, figures: str, flags: str, style: str) -> None:
-        room = self._console.width - len(figures)
-        width = min(max(_LEAST_ID_WIDTH, room), _MOST_ID_WIDTH)
-        # The end is kept: it tells the rows of one file apart (`rows.jsonl:7`). In cells, not
-        # characters: after wide ones the columns would not stand under each other.
-        if cell_len(name) > width:
-            name = "…" + _last_cells(name, width - 1)
-        text = Text(set_cell_size(name, width))
-        text.append(figures, style=style)
-        if flags:
-            text.append(f"\n  {flags}", style="yellow")
-        # Not wrapped by rich: one line a result, for grep, whatever the width.
-        self._console.print(text, soft_wrap=True)
+        return Text(f"\n  {fmt.counts_text(flags)}" if flags else "", style="yellow")
 
     def _totals(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> Rows:
         return totals_rows(totals, n_rejected, n_empty_lines, self._run, self._unit)
@@ -180,6 +208,44 @@ class TableWriter(ScoreWriter):
         for each in self._waiting:
             self._show(*each)
         super()._before_totals()
+
+
+def _pair_figures(score: SequenceScore, totals: Totals, options: TableOptions) -> list[LineFigure]:
+    """Tokens of prompt and response, log-probabilities, and what else was asked for."""
+    rule, unit = chain_rule(score, totals), options.unit
+    figures = [
+        LineFigure("x", 6, str(totals.n_prompt_tokens), 6),
+        LineFigure("y", 6, str(totals.n_response_tokens), 5),
+        LineFigure("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3), 4),
+        LineFigure("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
+        LineFigure("mean loss", 10, unit.text(totals.mean_loss), 3),
+    ]
+    if options.pmi:
+        pmi = pointwise_mutual_information(totals)
+        figures.append(LineFigure("pmi", 10, unit.text(pmi, 3), 1))
+    if totals.separate_tokenization is not None:
+        difference = fmt.signed(unit.of(boundary_difference(totals)), 3)
+        figures.append(LineFigure("apart−joint", 12, difference, 2))
+    return figures
+
+
+def _fitting(figures: Sequence[LineFigure], room: int) -> tuple[list[Column], Mapping[int, int]]:
+    """The columns of lines, of which the first is the id, and the widths of those that fit."""
+    columns = [Column("sequence", least=_LEAST_ID_WIDTH)]
+    columns += [Column(each.name, spare=each.spare) for each in figures]
+    natural = (_MOST_ID_WIDTH, *(each.cells for each in figures))
+    return columns, fmt.fit(columns, natural, room, gap=0)
+
+
+def _line_of(name: str, figures: Sequence[LineFigure], room: int) -> tuple[str, str]:
+    """An id in its column, and the figures for which there is room."""
+    _, widths = _fitting(figures, room)
+    # The end is kept: it tells the rows of one file apart (`rows.jsonl:7`). In cells, not
+    # characters: after wide ones the columns would not stand under each other.
+    if cell_len(name) > widths[0]:
+        name = "…" + _last_cells(name, widths[0] - 1)
+    shown = (f"{each.text:>{each.cells}}" for n, each in enumerate(figures, 1) if n in widths)
+    return fmt.in_cells(Text(name), widths[0]).plain, "".join(shown)
 
 
 def _last_cells(text: str, width: int) -> str:
