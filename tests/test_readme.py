@@ -129,7 +129,8 @@ def test_a_real_shell_runs_them_too(workplace: Path) -> None:
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
-    rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta={"document": n // 2}) for n in range(6)]
+    metas = [{"document": n // 2, "kind": "ab"[n % 2]} for n in range(6)]
+    rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta=meta) for n, meta in enumerate(metas)]
     for name in ("results", "a", "b", "shard-1"):
         write(workplace / f"{name}.jsonl", rows)
     write_divergences(workplace / "divergences.jsonl", [diverged_row(["a", "b"], [0.25, 0.5])])

@@ -53,7 +53,7 @@ def compare(ctx: typer.Context) -> None:
     Examples:
         seqloss compare a.jsonl b.jsonl
         seqloss compare -m samples/checkpoints/step-600 -m demo --data LICENSE --lines
-        seqloss compare a.jsonl b.jsonl c.parquet --cluster source --json
+        seqloss compare a.jsonl b.jsonl c.parquet --cluster meta.document --json
 
     """
     from seqloss_cli.cli.settings import heat_options
@@ -103,7 +103,9 @@ def _compare(
     found = compared(reader.each(), same, options)
     r.say_what_was_left_out(found.joined, files)
     n_compared = found.pairs[0].n_documents
-    r.require_field("--cluster", options.cluster, found.joined.n_without_cluster, n_compared)
+    r.require_field(
+        "--cluster", options.cluster, found.joined.n_without_cluster, n_compared, reader
+    )
     labels, unit = r.labels_of(files), r.unit_of(ctx)
 
     def views() -> Iterator[RenderableType]:

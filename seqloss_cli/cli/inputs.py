@@ -111,7 +111,11 @@ def file_inputs(
     from seqloss_cli.inputs.reading import ReadOptions, ReadStats, described, read_inputs
 
     options, stats = ReadOptions(**asdict(given(context, Reading)), pairs=fields), ReadStats()
-    items = read_inputs(names, options, stats) if sample is None else [sample]
+    if sample is None:
+        items: Iterable[Sample | Rejected] = read_inputs(names, options, stats)
+    else:
+        items = [sample]
+        stats.note_seams(sample)
     reading = described(names if sample is None else [sample.source], options)
     regions = given(context, TextArguments).regions
     if regions is None:

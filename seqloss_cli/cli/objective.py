@@ -86,16 +86,20 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
 
     options, data = r.comparison_options(ctx), o.given(ctx, ModelArguments).data or []
 
+    readers = list[r.ResultsReader]()
+
     def reader() -> r.ResultsReader:
-        return r.ResultsReader([r.open_one(*each) for each in zip(names, models, strict=True)])
+        files = [r.open_one(*each) for each in zip(names, models, strict=True)]
+        readers.append(r.ResultsReader(files))
+        return readers[-1]
 
     files = reader().files
     same = not any(r.differences(files, TOKENIZER).values())
     # Quiet: the rows are read more than once, and were reported when they were scored.
     found = find_objective(lambda: reader().each(quiet=True), same, options)
     r.say_what_was_left_out(found.comparisons.joined, files)
-    n_without = found.comparisons.joined.n_without_cluster
-    r.require_field("--cluster", options.cluster or None, n_without, found.totals[0].n_sequences)
+    n_without, n_rows = found.comparisons.joined.n_without_cluster, found.totals[0].n_sequences
+    r.require_field("--cluster", options.cluster or None, n_without, n_rows, readers[-1])
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")

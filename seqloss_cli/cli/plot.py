@@ -32,7 +32,7 @@ class PlotSettings:
         "of one file, scatter of two, curve of more.",
     )
     by: str | None = option(
-        None, "groups: a bar for each value of this field or meta field.", metavar="FIELD"
+        None, "groups: a bar for each value of this field (source, meta.NAME).", metavar="FIELD"
     )
     metric: Literal["mean_loss", "bits_per_byte", "perplexity"] = option(
         "mean_loss", "curve and groups: what is measured."
@@ -78,7 +78,7 @@ def plot(ctx: typer.Context) -> None:
     Examples:
         seqloss plot results.jsonl -o losses.svg
         seqloss plot a.jsonl b.jsonl -o paired.pdf
-        seqloss plot results.jsonl --by source -o groups.png --force
+        seqloss plot results.jsonl --by meta.kind -o groups.png --force
         seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json
 
     """

@@ -185,7 +185,7 @@ def _position(data: _PlotData) -> Plot:
     plot, found = position_plot(data.reader.each(), data.labels, data.measure, data.statistics)
     n_rows = sum(summary.whole.totals.n_sequences for summary in found)
     n_without = sum(summary.n_without_cluster for summary in found)
-    r.require_field("--cluster", data.statistics.cluster, n_without, n_rows)
+    _require_cluster(data, n_without, n_rows)
     _say_notes(plot.notes)
     for series in plot.series:
         _require_scored(series.label, bool(series.positions))
@@ -217,8 +217,8 @@ def _scatter(data: _PlotData) -> Plot:
 
 def _groups(data: _PlotData) -> Plot:
     plot = groups_plot(data.reader.each(), data.labels, data.measure, data.statistics)
-    r.require_field("--by", plot.by, plot.n_without_by, plot.n_rows)
-    r.require_field("--cluster", data.statistics.cluster, plot.n_without_cluster, plot.n_rows)
+    r.require_field("--by", plot.by, plot.n_without_by, plot.n_rows, data.reader)
+    _require_cluster(data, plot.n_without_cluster, plot.n_rows)
     _require_something(bool(plot.groups))
     if plot.n_known > len(plot.groups):
         say(f"note: {len(plot.groups)} of {plot.n_known} groups are shown, the highest")
@@ -244,7 +244,7 @@ def _calibration(data: _PlotData) -> Plot:
                 "those are not parted"
             )
     n_rows = sum(file.n_sequences for file in data.reader.files)
-    r.require_field("--cluster", options.cluster, plot.n_without_cluster, n_rows)
+    _require_cluster(data, plot.n_without_cluster, n_rows)
     return plot
 
 
@@ -258,13 +258,17 @@ _KINDS: dict[str, Callable[[_PlotData], Plot]] = {
 }
 
 
+def _require_cluster(data: _PlotData, n_without: int, n_rows: int) -> None:
+    r.require_field("--cluster", data.statistics.cluster, n_without, n_rows, data.reader)
+
+
 def _say_left_out(data: _PlotData, joined: JoinReport, rows: RowsUsed) -> None:
     """Raises RunError where no row is left."""
     r.say_what_was_left_out(joined, data.reader.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
         say(f"note: the plot is of {rows.n_used} of the rows of each file")
-    r.require_field("--cluster", data.statistics.cluster, joined.n_without_cluster, rows.n_used)
+    _require_cluster(data, joined.n_without_cluster, rows.n_used)
 
 
 def _say_notes(notes: list[str]) -> None:

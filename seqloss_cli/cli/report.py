@@ -33,7 +33,9 @@ class PageSettings:
     title: str | None = option(None, "Of the page.")
     n_worst: int = option(25, "How many tokens are listed.", flag="--worst", min=0)
     by: list[str] | None = option(
-        None, "Also by the values of this field or meta field; may be given again.", metavar="FIELD"
+        None,
+        "Also by the values of this field (id, source, meta.NAME); may be given again.",
+        metavar="FIELD",
     )
     seed: int = option(0, "Of the sample that a long page shows.", min=0)
 
@@ -132,7 +134,7 @@ def _page_of_one(name: str, options: PageOptions, called: str | None = None) -> 
         n_rows = found.summary.whole.totals.n_sequences
         for field, groups in found.groups.items():
             n_without = sum(g.totals.n_sequences for g in groups if g.value is None)
-            r.require_field("--by", field, n_without, n_rows)
+            r.require_field("--by", field, n_without, n_rows, reader)
         page = text_pages.loss_page(file, found, options, reader.n_unusable)
     return page, reader.n_unusable
 

@@ -11,7 +11,7 @@ import typer
 
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import OutputSettings, ShowSettings, given, only
-from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.errors import RowError, RunError, UsageError, did_you_mean
 from seqloss_cli.core.options import (
     POLICIES,
     SHOW,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from seqloss_cli.results.schema.scores import ResultRow
 
 Row = TypeVar("Row")
+_MOST_FIELDS = 20
 LEAST_RESAMPLES = 100
 """With fewer, the ends of an interval would be single draws."""
 
@@ -55,7 +56,7 @@ class StatisticsSettings:
 
     cluster: str | None = option(
         None,
-        "Field (or meta field) that rows share which were not drawn independently.",
+        "Field (source, meta.NAME) that rows share which were not drawn independently.",
         metavar="FIELD",
     )
     seed: int = option(0, "Of resampling.", min=0)
@@ -75,6 +76,10 @@ class ResultsReader:
 
     def __init__(self, files: Sequence[ResultsFile] = ()) -> None:
         self.files, self.n_unusable = list(files), 0
+        self.fields: dict[str, None] = {}
+        """Names of fields that rows can be grouped by: those of the first row of each file."""
+        self.drops_fields = False
+        """Some rows were written without the fields of their inputs."""
 
     def rows(self, file: ResultsOf[Row], quiet: bool = False) -> Iterator[Row]:
         """The usable rows of a file; the others are reported and counted, unless `quiet`.
@@ -83,9 +88,14 @@ class ResultsReader:
         """
         from seqloss_cli.core.records import Rejected
 
+        self.drops_fields |= not (file.run.get("reading") or {}).get("keep_meta")
+        is_first = True
         try:
             for row in file.rows:
                 if not isinstance(row, Rejected):
+                    if is_first:
+                        self.fields |= dict.fromkeys(getattr(row, "field_names", ()))
+                        is_first = False
                     yield row
                 elif not quiet:
                     self.n_unusable += 1
@@ -191,14 +201,27 @@ def labels_of(files: list[ResultsFile]) -> list[str]:
     return names if len(set(names)) == len(files) else [chr(65 + n) for n in range(len(files))]
 
 
-def require_field(flag: str, name: str | None, n_without: int, n_rows: int) -> None:
+def require_field(
+    flag: str, name: str | None, n_without: int, n_rows: int, reader: ResultsReader
+) -> None:
     """Raises UsageError when no row has the field that rows are to be grouped by."""
     if name is None or not n_rows:
         return
     if n_without == n_rows:
-        raise UsageError(f"{flag} {name}: no row has such a field, nor in its meta (--keep-meta)")
+        of_meta = [each for each in reader.fields if each.startswith("meta.")]
+        kept = "; those of the inputs need --keep-meta" if reader.drops_fields else ""
+        if of_meta:
+            kept = f"; fields: {', '.join(of_meta[:_MOST_FIELDS])}"
+        near = did_you_mean(name, of_meta if name.startswith("meta.") else reader.fields)
+        raise UsageError(f"{flag} {name}: no row has such a field{kept}{near}")
     if n_without:
         say(f"warning: {flag} {name}: {n_without} of {n_rows} rows have no such field")
+    # The files say nothing of fields that were not kept: one of this name may well be meant.
+    if name == "source" and reader.drops_fields:
+        say(
+            f"note: {flag} source is the file that a row was read from; a field source of the "
+            "inputs needs --keep-meta, and is meta.source then"
+        )
 
 
 def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:

@@ -292,12 +292,28 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
         say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
     if stats.n_unchecked_ids:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
+    _say_seams(stats)
     if choice.path is not None:
         kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
         say(
             f"wrote {choice.path}: {written.n_sequences} sequences, {written.n_rejected} rejected"
             f"{kept}"
         )
+
+
+def _say_seams(stats: ReadStats) -> None:
+    """Report rows whose prompt and response meet as their writer can hardly have meant it."""
+    n, of_rows = stats.n_run_together, f"of {stats.n_pairs} rows"
+    if n:
+        others = ", and in all other rows, too" if n < stats.n_pairs else ""
+        say(
+            f"warning: in {n} {of_rows} no white space parts two words where a prompt ends, and "
+            f"they are scored as one (first {stats.run_together}); --separator ' ' puts a blank "
+            f"there{others}"
+        )
+    if n := stats.n_double_blanks:
+        first = stats.double_blank
+        say(f"warning: in {n} {of_rows} the blank of --separator meets another one (first {first})")
 
 
 def already_complete(choice: OutputPlan, run: RunInfo) -> PartialFile | None:

@@ -20,7 +20,10 @@ class SummarizeSettings:
     PANEL = STATISTICS
 
     by: str | None = option(
-        None, "Also by the values of this field or meta field.", panel=INPUT, metavar="FIELD"
+        None,
+        "Also by the values of this field (id, source, meta.NAME).",
+        panel=INPUT,
+        metavar="FIELD",
     )
     bootstrap: int = option(0, "Resamples, in place of the standard error.", min=0)
     block: int | None = option(None, "Tokens of a block where there is one text.", min=1)
@@ -51,8 +54,8 @@ def summarize(ctx: typer.Context) -> None:
 
     Examples:
         seqloss summarize results.jsonl
-        seqloss summarize results.jsonl --by source --worst 20 --json
-        seqloss summarize shard-*.jsonl --cluster document --bootstrap 2000
+        seqloss summarize results.jsonl --by meta.kind --worst 20 --json
+        seqloss summarize shard-*.jsonl --cluster meta.document --bootstrap 2000
 
     """
     from seqloss_cli.analysis.json_summaries import summary_json
@@ -71,8 +74,10 @@ def summarize(ctx: typer.Context) -> None:
     r.say_differences(files, shown)
     summary = summed(chain.from_iterable(reader.each()), options)
     totals = summary.whole.totals
-    r.require_field("--by", options.by, summary.n_without_by, totals.n_sequences)
-    r.require_field("--cluster", options.cluster, summary.n_without_cluster, totals.n_sequences)
+    r.require_field("--by", options.by, summary.n_without_by, totals.n_sequences, reader)
+    r.require_field(
+        "--cluster", options.cluster, summary.n_without_cluster, totals.n_sequences, reader
+    )
     # Of several documents it is documents that are resampled: tokens of one depend on each other.
     if options.block and totals.n_sequences_scored != 1:
         say("warning: --block is for one text; the intervals are over documents")

@@ -5,6 +5,7 @@ Packages that only some things need are loaded here, too, and missed in words th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -42,6 +43,14 @@ class RowError(SeqlossError):
         self.message = message
         self.row_id: str | None = None
         """The row's own id, when it was read before the row turned out to be wrong."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message about a word that is not known: the nearest of those that are."""
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(word, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def load_extra(extra: str, what: str, *modules: str) -> ModuleType:

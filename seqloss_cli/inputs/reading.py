@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +63,33 @@ class ReadStats:
     """The first id that came twice."""
     n_unchecked_ids: int = 0
     """Ids that came after the memory for finding duplicates was full."""
+    n_pairs: int = 0
+    """Rows of plain texts before a response, or several."""
+    n_run_together: int = 0
+    """Rows of these where two words become one, as no white space parts them."""
+    n_double_blanks: int = 0
+    """Rows of these whose own blank meets one of the separator."""
+    run_together: str = ""
+    """The first seam of two words, in words."""
+    double_blank: str = ""
+    """The first seam of two blanks, in words."""
+
+    def note_seams(self, item: Item) -> None:
+        """Count a row by the way in which its prompt, separator and response meet."""
+        if isinstance(item, Rejected) or not (seams := list(_seams(item))):
+            return
+        self.n_pairs += 1
+        place = item.source if item.line is None else f"{item.source}:{item.line}"
+        for before, after, _ in seams:
+            if _run_together(before[-1], after[0]):
+                self.n_run_together += 1
+                self.run_together = self.run_together or _shown_seam(place, before, after)
+                break
+        for before, after, is_own in seams:
+            if not is_own and before[-1] == after[0] == " ":
+                self.n_double_blanks += 1
+                self.double_blank = self.double_blank or _shown_seam(place, before, after)
+                break
 
 
 def text_sample(
@@ -114,7 +142,45 @@ def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) ->
             stats.duplicate_id = stats.duplicate_id or item.id
             if isinstance(item, Sample):
                 item = replace(item, flags={**item.flags, "duplicate_id": True})
+        stats.note_seams(item)
         yield item
+
+
+_SEAM_SHOWN = 12
+_WITHOUT_BLANKS = (
+    *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HENTAIGANA", "BOPOMOFO", "HALFWIDTH"),
+    *("FULLWIDTH", "YI ", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI LUE"),
+    *("JAVANESE", "BALINESE"),
+)
+"""Beginnings of the names of characters of scripts that put no blanks between words."""
+
+
+def _seams(sample: Sample) -> Iterator[tuple[str, str, bool]]:
+    """Neighbours in the texts of a pair or of choices, and whether both are the row's own. The
+    template of a chat separates."""
+    pair, choices = sample.pair, sample.choices
+    if pair is not None and sample.chat is None:
+        texts = [(pair.prompt, pair.separator, pair.response)]
+    elif choices is not None and not choices.as_chat:
+        texts = [(choices.prompt, choices.separator, each) for each in choices.responses]
+    else:
+        return
+    for own in texts:
+        for before, after in pairwise(filter(None, own)):
+            yield before, after, not own[1]
+
+
+def _run_together(before: str, after: str) -> bool:
+    """Both characters are of words, in scripts that put blanks between them."""
+    return all(
+        unicodedata.category(each)[0] in "LMN"
+        and not unicodedata.name(each, "").startswith(_WITHOUT_BLANKS)
+        for each in (before, after)
+    )
+
+
+def _shown_seam(place: str, before: str, after: str) -> str:
+    return f"{before[-_SEAM_SHOWN:]!r} and {after[:_SEAM_SHOWN]!r} in {place}"
 
 
 def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.results import open_results, row, write
+from helpers.results import RUN, open_results, row, write
 from seqloss_cli.analysis.summarize import Summary, SummaryOptions, summarize
 from seqloss_cli.results.schema.scores import totals_of_row
 
@@ -264,3 +264,49 @@ def test_a_run_that_strict_stopped_is_not_complete(
     done = run_cli("summarize", f"{path}.partial", "--json")
     assert json.loads(done.stdout)["files"][0]["complete"] is False
     assert "not complete" in done.stderr
+
+
+# -- names of fields ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["summarize", "compare", "plot", "report"])
+def test_a_name_that_is_both_seqlosss_and_the_inputs_is_refused(
+    run_cli: Run, path: Path, tmp_path: Path, command: str
+) -> None:
+    """`source` is the file of a row: what a row says of its own source stands in meta."""
+    rows = [row(f"r{n}", [None, 1.0 + n], meta={"source": "abc"[n % 3]}) for n in range(6)]
+    write(path, rows)
+    flag = "--cluster" if command == "compare" else "--by"
+    files = [str(path)] * (2 if command == "compare" else 1)
+    output = {"report": ["--force", "-o", str(tmp_path / "a.html")]}.get(command, ["--json"])
+    done = run_cli(command, *files, flag, "source", *output)
+    assert done.exit_code == 2
+    assert "'a', and one that seqloss wrote, 'made.jsonl'" in done.stderr
+    assert "call it meta.source or seqloss.source" in done.stderr
+    for name in ("meta.source", "seqloss.source"):
+        assert run_cli(command, *files, flag, name, *output).exit_code == 0
+
+
+def test_groups_are_of_the_field_that_is_named(path: Path) -> None:
+    write(path, [row(f"r{n}", [None, 1.0], meta={"source": "ab"[n % 2]}) for n in range(4)])
+    assert [g.value for g in summary_of(path, by="meta.source").groups] == ["a", "b"]
+    assert [g.value for g in summary_of(path, by="seqloss.source").groups] == ["made.jsonl"]
+
+
+def test_a_field_that_no_row_has_is_named_with_those_that_there_are(
+    run_cli: Run, path: Path
+) -> None:
+    write(path, [row("r", [None, 1.0], meta={"kind": "a", "n": 1})])
+    said = run_cli("summarize", str(path), "--by", "meta.knid").stderr
+    assert "--by meta.knid: no row has such a field; fields: meta.kind, meta.n" in said
+    assert "did you mean meta.kind?" in said
+
+
+def test_fields_that_were_not_kept_are_missed_in_words(run_cli: Run, path: Path) -> None:
+    write(path, [row("r", [None, 1.0])])
+    assert "need --keep-meta" in run_cli("summarize", str(path), "--by", "kind").stderr
+    said = run_cli("summarize", str(path), "--by", "source").stderr
+    assert "note: --by source is the file that a row was read from" in said
+    kept = {**RUN, "reading": {"keep_meta": True}}
+    write(path, [row("r", [None, 1.0])], run=kept)
+    assert "note:" not in run_cli("summarize", str(path), "--by", "source").stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SequenceScore
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.metrics.totals import TEXT_COUNTS, Totals, to_units
@@ -21,6 +21,8 @@ from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema.score_keys import SCORE_KEYS, SCORE_LEVELS, ScoreView, totals_row
 from seqloss_cli.results.schema.sequences import of_input
 
+_META, _WRITTEN = "meta.", "seqloss."
+"""Beginnings of names that say whose a value is: of the inputs, or written by seqloss."""
 _ONLY_OF_ROWS = ("overflow", "shared_token", "uncorrected_word", "shared_region_token")
 """Flags that a row has of its own and a corpus does not add up."""
 _BULKY = frozenset(key.name for key in SCORE_KEYS if key.bulky)
@@ -88,14 +90,31 @@ class ResultRow:
         """Return the input's id."""
         return str(self.fields["id"])
 
-    def field(self, name: str) -> Any:
-        """Return a value to group by: a plain field, else one of `meta`, else None.
+    @property
+    def field_names(self) -> list[str]:
+        """Return the names that `field` has a plain value for."""
+        meta = (self.fields.get("meta") or {}).items()
+        named = [*self.fields.items(), *((f"{_META}{name}", value) for name, value in meta)]
+        return [name for name, value in named if isinstance(value, str | int | float)]
 
-        A nested one is returned as JSON text.
+    def field(self, name: str) -> Any:
+        """Return a value to group by: one that seqloss wrote, else one of `meta`, else None.
+
+        `meta.NAME` and `seqloss.NAME` are of one of these only. A nested value is returned as JSON
+        text. Raises UsageError for a name that both have.
         """
-        value = self.fields.get(name)
-        if value is None or isinstance(value, list | dict):
-            value = (self.fields.get("meta") or {}).get(name.removeprefix("meta."))
+        meta = self.fields.get("meta") or {}
+        written = None if name.startswith(_META) else self.fields.get(name.removeprefix(_WRITTEN))
+        own = None if name.startswith(_WRITTEN) else meta.get(name.removeprefix(_META))
+        value = own if isinstance(written, list | dict) else written
+        if value is None:
+            value = own
+        elif own is not None and value is not own:
+            raise UsageError(
+                f"{name!r} is the name of two things in {self.place}: a field of the input, "
+                f"{own!r:.60}, and one that seqloss wrote, {written!r:.60}; call it {_META}{name} "
+                f"or {_WRITTEN}{name}"
+            )
         return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
