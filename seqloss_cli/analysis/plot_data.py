@@ -6,6 +6,7 @@ names of the records are keys of `plot --json`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -228,6 +229,8 @@ class GroupsPlot:
     n_rows: int
     n_without_by: int
     n_without_cluster: int
+    baseline: float
+    """Begin of the axis: 0, or a round figure from which the groups can be told apart."""
 
 
 def groups_plot(
@@ -263,7 +266,19 @@ def groups_plot(
         n_rows=sum(summary.whole.totals.n_sequences for summary in found),
         n_without_by=sum(summary.n_without_by for summary in found),
         n_without_cluster=sum(summary.n_without_cluster for summary in found),
+        baseline=_baseline([e for bar in known[:MOST_GROUPS] for e in bar.estimates if e]),
     )
+
+
+def _baseline(estimates: Sequence[Estimate]) -> float:
+    """Return 0 where the figures fill half of an axis from there, else a round one below them."""
+    ends = [end for e in estimates for end in (e.value, e.low, e.high) if end is not None]
+    least, most = min(ends, default=0.0), max(ends, default=0.0)
+    if not 0 < most - least < most / 2:
+        return 0.0
+    step = 10.0 ** math.floor(math.log10(most - least))
+    # A little room is left of the least figure, whose dot would be cut in two.
+    return round(max(0.0, math.floor((least - step / 10) / step) * step), 12)
 
 
 PointOf = Literal["document", "token"]

@@ -32,7 +32,7 @@ class PlotSettings:
         "of one file, scatter of two, curve of more.",
     )
     by: str | None = option(
-        None, "groups: a bar for each value of this field (source, meta.NAME).", metavar="FIELD"
+        None, "groups: a row for each value of this field (source, meta.NAME).", metavar="FIELD"
     )
     metric: Literal["mean_loss", "bits_per_byte", "perplexity"] = option(
         "mean_loss", "curve and groups: what is measured."

@@ -10,11 +10,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from helpers.program import document
 from helpers.results import row, rows_of, write
+from seqloss_cli.analysis.plot_data import _baseline
+from seqloss_cli.metrics.intervals import Estimate
 
 Run = Callable[..., Any]
 N = 40
@@ -222,3 +226,91 @@ def test_what_is_left_out_stands_in_the_figure(figure_of: Any, tmp_path: Path) -
             "n_alone": [1, 0],
         }
         assert "3 documents; 3 rows left out" in figure.axes[0].get_title(loc="right")
+
+
+@pytest.mark.parametrize("kind", ["histogram", "position", "calibration", "groups"])
+def test_a_plot_of_one_file_names_its_model(figure_of: Any, files: list[Path], kind: str) -> None:
+    by = ("--by", "set") if kind == "groups" else ()
+    figure, _ = figure_of(files[0], "--kind", kind, *by)
+    (name,) = labelled(figure)
+    assert name.startswith("step-100")
+
+
+def test_names_without_steps_are_rows_of_dots(figure_of: Any, tmp_path: Path) -> None:
+    names = ["zebra", "a-model-with-a-name-of-some-length", "ant"]
+    files = [
+        write(tmp_path / f"{n}.jsonl", rows_of(N, 0.2 * n), model=name)
+        for n, name in enumerate(names)
+    ]
+    figure, numbers = figure_of(*files, "--kind", "curve")
+    (axes,) = figure.axes
+    (dots, _, _) = axes.containers[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    means = [point["estimate"]["value"] for point in numbers["points"]]
+    assert dots.get_xydata().tolist() == [[mean, n] for n, mean in enumerate(means)]
+    assert dots.get_linestyle() == "None"
+    assert axes.yaxis_inverted()
+    assert axes.get_xlabel() == "Mean loss (nats per token)"
+
+
+def test_groups_that_differ_little_are_dots_on_an_axis_that_says_where_it_begins(
+    figure_of: Any, tmp_path: Path
+) -> None:
+    rows = [
+        row(f"r{n}", [None, 6.0 + n % 7 / 50 + (n % 2) / 5], meta={"set": "ab"[n % 2]})
+        for n in range(40)
+    ]
+    figure, numbers = figure_of(write(tmp_path / "r.jsonl", rows), "--by", "set")
+    (axes,) = figure.axes
+    assert axes.get_xlim()[0] == numbers["baseline"] == 6
+    assert axes.get_xlabel().endswith("; the axis begins at 6")
+    assert len(axes.patches) == 0
+    (dots, _, _) = axes.containers[0]
+    values = [group["estimates"][0]["value"] for group in numbers["groups"]]
+    assert dots.get_xdata().tolist() == values
+
+
+def test_groups_that_differ_much_are_bars_from_0(figure_of: Any, tmp_path: Path) -> None:
+    rows = [row(f"r{n}", [None, 1.0 + 3 * (n % 2)], meta={"set": n % 2}) for n in range(40)]
+    figure, numbers = figure_of(write(tmp_path / "r.jsonl", rows), "--by", "set")
+    assert figure.axes[0].get_xlim()[0] == numbers["baseline"] == 0
+    assert len(figure.axes[0].patches) == 2
+    assert "begins" not in figure.axes[0].get_xlabel()
+
+
+@given(values=st.lists(st.floats(0.001, 1e6), min_size=1, max_size=9), reach=st.floats(0, 0.5))
+def test_no_dot_lies_left_of_the_axis(values: list[float], reach: float) -> None:
+    estimates = [
+        Estimate(value, low=value * (1 - reach), high=value * (1 + reach)) for value in values
+    ]
+    least, most = min(e.low or 0 for e in estimates), max(e.high or 0 for e in estimates)
+    begins = _baseline(estimates)
+    assert 0 <= begins < least
+    # What is drawn fills a good part of the axis, or begins at 0.
+    if not most > least or most - least >= most / 2:
+        assert begins == 0
+    elif most - least > 1e-9 * most:
+        assert most - begins <= 2.2 * (most - least)
+
+
+def test_positions_say_of_how_many_documents(figure_of: Any, tmp_path: Path) -> None:
+    rows = [row(f"r{n}", [None, *[1.0 + n / 10] * (2 if n else 9)]) for n in range(6)]
+    figure, _ = figure_of(write(tmp_path / "r.jsonl", rows, model="m"), "--kind", "position")
+    assert labelled(figure) == ["m (6 documents, 1 in the last bin)"]
+    alike = write(tmp_path / "s.jsonl", [row(f"r{n}", [None, 1.0]) for n in range(6)], model="m")
+    figure, _ = figure_of(alike, "--kind", "position")
+    assert labelled(figure) == ["m (6 documents)"]
+
+
+@pytest.mark.parametrize(("n_sure", "scale"), [(1, "log"), (150, "linear")])
+def test_an_axis_on_a_logarithmic_scale_says_so(
+    figure_of: Any, tmp_path: Path, n_sure: int, scale: str
+) -> None:
+    chances = [0.01] * 200 + [0.9] * n_sure
+    tops = [None, *([{"id": 1, "token": "a", "log_prob": math.log(c)}] for c in chances)]
+    made = row("r", [None, *[1.0] * len(chances)])
+    rows = [made | {"id": f"r{n}", "top_logprobs": tops} for n in range(6)]
+    figure, _ = figure_of(write(tmp_path / "r.jsonl", rows), "--kind", "calibration")
+    below = figure.axes[1]
+    assert below.get_yscale() == scale
+    assert ("log scale" in below.get_ylabel()) == (scale == "log")

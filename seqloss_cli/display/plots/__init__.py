@@ -163,10 +163,10 @@ def legend(axes: Axes) -> None:
 
 
 def legend_height(labels: Sequence[str], width: float) -> float:
-    """Return about how high a legend of several series is in a figure of that width, inches."""
+    """Return about how high a legend is in a figure of that width, inches."""
     lines = max(label.count("\n") + 1 for label in labels)
     rows = -(-len(labels) // _columns(labels, width))
-    return 0.0 if len(labels) == 1 else _LINE * rows * lines
+    return _LINE * rows * lines
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
@@ -191,6 +191,16 @@ def draw_series(
     axes.errorbar(
         x, [value_of(e) for e in estimates], yerr=reach_of(estimates), color=SERIES[n],
         marker=_MARKERS[n], linestyle=line, elinewidth=0.9, capsize=1.5, label=label,
+    )  # fmt: skip
+
+
+def draw_dots(
+    axes: Axes, y: Sequence[float], estimates: Sequence[Estimate], n: int, label: str | None = None
+) -> None:
+    """Draw the n-th series as dots in rows, with a bar across where there is an interval."""
+    axes.errorbar(
+        [value_of(e) for e in estimates], y, xerr=reach_of(estimates), color=SERIES[n],
+        marker=_MARKERS[n], linestyle="", elinewidth=0.9, capsize=1.5, label=label,
     )  # fmt: skip
 
 

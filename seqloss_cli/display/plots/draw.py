@@ -22,8 +22,6 @@ Plot = (
     | plot_data.ScatterPlot | plot_data.GroupsPlot | CalibrationPlot
 )  # fmt: skip
 _MANY_POINTS = 3_000
-_ABREAST = 60
-"""Letters that fit below an axis."""
 _UNEVEN = 50
 """Above this ratio of the highest to the lowest bar, heights are on a logarithmic scale."""
 
@@ -44,35 +42,38 @@ def draw(plot: Plot, figure: Figure) -> None:
 def _draw_curve(plot: CurvePlot, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    if plot.rows is not None and plot.rows.n_missing:
+        style.remark(axes, _rows_taken(plot.rows))
+    if not plot.by_step:
+        _draw_names(plot, axes)
+        return
     estimates = [point.estimate for point in plot.points]
-    x = [(p.step or 0) if plot.by_step else n for n, p in enumerate(plot.points)]
-    if plot.by_step and len(x) > 1 and all(e.low is not None for e in estimates):
+    x = [point.step or 0 for point in plot.points]
+    if len(x) > 1 and all(e.low is not None for e in estimates):
         low, high = ([getattr(e, end) for e in estimates] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0)
         axes.plot(x, [style.value_of(e) for e in estimates], color=SERIES[0], marker="o")
     else:  # a band would hide the interval of a point that stands alone
-        style.draw_series(axes, x, estimates, 0, "-" if plot.by_step else "")
-    if plot.rows is not None and plot.rows.n_missing:
-        style.remark(axes, _rows_taken(plot.rows))
+        style.draw_series(axes, x, estimates, 0, "-")
     axes.set_ylabel(plot.axis)
-    if plot.by_step:
-        axes.set_xlabel("Training step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-        return
-    axes.set_xlabel("Checkpoint")
-    names = [style.label_text(point.label) for point in plot.points]
-    crowded = _crowded(plot)
-    axes.set_xticks(
-        range(len(names)), names,
-        rotation=30 if crowded else 0, ha="right" if crowded else "center",
-    )  # fmt: skip
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlabel("Training step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
 
 
-def _crowded(plot: CurvePlot) -> bool:
-    """Tell whether the checkpoints' names are too long to stand side by side."""
-    return sum(len(style.label_text(point.label)) for point in plot.points) > _ABREAST
+def _draw_names(plot: CurvePlot, axes: Axes) -> None:
+    """Draw a dot for each checkpoint: names without steps are in no order that a line could be."""
+    estimates = [point.estimate for point in plot.points]
+    style.draw_dots(axes, range(len(estimates)), estimates, 0)
+    _name_rows(axes, [style.label_text(point.label) for point in plot.points])
+    axes.set_xlabel(plot.axis)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Put names beside the rows of a plot, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _rows_taken(rows: RowsUsed) -> str:
@@ -80,14 +81,14 @@ def _rows_taken(rows: RowsUsed) -> str:
 
 
 def _draw_histogram(plot: plot_data.HistogramPlot, axes: Axes) -> None:
-    alone, last, mean = len(plot.series) == 1, plot.edges[-1], plot.series[0].mean
+    alone, last = len(plot.series) == 1, plot.edges[-1]
     for n, series in enumerate(plot.series):
         shares = [100 * share for share in series.shares]
         if alone:
             axes.stairs(shares, plot.edges, fill=True, color=SERIES[n], alpha=0.25, linewidth=0)
         axes.stairs(
             shares, plot.edges, baseline=None if not alone else 0, color=SERIES[n],
-            linewidth=1.1, linestyle=style.LINES[n], label=_with_mean(series),
+            linewidth=1.1, linestyle=style.LINES[n], label=_with_mean(series, last),
         )  # fmt: skip
         # beyond the last edge a line would stretch the axis
         if series.mean is not None and series.mean <= last:
@@ -98,27 +99,13 @@ def _draw_histogram(plot: plot_data.HistogramPlot, axes: Axes) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"Loss of a token ({plot.unit}){f'; beyond: {shown}' if any(beyond) else ''}")
     axes.set_ylabel(f"Tokens (% per {plot.edges[1]:g} {plot.unit})")
-    if not alone:
-        style.legend(axes)
-    elif mean is not None and mean > last:
-        style.remark(axes, f"mean {mean:.4g}, beyond the axis")
-    elif mean is not None:
-        _above_line(axes, mean, plot.edges, f"mean {mean:.4g}")
+    style.legend(axes)
 
 
-def _with_mean(series: plot_data.HistogramSeries) -> str:
+def _with_mean(series: plot_data.HistogramSeries, last: float) -> str:
     mean = "infinite" if series.mean is None else f"{series.mean:.4g}"
-    return f"{style.label_text(series.label)} (mean {mean})"
-
-
-def _above_line(axes: Axes, x: float, edges: Sequence[float], text: str) -> None:
-    """Put a text beyond the axes, where no data is, on the side where more room is."""
-    right = x < edges[-1] / 2
-    axes.annotate(
-        text, (x, 1), xycoords=("data", "axes fraction"), xytext=(-3 if right else 3, 2),
-        textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=7,
-        color=SERIES[0],
-    )  # fmt: skip
+    beyond = ", beyond the axis" if series.mean is not None and series.mean > last else ""
+    return f"{style.label_text(series.label)} (mean {mean}{beyond})"
 
 
 def _draw_positions(plot: plot_data.PositionPlot, axes: Axes) -> None:
@@ -131,7 +118,7 @@ def _draw_positions(plot: plot_data.PositionPlot, axes: Axes) -> None:
         # the middle of a bin on the logarithmic axis
         x = [math.sqrt(first * (2 * first - 1)) * aside for first in firsts]
         estimates = [by_first.get(first, style.GAP) for first in firsts]
-        style.draw_series(axes, x, estimates, n, "-", style.label_text(series.label))
+        style.draw_series(axes, x, estimates, n, "-", _with_documents(series))
     last = max(p.last for series in plot.series for p in series.positions)
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.8, last * 1.1)
@@ -139,8 +126,19 @@ def _draw_positions(plot: plot_data.PositionPlot, axes: Axes) -> None:
     axes.minorticks_off()
     axes.set_xlabel("Position in the sequence (tokens; bins double)")
     axes.set_ylabel(plot.axis)
-    if n_series > 1:
-        style.legend(axes)
+    style.legend(axes)
+
+
+def _with_documents(series: plot_data.PositionSeries) -> str:
+    """Return the label with how many documents, or clusters of them, the means are over."""
+    numbers = [p.mean_loss.n for p in series.positions]
+    clusters = any("cluster" in p.mean_loss.method for p in series.positions)
+    unit = "cluster" if clusters else "document"
+    most, last = max(numbers), numbers[-1]
+    said = f"{most:,} {unit}{'s' if most > 1 else ''}"
+    if last < most:
+        said += f", {last:,} in the last bin"
+    return f"{style.label_text(series.label)} ({said})"
 
 
 def _draw_scatter(plot: plot_data.ScatterPlot, axes: Axes) -> None:
@@ -181,25 +179,25 @@ def _draw_groups(plot: plot_data.GroupsPlot, axes: Axes) -> None:
         rows = [(y, bar.estimates[n]) for y, bar in enumerate(plot.groups)]
         known = [(y, e) for y, e in rows if e is not None and e.value is not None]
         y = [place + (n - (n_series - 1) / 2) * thick for place, _ in known]
-        values = [style.value_of(e) for _, e in known]
-        reach = style.reach_of([e for _, e in known])
+        estimates, name = [e for _, e in known], style.label_text(label)
+        if plot.baseline:  # the length of a bar that does not begin at 0 would mislead
+            style.draw_dots(axes, y, estimates, n, name)
+            continue
         axes.barh(
-            y, values, thick, color=SERIES[n], label=style.label_text(label), alpha=0.85,
-            xerr=reach, error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
+            y, [style.value_of(e) for e in estimates], thick, color=SERIES[n], label=name,
+            alpha=0.85, xerr=style.reach_of(estimates),
+            error_kw={"ecolor": "#202020", "elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
-    names = [_name_of_group(bar) for bar in plot.groups]
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.5, -0.5)  # the first group on top
-    axes.set_xlim(left=0)
-    axes.set_xlabel(plot.axis)
+    _name_rows(axes, [_name_of_group(bar) for bar in plot.groups])
+    axes.set_xlim(left=plot.baseline)
+    begins = f"; the axis begins at {plot.baseline:g}" if plot.baseline else ""
+    axes.set_xlabel(f"{plot.axis}{begins}")
     axes.annotate(
         f"{style.label_text(plot.by)} (documents)", (0, 0), xycoords="axes fraction",
         xytext=(-9, -5), textcoords="offset points", ha="right", va="top", fontsize=7,
         color=style.MUTED,
     )  # fmt: skip
-    if n_series > 1:
-        style.legend(axes)
+    style.legend(axes)
 
 
 def _name_of_group(bar: plot_data.GroupBar) -> str:
@@ -217,7 +215,7 @@ def _draw_calibration(plot: CalibrationPlot, axes: Sequence[Axes]) -> None:
         # an empty bin breaks the line, in its middle
         x = [(b.low + b.high) / 2 if b.confidence is None else b.confidence for b in series.bins]
         estimates = [style.GAP if each.accuracy is None else each.accuracy for each in series.bins]
-        style.draw_series(above, x, estimates, n, "-", _name_with_error(series, alone))
+        style.draw_series(above, x, estimates, n, "-", _name_with_error(series))
         edges = [series.bins[0].low, *(each.high for each in series.bins)]
         below.stairs(
             [_height(plot, each, series.n_tokens) for each in series.bins], edges,
@@ -229,12 +227,12 @@ def _draw_calibration(plot: CalibrationPlot, axes: Sequence[Axes]) -> None:
     _scale_of_heights(plot, below)
 
 
-def _name_with_error(series: CalibrationSeries, alone: bool) -> str:
+def _name_with_error(series: CalibrationSeries) -> str:
     error = series.expected_calibration_error
     figures = f"ECE {error.value:.3f}"
     if error.low is not None and error.high is not None:
         figures += f" [{error.low:.3f}, {error.high:.3f}]"
-    return figures if alone else f"{style.label_text(series.label)}\n{figures}"
+    return f"{style.label_text(series.label)}\n{figures}"
 
 
 def _height(plot: CalibrationPlot, each: CalibrationBin, n_tokens: int) -> float:
@@ -250,12 +248,14 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
         for series in plot.series for each in series.bins if each.n_tokens
     ]  # fmt: skip
     least, most = min(heights), max(heights)
-    below.set_ylabel("Tokens" if plot.bins_by == "width" else "Density")
+    name = "Tokens" if plot.bins_by == "width" else "Density"
     if most > _UNEVEN * least:
+        name += "\n(log scale)"
         below.set_yscale("log")
         below.set_ylim(bottom=least / 2, top=most * 2)
     else:
         below.set_ylim(bottom=0)
+    below.set_ylabel(name)
     below.minorticks_off()
     below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")
 
@@ -270,14 +270,14 @@ class _Kind(NamedTuple):
     """Several axes."""
 
 
-def _labels(plot: Any) -> list[str]:
-    return [style.label_text(series.label) for series in plot.series]
-
-
 _KINDS = {
-    "curve": _Kind(_draw_curve, lambda p: (4.5, 3.7 if not p.by_step and _crowded(p) else 2.9)),
-    "histogram": _Kind(_draw_histogram, labels=lambda p: [_with_mean(each) for each in p.series]),
-    "position": _Kind(_draw_positions, labels=_labels),
+    "curve": _Kind(_draw_curve, lambda p: (4.5, 2.9 if p.by_step else 0.85 + 0.24 * len(p.points))),
+    "histogram": _Kind(
+        _draw_histogram, labels=lambda p: [_with_mean(each, p.edges[-1]) for each in p.series]
+    ),
+    "position": _Kind(
+        _draw_positions, labels=lambda p: [_with_documents(each) for each in p.series]
+    ),
     "scatter": _Kind(_draw_scatter, lambda _: (3.6, 3.75)),
     "groups": _Kind(
         _draw_groups,
@@ -287,7 +287,7 @@ _KINDS = {
     "calibration": _Kind(
         _draw_calibration,
         lambda _: (3.6, 4.4),
-        lambda p: [_name_with_error(each, len(p.series) == 1) for each in p.series],
+        lambda p: [_name_with_error(each) for each in p.series],
         {"nrows": 2, "sharex": True, "height_ratios": (4, 1)},
     ),
 }
