@@ -120,7 +120,7 @@ def _diverge(
 def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
     """The scorer with what the options measure it against."""
     from seqloss_cli.backends.teacher_files import looks_saved
-    from seqloss_cli.cli.settings import model_choice
+    from seqloss_cli.cli.settings import loading, model_choice
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
 
     settings = o.given(ctx, ReferenceSettings)
@@ -139,6 +139,6 @@ def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
         quantize=None,
         dtype=settings.teacher_dtype or choice.dtype,
     )
-    return TeacherScorer.with_teacher(
-        scorer, choice, settings.teacher_top_k if settings.save_teacher else 0
-    )
+    top_k = settings.teacher_top_k if settings.save_teacher else 0
+    with loading(teacher):
+        return TeacherScorer.with_teacher(scorer, choice, top_k)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from seqloss_cli.cli.progress import STATUS
 from seqloss_cli.core.errors import SeqlossError
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.results.sinks import partial_path
@@ -29,7 +30,8 @@ class StrictStopError(SeqlossError):
 
 def say(message: str) -> None:
     """Write a line on stderr that is safe for a terminal."""
-    typer.echo(f"seqloss: {escape(message)}", err=True)
+    with STATUS.hidden():
+        typer.echo(f"seqloss: {escape(message)}", err=True)
 
 
 @contextmanager

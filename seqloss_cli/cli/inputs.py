@@ -84,6 +84,8 @@ class Inputs:
     """Files, as the progress bar shows them."""
     reading: Mapping[str, Any] | None
     """The way items are read, for the run's record."""
+    n_expected: int | None
+    """The most inputs that come, where that is known."""
 
 
 def text_inputs(context: typer.Context) -> Inputs:
@@ -108,18 +110,20 @@ def file_inputs(
     With `fields`, inputs are rows that have them. Raises UsageError when there is no such file of
     regions; when the command ends, its unused rows are reported.
     """
-    from seqloss_cli.inputs.reading import ReadOptions, ReadStats, described, read_inputs
+    from seqloss_cli.inputs import reading as r
 
-    options, stats = ReadOptions(**asdict(given(context, Reading)), pairs=fields), ReadStats()
+    options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
     if sample is None:
-        items: Iterable[Sample | Rejected] = read_inputs(names, options, stats)
+        items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats)
     else:
         items = [sample]
         stats.note_seams(sample)
-    reading = described(names if sample is None else [sample.source], options)
+    reading = r.described(names if sample is None else [sample.source], options)
+    is_one = sample is not None or (len(names) == 1 and r.is_one_text(names[0], options))
+    n_expected = 1 if is_one else options.limit
     regions = given(context, TextArguments).regions
     if regions is None:
-        return Inputs(items, stats, names, reading)
+        return Inputs(items, stats, names, reading, n_expected)
     from seqloss_cli.inputs.side_files import RegionFile
 
     file = RegionFile(regions, options.max_bytes)
@@ -127,7 +131,7 @@ def file_inputs(
     context.call_on_close(
         lambda: say_unused(file, file.source, bool(options.limit)) if file.all_asked else None
     )
-    return Inputs(file.attach(items), stats, names, reading | file.described())
+    return Inputs(file.attach(items), stats, names, reading | file.described(), n_expected)
 
 
 def pair_inputs(context: typer.Context) -> Inputs:

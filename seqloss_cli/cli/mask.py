@@ -118,7 +118,8 @@ def _source(ctx: typer.Context, own: MaskSettings, pairs: p.PairPolicy) -> Score
     choice = s.tokenizer_choice(ctx) or s.model_choice(ctx)
     context = o.given(ctx, p.WindowChoice).context
     policy = o.given(ctx, p.TokenPolicy)
-    tokens = PairTokens(choice, policy, pairs, context, spare_torch=ctx.obj is ALONE)
+    with s.loading(choice.tokenizer or choice.name):
+        tokens = PairTokens(choice, policy, pairs, context, spare_torch=ctx.obj is ALONE)
     s.say_warnings(tokens.warnings)
     return tokens
 

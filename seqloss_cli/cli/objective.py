@@ -123,7 +123,8 @@ def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tupl
         paths, n_rejected, said = [], 0, set[str]()
         for number, model in enumerate(models):
             path = Path(folder) / f"{number}.jsonl"
-            n_rejected += _score_to(context, model, names, path, said)
+            of = f"model {number + 1} of {len(models)}"
+            n_rejected += _score_to(context, model, names, path, said, of)
             paths.append(str(path))
             # Memory may not hold two models: this one goes before the next is loaded.
             gc.collect()
@@ -131,10 +132,10 @@ def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tupl
 
 
 def _score_to(
-    context: typer.Context, model: str, names: list[str], path: Path, said: set[str]
+    context: typer.Context, model: str, names: list[str], path: Path, said: set[str], of: str
 ) -> int:
     """Score one model; returns how many inputs were rejected. A message that is in `said` is not
-    repeated: most rejections are the same for every model."""
+    repeated: most rejections are the same for every model. `of` says which model it is."""
     from seqloss_cli.cli.progress import ProgressBar
     from seqloss_cli.cli.run import write_all
     from seqloss_cli.cli.settings import OutputPlan, load_scorer, row_options
@@ -157,5 +158,6 @@ def _score_to(
     options = row_options(scorer.tokenization, choice, task.run)
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))
-        written = write_all(task, inputs, task.run, writer, ProgressBar(names), tell=say_once)
+        bar = ProgressBar(names, inputs.n_expected, of)
+        written = write_all(task, inputs, task.run, writer, bar, tell=say_once)
     return written.n_rejected

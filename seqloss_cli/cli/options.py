@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 import typer
 
 from seqloss_cli.cli.failures import command_errors, say
+from seqloss_cli.cli.progress import first_sign
 from seqloss_cli.core.columns import COLUMNS
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.options import (
@@ -181,7 +182,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
         def run(ctx: typer.Context, **_: Any) -> None:
             from seqloss_cli.cli.conflicts import refuse_conflicts, refuse_shared_files
 
-            with command_errors(ctx):
+            with command_errors(ctx), first_sign(ctx.params):
                 refuse_conflicts(ctx)
                 refuse_shared_files(ctx)
                 command(ctx)

@@ -10,6 +10,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.progress import STATUS
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import PAPER, SHOW, command_record, option, values_of
 
@@ -96,6 +97,7 @@ def plot(ctx: typer.Context) -> None:
     if output.output is not None:
         _draw(settings, made, output.output, output.force)
     if output.json:
+        STATUS.clear()
         with open_sink(None, force=False) as sink:
             sink.write(summary_bytes(made.report))
     if made.n_unusable:

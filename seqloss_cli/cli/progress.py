@@ -1,96 +1,308 @@
-"""A progress bar on stderr: for work longer than a second, and only on a terminal."""
+"""Signs of life on a terminal: what is loaded or read, and how far a run is. Pipes get none.
+
+They stand on one line at the bottom, which goes while something else is written.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from seqloss_cli.core.escaping import escape, shown_path
 
-from seqloss_cli.core.escaping import shown_path
-from seqloss_cli.core.records import Rejected, Sample
+if TYPE_CHECKING:
+    from seqloss_cli.core.records import Rejected, Sample
 
-_PATIENCE = 1.0  # seconds
+_TICK = 0.1  # seconds between two states of the line
+_UNICODE, _ASCII = ("━", "─", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", " · ", "…"), ("#", "-", "|/-\\", ", ", "...")
+"""Signs for the done part of a bar and for the rest, states of a wheel, what stands between parts,
+and what stands for a part that is left out."""
+_BAR_WIDTHS = 10, 30
+_SOON = 1.0  # seconds that nothing is foretold of
+
+
+class StatusLine:
+    """The last line of the terminal of stderr, drawn anew ten times a second.
+
+    By a thread of its own: imports, products and reading take seconds in which nothing else runs.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: what is written while it is hidden may be a message, which hides it, too.
+        self._lock = threading.RLock()
+        self._describe: Callable[[int], str] | None = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def show(self, describe: Callable[[int], str]) -> None:
+        """Show what `describe` makes of the terminal's width, until `clear`."""
+        if not draws():
+            return
+        with self._lock:
+            self._describe = describe
+            self._draw()
+        if self._thread is None:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._tick, name="seqloss-status", daemon=True)
+            self._thread.start()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._thread is not None:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+        with self._lock:
+            self._erase()
+            self._describe = None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the line away while something is written to the terminal."""
+        with self._lock:
+            self._erase()
+            try:
+                yield
+            finally:
+                self._draw()
+
+    def _tick(self) -> None:
+        while not self._over.wait(_TICK):
+            with self._lock:
+                self._draw()
+
+    def _draw(self) -> None:
+        if self._describe is None:
+            return
+        width = _width() - 1
+        # Not wrapped where wide characters need more cells than were counted. The cursor goes back:
+        # what others write, such as ^C, begins where the line is drawn.
+        self._write(f"\r\x1b[2K\x1b[?7l{self._describe(width)[:width]}\x1b[?7h\r")
+
+    def _erase(self) -> None:
+        if self._describe is not None:
+            self._write("\r\x1b[2K")
+
+    def _write(self, text: str) -> None:
+        # A terminal that went away is no error of the run, and one that is stopped (^S) holds
+        # nothing up.
+        with suppress(OSError, ValueError):
+            if _takes_more():
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
+
+STATUS = StatusLine()
+"""The one line of this process."""
+
+
+def draws() -> bool:
+    """Tell whether stderr is a terminal that can draw a line anew."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return is_terminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _takes_more() -> bool:
+    try:
+        return bool(select.select([], [sys.stderr.fileno()], [], 0)[1])
+    except (OSError, ValueError):  # no file, as in tests, or a system that cannot tell
+        return True
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def is_typed(names: Sequence[str]) -> bool:
+    """Tell whether an input is typed on the terminal, where nothing may be drawn meanwhile."""
+    return "-" in names and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _signs() -> tuple[str, str, str, str, str]:
+    try:
+        "".join(_UNICODE).encode(sys.stderr.encoding or "ascii")
+    except UnicodeError:
+        return _ASCII
+    return _UNICODE
+
+
+class Wait:
+    """Something that takes a while, with the seconds that it takes: `loading NAME… 3 s`."""
+
+    def __init__(self, doing: str, name: str) -> None:
+        self._doing, self._name, self._began = doing, escape(name), time.monotonic()
+        self.n_done = 0
+        """Rows that were read so far."""
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it has taken so far."""
+        return time.monotonic() - self._began
+
+    def line(self, width: int) -> str:
+        """Return the line of the terminal, at most `width` wide: of a long name the end."""
+        *_, wheel, between, dots = _signs()
+        sign = wheel[int(self.seconds / _TICK) % len(wheel)]
+        after = f"{between}{self.n_done:,} rows" if self.n_done else ""
+        before, after = f"{sign} {self._doing} ", f"{after}{between}{self.seconds:.0f} s"
+        room = max(0, width - len(before) - len(after))
+        name = self._name
+        if len(name) > room:
+            name = (dots + name[len(name) - room + len(dots) :])[:room]
+        return before + name + after
+
+
+@contextmanager
+def waiting(doing: str, name: str) -> Iterator[Wait]:
+    """Show what is being done until the block ends, or until something else is shown."""
+    wait = Wait(doing, name)
+    STATUS.show(wait.line)
+    try:
+        yield wait
+    finally:
+        STATUS.clear()
+
+
+@contextmanager
+def first_sign(values: Mapping[str, Any]) -> Iterator[None]:
+    """Show what a command, with these values of its parameters, will load or read.
+
+    At once: what finds that out in full takes half a second to import.
+    """
+    results, models = values.get("results"), values.get("models") or values.get("checkpoints")
+    name = (results or models or [values.get("model") or "demo"])[0]
+    words = [values.get(key) for key in ("files", "data", "results", "prompt", "response")]
+    given = [each for word in words for each in ([word] if isinstance(word, str) else word or [])]
+    if not is_typed(given):
+        STATUS.show(Wait("reading" if results else "loading", name).line)
+    try:
+        yield
+    finally:
+        STATUS.clear()
 
 
 class ProgressBar:
-    """Told of tokens and of inputs as they are done; shows itself when it is worth it.
+    """Told of tokens and of inputs as they are done, from the first to the last.
 
-    With input files whose sizes are known there is a time left, else only a count and a rate.
+    With input files whose sizes are known, or a known number of inputs, there is a time left, else
+    only counts and a rate.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        # stdout is for results: a bar there would be among them.
-        self._console = Console(stderr=True)
-        self._shares_terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._starts, self._total_bytes = _starts(names)
-        self._started = time.monotonic()
-        self._tokens = self._inputs = 0
-        self._bytes_done = 0
-        self._progress = Progress(*self._columns(), console=self._console, transient=True)
-        self._task: TaskID | None = None
-        self._shown = False
+    def __init__(
+        self,
+        names: Sequence[str],
+        n_expected: int | None = None,
+        of: str = "",
+        prints: bool = False,
+    ) -> None:
+        """At most `n_expected` inputs come; `of` says which of several runs it is; where a run
+        `prints`, results go to stdout as they come."""
+        self._starts, self._n_bytes = _starts(names)
+        self._n_expected, self._of = n_expected, of
+        self._typed = is_typed(names)
+        self._shares_terminal = prints and sys.stdout is not None and sys.stdout.isatty()
+        self._n_tokens = self._n_inputs = self._n_rejected = 0
+        self._bytes_done, self._share, self._block_end = 0, 0.0, 0
+        self._began, self._done_before = time.monotonic(), 0.0
 
     def on_progress(self, n_tokens: int, share: float, last: Sample | Rejected) -> None:
         """Tokens were scored: a `share` of the block of inputs that ends with `last` is done."""
-        self._tokens += n_tokens
-        elapsed = time.monotonic() - self._started
-        # A log would keep every state of the bar, and a short run is over before it is read.
-        if not self._console.is_terminal or elapsed < _PATIENCE:
-            return
-        if self._task is None:
-            self._task = self._progress.add_task("", total=self._total_bytes)
-        if not self._shown:
-            self._progress.start()
-            self._shown = True
-        prefetch = self._position(last) - self._bytes_done
-        self._progress.update(
-            self._task,
-            completed=self._bytes_done + share * prefetch,
-            description=f"{self._inputs} inputs, {self._tokens / elapsed:,.0f} tokens/s",
-        )
+        self._n_tokens += n_tokens
+        self._share, self._block_end = share, self._position(last)
 
-    def on_input(self, item: Sample | Rejected) -> None:
+    def on_input(self, item: Sample | Rejected, rejected: bool = False) -> None:
         """An input is done."""
         self._bytes_done = self._position(item)
-        self._inputs += 1
+        self._n_inputs += 1
+        self._n_rejected += rejected
 
-    def _position(self, item: Sample | Rejected) -> int:
-        return self._starts.get(item.source, 0) + item.end
+    def on_kept(self, item: Sample | Rejected, rejected: bool = False) -> None:
+        """An input was done by an earlier run: its time tells nothing of the others."""
+        self.on_input(item, rejected)
+        self._began, self._done_before = time.monotonic(), self.done or 0.0
 
-    def make_way(self) -> None:
-        """Before results are printed: on the terminal of stdout the bar goes, and comes back."""
-        if self._shares_terminal:
-            self.stop()
+    @property
+    def done(self) -> float | None:
+        """Return the share of all inputs that is done; None where it is not known."""
+        found = []
+        if self._n_bytes:
+            ahead = max(0, self._block_end - self._bytes_done)
+            found.append((self._bytes_done + self._share * ahead) / self._n_bytes)
+        if self._n_expected is not None:
+            # Of one input the share of its block is its own.
+            within = self._share if self._n_expected == 1 and not self._n_inputs else 0.0
+            found.append((self._n_inputs + within) / self._n_expected)
+        return min(1.0, max(found)) if found else None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the bar away while results are printed, where they share its terminal."""
+        if not self._shares_terminal:
+            yield
+            return
+        with STATUS.hidden():
+            yield
 
     def __enter__(self) -> ProgressBar:
+        self._began = time.monotonic()
+        if not self._typed:
+            STATUS.show(self.line)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away; the next progress brings it back."""
-        if self._shown:
-            self._progress.stop()
-            self._shown = False
+        """Take the bar away: before totals, which stand in its place."""
+        STATUS.clear()
 
-    def _columns(self) -> list[ProgressColumn]:
-        count = TextColumn("{task.description}")
-        if not self._total_bytes:
-            return [count]
-        return [count, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+    def line(self, width: int) -> str:
+        """Return the line of the terminal, at most `width` wide: what is least telling goes."""
+        full, empty, wheel, between, _ = _signs()
+        seconds, done = time.monotonic() - self._began, self.done
+        of = f" of {self._n_expected:,}" if self._n_expected not in (None, 1) else ""
+        n_rejected = f", {self._n_rejected:,} rejected" if self._n_rejected else ""
+        counts = [f"{self._n_inputs:,}{of} inputs{n_rejected}"]
+        if self._n_expected == 1:
+            counts = [f"{self._n_tokens:,} tokens"]
+        if self._n_tokens:
+            counts.append(f"{self._n_tokens / max(seconds, 1e-9):,.0f} tokens/s")
+        if done is None:
+            sign = wheel[int(seconds / _TICK) % len(wheel)]
+            return f"{sign} {between.join([*filter(None, [self._of]), *counts, _clock(seconds)])}"
+        counts.append(self._left(seconds, done))
+        before = f"{self._of} " if self._of else ""
+        while True:
+            text = f" {int(100 * done):3d} % {between.join(filter(None, counts))}"
+            room = min(width - len(before) - len(text), _BAR_WIDTHS[1])
+            if room >= _BAR_WIDTHS[0] or not counts:
+                n_full = int(done * room)
+                return f"{before}{full * n_full}{empty * (room - n_full)}{text}"
+            # A number of inputs says least of how long it will take.
+            before, counts = "", counts if before else counts[1:]
+
+    def _left(self, seconds: float, done: float) -> str:
+        gained = done - self._done_before
+        if seconds < _SOON or gained <= 0:
+            return ""
+        return f"{_clock(seconds * (1 - done) / gained)} left"
+
+    def _position(self, item: Sample | Rejected) -> int:
+        return self._starts.get(item.source, 0) + item.end
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    return f"{hours}:{minutes % 60:02d}:{int(seconds) % 60:02d}"
 
 
 def _starts(names: Sequence[str]) -> tuple[dict[str, int], int | None]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import typer
 
 from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import OutputSettings, ShowSettings, given, only
+from seqloss_cli.cli.progress import STATUS, Wait, is_typed
 from seqloss_cli.core.errors import RowError, RunError, UsageError, did_you_mean
 from seqloss_cli.core.options import (
     POLICIES,
@@ -80,6 +82,14 @@ class ResultsReader:
         """Names of fields that rows can be grouped by: those of the first row of each file."""
         self.drops_fields = False
         """Some rows were written without the fields of their inputs."""
+        self._wait = Wait("reading", ", ".join(file.name for file in self.files))
+
+    def _show(self, file: ResultsOf[Any]) -> None:
+        """Show on a terminal what is read, and how many rows of it were."""
+        if not self.files:
+            self._wait = Wait("reading", file.name)
+        if not is_typed([file.name.replace("<stdin>", STDIN)]):
+            STATUS.show(self._wait.line)
 
     def rows(self, file: ResultsOf[Row], quiet: bool = False) -> Iterator[Row]:
         """The usable rows of a file; the others are reported and counted, unless `quiet`.
@@ -90,8 +100,11 @@ class ResultsReader:
 
         self.drops_fields |= not (file.run.get("reading") or {}).get("keep_meta")
         is_first = True
+        if not quiet:
+            self._show(file)
         try:
             for row in file.rows:
+                self._wait.n_done += 1
                 if not isinstance(row, Rejected):
                     if is_first:
                         self.fields |= dict.fromkeys(getattr(row, "field_names", ()))
@@ -286,8 +299,10 @@ def write_summary(
     output, as_json = given(context, OutputSettings), wants_json(context)
     with open_sink(output.output, output.force, warn=say) as sink:
         if as_json:
+            STATUS.clear()
             sink.write(summary_bytes(report))
             return
+        STATUS.clear()
         terminal = console(output.output, sink)
         for n, view in enumerate(views()):
             if n:

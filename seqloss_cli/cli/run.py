@@ -85,7 +85,8 @@ class Command(Generic[Result, Sums, Unscored]):
         # Before the sink is opened, which would make a partial file beside the whole one.
         if choice.resume and (file := already_complete(choice, record)):
             return self._nothing_to_do(rows, file, inputs)
-        bar, kept = ProgressBar(inputs.names), None
+        prints = choice.path is None and not choice.summary
+        bar, kept = ProgressBar(inputs.names, inputs.n_expected, prints=prints), None
         with (
             open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
             ExitStack() as stack,
@@ -224,7 +225,8 @@ def write_all(
     def on_kept(entry: Any) -> None:
         assert kept is not None
         kept.check(entry)
-        bar.on_input(entry if isinstance(entry, Rejected) else entry.sample)
+        rejected = isinstance(entry, Rejected)
+        bar.on_kept(entry if rejected else entry.sample, rejected)
 
     finished = FinishedInputs(0 if kept is None else kept.n_rows, on_kept)
     results = task.results(inputs.items, bar.on_progress, finished)
@@ -234,12 +236,11 @@ def write_all(
         if kept is None:
             writer.begin(record)
         for result in results:
-            # Results and bar may share the terminal: a table would be written across the bar.
-            bar.make_way()
             if isinstance(result, Rejected):
                 n_rejected += 1
-                writer.reject(result)
-                bar.on_input(result)
+                with bar.hidden():
+                    writer.reject(result)
+                bar.on_input(result, rejected=True)
                 tell(_rejection(result))
                 if strict:
                     break
@@ -247,7 +248,9 @@ def write_all(
             sums = task.totals(result)
             task.on_result(result, sums)
             totals, n_sequences = totals + sums, n_sequences + 1
-            writer.sequence(result, sums)
+            # Results and bar may share the terminal: a table would be written across the bar.
+            with bar.hidden():
+                writer.sequence(result, sums)
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.
         bar.stop()

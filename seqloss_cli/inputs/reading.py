@@ -188,7 +188,7 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
     line: int | None = None
     try:
         with open_input(name) as (stream, position):
-            if not (options.lines or _is_jsonl(name, options)):
+            if is_one_text(name, options):
                 text, flags = _whole_text(stream, options.max_bytes)
                 if name.endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
                     rows.refuse_document(text)
@@ -208,10 +208,12 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
         yield Rejected(source, source, None, error.reason, error.message + after)
 
 
-def _is_jsonl(name: str, options: ReadOptions) -> bool:
+def is_one_text(name: str, options: ReadOptions) -> bool:
+    """Tell whether an input of this name is one text, and not a row or text a line."""
     path = Path(name)
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    return options.jsonl or options.pairs is not None or suffix in _JSONL
+    in_lines = options.lines or options.jsonl or options.pairs is not None
+    return not in_lines and suffix not in _JSONL
 
 
 def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | bool]]:

@@ -16,9 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -912,7 +913,7 @@ def _slowly_fed(folder: Path, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         cwd=folder,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TERM": "xterm"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -947,20 +948,33 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_the_progress_bar_is_for_terminals(tmp_path: Path, on_terminal: bool) -> None:
     reader, writer = pty.openpty() if on_terminal else os.pipe()
+    shown = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):  # of a terminal whose other end was closed
+            while part := os.read(reader, 1 << 16):
+                shown.extend(part)
+
+    # A terminal that nobody reads is full in a second, and gets no more of the bar then.
+    thread = threading.Thread(target=read)
+    thread.start()
     with _slowly_fed(tmp_path, writer) as process:
         _feed(process, 7)
         _wait_for(tmp_path / "out.jsonl.partial", 7)
-        time.sleep(1.1)
+        time.sleep(0.3)
         _feed(process, 17)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=60) == 0
-    shown = os.read(reader, 1 << 16).decode()
     os.close(writer)
+    thread.join(timeout=60)
     os.close(reader)
+    said = shown.decode()
     wrote = "seqloss: wrote out.jsonl: 24 sequences, 0 rejected\n"
-    assert (shown == wrote) != on_terminal
-    assert bool(re.search(r"\d+ inputs, [\d,]+ tokens/s", shown)) == on_terminal
+    assert (said == wrote) != on_terminal
+    assert wrote in said.replace("\r\n", "\n")
+    assert bool(re.search(r"\d+ inputs · [\d,]+ tokens/s", said)) == on_terminal
+    assert bool(re.search(r"loaded demo in \d+\.\d s", said)) == on_terminal
 
 
 # -- what a terminal would act on ---------------------------------------------------------------

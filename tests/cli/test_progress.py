@@ -2,45 +2,245 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from rich.progress import Progress, TaskID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.program import ROOT, document, in_process
 from seqloss_cli import Sample
-from seqloss_cli.cli.progress import ProgressBar
+from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.progress import STATUS, ProgressBar, StatusLine, Wait, first_sign, waiting
 
 
-def test_progress_moves_within_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files of 100 bytes; half of the first block's targets is done."""
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    clock = itertools.count(0, 10)
-    monkeypatch.setattr("seqloss_cli.cli.progress.time.monotonic", lambda: next(clock))
-    shown, totals = list[float](), list[float]()
+class Terminal(StringIO):
+    """A stream that says it is a terminal, and what stands on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def shown(self) -> list[str]:
+        lines, place = [""], 0
+        for part in re.findall(r"\x1b\[[?\d]*[A-Za-z]|.", self.getvalue(), re.DOTALL):
+            if part == "\n":
+                lines.append("")
+            if part in "\r\n":
+                place = 0
+            elif part == "\x1b[2K":
+                lines[-1] = ""
+            elif not part.startswith("\x1b"):
+                lines[-1] = lines[-1][:place].ljust(place) + part + lines[-1][place + 1 :]
+                place += 1
+        return lines
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    made = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    # Drawn by calls alone: nothing depends on when a thread runs.
+    monkeypatch.setattr(StatusLine, "_tick", lambda line: None)
+    # Not sys itself, whose streams pytest takes again when a test begins.
+    fake = SimpleNamespace(stderr=made, stdout=sys.stdout, stdin=None)
+    monkeypatch.setattr("seqloss_cli.cli.progress.sys", fake)
     monkeypatch.setattr(
-        "rich.progress.Progress.update", lambda bar, task, **new: shown.append(new["completed"])
+        "seqloss_cli.cli.failures.typer.echo", lambda text, err: print(text, file=made)
     )
-    add_task = Progress.add_task
+    return made
 
-    def added(bar: Progress, name: str, total: float) -> TaskID:
-        totals.append(total)
-        return add_task(bar, name, total=total)
 
-    monkeypatch.setattr("rich.progress.Progress.add_task", added)
+# -- the line -------------------------------------------------------------------------------------
+
+
+def test_the_line_goes_while_a_message_is_written_and_at_the_end(terminal: Terminal) -> None:
+    STATUS.show(lambda width: "half of it")
+    say("a warning")
+    assert terminal.shown() == ["seqloss: a warning", "half of it"]
+    STATUS.clear()
+    say("done")
+    assert terminal.shown() == ["seqloss: a warning", "seqloss: done", ""]
+
+
+@pytest.mark.parametrize("name", ["dumb", ""])
+def test_what_cannot_draw_a_line_anew_gets_none(
+    name: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", name)
+    with waiting("loading", "demo"), ProgressBar([]):
+        say("a warning")
+    assert terminal.getvalue() == "seqloss: a warning\n"
+
+
+def test_a_pipe_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting("loading", "demo"), ProgressBar([]):
+        say("a warning")
+    assert capsys.readouterr().err == "seqloss: a warning\n"
+
+
+def test_results_on_the_same_terminal_take_the_place_of_the_bar(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqloss_cli.cli.progress.sys.stdout", terminal)
+    with ProgressBar([], 5, prints=True) as bar:
+        with bar.hidden():
+            terminal.write("a table\n")
+        bar.on_input(Sample("a", "a"))
+        with bar.hidden():
+            terminal.write("another\n")
+        assert terminal.shown()[:2] == ["a table", "another"]
+        assert "1 of 5 inputs" in terminal.shown()[2]
+    assert terminal.shown() == ["a table", "another", ""]
+
+
+def test_nothing_is_drawn_where_inputs_are_typed(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqloss_cli.cli.progress.sys.stdin", terminal)
+    with first_sign({"files": ["-"]}), ProgressBar(["-"]):
+        assert terminal.getvalue() == ""
+    with first_sign({"files": ["a.txt"]}), ProgressBar(["a.txt"]):
+        assert terminal.getvalue() != ""
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"model": "x/y", "files": None}, "loading x/y"),
+        ({"model": None, "text": "a"}, "loading demo"),
+        ({"results": ["a.jsonl", "b.jsonl"]}, "reading a.jsonl"),
+        ({"results": [], "models": ["m", "n"], "data": ["d"]}, "loading m"),
+        ({"checkpoints": ["c", "d"]}, "loading c"),
+    ],
+)
+def test_the_first_sign_names_what_is_loaded(
+    values: dict[str, Any], shown: str, terminal: Terminal
+) -> None:
+    with first_sign(values):
+        assert shown in terminal.shown()[-1]
+    assert terminal.shown() == [""]
+
+
+def test_the_first_sign_comes_before_anything_heavy_is_imported() -> None:
+    code = """
+import sys
+import seqloss_cli.cli.options as options
+def sign(values):
+    print(*sorted({"torch", "transformers", "numpy", "rich", "tokenizers"} & set(sys.modules)))
+    sys.exit()
+options.first_sign = sign
+sys.argv = ["seqloss", "score", "--text", "a"]
+from seqloss_cli.cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "\n"
+
+
+@given(st.text(max_size=200), st.integers(40, 240), st.integers(0, 10**6))
+def test_a_name_that_is_too_long_keeps_its_end(name: str, width: int, n: int) -> None:
+    wait = Wait("loading", name + "/end")
+    wait.n_done = n
+    line = wait.line(width)
+    assert len(line) <= width
+    assert line.isprintable()
+    assert "/end" in line
+    assert f"{n:,} rows" in line or not n
+
+
+# -- the bar --------------------------------------------------------------------------------------
+
+
+def test_progress_moves_within_a_block(tmp_path: Path) -> None:
+    """Two files of 100 bytes; half of the first block's targets is done, then all."""
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_bytes(b"x" * 100)
     names = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
-    last = Sample(names[1], names[1], text="x", end=100)
-    with ProgressBar(names) as bar:
-        bar.on_progress(50, 0.5, last)
-        bar.on_input(last)
-        bar.on_progress(50, 1.0, last)
-    assert (totals, shown) == ([200], [100, 200])
+    first, last = (Sample(name, name, text="x", end=100) for name in names)
+    bar = ProgressBar(names)
+    assert bar.done == 0
+    bar.on_progress(50, 0.5, last)
+    assert bar.done == 0.5
+    bar.on_input(first)
+    bar.on_progress(50, 1.0, last)
+    bar.on_input(last)
+    assert bar.done == 1
+    assert "2 inputs" in bar.line(80)
+
+
+def test_progress_of_one_text_is_that_of_its_tokens() -> None:
+    """A text of unknown length, from a pipe or a flag, moves by its windows."""
+    bar = ProgressBar([], 1)
+    bar.on_progress(3000, 0.25, Sample("<text>", "<text>", text="x"))
+    assert bar.done == 0.25
+    assert "3,000 tokens" in bar.line(80)
+
+
+def test_a_limit_is_a_number_of_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 1000)
+    bar = ProgressBar([str(path)], 4)
+    bar.on_input(Sample("a", str(path), text="x", end=10))
+    bar.on_input(Sample("b", str(path), text="x", end=20), rejected=True)
+    assert bar.done == 0.5
+    assert "2 of 4 inputs, 1 rejected" in bar.line(80)
+
+
+def test_time_left_is_not_that_of_rows_of_an_earlier_run() -> None:
+    bar = ProgressBar([], 100)
+    for _ in range(90):
+        bar.on_kept(Sample("a", "a", text="x"))
+    assert bar._left(50.0, 0.95) == "0:00:50 left"
+    assert bar._left(0.5, 0.95) == ""
+    assert bar._left(50.0, 0.9) == ""
+
+
+@given(
+    st.integers(10, 240),
+    st.integers(0, 10**8),
+    st.integers(0, 10**10),
+    st.none() | st.integers(1, 10**8),
+    st.sampled_from(["", "model 12 of 20"]),
+)
+def test_a_bar_fits_its_terminal(
+    width: int, n_inputs: int, n_tokens: int, expected: int | None, of: str
+) -> None:
+    bar = ProgressBar([], expected, of)
+    bar._n_inputs, bar._n_tokens, bar._n_rejected = n_inputs, n_tokens, n_inputs // 2
+    line = bar.line(width)
+    if expected is not None:
+        assert len(line) <= width
+        assert f"{int(100 * (bar.done or 0))} %" in line
+    if width >= 120:
+        assert "tokens" in line or not n_tokens
+
+
+def test_a_run_shows_what_it_loads_and_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = list[str]()
+    monkeypatch.setattr("seqloss_cli.cli.settings.draws", lambda: True)
+    monkeypatch.setattr(StatusLine, "show", lambda self, line: lines.append(line(80)))
+    left = list[tuple[int, int]]()
+    monkeypatch.setattr(
+        ProgressBar, "stop", lambda bar: left.append((bar._n_inputs, bar._n_rejected))
+    )
+    rows = ['{"text": "a b"}', '{"no": 1}', '{"text": "c d e"}']
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    done = in_process("score", "-m", "demo", path, "-o", tmp_path / "a.jsonl")
+    assert re.search(r"seqloss: loaded demo in \d+\.\d s\n", done.stderr)
+    assert [line[2:14] for line in lines[:2]] == ["loading demo"] * 2
+    assert "0 % 0 inputs" in lines[-1]
+    assert left[0] == (3, 1)
 
 
 def test_help_into_a_closed_pipe_is_quiet() -> None:
