@@ -5,13 +5,19 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from seqloss_cli.core.records import Floats
+from seqloss_cli.analysis.joining import bytes_of_text
+from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.core.records import Floats, SequenceScore, TokenSequence
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
+
+NEAR = 32
+"""Characters of text shown before and after a token of a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,9 @@ class TokenExtreme:
     token: str | None
     loss: float
     """Nats."""
+    before: str | None = None
+    """Text before it; None where no text is known."""
+    after: str | None = None
 
 
 class Largest:
@@ -58,6 +67,15 @@ class Largest:
             heapq.heappush(self._heap, (key, self._n, item))
         elif self._size and key > self._heap[0][0]:
             heapq.heapreplace(self._heap, (key, self._n, item))
+
+    def add_highest(self, keys: Floats, make: Callable[[int], Any]) -> None:
+        """Keep what is made of the highest of keys, shape n, any unit; -inf does not count."""
+        # no more of one row than are kept of all rows
+        for place in highest(keys, self._size):
+            key = float(keys[place])
+            if key == -math.inf or not self.takes(key):
+                break
+            self.add(key, make(place))
 
     def items(self) -> list[Any]:
         """Return the items, those of the highest keys first."""
@@ -86,22 +104,50 @@ class Extremes:
 
     def add_tokens(self, row: ResultRow, tokens: TokenLosses) -> None:
         """Consider the row's tokens that count."""
-        # no more than `size` of one row can be among those of all rows
-        places = np.flatnonzero(tokens.counted & np.isfinite(tokens.losses))
-        if not len(places) or not self._size:
+        if not self._size:
             return
+        known = tokens.counted & np.isfinite(tokens.losses)
+
+        def make(position: int) -> TokenExtreme:
+            text, loss = token_text(row, position), float(tokens.losses[position])
+            near = _near(_bytes_of(row), position)
+            return TokenExtreme(*_where(row), position, text, loss, *near)
+
         for kind, sign in (("worst_tokens", 1.0), ("best_tokens", -1.0)):
-            top = self._tops[kind]
-            for place in highest(sign * tokens.losses[places], self._size):
-                position = int(places[place])
-                loss = float(tokens.losses[position])
-                if top.takes(sign * loss):
-                    text = token_text(row, position)
-                    top.add(sign * loss, TokenExtreme(*_where(row), position, text, loss))
+            keys = np.where(known, sign * tokens.losses, -math.inf)
+            self._tops[kind].add_highest(keys, make)
 
     def items(self) -> dict[str, list[Any]]:
         """Return the extremes of each kind, the furthest first."""
         return {kind: top.items() for kind, top in self._tops.items()}
+
+
+class WorstTokens:
+    """Collects the tokens of the highest losses of scores just made; infinite ones are the worst.
+
+    Their names are those that `token_texts` gives to the tokens of a sequence.
+    """
+
+    def __init__(self, size: int, token_texts: Callable[[TokenSequence], list[str]]) -> None:
+        self._top, self._token_texts = Largest(size), token_texts
+
+    def add(self, score: SequenceScore) -> None:
+        """Consider the tokens of a score that count."""
+        sequence, losses = score.sequence, score.losses
+        names: list[str] = []
+
+        def make(position: int) -> TokenExtreme:
+            names[:] = names or self._token_texts(sequence)
+            sample, loss = sequence.sample, float(losses[position])
+            near = _near(TokenBytes.of(sequence) or _joined(names), position)
+            where = (sample.id, sample.source, sample.line)
+            return TokenExtreme(*where, position, names[position], loss, *near)
+
+        self._top.add_highest(np.where(score.counted, losses, -math.inf), make)
+
+    def items(self) -> list[TokenExtreme]:
+        """Return them, the highest loss first."""
+        return self._top.items()
 
 
 def highest(values: Floats, size: int) -> list[int]:
@@ -118,6 +164,28 @@ def token_text(row: ResultRow, position: int) -> str | None:
     """Return a token as its row shows it; None where the row was written without tokens."""
     tokens = row.fields.get("tokens")
     return tokens[position] if tokens else None
+
+
+def _bytes_of(row: ResultRow) -> TokenBytes | None:
+    """Return what the row's tokens cover; None where it was written without its text."""
+    names = row.fields.get("tokens")
+    if names and row.fields.get("text_sha256") is None:
+        return _joined(names)
+    found = bytes_of_text(row)
+    # a file may have been edited: offsets that do not fit would show other text
+    return found if found is not None and found.is_valid else None
+
+
+def _joined(names: Sequence[str]) -> TokenBytes:
+    """Return the names of the tokens in place of a text, which sequences of ids do not have."""
+    return TokenBytes.join([name.encode("utf-8", "replace") for name in names])
+
+
+def _near(token_bytes: TokenBytes | None, position: int) -> tuple[str | None, str | None]:
+    if token_bytes is None:
+        return None, None
+    start, end = token_bytes.offsets[position : position + 2].tolist()
+    return token_bytes.around(start, end, NEAR)
 
 
 def _where(row: ResultRow) -> tuple[str, str, int | None]:

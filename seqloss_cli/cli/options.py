@@ -208,6 +208,7 @@ class ShowSettings:
     unit: UnitName = option("nats", "Unit of losses in tables; JSON stays in nats.")
     all_tokens: bool = option(False, "Tables without folding, for any number of sequences.")
     summary: bool = option(False, "Totals only.")
+    worst: int = option(0, "The N tokens of the highest loss, with the text around.", min=0)
     view: View = option("table", "heat: the texts, each token's background by its loss.")
     theme: ThemeChoice = option("auto", "Of the terminal, for heat; auto: COLORFGBG, else dark.")
     show_whitespace: bool = option(False, "Blanks, tabs and line ends made visible in heat.")

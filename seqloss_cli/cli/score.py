@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,6 +13,14 @@ from seqloss_cli.cli import options as o
 from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places
 from seqloss_cli.core import policies as p
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from seqloss_cli.core.records import SequenceScore
+    from seqloss_cli.display.terminal.formatting import TableOptions
+    from seqloss_cli.metrics.totals import Totals
+    from seqloss_cli.results.formats import Writer
 
 
 @o.with_options(
@@ -37,6 +47,7 @@ def score(ctx: typer.Context) -> None:
     Examples:
         seqloss score README.md
         seqloss score --text "The cat sat on the mat." --top-k 3 --ranks
+        seqloss score README.md --lines --summary --worst 10
         seqloss score samples/sentences.jsonl --regions samples/regions.jsonl
         cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals
 
@@ -85,9 +96,10 @@ def _score(
 ) -> None:
     """Score texts, or pairs with their policy, and write them."""
     from seqloss_cli.cli import settings
-    from seqloss_cli.cli.run import Command
+    from seqloss_cli.cli.run import Command, TeeWriter
     from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.heat import HeatWriter
+    from seqloss_cli.display.terminal.summaries import WorstTokensWriter
     from seqloss_cli.display.terminal.writer import TableWriter
     from seqloss_cli.metrics.words import CORRECTION_SOURCE
     from seqloss_cli.results.schema.scores import score_rows
@@ -104,6 +116,21 @@ def _score(
         asked = asked.with_word_boundaries(scorer.tokenization.word_boundary_ids())
         described |= {"word_correction": True, "word_correction_source": CORRECTION_SOURCE}
     task = score_task(scorer, choice.command, asked)
-    table = TableWriter if choice.heat is None else HeatWriter
-    command = Command(task, score_rows, table, asked.word_boundary_ids)
-    write_with_page(ctx, choice, lambda choice: command.run(inputs, choice, described).exit_code)
+    ids = asked.word_boundary_ids
+
+    def table(console: Console, options: TableOptions) -> Writer[SequenceScore, Totals]:
+        own = (TableWriter if choice.heat is None else HeatWriter)(console, options)
+        if not choice.worst:
+            return own
+        return TeeWriter(own, WorstTokensWriter(console, options, choice.worst))
+
+    more: list[Writer[SequenceScore, Totals]] = []
+    if choice.worst and choice.format is not None:
+        # The rows go to a file: stdout is free.
+        stdout = settings.console(None, sys.stdout.buffer)
+        options = settings.table_options(task.tokenization, choice, ids)
+        more.append(WorstTokensWriter(stdout, options, choice.worst))
+    command = Command(task, score_rows, table, ids)
+    write_with_page(
+        ctx, choice, lambda choice: command.run(inputs, choice, described, more).exit_code
+    )

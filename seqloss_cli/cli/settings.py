@@ -56,6 +56,8 @@ class OutputPlan(RowContents):
     """The command's flags, by their parameters: for what --resume advises."""
     heat: HeatOptions | None = None
     """Texts in colours, in place of tables."""
+    worst: int = 0
+    """Tokens of the highest losses that are listed."""
     page_rows: Path | None = None
     """A second file of the rows, JSONL with texts and tokens: for a page of them."""
 
@@ -209,12 +211,31 @@ def output_choice(context: typer.Context) -> OutputPlan:
             raise UsageError(conflict)
         # A package last: installing it would not help what the format cannot hold.
         format.require_package()
+    choice = replace(choice, worst=_n_worst(context, choice))
     if choice.path is not None and choice.resume:
         earlier_output(choice.path)
     elif choice.path is not None:
         resumable = "resume" in values and format is not None and format.resumable
         refuse_to_overwrite(choice.path, choice.force, resumable)
     return choice
+
+
+def _n_worst(context: typer.Context, choice: OutputPlan) -> int:
+    """Number of worst tokens to list on stdout, or in the file of a table; 0 for no list.
+
+    Raises UsageError where the command line asks for a list that could not be shown; where a
+    variable or a file does, that is reported.
+    """
+    n = given(context, ShowSettings).worst
+    if not n or ((choice.format is None or choice.path is not None) and not choice.resume):
+        return n
+    why = "knows no losses of rows that --resume keeps: `seqloss summarize` lists those of all"
+    if choice.path is None and choice.format is not None:
+        why = f"is for stdout, and {choice.format.name} goes there: give -o FILE, too"
+    if is_typed(context, "worst"):
+        raise UsageError(f"--worst {why}")
+    say(f"note: --worst {why}; left out")
+    return 0
 
 
 def format_choice(context: typer.Context, settings: OutputSettings) -> Format | None:

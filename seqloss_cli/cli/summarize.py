@@ -66,7 +66,7 @@ def summarize(ctx: typer.Context) -> None:
     arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
     r.check_output(ctx)
     options = SummaryOptions(**values_of(o.given(ctx, r.StatisticsSettings)) | values_of(own))
-    reader = r.ResultsReader([r.open_one(name) for name in arguments.results])
+    reader = r.ResultsReader([r.open_one(name, whole=True) for name in arguments.results])
     files = reader.files
     shown = r.differences(files)
     if not arguments.allow_different:

@@ -126,6 +126,14 @@ class TokenBytes:
         after = uncut[uncut >= last]
         return int(before[-1]) if len(before) else 0, int(after[0]) if len(after) else self.n_tokens
 
+    def around(self, start: int, end: int, n: int) -> tuple[str, str]:
+        """The text before and after the bytes [start, end), at most n characters of each; none
+        that is in part of these bytes."""
+        # A character has at most four bytes; what is cut at an end is left out.
+        before = self.text[max(0, start - 4 * n) : start].decode("utf-8", "ignore")
+        after = self.text[end : end + 4 * n].decode("utf-8", "ignore")
+        return before[-n:], after[:n]
+
     def char_spans(self) -> list[TokenSpan]:
         """The smallest runs of tokens at whose ends no character is cut."""
         lasts = 1 + np.flatnonzero(self.breaks_no_char()[1:])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from seqloss_cli.analysis.extremes import Largest, highest, token_text
+from seqloss_cli.analysis.extremes import NEAR, Largest, token_text
 from seqloss_cli.analysis.joining import AlignedLosses, sum_of_known
 from seqloss_cli.core.byte_spans import TokenSpan
 from seqloss_cli.core.columns import cell_columns
@@ -31,8 +31,6 @@ from seqloss_cli.results.schema.scores import ResultRow
 
 _INFINITE = -1
 """Stands for an infinite loss in the data, as JSON has no infinity: no loss is below 0."""
-_NEAR = 32
-"""Characters of text shown before and after a token of a list."""
 _LONGEST = 48
 """Characters of a stretch of text in a list."""
 
@@ -199,7 +197,7 @@ class WorstPlaces:
     """Collects the tokens of the highest losses, or the stretches of the largest differences."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._top = size, Largest(size)
+        self._top = Largest(size)
 
     def add_tokens(self, row: ResultRow, sequence: PageSequence) -> None:
         """Consider the tokens of a row; infinite losses are the worst."""
@@ -232,11 +230,8 @@ class WorstPlaces:
 
     def _add(self, sizes: Floats, place: Callable[[int, float], page.Place]) -> None:
         """Keep the places of the largest sizes, shape n, nats; those below 0 do not count."""
-        for number in highest(sizes, self._size):
-            size = float(sizes[number])
-            if size < 0 or not self._top.takes(size):
-                break
-            self._top.add(size, place(number, size))
+        keys = np.where(sizes < 0, -np.inf, sizes)
+        self._top.add_highest(keys, lambda number: place(number, float(sizes[number])))
 
     def items(self) -> list[page.Place]:
         """Return them, those of the highest losses or largest differences first."""
@@ -252,11 +247,7 @@ def _place(
     *cells: page.Cell,
 ) -> page.Place:
     """Return a place with the text before and after its bytes [start, end)."""
-    text, (start, end) = sequence.text, ends
-    # a character has at most four bytes; what is cut at the far end is left out
-    before = text[max(0, start - 4 * _NEAR) : start].decode("utf-8", "ignore")[-_NEAR:]
-    after = text[end : end + 4 * _NEAR].decode("utf-8", "ignore")[:_NEAR]
-    before, after = page.visible(before), page.visible(after)
+    before, after = map(page.visible, sequence.token_bytes.around(*ends, NEAR))
     return page.Place(
         sequence.order, number, sequence.id, token, before, after, [*cells], where, ends
     )

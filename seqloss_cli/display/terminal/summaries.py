@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.analysis import summarize
-from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme
+from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme, WorstTokens
 from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, Unit
 from seqloss_cli.metrics.intervals import FEW_UNITS, LOG_SCALE, Estimate
-from seqloss_cli.metrics.totals import corpus_flags
+from seqloss_cli.metrics.totals import Totals, corpus_flags
 
 _FIGURES = {
     "total_loss": ("total loss", "in all"),
@@ -42,7 +44,8 @@ def summary_view(
         for kind in ("worst_sequences", "best_sequences"):
             yield from _sequences(kind.replace("_", " "), summary.extremes[kind], unit)
     for kind in ("worst_tokens", "best_tokens"):
-        yield from _tokens(kind.replace("_", " "), summary.extremes[kind], unit)
+        if entries := summary.extremes[kind]:
+            yield _tokens(kind.replace("_", " "), entries, unit)
 
 
 def _figures(
@@ -161,16 +164,53 @@ def _sequences(
         yield table
 
 
-def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> Iterator[RenderableType]:
-    columns = [Column("sequence", least=12), Column("token", least=8)]
-    columns += [Column("pos", spare=1), Column("loss")]
+def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> FiguresTable:
+    columns = [Column("loss"), Column("token in its text", least=24)]
+    columns += [Column("sequence", least=12), Column("pos", spare=1)]
     table = FiguresTable(f"{title}, {unit}", columns)
     for entry in entries:
-        token = Text("" if entry.token is None else fmt.visible(entry.token))
-        loss = _coloured(entry.loss, unit)
-        table.add_row(Text(escape(entry.id)), token, str(entry.position), loss)
-    if entries:
-        yield table
+        near = _in_its_text(entry)
+        table.add_row(_coloured(entry.loss, unit), near, escape(entry.id), str(entry.position))
+    if any(entry.before is None for entry in entries):
+        table.notes.append("no text around those of files written without it (--no-text)")
+    return table
+
+
+def _in_its_text(entry: TokenExtreme) -> Text:
+    """A token in brackets, as colours may not be shown, with the text around it."""
+    name = "" if entry.token is None else fmt.visible(entry.token)
+    style = fmt.loss_style(entry.loss)
+    before, after = (_around(text or "") for text in (entry.before, entry.after))
+    return Text.assemble(before, (f"⟦{name}⟧", style), after)
+
+
+def _around(text: str) -> str:
+    """Text with its line ends shown; blanks stay, so that lines break at words."""
+    return "".join(" " if char == " " else fmt.visible(char) for char in text)
+
+
+class WorstTokensWriter:
+    """Lists the tokens of the highest losses of a run, each with its text around, at its end."""
+
+    def __init__(self, console: Console, options: fmt.TableOptions, size: int) -> None:
+        self._console, self._unit = console, options.unit
+        self._worst = WorstTokens(size, options.token_texts)
+
+    def begin(self, run: RunInfo) -> None:
+        """Do nothing: all is shown at the end."""
+
+    def sequence(self, score: SequenceScore, totals: Totals) -> None:
+        """Consider the tokens of a result."""
+        self._worst.add(score)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Do nothing: it has no tokens."""
+
+    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
+        """Print the list."""
+        if entries := self._worst.items():
+            self._console.print()
+            self._console.print(_tokens("worst tokens", entries, self._unit))
 
 
 def _coloured(nats: float | None, unit: Unit) -> Text:
