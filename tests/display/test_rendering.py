@@ -190,9 +190,9 @@ def test_all_tokens_folds_nothing() -> None:
 
 
 def test_ten_sequences_are_tables_and_eleven_are_lines() -> None:
-    assert shown(*many_scores(10)).count("losses in nats") == 10
-    assert "losses in nats" not in shown(*many_scores(11))
-    assert shown(*many_scores(11), all_tokens=True).count("losses in nats") == 11
+    assert shown(*many_scores(10)).count("(losses in nats)") == 10
+    assert "(losses in nats)" not in shown(*many_scores(11))
+    assert shown(*many_scores(11), all_tokens=True).count("(losses in nats)") == 11
 
 
 def test_a_summary_is_the_totals_alone() -> None:
@@ -292,6 +292,7 @@ def test_lines_end_in_the_same_column() -> None:
         output = shown(*scores, *many_scores(5), width=width)
         lines = output[: output.index("╭─ totals")].splitlines()
         assert lines.pop() == ""
+        assert lines.pop(0) == "losses in nats"
         assert {cell_len(line) for line in lines} == {min(width, 60 + 47)}
 
 

@@ -193,10 +193,11 @@ def _verdict(compared: Comparison, confidence: float) -> str:
         between = f", {share} interval {page.number(low, 4)} to {page.number(high, 4)}"
     # a true minus in 1e-05, as in the other figures
     p = f"{compared.p_adjusted:.2g}".replace("-", "−")
-    said = f"{page.signed(value, 4)} nats per {unit}{between}; p = {p}"
+    said = f"B − A is {page.signed(value, 4)} nats per {unit}{between}; p = {p}."
     if not compared.is_significant:
-        return f"No difference beyond noise: B − A is {said}."
-    return f"B is {'better' if value < 0 else 'worse'} than A: B − A is {said}."
+        way = "lower" if value < 0 else "higher" if value > 0 else "neither lower nor higher"
+        return f"No difference beyond noise: B's loss is {way} than A's, {said}"
+    return f"B is {'better' if value < 0 else 'worse'} than A: {said}"
 
 
 def _charts(
@@ -227,7 +228,7 @@ def _totals(compared: Comparison, summaries: Sequence[Summary]) -> page.Table:
     for name, label in (("perplexity", "Perplexity"), ("bits_per_byte", "Bits per byte")):
         a, b = (getattr(summary.whole.totals, name) for summary in summaries)
         if a is not None and b is not None:
-            about.append(f"{label}: A {a:.4f}, B {b:.4f}.")
+            about.append(f"{label}: A {page.number(a, 4)}, B {page.number(b, 4)}.")
     about.append(
         f"{compared.n_documents:,} sequences of {compared.n_units:,} {unit}s: B is lower on "
         f"{compared.n_lower:,}, higher on {compared.n_higher:,}, the same on {compared.n_tied:,}."

@@ -286,13 +286,15 @@ class Page:
 
 
 def number(value: float, digits: int) -> str:
-    """Return a figure with fixed digits and a true minus; large and tiny ones in powers of ten."""
+    """Return a figure with fixed decimals and a true minus, or four significant digits where
+    decimals say nothing: from 1000 on, and of what would be all zeros."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    size = abs(value)
     # a tiny difference must not be shown as 0.0000
-    if value != 0 and not 10**-digits <= abs(value) < 1e9:
+    if value != 0 and not 10**-digits <= size < 1e5:
         return f"{value:.4g}".replace("-", "−")
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return f"{value:,.{digits if size < 1000 else 0}f}".replace("-", "−")
 
 
 def signed(value: float, digits: int) -> str:

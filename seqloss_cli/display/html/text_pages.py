@@ -141,7 +141,7 @@ def _figures(summary: Summary) -> list[page.Figure]:
     totals, found = summary.whole.totals, []
     for name, label, digits in _FIGURES:
         estimate = summary.whole.estimate(name)
-        cell, about = Cell.of(estimate, _digits(estimate.value, digits)), estimate.method
+        cell, about = Cell.of(estimate, digits), estimate.method
         if name == "bits_per_byte" and totals.n_without_text:
             about = "not known: some rows have no text"
         elif name == "bits_per_byte" and (n := totals.n_unspelled_sequences):
@@ -151,14 +151,8 @@ def _figures(summary: Summary) -> list[page.Figure]:
     found.append(page.Figure("sequences", f"{totals.n_sequences:,}", ""))
     if totals.word_perplexity is not None:
         about = f"over {totals.spelled.n_words:,} words"
-        cell = Cell(totals.word_perplexity, _digits(totals.word_perplexity, 4))
-        found.append(page.Figure("word perplexity", cell, about))
+        found.append(page.Figure("word perplexity", Cell(totals.word_perplexity), about))
     return found
-
-
-def _digits(value: float | None, most: int) -> int:
-    """Return how many digits stand after the point: fewer where there are many before it."""
-    return most if value is None or value < 100 else 2 if value < 10_000 else 1
 
 
 def _of_totals(mean: Callable[[Any], Cell]) -> list[Column]:
@@ -224,6 +218,11 @@ _MEANS = {
     "student_cut": "model cut",
     "teacher_cut": "gold cut",
 }
+_WAYS = {
+    "loss_difference": "The model's loss is",
+    "delta_p": "The model's probability of the text's tokens is",
+}
+"""Beginnings of sentences that say which way a difference points."""
 _PLAIN = ("same_top1", "delta_p", "rms_delta_p", "student_cut", "teacher_cut")
 """Means that are not in nats."""
 _KEYS = {
@@ -360,7 +359,10 @@ def _mean_figures(
         if name in means:
             label += " ≥" if in_part and f"{name}_at_most" in means else ""
             cell, is_loss = Cell.of(means[name]), name not in _PLAIN
-            found.append(page.Figure(label, cell, means[name].method, is_loss))
+            way, about = _WAYS.get(name), means[name].method
+            if way and (value := means[name].value):
+                about = f"{way} {'higher' if value > 0 else 'lower'}. {about}"
+            found.append(page.Figure(label, cell, about, is_loss))
     found.append(page.Figure("scored tokens", f"{sums.n_scored:,}", f"of {sums.n_tokens:,}"))
     found.append(page.Figure("sequences", f"{sums.n_sequences:,}"))
     return found

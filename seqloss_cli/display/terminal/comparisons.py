@@ -39,7 +39,7 @@ _OTHER_BYTES = "not coloured: the tokens of the two files spell other bytes"
 def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> str:
     """Return which model's loss is lower, by how much and how sure that is, in one sentence.
 
-    `B's loss is lower than A's by 0.0310 ± 0.0080 nats per token; it is on 612 of 1000 documents;
+    `B's loss is lower than A's by 0.0310 ± 0.0080 nats per token; lower on 612 of 1000 documents;
     p = 0.0001`
     """
     a, b = escape(names[pair.first]), escape(names[pair.second])
@@ -49,7 +49,7 @@ def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> s
     sure = "" if reach is None else f" ± {unit.text(reach)}"
     size = f"{fmt.number(abs(difference))}{sure} {unit} per {pair.unit}"
     way, n = ("lower", pair.n_lower) if difference < 0 else ("higher", pair.n_higher)
-    share = f"it is on {n} of {fmt.count_of(pair.n_documents, 'document')}"
+    share = f"{way} on {n} of {fmt.count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
     sentence = f"{b}'s loss is {way} than {a}'s by {size}; {share}; {p}"
     if difference == 0:
@@ -169,6 +169,8 @@ def objective_view(
     if len(curve) > 1:
         means = [mean for _, mean in curve]
         ends = f"{unit.text(means[0])} to {unit.text(means[-1])} {unit} per token"
+        if way := fmt.way(means[-1] - means[0]):
+            ends += f": {way} at the end"
         yield Text(f"steps {curve[0][0]} to {curve[-1][0]}  {_sparkline(means)}  {ends}")
     if found.lead is not None:
         yield Text(comparison_sentence(found.lead, labels, unit))

@@ -156,6 +156,17 @@ def signed(value: float | None, digits: int = 4) -> str:
     return number(value, digits) if value is None or value < 0 else f"+{number(value, digits)}"
 
 
+def way(difference: float | None, unless: str = "") -> str:
+    """Return `higher` or `lower`, the way that a difference points; `unless` it is 0 or unknown."""
+    return "higher" if difference and difference > 0 else "lower" if difference else unless
+
+
+def more_probable(pmi: float | None) -> str:
+    """Say in words which way a pointwise mutual information points; nothing of 0 or none."""
+    more = "more" if pmi and pmi > 0 else "less"
+    return f": the prompt makes it {more} probable" if pmi else ""
+
+
 def probability(loss: float | None) -> str:
     """Format exp(-loss), of a loss in nats; `-` for null."""
     if loss is None:

@@ -31,6 +31,8 @@ _HEAD, _TAIL = 400, 200
 class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
     """Writes masks to a terminal."""
 
+    _in_unit = ""
+
     def __init__(self, console: Console, options: TableOptions, trainer: str | None) -> None:
         """`trainer` names whose labels are compared."""
         super().__init__(console, options)

@@ -15,6 +15,7 @@ from seqloss_cli.display.terminal.tables import with_rows
 from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, DocumentSums
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.ranking import ACCURACIES, Ranking
 
 _HEADERS = {"token": "per token", "byte": "per byte", "char": "per char", "pmi": "pmi"}
@@ -32,7 +33,7 @@ _JUDGED_BY = {
 class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
     """Writes rankings to a terminal."""
 
-    _head_of_rest = "best choice"
+    _head_of_rest, _in_unit = "best choice", ""
 
     def __init__(self, console: Console, options: TableOptions, by: str) -> None:
         """`by` is the score that orders the choices."""
@@ -170,6 +171,7 @@ _MEANS = (
     ("rms_delta_p", "delta p, RMS", "root of its mean square"),
 )
 _WITHOUT_UNIT = ("student_cut", "teacher_cut", "same_top1", "delta_p", "rms_delta_p")
+_DIFFERENCES = ("loss_difference", "delta_p")
 _WITHOUT_INTERVAL = ("student_cut", "teacher_cut")
 _QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 
@@ -177,7 +179,7 @@ _QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
     """Writes divergences to a terminal."""
 
-    _most_whole = 5
+    _most_whole, _in_unit = 5, "KL in"
 
     def __init__(
         self,
@@ -233,12 +235,16 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             # Of a teacher that was saved in part, the figure is a bound.
             if f"{name}_at_most" in means:
                 label += " ≥"
+            text = fmt.number
+            if name in _DIFFERENCES:
+                text = fmt.signed
+                note += _way_of(mean)
             if name not in _WITHOUT_UNIT:
                 note = f"{unit.interval(mean)} {unit} per token, {note}"
-                yield label, unit.text(mean.value), note
+                yield label, text(unit.of(mean.value)), note
             else:
                 note = note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}"
-                yield label, fmt.number(mean.value), note
+                yield label, text(mean.value), note
         if "kl" in means:
             # Of a divergence with an infinite term there is none, of others there is.
             kl = means["kl"]
@@ -256,7 +262,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             if share in kls:
                 kl, delta = kls[share], deltas[share]
                 of_kl = (unit.text(kl.value), unit.interval(kl))
-                of_delta = (fmt.number(delta.value), fmt.interval(delta))
+                of_delta = (fmt.signed(delta.value), fmt.interval(delta))
                 table.add_row(f"{share:.0%}", *of_kl, *of_delta)
         return table
 
@@ -272,6 +278,16 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             by_top = f"{part} by the top {measured['top_k']} (nats per token)"
             yield "saved in part", f"with {measured['model']}: KL {whole}, {by_top}"
         yield from run_rows(run)
+
+
+def _way_of(difference: Estimate) -> str:
+    """Say in words which way a difference points, and whether its interval reaches over 0."""
+    if not (way := fmt.way(difference.value)):
+        return ""
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return f": the model's is {way}"
+    return f": the model's is {way}{', not beyond noise' if low <= 0 <= high else ''}"
 
 
 def divergence_table(scored: DivergenceScore, options: TableOptions) -> FiguresTable:
@@ -301,6 +317,6 @@ def _rows(scored: DivergenceScore, options: TableOptions) -> Iterator[list[Text]
             Text(unit.text(float(found["student_loss"][t]))),
             Text(unit.text(float(found["teacher_loss"][t]))),
             Text(unit.text(kl), style=fmt.kl_style(kl)),
-            Text(f"{found['delta_p'][t]:+.4f}"),
+            Text(fmt.signed(float(found["delta_p"][t]))),
             Text("=" if same else "≠", style="dim" if same else ""),
         ]

@@ -183,7 +183,7 @@ def chain_rule_table(score: SequenceScore, totals: Totals, options: TableOptions
     for."""
     unit = options.unit
     rows = _chain_rule_rows(score, totals, chain_rule.chain_rule(score, totals), options)
-    return FiguresGrid((name, unit.text(nats), note) for name, nats, note in rows)
+    return FiguresGrid((name, unit.figure(nats), note) for name, nats, note in rows)
 
 
 def _chain_rule_rows(
@@ -207,14 +207,15 @@ def _chain_rule_rows(
     if options.pmi:
         yield f"{ln} Pr(y)", chain_rule.log_prob_y(totals), "response after BOS alone"
         pmi = chain_rule.pointwise_mutual_information(totals)
-        yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y)"
-    mean = unit.text(totals.mean_loss)
-    rates = f"mean {mean} per token, perplexity {fmt.number(totals.perplexity)}"
+        yield "pmi", pmi, f"{ln} Pr(y|x) - {ln} Pr(y){fmt.more_probable(pmi)}"
+    mean = unit.figure(totals.mean_loss, "per token")
+    rates = f"mean {mean}, perplexity {fmt.number(totals.perplexity)}"
     yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
     if (apart := totals.separate_tokenization) is not None:
         tokens = fmt.count_of(apart.n_scored, "token")
         yield "loss, apart", apart.total_loss, f"{tokens} tokenized apart"
-        yield "apart - joint", chain_rule.boundary_difference(totals), ""
+        difference = chain_rule.boundary_difference(totals)
+        yield "apart - joint", difference, f"apart it is {fmt.way(difference, 'the same')}"
 
 
 def _why_unknown(boundary: PromptBoundary, rule: chain_rule.ChainRule) -> str:

@@ -48,6 +48,8 @@ class TerminalWriter(Generic[Result, Sums]):
     _most_whole = 10
     _head_of_rest = ""
     """Header of what stands behind the figures of a line."""
+    _in_unit = "losses in"
+    """Words before the unit above the lines; empty where they have none."""
 
     def __init__(self, console: Console, options: TableOptions) -> None:
         self._console, self._options, self._unit = console, options, options.unit
@@ -87,14 +89,15 @@ class TerminalWriter(Generic[Result, Sums]):
             self._console.print()
 
     def _begin_lines(self, result: Result, sums: Sums) -> None:
-        """Print the header of the lines, and what they have no room for; this is the first result
-        among them."""
+        """Print the unit and the header of the lines, and what they have no room for; this is the
+        first result among them."""
         figures = [each._replace(text=each.name) for each in self._figures(result, sums)]
         head = f"  {self._head_of_rest}" if self._head_of_rest else ""
-        self._print_line(_line_of("sequence", figures, self._console.width), "bold", Text(head))
-        columns, widths = _fitting(figures, self._console.width)
-        if note := fmt.left_out(columns, widths):
+        in_unit = f"{self._in_unit} {self._unit}" if self._in_unit else ""
+        notes = (in_unit, fmt.left_out(*_fitting(figures, self._console.width)))
+        if note := "; ".join(filter(None, notes)):
             self._console.print(Text(note, style="dim italic"))
+        self._print_line(_line_of("sequence", figures, self._console.width), "bold", Text(head))
 
     def _show_line(self, result: Result, sums: Sums) -> None:
         line = _line_of(self._name(result), self._figures(result, sums), self._console.width)
@@ -271,11 +274,14 @@ def totals_rows(
     yield from _pair_counts(totals)
     yield "total loss", unit.figure(totals.total_loss)
     if totals.response_only is not None:
-        yield "pmi", unit.figure(pointwise_mutual_information(totals), "in all")
+        pmi = pointwise_mutual_information(totals)
+        yield "pmi", unit.figure(pmi, "in all") + fmt.more_probable(pmi)
     if (apart := totals.separate_tokenization) is not None:
         loss = unit.figure(apart.total_loss, f"over {apart.n_scored}")
         yield "loss, apart", f"{loss} tokens"
-        yield "apart - joint", unit.figure(boundary_difference(totals))
+        difference = boundary_difference(totals)
+        way = fmt.way(difference, "the same")
+        yield "apart - joint", unit.figure(difference, f"(apart the loss is {way})")
     yield "mean loss", unit.figure(totals.mean_loss, "per token")
     yield "perplexity", fmt.number(totals.perplexity)
     yield from _text_rates(totals)

@@ -165,14 +165,17 @@
   function inDigits(value) {
     const round = Number(value.toPrecision(4));
     const size = Math.abs(round);
-    return (size < 1e-4 || size >= 1e9 ? round.toExponential() : String(round)).replace(/-/g, '−');
+    const text = size < 1e-4 || size >= 1e5 ? round.toExponential() : String(round);
+    // Two digits of a power, as in the figures that the page came with.
+    return text.replace(/e([+-])(\d)$/, 'e$10$2').replace(/-/g, '−');
   }
 
   function shown(value, digits = 4) {
     if (value === null || value === undefined) return '–';
     if (!Number.isFinite(value)) return value < 0 ? '−∞' : '∞';
     const size = Math.abs(value);
-    if (value !== 0 && (size < 10 ** -digits || size >= 1e9)) return inDigits(value);
+    if (value !== 0 && (size < 10 ** -digits || size >= 1e5)) return inDigits(value);
+    if (size >= 1000) digits = 0;
     return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace('-', '−');
   }
 
