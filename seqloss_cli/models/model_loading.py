@@ -184,6 +184,11 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return f"model {path} brings code of its own; --trust-remote-code runs it"
+    if "Can't find 'adapter_config.json'" in text:
+        return (
+            f"model {path} holds an adapter, too, which this version of transformers cannot leave "
+            "out: pip install --upgrade transformers, or move the adapter elsewhere"
+        )
     if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
         return f"model {path}: its weights do not match its config.json: a part of one is missing"
     if Path(path).exists():

@@ -143,12 +143,38 @@ def test_the_program_on_its_own_device(folder: Path, monkeypatch: pytest.MonkeyP
     with fake_cuda(monkeypatch) as used:
         made = document(in_process(*words, "--batch-tokens", "auto"))
     assert made["run"]["device"] == "cuda:0"
-    assert made["run"]["guesses"] == ["head.block_size", "compile.saving", "prefetch"]
+    assert made["run"]["guesses"] == GUESSES
     assert used["mem_get_info"]
     on_cpu = document(in_process(*words, "--device", "cpu"))
     assert "guesses" not in on_cpu["run"]
     a, b = (each["totals"]["mean_loss"] for each in (made, on_cpu))
     assert a == pytest.approx(b, abs=0.05)
+
+
+GUESSES = ["head.block_size", "compile.saving", "prefetch"]
+ITEM = '{"id": "a", "prompt": "The cat", "choices": [" sat", " ran"], "answer": 0}'
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ("cond --prompt a --response bc", []),
+        ("rank items.jsonl", []),
+        ("mask --prompt a --response bc --loss", []),
+        ("diverge --text abc --teacher model", ["diverge.block_size"]),
+    ],
+)
+def test_guesses_stand_in_every_record(
+    line: str, more: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(folder)
+    (tmp_path / "items.jsonl").write_text(ITEM + "\n")
+    monkeypatch.chdir(tmp_path)
+    words = [*line.split(), "-m", "model", "--json"]
+    with fake_cuda(monkeypatch):
+        on_gpu = document(in_process(*words))
+    assert on_gpu["run"]["guesses"] == GUESSES + more
+    assert "guesses" not in document(in_process(*words, "--device", "cpu"))["run"]
 
 
 def test_a_teacher_beside_the_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

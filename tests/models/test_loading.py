@@ -276,7 +276,8 @@ def test_the_same_in_a_pickled_file(tmp_path: Path) -> None:
 def test_weights_in_8_bits_of_floating_point_need_their_scales(tmp_path: Path) -> None:
     """Numbers as they are, rounded to float8, are weights; with scales beside them they are not."""
     folder = save_checkpoint(tmp_path / "model", llama(), byte_tokenizer())
-    weights = load_file(folder / "model.safetensors")
+    # Copies: weights that are read may lie in the file that is written here.
+    weights = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
     name = "model.layers.0.mlp.up_proj.weight"
     weights[name] = weights[name].to(torch.float8_e4m3fn)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

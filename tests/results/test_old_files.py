@@ -46,7 +46,7 @@ def are_alike(a: Any, b: Any) -> bool:
     """Equal, keys in the same order, but for the last digits: exp and log differ by machine."""
     if isinstance(a, dict) and isinstance(b, dict):
         return list(a) == list(b) and all(are_alike(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(are_alike, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-12)

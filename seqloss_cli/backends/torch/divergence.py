@@ -25,6 +25,8 @@ from seqloss_cli.core.records import SavedTeacherRows
 BLOCK_ROWS, BLOCK_LOGITS, LEAST_WIDTH = 1024, 1 << 20, 512
 """Rows and logits of a block at most, as in `head`; ids at least, half of those in `head`, since
 there are two models, in float64."""
+BLOCK_SIZE_GUESS = "diverge.block_size"
+"""The name of these sizes in the run record of a GPU, for which they were not chosen."""
 Block = Callable[[slice], Tensor]
 """Computes the logits of some ids at the rows in hand, in float64."""
 

@@ -6,7 +6,11 @@ from functools import partial
 from typing import Any
 
 from seqloss_cli.backends.torch.backend import TorchBackend
-from seqloss_cli.backends.torch.divergence import diverge, diverge_from_saved
+from seqloss_cli.backends.torch.divergence import (
+    BLOCK_SIZE_GUESS,
+    diverge,
+    diverge_from_saved,
+)
 from seqloss_cli.backends.torch.forward import ModelForward
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
@@ -43,7 +47,8 @@ class StudentTeacherBackend:
 
     def describe(self) -> dict[str, Any]:
         """Return the student's part of the run record: the teacher has a part of its own."""
-        return self._student.describe()
+        found = self._student.describe()
+        return found | {"guesses": found["guesses"] and (*found["guesses"], BLOCK_SIZE_GUESS)}
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
         """Score every target, as `TorchBackend.score`; the columns are those of `DIVERGENCES`."""
