@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
+import floors
 from helpers.builders import N_BYTE_IDS, byte_tokenizer, lazy_logits
 from helpers.program import ROOT
 from seqloss_cli import Sample, TokenPolicy
@@ -206,3 +208,10 @@ def test_exit_codes_are_those_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     codes = [re.findall(r"^\| (\d+) \|", text, flags=re.M) for text in (HOUSE, readme)]
     assert codes[0] == codes[1] == ["0", "1", "2", "3", "70", "130"]
+
+
+def test_versions_that_were_tried_are_those_that_are_promised() -> None:
+    text = (ROOT / "docs" / "gpus.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \|", text, flags=re.M)
+    assert sorted(f"{name}=={low}" for name, low, _ in rows) == sorted(floors.lowest())
+    assert all(Version(low) <= Version(new) for _, low, new in rows)

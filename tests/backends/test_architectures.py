@@ -149,7 +149,8 @@ def test_the_text_part_of_a_multimodal_model_is_scored(name: str, tmp_path: Path
         return
     scorer = Scorer(ModelChoice(name=str(folder)), context=CONTEXT, stride=STRIDE)
     # Models that speak have no forward but that of the part that writes.
-    writer = getattr(model, "thinker", model)
+    # Llama 4 has none in transformers 5.24, where its own fails without an image.
+    writer = model.language_model if name == "llama4" else getattr(model, "thinker", model)
     assert_right(writer, scored(scorer.score(samples(TEXTS), EVERYTHING)))
     assert "takes more than text: its text part is scored" in scorer.warnings[0]
     assert not any("have no place" in each for each in scorer.warnings)
