@@ -420,5 +420,5 @@ def test_what_a_format_cannot_hold_is_refused(run: Run, arguments: Any, words: s
 def test_the_help_names_formats_and_levels(run: Run, command: str) -> None:
     shown = unwrapped(run(command, "--help", COLUMNS="200").stdout)
     assert "--level" in shown
-    assert "<table|json|jsonl|openai|parquet|csv|tsv>" in shown
+    assert "--format table|json|jsonl|openai|parquet|csv|tsv " in shown
     assert "choice or token" in unwrapped(run("rank", "--help", COLUMNS="200").stdout)

@@ -61,7 +61,7 @@ def seqloss(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["score", "mask"])
 def test_the_help_names_it(command: str, tmp_path: Path) -> None:
-    assert "items>" in seqloss(tmp_path, command, "--help").stdout
+    assert "|tsv|items\n" in seqloss(tmp_path, command, "--help").stdout
 
 
 def test_it_is_written_and_refused_by_what_it_says(tmp_path: Path) -> None:
