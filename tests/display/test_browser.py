@@ -187,7 +187,7 @@ def test_hover_and_keys(pages: dict[str, Path], opened: Any) -> None:
         assert page.locator("#details").get_attribute("aria-live") == "polite"
         page.locator("#texts").scroll_into_view_if_needed()
         stops = page.evaluate("document.querySelectorAll('.pane [tabindex=\"0\"]').length")
-        assert stops == page.locator(".pane").count()
+        assert stops == 1
         page.evaluate("document.querySelector('.pane [tabindex=\"0\"]').focus()")
         before = page.evaluate(FOCUS)
         page.keyboard.press("ArrowRight")
@@ -203,10 +203,10 @@ def test_hover_and_keys(pages: dict[str, Path], opened: Any) -> None:
             assert f"position\n{before[1] + 2}\n" in page.locator("#details").inner_text()
         page.keyboard.press("ArrowDown")
         assert page.evaluate(FOCUS)[1] > before[1] + 2
+        here = page.evaluate(FOCUS)
         page.keyboard.press("Tab")
-        assert page.evaluate(FOCUS)[0] == before[0] + 1
         page.keyboard.press("Shift+Tab")
-        assert page.evaluate(FOCUS)[0] == before[0]
+        assert page.evaluate(FOCUS) == here
         page.keyboard.press("Escape")
         assert page.locator("#details").is_hidden()
 
@@ -217,15 +217,87 @@ FOCUS = """(() => {
 })()"""
 
 
-def test_tab_reaches_the_texts_in_order(pages: dict[str, Path], opened: Any) -> None:
-    with opened(pages["pairs"]) as watched:
-        page, seen = watched.page, []
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            seen.append(page.evaluate("document.activeElement.closest('.pane') ? 'pane' : "
-                                      "document.activeElement.tagName"))  # fmt: skip
+STOPS = """document.activeElement.closest('.pane') ? 'texts'
+  : document.activeElement.closest('.places') ? 'places'
+  : document.activeElement.closest('thead') ? 'header'
+  : document.activeElement.closest('#sequences') ? 'sequences' : document.activeElement.tagName"""
+
+
+def stops_of(page: Any) -> list[str]:
+    """Where Tab stops, until it leaves the page."""
+    page.evaluate("document.body.focus()")
+    found = list[str]()
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        if (stop := page.evaluate(STOPS)) == "BODY":
+            return found
+        found.append(stop)
+    return found
+
+
+@pytest.mark.parametrize("name", ["pairs", "two", "ranked", "diverged", "plain"])
+def test_tab_goes_by_regions(pages: dict[str, Path], opened: Any, name: str) -> None:
+    """Of a table's links, its headers and all texts it reaches one each."""
+    with opened(pages[name]) as watched:
+        seen = stops_of(watched.page)
         assert seen[0] == "A"  # to the texts at once
-        assert seen.count("pane") == page.locator(".pane").count()
+        assert len(seen) <= 32, seen
+        for region in ("texts", "places", "header", "sequences"):
+            assert seen.count(region) <= (2 if region == "header" else 1), seen
+        n_texts = watched.page.locator(".pane").count()
+        assert seen.count("texts") == min(1, n_texts)
+        assert ("sequences" in seen) == bool(n_texts)
+
+
+def test_many_texts_are_no_more_stops(opened: Any, tmp_path: Path) -> None:
+    path = report(large_results(tmp_path / "r.jsonl", 300), tmp_path / "r.html")
+    with opened(path) as watched:
+        assert len(stops_of(watched.page)) <= 32
+
+
+def test_keys_walk_through_tables_and_texts(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        active = "document.activeElement"
+        for body in (".places", "#sequences"):
+            page.locator(f"{body} a").first.focus()
+            for key, place in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1), ("End", -1)):
+                page.keyboard.press(key)
+                link = page.locator(f"{body} a").nth(place)
+                assert link.evaluate(f"link => link === {active}"), (body, key)
+                assert link.get_attribute("tabindex") == "0"
+                assert page.locator(f"{body} a[tabindex='0']").count() == 1
+        page.locator("#sequences th button").first.focus()
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(f"{active}.textContent") == "sequence"
+        page.evaluate("document.querySelector('.pane [tabindex=\"0\"]').focus()")
+        page.keyboard.press("PageDown")
+        assert page.evaluate(FOCUS)[0] == 1
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowLeft")
+        n_first = page.locator(".pane").first.locator("span").count()
+        assert page.evaluate(FOCUS) == [0, n_first - 1]
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(FOCUS)[0] == 1
+        page.keyboard.press("PageUp")
+        assert page.evaluate(FOCUS)[0] == 0
+
+
+def test_tab_reaches_what_a_search_leaves(pages: dict[str, Path], opened: Any) -> None:
+    with opened(pages["demo"]) as watched:
+        page = watched.page
+        page.fill("#search", "gulls")
+        page.locator("#search").focus()
+        seen = [page.keyboard.press("Tab") or page.evaluate(STOPS) for _ in range(4)]
+        assert seen[:3] == ["header", "sequences", "texts"]
+        page.fill("#search", "no such word")
+        assert page.locator("#found").inner_text() == (
+            "No hits: none of 5 sequences has “no such word” in its id or text"
+        )
+        assert page.locator("#no-hits").is_visible()
+        page.fill("#search", "")
+        assert page.locator("#no-hits").is_hidden()
+        assert page.locator("#found").inner_text() == ""
 
 
 def test_worst_tokens_lead_to_their_places(pages: dict[str, Path], opened: Any) -> None:
@@ -479,6 +551,122 @@ def test_without_a_script_texts_and_tables_are_there(pages: dict[str, Path], ope
         assert page.locator("#legend .key").count() == 7
 
 
+WIDTHS = (320, 360, 400, 560, 768, 1000, 1024, 1280, 1440, 1600)
+CHARTS = """(() => [...document.querySelectorAll('.chart')].flatMap((card) => {
+  const edge = card.getBoundingClientRect();
+  return [...card.querySelectorAll('svg text, .axis-name')].filter((e) => e.getClientRects().length
+    && e.getBoundingClientRect().width).map((e) => {
+    const box = e.getBoundingClientRect(), own = e.getScreenCTM ? e.getScreenCTM() : { a: 1, d: 1 };
+    return {
+      words: e.textContent, svg: Boolean(e.getScreenCTM),
+      size: parseFloat(getComputedStyle(e).fontSize) * Math.min(own.a, own.d),
+      inside: box.left >= edge.left && box.right <= edge.right,
+      chart: card.className, left: box.left, right: box.right, top: box.top, bottom: box.bottom,
+    };
+  });
+}))()"""
+
+
+@pytest.mark.parametrize("name", ["demo", "two", "diverged", "ranked"])
+def test_letters_of_charts_can_be_read_at_every_width(
+    pages: dict[str, Path], opened: Any, name: str
+) -> None:
+    """11 pixels at least, within their card, and none on another."""
+    with opened(pages[name]) as watched:
+        page = watched.page
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            for unit in ("nats", "bits"):
+                page.select_option("#unit", unit)
+                found = page.evaluate(CHARTS)
+                assert len(found) > 15
+                assert [each for each in found if each["size"] < 11] == [], width
+                assert [each for each in found if not each["inside"]] == [], width
+                assert list(overlapping(found)) == [], width
+
+
+def overlapping(found: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Pairs of the texts of one chart that lie upon each other."""
+    texts = [each for each in found if each["svg"]]
+    for n, one in enumerate(texts):
+        for other in texts[n + 1 :]:
+            apart = (
+                one["right"] <= other["left"] or other["right"] <= one["left"]
+                or one["bottom"] <= other["top"] + 4 or other["bottom"] <= one["top"] + 4
+            )  # fmt: skip
+            if one["chart"] == other["chart"] and not apart:
+                yield one["words"], other["words"]
+
+
+OUTSIDE = """(() => {
+  const cards = '.card, .figure, .sequence, .choice, .notes, .scroll, .prompt';
+  const signs = (e) => {
+    const style = getComputedStyle(e);
+    return style.maskImage !== 'none' || style.textOverflow === 'ellipsis' || e.matches('.scroll')
+      && style.backgroundImage.includes('gradient');
+  };
+  const found = [];
+  for (const card of document.querySelectorAll(cards)) {
+    const edge = card.getBoundingClientRect();
+    if (!card.checkVisibility() || !edge.width) continue;
+    if (edge.right > innerWidth + 0.5) found.push(['wider than the window', card.className]);
+    for (const each of card.querySelectorAll('*')) {
+      const seen = each.checkVisibility() && each.getClientRects().length;
+      if (!seen || each.closest('svg *')) continue;
+      const box = each.getBoundingClientRect();
+      const clips = getComputedStyle(each).overflowX !== 'visible';
+      if (clips && each.scrollWidth > each.clientWidth + 1 && each.clientWidth && !signs(each)
+        && !each.matches('svg, select, .meter')) found.push(['cut', each.outerHTML.slice(0, 90)]);
+      let up = each.parentElement;
+      while (up !== card && getComputedStyle(up).overflowX === 'visible') up = up.parentElement;
+      if (up !== card || card.matches('.scroll')) continue;
+      if (box.right > edge.right + 0.5 || box.left < edge.left - 0.5) {
+        found.push(['sticks out', each.outerHTML.slice(0, 90)]);
+      }
+    }
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "pairs", "two", "evil", "plain", "diverged", "ranked", "wholes"]
+)
+def test_nothing_is_cut_without_a_sign(pages: dict[str, Path], opened: Any, name: str) -> None:
+    """Every part lies in its card; what scrolls has shades at its sides."""
+    with opened(pages[name]) as watched:
+        page = watched.page
+        page.evaluate(
+            "document.querySelectorAll('details').forEach((each) => { each.open = true; })"
+        )
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(OUTSIDE) == [], width
+
+
+def test_losses_of_worst_tokens_are_on_the_screen_of_a_telephone(
+    pages: dict[str, Path], opened: Any
+) -> None:
+    for name, n_cells in (("demo", 1), ("two", 3), ("diverged", 1)):
+        with opened(pages[name], 400, 900) as watched:
+            rows = watched.page.locator(".places tbody tr").evaluate_all(
+                "rows => rows.map((row) => [...row.querySelectorAll('.num')]"
+                ".map((cell) => [cell.getBoundingClientRect().right,"
+                " getComputedStyle(cell, '::before').content]))"
+            )
+            assert len(rows) > 3
+            for row in rows:
+                assert len(row) == n_cells
+                assert all(right <= 388 for right, _ in row)
+                assert [said for _, said in row][-1].startswith(
+                    {"demo": '"loss', "two": '"B − A', "diverged": '"KL'}[name]
+                )
+    with opened(pages["two"], 400, 900) as watched:
+        table = watched.page.locator("#h-totals ~ .scroll").first
+        assert table.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert "B − A" in table.inner_text()
+
+
 @pytest.mark.parametrize(
     "name", ["demo", "pairs", "two", "evil", "plain", "diverged", "ranked", "wholes"]
 )
@@ -516,7 +704,7 @@ def test_labels(pages: dict[str, Path], opened: Any) -> None:
 
 
 UNLABELLED = """[...document.querySelectorAll(
-  'select, input, button, [role=img], [role=region], svg:not([aria-hidden])')]
+  'select, input, button, [role=img], [role=region], svg:not([aria-hidden], svg svg)')]
   .filter((e) => !(e.labels && e.labels.length) && !e.getAttribute('aria-label')
     && !e.getAttribute('aria-labelledby') && !e.textContent.trim()).map((e) => e.outerHTML)"""
 

@@ -33,6 +33,11 @@ def _stretch(low: float, high: float) -> str:
     return f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
 
 
+def _in_unit(name: str) -> Markup:
+    """Return the name of an axis with the unit of losses that the page shows."""
+    return Markup("{}, {}").format(name, svg.UNIT)
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1f}%"
 
@@ -65,7 +70,7 @@ def loss_chart(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> C
         return None
     shares = bins.percent()
     frame = svg.Frame(0, bins.high, 0, max(map(max, shares)) * 1.05)
-    parts = svg.y_axis(frame, "share of tokens", percent=True)
+    parts = svg.y_axis(frame, percent=True)
     if len(shares) == 1:
         for (low, high), share in zip(bins.bounds(), shares[0], strict=True):
             end = math.inf if bins.is_open and high == bins.high else high
@@ -74,13 +79,16 @@ def loss_chart(losses: Sequence[Floats], sides: list[str], n_seen: int = 0) -> C
     else:
         for each, side in zip(shares, _SIDES, strict=False):
             parts.append(svg.path(_outline(frame, bins, each), f"line {side}"))
-    parts += svg.x_axis_of_losses(frame, "loss of a token")
+    parts += svg.x_axis_of_losses(frame)
     over = " The last bar holds all above." if bins.is_open else ""
     steps = f"in steps of {bins.width} nats."
     header = ["loss", *(f"{name} tokens".strip() for name in sides or [""])]
     header += [f"{name} share of the loss".strip() for name in sides or [""]]
     return Chart(
-        "histogram", "How losses are spread", svg.drawing("Histogram of token losses", parts),
+        "histogram", "How losses are spread",
+        svg.drawing(
+            "Histogram of token losses", parts, "share of tokens", _in_unit("loss of a token")
+        ),
         f"Scored tokens by their loss, {steps}{over}{_sample(losses, n_seen)}",
         header, _step_rows(losses, LOSS_EDGES), sides,
     )  # fmt: skip
@@ -105,7 +113,7 @@ def concentration_chart(
     if len(known) < len(found):  # two curves or none: one alone would be taken for both
         return None
     frame = svg.Frame(0, 100, 0, 100)
-    parts = svg.y_axis(frame, "share of the total loss", percent=True)
+    parts = svg.y_axis(frame, percent=True)
     parts.append(svg.line(frame.x(0), frame.y(0), frame.x(100), frame.y(100), "guide"))
     for n, each in enumerate(known):
         points = [(frame.x(x), frame.y(y)) for x, y in each.curve]
@@ -115,14 +123,16 @@ def concentration_chart(
             parts.append(svg.path([*points, *corners], "area", closed=True))
         parts.append(svg.path(points, f"line {side}"))
     parts += svg.x_figures(frame, [(x, f"{x:g}%") for x in (0, 20, 40, 60, 80, 100)])
-    parts.append(svg.x_label(frame, "share of the scored tokens, highest losses first"))
     rows: list[TableRow] = [
         [f"worst {percent:g}%", *(_percent(each.shares[percent]) for each in known)]
         for percent in _WORST_PERCENTS
     ]
     return Chart(
         "concentration", "Loss of the worst tokens",
-        svg.drawing("Cumulative share of the total loss", parts),
+        svg.drawing(
+            "Cumulative share of the total loss", parts, "share of the total loss",
+            "share of the scored tokens, highest losses first",
+        ),
         "How much of the loss how few tokens make up; on the dashed line all would have the same."
         + _sample(losses, n_seen),
         ["tokens", *(f"{name} share of the loss".strip() for name in sides or [""])], rows, sides,
@@ -136,16 +146,17 @@ def difference_chart(differences: Floats, n_seen: int = 0) -> Chart | None:
         return None
     (shares,) = bins.percent()
     frame = svg.Frame(bins.low, bins.high, 0, max(shares) * 1.05)
-    parts = svg.y_axis(frame, "share", percent=True)
+    parts = svg.y_axis(frame, percent=True)
     for (low, high), share in zip(bins.bounds(), shares, strict=True):
         # by its middle: the ends of a bin lie on edges of the scale, where rounding would decide
         step = step_of(low + bins.width / 2, DIFFERENCE_EDGES)
         ends = -math.inf if low == bins.low else low, math.inf if high == bins.high else high
         hint = f"{_stretch(*ends)} nats: {share:.2f}%"
         parts.append(svg.bar(frame, (low, high), share, f"g{step}", hint))
-    parts += svg.x_axis_of_losses(frame, "B − A")
+    parts += svg.x_axis_of_losses(frame)
     return Chart(
-        "differences", "Where the two differ", svg.drawing("Histogram of differences", parts),
+        "differences", "Where the two differ",
+        svg.drawing("Histogram of differences", parts, "share", _in_unit("B − A")),
         "Differences of all tokens (or of the smallest stretches that both models' tokens share); "
         "left of 0 B is better. The outer bars hold what lies beyond."
         + _sample([differences], n_seen),
@@ -159,7 +170,7 @@ def divergence_chart(divergences: Floats) -> Chart | None:
         return None
     (shares,) = bins.percent()
     frame = svg.Frame(bins.low, bins.high, 0, max(shares) * 1.05)
-    parts = svg.y_axis(frame, "share of tokens", percent=True)
+    parts = svg.y_axis(frame, percent=True)
     for (low, high), share in zip(bins.bounds(), shares, strict=True):
         hint = f"{10**low:.2g} to {10**high:.2g} nats: {share:.2f}% of tokens"
         # 10 ** -1.5 is of the step above the edge, whatever the last bit of the power is
@@ -167,9 +178,9 @@ def divergence_chart(divergences: Floats) -> Chart | None:
         parts.append(svg.bar(frame, (low, high), share, f"f{step}", hint))
     powers = range(round(bins.low), round(bins.high) + 1)
     parts += svg.x_figures(frame, [(power, _without_exponent(power)) for power in powers])
-    parts.append(svg.x_label(frame, "KL of a token, nats"))
     return Chart(
-        "histogram", "How divergences are spread", svg.drawing("Histogram of divergences", parts),
+        "histogram", "How divergences are spread",
+        svg.drawing("Histogram of divergences", parts, "share of tokens", "KL of a token, nats"),
         "Scored tokens by their KL, over powers of ten. The outer bars hold what lies beyond.",
         ["KL", "tokens", "share of the KL"], _step_rows([divergences], KL_EDGES),
     )  # fmt: skip
@@ -193,7 +204,7 @@ def position_chart(
     ends = [end for each in known for p in each for end in (p.mean_loss.value, p.mean_loss.high)]
     highest = max(end for end in ends if end is not None)
     frame = svg.Frame(-0.5, max(1, len(firsts) - 0.5), 0, highest * 1.08 or 1)
-    parts = svg.y_axis_of_losses(frame, f"mean {what}")
+    parts = svg.y_axis_of_losses(frame)
     for n, each in enumerate(known):
         # side by side, so that no interval hides the other
         aside = 0.0 if len(known) == 1 else (-0.08, 0.08)[n]
@@ -202,14 +213,31 @@ def position_chart(
     # ten figures would run into each other
     figures = [(n, _brief(first)) for n, first in enumerate(firsts)]
     parts += svg.x_figures(frame, figures if len(figures) < 10 else figures[::2])
-    parts.append(svg.x_label(frame, "position in the sequence, tokens (first of each stretch)"))
+    unit = _unit_of(known)
     return Chart(
         "positions", f"{what[0].upper()}{what[1:]} by position",
-        svg.drawing(f"Mean {what} by position", parts),
-        f"Mean {what} of the tokens at these positions, with its {interval}: from 5 of them up.",
-        ["positions", *(f"{name} mean {what}".strip() for name in sides or [""]), "scored"],
+        svg.drawing(
+            f"Mean {what} by position", parts, _in_unit(f"mean {what}"),
+            "position in the sequence, tokens (first of each stretch)",
+        ),
+        f"Mean {what} of the tokens at these positions, with its {interval}: from 5 of them up. "
+        f"{_reached(known)}",
+        ["positions", *(f"{name} mean {what}".strip() for name in sides or [""]), "scored", unit],
         _position_rows(known, firsts), sides,
     )  # fmt: skip
+
+
+def _unit_of(positions: Sequence[Sequence[PositionLoss]]) -> str:
+    """Return a word for what the intervals of positions are over."""
+    methods = (position.mean_loss.method for each in positions for position in each)
+    return "clusters" if any("cluster" in method for method in methods) else "documents"
+
+
+def _reached(positions: Sequence[Sequence[PositionLoss]]) -> str:
+    """Say how many documents there are at the positions where most are, and at the last."""
+    numbers = [position.mean_loss.n for position in positions[0]]
+    last = "" if numbers[-1] == max(numbers) else f", the last positions over {numbers[-1]:,}"
+    return f"Over {max(numbers):,} {_unit_of(positions)}{last}."
 
 
 def _means(
@@ -240,7 +268,8 @@ def _position_rows(
         cells = [Cell(None) if p is None else Cell.of(p.mean_loss) for p in found]
         some = next(p for p in found if p is not None)
         places = f"{_brief(some.first)}–{_brief(some.last)}"
-        rows.append([str(first) if first == some.last else places, *cells, f"{some.n_scored:,}"])
+        name = str(first) if first == some.last else places
+        rows.append([name, *cells, f"{some.n_scored:,}", f"{some.mean_loss.n:,}"])
     return rows
 
 
@@ -257,18 +286,21 @@ def margin_chart(margins: Floats) -> Chart | None:
     if bins is None:
         return None
     frame = svg.Frame(-bins.high, bins.high, 0, max(1, *map(max, bins.counts)) * 1.05)
-    parts = svg.y_axis(frame, "questions")
+    parts = svg.y_axis(frame, whole=True)
     names = ("wrong", "right")
     for name, kind, sign, counts in zip(names, (_WRONG, _RIGHT), (-1, 1), bins.counts, strict=True):
         for ends, count in zip(bins.bounds(), counts, strict=True):
             low, high = sorted(0.0 + sign * end for end in ends)  # 0.0, and not -0.0
             hint = f"{name}, margin {low:g} to {high:g} nats: {count:,}"
             parts.append(svg.bar(frame, (low, high), count, kind, hint))
-    parts += svg.x_axis_of_losses(frame, "margin")
+    parts += svg.x_axis_of_losses(frame)
     medians = zip(names, histograms.median_margins(margins), strict=True)
     return Chart(
         "margins", "By how much right and wrong",
-        svg.drawing("Histogram of margins of right and of wrong questions", parts),
+        svg.drawing(
+            "Histogram of margins of right and of wrong questions", parts, "questions",
+            _in_unit("margin"),
+        ),
         "Score of the right choice less that of the best wrong one: orange, left of 0, where a "
         "wrong one is preferred. The outer bars hold what lies beyond.",
         ["questions", "how many", "median margin"],
@@ -282,13 +314,14 @@ def lead_chart(leads: Floats) -> Chart | None:
     if bins is None:
         return None
     frame = svg.Frame(0, bins.high, 0, max(bins.counts[0]) * 1.05)
-    parts = svg.y_axis(frame, "questions")
+    parts = svg.y_axis(frame, whole=True)
     for (low, high), count in zip(bins.bounds(), bins.counts[0], strict=True):
         hint = f"{low:g} to {high:g} nats: {count:,}"
         parts.append(svg.bar(frame, (low, high), count, _NEITHER, hint))
-    parts += svg.x_axis_of_losses(frame, "lead")
+    parts += svg.x_axis_of_losses(frame)
     return Chart(
-        "leads", "How far the best is ahead", svg.drawing("Histogram of leads", parts),
+        "leads", "How far the best is ahead",
+        svg.drawing("Histogram of leads", parts, "questions", _in_unit("lead")),
         "Score of the best choice less that of the second. The last bar holds all above.",
     )  # fmt: skip
 
@@ -304,7 +337,7 @@ def probability_chart(probabilities: Floats, with_verdicts: bool) -> Chart | Non
         return None
     below = [0] * bins.n_bins
     frame = svg.Frame(0, 1, 0, max(map(sum, zip(*bins.counts, strict=True))) * 1.05)
-    parts = svg.y_axis(frame, "questions")
+    parts = svg.y_axis(frame, whole=True)
     kinds = [(_WRONG, " wrong"), (_RIGHT, " right")] if with_verdicts else [(_NEITHER, "")]
     for (kind, name), counts in zip(kinds, bins.counts, strict=True):
         for n, ((low, high), count) in enumerate(zip(bins.bounds(), counts, strict=True)):
@@ -313,11 +346,13 @@ def probability_chart(probabilities: Floats, with_verdicts: bool) -> Chart | Non
         below = [sum(pair) for pair in zip(below, counts, strict=True)]
     parts += svg.x_figures(frame, [(tick, f"{tick:g}") for tick in svg.ticks(0, 1, 5)])
     choice = "right answer" if with_verdicts else "preferred choice"
-    parts.append(svg.x_label(frame, f"probability of the {choice} among the choices"))
     colours = " Blue: right; orange: another choice is preferred." if with_verdicts else ""
     return Chart(
         "probabilities", f"Probability of the {choice}",
-        svg.drawing(f"Histogram of the probability of the {choice}", parts),
+        svg.drawing(
+            f"Histogram of the probability of the {choice}", parts, "questions",
+            f"probability of the {choice} among the choices",
+        ),
         f"Softmax of ln Pr(y|x) over the choices of a question.{colours}",
     )  # fmt: skip
 
@@ -326,20 +361,23 @@ def accuracy_chart(accuracies: Mapping[str, Estimate], chance: float | None) -> 
     """Draw accuracies by the name of the score, and what guessing would get."""
     if not accuracies:
         return None
-    frame = svg.Frame(-0.5, max(1, len(accuracies) - 0.5), 0, 1)
-    parts = svg.y_axis(frame, "accuracy")
+    # the first on top: the axis of rows runs downwards
+    frame = svg.Frame(0, 1, len(accuracies) - 0.5, -0.5)
+    parts = svg.y_figures(frame, [(n, name) for n, name in enumerate(accuracies)])
     if chance is not None:
-        y = frame.y(chance)
-        parts.append(svg.line(frame.left, y, frame.right, y, "guide"))
+        x = frame.x(chance)
+        parts.append(svg.line(x, frame.top, x, frame.bottom, "guide"))
     for n, estimate in enumerate(accuracies.values()):
-        if estimate.value is not None:
-            parts += _whisker(frame, frame.x(n), estimate, "whisker")
-            parts.append(svg.dot(frame.x(n), frame.y(estimate.value), "dot"))
-    parts += svg.x_figures(frame, list(enumerate(accuracies)))
-    parts.append(svg.x_label(frame, "score that chooses"))
+        if estimate.value is None:
+            continue
+        y = frame.y(n)
+        if estimate.low is not None and estimate.high is not None:
+            parts.append(svg.line(frame.x(estimate.low), y, frame.x(estimate.high), y, "whisker"))
+        parts.append(svg.dot(frame.x(estimate.value), y, "dot"))
+    parts += svg.x_figures(frame, [(tick, f"{tick:g}") for tick in svg.ticks(0, 1, 5)])
     return Chart(
         "accuracies", "How often each score is right",
-        svg.drawing("Accuracy by score", parts),
+        svg.drawing("Accuracy by score", parts, "score that chooses", "accuracy", "named"),
         "Share of questions whose best choice is right, with Wilson's 95 % interval; the dashed "
         "line is what guessing would get.",
     )  # fmt: skip

@@ -349,28 +349,79 @@
   });
   document.addEventListener('focusin', (event) => {
     focused = spanAt(event.target);
-    if (focused) tell(focused.pane, focused.n);
+    if (!focused) return;
+    tell(focused.pane, focused.n);
+    rove(focused.pane, focused.n);
   });
 
-  // -- keys: Tab goes from text to text, arrows from token to token --------------------------------
+  // -- keys: Tab goes from region to region, arrows within it: from token to token, row to row ------
 
+  const isShown = (element) => !element.closest('[hidden]')
+    && getComputedStyle(element.closest('.pane-box') || element).display !== 'none';
+  const walked = panes.filter((pane) => pane.spans.length);
+  const firstOf = (pane) => Math.max(0, pane.spans.findIndex((span) => !span.className.startsWith('u')));
+  let stop = null;
+
+  /** Of all texts Tab reaches this one token. */
   function rove(pane, n) {
-    const before = one('[tabindex="0"]', pane.element);
-    if (before) before.tabIndex = -1;
-    pane.spans[n].tabIndex = 0;
-    return pane.spans[n];
+    if (stop) stop.tabIndex = -1;
+    stop = pane.spans[n];
+    stop.tabIndex = 0;
+    return stop;
   }
 
-  for (const pane of panes) {
-    const first = pane.spans.findIndex((span) => !span.className.startsWith('u'));
-    if (pane.spans.length) rove(pane, Math.max(0, first));
+  /** The text that is shown before or after this one. */
+  function neighbour(pane, sign) {
+    let at = walked.indexOf(pane) + sign;
+    while (walked[at] && !isShown(walked[at].element)) at += sign;
+    return walked[at];
   }
+
+  /** Where a list of links or buttons is walked by two keys, Tab reaches one of them. */
+  function walk(within, selector, [back, on]) {
+    const shownOnes = () => all(selector, within).filter(isShown);
+    const reach = (item) => {
+      for (const each of all(`${selector}[tabindex="0"]`, within)) each.tabIndex = -1;
+      if (item) item.tabIndex = 0;
+    };
+    for (const each of all(selector, within)) each.tabIndex = -1;
+    const region = within.closest('[role=region]');
+    if (region && one(selector, within)) region.removeAttribute('tabindex');
+    within.addEventListener('focusin', (event) => {
+      if (event.target.matches(selector)) reach(event.target);
+    });
+    within.addEventListener('keydown', (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey || !event.target.matches(selector)) return;
+      const items = shownOnes();
+      const at = items.indexOf(event.target);
+      const goal = items[{ [back]: at - 1, [on]: at + 1, Home: 0, End: items.length - 1 }[event.key]];
+      if (!goal) return;
+      event.preventDefault();
+      goal.focus();
+    });
+    const refresh = () => {
+      const own = one(`${selector}[tabindex="0"]`, within);
+      if (!own || !isShown(own)) reach(shownOnes()[0]);
+    };
+    refresh();
+    return refresh;
+  }
+
+  const refreshers = [
+    ...all('.places tbody, #sequences tbody').map((body) => walk(body, 'td a', ['ArrowUp', 'ArrowDown'])),
+    () => {
+      const found = stop && isShown(stop.parentElement) ? null : walked.find((pane) => isShown(pane.element));
+      if (found) rove(found, firstOf(found));
+    },
+  ];
+  const refreshStops = () => refreshers.forEach((refresh) => refresh());
+  refreshStops();
 
   /** The token of the next line up or down that lies nearest. */
   function beside(pane, n, sign) {
     const from = pane.spans[n].getClientRects()[0];
     if (!from) return n;
-    let best = n;
+    let best = sign > 0 ? pane.spans.length : -1;
     let nearest = Infinity;
     let line = null;
     for (let i = n + sign; i >= 0 && i < pane.spans.length; i += sign) {
@@ -384,22 +435,33 @@
     return best;
   }
 
+  /** A token of a text; before its first and after its last one lie the texts beside it. */
+  function goTo(pane, n, toFirst) {
+    if (n >= 0 && n < pane.spans.length) return rove(pane, n);
+    const other = neighbour(pane, n < 0 ? -1 : 1);
+    if (!other) return rove(pane, n < 0 ? 0 : pane.spans.length - 1);
+    return rove(other, n > 0 || toFirst ? firstOf(other) : other.spans.length - 1);
+  }
+
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') { hide(); return; }
     const found = spanAt(event.target);
     if (!found || event.ctrlKey || event.metaKey || event.altKey) return;
-    const last = found.pane.spans.length - 1;
+    const { pane, n } = found;
+    const last = pane.spans.length - 1;
     const goal = {
-      ArrowRight: () => Math.min(last, found.n + 1),
-      ArrowLeft: () => Math.max(0, found.n - 1),
-      ArrowDown: () => beside(found.pane, found.n, 1),
-      ArrowUp: () => beside(found.pane, found.n, -1),
+      ArrowRight: () => n + 1,
+      ArrowLeft: () => n - 1,
+      ArrowDown: () => beside(pane, n, 1),
+      ArrowUp: () => beside(pane, n, -1),
       Home: () => 0,
       End: () => last,
+      PageDown: () => last + 1,
+      PageUp: () => -1,
     }[event.key];
     if (!goal) return;
     event.preventDefault();
-    const span = rove(found.pane, goal());
+    const span = goTo(pane, goal(), event.key === 'PageUp');
     span.focus({ preventScroll: true });
     span.scrollIntoView({ block: 'nearest', behavior: 'instant' });
   });
@@ -476,6 +538,7 @@
       header.append(button);
       button.addEventListener('click', () => sort(table, column, header));
     });
+    walk(table.tHead, 'th button', ['ArrowLeft', 'ArrowRight']);
   }
 
   const search = one('#search');
@@ -497,7 +560,12 @@
       const article = document.getElementById(`q${row.dataset.s}`);
       if (article) article.hidden = row.hidden;
     }
-    one('#found').textContent = wanted ? `${n.toLocaleString('en')} of ${rows.length.toLocaleString('en')} ${one('#h-sequences').textContent.toLowerCase()}` : '';
+    const of = `${rows.length.toLocaleString('en')} ${one('#h-sequences').textContent.toLowerCase()}`;
+    const said = n ? `${n.toLocaleString('en')} of ${of}` : `No hits: none of ${of} has “${search.value.trim()}” in its id or text`;
+    one('#found').textContent = wanted ? said : '';
+    one('#found').classList.toggle('none', !n);
+    if (one('#no-hits')) one('#no-hits').hidden = n > 0;
+    refreshStops();
   }
   if (search) search.addEventListener('input', find);
 
@@ -521,6 +589,7 @@
   for (const box of all('[data-shows]')) {
     box.addEventListener('change', () => {
       root.dataset.hides = all('[data-shows]').filter((each) => !each.checked).map((each) => each.dataset.shows).join(' ');
+      refreshStops();
     });
   }
 })();
