@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.analysis.compare import (
@@ -66,7 +66,7 @@ def comparison_view(
 ) -> Iterator[RenderableType]:
     """Yield the models' letters, a sentence for each pair, then its figures, documents and
     tokens."""
-    yield Group(*fmt.key_of(names))
+    yield fmt.key_of(names)
     letters = [fmt.letter(n) for n in range(len(names))]
     for pair in found.pairs:
         sentence = comparison_sentence(pair, letters, unit)

@@ -347,10 +347,9 @@ def figures_panel(title: str, rows: Iterable[Sequence[str | Text]]) -> Panel:
     return Panel(FiguresGrid(rows), title=title, title_align="left", expand=False)
 
 
-def key_of(names: Sequence[str]) -> Iterator[Text]:
-    """Yield a line for each model: its letter, which stands for it in tables and sentences."""
-    for n, name in enumerate(names):
-        yield Text.assemble((letter(n), "bold"), "  ", escape(name))
+def key_of(names: Sequence[str]) -> FiguresGrid:
+    """Return the names of models with the letters that stand for them in tables and sentences."""
+    return FiguresGrid((letter(n), name) for n, name in enumerate(names))
 
 
 def letter(n: int) -> str:

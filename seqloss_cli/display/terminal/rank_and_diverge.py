@@ -214,6 +214,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         super()._before_totals()
         # Quantiles are of all tokens of the run, so they come last, whatever was shown before.
         self._console.print(self._quantiles())
+        self._console.print()
 
     def _totals(self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int) -> Rows:
         rejected = f"rejected {n_rejected}" if n_rejected else ""
@@ -240,10 +241,12 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
                 text = fmt.signed
                 note += _way_of(mean)
             if name not in _WITHOUT_UNIT:
-                note = f"{unit.interval(mean)} {unit} per token, {note}"
+                note = f"{unit.interval(mean)} {unit} per token, {note}".lstrip()
                 yield label, text(unit.of(mean.value)), note
             else:
-                note = note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}"
+                note = (
+                    note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}".lstrip()
+                )
                 yield label, text(mean.value), note
         if "kl" in means:
             # Of a divergence with an infinite term there is none, of others there is.
