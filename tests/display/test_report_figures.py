@@ -160,6 +160,19 @@ def test_shares_of_few_tokens_are_those_of_the_curve() -> None:
     assert shares["worst 50%"] == "73.7%"
 
 
+def test_loss_by_position_says_of_how_many_documents(
+    report: Callable[..., Page], tmp_path: Path
+) -> None:
+    rows = [
+        text_row(f"r{n}", WORDS[: 2 if n else 8], [1.0] * (8 if not n else 2)) for n in range(6)
+    ]
+    page = report(write(tmp_path / "r.jsonl", rows))
+    assert "Over 6 documents, the last positions over 1." in page.text
+    assert "scoreddocuments" in "".join(page.text.split())
+    page = report(write(tmp_path / "s.jsonl", rows[1:]))
+    assert "Over 5 documents." in page.text
+
+
 def test_charts_have_the_intervals_of_the_comparison(run_cli: Run, tmp_path: Path) -> None:
     generator, sides = np.random.default_rng(0), []
     for name in "ab":

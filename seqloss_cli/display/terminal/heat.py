@@ -97,7 +97,8 @@ class Drawing:
             swatches = [(f" {each} ", style) for each, style in zip(labels, styles, strict=True)]
             yield from self._in_lines(swatches)
             theme = f"{self._options.theme} terminal ({self._options.theme_note})"
-            apart = "underlined: the second of two neighbours of one step"
+            apart = "underlined: the second of two neighbours"
+            apart += "" if self.scale is palette.COUNTS else " of one step"
             yield from self.prose(f"dim: {dim}; {apart}; colours for a {theme}")
         if self._options.white_space:
             blank, tab, line_end = map(self._charset.white_space.__getitem__, " \t\n")
