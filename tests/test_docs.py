@@ -215,3 +215,6 @@ def test_versions_that_were_tried_are_those_that_are_promised() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \|", text, flags=re.M)
     assert sorted(f"{name}=={low}" for name, low, _ in rows) == sorted(floors.lowest())
     assert all(Version(low) <= Version(new) for _, low, new in rows)
+    readme = (ROOT / "README.md").read_text()
+    lowest = {name: low for name, low, _ in rows}
+    assert f"torch {lowest['torch']} and transformers {lowest['transformers']}, or later" in readme
