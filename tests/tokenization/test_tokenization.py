@@ -908,8 +908,7 @@ def test_the_directory_s_own_tokenizer_is_the_one_that_counts(
     automatic = hf.AutoTokenizer.from_pretrained(tmp_path)
     replaced = automatic.encode(text, add_special_tokens=False) != ids[1:]
     assert ["tokenizer.json" in warning for warning in scorer.warnings] == [True] * replaced
-    # transformers 5.5 replaces fewer of them.
-    assert replaced or (family, configured) == ("gpt2", True) or hf.__version__.startswith("5.5.")
+    assert replaced or (family, configured) == ("gpt2", True)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
