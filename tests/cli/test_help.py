@@ -77,6 +77,12 @@ def test_the_short_help_has_at_most_ten_options_which_the_whole_one_begins_with(
     assert f"--help shows all {len(whole)} options" in help_of(name, "-h")
 
 
+def test_what_is_needed_first_are_options_of_some_command() -> None:
+    known = {each.name for command in COMMANDS.values() for each in command.params}
+    assert set(main._FIRST) <= known
+    assert len(set(main._FIRST)) == len(main._FIRST)
+
+
 def test_the_program_names_its_commands() -> None:
     for flag in ("-h", "--help"):
         shown = help_of(flag)

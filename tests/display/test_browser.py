@@ -580,9 +580,15 @@ def test_letters_of_charts_can_be_read_at_every_width(
                 page.select_option("#unit", unit)
                 found = page.evaluate(CHARTS)
                 assert len(found) > 15
+                assert page.evaluate(LEGENDS) == [], width
                 assert [each for each in found if each["size"] < 11] == [], width
                 assert [each for each in found if not each["inside"]] == [], width
                 assert list(overlapping(found)) == [], width
+
+
+LEGENDS = """[...document.querySelectorAll('.legend li, .legend p')].filter((e) =>
+  e.scrollWidth > e.clientWidth || parseFloat(getComputedStyle(e).fontSize) < 11)
+  .map((e) => e.textContent)"""
 
 
 def overlapping(found: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
