@@ -383,6 +383,7 @@ VOLATILE: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r'("threads": ?)\d+'), r"\1N"),
     (re.compile(r'("versions": ?)\{[^}]*\}'), r"\1{}"),
     (re.compile(r"seqloss \d+\.\d+\.\d+"), "seqloss VERSION"),
+    (re.compile(r", in (\d+\.\d s|\d+:\d\d:\d\d): "), ", in TIME: "),
 )
 LONG = re.compile(r"(?<![\w.])\d+\.\d{9,}(e-?\d+)?")
 

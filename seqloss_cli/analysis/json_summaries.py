@@ -5,6 +5,7 @@ Field names of the records of this room that go through `asdict` are keys of the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -42,7 +43,7 @@ def summary_json(
     `n_unusable` rows of the files could not be read back. `differences` hold how the runs differ
     from the first, by the name of the file.
     """
-    n_rejected = sum(file.n_rejected for file in files)
+    rejected = sum((file.rejected for file in files), Counter[str]())
     n_empty_lines = sum(file.n_empty_lines for file in files)
     # to which group a rejected input would have belonged is not known
     unknown = {"n_rejected": None, "n_empty_lines": None}
@@ -55,10 +56,10 @@ def summary_json(
         "confidence": options.confidence,
         "n_unusable": n_unusable,
         "n_duplicates": summary.n_duplicates,
-        "totals": totals_row(summary.whole.totals, n_rejected, n_empty_lines),
+        "totals": totals_row(summary.whole.totals, rejected, n_empty_lines),
         **_estimates(summary.whole),
         "groups": [
-            {"value": group.value, "totals": totals_row(group.totals, 0, 0) | unknown}
+            {"value": group.value, "totals": totals_row(group.totals, {}, 0) | unknown}
             | _estimates(group)
             for group in summary.groups
         ],
@@ -85,7 +86,7 @@ def file_row(file: ResultsFile) -> Row:
         "model": file.run.get("model"),
         "complete": file.complete,
         "n_sequences": file.n_sequences,
-        "n_rejected": file.n_rejected,
+        "n_rejected": file.rejected.total(),
     }
 
 
@@ -211,6 +212,6 @@ def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
         "bits_per_byte": totals.bits_per_byte,
         "n_sequences": totals.n_sequences,
         "n_scored": totals.n_scored,
-        "n_rejected": file.n_rejected,
+        "n_rejected": file.rejected.total(),
         "weights_sha256": file.run.get("weights_sha256"),
     }

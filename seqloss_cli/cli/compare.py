@@ -95,7 +95,11 @@ def _compare(
     from seqloss_cli.analysis.compare import documents_of
     from seqloss_cli.analysis.json_summaries import comparison_json
     from seqloss_cli.display.html.page import PageOptions
-    from seqloss_cli.display.terminal.comparisons import comparison_view, difference_views
+    from seqloss_cli.display.terminal.comparisons import (
+        comparison_sentence,
+        comparison_view,
+        difference_views,
+    )
 
     options, output = r.comparison_options(ctx), o.given(ctx, o.OutputSettings)
     reader = r.ResultsReader(files)
@@ -119,7 +123,8 @@ def _compare(
         whole = o.given(ctx, o.ShowSettings).all_tokens
         yield from difference_views(pairs, heat, unit, whole)
 
-    r.write_summary(ctx, comparison_json(found, files, shown, options), views)
+    answers = (comparison_sentence(pair, labels, unit) for pair in found.pairs)
+    r.write_summary(ctx, comparison_json(found, files, shown, options), views, answers)
     if output.report is not None:
         # A page has room for more than a terminal.
         page = PageOptions(

@@ -94,7 +94,10 @@ def _diverge(
     from seqloss_cli.backends.teacher_files import TeacherWriter
     from seqloss_cli.cli.run import Command
     from seqloss_cli.core.run_record import recorded
-    from seqloss_cli.display.terminal.rank_and_diverge import DivergenceTableWriter
+    from seqloss_cli.display.terminal.rank_and_diverge import (
+        DivergenceTableWriter,
+        divergence_answer,
+    )
     from seqloss_cli.metrics.divergence import DocumentSums
     from seqloss_cli.results.schema.divergences import divergence_rows
     from seqloss_cli.scoring.tasks import diverge_task
@@ -110,6 +113,7 @@ def _diverge(
             diverge_task(teacher, documents, None if saved is None else saved.add),
             lambda options: divergence_rows(options, documents, measured, teacher.knows_in_part),
             lambda console, options: DivergenceTableWriter(console, options, documents, measured),
+            divergence_answer,
         )
         written = command.run(inputs, choice, rows)
         if saved is not None:

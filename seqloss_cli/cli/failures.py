@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EPIPE
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,7 +19,12 @@ from seqloss_cli.core.errors import SeqlossError
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.results.sinks import partial_path
 
+if TYPE_CHECKING:
+    from seqloss_cli.core.records import Rejected
+
 BUG, INTERRUPTED, REJECTED = 70, 130, 3
+_MOST_NAMED = 5
+"""Messages of one kind that are written: more would push all else off the terminal."""
 ALONE = object()
 """The context's object where a command has a process of its own, which ends with it."""
 
@@ -32,6 +39,38 @@ def say(message: str) -> None:
     """Write a line on stderr that is safe for a terminal."""
     with STATUS.hidden():
         typer.echo(f"seqloss: {escape(message)}", err=True)
+
+
+class RejectionReport:
+    """Names on stderr the first inputs that are rejected for each reason, and counts all."""
+
+    def __init__(self, tell: Callable[[str], None] = say, elsewhere: str = "") -> None:
+        """`elsewhere` says where each of them is named."""
+        self._tell, self._elsewhere = tell, f"; {elsewhere}" if elsewhere else ""
+        self.counts: Counter[str] = Counter()
+
+    def add(self, rejected: Rejected) -> None:
+        """Take the next one."""
+        self.counts[rejected.reason] += 1
+        if self.counts[rejected.reason] > _MOST_NAMED:
+            return
+        line = "" if rejected.line is None else f":{rejected.line}"
+        place = f"{rejected.source}{line}"
+        self._tell(f"rejected {place}: {rejected.message} ({rejected.reason})")
+
+    def end(self) -> None:
+        """Report those that were not named."""
+        for reason, n in self.counts.items():
+            if (n_more := n - _MOST_NAMED) > 0:
+                self._tell(f"rejected {n_more:,} more ({reason}): {n:,} in all{self._elsewhere}")
+
+
+def say_first(kind: str, messages: Sequence[str]) -> None:
+    """Write the first messages of a kind (`warning`, `note`) on stderr, and how many more."""
+    for message in messages[:_MOST_NAMED]:
+        say(f"{kind}: {message}")
+    if (n_more := len(messages) - _MOST_NAMED) > 0:
+        say(f"{kind}: {n_more:,} more like the last: {len(messages):,} in all")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.failures import say, say_first
 from seqloss_cli.cli.options import given
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import CHATS, INPUT, argument, command_record, option
@@ -258,5 +258,4 @@ def say_unused(file: SideFile[Any], name: str, limited: bool = False) -> None:
     # With --limit most rows have no input, which is no mistake.
     if (unused := file.count_unused()) and not limited:
         say(f"warning: {unused} rows of {name} belong to no input")
-    for message in file.unmatched:
-        say(f"warning: {message}")
+    say_first("warning", file.unmatched)

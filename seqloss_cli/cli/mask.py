@@ -71,7 +71,7 @@ def mask(ctx: typer.Context) -> None:
     """
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import output_choice
-    from seqloss_cli.display.terminal.masks import MaskTableWriter
+    from seqloss_cli.display.terminal.masks import MaskTableWriter, mask_answer
     from seqloss_cli.inputs.side_files import LabelFile
     from seqloss_cli.results.schema.masks import mask_rows
     from seqloss_cli.scoring.tasks import mask_task
@@ -88,6 +88,7 @@ def mask(ctx: typer.Context) -> None:
         mask_task(source, trainer, None if labels is None else labels.find),
         lambda options: mask_rows(options, labels is not None, trainer is not None),
         lambda console, options: MaskTableWriter(console, options, name),
+        mask_answer,
     )
     written = command.run(replace(inputs, reading=None), choice, None)
     if labels is not None:

@@ -15,7 +15,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.failures import REJECTED, RejectionReport, say
 from seqloss_cli.cli.inputs import file_inputs
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.options import A_MODEL, INPUT, MODEL, argument, command_record, option
@@ -81,7 +81,7 @@ def objective(ctx: typer.Context) -> None:
 def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: int) -> None:
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective
-    from seqloss_cli.display.terminal.comparisons import objective_view
+    from seqloss_cli.display.terminal.comparisons import objective_answers, objective_view
     from seqloss_cli.results.files import TOKENIZER
 
     options, data = r.comparison_options(ctx), o.given(ctx, ModelArguments).data or []
@@ -103,10 +103,12 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     for model, totals in zip(models, found.totals, strict=True):
         if totals.n_infinite:
             say(f"warning: {model} gives an infinite loss: its total is unknown")
+    unit = r.unit_of(ctx)
     r.write_summary(
         ctx,
         objective_json(found, files, data, options),
-        lambda: objective_view(found, models, options.confidence, r.unit_of(ctx)),
+        lambda: objective_view(found, models, options.confidence, unit),
+        objective_answers(found, models, unit),
     )
     if found.best is None:
         say("warning: no row can be compared: there is no best checkpoint")
@@ -159,5 +161,5 @@ def _score_to(
     with path.open("wb") as sink:
         writer = JsonlWriter(sink, score_rows(options))
         bar = ProgressBar(names, inputs.n_expected, of)
-        written = write_all(task, inputs, task.run, writer, bar, tell=say_once)
+        written = write_all(task, inputs, task.run, writer, bar, report=RejectionReport(say_once))
     return written.n_rejected

@@ -188,3 +188,4 @@ def _draw(settings: PlotSettings, made: PlotResult, path: Path, force: bool) -> 
     content = file_bytes(lambda figure: draw(made.plot, figure), paper, suffix, metadata, say)  # type: ignore[arg-type]
     with open_sink(path, force, warn=say) as sink:
         sink.write(content)
+    say(f"wrote {path}: {made.title}")

@@ -25,7 +25,7 @@ from seqloss_cli.analysis.plot_data import (
 )
 from seqloss_cli.analysis.summarize import SummaryOptions
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.failures import say, say_first
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.options import values_of
@@ -190,8 +190,8 @@ def _position(data: _PlotData) -> Plot:
     for series in plot.series:
         _require_scored(series.label, bool(series.positions))
         without = [p for p in series.positions if p.mean_loss.value is None]
-        for p in without:
-            say(f"warning: {series.label}: positions {p.first}-{p.last} have no point: infinite")
+        unknown = [f"positions {p.first}-{p.last} have no point: infinite" for p in without]
+        say_first("warning", [f"{series.label}: {each}" for each in unknown])
         _require_something(len(without) < len(series.positions), f"{series.label}: no finite loss")
     return plot
 

@@ -212,7 +212,8 @@ class ProgressBar:
         self._shares_terminal = prints and sys.stdout is not None and sys.stdout.isatty()
         self._n_tokens = self._n_inputs = self._n_rejected = 0
         self._bytes_done, self._share, self._block_end = 0, 0.0, 0
-        self._began, self._done_before = time.monotonic(), 0.0
+        self._began = self._entered = time.monotonic()
+        self._done_before = 0.0
 
     def on_progress(self, n_tokens: int, share: float, last: Sample | Rejected) -> None:
         """Tokens were scored: a `share` of the block of inputs that ends with `last` is done."""
@@ -229,6 +230,11 @@ class ProgressBar:
         """An input was done by an earlier run: its time tells nothing of the others."""
         self.on_input(item, rejected)
         self._began, self._done_before = time.monotonic(), self.done or 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return for how long inputs were scored so far."""
+        return time.monotonic() - self._entered
 
     @property
     def done(self) -> float | None:
@@ -253,7 +259,7 @@ class ProgressBar:
             yield
 
     def __enter__(self) -> ProgressBar:
-        self._began = time.monotonic()
+        self._began = self._entered = time.monotonic()
         if not self._typed:
             STATUS.show(self.line)
         return self
@@ -298,6 +304,11 @@ class ProgressBar:
 
     def _position(self, item: Sample | Rejected) -> int:
         return self._starts.get(item.source, 0) + item.end
+
+
+def shown_seconds(seconds: float) -> str:
+    """Return a time as a person reads it: seconds, and from a minute on a clock's."""
+    return f"{seconds:.1f} s" if seconds < 60 else _clock(seconds)
 
 
 def _clock(seconds: float) -> str:

@@ -94,7 +94,7 @@ def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.core.run_record import recorded
-    from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter
+    from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter, rank_answer
     from seqloss_cli.metrics.ranking import MEANINGS, NEED_PMI
     from seqloss_cli.results.formats.json import RankedRows
     from seqloss_cli.results.schema.rankings import ranking_rows
@@ -109,6 +109,7 @@ def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
         rank_task(scorer, choice.pmi),
         ranking_rows,
         lambda console, options: RankTableWriter(console, options, own.by),
+        rank_answer,
     )
     with open_second(ctx, own.output_ranked) as sink:
         ranked = [] if sink is None else [RankedRows(sink, own.by)]

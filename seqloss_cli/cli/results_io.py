@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import typer
 
-from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.failures import RejectionReport, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import OutputSettings, ShowSettings, given, only
 from seqloss_cli.cli.progress import STATUS, Wait, is_typed
@@ -25,7 +25,7 @@ from seqloss_cli.core.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.joining import JoinReport
@@ -99,7 +99,7 @@ class ResultsReader:
         from seqloss_cli.core.records import Rejected
 
         self.drops_fields |= not (file.run.get("reading") or {}).get("keep_meta")
-        is_first = True
+        is_first, unusable = True, RejectionReport()
         if not quiet:
             self._show(file)
         try:
@@ -112,10 +112,11 @@ class ResultsReader:
                     yield row
                 elif not quiet:
                     self.n_unusable += 1
-                    say(f"rejected {row.source}:{row.line}: {row.message} ({row.reason})")
+                    unusable.add(row)
         # A bad row is `Rejected`: an error is of the file itself, which is cut off or damaged.
         except RowError as error:
             raise RunError(f"{file.name}: {error.message} ({error.reason})") from error
+        unusable.end()
         if not file.complete and not quiet:
             say(f"warning: {file.name} is not complete: its run did not come to its end")
 
@@ -278,37 +279,52 @@ def check_places(context: typer.Context, *parameters: str) -> None:
             refuse_to_overwrite(path, given(context, OutputSettings).force)
 
 
-def open_second(
-    context: typer.Context, path: Path | None
-) -> AbstractContextManager[BinaryIO | None]:
+@contextmanager
+def open_second(context: typer.Context, path: Path | None) -> Iterator[BinaryIO | None]:
     """Open a file that a command writes beside -o's; None without a path."""
     from seqloss_cli.results.sinks import open_sink
 
     force = given(context, OutputSettings).force
-    return nullcontext() if path is None else open_sink(path, force, warn=say)
+    if path is None:
+        yield None
+        return
+    with open_sink(path, force, warn=say) as sink:
+        yield sink
+    say(f"wrote {path}")
 
 
 def write_summary(
-    context: typer.Context, report: dict[str, Any], views: Callable[[], Iterable[RenderableType]]
+    context: typer.Context,
+    report: dict[str, Any],
+    views: Callable[[], Iterable[RenderableType]],
+    answers: Iterable[str],
 ) -> None:
-    """Write it to -o or stdout, as JSON or as the views for a person."""
+    """Write it to -o or stdout, as JSON or as the views for a person; with -o the answers are
+    reported."""
     from seqloss_cli.analysis.json_summaries import summary_bytes
     from seqloss_cli.cli.settings import console
     from seqloss_cli.results.sinks import open_sink
 
     output, as_json = given(context, OutputSettings), wants_json(context)
     with open_sink(output.output, output.force, warn=say) as sink:
-        if as_json:
-            STATUS.clear()
-            sink.write(summary_bytes(report))
-            return
         STATUS.clear()
-        terminal = console(output.output, sink)
-        for n, view in enumerate(views()):
-            if n:
-                terminal.print()
-            # rich would cut what is too long off: it is to go on in the next line
-            terminal.print(view, crop=False)
+        if as_json:
+            sink.write(summary_bytes(report))
+        else:
+            # Held until the file is whole: a console that goes closes it.
+            terminal = console(output.output, sink)
+            _print(terminal, views())
+    if output.output is not None:
+        for answer in answers:
+            say(f"{answer}: {output.output}")
+
+
+def _print(terminal: Console, views: Iterable[RenderableType]) -> None:
+    for n, view in enumerate(views):
+        if n:
+            terminal.print()
+        # rich would cut what is too long off: it is to go on in the next line
+        terminal.print(view, crop=False)
 
 
 def wants_json(context: typer.Context) -> bool:

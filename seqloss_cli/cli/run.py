@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields, replace
@@ -11,15 +11,15 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar, cast
 
 from rich.console import Console
 
-from seqloss_cli.cli.failures import REJECTED, StrictStopError, say
+from seqloss_cli.cli.failures import REJECTED, RejectionReport, StrictStopError, say
 from seqloss_cli.cli.inputs import Inputs
-from seqloss_cli.cli.progress import ProgressBar
+from seqloss_cli.cli.progress import ProgressBar, shown_seconds
 from seqloss_cli.cli.settings import OutputPlan, console, row_options, table_options
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Rejected, Sample
+from seqloss_cli.core.records import Rejected, Rejections, Sample
 from seqloss_cli.core.run_record import RunInfo
-from seqloss_cli.display.terminal.formatting import TableOptions
+from seqloss_cli.display.terminal.formatting import TableOptions, Unit
 from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
 from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial, require_same_run
@@ -47,9 +47,15 @@ class RunSummary(Generic[Sums]):
 
     totals: Sums
     n_sequences: int
-    n_rejected: int
+    rejected: Counter[str]
+    """Reason to the number of inputs that were rejected for it."""
     n_kept: int = 0
     """Rows of an earlier run among these two."""
+
+    @property
+    def n_rejected(self) -> int:
+        """Return how many inputs were rejected."""
+        return self.rejected.total()
 
     @property
     def exit_code(self) -> int:
@@ -64,6 +70,8 @@ class Command(Generic[Result, Sums, Unscored]):
     task: Task[Result, Sums, Unscored]
     rows: Callable[[RowOptions], Rows[Result, Sums, Unscored]]
     table: Callable[[Console, TableOptions], Writer[Result, Sums]]
+    answer: Callable[[Sums, Unit], str]
+    """The figure that the run was for, in a few words: for the end of a run into a file."""
     word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
 
@@ -98,7 +106,8 @@ class Command(Generic[Result, Sums, Unscored]):
             # One writer is called as it is: around short rows each call is felt.
             others = (*more_writers, *page_writers)
             writer = TeeWriter(own, *others) if others else own
-            written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict)
+            report = RejectionReport(elsewhere=_each_named(choice))
+            written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict, report)
         _say_what_was_written(written, inputs.stats, choice)
         if n := getattr(written.totals, "flags", {}).get("unspelled_text"):
             why = "no rate per byte, character or word is made of them"
@@ -108,6 +117,9 @@ class Command(Generic[Result, Sums, Unscored]):
             say(f"warning: {warning}")
         if n := self.task.count_halved():
             say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
+        if choice.path is not None:
+            answer = self.answer(written.totals, Unit(choice.bits))
+            say(f"{answer}, in {shown_seconds(bar.seconds)}: {choice.path}")
         return written
 
     def _rows(self, run: RunInfo, choice: OutputPlan) -> Rows[Result, Sums, Unscored]:
@@ -176,10 +188,10 @@ class Command(Generic[Result, Sums, Unscored]):
         deque(self.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
         kept.require_all_checked()
         say(
-            f"{file.path} is whole: {kept.n_sequences} sequences, {kept.n_rejected} rejected; "
-            "nothing to do"
+            f"{file.path} is whole: {kept.n_sequences} sequences, {kept.rejected.total()} "
+            "rejected; nothing to do"
         )
-        return RunSummary(kept.sums, kept.n_sequences, kept.n_rejected, kept.n_rows)
+        return RunSummary(kept.sums, kept.n_sequences, kept.rejected, kept.n_rows)
 
 
 class TeeWriter(Generic[Result, Sums]):
@@ -203,10 +215,10 @@ class TeeWriter(Generic[Result, Sums]):
         for writer in self._writers:
             writer.reject(rejected)
 
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Sums, rejected: Rejections, n_empty_lines: int) -> None:
         """End with each."""
         for writer in self._writers:
-            writer.end(sums, n_rejected, n_empty_lines)
+            writer.end(sums, rejected, n_empty_lines)
 
 
 def write_all(
@@ -217,10 +229,10 @@ def write_all(
     bar: ProgressBar,
     kept: KeptRows[Sums, Unscored] | None = None,
     strict: bool = False,
-    tell: Callable[[str], None] = say,
+    report: RejectionReport | None = None,
 ) -> RunSummary[Sums]:
-    """Write every result as it comes, after the rows that are kept; `tell` hears of rejections."""
-    totals, n_rejected, n_sequences = task.zero, 0, 0
+    """Write every result as it comes, after the rows that are kept; `report` takes rejections."""
+    totals, n_sequences, report = task.zero, 0, report or RejectionReport()
 
     def on_kept(entry: Any) -> None:
         assert kept is not None
@@ -237,11 +249,10 @@ def write_all(
             writer.begin(record)
         for result in results:
             if isinstance(result, Rejected):
-                n_rejected += 1
                 with bar.hidden():
                     writer.reject(result)
                 bar.on_input(result, rejected=True)
-                tell(_rejection(result))
+                report.add(result)
                 if strict:
                     break
                 continue
@@ -254,10 +265,11 @@ def write_all(
             bar.on_input(result.sample)
         # Before the totals: a table of them stands where the bar was.
         bar.stop()
-        written = _with_kept(RunSummary(totals, n_sequences, n_rejected), kept)
-        stopped = bool(n_rejected) and strict
+        report.end()
+        written = _with_kept(RunSummary(totals, n_sequences, report.counts), kept)
+        stopped = bool(report.counts) and strict
         sums = _stopped(written.totals) if stopped else written.totals
-        writer.end(sums, written.n_rejected, inputs.stats.n_empty_lines)
+        writer.end(sums, written.rejected, inputs.stats.n_empty_lines)
         if stopped:
             raise StrictStopError("--strict: stopped at the first rejected input")
     return written
@@ -273,7 +285,7 @@ def _with_kept(
     return RunSummary(
         kept.sums + written.totals,
         kept.n_sequences + written.n_sequences,
-        kept.n_rejected + written.n_rejected,
+        kept.rejected + written.rejected,
         kept.n_rows,
     )
 
@@ -285,9 +297,11 @@ def _stopped(totals: Any) -> Any:
     return replace(totals, flags={**totals.flags, "stopped_early": 1})
 
 
-def _rejection(rejected: Rejected) -> str:
-    where = rejected.source if rejected.line is None else f"{rejected.source}:{rejected.line}"
-    return f"rejected {where}: {rejected.message} ({rejected.reason})"
+def _each_named(choice: OutputPlan) -> str:
+    """Return where each rejected input is named; empty where stdout does."""
+    if choice.format is None:
+        return "--jsonl names each"
+    return "" if choice.path is None else f"{choice.path} names each"
 
 
 def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputPlan) -> None:

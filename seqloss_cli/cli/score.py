@@ -100,7 +100,7 @@ def _score(
     from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.heat import HeatWriter
     from seqloss_cli.display.terminal.summaries import WorstTokensWriter
-    from seqloss_cli.display.terminal.writer import TableWriter
+    from seqloss_cli.display.terminal.writer import TableWriter, loss_answer
     from seqloss_cli.metrics.words import CORRECTION_SOURCE
     from seqloss_cli.results.schema.scores import score_rows
     from seqloss_cli.scoring.tasks import score_task
@@ -130,7 +130,7 @@ def _score(
         stdout = settings.console(None, sys.stdout.buffer)
         options = settings.table_options(task.tokenization, choice, ids)
         more.append(WorstTokensWriter(stdout, options, choice.worst))
-    command = Command(task, score_rows, table, ids)
+    command = Command(task, score_rows, table, loss_answer, ids)
     write_with_page(
         ctx, choice, lambda choice: command.run(inputs, choice, described, more).exit_code
     )

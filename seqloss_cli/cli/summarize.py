@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 
 import typer
@@ -62,6 +63,7 @@ def summarize(ctx: typer.Context) -> None:
     from seqloss_cli.analysis.summarize import SummaryOptions
     from seqloss_cli.analysis.summarize import summarize as summed
     from seqloss_cli.display.terminal.summaries import summary_view
+    from seqloss_cli.display.terminal.writer import loss_answer
 
     arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
     r.check_output(ctx)
@@ -83,11 +85,13 @@ def summarize(ctx: typer.Context) -> None:
         say("warning: --block is for one text; the intervals are over documents")
     if summary.n_duplicates:
         say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
-    n_rejected = sum(file.n_rejected for file in files)
+    rejected = sum((file.rejected for file in files), Counter[str]())
+    unit = r.unit_of(ctx)
     r.write_summary(
         ctx,
         summary_json(summary, files, options, reader.n_unusable, shown),
-        lambda: summary_view(summary, options, r.unit_of(ctx), n_rejected),
+        lambda: summary_view(summary, options, unit, rejected),
+        [loss_answer(totals, unit)],
     )
     if reader.n_unusable:
         raise typer.Exit(REJECTED)

@@ -140,6 +140,10 @@ class Sample:
     """Bytes that were read for it, other fields of a row included: they bound the read-ahead."""
 
 
+Rejections = Mapping[str, int]
+"""Reason to the number of inputs that were rejected for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """An input that could not be scored."""

@@ -5,9 +5,10 @@ Here, too: the differences between the runs of two files that change their numbe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -36,8 +37,8 @@ class ResultsOf(Generic[Row]):
     rows: Iterator[Row | Rejected]
     """A `Rejected` is a row of the file that cannot be used; the file tells of it itself."""
     n_sequences: int = 0
-    n_rejected: int = 0
-    """Inputs that the run itself rejected."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Reason to the number of inputs that the run itself rejected for it."""
     n_empty_lines: int = 0
     complete: bool = False
     """Every run in it came to its end: its totals are there."""
@@ -125,7 +126,7 @@ def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
         file.complete = False
         return file.kind.read(record, f"{file.name}:{line}")
     if kind == "rejected":
-        file.n_rejected += 1
+        file.rejected[str(record.get("reason"))] += 1
     elif kind == "totals":
         n_empty = record.get("n_empty_lines")
         file.n_empty_lines += n_empty if isinstance(n_empty, int) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import ENXIO
@@ -163,8 +164,15 @@ class KeptRows(Generic[Sums, Unscored]):
         then the file may turn out to be of other inputs."""
         self.path, self.n_rows, self._when_all_checked = file.path, file.n_rows, when_all_checked
         self.sums, self._of = zero, rows
-        self.n_sequences = self.n_rejected = 0
+        self.n_sequences = 0
+        self.rejected = Counter[str]()
+        """Reason to the number of rows that are of inputs rejected for it."""
         self._rows = _rows(file.path, file.n_rows)
+
+    @property
+    def n_checked(self) -> int:
+        """Rows whose inputs were read again."""
+        return self.n_sequences + self.rejected.total()
 
     def check(self, entry: Unscored) -> None:
         """Take the next input, not scored, for that of the next row.
@@ -178,7 +186,7 @@ class KeptRows(Generic[Sums, Unscored]):
                 f"first {_named(entry)}; {_MEND}"
             )
         # Lines count from 1, and the first is that of the run.
-        place = f"{self.path}:{self.n_sequences + self.n_rejected + 2}"
+        place = f"{self.path}:{self.n_checked + 2}"
         try:
             expected = self._of.expected(entry, row)
         except UsageError as error:
@@ -190,12 +198,12 @@ class KeptRows(Generic[Sums, Unscored]):
                     f"{_shown(row.get(name))} there and {_shown(value)} here; {_MEND}"
                 )
         if row["type"] == "rejected":
-            self.n_rejected += 1
+            self.rejected[str(row["reason"])] += 1
         else:
             self.n_sequences += 1
             self.sums = self.sums + self._checked_sums(row, place, entry)
         # Not before: as long as a row may be another input's, nothing is cut off its file.
-        if self.n_sequences + self.n_rejected == self.n_rows:
+        if self.n_checked == self.n_rows:
             self._when_all_checked()
 
     def _checked_sums(self, row: Row, place: str, entry: Unscored) -> Sums:
@@ -209,7 +217,7 @@ class KeptRows(Generic[Sums, Unscored]):
 
     def require_all_checked(self) -> None:
         """Raise UsageError when the inputs ended before the rows did."""
-        n_checked = self.n_sequences + self.n_rejected
+        n_checked = self.n_checked
         if n_checked < self.n_rows:
             raise UsageError(
                 f"--resume: the inputs end after {n_checked}, and {self.path} has rows of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -241,6 +242,104 @@ def test_a_run_shows_what_it_loads_and_how_far_it_is(
     assert [line[2:14] for line in lines[:2]] == ["loading demo"] * 2
     assert "0 % 0 inputs" in lines[-1]
     assert left[0] == (3, 1)
+
+
+# -- many of a kind, and the answer at the end ----------------------------------------------------
+
+
+def bad_rows(path: Path, n_bad: int, n_without: int) -> Path:
+    rows = ['{"text": "a b"}', *["{"] * n_bad, *['{"no": 1}'] * n_without, '{"text": "c"}']
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_the_first_five_of_each_reason_are_named_then_counted(tmp_path: Path) -> None:
+    rows, out = bad_rows(tmp_path / "rows.jsonl", 9, 6), tmp_path / "out.jsonl"
+    done = in_process("score", "-m", "demo", rows, "-o", out)
+    said = done.stderr.splitlines()
+    named = [re.search(r":(\d+): .*\((\w+)\)", line) for line in said]
+    assert [(m[2], int(m[1])) for m in named if m] == [
+        *(("bad_json", n) for n in range(2, 7)),
+        *(("missing_field", n) for n in range(11, 16)),
+    ]
+    assert said[10:12] == [
+        f"seqloss: rejected 4 more (bad_json): 9 in all; {out} names each",
+        f"seqloss: rejected 1 more (missing_field): 6 in all; {out} names each",
+    ]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sum(line["type"] == "rejected" for line in lines) == 15
+    assert lines[-1]["n_rejected"] == 15
+    assert lines[-1]["rejections"] == {"bad_json": 9, "missing_field": 6}
+    read = document(in_process("summarize", out, "--json"))
+    assert read["totals"]["rejections"] == {"bad_json": 9, "missing_field": 6}
+
+
+@pytest.mark.parametrize("command", [("score",), ("compare", "-m", "demo", "-m", "demo", "--data")])
+def test_rejections_stand_in_the_panel_by_reason(command: tuple[str, ...], tmp_path: Path) -> None:
+    """`compare` scores two models, and says each thing once."""
+    rows = bad_rows(tmp_path / "rows.jsonl", 7, 1)
+    done = in_process(*command, rows, COLUMNS="100")
+    assert done.exit_code == 3
+    assert done.stderr.count("(bad_json)") == 6
+    assert done.stderr.count("rejected 2 more (bad_json): 7 in all") == 1
+    if command == ("score",):
+        assert "2, rejected 8 (bad_json 7, missing_field 1)" in done.stdout
+        assert "7 in all; --jsonl names each" in done.stderr
+
+
+def test_totals_without_rejections_have_no_such_key(tmp_path: Path) -> None:
+    totals = document(in_process("score", "-m", "demo", "--text", "a b", "--json"))["totals"]
+    assert totals["n_rejected"] == 0
+    assert "rejections" not in totals
+
+
+def test_rows_that_cannot_be_read_back_are_named_five_times(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    in_process("score", "-m", "demo", "--text", "a b", "-o", path)
+    run, row, _ = path.read_text().splitlines()
+    path.write_text("\n".join([run, row, *['{"type": "what"}'] * 8]))
+    said = in_process("summarize", path).stderr
+    assert said.count("rejected ") == 6
+    assert "rejected 3 more (bad_row): 8 in all\n" in said
+
+
+ANSWERS = {
+    "score -m demo samples/texts.jsonl -o a.jsonl": r"mean loss \d\.\d+ nats per token, "
+    r"perplexity \d+\.?\d*, 44 tokens scored, in \d+\.\d s: a\.jsonl",
+    "cond -m demo samples/pairs.jsonl --unit bits -o a.csv": r"mean loss \d\.\d+ bits per token, "
+    r"perplexity .*, 35 tokens scored, in \d+\.\d s: a\.csv",
+    "rank -m demo samples/choices.jsonl --separator _ -o a.json": r"acc \d\.\d+, acc_norm .* of "
+    r"5 rows, in \d+\.\d s: a\.json",
+    "diverge -m demo samples/text.txt --label-smoothing 0.1 -o a.json": r"mean KL \d\.\d+ nats "
+    r"per token, same favourite \d\.\d+, 94 tokens scored, in \d+\.\d s: a\.json",
+    "mask -m demo samples/pairs.jsonl -o a.json": r"35 of 52 tokens count, in \d+\.\d s: a\.json",
+    "summarize r.jsonl -o a.json": r"mean loss .* nats per token, .*, \d+ tokens scored: a\.json",
+    "compare r.jsonl s.jsonl -o a.txt": r"no difference shown: samples/checkpoints/step-600's loss "
+    r"is lower than demo's by .* nats per token; .*: a\.txt",
+    "plot r.jsonl -o a.svg": r"wrote a\.svg: histogram: demo",
+}
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_a_run_into_a_file_ends_with_an_answer(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    monkeypatch.chdir(tmp_path)
+    if "r.jsonl" in command:
+        in_process("score", "-m", "demo", "samples/texts.jsonl", "-o", "r.jsonl")
+    if "s.jsonl" in command:
+        model = "samples/checkpoints/step-600"
+        in_process("score", "-m", model, "samples/texts.jsonl", "-o", "s.jsonl")
+    done = in_process(*(word.replace("_", " ") for word in command.split()))
+    assert re.fullmatch(f"seqloss: {ANSWERS[command]}", done.stderr.splitlines()[-1]), done.stderr
+
+
+def test_a_run_that_scored_nothing_says_so(tmp_path: Path) -> None:
+    rows, out = bad_rows(tmp_path / "rows.jsonl", 2, 0), tmp_path / "out.jsonl"
+    rows.write_text("{\n{\n")
+    done = in_process("score", "-m", "demo", rows, "-o", out)
+    assert done.stderr.splitlines()[-1].startswith("seqloss: nothing was scored, in ")
 
 
 def test_help_into_a_closed_pipe_is_quiet() -> None:

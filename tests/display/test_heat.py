@@ -130,7 +130,7 @@ def heat(
     writer.begin(run)
     for score in scores:
         writer.sequence(score, totals_of(score))
-    writer.end(_sum(map(totals_of, scores)), 0, 0)
+    writer.end(_sum(map(totals_of, scores)), {}, 0)
     return output_of(console)
 
 
@@ -210,7 +210,7 @@ def masked(mask: Mask, colour: str | None = None) -> str:
     writer = MaskTableWriter(console, options, None)
     writer.begin(PAIRED if mask.score is not None else replace(PAIRED, model=None))
     writer.sequence(mask, mask_totals(mask))
-    writer.end(mask_totals(mask), 0, 0)
+    writer.end(mask_totals(mask), {}, 0)
     return output_of(console)
 
 
@@ -514,7 +514,7 @@ def test_no_control_character_reaches_the_terminal(colour: str | None, spaces: b
         writer.begin(run)
         for each in scores:
             writer.sequence(each, totals_of(each))
-        writer.end(_sum(map(totals_of, scores)), 0, 0)
+        writer.end(_sum(map(totals_of, scores)), {}, 0)
         assert_nothing_raw(output_of(console))
     for has_losses in (True, False):
         console = a_console(80, colour)
@@ -523,7 +523,7 @@ def test_no_control_character_reaches_the_terminal(colour: str | None, spaces: b
         for each in (score, unspelled):
             mask = Mask(each.sequence, each if has_losses else None)
             masks.sequence(mask, mask_totals(mask))
-        masks.end(mask_totals(mask), 0, 0)
+        masks.end(mask_totals(mask), {}, 0)
         assert_nothing_raw(output_of(console))
 
 

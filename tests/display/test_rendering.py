@@ -81,7 +81,7 @@ def test_many_sequences_are_a_line_each(width: int) -> None:
         score_of(identity="a/rather/long/path/" * 3 + "x.txt", flags={"bom_dropped": True}),
         score_of(("a", "b"), (np.inf, 1.0), identity="impossible"),
     ]
-    output = shown(*many_scores(9), *odd, width=width, n_rejected=2, n_empty_lines=3)
+    output = shown(*many_scores(9), *odd, width=width, rejected={"bad_json": 2}, n_empty_lines=3)
     assert_snapshot(f"lines-{width}", output)
 
 
@@ -149,7 +149,7 @@ def masked(score: SequenceScore, colour: bool = False, **options: Any) -> str:
     writer = MaskTableWriter(console, table, "TRL")
     writer.begin(PAIRED)
     writer.sequence(mask, mask_totals(mask))
-    writer.end(mask_totals(mask), 1, 0)
+    writer.end(mask_totals(mask), {"wrong_type": 1}, 0)
     return file.getvalue()
 
 
@@ -202,7 +202,7 @@ def test_a_summary_is_the_totals_alone() -> None:
 
 
 def test_totals_of_nothing() -> None:
-    output = shown(n_rejected=1)
+    output = shown(rejected={"missing_field": 1})
     assert "0, rejected 1" in output
     assert not re.search(r"nan|inf\b|None", output)
 

@@ -68,7 +68,7 @@ def write(
     lines += [{"type": "sequence", **each} for each in rows]
     if complete:
         totals = sum((totals_of_row(each) for each in rows), Totals())
-        lines.append({"type": "totals", **totals_row(totals, 0, 0)})
+        lines.append({"type": "totals", **totals_row(totals, {}, 0)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

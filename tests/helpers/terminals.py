@@ -121,7 +121,7 @@ def shown(
     *scores: SequenceScore,
     width: int = 80,
     colour: bool = False,
-    n_rejected: int = 0,
+    rejected: Mapping[str, int] | None = None,
     n_empty_lines: int = 0,
     run: RunInfo = RUN,
     **options: Any,
@@ -143,7 +143,7 @@ def shown(
     writer.begin(run)
     for score in scores:
         writer.sequence(score, totals_of(score))
-    writer.end(_sum(map(totals_of, scores)), n_rejected, n_empty_lines)
+    writer.end(_sum(map(totals_of, scores)), rejected or {}, n_empty_lines)
     return file.getvalue()
 
 

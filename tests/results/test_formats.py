@@ -155,7 +155,7 @@ def writer_of(sink: Any, row: Callable[[Any], dict[str, Any]]) -> Any:
         tuple(keys),
         {},
         lambda result, sums: row(result),
-        lambda *counts: {"n": counts[1]},
+        lambda *counts: {"n": sum(counts[1].values())},
         lambda entry, row: {},
         lambda row, place, entry: None,  # type: ignore[arg-type,return-value]
     )
@@ -173,7 +173,7 @@ def test_row_groups_are_bounded_by_rows_and_by_size(
         writer.begin(FakeRun())
         for size in sizes:
             writer.sequence(size, None)
-        writer.end(None, 0, 0)
+        writer.end(None, {}, 0)
     file = pq.ParquetFile(tmp_path / "x.parquet")
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert groups == [10, 10, 7, 1, 1, 2]
@@ -188,7 +188,7 @@ def test_any_float64_reads_back_as_itself(tmp_path: Path) -> None:
         writer = writer_of(sink, lambda _: {"token_losses": values, "total_loss": 0.1 + 0.7})
         writer.begin(FakeRun())
         writer.sequence(None, None)
-        writer.end(None, 0, 0)
+        writer.end(None, {}, 0)
     row = [*read_parquet_rows(tmp_path / "x.parquet")][1]
     assert [repr(value) for value in row["token_losses"]] == [repr(value) for value in values]
     assert row["total_loss"] == 0.1 + 0.7
@@ -205,7 +205,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     writer.begin(FakeRun())
     writer.reject(Rejected("x", "x", None, "bad", "bad"))
     with pytest.raises(OSError, match="No space left"):
-        writer.end(None, 0, 0)
+        writer.end(None, {}, 0)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -224,7 +224,7 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
     with (tmp_path / "x.parquet").open("wb") as sink:
         writer = writer_of(sink, lambda _: {})
         writer.begin(FakeRun())
-        writer.end(None, 0, 0)
+        writer.end(None, {}, 0)
     found = list(read_parquet_rows(tmp_path / "x.parquet"))
     assert found == [{"type": "run", "schema_version": 1}, {"type": "totals", "n": 0}]
 

@@ -269,8 +269,9 @@ def notes_of(file: ResultsOf[Any], n_unusable: int, name: str = "") -> list[str]
     found = []
     if not file.complete:
         found.append("The run did not come to its end: rows may be missing.")
-    if file.n_rejected:
-        found.append(f"{file.n_rejected:,} inputs were rejected by the run, and are in no figure.")
+    if n := file.rejected.total():
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in file.rejected.items())
+        found.append(f"{n:,} inputs were rejected by the run ({reasons}), and are in no figure.")
     if n_unusable:
         found.append(f"{n_unusable:,} rows of the file could not be used, and are in no figure.")
     return [prefix + note for note in found]

@@ -134,6 +134,15 @@ def _both(found: DocumentDifference | TokenDifference, unit: Unit) -> tuple[str,
     return unit.text(found.first), unit.text(found.second), difference
 
 
+def objective_answers(found: Objective, names: Sequence[str], unit: Unit) -> Iterator[str]:
+    """Yield the best checkpoint, and how it compares with the one that comes nearest."""
+    if found.best is None:
+        return
+    least = unit.figure(found.totals[found.best].total_loss)
+    lead = "" if found.lead is None else f"; {comparison_sentence(found.lead, names, unit)}"
+    yield f"the least total loss, {least}, is that of {escape(names[found.best])}{lead}"
+
+
 def objective_view(
     found: Objective, names: Sequence[str], confidence: float, unit: Unit
 ) -> Iterator[RenderableType]:

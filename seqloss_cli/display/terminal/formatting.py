@@ -20,7 +20,7 @@ from rich.text import Text
 
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.escaping import WHITE_SPACE, escape
-from seqloss_cli.core.records import Flags, TokenSequence
+from seqloss_cli.core.records import Flags, Rejections, TokenSequence
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import NATS_PER_BIT
@@ -192,6 +192,12 @@ def count_of(n: int, noun: str) -> str:
 def counts_text(counts: Flags) -> str:
     """`name` or `name count` of each flag or kind."""
     return ", ".join(name if n is True else f"{name} {n}" for name, n in counts.items())
+
+
+def rejected_text(rejected: Rejections) -> str:
+    """`rejected` with the number of inputs, and that for each reason."""
+    reasons = ", ".join(rejected) if len(rejected) < 2 else counts_text(rejected)
+    return f"rejected {sum(rejected.values())}" + (f" ({reasons})" if reasons else "")
 
 
 class Column(NamedTuple):

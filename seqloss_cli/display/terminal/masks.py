@@ -8,12 +8,15 @@ from rich.console import Console
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejections
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import (
     Column,
     FiguresTable,
     TableOptions,
+    Unit,
     counts_text,
+    rejected_text,
 )
 from seqloss_cli.display.terminal.heat import Drawing, show_heat, show_text
 from seqloss_cli.display.terminal.palette import COUNTS, LOSSES, shows_no_colour
@@ -26,6 +29,11 @@ _COUNTED, _MASKED = "bold reverse", "dim"
 _OPEN, _CLOSE = "⟦", "⟧"
 """Around what counts, where there is no colour to show it."""
 _HEAD, _TAIL = 400, 200
+
+
+def mask_answer(sums: MaskTotals, unit: Unit) -> str:
+    """Return what a run comes to in a few words."""
+    return f"{sums.n_counted:,} of {sums.n_tokens:,} tokens count"
 
 
 class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
@@ -152,8 +160,8 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             kinds.append("not trained")
         return Text(f"  {', '.join(kinds)}" if kinds else "", style="yellow")
 
-    def _totals(self, sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> Rows:
-        yield "sequences", f"{sums.n_sequences}, rejected {n_rejected}"
+    def _totals(self, sums: MaskTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
+        yield "sequences", f"{sums.n_sequences}, {rejected_text(rejected)}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)
         share = sums.n_counted / sums.n_tokens if sums.n_tokens else None

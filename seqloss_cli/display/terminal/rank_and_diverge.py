@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.records import Rejections
 from seqloss_cli.display.terminal import formatting as fmt
-from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions
+from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions, Unit
 from seqloss_cli.display.terminal.tables import with_rows
 from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
@@ -28,6 +29,24 @@ _JUDGED_BY = {
     "acc_pmi": "by pmi, ids as after the prompt",
     "acc_mutual_info": "by pmi, choices tokenized alone",
 }
+
+
+def rank_answer(totals: RankTotals, unit: Unit) -> str:
+    """Return what a run comes to in a few words."""
+    found = [f"{name} {fmt.number(each.value)}" for name, each in accuracies(totals).items()]
+    if not found:
+        return f"{fmt.count_of(totals.n_rows, 'row')} without a known answer"
+    return f"{', '.join(found)} of {fmt.count_of(totals.n_with_answer, 'row')}"
+
+
+def divergence_answer(sums: DivergenceTotals, unit: Unit) -> str:
+    """Return what a run comes to in a few words."""
+    if not sums.n_scored:
+        return "nothing was scored"
+    bound = "at least " if "kl_at_most" in sums.units else ""
+    kl = f"{bound}{unit.figure(sums.mean('kl'), 'per token')}"
+    same = f"same favourite {fmt.number(sums.same_top1)}"
+    return f"mean KL {kl}, {same}, {sums.n_scored:,} tokens scored"
 
 
 class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
@@ -73,8 +92,8 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
             "  no order" if best is None else f"  {_shortened(ranking.choices.responses[best])}"
         )
 
-    def _totals(self, sums: RankTotals, n_rejected: int, n_empty_lines: int) -> Rows:
-        yield "rows", f"{sums.n_rows}, rejected {n_rejected}"
+    def _totals(self, sums: RankTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
+        yield "rows", f"{sums.n_rows}, {fmt.rejected_text(rejected)}"
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines)
         n_tokens = fmt.count_of(sums.n_tokens, "token")
@@ -216,9 +235,9 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         self._console.print(self._quantiles())
         self._console.print()
 
-    def _totals(self, sums: DivergenceTotals, n_rejected: int, n_empty_lines: int) -> Rows:
-        rejected = f"rejected {n_rejected}" if n_rejected else ""
-        yield "sequences", str(sums.n_sequences), rejected
+    def _totals(self, sums: DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
+        beside = fmt.rejected_text(rejected) if rejected else ""
+        yield "sequences", str(sums.n_sequences), beside
         if n_empty_lines:
             yield "empty lines", str(n_empty_lines), ""
         yield "scored tokens", str(sums.n_scored), f"of {sums.n_tokens}"

@@ -10,7 +10,7 @@ from rich.text import Text
 from seqloss_cli.analysis import summarize
 from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme, WorstTokens
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.records import Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, Unit
@@ -29,10 +29,10 @@ _WITHOUT_UNIT = ("perplexity", "bits_per_byte")
 
 
 def summary_view(
-    summary: summarize.Summary, options: summarize.SummaryOptions, unit: Unit, n_rejected: int
+    summary: summarize.Summary, options: summarize.SummaryOptions, unit: Unit, rejected: Rejections
 ) -> Iterator[RenderableType]:
     """Yield the totals, groups, quantiles, positions and extremes of a summary."""
-    rows = _figures(summary.whole, options, unit, n_rejected)
+    rows = _figures(summary.whole, options, unit, rejected)
     yield fmt.figures_panel("summary", rows)
     if summary.groups:
         yield _groups(summary.groups, options, unit)
@@ -49,10 +49,13 @@ def summary_view(
 
 
 def _figures(
-    group: summarize.GroupSummary, options: summarize.SummaryOptions, unit: Unit, n_rejected: int
+    group: summarize.GroupSummary,
+    options: summarize.SummaryOptions,
+    unit: Unit,
+    rejected: Rejections,
 ) -> Iterator[tuple[str, str, str | Text]]:
     totals, mean = group.totals, group.estimates.get("mean_loss")
-    yield "sequences", str(totals.n_sequences), f"rejected {n_rejected}" if n_rejected else ""
+    yield "sequences", str(totals.n_sequences), fmt.rejected_text(rejected) if rejected else ""
     yield "scored tokens", str(totals.n_scored), f"of {totals.n_tokens}"
     for name, (label, per) in _FIGURES.items():
         found = group.estimate(name)
@@ -206,7 +209,7 @@ class WorstTokensWriter:
     def reject(self, rejected: Rejected) -> None:
         """Do nothing: it has no tokens."""
 
-    def end(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, totals: Totals, rejected: Rejections, n_empty_lines: int) -> None:
         """Print the list."""
         if entries := self._worst.items():
             self._console.print()

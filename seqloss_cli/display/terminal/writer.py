@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected, SequenceScore
+from seqloss_cli.core.records import Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal import tables
@@ -74,10 +74,10 @@ class TerminalWriter(Generic[Result, Sums]):
     def reject(self, rejected: Rejected) -> None:
         """Do nothing: rejected inputs are named on stderr as they come, and counted in the end."""
 
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Sums, rejected: Rejections, n_empty_lines: int) -> None:
         """Print the totals."""
         self._before_totals()
-        rows = self._totals(sums, n_rejected, n_empty_lines)
+        rows = self._totals(sums, rejected, n_empty_lines)
         self._console.print(fmt.figures_panel("totals", rows))
 
     @property
@@ -126,7 +126,7 @@ class TerminalWriter(Generic[Result, Sums]):
         """Words behind them."""
         return Text()
 
-    def _totals(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> Rows:
+    def _totals(self, sums: Sums, rejected: Rejections, n_empty_lines: int) -> Rows:
         raise NotImplementedError
 
 
@@ -181,8 +181,8 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
             flags[f"boundary {boundary.boundary}"] = True
         return Text(f"\n  {fmt.counts_text(flags)}" if flags else "", style="yellow")
 
-    def _totals(self, totals: Totals, n_rejected: int, n_empty_lines: int) -> Rows:
-        return totals_rows(totals, n_rejected, n_empty_lines, self._run, self._unit)
+    def _totals(self, totals: Totals, rejected: Rejections, n_empty_lines: int) -> Rows:
+        return totals_rows(totals, rejected, n_empty_lines, self._run, self._unit)
 
 
 class TableWriter(ScoreWriter):
@@ -261,13 +261,22 @@ def _last_cells(text: str, width: int) -> str:
     return ""
 
 
+def loss_answer(totals: Totals, unit: Unit) -> str:
+    """Return what a run comes to in a few words."""
+    if not totals.n_scored:
+        return "nothing was scored"
+    mean = unit.figure(totals.mean_loss, "per token")
+    scored = f"{totals.n_scored:,} tokens scored"
+    return f"mean loss {mean}, perplexity {fmt.number(totals.perplexity)}, {scored}"
+
+
 def totals_rows(
-    totals: Totals, n_rejected: int, n_empty_lines: int, run: RunInfo, unit: Unit
+    totals: Totals, rejected: Rejections, n_empty_lines: int, run: RunInfo, unit: Unit
 ) -> Iterator[tuple[str, str]]:
     """Yield names and values of the totals of texts or pairs, and what the run did."""
     # With one sequence "1, rejected 0" says nothing; with a rejected one it does.
-    if totals.n_sequences != 1 or n_rejected:
-        yield "sequences", f"{totals.n_sequences}, rejected {n_rejected}"
+    if totals.n_sequences != 1 or rejected:
+        yield "sequences", f"{totals.n_sequences}, {fmt.rejected_text(rejected)}"
     if n_empty_lines:
         yield "empty lines", str(n_empty_lines)
     yield "tokens", f"{totals.n_tokens}, scored {totals.n_scored}"

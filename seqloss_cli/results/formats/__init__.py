@@ -16,7 +16,7 @@ from seqloss_cli.core.errors import load_pyarrow
 from seqloss_cli.results import RowContents
 
 if TYPE_CHECKING:
-    from seqloss_cli.core.records import Rejected
+    from seqloss_cli.core.records import Rejected, Rejections
     from seqloss_cli.core.run_record import RunInfo
     from seqloss_cli.results.schema import Rows
 
@@ -41,7 +41,7 @@ class Writer(Protocol[Result, Sums]):
     def reject(self, rejected: Rejected) -> None:
         """Write an input that could not be scored."""
 
-    def end(self, sums: Sums, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Sums, rejected: Rejections, n_empty_lines: int) -> None:
         """Write what comes after all results."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Rejected
+from seqloss_cli.core.records import Rejected, Rejections
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import ABSENT, REJECTED, Cell, Key, Row, Rows, rejected_row, row_of
 
@@ -63,7 +63,7 @@ class LineWriter:
         whole = self._parts is None
         self._write([self._cells(row) if whole else [row.get(n) for n in self._names]])
 
-    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Any, rejected: Rejections, n_empty_lines: int) -> None:
         """Write nothing: the totals are no line."""
 
     def _cells(self, row: Row) -> list[Cell]:

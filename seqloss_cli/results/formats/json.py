@@ -15,7 +15,7 @@ import orjson
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, SequenceScore
+from seqloss_cli.core.records import SCHEMA_VERSION, Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
 from seqloss_cli.metrics.totals import Totals
@@ -141,7 +141,7 @@ class RankedRows:
     def reject(self, rejected: Rejected) -> None:
         """Write nothing: what is rejected has no order."""
 
-    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Any, rejected: Rejections, n_empty_lines: int) -> None:
         """Write nothing: there are rows only."""
 
     def sequence(self, ranking: Ranking, sums: Any) -> None:

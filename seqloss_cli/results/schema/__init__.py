@@ -30,6 +30,7 @@ from seqloss_cli.core.records import (
     Bools,
     Floats,
     Rejected,
+    Rejections,
     TokenSequence,
     WrittenNumber,
 )
@@ -205,7 +206,7 @@ class Rows(Generic[Result, Sums, Unscored]):
     levels: Mapping[str, tuple[Key, ...]]
     """Parts of a row that a line of CSV can be of, to their columns: arrays of one length each."""
     view: Callable[[Result, Sums], Any]
-    totals: Callable[[Sums, int, int], Row]
+    totals: Callable[[Sums, Rejections, int], Row]
     """Returns the totals, of sums and the numbers of rejected inputs and of empty lines."""
     of_input: Callable[[Any, Fields], Row]
     """Returns what the row of an input must hold, of the input, read again, and the row."""
@@ -229,6 +230,12 @@ class Rows(Generic[Result, Sums, Unscored]):
         if row.get("reason") in self.found_by_scoring:
             return {"type": "rejected", **attributes(entry.sample, "id", "source", "line")}
         return {"type": "sequence", **self.of_input(entry, row)}
+
+
+def unscored_counts(rejected: Rejections, n_empty_lines: int) -> Row:
+    """Return the counts of what was not scored, as totals have them: by reason where there are."""
+    by_reason = {"rejections": {**rejected}} if rejected else {}
+    return {"n_rejected": sum(rejected.values()), **by_reason, "n_empty_lines": n_empty_lines}
 
 
 class RowWriter(ABC):
@@ -262,9 +269,9 @@ class RowWriter(ABC):
         """Write a rejected input."""
         self.write_row("rejected", rejected_row(rejected))
 
-    def end(self, sums: Any, n_rejected: int, n_empty_lines: int) -> None:
+    def end(self, sums: Any, rejected: Rejections, n_empty_lines: int) -> None:
         """Write the totals."""
-        self.write_totals(self.rows.totals(sums, n_rejected, n_empty_lines))
+        self.write_totals(self.rows.totals(sums, rejected, n_empty_lines))
 
 
 def possible(options: RowOptions, keys: Iterable[Key]) -> tuple[Key, ...]:

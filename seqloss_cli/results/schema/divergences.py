@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.records import Bools, Entry, Floats
+from seqloss_cli.core.records import Bools, Entry, Floats, Rejections
 from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results import schema as s
@@ -51,12 +51,11 @@ def divergence_rows(
         documents.add(found.sums, found.counted_values())
         return found.sums
 
-    def totals_row(sums: d.DivergenceTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
+    def totals_row(sums: d.DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
         row: s.Row = {
             "n_sequences": sums.n_sequences,
             "n_sequences_scored": sums.n_sequences_scored,
-            "n_rejected": n_rejected,
-            "n_empty_lines": n_empty_lines,
+            **s.unscored_counts(rejected, n_empty_lines),
             **s.row_of(_SUM_KEYS, SimpleNamespace(sums=sums)),
             "kl_is": "at least" if in_part else "whole",
         }

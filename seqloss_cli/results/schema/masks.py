@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Rejected
+from seqloss_cli.core.records import Rejected, Rejections
 from seqloss_cli.metrics.chain_rule import turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
 from seqloss_cli.results import schema as s
@@ -71,9 +71,9 @@ def _require_same_parts(options: s.RowOptions, row: s.Fields) -> None:
             raise UsageError(f"{found} ({advice})")
 
 
-def mask_totals_row(sums: MaskTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
+def mask_totals_row(sums: MaskTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
-    inputs = {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines}
+    inputs = s.unscored_counts(rejected, n_empty_lines)
     own = s.row_of(_TOTALS, SimpleNamespace(sums=sums))
     return {"n_sequences": sums.n_sequences, **inputs, **own}
 

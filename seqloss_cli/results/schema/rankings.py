@@ -15,7 +15,7 @@ import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Rejected, SequenceScore
+from seqloss_cli.core.records import Bools, Floats, Rejected, Rejections, SequenceScore
 from seqloss_cli.metrics import ranking as r
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
@@ -77,12 +77,11 @@ def _chances(choices: Sequence[r.ChoiceFigures]) -> list[float | None]:
     return [None] * len(choices) if found is None else found.tolist()
 
 
-def rank_totals_row(totals: RankTotals, n_rejected: int, n_empty_lines: int) -> s.Row:
+def rank_totals_row(totals: RankTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
     return {
         "n_sequences": totals.n_rows,
-        "n_rejected": n_rejected,
-        "n_empty_lines": n_empty_lines,
+        **s.unscored_counts(rejected, n_empty_lines),
         **s.attributes(totals, "n_choices", "n_tokens", "boundaries", "n_with_answer"),
         "accuracies": {name: asdict(each) for name, each in accuracies(totals).items()},
         "chance": totals.chance,

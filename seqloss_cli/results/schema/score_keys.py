@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
-from seqloss_cli.core.records import SequenceScore
+from seqloss_cli.core.records import Rejections, SequenceScore
 from seqloss_cli.metrics import chain_rule as c
 from seqloss_cli.metrics import totals as t
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
@@ -69,12 +69,12 @@ class ScoreView(q.SequenceView):
         return flags
 
 
-def totals_row(totals: t.Totals, n_rejected: int, n_empty_lines: int) -> s.Row:
+def totals_row(totals: t.Totals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run, with the counts of what was not scored."""
     own = partial(s.attributes, totals)
     # The order of keys is part of the file: what is resumed is to be the same byte for byte.
     row = own("n_sequences", "n_sequences_scored")
-    row |= {"n_rejected": n_rejected, "n_empty_lines": n_empty_lines} | own("n_without_text")
+    row |= s.unscored_counts(rejected, n_empty_lines) | own("n_without_text")
     if totals.n_pairs:
         row |= own("n_prompt_tokens", "n_response_tokens", "boundaries")
         if totals.response_only is not None:
