@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from seqloss_cli.analysis.extremes import Largest, highest, token_text
+from seqloss_cli.analysis.extremes import Largest, highest, text_near, token_text
 from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_units
 from seqloss_cli.analysis.summarize import Clusters, GroupLosses
 from seqloss_cli.core.records import Floats
@@ -71,6 +71,9 @@ class TokenDifference:
     first: float
     """Loss of A."""
     second: float
+    before: str | None = None
+    """Text before it; None where none is known."""
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,9 @@ class _Pair:
             if self._tokens.takes(size) and size > 0:
                 first, second = float(a.losses[place]), float(b.losses[place])
                 text, line = token_text(row, place), row.fields.get("line")
-                found = TokenDifference(row.id, line, place, text, second - first, first, second)
+                losses = (second - first, first, second)
+                near = text_near(row, place)
+                found = TokenDifference(row.id, line, place, text, *losses, *near)
                 self._tokens.add(size, found)
 
     def test(self, n_flips: int) -> resampling.SignFlip:

@@ -44,7 +44,7 @@ class TokenExtreme:
     loss: float
     """Nats."""
     before: str | None = None
-    """Text before it; None where no text is known."""
+    """Text before it; None where none is known."""
     after: str | None = None
 
 
@@ -110,8 +110,7 @@ class Extremes:
 
         def make(position: int) -> TokenExtreme:
             text, loss = token_text(row, position), float(tokens.losses[position])
-            near = _near(_bytes_of(row), position)
-            return TokenExtreme(*_where(row), position, text, loss, *near)
+            return TokenExtreme(*_where(row), position, text, loss, *text_near(row, position))
 
         for kind, sign in (("worst_tokens", 1.0), ("best_tokens", -1.0)):
             keys = np.where(known, sign * tokens.losses, -math.inf)
@@ -139,7 +138,7 @@ class WorstTokens:
         def make(position: int) -> TokenExtreme:
             names[:] = names or self._token_texts(sequence)
             sample, loss = sequence.sample, float(losses[position])
-            near = _near(TokenBytes.of(sequence) or _joined(names), position)
+            near = _near(TokenBytes.of(sequence), names, position)
             where = (sample.id, sample.source, sample.line)
             return TokenExtreme(*where, position, names[position], loss, *near)
 
@@ -166,26 +165,24 @@ def token_text(row: ResultRow, position: int) -> str | None:
     return tokens[position] if tokens else None
 
 
-def _bytes_of(row: ResultRow) -> TokenBytes | None:
-    """Return what the row's tokens cover; None where it was written without its text."""
-    names = row.fields.get("tokens")
-    if names and row.fields.get("text_sha256") is None:
-        return _joined(names)
+def text_near(row: ResultRow, position: int) -> tuple[str | None, str | None]:
+    """Return the text before and after a token; of the names of tokens where the row was read, or
+    written, without its text."""
     found = bytes_of_text(row)
     # a file may have been edited: offsets that do not fit would show other text
-    return found if found is not None and found.is_valid else None
+    return _near(found if found and found.is_valid else None, row.fields.get("tokens"), position)
 
 
-def _joined(names: Sequence[str]) -> TokenBytes:
-    """Return the names of the tokens in place of a text, which sequences of ids do not have."""
-    return TokenBytes.join([name.encode("utf-8", "replace") for name in names])
-
-
-def _near(token_bytes: TokenBytes | None, position: int) -> tuple[str | None, str | None]:
-    if token_bytes is None:
+def _near(
+    token_bytes: TokenBytes | None, names: Sequence[str] | None, position: int
+) -> tuple[str | None, str | None]:
+    if token_bytes is not None:
+        start, end = token_bytes.offsets[position : position + 2].tolist()
+        return token_bytes.around(start, end, NEAR)
+    if not names:
         return None, None
-    start, end = token_bytes.offsets[position : position + 2].tolist()
-    return token_bytes.around(start, end, NEAR)
+    before = "".join(names[max(0, position - NEAR) : position])
+    return before[-NEAR:], "".join(names[position + 1 : position + 1 + NEAR])[:NEAR]
 
 
 def _where(row: ResultRow) -> tuple[str, str, int | None]:

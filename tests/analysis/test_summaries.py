@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.results import RUN, open_results, row, write
+from seqloss_cli.analysis.plot_data import without_directories
 from seqloss_cli.analysis.summarize import Summary, SummaryOptions, summarize
 from seqloss_cli.results.schema.scores import totals_of_row
 
@@ -310,3 +311,31 @@ def test_fields_that_were_not_kept_are_missed_in_words(run_cli: Run, path: Path)
     kept = {**RUN, "reading": {"keep_meta": True}}
     write(path, [row("r", [None, 1.0])], run=kept)
     assert "note:" not in run_cli("summarize", str(path), "--by", "source").stderr
+
+
+@given(st.lists(st.text("ab/", min_size=1, max_size=7), min_size=1, max_size=5))
+def test_names_are_shortened_to_ends_that_tell_them_apart(names: list[str]) -> None:
+    found = without_directories(names)
+    if found == names:
+        return
+    assert len(set(found)) == len(names)
+    parts = [
+        (PurePath(name).parts, PurePath(end).parts) for name, end in zip(names, found, strict=True)
+    ]
+    n = max(len(end) for _, end in parts)
+    for whole, end in parts:
+        assert whole[-n:] == end
+    shorter = {whole[-(n - 1) :] for whole, _ in parts}
+    assert n == 1 or len(shorter) < len(names)
+
+
+def test_the_last_part_is_enough_for_checkpoints_of_one_run() -> None:
+    assert without_directories(["runs/a/step-1", "runs/a/step-2", "demo"]) == [
+        "step-1",
+        "step-2",
+        "demo",
+    ]
+    twins = ["runs/a/step-1", "runs/b/step-1"]
+    assert without_directories(twins) == ["a/step-1", "b/step-1"]
+    assert without_directories(["x/demo", "demo"]) == ["x/demo", "demo"]
+    assert without_directories(["same", "same"]) == ["same", "same"]

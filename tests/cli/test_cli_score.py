@@ -878,7 +878,11 @@ def _program(
 
 @pytest.mark.parametrize(
     ("arguments", "first"),
-    [(("--all-tokens",), b"text.txt"), (("--lines",), b"sequence"), (("--jsonl",), b'{"type"')],
+    [
+        (("--all-tokens",), b"text.txt"),
+        (("--lines",), b"losses in nats"),
+        (("--jsonl",), b'{"type"'),
+    ],
 )
 def test_head_ends_the_run_quietly(
     tmp_path: Path, arguments: tuple[str, ...], first: bytes

@@ -380,7 +380,12 @@ def test_switches(pages: dict[str, Path], opened: Any) -> None:
     with opened(pages["two"]) as watched:
         page = watched.page
         page.select_option("#metric", "difference")
-        assert page.locator(".pane-box.a span[class^=d]").count() > 10
+        differing = page.locator(".pane-box.a span[class^=d]")
+        assert differing.count() > 10
+        differing.nth(3).hover()
+        details = page.locator("#details").inner_text()
+        sign = details.split("B − A\n")[1][0]
+        assert f"B’s loss is {dict(zip('+−', ('higher', 'lower'), strict=True))[sign]}" in details
         page.uncheck("[data-shows=a]")
         assert page.locator(".pane-box.a").first.is_hidden()
         assert page.locator(".pane-box.b").first.is_visible()
@@ -396,6 +401,7 @@ def test_divergences(pages: dict[str, Path], opened: Any) -> None:
         for word in ("position", "KL", "cross-entropy", "gold entropy", "model’s loss", "p(gold)",
                      "Δp", "same favourite"):  # fmt: skip
             assert word in shown
+        assert "The model’s probability of it is" in shown
         page.locator(".pane span.u").first.hover()
         assert "KL\nnot scored" in page.locator("#details").inner_text()
         keys = {"kl": "kl", "cross": "ce", "gold_entropy": "te", "loss": "l", "gold_loss": "tl"}

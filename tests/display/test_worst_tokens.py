@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.program import in_process
+from helpers.program import ROOT, in_process
 from helpers.stub import stubbed
 from helpers.terminals import score_of, token_texts
 from seqloss_cli.analysis.extremes import NEAR, WorstTokens
@@ -115,14 +115,39 @@ def test_a_table_in_a_file_has_the_list(run: Run) -> None:
     assert Path("out.txt").read_text().count("⟦") == 2
 
 
-def test_files_without_texts_say_so(run: Run) -> None:
-    run("score", "text.txt", "-m", "demo", "-o", "rows.jsonl", "--no-text")
-    done = run("summarize", "rows.jsonl", "--worst", "1")
-    assert "written without it (--no-text)" in done.stdout
-    (worst,) = json.loads(run("summarize", "rows.jsonl", "--worst", "1", "--json").stdout)[
-        "worst_tokens"
-    ]
-    assert worst["before"] is worst["after"] is None
+def test_files_without_texts_have_the_names_of_tokens(run: Run) -> None:
+    found = []
+    for flags in ((), ("--no-text",)):
+        run("score", "text.txt", "-m", "demo", "-o", "rows.jsonl", "--force", *flags)
+        summary = json.loads(run("summarize", "rows.jsonl", "--json", "--worst", "99").stdout)
+        found.append({each["position"]: each for each in summary["worst_tokens"]})
+    with_text, without = found
+    # BOS stands among the names, and parts of characters do.
+    assert with_text[2]["after"] == without[2]["after"]
+    assert with_text[2]["after"] in TEXT
+    assert len(with_text[2]["after"]) == NEAR
+    last = max(with_text)
+    assert without[last]["before"].endswith(with_text[last]["before"][-15:])
+    assert without[last]["after"] == with_text[last]["after"] == ""
+
+
+def test_tokens_that_differ_have_their_text(run: Run) -> None:
+    for name, model in (("a", "samples/checkpoints/step-600"), ("b", "demo")):
+        run(
+            "score",
+            "text.txt",
+            "-m",
+            str(ROOT / model) if "/" in model else model,
+            "-o",
+            f"{name}.jsonl",
+        )
+    done = run("compare", "a.jsonl", "b.jsonl", "--worst", "3", "--json")
+    (pair,) = json.loads(done.stdout)["comparisons"]
+    for each in pair["tokens"]:
+        assert each["before"] is not None
+        assert (each["before"] + each["token"] + each["after"]).strip()
+    shown = run("compare", "a.jsonl", "b.jsonl", "--worst", "3").stdout
+    assert shown.count("⟦") == 3
 
 
 @pytest.mark.parametrize(

@@ -471,7 +471,7 @@ def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None
 NOT_RECORDED = {
     "all_tokens", "allow_pickle", "config", "debug", "force", "format", "json", "jsonl", "level",
     "offline", "output", "prompt", "report", "resume", "response", "show_whitespace", "strict",
-    "text", "theme", "trust_remote_code", "unit", "view",
+    "text", "theme", "trust_remote_code", "unit", "view", "worst",
 }  # fmt: skip
 """Options that change no row, and texts in place of files, which the rows hold."""
 NOT_RESUMED = {"output_ranked", "save_teacher", "teacher_top_k"}

@@ -121,11 +121,11 @@ def _where(pair: Comparison, unit: Unit) -> Iterator[RenderableType]:
         yield table
     if pair.tokens:
         title = f"tokens that differ most, {unit}"
-        columns = [Column("sequence", least=12), Column("token", least=8), Column("pos", spare=3)]
-        table = FiguresTable(title, [*columns, *losses])
+        columns = [Column("token in its text", least=16), Column("sequence", least=12)]
+        table = FiguresTable(title, [*columns, Column("pos", spare=3), *losses])
         for found in pair.tokens:
-            token = Text("" if found.token is None else fmt.visible(found.token))
-            table.add_row(Text(escape(found.id)), token, str(found.position), *_both(found, unit))
+            token = fmt.in_its_text(found.token, found.before, found.after)
+            table.add_row(token, escape(found.id), str(found.position), *_both(found, unit))
         yield table
 
 

@@ -137,6 +137,17 @@ def visible(text: str) -> str:
     return "".join(WHITE_SPACE.get(char) or escape(char) for char in text)
 
 
+def in_its_text(
+    token: str | None, before: str | None, after: str | None, style: str = "bold"
+) -> Text:
+    """Return a token in brackets, as colours may not be shown, with the text around it."""
+    # Blanks of that text stay blanks, so that lines break at words.
+    around = (
+        "".join(c if c == " " else visible(c) for c in text or "") for text in (before, after)
+    )
+    return Text.assemble(next(around), (f"⟦{visible(token or '')}⟧", style), next(around))
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Format with fixed decimals, or four significant digits where decimals say nothing: from 1000
     on, and of what would be all zeros. `-` is null."""

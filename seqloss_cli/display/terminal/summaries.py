@@ -172,24 +172,10 @@ def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> FiguresT
     columns += [Column("sequence", least=12), Column("pos", spare=1)]
     table = FiguresTable(f"{title}, {unit}", columns)
     for entry in entries:
-        near = _in_its_text(entry)
-        table.add_row(_coloured(entry.loss, unit), near, escape(entry.id), str(entry.position))
-    if any(entry.before is None for entry in entries):
-        table.notes.append("no text around those of files written without it (--no-text)")
+        style = fmt.loss_style(entry.loss)
+        token = fmt.in_its_text(entry.token, entry.before, entry.after, style)
+        table.add_row(_coloured(entry.loss, unit), token, escape(entry.id), str(entry.position))
     return table
-
-
-def _in_its_text(entry: TokenExtreme) -> Text:
-    """A token in brackets, as colours may not be shown, with the text around it."""
-    name = "" if entry.token is None else fmt.visible(entry.token)
-    style = fmt.loss_style(entry.loss)
-    before, after = (_around(text or "") for text in (entry.before, entry.after))
-    return Text.assemble(before, (f"⟦{name}⟧", style), after)
-
-
-def _around(text: str) -> str:
-    """Text with its line ends shown; blanks stay, so that lines break at words."""
-    return "".join(" " if char == " " else fmt.visible(char) for char in text)
 
 
 class WorstTokensWriter:

@@ -219,6 +219,10 @@
 
   const inBoth = (nats) => [`${shown(nats)} nats`, `${shown(nats / NATS_PER_BIT)} bits`];
 
+  const signed = (x) => (x > 0 ? `+${shown(x)}` : shown(x));
+  /** A sentence that says which way a difference points. */
+  const wayOf = (x, who, other) => (x === 0 ? `${who} is ${other}.` : `${who} is ${x < 0 ? 'lower' : 'higher'} than ${other}.`);
+
   const closer = make('button', '×', 'close');
   closer.type = 'button';
   closer.setAttribute('aria-label', 'Close');
@@ -250,8 +254,10 @@
     const own = pane.own;
     const loss = (x) => (x === null ? 'not scored' : inBoth(x === INFINITE ? Infinity : x)[state.unit === 'bits' ? 1 : 0]);
     entries(list, [['loss of A', loss(own.l[n])], ['loss of B', loss(own.b[n])]]);
-    if (own.d[n] !== null) entries(list, [['B − A', inBoth(own.d[n])[0]], ['in bits', inBoth(own.d[n])[1]]]);
-    return [list];
+    const difference = own.d[n];
+    if (difference === null) return [list];
+    entries(list, [['B − A', `${signed(difference)} nats`], ['in bits', `${signed(difference / NATS_PER_BIT)} bits`]]);
+    return [list, make('p', wayOf(difference, 'B’s loss', 'A’s'))];
   }
 
   function ofTokens(pane, n) {
@@ -307,10 +313,11 @@
       [`cross-entropy${least}`, said(own.ce[t])], ['gold entropy', said(own.te[t])],
       ['model’s loss', said(own.l[t])], ['gold’s loss', said(own.tl[t])],
       ['p(model)', shown(chance(own.l[t]))], ['p(gold)', shown(chance(own.tl[t]))],
-      ['Δp', shown(chance(own.l[t]) - chance(own.tl[t]))],
+      ['Δp', signed(chance(own.l[t]) - chance(own.tl[t]))],
       ['same favourite', own.same[t] ? 'yes' : 'no']]);
     if (own.k) entries(list, [['counts', own.k[t] ? 'yes' : 'no']]);
-    return [list];
+    const difference = chance(own.l[t]) - chance(own.tl[t]);
+    return [list, make('p', wayOf(difference, 'The model’s probability of it', 'gold’s'))];
   }
 
   function alternatives(own, t) {
