@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from helpers.program import document
 from helpers.results import row, rows_of, write
 from seqloss_cli.analysis.plot_data import _baseline
+from seqloss_cli.display import plots
 from seqloss_cli.metrics.intervals import Estimate
 
 Run = Callable[..., Any]
@@ -314,3 +315,18 @@ def test_an_axis_on_a_logarithmic_scale_says_so(
     below = figure.axes[1]
     assert below.get_yscale() == scale
     assert ("log scale" in below.get_ylabel()) == (scale == "log")
+
+
+@pytest.mark.parametrize("width", [1.5, 3, 4.5])
+@pytest.mark.parametrize("kind", ["histogram", "position", "calibration"])
+def test_a_legend_fits_its_figure(figure_of: Any, tmp_path: Path, kind: str, width: float) -> None:
+    file = write(tmp_path / "r.jsonl", rows_of(N), model="a-model-with-a-name-" * 5)
+    figure, _ = figure_of(file, "--kind", kind)
+    figure.set_size_inches(width, 3)
+    (axes,) = [axes for axes in figure.axes if axes.get_legend()]
+    with matplotlib.rc_context(plots._STYLE):
+        plots.legend(axes)
+        drawn = axes.get_legend()
+        figure.draw_without_rendering()
+    assert drawn.get_window_extent().x0 >= 0
+    assert drawn.get_window_extent().x1 <= figure.bbox.x1

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,15 +159,25 @@ def legend(axes: Axes) -> None:
     """Put the legend above the axes, where it covers no data."""
     # `best`, matplotlib's own choice, depends on the data and is slow with many points
     handles, labels = axes.get_legend_handles_labels()
-    columns = _columns(labels, axes.figure.bbox.width / axes.figure.dpi)
+    width = axes.figure.bbox.width / axes.figure.dpi
+    labels = _fitting(labels, width)
+    columns = _columns(labels, width)
     axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1, 1.01), ncols=columns)
 
 
 def legend_height(labels: Sequence[str], width: float) -> float:
     """Return about how high a legend is in a figure of that width, inches."""
+    labels = _fitting(labels, width)
     lines = max(label.count("\n") + 1 for label in labels)
     rows = -(-len(labels) // _columns(labels, width))
     return _LINE * rows * lines
+
+
+def _fitting(labels: Sequence[str], width: float) -> list[str]:
+    """Return the labels in lines that a figure of that width, in inches, has room for."""
+    room = max(8, int(_LETTERS_PER_INCH * width) - _HANDLE)
+    parts = ([textwrap.fill(line, room) for line in label.split("\n")] for label in labels)
+    return ["\n".join(lines) for lines in parts]
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
