@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "score-broken": (
         "score broken.jsonl --jsonl",
         "score broken.jsonl",
-        "score broken.jsonl missing.txt --strict --json",
+        "score broken.jsonl --strict --json",
     ),
     **{
         f"score-{kind}-{level}": (f"score corpus.jsonl --format {kind} --level {level} {flags}",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +14,9 @@ from seqloss_cli.cli.failures import REJECTED
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.objective import SCORING_OPTIONS, ModelArguments, score_models
 from seqloss_cli.cli.report import page_of_compared, write_page
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import argument, command_record
+from seqloss_cli.core.policies import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,6 +63,7 @@ def compare(ctx: typer.Context) -> None:
 
     results = o.given(ctx, CompareArguments).results or []
     models = o.given(ctx, ModelArguments).models or []
+    _refuse_directories(results)
     r.check_output(ctx)
     heat = heat_options(ctx, _no_heat(ctx, results))
     r.check_places(ctx, "report")
@@ -70,6 +74,19 @@ def compare(ctx: typer.Context) -> None:
     with score_models(ctx, models) as (names, n_rejected):
         known = list(zip(names, models, strict=True))
         _compare(ctx, [r.open_one(*each) for each in known], n_rejected, heat, known)
+
+
+def _refuse_directories(results: Sequence[str]) -> None:
+    """Raises UsageError where models are named in the place of results."""
+    models = [name for name in results if Path(name).is_dir() or name == DEFAULT_MODEL]
+    if not models:
+        return
+    data = [name for name in results if name not in models] or ["FILE"]
+    named = [*(f"--model {name}" for name in models), *(f"--data {name}" for name in data)]
+    raise UsageError(
+        f"{models[0]} is a model, and no RESULTS file; models are scored, and compared, by "
+        f"`seqloss compare {' '.join(named)}`"
+    )
 
 
 def _no_heat(ctx: typer.Context, results: Sequence[str]) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import typer
 
-from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.errors import UsageError, did_you_mean
 from seqloss_cli.core.options import option_fields
 from seqloss_cli.core.policies import (
     BatchPolicy,
@@ -116,6 +116,7 @@ def each(
 
 idle = partial(each, when=TYPED)
 """A row for each option that would do nothing, though the command line gives it."""
+_PREFIX = "SEQLOSS_"
 WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
 _WITH_LEVELS = [name for name, format in FORMATS.items() if format.has_levels]
@@ -267,6 +268,17 @@ CONFLICTS: tuple[Conflict, ...] = (
 # fmt: on
 
 
+def refuse_unknown_variables(context: typer.Context) -> None:
+    """Raises UsageError for a variable that no command reads: a slip would change nothing."""
+    group: Any = context.find_root().command
+    parameters = (each for command in group.commands.values() for each in command.params)
+    known = {each.envvar for each in parameters if getattr(each, "envvar", None)}
+    for name, value in os.environ.items():
+        if name.startswith(_PREFIX) and value and name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"the variable {name} (={value!r:.40}) is none of seqloss{near}")
+
+
 def refuse_conflicts(context: typer.Context, **derived: Any) -> None:
     """Raises UsageError for the first row that applies: with `derived`, of those that name one of
     these parameters; else of those that name none."""
@@ -301,7 +313,7 @@ def is_from(context: typer.Context, parameter: str, level: str) -> bool:
 
 # -- files that are read and files that are written -----------------------------------------------
 
-_WRITTEN = {
+WRITTEN = {
     "report": "--report",
     "output": "-o",
     "output_ranked": "--output-ranked",
@@ -326,7 +338,7 @@ def refuse_shared_files(context: typer.Context) -> None:
     whatever name, links included."""
     written = {
         flag: Path(path)
-        for name, flag in _WRITTEN.items()
+        for name, flag in WRITTEN.items()
         if (path := context.params.get(name)) is not None
     }
     for (flag, path), (other, its) in combinations(written.items(), 2):

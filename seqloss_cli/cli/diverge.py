@@ -10,11 +10,13 @@ import typer
 
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
+from seqloss_cli.cli.conflicts import names_no_model
 from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import A_MODEL, REFERENCE, command_record, option
+from seqloss_cli.models.files import require_checkpoint, require_there
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.settings import OutputPlan
@@ -77,7 +79,12 @@ def diverge(ctx: typer.Context) -> None:
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
 
     choice = output_choice(ctx)
-    o.given(ctx, ReferenceSettings)  # a value that it refuses shows before a model is loaded
+    own = o.given(ctx, ReferenceSettings)
+    # What is not there shows before a model is loaded.
+    if own.teacher is not None and not names_no_model(own.teacher):
+        require_checkpoint(own.teacher, "--teacher")
+    if own.teacher_adapter is not None:
+        require_there(own.teacher_adapter, "--teacher-adapter")
     check_places(ctx, "report", "save_teacher")
     inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EPIPE
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from seqloss_cli.cli.progress import STATUS
-from seqloss_cli.core.errors import SeqlossError
+from seqloss_cli.core.errors import SeqlossError, UsageError, did_you_mean
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.results.sinks import partial_path
 
@@ -105,6 +106,76 @@ def command_errors(context: typer.Context) -> Iterator[None]:
         raise
     except Exception as error:
         raise typer.Exit(report_bug(error, debug)) from None
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Turn the errors of the library that reads the command line into one message of ours."""
+    try:
+        yield
+    except TyperException as error:
+        # That is no error: it shows the help.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        context = getattr(error, "ctx", None)
+        seen = f" ({context.command_path} -h)" if context is not None else ""
+        say(f"error: {_usage_message(error, context)}{seen}")
+        raise typer.Exit(error.exit_code if context is None else UsageError.exit_code) from None
+
+
+def _usage_message(error: Any, context: Any) -> str:
+    parameter, option = getattr(error, "param", None), getattr(error, "option_name", None)
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        return f"there is no option {option}{_other_option(str(option), context)}"
+    if kind == "MissingParameter" and parameter is not None:
+        return f"{parameter.metavar or parameter.name} is missing: {parameter.help}"
+    if kind == "BadOptionUsage":
+        has_value = "does not take" in error.message
+        return f"{option} {'is a switch, and takes no value' if has_value else 'needs a value'}"
+    if parameter is None or parameter.name == "config":
+        return str(error.message)
+    flag, where = parameter.opts[0], ""
+    if context is not None and parameter.param_type_name == "option":
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "ENVIRONMENT":
+            where = f" (of the variable {parameter.envvar})"
+    return f"{flag}{where} {what_it_takes(error)}"
+
+
+def what_it_takes(error: Any) -> str:
+    """Return what an option takes, and the value that it was given instead."""
+    problems = getattr(error.__cause__, "errors", None)
+    if problems is None or error.param is None:
+        return str(error.message)
+    value, about = problems()[0]["input"], error.param.type_descriptor
+    if about.choices:
+        choices = [str(each) for each in about.choices]
+        near = did_you_mean(str(value), choices)
+        return f"takes one of {', '.join(choices)}, not {value!r}{near}"
+    least, most = about.parameter_info.min, about.parameter_info.max
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    takes = kinds.get(about.annotation, "another value")
+    if least is not None and most is not None:
+        takes += f" from {least} to {most}"
+    elif least is not None:
+        takes += f" of at least {least}"
+    return f"takes {takes}, not {value!r}"
+
+
+def _other_option(option: str, context: Any) -> str:
+    """Return the end of a message about an option that a command has not: the nearest that it
+    has, or the other commands that have it."""
+    own = [name for parameter in context.command.params for name in parameter.opts]
+    commands = getattr(context.find_root().command, "commands", {})
+    others = [
+        name
+        for name, command in commands.items()
+        if any(option in parameter.opts for parameter in command.params)
+    ]
+    if others:
+        return f": it is one of {', '.join(others)}"
+    return did_you_mean(option, own)
 
 
 def report_bug(error: Exception, debug: bool) -> int:

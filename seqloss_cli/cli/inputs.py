@@ -12,7 +12,7 @@ from seqloss_cli.cli.failures import say, say_first
 from seqloss_cli.cli.options import given
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import CHATS, INPUT, argument, command_record, option
-from seqloss_cli.core.policies import PairPolicy, Reading
+from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice, PairPolicy, Reading
 
 if TYPE_CHECKING:
     import typer
@@ -113,6 +113,8 @@ def file_inputs(
     from seqloss_cli.inputs import reading as r
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
+    # Before a model is loaded, which takes seconds, and before any output is begun.
+    _require_template(context, r.first_look(names, options) if sample is None else [sample])
     if sample is None:
         items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats)
     else:
@@ -132,6 +134,25 @@ def file_inputs(
         lambda: say_unused(file, file.source, bool(options.limit)) if file.all_asked else None
     )
     return Inputs(file.attach(items), stats, names, reading | file.described(), n_expected)
+
+
+def _require_template(context: typer.Context, first: Iterable[Sample | Rejected]) -> None:
+    """Raises UsageError where the first rows are chats, and the model has no chat template."""
+    from seqloss_cli.core.records import Rejected
+    from seqloss_cli.models.files import checkpoint_path, lacks_chat_template
+
+    own, model = given(context, PairArguments), given(context, ModelChoice)
+    samples = [each for each in first if not isinstance(each, Rejected)]
+    if own.chat_template is not None or not samples or not all(map(_is_chat, samples)):
+        return
+    name = model.tokenizer or model.name or DEFAULT_MODEL
+    if lacks_chat_template(checkpoint_path(name)):
+        what = "chats need a chat template, and the tokenizer of"
+        raise UsageError(f"{what} {name} has none; --chat-template FILE names one")
+
+
+def _is_chat(sample: Sample) -> bool:
+    return sample.chat is not None or (sample.choices is not None and sample.choices.as_chat)
 
 
 def pair_inputs(context: typer.Context) -> Inputs:

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from seqloss_cli.cli.compare import compare
 from seqloss_cli.cli.diverge import diverge
-from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, report_bug, say
+from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, own_words, report_bug, say
 from seqloss_cli.cli.mask import mask
 from seqloss_cli.cli.objective import objective
 from seqloss_cli.cli.plot import plot
@@ -22,6 +23,7 @@ from seqloss_cli.cli.rank import rank
 from seqloss_cli.cli.report import report
 from seqloss_cli.cli.score import cond, score
 from seqloss_cli.cli.summarize import summarize
+from seqloss_cli.core.errors import did_you_mean
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -59,6 +61,26 @@ class HelpfulCommand(TyperCommand):
 
 class HelpfulGroup(TyperGroup):
     """The program, whose help names its commands."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read what stands before the command."""
+        with own_words():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command and what stands behind it, and run it."""
+        with own_words():
+            return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first word names."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = did_you_mean(name, self.list_commands(ctx))
+            if Path(name).is_file():
+                near = f": it is a file; score {name} gives its losses"
+            raise typer.BadParameter(f"there is no command {name!r}{near}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the program."""
@@ -195,7 +217,7 @@ def _version(wanted: bool) -> None:
 
 def seqloss(
     show_version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
+        False, "--version", "-V", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Exact losses and likelihoods of causal language models.

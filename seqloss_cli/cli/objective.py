@@ -120,7 +120,14 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
 def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tuple[list[str], int]]:
     """Score the data with each model: yields their results files, which are gone at the end, and
     how many inputs were rejected."""
+    from seqloss_cli.cli.settings import model_choice
+    from seqloss_cli.models.files import require_names
+
     names = o.given(context, ModelArguments).data or []
+    # What is not there shows before the first model is loaded, and not hours later.
+    for model in models:
+        require_names(model_choice(context, model))
+    file_inputs(context, names)
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
         paths, n_rejected, said = [], 0, set[str]()
         for number, model in enumerate(models):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
-from seqloss_cli.cli.failures import command_errors, say
+from seqloss_cli.cli.failures import command_errors, say, what_it_takes
 from seqloss_cli.cli.progress import first_sign
 from seqloss_cli.core.columns import COLUMNS
-from seqloss_cli.core.escaping import escape
+from seqloss_cli.core.errors import did_you_mean
 from seqloss_cli.core.options import (
     A_MODEL,
     OTHER,
@@ -180,9 +180,14 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
 
         @functools.wraps(command)
         def run(ctx: typer.Context, **_: Any) -> None:
-            from seqloss_cli.cli.conflicts import refuse_conflicts, refuse_shared_files
+            from seqloss_cli.cli.conflicts import (
+                refuse_conflicts,
+                refuse_shared_files,
+                refuse_unknown_variables,
+            )
 
             with command_errors(ctx), first_sign(ctx.params):
+                refuse_unknown_variables(ctx)
                 refuse_conflicts(ctx)
                 refuse_shared_files(ctx)
                 command(ctx)
@@ -287,7 +292,7 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
             defaults[str(parameters[key].name)] = value
         # One file serves all commands; a key that none of them has is a slip.
         elif key not in known_elsewhere:
-            raise _bad(path, f"unknown key {key!r}")
+            raise _bad(path, f"unknown key {key!r}{did_you_mean(key, known_elsewhere)}")
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -312,7 +317,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise _bad(path, error.strerror or str(error)) from error
     # ValueError: of dates that are none, and of bytes that are no text.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _bad(path, f"is not YAML: {' '.join(str(error).split())}") from error
+        raise _bad(path, f"is not YAML: {_yaml_problem(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -331,13 +336,22 @@ def _check(context: typer.Context, path: Path, key: str, value: Any, parameter: 
     try:
         taken = parameter.process_value(context, value)
     except typer.BadParameter as error:
-        raise _bad(path, f"{key}: {error.message}{hint}") from error
+        raise _bad(path, f"{key} {what_it_takes(error)}{hint}") from error
     if hint and isinstance(taken, str | Path):
         raise _bad(path, f"{key}: takes a text{hint}")
 
 
 def _bad(path: Path, what: str) -> typer.BadParameter:
-    return typer.BadParameter(escape(f"{path}: {what}"))
+    flag = "" if path == LOCAL_FILE else "--config "
+    return typer.BadParameter(f"{flag}{path}: {what}")
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Tell what is wrong, and where, without the library's own view of the file."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _long_names(parameter: Any) -> list[str]:

@@ -86,7 +86,7 @@ class Source:
 
 
 def open_source(results: Sequence[str], top1: bool) -> Source:
-    """Open results, or one report of `objective`. Raises RunError for a file that is neither."""
+    """Open results, or one report of `objective`. Raises UsageError for a file that is neither."""
     if len(results) > 1:
         files = [r.open_one(name, top1=top1) for name in results]
         return Source(files[0].name, files)
@@ -94,7 +94,7 @@ def open_source(results: Sequence[str], top1: bool) -> Source:
     try:
         file = r.open_one(results[0], top1=top1)
         return Source(file.name, [file])
-    except RunError as error:
+    except UsageError as error:
         found = error.__cause__
         if isinstance(found, NoResultsError) and is_objective(found.document):
             name = "<stdin>" if results[0] == STDIN else shown_path(results[0])

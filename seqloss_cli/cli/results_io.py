@@ -13,7 +13,7 @@ from seqloss_cli.cli.failures import RejectionReport, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.options import OutputSettings, ShowSettings, given, only
 from seqloss_cli.cli.progress import STATUS, Wait, is_typed
-from seqloss_cli.core.errors import RowError, RunError, UsageError, did_you_mean
+from seqloss_cli.core.errors import RowError, RunError, UsageError, did_you_mean, did_you_mean_file
 from seqloss_cli.core.options import (
     POLICIES,
     SHOW,
@@ -129,7 +129,7 @@ def open_one(
     name: str, shown: str | None = None, top1: bool = False, whole: bool = False
 ) -> ResultsFile:
     """Open what `score` or `cond` wrote. `shown` is its name in messages; `whole` reads texts and
-    all arrays, too. Raises RunError when it holds no results."""
+    all arrays, too. Raises UsageError when it holds no results."""
     from seqloss_cli.results.schema.scores import loss_kinds
 
     return open_of(name, loss_kinds(top1, whole), shown)
@@ -138,14 +138,19 @@ def open_one(
 def open_of(
     name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
 ) -> ResultsOf[Any]:
-    """Open what one of the commands in `kinds` wrote. Raises RunError when it holds no results."""
+    """Open what one of the commands in `kinds` wrote. Raises UsageError for what is no results."""
     from seqloss_cli.core.escaping import shown_path
     from seqloss_cli.results.files import open_any
 
+    if not name:
+        raise UsageError("'' is an empty name, and no file")
     try:
         file = open_any(name, kinds)
     except RowError as error:
-        raise RunError(f"{shown_path(name)}: {error.message} ({error.reason})") from error
+        near = did_you_mean_file(Path(name)) if error.reason == "no_such_file" else ""
+        if error.reason == "no_results":
+            near = "; `seqloss score FILE -o results.jsonl` writes results"
+        raise UsageError(f"{shown_path(name)}: {error.message}{near}") from error
     file.name = shown or file.name
     return file
 
@@ -272,11 +277,13 @@ def check_output(context: typer.Context) -> None:
 
 def check_places(context: typer.Context, *parameters: str) -> None:
     """Raises UsageError where a file that an option names is taken or could not be written."""
+    from seqloss_cli.cli.conflicts import WRITTEN
     from seqloss_cli.results.sinks import refuse_to_overwrite
 
     for name in parameters:
         if (path := context.params.get(name)) is not None:
-            refuse_to_overwrite(path, given(context, OutputSettings).force)
+            force = given(context, OutputSettings).force
+            refuse_to_overwrite(path, force, flag=WRITTEN[name])
 
 
 @contextmanager

@@ -310,6 +310,8 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
     if stats.n_unchecked_ids:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
     _say_seams(stats)
+    if not written.n_sequences:
+        say(f"nothing was scored; inputs that were rejected: {written.n_rejected}")
     if choice.path is not None:
         kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
         say(

@@ -27,6 +27,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
 from seqloss_cli.display.terminal.palette import choose_theme
+from seqloss_cli.models.files import require_names, require_there
 from seqloss_cli.results import RowContents
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
 from seqloss_cli.results.resume import recorded_run
@@ -74,6 +75,7 @@ def load_scorer(
     share_prefix = pairs is not None and not values.get("no_share_prefix", False)
     names = None if values.get("limit") else values.get("files") or values.get("data")
     choice = model_choice(context, model)
+    require_names(choice)
     with loading(choice.name):
         scorer = Scorer(
             choice,
@@ -161,6 +163,7 @@ def tokenizer_choice(context: typer.Context) -> p.ModelChoice | None:
     choice = given(context, p.ModelChoice)
     if _names_model(context) or not choice.tokenizer:
         return None
+    require_there(choice.tokenizer, "--tokenizer")
     # No weights are loaded: options of their own, such as --revision, are not the tokenizer's.
     return p.ModelChoice(
         name=choice.tokenizer,

@@ -6,7 +6,9 @@ Packages that only some things need are loaded here, too, and missed in words th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -45,12 +47,24 @@ class RowError(SeqlossError):
         """The row's own id, when it was read before the row turned out to be wrong."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message about a word that is not known: the nearest of those that are."""
+def did_you_mean(
+    word: str, known: Iterable[str], shown: str = "{}", least_alike: float = 0.6
+) -> str:
+    """Return the end of a message about a word that is not known: the nearest of those that are,
+    in the place of `{}`."""
     from difflib import get_close_matches
 
-    nearest = get_close_matches(word, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    nearest = get_close_matches(word, known, n=1, cutoff=least_alike)
+    return f"; did you mean {shown.replace('{}', nearest[0])}?" if nearest else ""
+
+
+def did_you_mean_file(path: Path) -> str:
+    """Return the end of a message about a file that is not there: its nearest neighbour."""
+    # Of a folder that is not there, too; other names are none that the system takes.
+    with suppress(OSError, ValueError):
+        names = [entry.name for entry in path.parent.iterdir()]
+        return did_you_mean(path.name, names, str(path.parent / "{}"), least_alike=0.75)
+    return ""
 
 
 def load_extra(extra: str, what: str, *modules: str) -> ModuleType:

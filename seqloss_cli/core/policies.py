@@ -4,6 +4,7 @@
 # and as strings each of them would have to be compiled a second time.
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -181,6 +182,8 @@ class ModelChoice:
             if isinstance(value := getattr(self, field), os.PathLike):
                 object.__setattr__(self, field, os.fspath(value))
         check_values(self)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device {self.device}: choose auto, cpu, cuda, cuda:N or mps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES, Reading
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
@@ -206,6 +208,104 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
     except RowError as error:
         after = f" (after line {line})" if line else ""
         yield Rejected(source, source, None, error.reason, error.message + after)
+
+
+FIRST_ROWS = 8
+_WRONG_FILES = (
+    *("no_such_file", "directory", "unreadable", "lfs_pointer", "utf_16", "binary_data"),
+    "json_document",
+)
+"""Reasons that are of a whole file, and of its name on the command line."""
+_WRONG_ROWS = ("bad_json", "missing_field")
+"""Reasons that are of a kind of rows, where the first of a file have no other."""
+_RESULTS = ": these are results of `seqloss "
+_READERS = (
+    ("messages", "cond", "chats are for `seqloss cond`"),
+    ("prompt choices", "rank", "prompts with choices are for `seqloss rank`"),
+    ("chosen rejected", "rank",
+     "such pairs are for `seqloss rank --choices-field chosen,rejected`"),
+    ("prompt response", "cond", "prompts with responses are for `seqloss cond`"),
+    ("prompt completion", "cond",
+     "prompts with responses are for `seqloss cond --response-field completion`"),
+    ("text", "score", "texts are for `seqloss score`"),
+    ("input_ids", "score", "ids are for `seqloss score`"),
+)  # fmt: skip
+"""Fields of rows, the command for them, and its advice."""
+
+
+def first_look(names: Sequence[str], options: ReadOptions) -> list[Item]:
+    """Return the first rows of each file, without stdin and pipes, which are read once only.
+
+    Raises UsageError for a name that is no input: nothing is there, or a directory, a file of
+    another kind, or one whose first rows are all of another kind.
+    """
+    found: list[Item] = []
+    for name in names:
+        if not name:
+            raise UsageError("'' is an empty name, and no file")
+        # A name that the system does not take is refused where it is opened.
+        with suppress(OSError, ValueError):
+            if name == STDIN or (os.path.exists(name) and not _is_stored(name)):  # noqa: PTH110
+                continue
+        first = _first_rows(name, options)
+        _refuse_wrong(name, first, options)
+        found += first
+    return found
+
+
+def _is_stored(name: str) -> bool:
+    return Path(name).is_file() or Path(name).is_dir()
+
+
+def _first_rows(name: str, options: ReadOptions) -> list[Item]:
+    # A text is read only once: how it begins tells its kind.
+    if is_one_text(name, options) and not name.endswith(".json"):
+        options = replace(options, max_bytes=0)
+    most = min(FIRST_ROWS, options.limit or FIRST_ROWS)
+    return list(islice(_read_one(name, options, ReadStats()), most))
+
+
+def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
+    wrong = [row for row in first if isinstance(row, Rejected)]
+    for row in wrong:
+        if row.line is None and row.reason in _WRONG_FILES:
+            near = did_you_mean_file(Path(name)) if row.reason == "no_such_file" else ""
+            near += _model_advice(name) if row.reason == "directory" else ""
+            raise UsageError(f"{shown_path(name)}: {row.message}{near}")
+    # The first line tells of results, whose other rows have texts and ids, too.
+    if not wrong or wrong[0] is not first[0] or wrong[0].reason not in _WRONG_ROWS:
+        return
+    message, advice = wrong[0].message, _advice(name, options)
+    if advice.startswith(_RESULTS):
+        raise UsageError(f"{shown_path(name)}{advice}")
+    if len(wrong) == len(first) and all(row.reason in _WRONG_ROWS for row in wrong):
+        alike = f" (all of its first {len(first)} rows are alike)" if len(first) > 1 else ""
+        raise UsageError(f"{shown_path(name)}:{wrong[0].line} {message}{advice}{alike}")
+
+
+def _model_advice(name: str) -> str:
+    is_model = (Path(name) / "config.json").is_file()
+    return f", or is it the model, --model {shown_path(name)}?" if is_model else ""
+
+
+def _advice(name: str, options: ReadOptions) -> str:
+    """Return the end of a message about the first row of a file: what reads such rows."""
+    with open_input(name) as (stream, _):
+        raw = stream.readline(options.max_bytes).removeprefix(BOM)
+    try:
+        row = rows.parse_object(raw)
+    except RowError:
+        of_texts = options.pairs is None
+        return "; --lines reads a text a line" if of_texts else "; texts are for `seqloss score`"
+    if row.get("type") == "run" and "schema_version" in row:
+        command = row.get("command")
+        reader = "summarize" if command in ("score", "cond") else "report"
+        return f"{_RESULTS}{command}`, for `seqloss {reader}`"
+    own = "score" if options.pairs is None else "rank"
+    own = "cond" if isinstance(options.pairs, rows.PairFields) else own
+    fitting = ((of, text) for fields, of, text in _READERS if row.keys() >= {*fields.split()})
+    command, text = next(fitting, (own, ""))
+    return "" if command == own else f"; {text}"
 
 
 def is_one_text(name: str, options: ReadOptions) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import RowError, did_you_mean
 from seqloss_cli.core.records import IGNORED, Chat, Ints, Pair, WrittenNumber
 from seqloss_cli.tokenization.chat_templates import MEDIA
 from seqloss_cli.tokenization.chats import check_message, pair_as_chat
@@ -32,6 +32,13 @@ _IDS = re.compile(r"(token|tokens|input|prompt|response|completion|output)_ids$"
 """Names of ids that a text has already."""
 _CHATS = ("messages", "prompt")
 _IDENTITIES = ("id", "item", "condition")
+_OTHER_NAMES = {
+    "text": ("content", "document", "sentence", "body"),
+    "prompt": ("question", "instruction", "query", "input", "context"),
+    "response": ("completion", "answer", "output", "target", "chosen"),
+    "choices": ("options", "endings", "responses", "completions"),
+}
+"""Names that data sets give these fields."""
 _LONG = 20
 """Digits of the longest whole number of 64 bits."""
 Content = tuple[dict[str, Any], set[str]]
@@ -98,7 +105,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         # The standard library's json would take NaN and halves of surrogate pairs.
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RowError("bad_json", f"is not JSON: {error}") from None
+        # Its own text would name line 1 of what is one line of a file.
+        what = f"{error.msg} (column {error.colno})"
+        raise RowError("bad_json", f"is not JSON: {what}") from None
     if not isinstance(row, dict):
         raise RowError("wrong_type", "is not a JSON object")
     for name in _IDENTITIES:
@@ -148,9 +157,14 @@ def missing_field(row: dict[str, Any], field: str, flag: str) -> RowError:
     names += ", …" if len(row) > _MOST_NAMES else ""
     objects = {k: v[0] for k, v in row.items() if _is_list_of_objects(v) and v}
     chats = [k for k, v in objects.items() if k not in _CHATS and {"role", "from"}.intersection(v)]
+    named = [name for name in _OTHER_NAMES.get(field, ()) if name in row]
+    near = did_you_mean(field, named or row) or did_you_mean(field, named, least_alike=0.0)
+    option, semicolon, more = flag.partition(";")
+    advice = near.replace("mean ", f"mean {option} ") if near else f"; see {option}"
+    advice += semicolon + more
     if chats:
-        flag += f"; {chats[0]!r:.40} may be a chat, which is read from 'messages'"
-    return RowError("missing_field", f"has no field {field!r} (its fields: {names}); see {flag}")
+        advice += f"; {chats[0]!r:.40} may be a chat, which is read from 'messages'"
+    return RowError("missing_field", f"has no field {field!r} (its fields: {names}){advice}")
 
 
 def string_field(row: dict[str, Any], field: str) -> str:

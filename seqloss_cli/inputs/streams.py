@@ -27,6 +27,9 @@ _KINDS = {
     b"PAR1": "Parquet: `Dataset.to_json` of the package datasets makes rows of it",
     b"ARROW1\0\0": "Arrow: `Dataset.to_json` of the package datasets makes rows of it",
     b"%PDF-": "a PDF: extract its text",
+    b"\x89PNG\r\n": "a PNG picture: binary data",
+    b"\xff\xd8\xff": "a JPEG picture: binary data",
+    b"GGUF": "a GGUF model: --model FILE takes it",
 }
 """Beginnings of files that are no text, with what they are."""
 _LOOK = 64

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.core.backend import LoadedTokenizer
-from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import DEFAULT_CONTEXT, ModelChoice, WindowPolicy
 from seqloss_cli.models import files
@@ -56,8 +56,8 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
 
     Raises RunError or UsageError with what mends it.
     """
+    files.require_names(choice)
     path = files.checkpoint_path(choice.name)
-    _check_local_path(path)
     _prepare(choice, path)
     import torch
 
@@ -124,6 +124,8 @@ def _lacks_a_package(error: BaseException | None) -> bool:
 
 
 def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
+    flag = "--tokenizer" if choice.tokenizer else "--model"
+    files.require_there(files.checkpoint_path(choice.tokenizer or choice.name), flag)
     path = files.checkpoint_path(choice.name)
     _prepare(choice, path)
     tokenizer, warnings = load_tokenizer(choice)
@@ -229,22 +231,3 @@ def _prepare(choice: ModelChoice, path: str) -> None:
 
     own_logging.set_verbosity_error()
     own_logging.disable_progress_bar()
-
-
-def _check_local_path(path: str) -> None:
-    """Raise an error for a name that is no checkpoint here, and none of the hub either."""
-    wants_file = path.lower().endswith(".gguf")
-    # A hub name has at most one slash; what looks like a path gets a message about paths.
-    looks_local = path.startswith((".", "~", os.sep)) or path.count("/") > 1 or wants_file
-    folder = Path(path)
-    if folder.is_file() and not files.is_gguf(path):
-        raise RunError(f"{path} is a file; --model takes the directory of a checkpoint, or a .gguf")
-    if looks_local and not folder.exists():
-        raise RunError(f"model {path}: no such {'file' if wants_file else 'directory'} (--model)")
-    if folder.is_dir() and not (folder / files.CONFIGURATION).is_file():
-        if (folder / files.ADAPTER_CONFIGURATION).is_file():
-            raise UsageError(
-                f"model {path} is an adapter: name the model that it was made for with --model, "
-                f"and give --adapter {path}"
-            )
-        raise RunError(f"model {path}: no config.json in it, so it is no checkpoint (--model)")

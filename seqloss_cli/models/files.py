@@ -9,14 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.errors import LFS_MESSAGE, LFS_POINTER, RunError
+from seqloss_cli.core.errors import (
+    LFS_MESSAGE,
+    LFS_POINTER,
+    RunError,
+    UsageError,
+    did_you_mean_file,
+)
 from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 
+_OF_THE_HUB = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 CONFIGURATION = "config.json"
 ADAPTER_CONFIGURATION = "adapter_config.json"
 # Not importlib.resources, whose import takes 20 ms.
@@ -26,6 +34,63 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 def checkpoint_path(name: str) -> str:
     """Return the built-in model's directory for its name, and other names as they are."""
     return str(DEMO_FOLDER) if name == DEFAULT_MODEL else name
+
+
+def require_names(choice: ModelChoice, flag: str = "--model") -> None:
+    """Raise UsageError for a name that is nothing here, and nothing of the hub either; `flag` is
+    that of the model. Reads no file, and imports nothing."""
+    require_checkpoint(choice.name, flag)
+    for name, other in ((choice.tokenizer, "--tokenizer"), (choice.adapter, "--adapter")):
+        if name is not None:
+            require_there(name, other)
+    if choice.adapter is not None and Path(choice.adapter).exists():
+        file = Path(choice.adapter) / ADAPTER_CONFIGURATION
+        if not file.is_file():
+            raise UsageError(f"--adapter {choice.adapter}: no {ADAPTER_CONFIGURATION} in it")
+
+
+def require_checkpoint(name: str, flag: str) -> None:
+    """Raise UsageError for a name that is no checkpoint here, and none of the hub either."""
+    path = checkpoint_path(name)
+    require_there(path, flag)
+    folder = Path(path)
+    if folder.is_file() and not is_gguf(path):
+        raise UsageError(
+            f"{flag} {path} is a file; it takes the directory of a checkpoint, or a .gguf"
+        )
+    if not folder.is_dir() or (folder / CONFIGURATION).is_file():
+        return
+    if (folder / ADAPTER_CONFIGURATION).is_file():
+        raise UsageError(
+            f"{flag} {path} is an adapter: name the model that it was made for with --model, "
+            f"and give --adapter {path}"
+        )
+    inner = sorted(each.name for each in folder.iterdir() if (each / CONFIGURATION).is_file())
+    hint = f": name one of those in it, such as {folder / inner[-1]}" if inner else ""
+    raise UsageError(f"{flag} {path}: no config.json in it, so it is no checkpoint{hint}")
+
+
+def require_there(name: str, flag: str) -> None:
+    """Raise UsageError for a path that is not there. A hub name has at most one slash."""
+    path, wants_file = Path(name), name.lower().endswith(".gguf")
+    if not name.strip():
+        raise UsageError(f"{flag} '': an empty name")
+    is_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or wants_file
+    is_path = is_path or (name.count("/") == 1 and path.parent.is_dir())
+    if path.exists() or not (is_path or not _OF_THE_HUB.fullmatch(name)):
+        return
+    near = did_you_mean_file(path)
+    raise UsageError(f"{flag} {name}: no such {'file' if wants_file else 'directory'}{near}")
+
+
+def lacks_chat_template(path: str) -> bool:
+    """Tell whether a directory is surely without a chat template: of other names nothing is
+    known without their files."""
+    folder = Path(path)
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file() or any(folder.glob("chat_template*")):
+        return False
+    return b'"chat_template"' not in settings.read_bytes()
 
 
 def is_gguf(name: str) -> bool:

@@ -73,7 +73,7 @@ def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
     if isinstance(first, RowError):
         raise RowError("no_results", f"holds no results of seqloss: line {line} {first.message}")
     if first.get("type") != "run":
-        raise NoResultsError("it does not begin with a run; -o FILE.jsonl", first)
+        raise NoResultsError("it does not begin with a run", first)
     run = _checked_run(first, kinds)
     # The rows tell the file of what they come across, so that it is there before them.
     file = ResultsOf[Any](source, run, kinds[run["command"]], iter(()))
@@ -93,7 +93,9 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
         )
     if (command := typed(record, "command", str)) not in commands:
         known = " or ".join(commands)
-        raise RowError("no_results", f"holds what {command!r} wrote, not results of {known}")
+        known += "; `seqloss report` reads it" if command in ("rank", "diverge") else ""
+        message = f"holds what {command!r} wrote, not results of {known}"
+        raise RowError("other_results", message)
     for name in ("pairs", "teacher", "versions", "reading", "rows"):
         typed(record, name, Mapping | None)
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}

@@ -64,10 +64,10 @@ def ignore_warning(message: str) -> None:
     """Do nothing: nobody wants to know."""
 
 
-def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False) -> None:
+def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False, flag: str = "-o") -> None:
     """Raise UsageError when the file or its partial one exists, unless `force` is given, and when
     it could not be written at all. `resumable`: --resume would go on with a partial one."""
-    _refuse_odd_places(path)
+    _refuse_odd_places(path, flag)
     partial = partial_path(path)
     for existing in (path, partial):
         if existing.exists() and not force:
@@ -159,11 +159,14 @@ def cut(sink: BinaryIO, length: int) -> None:
     sink.seek(length)
 
 
-def _refuse_odd_places(path: Path) -> None:
+def _refuse_odd_places(path: Path, flag: str = "-o") -> None:
     if not path.parent.is_dir():
-        raise UsageError(f"-o {path}: there is no directory {path.parent}")
+        raise UsageError(f"{flag} {path}: there is no directory {path.parent}")
+    if path.is_dir():  # of an empty name, too, which is that of this folder
+        raise UsageError(f"{flag} {path} is a directory, or an empty name: name a file")
     if path.exists() and not path.is_file():
-        raise UsageError(f"-o {path} is no regular file; leave -o out to write to stdout")
+        advice = "; leave -o out to write to stdout" if flag == "-o" else ""
+        raise UsageError(f"{flag} {path} is no regular file{advice}")
 
 
 def _end_renaming(path: Path) -> None:

@@ -197,7 +197,7 @@ def test_other_runs_are_refused_by_name(run_cli: Run, path: Path, tmp_path: Path
     assert done.exit_code == 2
     assert "bos auto and never" in done.stderr
     assert run_cli("summarize", str(path), str(other), "--allow-different").exit_code == 0
-    assert run_cli("summarize", str(tmp_path / "none.jsonl")).exit_code == 1
+    assert run_cli("summarize", str(tmp_path / "none.jsonl")).exit_code == 2
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -172,7 +172,7 @@ def test_results_on_stdin_and_what_is_neither(run_cli: Run, pair: list[Path]) ->
     assert by_stdin["series"] == by_name["series"]
     for other in (b'{"schema_version":1,"comparisons":[]}\n', b'{"checkpoints":[]}\n', b"hello\n"):
         done = run_cli("plot", "-", "--kind", "curve", "--json", stdin=other)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert "holds no results of seqloss" in done.stderr
 
 

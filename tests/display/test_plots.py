@@ -480,7 +480,7 @@ def test_nothing_to_plot(run_cli: Run, path: Path, tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert "nothing to plot" in done.stderr
         assert not (tmp_path / "p.svg").exists()
-    assert run_cli("plot", tmp_path / "none.jsonl", "--json").exit_code == 1
+    assert run_cli("plot", tmp_path / "none.jsonl", "--json").exit_code == 2
 
 
 def test_without_matplotlib_the_extra_is_named(

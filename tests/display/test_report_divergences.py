@@ -153,9 +153,9 @@ def test_kinds_are_not_mixed(run_cli: Run, results: Path, tmp_path: Path) -> Non
     assert done.exit_code == 2
     assert "goes on with what 'diverge' wrote, after what 'score' wrote" in done.stderr
     done = run_cli("report", results, scores, "-o", path)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "holds what 'diverge' wrote, not results of score or cond" in done.stderr
-    assert run_cli("summarize", results).exit_code == 1
+    assert run_cli("summarize", results).exit_code == 2
     done = run_cli("report", results, "--by", "id", "-o", path)
     assert done.exit_code == 2
     assert "--by is for pages of what score and cond wrote" in done.stderr

@@ -225,7 +225,7 @@ def test_files_that_are_there_are_kept(run_cli: Run, evil: Path, tmp_path: Path)
     assert run_cli("report", evil, "-o", evil, "--force").exit_code == 2
     assert run_cli("report", evil).exit_code == 2
     assert run_cli("report", evil, evil, evil, "-o", path, "--force").exit_code == 2
-    assert run_cli("report", tmp_path / "no.jsonl", "-o", path, "--force").exit_code == 1
+    assert run_cli("report", tmp_path / "no.jsonl", "-o", path, "--force").exit_code == 2
     assert path.read_text() == "mine"
 
 

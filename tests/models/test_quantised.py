@@ -393,8 +393,8 @@ def test_gguf_files_on_the_command_line(model: Any, run_cli: Any, tmp_path: Path
         (("--model", tmp_path / "bad.gguf"), 1, "is no GGUF file that can be read"),
         (("--model", path, "--revision", "main"), 2, "--revision is for names of the hub"),
         (("--model", path, "--quantize", "int8"), 2, "is not for GGUF files"),
-        (("--model", "README.md"), 1, "or a .gguf"),
-        (("--model", "gone.gguf"), 1, "no such file (--model)"),
+        (("--model", "README.md"), 2, "or a .gguf"),
+        (("--model", "gone.gguf"), 2, "--model gone.gguf: no such file"),
     ):
         done = run_cli("score", "--text", "a", *flags)
         assert done.exit_code == code, done.stderr

@@ -53,7 +53,7 @@ class TerminalWriter(Generic[Result, Sums]):
 
     def __init__(self, console: Console, options: TableOptions) -> None:
         self._console, self._options, self._unit = console, options, options.unit
-        self._n_shown = 0
+        self._n_shown = self._n_results = 0
 
     def begin(self, run: RunInfo) -> None:
         """Take the run's record, which the totals name."""
@@ -61,6 +61,7 @@ class TerminalWriter(Generic[Result, Sums]):
 
     def sequence(self, result: Result, sums: Sums) -> None:
         """Print one result."""
+        self._n_results += 1
         if self._options.summary:
             return
         self._n_shown += 1
@@ -75,8 +76,10 @@ class TerminalWriter(Generic[Result, Sums]):
         """Do nothing: rejected inputs are named on stderr as they come, and counted in the end."""
 
     def end(self, sums: Sums, rejected: Rejections, n_empty_lines: int) -> None:
-        """Print the totals."""
+        """Print the totals, if there are any: of nothing all figures would be dashes."""
         self._before_totals()
+        if not (self._n_results or self._n_shown):
+            return
         rows = self._totals(sums, rejected, n_empty_lines)
         self._console.print(fmt.figures_panel("totals", rows))
 
