@@ -189,7 +189,7 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    known = "".join(
+    known = in_process("--help").stdout + "".join(
         in_process(name, "--help", COLUMNS="200").stdout
         for name in ("score", "cond", "rank", "diverge", "mask", "summarize", "compare",
                      "objective", "plot", "report")
