@@ -380,9 +380,8 @@ def test_switches(pages: dict[str, Path], opened: Any) -> None:
     with opened(pages["two"]) as watched:
         page = watched.page
         page.select_option("#metric", "difference")
-        differing = page.locator(".pane-box.a span[class^=d]")
-        assert differing.count() > 10
-        differing.nth(3).hover()
+        assert page.locator(".pane-box.a span[class^=d]").count() > 10
+        page.locator(".pane.difference span[class^=d]").nth(3).hover()
         details = page.locator("#details").inner_text()
         sign = details.split("B − A\n")[1][0]
         assert f"B’s loss is {dict(zip('+−', ('higher', 'lower'), strict=True))[sign]}" in details
