@@ -148,7 +148,7 @@ def open_of(
         file = open_any(name, kinds)
     except RowError as error:
         near = did_you_mean_file(Path(name)) if error.reason == "no_such_file" else ""
-        if error.reason == "no_results":
+        if error.message.startswith("holds no results"):
             near = "; `seqloss score FILE -o results.jsonl` writes results"
         raise UsageError(f"{shown_path(name)}: {error.message}{near}") from error
     file.name = shown or file.name

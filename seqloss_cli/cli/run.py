@@ -310,7 +310,8 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
     if stats.n_unchecked_ids:
         say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
     _say_seams(stats)
-    if not written.n_sequences:
+    # With -o the answer at the end says so.
+    if not written.n_sequences and choice.path is None:
         say(f"nothing was scored; inputs that were rejected: {written.n_rejected}")
     if choice.path is not None:
         kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""

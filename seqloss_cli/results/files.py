@@ -95,7 +95,7 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
         known = " or ".join(commands)
         known += "; `seqloss report` reads it" if command in ("rank", "diverge") else ""
         message = f"holds what {command!r} wrote, not results of {known}"
-        raise RowError("other_results", message)
+        raise RowError("no_results", message)
     for name in ("pairs", "teacher", "versions", "reading", "rows"):
         typed(record, name, Mapping | None)
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}

@@ -337,7 +337,7 @@ def test_a_run_into_a_file_ends_with_an_answer(
 
 def test_a_run_that_scored_nothing_says_so(tmp_path: Path) -> None:
     rows, out = bad_rows(tmp_path / "rows.jsonl", 2, 0), tmp_path / "out.jsonl"
-    rows.write_text("{\n{\n")
+    rows.write_text(2 * '{"text": ""}\n')
     done = in_process("score", "-m", "demo", rows, "-o", out)
     assert done.stderr.splitlines()[-1].startswith("seqloss: nothing was scored, in ")
 
@@ -359,6 +359,7 @@ def test_help_into_a_closed_pipe_is_quiet() -> None:
 def test_a_corpus_of_rejected_rows_says_that_nothing_was_scored(
     tmp_path: Path,
 ) -> None:
+    (tmp_path / "none.txt").touch()
     done = in_process("score", "--model", "demo", tmp_path / "none.txt", "--json")
     totals = document(done, exit_code=3)["totals"]
     assert totals["flags"] == {"nothing_scored": True}
