@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     """
     files.require_names(choice)
     path = files.checkpoint_path(choice.name)
-    _prepare(choice, path)
+    choice, hub_warnings = _prepare(choice, path)
     import torch
 
     if choice.threads is not None:
@@ -70,7 +70,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     # Loaded anew for each device: packed weights may refuse to be moved.
     copies = [load_model(path, config, choice, other)[0] for other in more_devices]
     tokenizer, more_warnings = load_tokenizer(choice)
-    warnings += more_warnings
+    warnings = [*hub_warnings, *warnings, *more_warnings]
     revision = getattr(config, "_commit_hash", None)
     return Checkpoint(
         model=model,
@@ -127,8 +127,9 @@ def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
     flag = "--tokenizer" if choice.tokenizer else "--model"
     files.require_there(files.checkpoint_path(choice.tokenizer or choice.name), flag)
     path = files.checkpoint_path(choice.name)
-    _prepare(choice, path)
+    choice, hub_warnings = _prepare(choice, path)
     tokenizer, warnings = load_tokenizer(choice)
+    warnings = [*hub_warnings, *warnings]
     if Path(path).is_dir() and not (Path(path) / files.CONFIGURATION).is_file():
         facts: dict[str, Any] = {"n_ids": len(tokenizer), "warnings": tuple(warnings)}
     else:
@@ -215,13 +216,17 @@ def _longest_context(text_config: Any) -> tuple[int | None, str | None]:
     return longest, key
 
 
-def _prepare(choice: ModelChoice, path: str) -> None:
-    """Make libraries ready to load what is at the path; UsageError for a revision of a file."""
+def _prepare(choice: ModelChoice, path: str) -> tuple[ModelChoice, list[str]]:
+    """Make libraries ready to load what is at the path; returns the choice, offline where the hub
+    does not answer, and warnings. UsageError for a revision of a file."""
     if choice.revision is not None and Path(path).exists():
         kind = "directory" if Path(path).is_dir() else "file"
         raise UsageError(f"--revision is for names of the hub; {choice.name} is a {kind}")
     if choice.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, not later
+    warnings = []
+    if (missing := files.missing_hub(choice)) is not None:
+        choice, warnings = replace(choice, offline=True), [missing]
     # Else transformers may download kernels from the hub and run them: code beside the weights.
     os.environ.setdefault("USE_HUB_KERNELS", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -231,3 +236,6 @@ def _prepare(choice: ModelChoice, path: str) -> None:
 
     own_logging.set_verbosity_error()
     own_logging.disable_progress_bar()
+    # It reports each time that it asks the hub again.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return choice, warnings

@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
 _OF_THE_HUB = re.compile(r"(?=.{1,96}$)(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 CONFIGURATION = "config.json"
 ADAPTER_CONFIGURATION = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+_HUB_SECONDS = 3.0
+_HUB_ERRORS = {
+    "GatedRepoError": "is gated: ask for access on its page of the hub, then `hf auth login` or "
+    "HF_TOKEN shows who you are",
+    "RepositoryNotFoundError": "neither a directory nor one of the hub, which shows private ones "
+    "only to those that `hf auth login` or HF_TOKEN names",
+    "RevisionNotFoundError": "the hub has no revision {revision} of it (--revision)",
+    "OfflineModeIsEnabled": "neither a directory nor in the hub's local cache, which alone is "
+    "asked (--offline or HF_HUB_OFFLINE)",
+    "LocalEntryNotFoundError": "neither a directory nor in the hub's local cache, which alone is "
+    "asked (--offline or HF_HUB_OFFLINE)",
+    "HFValidationError": "neither a directory nor a name that the hub could have",
+}
+"""Class of an error of huggingface_hub to what it means; the first of an error's classes counts."""
 # Not importlib.resources, whose import takes 20 ms.
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -118,6 +135,79 @@ def find_file(name: str, file: str, offline: bool, revision: str | None = None) 
 def offline_hint(offline: bool) -> str:
     """Return the end of a message about a name that was not found."""
     return "; --offline looks into the local cache only" if offline else ""
+
+
+def missing_hub(choice: ModelChoice) -> str | None:
+    """Return what to say where the hub does not answer and its cache has all that is named; None
+    where it answers, or is not asked.
+
+    Raises RunError where the cache has not. Nothing heavy is imported: it is found out before.
+    """
+    named = [
+        ("model", choice.name, choice.revision, (CONFIGURATION,)),
+        ("tokenizer", choice.tokenizer, None, _TOKENIZER_FILES),
+        ("adapter", choice.adapter, None, (ADAPTER_CONFIGURATION,)),
+    ]
+    asked = [
+        (kind, name, revision, known)
+        for kind, name, revision, known in named
+        if name and name != DEFAULT_MODEL and not Path(name).exists()
+    ]
+    if choice.offline or not asked:
+        return None
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE or (problem := _hub_problem(constants.ENDPOINT)) is None:
+        return None
+    hub = f"the hub ({constants.ENDPOINT}) {problem}"
+    for kind, name, revision, known in asked:
+        found = (try_to_load_from_cache(name, file, revision=revision) for file in known)
+        if not any(isinstance(path, str) for path in found):
+            raise RunError(
+                f"{kind} {name}: is no directory, {hub}, and its local cache does not have it "
+                "(--offline asks the cache alone)"
+            )
+    # Whatever libraries ask the hub from here on would be asked in vain, again and again.
+    constants.HF_HUB_OFFLINE = True
+    return f"{hub}: taken from its local cache (--offline asks that alone)"
+
+
+@cache
+def _hub_problem(endpoint: str) -> str | None:
+    """Return why a hub is of no use, in words that follow its name; None where it answers."""
+    # The library would try six times, which takes half a minute and more, and report each.
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _HUB_SECONDS)
+    found: list[str | None] = [f"does not answer within {seconds:g} s"]
+
+    def ask() -> None:
+        from huggingface_hub import get_session
+
+        try:
+            status = get_session().head(endpoint, timeout=seconds).status_code
+        except Exception as error:  # of whichever library asks for huggingface_hub
+            if "Timeout" not in type(error).__name__:
+                reason = re.sub(r"^\[Errno -?\d+\] ", "", " ".join(str(error).split()))
+                found[0] = f"cannot be reached ({reason})"
+        else:
+            found[0] = f"answers {status}" if status >= 500 else None
+
+    # On a thread: nothing else bounds how long a name server is waited for.
+    thread = threading.Thread(target=ask, name="seqloss-hub", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0]
+
+
+def hub_message(kind: str, name: str, revision: str | None, offline: bool, error: Exception) -> str:
+    """Return what transformers says of a name that is no directory, as one sentence."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for each in type(cause).__mro__:
+            if each.__name__ in _HUB_ERRORS:
+                return f"{kind} {name}: {_HUB_ERRORS[each.__name__]}".format(revision=revision)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    return f"{kind} {name}: neither a directory nor one of the hub{offline_hint(offline)} ({text})"
 
 
 def hub_settings(choice: ModelChoice) -> dict[str, Any]:

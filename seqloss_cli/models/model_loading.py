@@ -191,8 +191,7 @@ def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
         return f"model {path}: its weights do not match its config.json: a part of one is missing"
     if Path(path).exists():
         return f"model {path}: {text}"
-    hint = files.offline_hint(choice.offline)
-    return f"model {path}: neither a directory nor a model of the hub{hint} ({text[:200]})"
+    return files.hub_message("model", path, choice.revision, choice.offline, error)
 
 
 def _loading_arguments(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:

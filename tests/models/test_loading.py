@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -21,6 +25,7 @@ from helpers.builders import byte_tokenizer, llama, save_checkpoint
 from helpers.program import ROOT
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.models import files
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 from seqloss_cli.models.files import require_whole_files
 
@@ -294,3 +299,103 @@ def test_float64_says_what_is_not(name: str, said: bool, tmp_path: Path) -> None
     folder = save_checkpoint(tmp_path, build(name), byte_tokenizer())
     warnings = Scorer(ModelChoice(str(folder), dtype="float64")).warnings
     assert any("or softmaxes) in float32" in each for each in warnings) == said
+
+
+# -- a hub that is not there ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A port that takes connections and says nothing, and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    ask = files._hub_problem
+    ask.cache_clear()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        yield server
+    ask.cache_clear()
+
+
+def cached(folder: Path, name: str, file: str) -> None:
+    place = folder / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("c" * 40)
+    (place / "snapshots" / ("c" * 40)).mkdir(parents=True)
+    (place / "snapshots" / ("c" * 40) / file).write_text("{}")
+
+
+def test_a_hub_that_refuses_is_named_with_the_reason(hub: socket.socket) -> None:
+    endpoint = constants.ENDPOINT
+    hub.close()
+    with pytest.raises(RunError) as found:
+        files.missing_hub(ModelChoice("some/model"))
+    assert str(found.value) == (
+        f"model some/model: is no directory, the hub ({endpoint}) cannot be reached (Connection "
+        "refused), and its local cache does not have it (--offline asks the cache alone)"
+    )
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(
+    hub: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.05")
+    with pytest.raises(RunError, match=r"tokenizer a/b: .* does not answer within 0\.05 s, and"):
+        files.missing_hub(ModelChoice("demo", tokenizer="a/b"))
+
+
+def test_a_hub_that_is_not_there_leaves_its_cache(
+    hub: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.close()
+    cached(tmp_path, "some/model", "config.json")
+    said = files.missing_hub(ModelChoice("some/model"))
+    assert said is not None
+    assert "taken from its local cache" in said
+    assert constants.HF_HUB_OFFLINE, "or each library asks it again"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(RunError, match="adapter an/adapter: is no directory"):
+        files.missing_hub(ModelChoice("some/model", adapter="an/adapter"))
+
+
+@pytest.mark.parametrize(("status", "problem"), [(200, None), (404, None), (503, "answers 503")])
+def test_any_answer_but_that_of_a_broken_server_is_one(
+    status: int, problem: str | None, hub: socket.socket
+) -> None:
+    def answer() -> None:
+        connection, _ = hub.accept()
+        connection.recv(4096)
+        connection.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())
+        connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert files._hub_problem(constants.ENDPOINT) == problem
+    thread.join()
+
+
+def test_no_hub_is_asked_for_what_is_here(
+    tmp_path: Path, hub: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_hub_problem", lambda endpoint: pytest.fail("asked"))
+    for choice in (ModelChoice("demo"), ModelChoice(str(tmp_path)), ModelChoice("a", offline=True)):
+        assert files.missing_hub(choice) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (hub_errors.LocalEntryNotFoundError("x"), "nor in the hub's local cache"),
+        (hub_errors.HFValidationError("Repo id must …"), "nor a name that the hub could have"),
+        (ValueError("y " * 500), "(" + ("y " * 500).strip() + ")"),
+    ],
+)
+def test_what_the_hub_says_is_one_sentence_of_ours_and_never_cut(
+    cause: Exception, said: str
+) -> None:
+    error = OSError(str(cause))
+    error.__cause__ = cause
+    message = files.hub_message("model", "a/b", None, False, error)
+    assert message.startswith("model a/b: neither a directory nor ")
+    assert said in message
