@@ -16,7 +16,7 @@ from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import A_MODEL, REFERENCE, command_record, option
-from seqloss_cli.models.files import require_checkpoint, require_there
+from seqloss_cli.models.files import missing_hub, require_checkpoint, require_there
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.settings import OutputPlan
@@ -83,6 +83,14 @@ def diverge(ctx: typer.Context) -> None:
     # What is not there shows before a model is loaded.
     if own.teacher is not None and not names_no_model(own.teacher):
         require_checkpoint(own.teacher, "--teacher")
+        choice_of_teacher = replace(
+            o.given(ctx, p.ModelChoice),
+            name=own.teacher,
+            tokenizer=None,
+            revision=own.teacher_revision,
+            adapter=own.teacher_adapter,
+        )
+        missing_hub(choice_of_teacher)
     if own.teacher_adapter is not None:
         require_there(own.teacher_adapter, "--teacher-adapter")
     check_places(ctx, "report", "save_teacher")

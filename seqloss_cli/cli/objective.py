@@ -121,12 +121,14 @@ def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tupl
     """Score the data with each model: yields their results files, which are gone at the end, and
     how many inputs were rejected."""
     from seqloss_cli.cli.settings import model_choice
-    from seqloss_cli.models.files import require_names
+    from seqloss_cli.models.files import missing_hub, require_names
 
     names = o.given(context, ModelArguments).data or []
     # What is not there shows before the first model is loaded, and not hours later.
     for model in models:
-        require_names(model_choice(context, model))
+        choice = model_choice(context, model)
+        require_names(choice)
+        missing_hub(choice)
     file_inputs(context, names)
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
         paths, n_rejected, said = [], 0, set[str]()

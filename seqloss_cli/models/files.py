@@ -157,7 +157,10 @@ def missing_hub(choice: ModelChoice) -> str | None:
         return None
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if constants.HF_HUB_OFFLINE or (problem := _hub_problem(constants.ENDPOINT)) is None:
+    # It is switched off by this function, too: then the next name is looked for in the cache.
+    if constants.HF_HUB_OFFLINE and not _hub_problem.cache_info().currsize:
+        return None
+    if (problem := _hub_problem(constants.ENDPOINT)) is None:
         return None
     hub = f"the hub ({constants.ENDPOINT}) {problem}"
     for kind, name, revision, known in asked:

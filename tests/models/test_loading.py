@@ -354,7 +354,6 @@ def test_a_hub_that_is_not_there_leaves_its_cache(
     assert said is not None
     assert "taken from its local cache" in said
     assert constants.HF_HUB_OFFLINE, "or each library asks it again"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(RunError, match="adapter an/adapter: is no directory"):
         files.missing_hub(ModelChoice("some/model", adapter="an/adapter"))
 
