@@ -143,15 +143,15 @@ def test_every_path(name: str, path: RunPath, dtype: torch.dtype) -> None:
     longest = longest_unwindowed_row(model, CONTEXT)
     if path == "packed" and name in PADDED:
         pytest.skip("its rows are padded")
-    for in_blocks in {False, can_run_in_blocks(model)}:
+    ways = [(False, None), (True, None), (True, WIDTH)]
+    for in_blocks, width in ways if can_run_in_blocks(model) else ways[:1]:
         forward = ModelForward(model, longest)
         forward.use_path(path, possible_backbones(model)[0], in_blocks)
-        for width in (None, WIDTH):
-            forward.block_width = width
-            for batch in batches_of(forward.capabilities):
-                scores = forward.score(batch, EVERYTHING)
-                assert scores.losses.shape == (len(batch.targets),)
-                assert set(scores.columns) == EVERYTHING_GIVES
+        forward.block_width = width
+        for batch in batches_of(forward.capabilities):
+            scores = forward.score(batch, EVERYTHING)
+            assert scores.losses.shape == (len(batch.targets),)
+            assert set(scores.columns) == EVERYTHING_GIVES
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
