@@ -405,8 +405,9 @@ def test_an_input_that_changed(
         ),
         (
             "rank",
-            "--choices-field a,b",
-            "choices_field is ['choices'] there and ['a', 'b'] here (--choices-field choices)",
+            "--choices-field choices,choices",
+            "choices_field is ['choices'] there and ['choices', 'choices'] here "
+            "(--choices-field choices)",
         ),
         ("rank", "--no-prompt", "prompt_field is 'prompt' there and None here (leave --no-prompt"),
         ("diverge", f"--teacher {SMALL[3:]}", "' here (the same --teacher and its options)"),

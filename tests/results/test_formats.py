@@ -99,9 +99,9 @@ def table(text: str, delimiter: str = ",") -> list[dict[str, str]]:
 @pytest.mark.parametrize("case", CASES)
 def test_parquet_reads_back_as_the_lines_of_jsonl(case: str, run: Run, tmp_path: Path) -> None:
     command, rows, options = CASES[case]
-    inputs = write_rows(tmp_path / "rows.jsonl", rows)
+    inputs = write_rows(tmp_path / "rows.jsonl", [*rows, {"id": "bad"}])
     for name in ("out.jsonl", "out.parquet"):
-        result = run(command, inputs, "missing.txt", "-o", name, *options)
+        result = run(command, inputs, "-o", name, *options)
         assert result.exit_code == 3, result.stderr
     expected = [strictly(line) for line in Path("out.jsonl").read_text().splitlines()]
     found = list(read_parquet_rows("out.parquet"))

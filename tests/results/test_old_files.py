@@ -57,6 +57,9 @@ def lines_of(path: Path) -> list[Any]:
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for name in VOLATILE:
         found[0][name] = None
+    # Counts by reason came later.
+    rejections = found[-1].pop("rejections", None)
+    assert rejections is None or sum(rejections.values()) == found[-1]["n_rejected"]
     # Of diverge: their order went by hashes then, and fewer than 5 documents had intervals.
     if estimates := found[-1].get("estimates"):
         found[-1]["estimates"] = values_of(dict(sorted(estimates.items())))
