@@ -73,6 +73,8 @@ class TokenDifference:
     second: float
     before: str | None = None
     """Text before it; None where none is known."""
+    within: str | None = None
+    """The whole characters that it is in part of; None where it is of whole ones."""
     after: str | None = None
 
 

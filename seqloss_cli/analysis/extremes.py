@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from seqloss_cli.analysis.joining import bytes_of_text
-from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.core.byte_spans import TokenBytes, named_bytes, spelled_bytes
 from seqloss_cli.core.records import Floats, SequenceScore, TokenSequence
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
@@ -45,6 +45,8 @@ class TokenExtreme:
     """Nats."""
     before: str | None = None
     """Text before it; None where none is known."""
+    within: str | None = None
+    """The whole characters that it is in part of; None where it is of whole ones."""
     after: str | None = None
 
 
@@ -165,24 +167,27 @@ def token_text(row: ResultRow, position: int) -> str | None:
     return tokens[position] if tokens else None
 
 
-def text_near(row: ResultRow, position: int) -> tuple[str | None, str | None]:
-    """Return the text before and after a token; of the names of tokens where the row was read, or
-    written, without its text."""
-    found = bytes_of_text(row)
+def text_near(row: ResultRow, position: int) -> tuple[str | None, str | None, str | None]:
+    """Return the text before a token, the characters that it is in part of, and the text after it;
+    of the names of tokens where the row was read, or written, without its text."""
+    found, names = bytes_of_text(row), row.fields.get("tokens")
+    offsets = row.fields.get("byte_offsets")
     # a file may have been edited: offsets that do not fit would show other text
-    return _near(found if found and found.is_valid else None, row.fields.get("tokens"), position)
+    if (found is None or not found.is_valid) and names and offsets is not None:
+        known = zip(names, spelled_bytes(names, offsets), np.diff(offsets), strict=True)
+        found = TokenBytes.join(
+            [spelled or (named_bytes(name) if width else b"") for name, spelled, width in known]
+        )
+    return _near(found if found and found.is_valid else None, names, position)
 
 
 def _near(
     token_bytes: TokenBytes | None, names: Sequence[str] | None, position: int
-) -> tuple[str | None, str | None]:
-    if token_bytes is not None:
-        start, end = token_bytes.offsets[position : position + 2].tolist()
-        return token_bytes.around(start, end, NEAR)
-    if not names:
-        return None, None
-    before = "".join(names[max(0, position - NEAR) : position])
-    return before[-NEAR:], "".join(names[position + 1 : position + 1 + NEAR])[:NEAR]
+) -> tuple[str | None, str | None, str | None]:
+    if token_bytes is None and not names:
+        return None, None, None
+    # a text shows a character whole, though its tokens be named by their bytes
+    return (token_bytes or TokenBytes.join([*map(named_bytes, names or ())])).near(position, NEAR)
 
 
 def _where(row: ResultRow) -> tuple[str, str, int | None]:

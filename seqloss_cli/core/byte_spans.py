@@ -127,12 +127,26 @@ class TokenBytes:
         return int(before[-1]) if len(before) else 0, int(after[0]) if len(after) else self.n_tokens
 
     def around(self, start: int, end: int, n: int) -> tuple[str, str]:
-        """The text before and after the bytes [start, end), at most n characters of each; none
-        that is in part of these bytes."""
-        # A character has at most four bytes; what is cut at an end is left out.
-        before = self.text[max(0, start - 4 * n) : start].decode("utf-8", "ignore")
-        after = self.text[end : end + 4 * n].decode("utf-8", "ignore")
-        return before[-n:], after[:n]
+        """The text before and after the bytes [start, end), at most n characters of each, from a
+        blank on where one is near the cut; no character that is in part of these bytes."""
+        text = self.text
+        while 0 < start < len(text) and text[start] & 0xC0 == 0x80:
+            start -= 1
+        while end < len(text) and text[end] & 0xC0 == 0x80:
+            end += 1
+        # A character has at most four bytes: with one more, part of one at a far end is beyond n.
+        room = 4 * (n + 1)
+        before = show_bytes(text[max(0, start - room) : start])
+        return _last(before, n), _last(show_bytes(text[end : end + room])[::-1], n)[::-1]
+
+    def near(self, token: int, n: int) -> tuple[str, str | None, str]:
+        """Return what is `around` a token, and between it the whole characters that the token is in
+        part of; None where it is of whole characters, or of none."""
+        first, last = self.snap(token, token + 1)
+        start, end = self.offsets[[first, last]].tolist()
+        before, after = self.around(start, end, n)
+        is_part = [start, end] != self.offsets[token : token + 2].tolist()
+        return before, show_bytes(self.text[start:end]) if is_part else None, after
 
     def char_spans(self) -> list[TokenSpan]:
         """The smallest runs of tokens at whose ends no character is cut."""
@@ -219,3 +233,36 @@ codecs.register_error("seqloss_bytes", _spell_out)
 def show_bytes(raw: bytes) -> str:
     """Text of the bytes; bytes that are no whole character as `<0xF0>`."""
     return raw.decode(errors="seqloss_bytes")
+
+
+_LONE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+def spelled_bytes(texts: Sequence[str], offsets: Ints) -> list[bytes]:
+    """Return the bytes that N tokens of a row cover, told by their texts; none for a text that is a
+    name. `offsets` has shape N + 1, in bytes of the text, which a row may lack."""
+    widths = np.diff(offsets).tolist()
+    return [_spelled(text, width) for text, width in zip(texts, widths, strict=True)]
+
+
+def _spelled(text: str, width: int) -> bytes:
+    raw = text.encode(errors="replace")
+    # A source may spell out "<0xF0>" itself: only where the width says so does it stand for a byte.
+    if len(raw) != width:
+        raw = named_bytes(text)
+    return raw if len(raw) == width and show_bytes(raw) == text else b""
+
+
+def named_bytes(text: str) -> bytes:
+    """Return the bytes of a token's text, `<0xF0>` being a byte."""
+    raw = text.encode(errors="replace")
+    return _LONE_BYTE.sub(lambda found: bytes([int(found[1], 16)]), raw)
+
+
+def _last(text: str, n: int) -> str:
+    """Return the last n characters, without the word that is cut if a blank is near."""
+    kept = text[-n:] if n else ""
+    if kept == text or text[-n - 1].isspace() or kept[:1].isspace():
+        return kept
+    word = _WORD.match(kept)
+    return kept[word.end() :] if word and word.end() <= n // 2 else kept

@@ -47,7 +47,7 @@ from seqloss_cli.analysis.compare import (
     documents_of,
 )
 from seqloss_cli.analysis.histograms import count_by_step
-from seqloss_cli.core.byte_spans import show_bytes
+from seqloss_cli.core.byte_spans import show_bytes, spelled_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
@@ -73,7 +73,7 @@ from seqloss_cli.display.terminal.palette import (
     sparkline,
 )
 from seqloss_cli.display.terminal.palette import LOSSES as LOSS_SCALE
-from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
+from seqloss_cli.display.terminal.token_text import TokenText
 from seqloss_cli.metrics.masks import Mask, mask_totals
 from seqloss_cli.metrics.totals import Totals, totals_of
 from seqloss_cli.results.schema.scores import read_row

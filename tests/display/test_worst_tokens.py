@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from helpers.program import ROOT, in_process
 from helpers.stub import stubbed
 from helpers.terminals import score_of, token_texts
-from seqloss_cli.analysis.extremes import NEAR, WorstTokens
+from seqloss_cli.analysis.extremes import NEAR, WorstTokens, text_near
 from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.metrics.totals import Totals
+from seqloss_cli.results.schema.scores import ResultRow
 
 Run = Callable[..., Any]
 TEXT = "One list is sorted in place.\nThe function returns 日本語 and more of it.\n"
@@ -53,8 +55,9 @@ def test_the_highest_losses_with_the_text_around(tokens: list[str], size: int, r
     for each in found:
         place = each.position - 1  # BOS stands before them
         before, after = "".join(tokens[:place]), "".join(tokens[place + 1 :])
-        assert each.before == before[-NEAR:]
-        assert each.after == after[:NEAR]
+        assert each.before == cut(before, NEAR)
+        assert each.after == cut(after[::-1], NEAR)[::-1]
+        assert each.within is None
         assert each.token == tokens[place]
 
 
@@ -69,8 +72,42 @@ def test_text_around_is_of_whole_characters(text: str, data: st.DataObject) -> N
     ends = np.cumsum([len(char.encode()) for char in text] or [0])
     n_before = int((ends <= start).sum()) if text else 0
     first_after = int((ends - [len(char.encode()) for char in text] < end).sum()) if text else 0
-    assert before == text[max(0, n_before - 5) : n_before]
-    assert after == text[first_after : first_after + 5]
+    assert before == cut(text[:n_before], 5)
+    assert after == cut(text[first_after:][::-1], 5)[::-1]
+
+
+def cut(text: str, n: int) -> str:
+    """The last n characters: from a blank on, where one is in the first half of them."""
+    kept = text[-n:]
+    if kept == text or text[-n - 1].isspace():
+        return kept
+    blanks = [place for place in range(n // 2 + 1) if kept[place].isspace()]
+    return kept[blanks[0] :] if blanks else kept
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+@given(st.text(st.sampled_from("a é日🐕"), min_size=1, max_size=12), st.data())
+def test_a_part_of_a_character_is_shown_in_it(
+    has_text: bool, text: str, data: st.DataObject
+) -> None:
+    raw = text.encode()
+    cuts = data.draw(st.sets(st.sampled_from(range(len(raw)))))
+    offsets = np.array(sorted({0, *cuts, len(raw)}))
+    names = TokenBytes(raw, offsets).texts()
+    fields = {"tokens": names, "byte_offsets": offsets} | ({"text": text} if has_text else {})
+    for place, name in enumerate(names):
+        row = ResultRow("a.jsonl:1", fields, Totals(), None)
+        before, within, after = text_near(row, place)
+        assert f"{before}{within or name}{after}" == text
+        assert (within is None) == ("<0x" not in name)
+
+
+def test_the_list_names_the_byte_beside_its_character(run: Run) -> None:
+    done = run("score", "--text", "🐕 日x", "-m", "demo", "--summary", "--worst", "9")
+    header, _, *rows = done.stdout.partition("worst tokens, nats\n")[2].splitlines()
+    assert header.split() == ["loss", "token", "in", "its", "text", "token", "sequence", "pos"]
+    assert any("🐕 ⟦日⟧x" in row and "<0xE6>" in row for row in rows), rows
+    assert any("⟦🐕⟧ 日x" in row and "<0xF0>" in row for row in rows), rows
 
 
 def test_score_lists_them_after_the_totals(run: Run) -> None:
@@ -122,13 +159,10 @@ def test_files_without_texts_have_the_names_of_tokens(run: Run) -> None:
         summary = json.loads(run("summarize", "rows.jsonl", "--json", "--worst", "99").stdout)
         found.append({each["position"]: each for each in summary["worst_tokens"]})
     with_text, without = found
-    # BOS stands among the names, and parts of characters do.
-    assert with_text[2]["after"] == without[2]["after"]
+    assert with_text == without
     assert with_text[2]["after"] in TEXT
-    assert len(with_text[2]["after"]) == NEAR
-    last = max(with_text)
-    assert without[last]["before"].endswith(with_text[last]["before"][-15:])
-    assert without[last]["after"] == with_text[last]["after"] == ""
+    assert NEAR // 2 <= len(with_text[2]["after"]) <= NEAR
+    assert "日" in {each["within"] for each in with_text.values()}
 
 
 def test_tokens_that_differ_have_their_text(run: Run) -> None:

@@ -139,6 +139,8 @@ class Place:
     """Empty where its text is not shown."""
     step: str = ""
     """The class of its colour."""
+    part: str = ""
+    """The name of a token of which `token` shows the whole characters that it is in part of."""
 
 
 @dataclass(frozen=True, slots=True)

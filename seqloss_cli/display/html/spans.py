@@ -204,13 +204,16 @@ class WorstPlaces:
 
         def place(number: int, loss: float) -> page.Place:
             name = page.visible(token_text(row, number) or "") or f"token {number}"
-            ends = (0, 0)
+            ends, part = (0, 0), ""
             if not sequence.why_plain:
                 # the characters that the token is of
                 first, last = sequence.token_bytes.snap(number, number + 1)
                 start, end = sequence.token_bytes.offsets[[first, last]].tolist()
                 ends = start, end
-            return _place(sequence, number, name, f"token {number:,}", ends, page.Cell(loss))
+                if whole := sequence.token_bytes.near(number, 0)[1]:
+                    name, part = page.visible(whole), name
+            found = _place(sequence, number, name, f"token {number:,}", ends, page.Cell(loss))
+            return replace(found, part=part)
 
         if row.tokens is not None:
             self._add(np.where(row.tokens.counted, row.tokens.losses, -1.0), place)

@@ -19,13 +19,13 @@ from seqloss_cli.analysis.compare import (
 from seqloss_cli.analysis.joining import LossesOnBytes, align, bytes_of_text
 from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.analysis.plot_data import without_directories
-from seqloss_cli.core.byte_spans import TokenBytes
+from seqloss_cli.core.byte_spans import TokenBytes, spelled_bytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
 from seqloss_cli.display.terminal.palette import DIFFERENCES, UNICODE
-from seqloss_cli.display.terminal.token_text import TokenText, spelled_bytes
+from seqloss_cli.display.terminal.token_text import TokenText
 from seqloss_cli.metrics.intervals import LOG_SCALE, Estimate, interval_notes
 from seqloss_cli.results.schema.scores import ResultRow
 
@@ -121,11 +121,13 @@ def _where(pair: Comparison, unit: Unit) -> Iterator[RenderableType]:
         yield table
     if pair.tokens:
         title = f"tokens that differ most, {unit}"
-        columns = [Column("token in its text", least=16), Column("sequence", least=12)]
-        table = FiguresTable(title, [*columns, Column("pos", spare=3), *losses])
+        parts = fmt.parts_of_characters(pair.tokens)
+        columns = [Column("token in its text", least=16), *parts.columns]
+        columns += [Column("sequence", least=12), Column("pos", spare=3), *losses]
+        table = FiguresTable(title, columns)
         for found in pair.tokens:
-            token = fmt.in_its_text(found.token, found.before, found.after)
-            table.add_row(token, escape(found.id), str(found.position), *_both(found, unit))
+            cells = (*parts.cells(found), escape(found.id), str(found.position))
+            table.add_row(fmt.in_its_text(found), *cells, *_both(found, unit))
         yield table
 
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
@@ -137,15 +137,36 @@ def visible(text: str) -> str:
     return "".join(WHITE_SPACE.get(char) or escape(char) for char in text)
 
 
-def in_its_text(
-    token: str | None, before: str | None, after: str | None, style: str = "bold"
-) -> Text:
-    """Return a token in brackets, as colours may not be shown, with the text around it."""
+class InText(Protocol):
+    """A token with the text around it."""
+
+    @property
+    def token(self) -> str | None:
+        """Its name."""
+
+    @property
+    def before(self) -> str | None:
+        """The text before it."""
+
+    @property
+    def within(self) -> str | None:
+        """The whole characters that it is in part of; None where it is of whole ones."""
+
+    @property
+    def after(self) -> str | None:
+        """The text after it."""
+
+
+def in_its_text(found: InText, style: str = "bold") -> Text:
+    """Return a token, or the characters that it is in part of, in brackets, as colours may not be
+    shown, with the text around."""
     # Blanks of that text stay blanks, so that lines break at words.
     around = (
-        "".join(c if c == " " else visible(c) for c in text or "") for text in (before, after)
+        "".join(c if c == " " else visible(c) for c in text or "")
+        for text in (found.before, found.after)
     )
-    return Text.assemble(next(around), (f"⟦{visible(token or '')}⟧", style), next(around))
+    token = visible(found.within or found.token or "")
+    return Text.assemble(next(around), (f"⟦{token}⟧", style), next(around))
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -219,6 +240,21 @@ class Column(NamedTuple):
     """Least cells of a text, which wraps; 0 of figures: one in two lines reads as two figures."""
     spare: int = 0
     """0 for a column that stays. Of the others, that of the highest number is left out first."""
+
+
+class PartsOfCharacters(NamedTuple):
+    """A column that names the tokens whose characters stand in the brackets."""
+
+    columns: list[Column]
+
+    def cells(self, found: InText) -> list[str]:
+        """Return its cell, if there is the column: empty for a token of whole characters."""
+        return [visible(found.token or "") if found.within else ""] * len(self.columns)
+
+
+def parts_of_characters(entries: Iterable[InText]) -> PartsOfCharacters:
+    """Return the column where one of the tokens is a part of a character, else none."""
+    return PartsOfCharacters([Column("token")] * any(each.within for each in entries))
 
 
 def fit(columns: Sequence[Column], natural: Sequence[int], room: int, gap: int) -> dict[int, int]:

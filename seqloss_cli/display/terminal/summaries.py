@@ -169,12 +169,13 @@ def _sequences(
 
 def _tokens(title: str, entries: Sequence[TokenExtreme], unit: Unit) -> FiguresTable:
     columns = [Column("loss"), Column("token in its text", least=24)]
-    columns += [Column("sequence", least=12), Column("pos", spare=1)]
+    parts = fmt.parts_of_characters(entries)
+    columns += [*parts.columns, Column("sequence", least=12), Column("pos", spare=1)]
     table = FiguresTable(f"{title}, {unit}", columns)
     for entry in entries:
-        style = fmt.loss_style(entry.loss)
-        token = fmt.in_its_text(entry.token, entry.before, entry.after, style)
-        table.add_row(_coloured(entry.loss, unit), token, escape(entry.id), str(entry.position))
+        token = fmt.in_its_text(entry, fmt.loss_style(entry.loss))
+        cells = (*parts.cells(entry), escape(entry.id), str(entry.position))
+        table.add_row(_coloured(entry.loss, unit), token, *cells)
     return table
 
 

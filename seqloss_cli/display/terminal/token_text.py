@@ -8,23 +8,19 @@ hide a text, as could those that tag a flag: there they are spelled out.
 from __future__ import annotations
 
 import codecs
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
-import numpy as np
 import regex
 from rich.cells import cell_len
 
 from seqloss_cli.core.byte_spans import show_bytes
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.core.records import Ints
 from seqloss_cli.display.terminal.palette import Charset, can_encode
 
-_LONE_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 _TAB = 8
 Weight = Callable[[float], float]
 """Gives the weight of a value. If tokens share a character, the value that weighs most is shown."""
@@ -111,21 +107,6 @@ class TokenText:
     def _begins_character(self, token: int) -> bool:
         piece = self.pieces[token]
         return token in self.named or not piece or piece[0] & 0xC0 != 0x80
-
-
-def spelled_bytes(texts: Sequence[str], offsets: Ints) -> list[bytes]:
-    """Return the bytes that N tokens of a row cover, told by their texts; none for a text that is a
-    name. `offsets` has shape N + 1, in bytes of the text, which a row may lack."""
-    widths = np.diff(offsets).tolist()
-    return [_spelled(text, width) for text, width in zip(texts, widths, strict=True)]
-
-
-def _spelled(text: str, width: int) -> bytes:
-    raw = text.encode(errors="replace")
-    # A source may spell out "<0xF0>" itself: only where the width says so does it stand for a byte.
-    if len(raw) != width:
-        raw = _LONE_BYTE.sub(lambda found: bytes([int(found[1], 16)]), raw)
-    return raw if len(raw) == width and show_bytes(raw) == text else b""
 
 
 # regex's own `\X` would join an invisible character to whatever it follows, and keep it there.
