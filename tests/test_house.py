@@ -80,8 +80,8 @@ def test_there_are_few_modules() -> None:
 def test_there_are_few_lines_of_code() -> None:
     assert code_lines('"""Says."""\n\nX = """a\nb"""  # c\n"""Is."""\n# d\n') == 2
     # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after,
-    # then what a person sees in the first minute.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 21_500
+    # then what a person sees in the first minute, and what a tour of a new user found there.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 21_700
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -54,8 +54,10 @@ def compare(ctx: typer.Context) -> None:
     per byte; documents are what was drawn at random.
 
     Examples:
-        seqloss compare a.jsonl b.jsonl
         seqloss compare -m samples/checkpoints/step-600 -m demo --data LICENSE --lines
+        seqloss score LICENSE --lines -m samples/checkpoints/step-600 -o a.jsonl
+        seqloss score LICENSE --lines -o b.jsonl
+        seqloss compare a.jsonl b.jsonl
         seqloss compare a.jsonl b.jsonl c.parquet --cluster meta.document --json
 
     """

@@ -132,12 +132,12 @@ _SCORING = " ".join(
 # fmt: off
 CONFLICTS: tuple[Conflict, ...] = (
     # inputs
-    conflict("--text and FILES exclude each other", text=present, files=present),
-    *either("--text is one text; --lines and --jsonl-input are for FILES and stdin", "",
+    conflict("--text and files exclude each other ({files[0]})", text=present, files=present),
+    *either("--text is one text; --lines and --jsonl-input are for files and stdin", "",
             {"text": present, "lines": present}, {"text": present, "jsonl_input": present}),
     conflict("choose one of --lines and --jsonl-input", "score diverge",
              lines=present, jsonl_input=present),
-    *idle("choices_field answer_field prompt_field", "is for rows of FILES, not --prompt", "rank",
+    *idle("choices_field answer_field prompt_field", "is for rows of files, not --prompt", "rank",
           prompt=present),
     conflict("--no-prompt and --prompt-field exclude each other",
              no_prompt=present, prompt_field=TYPED),
@@ -150,7 +150,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     *either("--prompt goes with two or more --response; an empty prompt is --prompt ''", "rank",
             {"prompt": present, "response": fewer_than(2)},
             {"prompt": absent, "response": present}),
-    conflict("--prompt and --response exclude FILES", prompt=present, files=present),
+    conflict("--prompt and --response exclude files ({files[0]})", prompt=present, files=present),
     *either("'-' (stdin) can be read once only", "",
             {"check": STDIN, "prompt": STDIN}, {"check": STDIN, "response": STDIN}),
     # policies
@@ -355,6 +355,18 @@ def refuse_shared_files(context: typer.Context) -> None:
                 )
         if _is_stdout(name):
             raise UsageError(f"stdout is one of the inputs ({name}): write to another file")
+
+
+def refuse_repeated_results(context: typer.Context) -> None:
+    """Raises UsageError where a file is to be compared with itself, by whatever name."""
+    if context.command.name not in ("compare", "report"):
+        return
+    for name, other in combinations(context.params["results"] or [], 2):
+        if STDIN not in (name, other) and _reads(other, Path(name)):
+            twice = (
+                f"{name} is named twice" if name == other else f"{name} and {other} are one file"
+            )
+            raise UsageError(f"{twice}: it does not differ from itself; name another run's RESULTS")
 
 
 def _names_of(path: Path) -> set[str]:

@@ -114,9 +114,10 @@ def own_words() -> Iterator[None]:
     try:
         yield
     except TyperException as error:
-        # That is no error: it shows the help.
+        # That is no error, but nothing else prints the help that it holds.
         if type(error).__name__ == "NoArgsIsHelpError":
-            raise
+            typer.echo(error.format_message().rstrip(), err=True)
+            raise typer.Exit(error.exit_code) from None
         context = getattr(error, "ctx", None)
         seen = f" ({context.command_path} -h)" if context is not None else ""
         say(f"error: {_usage_message(error, context)}{seen}")

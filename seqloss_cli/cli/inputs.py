@@ -205,7 +205,7 @@ def _input_names(files: list[str] | None, otherwise: str) -> list[str]:
         return files
     # On a terminal nothing is piped in: to wait for what is typed would look like a hang.
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError(f"nothing to score: name FILES, pipe a file in, or {otherwise}")
+        raise UsageError(f"nothing to score: name files, pipe a file in, or {otherwise}")
     return [STDIN]
 
 

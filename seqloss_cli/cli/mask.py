@@ -66,6 +66,7 @@ def mask(ctx: typer.Context) -> None:
     Examples:
         seqloss mask --prompt "The list is" --response " sorted in place."
         seqloss mask samples/chats.jsonl --chat-template samples/chat.jinja --like trl
+        seqloss mask samples/pairs.jsonl --eos -o labels.jsonl
         seqloss mask samples/pairs.jsonl --eos --check labels.jsonl
 
     """

@@ -182,6 +182,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
         def run(ctx: typer.Context, **_: Any) -> None:
             from seqloss_cli.cli.conflicts import (
                 refuse_conflicts,
+                refuse_repeated_results,
                 refuse_shared_files,
                 refuse_unknown_variables,
             )
@@ -190,6 +191,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
                 refuse_unknown_variables(ctx)
                 refuse_conflicts(ctx)
                 refuse_shared_files(ctx)
+                refuse_repeated_results(ctx)
                 command(ctx)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -77,6 +77,7 @@ def plot(ctx: typer.Context) -> None:
     models. Needs the extra `plot`.
 
     Examples:
+        seqloss score samples/texts.jsonl --keep-meta -o results.jsonl
         seqloss plot results.jsonl -o losses.svg
         seqloss plot a.jsonl b.jsonl -o paired.pdf
         seqloss plot results.jsonl --by meta.kind -o groups.png --force

@@ -55,6 +55,7 @@ def report(ctx: typer.Context) -> None:
     wrote, texts coloured by KL; of what rank wrote, questions with their choices.
 
     Examples:
+        seqloss score samples/texts.jsonl --keep-meta -o results.jsonl
         seqloss report results.jsonl -o report.html
         seqloss report a.jsonl b.jsonl -o differences.html
         seqloss report divergences.jsonl -o divergences.html

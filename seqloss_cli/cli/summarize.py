@@ -54,6 +54,7 @@ def summarize(ctx: typer.Context) -> None:
     is resampled in blocks. The totals are those that the run itself printed.
 
     Examples:
+        seqloss score samples/texts.jsonl --keep-meta -o results.jsonl
         seqloss summarize results.jsonl
         seqloss summarize results.jsonl --by meta.kind --worst 20 --json
         seqloss summarize shard-*.jsonl --cluster meta.document --bootstrap 2000

@@ -253,7 +253,7 @@ _PARAMETERS = {
     "eos_token_id": "eos_token",
 }
 _OTHER_ADVICE = {
-    "reading.inputs": "name the same FILES",
+    "reading.inputs": "name the same files",
     "reading.regions_sha256": "--regions FILE with the same content",
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",

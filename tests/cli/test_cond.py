@@ -660,7 +660,7 @@ def test_left_truncation_says_what_it_dropped(cond: Cond, checkpoints: Any) -> N
         (("--prompt", "x"), "--prompt and --response go together"),
         (("--response", "x"), "--prompt and --response go together"),
         (("--prompt", "-", "--response", "-"), "once only"),
-        (("rows.jsonl", *ONE), "exclude FILES"),
+        (("rows.jsonl", *ONE), "exclude files (rows.jsonl)"),
         (("rows.jsonl", "--prompt", "x"), "go together"),
         (("-", "-"), "once only"),
         ((*ONE, "--separator", " ", "--chat"), "--separator"),

@@ -90,6 +90,12 @@ def test_the_program_names_its_commands() -> None:
         assert max(map(cell_len, shown.splitlines())) <= 80
 
 
+def test_without_a_word_the_program_shows_its_help_on_stderr() -> None:
+    done = in_process(COLUMNS="80")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == help_of("-h")
+
+
 def test_a_shell_is_offered_demo_and_directories_for_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,18 @@ def test_a_row_of_the_table_is_for_a_command_that_has_its_options(row: Any) -> N
     having = {name for name, parameters in PARAMETERS.items() if names <= parameters.keys()}
     assert having >= set(row.commands)
     assert having
+
+
+def test_a_file_is_not_compared_with_itself(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    path.touch()
+    link.symlink_to(path)
+    page = ("-o", tmp_path / "page.html")
+    for command in (("compare",), ("report", *page)):
+        for other, said in ((path, "is named twice"), (link, f"and {link} are one file")):
+            done = in_process(*command, path, other)
+            assert (done.exit_code, done.stdout) == (2, "")
+            assert f"{path} {said}: it does not differ from itself" in done.stderr
 
 
 @pytest.mark.parametrize("record", [BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy, TokenPolicy])

@@ -465,7 +465,7 @@ def half(run: Run, out: Path, partial: Path, whole: bytes) -> Path:
         (("--limit", 3), "reading.limit is None there and 3 here (leave --limit out)"),
         (("--top-k", 2), "rows.top_k is 0 there and 2 here (--top-k 0)"),
         (("--text-field", "a"), "reading.text_field is 'text' there and 'a' here (--text-field"),
-        ((ROOT / "samples" / "text.txt",), "here (name the same FILES)"),
+        ((ROOT / "samples" / "text.txt",), "here (name the same files)"),
     ],
 )
 def test_other_rows_or_inputs(run: Run, half: Path, flags: tuple[object, ...], named: str) -> None:
