@@ -16,6 +16,7 @@ from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, Win
 
 BACKENDS = {
     "torch": "seqloss_cli.backends.torch.opening",
+    "server": "seqloss_cli.backends.server.opening",
 }
 """Name of a backend to its module, which has `open_model` with the arguments of `open_backend`;
 and `open_teacher` (student, teacher, windows, top_k) if it can compare whole distributions."""

@@ -74,6 +74,11 @@ def names_stdin(values: list[str] | None) -> bool:
     return STDIN in (values or ())
 
 
+def names_server(teacher: str | None) -> bool:
+    """The teacher is a URL."""
+    return "://" in (teacher or "")
+
+
 def names_no_model(teacher: str | None) -> bool:
     """There is no teacher, or its distributions are read from a file."""
     from seqloss_cli.backends.teacher_files import looks_saved
@@ -170,7 +175,18 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("max_length", "is the trainer's; it goes with --like", like=absent),
     *each("adapter quantize", "is for the model's numbers: mask loads none without --loss",
           loss=absent),
+    # a server in the model's place
+    *idle("concurrency verify probe_tolerance probe engine_timeout insecure_http",
+          "goes with --engine", "score cond rank", engine=absent),
+    *idle("api_key_file", "goes with --engine", "score cond rank", engine=absent),
+    *idle("dtype device threads quantize adapter allow_pickle",
+          "is for a model that is loaded here; --engine has one of its own, which --verify loads, "
+          "too", engine=present, verify=(0,)),
+    *idle("compile devices batch_tokens no_share_prefix",
+          "is for a model that is run here, and --engine runs it elsewhere", engine=present),
     # diverge
+    conflict("--teacher {teacher}: servers give 20 alternatives at most, and no whole "
+             "distributions; name a model", teacher=names_server),
     *either("say what is gold: --teacher MODEL, or --label-smoothing E", "",
             {"teacher": absent, "label_smoothing": absent},
             {"teacher": present, "label_smoothing": present}),

@@ -22,6 +22,7 @@ from seqloss_cli.cli.plot import plot
 from seqloss_cli.cli.rank import rank
 from seqloss_cli.cli.report import report
 from seqloss_cli.cli.score import cond, score
+from seqloss_cli.cli.serve import serve
 from seqloss_cli.cli.summarize import summarize
 from seqloss_cli.core.errors import did_you_mean
 
@@ -244,7 +245,7 @@ def _forget_impossible_sizes() -> None:
 
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
-    score, cond, rank, diverge, mask, summarize, compare, objective, plot, report,
+    score, cond, rank, diverge, mask, summarize, compare, objective, plot, report, serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 

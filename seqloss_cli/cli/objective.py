@@ -44,6 +44,7 @@ SCORING_OPTIONS: o.Group = {
         text_field="Field of a JSONL row with the text.",
     ),
     **o.without(p.ModelChoice, "name"),
+    **o.without(p.EngineChoice, "url"),
     **o.only(p.TokenPolicy),
     **o.only(p.WindowChoice),
     **o.only(p.BatchPolicy, "tokens"),

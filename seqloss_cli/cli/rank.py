@@ -49,6 +49,7 @@ class RankSettings:
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "end_of_turn", "template_date"),
     p.ModelChoice,
+    p.EngineChoice,
     p.TokenPolicy,
     o.only(p.WindowChoice, "context"),
     o.only(p.PairPolicy, "boundary", "truncate"),
@@ -95,13 +96,15 @@ def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.core.run_record import recorded
     from seqloss_cli.display.terminal.rank_and_diverge import RankTableWriter, rank_answer
-    from seqloss_cli.metrics.ranking import MEANINGS, NEED_PMI
+    from seqloss_cli.metrics.ranking import MEANINGS, NEED_PMI, RankingQueue
     from seqloss_cli.results.formats.json import RankedRows
     from seqloss_cli.results.schema.rankings import ranking_rows
     from seqloss_cli.scoring.tasks import rank_task
 
     inputs, own = i.choice_inputs(ctx), o.given(ctx, RankSettings)
     scorer = load_scorer(ctx, replace(i.pair_policy(ctx), marginal=False))
+    as_pairs = lambda items: RankingQueue(items, without_prompt=False).pairs()  # noqa: E731
+    inputs = replace(inputs, items=scorer.verified(inputs.items, as_pairs))
     rows = recorded(choice, "text", "tokens", "summary", "pmi") | {"by": own.by}
     left_out = () if choice.pmi else NEED_PMI
     rows["scores"] = {name: text for name, text in MEANINGS.items() if name not in left_out}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     p.Reading,
     o.only(i.TextArguments, "regions"),
     p.ModelChoice,
+    p.EngineChoice,
     p.TokenPolicy,
     p.WindowChoice,
     o.only(p.BatchPolicy, "tokens"),
@@ -63,6 +65,7 @@ def score(ctx: typer.Context) -> None:
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),
     p.ModelChoice,
+    p.EngineChoice,
     p.TokenPolicy,
     o.only(p.WindowChoice, "context"),
     o.only(p.PairPolicy, "boundary", "truncate", "pmi", "marginal"),
@@ -109,6 +112,7 @@ def _score(
     check_places(ctx, "report")
     pairs = None if policy_of is None else policy_of(ctx)
     inputs, scorer = inputs_of(ctx), settings.load_scorer(ctx, pairs)
+    inputs = replace(inputs, items=scorer.verified(inputs.items))
     asked = settings.requested(ctx)
     names = ("text", "tokens", "words", "context_lengths", "pmi", "summary")
     described = recorded(choice, *names) | asked.described()

@@ -145,12 +145,28 @@ def say_warnings(warnings: Iterable[str]) -> None:
 def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoice:
     """The checkpoint `name`, or the one that the options name; reported when they name none."""
     choice = given(context, p.ModelChoice)
+    if context.params.get("engine"):
+        choice = replace(choice, backend="server", engine=given(context, p.EngineChoice))
+    if name and "://" in name:
+        return _engine_choice(context, choice, name)
     if name:
         return replace(choice, name=name)
     if not _names_model(context):
-        say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{p.DEFAULT_MODEL}' model")
+        what = "tokenizer" if choice.engine else "model"
+        say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{p.DEFAULT_MODEL}' {what}")
         return replace(choice, name=p.DEFAULT_MODEL)
     return choice
+
+
+def _engine_choice(context: typer.Context, choice: p.ModelChoice, name: str) -> p.ModelChoice:
+    """The server and the tokenizer that `URL#TOKENIZER` names, as an argument among models."""
+    url, _, tokenizer = name.partition("#")
+    if not tokenizer:
+        raise UsageError(
+            f"{name}: a server among models needs its tokenizer: {url}#DIRECTORY (or a hub name)"
+        )
+    engine = replace(given(context, p.EngineChoice), url=url)
+    return replace(choice, name=tokenizer, backend="server", engine=engine)
 
 
 def _names_model(context: typer.Context) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqloss_cli.core.columns import COLUMNS, WORD_BOUNDARIES, TokenColumn
-from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import Bools, Entry, Floats, Ints, SavedTeacherRows
 
@@ -213,6 +213,9 @@ class TokenScores:
     1 + the number of logits strictly greater than the target's; `top_ids` and `top_log_probs` are
     M x K, best first, ties by id; `word_boundary_log_probs` M x 3 (`BEGINS`,
     `STARTS_UNSPACED`, `WORD_THEN_SPACE`). Log-probabilities and entropies are in nats."""
+    failure: RowError | None = None
+    """Why there are no scores: a server answered what cannot be believed. Losses are NaN then, and
+    the columns zero; the batch is of one row, whose sample is rejected."""
 
 
 @dataclass(frozen=True, slots=True)

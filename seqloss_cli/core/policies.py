@@ -16,6 +16,7 @@ from seqloss_cli.core.options import (
     INPUT,
     MODEL,
     POLICIES,
+    SERVER,
     SPEED,
     check_values,
     option,
@@ -149,6 +150,37 @@ class PairPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The server that computes losses in a local model's place, and how far it is believed."""
+
+    PANEL = SERVER
+
+    url: str | None = option(
+        None,
+        "A server computes the losses: vllm+http://HOST:PORT, sglang+…, openai+…, or http://….",
+        flag="--engine",
+        takes="a URL",
+    )
+    concurrency: int | None = option(
+        None, "Requests at a time; found by trying by default.", min=1, max=256
+    )
+    verify: int = option(0, "Rows that --model scores here, too, for comparison.", min=0)
+    probe_tolerance: float | None = option(
+        None, "Nats that answers may differ by; 0.0001 in float32, else 0.05.", min=0
+    )
+    probe: bool = option(False, "Probe the server although it was probed before.")
+    timeout: float = option(600.0, "Seconds that one answer may take.", flag="--engine-timeout")
+    api_key_file: str | None = option(
+        None, "File with the server's key; else SEQLOSS_API_KEY.", metavar="FILE"
+    )
+    insecure_http: bool = option(False, "Send texts and key unencrypted to another machine.")
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that no option could have."""
+        check_values(self)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelChoice:
     """The checkpoint, and how it is loaded."""
 
@@ -175,6 +207,8 @@ class ModelChoice:
     offline: bool = option(False, "Use the hub's local cache only.")
     backend: str = "torch"
     """The backend that runs it: a name of `backends.opening.BACKENDS`. From Python only."""
+    engine: EngineChoice | None = None
+    """The server that runs it, for the backend `server`; the tokenizer alone is loaded then."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; paths may be path objects."""

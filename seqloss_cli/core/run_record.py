@@ -72,11 +72,13 @@ class RunInfo:
     rows: Mapping[str, Any] | None = None
     """The parts of a sequence's row; None where no command wrote it."""
     guesses: Sequence[str] | None = None
-    """Settings of speed that nobody measured on such a device; left out of JSON where None."""
+    """Settings of speed that nobody measured on such a device."""
+    engine: Mapping[str, Any] | None = None
+    """The server that computed the losses, and how its answers were checked."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields by name, without the guesses where there are none."""
-        return {k: v for k, v in asdict(self).items() if k != "guesses" or v}
+        """Return the fields by name, without `guesses` and `engine` where there are none."""
+        return {k: v for k, v in asdict(self).items() if v or k not in ("guesses", "engine")}
 
     @property
     def made_of(self) -> str:

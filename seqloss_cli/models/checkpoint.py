@@ -20,6 +20,7 @@ from seqloss_cli.models import files
 from seqloss_cli.models.adapters import adapter_files
 from seqloss_cli.models.gguf import read_gguf
 from seqloss_cli.models.model_loading import find_devices, load_config, load_model
+from seqloss_cli.models.plain_tokenizer import plain_config, plain_tokenizer
 from seqloss_cli.models.quantization import quantization_name
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
 
@@ -127,6 +128,8 @@ def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
     flag = "--tokenizer" if choice.tokenizer else "--model"
     files.require_there(files.checkpoint_path(choice.tokenizer or choice.name), flag)
     path = files.checkpoint_path(choice.name)
+    if (plain := _load_plain(Path(path), choice)) is not None:
+        return plain
     choice, hub_warnings = _prepare(choice, path)
     tokenizer, warnings = load_tokenizer(choice)
     warnings = [*hub_warnings, *warnings]
@@ -138,6 +141,18 @@ def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
         facts = _configured(config, n_ids, warnings)
     name = choice.tokenizer or choice.name
     return LoadedTokenizer(tokenizer=tokenizer, tokenizer_name=name, **facts)
+
+
+def _load_plain(folder: Path, choice: ModelChoice) -> LoadedTokenizer | None:
+    """Load the tokenizer of a directory without transformers; None where that would not do."""
+    if choice.tokenizer is not None or choice.revision is not None or not folder.is_dir():
+        return None
+    tokenizer, config = plain_tokenizer(folder), plain_config(folder)
+    if tokenizer is None or config is None:
+        return None
+    n_ids = max(len(tokenizer), config.vocab_size)
+    facts = _configured(config, n_ids, [])
+    return LoadedTokenizer(tokenizer=tokenizer, tokenizer_name=choice.name, **facts)
 
 
 def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | None) -> WindowPolicy:

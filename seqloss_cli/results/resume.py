@@ -244,12 +244,16 @@ def _shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[:longest] + "…"
 
 
-_MAY_DIFFER = ("type", "started_at", "guesses")
+_MAY_DIFFER = (
+    *("type", "started_at", "guesses", "engine.probed_at", "engine.probe_worst_difference"),
+    *("engine.normalised", "engine.verified_rows", "engine.verified_worst_difference"),
+)
 # Keys that are not named as their parameters; `jsonl` would be the format of the output.
 _PARAMETERS = {
     "reading.jsonl": "jsonl_input",
     "pairs.scored_turns": "score",
     "compiled": "compile",
+    "engine.url": "engine",
     "eos_token_id": "eos_token",
 }
 _OTHER_ADVICE = {
@@ -259,6 +263,7 @@ _OTHER_ADVICE = {
     "schema_version": "the seqloss that began it",
     "weights_sha256": "the same weights",
     "gold": "the same --teacher or --label-smoothing",
+    "engine.version": "the same server",
     "quantization": "--quantize as it was given then",
 }
 _ABSENT = object()
@@ -288,12 +293,10 @@ def require_same_run(
 def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield keys with their values, those of parts as `part.key`."""
     for key, value in run.items():
-        if key in _MAY_DIFFER:
-            continue
+        parts = {key: value}
         if isinstance(value, dict):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        else:
-            yield key, value
+            parts = {f"{key}.{name}": inner for name, inner in value.items()}
+        yield from (each for each in parts.items() if each[0] not in _MAY_DIFFER)
 
 
 def _difference(key: str, there: Any, here: Any, flags: Mapping[str, str]) -> str:

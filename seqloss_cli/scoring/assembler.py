@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import Requested, TokenScores, WindowTargets
 from seqloss_cli.core.columns import WORD_BOUNDARIES
+from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Ints, Outcome, SequenceScore, TokenSequence, rejection
 
 _DTYPES = {"whole": np.dtype(np.int64), "real": np.dtype(np.float64)}
@@ -33,6 +34,7 @@ class ScoreAssembler:
         """Names of the arrays that the first window has: those of all."""
         self._of_loss: list[NDArray[Any]] = []
         """Internal columns of shape N, float64, of which losses are made."""
+        self._failure: RowError | None = None
         self._boundaries: NDArray[Any] | None = None
         if requested.word_boundary_ids is not None:
             self._boundaries = np.full((n + 1, 3), np.nan)
@@ -44,6 +46,7 @@ class ScoreAssembler:
         Raises RuntimeError where optional arrays are not those of the windows before.
         """
         targets, places = part.targets, part.score_places
+        self._failure = self._failure or scores.failure
         if self._given is None:
             # A copy: the view of keys would keep the whole batch's arrays in memory.
             self._given = frozenset(scores.columns)
@@ -75,9 +78,12 @@ class ScoreAssembler:
         return column
 
     def outcome(self) -> Outcome:
-        """Return the sequence's score, or its rejection where what a loss is made of is NaN."""
+        """Return the sequence's score, or its rejection where what a loss is made of is NaN, or the
+        backend gave none."""
         mask = self._sequence.score_mask
         assert (self._scored[1:] == mask[1:]).all(), "each target is scored once"
+        if (failure := self._failure) is not None:
+            return rejection(self._sequence.sample, failure.reason, failure.message)
         broken = self._broken()
         if broken.any():
             who = "the model or its teacher" if "kls" in self._columns else "the model"

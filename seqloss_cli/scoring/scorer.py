@@ -8,6 +8,10 @@ from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
 
 from seqloss_cli.backends.opening import open_backend
 from seqloss_cli.core.backend import (
@@ -16,7 +20,7 @@ from seqloss_cli.core.backend import (
     StudentWithTeacher,
     require_quantities,
 )
-from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
     BatchPolicy,
@@ -26,7 +30,15 @@ from seqloss_cli.core.policies import (
     TokenPolicy,
     WindowPolicy,
 )
-from seqloss_cli.core.records import Entry, Outcome, Rejected, Sample, TokenSequence
+from seqloss_cli.core.records import (
+    Entry,
+    Item,
+    Outcome,
+    Rejected,
+    Sample,
+    SequenceScore,
+    TokenSequence,
+)
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 from seqloss_cli.scoring import pipeline
@@ -102,6 +114,7 @@ class Scorer(_Tokens):
         )
         super().__init__(opened.loaded, policy)
         self.backend_name, self.windows = choice.backend, opened.windows
+        self._choice, self._pairs, self._verified = choice, pairs, dict[str, Any]()
         if pairs is not None:
             self._set_pairing(pairs, self.windows)
         # Only now: a token that is none is an error before probes and compilers take minutes.
@@ -153,6 +166,44 @@ class Scorer(_Tokens):
             on_finished,
         )
 
+    def verified(
+        self, items: Iterable[Item], as_scored: Callable[[list[Item]], Iterable[Item]] = list
+    ) -> Iterator[Item]:
+        """Return the items, the first of which were scored with the model itself, too, where
+        --verify asks for it; `as_scored` makes what is scored of them.
+
+        Raises RunError where a server's losses differ by more than its tolerance.
+        """
+        engine, items = self._choice.engine, iter(items)
+        if engine is None or not engine.verify:
+            return items
+        first = list(islice(items, engine.verify))
+        local = Scorer(
+            replace(self._choice, backend="torch", engine=None),
+            self.tokenization.policy,
+            self.windows.context,
+            self.windows.stride,
+            pairs=self._pairs,
+            speed=SpeedPolicy(compile="off"),
+        )
+        both = zip(self.score(as_scored(first)), local.score(as_scored(first)), strict=True)
+        differences = [
+            float(np.abs(theirs.losses - ours.losses)[ours.scored].max(initial=0.0))
+            for theirs, ours in both
+            if isinstance(theirs, SequenceScore) and isinstance(ours, SequenceScore)
+        ]
+        if not differences:
+            raise RunError("--verify: none of the first inputs could be scored by both")
+        worst, tolerance = max(differences), self.backend.describe()["engine"]["probe_tolerance"]
+        if not worst <= tolerance:
+            raise RunError(
+                f"--verify: the server's losses differ by {worst:.3g} nats from those of "
+                f"{self._choice.name} here (--probe-tolerance {tolerance:g})"
+            )
+        found = {"verified_rows": len(first), "verified_worst_difference": worst}
+        self._verified = found
+        return chain(first, items)
+
     def require_possible(self, requested: Requested) -> None:
         """Raise UsageError for a quantity that the backend cannot give, and for more alternatives
         than the model has ids."""
@@ -167,6 +218,8 @@ class Scorer(_Tokens):
         """Return the run record: the model and the policies, rule 12."""
         described = dict(self.backend.describe())
         versions = {**_versions(), **described.pop("versions", {})}
+        if self._verified:
+            described["engine"] = {**described["engine"], **self._verified}
         return replace(
             self._run_info(command, self.windows),
             stride=None if self.pairing else self.windows.stride,

@@ -1,0 +1,234 @@
+"""Find out what a server is, and whether its numbers are to be believed, before a row is sent.
+
+Known to be wrong: prompt log-probabilities that depend on the order of requests, while a prefix
+cache is on (vLLM issue 42019); those of another `logprobs_mode` than `raw_logprobs`; zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from seqloss_cli.backends.server.backend import Server
+from seqloss_cli.backends.server.protocols import Answer, Question
+from seqloss_cli.backends.server.transport import Refused, Transport
+from seqloss_cli.core.errors import RowError, RunError
+from seqloss_cli.core.records import Floats
+
+N_ALTERNATIVES = 20
+"""Alternatives asked for in a probe: the most that servers give."""
+KEPT_SECONDS = 24 * 3600
+"""Seconds for which a probe's result holds: a server may be started again with other options."""
+_GIVE_NONE = (
+    "llama.cpp's llama-server, `transformers serve`, TGI, Ollama and trtllm-serve give no "
+    "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
+)
+_ALMOST_ALL = 0.9
+"""Mass of the alternatives from which on a sum of more than 1 would show."""
+_ROUNDING = 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a server says of itself."""
+
+    kind: str
+    """`vllm`, `sglang`, `openai`, or `seqloss`, which speaks as vLLM does."""
+    model: str
+    version: str | None
+    max_model_len: int | None
+    dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The result of a probe."""
+
+    worst_difference: float
+    """Nats, over tokens, between answers for the same row in other company."""
+    normalised: bool | None
+    """The alternatives' probabilities add up to 1 at most, and to nearly 1 somewhere; None where
+    that cannot be told."""
+    at: str
+    """UTC, ISO 8601."""
+
+
+def identify(transport: Transport, kind: str | None) -> Identity:
+    """Ask a server what it is; `kind` is what the URL says, None for any.
+
+    Raises RunError where it is none that gives log-probabilities of prompts.
+    """
+    listed = _asked(transport, "/v1/models")
+    models = listed.get("data") if isinstance(listed, dict) else None
+    first = models[0] if isinstance(models, list) and models else None
+    card: Mapping[str, Any] = first if isinstance(first, dict) else {}
+    if kind in (None, "sglang") and not _is_vllm(card):
+        found = _asked(transport, "/get_model_info")
+        if isinstance(found, dict) and "model_path" in found:
+            more = _asked(transport, "/get_server_info")
+            return _sglang(found, more if isinstance(more, dict) else {})
+    if not card.get("id"):
+        what = "names no model at /v1/models" if listed is not None else "has no /v1/models"
+        raise RunError(f"{transport.url} {what}: is it the right address? {_GIVE_NONE}")
+    version = None
+    if kind in (None, "vllm"):
+        found = _asked(transport, "/version")
+        version = found.get("version") if isinstance(found, dict) else None
+        kind = kind or ("vllm" if _is_vllm(card) or version else "openai")
+        if kind == "vllm" and card.get("owned_by") == "seqloss":
+            kind = "seqloss"
+    length = card.get("max_model_len")
+    return Identity(
+        kind, str(card["id"]), version, length if isinstance(length, int) else None,
+        card.get("dtype") if isinstance(card.get("dtype"), str) else None,
+    )  # fmt: skip
+
+
+def _is_vllm(card: Mapping[str, Any]) -> bool:
+    return card.get("owned_by") in ("vllm", "seqloss")
+
+
+def _sglang(info: Mapping[str, Any], more: Mapping[str, Any]) -> Identity:
+    length = more.get("context_length") or more.get("max_total_num_tokens")
+    dtype = more.get("dtype")
+    return Identity(
+        "sglang", str(info["model_path"]), more.get("version"),
+        length if isinstance(length, int) else None, dtype if dtype not in (None, "auto") else None,
+    )  # fmt: skip
+
+
+def _asked(transport: Transport, path: str) -> Any:
+    try:
+        return transport.get(path)
+    except (Refused, RowError):
+        return None
+
+
+# -- probes --------------------------------------------------------------------------------------
+
+
+def probe(server: Server, rows: Sequence[Sequence[int]], tolerance: float) -> Probe:
+    """Ask for the same rows in several orders, alone and at once, and with options of sampling that
+    must not matter.
+
+    Raises RunError where the answers differ by more than `tolerance` nats, or are no
+    log-probabilities.
+    """
+    questions = [Question(row, 1) for row in rows]
+    first = _answers(server, questions)
+    orders = [
+        _answers(server, questions[::-1])[::-1],
+        _at_once(server, questions),
+    ]
+    worst = max(_difference(first, other) for other in orders)
+    if worst > tolerance:
+        raise RunError(
+            f"{server.transport.url}: the same rows in another order have log-probabilities that "
+            f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): vLLM with a prefix "
+            "cache does that; start it with --no-enable-prefix-caching"
+        )
+    if server.protocol.name == "vllm":
+        sampled = replace(server, options={"temperature": 0.5, "top_k": 2, "top_p": 0.5})
+        apart = _difference(first, _answers(sampled, questions))
+        if apart > tolerance:
+            raise RunError(
+                f"{server.transport.url}: log-probabilities depend on options of sampling (by "
+                f"{apart:.2g} nats): start vLLM with --logprobs-mode raw_logprobs, its default"
+            )
+    normalised = _is_normalised(server, rows[0])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Probe(worst, normalised, now)
+
+
+def _answers(server: Server, questions: Iterable[Question]) -> list[Answer]:
+    return [_ask(server, question) for question in questions]
+
+
+def _at_once(server: Server, questions: Sequence[Question]) -> list[Answer]:
+    with ThreadPoolExecutor(min(len(questions), server.transport.gate.most)) as pool:
+        return list(pool.map(lambda question: _ask(server, question), questions))
+
+
+def _ask(server: Server, question: Question) -> Answer:
+    try:
+        return server.ask(question)
+    except RowError as error:
+        raise RunError(f"{server.transport.url}: {error.message}; {_GIVE_NONE}") from None
+
+
+def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:
+    pairs = zip(some, others, strict=True)
+    return max(float(np.abs(a.log_probs - b.log_probs).max()) for a, b in pairs)
+
+
+def _is_normalised(server: Server, row: Sequence[int]) -> bool | None:
+    """Tell whether alternatives are probabilities; RunError where they are not."""
+    if "top_logprobs" not in server.protocol.quantities:
+        return None
+    # A row that repeats itself is predicted well: the alternatives hold nearly all.
+    ids = [*row[: len(row) // 2]] * 2
+    try:
+        answer = server.ask(Question(ids, 1, N_ALTERNATIVES))
+    except RowError as error:
+        if error.reason != "server_refused":
+            raise RunError(f"{server.transport.url}: {error.message}") from None
+        return None  # it gives fewer alternatives
+    assert answer.top_log_probs is not None
+    mass: Floats = np.exp(answer.top_log_probs).sum(axis=1)
+    if mass.max() > 1 + _ROUNDING:
+        raise RunError(
+            f"{server.transport.url}: probabilities of {N_ALTERNATIVES} alternatives add up to "
+            f"{mass.max():.4g}: these are no log-probabilities (start vLLM with --logprobs-mode "
+            "raw_logprobs)"
+        )
+    return True if mass.max() >= _ALMOST_ALL else None
+
+
+# -- results that are kept -----------------------------------------------------------------------
+
+
+def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
+    """Return the result of a probe of this server, model and version that is not yet too old."""
+    try:
+        found = orjson.loads(_place(server, tokenizer_sha256).read_bytes())
+        kept = Probe(float(found["worst_difference"]), found["normalised"], str(found["at"]))
+        age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if 0 <= age < KEPT_SECONDS else None
+
+
+def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
+    """Keep a result for the next call; where there is no place for it, it is asked for again."""
+    place = _place(server, tokenizer_sha256)
+    text = orjson.dumps(
+        {
+            "worst_difference": found.worst_difference,
+            "normalised": found.normalised,
+            "at": found.at,
+        }
+    )
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_suffix(f".{os.getpid()}")
+        part.write_bytes(text)
+        part.replace(place)
+    except OSError:
+        pass
+
+
+def _place(server: Server, tokenizer_sha256: str) -> Path:
+    facts = (server.transport.url, server.protocol.name, server.model, server.version,
+             server.max_model_len, tokenizer_sha256)  # fmt: skip
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "seqloss" / "probes" / f"{name}.json"

@@ -1,0 +1,326 @@
+"""What each kind of server is asked, and what its answers must hold: ids in, log-probabilities out.
+
+A server that gives no log-probabilities of prompts answers as if it did: zeros, empty lists, fewer
+entries. So each answer is checked for ids, lengths and values before a number of it is used.
+
+Shapes: L tokens that are sent, M of them scored (the last M), K alternatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Floats, Ints
+
+LOWEST = -9999.0
+"""Servers write this for a probability of zero, and for one that they do not know."""
+MOST_ALTERNATIVES = 20
+"""vLLM's and OpenAI's own limit, unless the server was started with another."""
+_BYTES_EACH = 512
+"""Bytes of JSON for a token with its log-probability and text, generously."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row of ids, and which of them are scored."""
+
+    ids: Sequence[int]
+    """Length L, at least 2."""
+    first: int
+    """The first one that is scored, from 1 to L - 1; those after it are, too."""
+    top_k: int = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that an answer may have."""
+        return (1 << 16) + len(self.ids) * (self.top_k + 2) * _BYTES_EACH
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server says of the scored tokens of a row, checked."""
+
+    log_probs: Floats
+    """Shape M, nats."""
+    ranks: Ints | None = None
+    """Shape M: 1 is the most probable; None where the server gives none."""
+    top_ids: Ints | None = None
+    """Shape M x K, best first, ties by id."""
+    top_log_probs: Floats | None = None
+    """Shape M x K, nats."""
+
+
+class ServerProtocol(Protocol):
+    """How a kind of server is asked."""
+
+    name: str
+    path: str
+    quantities: frozenset[str]
+    """Columns that it can give beside losses."""
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request."""
+
+    def read(self, answer: Any, question: Question) -> Answer:
+        """Return what an answer says. Raises RowError for one that cannot be believed."""
+
+
+def wrong(reason: str, message: str) -> RowError:
+    """Return the rejection of a row whose answer cannot be believed."""
+    return RowError(f"server_{reason}", f"the server's answer {message}")
+
+
+def require_list(value: Any, name: str, length: int) -> list[Any]:
+    """Raises RowError unless the value is a list of this length."""
+    if not isinstance(value, list):
+        raise wrong("answer", f"has no list {name}, but {_kind(value)}")
+    if not value:
+        raise wrong("length", f"has no entries in {name}: this server may give no "
+                    "log-probabilities of prompts")  # fmt: skip
+    if len(value) != length:
+        raise wrong("length", f"has {len(value)} entries in {name}, not {length}")
+    return value
+
+
+def require_ids(value: Any, name: str, ids: Sequence[int]) -> None:
+    """Raises RowError unless the ids are those that were sent."""
+    found = require_list(value, name, len(ids))
+    for n, (theirs, ours) in enumerate(zip(found, ids, strict=True)):
+        if theirs != ours:
+            raise wrong("ids", f"is about other tokens: {name}[{n}] is {theirs!r:.40}, sent {ours}")
+
+
+def require_log_probs(values: Sequence[Any], name: str) -> Floats:
+    """Return log-probabilities, shape M, nats.
+
+    Raises RowError for a value that is none: missing, no number, positive, clamped, all zero.
+    """
+    for n, value in enumerate(values):
+        at = f"{name} of scored token {n}"
+        if value is None:
+            raise wrong("missing", f"has no {at}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong("answer", f"has {_kind(value)} as {at}")
+        if not math.isfinite(value):
+            raise wrong("not_finite", f"has {value} as {at}")
+        if value > 0:
+            raise wrong("positive", f"has {value} as {at}, which is no log-probability")
+        if value <= LOWEST:
+            raise wrong("clamped", f"has {value} as {at}, which stands for what it does not know")
+    found = np.array(values, dtype=np.float64)
+    if not found.any():
+        raise wrong("zeros", f"has zeros only as {name}")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
+
+
+def _entry(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong("answer", f"has {_kind(value)} as {name}")
+    return value
+
+
+def _choice(answer: Any) -> Mapping[str, Any]:
+    """Return the one choice of a completion."""
+    found = require_list(_entry(answer, "an answer").get("choices"), "choices", 1)
+    return _entry(found[0], "choices[0]")
+
+
+def _best(alternatives: Sequence[tuple[int, float]], k: int, n: int) -> list[tuple[int, float]]:
+    """Return K alternatives, best first, ties by id; RowError where there are fewer."""
+    if len(alternatives) < k:
+        raise wrong("length", f"has {len(alternatives)} alternatives at scored token {n}, not {k}")
+    return sorted(alternatives, key=lambda each: (-each[1], each[0]))[:k]
+
+
+def _alternatives(rows: Sequence[Sequence[tuple[int, float]]], k: int) -> tuple[Ints, Floats]:
+    best = [_best(row, k, n) for n, row in enumerate(rows)]
+    ids = np.array([[i for i, _ in row] for row in best], dtype=np.int64).reshape(-1, k)
+    probs = [require_log_probs([p for _, p in row], "alternatives") for row in best]
+    return ids, np.array(probs).reshape(-1, k)
+
+
+class Vllm:
+    """vLLM's `prompt_logprobs`, which `seqloss serve` speaks, too."""
+
+    path = "/v1/completions"
+    quantities = frozenset({"ranks", "top_logprobs"})
+
+    def __init__(self, name: str = "vllm") -> None:
+        """`seqloss` is ours: it generates nothing, and leaves out what is not scored."""
+        self.name = name
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request of one row. vLLM generates one token at least, which nobody reads."""
+        is_ours = self.name == "seqloss"
+        return {
+            "model": model,
+            "prompt": list(question.ids),
+            "max_tokens": 0 if is_ours else 1,
+            "temperature": 0,
+            "prompt_logprobs": question.top_k,
+            "return_token_ids": True,
+            **({"prompt_logprob_start": question.first} if is_ours else {}),
+        }
+
+    def read(self, answer: Any, question: Question) -> Answer:
+        """Return what an answer says: entries by id, each with its log-probability and rank."""
+        choice, ids, first = _choice(answer), question.ids, question.first
+        if choice.get("prompt_token_ids") is None:
+            raise wrong("ids", "has no prompt_token_ids: vLLM gives them from 0.10.2 on")
+        require_ids(choice["prompt_token_ids"], "prompt_token_ids", ids)
+        entries = require_list(choice.get("prompt_logprobs"), "prompt_logprobs", len(ids))
+        if entries[0] is not None:
+            raise wrong("length", "has a log-probability of the first token, which has none")
+        own, tops = [], []
+        for n in range(first, len(ids)):
+            entry = _entry(entries[n], f"prompt_logprobs[{n}]")
+            if (found := entry.get(str(ids[n]))) is None:
+                raise wrong("ids", f"is about other tokens: prompt_logprobs[{n}] lacks id {ids[n]}")
+            own.append(_entry(found, f"prompt_logprobs[{n}]"))
+            if question.top_k:
+                tops.append([_vllm_alternative(key, each, n) for key, each in entry.items()])
+        log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
+        ranks = _ranks([each.get("rank") for each in own])
+        if not question.top_k:
+            return Answer(log_probs, ranks)
+        return Answer(log_probs, ranks, *_alternatives(tops, question.top_k))
+
+
+def _vllm_alternative(key: str, value: Any, n: int) -> tuple[int, float]:
+    if not (key.isascii() and key.isdigit()):
+        raise wrong("answer", f"has {key!r:.40} as an id of prompt_logprobs[{n}]")
+    return int(key), require_log_prob(_entry(value, f"prompt_logprobs[{n}]").get("logprob"))
+
+
+def require_log_prob(value: Any) -> float:
+    """Return one log-probability, nats, which may be 0 or clamped: of an alternative."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0:
+        raise wrong("answer", f"has {_kind(value)} as a log-probability")
+    return float(value)
+
+
+def _ranks(values: Sequence[Any]) -> Ints | None:
+    if all(value is None for value in values):
+        return None
+    for n, value in enumerate(values):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise wrong("answer", f"has {_kind(value)} as the rank of scored token {n}")
+    return np.array(values, dtype=np.int64)
+
+
+class Sglang:
+    """SGLang's own `/generate`. Tested against recorded shapes, not against a running server."""
+
+    name = "sglang"
+    path = "/generate"
+    quantities = frozenset({"top_logprobs"})
+
+    def __init__(self, n_ids: int) -> None:
+        self._n_ids = n_ids
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request of one row. Tokens before the first that is scored may come from the
+        server's prefix cache."""
+        return {
+            "input_ids": list(question.ids),
+            "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+            "return_logprob": True,
+            "logprob_start_len": question.first - 1,
+            "top_logprobs_num": question.top_k,
+        }
+
+    def read(self, answer: Any, question: Question) -> Answer:
+        """Return what an answer says: triples from `logprob_start_len` on, the first one empty."""
+        meta = _entry(_entry(answer, "an answer").get("meta_info"), "meta_info")
+        start, ids = question.first - 1, question.ids
+        n_prompt = meta.get("prompt_tokens")
+        if n_prompt is not None and n_prompt != len(ids):
+            raise wrong("length", f"is about {n_prompt} tokens, not {len(ids)}")
+        name = "input_token_logprobs"
+        entries = require_list(meta.get(name), name, len(ids) - start)
+        triples = [_triple(each, f"{name}[{n}]") for n, each in enumerate(entries)]
+        for n, (_, theirs) in enumerate(triples):
+            ours = ids[start + n]
+            # The last id of the vocabulary comes back as 0, as those beyond it, which are images.
+            is_cut = theirs == 0 and ours >= self._n_ids - 1
+            if theirs != ours and not is_cut:
+                raise wrong("ids", f"is about other tokens: {name}[{n}] is {theirs}, sent {ours}")
+        log_probs = require_log_probs([value for value, _ in triples[1:]], name)
+        if not question.top_k:
+            return Answer(log_probs)
+        tops = require_list(meta.get("input_top_logprobs"), "input_top_logprobs", len(entries))
+        rows = [_sglang_alternatives(each, n) for n, each in enumerate(tops[1:])]
+        return Answer(log_probs, None, *_alternatives(rows, question.top_k))
+
+
+def _triple(value: Any, name: str) -> tuple[Any, int]:
+    if not isinstance(value, list) or len(value) < 2 or not isinstance(value[1], int):
+        raise wrong("answer", f"has {_kind(value)} as {name}")
+    return value[0], value[1]
+
+
+def _sglang_alternatives(value: Any, n: int) -> list[tuple[int, float]]:
+    if not isinstance(value, list):
+        raise wrong("answer", f"has {_kind(value)} as alternatives of scored token {n}")
+    found = [_triple(each, f"alternatives of scored token {n}") for each in value]
+    return [(token_id, require_log_prob(log_prob)) for log_prob, token_id in found]
+
+
+class OpenAi:
+    """Completions with `echo` and `logprobs`, for servers that take ids as a prompt."""
+
+    name = "openai"
+    path = "/v1/completions"
+    quantities = frozenset[str]()
+
+    def __init__(self, text_of: Callable[[int], str] | None = None, max_tokens: int = 1) -> None:
+        """With `text_of`, which spells an id, the texts of tokens are compared. One token is
+        generated, since some servers fill the context where none is asked for."""
+        self._text_of, self._max_tokens = text_of, max_tokens
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request of one row."""
+        return {
+            "model": model,
+            "prompt": list(question.ids),
+            "max_tokens": self._max_tokens,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
+
+    def read(self, answer: Any, question: Question) -> Answer:
+        """Return what an answer says: the tokens of the prompt, then what was generated."""
+        found, ids = _entry(_choice(answer).get("logprobs"), "logprobs"), question.ids
+        values = found.get("token_logprobs")
+        n_more = 0
+        if isinstance(values, list) and len(ids) < len(values) <= len(ids) + self._max_tokens:
+            n_more = len(values) - len(ids)
+        values = require_list(values, "token_logprobs", len(ids) + n_more)
+        texts = require_list(found.get("tokens"), "tokens", len(values))
+        self._require_texts(texts, ids)
+        if values[0] is not None:
+            raise wrong("length", "has a log-probability of the first token, which has none")
+        return Answer(require_log_probs(values[question.first : len(ids)], "token_logprobs"))
+
+    def _require_texts(self, texts: Sequence[Any], ids: Sequence[int]) -> None:
+        if self._text_of is None:
+            return
+        for n, (theirs, token_id) in enumerate(zip(texts, ids, strict=False)):
+            ours = self._text_of(token_id)
+            # Servers write control tokens as nothing, and parts of characters in several ways.
+            if theirs in ("", ours, f"token_id:{token_id}") or "\ufffd" in str(theirs):
+                continue
+            if not ours.startswith(("<", "[")) and str(theirs).strip() != ours.strip():
+                raise wrong("ids", f"is about other tokens: tokens[{n}] is {theirs!r:.40}, sent "
+                            f"{ours!r:.40}")  # fmt: skip

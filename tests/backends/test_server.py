@@ -1,0 +1,525 @@
+"""Losses from a server: the right ones of each kind, and none of an answer that is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.program import ROOT, document, in_process
+from helpers.servers import Broken, FakeServer, log_probs_after, losses_of, serving
+
+TEXTS = ["The cat sat on the mat.", "A list is sorted in place.", "The cat sat on a log."]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are kept for this test alone, and nobody waits between attempts."""
+    from seqloss_cli.backends.server import transport
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(transport, "_BACKOFF", 0.0)
+
+
+@pytest.fixture(params=["vllm", "sglang", "openai"])
+def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
+    with serving(FakeServer(request.param)) as found:
+        yield found
+
+
+@pytest.fixture
+def vllm() -> Iterator[FakeServer]:
+    with serving(FakeServer()) as found:
+        yield found
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers were probed before."""
+    from seqloss_cli.backends.server import probing
+
+    found = probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00")
+    monkeypatch.setattr(probing, "kept_probe", lambda *_: found)
+
+
+def ids_of(text: str) -> list[int]:
+    """The demo's ids of a text, after its BOS."""
+    from tokenizers import Tokenizer
+
+    file = ROOT / "seqloss_cli" / "demo" / "tokenizer.json"
+    return [0, *Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids]
+
+
+def scored(server: FakeServer, tmp_path: Path, *flags: object, code: int = 0) -> Any:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    url = f"{server.kind}+{server.url}"
+    return document(in_process("score", file, "--lines", "--json", "--engine", url, *flags), code)
+
+
+def test_losses_are_those_of_the_server(server: FakeServer, tmp_path: Path) -> None:
+    found = scored(server, tmp_path)
+    assert len(found["sequences"]) == 3
+    for row in found["sequences"]:
+        assert row["token_losses"][0] is None
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+    engine = found["run"]["engine"]
+    assert engine["kind"] == server.kind
+    assert engine["probe_worst_difference"] == 0
+    assert found["run"]["model"] == "fake"
+    assert found["run"]["path"] == "server"
+
+
+def test_the_server_is_sent_no_text(server: FakeServer, tmp_path: Path) -> None:
+    scored(server, tmp_path)
+    prompts = [body.get("prompt", body.get("input_ids")) for body in server.asked]
+    assert all(isinstance(i, int) for prompt in prompts for i in prompt)
+
+
+def test_a_plain_url_asks_what_the_server_is(server: FakeServer, tmp_path: Path) -> None:
+    found = document(in_process("score", "--text", TEXTS[0], "--json", "--engine", server.url))
+    assert found["run"]["engine"]["kind"] == server.kind
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, None])
+def test_windows_hold_at_the_servers_limit(vllm: FakeServer, context: int | None) -> None:
+    """C + 1 ids are sent and one is generated: none is longer than `max_model_len` - 1."""
+    vllm.max_model_len = 9
+    flags = [] if context is None else ["--context", context]
+    text = " ".join(TEXTS)
+    found = document(in_process("score", "--text", text, "--json", "--engine", vllm.url, *flags))
+    (row,) = found["sequences"]
+    ids = row["token_ids"]
+    # The token before alone counts, whatever the window: of the shortest that is BOS.
+    expected = losses_of(ids)
+    if context == 1:
+        expected = [losses_of([ids[0], i])[0] for i in ids[1:]]
+    assert row["token_losses"][1:] == pytest.approx(expected, abs=1e-12)
+    longest = max(len(body["prompt"]) for body in vllm.asked)
+    assert longest == 1 + (context or 7)
+    too_long = in_process("score", "--text", text, "--engine", vllm.url, "--context", 8)
+    assert too_long.exit_code == 2
+    assert "max_model_len: 7" in too_long.stderr.replace("\n", " ")
+
+
+def test_pairs_and_choices(server: FakeServer, tmp_path: Path) -> None:
+    words = ("--prompt", "A list is", "--response", " sorted.")
+    found = document(in_process("cond", *words, "--json", "--engine", server.url))
+    (row,) = found["sequences"]
+    losses = losses_of(row["token_ids"])
+    n_response = sum(row["loss_mask"])
+    assert -row["log_prob_y_given_x"] == pytest.approx(sum(losses[-n_response:]), abs=1e-9)
+    words = (*words, "--response", " wet.")
+    ranked = document(in_process("rank", *words, "--json", "--engine", server.url))
+    assert ranked["sequences"][0]["choices"][0]["scores"]["sum"] == pytest.approx(
+        row["log_prob_y_given_x"], abs=1e-9
+    )
+    if server.kind == "sglang":  # what comes before the response may be the cache's
+        assert server.asked[-1]["logprob_start_len"] > 0
+
+
+def test_ranks_and_alternatives(tmp_path: Path) -> None:
+    for kind in ("vllm", "sglang"):
+        with serving(FakeServer(kind)) as server:
+            flags = ["--top-k", 3] + (["--ranks"] if kind == "vllm" else [])
+            found = scored(server, tmp_path, *flags)
+        for row in found["sequences"]:
+            for n, (a, b) in enumerate(
+                zip(row["token_ids"], row["token_ids"][1:], strict=False), start=1
+            ):
+                probs = log_probs_after(a)
+                best = probs.argsort()[::-1][:3]
+                assert [each["id"] for each in row["top_logprobs"][n]] == best.tolist()
+                values = [each["log_prob"] for each in row["top_logprobs"][n]]
+                assert values == pytest.approx(probs[best].tolist())
+                if kind == "vllm":
+                    assert row["ranks"][n] == int((probs > probs[b]).sum()) + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "word"),
+    [
+        ("vllm", ["--entropy"], "--entropy"),
+        ("vllm", ["--words", "--word-correction"], "--word-correction"),
+        ("sglang", ["--ranks"], "--ranks"),
+        ("openai", ["--top-k", "3"], "--top-k"),
+        ("vllm", ["--dtype", "bfloat16"], "--dtype"),
+        ("vllm", ["--compile", "on"], "--compile"),
+        ("vllm", ["--quantize", "int8"], "--quantize"),
+    ],
+)
+def test_what_a_server_does_not_do_is_refused(kind: str, flags: list[str], word: str) -> None:
+    with serving(FakeServer(kind)) as server:
+        result = in_process("score", "--text", "a b", "--engine", server.url, *flags)
+    assert result.exit_code == 2
+    assert word in result.stderr
+
+
+def test_a_server_is_no_teacher() -> None:
+    result = in_process("diverge", "README.md", "--teacher", "http://127.0.0.1:1")
+    assert result.exit_code == 2
+    assert "whole distributions" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--concurrency", "2"), ("--verify", "1"), ("--probe-tolerance", "1"), ("--probe", None)],
+)
+def test_options_of_a_server_need_one(name: str, value: str | None) -> None:
+    result = in_process("score", "--text", "a", name, *([] if value is None else [value]))
+    assert result.exit_code == 2
+    assert "--engine" in result.stderr
+
+
+# -- answers that cannot be believed --------------------------------------------------------------
+
+
+def n_probes(server: FakeServer, tmp_path: Path) -> int:
+    """Probe a server, which is kept; return the number of requests that it took."""
+    scored(server, tmp_path)
+    n = len(server.asked)
+    server.asked.clear()
+    scored(server, tmp_path)
+    return n - len(server.asked)
+
+
+def test_a_probe_is_kept(server: FakeServer, tmp_path: Path) -> None:
+    assert n_probes(server, tmp_path) > 10
+    assert len(server.asked) == 3
+    server.asked.clear()
+    scored(server, tmp_path, "--probe")
+    assert len(server.asked) > 10
+    server.model = "another"
+    server.asked.clear()
+    scored(server, tmp_path)
+    assert len(server.asked) > 10
+
+
+def changed(kind: str, answer: Any, make: Any) -> Any:
+    """An answer whose list of log-probabilities, of (value, id), is another."""
+    if kind == "vllm":
+        choice = answer["choices"][0]
+        ids = choice["prompt_token_ids"]
+        entries = [(None if e is None else e[str(i)]["logprob"], i)
+                   for e, i in zip(choice["prompt_logprobs"], ids, strict=True)]  # fmt: skip
+        entries = make(entries)
+        choice["prompt_logprobs"] = [
+            None if p is None and n == 0 else {str(i): {"logprob": p, "rank": 1}}
+            for n, (p, i) in enumerate(entries)
+        ]
+    elif kind == "sglang":
+        meta = answer["meta_info"]
+        entries = make([(p, i) for p, i, _ in meta["input_token_logprobs"]])
+        meta["input_token_logprobs"] = [[p, i, None] for p, i in entries]
+    else:
+        found = answer["choices"][0]["logprobs"]
+        ids = [int(text.partition(":")[2] or 0) for text in found["tokens"]]
+        entries = make(list(zip(found["token_logprobs"], ids, strict=True)))
+        found["token_logprobs"] = [p for p, _ in entries]
+        found["tokens"] = [f"token_id:{i}" for _, i in entries]
+    return answer
+
+
+def with_last(value: Any) -> Any:
+    """Replace the log-probability of a token in the middle."""
+    return lambda entries: [(value if n == 2 else p, i) for n, (p, i) in enumerate(entries)]
+
+
+WRONG = {
+    "missing": with_last(None),
+    "positive": with_last(0.25),
+    "clamped": with_last(-9999.0),
+    "not_finite": with_last(math.nan),
+    "not_finite ": with_last(-math.inf),
+    "answer": with_last("-1.5"),
+    "zeros": lambda entries: [(0.0 if n else None, i) for n, (_, i) in enumerate(entries)],
+    "length": lambda entries: entries[:-2],
+    "length ": lambda entries: entries + entries[-2:],
+    "length  ": lambda entries: [],
+    "ids": lambda entries: [(p, i + 1 if n == 2 else i) for n, (p, i) in enumerate(entries)],
+}
+
+
+@pytest.mark.parametrize("reason", WRONG)
+@pytest.mark.usefixtures("trusted")
+def test_an_answer_that_is_wrong_rejects_its_row(
+    server: FakeServer, tmp_path: Path, reason: str
+) -> None:
+    bad = ids_of(TEXTS[1])
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        is_bad = body.get("prompt", body.get("input_ids")) == bad
+        return changed(server.kind, right, WRONG[reason]) if is_bad else right
+
+    server.fault = fault
+    found = scored(server, tmp_path, code=3)
+    (rejected,) = found["rejected"]
+    assert rejected["reason"] == f"server_{reason.strip()}", rejected
+    assert rejected["line"] == 2
+    assert [row["line"] for row in found["sequences"]] == [1, 3]
+    for row in found["sequences"]:
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_other_ids_than_those_sent_reject_the_row(vllm: FakeServer, tmp_path: Path) -> None:
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        right["choices"][0]["prompt_token_ids"][0] += 1
+        return right
+
+    vllm.fault = fault
+    found = scored(vllm, tmp_path, code=3)
+    assert {each["reason"] for each in found["rejected"]} == {"server_ids"}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [Broken(content=b"<html>"), Broken(content=b"[]"), Broken(content=b'{"choices": null}'),
+     Broken(endless=True), Broken(400, content=b'{"error": "too long"}')],
+    ids=["html", "list", "null", "endless", "400"],
+)  # fmt: skip
+@pytest.mark.usefixtures("trusted")
+def test_no_answer_of_the_kind_rejects_the_row(
+    server: FakeServer, tmp_path: Path, broken: Broken
+) -> None:
+    server.fault = lambda number, body, right: broken if number == n_first + 1 else right
+    n_first = len(server.asked)
+    found = scored(server, tmp_path, "--concurrency", 1, code=3)
+    assert len(found["rejected"]) == 1
+    assert found["rejected"][0]["reason"] in ("server_answer", "server_refused")
+    assert len(found["sequences"]) == 2
+
+
+# -- answers that come the second time ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Broken(500),
+        Broken(503, {"Retry-After": "0"}),
+        Broken(429, {"Retry-After": "0"}),
+        Broken(429, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
+        Broken(cut_headers=True),
+        Broken(content=b'{"a": 1}', cut_body=True),
+    ],
+    ids=["500", "503", "429", "429-date", "cut-headers", "cut-body"],
+)
+@pytest.mark.usefixtures("trusted")
+def test_a_request_that_failed_is_sent_again(
+    server: FakeServer, tmp_path: Path, broken: Broken
+) -> None:
+    seen = set()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        key = str(body)
+        if key in seen:
+            return right
+        seen.add(key)
+        return broken
+
+    server.fault = fault
+    server.asked.clear()
+    found = scored(server, tmp_path)
+    assert len(server.asked) == 6
+    for row in found["sequences"]:
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_slow_answer_is_cut_off(vllm: FakeServer, tmp_path: Path) -> None:
+    vllm.fault = lambda number, body, right: Broken(content=b" " * 1000, slow=0.05)
+    vllm.asked.clear()
+    result = in_process("score", "--text", "a b", "--engine", vllm.url, "--engine-timeout", "0.1")
+    assert result.exit_code == 1
+    assert "no answer after 6 attempts" in result.stderr.replace("\n", " ")
+    assert len(vllm.asked) == 6
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_server_that_stays_away_ends_the_run_and_resume_goes_on(
+    vllm: FakeServer, tmp_path: Path
+) -> None:
+    """Never is a failure of transport a row."""
+    file, out = tmp_path / "many.txt", tmp_path / "out.jsonl"
+    file.write_text("\n".join(f"{text} {n}" for n in range(40) for text in TEXTS))
+    words = ("score", file, "--lines", "-o", out, "--engine", vllm.url, "--concurrency", 2)
+    n_first = len(vllm.asked)
+    vllm.fault = lambda number, body, right: Broken(500) if number > n_first + 60 else right
+    failed = in_process(*words)
+    assert failed.exit_code == 1
+    assert "--resume" in failed.stderr
+    kept = (tmp_path / "out.jsonl.partial").read_text().splitlines()
+    assert 1 < len(kept) < 100
+    assert all('"type":"rejected"' not in line for line in kept)
+    vllm.fault = None
+    again = in_process(*words, "--resume")
+    assert again.exit_code == 0, again.stderr
+    import json
+
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [row for row in rows if row["type"] == "sequence"]
+    assert [row["line"] for row in rows] == list(range(1, 121))
+    for row in rows:
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_server_that_asks_for_too_long_a_wait(vllm: FakeServer, tmp_path: Path) -> None:
+    vllm.fault = lambda *_: Broken(429, {"Retry-After": "86400"})
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "86400 s" in result.stderr
+
+
+# -- servers that are not believed ----------------------------------------------------------------
+
+
+def test_numbers_that_depend_on_the_order_end_the_run(vllm: FakeServer) -> None:
+    """As vLLM's with a prefix cache (its issue 42019)."""
+    seen: list[list[int]] = []
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        ids = body["prompt"]
+        if any(ids[:8] == other[:8] and ids != other for other in seen):
+            right = changed("vllm", right, with_last(-1.0))
+        seen.append(ids)
+        return right
+
+    vllm.fault = fault
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "--no-enable-prefix-caching" in result.stderr.replace("\n", " ")
+
+
+def test_log_probabilities_after_sampling_end_the_run(vllm: FakeServer) -> None:
+    """As vLLM's with --logprobs-mode processed_logprobs."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body["temperature"] == 0:
+            return right
+        return changed(
+            "vllm", right, lambda es: [(p and p / body["temperature"], i) for p, i in es]
+        )
+
+    vllm.fault = fault
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "raw_logprobs" in result.stderr.replace("\n", " ")
+
+
+def test_logits_end_the_run(vllm: FakeServer) -> None:
+    """As vLLM's with --logprobs-mode raw_logits, where all of them are negative."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        for entry in right["choices"][0]["prompt_logprobs"]:
+            for each in (entry or {}).values():
+                each["logprob"] /= 4
+        return right
+
+    vllm.fault = fault
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "raw_logprobs" in result.stderr.replace("\n", " ")
+
+
+def test_a_server_without_log_probabilities_is_named(server: FakeServer) -> None:
+    """As llama.cpp's llama-server, which answers as if nothing had been asked."""
+    server.fault = lambda number, body, right: {
+        "choices": [{"index": 0, "text": "x", "logprobs": None}], "meta_info": {},
+    }  # fmt: skip
+    result = in_process("score", "--text", "a b", "--engine", server.url)
+    assert result.exit_code == 1
+    assert "llama-server" in result.stderr
+
+
+def test_the_first_rows_are_scored_here_too(vllm: FakeServer, tmp_path: Path) -> None:
+    result = in_process("score", "--text", "a b", "--engine", vllm.url, "--verify", 1, "--json")
+    assert result.exit_code == 1
+    assert "--verify" in result.stderr
+    found = scored(vllm, tmp_path, "--verify", 2, "--probe-tolerance", 1000)
+    assert found["run"]["engine"]["verified_rows"] == 2
+    assert found["run"]["engine"]["verified_worst_difference"] > 0.1
+
+
+# -- keys, addresses, load ------------------------------------------------------------------------
+
+
+def test_a_key_is_sent_and_stands_nowhere(
+    vllm: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm.key = "s3cret-key"
+    refused = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert refused.exit_code == 1
+    assert "SEQLOSS_API_KEY" in refused.stderr
+    file = tmp_path / "key"
+    file.write_text("s3cret-key\n")
+    words = ("score", "--text", "a b", "--engine", vllm.url, "--json")
+    found = in_process(*words, "--api-key-file", file)
+    assert found.exit_code == 0
+    monkeypatch.setenv("SEQLOSS_API_KEY", "s3cret-key")
+    by_variable = in_process(*words)
+    assert by_variable.exit_code == 0
+    assert "s3cret" not in found.output + by_variable.output + refused.output
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("http://example.org", "--insecure-http"),
+        ("vllm+http://user:key@127.0.0.1:1", "SEQLOSS_API_KEY"),
+        ("tgi+http://127.0.0.1:1", "vllm, sglang, openai"),
+        ("127.0.0.1:8000", "no URL"),
+        ("http://127.0.0.1:1/?key=1", "belongs there"),
+        ("http://", "no URL"),
+    ],
+)
+def test_addresses_that_are_refused(url: str, word: str) -> None:
+    result = in_process("score", "--text", "a", "--engine", url)
+    assert result.exit_code == 2
+    assert word in result.stderr.replace("\n", " ")
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = in_process("score", "--text", "a", "--engine", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "127.0.0.1:1" in result.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_redirect_is_not_followed(vllm: FakeServer, tmp_path: Path) -> None:
+    vllm.fault = lambda *_: Broken(307, {"Location": "http://evil.example/v1/completions"})
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "evil.example" in result.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_as_many_at_a_time_as_asked_for(vllm: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text("\n".join(f"{text} {n}" for n in range(20) for text in TEXTS))
+    vllm.most_at_once = 0
+    words = ("score", file, "--lines", "--json", "--engine", vllm.url)
+    found = document(in_process(*words, "--concurrency", 3))
+    assert vllm.most_at_once <= 3
+    assert [row["line"] for row in found["sequences"]] == list(range(1, 61))
+    free = document(in_process(*words))
+    assert free["sequences"] == found["sequences"]
+
+
+@pytest.mark.usefixtures("trusted")
+def test_faults_under_load_lose_and_double_nothing(vllm: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text("\n".join(f"{n} {TEXTS[n % 3]}" for n in range(300)))
+    faults = [Broken(500), Broken(429, {"Retry-After": "0"}), Broken(cut_headers=True),
+              Broken(content=b'{"choices"', cut_body=True)]  # fmt: skip
+    vllm.fault = lambda n, body, right: faults[n // 20 % 4] if n % 20 == 0 else right
+    words = ("score", file, "--lines", "--json", "--engine", vllm.url, "--concurrency", 16)
+    found = document(in_process(*words))
+    assert [row["line"] for row in found["sequences"]] == list(range(1, 301))
+    for row in found["sequences"]:
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)

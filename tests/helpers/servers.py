@@ -1,0 +1,219 @@
+"""A server on loopback with the shapes of vLLM, SGLang and OpenAI, and with faults on demand.
+
+Its model knows the token before alone: ln Pr(b | a) is a softmax of numbers drawn by the seed a. So
+each number that a client should find is known without any of its code.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_IDS = 4096
+"""Ids of the demo's tokenizer."""
+
+
+@lru_cache(maxsize=4096)
+def log_probs_after(previous: int) -> NDArray[np.float64]:
+    """ln Pr(· | previous), shape V, nats."""
+    logits = np.random.default_rng(previous).normal(size=N_IDS) * 3
+    logits[(previous * 7 + 3) % N_IDS] += 25  # something is nearly certain
+    found: NDArray[np.float64] = logits - np.log(np.exp(logits).sum())
+    return found
+
+
+def losses_of(ids: list[int]) -> list[float]:
+    """Losses of all tokens but the first, nats."""
+    return [-float(log_probs_after(a)[b]) for a, b in pairwise(ids)]
+
+
+def vllm_answer(body: dict[str, Any]) -> dict[str, Any]:
+    ids, k = body["prompt"], body["prompt_logprobs"]
+    entries: list[Any] = [None]
+    for a, b in pairwise(ids):
+        probs = log_probs_after(a)
+        chosen = [b, *(int(i) for i in np.argsort(-probs)[:k] if i != b)]
+        entries.append({
+            str(i): {"logprob": float(probs[i]), "rank": int((probs > probs[i]).sum()) + 1,
+                     "decoded_token": f"<{i}>"}
+            for i in chosen
+        })  # fmt: skip
+    choice = {"index": 0, "text": "x", "logprobs": None, "prompt_logprobs": entries,
+              "prompt_token_ids": ids, "token_ids": [1]}  # fmt: skip
+    return {"object": "text_completion", "model": body["model"], "choices": [choice]}
+
+
+def sglang_answer(body: dict[str, Any]) -> dict[str, Any]:
+    ids, start, k = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]
+    triples: list[Any] = [[None, ids[start], None]]
+    tops: list[Any] = [None]
+    for a, b in zip(ids[start:], ids[start + 1 :], strict=False):
+        probs = log_probs_after(a)
+        # The last id of the vocabulary comes back as 0.
+        triples.append([float(probs[b]), 0 if b == N_IDS - 1 else b, None])
+        tops.append([[float(probs[i]), int(i), None] for i in np.argsort(-probs)[:k]])
+    meta = {"prompt_tokens": len(ids), "input_token_logprobs": triples,
+            "input_top_logprobs": tops}  # fmt: skip
+    return {"text": "", "meta_info": meta}
+
+
+def openai_answer(body: dict[str, Any]) -> dict[str, Any]:
+    ids = body["prompt"]
+    n = body["max_tokens"]
+    logprobs = {
+        "tokens": [f"token_id:{i}" for i in ids] + ["x"] * n,
+        "token_logprobs": [None] + [-loss for loss in losses_of(ids)] + [-0.5] * n,
+        "top_logprobs": None,
+        "text_offset": list(range(len(ids) + n)),
+    }
+    return {"object": "text_completion", "choices": [{"index": 0, "logprobs": logprobs}]}
+
+
+Fault = Callable[[int, dict[str, Any], Any], Any]
+"""Of the number of the request, its body and the right answer: another one, or a `Broken`."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An answer that is none."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    content: bytes = b"{}"
+    cut_headers: bool = False
+    """The connection ends before the headers do."""
+    cut_body: bool = False
+    """The connection ends in the middle of the content."""
+    endless: bool = False
+    slow: float = 0.0
+    """Seconds between two bytes of the content."""
+
+
+@dataclass
+class FakeServer:
+    """What a server is to answer, and what it was asked."""
+
+    kind: str = "vllm"
+    max_model_len: int | None = 514
+    model: str = "fake"
+    fault: Fault | None = None
+    key: str | None = None
+    url: str = ""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    most_at_once: int = 0
+    _now: int = 0
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def answer(self, path: str, body: dict[str, Any] | None) -> Any:
+        """Return the JSON of an answer, a `Broken`, or None for what is not there."""
+        if path == "/v1/models" and self.kind != "sglang":
+            card = {"id": self.model, "owned_by": self.kind, "max_model_len": self.max_model_len}
+            return {"data": [card]}
+        if path == "/version" and self.kind == "vllm":
+            return {"version": "0.32.0"}
+        if path == "/get_model_info" and self.kind == "sglang":
+            return {"model_path": self.model}
+        if path == "/get_server_info" and self.kind == "sglang":
+            return {"context_length": self.max_model_len, "version": "0.5.23", "dtype": "auto"}
+        answers = {"vllm": vllm_answer, "sglang": sglang_answer, "openai": openai_answer}
+        if body is None or path != ("/generate" if self.kind == "sglang" else "/v1/completions"):
+            return None
+        with self._lock:
+            number = len(self.asked)
+            self.asked.append(body)
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            right = answers[self.kind](body)
+            return right if self.fault is None else self.fault(number, body, right)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+
+@contextmanager
+def serving(server: FakeServer) -> Iterator[FakeServer]:
+    """Let a server answer on a free port of loopback."""
+    stopped = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None:
+            """Write nothing."""
+
+        def do_GET(self) -> None:
+            self._send(server.answer(self.path, None))
+
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            body = json.loads(self.rfile.read(length))
+            server.headers.append(dict(self.headers))
+            self._send(server.answer(self.path, body))
+
+        def _send(self, found: Any) -> None:
+            if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
+                found = Broken(401, content=b'{"error": "no key"}')
+            broken = found if isinstance(found, Broken) else Broken(
+                404 if found is None else 200, content=json.dumps(found).encode()
+            )  # fmt: skip
+            if broken.cut_headers:
+                self.close_connection = True
+                self.connection.close()
+                return
+            self.send_response(broken.status)
+            for name, value in broken.headers.items():
+                self.send_header(name, value)
+            n = len(broken.content)
+            self.send_header("Content-Length", str(1 << 40 if broken.endless else n))
+            self.end_headers()
+            try:
+                self._write(broken)
+            except OSError:  # the client has seen enough
+                self.close_connection = True
+
+        def _write(self, broken: Broken) -> None:
+            if broken.endless:
+                while not stopped.is_set():
+                    self.wfile.write(b" " * (1 << 16))
+            elif broken.cut_body:
+                self.wfile.write(broken.content[: len(broken.content) // 2])
+                self.close_connection = True
+            elif broken.slow:
+                for byte in broken.content:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    if stopped.is_set():
+                        break
+                    time.sleep(broken.slow)
+            else:
+                self.wfile.write(broken.content)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Write nothing."""
+
+    with Server(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        server.url = f"http://127.0.0.1:{listening.server_address[1]}"
+        try:
+            yield server
+        finally:
+            stopped.set()
+            listening.shutdown()
