@@ -47,15 +47,15 @@ OWNER = "seqloss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceLimits:
-    """What one server takes at most."""
+    """The most that one server takes."""
 
     longest_queue: int = 256
     """Rows that wait; more are answered by 429."""
     most_bytes: int = 8 << 20
-    """Of a request."""
+    """Size of a request."""
     most_alternatives: int = 20
     seconds: float = 600.0
-    """That a request may wait and take."""
+    """Time that a request may wait and take."""
 
 
 class RequestError(Exception):
@@ -68,9 +68,10 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
-    """One request, checked. Rows of ids; L tokens each."""
+    """One request, checked."""
 
     rows: list[Ints]
+    """Ids; shape L each."""
     max_tokens: int
     first: int
     """The first position whose log-probability is asked for."""
@@ -89,15 +90,16 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class RowScores:
-    """Scores of a row of L tokens; arrays have L + 1 places, the last for what would follow."""
+    """Scores of a row of L tokens; the place after the last is for what would follow."""
 
     log_probs: Floats
-    """Nats; NaN at the first place and the last."""
+    """Shape L + 1, nats; NaN at the first place and the last."""
     ranks: Ints
+    """Shape L + 1."""
     top_ids: Ints
     """Shape (L + 1) x K."""
     top_log_probs: Floats
-    """Shape (L + 1) x K."""
+    """Shape (L + 1) x K, nats."""
 
 
 @dataclass(slots=True, eq=False)

@@ -46,8 +46,8 @@ def serve(ctx: typer.Context) -> None:
     and `seqloss score --engine URL` starts in a second.
 
     Examples:
-        seqloss serve --model samples/checkpoints/step-600
-        seqloss score README.md --engine http://127.0.0.1:8000 -m samples/checkpoints/step-600
+        seqloss serve --model demo
+        seqloss score README.md --engine http://127.0.0.1:8000
         seqloss serve --port 9000 --batch-tokens auto --context 1024
 
     """

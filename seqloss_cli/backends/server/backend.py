@@ -27,9 +27,9 @@ class Server:
     max_model_len: int | None
     """The most ids that it takes, with the one that it generates; None where it says nothing."""
     dtype: str | None
-    """Where it says so; None for most."""
+    """None where it does not say."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What is put in every request beside the row: for probes."""
+    """Fields of every request beside the row's own: for probes."""
 
     def ask(self, question: Question) -> Answer:
         """Return a checked answer. Raises RowError where it cannot be believed, or the server takes

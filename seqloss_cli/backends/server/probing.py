@@ -39,7 +39,7 @@ _ROUNDING = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a server says of itself."""
+    """A server's own word on itself."""
 
     kind: str
     """`vllm`, `sglang`, `openai`, or `seqloss`, which speaks as vLLM does."""

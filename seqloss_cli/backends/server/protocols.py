@@ -1,4 +1,4 @@
-"""What each kind of server is asked, and what its answers must hold: ids in, log-probabilities out.
+"""Requests to each kind of server, and checks of the answers: ids in, log-probabilities out.
 
 A server that gives no log-probabilities of prompts answers as if it did: zeros, empty lists, fewer
 entries. So each answer is checked for ids, lengths and values before a number of it is used.
@@ -44,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server says of the scored tokens of a row, checked."""
+    """Log-probabilities of the scored tokens of a row, checked."""
 
     log_probs: Floats
     """Shape M, nats."""
@@ -57,7 +57,7 @@ class Answer:
 
 
 class ServerProtocol(Protocol):
-    """How a kind of server is asked."""
+    """The requests and answers of a kind of server."""
 
     name: str
     path: str

@@ -146,8 +146,8 @@ class Transport:
 
 
 class Gate:
-    """As many requests at a time as the server answers best: twice as many as long as that brings
-    more answers a second, half as many when it is too busy."""
+    """Let in as many requests at a time as the server answers best: twice as many as long as that
+    brings more answers a second, half as many when it is too busy."""
 
     def __init__(self, n_fixed: int | None) -> None:
         self.most = n_fixed or 64
