@@ -121,7 +121,7 @@ def each(
 
 idle = partial(each, when=TYPED)
 """A row for each option that would do nothing, though the command line gives it."""
-_PREFIX = "SEQLOSS_"
+_PREFIX, _KEY = "SEQLOSS_", "SEQLOSS_API_KEY"
 WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
 _WITH_LEVELS = [name for name, format in FORMATS.items() if format.has_levels]
@@ -288,11 +288,13 @@ def refuse_unknown_variables(context: typer.Context) -> None:
     """Raises UsageError for a variable that no command reads: a slip would change nothing."""
     group: Any = context.find_root().command
     parameters = (each for command in group.commands.values() for each in command.params)
-    known = {each.envvar for each in parameters if getattr(each, "envvar", None)}
+    known = {each.envvar for each in parameters if getattr(each, "envvar", None)} | {_KEY}
     for name, value in os.environ.items():
         if name.startswith(_PREFIX) and value and name not in known:
             near = did_you_mean(name, known)
-            raise UsageError(f"the variable {name} (={value!r:.40}) is none of seqloss{near}")
+            # A key that is misspelt is a key still.
+            shown = "" if "KEY" in name or "API" in name else f" (={value!r:.40})"
+            raise UsageError(f"the variable {name}{shown} is none of seqloss{near}")
 
 
 def refuse_conflicts(context: typer.Context, **derived: Any) -> None:

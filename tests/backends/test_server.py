@@ -467,6 +467,14 @@ def test_a_key_is_sent_and_stands_nowhere(
     assert "s3cret" not in found.output + by_variable.output + refused.output
 
 
+def test_a_key_that_is_misspelt_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLOSS_API_KYE", "s3cret-key")
+    result = in_process("score", "--text", "a")
+    assert result.exit_code == 2
+    assert "SEQLOSS_API_KEY" in result.stderr
+    assert "s3cret" not in result.output + result.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "word"),
     [
