@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 TESTS = [f"tests/{room}" for room in ("backends", "metrics", "models", "results", "tokenization")]
 TESTS += ["tests/cli/test_cli_score.py", "tests/cli/test_cond.py", "tests/scoring"]
+TESTS += ["tests/test_service.py"]
 """Engine, products, numbers, formats and commands; not the displays, nor output byte for byte."""
 RUNNERS = ("hypothesis", "pytest", "pytest-xdist")
 

@@ -145,7 +145,8 @@ def _load_tokenizer(choice: ModelChoice) -> LoadedTokenizer:
 
 def _load_plain(folder: Path, choice: ModelChoice) -> LoadedTokenizer | None:
     """Load the tokenizer of a directory without transformers; None where that would not do."""
-    if choice.tokenizer is not None or choice.revision is not None or not folder.is_dir():
+    # Chat templates of TRL, say, are rendered by methods of transformers' own tokenizers.
+    if choice.engine is None or choice.tokenizer is not None or not folder.is_dir():
         return None
     tokenizer, config = plain_tokenizer(folder), plain_config(folder)
     if tokenizer is None or config is None:

@@ -247,6 +247,7 @@ def _shown(value: object, longest: int = 60) -> str:
 _MAY_DIFFER = (
     *("type", "started_at", "guesses", "engine.probed_at", "engine.probe_worst_difference"),
     *("engine.normalised", "engine.verified_rows", "engine.verified_worst_difference"),
+    "engine.probe_tolerance",
 )
 # Keys that are not named as their parameters; `jsonl` would be the format of the output.
 _PARAMETERS = {

@@ -531,3 +531,26 @@ def test_faults_under_load_lose_and_double_nothing(vllm: FakeServer, tmp_path: P
     assert [row["line"] for row in found["sequences"]] == list(range(1, 301))
     for row in found["sequences"]:
         assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+def test_another_server_does_not_go_on_with_a_file(vllm: FakeServer, tmp_path: Path) -> None:
+    file, out = tmp_path / "texts.txt", tmp_path / "out.jsonl"
+    file.write_text("\n".join(TEXTS))
+    words = ("score", file, "--lines", "-o", out, "--engine")
+    assert in_process(*words, vllm.url).exit_code == 0
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    out.unlink()
+    with serving(FakeServer()) as other:
+        refused = in_process(*words, other.url, "--resume")
+        assert refused.exit_code == 2
+        assert f"--engine {vllm.url}" in " ".join(refused.stderr.split())
+    assert in_process(*words, vllm.url, "--probe-tolerance", 1, "--resume").exit_code == 0
+
+
+def test_chats_of_the_demo_have_a_template_with_a_server(vllm: FakeServer) -> None:
+    words = ("cond", "samples/chats.jsonl", "--chat-template", "samples/chat.jinja", "--json")
+    found = document(in_process(*words, "--engine", vllm.url))
+    here = document(in_process(*words))
+    ids = [[row["token_ids"], row["loss_mask"]] for row in found["sequences"]]
+    assert ids == [[row["token_ids"], row["loss_mask"]] for row in here["sequences"]]

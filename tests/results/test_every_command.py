@@ -470,13 +470,16 @@ def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None
 
 
 NOT_RECORDED = {
-    "all_tokens", "allow_pickle", "config", "debug", "force", "format", "json", "jsonl", "level",
-    "offline", "output", "prompt", "report", "resume", "response", "show_whitespace", "strict",
-    "text", "theme", "trust_remote_code", "unit", "view", "worst",
+    "all_tokens", "allow_pickle", "api_key_file", "concurrency", "config", "debug",
+    "engine_timeout", "force", "format", "insecure_http", "json", "jsonl", "level", "offline",
+    "output", "probe", "probe_tolerance", "prompt", "report", "resume", "response",
+    "show_whitespace", "strict", "text", "theme", "trust_remote_code", "unit", "verify", "view",
+    "worst",
 }  # fmt: skip
 """Options that change no row, and texts in place of files, which the rows hold."""
-NOT_RESUMED = {"output_ranked", "save_teacher", "teacher_top_k"}
-"""Options of second files, which --resume does not go on with."""
+NOT_RESUMED = {"engine", "output_ranked", "save_teacher", "teacher_top_k"}
+"""Options of second files, which --resume does not go on with; and the server, which is recorded
+where there is one (tests/backends/test_server.py)."""
 RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_revision"}
 """Options that are recorded as those of the prompts' field and of the teacher."""
 
