@@ -473,7 +473,7 @@ def test_resumed_output_is_that_of_a_whole_run(command: str, n_kept: int, tmp_pa
     (tmp_path / "again.jsonl.partial").write_bytes(part)
     done = run(f"{command} again.jsonl --resume", tmp_path)
     assert done.exit_code == 3, done.stderr
-    assert f"{n_kept - 1} rows kept" in done.stderr or n_kept == 1
+    assert f"{n_kept - 1} row" in done.stderr or n_kept == 1
     assert (tmp_path / "again.jsonl").read_bytes() == whole
 
 

@@ -96,7 +96,7 @@ def mask(ctx: typer.Context) -> None:
         i.say_unused(labels, labels.source)
     totals = written.totals
     if totals.n_different:
-        say(f"{totals.n_different} of {totals.n_checked} rows differ from {own.check}")
+        say(f"{totals.n_different:,} of {totals.n_checked:,} rows differ from {own.check}")
     if written.n_rejected or totals.n_different:
         raise typer.Exit(REJECTED)
 

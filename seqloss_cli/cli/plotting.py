@@ -267,7 +267,7 @@ def _say_left_out(data: _PlotData, joined: JoinReport, rows: RowsUsed) -> None:
     r.say_what_was_left_out(joined, data.reader.files)
     _require_something(rows.n_used > 0)
     if rows.n_missing:
-        say(f"note: the plot is of {rows.n_used} of the rows of each file")
+        say(f"note: the plot is of {rows.n_used:,} of the rows of each file")
     _require_cluster(data, joined.n_without_cluster, rows.n_used)
 
 

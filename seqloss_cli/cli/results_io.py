@@ -238,7 +238,7 @@ def require_field(
         near = did_you_mean(name, of_meta if name.startswith("meta.") else reader.fields)
         raise UsageError(f"{flag} {name}: no row has such a field{kept}{near}")
     if n_without:
-        say(f"warning: {flag} {name}: {n_without} of {n_rows} rows have no such field")
+        say(f"warning: {flag} {name}: {n_without:,} of {n_rows:,} rows have no such field")
     # The files say nothing of fields that were not kept: one of this name may well be meant.
     if name == "source" and reader.drops_fields:
         say(

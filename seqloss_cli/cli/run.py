@@ -19,6 +19,7 @@ from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Rejections, Sample
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal.formatting import TableOptions, Unit
 from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
@@ -171,7 +172,7 @@ class Command(Generic[Result, Sums, Unscored]):
             _cut_off(sink, file)
         if file.run is None:
             return None
-        say(f"going on with {partial}: {file.n_rows} rows are kept")
+        say(f"going on with {partial}: {file.n_rows:,} rows are kept")
         return KeptRows(file, rows, self.task.zero, lambda: _cut_off(sink, file))
 
     def _nothing_to_do(
@@ -188,8 +189,8 @@ class Command(Generic[Result, Sums, Unscored]):
         deque(self.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
         kept.require_all_checked()
         say(
-            f"{file.path} is whole: {kept.n_sequences} sequences, {kept.rejected.total()} "
-            "rejected; nothing to do"
+            f"{file.path} is whole: {count_of(kept.n_sequences, 'sequence')}, "
+            f"{kept.rejected.total():,} rejected; nothing to do"
         )
         return RunSummary(kept.sums, kept.n_sequences, kept.rejected, kept.n_rows)
 
@@ -306,28 +307,28 @@ def _each_named(choice: OutputPlan) -> str:
 
 def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputPlan) -> None:
     if stats.n_duplicate_ids:
-        say(f"warning: {stats.n_duplicate_ids} ids came before, first {stats.duplicate_id!r}")
+        say(f"warning: {stats.n_duplicate_ids:,} ids came before, first {stats.duplicate_id!r}")
     if stats.n_unchecked_ids:
-        say(f"warning: {stats.n_unchecked_ids} ids were not checked for duplicates (too many)")
+        say(f"warning: {stats.n_unchecked_ids:,} ids were not checked for duplicates (too many)")
     _say_seams(stats)
     # With -o the answer at the end says so.
     if not written.n_sequences and choice.path is None:
-        say(f"nothing was scored; inputs that were rejected: {written.n_rejected}")
+        say(f"nothing was scored; inputs that were rejected: {written.n_rejected:,}")
     if choice.path is not None:
-        kept = f" ({written.n_kept} rows kept)" if written.n_kept else ""
+        kept = f" ({count_of(written.n_kept, 'row')} kept)" if written.n_kept else ""
         say(
-            f"wrote {choice.path}: {written.n_sequences} sequences, {written.n_rejected} rejected"
-            f"{kept}"
+            f"wrote {choice.path}: {count_of(written.n_sequences, 'sequence')}, "
+            f"{written.n_rejected:,} rejected{kept}"
         )
 
 
 def _say_seams(stats: ReadStats) -> None:
     """Report rows whose prompt and response meet as their writer can hardly have meant it."""
-    n, of_rows = stats.n_run_together, f"of {stats.n_pairs} rows"
+    n, of_rows = stats.n_run_together, f"of {stats.n_pairs:,} rows"
     if n:
         others = ", and in all other rows, too" if n < stats.n_pairs else ""
         say(
-            f"warning: in {n} {of_rows} no white space parts two words where a prompt ends, and "
+            f"warning: in {n:,} {of_rows} no white space parts two words where a prompt ends, and "
             f"they are scored as one (first {stats.run_together}); --separator ' ' puts a blank "
             f"there{others}"
         )

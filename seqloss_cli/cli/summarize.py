@@ -85,7 +85,7 @@ def summarize(ctx: typer.Context) -> None:
     if options.block and totals.n_sequences_scored != 1:
         say("warning: --block is for one text; the intervals are over documents")
     if summary.n_duplicates:
-        say(f"warning: {summary.n_duplicates} rows came before, with the same id and text")
+        say(f"warning: {summary.n_duplicates:,} rows came before, with the same id and text")
     rejected = sum((file.rejected for file in files), Counter[str]())
     unit = r.unit_of(ctx)
     r.write_summary(

@@ -1,4 +1,5 @@
-"""Fixed steps of losses, differences, divergences and ranks, and the colours that stand for them.
+"""Fixed steps of losses, differences, divergences and ranks, the colours that stand for them, and
+figures in digits.
 
 The steps are the same in every view and for every text, so that two pictures can be compared. Their
 colours go from pale to dark on a light ground, from dark to bright on a dark one: lightness alone
@@ -8,8 +9,9 @@ people confuse, such as red and green, are never used.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,3 +131,44 @@ from each other, in lightness or in how blue it is."""
 def step_of(value: float, edges: Sequence[float]) -> int:
     """Return a step from 0 to the number of edges; a value at an edge is of the step above it."""
     return bisect_right(edges, value)
+
+
+_LEAST_DIGITS = 7
+"""Digits that a large figure keeps: a total of many losses would say little with four."""
+
+
+def number(value: float, digits: int) -> str:
+    """Return a figure with fixed decimals, in groups of three digits.
+
+    Of large ones decimals are left out beyond seven digits in all; from a thousand millions on, and
+    of what would be all zeros, it is in powers of ten.
+    """
+    size = abs(value)
+    if 0 < size < 10**-digits:
+        return f"{value:.4g}"
+    if 1e9 <= size < math.inf:
+        return f"{value:.{_LEAST_DIGITS - 1}e}"
+    return f"{value:,.{_fewer(size, digits)}f}"
+
+
+def _fewer(size: float, digits: int) -> int:
+    whole = len(str(int(size))) if 1 <= size < math.inf else 0
+    return max(0, min(digits, _LEAST_DIGITS - whole)) if whole else digits
+
+
+def decimals(values: Iterable[float | None], digits: int) -> int:
+    """Return how many decimals to show alike for a figure and its interval, or for a column.
+
+    So many that the largest has three digits that count, at least `digits` where it is not large.
+    """
+    sizes = [abs(value) for value in values if value and math.isfinite(value)]
+    size = max(sizes, default=0.0)
+    # what is nearly 0 is better told in powers of ten
+    if size >= 1 or size < 1e-6:
+        return _fewer(size, digits)
+    return max(digits, 2 - math.floor(math.log10(size)))
+
+
+def count_of(n: int, noun: str) -> str:
+    """Return `1 token`, `2 tokens`, `12,345 tokens`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -386,11 +386,11 @@ def test_letters_that_are_joined_have_the_cells_of_each() -> None:
 def test_a_long_text_is_folded_and_says_so() -> None:
     score = score_of([f"w{n:04} " for n in range(2000)], [1.0] * 2000)
     output = heat(score)
-    assert "⋮ 1401 tokens folded; --all-tokens shows them" in output
+    assert "⋮ 1,401 tokens folded; --all-tokens shows them" in output
     assert "w0398" in output
     assert "w0399" not in output
     assert "w1800" in output
-    assert re.search(r"2 1 to 2 .* 2000 100.0 %", output), "the figures are of the whole text"
+    assert re.search(r"2 1 to 2 .* 2,000 100.0 %", output), "the figures are of the whole text"
     assert "folded" not in heat(score, all_tokens=True)
 
 
@@ -399,9 +399,9 @@ def test_no_character_is_folded_in_two() -> None:
     score = in_bytes(text, range(1, 1601), [1.0] * 1600)
     output = heat(score)
     dogs = sum(line.count("🐕") for line in text_lines(output))
-    folded = re.search(r"(\d+) tokens folded", output)
+    folded = re.search(r"([\d,]+) tokens folded", output)
     assert folded
-    assert 4 * dogs + int(folded[1]) == 1600
+    assert 4 * dogs + int(folded[1].replace(",", "")) == 1600
     assert "<0x" not in output
 
 
@@ -452,7 +452,7 @@ def test_figures_lose_no_digit_on_a_narrow_terminal(width: int, colour: str | No
     assert all(cell_len(line) <= max(width, 5) for line in lines)
     shown = re.sub(r"\s|#|[█-▏]", "", "".join(lines))
     for label, count in zip(LOSS_SCALE.labels(Unit()), counts, strict=True):
-        figure = f"{label}{count}{100 * count / sum(counts):.1f}%"
+        figure = f"{label}{count:,}{100 * count / sum(counts):.1f}%"
         assert figure.replace(" ", "") in shown
 
 
@@ -967,8 +967,8 @@ def test_pieces_of_a_long_text_are_folded_as_pieces(run_cli: Run, tmp_path: Path
     mine = write(tmp_path / "a.jsonl", [a], weights_sha256="a")
     other = write(tmp_path / "b.jsonl", [b], tokenizer_sha256="u" * 64)
     output = run_cli("compare", mine, other, "--view", "heat", COLUMNS="80").stdout
-    assert "1400 pieces folded; --all-tokens shows them" in output
-    assert "2000 of its 2000 pieces are several tokens of a model" in output
+    assert "1,400 pieces folded; --all-tokens shows them" in output
+    assert "2,000 of its 2,000 pieces are several tokens of a model" in output
     assert "folded" not in run_cli("compare", mine, other, "--view", "heat", "--all-tokens").stdout
 
 

@@ -209,13 +209,13 @@ def test_tiny_differences_are_not_rounded_to_nothing(
         for name, more in (("a", 0.0), ("b", 3e-5))
     ]  # fmt: skip
     page = report(*sides)
-    assert "B is worse than A: B − A is +3e−05 nats per token" in page.text
+    assert "B is worse than A: B − A is +0.0000300 nats per token" in page.text
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0.0000"), (1.00005, "1.0001"), (-3e-5, "−3e−05"), (2.5e9, "2.5e+09"),
-     (1234.6, "1,235"), (2421693.1408, "2.422e+06"), (math.inf, "∞")],
+    [(0.0, "0.0000"), (1.00005, "1.0001"), (-3e-5, "−3e−05"), (2.5e9, "2.500000e+09"),
+     (1234.6, "1,234.600"), (2421693.1408, "2,421,693"), (math.inf, "∞")],
 )  # fmt: skip
 def test_numbers(value: float, shown: str) -> None:
     assert number(value, 4) == shown

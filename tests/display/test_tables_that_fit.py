@@ -12,16 +12,21 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from helpers.terminals import PAIRED, pair_of, score_of, shown
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal.formatting import (
     Column,
     FiguresGrid,
     FiguresTable,
+    Unit,
     figures_panel,
     fit,
+    interval,
     letter,
     number,
     signed,
+    value_of,
 )
+from seqloss_cli.metrics.intervals import Estimate
 
 WIDTHS = st.integers(40, 240)
 NAMES = st.one_of(
@@ -152,9 +157,41 @@ def test_letters_of_models() -> None:
     assert [letter(n) for n in (0, 1, 25, 26, 51, 52)] == ["A", "B", "Z", "A2", "Z2", "A3"]
 
 
-def test_four_digits_where_decimals_say_nothing() -> None:
+def test_digits_of_large_and_tiny_figures() -> None:
     figures = (0.0, 2.30258, 999.9999, 1000.5, 54321.9, 2421693.1408, 3.2e-6, float("inf"))
-    texts = ["0.0000", "2.3026", "999.9999", "1000", "54322", "2.422e+06", "3.2e-06", "inf"]
+    texts = [
+        "0.0000",
+        "2.3026",
+        "999.9999",
+        "1,000.500",
+        "54,321.90",
+        "2,421,693",
+        "3.2e-06",
+        "inf",
+    ]
+    figures += (502512.3, 3e9)
+    texts += ["502,512.3", "3.000000e+09"]
     assert [number(figure) for figure in figures] == texts
     assert number(None) == signed(None) == "-"
     assert [signed(x) for x in (0.5, -0.5, 0.0)] == ["+0.5000", "-0.5000", "+0.0000"]
+
+
+def test_a_figure_and_its_interval_have_as_many_decimals() -> None:
+    small = Estimate(0.000123456, 0.000101, 0.000146, 0.00001, 9, "")
+    assert f"{value_of(small)} {interval(small)}" == "0.000123 [0.000101, 0.000146]"
+    tiny = Estimate(0.00003, 0.00001, 0.00005)
+    assert f"{value_of(tiny)} {interval(tiny)}" == "0.0000300 [0.0000100, 0.0000500]"
+    large = Estimate(12345.678, 999.5, 23691.4, 1.0, 9, "")
+    assert f"{value_of(large)} {interval(large)}" == "12,345.68 [999.50, 23,691.40]"
+    bits = Unit(bits=True)
+    assert f"{value_of(small, bits)} {interval(small, bits)}" == "0.000178 [0.000146, 0.000211]"
+
+
+def test_a_column_of_totals_has_one_number_of_decimals() -> None:
+    totals = (615.5641, 3841.6, 502512.34)
+    digits = Unit().decimals(totals)
+    assert [number(each, digits) for each in totals] == ["615.6", "3,841.6", "502,512.3"]
+
+
+def test_counts_in_words() -> None:
+    assert [count_of(n, "row") for n in (0, 1, 79628)] == ["0 rows", "1 row", "79,628 rows"]

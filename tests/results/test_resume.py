@@ -263,7 +263,7 @@ def test_the_finished_rows_are_not_scored_again(
         result = run(*SCORE, "--resume")
         assert out.read_bytes() == whole
         assert sum(fed) == sum(n_targets[first:])
-        assert f"({n_kept} rows kept)" in result.stderr or not n_kept
+        assert f"({n_kept} row" in result.stderr or not n_kept
 
 
 def test_a_row_that_scoring_rejected_is_kept(

@@ -17,7 +17,7 @@ from seqloss_cli.analysis.summarize import PositionLoss
 from seqloss_cli.core.records import Floats
 from seqloss_cli.display.html import svg
 from seqloss_cli.display.html.page import Cell, Chart, TableRow
-from seqloss_cli.display.scales import DIFFERENCE_EDGES, KL_EDGES, LOSS_EDGES, step_of
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, KL_EDGES, LOSS_EDGES, count_of, step_of
 from seqloss_cli.metrics.intervals import Estimate
 
 _SIDES = ("side-a", "side-b")
@@ -213,7 +213,7 @@ def position_chart(
     # ten figures would run into each other
     figures = [(n, _brief(first)) for n, first in enumerate(firsts)]
     parts += svg.x_figures(frame, figures if len(figures) < 10 else figures[::2])
-    unit = _unit_of(known)
+    unit = f"{_unit_of(known)}s"
     return Chart(
         "positions", f"{what[0].upper()}{what[1:]} by position",
         svg.drawing(
@@ -228,16 +228,16 @@ def position_chart(
 
 
 def _unit_of(positions: Sequence[Sequence[PositionLoss]]) -> str:
-    """Return a word for what the intervals of positions are over."""
+    """Return a word for one of what the intervals of positions are over."""
     methods = (position.mean_loss.method for each in positions for position in each)
-    return "clusters" if any("cluster" in method for method in methods) else "documents"
+    return "cluster" if any("cluster" in method for method in methods) else "document"
 
 
 def _reached(positions: Sequence[Sequence[PositionLoss]]) -> str:
     """Say how many documents there are at the positions where most are, and at the last."""
     numbers = [position.mean_loss.n for position in positions[0]]
     last = "" if numbers[-1] == max(numbers) else f", the last positions over {numbers[-1]:,}"
-    return f"Over {max(numbers):,} {_unit_of(positions)}{last}."
+    return f"Over {count_of(max(numbers), _unit_of(positions))}{last}."
 
 
 def _means(

@@ -19,7 +19,7 @@ from seqloss_cli.display.html import page, sequences, spans
 from seqloss_cli.display.html.charts import difference_chart
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.html.text_pages import charts_of
-from seqloss_cli.display.scales import DIFFERENCE_EDGES
+from seqloss_cli.display.scales import DIFFERENCE_EDGES, decimals
 from seqloss_cli.metrics.resampling import Reservoir
 from seqloss_cli.results.files import ResultsFile
 from seqloss_cli.results.schema.scores import ResultRow
@@ -188,12 +188,12 @@ def _verdict(compared: Comparison, confidence: float) -> str:
         return "No row of the two files can be compared."
     low, high = compared.difference.low, compared.difference.high
     share = f"{100 * confidence:g} %"
-    between = ""
+    between, digits = "", decimals([value, low, high], 4)
     if low is not None and high is not None:
-        between = f", {share} interval {page.number(low, 4)} to {page.number(high, 4)}"
+        between = f", {share} interval {page.number(low, digits)} to {page.number(high, digits)}"
     # a true minus in 1e-05, as in the other figures
     p = f"{compared.p_adjusted:.2g}".replace("-", "−")
-    said = f"B − A is {page.signed(value, 4)} nats per {unit}{between}; p = {p}."
+    said = f"B − A is {page.signed(value, digits)} nats per {unit}{between}; p = {p}."
     if not compared.is_significant:
         way = "lower" if value < 0 else "higher" if value > 0 else "neither lower nor higher"
         return f"No difference beyond noise: B's loss is {way} than A's, {said}"

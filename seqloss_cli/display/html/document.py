@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from seqloss_cli.core.columns import cell_columns
 from seqloss_cli.display import scales
 from seqloss_cli.display.html.page import Cell, Page, number
+from seqloss_cli.display.scales import decimals
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -153,10 +154,13 @@ def figure(value: Cell | str, is_loss: bool = False) -> Markup:
     """Return a figure with its interval; the script turns losses into bits."""
     if isinstance(value, str):
         return escape(value)
-    shown = _value(value.value, value.digits, is_loss)
+    digits = value.digits
+    if value.low is not None and value.high is not None:
+        digits = decimals([value.value, value.low, value.high], digits)
+    shown = _value(value.value, digits, is_loss)
     if value.low is None or value.high is None:
         return shown
-    low, high = (_value(end, value.digits, is_loss) for end in (value.low, value.high))
+    low, high = (_value(end, digits, is_loss) for end in (value.low, value.high))
     return Markup('{} <span class="interval">[{}, {}]</span>').format(shown, low, high)
 
 

@@ -6,7 +6,6 @@ figures in bits likewise.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from markupsafe import Markup, escape
 
 from seqloss_cli.analysis.extremes import Limits
 from seqloss_cli.core.escaping import WHITE_SPACE
+from seqloss_cli.display import scales
 from seqloss_cli.display.scales import LOSS_EDGES
 from seqloss_cli.metrics.intervals import Estimate
 
@@ -288,15 +288,8 @@ class Page:
 
 
 def number(value: float, digits: int) -> str:
-    """Return a figure with fixed decimals and a true minus, or four significant digits where
-    decimals say nothing: from 1000 on, and of what would be all zeros."""
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    size = abs(value)
-    # a tiny difference must not be shown as 0.0000
-    if value != 0 and not 10**-digits <= size < 1e5:
-        return f"{value:.4g}".replace("-", "−")
-    return f"{value:,.{digits if size < 1000 else 0}f}".replace("-", "−")
+    """Return a figure as `scales.number` does, with a true minus and the sign of infinity."""
+    return scales.number(value, digits).replace("-", "−").replace("inf", "∞")
 
 
 def signed(value: float, digits: int) -> str:

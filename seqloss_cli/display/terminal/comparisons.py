@@ -21,6 +21,7 @@ from seqloss_cli.analysis.objective import Objective, training_step
 from seqloss_cli.analysis.plot_data import without_directories
 from seqloss_cli.core.byte_spans import TokenBytes, spelled_bytes
 from seqloss_cli.core.escaping import escape
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, HeatOptions, Unit
 from seqloss_cli.display.terminal.heat import Drawing, DrawnLines, counted_losses
@@ -46,10 +47,11 @@ def comparison_sentence(pair: Comparison, names: Sequence[str], unit: Unit) -> s
     if (difference := unit.of(pair.difference.value)) is None:
         return f"{b} and {a}: nothing to compare"
     reach = pair.difference.half_width
-    sure = "" if reach is None else f" ± {unit.text(reach)}"
-    size = f"{fmt.number(abs(difference))}{sure} {unit} per {pair.unit}"
+    digits = fmt.digits_of(pair.difference, unit)
+    sure = "" if reach is None else f" ± {unit.text(reach, digits)}"
+    size = f"{fmt.number(abs(difference), digits)}{sure} {unit} per {pair.unit}"
     way, n = ("lower", pair.n_lower) if difference < 0 else ("higher", pair.n_higher)
-    share = f"{way} on {n} of {fmt.count_of(pair.n_documents, 'document')}"
+    share = f"{way} on {n:,} of {count_of(pair.n_documents, 'document')}"
     p = f"p = {_p(pair.p_adjusted)}" if pair.n_documents > 1 else "one document: no test"
     sentence = f"{b}'s loss is {way} than {a}'s by {size}; {share}; {p}"
     if difference == 0:
@@ -86,16 +88,16 @@ def _figures(pair: Comparison, unit: Unit, n: int, confidence: float) -> Rendera
     table = FiguresTable(f"{b} against {a}", columns)
     means = (*pair.means, pair.difference)
     for name, mean in zip((a, b, f"{b} − {a}"), means, strict=True):
-        text = unit.text(mean.value)
+        text = fmt.value_of(mean, unit)
         if mean is pair.difference:
-            text = fmt.signed(unit.of(mean.value))
+            text = fmt.signed(unit.of(mean.value), fmt.digits_of(mean, unit))
         table.add_row(f"loss of {name}, {unit} per {pair.unit}", text, unit.interval(mean))
     table.add_row("  by bootstrap", "", unit.interval(pair.bootstrap))
     if pair.n_documents > 1:
         table.add_row("p of sign flips", _p(pair.test.p), "exact" if pair.test.exact else "")
         if n > 1:
             table.add_row(f"  adjusted for {n} comparisons (Holm)", _p(pair.p_adjusted), "")
-    counts = f"{pair.n_lower}, {pair.n_tied}, {pair.n_higher}"
+    counts = f"{pair.n_lower:,}, {pair.n_tied:,}, {pair.n_higher:,}"
     table.add_row(f"documents: {b} lower, tied, higher", counts, "")
     table.add_row("correlation of documents", fmt.number(pair.correlation), "")
     scale = [LOG_SCALE] if any(LOG_SCALE in mean.method for mean in pair.means) else []
@@ -157,16 +159,17 @@ def objective_view(
     labels = without_directories(names)
     least = None if found.best is None else found.totals[found.best].total_loss
     checkpoints = zip(labels, steps, found.totals, found.means, strict=True)
+    digits = unit.decimals(sums.total_loss for sums in found.totals)
     for n, (name, step, sums, mean) in enumerate(checkpoints):
         total = sums.total_loss
         above = None if total is None or least is None else total - least
         table.add_row(
             Text(escape(name), style="bold green" if n == found.best else ""),
             "-" if step is None else str(step),
-            unit.text(total, 3),
-            unit.text(sums.mean_loss),
+            unit.text(total, digits),
+            fmt.value_of(mean, unit),
             unit.interval(mean),
-            Text("← least" if n == found.best else unit.text(above, 3)),
+            Text("← least" if n == found.best else unit.text(above, digits)),
         )
     # Of one checkpoint a loss may be infinite.
     mean = next((mean for mean in found.means if mean.low is not None), found.means[0])
@@ -256,7 +259,7 @@ class _PairView:
     def _title(self, document: DocumentRows) -> str:
         difference, totals = self.unit.of(document.difference.difference), document.a.totals
         n = totals.n_scored if self.per == "token" else totals.n_scored_bytes
-        scored = fmt.count_of(n, f"scored {self.per}")
+        scored = count_of(n, f"scored {self.per}")
         size = f"{self.b} − {self.a}: {fmt.signed(difference)} {self.unit} per {self.per}"
         return f"{escape(document.difference.id)}  ({scored}, {size})"
 
@@ -312,7 +315,7 @@ def align_pieces(document: DocumentRows) -> AlignedDifference | NotColoured:
     aligned = align(a, b)
     pieces = [spelled[start:end] for _, _, start, end in aligned.spans]
     text = TokenText(pieces, frozenset(), aligned.differences, weight=abs, noun="piece")
-    note = f"{aligned.n_merged} of its {len(pieces)} pieces are several tokens of a model"
+    note = f"{aligned.n_merged:,} of its {len(pieces):,} pieces are several tokens of a model"
     return AlignedDifference(text, aligned.losses_a, aligned.losses_b, note)
 
 

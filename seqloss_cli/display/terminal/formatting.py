@@ -21,6 +21,7 @@ from rich.text import Text
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.escaping import WHITE_SPACE, escape
 from seqloss_cli.core.records import Flags, Rejections, TokenSequence
+from seqloss_cli.display import scales
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES, Theme, step_of
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import NATS_PER_BIT
@@ -47,6 +48,10 @@ class Unit:
     def text(self, nats: float | None, digits: int = 4) -> str:
         """Convert and format a figure in nats."""
         return number(self.of(nats), digits)
+
+    def decimals(self, nats: Iterable[float | None]) -> int:
+        """Return the decimals that a column of totals in nats has."""
+        return scales.decimals([self.of(each) for each in nats], 3)
 
     def figure(self, nats: float | None, per: str = "") -> str:
         """Convert and format a figure in nats, with the unit and what it is `per`."""
@@ -170,17 +175,8 @@ def in_its_text(found: InText, style: str = "bold") -> Text:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Format with fixed decimals, or four significant digits where decimals say nothing: from 1000
-    on, and of what would be all zeros. `-` is null."""
-    if value is None:
-        return "-"
-    size = abs(value)
-    if 0 < size < 10**-digits:
-        return f"{value:.4g}"
-    if size < 1000:
-        return f"{value:.{digits}f}"
-    # Whole numbers of five digits are read more easily than powers of ten.
-    return f"{value:.0f}" if size < 1e5 else f"{value:.3e}"
+    """Format as `scales.number` does. `-` is null."""
+    return "-" if value is None else scales.number(value, digits)
 
 
 def signed(value: float | None, digits: int = 4) -> str:
@@ -212,24 +208,35 @@ def interval(estimate: Estimate | None, unit: Unit | None = None) -> str:
     """`[low, high]` of an estimate, in a unit if it has one; nothing where it has no interval."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
-    text = number if unit is None else unit.text
-    return f"[{text(estimate.low)}, {text(estimate.high)}]"
+    digits = digits_of(estimate, unit)
+    low, high = (number(_in(unit, end), digits) for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
 
 
-def count_of(n: int, noun: str) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def digits_of(estimate: Estimate, unit: Unit | None = None) -> int:
+    """Return the decimals of an estimate: value and interval have as many."""
+    ends = (estimate.value, estimate.low, estimate.high)
+    return scales.decimals([_in(unit, end) for end in ends], 4)
+
+
+def value_of(estimate: Estimate, unit: Unit | None = None) -> str:
+    """Format the value of an estimate, as its interval is, in a unit if it has one."""
+    return number(_in(unit, estimate.value), digits_of(estimate, unit))
+
+
+def _in(unit: Unit | None, figure: float | None) -> float | None:
+    return figure if unit is None else unit.of(figure)
 
 
 def counts_text(counts: Flags) -> str:
     """`name` or `name count` of each flag or kind."""
-    return ", ".join(name if n is True else f"{name} {n}" for name, n in counts.items())
+    return ", ".join(name if n is True else f"{name} {n:,}" for name, n in counts.items())
 
 
 def rejected_text(rejected: Rejections) -> str:
     """`rejected` with the number of inputs, and that for each reason."""
     reasons = ", ".join(rejected) if len(rejected) < 2 else counts_text(rejected)
-    return f"rejected {sum(rejected.values())}" + (f" ({reasons})" if reasons else "")
+    return f"rejected {sum(rejected.values()):,}" + (f" ({reasons})" if reasons else "")
 
 
 class Column(NamedTuple):

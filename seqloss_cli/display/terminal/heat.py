@@ -22,6 +22,7 @@ from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal import palette
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions, Unit
@@ -140,14 +141,14 @@ class Drawing:
             first, last = text.whole_from(fold.start), text.whole_from(fold.stop)
             yield from self._part(text, range(start, first))
             if fold:
-                note = f"{fmt.count_of(last - first, text.noun)} folded; --all-tokens shows them"
+                note = f"{count_of(last - first, text.noun)} folded; --all-tokens shows them"
                 yield from self.prose(f"{self._charset.fold} {note}")
             start = last
         if text.n_hidden:
             noun, where = f"scored {text.noun}", "in the figures only"
             if self.scale is palette.COUNTS:
                 noun, where = text.noun, "not shown, but counted"
-            yield from self.prose(f"{fmt.count_of(text.n_hidden, noun)} of no text: {where}")
+            yield from self.prose(f"{count_of(text.n_hidden, noun)} of no text: {where}")
 
     def _part(self, text: TokenText, tokens: range) -> Iterator[Text]:
         white_space, encoding = self._options.white_space, self._console.encoding
@@ -220,7 +221,7 @@ class Drawing:
             labels = [f"{n} {label}" for n, label in enumerate(labels)]
         # Labels are of digits and letters: characters are cells here.
         wide = max(map(len, labels)) + 2
-        figures = [f"{count:>{len(str(most))}} {100 * count / total:5.1f} %" for count in counts]
+        figures = [f"{count:>{len(f'{most:,}')},} {100 * count / total:5.1f} %" for count in counts]
         room = min(self._width - wide - len(figures[0]) - 2, _LONGEST_BAR)
         for n, (label, count, figure) in enumerate(zip(labels, counts, figures, strict=True)):
             style = Style.null() if self._palette.marks else self._palette.styles[n]
@@ -268,7 +269,7 @@ class HeatWriter(ScoreWriter):
     def _before_totals(self) -> None:
         super()._before_totals()
         if self._n_shown > 1:
-            title = f"tokens by loss, {self._n_shown} sequences"
+            title = f"tokens by loss, {self._n_shown:,} sequences"
             self._drawing.show(self._drawing.prose(title, "bold"))
             self._drawing.show(self._drawing.histogram(self._counts))
             self._console.print()
@@ -276,7 +277,7 @@ class HeatWriter(ScoreWriter):
     def _show_tokens(self, score: SequenceScore, totals: Totals) -> None:
         unit = self._options.unit
         mean = f"mean {unit.text(totals.mean_loss)} {unit}"
-        scored = f"{fmt.count_of(totals.n_tokens, 'token')}, {totals.n_scored} scored, {mean}"
+        scored = f"{count_of(totals.n_tokens, 'token')}, {totals.n_scored:,} scored, {mean}"
         self._drawing.show(self._drawing.prose(f"{escape(score.sample.id)}  ({scored})", "bold"))
         show_heat(self._drawing, score, self._options)
 

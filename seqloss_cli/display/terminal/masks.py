@@ -66,7 +66,7 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
 
     def _show(self, mask: Mask, sums: MaskTotals) -> None:
         identity, boundary = escape(mask.sequence.sample.id), mask.sequence.prompt_boundary
-        self._show_text(mask, f"{identity}  ({sums.n_counted} of {sums.n_tokens} tokens count)")
+        self._show_text(mask, f"{identity}  ({sums.n_counted:,} of {sums.n_tokens:,} tokens count)")
         if boundary is not None and boundary.turns:
             self._console.print()
             self._console.print(self._turns(mask))
@@ -149,8 +149,8 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
     def _figures(self, mask: Mask, sums: MaskTotals) -> list[LineFigure]:
         share = sums.n_counted / sums.n_tokens if sums.n_tokens else None
         return [
-            LineFigure("tokens", 8, str(sums.n_tokens), 2),
-            LineFigure("count", 8, str(sums.n_counted)),
+            LineFigure("tokens", 8, f"{sums.n_tokens:,}", 2),
+            LineFigure("count", 8, f"{sums.n_counted:,}"),
             LineFigure("share", 10, _percent(share), 1),
         ]
 
@@ -161,18 +161,21 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
         return Text(f"  {', '.join(kinds)}" if kinds else "", style="yellow")
 
     def _totals(self, sums: MaskTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
-        yield "sequences", f"{sums.n_sequences}, {rejected_text(rejected)}"
+        yield "sequences", f"{sums.n_sequences:,}, {rejected_text(rejected)}"
         if n_empty_lines:
-            yield "empty lines", str(n_empty_lines)
+            yield "empty lines", f"{n_empty_lines:,}"
         share = sums.n_counted / sums.n_tokens if sums.n_tokens else None
-        yield "tokens", f"{sums.n_tokens}, {sums.n_counted} count ({_percent(share)})"
+        yield "tokens", f"{sums.n_tokens:,}, {sums.n_counted:,} count ({_percent(share)})"
         if sums.responses is not None and sums.all_tokens is not None:
             yield "losses", self._losses(sums, sums.responses, sums.all_tokens)
         if sums.n_checked:
-            yield "check", f"{sums.n_different} of {sums.n_checked} differ{_kinds(sums.findings)}"
+            yield (
+                "check",
+                f"{sums.n_different:,} of {sums.n_checked:,} differ{_kinds(sums.findings)}",
+            )
         if self._trainer is not None:
-            dropped = f", {sums.n_not_trained} not trained on" if sums.n_not_trained else ""
-            differ = f"{sums.n_trainer_different} of {sums.n_sequences} differ{dropped}"
+            dropped = f", {sums.n_not_trained:,} not trained on" if sums.n_not_trained else ""
+            differ = f"{sums.n_trainer_different:,} of {sums.n_sequences:,} differ{dropped}"
             yield self._trainer, differ + _kinds(sums.trainer_findings)
         run, pairs = self._run, self._run.pairs or {}
         yield "tokenizer", run.tokenizer

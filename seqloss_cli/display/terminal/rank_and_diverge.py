@@ -10,6 +10,7 @@ from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejections
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions, Unit
 from seqloss_cli.display.terminal.tables import with_rows
@@ -35,8 +36,8 @@ def rank_answer(totals: RankTotals, unit: Unit) -> str:
     """Return what a run comes to in a few words."""
     found = [f"{name} {fmt.number(each.value)}" for name, each in accuracies(totals).items()]
     if not found:
-        return f"{fmt.count_of(totals.n_rows, 'row')} without a known answer"
-    return f"{', '.join(found)} of {fmt.count_of(totals.n_with_answer, 'row')}"
+        return f"{count_of(totals.n_rows, 'row')} without a known answer"
+    return f"{', '.join(found)} of {count_of(totals.n_with_answer, 'row')}"
 
 
 def divergence_answer(sums: DivergenceTotals, unit: Unit) -> str:
@@ -93,20 +94,20 @@ class RankTableWriter(TerminalWriter[Ranking, RankTotals]):
         )
 
     def _totals(self, sums: RankTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
-        yield "rows", f"{sums.n_rows}, {fmt.rejected_text(rejected)}"
+        yield "rows", f"{sums.n_rows:,}, {fmt.rejected_text(rejected)}"
         if n_empty_lines:
-            yield "empty lines", str(n_empty_lines)
-        n_tokens = fmt.count_of(sums.n_tokens, "token")
-        yield "choices", f"{sums.n_choices}, {n_tokens} with their prompts"
+            yield "empty lines", f"{n_empty_lines:,}"
+        n_tokens = count_of(sums.n_tokens, "token")
+        yield "choices", f"{sums.n_choices:,}, {n_tokens} with their prompts"
         found = accuracies(sums)
         for name, estimate in found.items():
-            yield name, f"{fmt.number(estimate.value)} {fmt.interval(estimate)} {_JUDGED_BY[name]}"
+            yield name, f"{fmt.value_of(estimate)} {fmt.interval(estimate)} {_JUDGED_BY[name]}"
         if found:
-            n_judged = fmt.count_of(sums.n_with_answer, "row")
+            n_judged = count_of(sums.n_with_answer, "row")
             yield "by guessing", f"{fmt.number(sums.chance)}, {n_judged} judged"
             yield "intervals", "95%, Wilson's score interval over rows"
         if n := sums.n_tied.get(self._by, 0):
-            rows = fmt.count_of(n, "row")
+            rows = count_of(n, "row")
             yield "ties", f"{rows} by {self._by}; the first of equals counts as best"
         if sums.boundaries:
             yield "boundaries", fmt.counts_text(sums.boundaries)
@@ -221,7 +222,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
 
     def _figures(self, scored: DivergenceScore, sums: DivergenceTotals) -> list[LineFigure]:
         return [
-            LineFigure("scored", 8, str(sums.n_scored), 2),
+            LineFigure("scored", 8, f"{sums.n_scored:,}", 2),
             LineFigure("mean KL", 10, self._unit.text(sums.mean("kl"))),
             LineFigure("same favourite", 16, fmt.number(sums.same_top1), 1),
         ]
@@ -237,10 +238,10 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
 
     def _totals(self, sums: DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
         beside = fmt.rejected_text(rejected) if rejected else ""
-        yield "sequences", str(sums.n_sequences), beside
+        yield "sequences", f"{sums.n_sequences:,}", beside
         if n_empty_lines:
-            yield "empty lines", str(n_empty_lines), ""
-        yield "scored tokens", str(sums.n_scored), f"of {sums.n_tokens}"
+            yield "empty lines", f"{n_empty_lines:,}", ""
+        yield "scored tokens", f"{sums.n_scored:,}", f"of {sums.n_tokens:,}"
         yield from self._means()
         if sums.flags:
             yield "flags", "", fmt.counts_text(sums.flags)
@@ -255,18 +256,18 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             # Of a teacher that was saved in part, the figure is a bound.
             if f"{name}_at_most" in means:
                 label += " ≥"
-            text = fmt.number
+            text, digits = fmt.number, fmt.digits_of(mean, None if name in _WITHOUT_UNIT else unit)
             if name in _DIFFERENCES:
                 text = fmt.signed
                 note += _way_of(mean)
             if name not in _WITHOUT_UNIT:
                 note = f"{unit.interval(mean)} {unit} per token, {note}".lstrip()
-                yield label, text(unit.of(mean.value)), note
+                yield label, text(unit.of(mean.value), digits), note
             else:
                 note = (
                     note if name in _WITHOUT_INTERVAL else f"{fmt.interval(mean)} {note}".lstrip()
                 )
-                yield label, text(mean.value), note
+                yield label, text(mean.value, digits), note
         if "kl" in means:
             # Of a divergence with an infinite term there is none, of others there is.
             kl = means["kl"]
@@ -283,8 +284,8 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         for share in _QUANTILES:
             if share in kls:
                 kl, delta = kls[share], deltas[share]
-                of_kl = (unit.text(kl.value), unit.interval(kl))
-                of_delta = (fmt.signed(delta.value), fmt.interval(delta))
+                of_kl = (fmt.value_of(kl, unit), unit.interval(kl))
+                of_delta = (fmt.signed(delta.value, fmt.digits_of(delta)), fmt.interval(delta))
                 table.add_row(f"{share:.0%}", *of_kl, *of_delta)
         return table
 

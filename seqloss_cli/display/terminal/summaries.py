@@ -12,6 +12,7 @@ from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme, WorstTo
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, Unit
 from seqloss_cli.metrics.intervals import FEW_UNITS, LOG_SCALE, Estimate
@@ -55,21 +56,21 @@ def _figures(
     rejected: Rejections,
 ) -> Iterator[tuple[str, str, str | Text]]:
     totals, mean = group.totals, group.estimates.get("mean_loss")
-    yield "sequences", str(totals.n_sequences), fmt.rejected_text(rejected) if rejected else ""
-    yield "scored tokens", str(totals.n_scored), f"of {totals.n_tokens}"
+    yield "sequences", f"{totals.n_sequences:,}", fmt.rejected_text(rejected) if rejected else ""
+    yield "scored tokens", f"{totals.n_scored:,}", f"of {totals.n_tokens:,}"
     for name, (label, per) in _FIGURES.items():
         found = group.estimate(name)
         if name in _WITHOUT_UNIT:
-            yield label, fmt.number(found.value), fmt.interval(found)
+            yield label, fmt.value_of(found), fmt.interval(found)
         else:
             between = f"{unit.interval(found)} {unit} {per}".lstrip()
-            yield label, unit.text(found.value), between
+            yield label, fmt.value_of(found, unit), between
     if totals.word_perplexity is not None:
-        words = f"over {fmt.count_of(totals.spelled.n_words, 'word')}"
+        words = f"over {count_of(totals.spelled.n_words, 'word')}"
         yield "word perplexity", fmt.number(totals.word_perplexity), words
     if n := totals.n_unspelled_sequences:
-        unspelled = f"in {fmt.count_of(n, 'sequence')}, which no rate of text is made of"
-        yield "unspelled bytes", str(totals.unspelled_bytes), unspelled
+        unspelled = f"in {count_of(n, 'sequence')}, which no rate of text is made of"
+        yield "unspelled bytes", f"{totals.unspelled_bytes:,}", unspelled
     if flags := corpus_flags(totals):
         yield "flags", "", fmt.counts_text(flags)
     if mean is not None:
@@ -86,13 +87,14 @@ def _groups(
     columns += [Column("total loss", spare=2), Column("mean"), Column("interval", spare=1)]
     columns += [Column("bits/byte", spare=5)]
     table = FiguresTable(f"by {escape(str(options.by))}, {unit}", columns)
+    digits = unit.decimals(group.totals.total_loss for group in groups)
     for group in groups:
         totals = group.totals
         table.add_row(
             Text(escape("(none)" if group.value is None else str(group.value))),
-            str(totals.n_sequences),
-            str(totals.n_scored),
-            unit.text(totals.total_loss, 3),
+            f"{totals.n_sequences:,}",
+            f"{totals.n_scored:,}",
+            unit.text(totals.total_loss, digits),
             _coloured(totals.mean_loss, unit),
             unit.interval(group.estimate("mean_loss")),
             fmt.number(totals.bits_per_byte),
@@ -101,7 +103,7 @@ def _groups(
     known = [mean for mean in means if mean.low is not None]
     lines = _without_interval(means)
     if few := sum(mean.n < FEW_UNITS for mean in known):
-        lines += [f"{fmt.count_of(few, 'group')} of few documents: intervals may be too narrow"]
+        lines += [f"{count_of(few, 'group')} of few documents: intervals may be too narrow"]
     table.notes = lines
     return table
 
@@ -128,7 +130,7 @@ def _quantiles(summary: summarize.Summary, unit: Unit) -> RenderableType:
     if not tokens:
         lines += ["no token losses in the file (--no-tokens)"]
     elif (drawn := len(summary.token_losses)) < (seen := summary.n_tokens_seen):
-        lines += [f"tokens: a uniform sample of {drawn} of {seen}, no interval"]
+        lines += [f"tokens: a uniform sample of {drawn:,} of {seen:,}, no interval"]
     table.notes = lines
     return table
 
@@ -145,7 +147,7 @@ def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> Rende
         span = str(bin.first) if bin.first == bin.last else f"{bin.first}–{bin.last}"
         mean = bin.mean_loss
         value = _coloured(mean.value, unit)
-        table.add_row(span, str(bin.n_scored), value, unit.interval(mean), str(mean.n))
+        table.add_row(span, f"{bin.n_scored:,}", value, unit.interval(mean), f"{mean.n:,}")
     means = [bin.mean_loss for bin in positions]
     lines = _without_interval(means)
     if any(mean.low is not None for mean in means):
@@ -160,9 +162,10 @@ def _sequences(
     columns = [Column("sequence", least=12), Column("scored", spare=2)]
     columns += [Column("total loss", spare=1), Column("mean")]
     table = FiguresTable(f"{title}, {unit}", columns)
+    digits = unit.decimals(entry.total_loss for entry in entries)
     for entry in entries:
-        total, mean = unit.text(entry.total_loss, 3), _coloured(entry.mean_loss, unit)
-        table.add_row(Text(escape(entry.id)), str(entry.n_scored), total, mean)
+        total, mean = unit.text(entry.total_loss, digits), _coloured(entry.mean_loss, unit)
+        table.add_row(Text(escape(entry.id)), f"{entry.n_scored:,}", total, mean)
     if entries:
         yield table
 

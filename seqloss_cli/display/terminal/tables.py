@@ -11,6 +11,7 @@ from rich.text import Text
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import PromptBoundary, SequenceScore
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import (
     Column,
@@ -60,7 +61,7 @@ def with_rows(
     folds = _folds(n_rows, options, boundary)
     if folds:
         n_folded = sum(map(len, folds))
-        table.notes.append(f"{n_folded} {what} folded; --all-tokens shows them")
+        table.notes.append(f"{n_folded:,} {what} folded; --all-tokens shows them")
     # The note stands in the first column that wraps: others would grow by its width.
     first_text = next(n for n, column in enumerate(table.columns) if column.least)
     for n, row in enumerate(rows):
@@ -121,7 +122,7 @@ def _cell_columns_of(score: SequenceScore) -> list[TokenColumn]:
 def _cell(column: TokenColumn, value: Any, unit: Unit) -> str:
     """A number of the column, in the unit of the table."""
     if column.kind == "whole":
-        return str(value)
+        return f"{value:,}"
     return fmt.number(unit.of(float(value), column.power), 3)
 
 
@@ -193,12 +194,10 @@ def _chain_rule_rows(
     unit, boundary = options.unit, score.sequence.prompt_boundary
     assert boundary is not None
     ln = "log2" if options.bits else "ln"
-    prompt = (
-        f"prompt, {fmt.count_of(totals.n_prompt_tokens, 'token')}{_why_unknown(boundary, rule)}"
-    )
+    prompt = f"prompt, {count_of(totals.n_prompt_tokens, 'token')}{_why_unknown(boundary, rule)}"
     yield f"{ln} Pr(x)", rule.log_prob_x, "empty prompt" if boundary.empty_prompt else prompt
     meeting = f", boundary {boundary.boundary}" if boundary.boundary else ""
-    response = f"response, {fmt.count_of(totals.n_response_tokens, 'token')}{meeting}"
+    response = f"response, {count_of(totals.n_response_tokens, 'token')}{meeting}"
     yield f"{ln} Pr(y|x)", rule.log_prob_y_given_x, response
     parts = (rule.log_prob_x, rule.log_prob_y_given_x)
     summands = " + ".join(f"({unit.text(part)})" for part in parts)
@@ -212,7 +211,7 @@ def _chain_rule_rows(
     rates = f"mean {mean}, perplexity {fmt.number(totals.perplexity)}"
     yield "loss", totals.total_loss, rates if totals.n_scored else "nothing is scored"
     if (apart := totals.separate_tokenization) is not None:
-        tokens = fmt.count_of(apart.n_scored, "token")
+        tokens = count_of(apart.n_scored, "token")
         yield "loss, apart", apart.total_loss, f"{tokens} tokenized apart"
         difference = chain_rule.boundary_difference(totals)
         yield "apart - joint", difference, f"apart it is {fmt.way(difference, 'the same')}"
@@ -225,7 +224,7 @@ def _why_unknown(boundary: PromptBoundary, rule: chain_rule.ChainRule) -> str:
     if not boundary.prompt_scored:
         return ", not scored"
     if boundary.n_dropped:
-        return f"; unknown, {boundary.n_dropped} were cut"
+        return f"; unknown, {boundary.n_dropped:,} were cut"
     if boundary.n_spans != 1:
         return "; unknown, more than one stretch counts"
     return "; unknown, none has a finite loss"
@@ -241,8 +240,8 @@ def turn_table(score: SequenceScore, options: TableOptions) -> FiguresTable:
         table.add_row(
             Text(str(n), style="dim"),
             Text(escape(found.turn.role)),
-            Text(str(found.turn.end - found.turn.start)),
-            Text(str(found.n_scored)),
+            Text(f"{found.turn.end - found.turn.start:,}"),
+            Text(f"{found.n_scored:,}"),
             Text(options.unit.text(found.loss), style=style),
             Text(options.unit.text(found.mean_loss), style=style),
         )

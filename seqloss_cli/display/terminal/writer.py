@@ -12,6 +12,7 @@ from rich.text import Text
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal import tables
 from seqloss_cli.display.terminal.formatting import Column, TableOptions, Unit
@@ -167,8 +168,8 @@ class ScoreWriter(TerminalWriter[SequenceScore, Totals]):
         if score.sequence.prompt_boundary is not None:
             return _pair_figures(score, totals, self._options)
         return [
-            LineFigure("tokens", 8, str(totals.n_tokens), 4),
-            LineFigure("scored", 8, str(totals.n_scored), 3),
+            LineFigure("tokens", 8, f"{totals.n_tokens:,}", 4),
+            LineFigure("scored", 8, f"{totals.n_scored:,}", 3),
             LineFigure("total loss", 12, self._unit.text(totals.total_loss, 3), 1),
             LineFigure("mean", 9, self._unit.text(totals.mean_loss)),
             LineFigure("bits/byte", 10, fmt.number(totals.bits_per_byte), 2),
@@ -220,8 +221,8 @@ def _pair_figures(score: SequenceScore, totals: Totals, options: TableOptions) -
     """Tokens of prompt and response, log-probabilities, and what else was asked for."""
     rule, unit = chain_rule(score, totals), options.unit
     figures = [
-        LineFigure("x", 6, str(totals.n_prompt_tokens), 6),
-        LineFigure("y", 6, str(totals.n_response_tokens), 5),
+        LineFigure("x", 8, f"{totals.n_prompt_tokens:,}", 6),
+        LineFigure("y", 8, f"{totals.n_response_tokens:,}", 5),
         LineFigure("ln Pr(x)", 12, unit.text(rule.log_prob_x, 3), 4),
         LineFigure("ln Pr(y|x)", 12, unit.text(rule.log_prob_y_given_x, 3)),
         LineFigure("mean loss", 10, unit.text(totals.mean_loss), 3),
@@ -279,17 +280,17 @@ def totals_rows(
     """Yield names and values of the totals of texts or pairs, and what the run did."""
     # With one sequence "1, rejected 0" says nothing; with a rejected one it does.
     if totals.n_sequences != 1 or rejected:
-        yield "sequences", f"{totals.n_sequences}, {fmt.rejected_text(rejected)}"
+        yield "sequences", f"{totals.n_sequences:,}, {fmt.rejected_text(rejected)}"
     if n_empty_lines:
-        yield "empty lines", str(n_empty_lines)
-    yield "tokens", f"{totals.n_tokens}, scored {totals.n_scored}"
+        yield "empty lines", f"{n_empty_lines:,}"
+    yield "tokens", f"{totals.n_tokens:,}, scored {totals.n_scored:,}"
     yield from _pair_counts(totals)
     yield "total loss", unit.figure(totals.total_loss)
     if totals.response_only is not None:
         pmi = pointwise_mutual_information(totals)
         yield "pmi", unit.figure(pmi, "in all") + fmt.more_probable(pmi)
     if (apart := totals.separate_tokenization) is not None:
-        loss = unit.figure(apart.total_loss, f"over {apart.n_scored}")
+        loss = unit.figure(apart.total_loss, f"over {apart.n_scored:,}")
         yield "loss, apart", f"{loss} tokens"
         difference = boundary_difference(totals)
         way = fmt.way(difference, "the same")
@@ -308,26 +309,26 @@ def totals_rows(
 def _pair_counts(totals: Totals) -> Iterator[tuple[str, str]]:
     """Tokens on each side of pairs, and how texts meet."""
     if totals.n_pairs:
-        yield "prompts", fmt.count_of(totals.n_prompt_tokens, "token")
-        yield "responses", fmt.count_of(totals.n_response_tokens, "token")
+        yield "prompts", count_of(totals.n_prompt_tokens, "token")
+        yield "responses", count_of(totals.n_response_tokens, "token")
         if totals.boundaries:
             yield "boundaries", fmt.counts_text(totals.boundaries)
 
 
 def _text_rates(totals: Totals) -> Iterator[tuple[str, str]]:
-    if totals.n_without_text:
-        yield "rates of text", f"- ({totals.n_without_text} sequences are ids without a text)"
+    if n := totals.n_without_text:
+        yield "rates of text", f"- (ids without a text: {count_of(n, 'sequence')})"
         return
     if n := totals.n_unspelled_sequences:
-        left_out = fmt.count_of(totals.unspelled_bytes, "byte")
-        yield "unspelled", f"{left_out} in {fmt.count_of(n, 'sequence')}, not in the rates below"
+        left_out = count_of(totals.unspelled_bytes, "byte")
+        yield "unspelled", f"{left_out} in {count_of(n, 'sequence')}, not in the rates below"
     totals = totals.spelled
     n_bytes, n_chars = totals.n_scored_bytes, totals.n_scored_chars
-    yield "bits per byte", _figure(totals.bits_per_byte, f"over {fmt.count_of(n_bytes, 'byte')}")
-    yield "bits per char", _figure(totals.bits_per_char, f"over {fmt.count_of(n_chars, 'char')}")
-    words = _figure(totals.word_perplexity, f"over {fmt.count_of(totals.n_words, 'word')}")
-    if totals.n_unscored_text_tokens:
-        words = f"- ({totals.n_unscored_text_tokens} tokens of the text are unscored)"
+    yield "bits per byte", _figure(totals.bits_per_byte, f"over {count_of(n_bytes, 'byte')}")
+    yield "bits per char", _figure(totals.bits_per_char, f"over {count_of(n_chars, 'char')}")
+    words = _figure(totals.word_perplexity, f"over {count_of(totals.n_words, 'word')}")
+    if n := totals.n_unscored_text_tokens:
+        words = f"- (unscored: {count_of(n, 'token')} of the text)"
     yield "word perplexity", words
 
 

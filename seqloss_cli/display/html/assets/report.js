@@ -161,11 +161,12 @@
 
   // -- figures -----------------------------------------------------------------------------------
 
-  /** Four digits that count; powers of ten where a figure is tiny or huge. */
-  function inDigits(value) {
-    const round = Number(value.toPrecision(4));
+  /** So many digits that count; powers of ten where a figure is tiny or huge. */
+  function inDigits(value, n) {
+    const round = Number(value.toPrecision(n));
     const size = Math.abs(round);
-    const text = size < 1e-4 || size >= 1e5 ? round.toExponential() : String(round);
+    const huge = () => round.toExponential(n - 1);
+    const text = size >= 1e9 ? huge() : size < 1e-4 ? round.toExponential() : String(round);
     // Two digits of a power, as in the figures that the page came with.
     return text.replace(/e([+-])(\d)$/, 'e$10$2').replace(/-/g, '−');
   }
@@ -174,15 +175,17 @@
     if (value === null || value === undefined) return '–';
     if (!Number.isFinite(value)) return value < 0 ? '−∞' : '∞';
     const size = Math.abs(value);
-    if (value !== 0 && (size < 10 ** -digits || size >= 1e5)) return inDigits(value);
-    if (size >= 1000) digits = 0;
+    if (value !== 0 && size < 10 ** -digits) return inDigits(value, 4);
+    if (size >= 1e9) return inDigits(value, 7);
+    // A large figure has seven digits in all, as in the figures that the page came with.
+    if (size >= 1) digits = Math.max(0, Math.min(digits, 7 - String(Math.trunc(size)).length));
     return value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace('-', '−');
   }
 
   /** What stands in nats, with as many digits, in bits. */
   function toBits(nats, value) {
     const bits = value / NATS_PER_BIT;
-    return nats.includes('e') ? inDigits(bits) : shown(bits, (nats.split('.')[1] || '').length);
+    return nats.includes('e−') ? inDigits(bits, 4) : shown(bits, (nats.split('.')[1] || '').length);
   }
 
   function showUnit() {
