@@ -13,7 +13,10 @@ from helpers.pages import EVIL, Page, lines_of, page_of, values_of
 from helpers.results import diverged_row, write_divergences
 from seqloss_cli.display.html.page import number
 from seqloss_cli.display.html.spans import loss_or_mark
+from seqloss_cli.display.html.text_pages import _mean_figures
 from seqloss_cli.display.scales import KL_EDGES, step_of
+from seqloss_cli.metrics.divergence import DivergenceTotals
+from seqloss_cli.metrics.intervals import Estimate
 
 Run = Callable[..., Any]
 STUDENT = ("-m", "samples/checkpoints/step-600")
@@ -160,3 +163,12 @@ def test_kinds_are_not_mixed(run_cli: Run, results: Path, tmp_path: Path) -> Non
     assert done.exit_code == 2
     assert "--by is for pages of what score and cond wrote" in done.stderr
     assert not path.exists()
+
+
+def test_why_there_is_no_interval_is_said_once() -> None:
+    why = "no interval: fewer than 5 documents (1)"
+    means = {name: Estimate(0.5, method=why) for name in ("kl", "delta_p", "same_top1")}
+    figures = _mean_figures(means, DivergenceTotals(), in_part=False)
+    abouts = [figure.about for figure in figures]
+    assert sum(why in about for about in abouts) == 1
+    assert not any(". n" in about for about in abouts)

@@ -354,14 +354,19 @@ def _provenance(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
 def _mean_figures(
     means: Mapping[str, Estimate], sums: DivergenceTotals, in_part: bool
 ) -> list[page.Figure]:
-    found = []
+    # why there is no interval is said once, and not beside each figure
+    found, told = [], frozenset[str]()
     for name, label in _MEANS.items():
         if name in means:
             label += " ≥" if in_part and f"{name}_at_most" in means else ""
             cell, is_loss = Cell.of(means[name]), name not in _PLAIN
             way, about = _WAYS.get(name), means[name].method
+            if means[name].low is None:
+                about, told = "" if about in told else about, told | {about}
             if way and (value := means[name].value):
-                about = f"{way} {'higher' if value > 0 else 'lower'}. {about}"
+                about = "; ".join(
+                    filter(None, (f"{way} {'higher' if value > 0 else 'lower'}", about))
+                )
             found.append(page.Figure(label, cell, about, is_loss))
     found.append(page.Figure("scored tokens", f"{sums.n_scored:,}", f"of {sums.n_tokens:,}"))
     found.append(page.Figure("sequences", f"{sums.n_sequences:,}"))
