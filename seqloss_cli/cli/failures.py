@@ -86,8 +86,12 @@ def command_errors(context: typer.Context) -> Iterator[None]:
             sys.stdout.flush()
     except KeyboardInterrupt:
         partial = None if output is None else partial_path(output)
-        kept = partial is not None and partial.exists()
-        say("interrupted" + (f"; what was finished is in {partial}" if kept else ""))
+        kept = ""
+        if output is not None and context.params.get("summary"):
+            kept = "; nothing is kept of it: --summary writes totals alone, when all is done"
+        elif partial is not None and partial.exists():
+            kept = f"; what was finished is in {partial}"
+        say(f"interrupted{kept}")
         raise typer.Exit(INTERRUPTED) from None
     except SeqlossError as error:
         _traceback(debug)

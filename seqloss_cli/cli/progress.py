@@ -1,6 +1,7 @@
-"""Signs of life on a terminal: what is loaded or read, and how far a run is. Pipes get none.
+"""Signs of life on a terminal: what is loaded or read, and how far a run is.
 
-They stand on one line at the bottom, which goes while something else is written.
+They stand on one line at the bottom, which goes while something else is written. Pipes and files
+get a plain line a minute of a run.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seqloss_cli.core.escaping import escape, shown_path
 
@@ -24,7 +26,9 @@ _UNICODE, _ASCII = ("━", "─", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", " · ", "…
 """Signs for the done part of a bar and for the rest, states of a wheel, what stands between parts,
 and what stands for a part that is left out."""
 _BAR_WIDTHS = 10, 30
-_SOON = 1.0  # seconds that nothing is foretold of
+_BASIS = 3.0  # seconds of progress that a time left is foretold of
+_WINDOW = 15.0  # seconds that a rate is of
+_PLAIN_SECONDS = 60.0  # between two lines where nothing can be drawn
 
 
 class StatusLine:
@@ -39,6 +43,7 @@ class StatusLine:
         self._describe: Callable[[int], str] | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._said: float | None = None
 
     def show(self, describe: Callable[[int], str]) -> None:
         """Show what `describe` makes of the terminal's width, until `clear`."""
@@ -61,6 +66,21 @@ class StatusLine:
         with self._lock:
             self._erase()
             self._describe = None
+
+    def begin_plain(self) -> None:
+        """Say the first plain line a while from now, if nothing can be drawn."""
+        self._said = None if draws() else time.monotonic()
+
+    def end_plain(self) -> None:
+        """Say none from now on."""
+        self._said = None
+
+    def say_plain(self, describe: Callable[[], str]) -> None:
+        """Write what `describe` makes as a line of its own, if nothing can be drawn, and the last
+        one is a minute old."""
+        if self._said is not None and (now := time.monotonic()) - self._said >= _PLAIN_SECONDS:
+            self._said = now
+            self._write(f"seqloss: {describe()}\n")
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -184,10 +204,61 @@ def first_sign(values: Mapping[str, Any]) -> Iterator[None]:
     given = [each for word in words for each in ([word] if isinstance(word, str) else word or [])]
     if not is_typed(given):
         STATUS.show(Wait("reading" if results else "loading", name).line)
+    STATUS.begin_plain()
     try:
         yield
     finally:
         STATUS.clear()
+        STATUS.end_plain()
+
+
+class _Mark(NamedTuple):
+    seconds: float
+    n_tokens: int
+    done: float
+    """Share of all inputs, as far as it is known."""
+
+
+class Pace:
+    """The speed of a run, by the last seconds in which something was done.
+
+    Nothing changes between two steps: a rate of all time since would decay there.
+    """
+
+    def __init__(self, n_tokens: int = 0, done: float = 0.0) -> None:
+        self._marks = deque([_Mark(time.monotonic(), n_tokens, done)])
+        self._has_begun = False
+
+    def add(self, n_tokens: int, done: float) -> None:
+        """Take how many tokens, and what share of all inputs, are done by now."""
+        marks, mark = self._marks, _Mark(time.monotonic(), n_tokens, done)
+        # Steps may be short, and many: one for each state of the line is enough.
+        if len(marks) > 2 and int(marks[-1].seconds / _TICK) == int(mark.seconds / _TICK):
+            marks.pop()
+        marks.append(mark)
+        # The first step takes what is done once (kernels are chosen, buffers made).
+        if not self._has_begun and mark.seconds - marks[1].seconds >= _BASIS:
+            marks.popleft()
+            self._has_begun = True
+        while len(marks) > 2 and mark.seconds - marks[1].seconds >= _WINDOW:
+            marks.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Return tokens per second; None before any were done."""
+        first, last = self._marks[0], self._marks[-1]
+        gained = last.n_tokens - first.n_tokens
+        return gained / max(last.seconds - first.seconds, 1e-9) if gained else None
+
+    @property
+    def left(self) -> float | None:
+        """Return the seconds left; None before there is anything to go by."""
+        first, last = self._marks[0], self._marks[-1]
+        gained = last.done - first.done
+        if not self._has_begun or gained <= 0:
+            return None
+        whole = (last.seconds - first.seconds) * (1 - last.done) / gained
+        return max(0.0, whole - (time.monotonic() - last.seconds))
 
 
 class ProgressBar:
@@ -212,29 +283,42 @@ class ProgressBar:
         self._shares_terminal = prints and sys.stdout is not None and sys.stdout.isatty()
         self._n_tokens = self._n_inputs = self._n_rejected = 0
         self._bytes_done, self._share, self._block_end = 0, 0.0, 0
-        self._began = self._entered = time.monotonic()
-        self._done_before = 0.0
+        self._n_counted = 0.0
+        self._began, self._pace = time.monotonic(), Pace()
 
-    def on_progress(self, n_tokens: int, share: float, last: Sample | Rejected) -> None:
-        """Tokens were scored: a `share` of the block of inputs that ends with `last` is done."""
+    def on_progress(
+        self, n_tokens: int, share: float, last: Sample | Rejected, n_inputs: int
+    ) -> None:
+        """Tokens were scored: a `share` of a block of `n_inputs` that ends with `last` is done."""
         self._n_tokens += n_tokens
         self._share, self._block_end = share, self._position(last)
+        # Those of the block are told of when all of it is done: till then they count by its share.
+        self._n_counted = max(self._n_counted, self._n_inputs + share * n_inputs)
+        self._went_on()
 
     def on_input(self, item: Sample | Rejected, rejected: bool = False) -> None:
         """An input is done."""
         self._bytes_done = self._position(item)
         self._n_inputs += 1
         self._n_rejected += rejected
+        # Tokens tell, where there are any: an input is one of many that are done at once.
+        if not self._n_tokens:
+            self._went_on()
 
     def on_kept(self, item: Sample | Rejected, rejected: bool = False) -> None:
         """An input was done by an earlier run: its time tells nothing of the others."""
         self.on_input(item, rejected)
-        self._began, self._done_before = time.monotonic(), self.done or 0.0
+        self._pace = Pace(self._n_tokens, self.done or 0.0)
 
     @property
     def seconds(self) -> float:
         """Return for how long inputs were scored so far."""
-        return time.monotonic() - self._entered
+        return time.monotonic() - self._began
+
+    @property
+    def n_done(self) -> float:
+        """Return how many inputs are done, with the share of those that are being scored."""
+        return max(self._n_counted, self._n_inputs)
 
     @property
     def done(self) -> float | None:
@@ -244,9 +328,7 @@ class ProgressBar:
             ahead = max(0, self._block_end - self._bytes_done)
             found.append((self._bytes_done + self._share * ahead) / self._n_bytes)
         if self._n_expected is not None:
-            # Of one input the share of its block is its own.
-            within = self._share if self._n_expected == 1 and not self._n_inputs else 0.0
-            found.append((self._n_inputs + within) / self._n_expected)
+            found.append(self.n_done / self._n_expected)
         return min(1.0, max(found)) if found else None
 
     @contextmanager
@@ -259,7 +341,7 @@ class ProgressBar:
             yield
 
     def __enter__(self) -> ProgressBar:
-        self._began = self._entered = time.monotonic()
+        self._began, self._pace = time.monotonic(), Pace()
         if not self._typed:
             STATUS.show(self.line)
         return self
@@ -274,18 +356,11 @@ class ProgressBar:
     def line(self, width: int) -> str:
         """Return the line of the terminal, at most `width` wide: what is least telling goes."""
         full, empty, wheel, between, _ = _signs()
-        seconds, done = time.monotonic() - self._began, self.done
-        of = f" of {self._n_expected:,}" if self._n_expected not in (None, 1) else ""
-        n_rejected = f", {self._n_rejected:,} rejected" if self._n_rejected else ""
-        counts = [f"{self._n_inputs:,}{of} inputs{n_rejected}"]
-        if self._n_expected == 1:
-            counts = [f"{self._n_tokens:,} tokens"]
-        if self._n_tokens:
-            counts.append(f"{self._n_tokens / max(seconds, 1e-9):,.0f} tokens/s")
+        done, (counts, left) = self.done, self._figures()
         if done is None:
-            sign = wheel[int(seconds / _TICK) % len(wheel)]
-            return f"{sign} {between.join([*filter(None, [self._of]), *counts, _clock(seconds)])}"
-        counts.append(self._left(seconds, done))
+            sign = wheel[int(self.seconds / _TICK) % len(wheel)]
+            return f"{sign} {between.join([*filter(None, [self._of]), *counts, left])}"
+        counts.append(left)
         before = f"{self._of} " if self._of else ""
         while True:
             text = f" {int(100 * done):3d} % {between.join(filter(None, counts))}"
@@ -296,11 +371,30 @@ class ProgressBar:
             # A number of inputs says least of how long it will take.
             before, counts = "", counts if before else counts[1:]
 
-    def _left(self, seconds: float, done: float) -> str:
-        gained = done - self._done_before
-        if seconds < _SOON or gained <= 0:
-            return ""
-        return f"{_clock(seconds * (1 - done) / gained)} left"
+    def plain_line(self) -> str:
+        """Return what the line says in words, without a bar."""
+        counts, left = self._figures()
+        share = [] if self.done is None else [f"{int(100 * self.done)} %"]
+        return ", ".join(filter(None, [self._of, counts[0], *share, *counts[1:], left]))
+
+    def _figures(self) -> tuple[list[str], str]:
+        """Return what is done, and how fast; and the time left, or else that it took so far."""
+        of = f" of {self._n_expected:,}" if self._n_expected not in (None, 1) else ""
+        n_rejected = f", {self._n_rejected:,} rejected" if self._n_rejected else ""
+        counts = [f"{int(self.n_done):,}{of} inputs{n_rejected}"]
+        if self._n_expected == 1:
+            counts = [f"{self._n_tokens:,} tokens"]
+        if (rate := self._pace.rate) is not None:
+            counts.append(f"{rate:,.0f} tokens/s")
+        if self.done is None:
+            return counts, _clock(self.seconds)
+        left = self._pace.left
+        return counts, "" if left is None else f"{_clock(left)} left"
+
+    def _went_on(self) -> None:
+        self._pace.add(self._n_tokens, self.done or 0.0)
+        if not self._typed:
+            STATUS.say_plain(self.plain_line)
 
     def _position(self, item: Sample | Rejected) -> int:
         return self._starts.get(item.source, 0) + item.end

@@ -97,7 +97,7 @@ class Command(Generic[Result, Sums, Unscored]):
         prints = choice.path is None and not choice.summary
         bar, kept = ProgressBar(inputs.names, inputs.n_expected, prints=prints), None
         with (
-            open_sink(choice.path, choice.force, choice.resume, warn=say) as sink,
+            open_sink(choice.path, choice.force, choice.resume, say, not choice.summary) as sink,
             ExitStack() as stack,
         ):
             if choice.resume:
@@ -244,10 +244,12 @@ def write_all(
     finished = FinishedInputs(0 if kept is None else kept.n_rows, on_kept)
     results = task.results(inputs.items, bar.on_progress, finished)
     # However it ends, a thread that reads ahead ends with it: all results are of generators.
+    # Results and bar may share the terminal: what a writer writes would stand across the bar.
     with bar, closing(cast(Any, results)):
         # Of rows that are kept the run line is, too.
         if kept is None:
-            writer.begin(record)
+            with bar.hidden():
+                writer.begin(record)
         for result in results:
             if isinstance(result, Rejected):
                 with bar.hidden():
@@ -260,7 +262,6 @@ def write_all(
             sums = task.totals(result)
             task.on_result(result, sums)
             totals, n_sequences = totals + sums, n_sequences + 1
-            # Results and bar may share the terminal: a table would be written across the bar.
             with bar.hidden():
                 writer.sequence(result, sums)
             bar.on_input(result.sample)
@@ -316,9 +317,10 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
         say(f"nothing was scored; inputs that were rejected: {written.n_rejected:,}")
     if choice.path is not None:
         kept = f" ({count_of(written.n_kept, 'row')} kept)" if written.n_kept else ""
+        totals_of, no_rows = ("totals of ", " (--summary: no rows)") if choice.summary else ("", "")
         say(
-            f"wrote {choice.path}: {count_of(written.n_sequences, 'sequence')}, "
-            f"{written.n_rejected:,} rejected{kept}"
+            f"wrote {choice.path}: {totals_of}{count_of(written.n_sequences, 'sequence')}, "
+            f"{written.n_rejected:,} rejected{kept or no_rows}"
         )
 
 

@@ -235,6 +235,7 @@ def output_choice(context: typer.Context) -> OutputPlan:
         earlier_output(choice.path)
     elif choice.path is not None:
         resumable = "resume" in values and format is not None and format.resumable
+        resumable = resumable and not choice.summary
         refuse_to_overwrite(choice.path, choice.force, resumable)
     return choice
 
@@ -337,6 +338,7 @@ def table_options(
         word_boundary_ids=word_boundary_ids,
         pmi=choice.pmi,
         heat=choice.heat,
+        strict=choice.strict,
     )
 
 

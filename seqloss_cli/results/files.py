@@ -98,6 +98,11 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
         raise RowError("no_results", message)
     for name in ("pairs", "teacher", "versions", "reading", "rows"):
         typed(record, name, Mapping | None)
+    if (record.get("rows") or {}).get("summary") is True:
+        raise RowError(
+            "no_rows",
+            "was written with --summary: it holds no rows; leave --summary out to have them",
+        )
     return {k: v for k, v in record.items() if k not in ("type", "schema_version")}
 
 

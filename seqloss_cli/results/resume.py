@@ -277,6 +277,11 @@ def require_same_run(
 
     `flags` are those of the command by parameter: the one that mends a difference is named with it.
     """
+    if (recorded.get("rows") or {}).get("summary") is True:
+        raise UsageError(
+            f"--resume: {path} was written with --summary: it holds no rows to go on with; --force "
+            "writes over it"
+        )
     # Through JSON, as what is there has been: tuples are lists in it.
     own = orjson.loads(json_bytes(run_row(run)))
     there, here = dict(_flat(recorded)), dict(_flat(own))

@@ -106,6 +106,7 @@ def open_sink(
     force: bool,
     resume: bool = False,
     warn: Callable[[str], None] = ignore_warning,
+    keeps: bool = True,
 ) -> Iterator[BinaryIO]:
     """Open stdout, or `FILE.partial`, renamed to FILE when the block ends without an exception.
 
@@ -114,7 +115,7 @@ def open_sink(
 
     Raises UsageError when one of the two exist and neither is given, and when another process
     writes it; RunError when writing fails (a full disk). After an error the partial file stays, so
-    that its rows can be used.
+    that its rows can be used; without `keeps` it goes, as one that holds no rows.
     """
     if path is None:
         # Python has none where the shell closed it (`>&-`).
@@ -135,7 +136,14 @@ def open_sink(
             if force:
                 # Only now that it is locked: O_TRUNC would have emptied a file that another writes.
                 cut(sink, 0)
-            yield sink
+            try:
+                yield sink
+            except BaseException:
+                if not keeps and sink.is_regular:
+                    # Emptied: a file without a byte goes.
+                    sink.truncate(0)
+                    sink.seek(0)
+                raise
             sink.flush()
             # Before the renaming: a loss of power could leave the name with nothing behind it.
             os.fsync(sink.fileno())

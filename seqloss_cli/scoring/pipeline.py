@@ -37,13 +37,13 @@ FIRST_SHARED_ROWS = 256
 """Rows of the first block where common prefixes are shared: rows wait for others that begin
 alike."""
 BLOCK_BYTES = 1 << 20
-OnProgress = Callable[[int, float, Item], None]
-"""Told of tokens as they are scored: their number, the share of the block that is done, and the
-block's last item."""
+OnProgress = Callable[[int, float, Item, int], None]
+"""Told of tokens as they are scored: their number, the share of the block that is done, the block's
+last item, and of how many inputs the block is."""
 Tokenize = Callable[[Sequence[Sample]], list[Entry]]
 
 
-def ignore_progress(n_tokens: int, share: float, last: Item) -> None:
+def ignore_progress(n_tokens: int, share: float, last: Item, n_inputs: int) -> None:
     """Do nothing: nobody watches."""
 
 
@@ -88,7 +88,8 @@ def score_samples(
         for entry in finished_here:
             on_finished(entry)
         if len(finished_here) < len(block.entries):
-            outcomes = _outcomes(block, backend, requested, on_progress)
+            n_inputs = _n_inputs(block.entries[len(finished_here) :])
+            outcomes = _outcomes(block, n_inputs, backend, requested, on_progress)
             yield from islice(outcomes, len(finished_here), None)
 
 
@@ -118,6 +119,12 @@ def tokenize_block(block: list[Item], tokenize: Tokenize) -> list[Entry]:
     return [next(tokenized) if isinstance(item, Sample) else item for item in block]
 
 
+def _n_inputs(entries: list[Entry]) -> int:
+    """Return of how many inputs entries are: parts of one, as those of a ranking, are one."""
+    of = (entry.sample if isinstance(entry, TokenSequence) else entry for entry in entries)
+    return len({(each.source, each.line, each.id) for each in of})
+
+
 def _to_text_end(entry: Entry) -> Entry:
     """Make whatever follows the last token of a text a target, unless an EOS is scored there."""
     if isinstance(entry, Rejected) or not entry.text or entry.eos == "appended":
@@ -126,9 +133,9 @@ def _to_text_end(entry: Entry) -> Entry:
 
 
 def _outcomes(
-    block: _Block, backend: Backend, requested: Requested, on_progress: OnProgress
+    block: _Block, n_inputs: int, backend: Backend, requested: Requested, on_progress: OnProgress
 ) -> Iterator[Outcome]:
-    """Score a block, then yield an outcome for each of its entries."""
+    """Score a block, then yield an outcome for each of its entries, which are of `n_inputs`."""
     sequences = block.sequences
     assemblers = [ScoreAssembler(sequence, requested) for sequence in sequences]
     n_done, n_targets = 0, sum(int(s.score_mask[1:].sum()) + s.scores_text_end for s in sequences)
@@ -138,7 +145,7 @@ def _outcomes(
         for part in batch.parts:
             assemblers[part.sequence].take(part, scores)
             n_done += len(part.targets)
-        on_progress(len(scores.losses), n_done / n_targets, block.last)
+        on_progress(len(scores.losses), n_done / n_targets, block.last, n_inputs)
     finished = iter(assemblers)
     for entry in block.entries:
         yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,16 @@ from hypothesis import strategies as st
 from helpers.program import ROOT, document, in_process
 from seqloss_cli import Sample
 from seqloss_cli.cli.failures import say
-from seqloss_cli.cli.progress import STATUS, ProgressBar, StatusLine, Wait, first_sign, waiting
+from seqloss_cli.cli.progress import (
+    STATUS,
+    Pace,
+    ProgressBar,
+    StatusLine,
+    Wait,
+    first_sign,
+    waiting,
+)
+from seqloss_cli.cli.run import Command, TeeWriter
 
 
 class Terminal(StringIO):
@@ -101,6 +112,49 @@ def test_results_on_the_same_terminal_take_the_place_of_the_bar(
     assert terminal.shown() == ["a table", "another", ""]
 
 
+@pytest.mark.parametrize("what", [(), ("--view", "heat"), ("--jsonl",)])
+def test_no_writer_writes_across_the_bar(
+    what: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line, results, rejected inputs and totals: the bar is away at each of them."""
+    hidden, seen = [0], list[str]()
+
+    @contextmanager
+    def away(bar: ProgressBar) -> Iterator[None]:
+        hidden[0] += 1
+        yield
+        hidden[0] -= 1
+
+    class Watched(TeeWriter[Any, Any]):
+        def _see(self, name: str, *words: Any) -> None:
+            assert hidden[0], name
+            seen.append(name)
+            getattr(super(), name)(*words)
+
+        def begin(self, *words: Any) -> None:
+            self._see("begin", *words)
+
+        def sequence(self, *words: Any) -> None:
+            self._see("sequence", *words)
+
+        def reject(self, *words: Any) -> None:
+            self._see("reject", *words)
+
+        def end(self, *words: Any) -> None:
+            self._see("end", *words)
+
+    def stop(bar: ProgressBar) -> None:
+        hidden[0] += 1  # until the run is over
+
+    own = Command._writer
+    monkeypatch.setattr(Command, "_writer", lambda *words: Watched(own(*words)))
+    monkeypatch.setattr(ProgressBar, "hidden", away)
+    monkeypatch.setattr(ProgressBar, "stop", stop)
+    done = in_process("score", "-m", "demo", bad_rows(tmp_path / "rows.jsonl", 1, 0), *what)
+    assert done.exit_code == 3, done.stderr
+    assert seen == ["begin", "sequence", "reject", "sequence", "end"]
+
+
 def test_nothing_is_drawn_where_inputs_are_typed(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,10 +222,12 @@ def test_progress_moves_within_a_block(tmp_path: Path) -> None:
     first, last = (Sample(name, name, text="x", end=100) for name in names)
     bar = ProgressBar(names)
     assert bar.done == 0
-    bar.on_progress(50, 0.5, last)
+    bar.on_progress(50, 0.5, last, 2)
     assert bar.done == 0.5
+    assert "1 inputs" in bar.line(80)
+    bar.on_progress(50, 1.0, last, 2)
+    assert "2 inputs" in bar.line(80)
     bar.on_input(first)
-    bar.on_progress(50, 1.0, last)
     bar.on_input(last)
     assert bar.done == 1
     assert "2 inputs" in bar.line(80)
@@ -180,7 +236,7 @@ def test_progress_moves_within_a_block(tmp_path: Path) -> None:
 def test_progress_of_one_text_is_that_of_its_tokens() -> None:
     """A text of unknown length, from a pipe or a flag, moves by its windows."""
     bar = ProgressBar([], 1)
-    bar.on_progress(3000, 0.25, Sample("<text>", "<text>", text="x"))
+    bar.on_progress(3000, 0.25, Sample("<text>", "<text>", text="x"), 1)
     assert bar.done == 0.25
     assert "3,000 tokens" in bar.line(80)
 
@@ -195,13 +251,106 @@ def test_a_limit_is_a_number_of_inputs(tmp_path: Path) -> None:
     assert "2 of 4 inputs, 1 rejected" in bar.line(80)
 
 
-def test_time_left_is_not_that_of_rows_of_an_earlier_run() -> None:
-    bar = ProgressBar([], 100)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of the only entry, for all that is in the module."""
+    seconds = [1000.0]
+    fake = SimpleNamespace(monotonic=lambda: seconds[0])
+    monkeypatch.setattr("seqloss_cli.cli.progress.time", fake)
+    return seconds
+
+
+def test_time_left_is_not_that_of_rows_of_an_earlier_run(clock: list[float]) -> None:
+    bar, x = ProgressBar([], 100), Sample("a", "a", text="x")
     for _ in range(90):
-        bar.on_kept(Sample("a", "a", text="x"))
-    assert bar._left(50.0, 0.95) == "0:00:50 left"
-    assert bar._left(0.5, 0.95) == ""
-    assert bar._left(50.0, 0.9) == ""
+        bar.on_kept(x)
+    for _ in range(5):
+        clock[0] += 4
+        bar.on_progress(100, 1.0, x, 1)
+        bar.on_input(x)
+    assert "25 tokens/s" in bar.line(80)
+    assert "0:00:20 left" in bar.line(80)
+
+
+def test_inputs_count_with_the_share_of_their_block(clock: list[float]) -> None:
+    """Of 600 inputs in blocks of 1, 2, 4, … the count grows at each step, as the share does."""
+    bar, x, n_before, seen = ProgressBar([], 600), Sample("a", "a", text="x"), 0, list[int]()
+    for n in (1, 2, 4, 8, 585):
+        for step in range(1, 10):
+            clock[0] += 0.5
+            bar.on_progress(n, step / 9, x, n)
+            seen.append(int(bar.n_done))
+            assert n_before <= bar.n_done <= n_before + n
+            assert bar.done == bar.n_done / 600
+        for _ in range(n):
+            bar.on_input(x)
+        n_before += n
+        assert bar.n_done == n_before
+    assert seen == sorted(seen)
+    assert len(set(seen[-9:])) == 9
+
+
+def test_a_rate_is_that_of_the_last_steps(clock: list[float]) -> None:
+    """A slow first step is forgotten, and nothing decays while a step is under way."""
+    bar, x = ProgressBar([], 1), Sample("a", "a", text="x")
+    clock[0] += 30
+    bar.on_progress(10, 0.001, x, 1)
+    assert "left" not in bar.line(80), "one step tells nothing of the others"
+    for step in range(1, 101):
+        clock[0] += 1
+        bar.on_progress(500, 0.001 + 0.009 * step, x, 1)
+        assert ("left" in bar.line(80)) == (step >= 3)
+        if step >= 3:
+            assert " 500 tokens/s" in bar.line(80)
+    assert "0:00:11 left" in bar.line(80)
+    clock[0] += 5
+    assert " 500 tokens/s" in bar.line(80)
+    assert "0:00:06 left" in bar.line(80)
+    clock[0] += 600
+    assert "0:00:00 left" in bar.line(80)
+
+
+def test_a_pace_holds_few_marks(clock: list[float]) -> None:
+    pace = Pace()
+    for n in range(20_000):
+        clock[0] += 0.001
+        pace.add(n, n / 20_000)
+    assert len(pace._marks) < 200
+    assert pace.rate == pytest.approx(1000, rel=0.01)
+
+
+@pytest.mark.parametrize("seconds", [59, 200])
+def test_pipes_get_a_plain_line_a_minute(
+    seconds: int, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = Sample("a", "a", text="x")
+    with first_sign({"text": "a"}), ProgressBar([], 256) as bar:
+        for _ in range(seconds):
+            clock[0] += 1
+            bar.on_progress(7, 1.0, x, 1)
+            bar.on_input(x)
+    said = capsys.readouterr().err.splitlines()
+    lines = [f"seqloss: {n} of 256 inputs, {100 * n // 256} %, 7 tokens/s" for n in (60, 120, 180)]
+    left = [f"0:0{m}:{s} left" for m, s in ((3, 16), (2, 16), (1, 16))]
+    assert said == ([f"{a}, {b}" for a, b in zip(lines, left, strict=True)] if seconds > 59 else [])
+
+
+def test_a_plain_line_of_an_unknown_length_has_its_time(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = Sample("a", "a", text="x")
+    with first_sign({"text": "a"}), ProgressBar([], of="model 1 of 2") as bar:
+        clock[0] += 61
+        bar.on_input(x, rejected=True)
+    said = capsys.readouterr().err
+    assert said == "seqloss: model 1 of 2, 1 inputs, 1 rejected, 0:01:01\n"
+
+
+def test_terminals_get_no_plain_lines(terminal: Terminal, clock: list[float]) -> None:
+    with first_sign({"text": "a"}), ProgressBar([], 10) as bar:
+        clock[0] += 100
+        bar.on_progress(7, 1.0, Sample("a", "a", text="x"), 1)
+    assert terminal.shown() == [""]
 
 
 @given(
@@ -216,6 +365,7 @@ def test_a_bar_fits_its_terminal(
 ) -> None:
     bar = ProgressBar([], expected, of)
     bar._n_inputs, bar._n_tokens, bar._n_rejected = n_inputs, n_tokens, n_inputs // 2
+    bar._pace.add(n_tokens, bar.done or 0.0)
     line = bar.line(width)
     if expected is not None:
         assert len(line) <= width
@@ -305,7 +455,7 @@ def test_rows_that_cannot_be_read_back_are_named_five_times(tmp_path: Path) -> N
 
 ANSWERS = {
     "score -m demo samples/texts.jsonl -o a.jsonl": r"mean loss \d\.\d+ nats per token, "
-    r"perplexity \d+\.?\d*, 44 tokens scored, in \d+\.\d s: a\.jsonl",
+    r"perplexity [\d,.]+, 44 tokens scored, in \d+\.\d s: a\.jsonl",
     "cond -m demo samples/pairs.jsonl --unit bits -o a.csv": r"mean loss \d\.\d+ bits per token, "
     r"perplexity .*, 35 tokens scored, in \d+\.\d s: a\.csv",
     "rank -m demo samples/choices.jsonl --separator _ -o a.json": r"acc \d\.\d+, acc_norm .* of "
@@ -333,6 +483,71 @@ def test_a_run_into_a_file_ends_with_an_answer(
         in_process("score", "-m", model, "samples/texts.jsonl", "-o", "s.jsonl")
     done = in_process(*(word.replace("_", " ") for word in command.split()))
     assert re.fullmatch(f"seqloss: {ANSWERS[command]}", done.stderr.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize("name", ["s.jsonl", "s.json", "s.parquet"])
+def test_a_file_of_totals_says_so_when_written_and_when_read(name: str, tmp_path: Path) -> None:
+    rows, out = bad_rows(tmp_path / "rows.jsonl", 0, 0), tmp_path / name
+    done = in_process("score", "-m", "demo", rows, "-o", out, "--summary")
+    wrote = f"seqloss: wrote {out}: totals of 2 sequences, 0 rejected (--summary: no rows)"
+    assert done.stderr.splitlines()[-2] == wrote
+    for command in ("summarize", "report", "compare"):
+        others = [out] if command != "compare" else [out, out]
+        read = in_process(command, *others, *(("-o", "x.html") if command == "report" else ()))
+        assert read.exit_code == 2, (command, read.stderr)
+    read = in_process("summarize", out)
+    assert read.exit_code == 2
+    assert f"{out}: was written with --summary: it holds no rows" in read.stderr
+    assert "rows_missing" not in read.stderr
+
+
+def test_an_interrupted_summary_leaves_no_file_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    rows, out = bad_rows(tmp_path / "rows.jsonl", 0, 0), tmp_path / "s.jsonl"
+    partial = Path(f"{out}.partial")
+    run = ("score", "-m", "demo", rows, "-o", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBar, "on_input", interrupt)
+        done = in_process(*run, "--summary")
+        assert done.exit_code == 130
+        assert "interrupted; nothing is kept of it: --summary writes totals alone" in done.stderr
+        assert not partial.exists()
+        assert "what was finished is in" in in_process(*run).stderr
+        assert partial.exists()
+    # One that was killed stays: each message names what goes on from there.
+    partial.write_text(partial.read_text().replace('"summary":false', '"summary":true'))
+    said = in_process(*run, "--summary").stderr
+    assert f"{partial} exists; --force writes over it" in said
+    said = in_process(*run, "--resume").stderr
+    assert "was written with --summary: it holds no rows to go on with; --force" in said
+    assert "rows.summary" not in said
+    assert in_process(*run, "--summary", "--force").exit_code == 0
+    assert "it holds no rows to go on with; --force" in in_process(*run, "--resume").stderr
+
+
+@pytest.mark.parametrize("command", ["score", "mask"])
+def test_totals_of_a_run_that_strict_stopped_say_so(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = {"text": "a b"} if command == "score" else {"prompt": "a", "response": " b"}
+    path.write_text(f"{json.dumps(good)}\n{{\n{json.dumps(good)}\n")
+    title = "totals up to the first rejected input, where --strict stopped"
+    stopped = in_process(command, "-m", "demo", path, "--strict", COLUMNS="80")
+    assert title in stopped.stdout
+    whole = in_process(command, "-m", "demo", path, COLUMNS="80")
+    assert "─ totals ─" in whole.stdout
+    assert title not in whole.stdout
+
+
+def test_a_file_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    (tmp_path / "rows.jsonl").write_text('{"text": ""}\n{\n')
+    in_process("score", "-m", "demo", tmp_path / "rows.jsonl", "-o", out)
+    shown = in_process("summarize", out).stdout
+    assert shown == "There are no rows to sum up: rejected 2 (empty 1, bad_json 1).\n"
 
 
 def test_a_run_that_scored_nothing_says_so(tmp_path: Path) -> None:

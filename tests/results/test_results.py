@@ -187,12 +187,25 @@ def test_a_newer_run_in_the_middle_ends_it(path: Path) -> None:
         rows_of(path)
 
 
+def test_a_file_of_summary_says_that_it_holds_no_rows(path: Path) -> None:
+    write(path, [row("a", [None, 1.0])])
+    run, _, totals = path.read_text().splitlines(keepends=True)
+    of_summary = json.dumps(json.loads(run) | {"rows": {"summary": True}}) + "\n" + totals
+    path.write_text(of_summary)
+    with pytest.raises(RowError, match="with --summary: it holds no rows") as error:
+        open_results(str(path))
+    assert error.value.reason == "no_rows"
+    path.write_text(run + of_summary)
+    with pytest.raises(UsageError, match="goes on with a run that was written with --summary"):
+        rows_of(path)
+
+
 def test_a_row_that_was_taken_out_is_missed(path: Path) -> None:
     write(path, [row("a", [None, 1.0]), row("b", [None, 2.0])])
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:1] + lines[2:]))
     assert reasons(path) == ["rows_missing"]
-    path.write_text(lines[0] + lines[-1])  # as --summary writes it
+    path.write_text(lines[0] + lines[-1])
     assert reasons(path) == ["rows_missing"]
     changed = lines[1].replace("1.0", "1.5")
     path.write_text("".join([lines[0], changed, *lines[2:]]))

@@ -199,7 +199,7 @@ def test_ctrl_c_while_a_fleet_is_at_work(backend: TorchBackend) -> None:
             begun.append(len(batch.lengths))
             return super().score(batch, requested)
 
-    def stop(n_tokens: int, share: float, last: Any) -> None:
+    def stop(n_tokens: int, share: float, last: Any, n_inputs: int) -> None:
         if len(last.id) > 1:  # a later, larger block
             raise KeyboardInterrupt
 

@@ -95,6 +95,8 @@ class TableOptions:
     """Pointwise mutual information of pairs, which the scores must hold."""
     heat: HeatOptions | None = None
     """Texts are coloured by the losses of their tokens, instead of tables of tokens."""
+    strict: bool = False
+    """The first rejected input ends the run: totals are of the inputs before it."""
 
     @property
     def unit(self) -> Unit:

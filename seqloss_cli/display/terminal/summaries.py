@@ -33,6 +33,10 @@ def summary_view(
     summary: summarize.Summary, options: summarize.SummaryOptions, unit: Unit, rejected: Rejections
 ) -> Iterator[RenderableType]:
     """Yield the totals, groups, quantiles, positions and extremes of a summary."""
+    if not summary.whole.totals.n_sequences:
+        why = f": {fmt.rejected_text(rejected)}" if rejected else ""
+        yield Text(f"There are no rows to sum up{why}.")
+        return
     rows = _figures(summary.whole, options, unit, rejected)
     yield fmt.figures_panel("summary", rows)
     if summary.groups:

@@ -81,8 +81,10 @@ class TerminalWriter(Generic[Result, Sums]):
         self._before_totals()
         if not (self._n_results or self._n_shown):
             return
-        rows = self._totals(sums, rejected, n_empty_lines)
-        self._console.print(fmt.figures_panel("totals", rows))
+        title, rows = "totals", self._totals(sums, rejected, n_empty_lines)
+        if rejected and self._options.strict:
+            title = "totals up to the first rejected input, where --strict stopped"
+        self._console.print(fmt.figures_panel(title, rows))
 
     @property
     def _in_lines(self) -> bool:

@@ -37,7 +37,11 @@ class JsonlWriter(s.RowWriter):
 
     def begin(self, run: RunInfo) -> None:
         """Write the line of the run."""
-        self.write_row("run", s.run_row(run))
+        row = s.run_row(run)
+        # The file of a page has the rows that --summary leaves out of what is printed.
+        if row.get("rows") and "summary" in row["rows"]:
+            row["rows"] = {**row["rows"], "summary": self.rows.options.summary}
+        self.write_row("run", row)
 
     def write_row(self, kind: str, row: s.Row) -> None:
         """Write a line; it is flushed, so that a run that is killed leaves it."""
