@@ -16,12 +16,15 @@ from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import A_MODEL, REFERENCE, command_record, option
-from seqloss_cli.models.files import missing_hub, require_checkpoint, require_there
+from seqloss_cli.models.files import missing_hub, require_names
 
 if TYPE_CHECKING:
     from seqloss_cli.cli.settings import OutputPlan
     from seqloss_cli.scoring.scorer import Scorer
     from seqloss_cli.scoring.teacher_scorer import TeacherScorer
+
+_OF_TEACHER = ("--teacher", "--tokenizer", "--teacher-adapter")
+"""Flags of a teacher and its adapter, for messages; it has its own tokenizer."""
 
 
 @command_record
@@ -82,7 +85,6 @@ def diverge(ctx: typer.Context) -> None:
     own = o.given(ctx, ReferenceSettings)
     # What is not there shows before a model is loaded.
     if own.teacher is not None and not names_no_model(own.teacher):
-        require_checkpoint(own.teacher, "--teacher")
         choice_of_teacher = replace(
             o.given(ctx, p.ModelChoice),
             name=own.teacher,
@@ -90,9 +92,8 @@ def diverge(ctx: typer.Context) -> None:
             revision=own.teacher_revision,
             adapter=own.teacher_adapter,
         )
-        missing_hub(choice_of_teacher)
-    if own.teacher_adapter is not None:
-        require_there(own.teacher_adapter, "--teacher-adapter")
+        require_names(choice_of_teacher, _OF_TEACHER)
+        missing_hub(choice_of_teacher, _OF_TEACHER)
     check_places(ctx, "report", "save_teacher")
     inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)

@@ -110,10 +110,15 @@ def file_inputs(
     With `fields`, inputs are rows that have them. Raises UsageError when there is no such file of
     regions; when the command ends, its unused rows are reported.
     """
+    from seqloss_cli.core.records import Rejected
     from seqloss_cli.inputs import reading as r
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
     # Before a model is loaded, which takes seconds, and before any output is begun.
+    if isinstance(sample, Rejected):
+        is_text = given(context, TextArguments).text is not None
+        flags = "--text" if is_text else "--prompt and --response"
+        raise UsageError(f"{flags}: {sample.message}")
     _require_template(context, r.first_look(names, options) if sample is None else [sample])
     if sample is None:
         items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats)

@@ -118,6 +118,7 @@ def _source(ctx: typer.Context, own: MaskSettings, pairs: p.PairPolicy) -> Score
         return s.load_scorer(ctx, pairs)
     # Where there is a tokenizer of its own, no model has to be named, nor its default reported.
     choice = s.tokenizer_choice(ctx) or s.model_choice(ctx)
+    s.refuse_windows(ctx, choice)
     context = o.given(ctx, p.WindowChoice).context
     policy = o.given(ctx, p.TokenPolicy)
     with s.loading(choice.tokenizer or choice.name):

@@ -121,15 +121,17 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
 def score_models(context: typer.Context, models: Sequence[str]) -> Iterator[tuple[list[str], int]]:
     """Score the data with each model: yields their results files, which are gone at the end, and
     how many inputs were rejected."""
-    from seqloss_cli.cli.settings import model_choice
-    from seqloss_cli.models.files import missing_hub, require_names
+    from seqloss_cli.cli.settings import model_choice, refuse_windows
+    from seqloss_cli.models.files import OF_MODEL, missing_hub, require_names
 
     names = o.given(context, ModelArguments).data or []
     # What is not there shows before the first model is loaded, and not hours later.
+    flag = "CHECKPOINT" if "checkpoints" in context.params else "--model"
     for model in models:
-        choice = model_choice(context, model)
-        require_names(choice)
-        missing_hub(choice)
+        choice, flags = model_choice(context, model), (flag, *OF_MODEL[1:])
+        require_names(choice, flags)
+        missing_hub(choice, flags)
+        refuse_windows(context, choice)
     file_inputs(context, names)
     with tempfile.TemporaryDirectory(prefix="seqloss-") as folder:
         paths, n_rejected, said = [], 0, set[str]()

@@ -27,7 +27,7 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.terminal.formatting import HeatOptions, TableOptions
 from seqloss_cli.display.terminal.palette import choose_theme
-from seqloss_cli.models.files import require_names, require_there
+from seqloss_cli.models.files import missing_hub, require_names, require_there
 from seqloss_cli.results import RowContents
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
 from seqloss_cli.results.resume import recorded_run
@@ -76,6 +76,7 @@ def load_scorer(
     names = None if values.get("limit") else values.get("files") or values.get("data")
     choice = model_choice(context, model)
     require_names(choice)
+    refuse_windows(context, choice)
     with loading(choice.name):
         scorer = Scorer(
             choice,
@@ -88,6 +89,18 @@ def load_scorer(
         )
     say_warnings(scorer.warnings)
     return scorer
+
+
+def refuse_windows(context: typer.Context, choice: p.ModelChoice) -> None:
+    """Raises UsageError for windows that the model's configuration does not allow, before it is
+    loaded."""
+    windows = given(context, p.WindowChoice)
+    # A server has a context of its own: the directory is of the tokenizer alone.
+    if choice.engine is not None or (windows.context is None and windows.stride is None):
+        return
+    from seqloss_cli.models import checkpoint
+
+    checkpoint.refuse_windows(choice.name, windows.context, windows.stride)
 
 
 @contextmanager
@@ -180,6 +193,7 @@ def tokenizer_choice(context: typer.Context) -> p.ModelChoice | None:
     if _names_model(context) or not choice.tokenizer:
         return None
     require_there(choice.tokenizer, "--tokenizer")
+    missing_hub(replace(choice, name=p.DEFAULT_MODEL, adapter=None))
     # No weights are loaded: options of their own, such as --revision, are not the tokenizer's.
     return p.ModelChoice(
         name=choice.tokenizer,

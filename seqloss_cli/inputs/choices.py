@@ -62,6 +62,7 @@ def choice_content(row: dict[str, Any], fields: ChoiceFields) -> Content:
         used |= {*TEMPLATE}
     elif not isinstance(prompt, str):
         raise RowError("wrong_type", f"field {fields.prompt!r} is not a string")
+    _require_two(values)
     answer = row.get(fields.answer) if fields.fixed_answer is None else fields.fixed_answer
     choices = Choices(
         prompt,
@@ -138,13 +139,18 @@ def _told(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def checked_choices(choices: Choices) -> Choices:
     """The choices. Raises RowError for fewer than two, and for texts that have no encoding."""
-    if len(choices.responses) < 2:
-        raise RowError("too_few_choices", f"has {len(choices.responses)} choices; two are needed")
+    _require_two(choices.responses)
     encodable(choices.prompt, "the prompt")
     encodable(choices.separator, "the separator")
     for n, response in enumerate(choices.responses):
         checked_text(response, f"choice {n}")
     return choices
+
+
+def _require_two(responses: Sequence[object]) -> None:
+    """Raises RowError for fewer than two."""
+    if (n := len(responses)) < 2:
+        raise RowError("too_few_choices", f"has {n} choice{'s' * (n != 1)}; two are needed")
 
 
 def _answers(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -210,7 +212,7 @@ def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Ite
         yield Rejected(source, source, None, error.reason, error.message + after)
 
 
-FIRST_ROWS = 8
+FIRST_ROWS, FIRST_BYTES = 8, 1 << 16
 _WRONG_FILES = (
     *("no_such_file", "directory", "unreadable", "lfs_pointer", "utf_16", "binary_data"),
     "json_document",
@@ -237,9 +239,11 @@ def first_look(names: Sequence[str], options: ReadOptions) -> list[Item]:
     """Return the first rows of each file, without stdin and pipes, which are read once only.
 
     Raises UsageError for a name that is no input: nothing is there, or a directory, a file of
-    another kind, or one whose first rows are all of another kind.
+    another kind, or one whose first rows are all of another kind. So it does where none of the
+    files has anything to score.
     """
     found: list[Item] = []
+    n_looked_at, useless = 0, list[Rejected]()
     for name in names:
         if not name:
             raise UsageError("'' is an empty name, and no file")
@@ -249,7 +253,11 @@ def first_look(names: Sequence[str], options: ReadOptions) -> list[Item]:
                 continue
         first = _first_rows(name, options)
         _refuse_wrong(name, first, options)
+        n_looked_at += 1
+        useless += [row for row in first[:1] if isinstance(row, Rejected) and row.line is None]
         found += first
+    if useless and len(useless) == len(names) == n_looked_at:
+        raise UsageError(f"{useless[0].source}: {useless[0].message}")
     return found
 
 
@@ -258,11 +266,26 @@ def _is_stored(name: str) -> bool:
 
 
 def _first_rows(name: str, options: ReadOptions) -> list[Item]:
-    # A text is read only once: how it begins tells its kind.
     if is_one_text(name, options) and not name.endswith(".json"):
-        options = replace(options, max_bytes=0)
+        return [_first_block(name)]
     most = min(FIRST_ROWS, options.limit or FIRST_ROWS)
     return list(islice(_read_one(name, options, ReadStats()), most))
+
+
+def _first_block(name: str) -> Item:
+    """Return how a text begins, which tells its kind: the text is read only once."""
+    source = shown_path(name)
+    try:
+        with open_input(name) as (stream, _):
+            raw = stream.read(FIRST_BYTES)
+    except RowError as error:
+        return Rejected(source, source, None, error.reason, error.message)
+    try:
+        text = _plain_text(raw.removeprefix(BOM), len(raw) < FIRST_BYTES)
+    except RowError as error:
+        # Not of the reasons for which a run does not begin: other files may be texts.
+        return Rejected(source, source, None, "no_text", error.message)
+    return Sample(source, source, text=text)
 
 
 def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
@@ -276,11 +299,27 @@ def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
     if not wrong or wrong[0] is not first[0] or wrong[0].reason not in _WRONG_ROWS:
         return
     message, advice = wrong[0].message, _advice(name, options)
+    # Another command reads such rows as they are: a field's nearest neighbour is no help.
+    message = message.partition("; did you mean ")[0] if advice else message
     if advice.startswith(_RESULTS):
         raise UsageError(f"{shown_path(name)}{advice}")
     if len(wrong) == len(first) and all(row.reason in _WRONG_ROWS for row in wrong):
-        alike = f" (all of its first {len(first)} rows are alike)" if len(first) > 1 else ""
-        raise UsageError(f"{shown_path(name)}:{wrong[0].line} {message}{advice}{alike}")
+        raise UsageError(
+            f"{shown_path(name)}:{wrong[0].line} {message}{advice}{_of_all_rows(wrong)}"
+        )
+
+
+def _of_all_rows(wrong: list[Rejected]) -> str:
+    """Return the end of a message about the first of some rows: what is true of all of them."""
+    if len(wrong) == 1:
+        return ""
+    # In each the names of the fields may be others, and the place where JSON ends.
+    kinds = {row.message.partition(": " if row.reason == "bad_json" else " (")[0] for row in wrong}
+    if len(kinds) == 1:
+        return f" (all of its first {len(wrong)} rows are alike)"
+    n_of = Counter(row.reason for row in wrong)
+    counted = ", ".join(f"{reason} {n}" for reason, n in n_of.items())
+    return f" (none of its first {len(wrong)} rows can be scored: {counted})"
 
 
 def _model_advice(name: str) -> str:
@@ -373,10 +412,11 @@ def _line_parser(options: ReadOptions) -> ParseLine:
     return partial(rows.parse_row, content_of=content_of, keep_meta=options.keep_meta)
 
 
-def _plain_text(raw: bytes) -> str:
-    """The bytes as UTF-8. Raises RowError for what is no text."""
+def _plain_text(raw: bytes, is_whole: bool = True) -> str:
+    """The bytes as UTF-8, without a character that is cut where more follows. Raises
+    RowError for what is no text."""
     try:
-        text = rows.checked_text(raw.decode())
+        text = rows.checked_text(codecs.utf_8_decode(raw, "strict", is_whole)[0])
     except UnicodeDecodeError as error:
         if b"\0" in raw:
             raise RowError("binary_data", "is binary data, not UTF-8 text") from None

@@ -404,6 +404,8 @@ def template_fields(row: dict[str, Any], used: set[str]) -> dict[str, Any]:
 
 def as_messages(value: object, role: str, where: str) -> list[dict[str, Any]]:
     """The messages of a field, or its text as one of a role."""
+    if not isinstance(value, str | list):
+        raise RowError("wrong_type", f"{where} is neither a text nor a list of messages")
     is_text = isinstance(value, str)
     return [{"role": role, "content": value}] if is_text else messages_of(value, where)
 

@@ -5,6 +5,7 @@ Does not score.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -158,7 +159,37 @@ def _load_plain(folder: Path, choice: ModelChoice) -> LoadedTokenizer | None:
 
 def window_policy(loaded: LoadedTokenizer, context: int | None, stride: int | None) -> WindowPolicy:
     """Resolve C and S of rule 7, in tokens; UsageError where the flags do not fit the model."""
-    longest, key = loaded.max_context, loaded.max_context_key
+    return _windows(loaded.max_context, loaded.max_context_key, context, stride)
+
+
+def refuse_windows(name: str, context: int | None, stride: int | None) -> None:
+    """Raise UsageError where a directory's configuration tells before anything is loaded that the
+    flags do not fit the model. `window_policy` sees to all others."""
+    longest = _plain_context(Path(files.checkpoint_path(name)) / files.CONFIGURATION)
+    if longest is not None or context is not None:
+        _windows(longest, _CONTEXT_KEYS[0], context, stride)
+
+
+def _plain_context(file: Path) -> int | None:
+    """Return the most tokens that a model takes, where its configuration surely says so."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):  # said where the model is loaded
+        return None
+    if not isinstance(found, dict):
+        return None
+    # RoPE may stretch a context, parts of a model have their own, and code reads what it likes.
+    rope = found.pop("rope_parameters", None) or {"rope_type": "default"}
+    plain = isinstance(rope, dict) and rope.get("rope_type") == "default"
+    longest = found.get(_CONTEXT_KEYS[0])
+    if not plain or any(isinstance(value, dict) for value in (*found.values(), *rope.values())):
+        return None
+    return longest if type(longest) is int and longest > 0 else None
+
+
+def _windows(
+    longest: int | None, key: str | None, context: int | None, stride: int | None
+) -> WindowPolicy:
     for flag, value in (("--context", context), ("--stride", stride)):
         if value is not None:
             require_whole(flag, value, 1)

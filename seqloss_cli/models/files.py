@@ -21,7 +21,9 @@ from seqloss_cli.core.errors import (
     LFS_MESSAGE,
     LFS_POINTER,
     RunError,
+    SeqlossError,
     UsageError,
+    did_you_mean,
     did_you_mean_file,
 )
 from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
@@ -44,6 +46,10 @@ _HUB_ERRORS = {
     "HFValidationError": "neither a directory nor a name that the hub could have",
 }
 """Class of an error of huggingface_hub to what it means; the first of an error's classes counts."""
+_NOT_THERE = ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
+"""Classes of errors by which a name is surely that of nothing."""
+OF_MODEL = ("--model", "--tokenizer", "--adapter")
+"""Flags of a model, its tokenizer and its adapter, for messages."""
 # Not importlib.resources, whose import takes 20 ms.
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -53,17 +59,17 @@ def checkpoint_path(name: str) -> str:
     return str(DEMO_FOLDER) if name == DEFAULT_MODEL else name
 
 
-def require_names(choice: ModelChoice, flag: str = "--model") -> None:
-    """Raise UsageError for a name that is nothing here, and nothing of the hub either; `flag` is
-    that of the model. Reads no file, and imports nothing."""
-    require_checkpoint(choice.name, flag)
-    for name, other in ((choice.tokenizer, "--tokenizer"), (choice.adapter, "--adapter")):
+def require_names(choice: ModelChoice, flags: Sequence[str] = OF_MODEL) -> None:
+    """Raise UsageError for a name that is nothing here, and nothing of the hub either. Reads no
+    file, and imports nothing."""
+    require_checkpoint(choice.name, flags[0])
+    for name, other in ((choice.tokenizer, flags[1]), (choice.adapter, flags[2])):
         if name is not None:
             require_there(name, other)
     if choice.adapter is not None and Path(choice.adapter).exists():
         file = Path(choice.adapter) / ADAPTER_CONFIGURATION
         if not file.is_file():
-            raise UsageError(f"--adapter {choice.adapter}: no {ADAPTER_CONFIGURATION} in it")
+            raise UsageError(f"{flags[2]} {choice.adapter}: no {ADAPTER_CONFIGURATION} in it")
 
 
 def require_checkpoint(name: str, flag: str) -> None:
@@ -98,6 +104,11 @@ def require_there(name: str, flag: str) -> None:
         return
     near = did_you_mean_file(path)
     raise UsageError(f"{flag} {name}: no such {'file' if wants_file else 'directory'}{near}")
+
+
+def _nearest(name: str) -> str:
+    """Return the end of a message about a name that is nothing: the nearest that is something."""
+    return did_you_mean(name, [DEFAULT_MODEL]) or did_you_mean_file(Path(name))
 
 
 def lacks_chat_template(path: str) -> bool:
@@ -137,42 +148,62 @@ def offline_hint(offline: bool) -> str:
     return "; --offline looks into the local cache only" if offline else ""
 
 
-def missing_hub(choice: ModelChoice) -> str | None:
+def missing_hub(choice: ModelChoice, flags: Sequence[str] = OF_MODEL) -> str | None:
     """Return what to say where the hub does not answer and its cache has all that is named; None
     where it answers, or is not asked.
 
-    Raises RunError where the cache has not. Nothing heavy is imported: it is found out before.
+    Where the cache has not, raises RunError, and UsageError where it alone is asked. Nothing heavy
+    is imported: it is found out before.
     """
+    # Of some tokenizers the model's configuration is all that has a known name.
     named = [
-        ("model", choice.name, choice.revision, (CONFIGURATION,)),
-        ("tokenizer", choice.tokenizer, None, _TOKENIZER_FILES),
-        ("adapter", choice.adapter, None, (ADAPTER_CONFIGURATION,)),
+        (choice.name, choice.revision, (CONFIGURATION, *_TOKENIZER_FILES)),
+        (choice.tokenizer, None, (CONFIGURATION, *_TOKENIZER_FILES)),
+        (choice.adapter, None, (ADAPTER_CONFIGURATION,)),
     ]
     asked = [
-        (kind, name, revision, known)
-        for kind, name, revision, known in named
+        (flag, name, revision, known)
+        for flag, (name, revision, known) in zip(flags, named, strict=True)
         if name and name != DEFAULT_MODEL and not Path(name).exists()
     ]
-    if choice.offline or not asked:
+    if not asked:
         return None
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
     # It is switched off by this function, too: then the next name is looked for in the cache.
-    if constants.HF_HUB_OFFLINE and not _hub_problem.cache_info().currsize:
-        return None
-    if (problem := _hub_problem(constants.ENDPOINT)) is None:
+    switched_off = constants.HF_HUB_OFFLINE and not _hub_problem.cache_info().currsize
+    offline = choice.offline or switched_off
+    problem = None if offline else _hub_problem(constants.ENDPOINT)
+    if problem is None and not offline:
         return None
     hub = f"the hub ({constants.ENDPOINT}) {problem}"
-    for kind, name, revision, known in asked:
-        found = (try_to_load_from_cache(name, file, revision=revision) for file in known)
-        if not any(isinstance(path, str) for path in found):
-            raise RunError(
-                f"{kind} {name}: is no directory, {hub}, and its local cache does not have it "
-                "(--offline asks the cache alone)"
-            )
+    for flag, name, revision, known in asked:
+        if _is_cached(name, known, revision):
+            continue
+        near = _nearest(name)
+        if offline:
+            raise UsageError(f"{flag} {name}: {_HUB_ERRORS['OfflineModeIsEnabled']}{near}")
+        raise RunError(
+            f"{flag} {name}: is no directory, {hub}, and its local cache does not have it "
+            f"(--offline asks the cache alone){near}"
+        )
+    if offline:
+        return None
     # Whatever libraries ask the hub from here on would be asked in vain, again and again.
     constants.HF_HUB_OFFLINE = True
     return f"{hub}: taken from its local cache (--offline asks that alone)"
+
+
+def _is_cached(name: str, known: Sequence[str], revision: str | None) -> bool:
+    """Tell whether the hub's local cache has one of the files of a name."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in known]
+    except HFValidationError:  # a name that the hub could not have
+        return False
+    return any(isinstance(path, str) for path in found)
 
 
 @cache
@@ -201,16 +232,22 @@ def _hub_problem(endpoint: str) -> str | None:
     return found[0]
 
 
-def hub_message(kind: str, name: str, revision: str | None, offline: bool, error: Exception) -> str:
-    """Return what transformers says of a name that is no directory, as one sentence."""
+def hub_error(
+    kind: str, name: str, revision: str | None, offline: bool, error: Exception
+) -> SeqlossError:
+    """Return what transformers says of a name that is no directory, as one sentence: a UsageError
+    where there is surely nothing of that name."""
     cause: BaseException | None = error
     while cause is not None:
         for each in type(cause).__mro__:
             if each.__name__ in _HUB_ERRORS:
-                return f"{kind} {name}: {_HUB_ERRORS[each.__name__]}".format(revision=revision)
+                wrong = UsageError if each.__name__ in _NOT_THERE else RunError
+                said = _HUB_ERRORS[each.__name__].format(revision=revision)
+                return wrong(f"{kind} {name}: {said}{_nearest(name)}")
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
-    return f"{kind} {name}: neither a directory nor one of the hub{offline_hint(offline)} ({text})"
+    why = f"neither a directory nor one of the hub{offline_hint(offline)}"
+    return RunError(f"{kind} {name}: {why} ({text})")
 
 
 def hub_settings(choice: ModelChoice) -> dict[str, Any]:

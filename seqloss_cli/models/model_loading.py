@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.errors import RunError, SeqlossError, UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models import files
 from seqloss_cli.models.adapters import attach_adapter
@@ -44,7 +44,7 @@ def load_config(path: str, choice: ModelChoice) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, **source, **files.hub_settings(choice))
     except Exception as error:
-        raise RunError(_explain(choice, path, error)) from error
+        raise _explained(choice, path, error) from error
     if getattr(config, "is_encoder_decoder", False):
         raise RunError(
             f"model {path} is an encoder-decoder ({config.model_type}): seqloss scores causal "
@@ -133,7 +133,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
                 f"model {path} does not fit into the memory of {device}: choose a smaller --dtype "
                 "or another --device"
             ) from error
-        raise RunError(_explain(choice, path, error)) from error
+        raise _explained(choice, path, error) from error
     _check_weights(path, model, loading)
     dtype = str(model.dtype).removeprefix("torch.")
     warnings = _check_quantization(path, config, model, loading)
@@ -177,21 +177,22 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def _explain(choice: ModelChoice, path: str, error: Exception) -> str:
-    """Return one line of what transformers says, and the flag that helps."""
+def _explained(choice: ModelChoice, path: str, error: Exception) -> SeqlossError:
+    """Return an error with one line of what transformers says, and the flag that helps."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
-        return f"model {path} brings code of its own; --trust-remote-code runs it"
+        return RunError(f"model {path} brings code of its own; --trust-remote-code runs it")
     if "Can't find 'adapter_config.json'" in text:
-        return (
+        return RunError(
             f"model {path} holds an adapter, too, which this version of transformers cannot leave "
             "out: pip install --upgrade transformers, or move the adapter elsewhere"
         )
     if "CONVERSION" in text:  # of the parts of a weight, or of weights to their places
-        return f"model {path}: its weights do not match its config.json: a part of one is missing"
+        why = "its weights do not match its config.json: a part of one is missing"
+        return RunError(f"model {path}: {why}")
     if Path(path).exists():
-        return f"model {path}: {text}"
-    return files.hub_message("model", path, choice.revision, choice.offline, error)
+        return RunError(f"model {path}: {text}")
+    return files.hub_error("model", path, choice.revision, choice.offline, error)
 
 
 def _loading_arguments(path: str, config: Any, choice: ModelChoice, device: str) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models import sentencepiece_models as spm
 from seqloss_cli.models.files import (
     checkpoint_path,
     find_file,
+    hub_error,
     hub_settings,
     require_whole_files,
 )
@@ -94,6 +95,9 @@ def _load_made(name: str, choice: ModelChoice, revision: str | None) -> tuple[An
     except Exception as error:
         if model is not None:
             raise spm.refusal(model, f"{cls} is not read from such a file alone") from error
+        gone = hub_error("tokenizer", name, revision, choice.offline, error)
+        if isinstance(gone, UsageError) and not Path(name).exists():
+            raise gone from error
         reason = _one_line(error)
         if reason.startswith("Couldn't instantiate"):  # and names packages that would not help
             reason = "transformers finds no vocabulary in it"

@@ -521,7 +521,8 @@ def test_a_directory_that_is_not_there(score: Score) -> None:
 
 def test_a_file_with_rejected_rows_is_whole(score: Score, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert score("empty", "-o", "out.json").exit_code == 3
+    (tmp_path / "fine").write_text("fine")
+    assert score("empty", "fine", "-o", "out.json").exit_code == 3
     assert strictly((tmp_path / "out.json").read_text())["totals"]["n_rejected"] == 1
 
 
@@ -697,14 +698,47 @@ def test_bad_inputs_are_named_and_the_others_go_on(score: Score, tmp_path: Path)
 
 
 def test_texts_from_the_command_line_that_are_wrong(score: Score) -> None:
-    for text, reason in (("", "empty"), ("a\udc80", "lone_surrogate")):
-        assert document(score("--text", text, "--json"), 3)["rejected"][0]["reason"] == reason
+    for text, said in (("", "holds no text"), ("a\udc80", "holds half of a character")):
+        result = score("--text", text, "--json")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"error: --text: {said}" in result.stderr
+
+
+def test_files_of_which_none_can_be_scored_are_refused_before_a_model_is_loaded(
+    score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqloss_cli.cli.settings.load_scorer", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "empty").touch()
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    (tmp_path / "binary").write_bytes(b"a\0\xff")
+    whole = {"empty": "holds no text", "rows.jsonl": "holds nothing", "latin": "is not UTF-8",
+             "binary": "is binary data"}  # fmt: skip
+    for name, said in whole.items():
+        result = score("-m", "demo", name)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"error: {name}: {said}" in result.stderr
+    assert score("-m", "demo", *whole).exit_code == 2
+
+
+def test_windows_that_the_configuration_does_not_allow_show_before_a_model_is_loaded(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqloss_cli.cli.settings.loading", lambda *_: pytest.fail("loaded"))
+    for words, said in (
+        (("--context", 513), "--context 513 is more than the model takes (max_position_emb"),
+        (("--stride", 513), "--stride 513 is more than the context of 512 (--context)"),
+        (("--context", 8, "--stride", 9, "-m", "no/such"), "--stride 9 is more than the context"),
+    ):
+        result = score("--text", "a", "-m", "demo", *words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
 
 
 def test_a_text_from_the_command_line_above_max_bytes(score: Score) -> None:
     result = score("--text", "abcd", "--max-bytes", 3, "--json")
-    assert document(result, 3)["rejected"][0]["reason"] == "too_long"
-    assert "--max-bytes" in result.stderr
+    assert result.exit_code == 2
+    assert "--text: is longer than --max-bytes 3" in result.stderr
 
 
 def test_ids_that_the_model_does_not_have(score: Score, tmp_path: Path) -> None:
@@ -852,7 +886,7 @@ def test_another_tokenizer(score: Score, bad_models: Path) -> None:
 
 def test_a_hub_name_that_cannot_be_had(score: Score) -> None:
     result = score("-m", "nobody/nothing", "--offline", "--text", "a")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "--offline" in result.stderr
 

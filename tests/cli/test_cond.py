@@ -628,15 +628,19 @@ def test_lines_that_are_no_json_and_files_that_are_not_there(cond: Cond, tmp_pat
     assert cond(rows, "missing.jsonl", "--json").exit_code == 2
 
 
-@pytest.mark.parametrize(
-    "pair", [("x", ""), ("", "<|begin_of_text|>"), ("a b " * 500, "x")], ids=str
-)
+@pytest.mark.parametrize("pair", [("", "<|begin_of_text|>"), ("a b " * 500, "x")], ids=str)
 def test_a_bad_pair_on_the_command_line_is_rejected(cond: Cond, pair: tuple[str, str]) -> None:
     result = cond("--prompt", pair[0], "--response", pair[1], "--json")
     found = document(result, 3)
     assert found["sequences"] == []
     assert found["rejected"][0]["id"] == "<pair>"
     assert "seqloss: rejected <pair>" in result.stderr
+
+
+def test_an_empty_response_on_the_command_line_is_wrong(cond: Cond) -> None:
+    result = cond("--prompt", "x", "--response", "", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "error: --prompt and --response: the response is empty" in result.stderr
 
 
 def test_left_truncation_says_what_it_dropped(cond: Cond, checkpoints: Any) -> None:

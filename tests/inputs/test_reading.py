@@ -18,9 +18,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
+from seqloss_cli.inputs import reading
+from seqloss_cli.inputs.choices import ChoiceFields
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs, text_sample
+from seqloss_cli.inputs.rows import PairFields
 from seqloss_cli.results.schema import json_bytes
 
 BOM = "\ufeff"
@@ -597,3 +601,59 @@ def test_a_long_file_is_read_in_bounded_memory(many_rows: Path) -> None:
     n_rows, peak = _peak_of(lambda: sum(1 for _ in rows))
     assert n_rows == 50_000
     assert peak < 4 << 20 < many_rows.stat().st_size
+
+
+def refusal(path: Path, *lines: str, pairs: PairFields | ChoiceFields | None = None) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(UsageError) as found:
+        reading.first_look([str(path)], reading.ReadOptions(pairs=pairs))
+    return str(found.value).removeprefix(str(path))
+
+
+def test_what_is_said_of_the_first_rows_is_true_of_all_of_them(path: Path) -> None:
+    path = path.with_suffix(".jsonl")
+    alike = " (all of its first 2 rows are alike)"
+    for rows in (('{"txt": "a"}', '{"body": "a"}'), ("{", '{"txt": nul}')):
+        assert refusal(path, *rows).endswith(alike)
+    mixed = refusal(path, '{"txt": "a"}', '{"txt": nul}', "{}")
+    assert mixed.endswith(" (none of its first 3 rows can be scored: missing_field 2, bad_json 1)")
+    rows = '{"prompt": "a"}', '{"response": "b"}'
+    assert "(none of its first 2 rows can" in refusal(path, *rows, pairs=PairFields())
+    assert refusal(path, "{}").endswith("see --text-field")
+
+
+def test_of_rows_of_another_command_that_alone_is_advised(path: Path) -> None:
+    row = '{"prompt": "a", "choices": ["b", "c"], "answer": 0}'
+    said = refusal(path.with_suffix(".jsonl"), row, pairs=PairFields())
+    assert "did you mean" not in said
+    assert said.endswith("; prompts with choices are for `seqloss rank`")
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "said"),
+    [
+        ({"prompt": 3, "response": ["x"]}, PairFields(), "'prompt' is neither a text nor a list"),
+        ({"prompt": ["x"], "response": "a"}, PairFields(), "'prompt' is not a list of objects"),
+        ({"prompt": "a", "choices": ["b"], "answer": 0}, ChoiceFields(), "has 1 choice; two are"),
+        ({"prompt": "a", "choices": [], "answer": 0}, ChoiceFields(), "has 0 choices; two are"),
+    ],
+)
+def test_a_message_names_what_is_wrong(
+    row: dict[str, Any], fields: PairFields | ChoiceFields, said: str, path: Path
+) -> None:
+    path.write_text(json.dumps(row))
+    options = reading.ReadOptions(pairs=fields)
+    (found,) = reading.read_inputs([str(path)], options, reading.ReadStats())
+    assert isinstance(found, Rejected)
+    assert said in found.message
+
+
+def test_a_character_may_stand_across_the_end_of_the_block_that_is_looked_at(path: Path) -> None:
+    for n in range(4):
+        path.write_text("a" * (reading.FIRST_BYTES - n) + "🐕")
+        (item,) = reading.first_look([str(path)], reading.ReadOptions())
+        assert isinstance(item, Sample)
+    # A file that ends there is cut off, though.
+    path.write_bytes(b"abc\xf0\x9f\x90")
+    with pytest.raises(UsageError, match="byte 0xf0 at offset 3"):
+        reading.first_look([str(path)], reading.ReadOptions())

@@ -325,7 +325,11 @@ def test_adapters_on_the_command_line_and_from_python(
     for words, code, reason in (
         (("--model", lora), 2, f"--adapter {lora}"),
         (("--adapter", base), 2, "no adapter_config.json in it"),
-        (("--adapter", "no/such", "--offline"), 2, "neither a directory nor an adapter"),
+        (
+            ("--adapter", "no/such", "--offline"),
+            2,
+            "no/such: neither a directory nor in",
+        ),
     ):
         done = run_cli("score", "--text", "a", *words)
         assert done.exit_code == code, done.stderr

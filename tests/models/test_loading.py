@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from transformers import AutoConfig
 
 from helpers.architectures import build
 from helpers.builders import byte_tokenizer, llama, save_checkpoint
-from helpers.program import ROOT
+from helpers.program import ROOT, in_process
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.models import files
-from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
+from seqloss_cli.models.checkpoint import load_tokenizer_only, refuse_windows, window_policy
 from seqloss_cli.models.files import require_whole_files
 
 
@@ -332,7 +334,7 @@ def test_a_hub_that_refuses_is_named_with_the_reason(hub: socket.socket) -> None
     with pytest.raises(RunError) as found:
         files.missing_hub(ModelChoice("some/model"))
     assert str(found.value) == (
-        f"model some/model: is no directory, the hub ({endpoint}) cannot be reached (Connection "
+        f"--model some/model: is no directory, the hub ({endpoint}) cannot be reached (Connection "
         "refused), and its local cache does not have it (--offline asks the cache alone)"
     )
 
@@ -341,7 +343,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(
     hub: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.05")
-    with pytest.raises(RunError, match=r"tokenizer a/b: .* does not answer within 0\.05 s, and"):
+    with pytest.raises(RunError, match=r"--tokenizer a/b: .* does not answer within 0\.05 s, and"):
         files.missing_hub(ModelChoice("demo", tokenizer="a/b"))
 
 
@@ -354,7 +356,7 @@ def test_a_hub_that_is_not_there_leaves_its_cache(
     assert said is not None
     assert "taken from its local cache" in said
     assert constants.HF_HUB_OFFLINE, "or each library asks it again"
-    with pytest.raises(RunError, match="adapter an/adapter: is no directory"):
+    with pytest.raises(RunError, match="--adapter an/adapter: is no directory"):
         files.missing_hub(ModelChoice("some/model", adapter="an/adapter"))
 
 
@@ -378,8 +380,56 @@ def test_no_hub_is_asked_for_what_is_here(
     tmp_path: Path, hub: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_hub_problem", lambda endpoint: pytest.fail("asked"))
-    for choice in (ModelChoice("demo"), ModelChoice(str(tmp_path)), ModelChoice("a", offline=True)):
+    for choice in (ModelChoice("demo"), ModelChoice(str(tmp_path))):
         assert files.missing_hub(choice) is None
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_name_that_is_not_in_the_cache_which_alone_is_asked_is_wrong(
+    by_option: bool, hub: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(files, "_hub_problem", cache(lambda endpoint: pytest.fail("asked")))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not by_option)
+    cached(tmp_path, "some/model", "config.json")
+    there = ModelChoice("some/model", offline=by_option)
+    assert files.missing_hub(there) is None
+    named = {
+        "--model dmeo": replace(there, name="dmeo"),
+        "--model a--b": replace(there, name="a--b"),
+        "--tokenizer b/c": replace(there, tokenizer="b/c"),
+        "--adapter b/c": replace(there, adapter="b/c"),
+    }
+    for flag, choice in named.items():
+        with pytest.raises(UsageError, match=f"^{flag}: neither a directory nor in the hub") as e:
+            files.missing_hub(choice)
+        assert str(e.value).endswith("; did you mean demo?") == (choice.name == "dmeo")
+    flags = ("--teacher", "--tokenizer", "--teacher-adapter")
+    with pytest.raises(UsageError, match=r"^--teacher-adapter b/c: "):
+        files.missing_hub(named["--adapter b/c"], flags)
+
+
+@pytest.mark.parametrize("words", [
+    ("score", "--text", "a", "--model", "dmeo"),
+    ("mask", "--prompt", "a", "--response", "b", "--tokenizer", "dmeo"),
+    ("diverge", "--text", "a", "--teacher", "dmeo"),
+    ("diverge", "--text", "a", "--teacher", "demo", "--teacher-adapter", "dmeo"),
+    ("compare", "--model", "demo", "--data", "README.md", "--model", "dmeo"),
+    ("objective", "demo", "dmeo", "--data", "README.md"),
+    ("objective", "demo", "runs/dmeo-*", "--data", "README.md"),
+])  # fmt: skip
+def test_a_name_that_is_nothing_is_shown_with_what_gave_it(words: tuple[str, ...]) -> None:
+    done = in_process(*words, "--offline")
+    assert (done.exit_code, done.stdout) == (2, "")
+    name = next(word for word in words if "dmeo" in word)
+    flag = "CHECKPOINT" if words[0] == "objective" else words[words.index(name) - 1]
+    assert f"error: {flag} {name}: n" in done.stderr
+
+
+def test_a_name_that_the_hub_does_not_know_is_wrong_and_a_gated_one_is_not() -> None:
+    for name, kind in (("RepositoryNotFoundError", UsageError), ("GatedRepoError", RunError)):
+        error = OSError("x")
+        error.__cause__ = type(name, (Exception,), {})()
+        assert type(files.hub_error("model", "a/b", None, False, error)) is kind
 
 
 @pytest.mark.parametrize(
@@ -395,6 +445,36 @@ def test_what_the_hub_says_is_one_sentence_of_ours_and_never_cut(
 ) -> None:
     error = OSError(str(cause))
     error.__cause__ = cause
-    message = files.hub_message("model", "a/b", None, False, error)
+    message = str(files.hub_error("model", "a/b", None, False, error))
     assert message.startswith("model a/b: neither a directory nor ")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({}, True),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ({"rope_parameters": {"full": {"rope_type": "default"}}}, False),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, False),
+        ({"text_config": {"max_position_embeddings": 64}}, False),
+        ({"auto_map": {"AutoConfig": "own.Config"}}, False),
+        ({"max_position_embeddings": "32"}, False),
+    ],
+)
+def test_a_context_is_known_before_loading_only_where_nothing_may_change_it(
+    more: dict[str, Any], known: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"max_position_embeddings": 32} | more))
+    refuse_windows(str(tmp_path), 32, 32)
+    refuse_windows(str(tmp_path), None, None)
+    if known:
+        with pytest.raises(UsageError, match="--context 33 is more"):
+            refuse_windows(str(tmp_path), 33, None)
+    else:
+        refuse_windows(str(tmp_path), 33, None)
+    for broken in ("[]", "{", ""):
+        path.write_text(broken)
+        refuse_windows(str(tmp_path), 33, None)

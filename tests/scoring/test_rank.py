@@ -389,7 +389,7 @@ def test_batches_and_shared_prompts_do_not_matter(tmp_path: Path, folder: Path) 
         (["--format", "openai"], "openai"),
         (["--prompt", "a", "--response", "b"], "two or more --response"),
         (["--prompt", "a", "--response", "b", "--response", "c", "--answer", "2"], "--answer"),
-        (["--prompt", "a", "--response", "b", "--response", "c", "x.jsonl"], "FILES"),
+        (["--prompt", "a", "--response", "b", "--response", "c", "x.jsonl"], "exclude files"),
         (["--pmi", "--chat"], "--chat"),
         (["--no-prompt", "--prompt", "a"], "--no-prompt"),
         (["-o", "a.json", "--output-ranked", "a.json", "x"], "--output-ranked"),
