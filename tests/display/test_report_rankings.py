@@ -288,9 +288,10 @@ def test_histograms_count_every_question() -> None:
 
 
 def test_kinds_and_options_are_not_mixed(run_cli: Run, results: Path, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
+    path, copy = tmp_path / "page.html", tmp_path / "copy.jsonl"
+    copy.write_bytes(results.read_bytes())
     for words, code, said in (
-        ((results, results), 2, "holds what 'rank' wrote"),
+        ((results, copy), 2, "holds what 'rank' wrote"),
         ((results, "--by", "id"), 2, "rank has a --by of its own"),
         ((results, "--worst", "3"), 2, "leave it out"),
     ):
