@@ -278,7 +278,9 @@ def test_a_name_that_is_both_seqlosss_and_the_inputs_is_refused(
     rows = [row(f"r{n}", [None, 1.0 + n], meta={"source": "abc"[n % 3]}) for n in range(6)]
     write(path, rows)
     flag = "--cluster" if command == "compare" else "--by"
-    files = [str(path)] * (2 if command == "compare" else 1)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    files = [str(path), str(copy)] if command == "compare" else [str(path)]
     output = {"report": ["--force", "-o", str(tmp_path / "a.html")]}.get(command, ["--json"])
     done = run_cli(command, *files, flag, "source", *output)
     assert done.exit_code == 2

@@ -574,8 +574,8 @@ def test_help_into_a_closed_pipe_is_quiet() -> None:
 def test_a_corpus_of_rejected_rows_says_that_nothing_was_scored(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "none.txt").touch()
-    done = in_process("score", "--model", "demo", tmp_path / "none.txt", "--json")
+    (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
+    done = in_process("score", "--model", "demo", tmp_path / "none.jsonl", "--json")
     totals = document(done, exit_code=3)["totals"]
     assert totals["flags"] == {"nothing_scored": True}
     assert totals["total_loss"] is None

@@ -229,18 +229,18 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
     assert found == [{"type": "run", "schema_version": 1}, {"type": "totals", "n": 0}]
 
 
-def test_an_empty_input(run: Run, tmp_path: Path) -> None:
-    nothing = write_rows(tmp_path / "rows.jsonl", [])
+def test_a_row_without_a_text_is_all(run: Run, tmp_path: Path) -> None:
+    nothing = write_rows(tmp_path / "rows.jsonl", [{"id": "a", "text": ""}])
     for name in ("out.parquet", "out.csv", "out.jsonl"):
         assert run("score", nothing, "-o", name).exit_code == 3
     found = list(read_parquet_rows("out.parquet"))
     assert [row["type"] for row in found] == ["run", "rejected", "totals"]
     header, line = Path("out.csv").read_text().splitlines()
     assert header.startswith("id,source,line,text_sha256,ids_sha256,text,")
-    assert line.startswith(f"{nothing},{nothing},,,,")
+    assert line.startswith(f"a,{nothing},1,,,,")
     tokens = run("score", nothing, "--format", "csv", "--level", "token").stdout.splitlines()
     assert tokens[0] == "id,line,position,token_id,token,loss,scored,loss_mask,start,end,reason"
-    assert tokens[1:] == [f"{nothing},,,,,,,,,,empty"]
+    assert tokens[1:] == ["a,1,,,,,,,,,empty"]
 
 
 def test_without_pyarrow_the_user_is_told_before_a_model_is_loaded(
