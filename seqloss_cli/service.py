@@ -253,6 +253,9 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
         raise RequestError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - _KNOWN):
         raise RequestError(400, f"{unknown[0]!r} is not known here")
+    if body.get("model") not in (None, own := model_name(scorer)):
+        # Another model's numbers under the name that was asked for would be wrong in silence.
+        raise RequestError(404, f"there is no model {body['model']!r:.80} here, but {own!r}")
     if body.get("stream"):
         raise RequestError(400, "'stream' is not done here: answers are whole")
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):

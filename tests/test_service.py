@@ -193,6 +193,12 @@ def test_what_is_not_done_is_refused(served: Listening, body: dict[str, Any], wo
     assert word in found.json()["error"]["message"]
 
 
+def test_another_model_is_not_there(served: Listening) -> None:
+    found = served.ask(prompt="a", max_tokens=0, model="gpt2")
+    assert (found.status_code, "gpt2" in found.text, "demo" in found.text) == (404, True, True)
+    assert served.ask(prompt="a", max_tokens=0, model="demo").status_code == 200
+
+
 def test_bodies_that_are_none(served: Listening) -> None:
     url = f"{served.url}/v1/completions"
     assert httpx.post(url, content=b"{").status_code == 400

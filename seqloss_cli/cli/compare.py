@@ -21,6 +21,8 @@ from seqloss_cli.core.policies import DEFAULT_MODEL
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from seqloss_cli.analysis.compare import CompareOptions
+    from seqloss_cli.display.html.page import PageOptions
     from seqloss_cli.display.terminal.formatting import HeatOptions
     from seqloss_cli.results.files import ResultsFile
 
@@ -113,7 +115,6 @@ def _compare(
     from seqloss_cli.analysis.compare import compare as compared
     from seqloss_cli.analysis.compare import documents_of
     from seqloss_cli.analysis.json_summaries import comparison_json
-    from seqloss_cli.display.html.page import PageOptions
     from seqloss_cli.display.terminal.comparisons import (
         comparison_sentence,
         comparison_view,
@@ -145,14 +146,19 @@ def _compare(
     answers = (comparison_sentence(pair, labels, unit) for pair in found.pairs)
     r.write_summary(ctx, comparison_json(found, files, shown, options), views, answers)
     if output.report is not None:
-        # A page has room for more than a terminal.
-        page = PageOptions(
-            n_worst=max(options.n_extremes, 25),
-            seed=options.seed,
-            confidence=options.confidence,
-            cluster=options.cluster,
-        )
-        made = page_of_compared(known, reader, found, same, page)
+        made = page_of_compared(known, reader, found, same, _page_options(options))
         write_page(made, output.report, output.force)
     if reader.n_unusable or n_rejected or not n_compared:
         raise typer.Exit(REJECTED)
+
+
+def _page_options(options: CompareOptions) -> PageOptions:
+    """The page's part of the options: it has room for more than a terminal."""
+    from seqloss_cli.display.html.page import PageOptions
+
+    return PageOptions(
+        n_worst=max(options.n_extremes, 25),
+        seed=options.seed,
+        confidence=options.confidence,
+        cluster=options.cluster,
+    )

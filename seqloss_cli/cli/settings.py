@@ -159,7 +159,7 @@ def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoi
     """The checkpoint `name`, or the one that the options name; reported when they name none."""
     choice = given(context, p.ModelChoice)
     if context.params.get("engine"):
-        choice = replace(choice, backend="server", engine=given(context, p.EngineChoice))
+        choice = replace(choice, engine=given(context, p.EngineChoice))
     if name and "://" in name:
         return _engine_choice(context, choice, name)
     if name:
@@ -179,7 +179,7 @@ def _engine_choice(context: typer.Context, choice: p.ModelChoice, name: str) -> 
             f"{name}: a server among models needs its tokenizer: {url}#DIRECTORY (or a hub name)"
         )
     engine = replace(given(context, p.EngineChoice), url=url)
-    return replace(choice, name=tokenizer, backend="server", engine=engine)
+    return replace(choice, name=tokenizer, engine=engine)
 
 
 def _names_model(context: typer.Context) -> bool:

@@ -212,6 +212,8 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; paths may be path objects."""
+        if self.engine is not None:  # else a model would be loaded here, and the server not asked
+            object.__setattr__(self, "backend", "server")
         for field in ("name", "tokenizer", "adapter"):
             if isinstance(value := getattr(self, field), os.PathLike):
                 object.__setattr__(self, field, os.fspath(value))

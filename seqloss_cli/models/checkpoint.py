@@ -149,6 +149,8 @@ def _load_plain(folder: Path, choice: ModelChoice) -> LoadedTokenizer | None:
     # Chat templates of TRL, say, are rendered by methods of transformers' own tokenizers.
     if choice.engine is None or choice.tokenizer is not None or not folder.is_dir():
         return None
+    if choice.revision is not None:  # which is for names of the hub, as `_prepare` says
+        return None
     tokenizer, config = plain_tokenizer(folder), plain_config(folder)
     if tokenizer is None or config is None:
         return None

@@ -200,7 +200,8 @@ class Scorer(_Tokens):
                 f"--verify: the server's losses differ by {worst:.3g} nats from those of "
                 f"{self._choice.name} here (--probe-tolerance {tolerance:g})"
             )
-        found = {"verified_rows": len(first), "verified_worst_difference": worst}
+        # Sequences that both scored: of an input that one of them rejects nothing is verified.
+        found = {"verified_rows": len(differences), "verified_worst_difference": worst}
         self._verified = found
         return chain(first, items)
 

@@ -158,6 +158,18 @@ def test_what_a_server_does_not_do_is_refused(kind: str, flags: list[str], word:
     assert word in result.stderr
 
 
+def test_a_revision_of_a_directory_is_refused(vllm: FakeServer) -> None:
+    result = in_process("score", "--text", "a", "--engine", vllm.url, "--revision", "main")
+    assert result.exit_code == 2
+    assert "--revision is for names of the hub" in " ".join(result.stderr.split())
+
+
+def test_from_python_an_engine_is_the_backend(vllm: FakeServer) -> None:
+    from seqloss_cli.core.policies import EngineChoice, ModelChoice
+
+    assert ModelChoice(engine=EngineChoice(url=vllm.url)).backend == "server"
+
+
 def test_a_server_is_no_teacher() -> None:
     result = in_process("diverge", "README.md", "--teacher", "http://127.0.0.1:1")
     assert result.exit_code == 2
