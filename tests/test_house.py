@@ -75,9 +75,9 @@ def test_a_quantity_in_cells_has_the_names_of_its_cells() -> None:
 def test_there_are_few_modules() -> None:
     """145 held the rooms; vocabularies of GGUF and of SentencePiece have one each.
 
-    Servers came after: a client of theirs in six, ours in two, a tokenizer without transformers.
+    Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
     """
-    assert len(modules()) <= 156
+    assert len(modules()) <= 160
 
 
 def test_there_are_few_lines_of_code() -> None:

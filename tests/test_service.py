@@ -17,7 +17,8 @@ import uvicorn
 from helpers.program import ROOT, document, in_process
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.scoring.scorer import Scorer
-from seqloss_cli.service import Service, ServiceLimits
+from seqloss_cli.service.app import Service
+from seqloss_cli.service.requests import ServiceLimits
 
 TEXTS = (ROOT / "samples" / "text.txt").read_text().splitlines()[:6]
 

@@ -55,7 +55,8 @@ def serve(ctx: typer.Context) -> None:
 
     uvicorn = load_extra("serve", "seqloss serve", "uvicorn", "starlette")
     from seqloss_cli.backends.server.transport import LOOPBACK, read_key
-    from seqloss_cli.service import Service, ServiceLimits, model_name
+    from seqloss_cli.service.app import Service
+    from seqloss_cli.service.requests import ServiceLimits, model_name
 
     settings = o.given(ctx, ServeSettings)
     key = read_key(settings.api_key_file)

@@ -1,0 +1,156 @@
+"""A model behind HTTP: log-probabilities of prompts in the shapes of vLLM and of OpenAI's `echo`.
+
+Nothing is generated but the one greedy token that some clients ask for and drop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from seqloss_cli.core.errors import SeqlossError
+from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.service.answers import completion
+from seqloss_cli.service.queue import Job, RowQueue, RowScores
+from seqloss_cli.service.requests import (
+    CompletionRequest,
+    RequestError,
+    ServiceLimits,
+    model_name,
+    read_request,
+)
+
+OWNER = "seqloss"
+"""By this owner of its model a client knows the server."""
+
+
+class Service:
+    """The routes of one server."""
+
+    def __init__(
+        self, scorer: Scorer, key: str | None = None, limits: ServiceLimits | None = None
+    ) -> None:
+        """With `key`, requests without it are refused."""
+        self.limits = limits or ServiceLimits()
+        self._scorer, self._key = scorer, key
+        self.queue = RowQueue(scorer, self.limits)
+        self._statuses: Counter[int] = Counter()
+        routes = [
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/version", self._version),
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        self.app = Starlette(routes=routes, lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(self.queue.close)
+
+    async def _completions(self, request: Request) -> Response:
+        try:
+            self._require_key(request)
+            body = await self._body(request)
+            asked = read_request(body, self._scorer, self.limits)
+            scores = await self._scored(asked)
+            # Off the loop: a long prompt's JSON takes tens of milliseconds.
+            content = await asyncio.to_thread(
+                lambda: orjson.dumps(completion(asked, scores, self._scorer))
+            )
+            return self._json(200, content)
+        except RequestError as error:
+            return self._error(error.status, error.message)
+        except SeqlossError as error:
+            return self._error(500, str(error))
+        except ClientDisconnect:
+            return self._error(499, "the client went away")
+
+    async def _scored(self, asked: CompletionRequest) -> list[RowScores]:
+        deadline = time.monotonic() + self.limits.seconds
+        jobs = [
+            Job(row, asked.first, asked.top_k, bool(asked.max_tokens), deadline)
+            for row in asked.rows
+        ]
+        self.queue.add(jobs)
+        waiting = asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs))
+        try:
+            return list(await asyncio.wait_for(waiting, self.limits.seconds))
+        except TimeoutError:
+            raise RequestError(503, f"not done in {self.limits.seconds:g} s") from None
+
+    async def _body(self, request: Request) -> Any:
+        content = bytearray()
+        async for piece in request.stream():
+            content += piece
+            if len(content) > self.limits.most_bytes:
+                raise RequestError(413, f"more than {self.limits.most_bytes} bytes")
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError:
+            raise RequestError(400, "the body is no JSON") from None
+
+    def _require_key(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        # In constant time: how long it takes tells nothing of the key.
+        if self._key is not None and not hmac.compare_digest(given.encode(), self._key.encode()):
+            raise RequestError(401, "the key is missing or wrong (Authorization: Bearer …)")
+
+    async def _models(self, request: Request) -> Response:
+        try:
+            self._require_key(request)
+        except RequestError as error:
+            return self._error(error.status, error.message)
+        longest = self._scorer.windows.context + 1
+        card = {
+            "id": model_name(self._scorer),
+            "object": "model",
+            "owned_by": OWNER,
+            "max_model_len": longest,
+            "dtype": self._scorer.backend.describe().get("dtype"),
+        }
+        return self._json(200, orjson.dumps({"object": "list", "data": [card]}))
+
+    async def _version(self, request: Request) -> Response:
+        return self._json(200, orjson.dumps({"version": version("seqloss")}))
+
+    async def _health(self, request: Request) -> Response:
+        return self._json(200, b"{}")
+
+    async def _metrics(self, request: Request) -> Response:
+        lines = [
+            "# TYPE seqloss_rows_waiting gauge",
+            f"seqloss_rows_waiting {len(self.queue)}",
+            "# TYPE seqloss_tokens_total counter",
+            f"seqloss_tokens_total {self.queue.n_tokens}",
+            "# TYPE seqloss_answers_total counter",
+            *(
+                f'seqloss_answers_total{{status="{status}"}} {n}'
+                for status, n in sorted(self._statuses.items())
+            ),
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n")
+
+    def _json(self, status: int, content: bytes) -> Response:
+        self._statuses[status] += 1
+        return Response(content, status, media_type="application/json")
+
+    def _error(self, status: int, message: str) -> Response:
+        found = {"error": {"message": message, "type": "invalid_request_error", "code": status}}
+        response = self._json(status, orjson.dumps(found))
+        if status in (429, 503):
+            response.headers["Retry-After"] = "1"
+        return response

@@ -1,0 +1,176 @@
+"""Rows of all requests, scored together, as many as wait, within the budget of tokens.
+
+Rows do not see one another, so numbers do not depend on the company (rule 11).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from seqloss_cli.backends.batching import plan_batches, smaller_batches
+from seqloss_cli.core.backend import Batch, Requested, TokenScores
+from seqloss_cli.core.errors import OutOfMemoryError
+from seqloss_cli.core.records import Floats, Ints, Sample, TokenSequence
+from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.service.requests import RequestError, ServiceLimits
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """Scores of a row of L tokens; the place after the last is for what would follow."""
+
+    log_probs: Floats
+    """Shape L + 1, nats; NaN at the first place and the last."""
+    ranks: Ints
+    """Shape L + 1."""
+    top_ids: Ints
+    """Shape (L + 1) x K."""
+    top_log_probs: Floats
+    """Shape (L + 1) x K, nats."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A row that waits for its scores."""
+
+    row: Ints
+    """Ids, shape L."""
+    first: int
+    """The first position whose log-probability is asked for."""
+    top_k: int
+    with_end: bool
+    """The scores of whatever would follow the last token are asked for, too."""
+    deadline: float
+    """On the clock of `time.monotonic`."""
+    answer: Future[RowScores] = field(default_factory=Future)
+
+
+class RowQueue:
+    """Rows of all requests, scored together by one thread."""
+
+    def __init__(self, scorer: Scorer, limits: ServiceLimits) -> None:
+        self._scorer, self._limits = scorer, limits
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.n_tokens = 0
+        """Tokens scored so far."""
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Return the number of rows that wait."""
+        return len(self._waiting)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait for their turn. Raises RequestError where too many wait."""
+        with self._changed:
+            if self._closed:
+                raise RequestError(503, "the server stops")
+            if len(self._waiting) + len(jobs) > self._limits.longest_queue:
+                raise RequestError(429, f"{len(self._waiting)} rows wait already")
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Score what waits, and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while jobs := self._next():
+            try:
+                found = self._score(jobs)
+            except Exception as error:  # whoever waits is told, and the server goes on
+                for job in jobs:
+                    job.answer.set_exception(error)
+            else:
+                for job, scores in zip(jobs, found, strict=True):
+                    job.answer.set_result(scores)
+
+    def _next(self) -> list[Job]:
+        """Return jobs of some batches' tokens, in the order in which they came; none at the end."""
+        budget = 4 * self._scorer.batches.tokens
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return []
+                jobs = [self._waiting.popleft()]
+                used = len(jobs[0].row)
+                while self._waiting and used + len(self._waiting[0].row) <= budget:
+                    jobs.append(self._waiting.popleft())
+                    used += len(jobs[-1].row)
+            # Nobody waits any more for a job that was cancelled, or is too late.
+            now = time.monotonic()
+            if kept := [job for job in jobs if _is_due(job, now)]:
+                return kept
+
+    def _score(self, jobs: Sequence[Job]) -> list[RowScores]:
+        scorer, k = self._scorer, max(1, *(job.top_k for job in jobs))
+        sequences = [_sequence(job) for job in jobs]
+        scores = [_empty(len(job.row), k) for job in jobs]
+        policy = replace(scorer.batches, share_prefix=True)
+        requested = Requested(ranks=True, top_k=k)
+        capabilities = scorer.backend.capabilities
+        for planned in plan_batches(sequences, scorer.windows, policy, capabilities):
+            for batch, found in self._halved(planned, sequences, requested):
+                for part in batch.parts:
+                    _take(scores[part.sequence], part.targets, found, part.score_places)
+        self.n_tokens += sum(len(job.row) for job in jobs)
+        return scores
+
+    def _halved(
+        self, batch: Batch, sequences: Sequence[TokenSequence], requested: Requested
+    ) -> list[tuple[Batch, TokenScores]]:
+        try:
+            return [(batch, self._scorer.backend.score(batch, requested))]
+        except OutOfMemoryError:
+            halves = smaller_batches(batch, sequences)
+            if not halves:
+                raise
+        return [each for half in halves for each in self._halved(half, sequences, requested)]
+
+
+def _is_due(job: Job, now: float) -> bool:
+    if not job.answer.set_running_or_notify_cancel():
+        return False
+    if now > job.deadline:
+        job.answer.set_exception(RequestError(503, "waited too long: the server is busy"))
+        return False
+    return True
+
+
+def _sequence(job: Job) -> TokenSequence:
+    n = len(job.row)
+    mask = np.arange(n) >= max(1, job.first)
+    sample = Sample("", "", input_ids=job.row)
+    return TokenSequence(
+        sample, None, job.row, None, mask, mask, "none", "none", {}, scores_text_end=job.with_end
+    )
+
+
+def _empty(n: int, k: int) -> RowScores:
+    return RowScores(
+        np.full(n + 1, np.nan),
+        np.zeros(n + 1, dtype=np.int64),
+        np.zeros((n + 1, k), dtype=np.int64),
+        np.zeros((n + 1, k)),
+    )
+
+
+def _take(row: RowScores, targets: Ints, found: TokenScores, places: Any) -> None:
+    row.log_probs[targets] = -found.losses[places]
+    row.ranks[targets] = found.columns["ranks"][places]
+    row.top_ids[targets] = found.columns["top_ids"][places]
+    row.top_log_probs[targets] = found.columns["top_log_probs"][places]
