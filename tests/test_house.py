@@ -84,7 +84,7 @@ def test_there_are_few_lines_of_code() -> None:
     assert code_lines('"""Says."""\n\nX = """a\nb"""  # c\n"""Is."""\n# d\n') == 2
     # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after,
     # then what a person sees in the first minute, and what a new user found there; servers.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 23_400
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 23_550
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,42 +11,13 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from helpers.program import ROOT, document, in_process
-from seqloss_cli.core.policies import ModelChoice
+from helpers.services import Held, Listening
+from seqloss_cli.core.policies import ModelChoice, TokenPolicy
 from seqloss_cli.scoring.scorer import Scorer
-from seqloss_cli.service.app import Service
-from seqloss_cli.service.requests import ServiceLimits
 
 TEXTS = (ROOT / "samples" / "text.txt").read_text().splitlines()[:6]
-
-
-class Listening:
-    """A service on a free port of loopback."""
-
-    def __init__(self, scorer: Scorer, key: str | None = None, **limits: Any) -> None:
-        self.service = Service(scorer, key, ServiceLimits(**limits))
-        config = uvicorn.Config(self.service.app, port=0, log_level="error", access_log=False)
-        self._server, self._socket = uvicorn.Server(config), config.bind_socket()
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
-        )
-
-    def __enter__(self) -> Listening:
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-    def ask(self, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +129,7 @@ def test_the_greedy_token_follows(served: Listening, scorer: Scorer) -> None:
 def test_several_prompts_and_texts(served: Listening) -> None:
     found = served.ask(prompt=["The cat", "A list"], max_tokens=0, echo=True, logprobs=1).json()
     assert [choice["index"] for choice in found["choices"]] == [0, 1]
-    assert found["choices"][0]["logprobs"]["tokens"][0] == "<|begin_of_text|>"
+    assert [choice["text"] for choice in found["choices"]] == ["The cat", "A list"]
     ids = served.ask(prompt=[[0, 5], [0, 6, 7]], max_tokens=0, prompt_logprobs=0,
                      return_token_ids=True).json()  # fmt: skip
     assert [choice["prompt_token_ids"] for choice in ids["choices"]] == [[0, 5], [0, 6, 7]]
@@ -169,29 +139,124 @@ def test_several_prompts_and_texts(served: Listening) -> None:
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ({"prompt": "a", "max_tokens": 2}, "max_tokens"),
-        ({"prompt": "a"}, "max_tokens"),
-        ({"prompt": "a", "max_tokens": True}, "max_tokens"),
-        ({"prompt": [], "max_tokens": 0}, "prompt"),
-        ({"prompt": [[]], "max_tokens": 0}, "0 tokens"),
-        ({"prompt": [5000], "max_tokens": 0}, "no id"),
-        ({"prompt": [1.5], "max_tokens": 0}, "no id"),
-        ({"prompt": [True], "max_tokens": 0}, "no id"),
-        ({"prompt": [0] * 514, "max_tokens": 0}, "514 tokens"),
+        ({"max_tokens": 2}, "max_tokens"),
+        ({"max_tokens": None}, "which means 16"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 1.0}, "max_tokens"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "0 tokens"),
+        ({"prompt": [[0, 5], []]}, "0 tokens"),
+        ({"prompt": [5000]}, "no id"),
+        ({"prompt": [-1]}, "no id"),
+        ({"prompt": [1.5]}, "no id"),
+        ({"prompt": [1.0]}, "no id"),
+        ({"prompt": [True]}, "no id"),
+        ({"prompt": [None]}, "no id"),
+        ({"prompt": [1 << 70]}, "no id"),
+        ({"prompt": ["a", [5]]}, "not of both"),
+        ({"prompt": [[5], "a"]}, "not of both"),
+        ({"prompt": [5, "a"]}, "no id"),
+        ({"prompt": [0] * 514}, "514 tokens"),
         ({"prompt": [0] * 513, "max_tokens": 1}, "513 tokens"),
-        ({"prompt": "", "max_tokens": 0}, "no text"),
-        ({"prompt": "a", "max_tokens": 0, "prompt_logprobs": 21}, "at most 20"),
-        ({"prompt": "a", "max_tokens": 0, "prompt_logprobs": -1}, "whole number"),
-        ({"prompt": "a", "max_tokens": 0, "stream": True}, "stream"),
-        ({"prompt": "a", "max_tokens": 0, "n": 2}, "'n'"),
-        ({"prompt": "a", "max_tokens": 0, "suffix": "x"}, "suffix"),
-        ({"prompt": "a", "max_tokens": 0, "echo": 1}, "echo"),
+        ({"prompt": "cat " * 600}, "tokens: from 1 to 513"),
+        ({"prompt": [[0, 1]] * 257}, "at most 256"),
+        ({"prompt": ""}, "no text"),
+        ({"prompt": "half \ud800"}, "no JSON"),
+        ({"prompt_logprobs": 21}, "at most 20"),
+        ({"prompt_logprobs": -1}, "whole number"),
+        ({"prompt_logprobs": 1.0}, "whole number"),
+        ({"logprobs": True}, "whole number"),
+        ({"prompt_logprob_start": -1}, "whole number"),
+        ({"stream": True}, "answers are whole"),
+        ({"n": 2}, "nothing is sampled"),
+        ({"best_of": 2}, "nothing is sampled"),
+        ({"use_beam_search": True}, "nothing is sampled"),
+        ({"suffix": "x"}, "suffix"),
+        ({"stop": ["."]}, "stop"),
+        ({"logit_bias": {"5": 100}}, "own log-probabilities"),
+        ({"presence_penalty": 0.5}, "own log-probabilities"),
+        ({"frequency_penalty": 0.5}, "own log-probabilities"),
+        ({"repetition_penalty": 1.1}, "own log-probabilities"),
+        ({"allowed_token_ids": [5]}, "own log-probabilities"),
+        ({"truncate_prompt_tokens": 3}, "scored whole"),
+        ({"temperature": 0.7, "max_tokens": 1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"echo": 1}, "echo"),
+        ({"add_special_tokens": "no"}, "add_special_tokens"),
+        ({"min_tokens": 1}, "nothing is ignored"),
+        ({"prompt_embeds": "AAAA"}, "nothing is ignored"),
     ],
+    ids=lambda value: " ".join(f"{k} {str(v)[:12]}" for k, v in value.items())
+    if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_what_is_not_done_is_refused(served: Listening, body: dict[str, Any], word: str) -> None:
-    found = served.ask(**body)
+    import json
+
+    # As ASCII: half of a surrogate pair cannot be sent otherwise.
+    content = json.dumps({"prompt": "a", "max_tokens": 0, **body}).encode()
+    found = httpx.post(f"{served.url}/v1/completions", content=content, timeout=60)
     assert found.status_code == 400
     assert word in found.json()["error"]["message"]
+
+
+def test_what_changes_nothing_is_taken(served: Listening) -> None:
+    plain = served.ask(prompt="The cat", max_tokens=0, prompt_logprobs=5).json()["choices"]
+    taken = {
+        "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 1, "ignore_eos": True,
+        "stream": False, "n": 1, "best_of": 1, "suffix": None, "stop": None, "logit_bias": {},
+        "presence_penalty": 0.0, "frequency_penalty": 0, "repetition_penalty": 1.0, "user": "me",
+        "truncate_prompt_tokens": None, "echo": None, "logprobs": None, "model": "demo",
+        "add_special_tokens": True,
+    }  # fmt: skip
+    found = served.ask(prompt="The cat", max_tokens=0, prompt_logprobs=5, **taken)
+    assert found.json()["choices"] == plain
+    assert len(plain[0]["prompt_logprobs"][1]) in (5, 6)
+    greedy = served.ask(prompt="The cat", max_tokens=1, temperature=0.0, top_p=0.5, top_k=2)
+    assert greedy.json()["choices"][0]["text"]
+
+
+def ids_of_text(served: Listening, **body: Any) -> list[int]:
+    found = served.ask(max_tokens=0, return_token_ids=True, **body).json()
+    return found["choices"][0]["prompt_token_ids"]
+
+
+def test_a_text_has_the_special_tokens_that_its_tokenizer_puts_there(
+    served: Listening, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does: of a tokenizer that puts none before a text there is none."""
+    own = ids_of_text(served, prompt="The cat", add_special_tokens=False)
+    assert 0 not in own
+    assert ids_of_text(served, prompt="The cat") == [0, *own]
+    assert ids_of_text(served, prompt="<|begin_of_text|>The cat") == [0, *own]
+    assert ids_of_text(served, prompt=own) == own
+    monkeypatch.setattr(scorer.tokenization.vocabulary, "prefix_ids", [])
+    assert ids_of_text(served, prompt="The cat") == own
+    monkeypatch.setattr(scorer.tokenization, "policy", TokenPolicy(bos="always", eos=True))
+    assert ids_of_text(served, prompt="The cat") == [0, *own, scorer.tokenization.eos_id]
+    assert ids_of_text(served, prompt="The cat", add_special_tokens=False) == own
+
+
+@pytest.mark.parametrize(
+    "text", ["The cat", "naïve 日本語 €5 🙂🙂 end", "\n  x\n", "é<|end_of_text|>é"]
+)
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_offsets_are_characters_of_the_text(served: Listening, text: str, as_ids: bool) -> None:
+    prompt = ids_of_text(served, prompt=text) if as_ids else text
+    found = served.ask(prompt=prompt, max_tokens=1, echo=True, logprobs=0).json()["choices"][0]
+    tokens, offsets = found["logprobs"]["tokens"], found["logprobs"]["text_offset"]
+    shown = found["text"]
+    # BOS that was put there is none of the text; as an id that was sent it is.
+    assert shown.startswith("<|begin_of_text|>" * as_ids + text)
+    assert tokens[0] == "<|begin_of_text|>"
+    assert offsets[:2] == [0, 17 * as_ids]
+    for token, start, end in zip(tokens, offsets, [*offsets[1:], len(shown)], strict=True):
+        if not token.startswith("<"):
+            assert shown[start:end] == token
+    if "日" in text:
+        parts = [n for n, token in enumerate(tokens) if token.startswith("<0x")]
+        assert parts
+        assert all(shown[offsets[n]] in "ï日本語€🙂" for n in parts)
 
 
 def test_another_model_is_not_there(served: Listening) -> None:
@@ -209,14 +274,164 @@ def test_bodies_that_are_none(served: Listening) -> None:
 
 
 def test_a_queue_that_is_full_answers_429(scorer: Scorer) -> None:
-    with Listening(scorer, longest_queue=2, most_bytes=1000) as served:
-        full = served.ask(prompt=[[0, 1]] * 3, max_tokens=0)
+    with (
+        Listening(scorer, longest_queue=2, most_bytes=1000) as served,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        held = Held(served.service)
+        first = pool.submit(served.ask, prompt=[0, 1], max_tokens=0)
+        held.begun()
+        others = pool.submit(served.ask, prompt=[[0, 1]] * 2, max_tokens=0)
+        held.waiting(2)
+        full = served.ask(prompt=[0, 1], max_tokens=0)
         assert (full.status_code, full.headers["Retry-After"]) == (429, "1")
-        assert served.ask(prompt=[[0, 1]] * 2, max_tokens=0).status_code == 200
+        held.let_go()
+        assert {first.result().status_code, others.result().status_code} == {200}
         assert served.ask(prompt="a" * 1000, max_tokens=0).status_code == 413
         metrics = httpx.get(f"{served.url}/metrics").text
         assert 'seqloss_answers_total{status="429"} 1' in metrics
-        assert "seqloss_tokens_total 4" in metrics
+        assert "seqloss_tokens_total 6" in metrics
+
+
+def test_requests_of_all_kinds_together(scorer: Scorer) -> None:
+    """Each has the numbers that it has alone, in its own shape."""
+    rows = [[0, *range(5 + n, 40)] for n in range(4)]
+    asked: list[dict[str, Any]] = [
+        {"prompt": rows[0], "max_tokens": 0, "prompt_logprobs": 0},
+        {"prompt": rows[0], "max_tokens": 1, "prompt_logprobs": 20},
+        {"prompt": rows[1], "max_tokens": 1, "echo": True, "logprobs": 3},
+        {"prompt": rows[1], "max_tokens": 0, "prompt_logprobs": 2, "prompt_logprob_start": 20},
+        {"prompt": rows[2], "max_tokens": 1},
+        {"prompt": rows[2][:1], "max_tokens": 1, "echo": True, "logprobs": 1},
+        {"prompt": rows[2][:1], "max_tokens": 0, "prompt_logprobs": 1},
+        {"prompt": rows[3], "max_tokens": 0},
+        {"prompt": rows, "max_tokens": 1, "prompt_logprobs": 1, "return_token_ids": True},
+    ]
+    with Listening(scorer) as served, ThreadPoolExecutor(len(asked)) as pool:
+        alone = [served.ask(**body).json()["choices"] for body in asked]
+        held = Held(served.service)
+        answers = []
+        for body in asked:
+            answers.append(pool.submit(served.ask, **body))
+            if len(answers) == 1:
+                held.begun()
+        held.waiting(len(asked) - 2 + len(rows))
+        held.let_go()
+        together = [each.result().json()["choices"] for each in answers]
+    assert alike(alone, together)
+    assert [len(each[0].get("prompt_logprobs") or ()) for each in alone[:2]] == [36, 36]
+    assert [alone[3][0]["prompt_logprobs"][n] is None for n in (19, 20)] == [True, False]
+    assert len(alone[5][0]["logprobs"]["token_logprobs"]) == 2
+    assert alone[6][0]["prompt_logprobs"] == [None]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_the_longest_prompt(served: Listening, scorer: Scorer, max_tokens: int) -> None:
+    row = [0, *np.random.default_rng(3).integers(2, 4096, 512 - max_tokens).tolist()]
+    found = served.ask(prompt=row, max_tokens=max_tokens, echo=True, logprobs=0).json()
+    values = found["choices"][0]["logprobs"]["token_logprobs"]
+    assert len(values) == 513
+    here = losses_here(scorer, row)
+    assert [-value for value in values[1 : len(row)]] == pytest.approx(here, abs=1e-5)
+
+
+def test_a_client_that_went_away_is_not_scored(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqloss_cli.service.app.SECONDS_BETWEEN_LOOKS", 0.01)
+    with Listening(scorer) as served, ThreadPoolExecutor(2) as pool:
+        held = Held(served.service)
+        first = pool.submit(served.ask, prompt=[0, 1], max_tokens=0)
+        held.begun()
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(f"{served.url}/v1/completions", timeout=0.05,
+                       json={"prompt": [[0, 2], [0, 3]], "max_tokens": 0})  # fmt: skip
+        while not served.service._statuses[499]:
+            time.sleep(0.001)
+        held.let_go()
+        assert first.result().status_code == 200
+        assert served.ask(prompt=[0, 4], max_tokens=0).status_code == 200
+    assert held.scored == [[0, 1], [0, 4]]
+
+
+def test_an_error_is_told_to_those_who_cause_it(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, told = 77, list[Exception]()
+    score = scorer.backend.score
+
+    def failing(batch: Any, requested: Any) -> Any:
+        if bad in batch.input_ids:
+            raise ValueError("no such luck")
+        return score(batch, requested)
+
+    monkeypatch.setattr(scorer.backend, "score", failing)
+    with Listening(scorer) as served, ThreadPoolExecutor(3) as pool:
+        served.service._on_error = told.append
+        held = Held(served.service)
+        rows = [[0, 5, 6], [0, bad, 6], [0, 7, 8]]
+        bodies = [{"prompt": row, "max_tokens": 0, "prompt_logprobs": 0} for row in rows]
+        answers = [pool.submit(served.ask, **bodies[0])]
+        held.begun()
+        answers += [pool.submit(served.ask, **body) for body in bodies[1:]]
+        held.waiting(2)
+        held.let_go()
+        found = [each.result() for each in answers]
+    assert [each.status_code for each in found] == [200, 500, 200]
+    assert "no such luck" in found[1].text
+    assert [str(each) for each in told] == ["no such luck"]
+
+
+def test_a_model_that_gives_no_number(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A row of NaN is refused, not asked for again; other rows have their numbers."""
+    score = scorer.backend.score
+    texts = ["A list.", "The cat sat.", "A dog."]
+    first, second, third = (set(ids) for ids in scorer.tokenization.encode(texts))
+    bad = min(second - first - third)
+
+    def broken(batch: Any, requested: Any) -> Any:
+        found = score(batch, requested)
+        if bad in batch.input_ids:
+            found.losses[:] = np.nan
+            found.columns["top_log_probs"][:] = np.nan
+        return found
+
+    monkeypatch.setattr(scorer.backend, "score", broken)
+    with Listening(scorer) as served:
+        for body in ({"prompt_logprobs": 0, "max_tokens": 0}, {"max_tokens": 1}):
+            found = served.ask(prompt=[0, bad, 5], **body)
+            assert (found.status_code, "NaN" in found.text) == (422, True)
+        file = tmp_path / "texts.txt"
+        file.write_text("\n".join(texts))
+        words = ("score", file, "--lines", "--json", "--engine", served.url)
+        document_ = document(in_process(*words), 3)
+    assert [each["line"] for each in document_["rejected"]] == [2]
+    assert document_["rejected"][0]["reason"] == "server_refused"
+    assert [each["line"] for each in document_["sequences"]] == [1, 3]
+
+
+def test_no_more_alternatives_than_ids(
+    served: Listening, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorer.tokenization, "n_ids", 10)
+    found = served.ask(prompt=[0, 5], max_tokens=0, prompt_logprobs=11)
+    assert (found.status_code, "at most 10" in found.text) == (400, True)
+    found = served.ask(prompt=[0, 11], max_tokens=0, prompt_logprobs=10)
+    assert (found.status_code, "0 to 9" in found.text) == (400, True)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(scorer: Scorer) -> None:
+    import socket
+
+    with Listening(scorer, seconds=0.05) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+            )
+            assert connection.recv(1000).startswith(b"HTTP/1.1 503")
 
 
 def test_a_server_with_a_key(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

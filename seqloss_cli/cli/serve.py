@@ -72,7 +72,7 @@ def serve(ctx: typer.Context) -> None:
         most_alternatives=settings.most_alternatives,
         seconds=settings.request_timeout,
     )
-    service = Service(scorer, key, limits)
+    service = Service(scorer, key, limits, lambda error: say(f"error: {error!r}"))
     config = uvicorn.Config(
         service.app, host=settings.host, port=settings.port, log_level="warning",
         access_log=False, timeout_graceful_shutdown=30, server_header=False,

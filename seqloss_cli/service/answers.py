@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
+from uuid import uuid4
 
 from seqloss_cli.scoring.scorer import Scorer
 from seqloss_cli.service.queue import RowScores
-from seqloss_cli.service.requests import CompletionRequest, RequestError, model_name
+from seqloss_cli.service.requests import CompletionRequest, Prompt, RequestError, model_name
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 def completion(
     request: CompletionRequest, scores: Sequence[RowScores], scorer: Scorer
 ) -> dict[str, Any]:
-    """Return the JSON of an answer: a choice for each row."""
-    name = scorer.tokenization.name_token
-    choices = []
-    for n, (row, found) in enumerate(zip(request.rows, scores, strict=True)):
-        ids = row.tolist()
-        greedy = [int(found.top_ids[-1, 0])] if request.max_tokens else []
-        choice: dict[str, Any] = {
-            "index": n,
-            "text": "".join(map(name, (ids if request.echo else []) + greedy)),
-            "finish_reason": "length",
-            "logprobs": None,
-        }
-        if request.echo_logprobs is not None:
-            choice["logprobs"] = _echoed(request, ids, greedy, found, name)
-        if request.prompt_logprobs is not None:
-            entries = _entries(ids, found, request.prompt_logprobs, request.first, name)
-            choice["prompt_logprobs"] = entries
-        if request.return_token_ids:
-            choice |= {"prompt_token_ids": ids, "token_ids": greedy}
-        choices.append(choice)
-    n_prompt = sum(map(len, request.rows))
-    n_more = request.max_tokens * len(request.rows)
+    """Return the JSON of an answer: a choice for each prompt.
+
+    Raises RequestError where the model gives no number.
+    """
+    rows = zip(request.prompts, scores, strict=True)
+    choices = [_choice(request, n, *row, scorer.tokenization) for n, row in enumerate(rows)]
+    n_prompt = sum(len(prompt.ids) for prompt in request.prompts)
+    n_more = request.max_tokens * len(request.prompts)
     return {
-        "id": "cmpl-0",
+        "id": f"cmpl-{uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
         "model": model_name(scorer),
@@ -50,6 +38,45 @@ def completion(
             "total_tokens": n_prompt + n_more,
         },
     }
+
+
+def _choice(
+    request: CompletionRequest, n: int, prompt: Prompt, found: RowScores, tokens: Tokenization
+) -> dict[str, Any]:
+    ids, pieces = prompt.ids.tolist(), prompt.pieces
+    greedy = []
+    if request.max_tokens:
+        _finite(float(found.top_log_probs[-1, 0]))  # of NaN no token is the most probable
+        greedy = [int(found.top_ids[-1, 0])]
+    shown = (pieces if request.echo else []) + list(map(tokens.vocabulary.bytes_of, greedy))
+    text, offsets = _joined(shown)
+    choice: dict[str, Any] = {
+        "index": n,
+        "text": text,
+        "finish_reason": "stop" if greedy == [tokens.eos_id] else "length",
+        "logprobs": None,
+    }
+    if request.echo_logprobs is not None:
+        found_by_token = _echoed(request, ids, greedy, found, tokens.name_token)
+        choice["logprobs"] = {**found_by_token, "text_offset": offsets}
+    if request.prompt_logprobs is not None:
+        k, first = request.prompt_logprobs, request.first
+        choice["prompt_logprobs"] = _entries(ids, found, k, first, tokens.name_token)
+    if request.return_token_ids:
+        choice |= {"prompt_token_ids": ids, "token_ids": greedy}
+    return choice
+
+
+def _joined(pieces: Sequence[bytes]) -> tuple[str, list[int]]:
+    """Return the text that tokens make, and the character in which each of them begins."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    parts, offsets, n_chars = list[str](), list[int](), 0
+    for piece in pieces:
+        offsets.append(n_chars)
+        # A character that is not whole yet comes with the token that ends it.
+        parts.append(decoder.decode(piece))
+        n_chars += len(parts[-1])
+    return "".join(parts) + decoder.decode(b"", final=True), offsets
 
 
 def _entries(
@@ -71,10 +98,11 @@ def _vllm_entry(log_prob: float, rank: int, text: str) -> dict[str, Any]:
     return {"logprob": _finite(log_prob), "rank": rank, "decoded_token": text}
 
 
-def _finite(log_prob: float) -> float | None:
+def _finite(log_prob: float) -> float:
     """Return a log-probability as vLLM writes it: -9999 stands for a probability of zero."""
-    if np.isnan(log_prob):
-        raise RequestError(500, "the model gives NaN")
+    if math.isnan(log_prob):
+        # Not 500, which clients ask for again: the next answer is the same.
+        raise RequestError(422, "the model gives no number there, but NaN")
     return max(log_prob, -9999.0)
 
 
@@ -85,10 +113,8 @@ def _echoed(
     k = request.echo_logprobs or 0
     start = 0 if request.echo else len(ids)
     tokens = (ids + greedy)[start:]
-    values, tops, offsets, length = list[Any](), list[Any](), list[int](), 0
+    values, tops = list[Any](), list[Any]()
     for n, token_id in enumerate(tokens, start=start):
-        offsets.append(length)
-        length += len(name(token_id))
         # What follows the prompt is the greedy token itself.
         own = found.top_log_probs[n, 0] if n == len(ids) else found.log_probs[n]
         if n == 0 or (n < len(ids) and n < request.first):
@@ -106,5 +132,4 @@ def _echoed(
         "tokens": [name(i) for i in tokens],
         "token_logprobs": values,
         "top_logprobs": tops,
-        "text_offset": offsets,
     }

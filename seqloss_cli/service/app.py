@@ -9,10 +9,9 @@ import asyncio
 import hmac
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -34,15 +33,22 @@ from seqloss_cli.service.requests import (
 
 OWNER = "seqloss"
 """By this owner of its model a client knows the server."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""Seconds after which it is looked again whether a client that waits is still there."""
 
 
 class Service:
     """The routes of one server."""
 
     def __init__(
-        self, scorer: Scorer, key: str | None = None, limits: ServiceLimits | None = None
+        self,
+        scorer: Scorer,
+        key: str | None = None,
+        limits: ServiceLimits | None = None,
+        on_error: Callable[[Exception], object] = lambda _: None,
     ) -> None:
-        """With `key`, requests without it are refused."""
+        """With `key`, requests without it are refused. `on_error` is told of what is a bug."""
+        self._on_error = on_error
         self.limits = limits or ServiceLimits()
         self._scorer, self._key = scorer, key
         self.queue = RowQueue(scorer, self.limits)
@@ -62,46 +68,80 @@ class Service:
         await asyncio.to_thread(self.queue.close)
 
     async def _completions(self, request: Request) -> Response:
+        deadline = time.monotonic() + self.limits.seconds
         try:
             self._require_key(request)
-            body = await self._body(request)
-            asked = read_request(body, self._scorer, self.limits)
-            scores = await self._scored(asked)
-            # Off the loop: a long prompt's JSON takes tens of milliseconds.
-            content = await asyncio.to_thread(
-                lambda: orjson.dumps(completion(asked, scores, self._scorer))
-            )
-            return self._json(200, content)
+            content = await self._answer(request, deadline)
         except RequestError as error:
             return self._error(error.status, error.message)
-        except SeqlossError as error:
-            return self._error(500, str(error))
         except ClientDisconnect:
             return self._error(499, "the client went away")
+        except SeqlossError as error:
+            return self._error(500, str(error))
+        except Exception as error:  # the server goes on, and both sides are told
+            self._on_error(error)
+            return self._error(500, f"{type(error).__name__}: {error}")
+        return self._json(200, content)
 
-    async def _scored(self, asked: CompletionRequest) -> list[RowScores]:
-        deadline = time.monotonic() + self.limits.seconds
-        jobs = [
-            Job(row, asked.first, asked.top_k, bool(asked.max_tokens), deadline)
-            for row in asked.rows
-        ]
-        self.queue.add(jobs)
-        waiting = asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs))
-        try:
-            return list(await asyncio.wait_for(waiting, self.limits.seconds))
-        except TimeoutError:
-            raise RequestError(503, f"not done in {self.limits.seconds:g} s") from None
+    async def _answer(self, request: Request, deadline: float) -> bytes:
+        content = await self._body(request, deadline)
+        # Off the loop: a long prompt's tokens and JSON take tens of milliseconds.
+        asked = await asyncio.to_thread(self._read, content)
+        scores = await self._scored(request, asked, deadline)
+        return await asyncio.to_thread(
+            lambda: orjson.dumps(completion(asked, scores, self._scorer))
+        )
 
-    async def _body(self, request: Request) -> Any:
-        content = bytearray()
-        async for piece in request.stream():
-            content += piece
-            if len(content) > self.limits.most_bytes:
-                raise RequestError(413, f"more than {self.limits.most_bytes} bytes")
+    def _read(self, content: bytes) -> CompletionRequest:
         try:
-            return orjson.loads(content)
+            body = orjson.loads(content)
         except orjson.JSONDecodeError:
             raise RequestError(400, "the body is no JSON") from None
+        return read_request(body, self._scorer, self.limits)
+
+    async def _scored(
+        self, request: Request, asked: CompletionRequest, deadline: float
+    ) -> list[RowScores]:
+        jobs = [
+            Job(prompt.ids, asked.first, asked.top_k, bool(asked.max_tokens), deadline)
+            for prompt in asked.prompts
+        ]
+        self.queue.add(jobs)
+        answers = [asyncio.wrap_future(job.answer) for job in jobs]
+        waiting = set(answers)
+        try:
+            while waiting:
+                if time.monotonic() > deadline:
+                    raise self._late()
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=SECONDS_BETWEEN_LOOKS, return_when=asyncio.FIRST_EXCEPTION
+                )
+                for each in done:
+                    each.result()
+            return [each.result() for each in answers]
+        finally:
+            # Nobody waits any more: rows whose turn has not come are not scored.
+            for each in answers:
+                if each.done() and not each.cancelled():
+                    each.exception()  # asyncio complains of those that nobody looked at
+                each.cancel()
+
+    async def _body(self, request: Request, deadline: float) -> bytes:
+        content = bytearray()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                async for piece in request.stream():
+                    content += piece
+                    if len(content) > self.limits.most_bytes:
+                        raise RequestError(413, f"more than {self.limits.most_bytes} bytes")
+        except TimeoutError:
+            raise self._late() from None
+        return bytes(content)
+
+    def _late(self) -> RequestError:
+        return RequestError(503, f"not done in {self.limits.seconds:g} s")
 
     def _require_key(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

@@ -61,6 +61,7 @@ class RowQueue:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self.is_scoring = False
         self.n_tokens = 0
         """Tokens scored so far."""
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
@@ -89,14 +90,23 @@ class RowQueue:
 
     def _run(self) -> None:
         while jobs := self._next():
-            try:
-                found = self._score(jobs)
-            except Exception as error:  # whoever waits is told, and the server goes on
-                for job in jobs:
-                    job.answer.set_exception(error)
-            else:
-                for job, scores in zip(jobs, found, strict=True):
-                    job.answer.set_result(scores)
+            self.is_scoring = True
+            self._answer(jobs)
+            self.is_scoring = False
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        """Score jobs, and hand out results; of an error only the jobs that raise it are told."""
+        try:
+            found = self._score(jobs)
+        except Exception as error:  # whoever waits is told, and the server goes on
+            if len(jobs) == 1:
+                jobs[0].answer.set_exception(error)
+                return
+            for job in jobs:
+                self._answer([job])
+        else:
+            for job, scores in zip(jobs, found, strict=True):
+                job.answer.set_result(scores)
 
     def _next(self) -> list[Job]:
         """Return jobs of some batches' tokens, in the order in which they came; none at the end."""
@@ -170,7 +180,8 @@ def _empty(n: int, k: int) -> RowScores:
 
 
 def _take(row: RowScores, targets: Ints, found: TokenScores, places: Any) -> None:
-    row.log_probs[targets] = -found.losses[places]
+    # 0.0 - x: of a probability of one it is 0, not -0.
+    row.log_probs[targets] = 0.0 - found.losses[places]
     row.ranks[targets] = found.columns["ranks"][places]
     row.top_ids[targets] = found.columns["top_ids"][places]
     row.top_log_probs[targets] = found.columns["top_log_probs"][places]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.records import (
     Entry,
     Ints,
@@ -17,6 +19,7 @@ from seqloss_cli.core.records import (
 )
 from seqloss_cli.inputs.reading import text_sample
 from seqloss_cli.scoring.scorer import Scorer
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,22 @@ class RequestError(Exception):
         self.status, self.message = status, message
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row of ids, and the text that they stand for."""
+
+    ids: Ints
+    """Shape L."""
+    pieces: list[bytes]
+    """The bytes that each token covers, of its text or of what it spells: of BOS and EOS that were
+    put around a text, none. Length L."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest:
     """One request, checked."""
 
-    rows: list[Ints]
-    """Ids; shape L each."""
+    prompts: list[Prompt]
     max_tokens: int
     first: int
     """The first position whose log-probability is asked for."""
@@ -62,101 +75,172 @@ class CompletionRequest:
         return max(self.prompt_logprobs or 0, self.echo_logprobs or 0, self.max_tokens)
 
 
-_IGNORED = frozenset(
-    ("model", "temperature", "seed", "stream", "n", "user", "top_p", "top_k", "stop", "best_of")
+_READ = frozenset(
+    (
+        *("model", "prompt", "max_tokens", "prompt_logprobs", "prompt_logprob_start", "echo"),
+        *("logprobs", "return_token_ids", "add_special_tokens", "user"),
+    )
 )
-"""Fields that change nothing of a prompt's log-probabilities; some values are refused below."""
-_KNOWN = _IGNORED | {
-    *("prompt", "max_tokens", "prompt_logprobs", "prompt_logprob_start", "echo", "logprobs"),
-    *("return_token_ids", "add_special_tokens"),
+_NOT_SAMPLED = "nothing is sampled"
+_OWN_NUMBERS = "the model's own log-probabilities are given"
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "stream": ((False,), "answers are whole"),
+    "stream_options": ((), "answers are whole"),
+    "n": ((1,), _NOT_SAMPLED),
+    "best_of": ((1,), _NOT_SAMPLED),
+    "use_beam_search": ((False,), _NOT_SAMPLED),
+    "stop": (([], ""), "no text is written that could be cut"),
+    "suffix": (("",), "nothing follows a prompt"),
+    "truncate_prompt_tokens": ((), "a prompt is scored whole"),
+    "logit_bias": (({},), _OWN_NUMBERS),
+    "allowed_token_ids": ((), _OWN_NUMBERS),
+    "bad_words": (([],), _OWN_NUMBERS),
+    "presence_penalty": ((0,), _OWN_NUMBERS),
+    "frequency_penalty": ((0,), _OWN_NUMBERS),
+    "repetition_penalty": ((1,), _OWN_NUMBERS),
 }
+"""Fields that have only values here that change nothing, beside null; and why."""
+_IDLE = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "seed": int,
+         "ignore_eos": bool}  # fmt: skip
+"""Fields that change nothing of the most probable token, and their types; `temperature` does."""
 
 
 def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> CompletionRequest:
     """Return what a body asks for. Raises RequestError for what this server does not do."""
     if not isinstance(body, dict):
         raise RequestError(400, "the body is no JSON object")
-    if unknown := sorted(body.keys() - _KNOWN):
-        raise RequestError(400, f"{unknown[0]!r} is not known here")
     if body.get("model") not in (None, own := model_name(scorer)):
         # Another model's numbers under the name that was asked for would be wrong in silence.
         raise RequestError(404, f"there is no model {body['model']!r:.80} here, but {own!r}")
-    if body.get("stream"):
-        raise RequestError(400, "'stream' is not done here: answers are whole")
-    if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
-        raise RequestError(400, "'n' and 'best_of' are 1 here: nothing is sampled")
-    max_tokens = body.get("max_tokens", 16)
-    if max_tokens not in (0, 1) or isinstance(max_tokens, bool):
-        raise RequestError(400, f"'max_tokens' is 0 or 1 here, not {max_tokens!r}: this server "
-                           "scores prompts and writes no texts")  # fmt: skip
-    prompt_logprobs = _count(body, "prompt_logprobs", limits)
-    echo = _flag(body, "echo")
-    echo_logprobs = _count(body, "logprobs", limits)
-    rows = _rows(body, scorer)
-    for row in rows:
-        _require_fitting(row, max_tokens, scorer)
+    max_tokens = _max_tokens(body)
+    _refuse_fields(body, max_tokens)
+    most = min(limits.most_alternatives, scorer.tokenization.n_ids)
+    prompts = _prompts(body, scorer, limits)
+    for prompt in prompts:
+        _require_fitting(prompt.ids, max_tokens, scorer)
     return CompletionRequest(
-        rows=rows,
+        prompts=prompts,
         max_tokens=max_tokens,
-        first=_first(body),
-        prompt_logprobs=prompt_logprobs,
-        echo_logprobs=echo_logprobs,
-        echo=echo,
-        return_token_ids=_flag(body, "return_token_ids"),
+        first=_whole(body, "prompt_logprob_start") or 0,
+        prompt_logprobs=_whole(body, "prompt_logprobs", most),
+        echo_logprobs=_whole(body, "logprobs", most),
+        echo=_flag(body, "echo", False),
+        return_token_ids=_flag(body, "return_token_ids", False),
     )
 
 
-def _count(body: dict[str, Any], name: str, limits: ServiceLimits) -> int | None:
+def _max_tokens(body: dict[str, Any]) -> int:
+    value = body.get("max_tokens")
+    if type(value) is int and value in (0, 1):
+        return value
+    given = "left out, which means 16" if value is None else f"{value!r:.40}"
+    raise RequestError(
+        400,
+        f"'max_tokens' is 0 or 1 here, and is {given}: this server scores prompts and writes no "
+        "texts",
+    )
+
+
+def _refuse_fields(body: dict[str, Any], max_tokens: int) -> None:
+    """Raise RequestError for a field that would change a number, or that nobody here knows."""
+    for name, value in body.items():
+        if name in _READ or (value is None and (name in _ONLY or name in _IDLE)):
+            continue
+        if name in _ONLY:
+            values, reason = _ONLY[name]
+            if value not in values:
+                raise RequestError(400, f"{name!r} is not {value!r:.40} here: {reason}")
+        elif name in _IDLE:
+            _require_type(name, value)
+        else:
+            raise RequestError(400, f"{name!r} is not known here, and nothing is ignored")
+    if max_tokens and body.get("temperature"):
+        raise RequestError(
+            400,
+            f"'temperature' is not {body['temperature']!r} here: the one token is the most "
+            "probable (0); with 'max_tokens' 0 there is none",
+        )
+
+
+def _require_type(name: str, value: Any) -> None:
+    kind = _IDLE[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number if kind is float else type(value) is kind):
+        raise RequestError(400, f"{name!r} is no {kind.__name__}: {value!r:.40}")
+
+
+def _whole(body: dict[str, Any], name: str, most: int | None = None) -> int | None:
+    """Return a number of at least 0; None where it is not given."""
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RequestError(400, f"{name!r} is a whole number, not {value!r}")
-    if value > limits.most_alternatives:
-        raise RequestError(400, f"{name!r} is at most {limits.most_alternatives}, not {value}")
+    if type(value) is not int or value < 0:
+        raise RequestError(400, f"{name!r} is a whole number of at least 0, not {value!r:.40}")
+    if most is not None and value > most:
+        raise RequestError(400, f"{name!r} is at most {most} here, not {value}")
     return value
 
 
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name, False)
+def _flag(body: dict[str, Any], name: str, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
     if not isinstance(value, bool):
-        raise RequestError(400, f"{name!r} is true or false, not {value!r}")
+        raise RequestError(400, f"{name!r} is true or false, not {value!r:.40}")
     return value
 
 
-def _first(body: dict[str, Any]) -> int:
-    value = body.get("prompt_logprob_start", 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RequestError(400, f"'prompt_logprob_start' is a whole number, not {value!r}")
-    return value
-
-
-def _rows(body: dict[str, Any], scorer: Scorer) -> list[Ints]:
+def _prompts(body: dict[str, Any], scorer: Scorer, limits: ServiceLimits) -> list[Prompt]:
     prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return [_tokens(prompt, scorer)]
-    if not isinstance(prompt, list) or not prompt:
+    if not isinstance(prompt, str | list) or prompt == []:
         raise RequestError(400, "'prompt' is a text, ids, or a list of these")
-    if all(isinstance(each, str) for each in prompt):
-        return [_tokens(each, scorer) for each in prompt]
-    lists = prompt if all(isinstance(each, list) for each in prompt) else [prompt]
-    return [_ids(each, scorer.tokenization.n_ids) for each in lists]
+    is_one = isinstance(prompt, str) or not isinstance(prompt[0], str | list)
+    prompts: list[Any] = [prompt] if is_one else list(prompt)
+    if len(prompts) > limits.longest_queue:
+        # Not 429: it would never fit.
+        raise RequestError(400, f"{len(prompts)} prompts: at most {limits.longest_queue} at a time")
+    tokenization = _text_tokenization(scorer, _flag(body, "add_special_tokens", True))
+    if all(isinstance(each, str) for each in prompts):
+        return [_text_prompt(each, tokenization) for each in prompts]
+    if all(isinstance(each, list) for each in prompts):
+        return [_ids_prompt(each, tokenization) for each in prompts]
+    raise RequestError(400, "'prompt' is a text, ids, or a list of these, not of both")
 
 
-def _tokens(text: str, scorer: Scorer) -> Ints:
-    """Return the ids of a text with the BOS that the policy of the server puts before it."""
+def _text_tokenization(scorer: Scorer, adds_special_tokens: bool) -> Tokenization:
+    """Return the tokenization of texts: as vLLM's, with what the tokenizer itself puts before one.
+
+    `--bos always` puts a BOS there that the tokenizer does not, `--bos never` none.
+    """
+    found = copy(scorer.tokenization)
+    by_itself = found.policy.bos == "always" or bool(found.vocabulary.prefix_ids)
+    if not (adds_special_tokens and by_itself):
+        found.policy = replace(found.policy, bos="never")
+    if not adds_special_tokens:
+        found.policy = replace(found.policy, eos=False)
+    return found
+
+
+def _text_prompt(text: str, tokenization: Tokenization) -> Prompt:
     found: Item | Entry = text_sample(text, "prompt")
     if isinstance(found, Sample):
-        found = scorer.tokenization.tokenize([found])[0]
+        found = tokenization.tokenize([found])[0]
     if isinstance(found, Rejected):
         raise RequestError(400, found.message)
     assert isinstance(found, TokenSequence)
-    return found.token_ids
+    token_bytes = TokenBytes.of(found)
+    assert token_bytes is not None
+    return Prompt(found.token_ids, token_bytes.pieces())
 
 
-def _ids(values: Any, n_ids: int) -> Ints:
+def _ids_prompt(values: list[Any], tokenization: Tokenization) -> Prompt:
+    ids = _ids(values, tokenization.n_ids)
+    return Prompt(ids, [tokenization.vocabulary.bytes_of(i) for i in ids.tolist()])
+
+
+def _ids(values: list[Any], n_ids: int) -> Ints:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n_ids:
+        if type(value) is not int or not 0 <= value < n_ids:
             raise RequestError(400, f"{value!r:.40} is no id of this model: 0 to {n_ids - 1}")
     return np.array(values, dtype=np.int64)
 

@@ -111,6 +111,11 @@ class Vocabulary:
         # joins a list of ids into one string since transformers 5.
         return self.special.get(token_id) or show_bytes(self._bytes_of(token_id))
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that an id stands for; of special tokens those of the name."""
+        name = self.special.get(token_id)
+        return name.encode() if name else self._bytes_of(token_id)
+
     def spelled_ids(self, n_ids: int) -> list[bytes | None]:
         """The bytes of each id below `n_ids`; None for control tokens and ids without a token.
 
