@@ -75,16 +75,18 @@ def test_a_quantity_in_cells_has_the_names_of_its_cells() -> None:
 def test_there_are_few_modules() -> None:
     """145 held the rooms; vocabularies of GGUF and of SentencePiece have one each.
 
-    Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
+    Servers came after: a client of theirs in six, ours in five, a tokenizer without transformers.
+    Then data where it lives: tables, data sets, other file systems, shards and their merging.
     """
-    assert len(modules()) <= 160
+    assert len(modules()) <= 170
 
 
 def test_there_are_few_lines_of_code() -> None:
     assert code_lines('"""Says."""\n\nX = """a\nb"""  # c\n"""Is."""\n# d\n') == 2
     # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after,
-    # then what a person sees in the first minute, and what a new user found there; servers.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 23_550
+    # then what a person sees in the first minute, and what a new user found there; servers;
+    # data where it lives, and shards.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 25_150
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ class TextArguments:
 
     PANEL = INPUT
 
-    files: list[str] | None = argument("[FILE|-]", "Texts or JSONL; .gz, .zst.")
+    files: list[str] | None = argument(
+        "[FILE|-]", "Texts; rows of JSONL, Parquet, Arrow, CSV; .gz, .zst."
+    )
     text: str | None = option(None, "Score this text.")
     regions: str | None = option(
         None, "JSONL with regions of each text: spans of characters, or strings.", metavar="FILE"
@@ -45,7 +47,7 @@ class PairArguments:
 
     PANEL = INPUT
 
-    files: list[str] | None = argument("[FILE|-]", "JSONL rows; .gz, .zst.")
+    files: list[str] | None = argument("[FILE|-]", "Rows of JSONL, Parquet, Arrow, CSV; .gz, .zst.")
     prompt: str | None = option(None, "The prompt: a text, @FILE or - (stdin).")
     response: str | None = option(None, "The response: a text, @FILE or - (stdin).")
     prompt_field: str = option("prompt", "Field of a row with the prompt.")
@@ -112,6 +114,8 @@ def file_inputs(
     """
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.inputs import reading as r
+    from seqloss_cli.inputs.first_look import first_look
+    from seqloss_cli.inputs.options import Kind, described
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
     # Before a model is loaded, which takes seconds, and before any output is begun.
@@ -119,14 +123,14 @@ def file_inputs(
         is_text = given(context, TextArguments).text is not None
         flags = "--text" if is_text else "--prompt and --response"
         raise UsageError(f"{flags}: {sample.message}")
-    _require_template(context, r.first_look(names, options) if sample is None else [sample])
+    _require_template(context, first_look(names, options) if sample is None else [sample])
     if sample is None:
         items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats)
     else:
         items = [sample]
         stats.note_seams(sample)
-    reading = r.described(names if sample is None else [sample.source], options)
-    is_one = sample is not None or (len(names) == 1 and r.is_one_text(names[0], options))
+    reading = described(names if sample is None else [sample.source], options)
+    is_one = sample is not None or (len(names) == 1 and options.kind_of(names[0]) is Kind.text)
     n_expected = 1 if is_one else options.limit
     regions = given(context, TextArguments).regions
     if regions is None:

@@ -141,10 +141,11 @@ def earlier_run(context: typer.Context) -> Mapping[str, Any]:
 
 def _work_bytes(names: Sequence[str] | None) -> int | None:
     """Size of the inputs, where all are files that are not compressed."""
-    from seqloss_cli.inputs.reading import COMPRESSED
+    from seqloss_cli.inputs.options import COMPRESSED, PARQUET
 
+    packed = (*COMPRESSED, *PARQUET)
     # A name may be too long for the system: pathlib's own tests would raise OSError then.
-    if not names or any(n.endswith(COMPRESSED) or not os.path.isfile(n) for n in names):  # noqa: PTH113
+    if not names or any(n.endswith(packed) or not os.path.isfile(n) for n in names):  # noqa: PTH113
         return None
     return sum(os.path.getsize(name) for name in names)  # noqa: PTH202
 

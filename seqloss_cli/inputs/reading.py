@@ -1,60 +1,29 @@
-"""Read whole files, lines and JSONL rows as samples."""
+"""Read whole files, lines and rows as samples."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
+from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.escaping import shown_path
-from seqloss_cli.core.policies import DEFAULT_MAX_BYTES, Reading
+from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
-from seqloss_cli.core.run_record import recorded
 from seqloss_cli.inputs import rows
-from seqloss_cli.inputs.choices import ChoiceFields, checked_choices, choice_content
+from seqloss_cli.inputs.choices import checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.options import COMPRESSED, Kind
+from seqloss_cli.inputs.options import ReadOptions as ReadOptions
 from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
+from seqloss_cli.inputs.tables import table_rows
 
-COMPRESSED = (".gz", ".zst")
-_JSONL = (".jsonl", ".ndjson")
 ParseLine = Callable[[bytes], dict[str, Any]]
 """Makes the fields of a `Sample` of a line; raises RowError."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions(Reading):
-    """Settings that say how inputs are cut into samples: the options, and the fields of rows."""
-
-    pairs: rows.PairFields | ChoiceFields | None = None
-    """Rows are prompts with responses, or chats; inputs are JSONL, whatever they are called."""
-
-
-def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
-    """The inputs and how they are read, for the run's record."""
-    found: dict[str, Any] = {"inputs": [shown_path(name) for name in names]}
-    # Not in the order of the fields: the bytes of run records stay as they were.
-    names = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
-    found |= recorded(options, *names)
-    if options.pairs is None:
-        return found
-    fields = options.pairs
-    found |= {"prompt_field": fields.prompt, "separator": fields.separator, "chat": fields.chat}
-    if isinstance(fields, rows.PairFields):
-        return found | {"response_field": fields.response}
-    return found | {
-        "choices_field": [*fields.choices],
-        "answer_field": fields.answer if fields.fixed_answer is None else None,
-        "answer": fields.fixed_answer,
-    }
 
 
 @dataclass(slots=True)
@@ -136,7 +105,7 @@ def _given(
 
 def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
     """Samples of all inputs in order; `-` is stdin. Duplicate ids are flagged."""
-    items = (item for name in names for item in _read_one(name, options, stats))
+    items = (item for name in names for item in read_one(name, options, stats))
     seen = DuplicateIds()
     for item in islice(items, options.limit):
         if seen.is_full:
@@ -187,172 +156,33 @@ def _shown_seam(place: str, before: str, after: str) -> str:
     return f"{before[-_SEAM_SHOWN:]!r} and {after[:_SEAM_SHOWN]!r} in {place}"
 
 
-def _read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+def read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+    """Yield the samples of one input; the last is the file's own rejection where it breaks off."""
     source = "<stdin>" if name == STDIN else shown_path(name)
     line: int | None = None
     try:
-        with open_input(name) as (stream, position):
-            if is_one_text(name, options):
-                text, flags = _whole_text(stream, options.max_bytes)
-                if name.endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
-                    rows.refuse_document(text)
-                n_bytes = len(text.encode())
-                yield Sample(
-                    source, source, text=text, flags=flags, end=position(), n_bytes_read=n_bytes
-                )
-                return
-            line = 0
-            for item in _lines(source, stream, position, options, stats):
-                line = item.line
-                yield item
-            if line == 0:
-                raise RowError("empty", "holds nothing")
+        if (kind := options.kind_of(name)) is Kind.text:
+            yield _text_of_file(name, source, options)
+            return
+        line = 0
+        of_kind = _table_items if kind is Kind.table else _line_items
+        for item in of_kind(name, source, options, stats):
+            line = item.line
+            yield item
+        if line == 0:
+            raise RowError("empty", "holds nothing")
     except RowError as error:
         after = f" (after line {line})" if line else ""
         yield Rejected(source, source, None, error.reason, error.message + after)
 
 
-FIRST_ROWS, FIRST_BYTES = 8, 1 << 16
-_WRONG_FILES = (
-    *("no_such_file", "directory", "unreadable", "lfs_pointer", "utf_16", "binary_data"),
-    "json_document",
-)
-"""Reasons that are of a whole file, and of its name on the command line."""
-_WRONG_ROWS = ("bad_json", "missing_field")
-"""Reasons that are of a kind of rows, where the first of a file have no other."""
-_RESULTS = ": these are results of `seqloss "
-_READERS = (
-    ("messages", "cond", "chats are for `seqloss cond`"),
-    ("prompt choices", "rank", "prompts with choices are for `seqloss rank`"),
-    ("chosen rejected", "rank",
-     "such pairs are for `seqloss rank --choices-field chosen,rejected`"),
-    ("prompt response", "cond", "prompts with responses are for `seqloss cond`"),
-    ("prompt completion", "cond",
-     "prompts with responses are for `seqloss cond --response-field completion`"),
-    ("text", "score", "texts are for `seqloss score`"),
-    ("input_ids", "score", "ids are for `seqloss score`"),
-)  # fmt: skip
-"""Fields of rows, the command for them, and its advice."""
-
-
-def first_look(names: Sequence[str], options: ReadOptions) -> list[Item]:
-    """Return the first rows of each file, without stdin and pipes, which are read once only.
-
-    Raises UsageError for a name that is no input: nothing is there, or a directory, a file of
-    another kind, or one whose first rows are all of another kind. So it does where none of the
-    files has anything to score.
-    """
-    found: list[Item] = []
-    n_looked_at, useless = 0, list[Rejected]()
-    for name in names:
-        if not name:
-            raise UsageError("'' is an empty name, and no file")
-        # A name that the system does not take is refused where it is opened.
-        with suppress(OSError, ValueError):
-            if name == STDIN or (os.path.exists(name) and not _is_stored(name)):  # noqa: PTH110
-                continue
-        first = _first_rows(name, options)
-        _refuse_wrong(name, first, options)
-        n_looked_at += 1
-        useless += [row for row in first[:1] if isinstance(row, Rejected) and row.line is None]
-        found += first
-    if useless and len(useless) == len(names) == n_looked_at:
-        raise UsageError(f"{useless[0].source}: {useless[0].message}")
-    return found
-
-
-def _is_stored(name: str) -> bool:
-    return Path(name).is_file() or Path(name).is_dir()
-
-
-def _first_rows(name: str, options: ReadOptions) -> list[Item]:
-    if is_one_text(name, options) and not name.endswith(".json"):
-        return [_first_block(name)]
-    most = min(FIRST_ROWS, options.limit or FIRST_ROWS)
-    return list(islice(_read_one(name, options, ReadStats()), most))
-
-
-def _first_block(name: str) -> Item:
-    """Return how a text begins, which tells its kind: the text is read only once."""
-    source = shown_path(name)
-    try:
-        with open_input(name) as (stream, _):
-            raw = stream.read(FIRST_BYTES)
-    except RowError as error:
-        return Rejected(source, source, None, error.reason, error.message)
-    try:
-        text = _plain_text(raw.removeprefix(BOM), len(raw) < FIRST_BYTES)
-    except RowError as error:
-        # Not of the reasons for which a run does not begin: other files may be texts.
-        return Rejected(source, source, None, "no_text", error.message)
-    return Sample(source, source, text=text)
-
-
-def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
-    wrong = [row for row in first if isinstance(row, Rejected)]
-    for row in wrong:
-        if row.line is None and row.reason in _WRONG_FILES:
-            near = did_you_mean_file(Path(name)) if row.reason == "no_such_file" else ""
-            near += _model_advice(name) if row.reason == "directory" else ""
-            raise UsageError(f"{shown_path(name)}: {row.message}{near}")
-    # The first line tells of results, whose other rows have texts and ids, too.
-    if not wrong or wrong[0] is not first[0] or wrong[0].reason not in _WRONG_ROWS:
-        return
-    message, advice = wrong[0].message, _advice(name, options)
-    # Another command reads such rows as they are: a field's nearest neighbour is no help.
-    message = message.partition("; did you mean ")[0] if advice else message
-    if advice.startswith(_RESULTS):
-        raise UsageError(f"{shown_path(name)}{advice}")
-    if len(wrong) == len(first) and all(row.reason in _WRONG_ROWS for row in wrong):
-        raise UsageError(
-            f"{shown_path(name)}:{wrong[0].line} {message}{advice}{_of_all_rows(wrong)}"
-        )
-
-
-def _of_all_rows(wrong: list[Rejected]) -> str:
-    """Return the end of a message about the first of some rows: what is true of all of them."""
-    if len(wrong) == 1:
-        return ""
-    # In each the names of the fields may be others, and the place where JSON ends.
-    kinds = {row.message.partition(": " if row.reason == "bad_json" else " (")[0] for row in wrong}
-    if len(kinds) == 1:
-        return f" (all of its first {len(wrong)} rows are alike)"
-    n_of = Counter(row.reason for row in wrong)
-    counted = ", ".join(f"{reason} {n}" for reason, n in n_of.items())
-    return f" (none of its first {len(wrong)} rows can be scored: {counted})"
-
-
-def _model_advice(name: str) -> str:
-    is_model = (Path(name) / "config.json").is_file()
-    return f", or is it the model, --model {shown_path(name)}?" if is_model else ""
-
-
-def _advice(name: str, options: ReadOptions) -> str:
-    """Return the end of a message about the first row of a file: what reads such rows."""
-    with open_input(name) as (stream, _):
-        raw = stream.readline(options.max_bytes).removeprefix(BOM)
-    try:
-        row = rows.parse_object(raw)
-    except RowError:
-        of_texts = options.pairs is None
-        return "; --lines reads a text a line" if of_texts else "; texts are for `seqloss score`"
-    if row.get("type") == "run" and "schema_version" in row:
-        command = row.get("command")
-        reader = "summarize" if command in ("score", "cond") else "report"
-        return f"{_RESULTS}{command}`, for `seqloss {reader}`"
-    own = "score" if options.pairs is None else "rank"
-    own = "cond" if isinstance(options.pairs, rows.PairFields) else own
-    fitting = ((of, text) for fields, of, text in _READERS if row.keys() >= {*fields.split()})
-    command, text = next(fitting, (own, ""))
-    return "" if command == own else f"; {text}"
-
-
-def is_one_text(name: str, options: ReadOptions) -> bool:
-    """Tell whether an input of this name is one text, and not a row or text a line."""
-    path = Path(name)
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    in_lines = options.lines or options.jsonl or options.pairs is not None
-    return not in_lines and suffix not in _JSONL
+def _text_of_file(name: str, source: str, options: ReadOptions) -> Sample:
+    with open_input(name) as (stream, position):
+        text, flags = _whole_text(stream, options.max_bytes)
+        if name.endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
+            rows.refuse_document(text)
+        place: dict[str, Any] = {"end": position(), "n_bytes_read": len(text.encode())}
+        return Sample(source, source, text=text, flags=flags, **place)
 
 
 def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | bool]]:
@@ -363,46 +193,66 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
             f"is longer than --max-bytes {max_bytes}; raise it, or score line by line with --lines",
         )
     flags: dict[str, int | bool] = {"bom_dropped": True} if raw.startswith(BOM) else {}
-    return _plain_text(raw.removeprefix(BOM)), flags
+    return plain_text(raw.removeprefix(BOM)), flags
 
 
-def _lines(
-    source: str,
-    stream: BinaryIO,
-    position: Callable[[], int],
-    options: ReadOptions,
-    stats: ReadStats,
-) -> Iterator[Item]:
-    """One sample for each line that is not empty."""
+def _line_items(name: str, source: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+    """Yield a sample for each line that is not empty."""
     parse, first = _line_parser(options), b""
-    for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
-        flags: dict[str, int | bool] = {}
-        # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
-        if number == 1 and raw is not None and raw.startswith(BOM):
-            raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
-        if number <= 2 and raw is not None and not options.lines:
-            rows.refuse_document_line(raw, None if number == 1 else first)
-            first = raw
-        if raw == b"":
+    long_line = RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
+    with open_input(name, in_lines=True) as (stream, position):
+        for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
+            flags: dict[str, int | bool] = {}
+            # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
+            if number == 1 and raw is not None and raw.startswith(BOM):
+                raw, flags = raw.removeprefix(BOM), {"bom_dropped": True}
+            if number <= 2 and raw is not None and not options.lines:
+                rows.refuse_document_line(raw, None if number == 1 else first)
+                first = raw
+            if raw == b"":
+                stats.n_empty_lines += 1
+                continue
+            yield _item(source, number, long_line if raw is None else raw, parse, position(), flags)
+
+
+def _table_items(name: str, source: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+    """Yield a sample for each row that is not blank."""
+    parse = _line_parser(options)
+    for row in table_rows(name, options):
+        if row.content == b"":
             stats.n_empty_lines += 1
             continue
-        identity = f"{source}:{number}"
-        try:
-            if raw is None:
-                raise RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
-            parts: dict[str, Any] = {"id": identity} | parse(raw)
-            flags |= parts.pop("flags", {})
-            place: dict[str, Any] = {"end": position(), "n_bytes_read": len(raw)}
-            yield Sample(source=source, line=number, flags=flags, **place, **parts)
-        except RowError as error:
-            own, n_bytes = error.row_id or identity, len(raw or b"")
-            yield Rejected(own, source, number, error.reason, error.message, position(), n_bytes)
+        yield _item(source, row.number, row.content, parse, row.end, {}, row.explained)
+
+
+def _item(
+    source: str,
+    number: int,
+    content: bytes | RowError,
+    parse: ParseLine,
+    end: int,
+    flags: dict[str, int | bool],
+    explained: Callable[[RowError], RowError] = lambda error: error,
+) -> Item:
+    """The sample of a line or row, or why it is none."""
+    identity = f"{source}:{number}"
+    n_bytes = len(content) if isinstance(content, bytes) else 0
+    try:
+        if isinstance(content, RowError):
+            raise content
+        parts: dict[str, Any] = {"id": identity} | parse(content)
+        flags |= parts.pop("flags", {})
+        place: dict[str, Any] = {"end": end, "n_bytes_read": n_bytes}
+        return Sample(source=source, line=number, flags=flags, **place, **parts)
+    except RowError as error:
+        own, told = error.row_id or identity, explained(error)
+        return Rejected(own, source, number, told.reason, told.message, end, n_bytes)
 
 
 def _line_parser(options: ReadOptions) -> ParseLine:
     fields = options.pairs
     if options.lines:
-        return lambda raw: {"text": _plain_text(raw)}
+        return lambda raw: {"text": plain_text(raw)}
     if fields is None:
         content_of = partial(rows.text_or_ids, text_field=options.text_field)
     elif isinstance(fields, rows.PairFields):
@@ -412,8 +262,8 @@ def _line_parser(options: ReadOptions) -> ParseLine:
     return partial(rows.parse_row, content_of=content_of, keep_meta=options.keep_meta)
 
 
-def _plain_text(raw: bytes, is_whole: bool = True) -> str:
-    """The bytes as UTF-8, without a character that is cut where more follows. Raises
+def plain_text(raw: bytes, is_whole: bool = True) -> str:
+    """Return the bytes as UTF-8, without a character that is cut where more follows. Raises
     RowError for what is no text."""
     try:
         text = rows.checked_text(codecs.utf_8_decode(raw, "strict", is_whole)[0])

@@ -24,14 +24,16 @@ _KINDS = {
     b"BZh91AY&SY": "bzip2: unpack it, `bunzip2 FILE`",
     b"\xfd7zXZ\0": "xz: unpack it, `unxz FILE`",
     b"PK\x03\x04": "a zip archive: unpack it",
-    b"PAR1": "Parquet: `Dataset.to_json` of the package datasets makes rows of it",
-    b"ARROW1\0\0": "Arrow: `Dataset.to_json` of the package datasets makes rows of it",
+    b"PAR1": "Parquet: as FILE.parquet its rows are read, without --lines and --jsonl-input",
+    b"ARROW1\0\0": "Arrow: as FILE.arrow its rows are read, without --lines and --jsonl-input",
     b"%PDF-": "a PDF: extract its text",
     b"\x89PNG\r\n": "a PNG picture: binary data",
     b"\xff\xd8\xff": "a JPEG picture: binary data",
     b"GGUF": "a GGUF model: --model FILE takes it",
 }
 """Beginnings of files that are no text, with what they are."""
+_TABLES = {b"PAR1": (".parquet",), b"ARROW1\0\0": (".arrow", ".feather")}
+"""Beginnings of files that are in their place under such a name."""
 _LOOK = 64
 _CHUNK = 1 << 16
 # Small: zstd may make megabytes of one chunk, and there is no way to tell it to stop.
@@ -39,9 +41,10 @@ _COMPRESSED_CHUNK = 256
 
 
 @contextmanager
-def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
     """The decompressed bytes of a file or of stdin (`-`), and how far the stored file was read.
 
+    `in_lines`: a table is refused under its own name, too.
     Raises RowError when opening fails, and when reading fails half-way.
     """
     try:
@@ -55,7 +58,8 @@ def open_input(name: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
         with path.open("rb") as stored:
             # A named pipe has no position.
             position = stored.tell if stored.seekable() else lambda: 0
-            yield _checked(_decompressed(stored, path.suffix), name), position
+            stream = _decompressed(stored, path.suffix)
+            yield _checked(stream, name, "" if in_lines else path.suffix), position
     except IsADirectoryError:
         raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:
@@ -90,8 +94,9 @@ def _decompressed(stored: BinaryIO, suffix: str) -> BinaryIO:
     return stored
 
 
-def _checked(stream: BinaryIO, name: str) -> BinaryIO:
-    """The stream, if it does not begin as what is only in the place of a text.
+def _checked(stream: BinaryIO, name: str, suffix: str = "") -> BinaryIO:
+    """The stream, if it does not begin as what is only in the place of a text, or of a table whose
+    name has that suffix.
 
     Raises RowError with what makes a text of it.
     """
@@ -106,7 +111,7 @@ def _checked(stream: BinaryIO, name: str) -> BinaryIO:
             "converts it",
         )
     for magic, kind in _KINDS.items():
-        if beginning.startswith(magic):
+        if beginning.startswith(magic) and suffix not in _TABLES.get(magic, ()):
             raise RowError("binary_data", f"is {kind}")
     return stream
 

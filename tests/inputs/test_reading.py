@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
-from seqloss_cli.inputs import reading
+from seqloss_cli.inputs import first_look, reading
 from seqloss_cli.inputs.choices import ChoiceFields
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs, text_sample
@@ -104,7 +104,7 @@ def test_a_bom_before_the_first_row_is_dropped(path: Path) -> None:
         ("text".encode("utf-32"), "utf_16", "is UTF-32"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "lfs_pointer", "git lfs pull"),
         (gzip.compress(b"text", mtime=0), "binary_data", "call it FILE.gz"),
-        (b"PAR1\x15\x04", "binary_data", "to_json"),
+        (b"PAR1\x15\x04", "binary_data", "FILE.parquet"),
         (b"a\0b", "binary_data", "NUL at character 1"),
         (b"caf\xe9 au lait", "invalid_utf8", "byte 0xe9 at offset 3"),
         (b"a\xed\xa0\x80", "invalid_utf8", "byte 0xed at offset 1"),
@@ -606,7 +606,7 @@ def test_a_long_file_is_read_in_bounded_memory(many_rows: Path) -> None:
 def refusal(path: Path, *lines: str, pairs: PairFields | ChoiceFields | None = None) -> str:
     path.write_text("".join(f"{line}\n" for line in lines))
     with pytest.raises(UsageError) as found:
-        reading.first_look([str(path)], reading.ReadOptions(pairs=pairs))
+        first_look.first_look([str(path)], reading.ReadOptions(pairs=pairs))
     return str(found.value).removeprefix(str(path))
 
 
@@ -650,10 +650,10 @@ def test_a_message_names_what_is_wrong(
 
 def test_a_character_may_stand_across_the_end_of_the_block_that_is_looked_at(path: Path) -> None:
     for n in range(4):
-        path.write_text("a" * (reading.FIRST_BYTES - n) + "🐕")
-        (item,) = reading.first_look([str(path)], reading.ReadOptions())
+        path.write_text("a" * (first_look.FIRST_BYTES - n) + "🐕")
+        (item,) = first_look.first_look([str(path)], reading.ReadOptions())
         assert isinstance(item, Sample)
     # A file that ends there is cut off, though.
     path.write_bytes(b"abc\xf0\x9f\x90")
     with pytest.raises(UsageError, match="byte 0xf0 at offset 3"):
-        reading.first_look([str(path)], reading.ReadOptions())
+        first_look.first_look([str(path)], reading.ReadOptions())

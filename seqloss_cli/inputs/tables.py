@@ -1,0 +1,275 @@
+"""Rows of tables: Parquet, Arrow and Feather by the batch, CSV and TSV by the row.
+
+Each row becomes the JSON of an object, and is read from there as a line of JSONL is. A null cell is
+a field that the row does not have, as a table cannot leave one out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import count
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import orjson
+
+from seqloss_cli.core.errors import RowError, load_pyarrow
+from seqloss_cli.core.records import WrittenNumber
+from seqloss_cli.inputs.options import ARROW, PARQUET, ReadOptions, suffix_of
+from seqloss_cli.inputs.streams import open_input
+
+_ROWS_AT_ONCE, _ROWS_OF_BYTES = 128, 8
+_BUFFER = 1 << 20
+_RESULTS = b"seqloss.run"
+_MISSING = re.compile(r"has no field '(.*?)'")
+_KEPT_NULLS = ("content",)
+"""Names in nested objects where null is not nothing: messages with calls of tools have it."""
+
+
+class TableRow(NamedTuple):
+    """A row of a table, or why it is none."""
+
+    number: int
+    """From 1; the header of CSV is none."""
+    content: bytes | RowError
+    """A JSON object; empty for a blank line."""
+    nulls: frozenset[str] = frozenset()
+    """Columns that are null in it."""
+    end: int = 0
+    """Bytes of the file up to its end, as near as that is known."""
+
+    def explained(self, error: RowError) -> RowError:
+        """Return the error of a field that the row does not have, where its column is null."""
+        found = _MISSING.match(error.message)
+        if found is None or found[1] not in self.nulls:
+            return error
+        return RowError("wrong_type", f"field {found[1]!r} is null")
+
+
+def table_rows(name: str, options: ReadOptions) -> Iterator[TableRow]:
+    """Yield the rows of a table. Raises RowError for what is none, and where it breaks off."""
+    suffix = suffix_of(name)
+    with open_input(name) as (stream, position):
+        if suffix in (*PARQUET, *ARROW):
+            yield from _arrow_rows(name, stream, suffix, options)
+        else:
+            yield from _delimited_rows(stream, position, suffix, options)
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def _arrow_rows(
+    name: str, stream: BinaryIO, suffix: str, options: ReadOptions
+) -> Iterator[TableRow]:
+    size, arrow = stream.seek(0, io.SEEK_END), load_pyarrow()
+    stream.seek(0)
+    with _damage_told(arrow, "Parquet" if suffix in PARQUET else "Arrow"):
+        if suffix in PARQUET:
+            schema, n_rows, batches = _parquet(arrow, stream)
+        else:
+            schema, n_rows, batches = _arrow(arrow, stream)
+        make, number = _row_maker(arrow, schema, options), 0
+        for batch in batches:
+            for content, nulls in make(batch):
+                number += 1
+                end = size * number // n_rows if n_rows else stream.tell()
+                yield TableRow(number, content, nulls, end)
+
+
+def _parquet(arrow: Any, stream: BinaryIO) -> tuple[Any, int, Iterator[Any]]:
+    """Return the schema, the number of rows, and batches of them."""
+    # Buffered, or whole columns of a row group would be in memory.
+    file = arrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+    if _RESULTS in (file.metadata.metadata or {}):
+        raise RowError("results", "holds results of seqloss, for `seqloss summarize` or `report`")
+    schema, n = file.schema_arrow, _batch_rows(arrow, file.schema_arrow)
+    # Group by group: a batch over two of them would be lost where the second is damaged.
+    batches = (
+        batch
+        for group in range(file.num_row_groups)
+        for batch in file.iter_batches(batch_size=n, row_groups=[group])
+    )
+    return schema, file.metadata.num_rows, batches
+
+
+def _arrow(arrow: Any, stream: BinaryIO) -> tuple[Any, int, Iterator[Any]]:
+    """Return the schema and the batches of a file, or of a stream that was saved in one."""
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        file = arrow.ipc.open_file(stream)
+        wholes = (file.get_batch(n) for n in range(file.num_record_batches))
+        schema = file.schema
+    else:
+        file = arrow.ipc.open_stream(stream)
+        wholes, schema = iter(file), file.schema
+    n = _batch_rows(arrow, schema)
+    # A batch is as large as its writer liked; objects of Python take many times its room.
+    parts = (whole.slice(at, n) for whole in wholes for at in range(0, whole.num_rows, n))
+    return schema, 0, parts
+
+
+def _batch_rows(arrow: Any, schema: Any) -> int:
+    """Return how many rows are made at once: few where they may hold pictures."""
+    has_bytes = "binary" in str(schema.types)
+    return _ROWS_OF_BYTES if has_bytes else _ROWS_AT_ONCE
+
+
+def _row_maker(
+    arrow: Any, schema: Any, options: ReadOptions
+) -> Callable[[Any], Iterator[tuple[bytes | RowError, frozenset[str]]]]:
+    """Return what makes rows of a batch, each with the columns that are null in it."""
+    names = schema.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RowError("bad_table", f"has two columns {twice!r}")
+    nested = [name for name, kind in zip(names, schema.types, strict=True) if kind.num_fields]
+
+    def made(row: dict[str, Any]) -> tuple[bytes | RowError, frozenset[str]]:
+        nulls = frozenset(name for name, value in row.items() if value is None)
+        for name in nulls:
+            del row[name]
+        for name in nested:
+            if name in row:
+                row[name] = _without_nulls(row[name])
+        return _as_json(row, options.max_bytes), nulls
+
+    def rows(batch: Any) -> Iterator[tuple[bytes | RowError, frozenset[str]]]:
+        try:
+            found = batch.to_pylist()
+        # Text that is not UTF-8, dates beyond Python's: each costs its own row only.
+        except (UnicodeDecodeError, ValueError, OverflowError, arrow.ArrowException):
+            for at in range(batch.num_rows):
+                yield _alone(arrow, batch.slice(at, 1), made)
+            return
+        yield from map(made, found)
+
+    return rows
+
+
+def _alone(
+    arrow: Any, batch: Any, made: Callable[..., tuple[bytes | RowError, frozenset[str]]]
+) -> tuple[bytes | RowError, frozenset[str]]:
+    try:
+        return made(batch.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return RowError(
+            "invalid_utf8", f"holds text that is not UTF-8: {error.reason}"
+        ), frozenset()
+    except (ValueError, OverflowError, arrow.ArrowException) as error:
+        return RowError("wrong_type", f"holds a value that cannot be read: {error}"), frozenset()
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return what a nested value holds: writers of tables put null where an object has no field."""
+    if isinstance(value, dict):
+        return {
+            key: _without_nulls(inner)
+            for key, inner in value.items()
+            if inner is not None or key in _KEPT_NULLS
+        }
+    # Of lists that hold plain values the first tells: ids are thousands.
+    if isinstance(value, list) and value and isinstance(value[0], dict | list | type(None)):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _as_json(row: dict[str, Any], max_bytes: int) -> bytes | RowError:
+    try:
+        raw = orjson.dumps(row, _plain, orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        return RowError("wrong_type", f"holds a value that is no JSON: {error}")
+    if len(raw) > max_bytes:
+        return RowError("too_long", f"row is longer than --max-bytes {max_bytes}")
+    return raw
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a value of a column: bytes as text, or else as base64."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return b64encode(value).decode()
+    if isinstance(value, Decimal) and value.is_finite():
+        return orjson.Fragment(WrittenNumber(f"{value:f}").written)
+    return str(value)
+
+
+@contextmanager
+def _damage_told(arrow: Any, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise RowError("unreadable", f"cannot be read as {kind}: {what:.200}") from error
+
+
+# -- delimited lines -------------------------------------------------------------------------------
+
+
+def _delimited_rows(
+    stream: BinaryIO, position: Callable[[], int], suffix: str, options: ReadOptions
+) -> Iterator[TableRow]:
+    # surrogateescape: bytes that are not UTF-8 cost their row, not all rows after it.
+    text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    # The limit is of the process, and too small for a text.
+    csv.field_size_limit(options.max_bytes)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise RowError("bad_table", f"its header is no row: {error}") from None
+    if header is None:
+        return
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise RowError("bad_table", f"its header names {twice!r} twice: a header must name columns")
+    needed = _may_be_empty(options)
+    for number in count(1):
+        began = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = (
+                f"line {began}"
+                if began == reader.line_num
+                else f"lines {began} to {reader.line_num}"
+            )
+            message = f"is no row of the table ({where}): {error}"
+            yield TableRow(number, RowError("bad_row", message), end=position())
+            continue
+        yield TableRow(number, *_cells(header, cells, needed, options.max_bytes), position())
+
+
+def _cells(
+    header: list[str], cells: list[str], needed: frozenset[str], max_bytes: int
+) -> tuple[bytes | RowError, frozenset[str]]:
+    if not cells:
+        return b"", frozenset()
+    if len(cells) != len(header):
+        message = f"has {len(cells)} cells under a header of {len(header)}"
+        return RowError("bad_row", message), frozenset()
+    row = dict(zip(header, cells, strict=True))
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return RowError("invalid_utf8", "is not UTF-8"), frozenset()
+    # An empty cell is nothing, but for texts: an empty prompt is one.
+    row = {name: cell for name, cell in row.items() if cell or name in needed}
+    return _as_json(row, max_bytes), frozenset()
+
+
+def _may_be_empty(options: ReadOptions) -> frozenset[str]:
+    """Return the columns whose empty cells are empty texts."""
+    fields: Any = options.pairs
+    if fields is None:
+        return frozenset([options.text_field])
+    own = [getattr(fields, "response", None), *getattr(fields, "choices", ())]
+    return frozenset(name for name in [fields.prompt, *own] if name is not None)
