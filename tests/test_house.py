@@ -75,7 +75,7 @@ def test_a_quantity_in_cells_has_the_names_of_its_cells() -> None:
 def test_there_are_few_modules() -> None:
     """145 held the rooms; vocabularies of GGUF and of SentencePiece have one each.
 
-    Servers came after: a client of theirs in six, ours in five, a tokenizer without transformers.
+    Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
     Then data where it lives: tables, data sets, other file systems, shards and their merging.
     """
     assert len(modules()) <= 170
