@@ -77,8 +77,9 @@ def test_there_are_few_modules() -> None:
 
     Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
     Then data where it lives: tables, data sets, other file systems, shards and their merging.
+    Scores of membership have one for their formulas, and one for documents.
     """
-    assert len(modules()) <= 170
+    assert len(modules()) <= 172
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -86,7 +87,8 @@ def test_there_are_few_lines_of_code() -> None:
     # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after,
     # then what a person sees in the first minute, and what a new user found there; servers;
     # data where it lives, and shards.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 25_150
+    # Scores of membership.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 25_650
 
 
 # -- imports --------------------------------------------------------------------------------------

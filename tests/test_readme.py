@@ -129,7 +129,7 @@ def test_a_real_shell_runs_them_too(workplace: Path) -> None:
     ids=str.split,
 )  # fmt: skip
 def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
-    metas = [{"document": n // 2, "kind": "ab"[n % 2]} for n in range(6)]
+    metas = [{"document": n // 2, "kind": "ab"[n % 2], "member": n % 2} for n in range(6)]
     rows = [row(f"d{n}", [None, 1.0 + n, 2.0], meta=meta) for n, meta in enumerate(metas)]
     for name in ("results", "a", "b", "shard-1"):
         write(workplace / f"{name}.jsonl", rows)

@@ -70,6 +70,7 @@ def summary_json(
             "method": "descriptive: no interval, as tokens of a text are not independent",
         },
         "positions": [asdict(position) for position in summary.positions],
+        **({} if summary.membership is None else {"membership": asdict(summary.membership)}),
         **{kind: [asdict(each) for each in found] for kind, found in summary.extremes.items()},
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqloss_cli.analysis.extremes import Extremes
+from seqloss_cli.analysis.membership import RESAMPLES, Membership, MembershipScores
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics import intervals, resampling
 from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
@@ -79,6 +80,8 @@ class Summary:
     n_without_by: int
     """Rows that lack the field of groups, or of clusters."""
     n_without_cluster: int
+    membership: Membership | None = None
+    """None where nobody asked for it."""
 
 
 @dataclass(slots=True)
@@ -144,8 +147,9 @@ class Clusters:
 class Summarizer:
     """`add` rows, then ask for the `summary`."""
 
-    def __init__(self, options: SummaryOptions) -> None:
-        self._options = options
+    def __init__(self, options: SummaryOptions, membership: MembershipScores | None = None) -> None:
+        """`membership` is given the rows, too."""
+        self._options, self._membership = options, membership
         self._whole = GroupLosses()
         self._groups: dict[Any, GroupLosses] = {}
         self._clusters = Clusters(options.cluster)
@@ -175,6 +179,8 @@ class Summarizer:
         self._n_duplicates += same in self._seen
         self._seen.add(same)
         self._extremes.add_sequence(row)
+        if self._membership is not None:
+            self._membership.add(row, cluster)
         if (tokens := row.tokens) is not None:
             self._positions.add(tokens, cluster)
             self._tokens.add(tokens.losses[tokens.counted])
@@ -183,7 +189,14 @@ class Summarizer:
     def summary(self) -> Summary:
         """Return the summary of the rows that were added."""
         drawn = self._tokens.values()
-        finite = drawn[np.isfinite(drawn)]
+        finite, options, membership = drawn[np.isfinite(drawn)], self._options, None
+        if self._membership is not None:
+            membership = self._membership.summary(
+                options.bootstrap or RESAMPLES,
+                options.seed,
+                bool(options.cluster),
+                options.confidence,
+            )
         return Summary(
             whole=self._summed(None, self._whole),
             groups=[self._summed(value, group) for (_, value), group in self._groups.items()],
@@ -197,6 +210,7 @@ class Summarizer:
             n_duplicates=self._n_duplicates,
             n_without_by=self._n_without_by,
             n_without_cluster=self._clusters.n_without,
+            membership=membership,
         )
 
     def _summed(self, value: Any, group: GroupLosses) -> GroupSummary:
@@ -275,9 +289,13 @@ def _of_one_text(losses: Floats, options: SummaryOptions) -> intervals.Estimate:
     return resampling.block_bootstrap(losses, block, resamples, options.seed, options.confidence)
 
 
-def summarize(rows: Iterable[ResultRow], options: SummaryOptions) -> Summary:
-    """Return the summary of the rows, which are read once."""
-    summarizer = Summarizer(options)
+def summarize(
+    rows: Iterable[ResultRow],
+    options: SummaryOptions,
+    membership: MembershipScores | None = None,
+) -> Summary:
+    """Return the summary of the rows, which are read once; `membership` is given them, too."""
+    summarizer = Summarizer(options, membership)
     for row in rows:
         summarizer.add(row)
     return summarizer.summary()

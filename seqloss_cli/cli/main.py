@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 _FIRST = (
     "text", "prompt", "response", "model", "models", "teacher", "data", "kind", "by", "check",
     "like", "separator", "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
-    "top_k", "output", "report", "json", "summary", "view", "unit", "metric", "tokens",
-    "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks", "resume",
-    "limit", "force", "config", "host", "port", "context", "dtype", "device", "batch_tokens",
+    "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
+    "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
+    "resume", "limit", "force", "config", "host", "port", "context", "dtype", "device",
+    "batch_tokens",
 )  # fmt: skip
 """Parameters that people need first, in this order: `-h` shows the first ten that a command has."""
 _N_FIRST = 10

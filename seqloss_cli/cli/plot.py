@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from seqloss_cli.cli.plotting import PlotRequest, PlotResult
 
 
-PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "groups"]
+PlotKind = Literal["curve", "histogram", "position", "calibration", "scatter", "groups", "roc"]
 
 
 @command_record
@@ -64,13 +64,22 @@ class PlotSettings:
         output="The plot: .svg, .png or .pdf.",
     ),
     r.INTERVALS,
+    o.only(
+        r.MembershipSettings,
+        "label",
+        "min_k",
+        "pair",
+        label="roc: the field that is 1 or true of members.",
+        min_k="roc: percentage of tokens, the least likely, of min_k.",
+        pair="roc: the field that a text and its lower case share.",
+    ),
     o.only(r.ResultsArguments, "allow_different"),
     o.only(o.OutputSettings, "force"),
     o.CONFIG,
     o.only(o.OtherSettings, "debug"),
 )
 def plot(ctx: typer.Context) -> None:
-    """Plots of results: curves over checkpoints, histograms, positions, calibration, groups.
+    """Plots of results: curves, histograms, positions, calibration, groups, membership.
 
     Intervals are over documents: those of summarize, and for calibration Wilson's, and a bootstrap
     for its expected error. The same results give the same bytes; the file's metadata names the
@@ -82,6 +91,7 @@ def plot(ctx: typer.Context) -> None:
         seqloss plot a.jsonl b.jsonl -o paired.pdf
         seqloss plot results.jsonl --by meta.kind -o groups.png --force
         seqloss plot a.jsonl b.jsonl --kind curve --unit bits --json
+        seqloss plot results.jsonl --kind roc --label meta.member -o roc.pdf
 
     """
     from seqloss_cli.analysis.json_summaries import summary_bytes
@@ -91,8 +101,9 @@ def plot(ctx: typer.Context) -> None:
     results = o.given(ctx, r.ResultsArguments).results
     settings, output = o.given(ctx, PlotSettings), o.given(ctx, o.OutputSettings)
     _check_output(ctx)
-    # Only calibration needs the probabilities of the top-1 ids, which take memory and time.
-    source = open_source(results, settings.kind == "calibration")
+    # Only calibration needs the probabilities of the top-1 ids, which take memory and time, and
+    # only scores of membership whole rows.
+    source = open_source(results, settings.kind == "calibration", settings.kind == "roc")
     kind = _chosen_kind(ctx, settings, source.name, len(results), source.objective is not None)
     made = made_plot(_request(ctx, kind), source)
     if output.output is not None:
@@ -157,6 +168,7 @@ def _request(context: typer.Context, kind: PlotKind) -> PlotRequest:
         n_bins=settings.bins,
         by_mass=settings.bins_by == "mass",
         allow_different=o.given(context, r.ResultsArguments).allow_different,
+        membership=r.membership_options(context),
     )
 
 

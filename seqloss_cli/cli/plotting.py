@@ -9,6 +9,7 @@ from typing import Any
 from seqloss_cli.analysis.confidence import CalibrationOptions, calibration_plot
 from seqloss_cli.analysis.joining import JoinReport, RowsUsed
 from seqloss_cli.analysis.json_summaries import file_row
+from seqloss_cli.analysis.membership import RESAMPLES, MembershipOptions, MembershipScores
 from seqloss_cli.analysis.objective import (
     CurvePlot,
     curve_of_objective,
@@ -23,7 +24,7 @@ from seqloss_cli.analysis.plot_data import (
     scatter_plot,
     without_directories,
 )
-from seqloss_cli.analysis.summarize import SummaryOptions
+from seqloss_cli.analysis.summarize import Clusters, SummaryOptions
 from seqloss_cli.cli import results_io as r
 from seqloss_cli.cli.failures import say, say_first
 from seqloss_cli.core.errors import RunError, UsageError
@@ -50,6 +51,7 @@ class PlotRequest:
     """Bins of a calibration hold about as many tokens each, else they have equal widths."""
     allow_different: bool
     """Runs may differ in their policies."""
+    membership: MembershipOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,14 @@ class Source:
     """The report of `objective` that stands in place of results."""
 
 
-def open_source(results: Sequence[str], top1: bool) -> Source:
+def open_source(results: Sequence[str], top1: bool, whole: bool) -> Source:
     """Open results, or one report of `objective`. Raises UsageError for a file that is neither."""
     if len(results) > 1:
-        files = [r.open_one(name, top1=top1) for name in results]
+        files = [r.open_one(name, top1=top1, whole=whole) for name in results]
         return Source(files[0].name, files)
     # One file alone may be a report of `objective`: a document without rows.
     try:
-        file = r.open_one(results[0], top1=top1)
+        file = r.open_one(results[0], top1=top1, whole=whole)
         return Source(file.name, [file])
     except UsageError as error:
         found = error.__cause__
@@ -248,6 +250,19 @@ def _calibration(data: _PlotData) -> Plot:
     return plot
 
 
+def _roc(data: _PlotData) -> Plot:
+    scores, options = MembershipScores(data.membership), data.statistics
+    clusters, n_rows = Clusters(options.cluster), 0
+    for row in data.reader.rows(data.reader.files[0]):
+        scores.add(row, clusters.number(row))
+        n_rows += 1
+    r.require_membership_fields(data.membership, scores, data.reader)
+    _require_cluster(data, clusters.n_without, n_rows)
+    plot = scores.plot(RESAMPLES, options.seed, bool(options.cluster), options.confidence)
+    _require_something(bool(plot.series), "no score is known of members and of non-members")
+    return plot
+
+
 _KINDS: dict[str, Callable[[_PlotData], Plot]] = {
     "curve": _curve,
     "histogram": _histogram,
@@ -255,6 +270,7 @@ _KINDS: dict[str, Callable[[_PlotData], Plot]] = {
     "scatter": _scatter,
     "groups": _groups,
     "calibration": _calibration,
+    "roc": _roc,
 }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from seqloss_cli.analysis.compare import CompareOptions
     from seqloss_cli.analysis.joining import JoinReport
+    from seqloss_cli.analysis.membership import MembershipOptions, MembershipScores
     from seqloss_cli.display.terminal.formatting import Unit
     from seqloss_cli.results.files import Difference, ResultsFile, ResultsOf
     from seqloss_cli.results.schema import RowKind
@@ -65,6 +66,30 @@ class StatisticsSettings:
     confidence: float = option(0.95, "Of the intervals.", min=0.5, max=0.9999)
     n_extremes: int = option(10, "How many extremes are listed.", flag="--worst", panel=SHOW, min=0)
     bootstrap: int = option(2000, "Resamples.", min=LEAST_RESAMPLES)
+
+
+@command_record
+class MembershipSettings:
+    """Scores of membership, and the labels and pairs of documents."""
+
+    PANEL = STATISTICS
+
+    membership: bool = option(False, "Scores that tell texts the model was trained on.")
+    min_k: float = option(20.0, "Percentage of tokens, the least likely, of min_k.", max=100)
+    label: str | None = option(
+        None,
+        "Field that is 1 or true of members: AUROC, TPR at 1 % and 0.1 % FPR.",
+        metavar="FIELD",
+    )
+    pair: str | None = option(
+        None, "Field that a text and its lower case share (lower_ratio).", metavar="FIELD"
+    )
+    scores: Path | None = option(None, "Also write each document's scores to FILE (.jsonl).")
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a percentage that is none."""
+        if not 0 < self.min_k <= 100:
+            raise UsageError(f"--min-k takes a percentage above 0, not {self.min_k:g}")
 
 
 INTERVALS = only(StatisticsSettings, "cluster", "seed", "confidence")
@@ -257,6 +282,23 @@ def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:
         say(f"warning: {len(ids)} rows are left out: {reason} (first {ids[0]})")
     if n := report.n_joined_by_order:
         say(f"note: {n} rows of one text under other ids, taken in order")
+
+
+def membership_options(context: typer.Context) -> MembershipOptions:
+    """The settings of scores of membership."""
+    from seqloss_cli.analysis.membership import MembershipOptions
+
+    settings = given(context, MembershipSettings)
+    return MembershipOptions(settings.min_k, settings.pair, settings.label)
+
+
+def require_membership_fields(
+    options: MembershipOptions, scores: MembershipScores, reader: ResultsReader
+) -> None:
+    """Raises UsageError when no document has the field of labels, or of pairs."""
+    n = scores.n_rows
+    require_field("--label", options.label, scores.n_without_label, n, reader)
+    require_field("--pair", options.pair, scores.n_without_pair_field, n, reader)
 
 
 def unit_of(context: typer.Context) -> Unit:

@@ -40,6 +40,7 @@ class SummarizeSettings:
     o.only(SummarizeSettings, "by"),
     r.INTERVALS,
     o.only(SummarizeSettings, "bootstrap", "block"),
+    r.MembershipSettings,
     o.only(r.ResultsArguments, "allow_different"),
     o.only(r.StatisticsSettings, "n_extremes"),
     o.only(o.ShowSettings, "unit"),
@@ -58,16 +59,22 @@ def summarize(ctx: typer.Context) -> None:
         seqloss summarize results.jsonl
         seqloss summarize results.jsonl --by meta.kind --worst 20 --json
         seqloss summarize shard-*.jsonl --cluster meta.document --bootstrap 2000
+        seqloss summarize results.jsonl --membership --label meta.member
 
     """
     from seqloss_cli.analysis.json_summaries import summary_json
+    from seqloss_cli.analysis.membership import MembershipScores
     from seqloss_cli.analysis.summarize import SummaryOptions
     from seqloss_cli.analysis.summarize import summarize as summed
     from seqloss_cli.display.terminal.summaries import summary_view
     from seqloss_cli.display.terminal.writer import loss_answer
+    from seqloss_cli.results.schema import json_bytes
 
     arguments, own = o.given(ctx, r.ResultsArguments), o.given(ctx, SummarizeSettings)
     r.check_output(ctx)
+    r.check_places(ctx, "scores")
+    settings, asked = o.given(ctx, r.MembershipSettings), r.membership_options(ctx)
+    membership = MembershipScores(asked, settings.scores is not None)
     options = SummaryOptions(**values_of(o.given(ctx, r.StatisticsSettings)) | values_of(own))
     reader = r.ResultsReader([r.open_one(name, whole=True) for name in arguments.results])
     files = reader.files
@@ -75,18 +82,24 @@ def summarize(ctx: typer.Context) -> None:
     if not arguments.allow_different:
         r.require_same(files, shown, "a summary is of one run")
     r.say_differences(files, shown)
-    summary = summed(chain.from_iterable(reader.each()), options)
+    summary = summed(
+        chain.from_iterable(reader.each()), options, membership if settings.membership else None
+    )
     totals = summary.whole.totals
     r.require_field("--by", options.by, summary.n_without_by, totals.n_sequences, reader)
     r.require_field(
         "--cluster", options.cluster, summary.n_without_cluster, totals.n_sequences, reader
     )
+    r.require_membership_fields(asked, membership, reader)
     # Of several documents it is documents that are resampled: tokens of one depend on each other.
     if options.block and totals.n_sequences_scored != 1:
         say("warning: --block is for one text; the intervals are over documents")
     if summary.n_duplicates:
         say(f"warning: {summary.n_duplicates:,} rows came before, with the same id and text")
     rejected = sum((file.rejected for file in files), Counter[str]())
+    with r.open_second(ctx, settings.scores) as sink:
+        if sink is not None:
+            sink.writelines(json_bytes(row) + b"\n" for row in membership.rows())
     unit = r.unit_of(ctx)
     r.write_summary(
         ctx,

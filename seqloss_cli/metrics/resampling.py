@@ -57,10 +57,10 @@ def bootstrap_ratio(
     # A resample of documents without a token has no ratio, and is left out.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.concatenate(
-            [y[drawn].sum(1) / m[drawn].sum(1) for drawn in _draws(n, n, n_resamples, seed)]
+            [y[drawn].sum(1) / m[drawn].sum(1) for drawn in draws(n, n, n_resamples, seed)]
         )
     method = f"bootstrap over {unit}s, percentiles of {n_resamples} resamples, seed {seed}"
-    return _percentiles(value, found[np.isfinite(found)], confidence, n, method)
+    return percentiles(value, found[np.isfinite(found)], confidence, n, method)
 
 
 def default_block(n_tokens: int) -> int:
@@ -86,13 +86,13 @@ def block_bootstrap(
         return few
     sums = np.concatenate([[0.0], np.cumsum(np.concatenate([losses, losses[: block - 1]]))])
     block_sums = sums[block:] - sums[:-block]
-    resamples = _draws(n, n_blocks, n_resamples, seed)
+    resamples = draws(n, n_blocks, n_resamples, seed)
     found = np.concatenate([block_sums[drawn].sum(1) / (n_blocks * block) for drawn in resamples])
     method = (
         f"circular block bootstrap of one text, {n_blocks} blocks of {block} tokens, percentiles "
         f"of {n_resamples} resamples, seed {seed}"
     )
-    return _percentiles(value, found, confidence, n_blocks, method)
+    return percentiles(value, found, confidence, n_blocks, method)
 
 
 def cluster_quantiles(
@@ -130,17 +130,30 @@ def cluster_quantiles(
     return {share: Estimate(v, low, high, None, n, method) for share, v, low, high in ends}
 
 
-def _draws(n_units: int, n_drawn: int, n_resamples: int, seed: int) -> Iterator[Ints]:
-    """Yield numbers of units drawn with replacement, shape resamples x n_drawn, some at a time."""
+def draws(
+    n_units: int, n_drawn: int, n_resamples: int, seed: int, most: int | None = None
+) -> Iterator[Ints]:
+    """Yield numbers of units drawn with replacement, shape resamples x n_drawn, some at a time.
+
+    As many resamples come at a time as if `most` units were drawn in each.
+    """
     generator = np.random.default_rng(seed)
-    step = max(1, _MOST_ENTRIES // n_drawn)
+    step = max(1, _MOST_ENTRIES // (most or n_drawn))
     for start in range(0, n_resamples, step):
         yield generator.integers(0, n_units, (min(step, n_resamples - start), n_drawn))
 
 
-def _percentiles(
+def times_drawn(drawn: Ints, n_units: int) -> Floats:
+    """Return how often each unit is among those drawn, shape resamples x n_units."""
+    rows = len(drawn)
+    numbers = (drawn + n_units * np.arange(rows)[:, None]).ravel()
+    return np.bincount(numbers, minlength=rows * n_units).reshape(rows, n_units).astype(np.float64)
+
+
+def percentiles(
     value: float, found: NDArray[Any], confidence: float, n: int, method: str
 ) -> Estimate:
+    """Return a figure with the percentiles of its resamples, an array of any shape, as interval."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     scaled, exponent = scale_down(found)
@@ -217,7 +230,7 @@ def calibration_error_estimate(
         "the figure itself is biased upward"
     )
     drawn = np.concatenate(figures)
-    plain = _percentiles(value, drawn, confidence, n, method)
+    plain = percentiles(value, drawn, confidence, n, method)
     found = replace(plain, low=max(0.0, value - down), high=min(1.0, value + up))
     return found, float(drawn.mean()) - value
 
@@ -230,10 +243,8 @@ def _resampled_gaps(
 
     gaps = csr_array((parts.gaps, (parts.bins, parts.units)), shape=(int(parts.bins.max()) + 1, n))
     counts = np.bincount(parts.units, parts.counts, n)
-    for drawn in _draws(n, n, n_resamples, seed):
-        rows = len(drawn)
-        numbers = (drawn + n * np.arange(rows)[:, None]).ravel()
-        times = np.bincount(numbers, minlength=rows * n).reshape(rows, n).T.astype(np.float64)
+    for drawn in draws(n, n, n_resamples, seed):
+        times = times_drawn(drawn, n).T
         yield (gaps @ times) / (times.T * counts).sum(1)
 
 

@@ -23,6 +23,7 @@ VALUES = {
     "by": "set", "cluster": "book", "metric": "perplexity", "level": "token", "bins": "9",
     "bins_by": "mass", "unit": "bits", "seed": "7", "confidence": "0.8", "title": "T",
     "width": "4", "height": "3", "dpi": "90", "allow_different": None, "force": None,
+    "label": "member", "min_k": "30", "pair": "pair",
 }  # fmt: skip
 # What a kind has a use for, beside -o FILE.svg: written down again, not read from the table.
 USED = {
@@ -32,7 +33,10 @@ USED = {
     "calibration": {"bins", "bins_by", "cluster", "confidence", "seed"},
     "scatter": {"unit", "level", "seed", "dpi"},
     "groups": {"by", "metric", "unit", "cluster", "confidence"},
+    "roc": {"label", "min_k", "pair", "cluster", "confidence", "seed"},
 }
+# Options without which there is no such plot.
+NEEDED = {"groups": ("--by", "set"), "roc": ("--label", "member")}
 ALL = {"title", "width", "height", "force", "allow_different"}
 
 
@@ -48,6 +52,14 @@ def report(run_cli: Run, tmp_path: Path) -> bytes:
     done = run_cli("objective", *models, *words)
     assert done.exit_code == 0, done.stderr
     return bytes(done.stdout_bytes)
+
+
+def labelled() -> list[dict[str, Any]]:
+    metas = ({"member": k % 2, "pair": k} for k in range(24))
+    return [
+        each | {"text": each["id"], "meta": each["meta"] | meta}
+        for each, meta in zip(rows_of(24), metas, strict=True)
+    ]
 
 
 def given(name: str) -> list[str]:
@@ -71,12 +83,15 @@ def test_every_option_has_a_rule_or_is_always_used() -> None:
 def test_what_does_nothing_is_refused(
     run_cli: Run, pair: list[Path], tmp_path: Path, kind: str, name: str
 ) -> None:
-    words = [*pair, "--kind", kind, "-o", tmp_path / "p.svg", *given(name)]
-    if kind == "groups" and name != "by":
-        words += ["--by", "set"]
+    files, needed = pair, NEEDED.get(kind, ())
+    if kind == "roc":
+        files = [write(tmp_path / "roc.jsonl", labelled())]
+    words = [*files, "--kind", kind, "-o", tmp_path / "p.svg", *given(name)]
+    words += () if given(name)[0] in needed else needed
     done = run_cli("plot", *words)
     flag = given(name)[0]
-    if name in USED[kind] | ALL:
+    used = USED[kind] | (ALL - {"allow_different"} if kind == "roc" else ALL)
+    if name in used:
         assert done.exit_code == 0, done.stderr
     else:
         assert done.exit_code == 2
@@ -245,21 +260,21 @@ def test_losses_whose_squares_overflow(run_cli: Run, tmp_path: Path, kind: str) 
     """The same numbers as of losses that are smaller by 1e250, and no warning of numpy's."""
     top = [None, *[[{"id": 1, "token": "x", "log_prob": math.log(0.7)}]] * 2]
     made: dict[float, Any] = {}
-    by = ["--by", "set"] if kind == "groups" else []
     for size in (1.0, 1e250):
         files = []
         for shift in (1.0, 1.5):
             rows = [
-                row(f"h{k}", [None, size * (k + shift), size], meta={"set": "ab"[k % 2]},
-                    top_logprobs=top)
+                row(f"h{k}", [None, size * (k + shift), size],
+                    meta={"set": "ab"[k % 2], "member": k % 2}, top_logprobs=top)
                 for k in range(10)
             ]  # fmt: skip
             path = tmp_path / f"{size}-{shift}.jsonl"
             files.append(write(path, rows, model=f"step-{shift * 2:.0f}"))
+        files = files[:1] if kind == "roc" else files
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             output = ["-o", tmp_path / f"{size}.png"]
-            done = run_cli("plot", *files, "--kind", kind, *by, "--json", *output)
+            done = run_cli("plot", *files, "--kind", kind, *NEEDED.get(kind, ()), "--json", *output)
         made[size] = document(done)
         assert "overflow" not in done.stderr
     if kind in ("curve", "position", "groups"):

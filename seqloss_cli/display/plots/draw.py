@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from seqloss_cli.analysis import plot_data
 from seqloss_cli.analysis.confidence import CalibrationBin, CalibrationPlot, CalibrationSeries
 from seqloss_cli.analysis.joining import RowsUsed
+from seqloss_cli.analysis.membership import RocPlot, RocSeries
 from seqloss_cli.analysis.objective import CurvePlot
 from seqloss_cli.display import plots as style
 from seqloss_cli.display.scales import SERIES
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Plot = (
     CurvePlot | plot_data.HistogramPlot | plot_data.PositionPlot
-    | plot_data.ScatterPlot | plot_data.GroupsPlot | CalibrationPlot
+    | plot_data.ScatterPlot | plot_data.GroupsPlot | CalibrationPlot | RocPlot
 )  # fmt: skip
 _MANY_POINTS = 3_000
 _UNEVEN = 50
@@ -260,6 +261,35 @@ def _scale_of_heights(plot: CalibrationPlot, below: Axes) -> None:
     below.yaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n >= 1 else f"{n:g}")
 
 
+def _draw_roc(plot: RocPlot, axes: Axes) -> None:
+    # Both axes logarithmic: what counts is how many are found where few are accused wrongly.
+    least = 1 / (2 * max(plot.n_members, plot.n_non_members))
+    diagonal = (least, 1)
+    axes.plot(diagonal, diagonal, color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    for n, series in enumerate(plot.series):
+        rates = series.false_positive_rates, series.true_positive_rates
+        # a rate of 0 has no place on such an axis: it stands at its edge
+        x, y = ([max(rate, least) for rate in each] for each in rates)
+        axes.plot(
+            x, y, color=SERIES[n], linestyle=style.LINES[n], drawstyle="steps-post",
+            label=_name_with_area(series),
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlim=diagonal, ylim=(least, 1.1))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
+    axes.set_xlabel(f"False positive rate ({plot.n_non_members:,} non-members)")
+    axes.set_ylabel(f"True positive rate ({plot.n_members:,} members)")
+    style.legend(axes)
+
+
+def _name_with_area(series: RocSeries) -> str:
+    area = series.auroc
+    figures = f"AUROC {area.value:.3f}"
+    if area.low is not None and area.high is not None:
+        figures += f" [{area.low:.3f}, {area.high:.3f}]"
+    return f"{series.label}\n{figures}"
+
+
 class _Kind(NamedTuple):
     """Functions that draw a kind of plot on axes, and give its size in inches and its legend."""
 
@@ -289,5 +319,8 @@ _KINDS = {
         lambda _: (3.6, 4.4),
         lambda p: [_name_with_error(each) for each in p.series],
         {"nrows": 2, "sharex": True, "height_ratios": (4, 1)},
+    ),
+    "roc": _Kind(
+        _draw_roc, lambda _: (4.5, 3.4), lambda p: [_name_with_area(each) for each in p.series]
     ),
 }

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from seqloss_cli.analysis import summarize
 from seqloss_cli.analysis.extremes import SequenceExtreme, TokenExtreme, WorstTokens
+from seqloss_cli.analysis.membership import Membership
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejected, Rejections, SequenceScore
 from seqloss_cli.core.run_record import RunInfo
@@ -42,6 +43,8 @@ def summary_view(
     if summary.groups:
         yield _groups(summary.groups, options, unit)
     yield _quantiles(summary, unit)
+    if summary.membership is not None:
+        yield _membership(summary.membership)
     if summary.positions:
         yield _positions(summary.positions, unit)
     # One sequence is both the worst and the best.
@@ -158,6 +161,63 @@ def _positions(positions: Sequence[summarize.PositionLoss], unit: Unit) -> Rende
         lines = [f"intervals: linearised ratio, {LOG_SCALE}", *lines]
     table.notes = lines
     return table
+
+
+_WHY_NULL = {
+    "no_text": "the file has no text of it (--no-text; of chats none is known)",
+    "no_tokens": "no losses of tokens in the file (--no-tokens)",
+    "no_varentropies": "score with --entropy --varentropy",
+    "nan_entropy": "an entropy is not a number",
+    "no_variance": "a token's distribution has no variance",
+    "no_pair": "no lower-case version (--pair FIELD)",
+    "pair_differs": "neither of two texts is the other in lower case",
+    "inf_loss": "an infinite loss",
+    "zero_loss": "the loss is 0",
+}
+
+
+def _membership(found: Membership) -> FiguresTable:
+    """Return the scores, and how well they tell members from others."""
+    columns = [Column("score"), Column("documents", spare=3), Column("mean", spare=2)]
+    is_judged = found.label is not None
+    if is_judged:
+        columns += [Column("AUROC"), Column("interval", spare=1)]
+        columns += [Column("TPR at 1 %"), Column("TPR at 0.1 %")]
+    table = FiguresTable("membership", columns)
+    for name, score in found.scores.items():
+        row = [name, f"{score.n:,}", fmt.value_of(score.mean)]
+        if score.auroc is not None and score.tpr_at_fpr is not None:
+            row += [fmt.value_of(score.auroc), fmt.interval(score.auroc)]
+            row += [
+                f"{fmt.value_of(rate)} {fmt.interval(rate)}".rstrip()
+                for rate in score.tpr_at_fpr.values()
+            ]
+        table.add_row(*row)
+    table.notes = list(_of_membership(found))
+    return table
+
+
+def _of_membership(found: Membership) -> Iterator[str]:
+    lower = [name for name, score in found.scores.items() if score.member_is == "lower"]
+    yield (
+        f"min_k of the least likely {found.min_k_percent:g} % of tokens; {' and '.join(lower)} are "
+        "lower for members, other scores higher"
+    )
+    if found.label is not None:
+        unlabelled = f", {found.n_unlabelled:,} without a label" if found.n_unlabelled else ""
+        yield f"{found.n_members:,} members, {found.n_non_members:,} non-members{unlabelled}"
+        estimates = [
+            each for score in found.scores.values() if score.auroc is not None
+            for each in (score.auroc, *(score.tpr_at_fpr or {}).values())
+        ]  # fmt: skip
+        yield from dict.fromkeys(
+            each.method for each in estimates if each.low is None and each.method
+        )
+        known = [each.method for each in estimates if each.low is not None]
+        yield from (*known[:1], *found.notes)
+    for name, score in found.scores.items():
+        for reason, n in score.n_null.items():
+            yield f"{name}: none of {count_of(n, 'document')}: {_WHY_NULL[reason]}"
 
 
 def _sequences(
