@@ -158,6 +158,10 @@ CONFLICTS: tuple[Conflict, ...] = (
     conflict("--prompt and --response exclude files ({files[0]})", prompt=present, files=present),
     *either("'-' (stdin) can be read once only", "",
             {"check": STDIN, "prompt": STDIN}, {"check": STDIN, "response": STDIN}),
+    conflict("--limit takes the first of all inputs, and --shard a part of them: leave one out",
+             shard=present, limit=present),
+    *either("--shard is a part of files, not of what the command line gives", "",
+            {"shard": present, "text": present}, {"shard": present, "prompt": present}),
     # policies
     conflict("--separator is for plain pairs; with --chat the template separates them",
              separator=other_than(""), chat=present),

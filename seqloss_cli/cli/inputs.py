@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -88,6 +89,8 @@ class Inputs:
     """The way items are read, for the run's record."""
     n_expected: int | None
     """The most inputs that come, where that is known."""
+    span: tuple[int, int] | None = None
+    """The bytes of all files end to end that are read, where it is a part of them."""
 
 
 def text_inputs(context: typer.Context) -> Inputs:
@@ -116,6 +119,7 @@ def file_inputs(
     from seqloss_cli.inputs import reading as r
     from seqloss_cli.inputs.first_look import first_look
     from seqloss_cli.inputs.options import Kind, described
+    from seqloss_cli.inputs.shards import Cuts, Shard
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
     # Before a model is loaded, which takes seconds, and before any output is begun.
@@ -123,26 +127,30 @@ def file_inputs(
         is_text = given(context, TextArguments).text is not None
         flags = "--text" if is_text else "--prompt and --response"
         raise UsageError(f"{flags}: {sample.message}")
+    shard = Shard.parse(options.shard, os.environ) if options.shard else None
+    cuts = Cuts(names, options, shard)
     _require_template(context, first_look(names, options) if sample is None else [sample])
     if sample is None:
-        items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats)
+        items: Iterable[Sample | Rejected] = r.read_inputs(names, options, stats, cuts)
     else:
         items = [sample]
         stats.note_seams(sample)
-    reading = described(names if sample is None else [sample.source], options)
+    reading = described(names if sample is None else [sample.source], options) | cuts.described()
     is_one = sample is not None or (len(names) == 1 and options.kind_of(names[0]) is Kind.text)
     n_expected = 1 if is_one else options.limit
     regions = given(context, TextArguments).regions
     if regions is None:
-        return Inputs(items, stats, names, reading, n_expected)
+        return Inputs(items, stats, names, reading, n_expected, cuts.span)
     from seqloss_cli.inputs.side_files import RegionFile
 
-    file = RegionFile(regions, options.max_bytes)
+    file = RegionFile(regions, options.max_bytes, is_part=shard is not None)
+    is_limited = options.limit is not None or shard is not None
     # Only a run that met every input knows which rows belong to none.
     context.call_on_close(
-        lambda: say_unused(file, file.source, bool(options.limit)) if file.all_asked else None
+        lambda: say_unused(file, file.source, is_limited) if file.all_asked else None
     )
-    return Inputs(file.attach(items), stats, names, reading | file.described(), n_expected)
+    reading |= file.described()
+    return Inputs(file.attach(items), stats, names, reading, n_expected, cuts.span)
 
 
 def _require_template(context: typer.Context, first: Iterable[Sample | Rejected]) -> None:
@@ -285,7 +293,7 @@ def _decoded(where: str, raw: bytes) -> str:
 
 def say_unused(file: SideFile[Any], name: str, limited: bool = False) -> None:
     """Report the rows of a file beside the inputs that belong to none of them."""
-    # With --limit most rows have no input, which is no mistake.
+    # With --limit and --shard most rows have no input, which is no mistake.
     if (unused := file.count_unused()) and not limited:
         say(f"warning: {unused} rows of {name} belong to no input")
     say_first("warning", file.unmatched)

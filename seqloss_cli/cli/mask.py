@@ -40,7 +40,7 @@ class MaskSettings:
 @o.with_options(
     o.only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
     o.only(p.PairPolicy, "separator"),
-    o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes", "shard"),
     MaskSettings,
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),
@@ -82,7 +82,10 @@ def mask(ctx: typer.Context) -> None:
     inputs, pairs = i.pair_inputs(ctx), i.pair_policy(ctx)
     _refuse(own.check, inputs.names)
     source = _source(ctx, own, pairs)
-    labels = LabelFile(own.check, o.given(ctx, p.Reading).max_bytes) if own.check else None
+    reading = o.given(ctx, p.Reading)
+    labels = None
+    if own.check:
+        labels = LabelFile(own.check, reading.max_bytes, is_part=reading.shard is not None)
     trainer = _trainer(own, pairs, source)
     name = None if trainer is None else TRAINER_NAME
     command = Command(
@@ -91,9 +94,10 @@ def mask(ctx: typer.Context) -> None:
         lambda console, options: MaskTableWriter(console, options, name),
         mask_answer,
     )
-    written = command.run(replace(inputs, reading=None), choice, None)
+    # Rows follow from the inputs; how these were cut is told, so that shards can be merged.
+    written = command.run(inputs if reading.shard else replace(inputs, reading=None), choice, None)
     if labels is not None:
-        i.say_unused(labels, labels.source)
+        i.say_unused(labels, labels.source, limited=reading.shard is not None)
     totals = written.totals
     if totals.n_different:
         say(f"{totals.n_different:,} of {totals.n_checked:,} rows differ from {own.check}")

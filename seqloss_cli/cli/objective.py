@@ -40,6 +40,7 @@ SCORING_OPTIONS: o.Group = {
     **o.only(ModelArguments, "data"),
     **o.only(
         p.Reading,
+        *("lines", "jsonl", "text_field", "keep_meta", "limit", "max_bytes"),
         jsonl="Data is JSONL, whatever its name.",
         text_field="Field of a JSONL row with the text.",
     ),

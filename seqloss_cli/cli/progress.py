@@ -274,10 +274,12 @@ class ProgressBar:
         n_expected: int | None = None,
         of: str = "",
         prints: bool = False,
+        span: tuple[int, int] | None = None,
     ) -> None:
         """At most `n_expected` inputs come; `of` says which of several runs it is; where a run
-        `prints`, results go to stdout as they come."""
-        self._starts, self._n_bytes = _starts(names)
+        `prints`, results go to stdout as they come. `span` are the bytes of all files, end to end,
+        that are read, where it is a part of them."""
+        self._starts, self._n_bytes = _starts(names, span)
         self._n_expected, self._of = n_expected, of
         self._typed = is_typed(names)
         self._shares_terminal = prints and sys.stdout is not None and sys.stdout.isatty()
@@ -410,13 +412,17 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes % 60:02d}:{int(seconds) % 60:02d}"
 
 
-def _starts(names: Sequence[str]) -> tuple[dict[str, int], int | None]:
-    """The place of each file when all are laid end to end, and their size; None if unknown."""
-    starts, total = {}, 0
+def _starts(
+    names: Sequence[str], span: tuple[int, int] | None
+) -> tuple[dict[str, int], int | None]:
+    """The place of each file when all are laid end to end, and their size; None if unknown. Of a
+    part of them both count from where it begins."""
+    first, end = span or (0, None)
+    starts, total = {}, -first
     for name in names:
         # A name may be too long for the system: pathlib's own test would raise OSError.
         if not os.path.isfile(name):  # noqa: PTH113
             return {}, None
         starts[shown_path(name)] = total
         total += os.path.getsize(name)  # noqa: PTH202
-    return starts, total or None
+    return starts, (total if end is None else end - first) or None

@@ -95,7 +95,8 @@ class Command(Generic[Result, Sums, Unscored]):
         if choice.resume and (file := already_complete(choice, record)):
             return self._nothing_to_do(rows, file, inputs)
         prints = choice.path is None and not choice.summary
-        bar, kept = ProgressBar(inputs.names, inputs.n_expected, prints=prints), None
+        bar = ProgressBar(inputs.names, inputs.n_expected, prints=prints, span=inputs.span)
+        kept = None
         with (
             open_sink(choice.path, choice.force, choice.resume, say, not choice.summary) as sink,
             ExitStack() as stack,

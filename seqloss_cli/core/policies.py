@@ -50,6 +50,9 @@ class Reading:
     keep_meta: bool = option(False, "Carry a row's other fields through as meta.")
     limit: int | None = option(None, "Take the first N inputs.", min=1)
     max_bytes: int = option(DEFAULT_MAX_BYTES, "Longest text or line that is taken.", min=1)
+    shard: str | None = option(
+        None, "Read part I of N, from 0; auto/N: I from the scheduler.", metavar="I/N"
+    )
 
 
 @dataclass(frozen=True, slots=True)

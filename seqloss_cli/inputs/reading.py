@@ -19,6 +19,7 @@ from seqloss_cli.inputs.choices import checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.options import COMPRESSED, Kind
 from seqloss_cli.inputs.options import ReadOptions as ReadOptions
+from seqloss_cli.inputs.shards import WHOLE, Cuts, Part
 from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 from seqloss_cli.inputs.tables import table_rows
 
@@ -103,9 +104,14 @@ def _given(
         return Rejected(source, source, None, error.reason, error.message)
 
 
-def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
-    """Samples of all inputs in order; `-` is stdin. Duplicate ids are flagged."""
-    items = (item for name in names for item in read_one(name, options, stats))
+def read_inputs(
+    names: Sequence[str], options: ReadOptions, stats: ReadStats, cuts: Cuts | None = None
+) -> Iterator[Item]:
+    """Samples of all inputs in order, or of the parts that `cuts` has; `-` is stdin. Duplicate ids
+    are flagged."""
+    cuts = cuts or Cuts(names, options)
+    parts = ((name, part) for name in names if (part := cuts.part_of(name)) is not None)
+    items = (item for name, part in parts for item in read_one(name, options, stats, part))
     seen = DuplicateIds()
     for item in islice(items, options.limit):
         if seen.is_full:
@@ -119,6 +125,8 @@ def read_inputs(names: Sequence[str], options: ReadOptions, stats: ReadStats) ->
         yield item
 
 
+_LOOK_ON = 1 << 16
+"""Bytes of a line at a time, where only an empty one is looked for."""
 _SEAM_SHOWN = 12
 _WITHOUT_BLANKS = (
     *("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HENTAIGANA", "BOPOMOFO", "HALFWIDTH"),
@@ -156,24 +164,28 @@ def _shown_seam(place: str, before: str, after: str) -> str:
     return f"{before[-_SEAM_SHOWN:]!r} and {after[:_SEAM_SHOWN]!r} in {place}"
 
 
-def read_one(name: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
-    """Yield the samples of one input; the last is the file's own rejection where it breaks off."""
+def read_one(
+    name: str, options: ReadOptions, stats: ReadStats, part: Part = WHOLE
+) -> Iterator[Item]:
+    """Yield the samples of a part of one input; the last is the file's own rejection where it
+    breaks off."""
     source = "<stdin>" if name == STDIN else shown_path(name)
     line: int | None = None
     try:
         if (kind := options.kind_of(name)) is Kind.text:
-            yield _text_of_file(name, source, options)
+            if part.has(1):
+                yield _text_of_file(name, source, options)
             return
         line = 0
         of_kind = _table_items if kind is Kind.table else _line_items
-        for item in of_kind(name, source, options, stats):
+        for item in of_kind(name, source, options, stats, part):
             line = item.line
             yield item
-        if line == 0:
-            raise RowError("empty", "holds nothing")
     except RowError as error:
-        after = f" (after line {line})" if line else ""
-        yield Rejected(source, source, None, error.reason, error.message + after)
+        # What is wrong with all of a file is told once; what hides rows of a part, by each.
+        if part.owns_file or error.reason == "unreadable":
+            after = f" (after line {line})" if line else ""
+            yield Rejected(source, source, None, error.reason, error.message + after)
 
 
 def _text_of_file(name: str, source: str, options: ReadOptions) -> Sample:
@@ -196,12 +208,16 @@ def _whole_text(stream: BinaryIO, max_bytes: int) -> tuple[str, dict[str, int | 
     return plain_text(raw.removeprefix(BOM)), flags
 
 
-def _line_items(name: str, source: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+def _line_items(
+    name: str, source: str, options: ReadOptions, stats: ReadStats, part: Part
+) -> Iterator[Item]:
     """Yield a sample for each line that is not empty."""
-    parse, first = _line_parser(options), b""
+    parse, first, is_empty = _line_parser(options), b"", True
     long_line = RowError("too_long", f"line is longer than --max-bytes {options.max_bytes}")
     with open_input(name, in_lines=True) as (stream, position):
-        for number, raw in enumerate(bounded_lines(stream, options.max_bytes), start=1):
+        before = part.go_to_start(stream)
+        own = bounded_lines(stream, options.max_bytes, part.stop)
+        for number, raw in enumerate(own, start=before + 1):
             flags: dict[str, int | bool] = {}
             # Some editors and spreadsheets begin files with a byte-order mark: no JSON, no word.
             if number == 1 and raw is not None and raw.startswith(BOM):
@@ -209,16 +225,25 @@ def _line_items(name: str, source: str, options: ReadOptions, stats: ReadStats) 
             if number <= 2 and raw is not None and not options.lines:
                 rows.refuse_document_line(raw, None if number == 1 else first)
                 first = raw
+            is_empty = is_empty and raw == b""
+            if not part.has(number):
+                continue
             if raw == b"":
                 stats.n_empty_lines += 1
                 continue
             yield _item(source, number, long_line if raw is None else raw, parse, position(), flags)
+        # Of a part that is empty, others may hold something.
+        is_empty = is_empty and part.owns_file
+        if is_empty and all(raw == b"" for raw in bounded_lines(stream, _LOOK_ON)):
+            raise RowError("empty", "holds nothing")
 
 
-def _table_items(name: str, source: str, options: ReadOptions, stats: ReadStats) -> Iterator[Item]:
+def _table_items(
+    name: str, source: str, options: ReadOptions, stats: ReadStats, part: Part
+) -> Iterator[Item]:
     """Yield a sample for each row that is not blank."""
     parse = _line_parser(options)
-    for row in table_rows(name, options):
+    for row in table_rows(name, options, part):
         if row.content == b"":
             stats.n_empty_lines += 1
             continue

@@ -46,9 +46,16 @@ class SideFile(Generic[T]):
     """
 
     def __init__(
-        self, name: str, max_bytes: int, noun: str, parse: Callable[[dict[str, Any]], T | None]
+        self,
+        name: str,
+        max_bytes: int,
+        noun: str,
+        parse: Callable[[dict[str, Any]], T | None],
+        is_part: bool,
     ) -> None:
-        """`noun` names the content in messages, such as `labels`. `parse` raises RowError."""
+        """`noun` names the content in messages, such as `labels`. `parse` raises RowError.
+        `is_part`: not all inputs will be asked for."""
+        self._is_part = is_part
         self._name, self.source, self._noun, self._parse = name, shown_path(name), noun, parse
         self._rows = self._read(max_bytes)
         self._by_id: bool | None = None
@@ -87,6 +94,11 @@ class SideFile(Generic[T]):
         while (row := self._next_row()) is not None:
             if self._by_id is None and not isinstance(row.content, RowError):
                 self._by_id = row.id is not None
+                if self._is_part and not self._by_id:
+                    raise UsageError(
+                        f"--shard: rows of {self.source} have no id, and go by the order of all "
+                        "inputs: give each the id of its input"
+                    )
             if not self._by_id or row.id == identity:
                 return row
             self._keep(row)
@@ -137,8 +149,8 @@ class LabelFile(SideFile[Labels]):
     Rows of results that are no sequence (the run, totals) are passed over.
     """
 
-    def __init__(self, name: str, max_bytes: int) -> None:
-        super().__init__(name, max_bytes, "labels", _parse_labels)
+    def __init__(self, name: str, max_bytes: int, is_part: bool = False) -> None:
+        super().__init__(name, max_bytes, "labels", _parse_labels, is_part)
 
     def find(self, item: Item) -> Labels | Rejected:
         """The labels of an input, or why there are none: asked once for each input, in order."""
@@ -186,11 +198,11 @@ class RegionFile(SideFile[_RegionRow]):
     Rows hold spans of characters, or the strings that a text is made of, as SyntaxGym has them.
     """
 
-    def __init__(self, name: str, max_bytes: int) -> None:
+    def __init__(self, name: str, max_bytes: int, is_part: bool = False) -> None:
         """Raises UsageError when there is no such file."""
         if not Path(name).is_file():
             raise UsageError(f"--regions {name}: no such file")
-        super().__init__(name, max_bytes, "regions", _parse_regions)
+        super().__init__(name, max_bytes, "regions", _parse_regions, is_part)
         self._path = Path(name)
         self.all_asked = False
         """Every input was given its regions, or rejected."""

@@ -8,7 +8,7 @@ import io
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -67,6 +67,16 @@ def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Ca
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RowError("unreadable", f"cannot be read: {reason}") from error
+
+
+def stored_size(name: str) -> int | None:
+    """Return the bytes of a file, as stored; 0 where none is there, None where it has no size."""
+    path = Path(name)
+    with suppress(OSError, ValueError):
+        if name == STDIN or (path.exists() and not path.is_file()):
+            return None
+        return path.stat().st_size
+    return 0
 
 
 def _own_stdin() -> BinaryIO:
@@ -168,11 +178,16 @@ class _ZstdStream(io.RawIOBase):
         return len(taken)
 
 
-def bounded_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
-    """Lines without their ends (LF or CRLF); None for one of more than `max_bytes` bytes."""
+def bounded_lines(
+    stream: BinaryIO, max_bytes: int, stop: int | None = None
+) -> Iterator[bytes | None]:
+    """Lines without their ends (LF or CRLF); None for one of more than `max_bytes` bytes.
+
+    With `stop` those that begin before that byte of the stream.
+    """
     # Two more than a line may have, for CRLF. Iterating over the stream would hold a line of any
     # length in memory, and str.splitlines would also cut at the U+2028 that a text may hold.
-    while line := stream.readline(max_bytes + 2):
+    while (stop is None or stream.tell() < stop) and (line := stream.readline(max_bytes + 2)):
         whole = line.endswith(b"\n")
         content = line[:-1].removesuffix(b"\r") if whole else line
         if len(content) <= max_bytes and (whole or len(line) < max_bytes + 2):

@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from itertools import count
+from itertools import accumulate, count
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
@@ -21,6 +21,7 @@ import orjson
 from seqloss_cli.core.errors import RowError, load_pyarrow
 from seqloss_cli.core.records import WrittenNumber
 from seqloss_cli.inputs.options import ARROW, PARQUET, ReadOptions, suffix_of
+from seqloss_cli.inputs.shards import WHOLE, Part
 from seqloss_cli.inputs.streams import open_input
 
 _ROWS_AT_ONCE, _ROWS_OF_BYTES = 128, 8
@@ -51,68 +52,101 @@ class TableRow(NamedTuple):
         return RowError("wrong_type", f"field {found[1]!r} is null")
 
 
-def table_rows(name: str, options: ReadOptions) -> Iterator[TableRow]:
-    """Yield the rows of a table. Raises RowError for what is none, and where it breaks off."""
+def table_rows(name: str, options: ReadOptions, part: Part = WHOLE) -> Iterator[TableRow]:
+    """Yield the rows of a part of a table.
+
+    Raises RowError for what is none or holds no rows, and where it breaks off.
+    """
     suffix = suffix_of(name)
     with open_input(name) as (stream, position):
-        if suffix in (*PARQUET, *ARROW):
-            yield from _arrow_rows(name, stream, suffix, options)
+        if suffix in PARQUET:
+            rows = _column_rows(stream, "Parquet", _parquet, options, part)
+        elif suffix in ARROW:
+            rows = _column_rows(stream, "Arrow", _arrow, options, part)
         else:
-            yield from _delimited_rows(stream, position, suffix, options)
+            rows = _delimited_rows(stream, position, suffix, options, part)
+        yield from rows
 
 
 # -- columns ---------------------------------------------------------------------------------------
 
+Batches = Iterator[tuple[int, Any]]
+"""Batches of rows, each with the number of its first row, from 0."""
 
-def _arrow_rows(
-    name: str, stream: BinaryIO, suffix: str, options: ReadOptions
+
+def _column_rows(
+    stream: BinaryIO,
+    kind: str,
+    open_table: Callable[[Any, BinaryIO, Part], tuple[Any, int, Batches]],
+    options: ReadOptions,
+    part: Part,
 ) -> Iterator[TableRow]:
-    size, arrow = stream.seek(0, io.SEEK_END), load_pyarrow()
+    size, arrow, is_empty = stream.seek(0, io.SEEK_END), load_pyarrow(), True
     stream.seek(0)
-    with _damage_told(arrow, "Parquet" if suffix in PARQUET else "Arrow"):
-        if suffix in PARQUET:
-            schema, n_rows, batches = _parquet(arrow, stream)
-        else:
-            schema, n_rows, batches = _arrow(arrow, stream)
-        make, number = _row_maker(arrow, schema, options), 0
-        for batch in batches:
-            for content, nulls in make(batch):
-                number += 1
+    with _damage_told(arrow, kind):
+        schema, n_rows, batches = open_table(arrow, stream, part)
+        make = _row_maker(arrow, schema, options)
+        for before, batch in batches:
+            is_empty = is_empty and not batch.num_rows
+            own = [n for n in range(batch.num_rows) if part.has(before + n + 1)]
+            if not own:
+                continue
+            some = batch if len(own) == batch.num_rows else batch.take(own)
+            for n, (content, nulls) in zip(own, make(some), strict=True):
+                number = before + n + 1
                 end = size * number // n_rows if n_rows else stream.tell()
                 yield TableRow(number, content, nulls, end)
+    if is_empty and not n_rows and part.owns_file:
+        raise RowError("empty", "holds nothing")
 
 
-def _parquet(arrow: Any, stream: BinaryIO) -> tuple[Any, int, Iterator[Any]]:
-    """Return the schema, the number of rows, and batches of them."""
+def _parquet(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batches]:
+    """Return the schema, the number of rows, and batches of those of the part."""
     # Buffered, or whole columns of a row group would be in memory.
     file = arrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
-    if _RESULTS in (file.metadata.metadata or {}):
+    about = file.metadata
+    if _RESULTS in (about.metadata or {}):
         raise RowError("results", "holds results of seqloss, for `seqloss summarize` or `report`")
-    schema, n = file.schema_arrow, _batch_rows(arrow, file.schema_arrow)
-    # Group by group: a batch over two of them would be lost where the second is damaged.
-    batches = (
-        batch
-        for group in range(file.num_row_groups)
-        for batch in file.iter_batches(batch_size=n, row_groups=[group])
-    )
-    return schema, file.metadata.num_rows, batches
+    groups = [about.row_group(n) for n in range(about.num_row_groups)]
+    own = part.rows_of([(each.num_rows, each.total_byte_size) for each in groups])
+    starts = [0, *accumulate(each.num_rows for each in groups)]
+
+    def batches() -> Batches:
+        # Group by group: a batch over two of them would be lost where the second is damaged.
+        n_rows = _batch_rows(arrow, file.schema_arrow)
+        for group, rows in own:
+            row = starts[group]
+            for batch in file.iter_batches(batch_size=n_rows, row_groups=[group]):
+                first, end = max(rows.start - row, 0), min(rows.stop - row, batch.num_rows)
+                if first < end:
+                    yield row + first, batch.slice(first, end - first)
+                row += batch.num_rows
+                if row >= rows.stop:
+                    break
+
+    return file.schema_arrow, about.num_rows, batches()
 
 
-def _arrow(arrow: Any, stream: BinaryIO) -> tuple[Any, int, Iterator[Any]]:
+def _arrow(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batches]:
     """Return the schema and the batches of a file, or of a stream that was saved in one."""
     is_file = stream.read(6) == b"ARROW1"
     stream.seek(0)
     if is_file:
         file = arrow.ipc.open_file(stream)
         wholes = (file.get_batch(n) for n in range(file.num_record_batches))
-        schema = file.schema
     else:
         file = arrow.ipc.open_stream(stream)
-        wholes, schema = iter(file), file.schema
-    n = _batch_rows(arrow, schema)
-    # A batch is as large as its writer liked; objects of Python take many times its room.
-    parts = (whole.slice(at, n) for whole in wholes for at in range(0, whole.num_rows, n))
-    return schema, 0, parts
+        wholes = iter(file)
+
+    def batches() -> Batches:
+        # A batch is as large as its writer liked; objects of Python take many times its room.
+        n_rows, row = _batch_rows(arrow, file.schema), 0
+        for whole in wholes:
+            for at in range(0, whole.num_rows, n_rows):
+                yield row + at, whole.slice(at, n_rows)
+            row += whole.num_rows
+
+    return file.schema, 0, batches()
 
 
 def _batch_rows(arrow: Any, schema: Any) -> int:
@@ -214,7 +248,7 @@ def _damage_told(arrow: Any, kind: str) -> Iterator[None]:
 
 
 def _delimited_rows(
-    stream: BinaryIO, position: Callable[[], int], suffix: str, options: ReadOptions
+    stream: BinaryIO, position: Callable[[], int], suffix: str, options: ReadOptions, part: Part
 ) -> Iterator[TableRow]:
     # surrogateescape: bytes that are not UTF-8 cost their row, not all rows after it.
     text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig", errors="surrogateescape", newline="")
@@ -226,44 +260,44 @@ def _delimited_rows(
     except csv.Error as error:
         raise RowError("bad_table", f"its header is no row: {error}") from None
     if header is None:
-        return
+        raise RowError("empty", "holds nothing")
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise RowError("bad_table", f"its header names {twice!r} twice: a header must name columns")
-    needed = _may_be_empty(options)
+    needed, is_empty = _may_be_empty(options), True
     for number in count(1):
-        began = reader.line_num + 1
+        began, wrong = reader.line_num + 1, None
         try:
             cells = next(reader)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
-            where = (
-                f"line {began}"
-                if began == reader.line_num
-                else f"lines {began} to {reader.line_num}"
-            )
-            message = f"is no row of the table ({where}): {error}"
-            yield TableRow(number, RowError("bad_row", message), end=position())
-            continue
-        yield TableRow(number, *_cells(header, cells, needed, options.max_bytes), position())
+            lines = f"line {began}"
+            if began < reader.line_num:
+                lines = f"lines {began} to {reader.line_num}"
+            wrong = RowError("bad_row", f"is no row of the table ({lines}): {error}")
+        is_empty = is_empty and wrong is None and not cells
+        if part.has(number):
+            content = wrong or _cells(header, cells, needed, options.max_bytes)
+            yield TableRow(number, content, end=position())
+    if is_empty and part.owns_file:
+        raise RowError("empty", "holds nothing")
 
 
 def _cells(
     header: list[str], cells: list[str], needed: frozenset[str], max_bytes: int
-) -> tuple[bytes | RowError, frozenset[str]]:
+) -> bytes | RowError:
     if not cells:
-        return b"", frozenset()
+        return b""
     if len(cells) != len(header):
-        message = f"has {len(cells)} cells under a header of {len(header)}"
-        return RowError("bad_row", message), frozenset()
+        return RowError("bad_row", f"has {len(cells)} cells under a header of {len(header)}")
     row = dict(zip(header, cells, strict=True))
     try:
         "".join(cells).encode()
     except UnicodeEncodeError:
-        return RowError("invalid_utf8", "is not UTF-8"), frozenset()
+        return RowError("invalid_utf8", "is not UTF-8")
     # An empty cell is nothing, but for texts: an empty prompt is one.
     row = {name: cell for name, cell in row.items() if cell or name in needed}
-    return _as_json(row, max_bytes), frozenset()
+    return _as_json(row, max_bytes)
 
 
 def _may_be_empty(options: ReadOptions) -> frozenset[str]:

@@ -259,6 +259,7 @@ _PARAMETERS = {
 }
 _OTHER_ADVICE = {
     "reading.inputs": "name the same files",
+    "reading.shard": "the same --shard, and files that did not change",
     "reading.regions_sha256": "--regions FILE with the same content",
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",
