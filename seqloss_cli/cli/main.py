@@ -17,6 +17,7 @@ from seqloss_cli.cli.compare import compare
 from seqloss_cli.cli.diverge import diverge
 from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, own_words, report_bug, say
 from seqloss_cli.cli.mask import mask
+from seqloss_cli.cli.merge import merge
 from seqloss_cli.cli.objective import objective
 from seqloss_cli.cli.plot import plot
 from seqloss_cli.cli.rank import rank
@@ -34,7 +35,7 @@ _FIRST = (
     "like", "separator", "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
     "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
     "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
-    "resume", "limit", "force", "config", "host", "port", "context", "dtype", "device",
+    "resume", "limit", "missing", "force", "config", "host", "port", "context", "dtype", "device",
     "batch_tokens",
 )  # fmt: skip
 """Parameters that people need first, in this order: `-h` shows the first ten that a command has."""
@@ -246,7 +247,7 @@ def _forget_impossible_sizes() -> None:
 
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
-    score, cond, rank, diverge, mask, summarize, compare, objective, plot, report, serve,
+    score, cond, rank, diverge, mask, merge, summarize, compare, objective, plot, report, serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 

@@ -119,7 +119,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 def _meta(raw: bytes, used: set[str]) -> dict[str, Any]:
     """The fields of a row that are not used, numbers as they were written."""
-    row = _exact(raw, parse_int=_whole_number, parse_float=WrittenNumber)
+    row = _exact(raw, parse_int=whole_number, parse_float=WrittenNumber)
     meta = {key: value for key, value in row.items() if key not in used}
     try:
         # With room for what it stands in where it is written.
@@ -129,7 +129,8 @@ def _meta(raw: bytes, used: set[str]) -> dict[str, Any]:
     return meta
 
 
-def _whole_number(digits: str) -> int | float:
+def whole_number(digits: str) -> int | float:
+    """A whole number of JSON; with its digits where no 64 bits hold it."""
     # The range of orjson, in both directions.
     if len(digits) > _LONG or digits == "-0" or not -(1 << 63) <= int(digits) < 1 << 64:
         return WrittenNumber(digits)

@@ -143,6 +143,16 @@ def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             yield {"type": "totals", **orjson.loads(stored[_TOTALS])}
 
 
+def parquet_totals(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the totals of a file; None where it has none, or is no whole file."""
+    arrow = load_pyarrow()
+    try:
+        stored = arrow.parquet.read_metadata(os.fspath(path)).metadata or {}
+    except (arrow.ArrowException, OSError):
+        return None
+    return orjson.loads(stored[_TOTALS]) if _TOTALS in stored else None
+
+
 def _json_row(row: dict[str, Any], nested: set[str]) -> dict[str, Any]:
     """Without the columns that are null only because the row has no such key."""
     null_keys = set(row.pop("null_keys", None) or ())

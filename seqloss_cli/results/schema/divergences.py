@@ -52,17 +52,8 @@ def divergence_rows(
         return found.sums
 
     def totals_row(sums: d.DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
-        row: s.Row = {
-            "n_sequences": sums.n_sequences,
-            "n_sequences_scored": sums.n_sequences_scored,
-            **s.unscored_counts(rejected, n_empty_lines),
-            **s.row_of(_SUM_KEYS, SimpleNamespace(sums=sums)),
-            "kl_is": "at least" if in_part else "whole",
-        }
-        _add_estimates(row, documents)
-        if (saved := measured()) is not None:
-            row["saved"] = saved
-        return row | {"flags": sums.flags}
+        counts = s.unscored_counts(rejected, n_empty_lines)
+        return divergence_totals_row(sums, counts, documents, in_part, measured())
 
     return s.Rows(
         options,
@@ -73,6 +64,27 @@ def divergence_rows(
         lambda entry, row: q.of_input(entry, row, options),
         kept_sums,
     )
+
+
+def divergence_totals_row(
+    sums: d.DivergenceTotals,
+    counts: s.Row,
+    documents: d.DocumentSums,
+    in_part: bool,
+    saved: s.Row | None = None,
+) -> s.Row:
+    """Return the totals of a run; `counts` are those of what was not scored."""
+    row: s.Row = {
+        "n_sequences": sums.n_sequences,
+        "n_sequences_scored": sums.n_sequences_scored,
+        **counts,
+        **s.row_of(_SUM_KEYS, SimpleNamespace(sums=sums)),
+        "kl_is": "at least" if in_part else "whole",
+    }
+    _add_estimates(row, documents)
+    if saved is not None:
+        row["saved"] = saved
+    return row | {"flags": sums.flags}
 
 
 def _delta_p(totals: d.DivergenceTotals) -> s.Row:

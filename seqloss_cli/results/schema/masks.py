@@ -53,7 +53,7 @@ def mask_rows(
         view,
         mask_totals_row,
         of_input,
-        lambda row, place, entry: _kept_totals(row, with_losses),
+        lambda row, place, entry: kept_mask_totals(row, with_losses),
     )
 
 
@@ -185,7 +185,7 @@ _TOKEN_COLUMNS = (
 """Columns of a line at `--level token`."""
 
 
-def _kept_totals(row: s.Fields, with_losses: bool) -> MaskTotals:
+def kept_mask_totals(row: s.Fields, with_losses: bool) -> MaskTotals:
     """Return the counts of a row that was compared with its input; losses are the row's own."""
     check, trainer = row.get("check"), row.get("trainer")
     differences = [] if trainer is None else trainer["differences"]

@@ -1,0 +1,146 @@
+"""`seqloss merge`: the results of shards as those of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from seqloss_cli.cli import options as o
+from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.progress import waiting
+from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
+from seqloss_cli.core.options import INPUT, argument, command_record, option
+
+if TYPE_CHECKING:
+    from seqloss_cli.results.merging import Merged
+    from seqloss_cli.results.shards import ShardFile
+
+_FORMATS = ("jsonl", "json", "parquet")
+
+
+@command_record
+class MergeArguments:
+    """The results of shards."""
+
+    PANEL = INPUT
+
+    results: list[str] = argument(
+        "RESULTS", "Results of all shards: .jsonl or .parquet.", required=True
+    )
+    missing: bool = option(False, "Print the numbers of shards to run again, and merge nothing.")
+
+
+@o.with_options(
+    o.only(MergeArguments),
+    o.only(o.OutputSettings, "json", "output", "force", json="One JSON document, not JSONL."),
+    o.CONFIG,
+    o.only(o.OtherSettings, "debug"),
+)
+def merge(ctx: typer.Context) -> None:
+    """Join the results of shards (--shard) as those of one run.
+
+    Rows stand in the order of the inputs, and the totals are of all of them. Nothing is merged
+    unless every shard of the run is there, once, and whole.
+
+    Examples:
+        seqloss merge shards/*.jsonl -o results.jsonl
+        seqloss merge shards/*.jsonl | seqloss summarize -
+        sbatch --array="$(seqloss merge --missing shards/*.jsonl)" job.sh
+
+    """
+    from seqloss_cli.cli.results_io import check_places
+    from seqloss_cli.results import shards as m
+    from seqloss_cli.results.merging import Merged
+
+    own = o.given(ctx, MergeArguments)
+    if own.missing:
+        _print_missing(own.results)
+        return
+    check_places(ctx, "output")
+    name = _format(o.given(ctx, o.OutputSettings))
+    files = [_opened(each) for each in own.results]
+    m.require_all(files)
+    if keys := m.speed_differences(files):
+        say(f"note: not the same in all shards: {', '.join(keys)}; last digits may differ")
+    merged = Merged(files)
+    _write(ctx, name, merged)
+    if merged.n_duplicate_ids:
+        say(f"warning: {merged.n_duplicate_ids:,} ids came before")
+    if merged.n_unchecked_ids:
+        say(f"warning: {merged.n_unchecked_ids:,} ids were not checked for duplicates (too many)")
+    n_rejected = merged.rejected.total()
+    say(f"merged {len(files)} shards: {merged.n_sequences:,} sequences, {n_rejected:,} rejected")
+    if n_rejected:
+        raise typer.Exit(REJECTED)
+
+
+def _opened(name: str) -> ShardFile:
+    from seqloss_cli.results.shards import open_shard
+
+    try:
+        return open_shard(name)
+    except RowError as error:
+        near = did_you_mean_file(Path(name)) if error.reason == "no_such_file" else ""
+        raise UsageError(f"{name}: {error.message}{near}") from error
+
+
+def _print_missing(names: Sequence[str]) -> None:
+    """Print the numbers of shards that no whole file is of."""
+    from seqloss_cli.results.shards import ShardFile, is_whole, open_shard, shown_numbers
+
+    files = list[ShardFile]()
+    for name in names:
+        try:
+            files.append(open_shard(name))
+        except RowError as error:
+            say(f"note: {name}: {error.message}")
+    if not files:
+        raise UsageError("none of these files tells how many shards there are: run all of them")
+    if len(numbers := {file.of for file in files}) > 1:
+        said = " and ".join(map(str, sorted(numbers)))
+        raise UsageError(f"these are shards of runs of {said} shards: name those of one")
+    done = set[int]()
+    for file in files:
+        if is_whole(file):
+            done.add(file.index)
+        else:
+            say(f"note: {file.name}: shard {file.place} is not whole")
+    missing = [n for n in range(files[0].of) if n not in done]
+    say(f"{len(missing)} of {files[0].of} shards are missing")
+    if missing:
+        typer.echo(shown_numbers(missing))
+
+
+def _format(output: Any) -> str:
+    if output.json or output.output is None:
+        return "json" if output.json else "jsonl"
+    name: str = output.output.suffix.removeprefix(".")
+    if name not in _FORMATS:
+        raise UsageError(f"-o {output.output}: merge writes .jsonl, .json or .parquet")
+    return name
+
+
+def _write(ctx: typer.Context, name: str, merged: Merged) -> None:
+    """Write everything to -o or stdout."""
+    from seqloss_cli.cli.progress import STATUS
+    from seqloss_cli.results.merging import MergeWriter
+    from seqloss_cli.results.shards import whole_run
+    from seqloss_cli.results.sinks import open_sink
+
+    output = o.given(ctx, o.OutputSettings)
+    with (
+        waiting("merging", f"{len(merged.files)} shards") as wait,
+        open_sink(output.output, output.force, warn=say, keeps=False) as sink,
+    ):
+        if output.output is None:
+            STATUS.clear()
+        writer = MergeWriter(name, sink, whole_run(merged.files))
+        for record in merged.records():
+            writer.write(record)
+            wait.n_done += 1
+        writer.end(merged.totals)
+    if output.output is not None:
+        say(f"wrote {output.output}")
