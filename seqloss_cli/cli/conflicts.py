@@ -130,8 +130,8 @@ _SCORING = " ".join(
     field.parameter
     for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
     for field in option_fields(record)
-    # compare names its models itself, and its rows share no prompts
-    if field.parameter not in ("model", "no_share_prefix")
+    # compare names its models itself, its rows share no prompts, and it has no shards
+    if field.parameter not in ("model", "no_share_prefix", "shard")
 )
 
 # fmt: off

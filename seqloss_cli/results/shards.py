@@ -41,7 +41,7 @@ class ShardFile:
     index: int
     of: int
     totals: Row | None = None
-    """Of the file, once all of its rows were read."""
+    """The totals of the file, once all of its rows were read."""
 
     @property
     def place(self) -> str:
