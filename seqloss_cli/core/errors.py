@@ -36,6 +36,10 @@ class UsageError(SeqlossError):
     exit_code = 2
 
 
+SERVER_REASON = "server_"
+"""Beginning of the reasons that only a server's answer gives: no input tells of them."""
+
+
 class RowError(SeqlossError):
     """One input is wrong. It becomes a `Rejected` record and costs only itself."""
 

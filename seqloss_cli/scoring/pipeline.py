@@ -78,7 +78,8 @@ def score_samples(
         return _Block(block[-1], entries, sequences, batches)
 
     n_passed = 0
-    blocks = read_ahead(items, FIRST_SHARED_ROWS if policy.share_prefix else FIRST_BLOCK_ROWS)
+    shares = policy.share_prefix and not backend.capabilities.one_row_per_batch
+    blocks = read_ahead(items, FIRST_SHARED_ROWS if shares else FIRST_BLOCK_ROWS)
     for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
         # Blocks are cut, and one that is finished in part is scored, as without an earlier run: so
         # the outcomes of the others are those of one whole run, to the last bit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -371,13 +372,52 @@ def test_a_server_that_stays_away_ends_the_run_and_resume_goes_on(
     vllm.fault = None
     again = in_process(*words, "--resume")
     assert again.exit_code == 0, again.stderr
-    import json
-
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     rows = [row for row in rows if row["type"] == "sequence"]
     assert [row["line"] for row in rows] == list(range(1, 121))
     for row in rows:
         assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(("command", "n_answers"), [("score", 40), ("cond", 40), ("rank", 80)])
+def test_rows_that_were_rejected_for_the_servers_answer_are_kept(
+    vllm: FakeServer, tmp_path: Path, command: str, n_answers: int
+) -> None:
+    """No input tells of them: on a resumed run only their places are compared."""
+    file, out = tmp_path / "many.jsonl", tmp_path / "out.jsonl"
+    responses: dict[str, dict[str, Any]] = {
+        "score": {},
+        "cond": {"response": " end"},
+        "rank": {"choices": [" a", " b"]},
+    }
+    field = "text" if command == "score" else "prompt"
+    rows = [{field: f"The {n}", **responses[command]} for n in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (command, file, "-o", out, "--engine", vllm.url, "--concurrency", 2)
+    n_first = len(vllm.asked)
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if number > n_first + n_answers:
+            return Broken(500)
+        if number % 7 == 0:
+            right["choices"][0]["prompt_token_ids"][-1] ^= 1
+        return right
+
+    vllm.fault = fault
+    failed = in_process(*words)
+    assert failed.exit_code == 1, failed.stderr
+    kept = [json.loads(line) for line in Path(f"{out}.partial").read_text().splitlines()]
+    rejected = [row for row in kept if row["type"] == "rejected"]
+    assert {row["reason"] for row in rejected} == {"server_ids"}
+    assert len(kept) > len(rejected) + 1
+    vllm.fault = None
+    again = in_process(*words, "--resume")
+    assert again.exit_code == 3, again.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found[: len(kept)] == kept
+    assert [row["line"] for row in found[1:-1]] == list(range(1, 61))
+    assert found[-1]["rejections"] == {"server_ids": len(rejected)}
 
 
 @pytest.mark.usefixtures("trusted")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from seqloss_cli.core.backend import WordBoundaryIds
 from seqloss_cli.core.columns import COLUMNS
-from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.errors import SERVER_REASON, RowError
 from seqloss_cli.core.records import (
     SCHEMA_VERSION,
     Bools,
@@ -227,9 +227,12 @@ class Rows(Generic[Result, Sums, Unscored]):
         if isinstance(entry, Rejected):
             return {"type": "rejected", **attributes(entry, "id", "source", "line", "reason")}
         # Such a row holds only where the input was read; why it is rejected, scoring would tell.
-        if row.get("reason") in self.found_by_scoring:
+        if self._was_found_by_scoring(str(row.get("reason"))):
             return {"type": "rejected", **attributes(entry.sample, "id", "source", "line")}
         return {"type": "sequence", **self.of_input(entry, row)}
+
+    def _was_found_by_scoring(self, reason: str) -> bool:
+        return reason in self.found_by_scoring or reason.startswith(SERVER_REASON)
 
 
 def unscored_counts(rejected: Rejections, n_empty_lines: int) -> Row:
