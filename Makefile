@@ -114,6 +114,12 @@ $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers-requirement
 bench-prompts: $(INSTALLED)  ## common prompts computed once, against each time
 	$(BIN)/python benchmarks/shared_prompts.py
 
+# A Python of an environment with vLLM; without one its sides are left out.
+VLLM_PYTHON ?=
+
+bench-servers: $(INSTALLED)  ## scoring here, through `seqloss serve`, and through and in vLLM
+	$(BIN)/python benchmarks/servers.py $(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON))
+
 bench-page: $(INSTALLED)  ## a page of 50,000 tokens in Chromium (see test-browser)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	$(BIN)/python benchmarks/pages.py

@@ -407,6 +407,7 @@ def test_rows_that_were_rejected_for_the_servers_answer_are_kept(
     vllm.fault = fault
     failed = in_process(*words)
     assert failed.exit_code == 1, failed.stderr
+    assert "no answer after 6 attempts, the last: status 500" in failed.stderr
     kept = [json.loads(line) for line in Path(f"{out}.partial").read_text().splitlines()]
     rejected = [row for row in kept if row["type"] == "rejected"]
     assert {row["reason"] for row in rejected} == {"server_ids"}

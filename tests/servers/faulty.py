@@ -18,7 +18,8 @@ import uvicorn
 
 from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.scoring.scorer import Scorer
-from seqloss_cli.service import Service, ServiceLimits
+from seqloss_cli.service.app import Service
+from seqloss_cli.service.requests import ServiceLimits
 
 KINDS = ("error", "busy", "cut_headers", "cut_body", "no_json", "wrong_ids", "nan", "short")
 BELIEVED = ("error", "busy", "cut_headers", "cut_body")

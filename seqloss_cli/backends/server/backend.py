@@ -94,9 +94,10 @@ class ServerBackend:
             return _scores(answer, places, requested)
         except RowError as error:
             return _failed(len(batch.targets), requested, error)
-        except RunError:
-            # Rows that are on their way would be asked for again and again.
-            self._server.transport.close()
+        except RunError as error:
+            # Rows that are on their way would be asked for again and again. They all tell why:
+            # which row's turn it is to be heard, nobody knows.
+            self._server.transport.close(str(error))
             raise
 
 

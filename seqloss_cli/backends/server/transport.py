@@ -50,7 +50,7 @@ class Transport:
         """The address without the protocol's prefix; no key stands in it."""
         self.gate = Gate(choice.concurrency)
         self._timeout = choice.timeout
-        self._stopped = threading.Event()
+        self._stopped, self._why = threading.Event(), ""
         key = read_key(choice.api_key_file)
         is_local = parts.hostname in LOOPBACK
         self._client = httpx.Client(
@@ -73,21 +73,25 @@ class Transport:
         """
         return self._send("POST", path, orjson.dumps(body), most_bytes)
 
-    def close(self) -> None:
-        """Send nothing more: requests that wait give up."""
+    def close(self, why: str = "closed") -> None:
+        """Send nothing more: requests that wait give up, with the first reason that was given."""
+        self._why = self._why or why
         self._stopped.set()
         self._client.close()
 
     def _send(self, method: str, path: str, body: bytes | None, most_bytes: int) -> Any:
         failure = ""
         for attempt in range(ATTEMPTS):
-            if self._stopped.is_set():
-                raise RunError(f"{self.url}: not asked any more, since another request failed")
+            self._raise_if_stopped()
             asked = None
             try:
                 with self.gate.passed():
                     status, asked, content = self._once(method, path, body, most_bytes)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, RuntimeError) as error:
+                # Another request failed, and the client was closed: RuntimeError in the end.
+                self._raise_if_stopped()
+                if isinstance(error, RuntimeError):
+                    raise
                 failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 if status < 300:
@@ -101,6 +105,10 @@ class Transport:
             f"{self.url}{path}: no answer after {ATTEMPTS} attempts, the last: {failure}; what "
             "came before is written, and --resume goes on"
         )
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise RunError(self._why)
 
     def _once(
         self, method: str, path: str, body: bytes | None, most_bytes: int
