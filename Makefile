@@ -7,9 +7,11 @@ INSTALLED := $(VENV)/.installed
 
 TRL := .venv-trl
 PEERS := .venv-bench
+VLLM := .venv-vllm
+LLAMA_CPP := .venv-llama-cpp
 
 .PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl \
-	test-browser test-peers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
+	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
@@ -21,7 +23,7 @@ check: $(INSTALLED) format lint types layers tests
 
 quick: $(INSTALLED) format lint types layers  ## check without the tests that take over half a second
 	$(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu'
+		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu and not servers'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +72,27 @@ test-peers: $(PEERS)/.installed  ## hold figures to lm-evaluation-harness, in it
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --group dev
 	$(PEERS)/bin/python -m pytest -m peers tests/cli/test_peers.py \
 		tests/models/test_gguf_vocabulary.py
+
+# Environments that were made before are named with VLLM=, LLAMA_CPP= and PEERS=.
+test-servers: $(INSTALLED) $(VLLM)/.installed $(LLAMA_CPP)/.installed $(PEERS)/.installed  ## scores \
+		by vLLM and llama-cpp-python; other programs that ask `seqloss serve` (gigabytes, half an hour)
+	VLLM_VENV=$(VLLM) LLAMA_CPP_VENV=$(LLAMA_CPP) PEERS_VENV=$(PEERS) \
+		$(BIN)/python -m pytest -m servers -s tests/servers
+
+$(VLLM)/.installed: benchmarks/vllm-requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VLLM)/bin/python -m pip install --quiet --requirement $<
+	# Built for CUDA: they do not load with a torch for CPUs, and vLLM does without.
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	$(VLLM)/bin/python tools/name_vllm.py
+	touch $@
+
+$(LLAMA_CPP)/.installed: benchmarks/llama-cpp-requirements.txt
+	$(PYTHON) -m venv $(LLAMA_CPP)
+	$(LLAMA_CPP)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(LLAMA_CPP)/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 test-floors: $(INSTALLED)  ## the tests that matter with the lowest versions of every range
 	$(BIN)/python tools/floors.py lowest
@@ -131,4 +154,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV) $(TRL) $(PEERS) .venv-fake
+	rm -rf $(VENV) $(TRL) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake

@@ -188,7 +188,7 @@ def objective_json(
         "checkpoints": [
             checkpoint_row(*each) for each in zip(files, found.totals, found.means, strict=True)
         ],
-        "best": None if best is None else files[best].run.get("model"),
+        "best": None if best is None else _checkpoint_name(files[best]),
         "lead": None if lead is None else comparison_row(lead, files),
         "n_joined": found.comparisons.joined.n_joined,
         **_left_out(found.comparisons.joined, files),
@@ -197,9 +197,15 @@ def objective_json(
     }
 
 
+def _checkpoint_name(file: ResultsFile) -> str:
+    """Return the model's name; of a server URL#TOKENIZER, as its own name may be another's, too."""
+    engine = file.run.get("engine")
+    return f"{engine['url']}#{file.run['tokenizer']}" if engine else str(file.run.get("model"))
+
+
 def checkpoint_row(file: ResultsFile, totals: Totals, mean: Estimate) -> Row:
     """Return what a document says of a checkpoint, over the rows that every checkpoint has."""
-    model = str(file.run.get("model"))
+    model = _checkpoint_name(file)
     return {
         "model": model,
         "step": training_step(model),

@@ -309,6 +309,19 @@ def refuse_unknown_variables(context: typer.Context) -> None:
             raise UsageError(f"the variable {name}{shown} is none of seqloss{near}")
 
 
+def idle_engine(context: typer.Context, of_file: str | None) -> str | None:
+    """Return what to say where a server is named that a command which runs models does not ask;
+    `of_file` is the file that names it. None where there is nothing to say."""
+    values = context.params
+    place = "SEQLOSS_ENGINE" if os.environ.get("SEQLOSS_ENGINE") else of_file
+    runs_models = values.get("models") or values.get("checkpoints") or "model" in values
+    # Without --loss mask loads none.
+    if not place or "engine" in values or not runs_models or values.get("loss") is False:
+        return None
+    hint = "" if "model" in values else "; a server among models is URL#TOKENIZER"
+    return f"{place} is for score, cond and rank: {context.command.name} runs models here{hint}"
+
+
 def refuse_conflicts(context: typer.Context, **derived: Any) -> None:
     """Raises UsageError for the first row that applies: with `derived`, of those that name one of
     these parameters; else of those that name none."""

@@ -84,7 +84,7 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
     from seqloss_cli.analysis.json_summaries import objective_json
     from seqloss_cli.analysis.objective import find_objective
     from seqloss_cli.display.terminal.comparisons import objective_answers, objective_view
-    from seqloss_cli.results.files import TOKENIZER
+    from seqloss_cli.results.files import NUMERICS, TOKENIZER
 
     options, data = r.comparison_options(ctx), o.given(ctx, ModelArguments).data or []
 
@@ -97,6 +97,9 @@ def _find(ctx: typer.Context, names: list[str], models: list[str], n_rejected: i
 
     files = reader().files
     same = not any(r.differences(files, TOKENIZER).values())
+    if r.say_servers(files):
+        # A server has a context of its own.
+        r.say_differences(files, r.differences(files, NUMERICS))
     # Quiet: the rows are read more than once, and were reported when they were scored.
     found = find_objective(lambda: reader().each(quiet=True), same, options)
     r.say_what_was_left_out(found.comparisons.joined, files)

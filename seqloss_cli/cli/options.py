@@ -46,6 +46,8 @@ LOCAL_FILE = Path("seqloss.yaml")
 Group = Mapping[str, tuple[Any, Any]]
 """Name of a parameter to its annotation and default."""
 Record = TypeVar("Record")
+ENGINE_OF_FILE = "seqloss.engine_of_file"
+"""Where a context holds the file that names a server, for a command that takes none."""
 
 
 def only(cls: type, *names: str, **texts: str) -> Group:
@@ -181,6 +183,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def run(ctx: typer.Context, **_: Any) -> None:
             from seqloss_cli.cli.conflicts import (
+                idle_engine,
                 refuse_conflicts,
                 refuse_repeated_results,
                 refuse_shared_files,
@@ -192,6 +195,8 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
                 refuse_conflicts(ctx)
                 refuse_shared_files(ctx)
                 refuse_repeated_results(ctx)
+                if (note := idle_engine(ctx, ctx.meta.get(ENGINE_OF_FILE))) is not None:
+                    say(f"note: {note}")
                 command(ctx)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -295,6 +300,8 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
         # One file serves all commands; a key that none of them has is a slip.
         elif key not in known_elsewhere:
             raise _bad(path, f"unknown key {key!r}{did_you_mean(key, known_elsewhere)}")
+        elif key == "engine" and value:
+            context.meta[ENGINE_OF_FILE] = f"{key} of {path}"
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

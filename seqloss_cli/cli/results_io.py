@@ -223,13 +223,19 @@ def settle_runs(
         require_same(files, differences(files, POLICIES), why)
     shown = differences(files, (*POLICIES, *TOKENIZER, *NUMERICS, TEMPLATE_DATE))
     say_differences(files, shown)
+    say_servers(files)
+    # With other policies other tokens are scored, of the same bytes: they are compared per byte.
+    same = not any(differences(files, (*POLICIES, *TOKENIZER)).values())
+    return shown, same
+
+
+def say_servers(files: Sequence[ResultsFile]) -> bool:
+    """Report which losses come from a server, where others do not; returns whether any do."""
     servers = [(file.run.get("engine") or {}).get("url") for file in files]
     if any(servers) and not all(servers):
         for file, url in zip(files, servers, strict=True):
             say(f"note: losses of {file.name} come from {url or 'a model that was run here'}")
-    # With other policies other tokens are scored, of the same bytes: they are compared per byte.
-    same = not any(differences(files, (*POLICIES, *TOKENIZER)).values())
-    return shown, same
+    return any(servers)
 
 
 def model_label(run: Mapping[str, Any]) -> str:

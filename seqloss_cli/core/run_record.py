@@ -55,6 +55,7 @@ class RunInfo:
     share_prefix: bool = False
     """True where prompts that rows have in common are computed once."""
     batch_tokens: int | None = None
+    """None where a server computed the losses, row by row."""
     path: str | None = None
     """`packed`, `batched`, `single` or `plain`: how the model was run."""
     compiled: bool | None = None
@@ -65,6 +66,7 @@ class RunInfo:
     gold: str | None = field(default=None, metadata=_POLICY)
     """The reference distribution that losses are taken against."""
     versions: Mapping[str, str]
+    """Versions of the packages that numbers come from; with a server, of those that make tokens."""
     teacher: Mapping[str, Any] | None = field(default=None, metadata=_POLICY)
     """The teacher, where the reference is one: its weights, and how they are known."""
     reading: Mapping[str, Any] | None = None

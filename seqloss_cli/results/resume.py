@@ -268,6 +268,8 @@ _OTHER_ADVICE = {
     "engine.version": "the same server",
     "quantization": "--quantize as it was given then",
 }
+_NOT_OF_SERVERS = ("batch_tokens", "versions.torch", "versions.transformers")
+"""Keys that runs with a server once had, though they said nothing of its numbers."""
 _ABSENT = object()
 
 
@@ -289,6 +291,8 @@ def require_same_run(
     pairs = {k: (there.get(k, _ABSENT), here.get(k, _ABSENT)) for k in {**there, **here}}
     if TEMPLATE_DATE not in there:  # chats of another date show by their texts
         pairs.pop(TEMPLATE_DATE, None)
+    if run.engine is not None:
+        pairs = {k: v for k, v in pairs.items() if k not in _NOT_OF_SERVERS}
     differences = [_difference(key, a, b, flags) for key, (a, b) in pairs.items() if a != b]
     if differences:
         raise UsageError(

@@ -41,6 +41,7 @@ from seqloss_cli.core.records import (
 )
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
+from seqloss_cli.models.plain_tokenizer import PlainTokenizer
 from seqloss_cli.scoring import pipeline
 from seqloss_cli.tokenization.pairs import PairTokenization
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -219,13 +220,19 @@ class Scorer(_Tokens):
         """Return the run record: the model and the policies, rule 12."""
         described = dict(self.backend.describe())
         versions = {**_versions(), **described.pop("versions", {})}
-        if self._verified:
+        batch_tokens: int | None = self.batches.tokens
+        if "engine" in described:
             described["engine"] = {**described["engine"], **self._verified}
+            # No number was computed here, and rows are not put together.
+            batch_tokens = None
+            del versions["torch"]
+            if isinstance(self.tokenization.vocabulary.tokenizer, PlainTokenizer):
+                del versions["transformers"]
         return replace(
             self._run_info(command, self.windows),
             stride=None if self.pairing else self.windows.stride,
             share_prefix=self.backend.capabilities.longest_shared > 0,
-            batch_tokens=self.batches.tokens,
+            batch_tokens=batch_tokens,
             gold="one-hot",
             versions=versions,
             **described,

@@ -480,6 +480,14 @@ def test_logits_end_the_run(vllm: FakeServer) -> None:
     assert "raw_logprobs" in result.stderr.replace("\n", " ")
 
 
+def test_positive_logits_end_the_run(vllm: FakeServer) -> None:
+    vllm.fault = lambda n, body, right: changed("vllm", right, with_last(5.5))
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "has 5.5" in result.stderr
+    assert "--logprobs-mode raw_logprobs" in " ".join(result.stderr.split())
+
+
 def test_a_server_without_log_probabilities_is_named(server: FakeServer) -> None:
     """As llama.cpp's llama-server, which answers as if nothing had been asked."""
     server.fault = lambda number, body, right: {
@@ -607,3 +615,90 @@ def test_chats_of_the_demo_have_a_template_with_a_server(vllm: FakeServer) -> No
     here = document(in_process(*words))
     ids = [[row["token_ids"], row["loss_mask"]] for row in found["sequences"]]
     assert ids == [[row["token_ids"], row["loss_mask"]] for row in here["sequences"]]
+
+
+# -- what is said of a server ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("diverge", "none.txt", "--teacher", "demo"), "diverge runs models here"),
+        (("mask", "none.jsonl", "--loss"), "mask runs models here"),
+        (("serve", "-m", "none"), "serve runs models here"),
+        (("compare", "-m", "demo", "-m", "none", "--data", "none.txt"), "is URL#TOKENIZER"),
+        (("objective", "none", "--data", "none.txt"), "is URL#TOKENIZER"),
+        (("mask", "none.jsonl"), None),
+        (("compare", "none.jsonl", "other.jsonl"), None),
+        (("summarize", "none.jsonl"), None),
+        (("score", "none.txt"), None),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_a_server_that_is_not_asked_is_no_secret(
+    words: tuple[str, ...], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_variable = in_process(*words, SEQLOSS_ENGINE="http://127.0.0.1:9").stderr
+    (tmp_path / "own.yaml").write_text("engine: http://127.0.0.1:9\n")
+    by_file = in_process(*words, "--config", "own.yaml").stderr
+    for place, stderr in (("SEQLOSS_ENGINE", by_variable), ("engine of own.yaml", by_file)):
+        found = " ".join(stderr.split())
+        assert (f"note: {place} is for score, cond and rank" in found) is (said is not None)
+        assert said is None or said in found
+
+
+def test_the_record_of_a_run_names_what_computed(vllm: FakeServer, tmp_path: Path) -> None:
+    run = scored(vllm, tmp_path)["run"]
+    assert sorted(run["versions"]) == ["numpy", "python", "seqloss", "tokenizers"]
+    assert run["batch_tokens"] is None
+    own = document(in_process("score", "--text", "a b", "--json"))["run"]
+    assert {"torch", "transformers"} <= own["versions"].keys()
+    assert own["batch_tokens"] == 4096
+
+
+def test_files_of_servers_with_versions_of_torch_go_on(vllm: FakeServer, tmp_path: Path) -> None:
+    """The first runs with a server named torch, which computed none of their numbers."""
+    import orjson
+
+    file, out = tmp_path / "texts.txt", tmp_path / "out.jsonl"
+    file.write_text("\n".join(TEXTS))
+    words = ("score", file, "--lines", "-o", out, "--engine", vllm.url)
+    assert in_process(*words).exit_code == 0
+    whole = out.read_bytes().splitlines(keepends=True)
+    run = orjson.loads(whole[0])
+    run["versions"] |= {"torch": "2.13.0", "transformers": "5.23.0"}
+    run["batch_tokens"] = 4096
+    out.unlink()
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_bytes(orjson.dumps(run) + b"\n" + whole[1])
+    found = in_process(*words, "--resume")
+    assert found.exit_code == 0, found.stderr
+    assert out.read_bytes().splitlines(keepends=True)[1:-1] == whole[1:-1]
+    run["versions"]["tokenizers"] = "0.1"
+    out.unlink()
+    partial.write_bytes(orjson.dumps(run) + b"\n" + whole[1])
+    refused = in_process(*words, "--resume")
+    assert refused.exit_code == 2
+    assert "versions.tokenizers" in refused.stderr
+
+
+def test_objective_says_which_losses_come_from_a_server(vllm: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    server = f"{vllm.url}#demo"
+    result = in_process("objective", "demo", server, "--data", file, "--lines", "--json")
+    found = document(result)
+    assert [each["model"] for each in found["checkpoints"]] == ["demo", server]
+    assert found["best"] == "demo"
+    said = " ".join(result.stderr.split())
+    assert "losses of demo come from a model that was run here" in said
+    assert f"losses of {server} come from {vllm.url}" in said
+    vllm.max_model_len = 66
+    result = in_process("objective", "demo", server, "--data", file, "--lines", "--json")
+    assert f"{server} against demo: context 512 and 64" in " ".join(result.stderr.split())
+
+
+def test_the_table_names_the_server(vllm: FakeServer) -> None:
+    found = " ".join(in_process("score", "--text", "a b", "--engine", vllm.url).stdout.split())
+    assert f"fake, dtype unknown by vllm 0.32.0 at {vllm.url}" in found.replace(" │ │ ", " ")

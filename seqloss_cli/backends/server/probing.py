@@ -32,6 +32,7 @@ _GIVE_NONE = (
     "llama.cpp's llama-server, `transformers serve`, TGI, Ollama and trtllm-serve give no "
     "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
 )
+_GIVE_LOGITS = "vLLM gives logits unless it has --logprobs-mode raw_logprobs, its default"
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
 _ROUNDING = 2e-3
@@ -162,7 +163,8 @@ def _ask(server: Server, question: Question) -> Answer:
     try:
         return server.ask(question)
     except RowError as error:
-        raise RunError(f"{server.transport.url}: {error.message}; {_GIVE_NONE}") from None
+        hint = _GIVE_LOGITS if error.reason == "server_positive" else _GIVE_NONE
+        raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
 
 
 def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:

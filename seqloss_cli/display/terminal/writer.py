@@ -342,12 +342,20 @@ def run_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield what the run did, a name and a line each."""
     bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
     stride = "" if run.stride is None else f", stride {run.stride}"
-    yield "model", f"{run.model}{run.made_of}, {run.dtype} on {_device(run)}"
+    yield "model", f"{run.model}{run.made_of}, {_place(run)}"
     yield "window", f"context {run.context} ({run.context_source}){stride}"
     if run.pairs is not None:
         yield "pairs", _pair_policies(run, run.pairs)
     eos = "scored" if run.eos else "no"
     yield "policies", f"BOS {bos}, EOS {eos}, special tokens {run.special_tokens}"
+
+
+def _place(run: RunInfo) -> str:
+    """Name what ran the model: a server, or this machine."""
+    if (engine := run.engine) is not None:
+        version = f" {engine['version']}" if engine["version"] else ""
+        return f"{run.dtype or 'dtype unknown'} by {engine['kind']}{version} at {engine['url']}"
+    return f"{run.dtype} on {_device(run)}"
 
 
 def _device(run: RunInfo) -> str:
