@@ -47,7 +47,7 @@ Group = Mapping[str, tuple[Any, Any]]
 """Name of a parameter to its annotation and default."""
 Record = TypeVar("Record")
 ENGINE_OF_FILE = "seqloss.engine_of_file"
-"""Where a context holds the file that names a server, for a command that takes none."""
+"""Key of a context to the file that names a server, for a command that takes none."""
 
 
 def only(cls: type, *names: str, **texts: str) -> Group:
