@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from helpers.program import ROOT, document, in_process
-from helpers.real_servers import MAX_MODEL_LEN, vllm
+from helpers.real_servers import MAX_MODEL_LEN, serve, vllm
 
 pytestmark = pytest.mark.servers
 TOLERANCE = 1e-4
@@ -204,6 +204,72 @@ def test_rows_are_verified(url_of: Callable[[str], str]) -> None:
     assert "differ" in other.stderr
 
 
+# -- the server here, beside vLLM -----------------------------------------------------------------
+
+ASKED: list[dict[str, Any]] = [
+    {"prompt": "The cat sat on € 5.", "max_tokens": 1, "echo": True, "logprobs": 2},
+    {"prompt": "naïve 日本語 🙂", "max_tokens": 0, "echo": True, "logprobs": 0},
+    {"prompt": "Return a list of", "max_tokens": 1, "prompt_logprobs": 5, "logprobs": 3},
+    {"prompt": "Return a list of", "max_tokens": 1, "prompt_logprobs": 0,
+     "add_special_tokens": False},
+    {"prompt": "<|begin_of_text|>A list", "max_tokens": 1, "prompt_logprobs": 1},
+    {"prompt": [0, 450, 271, 289], "max_tokens": 1, "prompt_logprobs": 20, "ignore_eos": True},
+    {"prompt": [[450, 271], [0, 5, 6, 7]], "max_tokens": 1, "prompt_logprobs": 1},
+    {"prompt": ["A list", "Two texts"], "max_tokens": 1, "echo": True, "logprobs": 1},
+]  # fmt: skip
+
+
+def test_serve_answers_as_vllm_does(url_of: Callable[[str], str], tmp_path: Path) -> None:
+    """The same ids, texts, log-probabilities and ranks, in the same places."""
+    worst, n = 0.0, 0
+    with serve(tmp_path / "log", "-m", str(MODELS["demo"])) as ours:
+        for body in ASKED:
+            both = []
+            for url, model in ((url_of("demo"), str(MODELS["demo"])), (ours, "demo")):
+                more = {"model": model, "temperature": 0, "return_token_ids": True}
+                found = httpx.post(f"{url}/v1/completions", json={**body, **more}, timeout=60)
+                assert found.status_code == 200, found.text
+                both.append(found.json())
+            assert both[0]["usage"]["prompt_tokens"] == both[1]["usage"]["prompt_tokens"]
+            for a, b in zip(both[0]["choices"], both[1]["choices"], strict=True):
+                for key in ("index", "text", "finish_reason", "prompt_token_ids"):
+                    assert a[key] == b[key], (body, key)
+                # vLLM samples a token for `max_tokens` 0, too, and does not show its text.
+                assert body["max_tokens"] == 0 or a["token_ids"] == b["token_ids"]
+                for x, y in [*of_prompts(a, b), *of_echo(a, b)]:
+                    worst, n = max(worst, abs(x - y)), n + 1
+    print(f"\nserve beside vLLM: {worst:.2g} nats at most over {n} log-probabilities")
+    assert worst <= TOLERANCE
+    assert n > 150
+
+
+def of_prompts(a: Any, b: Any) -> Iterator[tuple[float, float]]:
+    """Log-probabilities of two answers' `prompt_logprobs`, where these were asked for."""
+    if "prompt_logprobs" not in b:
+        return
+    for x, y in zip(a["prompt_logprobs"], b["prompt_logprobs"], strict=True):
+        assert (x is None) == (y is None)
+        assert (x or {}).keys() == (y or {}).keys()
+        for key in x or {}:
+            assert x[key]["rank"] == y[key]["rank"]
+            yield x[key]["logprob"], y[key]["logprob"]
+
+
+def of_echo(a: Any, b: Any) -> Iterator[tuple[float, float]]:
+    """Log-probabilities of two answers' `logprobs`, where these were asked for."""
+    if b["logprobs"] is None:
+        assert a["logprobs"] is None
+        return
+    x, y = a["logprobs"], b["logprobs"]
+    for theirs, ours in zip(x["tokens"], y["tokens"], strict=True):
+        # Parts of a character are nothing there, and bytes here.
+        assert theirs == ours or ours.startswith("<0x")
+    for p, q in zip(x["token_logprobs"], y["token_logprobs"], strict=True):
+        assert (p is None) == (q is None)
+        if p is not None:
+            yield p, q
+
+
 # -- servers that were started in another way -----------------------------------------------------
 
 
@@ -213,7 +279,7 @@ def test_with_a_prefix_cache(tmp_path: Path) -> None:
         # Beginnings of several blocks of its cache, filled by requests without log-probabilities.
         file = tmp_path / "rows.txt"
         words = (ROOT / "README.md").read_text().split()
-        file.write_text("\n".join(" ".join(words[:n] + words[-20:]) for n in range(20, 110, 10)))
+        file.write_text("\n".join(" ".join(words[:n] + words[-20:]) for n in range(20, 180, 20)))
         for line in file.read_text().splitlines():
             body = {"model": str(MODELS["demo"]), "prompt": line, "max_tokens": 1}
             assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
@@ -225,7 +291,7 @@ def test_with_a_prefix_cache(tmp_path: Path) -> None:
             return
         here = local("demo", tuple(map(str, asked)))
         worst, n, _ = compared(here, document(result))
-        assert n > 2000
+        assert n > 1500
         print(f"\nprefix cache: {worst:.2g} nats at most over {n} tokens")
 
 
