@@ -319,7 +319,7 @@ CASES: dict[str, tuple[str, ...]] = {
     **{
         f"help-{name}": (f"COLUMNS=100 {name} --help",)
         for name in ("score", "cond", "rank", "diverge", "mask", "summarize", "compare",
-                     "objective", "plot", "report", "merge")
+                     "objective", "plot", "report", "merge", "select")
     },
 }  # fmt: skip
 

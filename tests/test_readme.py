@@ -140,7 +140,8 @@ def test_examples_of_the_help_run(example: str, workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "n"), [("mask", 4), ("summarize", 3), ("compare", 4), ("plot", 2), ("report", 2)]
+    ("command", "n"),
+    [("mask", 4), ("summarize", 3), ("compare", 4), ("plot", 2), ("report", 2), ("select", 4)],
 )
 def test_what_an_example_reads_is_a_sample_or_of_one_before_it(
     command: str, n: int, workplace: Path
@@ -204,7 +205,7 @@ def test_options_named_in_the_readme_exist() -> None:
     known = in_process("--help").stdout + "".join(
         in_process(name, "--help", COLUMNS="200").stdout
         for name in ("score", "cond", "rank", "diverge", "mask", "summarize", "compare",
-                     "objective", "plot", "report")
+                     "objective", "plot", "report", "select")
     )  # fmt: skip
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

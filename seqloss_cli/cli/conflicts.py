@@ -255,6 +255,14 @@ CONFLICTS: tuple[Conflict, ...] = (
              by=present, results=more_than(1)),
     conflict("two results files are read twice: put what comes on stdin in a file", "report",
              results=lambda names: len(names) > 1 and STDIN in names),
+    # rows that are kept
+    conflict("say what is kept: --where CONDITION, --sample N, or --buckets N", "select",
+             where=absent, sample=absent, buckets=absent),
+    *idle("by seed", "is for a sample: give --sample N, too", "select", sample=absent),
+    *idle("bucket_by reference", "is for buckets: give --buckets N, too", "select",
+          buckets=absent),
+    *either("--buckets N needs --bucket-by COLUMN and --reference RESULTS", "select",
+            {"buckets": present, "bucket_by": absent}, {"buckets": present, "reference": absent}),
     # plots
     conflict("-o FILE says where the plot goes (.svg, .png, .pdf), --json prints numbers", "plot",
              output=absent, json=absent),
@@ -366,7 +374,7 @@ WRITTEN = {
 _READ = (
     *("files", "data", "results", "prompt", "response", "regions", "check", "chat_template"),
     *("config", "model", "models", "checkpoints", "tokenizer", "adapter"),
-    *("teacher", "teacher_adapter"),
+    *("teacher", "teacher_adapter", "inputs", "reference"),
 )
 """Parameters that name files; `prompt` and `response` do so after an @."""
 _OF_CHECKPOINTS = (

@@ -23,6 +23,7 @@ from seqloss_cli.cli.plot import plot
 from seqloss_cli.cli.rank import rank
 from seqloss_cli.cli.report import report
 from seqloss_cli.cli.score import cond, score
+from seqloss_cli.cli.select import select
 from seqloss_cli.cli.serve import serve
 from seqloss_cli.cli.summarize import summarize
 from seqloss_cli.core.errors import did_you_mean
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _FIRST = (
-    "text", "prompt", "response", "model", "models", "teacher", "data", "kind", "by", "check",
-    "like", "separator", "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
+    "text", "prompt", "response", "model", "models", "teacher", "data", "kind", "where", "sample",
+    "by", "inputs", "check", "like", "separator", "no_prompt", "lines", "chat_template", "score",
+    "pmi", "loss", "worst",
     "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
     "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
     "resume", "limit", "missing", "force", "config", "host", "port", "context", "dtype", "device",
@@ -247,7 +249,8 @@ def _forget_impossible_sizes() -> None:
 
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
-    score, cond, rank, diverge, mask, merge, summarize, compare, objective, plot, report, serve,
+    score, cond, rank, diverge, mask, merge, summarize, compare, objective, plot, report, select,
+    serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 

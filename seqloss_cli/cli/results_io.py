@@ -161,16 +161,22 @@ def open_one(
 
 
 def open_of(
-    name: str, kinds: Mapping[str, RowKind[Any]], shown: str | None = None
+    name: str,
+    kinds: Mapping[str, RowKind[Any]],
+    shown: str | None = None,
+    on_line: Callable[[bytes | None], object] | None = None,
 ) -> ResultsOf[Any]:
-    """Open what one of the commands in `kinds` wrote. Raises UsageError for what is no results."""
+    """Open what one of the commands in `kinds` wrote; `on_line` is told the bytes of its rows.
+
+    Raises UsageError for what is no results.
+    """
     from seqloss_cli.core.escaping import shown_path
     from seqloss_cli.results.files import open_any
 
     if not name:
         raise UsageError("'' is an empty name, and no file")
     try:
-        file = open_any(name, kinds)
+        file = open_any(name, kinds, on_line)
     except RowError as error:
         near = did_you_mean_file(Path(name)) if error.reason == "no_such_file" else ""
         if error.message.startswith("holds no results"):

@@ -47,6 +47,8 @@ class ReadStats:
     """The first seam of two words, in words."""
     double_blank: str = ""
     """The first seam of two blanks, in words."""
+    last_row: bytes | None = None
+    """The bytes of the last row: a line, or the JSON of a table's row; None of a whole text."""
 
     def note_seams(self, item: Item) -> None:
         """Count a row by the way in which its prompt, separator and response meet."""
@@ -188,6 +190,13 @@ def read_one(
             yield Rejected(source, source, None, error.reason, error.message + after)
 
 
+def read_written(name: str, options: ReadOptions) -> Iterator[tuple[Item, bytes | None]]:
+    """Yield the samples of one input, each with the bytes of its row."""
+    stats = ReadStats()
+    for item in read_one(name, options, stats):
+        yield item, stats.last_row
+
+
 def _text_of_file(name: str, source: str, options: ReadOptions) -> Sample:
     with open_input(name) as (stream, position):
         text, flags = _whole_text(stream, options.max_bytes)
@@ -231,6 +240,7 @@ def _line_items(
             if raw == b"":
                 stats.n_empty_lines += 1
                 continue
+            stats.last_row = raw
             yield _item(source, number, long_line if raw is None else raw, parse, position(), flags)
         # Of a part that is empty, others may hold something.
         is_empty = is_empty and part.owns_file
@@ -247,6 +257,7 @@ def _table_items(
         if row.content == b"":
             stats.n_empty_lines += 1
             continue
+        stats.last_row = row.content if isinstance(row.content, bytes) else None
         yield _item(source, row.number, row.content, parse, row.end, {}, row.explained)
 
 

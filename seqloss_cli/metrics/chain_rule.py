@@ -117,6 +117,17 @@ def pointwise_mutual_information(totals: Totals) -> float | None:
     return None if given is None or unconditional is None else given - unconditional
 
 
+def instruction_following_difficulty(totals: Totals) -> float | None:
+    """Return the responses' mean loss after their prompts over that without: ids of rule 14.
+
+    Source: Li et al., From Quantity to Quality, 2024. None where the denominator is 0 or unknown.
+    """
+    given, alone = totals.mean_loss, totals.response_only
+    if given is None or log_prob_y(totals) is None or alone is None or not alone.mean_loss:
+        return None
+    return given / alone.mean_loss
+
+
 def boundary_difference(totals: Totals) -> float | None:
     """Return the responses' loss under separate minus that under joint tokenization, nats."""
     if totals.separate_tokenization is None:

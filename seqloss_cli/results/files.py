@@ -6,7 +6,7 @@ Here, too: the differences between the runs of two files that change their numbe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from seqloss_cli.core.run_record import POLICIES
 from seqloss_cli.inputs.streams import STDIN
 from seqloss_cli.metrics.totals import from_units
 from seqloss_cli.results.formats import FORMATS, Format, Records
-from seqloss_cli.results.formats.json import NoResultsError
+from seqloss_cli.results.formats.json import NoResultsError, read_json
 from seqloss_cli.results.schema import RowKind, flags_of, typed
 from seqloss_cli.results.schema.scores import ResultRow
 
@@ -56,14 +56,19 @@ ResultsFile = ResultsOf[ResultRow]
 """A file that `score` or `cond` wrote."""
 
 
-def open_any(name: str, kinds: Mapping[str, RowKind[Any]]) -> ResultsOf[Any]:
+def open_any(
+    name: str,
+    kinds: Mapping[str, RowKind[Any]],
+    on_line: Callable[[bytes | None], object] | None = None,
+) -> ResultsOf[Any]:
     """Open a results file of one of the commands in `kinds`.
 
+    `on_line` is told the bytes of each row before it comes, None where it stands in no line.
     Raises RowError when there is no such file or it holds no results of these. Raises UsageError
     while rows are read when the file goes on with another run's.
     """
     source = "<stdin>" if name == STDIN else shown_path(name)
-    records = _records(name)
+    records = _records(name, on_line)
     try:
         line, first = next(records)
     except StopIteration:
@@ -180,12 +185,13 @@ def _require_same_run(file: ResultsOf[Any], line: int, record: Run) -> None:
         raise UsageError(f"{file.name}:{line} goes on with another run: {named}")
 
 
-def _records(name: str) -> Records:
+def _records(name: str, on_line: Callable[[bytes | None], object] | None) -> Records:
     """Return the records of a file of any format that is read back."""
     # By content and not by extension: files are renamed, and piped in.
     format = next((each for each in FORMATS.values() if _is_of(name, each)), FORMATS["jsonl"])
     assert format.read is not None
-    return format.read(name)
+    is_json = format.name in ("json", "jsonl")
+    return read_json(name, on_line) if is_json and on_line else format.read(name)
 
 
 def _is_of(name: str, format: Format) -> bool:

@@ -845,3 +845,16 @@ def test_what_was_cut_from_the_texts_apart_is_said(cond: Cond) -> None:
     assert only["flags"] == {"truncated_left": 1}
     row = sequence(cond(*pair, "--truncate", "left", "--boundary", "compare"))
     assert "truncated_left" in json.dumps(row)
+
+
+def test_instruction_following_difficulty_is_the_ratio_of_both_mean_losses(run_cli: Any) -> None:
+    """Li et al. 2024, equation 4: the loss of the response with its prompt over that without."""
+    found = document(run_cli("cond", "samples/pairs.jsonl", "--pmi", "--json"))
+    for row in [*found["sequences"], found["totals"]]:
+        n = row["n_response_tokens"]
+        alone = -row["log_prob_y"] / n
+        assert row["ifd"] == pytest.approx(row["mean_loss"] / alone)
+    without = document(run_cli("cond", "samples/pairs.jsonl", "--pmi", "--json", "--bos", "never"))
+    assert {row["ifd"] for row in without["sequences"]} == {None}
+    assert without["totals"].get("ifd") is None
+    assert "ifd" not in document(run_cli("cond", "samples/pairs.jsonl", "--json"))["totals"]

@@ -51,7 +51,9 @@ def test_no_option_and_no_choice_is_broken(name: str, columns: int) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_types_are_short(name: str) -> None:
-    shown = help_of(name, "--help")
+    # A condition among the examples compares.
+    lines = help_of(name, "--help").splitlines()
+    shown = "\n".join(line for line in lines if not line.startswith("  seqloss "))
     assert "<" not in shown
     assert "range" not in shown
     for option in COMMANDS[name].params:

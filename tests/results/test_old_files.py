@@ -60,6 +60,8 @@ def lines_of(path: Path) -> list[Any]:
     # Counts by reason came later.
     rejections = found[-1].pop("rejections", None)
     assert rejections is None or sum(rejections.values()) == found[-1]["n_rejected"]
+    for row in found:
+        row.pop("ifd", None)  # came later, too
     # Of diverge: their order went by hashes then, and fewer than 5 documents had intervals.
     if estimates := found[-1].get("estimates"):
         found[-1]["estimates"] = values_of(dict(sorted(estimates.items())))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -183,10 +183,13 @@ class NoResultsError(RowError):
         self.document = document
 
 
-def read_json(name: str) -> Iterator[tuple[int, Any]]:
+def read_json(
+    name: str, on_line: Callable[[bytes | None], object] = lambda line: None
+) -> Iterator[tuple[int, Any]]:
     """Yield line (of JSONL, else a count) and object, or the RowError that stands for it.
 
-    A document of `--json` is told by its first line, and gives the records in the order of JSONL.
+    `on_line` is told the bytes of each object before it comes; None of a document. A document of
+    `--json` is told by its first line, and gives the records in the order of JSONL.
     """
     with open_input(name) as (stream, _):
         number = 0
@@ -195,8 +198,10 @@ def read_json(name: str) -> Iterator[tuple[int, Any]]:
                 raw = raw.removeprefix(BOM)
             if number == 1 and raw is not None and _is_document(raw):
                 # What was read is put in front again: stdin cannot be wound back.
+                on_line(None)
                 yield from _of_document(raw + b"\n" + stream.read())
                 return
+            on_line(raw)
             record = _TOO_LONG if raw is None else s.parse_record(raw)
             yield number, record
             if isinstance(record, RowError) and raw and (at := raw.find(_RUN_LINE)) > 0:

@@ -80,6 +80,7 @@ def totals_row(totals: t.Totals, rejected: Rejections, n_empty_lines: int) -> s.
         if totals.response_only is not None:
             row["log_prob_y"] = c.log_prob_y(totals)
             row["pmi"] = c.pointwise_mutual_information(totals)
+            row["ifd"] = c.instruction_following_difficulty(totals)
         if totals.separate_tokenization is not None:
             row["separate"] = _separate(totals)
             row["separate_minus_joint"] = c.boundary_difference(totals)
@@ -196,6 +197,7 @@ SCORE_KEYS = (
     *(s.real(name, f"rule.{name}", "pairs") for name in _RULE),
     s.real("log_prob_y", lambda v: c.log_prob_y(v.sums), "pmi"),
     s.real("pmi", lambda v: c.pointwise_mutual_information(v.sums), "pmi"),
+    s.real("ifd", lambda v: c.instruction_following_difficulty(v.sums), "pmi"),
     s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
     s.nested("turns", _turns, "pairs", bulky=True),
     s.nested(
