@@ -207,7 +207,7 @@ def test_what_changes_nothing_is_taken(served: Listening) -> None:
         "stream": False, "n": 1, "best_of": 1, "suffix": None, "stop": None, "logit_bias": {},
         "presence_penalty": 0.0, "frequency_penalty": 0, "repetition_penalty": 1.0, "user": "me",
         "truncate_prompt_tokens": None, "echo": None, "logprobs": None, "model": "demo",
-        "add_special_tokens": True,
+        "add_special_tokens": True, "prompt_embeds": None,
     }  # fmt: skip
     found = served.ask(prompt="The cat", max_tokens=0, prompt_logprobs=5, **taken)
     assert found.json()["choices"] == plain
@@ -323,6 +323,20 @@ def test_requests_of_all_kinds_together(scorer: Scorer) -> None:
     assert [alone[3][0]["prompt_logprobs"][n] is None for n in (19, 20)] == [True, False]
     assert len(alone[5][0]["logprobs"]["token_logprobs"]) == 2
     assert alone[6][0]["prompt_logprobs"] == [None]
+
+
+def test_tokens_by_their_ids(served: Listening) -> None:
+    """No two share a name, as parts of characters may."""
+    asked = {"prompt": "€ and 日", "max_tokens": 1, "echo": True, "logprobs": 3}
+    ids = served.ask(**asked, return_token_ids=True, return_tokens_as_token_ids=True).json()
+    (choice,) = ids["choices"]
+    all_ids = choice["prompt_token_ids"] + choice["token_ids"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in all_ids]
+    names = [name for top in choice["logprobs"]["top_logprobs"][1:] for name in top]
+    assert all(name.startswith("token_id:") for name in names)
+    (plain,) = served.ask(**asked).json()["choices"]
+    for key in ("token_logprobs", "text_offset"):
+        assert plain["logprobs"][key] == choice["logprobs"][key]
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])

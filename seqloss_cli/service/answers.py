@@ -57,7 +57,8 @@ def _choice(
         "logprobs": None,
     }
     if request.echo_logprobs is not None:
-        found_by_token = _echoed(request, ids, greedy, found, tokens.name_token)
+        name = "token_id:{}".format if request.names_ids else tokens.name_token
+        found_by_token = _echoed(request, ids, greedy, found, name)
         choice["logprobs"] = {**found_by_token, "text_offset": offsets}
     if request.prompt_logprobs is not None:
         k, first = request.prompt_logprobs, request.first

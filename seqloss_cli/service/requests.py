@@ -68,6 +68,8 @@ class CompletionRequest:
     """Alternatives in OpenAI's shape; None where it is not asked for."""
     echo: bool
     return_token_ids: bool
+    names_ids: bool
+    """Tokens are shown as `token_id:N` in OpenAI's shape, which no two of them share."""
 
     @property
     def top_k(self) -> int:
@@ -78,7 +80,8 @@ class CompletionRequest:
 _READ = frozenset(
     (
         *("model", "prompt", "max_tokens", "prompt_logprobs", "prompt_logprob_start", "echo"),
-        *("logprobs", "return_token_ids", "add_special_tokens", "user"),
+        *("logprobs", "return_token_ids", "return_tokens_as_token_ids", "add_special_tokens"),
+        "user",
     )
 )
 _NOT_SAMPLED = "nothing is sampled"
@@ -126,6 +129,7 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
         echo_logprobs=_whole(body, "logprobs", most),
         echo=_flag(body, "echo", False),
         return_token_ids=_flag(body, "return_token_ids", False),
+        names_ids=_flag(body, "return_tokens_as_token_ids", False),
     )
 
 
@@ -144,7 +148,7 @@ def _max_tokens(body: dict[str, Any]) -> int:
 def _refuse_fields(body: dict[str, Any], max_tokens: int) -> None:
     """Raise RequestError for a field that would change a number, or that nobody here knows."""
     for name, value in body.items():
-        if name in _READ or (value is None and (name in _ONLY or name in _IDLE)):
+        if name in _READ or value is None:  # null asks for nothing
             continue
         if name in _ONLY:
             values, reason = _ONLY[name]
