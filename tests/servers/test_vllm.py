@@ -212,7 +212,9 @@ ASKED: list[dict[str, Any]] = [
     {"prompt": "Return a list of", "max_tokens": 1, "prompt_logprobs": 5, "logprobs": 3},
     {"prompt": "Return a list of", "max_tokens": 1, "prompt_logprobs": 0,
      "add_special_tokens": False},
-    {"prompt": "<|begin_of_text|>A list", "max_tokens": 1, "prompt_logprobs": 1},
+    # vLLM would put a second BOS before it.
+    {"prompt": "<|begin_of_text|>A list", "max_tokens": 1, "prompt_logprobs": 1,
+     "add_special_tokens": False},
     {"prompt": [0, 450, 271, 289], "max_tokens": 1, "prompt_logprobs": 20, "ignore_eos": True},
     {"prompt": [[450, 271], [0, 5, 6, 7]], "max_tokens": 1, "prompt_logprobs": 1},
     {"prompt": ["A list", "Two texts"], "max_tokens": 1, "echo": True, "logprobs": 1},
