@@ -15,6 +15,7 @@ import pytest
 from helpers.program import ROOT, document, in_process
 from helpers.services import Held, Listening
 from seqloss_cli.core.policies import ModelChoice, TokenPolicy
+from seqloss_cli.core.records import Sample, SequenceScore
 from seqloss_cli.scoring.scorer import Scorer
 
 TEXTS = (ROOT / "samples" / "text.txt").read_text().splitlines()[:6]
@@ -81,7 +82,6 @@ def test_the_model_here_agrees(served: Listening) -> None:
 
 def losses_here(scorer: Scorer, row: list[int]) -> list[float]:
     """Losses of a row of ids alone, nats."""
-    from seqloss_cli.core.records import Sample, SequenceScore
 
     sample = Sample("0", "", input_ids=np.array(row))
     (found,) = scorer.score([sample])
@@ -476,3 +476,28 @@ def test_another_address_needs_a_key() -> None:
     result = in_process("serve", "--host", "0.0.0.0")
     assert result.exit_code == 2
     assert "SEQLOSS_API_KEY" in result.stderr
+
+
+def test_a_gguf_file_with_pieces(tmp_path: Path) -> None:
+    """Numbers are those of the file here; offsets are of the text, not of the blank before it."""
+    from helpers.builders import llama
+    from helpers.gguf_files import PIECES, write_pieces
+
+    file = write_pieces(tmp_path / "pieces.gguf", llama(len(PIECES), layers=1))
+    scorer = Scorer(ModelChoice(name=str(file)))
+    text = "the cat é the"
+    (here,) = scorer.score([Sample("0", "", text=text)])
+    assert isinstance(here, SequenceScore)
+    ids = here.sequence.token_ids.tolist()
+    with Listening(scorer) as served:
+        asked = {"max_tokens": 0, "echo": True, "logprobs": 0, "return_token_ids": True}
+        (by_text,) = served.ask(prompt=text, **asked).json()["choices"]
+        (by_ids,) = served.ask(prompt=ids, **asked).json()["choices"]
+    assert by_text["prompt_token_ids"] == by_ids["prompt_token_ids"] == ids
+    for found in (by_text, by_ids):
+        values = found["logprobs"]["token_logprobs"]
+        assert [-value for value in values[1:]] == pytest.approx(here.losses[1:].tolist(), abs=1e-9)
+    assert by_text["text"] == text
+    assert by_text["logprobs"]["tokens"][:2] == ["<s>", " the"]
+    assert by_text["logprobs"]["text_offset"][:4] == [0, 0, 3, 7]
+    assert by_ids["text"] == f"<s> {text}"
