@@ -82,7 +82,6 @@ def test_the_model_here_agrees(served: Listening) -> None:
 
 def losses_here(scorer: Scorer, row: list[int]) -> list[float]:
     """Losses of a row of ids alone, nats."""
-
     sample = Sample("0", "", input_ids=np.array(row))
     (found,) = scorer.score([sample])
     assert isinstance(found, SequenceScore)
