@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 TRL := .venv-trl
+REMOTE := .venv-remote
 PEERS := .venv-bench
 VLLM := .venv-vllm
 LLAMA_CPP := .venv-llama-cpp
 
-.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl \
+.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-remote \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
@@ -23,7 +24,7 @@ check: $(INSTALLED) format lint types layers tests
 
 quick: $(INSTALLED) format lint types layers  ## check without the tests that take over half a second
 	$(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu and not servers'
+		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu and not servers and not remote'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +59,13 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 	$(TRL)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev \
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/tokenization/test_trl.py
+
+test-remote:  ## object stores (moto's server on loopback) and data sets, in an environment of its own
+	$(PYTHON) -m venv $(REMOTE)
+	$(REMOTE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(REMOTE)/bin/python -m pip install --quiet --editable '.[parquet,remote,datasets]' 'torch==2.13.0' \
+		'hypothesis' 'pytest' 'pytest-xdist' --group remote
+	$(REMOTE)/bin/python -m pytest -m remote tests/cli/test_s3.py tests/inputs/test_datasets.py
 
 test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed
 	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
@@ -154,4 +162,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV) $(TRL) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake
+	rm -rf $(VENV) $(TRL) $(REMOTE) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake

@@ -24,6 +24,7 @@ import typer
 from seqloss_cli.core.errors import UsageError, did_you_mean
 from seqloss_cli.core.options import option_fields
 from seqloss_cli.core.policies import (
+    ROWS_ELSEWHERE,
     BatchPolicy,
     ModelChoice,
     Reading,
@@ -130,8 +131,8 @@ _SCORING = " ".join(
     field.parameter
     for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
     for field in option_fields(record)
-    # compare names its models itself, its rows share no prompts, and it has no shards
-    if field.parameter not in ("model", "no_share_prefix", "shard")
+    # compare names its models itself, its rows share no prompts, and it has no data sets or shards
+    if field.parameter not in ("model", "no_share_prefix", *ROWS_ELSEWHERE)
 )
 
 # fmt: off
@@ -160,6 +161,14 @@ CONFLICTS: tuple[Conflict, ...] = (
             {"check": STDIN, "prompt": STDIN}, {"check": STDIN, "response": STDIN}),
     conflict("--limit takes the first of all inputs, and --shard a part of them: leave one out",
              shard=present, limit=present),
+    conflict("--dataset and files exclude each other ({files[0]})", dataset=present, files=present),
+    *either("--dataset has rows: leave the text of the command line out", "",
+            {"dataset": present, "text": present}, {"dataset": present, "prompt": present}),
+    *either("--dataset has rows: leave --lines and --jsonl-input out", "",
+            {"dataset": present, "lines": present}, {"dataset": present, "jsonl_input": present}),
+    conflict("--split says which rows of --dataset {dataset} are read, such as --split train",
+             dataset=present, split=absent),
+    *idle("split dataset_config dataset_revision", "goes with --dataset", dataset=absent),
     *either("--shard is a part of files, not of what the command line gives", "",
             {"shard": present, "text": present}, {"shard": present, "prompt": present}),
     # policies

@@ -99,7 +99,7 @@ def text_inputs(context: typer.Context) -> Inputs:
 
     files, text = given(context, TextArguments).files, given(context, TextArguments).text
     if text is None:
-        return file_inputs(context, _input_names(files, "give --text"))
+        return file_inputs(context, _input_names(context, files, "give --text"))
     sample = text_sample(text, max_bytes=given(context, Reading).max_bytes)
     return file_inputs(context, [], sample=sample)
 
@@ -118,10 +118,14 @@ def file_inputs(
     from seqloss_cli.core.records import Rejected
     from seqloss_cli.inputs import reading as r
     from seqloss_cli.inputs.first_look import first_look
+    from seqloss_cli.inputs.names import expanded
     from seqloss_cli.inputs.options import Kind, described
     from seqloss_cli.inputs.shards import Cuts, Shard
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
+    names = expanded(names, say) if options.dataset is None else [options.dataset_name]
+    if options.dataset is not None and given(context, ModelChoice).offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the package reads it when it is imported
     # Before a model is loaded, which takes seconds, and before any output is begun.
     if isinstance(sample, Rejected):
         is_text = given(context, TextArguments).text is not None
@@ -182,7 +186,7 @@ def pair_inputs(context: typer.Context) -> Inputs:
     fields = PairFields(own.prompt_field, own.response_field, separator, own.chat)
     # An empty text is a prompt, too: only None says that there is none.
     if own.prompt is None:
-        names = _input_names(own.files, "give --prompt and --response")
+        names = _input_names(context, own.files, "give --prompt and --response")
         return file_inputs(context, names, fields)
     prompt, response = _texts_of(own.prompt, own.response or "")
     pair, max_bytes = Pair(prompt, response, separator), given(context, Reading).max_bytes
@@ -206,7 +210,7 @@ def choice_inputs(context: typer.Context) -> Inputs:
         chat=pairs.chat,
     )
     if pairs.prompt is None:
-        names = _input_names(pairs.files, "give --prompt and --response twice or more")
+        names = _input_names(context, pairs.files, "give --prompt and --response twice or more")
         return file_inputs(context, names, fields)
     prompt, *responses = _texts_of(pairs.prompt, *(own.response or ()))
     answers = None if own.answer is None else (own.answer,)
@@ -215,8 +219,11 @@ def choice_inputs(context: typer.Context) -> Inputs:
     return file_inputs(context, [], fields, sample)
 
 
-def _input_names(files: list[str] | None, otherwise: str) -> list[str]:
-    """The files, or stdin when something is piped in. Raises UsageError when there is nothing."""
+def _input_names(context: typer.Context, files: list[str] | None, otherwise: str) -> list[str]:
+    """The files, the data set, or stdin when something is piped in. Raises UsageError when there is
+    nothing."""
+    if given(context, Reading).dataset is not None:
+        return []
     if files:
         _read_stdin_once(files)
         return files

@@ -40,7 +40,7 @@ class MaskSettings:
 @o.with_options(
     o.only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
     o.only(p.PairPolicy, "separator"),
-    o.only(p.Reading, "keep_meta", "limit", "max_bytes", "shard"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes", *p.ROWS_ELSEWHERE),
     MaskSettings,
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),

@@ -10,6 +10,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.places import deliver, local_path, prepare
 from seqloss_cli.cli.progress import waiting
 from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
 from seqloss_cli.core.options import INPUT, argument, command_record, option
@@ -51,16 +52,19 @@ def merge(ctx: typer.Context) -> None:
         sbatch --array="$(seqloss merge --missing shards/*.jsonl)" job.sh
 
     """
-    from seqloss_cli.cli.results_io import check_places
     from seqloss_cli.results import shards as m
     from seqloss_cli.results.merging import Merged
+    from seqloss_cli.results.sinks import refuse_to_overwrite
 
     own = o.given(ctx, MergeArguments)
     if own.missing:
         _print_missing(own.results)
         return
-    check_places(ctx, "output")
-    name = _format(o.given(ctx, o.OutputSettings))
+    output = o.given(ctx, o.OutputSettings)
+    prepare(output.output, output.force, resume=False)
+    if (path := local_path(output.output)) is not None:
+        refuse_to_overwrite(path, output.force)
+    name = _format(output)
     files = [_opened(each) for each in own.results]
     m.require_all(files)
     if keys := m.speed_differences(files):
@@ -131,16 +135,18 @@ def _write(ctx: typer.Context, name: str, merged: Merged) -> None:
     from seqloss_cli.results.sinks import open_sink
 
     output = o.given(ctx, o.OutputSettings)
+    path = local_path(output.output)
     with (
         waiting("merging", f"{len(merged.files)} shards") as wait,
-        open_sink(output.output, output.force, warn=say, keeps=False) as sink,
+        open_sink(path, output.force, warn=say, keeps=False) as sink,
     ):
-        if output.output is None:
+        if path is None:
             STATUS.clear()
         writer = MergeWriter(name, sink, whole_run(merged.files))
         for record in merged.records():
             writer.write(record)
             wait.n_done += 1
         writer.end(merged.totals)
-    if output.output is not None:
-        say(f"wrote {output.output}")
+    if path is not None:
+        say(f"wrote {path}")
+    deliver(output.output)

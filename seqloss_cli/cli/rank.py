@@ -45,7 +45,7 @@ class RankSettings:
     o.only(i.PairArguments, "prompt_field"),
     o.only(i.ChoiceArguments, "no_prompt", "choices_field", "answer_field", "answer"),
     o.only(p.PairPolicy, "separator"),
-    o.only(p.Reading, "keep_meta", "limit", "max_bytes", "shard"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes", *p.ROWS_ELSEWHERE),
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "end_of_turn", "template_date"),
     p.ModelChoice,

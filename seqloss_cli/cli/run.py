@@ -13,6 +13,7 @@ from rich.console import Console
 
 from seqloss_cli.cli.failures import REJECTED, RejectionReport, StrictStopError, say
 from seqloss_cli.cli.inputs import Inputs
+from seqloss_cli.cli.places import deliver
 from seqloss_cli.cli.progress import ProgressBar, shown_seconds
 from seqloss_cli.cli.settings import OutputPlan, console, row_options, table_options
 from seqloss_cli.core.backend import WordBoundaryIds
@@ -52,6 +53,8 @@ class RunSummary(Generic[Sums]):
     """Reason to the number of inputs that were rejected for it."""
     n_kept: int = 0
     """Rows of an earlier run among these two."""
+    was_done: bool = False
+    """An earlier run wrote all of it."""
 
     @property
     def n_rejected(self) -> int:
@@ -83,10 +86,22 @@ class Command(Generic[Result, Sums, Unscored]):
         described: Mapping[str, Any] | None,
         more_writers: Sequence[Writer[Result, Sums]] = (),
     ) -> RunSummary[Sums]:
-        """Score everything and write it, after what an earlier run left where that is asked for.
+        """Score everything and write it, after what an earlier run left where that is asked for;
+        a file that belongs elsewhere is put there.
 
         `described` is what rows hold, for the run's record; `more_writers` get every result, too.
         """
+        written = self._run(inputs, choice, described, more_writers)
+        deliver(choice.place, unless_there=written.was_done)
+        return written
+
+    def _run(
+        self,
+        inputs: Inputs,
+        choice: OutputPlan,
+        described: Mapping[str, Any] | None,
+        more_writers: Sequence[Writer[Result, Sums]],
+    ) -> RunSummary[Sums]:
         if choice.format is not None and not choice.format.holds_totals:
             say(f"{choice.format.name} holds neither the run nor the totals; --jsonl holds both")
         record = replace(self.task.run, reading=inputs.reading, rows=described)
@@ -193,7 +208,7 @@ class Command(Generic[Result, Sums, Unscored]):
             f"{file.path} is whole: {count_of(kept.n_sequences, 'sequence')}, "
             f"{kept.rejected.total():,} rejected; nothing to do"
         )
-        return RunSummary(kept.sums, kept.n_sequences, kept.rejected, kept.n_rows)
+        return RunSummary(kept.sums, kept.n_sequences, kept.rejected, kept.n_rows, was_done=True)
 
 
 class TeeWriter(Generic[Result, Sums]):

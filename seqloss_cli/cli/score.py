@@ -60,7 +60,7 @@ def score(ctx: typer.Context) -> None:
 @o.with_options(
     o.only(i.PairArguments, "files", "prompt", "response", "prompt_field", "response_field"),
     o.only(p.PairPolicy, "separator"),
-    o.only(p.Reading, "keep_meta", "limit", "max_bytes", "shard"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes", *p.ROWS_ELSEWHERE),
     o.only(i.TextArguments, "regions"),
     o.only(i.PairArguments, "chat", "chat_template"),
     o.only(p.PairPolicy, "turns", "end_of_turn", "template_date"),

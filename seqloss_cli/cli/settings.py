@@ -19,6 +19,7 @@ from rich.console import Console
 from seqloss_cli.cli.conflicts import is_from, is_typed, refuse_conflicts
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import OtherSettings, OutputSettings, ShowSettings, given
+from seqloss_cli.cli.places import local_path, prepare
 from seqloss_cli.cli.progress import draws, waiting
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
@@ -59,6 +60,8 @@ class OutputPlan(RowContents):
     """Texts in colours, in place of tables."""
     worst: int = 0
     """Tokens of the highest losses that are listed."""
+    place: Path | None = None
+    """The file that -o names, where it is elsewhere: it is put there when it is whole."""
     page_rows: Path | None = None
     """A second file of the rows, JSONL with texts and tokens: for a page of them."""
 
@@ -135,7 +138,8 @@ def _measured_before(context: typer.Context) -> tuple[p.BatchPolicy, p.SpeedPoli
 def earlier_run(context: typer.Context) -> Mapping[str, Any]:
     """The run that --resume goes on with; empty where there is none."""
     output = given(context, OutputSettings)
-    left = earlier_output(output.output) if output.resume and output.output else None
+    path = local_path(output.output)
+    left = earlier_output(path) if output.resume and path else None
     return {} if left is None else recorded_run(left) or {}
 
 
@@ -219,7 +223,8 @@ def output_choice(context: typer.Context) -> OutputPlan:
     show, obstacle = given(context, ShowSettings), f"is for the terminal, and {name} is not"
     choice = OutputPlan(
         command=command,
-        path=output.output,
+        path=local_path(output.output),
+        place=output.output,
         level=str(values.get("level") or LEVELS[command][0]),
         text=output.text,
         # rank alone has --tokens: its rows hold no losses of tokens unless they are asked for.
@@ -246,6 +251,7 @@ def output_choice(context: typer.Context) -> OutputPlan:
         # A package last: installing it would not help what the format cannot hold.
         format.require_package()
     choice = replace(choice, worst=_n_worst(context, choice))
+    prepare(output.output, choice.force, choice.resume)
     if choice.path is not None and choice.resume:
         earlier_output(choice.path)
     elif choice.path is not None:

@@ -50,9 +50,21 @@ class Reading:
     keep_meta: bool = option(False, "Carry a row's other fields through as meta.")
     limit: int | None = option(None, "Take the first N inputs.", min=1)
     max_bytes: int = option(DEFAULT_MAX_BYTES, "Longest text or line that is taken.", min=1)
+    dataset: str | None = option(
+        None, "A data set: a hub name or a directory (package datasets).", takes="a name"
+    )
+    split: str | None = option(None, "Split of the data set.")
+    dataset_config: str | None = option(None, "Configuration of the data set.", metavar="NAME")
+    dataset_revision: str | None = option(
+        None, "Branch, tag or commit of the data set.", metavar="REV"
+    )
     shard: str | None = option(
         None, "Read part I of N, from 0; auto/N: I from the scheduler.", metavar="I/N"
     )
+
+
+ROWS_ELSEWHERE = ("dataset", "split", "dataset_config", "dataset_revision", "shard")
+"""Fields of `Reading` that name rows of a data set, and a part of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
-from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Rejected, Sample
+from seqloss_cli.core.urls import bare_name, shown_name
 from seqloss_cli.inputs import rows
+from seqloss_cli.inputs.datasets import dataset_rows
 from seqloss_cli.inputs.options import Kind, ReadOptions
 from seqloss_cli.inputs.reading import ReadStats, plain_text, read_one
+from seqloss_cli.inputs.shards import WHOLE
 from seqloss_cli.inputs.streams import BOM, STDIN, open_input
 from seqloss_cli.inputs.tables import table_rows
 
@@ -73,7 +75,7 @@ def _is_stored(name: str) -> bool:
 
 
 def _first_rows(name: str, options: ReadOptions) -> list[Item]:
-    if options.kind_of(name) is Kind.text and not name.endswith(".json"):
+    if options.kind_of(name) is Kind.text and not bare_name(name).endswith(".json"):
         return [_first_block(name)]
     most = min(FIRST_ROWS, options.limit or FIRST_ROWS)
     return list(islice(read_one(name, options, ReadStats()), most))
@@ -81,7 +83,7 @@ def _first_rows(name: str, options: ReadOptions) -> list[Item]:
 
 def _first_block(name: str) -> Item:
     """Return how a text begins, which tells its kind: the text is read only once."""
-    source = shown_path(name)
+    source = shown_name(name)
     try:
         with open_input(name) as (stream, _):
             raw = stream.read(FIRST_BYTES)
@@ -101,7 +103,7 @@ def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
         if row.line is None and row.reason in _WRONG_FILES:
             near = did_you_mean_file(Path(name)) if row.reason == "no_such_file" else ""
             near += _model_advice(name) if row.reason == "directory" else ""
-            raise UsageError(f"{shown_path(name)}: {row.message}{near}")
+            raise UsageError(f"{shown_name(name)}: {row.message}{near}")
     # The first line tells of results, whose other rows have texts and ids, too.
     if not wrong or wrong[0] is not first[0] or wrong[0].reason not in _WRONG_ROWS:
         return
@@ -109,10 +111,10 @@ def _refuse_wrong(name: str, first: list[Item], options: ReadOptions) -> None:
     # Another command reads such rows as they are: a field's nearest neighbour is no help.
     message = message.partition("; did you mean ")[0] if advice else message
     if advice.startswith(_RESULTS):
-        raise UsageError(f"{shown_path(name)}{advice}")
+        raise UsageError(f"{shown_name(name)}{advice}")
     if len(wrong) == len(first) and all(row.reason in _WRONG_ROWS for row in wrong):
         raise UsageError(
-            f"{shown_path(name)}:{wrong[0].line} {message}{advice}{_of_all_rows(wrong)}"
+            f"{shown_name(name)}:{wrong[0].line} {message}{advice}{_of_all_rows(wrong)}"
         )
 
 
@@ -131,7 +133,7 @@ def _of_all_rows(wrong: list[Rejected]) -> str:
 
 def _model_advice(name: str) -> str:
     is_model = (Path(name) / "config.json").is_file()
-    return f", or is it the model, --model {shown_path(name)}?" if is_model else ""
+    return f", or is it the model, --model {shown_name(name)}?" if is_model else ""
 
 
 def _advice(name: str, options: ReadOptions) -> str:
@@ -154,6 +156,9 @@ def _advice(name: str, options: ReadOptions) -> str:
 def _first_row(name: str, options: ReadOptions) -> dict[str, Any] | None:
     """Return the first row of a file of rows; None where its first line is none."""
     try:
+        if options.kind_of(name) is Kind.dataset:
+            first = next(dataset_rows(options, WHOLE)).content
+            return rows.parse_object(first) if isinstance(first, bytes) else {}
         if options.kind_of(name) is Kind.table:
             first = next(table_rows(name, options)).content
             return rows.parse_object(first) if isinstance(first, bytes) else {}

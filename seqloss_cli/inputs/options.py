@@ -8,9 +8,9 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import Any
 
-from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import Reading
 from seqloss_cli.core.run_record import recorded
+from seqloss_cli.core.urls import bare_name, shown_name
 from seqloss_cli.inputs.choices import ChoiceFields
 from seqloss_cli.inputs.rows import PairFields
 
@@ -30,6 +30,8 @@ class Kind(StrEnum):
     """A row or a text a line."""
     table = "table"
     """Rows under named columns."""
+    dataset = "dataset"
+    """Rows of a split of a data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,19 @@ class ReadOptions(Reading):
     pairs: PairFields | ChoiceFields | None = None
     """Rows are prompts with responses, or chats; inputs are rows, whatever they are called."""
 
+    @property
+    def dataset_name(self) -> str:
+        """Return the name under which rows of the data set are known."""
+        return f"{self.dataset}:{self.split}"
+
     def kind_of(self, name: str) -> Kind:
         """Return the kind of an input of this name."""
+        if self.dataset is not None:
+            return Kind.dataset
         if self.lines or self.jsonl:
             return Kind.lines
         suffix = suffix_of(name)
-        packed = name.endswith(COMPRESSED)
+        packed = bare_name(name).endswith(COMPRESSED)
         if suffix in DELIMITED or (suffix in (*PARQUET, *ARROW) and not packed):
             return Kind.table
         is_rows = self.pairs is not None or suffix in _JSONL
@@ -53,16 +62,18 @@ class ReadOptions(Reading):
 
 def suffix_of(name: str) -> str:
     """Return the extension of a name, before that of its compression."""
-    path = PurePath(name)
+    path = PurePath(bare_name(name))
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
     """The inputs and how they are read, for the run's record."""
-    found: dict[str, Any] = {"inputs": [shown_path(name) for name in names]}
+    found: dict[str, Any] = {"inputs": [shown_name(name) for name in names]}
     # Not in the order of the fields: the bytes of run records stay as they were.
     names = ("lines", "jsonl", "text_field", "limit", "max_bytes", "keep_meta")
     found |= recorded(options, *names)
+    if options.dataset is not None:
+        found |= recorded(options, "dataset", "split", "dataset_config", "dataset_revision")
     if options.pairs is None:
         return found
     fields = options.pairs

@@ -11,9 +11,9 @@ from itertools import islice, pairwise
 from typing import Any, BinaryIO
 
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
+from seqloss_cli.core.urls import bare_name, shown_name
 from seqloss_cli.inputs import rows
 from seqloss_cli.inputs.choices import checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
@@ -171,7 +171,7 @@ def read_one(
 ) -> Iterator[Item]:
     """Yield the samples of a part of one input; the last is the file's own rejection where it
     breaks off."""
-    source = "<stdin>" if name == STDIN else shown_path(name)
+    source = "<stdin>" if name == STDIN else shown_name(name)
     line: int | None = None
     try:
         if (kind := options.kind_of(name)) is Kind.text:
@@ -179,7 +179,7 @@ def read_one(
                 yield _text_of_file(name, source, options)
             return
         line = 0
-        of_kind = _table_items if kind is Kind.table else _line_items
+        of_kind = _line_items if kind is Kind.lines else _table_items
         for item in of_kind(name, source, options, stats, part):
             line = item.line
             yield item
@@ -200,7 +200,7 @@ def read_written(name: str, options: ReadOptions) -> Iterator[tuple[Item, bytes 
 def _text_of_file(name: str, source: str, options: ReadOptions) -> Sample:
     with open_input(name) as (stream, position):
         text, flags = _whole_text(stream, options.max_bytes)
-        if name.endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
+        if bare_name(name).endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
             rows.refuse_document(text)
         place: dict[str, Any] = {"end": position(), "n_bytes_read": len(text.encode())}
         return Sample(source, source, text=text, flags=flags, **place)
@@ -253,7 +253,13 @@ def _table_items(
 ) -> Iterator[Item]:
     """Yield a sample for each row that is not blank."""
     parse = _line_parser(options)
-    for row in table_rows(name, options, part):
+    if options.dataset is None:
+        found = table_rows(name, options, part)
+    else:
+        from seqloss_cli.inputs.datasets import dataset_rows
+
+        found = dataset_rows(options, part)
+    for row in found:
         if row.content == b"":
             stats.n_empty_lines += 1
             continue

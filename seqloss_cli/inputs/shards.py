@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.escaping import shown_path
+from seqloss_cli.core.urls import bare_name, shown_name
 from seqloss_cli.inputs.options import COMPRESSED, PARQUET, Kind, ReadOptions, suffix_of
 from seqloss_cli.inputs.streams import stored_size
 
@@ -140,7 +140,7 @@ class Cuts:
             return
         for name in names:
             if name in self._starts:
-                raise UsageError(f"--shard: {shown_path(name)} is named twice")
+                raise UsageError(f"--shard: {shown_name(name)} is named twice")
             size = stored_size(name) if self._is_cut_by_bytes(name) else None
             self._starts[name] = self.n_bytes
             if size is not None:
@@ -182,5 +182,6 @@ class Cuts:
     def _is_cut_by_bytes(self, name: str) -> bool:
         kind = self._kinds[name]
         if kind is Kind.lines:
-            return not name.endswith(COMPRESSED)
-        return kind is Kind.text or suffix_of(name) in PARQUET
+            return not bare_name(name).endswith(COMPRESSED)
+        is_parquet = kind is Kind.table and suffix_of(name) in PARQUET
+        return kind is Kind.text or is_parquet

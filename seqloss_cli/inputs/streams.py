@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 
 from seqloss_cli.core.errors import LFS_MESSAGE, LFS_POINTER, RowError
 from seqloss_cli.core.escaping import shown_path
+from seqloss_cli.core.urls import bare_name, is_url
 
 STDIN = "-"
 BOM = b"\xef\xbb\xbf"
@@ -54,12 +55,12 @@ def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Ca
             stdin = _own_stdin()
             yield _checked(_decompressed(stdin, _suffix_by_magic(stdin)), "FILE"), lambda: 0
             return
-        path = Path(name)
-        with path.open("rb") as stored:
+        suffix = Path(bare_name(name)).suffix
+        with open_stored(name) as stored:
             # A named pipe has no position.
             position = stored.tell if stored.seekable() else lambda: 0
-            stream = _decompressed(stored, path.suffix)
-            yield _checked(stream, name, "" if in_lines else path.suffix), position
+            stream = _decompressed(stored, suffix)
+            yield _checked(stream, name, "" if in_lines else suffix), position
     except IsADirectoryError:
         raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:
@@ -69,8 +70,21 @@ def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Ca
         raise RowError("unreadable", f"cannot be read: {reason}") from error
 
 
+def open_stored(name: str) -> BinaryIO:
+    """Open a file as it is stored, here or elsewhere."""
+    if is_url(name):
+        from seqloss_cli.inputs.remote import open_remote
+
+        return open_remote(name)
+    return Path(name).open("rb")
+
+
 def stored_size(name: str) -> int | None:
     """Return the bytes of a file, as stored; 0 where none is there, None where it has no size."""
+    if is_url(name):
+        from seqloss_cli.inputs.remote import remote_size
+
+        return remote_size(name) or 0
     path = Path(name)
     with suppress(OSError, ValueError):
         if name == STDIN or (path.exists() and not path.is_file()):

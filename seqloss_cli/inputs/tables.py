@@ -77,31 +77,39 @@ Batches = Iterator[tuple[int, Any]]
 def _column_rows(
     stream: BinaryIO,
     kind: str,
-    open_table: Callable[[Any, BinaryIO, Part], tuple[Any, int, Batches]],
+    open_table: Callable[[Any, BinaryIO, Part], tuple[int, Batches]],
     options: ReadOptions,
     part: Part,
 ) -> Iterator[TableRow]:
-    size, arrow, is_empty = stream.seek(0, io.SEEK_END), load_pyarrow(), True
+    size, arrow = stream.seek(0, io.SEEK_END), load_pyarrow()
     stream.seek(0)
     with _damage_told(arrow, kind):
-        schema, n_rows, batches = open_table(arrow, stream, part)
-        make = _row_maker(arrow, schema, options)
-        for before, batch in batches:
-            is_empty = is_empty and not batch.num_rows
-            own = [n for n in range(batch.num_rows) if part.has(before + n + 1)]
-            if not own:
-                continue
-            some = batch if len(own) == batch.num_rows else batch.take(own)
-            for n, (content, nulls) in zip(own, make(some), strict=True):
-                number = before + n + 1
-                end = size * number // n_rows if n_rows else stream.tell()
-                yield TableRow(number, content, nulls, end)
-    if is_empty and not n_rows and part.owns_file:
+        n_rows, batches = open_table(arrow, stream, part)
+        for row in rows_of_batches(batches, options, part, is_empty=not n_rows):
+            yield row._replace(end=size * row.number // n_rows if n_rows else stream.tell())
+
+
+def rows_of_batches(
+    batches: Batches, options: ReadOptions, part: Part, is_empty: bool
+) -> Iterator[TableRow]:
+    """Yield the rows of Arrow's batches that are the part's. Raises RowError where `is_empty`, as
+    far as is known, and no batch has a row."""
+    arrow, make = load_pyarrow(), None
+    for before, batch in batches:
+        is_empty = is_empty and not batch.num_rows
+        make = make or _row_maker(arrow, batch.schema, options)
+        own = [n for n in range(batch.num_rows) if part.has(before + n + 1)]
+        if not own:
+            continue
+        some = batch if len(own) == batch.num_rows else batch.take(own)
+        for n, (content, nulls) in zip(own, make(some), strict=True):
+            yield TableRow(before + n + 1, content, nulls)
+    if is_empty and part.owns_file:
         raise RowError("empty", "holds nothing")
 
 
-def _parquet(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batches]:
-    """Return the schema, the number of rows, and batches of those of the part."""
+def _parquet(arrow: Any, stream: BinaryIO, part: Part) -> tuple[int, Batches]:
+    """Return the number of rows, and batches of those of the part."""
     # Buffered, or whole columns of a row group would be in memory.
     file = arrow.parquet.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
     about = file.metadata
@@ -124,11 +132,11 @@ def _parquet(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batche
                 if row >= rows.stop:
                     break
 
-    return file.schema_arrow, about.num_rows, batches()
+    return about.num_rows, batches()
 
 
-def _arrow(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batches]:
-    """Return the schema and the batches of a file, or of a stream that was saved in one."""
+def _arrow(arrow: Any, stream: BinaryIO, part: Part) -> tuple[int, Batches]:
+    """Return the batches of a file, or of a stream that was saved in one, and no number."""
     is_file = stream.read(6) == b"ARROW1"
     stream.seek(0)
     if is_file:
@@ -146,7 +154,7 @@ def _arrow(arrow: Any, stream: BinaryIO, part: Part) -> tuple[Any, int, Batches]
                 yield row + at, whole.slice(at, n_rows)
             row += whole.num_rows
 
-    return file.schema, 0, batches()
+    return 0, batches()
 
 
 def _batch_rows(arrow: Any, schema: Any) -> int:

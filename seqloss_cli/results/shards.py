@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.inputs.streams import bounded_lines, open_input
+from seqloss_cli.inputs.streams import bounded_lines, open_input, open_stored
 from seqloss_cli.results.files import run_differences
 from seqloss_cli.results.formats.parquet import parquet_totals, read_parquet_rows
 from seqloss_cli.results.schema import Row, parse_record
@@ -52,7 +51,8 @@ class ShardFile:
 def records_of(name: str) -> Iterator[Record]:
     """Yield the run, the rows and the totals of a file. Raises RowError for what is none."""
     if _is_parquet(name):
-        yield from (Record(None, row) for row in read_parquet_rows(name))
+        with open_stored(name) as stored:
+            yield from (Record(None, row) for row in read_parquet_rows(stored))
         return
     with open_input(name) as (stream, _):
         for number, raw in enumerate(bounded_lines(stream, _LONGEST), start=1):
@@ -64,11 +64,11 @@ def records_of(name: str) -> Iterator[Record]:
 
 
 def _is_parquet(name: str) -> bool:
-    path = Path(name)
-    if not path.is_file():
+    try:
+        with open_stored(name) as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:
         return False
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
 
 
 def open_shard(name: str) -> ShardFile:
@@ -76,7 +76,7 @@ def open_shard(name: str) -> ShardFile:
     try:
         first = next(records_of(name), None)
     except RowError as error:
-        if error.reason == "torn_row" and Path(name).read_bytes()[:1] == b"{":
+        if error.reason == "torn_row":
             raise RowError("no_results", f"holds no lines of results: {error.message}") from error
         raise
     run: Mapping[str, Any] = {} if first is None else first.row
@@ -93,8 +93,9 @@ def open_shard(name: str) -> ShardFile:
 def is_whole(file: ShardFile) -> bool:
     """Return whether a shard came to its end, by the end of its file."""
     if _is_parquet(file.name):
-        return ends({"type": "totals", **(parquet_totals(file.name) or {"type": None})})
-    with Path(file.name).open("rb") as stream:
+        with open_stored(file.name) as stored:
+            return ends({"type": "totals", **(parquet_totals(stored) or {"type": None})})
+    with open_stored(file.name) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - _TAIL))
         end = stream.read()

@@ -477,9 +477,13 @@ NOT_RECORDED = {
     "worst",
 }  # fmt: skip
 """Options that change no row, and texts in place of files, which the rows hold."""
-NOT_RESUMED = {"engine", "output_ranked", "save_teacher", "shard", "teacher_top_k"}
-"""Options of second files, which --resume does not go on with; and the server and the shard, which
-are recorded where there are such (tests/backends/test_server.py, tests/results/test_merging.py)."""
+NOT_RESUMED = {
+    "dataset", "dataset_config", "dataset_revision", "engine", "output_ranked", "save_teacher",
+    "shard", "split", "teacher_top_k",
+}  # fmt: skip
+"""Options of second files, which --resume does not go on with; and the server, the shard and the
+data set, which are recorded where there are such (tests/backends/test_server.py,
+tests/results/test_merging.py, tests/inputs/test_datasets.py)."""
 RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_revision"}
 """Options that are recorded as those of the prompts' field and of the teacher."""
 

@@ -122,14 +122,14 @@ _ROWS_AT_ONCE = 64
 _RUN, _TOTALS = b"seqloss.run", b"seqloss.totals"
 
 
-def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def read_parquet_rows(path: Stored) -> Iterator[dict[str, Any]]:
     """The run, then a dict for each row, then the totals, a few rows in memory at a time.
 
     Raises RowError for a file that is damaged or that seqloss did not write, UsageError without
     pyarrow.
     """
     arrow = load_pyarrow()
-    with _damage_told(arrow), arrow.parquet.ParquetFile(os.fspath(path)) as file:
+    with _damage_told(arrow), arrow.parquet.ParquetFile(_opened(path)) as file:
         stored = file.metadata.metadata or {}
         if _RUN not in stored:
             raise RowError("no_results", "holds no results of seqloss: its metadata has no run")
@@ -143,14 +143,22 @@ def read_parquet_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
             yield {"type": "totals", **orjson.loads(stored[_TOTALS])}
 
 
-def parquet_totals(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+Stored = str | os.PathLike[str] | BinaryIO
+"""The name of a file, or one that is open."""
+
+
+def parquet_totals(file: Stored) -> dict[str, Any] | None:
     """Return the totals of a file; None where it has none, or is no whole file."""
     arrow = load_pyarrow()
     try:
-        stored = arrow.parquet.read_metadata(os.fspath(path)).metadata or {}
+        stored = arrow.parquet.read_metadata(_opened(file)).metadata or {}
     except (arrow.ArrowException, OSError):
         return None
     return orjson.loads(stored[_TOTALS]) if _TOTALS in stored else None
+
+
+def _opened(file: Stored) -> Any:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else file
 
 
 def _json_row(row: dict[str, Any], nested: set[str]) -> dict[str, Any]:

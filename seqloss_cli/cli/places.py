@@ -1,0 +1,70 @@
+"""Results that go to another file system: written here, and put there when they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from seqloss_cli.cli.failures import say
+from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.urls import shown_name, url_of
+from seqloss_cli.results.sinks import partial_path
+
+
+def local_path(output: Path | None) -> Path | None:
+    """Return the file here that is written: of a URL one in the directory of temporary files."""
+    url = None if output is None else url_of(output)
+    if url is None or output is None:
+        return output
+    # By the whole URL: the same command finds what it left there.
+    name = f"seqloss-{hashlib.sha256(url.encode()).hexdigest()[:12]}-{output.name}"
+    return Path(tempfile.gettempdir()) / name
+
+
+def prepare(output: Path | None, force: bool, resume: bool) -> None:
+    """Look at what is there under the URL of an output, before anything is loaded.
+
+    Raises UsageError for one that is taken, unless `force`; with `resume` it is fetched, so that
+    it can be compared with the run.
+    """
+    url, local = None if output is None else url_of(output), local_path(output)
+    if url is None or local is None:
+        return
+    from seqloss_cli.inputs import remote
+
+    try:
+        remote.require_writable(url)
+        if force or remote.remote_size(url) is None:
+            return
+        if not resume:
+            raise UsageError(f"{shown_name(url)} exists; --force writes over it")
+        if not local.exists() and not partial_path(local).exists():
+            remote.fetch_whole(url, local)
+    except OSError as error:
+        raise RunError(f"{shown_name(url)}: {error}") from error
+
+
+def deliver(output: Path | None, unless_there: bool = False) -> None:
+    """Put a finished file under the URL of the output, and remove it here; with `unless_there` only
+    if none is there.
+
+    Raises RunError where that fails: the file stays here then.
+    """
+    url, local = None if output is None else url_of(output), local_path(output)
+    if url is None or local is None:
+        return
+    from seqloss_cli.inputs import remote
+
+    try:
+        is_there = unless_there and remote.remote_size(url) is not None
+        if not is_there:
+            remote.put_whole(local, url)
+    except OSError as error:
+        raise RunError(
+            f"{shown_name(url)} cannot be written: {error}; the results are in {local}, and "
+            "--resume puts them there"
+        ) from error
+    local.unlink()
+    if not is_there:
+        say(f"put {local.name} at {shown_name(url)}")

@@ -1,0 +1,125 @@
+"""Results that go to another file system are there whole or not at all, and can be resumed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import stub
+from helpers.elsewhere import FlakyFileSystem, flaky
+from seqloss_cli.cli.places import local_path
+
+URL = "flaky://out/results.jsonl"
+
+
+@pytest.fixture
+def fs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyFileSystem]:
+    """A file system in memory; the directory of temporary files is a new one."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    stub.furnish(tmp_path)
+    with flaky() as system:
+        yield system
+
+
+def ran(line: str, folder: Path, code: int = 0) -> Any:
+    done = stub.run(line, folder)
+    assert done.exit_code == code, done.stderr
+    return done
+
+
+def without_time(raw: bytes) -> bytes:
+    return re.sub(rb'"started_at":"[^"]*"', b"", raw)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "tmp").glob("seqloss-*"))
+
+
+def test_results_are_put_there_when_they_are_whole(fs: FlakyFileSystem, tmp_path: Path) -> None:
+    ran("score samples/sentences.jsonl -o here.jsonl", tmp_path)
+    expected = without_time((tmp_path / "here.jsonl").read_bytes())
+    done = ran(f"score samples/sentences.jsonl -o {URL}", tmp_path)
+    assert f"at {URL}" in done.stderr
+    assert without_time(fs.cat_file("/out/results.jsonl")) == expected
+    assert fs.find("/out") == ["/out/results.jsonl"]
+    assert left(tmp_path) == []
+    # It is not written over, and a run that goes on finds that it is whole.
+    assert "--force" in ran(f"score samples/sentences.jsonl -o {URL}", tmp_path, 2).stderr
+    assert (
+        "nothing to do" in ran(f"score samples/sentences.jsonl -o {URL} --resume", tmp_path).stderr
+    )
+    assert (
+        "begun in another way"
+        in ran(f"score samples/sentences.jsonl --eos -o {URL} --resume", tmp_path, 2).stderr
+    )
+    assert ran(f"score samples/sentences.jsonl --eos -o {URL} --force", tmp_path)
+    assert without_time(fs.cat_file("/out/results.jsonl")) != expected
+
+
+@pytest.mark.parametrize("fault", ["put_file", "half", "info", "mv"])
+def test_faults_while_it_is_put_there(fault: str, fs: FlakyFileSystem, tmp_path: Path) -> None:
+    fs.faults[fault] = 2
+    ran(f"score samples/sentences.jsonl -o {URL}", tmp_path)
+    assert not +fs.faults
+    assert fs.find("/out") == ["/out/results.jsonl"]
+    assert fs.cat_file("/out/results.jsonl").rpartition(b'{"type":"totals"')[1]
+
+
+@pytest.mark.parametrize("fault", ["put_file", "half", "mv"])
+def test_what_cannot_be_put_there_stays_here(
+    fault: str, fs: FlakyFileSystem, tmp_path: Path
+) -> None:
+    fs.faults[fault] = 99
+    done = ran(f"score samples/sentences.jsonl -o {URL}", tmp_path, 1)
+    local = local_path(Path(URL))
+    assert local is not None
+    assert f"the results are in {local}" in done.stderr
+    assert "/out/results.jsonl" not in fs.find("/out")
+    fs.faults.clear()
+    done = ran(f"score samples/sentences.jsonl -o {URL} --resume", tmp_path)
+    assert "nothing to do" in done.stderr
+    assert fs.cat_file("/out/results.jsonl").rpartition(b'{"type":"totals"')[1]
+    assert left(tmp_path) == []
+
+
+def test_a_run_that_stopped_goes_on(fs: FlakyFileSystem, tmp_path: Path) -> None:
+    ran(f"score samples/sentences.jsonl -o {URL}", tmp_path)
+    whole = fs.cat_file("/out/results.jsonl")
+    fs.rm("/out/results.jsonl")
+    local = local_path(Path(URL))
+    Path(f"{local}.partial").write_bytes(b"".join(whole.splitlines(True)[:3]))
+    assert (
+        "exists; --resume goes on"
+        in ran(f"score samples/sentences.jsonl -o {URL}", tmp_path, 2).stderr
+    )
+    assert (
+        "2 rows are kept"
+        in ran(f"score samples/sentences.jsonl -o {URL} --resume", tmp_path).stderr
+    )
+    assert fs.cat_file("/out/results.jsonl") == whole
+
+
+def test_shards_elsewhere_are_merged(fs: FlakyFileSystem, tmp_path: Path) -> None:
+    fs.pipe_file("/in/corpus.jsonl", (tmp_path / "samples/sentences.jsonl").read_bytes())
+    line = "score flaky://in/*.jsonl"
+    whole = ran(f"{line} --jsonl", tmp_path).stdout_bytes
+    for n, suffix in enumerate(("jsonl", "parquet", "jsonl")):
+        ran(f"{line} --shard {n}/3 -o flaky://out/{n}.{suffix}", tmp_path)
+    names = "flaky://out/0.jsonl flaky://out/1.parquet flaky://out/2.jsonl"
+    ran(f"merge {names} -o flaky://out/all.jsonl", tmp_path)
+    assert without_time(fs.cat_file("/out/all.jsonl")) == without_time(whole)
+    fs.pipe_file("/out/2.jsonl", fs.cat_file("/out/2.jsonl")[:-9])
+    assert ran(f"merge --missing {names}", tmp_path).stdout == "2\n"
+    assert "all.jsonl exists" in ran(f"merge {names} -o flaky://out/all.jsonl", tmp_path, 2).stderr
+
+
+def test_places_that_take_no_files(fs: FlakyFileSystem, tmp_path: Path) -> None:
+    done = ran("score samples/sentences.jsonl -o https://127.0.0.1/a.jsonl", tmp_path, 2)
+    assert "https:// cannot be written to" in done.stderr
+    done = ran("score samples/sentences.jsonl -o nosuch://a/b.jsonl", tmp_path, 2)
+    assert "seqloss[remote]" in done.stderr
