@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.places import deliver, local_path, prepare
 from seqloss_cli.cli.progress import waiting
 from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from seqloss_cli.results.shards import ShardFile
 
 _FORMATS = ("jsonl", "json", "parquet")
+_OTHER_FILES = 256
+"""Files that a process may have open beside those of shards: libraries, above all."""
 
 
 @command_record
@@ -69,6 +73,7 @@ def merge(ctx: typer.Context) -> None:
     m.require_all(files)
     if keys := m.speed_differences(files):
         say(f"note: not the same in all shards: {', '.join(keys)}; last digits may differ")
+    allow_open_files(len(files))
     merged = Merged(files)
     _write(ctx, name, merged)
     if merged.n_duplicate_ids:
@@ -81,9 +86,23 @@ def merge(ctx: typer.Context) -> None:
         raise typer.Exit(REJECTED)
 
 
+def allow_open_files(n: int) -> None:
+    """Let the process have a file of each shard open, where the system's limit is lower."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = n + _OTHER_FILES
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _opened(name: str) -> ShardFile:
     from seqloss_cli.results.shards import open_shard
 
+    if name == STDIN:
+        raise UsageError("'-' (stdin) is no shard: each is read twice; name its file")
     try:
         return open_shard(name)
     except RowError as error:

@@ -116,7 +116,7 @@ class Sample:
     source: str
     """The path as given, `<stdin>` or `<text>`."""
     line: int | None = None
-    """1-based, in inputs of one sample a line."""
+    """1-based, in inputs of one sample a line, or a row of a table."""
     text: str | None = None
     input_ids: Ints | None = None
     """Shape N, instead of `text`."""

@@ -57,15 +57,26 @@ def retried(call: Callable[[], T]) -> T:
     for wait in (*WAITS, None):
         try:
             return call()
-        except _FINAL:
-            raise
         except Exception as error:
+            hidden = _hidden_cause(error)
+            if isinstance(error, _FINAL) and hidden is None:
+                raise
+            told = hidden or error
+            what = " ".join(str(told).split()) or type(told).__name__
+            if getattr(hidden, "status", None) in (401, 403):
+                raise LastingError(f"{what:.200}") from error
             if wait is None:
-                n = len(WAITS) + 1
-                what = " ".join(str(error).split()) or type(error).__name__
-                raise OSError(f"{what:.200} (after {n} attempts)") from error
+                raise OSError(f"{what:.200} (after {len(WAITS) + 1} attempts)") from error
             time.sleep(wait)
     raise AssertionError
+
+
+def _hidden_cause(error: BaseException) -> BaseException | None:
+    """Return what went wrong over HTTP, of which fsspec only says that there is no file."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not type(cause).__module__.startswith("aiohttp"):
+        return None
+    return None if getattr(cause, "status", None) in (404, 410) else cause
 
 
 class RemoteFile(io.RawIOBase):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import threading
 from collections import Counter
@@ -71,7 +72,7 @@ def server() -> Iterator[Faults]:
         patch.setattr(remote, "WAITS", (0.0, 0.0, 0.0))
         system, _ = remote.file_system(f"s3://{BUCKET}/a")
         system.retries = 1
-        system.mkdir(BUCKET)
+        system.mkdir(BUCKET, acl="public-read")
         table = pa.table({"text": [f"row number {n}" for n in range(300)]})
         sink = io.BytesIO()
         pa.parquet.write_table(table, sink, row_group_size=50)
@@ -79,7 +80,8 @@ def server() -> Iterator[Faults]:
             ("in/a.jsonl", LINES), ("in/b.jsonl.gz", gzip.compress(LINES)),
             ("tables/a.parquet", sink.getvalue()), ("notes.md", b"no rows"),
         ):  # fmt: skip
-            system.pipe_file(f"{BUCKET}/{name}", raw)
+            access = "private" if name == "notes.md" else "public-read"
+            system.pipe_file(f"{BUCKET}/{name}", raw, ACL=access)
         yield app
     running.shutdown()
     thread.join()
@@ -122,6 +124,21 @@ def test_rows_of_s3_are_those_of_files(server: Faults, folder: Path) -> None:
     assert [re.search(rb'"text":"([^"]*)"', row)[1] for row in found] == [
         b"row number %d" % n for n in range(300)
     ]  # type: ignore[index]
+
+
+def test_rows_over_http(server: Faults, folder: Path) -> None:
+    here = rows(ran("score in/a.jsonl --jsonl", folder).stdout_bytes)
+    url = f"{os.environ['AWS_ENDPOINT_URL_S3']}/{BUCKET}"
+    server.left = Counter({"GET 503": 1, "GET cut": 1})
+    found = rows(ran(f"score {url}/in/a.jsonl?token=x --jsonl", folder).stdout_bytes)
+    assert [row.replace(f"{url}/".encode(), b"") for row in found] == here
+    found = rows(ran(f"score {url}/tables/a.parquet --shard 1/3 --jsonl", folder).stdout_bytes)
+    assert len(found) == 100
+    assert "no such file" in ran(f"score {url}/in/gone.jsonl", folder, 2).stderr
+    assert "403" in ran(f"score {url}/notes.md", folder, 2).stderr
+    server.left = Counter({"GET 503": 99, "HEAD 503": 99})
+    assert "after 4 attempts" in ran(f"score {url}/in/a.jsonl", folder, 2).stderr
+    server.left = Counter()
 
 
 def test_results_are_put_there_over_faults(server: Faults, folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from helpers import stub
 from helpers.program import strictly
+from seqloss_cli.cli.merge import allow_open_files
 from seqloss_cli.results.formats.parquet import read_parquet_rows
 
 SMALL = "-m samples/checkpoints/step-600"
@@ -227,6 +228,7 @@ def test_a_row_of_another_shard_is_found(folder: Path, names: list[str]) -> None
 def test_other_files_are_refused(folder: Path, names: list[str]) -> None:
     ran("score corpus.jsonl -o plain.jsonl --force", folder)
     ran("score corpus.jsonl --shard 0/1 --summary -o sums.jsonl --force", folder)
+    assert "stdin" in refusal("-", folder)
     assert "without --shard" in refusal("plain.jsonl", folder)
     assert "with --summary" in refusal("sums.jsonl", folder)
     assert "no such file" in refusal("gone.jsonl", folder)
@@ -247,3 +249,17 @@ def test_missing_shards_are_printed(folder: Path, names: list[str]) -> None:
     packed = shards_of("score corpus.jsonl", folder, 2, "parquet")
     assert ran(f"merge --missing {packed[1]}", folder).stdout == "0\n"
     assert "how many shards" in ran("merge --missing gone.jsonl", folder, (2,)).stderr
+
+
+def test_more_shards_than_files_may_be_open() -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, limits[1]))
+    try:
+        allow_open_files(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, limits[1])
+        allow_open_files(400)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 400
+        allow_open_files(1 << 40)  # as many as the system allows
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
