@@ -78,9 +78,10 @@ def test_there_are_few_modules() -> None:
     Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
     Then data where it lives: tables, data sets, other file systems, shards and their merging.
     Scores of membership have one for their formulas, and one for documents; the choice of rows has
-    three: conditions, rows, the command.
+    three: conditions, rows, the command. Servers of OpenAI's shape have three: the shape, the proof of
+    equal tokens, the place of values.
     """
-    assert len(modules()) <= 178
+    assert len(modules()) <= 181
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -88,8 +89,8 @@ def test_there_are_few_lines_of_code() -> None:
     # 18,500 held the rooms; readers of what other programs write in rows and tokenizers came after,
     # then what a person sees in the first minute, and what a new user found there; servers;
     # data where it lives, and shards.
-    # Scores of membership, and the choice of rows.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 26_350
+    # Scores of membership, and the choice of rows. Servers that take texts only.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 26_700
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -234,6 +234,8 @@ class Capabilities:
     """Batches that it can score at the same time."""
     quantities: frozenset[str] = frozenset()
     """Names of the columns that it can give beside losses."""
+    scores_after_bos: bool = True
+    """It gives losses of the token right after BOS."""
     prefetch_helps: bool = False
     """It leaves cores to a thread that reads and tokenizes ahead."""
 

@@ -316,11 +316,13 @@ def _require_score(outcome: Outcome, may_lack: bool) -> SequenceScore:
     if isinstance(outcome, Rejected):
         raise RowError(outcome.reason, outcome.message)
     if not may_lack and _lacks_a_token(outcome):
-        raise RowError(
-            "first_token_unscored",
-            "its first token has no loss, since neither a prompt nor a BOS stands before it: "
-            "--bos-token names a token to take for BOS",
+        why = (
+            "the server gives none for a token right after BOS: a prompt before it mends it"
+            if outcome.sequence.begins_with_bos
+            else "neither a prompt nor a BOS stands before it: --bos-token names a token to take "
+            "for BOS"
         )
+        raise RowError("first_token_unscored", f"its first token has no loss, since {why}")
     return outcome
 
 

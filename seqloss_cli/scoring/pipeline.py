@@ -72,6 +72,8 @@ def score_samples(
         entries = tokenize_block(block, tokenize)
         if requested.word_boundary_ids is not None:
             entries = list(map(_to_text_end, entries))
+        if not backend.capabilities.scores_after_bos:
+            entries = list(map(_without_first, entries))
         good = (entry for entry in entries if isinstance(entry, TokenSequence))
         sequences = [sequence for entry in good for sequence in (entry, *entry.auxiliary)]
         batches = plan_batches(sequences, windows, policy, backend.capabilities)
@@ -131,6 +133,25 @@ def _to_text_end(entry: Entry) -> Entry:
     if isinstance(entry, Rejected) or not entry.text or entry.eos == "appended":
         return entry
     return replace(entry, scores_text_end=True)
+
+
+def _without_first(entry: Entry) -> Entry:
+    """Leave the token right after BOS unscored, and say so."""
+    return entry if isinstance(entry, Rejected) else _after_bos_unscored(entry)
+
+
+def _after_bos_unscored(sequence: TokenSequence) -> TokenSequence:
+    # A response without its prompt lacks its first token then: ln Pr(y) is not known (rule 14).
+    sequence = replace(sequence, response_only=None)
+    if (separate := sequence.separate_tokenization) is not None:
+        sequence = replace(sequence, separate_tokenization=_after_bos_unscored(separate))
+    if not sequence.begins_with_bos or not sequence.score_mask[1:2].any():
+        return sequence
+    mask = sequence.score_mask.copy()
+    mask[1] = False
+    return replace(
+        sequence, score_mask=mask, flags={**sequence.flags, "first_token_unscored": True}
+    )
 
 
 def _outcomes(

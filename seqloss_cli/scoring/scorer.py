@@ -189,7 +189,7 @@ class Scorer(_Tokens):
         )
         both = zip(self.score(as_scored(first)), local.score(as_scored(first)), strict=True)
         differences = [
-            float(np.abs(theirs.losses - ours.losses)[ours.scored].max(initial=0.0))
+            float(np.abs(theirs.losses - ours.losses)[theirs.scored & ours.scored].max(initial=0.0))
             for theirs, ours in both
             if isinstance(theirs, SequenceScore) and isinstance(ours, SequenceScore)
         ]

@@ -40,10 +40,13 @@ def vllm() -> Iterator[FakeServer]:
 @pytest.fixture
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers were probed before."""
-    from seqloss_cli.backends.server import probing
+    from seqloss_cli.backends.server import openai, probing
 
-    found = probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00")
-    monkeypatch.setattr(probing, "kept_probe", lambda *_: found)
+    def kept(server: Any, _: str) -> probing.Probe:
+        way = openai.Way() if server.protocol.name == "openai" else None
+        return probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00", way)
+
+    monkeypatch.setattr(probing, "kept_probe", kept)
 
 
 def ids_of(text: str) -> list[int]:
@@ -85,12 +88,25 @@ def test_a_plain_url_asks_what_the_server_is(server: FakeServer, tmp_path: Path)
     assert found["run"]["engine"]["kind"] == server.kind
 
 
+def test_special_tokens_are_text_where_they_are_to_be(server: FakeServer) -> None:
+    """The probe's tokenizer, which parses them, is another."""
+    words = ("score", "--text", "a<|end_of_text|>b", "--special-tokens", "text", "--json")
+    (row,) = document(in_process(*words, "--engine", f"{server.kind}+{server.url}"))["sequences"]
+    (here,) = document(in_process(*words))["sequences"]
+    assert row["token_ids"] == here["token_ids"]
+    assert 1 not in row["token_ids"]
+
+
 @pytest.mark.parametrize("context", [1, 2, 5, None])
 def test_windows_hold_at_the_servers_limit(vllm: FakeServer, context: int | None) -> None:
     """C + 1 ids are sent and one is generated: none is longer than `max_model_len` - 1."""
     vllm.max_model_len = 9
     flags = [] if context is None else ["--context", context]
     text = " ".join(TEXTS)
+    in_process("score", "--text", "a b", "--engine", vllm.url)
+    # Probes do not depend on --context: their result is kept for others.
+    assert max(len(body["prompt"]) for body in vllm.asked) == 8
+    vllm.asked.clear()
     found = document(in_process("score", "--text", text, "--json", "--engine", vllm.url, *flags))
     (row,) = found["sequences"]
     ids = row["token_ids"]
@@ -229,11 +245,15 @@ def changed(kind: str, answer: Any, make: Any) -> Any:
         meta["input_token_logprobs"] = [[p, i, None] for p, i in entries]
     else:
         found = answer["choices"][0]["logprobs"]
-        ids = [int(text.partition(":")[2] or 0) for text in found["tokens"]]
-        entries = make(list(zip(found["token_logprobs"], ids, strict=True)))
+        entries = make(list(zip(found["token_logprobs"], found["tokens"], strict=True)))
         found["token_logprobs"] = [p for p, _ in entries]
-        found["tokens"] = [f"token_id:{i}" for _, i in entries]
+        found["tokens"] = [text for _, text in entries]
+        found["top_logprobs"] = None
     return answer
+
+
+def another(token: int | str) -> int | str:
+    return token + 1 if isinstance(token, int) else f"{token}s"
 
 
 def with_last(value: Any) -> Any:
@@ -252,7 +272,7 @@ WRONG = {
     "length": lambda entries: entries[:-2],
     "length ": lambda entries: entries + entries[-2:],
     "length  ": lambda entries: [],
-    "ids": lambda entries: [(p, i + 1 if n == 2 else i) for n, (p, i) in enumerate(entries)],
+    "ids": lambda entries: [(p, another(i) if n == 2 else i) for n, (p, i) in enumerate(entries)],
 }
 
 

@@ -58,6 +58,22 @@ def write_like(path: Path, own: Tokenizer, pre: str | None, **options: Any) -> P
     return _write(path, model, lambda writer: _like(writer, own, pre, changes), **options)
 
 
+def write_checkpoint(path: Path, directory: Path, add_bos: bool = True) -> Path:
+    """The weights of a checkpoint of Llama's, float32, and its byte-level tokenizer with GPT-2's
+    pattern, such as the demo model's."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
+    own = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    names = json.loads((directory / "tokenizer_config.json").read_text())
+
+    def vocabulary(writer: Any) -> None:
+        _like(writer, own, "gpt-2", {}, names["bos_token"], names["eos_token"])
+        writer.add_add_bos_token(add_bos)
+
+    return _write(path, model, vocabulary)
+
+
 def _write(
     path: Path,
     model: Any,
@@ -141,7 +157,14 @@ def _pieces(writer: Any) -> None:
     writer.add_unk_token_id(0)
 
 
-def _like(writer: Any, own: Tokenizer, pre: str | None, changes: dict[str, int]) -> None:
+def _like(
+    writer: Any,
+    own: Tokenizer,
+    pre: str | None,
+    changes: dict[str, int],
+    bos: str = "<s>",
+    eos: str = "</s>",
+) -> None:
     pieces = [own.id_to_token(n) for n in range(own.get_vocab_size())]
     control = {t.content: 3 for t in own.get_added_tokens_decoder().values()} | {"<unk>": 2}
     found = control | {piece: 6 for piece in pieces if _BYTE.fullmatch(piece)} | changes
@@ -154,6 +177,7 @@ def _like(writer: Any, own: Tokenizer, pre: str | None, changes: dict[str, int])
     else:
         merges = json.loads(own.to_str())["model"]["merges"]
         writer.add_token_merges([" ".join(merge) for merge in merges])
-    writer.add_bos_token_id(pieces.index("<s>"))
-    writer.add_eos_token_id(pieces.index("</s>"))
-    writer.add_unk_token_id(pieces.index("<unk>"))
+    writer.add_bos_token_id(pieces.index(bos))
+    writer.add_eos_token_id(pieces.index(eos))
+    if "<unk>" in pieces:
+        writer.add_unk_token_id(pieces.index("<unk>"))

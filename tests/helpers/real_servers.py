@@ -1,4 +1,5 @@
-"""Servers in processes of their own, on free ports of loopback: vLLM, and `seqloss serve`."""
+"""Servers in processes of their own, on free ports of loopback: vLLM, llama-cpp-python's, and
+`seqloss serve`."""
 
 from __future__ import annotations
 
@@ -35,8 +36,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(words: list[str], url: str, log: Path, **variables: str) -> Iterator[str]:
-    """Run a server until the end, and yield its URL once it answers."""
+def running(
+    words: list[str], url: str, log: Path, path: str = "/health", **variables: str
+) -> Iterator[str]:
+    """Run a server until the end, and yield its URL once it answers at a path."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             words,
@@ -48,7 +51,7 @@ def running(words: list[str], url: str, log: Path, **variables: str) -> Iterator
             start_new_session=True,  # its own children end with it
         )
     try:
-        _wait(process, url, log)
+        _wait(process, url + path, log)
         yield url
     finally:
         _stop(process)
@@ -59,7 +62,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text(errors="replace")[-3000:]
         try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+            if httpx.get(url, timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -103,4 +106,16 @@ def serve(log: Path, *flags: str) -> Iterator[str]:
     port = free_port()
     words = [sys.executable, "-m", "seqloss_cli", "serve", "--port", str(port), *flags]
     with running(words, f"http://127.0.0.1:{port}", log) as url:
+        yield url
+
+
+@contextmanager
+def llama_cpp(model: Path, log: Path, *flags: str) -> Iterator[str]:
+    """A server of llama-cpp-python with a GGUF file."""
+    port = free_port()
+    words = [
+        program_of("LLAMA_CPP_VENV", ".venv-llama-cpp", "python"), "-m", "llama_cpp.server",
+        "--model", str(model), "--host", "127.0.0.1", "--port", str(port), *flags,
+    ]  # fmt: skip
+    with running(words, f"http://127.0.0.1:{port}", log, "/v1/models") as url:
         yield url

@@ -1,4 +1,5 @@
-"""A server on loopback with the shapes of vLLM, SGLang and OpenAI, and with faults on demand.
+"""A server on loopback with the shapes of vLLM, SGLang, OpenAI and llama-cpp-python, and with
+faults on demand.
 
 Its model knows the token before alone: ln Pr(b | a) is a softmax of numbers drawn by the seed a. So
 each number that a client should find is known without any of its code.
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from helpers.program import ROOT
 
 N_IDS = 4096
 """Ids of the demo's tokenizer."""
@@ -68,16 +71,63 @@ def sglang_answer(body: dict[str, Any]) -> dict[str, Any]:
     return {"text": "", "meta_info": meta}
 
 
+@lru_cache(maxsize=1)
+def demo_tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(ROOT / "seqloss_cli" / "demo" / "tokenizer.json"))
+
+
+@lru_cache(maxsize=1)
+def _byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in byte-level vocabularies."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+def bytes_of(token_id: int) -> bytes:
+    """The bytes of one of the demo's ids; none of a control token."""
+    if token_id < 2:
+        return b""
+    return bytes(_byte_letters()[letter] for letter in demo_tokenizer().id_to_token(token_id))
+
+
+def shown(token_id: int) -> str:
+    """A token as llama-cpp-python shows it: parts of characters and control tokens are left out."""
+    return bytes_of(token_id).decode(errors="ignore")
+
+
+def _top(probs: NDArray[np.float64], own: int, k: int) -> dict[str, float]:
+    best = {shown(int(i)): float(probs[i]) for i in np.argsort(-probs)[:k]}
+    return best | {shown(own): float(probs[own])}
+
+
 def openai_answer(body: dict[str, Any]) -> dict[str, Any]:
-    ids = body["prompt"]
-    n = body["max_tokens"]
-    logprobs = {
-        "tokens": [f"token_id:{i}" for i in ids] + ["x"] * n,
-        "token_logprobs": [None] + [-loss for loss in losses_of(ids)] + [-0.5] * n,
-        "top_logprobs": None,
-        "text_offset": list(range(len(ids) + n)),
-    }
-    return {"object": "text_completion", "choices": [{"index": 0, "logprobs": logprobs}]}
+    ids, n, k = body["prompt"], body["max_tokens"], body["logprobs"]
+    after = [log_probs_after(i) for i in ids]
+    tokens = [*ids, *([int(after[-1].argmax())] * n)]
+    own = [None, *(float(p[i]) for p, i in zip(after, tokens[1:], strict=False))]
+    tops = [None, *(_top(p, i, k) for p, i in zip(after, tokens[1:], strict=False))]
+    logprobs = {"tokens": [*map(shown, tokens)], "token_logprobs": own, "top_logprobs": tops}
+    usage = {"prompt_tokens": len(ids), "completion_tokens": n}
+    return {"model": body["model"], "choices": [{"index": 0, "logprobs": logprobs}], "usage": usage}
+
+
+def llama_cpp_answer(body: dict[str, Any], adds_bos: bool) -> dict[str, Any]:
+    """As llama-cpp-python 0.3.36 answers: it leaves BOS out of its lists, puts the distribution
+    after the n-th token of the prompt beside the n-th of the list, and makes the first one null."""
+    ids = demo_tokenizer().encode(body["prompt"], add_special_tokens=False).ids
+    prompt = [0] * adds_bos + ids
+    after = [log_probs_after(i) for i in prompt]
+    tokens = [*prompt[prompt[0] == 0 :], int(after[-1].argmax())]
+    pairs = [(p, i) for p, i in zip(after, tokens, strict=False) if i != 0]
+    own: list[Any] = [float(p[i]) for p, i in pairs]
+    tops: list[Any] = [_top(p, i, body["logprobs"]) for p, i in pairs]
+    own[0] = tops[0] = None
+    logprobs = {"tokens": [shown(i) for _, i in pairs], "token_logprobs": own, "top_logprobs": tops}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
+    return {"model": body["model"], "choices": [{"index": 0, "logprobs": logprobs}], "usage": usage}
 
 
 Fault = Callable[[int, dict[str, Any], Any], Any]
@@ -109,6 +159,10 @@ class FakeServer:
     model: str = "fake"
     fault: Fault | None = None
     key: str | None = None
+    takes_ids: bool = True
+    """Else it is llama-cpp-python's."""
+    adds_bos: bool = True
+    """Of texts: what llama-cpp-python's model says."""
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -127,7 +181,8 @@ class FakeServer:
             return {"model_path": self.model}
         if path == "/get_server_info" and self.kind == "sglang":
             return {"context_length": self.max_model_len, "version": "0.5.23", "dtype": "auto"}
-        answers = {"vllm": vllm_answer, "sglang": sglang_answer, "openai": openai_answer}
+        if path == "/openapi.json" and not self.takes_ids:
+            return {"info": {"title": "llama.cpp Python API", "version": "0.3.36"}}
         if body is None or path != ("/generate" if self.kind == "sglang" else "/v1/completions"):
             return None
         with self._lock:
@@ -136,11 +191,19 @@ class FakeServer:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:
-            right = answers[self.kind](body)
+            right = self._right(body)
             return right if self.fault is None else self.fault(number, body, right)
         finally:
             with self._lock:
                 self._now -= 1
+
+    def _right(self, body: dict[str, Any]) -> Any:
+        if not self.takes_ids:
+            if not isinstance(body["prompt"], str):
+                return Broken(500, content=b'{"error": {"message": "4 validation errors: ..."}}')
+            return llama_cpp_answer(body, self.adds_bos)
+        answers = {"vllm": vllm_answer, "sglang": sglang_answer, "openai": openai_answer}
+        return answers[self.kind](body)
 
 
 @contextmanager

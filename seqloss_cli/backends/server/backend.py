@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.backends.server.protocols import Answer, Question, ServerProtocol
+from seqloss_cli.backends.server.protocols import Answer, Question, ServerProtocol, wrong
 from seqloss_cli.backends.server.transport import Refused, Transport
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import RowError, RunError
@@ -34,15 +34,25 @@ class Server:
     def ask(self, question: Question) -> Answer:
         """Return a checked answer. Raises RowError where it cannot be believed, or the server takes
         no such row; RunError where there is none."""
+        return self.protocol.read(self.fetch(question), question)
+
+    def fetch(self, question: Question) -> Any:
+        """Return an answer as it came. Raises as `ask` does."""
         body = {**self.protocol.body(self.model, question), **self.options}
         try:
             found = self.transport.post(self.protocol.path, body, question.most_bytes)
         except Refused as error:
+            limit = (
+                "" if self.max_model_len else "; if it is too long, --context N sends N + 1 tokens"
+            )
             raise RowError(
                 "server_refused",
-                f"the server does not take it (status {error.status}): {error.text}",
+                f"the server does not take it (status {error.status}): {error.text}{limit}",
             ) from None
-        return self.protocol.read(found, question)
+        theirs = found.get("model") if isinstance(found, dict) else None
+        if theirs not in (None, self.model):
+            raise wrong("model", f"is of the model {theirs!r:.80}, not {self.model!r:.80}")
+        return found
 
 
 class ServerBackend:
@@ -54,6 +64,7 @@ class ServerBackend:
         n_ids: int,
         record: Mapping[str, Any],
         warnings: list[str],
+        scores_after_bos: bool = True,
     ) -> None:
         """`record` is what run records say of the server."""
         self._server, self._n_ids, self._record = server, n_ids, record
@@ -65,6 +76,7 @@ class ServerBackend:
             n_concurrent_batches=server.transport.gate.most,
             quantities=server.protocol.quantities,
             prefetch_helps=True,
+            scores_after_bos=scores_after_bos,
         )
 
     def vocab_size(self) -> int:

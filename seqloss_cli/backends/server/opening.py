@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
-from seqloss_cli.backends.server import probing
+from seqloss_cli.backends.server import alignment, probing
 from seqloss_cli.backends.server.backend import Server, ServerBackend
-from seqloss_cli.backends.server.protocols import OpenAi, ServerProtocol, Sglang, Vllm
+from seqloss_cli.backends.server.openai import OpenAi, Way
+from seqloss_cli.backends.server.pieces import Pieces
+from seqloss_cli.backends.server.protocols import ServerProtocol, Sglang, Vllm
 from seqloss_cli.backends.server.transport import Transport
 from seqloss_cli.core.backend import (
     Backend,
@@ -55,9 +58,13 @@ def open_model(
     loaded = load_tokenizer_only(choice)
     transport = Transport(url, choice.engine)
     found = probing.identify(transport, kind)
+    tokens = Tokenization(
+        # Its own: the run's policy on special tokens is set in the tokenizer itself.
+        deepcopy(loaded.tokenizer), TokenPolicy(), loaded.n_ids, loaded.bos_ids, loaded.eos_ids
+    )  # fmt: skip
     server = Server(
         transport=transport,
-        protocol=_protocol(found.kind, loaded),
+        protocol=_protocol(found.kind, loaded.n_ids, Pieces(tokens)),
         model=found.model,
         version=found.version,
         max_model_len=found.max_model_len,
@@ -67,7 +74,8 @@ def open_model(
     n_more = 1 if found.kind == "seqloss" else 2
     longest = None if found.max_model_len is None else found.max_model_len - n_more
     windows = _windows(loaded, longest, context, stride)
-    start = partial(_start, server, loaded, windows, choice, batches)
+    longest = min(filter(None, (longest, loaded.max_context, _LONGEST_PROBE)))
+    start = partial(_start, server, tokens, windows, choice, batches, longest)
     return OpenedModel(loaded, windows, start)
 
 
@@ -81,13 +89,10 @@ def _parts(url: str) -> tuple[str | None, str]:
     return prefix, rest
 
 
-def _protocol(kind: str, loaded: LoadedTokenizer) -> ServerProtocol:
+def _protocol(kind: str, n_ids: int, pieces: Pieces) -> ServerProtocol:
     if kind in ("vllm", "seqloss"):
         return Vllm(kind)
-    if kind == "sglang":
-        return Sglang(loaded.n_ids)
-    tokens = Tokenization(loaded.tokenizer, TokenPolicy(), loaded.n_ids)
-    return OpenAi(tokens.name_token)
+    return Sglang(n_ids) if kind == "sglang" else OpenAi(pieces)
 
 
 def _windows(
@@ -106,28 +111,32 @@ def _windows(
 
 def _start(
     server: Server,
-    loaded: LoadedTokenizer,
+    tokens: Tokenization,
     windows: WindowPolicy,
     choice: ModelChoice,
     batches: BatchPolicy,
+    longest: int,
 ) -> tuple[Backend, BatchPolicy]:
-    """Probe the server, unless it was probed before. Raises RunError where it is not believed."""
+    """Probe the server with rows of at most `longest` fed tokens, unless it was probed before.
+
+    Raises RunError where it is not believed, UsageError where no window has a value.
+    """
     engine = choice.engine
     assert engine is not None
     tolerance = engine.probe_tolerance
     if tolerance is None:
         tolerance = TOLERANCES.get(server.dtype or "", DEFAULT_TOLERANCE)
-    tokens = Tokenization(loaded.tokenizer, TokenPolicy(), loaded.n_ids)
     found = None if engine.probe else probing.kept_probe(server, tokens.sha256)
     if found is None or found.worst_difference > tolerance:
-        found = probing.probe(server, _probe_rows(tokens, windows.context), tolerance)
+        found = _probed(server, tokens, longest, tolerance)
         probing.keep_probe(server, tokens.sha256, found)
-    warnings = []
-    if not found.normalised and not engine.verify:
-        warnings.append(
-            f"{server.transport.url}: nothing shows that its numbers are log-probabilities of the "
-            "whole vocabulary; --verify N scores N rows here, too"
-        )
+    if found.way is not None:
+        server = alignment.with_way(server, Pieces(tokens), found.way)
+        if found.way.drops_bos and windows.context < 2:
+            raise UsageError(
+                f"--context {windows.context}: the server gives no log-probability of a token "
+                "right after BOS; 2 is the least"
+            )
     record = {
         "url": engine.url,
         "kind": server.protocol.name,
@@ -137,18 +146,70 @@ def _start(
         "probe_tolerance": tolerance,
         "probe_worst_difference": found.worst_difference,
         "normalised": found.normalised,
+        **_described(found.way),
     }
-    return ServerBackend(server, loaded.n_ids, record, warnings), batches
+    warnings = _warnings(server.transport.url, found, choice)
+    after_bos = found.way is None or not found.way.drops_bos
+    return ServerBackend(server, tokens.n_ids, record, warnings, after_bos), batches
 
 
-def _probe_rows(tokens: Tokenization, context: int) -> list[list[int]]:
-    """Return rows of ids, some with a common beginning, each at most `context` + 1 long."""
-    text = next(iter(tokens.encode([_PROBE_TEXT * 3])))
-    if not isinstance(text, list) or len(text) < 2:
+def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float) -> probing.Probe:
+    rows, way, first = _probe_rows(tokens, longest), None, 1
+    if server.protocol.name == OpenAi.name:
+        pieces = Pieces(tokens)
+        way = alignment.find_way(server, pieces, rows, tolerance)
+        server = alignment.with_way(server, pieces, way)
+        first = 1 + way.drops_bos
+    if way is None or not way.as_text:
+        # Ids that no tokenizer gives: a server that makes a text of them gets other ones.
+        n_before = int(tokens.bos_id is not None)
+        rows.append(rows[0][:n_before] + rows[0][n_before:][::-1])
+    return replace(probing.probe(server, rows, first, tolerance), way=way)
+
+
+def _described(way: Way | None) -> dict[str, str]:
+    """Return the keys of a run record that say how a server of OpenAI's shape was asked."""
+    if way is None:
+        return {}
+    return {
+        **({"prompts": "texts"} if way.as_text else {}),
+        **({"after_bos": "unscored"} if way.drops_bos else {}),
+    }
+
+
+def _warnings(url: str, found: probing.Probe, choice: ModelChoice) -> list[str]:
+    warnings = []
+    assert choice.engine is not None
+    if not found.normalised and not choice.engine.verify:
+        warnings.append(
+            f"{url}: nothing shows that its numbers are log-probabilities of the whole vocabulary; "
+            "--verify N scores N rows here, too"
+        )
+    if found.way is not None and found.way.as_text:
+        warnings.append(
+            f"{url} takes no ids: texts are sent, and rows are rejected whose tokens there are not "
+            "shown to be ours"
+        )
+    if found.way is not None and found.way.drops_bos:
+        warnings.append(
+            f"{url} gives no log-probability of the token after BOS: it is unscored in each row "
+            "(flag first_token_unscored)"
+        )
+    return warnings
+
+
+def _probe_rows(tokens: Tokenization, longest: int) -> list[list[int]]:
+    """Return rows of ids of texts, some with a common beginning, each at most `longest` + 1 long.
+
+    Raises RunError where the tokenizer makes no tokens of a text.
+    """
+    words = (_PROBE_TEXT * 3).split()
+    half, back = words[: len(words) // 6], words[::-1]
+    encoded = tokens.encode([" ".join(each) for each in (words, half + back, back)])
+    if not all(isinstance(each, list) and len(each) > 2 for each in encoded):
         raise RunError("the tokenizer makes no tokens of a plain text; name one with --tokenizer")
     before = [] if tokens.bos_id is None else [tokens.bos_id]
-    n = min(_LONGEST_PROBE, len(text), context + 1 - len(before))
-    whole = text[:n]
-    half = whole[: max(1, n // 2)]
-    rows = [whole, half + whole[::-1][: n - len(half)], whole[::-1], half, whole[: max(2, n - 1)]]
+    n = longest + 1 - len(before)
+    whole, others, backwards = ([*each][:n] for each in encoded if isinstance(each, list))
+    rows = [whole, others, backwards, whole[: max(2, n // 2)], whole[: max(2, n - 1)]]
     return [before + row for row in rows if len(before) + len(row) >= 2]

@@ -7,6 +7,7 @@ cache is on (vLLM issue 42019); those of another `logprobs_mode` than `raw_logpr
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ import numpy as np
 import orjson
 
 from seqloss_cli.backends.server.backend import Server
-from seqloss_cli.backends.server.protocols import Answer, Question
+from seqloss_cli.backends.server.openai import OpenAi, Way
+from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question
 from seqloss_cli.backends.server.transport import Refused, Transport
 from seqloss_cli.core.errors import RowError, RunError
 from seqloss_cli.core.records import Floats
@@ -28,10 +30,6 @@ N_ALTERNATIVES = 20
 """Alternatives asked for in a probe: the most that servers give."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
-_GIVE_NONE = (
-    "llama.cpp's llama-server, `transformers serve`, TGI, Ollama and trtllm-serve give no "
-    "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
-)
 _GIVE_LOGITS = "vLLM gives logits unless it has --logprobs-mode raw_logprobs, its default"
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
@@ -61,6 +59,8 @@ class Probe:
     that cannot be told."""
     at: str
     """UTC, ISO 8601."""
+    way: Way | None = None
+    """The way in which a server of OpenAI's shape is asked; None for others."""
 
 
 def identify(transport: Transport, kind: str | None) -> Identity:
@@ -79,19 +79,29 @@ def identify(transport: Transport, kind: str | None) -> Identity:
             return _sglang(found, more if isinstance(more, dict) else {})
     if not card.get("id"):
         what = "names no model at /v1/models" if listed is not None else "has no /v1/models"
-        raise RunError(f"{transport.url} {what}: is it the right address? {_GIVE_NONE}")
+        raise RunError(f"{transport.url} {what}: is it the right address? {GIVE_NONE}")
     version = None
-    if kind in (None, "vllm"):
+    if kind in (None, "vllm", "openai"):
         found = _asked(transport, "/version")
         version = found.get("version") if isinstance(found, dict) else None
         kind = kind or ("vllm" if _is_vllm(card) or version else "openai")
         if kind == "vllm" and card.get("owned_by") == "seqloss":
             kind = "seqloss"
+    if kind == "openai" and version is None:
+        version = _version_of(_asked(transport, "/openapi.json"))
     length = card.get("max_model_len")
     return Identity(
         kind, str(card["id"]), version, length if isinstance(length, int) else None,
         card.get("dtype") if isinstance(card.get("dtype"), str) else None,
     )  # fmt: skip
+
+
+def _version_of(description: Any) -> str | None:
+    """Return name and version of a program that describes its own routes, as FastAPI's do."""
+    info = description.get("info") if isinstance(description, dict) else None
+    if not isinstance(info, dict) or info.get("title") in (None, "", "FastAPI"):
+        return None  # its author gave it no name
+    return f"{info['title']} {info.get('version')}"[:80]
 
 
 def _is_vllm(card: Mapping[str, Any]) -> bool:
@@ -117,37 +127,60 @@ def _asked(transport: Transport, path: str) -> Any:
 # -- probes --------------------------------------------------------------------------------------
 
 
-def probe(server: Server, rows: Sequence[Sequence[int]], tolerance: float) -> Probe:
+def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: float) -> Probe:
     """Ask for the same rows in several orders, alone and at once, and with options of sampling that
-    must not matter.
+    must not matter. `first` is the first target that the server has values of.
 
     Raises RunError where the answers differ by more than `tolerance` nats, or are no
     log-probabilities.
     """
-    questions = [Question(row, 1) for row in rows]
-    first = _answers(server, questions)
+    questions = [Question(row, first) for row in rows if len(row) > first]
+    questions = [each for each in questions if _can_be_asked(server, each)]
+    before = _answers(server, questions)
     orders = [
         _answers(server, questions[::-1])[::-1],
         _at_once(server, questions),
     ]
-    worst = max(_difference(first, other) for other in orders)
+    worst = max(_difference(before, other) for other in orders)
     if worst > tolerance:
         raise RunError(
             f"{server.transport.url}: the same rows in another order have log-probabilities that "
             f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): vLLM with a prefix "
             "cache does that; start it with --no-enable-prefix-caching"
         )
-    if server.protocol.name == "vllm":
-        sampled = replace(server, options={"temperature": 0.5, "top_k": 2, "top_p": 0.5})
-        apart = _difference(first, _answers(sampled, questions))
-        if apart > tolerance:
-            raise RunError(
-                f"{server.transport.url}: log-probabilities depend on options of sampling (by "
-                f"{apart:.2g} nats): start vLLM with --logprobs-mode raw_logprobs, its default"
-            )
-    normalised = _is_normalised(server, rows[0])
+    if server.protocol.name in ("vllm", "openai"):
+        _require_unsampled(server, questions, before, tolerance)
+    normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Probe(worst, normalised, now)
+
+
+def _can_be_asked(server: Server, question: Question) -> bool:
+    """Tell whether the row has a text, where texts are sent."""
+    try:
+        server.protocol.body(server.model, question)
+    except RowError:
+        return False
+    return True
+
+
+def _require_unsampled(
+    server: Server, questions: Sequence[Question], before: Sequence[Answer], tolerance: float
+) -> None:
+    """Raises RunError where options of sampling change the log-probabilities of a prompt."""
+    sampled = replace(server, options={"temperature": 0.5, "top_k": 2, "top_p": 0.5})
+    try:
+        answers = [sampled.ask(question) for question in questions]
+    except RowError as error:
+        if server.protocol.name == "openai" and error.reason == "server_refused":
+            return  # it has no such options
+        raise RunError(f"{server.transport.url}: {error.message}") from None
+    apart = _difference(before, answers)
+    if apart > tolerance:
+        raise RunError(
+            f"{server.transport.url}: log-probabilities depend on options of sampling (by "
+            f"{apart:.2g} nats): start vLLM with --logprobs-mode raw_logprobs, its default"
+        )
 
 
 def _answers(server: Server, questions: Iterable[Question]) -> list[Answer]:
@@ -163,7 +196,7 @@ def _ask(server: Server, question: Question) -> Answer:
     try:
         return server.ask(question)
     except RowError as error:
-        hint = _GIVE_LOGITS if error.reason == "server_positive" else _GIVE_NONE
+        hint = _GIVE_LOGITS if error.reason == "server_positive" else GIVE_NONE
         raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
 
 
@@ -172,20 +205,18 @@ def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:
     return max(float(np.abs(a.log_probs - b.log_probs).max()) for a, b in pairs)
 
 
-def _is_normalised(server: Server, row: Sequence[int]) -> bool | None:
+def _is_normalised(server: Server, row: Sequence[int], first: int) -> bool | None:
     """Tell whether alternatives are probabilities; RunError where they are not."""
-    if "top_logprobs" not in server.protocol.quantities:
-        return None
     # A row that repeats itself is predicted well: the alternatives hold nearly all.
-    ids = [*row[: len(row) // 2]] * 2
+    ids = [*row[:1], *list(row[1 : len(row) // 2]) * 2]
     try:
-        answer = server.ask(Question(ids, 1, N_ALTERNATIVES))
+        mass = _mass(server, Question(ids, first, N_ALTERNATIVES))
     except RowError as error:
-        if error.reason != "server_refused":
+        if error.reason not in ("server_refused", "server_text"):
             raise RunError(f"{server.transport.url}: {error.message}") from None
         return None  # it gives fewer alternatives
-    assert answer.top_log_probs is not None
-    mass: Floats = np.exp(answer.top_log_probs).sum(axis=1)
+    if mass is None:
+        return None
     if mass.max() > 1 + _ROUNDING:
         raise RunError(
             f"{server.transport.url}: probabilities of {N_ALTERNATIVES} alternatives add up to "
@@ -195,6 +226,21 @@ def _is_normalised(server: Server, row: Sequence[int]) -> bool | None:
     return True if mass.max() >= _ALMOST_ALL else None
 
 
+def _mass(server: Server, question: Question) -> Floats | None:
+    """Return the probability of all alternatives together, shape M; None where the server gives
+    none. Raises RowError."""
+    protocol = server.protocol
+    if isinstance(protocol, OpenAi):
+        found = protocol.alternatives(server.fetch(question), question)
+        return np.array([sum(map(math.exp, each.values())) for each in found])
+    if "top_logprobs" not in protocol.quantities:
+        return None
+    answer = server.ask(question)
+    assert answer.top_log_probs is not None
+    mass: Floats = np.exp(answer.top_log_probs).sum(axis=1)
+    return mass
+
+
 # -- results that are kept -----------------------------------------------------------------------
 
 
@@ -202,7 +248,8 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
     """Return the result of a probe of this server, model and version that is not yet too old."""
     try:
         found = orjson.loads(_place(server, tokenizer_sha256).read_bytes())
-        kept = Probe(float(found["worst_difference"]), found["normalised"], str(found["at"]))
+        way = None if found["way"] is None else Way(**found["way"])
+        kept = Probe(float(found["worst_difference"]), found["normalised"], str(found["at"]), way)
         age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -212,13 +259,7 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
 def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
     """Keep a result for the next call; where there is no place for it, it is asked for again."""
     place = _place(server, tokenizer_sha256)
-    text = orjson.dumps(
-        {
-            "worst_difference": found.worst_difference,
-            "normalised": found.normalised,
-            "at": found.at,
-        }
-    )
+    text = orjson.dumps(found)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_suffix(f".{os.getpid()}")

@@ -9,7 +9,7 @@ Shapes: L tokens that are sent, M of them scored (the last M), K alternatives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,10 @@ LOWEST = -9999.0
 """Servers write this for a probability of zero, and for one that they do not know."""
 MOST_ALTERNATIVES = 20
 """vLLM's and OpenAI's own limit, unless the server was started with another."""
+GIVE_NONE = (
+    "llama.cpp's llama-server, `transformers serve`, TGI, Ollama and trtllm-serve give no "
+    "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
+)
 _BYTES_EACH = 512
 """Bytes of JSON for a token with its log-probability and text, generously."""
 
@@ -79,7 +83,7 @@ def wrong(reason: str, message: str) -> RowError:
 def require_list(value: Any, name: str, length: int) -> list[Any]:
     """Raises RowError unless the value is a list of this length."""
     if not isinstance(value, list):
-        raise wrong("answer", f"has no list {name}, but {_kind(value)}")
+        raise wrong("answer", f"has no list {name}, but {kind_of(value)}")
     if not value:
         raise wrong("length", f"has no entries in {name}: this server may give no "
                     "log-probabilities of prompts")  # fmt: skip
@@ -106,7 +110,7 @@ def require_log_probs(values: Sequence[Any], name: str) -> Floats:
         if value is None:
             raise wrong("missing", f"has no {at}")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong("answer", f"has {_kind(value)} as {at}")
+            raise wrong("answer", f"has {kind_of(value)} as {at}")
         if not math.isfinite(value):
             raise wrong("not_finite", f"has {value} as {at}")
         if value > 0:
@@ -119,20 +123,22 @@ def require_log_probs(values: Sequence[Any], name: str) -> Floats:
     return found
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return a value's type and beginning, for messages."""
     return "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
 
 
-def _entry(value: Any, name: str) -> Mapping[str, Any]:
+def require_entry(value: Any, name: str) -> Mapping[str, Any]:
+    """Raises RowError unless the value is an object."""
     if not isinstance(value, dict):
-        raise wrong("answer", f"has {_kind(value)} as {name}")
+        raise wrong("answer", f"has {kind_of(value)} as {name}")
     return value
 
 
-def _choice(answer: Any) -> Mapping[str, Any]:
+def require_choice(answer: Any) -> Mapping[str, Any]:
     """Return the one choice of a completion."""
-    found = require_list(_entry(answer, "an answer").get("choices"), "choices", 1)
-    return _entry(found[0], "choices[0]")
+    found = require_list(require_entry(answer, "an answer").get("choices"), "choices", 1)
+    return require_entry(found[0], "choices[0]")
 
 
 def _best(alternatives: Sequence[tuple[int, float]], k: int, n: int) -> list[tuple[int, float]]:
@@ -174,7 +180,7 @@ class Vllm:
 
     def read(self, answer: Any, question: Question) -> Answer:
         """Return what an answer says: entries by id, each with its log-probability and rank."""
-        choice, ids, first = _choice(answer), question.ids, question.first
+        choice, ids, first = require_choice(answer), question.ids, question.first
         if choice.get("prompt_token_ids") is None:
             raise wrong("ids", "has no prompt_token_ids: vLLM gives them from 0.10.2 on")
         require_ids(choice["prompt_token_ids"], "prompt_token_ids", ids)
@@ -183,10 +189,10 @@ class Vllm:
             raise wrong("length", "has a log-probability of the first token, which has none")
         own, tops = [], []
         for n in range(first, len(ids)):
-            entry = _entry(entries[n], f"prompt_logprobs[{n}]")
+            entry = require_entry(entries[n], f"prompt_logprobs[{n}]")
             if (found := entry.get(str(ids[n]))) is None:
                 raise wrong("ids", f"is about other tokens: prompt_logprobs[{n}] lacks id {ids[n]}")
-            own.append(_entry(found, f"prompt_logprobs[{n}]"))
+            own.append(require_entry(found, f"prompt_logprobs[{n}]"))
             if question.top_k:
                 tops.append([_vllm_alternative(key, each, n) for key, each in entry.items()])
         log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
@@ -199,13 +205,13 @@ class Vllm:
 def _vllm_alternative(key: str, value: Any, n: int) -> tuple[int, float]:
     if not (key.isascii() and key.isdigit()):
         raise wrong("answer", f"has {key!r:.40} as an id of prompt_logprobs[{n}]")
-    return int(key), require_log_prob(_entry(value, f"prompt_logprobs[{n}]").get("logprob"))
+    return int(key), require_log_prob(require_entry(value, f"prompt_logprobs[{n}]").get("logprob"))
 
 
 def require_log_prob(value: Any) -> float:
     """Return one log-probability, nats, which may be 0 or clamped: of an alternative."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0:
-        raise wrong("answer", f"has {_kind(value)} as a log-probability")
+        raise wrong("answer", f"has {kind_of(value)} as a log-probability")
     return float(value)
 
 
@@ -214,7 +220,7 @@ def _ranks(values: Sequence[Any]) -> Ints | None:
         return None
     for n, value in enumerate(values):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise wrong("answer", f"has {_kind(value)} as the rank of scored token {n}")
+            raise wrong("answer", f"has {kind_of(value)} as the rank of scored token {n}")
     return np.array(values, dtype=np.int64)
 
 
@@ -241,7 +247,7 @@ class Sglang:
 
     def read(self, answer: Any, question: Question) -> Answer:
         """Return what an answer says: triples from `logprob_start_len` on, the first one empty."""
-        meta = _entry(_entry(answer, "an answer").get("meta_info"), "meta_info")
+        meta = require_entry(require_entry(answer, "an answer").get("meta_info"), "meta_info")
         start, ids = question.first - 1, question.ids
         n_prompt = meta.get("prompt_tokens")
         if n_prompt is not None and n_prompt != len(ids):
@@ -265,62 +271,12 @@ class Sglang:
 
 def _triple(value: Any, name: str) -> tuple[Any, int]:
     if not isinstance(value, list) or len(value) < 2 or not isinstance(value[1], int):
-        raise wrong("answer", f"has {_kind(value)} as {name}")
+        raise wrong("answer", f"has {kind_of(value)} as {name}")
     return value[0], value[1]
 
 
 def _sglang_alternatives(value: Any, n: int) -> list[tuple[int, float]]:
     if not isinstance(value, list):
-        raise wrong("answer", f"has {_kind(value)} as alternatives of scored token {n}")
+        raise wrong("answer", f"has {kind_of(value)} as alternatives of scored token {n}")
     found = [_triple(each, f"alternatives of scored token {n}") for each in value]
     return [(token_id, require_log_prob(log_prob)) for log_prob, token_id in found]
-
-
-class OpenAi:
-    """Completions with `echo` and `logprobs`, for servers that take ids as a prompt."""
-
-    name = "openai"
-    path = "/v1/completions"
-    quantities = frozenset[str]()
-
-    def __init__(self, text_of: Callable[[int], str] | None = None, max_tokens: int = 1) -> None:
-        """With `text_of`, which spells an id, the texts of tokens are compared. One token is
-        generated, since some servers fill the context where none is asked for."""
-        self._text_of, self._max_tokens = text_of, max_tokens
-
-    def body(self, model: str, question: Question) -> dict[str, Any]:
-        """Return the request of one row."""
-        return {
-            "model": model,
-            "prompt": list(question.ids),
-            "max_tokens": self._max_tokens,
-            "temperature": 0,
-            "echo": True,
-            "logprobs": 1,
-        }
-
-    def read(self, answer: Any, question: Question) -> Answer:
-        """Return what an answer says: the tokens of the prompt, then what was generated."""
-        found, ids = _entry(_choice(answer).get("logprobs"), "logprobs"), question.ids
-        values = found.get("token_logprobs")
-        n_more = 0
-        if isinstance(values, list) and len(ids) < len(values) <= len(ids) + self._max_tokens:
-            n_more = len(values) - len(ids)
-        values = require_list(values, "token_logprobs", len(ids) + n_more)
-        texts = require_list(found.get("tokens"), "tokens", len(values))
-        self._require_texts(texts, ids)
-        if values[0] is not None:
-            raise wrong("length", "has a log-probability of the first token, which has none")
-        return Answer(require_log_probs(values[question.first : len(ids)], "token_logprobs"))
-
-    def _require_texts(self, texts: Sequence[Any], ids: Sequence[int]) -> None:
-        if self._text_of is None:
-            return
-        for n, (theirs, token_id) in enumerate(zip(texts, ids, strict=False)):
-            ours = self._text_of(token_id)
-            # Servers write control tokens as nothing, and parts of characters in several ways.
-            if theirs in ("", ours, f"token_id:{token_id}") or "\ufffd" in str(theirs):
-                continue
-            if not ours.startswith(("<", "[")) and str(theirs).strip() != ours.strip():
-                raise wrong("ids", f"is about other tokens: tokens[{n}] is {theirs!r:.40}, sent "
-                            f"{ours!r:.40}")  # fmt: skip

@@ -28,6 +28,9 @@ LONGEST_ASKED_WAIT = 300.0
 """Seconds that a server may ask to wait; a longer time ends the run."""
 _BUSY = (408, 429, 500, 502, 503, 504)
 """Codes of answers that may be other ones the next time."""
+# llama-cpp-python answers 500 to requests that it will never take.
+_FINAL = (b"validation error", b"logits_all")
+"""Words of answers with such a code that no other attempt changes."""
 _NO_KEY, _REDIRECTS = (401, 403), (301, 302, 303, 307, 308)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -140,7 +143,7 @@ class Transport:
                 f"{self.url} wants another key (status {status}): SEQLOSS_API_KEY, or "
                 "--api-key-file FILE"
             )
-        if status not in _BUSY:
+        if status not in _BUSY or any(words in content for words in _FINAL):
             raise Refused(status, _shown(content))
 
     def _wait(self, attempt: int, asked: float | None) -> None:

@@ -1,0 +1,149 @@
+"""Completions with `echo` and `logprobs`: ids go there where they are taken, texts where not.
+
+Values of this shape stand in a list, with no id beside them. So it is found out before the first
+row where in the list the prompt's tokens are, and which token a value belongs to (`alignment.py`).
+llama-cpp-python's server leaves BOS out of its lists and gives no value of the token after it.
+Where no BOS stands before a text, its values are those of tokens that are in the context already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqloss_cli.backends.server.pieces import Pieces
+from seqloss_cli.backends.server.protocols import (
+    Answer,
+    Question,
+    require_choice,
+    require_entry,
+    require_list,
+    require_log_probs,
+    wrong,
+)
+from seqloss_cli.core.errors import RowError
+
+_MAX_TOKENS = 1
+"""One token is generated and left out: some servers fill the context where none is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """The way in which a server of this shape is asked, and in which it answers."""
+
+    as_text: bool = False
+    """It takes no ids: texts are sent."""
+    spells_bos: bool = False
+    """BOS is spelled out in texts, since the server puts none in front."""
+    drops_bos: bool = False
+    """Its lists begin with the token after BOS, whose value is missing."""
+    needs_bos: bool = False
+    """Without a BOS its values are not those of the tokens that they stand beside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The lists of an answer, cut to the tokens of the prompt: the last ones of the row."""
+
+    values: list[Any]
+    texts: list[Any]
+    tops: list[Any] | None
+    """Alternatives at each token, by their texts; None where the answer has none."""
+
+    @property
+    def last(self) -> tuple[Any, Any]:
+        """The last token's text and value."""
+        return self.texts[-1], self.values[-1]
+
+
+class OpenAi:
+    """Completions of OpenAI's older shape."""
+
+    name = "openai"
+    path = "/v1/completions"
+    quantities = frozenset[str]()
+
+    def __init__(self, pieces: Pieces, way: Way | None = None) -> None:
+        self.pieces, self.way = pieces, way or Way()
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request of one row. Raises RowError where it cannot be asked for."""
+        ids, way = question.ids, self.way
+        if way.needs_bos and not self.pieces.begins_with_bos(ids):
+            raise RowError(
+                "server_position",
+                "it begins with no BOS, and the server gives right values only after one (--bos "
+                "always)",
+            )
+        return {
+            "model": model,
+            "prompt": self.pieces.text_of(ids, way.spells_bos)[0] if way.as_text else list(ids),
+            "max_tokens": _MAX_TOKENS,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": max(1, question.top_k),
+        }
+
+    def read(self, answer: Any, question: Question) -> Answer:
+        """Return what an answer says of the tokens of the prompt."""
+        values, n_before = self.listed(answer, question).values, self._n_before(question.ids)
+        if values[0] is not None:
+            raise wrong("length", "has a log-probability of the first token, which has none")
+        return Answer(require_log_probs(values[question.first - n_before :], "token_logprobs"))
+
+    def listed(self, answer: Any, question: Question) -> Listed:
+        """Return the lists of an answer, checked to be about the prompt's tokens."""
+        ids, n_before = question.ids, self._n_before(question.ids)
+        n_asked = len(ids) - n_before
+        if self.way.as_text:
+            _, ids = self.pieces.text_of(ids, self.way.spells_bos)
+        self._require_length(answer, len(ids))
+        n = len(ids) - n_before
+        found = require_entry(require_choice(answer).get("logprobs"), "logprobs")
+        values = found.get("token_logprobs")
+        if isinstance(values, list) and n < len(values) <= n + _MAX_TOKENS:
+            n_listed = len(values)
+        else:
+            n_listed = n
+        values = require_list(values, "token_logprobs", n_listed)
+        texts = require_list(found.get("tokens"), "tokens", n_listed)[:n]
+        if self.way.as_text:
+            self.pieces.require_same_cut(texts, ids[n_before:], "tokens")
+        else:
+            self.pieces.require_shown(texts, ids[n_before:], "tokens")
+        tops = found.get("top_logprobs")
+        if tops is not None:
+            tops = require_list(tops, "top_logprobs", n_listed)[:n_asked]
+        return Listed(values[:n_asked], texts[:n_asked], tops)
+
+    def alternatives(self, answer: Any, question: Question) -> list[Mapping[str, float]]:
+        """Return the alternatives at each scored token, by their texts. Raises RowError."""
+        listed, n_before = self.listed(answer, question), self._n_before(question.ids)
+        if listed.tops is None:
+            raise wrong("answer", "has no top_logprobs")
+        tops = listed.tops[question.first - n_before :]
+        return [_alternatives(each, n) for n, each in enumerate(tops)]
+
+    def _n_before(self, ids: Sequence[int]) -> int:
+        """Return the number of tokens that the lists leave out."""
+        return int(self.way.drops_bos and self.pieces.begins_with_bos(ids))
+
+    def _require_length(self, answer: Any, n: int) -> None:
+        """Raises RowError where the answer is about another number of tokens: a BOS too many, a
+        prompt that was cut. Of a text the number must be known."""
+        usage = require_entry(answer, "an answer").get("usage")
+        theirs = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        if theirs is None and self.way.as_text:
+            raise wrong("length", "has no usage.prompt_tokens: the server takes texts only, and "
+                        "may put a BOS in front or not")  # fmt: skip
+        if theirs not in (None, n):
+            raise wrong("length", f"is about {theirs} tokens, not {n} (usage.prompt_tokens)")
+
+
+def _alternatives(value: Any, n: int) -> Mapping[str, float]:
+    found = require_entry(value, f"top_logprobs of scored token {n}")
+    for each in found.values():
+        if isinstance(each, bool) or not isinstance(each, int | float) or not each <= 0:
+            raise wrong("answer", f"has {each!r:.40} as a log-probability of an alternative")
+    return found

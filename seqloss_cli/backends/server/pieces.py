@@ -1,0 +1,135 @@
+"""Texts for servers that take no ids, and the proof that they made the same tokens of them.
+
+A server that tokenizes a text itself may cut it elsewhere than we do: another version, a BOS of its
+own, a blank in front. What it shows of each token must leave one way to cut the text: ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+
+from seqloss_cli.backends.server.protocols import wrong
+from seqloss_cli.core.byte_spans import show_bytes
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.tokenization.tokenizer import Tokenization
+
+_CUT_ELSEWHERE = "windows are cut elsewhere with another --stride or --context"
+
+
+class Pieces:
+    """The bytes of a tokenizer's ids, and what servers show of them."""
+
+    def __init__(self, tokens: Tokenization) -> None:
+        """`tokens` takes special tokens in a text for what they are, as servers do."""
+        self._tokens = tokens
+        self._vocabulary = tokens.vocabulary
+        self.bos_id = tokens.bos_id
+
+    def begins_with_bos(self, ids: Sequence[int]) -> bool:
+        """Tell whether the first id is the BOS."""
+        return self.bos_id is not None and ids[0] == self.bos_id
+
+    def text_of(self, ids: Sequence[int], with_bos: bool) -> tuple[str, list[int]]:
+        """Return a text that makes these ids, and the ids that it makes: these and perhaps some
+        after them. A BOS at the beginning is spelled out with `with_bos`, else left to the server.
+
+        Raises RowError where no text makes them.
+        """
+        n_before = int(self.begins_with_bos(ids))
+        own, before = [*ids[n_before:]], [*ids[:n_before]]
+        try:
+            text = b"".join(map(self._vocabulary.bytes_of, own)).decode()
+        except UnicodeDecodeError:
+            raise RowError(
+                "server_text",
+                "the server takes texts only, and what it would be sent begins or ends within a "
+                f"character; {_CUT_ELSEWHERE}",
+            ) from None
+        # Tokenizers that put a blank in front are given the text without it. A window that ends
+        # within a run of blanks has the tokens that something after it leaves there.
+        for begun in (text, text[1:]):
+            for found in (begun, begun + "a"):
+                made = self._tokens.encode([found])[0] if begun else []
+                if isinstance(made, list) and own and made[: len(own)] == own:
+                    name = self._vocabulary.name_token(ids[0]) if before and with_bos else ""
+                    return name + found, before + made
+        raise RowError(
+            "server_text",
+            "the server takes texts only, and no text has these tokens where it begins with them; "
+            + _CUT_ELSEWHERE,
+        )
+
+    def require_shown(self, shown: Sequence[object], ids: Sequence[int], name: str) -> None:
+        """Raises RowError where a text that is shown for an id is that of another."""
+        for n, (theirs, token_id) in enumerate(zip(shown, ids, strict=True)):
+            if not self._may_be(theirs, token_id):
+                raise self._other(name, n, theirs, token_id)
+
+    def require_same_cut(self, shown: Sequence[object], ids: Sequence[int], name: str) -> None:
+        """Raises RowError unless what is shown for each id leaves one way to cut the text: ours."""
+        for n, (theirs, token_id) in enumerate(zip(shown, ids, strict=True)):
+            if theirs not in self._forms(self._vocabulary.bytes_of(token_id)):
+                raise self._other(name, n, theirs, token_id)
+        if self._n_cuts([str(each) for each in shown], ids) != 1:
+            raise wrong("text", "does not show where a character is cut into tokens, and the "
+                        "server, which takes texts only, may have cut it elsewhere")  # fmt: skip
+
+    def _other(self, name: str, n: int, theirs: object, token_id: int) -> RowError:
+        ours = self._vocabulary.name_token(token_id)
+        return wrong(
+            "ids", f"is about other tokens: {name}[{n}] is {theirs!r:.40}, sent {ours!r:.40}"
+        )
+
+    def _may_be(self, theirs: object, token_id: int) -> bool:
+        raw = self._vocabulary.bytes_of(token_id)
+        if theirs == f"token_id:{token_id}" or theirs in self._forms(raw):
+            return True
+        if not isinstance(theirs, str):
+            return False
+        try:
+            return raw.decode().strip() == theirs.strip() != ""  # some leave blanks out
+        except UnicodeDecodeError:
+            # vLLM shows a character where its last byte is.
+            shown = theirs.encode(errors="replace")
+            return theirs == "" or "\ufffd" in theirs or shown.endswith(raw)
+
+    def _forms(self, raw: bytes) -> set[str]:
+        """Return the ways in which servers show a token: parts of characters are left out or
+        replaced, control tokens are left out."""
+        found = {raw.decode(errors="ignore"), raw.decode(errors="replace"), show_bytes(raw)}
+        return found | {""} if raw in self._controls else found
+
+    @cached_property
+    def _controls(self) -> frozenset[bytes]:
+        known = self._vocabulary
+        return frozenset(map(known.bytes_of, known.control))
+
+    @cached_property
+    def _all(self) -> frozenset[bytes]:
+        """The bytes of every id."""
+        spelled = self._vocabulary.spelled_ids(self._tokens.n_ids)
+        return self._controls | {raw for raw in spelled if raw}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._all))
+
+    def _n_cuts(self, shown: Sequence[str], ids: Sequence[int]) -> int:
+        """Return the number of ways to cut the bytes of the ids into tokens that would be shown
+        like this: 1, or 2 for more."""
+        pieces = [self._vocabulary.bytes_of(token_id) for token_id in ids]
+        if all(text.encode() == raw for text, raw in zip(shown, pieces, strict=True)):
+            return 1
+        whole = b"".join(pieces)
+        ways = Counter({0: 1})
+        for text in shown:
+            after = Counter[int]()
+            for start, n in ways.items():
+                for stop in range(start + 1, min(len(whole), start + self._longest) + 1):
+                    raw = whole[start:stop]
+                    if raw in self._all and text in self._forms(raw):
+                        after[stop] = min(2, after[stop] + n)
+            ways = after
+        return ways[len(whole)]
