@@ -78,8 +78,8 @@ def test_there_are_few_modules() -> None:
     Servers came after: a client of theirs in six, ours in six, a tokenizer without transformers.
     Then data where it lives: tables, data sets, other file systems, shards and their merging.
     Scores of membership have one for their formulas, and one for documents; the choice of rows has
-    three: conditions, rows, the command. Servers of OpenAI's shape have three: the shape, the proof of
-    equal tokens, the place of values.
+    three: conditions, rows, the command. Servers of OpenAI's shape have three: the shape, the proof
+    of equal tokens, the place of values.
     """
     assert len(modules()) <= 181
 

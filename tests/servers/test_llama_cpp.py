@@ -73,13 +73,15 @@ def url_of(folder: Path) -> Iterator[Callable[..., str]]:
         yield url
 
 
-def both(folder: Path, name: str, url: str, *words: str) -> tuple[Any, Any]:
-    """The documents of a run here and of one with a server."""
+def scored(folder: Path, name: str, *words: str) -> Any:
+    """The document of a run with a model's file: here, or its tokens by a server of `words`."""
     places = {word: str(folder / word) for word in ("ODD", "BEGINNING")}
-    words = (*(places.get(word, word) for word in words), "--json")
-    model = ("--model", str(folder / f"{name}.gguf"))
-    engine = ("--engine", f"openai+{url}", "--probe-tolerance", str(TOLERANCE))
-    return document(in_process(*words, *model)), document(in_process(*words, *model, *engine))
+    words = tuple(places.get(word, word) for word in words)
+    return document(in_process(*words, "--json", "--model", folder / f"{name}.gguf"))
+
+
+def by(url: str) -> tuple[str, ...]:
+    return ("--engine", f"openai+{url}", "--probe-tolerance", str(TOLERANCE))
 
 
 def losses(row: dict[str, Any]) -> list[list[float | None]]:
@@ -108,7 +110,8 @@ def compared(here: Any, there: Any) -> tuple[float, int]:
 def test_losses_are_those_of_the_same_file_here(
     name: str, case: str, folder: Path, url_of: Callable[..., str]
 ) -> None:
-    here, there = both(folder, name, url_of(name, *FLOAT32, *CONTEXT), *CASES[case])
+    here = scored(folder, name, *CASES[case])
+    there = scored(folder, name, *CASES[case], *by(url_of(name, *FLOAT32, *CONTEXT)))
     worst, n = compared(here, there)
     print(f"{name} {case}: {n} tokens, {worst:.1e} nats")
     assert n > 20
@@ -121,9 +124,9 @@ def test_losses_are_those_of_the_same_file_here(
 
 
 def test_many_at_a_time_and_one_are_the_same(folder: Path, url_of: Callable[..., str]) -> None:
-    url = url_of("demo", *FLOAT32, *CONTEXT)
-    words = ("score", "README.md", "--lines", "--limit", "20")
-    runs = [both(folder, "demo", url, *words, "--concurrency", n)[1] for n in ("1", "16")]
+    words = ("score", "README.md", "--lines", "--limit", "20", "--concurrency")
+    engine = by(url_of("demo", *FLOAT32, *CONTEXT))
+    runs = [scored(folder, "demo", *words, n, *engine) for n in ("1", "16")]
     assert compared(*runs)[0] <= TOLERANCE
 
 
