@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EPIPE
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,7 +17,7 @@ from typer.exceptions import TyperException
 from seqloss_cli.cli.progress import STATUS
 from seqloss_cli.core.errors import SeqlossError, UsageError, did_you_mean
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.results.sinks import partial_path
+from seqloss_cli.results.sinks import local_path, partial_path
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
@@ -78,13 +77,13 @@ def say_first(kind: str, messages: Sequence[str]) -> None:
 def command_errors(context: typer.Context) -> Iterator[None]:
     """Turn a command's exceptions into one message on stderr and an exit code."""
     debug: bool = context.params["debug"]
-    output: Path | None = context.params.get("output")
     try:
         yield
         # A full disk or a closed pipe shows here, and not while Python exits, with a traceback.
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
+        output = local_path(context.params.get("output"))
         partial = None if output is None else partial_path(output)
         kept = ""
         if output is not None and context.params.get("summary"):

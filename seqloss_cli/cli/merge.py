@@ -12,7 +12,7 @@ import typer
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import REJECTED, say
 from seqloss_cli.cli.inputs import STDIN
-from seqloss_cli.cli.places import deliver, local_path, prepare
+from seqloss_cli.cli.places import deliver, prepare
 from seqloss_cli.cli.progress import waiting
 from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
 from seqloss_cli.core.options import INPUT, argument, command_record, option
@@ -58,7 +58,7 @@ def merge(ctx: typer.Context) -> None:
     """
     from seqloss_cli.results import shards as m
     from seqloss_cli.results.merging import Merged
-    from seqloss_cli.results.sinks import refuse_to_overwrite
+    from seqloss_cli.results.sinks import local_path, refuse_to_overwrite
 
     own = o.given(ctx, MergeArguments)
     if own.missing:
@@ -151,7 +151,7 @@ def _write(ctx: typer.Context, name: str, merged: Merged) -> None:
     from seqloss_cli.cli.progress import STATUS
     from seqloss_cli.results.merging import MergeWriter
     from seqloss_cli.results.shards import whole_run
-    from seqloss_cli.results.sinks import open_sink
+    from seqloss_cli.results.sinks import local_path, open_sink
 
     output = o.given(ctx, o.OutputSettings)
     path = local_path(output.output)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from pathlib import Path
 
 from seqloss_cli.cli.failures import say
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.urls import shown_name, url_of
-from seqloss_cli.results.sinks import partial_path
-
-
-def local_path(output: Path | None) -> Path | None:
-    """Return the file here that is written: of a URL one in the directory of temporary files."""
-    url = None if output is None else url_of(output)
-    if url is None or output is None:
-        return output
-    # By the whole URL: the same command finds what it left there.
-    name = f"seqloss-{hashlib.sha256(url.encode()).hexdigest()[:12]}-{output.name}"
-    return Path(tempfile.gettempdir()) / name
+from seqloss_cli.results.sinks import local_path, partial_path
 
 
 def prepare(output: Path | None, force: bool, resume: bool) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from seqloss_cli.cli.conflicts import is_from, is_typed, refuse_conflicts
 from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.options import OtherSettings, OutputSettings, ShowSettings, given
-from seqloss_cli.cli.places import local_path, prepare
+from seqloss_cli.cli.places import prepare
 from seqloss_cli.cli.progress import draws, waiting
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
@@ -33,7 +33,7 @@ from seqloss_cli.results import RowContents
 from seqloss_cli.results.formats import FORMATS, LEVELS, Format, extensions
 from seqloss_cli.results.resume import recorded_run
 from seqloss_cli.results.schema import RowOptions
-from seqloss_cli.results.sinks import earlier_output, refuse_to_overwrite
+from seqloss_cli.results.sinks import earlier_output, local_path, refuse_to_overwrite
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
 if TYPE_CHECKING:

@@ -6,10 +6,12 @@ was flushed to it outlives a crash of that process, and but for the last seconds
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.urls import url_of
 
 RENAMES_OPEN_FILES = sys.platform != "win32"
 if sys.platform == "win32":
@@ -98,6 +101,16 @@ def earlier_output(path: Path) -> Path | None:
 def partial_path(path: Path) -> Path:
     """Return the name under which an output file grows until it is whole."""
     return Path(f"{path}.partial")
+
+
+def local_path(output: Path | None) -> Path | None:
+    """Return the file here that is written: of a URL one in the directory of temporary files."""
+    url = None if output is None else url_of(output)
+    if url is None or output is None:
+        return output
+    # By the whole URL: the same command finds what it left there.
+    name = f"seqloss-{hashlib.sha256(url.encode()).hexdigest()[:12]}-{output.name}"
+    return Path(tempfile.gettempdir()) / name
 
 
 @contextmanager

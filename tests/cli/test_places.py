@@ -11,7 +11,7 @@ import pytest
 
 from helpers import stub
 from helpers.elsewhere import FlakyFileSystem, flaky
-from seqloss_cli.cli.places import local_path
+from seqloss_cli.results.sinks import local_path
 
 URL = "flaky://out/results.jsonl"
 
