@@ -98,18 +98,23 @@ def test_a_row_of_bos_and_one_token_has_nothing_scored(texts_only: FakeServer) -
     assert row["total_loss"] is None
 
 
-@pytest.mark.parametrize("context", [2, 3, 7])
-def test_windows_of_texts(texts_only: FakeServer, context: int) -> None:
+@pytest.mark.parametrize(("context", "stride"), [(2, 1), (3, 2), (7, 3), (7, 6)])
+def test_windows_of_texts(texts_only: FakeServer, context: int, stride: int) -> None:
     """Some of them end within a run of blanks, where a text alone would have other tokens."""
     text = "One line.\n\n- An item\n\n\n  ends here,   or there."
-    (row,) = scored(texts_only, "--text", text, "--context", context)["sequences"]
+    words = ("--text", text, "--context", context, "--stride", stride)
+    (row,) = scored(texts_only, *words)["sequences"]
     assert row["token_losses"][2:] == pytest.approx(losses_of(row["token_ids"])[1:], abs=1e-12)
 
 
-def test_no_window_of_one_token_has_a_value(texts_only: FakeServer) -> None:
-    result = run(texts_only, "score", "--text", "a b", "--context", 1)
+@pytest.mark.parametrize(("context", "stride"), [(1, 1), (7, 7)])
+def test_no_window_scores_what_comes_right_after_bos(
+    texts_only: FakeServer, context: int, stride: int
+) -> None:
+    words = ("--text", "a b", "--context", context, "--stride", stride)
+    result = run(texts_only, "score", *words)
     assert result.exit_code == 2
-    assert "2 is the least" in result.stderr
+    assert "--stride is less than --context" in " ".join(result.stderr.split())
 
 
 def test_pairs_and_choices(texts_only: FakeServer, tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_a_tokenizer_without_bos_ends_the_run(texts_only: FakeServer, tmp_path: 
         assert "(usage.prompt_tokens)" in message
     else:
         assert "depend on that token" in message
-        assert "--bos-token" in message
+        assert "--tokenizer names another" in message
 
 
 def test_a_bos_within_a_text_is_not_shown(texts_only: FakeServer) -> None:

@@ -40,8 +40,8 @@ def find_way(
 
 
 _WITHOUT_BOS = (
-    "; llama-cpp-python's server does this to texts without a BOS: --bos-token names a token that "
-    "stands for one"
+    "; llama-cpp-python's server does this to texts without a BOS, and the tokenizer names none: "
+    "--tokenizer names another"
 )
 
 

@@ -132,10 +132,10 @@ def _start(
         probing.keep_probe(server, tokens.sha256, found)
     if found.way is not None:
         server = alignment.with_way(server, Pieces(tokens), found.way)
-        if found.way.drops_bos and windows.context < 2:
+        if found.way.drops_bos and windows.stride >= windows.context:
             raise UsageError(
-                f"--context {windows.context}: the server gives no log-probability of a token "
-                "right after BOS; 2 is the least"
+                f"--context {windows.context} with --stride {windows.stride}: the server gives no "
+                "log-probability of a token right after BOS, so --stride is less than --context"
             )
     record = {
         "url": engine.url,

@@ -49,7 +49,7 @@ class Pieces:
             ) from None
         # Tokenizers that put a blank in front are given the text without it. A window that ends
         # within a run of blanks has the tokens that something after it leaves there.
-        for begun in (text, text[1:]):
+        for begun in (text, text[text.startswith(" ") :]):
             for found in (begun, begun + "a"):
                 made = self._tokens.encode([found])[0] if begun else []
                 if isinstance(made, list) and own and made[: len(own)] == own:
