@@ -127,13 +127,18 @@ WITH_METRICS = ("curve", "groups")
 """Kinds of plots that have a choice of figures."""
 _WITH_LEVELS = [name for name, format in FORMATS.items() if format.has_levels]
 _RESUMABLE = [name for name, format in FORMATS.items() if format.resumable]
-_SCORING = " ".join(
-    field.parameter
-    for record in (Reading, ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
-    for field in option_fields(record)
+
+
+def _options_of(*records: type) -> str:
+    """Return the parameters of records, but those that the commands of several models lack."""
+    found = (field.parameter for record in records for field in option_fields(record))
     # compare names its models itself, its rows share no prompts, and it has no data sets or shards
-    if field.parameter not in ("model", "no_share_prefix", *ROWS_ELSEWHERE)
-)
+    not_of_these = ("model", "no_share_prefix", *ROWS_ELSEWHERE)
+    return " ".join(name for name in found if name not in not_of_these)
+
+
+_OF_MODEL = _options_of(ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
+_SCORING = f"{_options_of(Reading)} {_OF_MODEL}"
 
 # fmt: off
 CONFLICTS: tuple[Conflict, ...] = (
@@ -197,6 +202,10 @@ CONFLICTS: tuple[Conflict, ...] = (
           "too", engine=present, verify=(0,)),
     *idle("compile devices batch_tokens no_share_prefix",
           "is for a model that is run here, and --engine runs it elsewhere", engine=present),
+    # recordings
+    *idle(f"model {_OF_MODEL} chat_template", "is for a model, and --against has none", "check",
+          against=present),
+    conflict("--against-field goes with --against", against_field=present, against=absent),
     # diverge
     conflict("--teacher {teacher}: servers give 20 alternatives at most, and no whole "
              "distributions; name a model", teacher=names_server),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected, Sample
     from seqloss_cli.inputs.choices import ChoiceFields
     from seqloss_cli.inputs.reading import ReadStats
-    from seqloss_cli.inputs.rows import PairFields
+    from seqloss_cli.inputs.rows import PairFields, RecordingFields
     from seqloss_cli.inputs.side_files import SideFile
 
 STDIN = "-"
@@ -99,7 +99,7 @@ def text_inputs(context: typer.Context) -> Inputs:
 
     files, text = given(context, TextArguments).files, given(context, TextArguments).text
     if text is None:
-        return file_inputs(context, _input_names(context, files, "give --text"))
+        return file_inputs(context, input_names(context, files, "give --text"))
     sample = text_sample(text, max_bytes=given(context, Reading).max_bytes)
     return file_inputs(context, [], sample=sample)
 
@@ -107,7 +107,7 @@ def text_inputs(context: typer.Context) -> Inputs:
 def file_inputs(
     context: typer.Context,
     names: list[str],
-    fields: PairFields | ChoiceFields | None = None,
+    fields: PairFields | ChoiceFields | RecordingFields | None = None,
     sample: Sample | Rejected | None = None,
 ) -> Inputs:
     """The samples of files, or the one of the command line, with the regions of --regions.
@@ -186,7 +186,7 @@ def pair_inputs(context: typer.Context) -> Inputs:
     fields = PairFields(own.prompt_field, own.response_field, separator, own.chat)
     # An empty text is a prompt, too: only None says that there is none.
     if own.prompt is None:
-        names = _input_names(context, own.files, "give --prompt and --response")
+        names = input_names(context, own.files, "give --prompt and --response")
         return file_inputs(context, names, fields)
     prompt, response = _texts_of(own.prompt, own.response or "")
     pair, max_bytes = Pair(prompt, response, separator), given(context, Reading).max_bytes
@@ -210,7 +210,7 @@ def choice_inputs(context: typer.Context) -> Inputs:
         chat=pairs.chat,
     )
     if pairs.prompt is None:
-        names = _input_names(context, pairs.files, "give --prompt and --response twice or more")
+        names = input_names(context, pairs.files, "give --prompt and --response twice or more")
         return file_inputs(context, names, fields)
     prompt, *responses = _texts_of(pairs.prompt, *(own.response or ()))
     answers = None if own.answer is None else (own.answer,)
@@ -219,7 +219,7 @@ def choice_inputs(context: typer.Context) -> Inputs:
     return file_inputs(context, [], fields, sample)
 
 
-def _input_names(context: typer.Context, files: list[str] | None, otherwise: str) -> list[str]:
+def input_names(context: typer.Context, files: list[str] | None, otherwise: str) -> list[str]:
     """The files, the data set, or stdin when something is piped in. Raises UsageError when there is
     nothing."""
     if given(context, Reading).dataset is not None:

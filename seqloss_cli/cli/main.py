@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from seqloss_cli.cli.check import check
 from seqloss_cli.cli.compare import compare
 from seqloss_cli.cli.diverge import diverge
 from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, own_words, report_bug, say
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 _FIRST = (
     "text", "prompt", "response", "model", "models", "teacher", "data", "kind", "where", "sample",
-    "by", "inputs", "check", "like", "separator", "no_prompt", "lines", "chat_template", "score",
-    "pmi", "loss", "worst",
+    "by", "inputs", "check", "field", "against", "threshold", "fail_above", "like", "separator",
+    "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
     "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
     "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
     "resume", "limit", "missing", "force", "config", "host", "port", "context", "dtype", "device",
@@ -249,7 +250,8 @@ def _forget_impossible_sizes() -> None:
 
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
-    score, cond, rank, diverge, mask, merge, summarize, compare, objective, plot, report, select,
+    score, cond, rank, diverge, mask, check, merge, summarize, compare, objective, plot, report,
+    select,
     serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)

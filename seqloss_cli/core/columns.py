@@ -10,6 +10,7 @@ Nothing heavy is imported: the command line declares its flags from this module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -136,6 +137,20 @@ SAVED_TEACHER = TokenColumn(
     ),
 )
 """The part of a teacher's distributions that a file keeps, and the divergence that it gives."""
+
+LOGIT_SHAPE = TokenColumn(
+    "logit_shape",
+    "--model",
+    "internal",
+    arrays=("log_normalisers", "tempered_log_sums", "top_logits"),
+)
+"""How a distribution changes with temperature and truncation: ln Σ exp(z), ln Σ exp(z / T) at each
+of `TEMPERATURES`, and the greatest logits."""
+TEMPERATURES = tuple(math.exp(0.16 * n) for n in range(-10, 8))
+"""From 0.2 to 3.06, so near to each other that a cubic spline over ln T errs by less than 1e-4 nats
+between them (a test says so). 1 is among them."""
+N_TOP_LOGITS = 128
+"""Greatest logits that are kept: top-k beyond it is not told from other truncations."""
 
 
 def cell_columns(columns: Iterable[TokenColumn] = COLUMNS) -> Iterator[TokenColumn]:

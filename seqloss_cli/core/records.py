@@ -109,6 +109,22 @@ class Regions:
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """Log-probabilities that an engine or a trainer wrote of a sample's tokens."""
+
+    log_probs: Floats
+    """Shape N, as written: nats, if they are what they are called. NaN where there is none."""
+    sampled: Bools | None = None
+    """Shape N: tokens of a response that were sampled; None where the row does not tell."""
+    n_prompt: int | None = None
+    """Tokens before the response; None where the row does not tell."""
+    # OpenAI's servers give texts of tokens: ids are found once there is a tokenizer. Until then
+    # N counts these alone, and `input_ids` of the sample are the prompt's.
+    pieces: tuple[bytes, ...] = ()
+    """Bytes of the N tokens, where the row has no ids of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One input as it was read: a text, ids that stand in for one, a pair, or a chat."""
 
@@ -132,6 +148,8 @@ class Sample:
     `WrittenNumber` unless it is an int of 64 bits."""
     regions: Regions | None = None
     """Regions of a text or a pair, where their losses are asked for."""
+    recording: Recording | None = None
+    """With ids: log-probabilities that are to be checked."""
     flags: Flags = field(default_factory=dict)
     end: int = 0
     """Bytes of its source up to the end of this sample, as stored; for progress only."""

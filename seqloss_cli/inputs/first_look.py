@@ -148,6 +148,7 @@ def _advice(name: str, options: ReadOptions) -> str:
         return f"{_RESULTS}{command}`, for `seqloss {reader}`"
     own = "score" if options.pairs is None else "rank"
     own = "cond" if isinstance(options.pairs, rows.PairFields) else own
+    own = "check" if isinstance(options.pairs, rows.RecordingFields) else own
     fitting = ((of, text) for fields, of, text in _READERS if row.keys() >= {*fields.split()})
     command, text = next(fitting, (own, ""))
     return "" if command == own else f"; {text}"

@@ -12,7 +12,7 @@ from seqloss_cli.core.policies import Reading
 from seqloss_cli.core.run_record import recorded
 from seqloss_cli.core.urls import bare_name, shown_name
 from seqloss_cli.inputs.choices import ChoiceFields
-from seqloss_cli.inputs.rows import PairFields
+from seqloss_cli.inputs.rows import PairFields, RecordingFields
 
 COMPRESSED = (".gz", ".zst")
 PARQUET, ARROW, DELIMITED = (".parquet",), (".arrow", ".feather"), (".csv", ".tsv")
@@ -38,8 +38,9 @@ class Kind(StrEnum):
 class ReadOptions(Reading):
     """Settings that say how inputs are cut into samples: the options, and the fields of rows."""
 
-    pairs: PairFields | ChoiceFields | None = None
-    """Rows are prompts with responses, or chats; inputs are rows, whatever they are called."""
+    pairs: PairFields | ChoiceFields | RecordingFields | None = None
+    """Rows are prompts with responses, chats, or recorded log-probabilities; inputs are rows,
+    whatever they are called."""
 
     @property
     def dataset_name(self) -> str:
@@ -77,6 +78,8 @@ def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:
     if options.pairs is None:
         return found
     fields = options.pairs
+    if isinstance(fields, RecordingFields):
+        return found | {"field": fields.field}
     found |= {"prompt_field": fields.prompt, "separator": fields.separator, "chat": fields.chat}
     if isinstance(fields, PairFields):
         return found | {"response_field": fields.response}

@@ -19,6 +19,7 @@ from seqloss_cli.inputs.choices import checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.options import COMPRESSED, Kind
 from seqloss_cli.inputs.options import ReadOptions as ReadOptions
+from seqloss_cli.inputs.recordings import recording_content
 from seqloss_cli.inputs.shards import WHOLE, Cuts, Part
 from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 from seqloss_cli.inputs.tables import table_rows
@@ -299,6 +300,8 @@ def _line_parser(options: ReadOptions) -> ParseLine:
         content_of = partial(rows.text_or_ids, text_field=options.text_field)
     elif isinstance(fields, rows.PairFields):
         content_of = partial(rows.pair_or_chat, fields=fields)
+    elif isinstance(fields, rows.RecordingFields):
+        content_of = partial(recording_content, fields=fields)
     else:
         content_of = partial(choice_content, fields=fields)
     return partial(rows.parse_row, content_of=content_of, keep_meta=options.keep_meta)

@@ -293,6 +293,14 @@ class PairFields:
     """Wrap them as one turn of the user and one of the assistant."""
 
 
+@dataclass(frozen=True, slots=True)
+class RecordingFields:
+    """The field of a row with its log-probabilities."""
+
+    field: str | None = None
+    """None for the only one that there is, of those that engines and trainers write."""
+
+
 TEMPLATE = ("tools", "chat_template_kwargs", "documents")
 CONTEXT = (
     *("system", "system_prompt", "system_message", "system_instruction", "history", "context"),

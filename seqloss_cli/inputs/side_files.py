@@ -182,6 +182,27 @@ def _parse_labels(row: dict[str, Any]) -> Labels | None:
     return labels
 
 
+class RecordingFile(SideFile[Sample]):
+    """Finds the recording of each input in another file of recordings."""
+
+    def __init__(self, name: str, items: Callable[[], Iterator[Item]]) -> None:
+        """`items` reads the file."""
+        self._items = items
+        super().__init__(name, 0, "recording", lambda row: None)
+
+    def _read(self, max_bytes: int) -> Iterator[SideRow[Sample]]:
+        for item in self._items():
+            if isinstance(item, Rejected) and item.line is None:
+                raise RowError(item.reason, item.message)
+            # Without an id of its own a row is called by its file and number.
+            own_id = None if item.id == f"{item.source}:{item.line}" else item.id
+            line = item.line or 0
+            if isinstance(item, Rejected):
+                yield SideRow(line, own_id, RowError(item.reason, item.message))
+            else:
+                yield SideRow(line, own_id, item)
+
+
 @dataclass(frozen=True, slots=True)
 class _RegionRow:
     """Regions as a row has them: names with spans of characters, or with strings."""

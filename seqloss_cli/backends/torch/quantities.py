@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
+from seqloss_cli.core.columns import N_TOP_LOGITS, TEMPERATURES
 
 _EXACT_AT_ONCE = 1 << 20
 """Logits that are taken in float64 at a time: 8 MiB."""
@@ -190,6 +191,39 @@ class Alternatives(Quantity):
         return {"top_ids": self._ids_MK, "top_log_probs": 0.0 - losses_MK}
 
 
+class LogitShape(Quantity):
+    """ln Σ exp(z), ln Σ exp(z / T) at each of `TEMPERATURES`, and the K greatest logits; nats."""
+
+    needs_shifted = True
+
+    def __init__(self, targets_M: Tensor, requested: Requested) -> None:
+        n, device = len(targets_M), targets_M.device
+        self._top_MK = torch.empty(n, 0, device=device)
+        self._sums_MQ = torch.zeros(n, len(TEMPERATURES), dtype=torch.float64, device=device)
+        self._temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64, device=device)
+
+    def take_logits(self, block: Block) -> None:
+        """Keep the greatest logits of the block and of those so far."""
+        best = block.logits.topk(min(N_TOP_LOGITS, block.logits.shape[1]), dim=1).values
+        both = torch.cat([self._top_MK, best], dim=1)
+        self._top_MK = both.topk(min(N_TOP_LOGITS, both.shape[1]), dim=1).values
+
+    def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
+        """Add up exp((z - max) / T) of the block, M x B, at each temperature."""
+        self._sums_MQ *= (block.drop / self._temperatures).exp()
+        for n, temperature in enumerate(TEMPERATURES):
+            weights = (shifted_MB / temperature).exp_()
+            self._sums_MQ[:, n] += weights.sum(dim=1, dtype=torch.float64)
+
+    def result(self, sums: Sums) -> dict[str, Tensor]:
+        """Return the sums, shapes M and M x Q, and the logits, M x K, greatest first."""
+        return {
+            "log_normalisers": sums.log_normaliser[:, 0],
+            "tempered_log_sums": self._sums_MQ.log() + sums.greatest / self._temperatures,
+            "top_logits": self._top_MK,
+        }
+
+
 class MeanLogProb(Quantity):
     """The mean of ln p over all ids of the vocabulary, each alike; nats."""
 
@@ -310,6 +344,7 @@ QUANTITIES = {
     "varentropies": Varentropies,
     "top_logprobs": Alternatives,
     "mean_log_prob": MeanLogProb,
+    "logit_shape": LogitShape,
     "word_boundary_log_probs": WordBoundaries,
 }
 """Name of a column to what computes it."""

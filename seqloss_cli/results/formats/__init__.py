@@ -77,6 +77,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = {
     "rank": ("choice", "token"),
     "diverge": ("sequence", "token"),
     "mask": ("sequence", "token"),
+    "check": ("sequence", "token"),
 }
 """Command to what a line of its formats with levels can be, the default first."""
 

@@ -1,0 +1,484 @@
+"""Name what is wrong with recorded log-probabilities, by fitting.
+
+A fault is a way in which the recorded values come from those that were scored. It is named only
+where undoing it takes most of the differences away, and clearly more than a recording that is right
+would lose by chance; simple faults go before those with more parameters. What nothing explains is
+called unknown.
+
+Shapes: M tokens of all rows together, one row after another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqloss_cli.core.records import Bools, Floats, Ints
+from seqloss_cli.metrics.sampling_fits import LogitShapes, SamplerFit, fit_samplers, fit_scale
+
+EXPLAINS = 0.8
+"""Least share of the differences that a fault takes away. Of recordings that are right but for the
+noise of bfloat16, the best of all fits takes less than a third (tests try thousands)."""
+FADES = 0.6
+"""The same for another beginning: its differences fade, and never end."""
+HALVES = 0.5
+"""A second parameter must leave no more than this of what the first one left."""
+LITTLE = 0.02
+"""Faults of some tokens (padding, clamped values) are named from this share on."""
+EXACT = 3e-4
+"""Mean |Δ|, nats, of float32 against float32: nothing is looked for below it."""
+NOISE = 0.03
+"""Mean |Δ|, nats, that arithmetic in bfloat16 gives: nothing is called unknown below it."""
+LEAST_TOKENS = 16
+"""Fewer tokens are too few to fit anything to."""
+_TOLERANCE, _WRONG = 1e-3, 0.05
+_SENTINEL = -9999.0
+"""What vLLM writes for minus infinity."""
+_BF16_BITS, _ON_GRID = 8, 0.99
+Verdict = Literal["nothing", "exact", "noise", "explained", "in part", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was found."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    explains: float | None
+    """Share of Σ|Δ| that it explains; None where its tokens have no Δ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the differences come from."""
+
+    verdict: Verdict
+    faults: tuple[Fault, ...] = ()
+    n_sequences: int = 0
+    n_tokens: int = 0
+    """Compared tokens that were looked at."""
+    mean_abs: float | None = None
+    """Mean |Δ| of these, nats."""
+    mean_abs_left: float | None = None
+    """The same when what was found is undone."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Rows of a recording side by side."""
+
+    recorded: Floats
+    """Shape M: as written; NaN where there is none."""
+    scored: Floats
+    """Shape M: ln p, nats; NaN where not scored or infinite."""
+    sampled: Bools
+    """Shape M."""
+    rows: Ints
+    """Shape M: the number of the row, from 0 on, ascending."""
+    prompts: Ints
+    """Shape M: tokens of the row's prompt; -1 where that is not known."""
+    ids: Ints
+    """Shape M."""
+    eos_id: int | None = None
+    shapes: LogitShapes | None = None
+    """Of the compared tokens alone, in their order."""
+
+    @cached_property
+    def compared(self) -> Bools:
+        """Shape M: both values are there."""
+        return np.isfinite(self.recorded) & np.isfinite(self.scored)
+
+    @cached_property
+    def last(self) -> Bools:
+        """Shape M: the last token of a row."""
+        return np.append(self.rows[1:] != self.rows[:-1], True) if len(self.rows) else self.sampled
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Shape M: the place of the first token of the row."""
+        first = np.flatnonzero(np.append(True, self.rows[1:] != self.rows[:-1]))
+        found: Ints = first[self.rows - self.rows[0]] if len(self.rows) else self.rows
+        return found
+
+    def at(self, places: Ints) -> Floats:
+        """Return ln p at other places of the same rows, shape M, nats; NaN beyond a row."""
+        inside = (places >= 0) & (places < len(self.rows))
+        safe = np.where(inside, places, 0)
+        return np.where(inside & (self.rows[safe] == self.rows), self.scored[safe], np.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Faults with the differences that they leave."""
+
+    faults: tuple[tuple[str, Mapping[str, Any]], ...]
+    residuals: tuple[Floats, ...]
+    """After each of the faults, shape M, nats: NaN where a fault gives no value."""
+
+    @property
+    def left(self) -> Floats:
+        """What all of them leave."""
+        return self.residuals[-1]
+
+
+@dataclass
+class _Search:
+    """The state of a diagnosis: what is found, and what remains to be explained."""
+
+    observed: Observed
+    residual: Floats
+    """Shape M, nats; NaN where no difference remains to be explained."""
+    found: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.whole = self.size(self.residual)
+        self.n = int(np.isfinite(self.residual).sum())
+
+    @staticmethod
+    def size(residual: Floats) -> float:
+        """Return Σ|Δ|, nats."""
+        return float(np.abs(residual[np.isfinite(residual)]).sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of what remains, over all compared tokens, nats."""
+        return self.size(self.residual) / max(1, self.n)
+
+    def take(self, name: str, parameters: Mapping[str, Any], residual: Floats) -> None:
+        """Note a fault, and what it leaves."""
+        explained = (self.size(self.residual) - self.size(residual)) / self.whole
+        self.found.append(Fault(name, parameters, float(np.clip(explained, 0.0, 1.0))))
+        self.residual = residual
+
+    def gain(self, residual: Floats) -> float:
+        """Return the share of what remains that a fit takes away, where it gives values."""
+        known = np.isfinite(self.residual) & np.isfinite(residual)
+        before = float(np.abs(self.residual[known]).sum())
+        # A fit of few tokens (probabilities of 0, edges of short rows) tells nothing of the others.
+        if before == 0 or 2 * known.sum() < np.isfinite(self.residual).sum():
+            return -math.inf
+        return 1 - float(np.abs(residual[known]).sum()) / before
+
+
+def diagnose(observed: Observed) -> Diagnosis:
+    """Return the faults of a recording, in the order in which they were found."""
+    compared = observed.compared
+    difference = np.where(compared, observed.recorded - observed.scored, np.nan)
+    search = _Search(observed, difference)
+    if not search.n:
+        return Diagnosis("nothing", tuple(_missing_eos(observed)))
+    search.found += _missing_eos(observed)
+    mean = search.mean
+    if mean > EXACT:
+        _some_tokens(search)
+        if search.mean > EXACT and search.n >= LEAST_TOKENS:
+            _whole_recording(search)
+            _what_remains(search)
+    n_rows = len(np.unique(observed.rows[compared]))
+    verdict = _verdict(mean, search.mean, bool(search.found))
+    return Diagnosis(verdict, tuple(search.found), n_rows, search.n, mean, search.mean)
+
+
+def _verdict(before: float, after: float, found: bool) -> Verdict:
+    if before <= EXACT:
+        return "explained" if found else "exact"
+    if found:
+        return "explained" if after <= max(NOISE, (1 - EXPLAINS) * before) else "in part"
+    return "noise" if after <= NOISE else "unknown"
+
+
+# -- faults of some tokens --------------------------------------------------------------------
+
+
+def _missing_eos(observed: Observed) -> Iterator[Fault]:
+    """Yield the fault that the last token of rows, EOS, has no value while others have."""
+    last = observed.last & (observed.ids == (-1 if observed.eos_id is None else observed.eos_id))
+    without = last & np.isnan(observed.recorded)
+    rows = np.unique(observed.rows[np.isfinite(observed.recorded)])
+    n = int(np.isin(observed.rows[without], rows).sum())
+    if n and n >= 0.9 * last.sum():
+        yield Fault("eos_missing", {"value": None, "n_sequences": n}, None)
+
+
+def _some_tokens(search: _Search) -> None:
+    """Look for padding, a missing EOS and minus infinity: values that are no measurements."""
+    observed = search.observed
+    is_zero = np.isfinite(search.residual) & (observed.recorded == 0) & (observed.scored < -_WRONG)
+    if is_zero.any():
+        edges = _edge_runs(observed, observed.recorded == 0)
+        runs = is_zero & (edges > 0)
+        if runs.sum() >= 0.9 * is_zero.sum():
+            _zeros(search, runs, edges)
+    is_least = np.isfinite(search.residual) & (observed.recorded <= _SENTINEL)
+    if is_least.any():
+        least = float(observed.recorded[is_least].min())
+        _take_tokens(search, "clamped", {"least": least}, is_least)
+
+
+def _zeros(search: _Search, runs: Bools, edges: Ints) -> None:
+    observed = search.observed
+    # A zero at the end of a row, and no other, stands for an EOS that was not recorded.
+    single = runs & observed.last & (edges == 1)
+    ends = observed.ids[single]
+    known = observed.eos_id
+    is_eos = len(ends) > 0 and (
+        bool((ends == known).mean() > 0.9) if known is not None
+        else len(ends) >= 3 and len(np.unique(ends)) == 1
+    )  # fmt: skip
+    if is_eos and single.sum() >= 0.9 * runs.sum():
+        parameters = {"value": 0.0, "n_sequences": int(single.sum())}
+        _take_tokens(search, "eos_missing", parameters, single)
+    elif runs.sum() >= 2:
+        _take_tokens(search, "padding", {"value": 0.0, "n_tokens": int(runs.sum())}, runs)
+
+
+def _take_tokens(search: _Search, name: str, parameters: Mapping[str, Any], tokens: Bools) -> None:
+    residual = np.where(tokens, np.nan, search.residual)
+    if search.size(search.residual) - search.size(residual) >= LITTLE * search.whole:
+        search.take(name, parameters, residual)
+
+
+def _edge_runs(observed: Observed, marked: Bools) -> Ints:
+    """Return for each token, shape M, the length of its run of marked tokens at an edge of what is
+    recorded in its row; 0 elsewhere."""
+    found = np.zeros(len(marked), dtype=np.int64)
+    places = np.flatnonzero(np.isfinite(observed.recorded))
+    for part in np.split(places, np.flatnonzero(np.diff(observed.rows[places])) + 1):
+        own = marked[part]
+        if own.all():
+            continue
+        n_before, n_after = int(np.argmin(own)), int(np.argmin(own[::-1]))
+        found[part[:n_before]] = n_before
+        found[part[len(part) - n_after :]] = n_after
+    return found
+
+
+# -- faults of a whole recording --------------------------------------------------------------
+
+
+def _whole_recording(search: _Search) -> None:
+    """Look for the transformation that explains most, the simplest first."""
+    best: tuple[float, int, _Fit] | None = None
+    # Beyond rounding nothing is better.
+    rounding = EXACT * search.n / search.size(search.residual)
+    for n_parameters, fit in _fits(search):
+        gain = search.gain(fit.left)
+        if best is not None:
+            left, least = 1 - gain, 1 - best[0]
+            # A further parameter has to earn its place.
+            earns = HALVES if n_parameters > best[1] and best[0] >= EXPLAINS else 0.99
+            if not left < earns * least:
+                continue
+        best = (gain, n_parameters, fit)
+        if 1 - gain <= rounding:
+            break
+    if best is None or best[0] < EXPLAINS:
+        return
+    for (name, parameters), residual in zip(best[2].faults, best[2].residuals, strict=True):
+        search.take(name, parameters, np.where(np.isfinite(search.residual), residual, np.nan))
+
+
+def _fits(search: _Search) -> Iterator[tuple[int, _Fit]]:
+    """Yield all fits with the number of their parameters, simple ones first: each that comes later
+    takes longer to make."""
+    observed = search.observed
+    whole, sampled = np.isfinite(search.residual), observed.sampled & np.isfinite(search.residual)
+    scopes: list[tuple[Bools, Mapping[str, Any]]] = [(whole, {})]
+    # Engines that process the logits of what they sample leave those of prompts as they are.
+    if LEAST_TOKENS <= sampled.sum() < whole.sum():
+        scopes.append((sampled, {"tokens": "sampled"}))
+    for make in (_without_logits, _of_logits, _of_samplers, _of_probabilities):
+        for scope, told in scopes:
+            for n, fit in make(observed, scope):
+                residuals = tuple(np.where(scope, each, search.residual) for each in fit.residuals)
+                faults = tuple((name, {**parameters, **told}) for name, parameters in fit.faults)
+                yield n, _Fit(faults, residuals)
+
+
+def _without_logits(observed: Observed, scope: Bools) -> Iterator[tuple[int, _Fit]]:
+    recorded, scored, places = observed.recorded, observed.scored, np.arange(len(observed.rows))
+    yield from ((0, fit) for fit in _clamps(recorded, scored, scope))
+    for step in (1, -1):
+        yield 0, _fit("shift", {"by": step}, recorded - observed.at(places + step))
+    # The response's values are those of the row's first tokens, with or without the very first.
+    offset = places - (observed.starts + observed.prompts)
+    is_response = (observed.prompts > 1) & (offset >= 0)
+    for first in (1, 0):
+        beginning = observed.at(np.where(is_response, observed.starts + first + offset, -1))
+        yield 0, _fit("prompt_included", {"first": first}, recorded - beginning)
+    values = recorded[scope]
+    if (fit := _probabilities(observed, scope)) is not None:
+        yield 0, fit
+    if (values <= 0).all():
+        for base in (2, 10):
+            yield 0, _fit("base", {"base": base}, recorded * math.log(base) - scored)
+
+
+def _fit(name: str, parameters: Mapping[str, Any], residual: Floats) -> _Fit:
+    return _Fit(((name, parameters),), (residual,))
+
+
+def _clamps(recorded: Floats, scored: Floats, scope: Bools) -> Iterator[_Fit]:
+    """Yield fits of values that were cut at the least or the greatest of them."""
+    values = recorded[scope]
+    for name, edge, beyond in (
+        ("least", values.min(initial=np.inf), np.less_equal),
+        ("most", values.max(initial=-np.inf), np.greater_equal),
+    ):
+        at = scope & (recorded == edge)
+        if at.sum() >= 2:
+            cut = at & beyond(scored, edge + (_TOLERANCE if name == "least" else -_TOLERANCE))
+            residual = np.where(cut, 0.0, recorded - scored)
+            yield _fit("clamped", {name: float(edge)}, residual)
+
+
+def _probabilities(observed: Observed, scope: Bools) -> _Fit | None:
+    """Return the fit of probabilities; None where one of the values is none."""
+    values = observed.recorded[scope]
+    if not ((values >= 0) & (values <= 1)).all():
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(observed.recorded)
+    residual = np.where(np.isfinite(logs), logs - observed.scored, np.nan)
+    return _fit("probabilities", {}, residual)
+
+
+def _of_probabilities(observed: Observed, scope: Bools) -> Iterator[tuple[int, _Fit]]:
+    """Yield fits of a sampler's probabilities."""
+    if (fit := _probabilities(observed, scope)) is not None:
+        for n, sampler in _of_samplers(observed, scope, fit.left + observed.scored):
+            yield n, _Fit((*fit.faults, *sampler.faults), (*fit.residuals, *sampler.residuals))
+
+
+def _of_samplers(
+    observed: Observed, scope: Bools, logs: Floats | None = None
+) -> Iterator[tuple[int, _Fit]]:
+    """Yield fits of a sampler's temperature and truncation to the recorded values, or to `logs`,
+    shape M, nats."""
+    if observed.shapes is None:
+        return
+    recorded = (observed.recorded if logs is None else logs)[observed.compared]
+    in_scope = scope[observed.compared] & np.isfinite(recorded)
+    if in_scope.sum() < LEAST_TOKENS:
+        return
+    values, own = recorded[in_scope], observed.shapes.take(in_scope)
+
+    def residual(sampler: SamplerFit) -> Floats:
+        return _spread(observed, in_scope, values - sampler.log_probs(own))
+
+    for n, sampler in fit_samplers(own, values):
+        faults, residuals = list[tuple[str, Mapping[str, Any]]](), list[Floats]()
+        kind = sampler.truncation
+        if kind is None or n > 1:
+            faults.append(("temperature", {"temperature": _rounded(sampler.temperature)}))
+            residuals.append(residual(replace(sampler, truncation=None)))
+        if kind is not None:
+            value = int(sampler.value) if kind.name == "top_k" else sampler.value
+            faults.append((kind.name, {kind.name: value}))
+            residuals.append(residual(sampler))
+        yield n, _Fit(tuple(faults), tuple(residuals))
+
+
+def _of_logits(observed: Observed, scope: Bools) -> Iterator[tuple[int, _Fit]]:
+    """Yield fits of logits in the place of log-probabilities, also of those over a temperature."""
+    if observed.shapes is None:
+        return
+    in_scope = scope[observed.compared]
+    values, own = observed.recorded[observed.compared][in_scope], observed.shapes.take(in_scope)
+    plain = _spread(observed, in_scope, values - own.target)
+    yield 0, _fit("logits", {}, plain)
+    scale = fit_scale(own, values)
+    tempered = _spread(observed, in_scope, values - own.target / scale)
+    parts: Any = (("logits", {}), ("temperature", {"temperature": _rounded(scale)}))
+    yield 2, _Fit(parts, (plain, tempered))
+
+
+def _spread(observed: Observed, in_scope: Bools, values: Floats) -> Floats:
+    """Return values of compared tokens in scope at their places, shape M; NaN elsewhere."""
+    found = np.full(len(observed.rows), np.nan)
+    found[np.flatnonzero(observed.compared)[in_scope]] = values
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+# -- what remains -----------------------------------------------------------------------------
+
+
+def _what_remains(search: _Search) -> None:
+    """Look for faults that stand beside another, and for those that are told by their shape."""
+    observed = search.observed
+    if search.found and search.mean > EXACT:
+        predicted = observed.recorded - search.residual
+        for fit in _clamps(observed.recorded, predicted, np.isfinite(search.residual)):
+            if search.mean > EXACT and search.gain(fit.left) >= EXPLAINS:
+                kept = np.where(np.isfinite(search.residual), fit.left, np.nan)
+                search.take(*fit.faults[0], kept)
+    if search.mean > EXACT:
+        _another_beginning(search)
+    if search.mean > EXACT:
+        _grain(search)
+
+
+def _another_beginning(search: _Search) -> None:
+    """Look for differences at the start of rows that fade."""
+    rows, sizes = search.observed.rows, np.abs(search.residual)
+    known = np.isfinite(sizes)
+    rows, sizes = rows[known], sizes[known]
+    first = np.append(True, rows[1:] != rows[:-1]) if len(rows) else known
+    order = np.arange(len(rows)) - np.maximum.accumulate(np.where(first, np.arange(len(rows)), 0))
+    best: tuple[float, int] | None = None
+    for n in (1, 2, 4, 8, 16, 32, 64, 128):
+        early = order < n
+        if (~early).sum() < max(LEAST_TOKENS, 0.25 * len(rows)):
+            break
+        level, mean = float(sizes[~early].mean()), float(sizes[early].mean())
+        gain = float((sizes[early] - level).sum()) / float(sizes.sum())
+        fades = gain >= FADES and mean >= 5 * level and mean >= _WRONG
+        # More tokens explain a little more: as few as explain nearly all.
+        is_better = best is None or gain > best[0] + 0.1
+        if fades and is_better and _in_most_rows(rows, sizes, early):
+            best = (gain, n)
+    if best is not None:
+        beginning = np.zeros(len(search.residual), dtype=bool)
+        beginning[np.flatnonzero(known)[order < best[1]]] = True
+        residual = np.where(beginning, np.nan, search.residual)
+        search.take("beginning", {"n_tokens": best[1]}, residual)
+
+
+def _in_most_rows(rows: Ints, sizes: Floats, early: Bools) -> bool:
+    numbers = np.unique(rows, return_inverse=True)[1]
+    sums = [np.bincount(numbers, each * sizes) for each in (early, ~early)]
+    counts = [np.bincount(numbers, each) for each in (early, ~early)]
+    both = (counts[0] > 0) & (counts[1] > 0)
+    means = [total[both] / n[both] for total, n in zip(sums, counts, strict=True)]
+    return int(both.sum()) >= 3 and float((means[0] > 3 * means[1]).mean()) >= 0.6
+
+
+def _grain(search: _Search) -> None:
+    """Look for values that were rounded to bfloat16: 8 significant bits."""
+    known = np.isfinite(search.residual) & (search.observed.recorded != 0)
+    values = search.observed.recorded[known]
+    if len(values) < LEAST_TOKENS or is_bfloat16(values).mean() < _ON_GRID:
+        return
+    half = np.zeros(len(known))
+    # Of a value of binary exponent e, steps are of 2^(e - 8), as frexp counts exponents.
+    half[known] = np.ldexp(0.5, np.frexp(values)[1] - _BF16_BITS)
+    residual = np.sign(search.residual) * np.maximum(np.abs(search.residual) - half, 0.0)
+    if search.size(search.residual) - search.size(residual) >= LITTLE * search.whole:
+        search.take("bfloat16", {"significant_bits": _BF16_BITS}, residual)
+
+
+def is_bfloat16(values: Floats) -> NDArray[np.bool_]:
+    """Return which of the values, any shape, are numbers of bfloat16."""
+    single = values.astype(np.float32)
+    found: NDArray[np.bool_] = (single == values) & ((single.view(np.uint32) & 0xFFFF) == 0)
+    return found
