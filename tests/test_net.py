@@ -45,6 +45,8 @@ PREPARED = (
 BOUNDARY = "--pmi --boundary compare --context 16 --truncate left --eos"
 REGIONS = "score samples/sentences.jsonl --regions samples/regions.jsonl"
 DIVERGE = f"diverge {DOCUMENTS} --limit 5 -m samples/checkpoints/step-600 --teacher demo"
+CHECK = "check samples/rollouts.jsonl --limit 5 --field rollout_log_probs"
+AGAINST = f"{CHECK} --against samples/rollouts.jsonl --against-field old_log_probs"
 DATA = "--data samples/sentences.jsonl --data samples/texts.jsonl"
 STEPS = "samples/checkpoints/step-100 samples/checkpoints/step-600 demo"
 COLOUR = "FORCE_COLOR=1"
@@ -233,6 +235,13 @@ CASES: dict[str, tuple[str, ...]] = {
         "--teacher teacher.jsonl",
     ),
     "diverge-broken": ("diverge broken.jsonl --teacher demo --jsonl",),
+    # check
+    "check": (
+        f"{CHECK} --summary", f"COLUMNS=200 {CHECK}", f"{CHECK} --fail-above 0.5 --unit bits",
+    ),
+    "check-against": (AGAINST, f"{AGAINST} --fail-above 0.5 --summary"),
+    "check-json": (f"{CHECK} --json", f"{AGAINST} --jsonl --no-tokens", f"{CHECK} -o out.parquet"),
+    "check-csv": (f"{CHECK} --format csv", f"{AGAINST} --format tsv --level token"),
     # results
     "prepared": PREPARED,
     "summarize-80": ("summarize a.jsonl", "summarize texts.jsonl --by kind --worst 3"),
@@ -318,7 +327,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "help": ("COLUMNS=100 --help", "--version"),
     **{
         f"help-{name}": (f"COLUMNS=100 {name} --help",)
-        for name in ("score", "cond", "rank", "diverge", "mask", "summarize", "compare",
+        for name in ("score", "cond", "rank", "diverge", "mask", "check", "summarize", "compare",
                      "objective", "plot", "report", "merge", "select")
     },
 }  # fmt: skip

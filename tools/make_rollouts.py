@@ -1,8 +1,8 @@
 """Make samples/rollouts.jsonl: answers drawn from the demo model, with log-probabilities beside.
 
-`rollout_log_probs` are as a sampler at temperature 0.7 with top-p 0.9 has them, `old_log_probs` as a
-trainer that computes the same in float32. Run it from the repository's root; it gives the same
-file each time.
+`rollout_log_probs` are those of a sampler at temperature 0.7 with top-p 0.9, `old_log_probs` those
+of a trainer that computes in float32. Run it from the repository's root: it gives the same file
+each time.
 """
 
 from __future__ import annotations

@@ -71,9 +71,8 @@ def check(ctx: typer.Context) -> None:
 
     Examples:
         seqloss check samples/rollouts.jsonl --field old_log_probs
-        seqloss check samples/rollouts.jsonl --field rollout_log_probs --fail-above 0.01
-        seqloss check samples/rollouts.jsonl --field rollout_log_probs \
-            --against samples/rollouts.jsonl --against-field old_log_probs --json --no-tokens
+        seqloss check samples/rollouts.jsonl --field rollout_log_probs --summary
+        seqloss check samples/rollouts.jsonl --field old_log_probs --fail-above 0.01 --json
 
     """
     from seqloss_cli.cli.run import Command

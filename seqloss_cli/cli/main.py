@@ -251,8 +251,7 @@ def _forget_impossible_sizes() -> None:
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
     score, cond, rank, diverge, mask, check, merge, summarize, compare, objective, plot, report,
-    select,
-    serve,
+    select, serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 

@@ -27,7 +27,7 @@ _WRONG_FILES = (
     *("json_document", "bad_table", "results"),
 )
 """Reasons that are of a whole file, and of its name on the command line."""
-_WRONG_ROWS = ("bad_json", "missing_field")
+_WRONG_ROWS = ("bad_json", "missing_field", "several_fields")
 """Reasons that are of a kind of rows, where the first of a file have no other."""
 _RESULTS = ": these are results of `seqloss "
 _READERS = (

@@ -70,9 +70,8 @@ def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
     after = next((parts[name] for name in names if name not in _PROMPT_VALUES), None)
     if before is not None and prompt is None and own is None:
         prompt = before.ids
-    if after is not None and response is None:
-        own_too = own is not None and len(after.log_probs) in (len(own), len(own) - 1)
-        if not own_too and (after.ids is not None or after.pieces is not None):
+    if after is not None and response is None and not _is_of(own, after):
+        if after.ids is not None or after.pieces is not None:
             prompt, own, response = (own if prompt is None else prompt), None, after.ids
             if response is None:
                 return _of_pieces(whole, prompt, after), used
@@ -84,6 +83,16 @@ def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
     log_probs = _aligned(names, before, after, len(ids), n_prompt)
     sampled = _sampled(whole, len(ids), n_prompt)
     return _trimmed(whole, np.array(ids, dtype=np.int64), log_probs, sampled, n_prompt), used
+
+
+def _is_of(own: list[int] | None, values: _Values) -> bool:
+    """Return whether values are of the row's own ids, and not of an answer to these."""
+    if own is None or len(values.log_probs) not in (len(own), len(own) - 1):
+        return False
+    if values.ids is not None:
+        return own[len(own) - len(values.ids) :] == values.ids
+    # OpenAI's `content` is an answer's; completions may have the prompt in theirs.
+    return values.pieces is None or values.n_prompt_chars is not None
 
 
 def _unwrapped(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -121,7 +130,8 @@ def _names_of_values(row: dict[str, Any], asked: str | None) -> list[str]:
         kinds = [f"{n} are the {_kind(n)}'s" for n in there if _kind(n)]
         told = f" ({', '.join(kinds)})" if kinds else ""
         named = ", ".join(map(repr, there))
-        raise RowError("ambiguous", f"has log-probabilities in {named}{told}: --field chooses")
+        message = f"has log-probabilities in {named}{told}: --field chooses"
+        raise RowError("several_fields", message)
     return there
 
 

@@ -188,7 +188,7 @@ class RecordingFile(SideFile[Sample]):
     def __init__(self, name: str, items: Callable[[], Iterator[Item]]) -> None:
         """`items` reads the file."""
         self._items = items
-        super().__init__(name, 0, "recording", lambda row: None)
+        super().__init__(name, 0, "recording", lambda row: None, is_part=False)
 
     def _read(self, max_bytes: int) -> Iterator[SideRow[Sample]]:
         for item in self._items():

@@ -230,8 +230,9 @@ class DeltaDocuments:
     def weights(self) -> dict[str, Any]:
         """Return effective sample sizes and quantiles of w, of tokens and of sequences."""
         n, sequences = int(sum(self._sampled_counts)), np.asarray(self._log_weights)
-        log_size = 2 * self._log_sums[0] - self._log_sums[1]
-        of_tokens = math.exp(log_size - math.log(n)) if n else None
+        of_tokens = None
+        if n:
+            of_tokens = math.exp(2 * self._log_sums[0] - self._log_sums[1] - math.log(n))
         sizes = {"tokens": of_tokens, "sequences": effective_sample_size(sequences)}
         both = {"tokens": self._sampled.values(), "sequences": sequences}
         quantiles = {

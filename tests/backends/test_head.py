@@ -17,7 +17,7 @@ from seqloss_cli.backends.torch import head as head_module
 from seqloss_cli.backends.torch import quantities
 from seqloss_cli.backends.torch.head import LazyLogits, score_logits, to_host
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
-from seqloss_cli.core.columns import MEAN_LOG_PROB
+from seqloss_cli.core.columns import LOGIT_SHAPE, MEAN_LOG_PROB, TEMPERATURES
 from seqloss_cli.core.records import SequenceScore, TokenSequence
 
 TOKEN_FIGURES = ("ranks", "entropies", "top_ids", "top_log_probs")
@@ -200,6 +200,24 @@ def test_varentropies_of_uniform_and_of_peaked_distributions(
         else:
             assert max(expected) < 1e-8
             assert found.columns["varentropies"].tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@given(case=rows_with_targets(ordinary, near_ties), width=st.integers(1, 12))
+def test_the_shape_of_a_distribution(case: Any, width: int) -> None:
+    """ln Σ exp(z / T) at each temperature, and the greatest logits, of blocks or of whole rows."""
+    rows, targets = case
+    logits, ids = torch.tensor(rows, dtype=torch.float32), torch.tensor(targets)
+    asked = Requested(internal=(LOGIT_SHAPE,))
+    blocks = score_logits(lazy_logits(logits), ids, asked, width).columns
+    for found in (blocks, score(rows, targets, asked).columns):
+        for m, row in enumerate(logits.double().tolist()):
+            sums = [
+                max(row) / t + math.log(math.fsum(math.exp((z - max(row)) / t) for z in row))
+                for t in TEMPERATURES
+            ]
+            assert found["tempered_log_sums"][m].tolist() == pytest.approx(sums, rel=1e-6, abs=1e-5)
+            assert found["log_normalisers"][m] == pytest.approx(sums[10], rel=1e-6, abs=1e-5)
+            assert found["top_logits"][m].tolist() == sorted(row, reverse=True)
 
 
 def test_what_float64_holds_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def stubbed() -> Iterator[None]:
     from seqloss_cli.backends.torch.backend import TorchBackend
     from seqloss_cli.backends.torch.quantities import QUANTITIES
     from seqloss_cli.core.backend import Capabilities, Requested, TokenScores
+    from seqloss_cli.core.columns import TEMPERATURES
     from seqloss_cli.scoring import scorer
 
     class _Stub(TorchBackend):  # a TorchBackend, as diverge takes no other
@@ -96,7 +97,7 @@ def stubbed() -> Iterator[None]:
         shares = (places + 1) / ranks[:, None]  # 1 at the target, which stands at its rank
         finite = np.where(np.isfinite(losses), losses, 6.0)
         boundaries = -0.0625 * np.stack([mixed % 7, mixed % 11, mixed % 13 + 16], axis=1)
-        given = {
+        given: dict[str, Any] = {
             "ranks": ranks,
             "entropies": 0.0625 * (mixed % 61),
             "varentropies": 0.0625 * (mixed % 53),
@@ -104,6 +105,9 @@ def stubbed() -> Iterator[None]:
             "top_log_probs": -finite[:, None] * shares,
             "mean_log_prob": -4 - losses,
             "word_boundary_log_probs": boundaries,
+            "log_normalisers": 2 + 0.0625 * (mixed % 5),
+            "tempered_log_sums": 3 / (1 + np.arange(len(TEMPERATURES))) + 0 * finite[:, None],
+            "top_logits": -0.5 * np.arange(8) + 0 * finite[:, None],
         }
         asked = [name for column in wants.columns for name in column.array_names]
         return TokenScores(losses, {name: given[name] for name in asked})

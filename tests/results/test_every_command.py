@@ -42,6 +42,7 @@ COMMANDS = {
     "mask": f"mask mixed.jsonl {stub.CHAT} --keep-meta",
     "mask-loss": f"mask mixed.jsonl {stub.CHAT} --loss",
     "mask-check": "mask mixed.jsonl --eos --check labels.jsonl",
+    "check": "check samples/rollouts.jsonl --field rollout_log_probs --limit 5 --keep-meta",
     "mask-like": f"mask samples/chats.jsonl mixed.jsonl {stub.CHAT} --like trl --loss",
 }
 LINES = {
@@ -55,7 +56,8 @@ NOT_IN_LINES = {
     "word_byte_offsets", "top_logprobs", "ranks", "entropies", "context_lengths", "inf_losses",
     "inf_teacher_losses", "inf_kls", "token_ids", "tokens", "token_losses", "byte_offsets",
     "loss_mask", "labels", "teacher_entropies", "kls", "kls_at_most", "student_losses",
-    "teacher_losses", "token_delta_p", "token_same_top1",
+    "teacher_losses", "token_delta_p", "token_same_top1", "recorded_log_probs", "scored_log_probs",
+    "deltas", "sampled_mask",
 }  # fmt: skip
 """Keys that no line of a whole row holds: arrays, of which other levels are made, and what is
 nested. A new key stands here, or has a column."""
@@ -316,7 +318,7 @@ def test_levels_are_those_of_the_rows(folder: Path) -> None:
 
 # -- --resume ------------------------------------------------------------------------------------
 
-LONG = {name: line for name, line in COMMANDS.items() if name not in ("score", "cond")}
+LONG = {n: line for n, line in COMMANDS.items() if n not in ("score", "cond", "check")}
 
 
 @pytest.mark.parametrize("case", LONG)

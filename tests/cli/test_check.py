@@ -1,0 +1,178 @@
+"""`seqloss check` as a program, with the demo model and without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from helpers.program import ROOT, document
+from seqloss_cli.cli.main import app
+from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
+from seqloss_cli.metrics.deltas import RecordedScore
+from seqloss_cli.scoring import recordings
+
+ROLLOUTS = ROOT / "samples" / "rollouts.jsonl"
+
+
+def check(*arguments: str | Path, **env: str) -> Any:
+    words = ["check", *map(str, arguments)]
+    return CliRunner().invoke(app, words, env={"COLUMNS": "100"} | env)
+
+
+def totals(*arguments: str | Path, code: int = 0) -> Any:
+    return document(check(*arguments, "--json", "--summary"), code)["totals"]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ROLLOUTS.read_text().splitlines()]
+
+
+def faults(found: Any) -> list[tuple[str, Any]]:
+    return [(each["fault"], each["parameters"]) for each in found["diagnosis"]]
+
+
+def test_what_was_computed_in_float32_is_right() -> None:
+    found = totals(ROLLOUTS, "--field", "old_log_probs", "--fail-above", "0")
+    assert (found["verdict"], found["diagnosis"]) == ("exact", [])
+    assert found["n_compared"] == found["n_sampled"] == 192
+    assert found["max_abs_delta"] < 1e-4
+    assert found["effective_sample_size"]["sequences"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_sampler_is_named() -> None:
+    found = totals(ROLLOUTS, "--field", "rollout_log_probs", "--fail-above", "0.5", code=3)
+    assert faults(found) == [("temperature", {"temperature": 0.7}), ("top_p", {"top_p": 0.9})]
+    assert found["diagnosed"]["mean_abs_delta_left"] < 3e-4
+    assert found["k1"] == -found["mean_delta"]
+
+
+def test_two_recordings_need_no_model(rows: list[Any], tmp_path: Path) -> None:
+    sampler = write(tmp_path / "a.jsonl", rows[::-1])
+    done = check(
+        sampler, "--field", "rollout_log_probs", "--against", ROLLOUTS,
+        "--against-field", "old_log_probs", "--json",
+    )  # fmt: skip
+    found = document(done, 0)
+    assert found["run"]["model"] is None
+    whole = totals(ROLLOUTS, "--field", "rollout_log_probs")
+    for name in ("mean_delta", "mean_abs_delta", "k3", "p99_abs_delta"):
+        assert found["totals"][name] == pytest.approx(whole[name], abs=1e-5)
+    ids = [each["id"] for each in found["sequences"]]
+    assert ids == [row["id"] for row in rows[::-1]]
+    first = found["sequences"][0]
+    assert first["scored_log_probs"][-24:] == rows[-1]["old_log_probs"]
+    assert first["recorded_log_probs"][-24:] == rows[-1]["rollout_log_probs"]
+
+
+def test_rows_that_are_not_of_the_same_ids(rows: list[Any], tmp_path: Path) -> None:
+    changed = [{**row} for row in rows]
+    changed[1]["response_ids"] = [9, *rows[1]["response_ids"][1:]]
+    changed[2]["response_ids"] = rows[2]["response_ids"][:-1]
+    changed[2]["old_log_probs"] = rows[2]["old_log_probs"][:-1]
+    other = write(tmp_path / "b.jsonl", [*changed[:7], {**rows[7], "id": "else"}])
+    done = check(ROLLOUTS, "--against", other, "--field", "old_log_probs", "--json")
+    found = document(done, 3)
+    reasons = [each["reason"] for each in found["rejected"]]
+    assert reasons == ["other_ids", "other_ids", "no_recording"]
+    assert "has id" in found["rejected"][0]["message"]
+    assert "1 rows of" in done.stderr
+
+
+def test_a_bos_that_is_put_before(rows: list[Any], tmp_path: Path) -> None:
+    """Values stay with the tokens that they are of."""
+    bare = [
+        {"input_ids": row["prompt_ids"][1:] + row["response_ids"],
+         "loss_mask": [0] * (len(row["prompt_ids"]) - 1) + [1] * len(row["response_ids"]),
+         "logprobs": [None] * (len(row["prompt_ids"]) - 1) + row["old_log_probs"]}
+        for row in rows
+    ]  # fmt: skip
+    path = write(tmp_path / "bare.jsonl", bare)
+    assert totals(path, "--bos", "always")["verdict"] == "exact"
+    assert totals(path)["n_compared"] == 192
+
+
+def spelled(ids: list[int]) -> list[bytes]:
+    from seqloss_cli.core.policies import ModelChoice, TokenPolicy
+    from seqloss_cli.models.checkpoint import load_tokenizer_only
+    from seqloss_cli.tokenization.tokenizer import Tokenization
+
+    loaded = load_tokenizer_only(ModelChoice("demo"))
+    tokenization = Tokenization(loaded.tokenizer, TokenPolicy(), loaded.n_ids)
+    return [tokenization.vocabulary.bytes_of(i) for i in ids]
+
+
+def test_tokens_that_are_known_by_their_bytes(rows: list[Any], tmp_path: Path) -> None:
+    made = []
+    for row in rows:
+        pieces = zip(spelled(row["response_ids"]), row["old_log_probs"], strict=True)
+        content = [
+            {"token": piece.decode(errors="replace"), "bytes": [*piece], "logprob": value}
+            for piece, value in pieces
+        ]
+        prompt = b"".join(spelled(row["prompt_ids"][1:])).decode()
+        made.append({"id": row["id"], "prompt": prompt,
+                     "choices": [{"logprobs": {"content": content}}]})  # fmt: skip
+    unknown = {"token": "?", "bytes": [240, 159, 144, 149, 240], "logprob": -1.0}
+    made.append({"id": "x", "choices": [{"logprobs": {"content": [unknown]}}]})
+    path = write(tmp_path / "openai.jsonl", made)
+    found = document(check(path, "--json"), 3)
+    assert found["totals"]["verdict"] == "exact"
+    assert [each["reason"] for each in found["rejected"]] == ["unknown_token"]
+    ids = [each["token_ids"] for each in found["sequences"]]
+    assert ids == [row["prompt_ids"] + row["response_ids"] for row in rows]
+    # Without a model the bytes themselves are compared.
+    assert totals(path, "--against", write(tmp_path / "copy.jsonl", made))["mean_abs_delta"] == 0
+
+
+def test_the_answer_of_a_chat(tmp_path: Path) -> None:
+    content = [{"token": "a", "bytes": [97], "logprob": -1.0}]
+    row = {"messages": [{"role": "user", "content": "Say a."}],
+           "choices": [{"logprobs": {"content": content}}]}  # fmt: skip
+    path = write(tmp_path / "chat.jsonl", [row])
+    template = ROOT / "samples" / "chat.jinja"
+    done = check(path, "--chat-template", template, "--json")
+    (found,) = document(done, 0)["sequences"]
+    assert "Say a." in "".join(found["tokens"])
+    assert found["n_sampled"] == 1
+    assert check(path, "--json").exit_code == 2
+
+
+def test_what_cannot_be_checked(rows: list[Any], tmp_path: Path) -> None:
+    both = check(ROLLOUTS)
+    assert both.exit_code == 2
+    assert "--field chooses" in both.stderr
+    assert check(ROLLOUTS, "--against", tmp_path / "no.jsonl").exit_code == 2
+    itself = check(ROLLOUTS, "--against", ROLLOUTS, "--field", "old_log_probs")
+    assert "--against-field" in itself.stderr
+    idle = check(ROLLOUTS, "--against", ROLLOUTS, "--model", "demo")
+    assert "--model is for a model, and --against has none" in idle.stderr
+    empty = write(tmp_path / "e.jsonl", [{"input_ids": [0, 5], "logprobs": [-1.0, None]}])
+    done = check(empty, "--fail-above", "0.5", "--json")
+    assert document(done, 3)["totals"]["verdict"] == "nothing"
+    assert "no token was compared" in done.stderr
+
+
+def test_what_a_diagnosis_looks_at_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "MOST_TOKENS", 40)
+    examined = recordings.Examined(None, 0)
+    ids, everywhere = np.arange(10), np.ones(10, dtype=bool)
+    for n in range(37):
+        sample = Sample(str(n), "a", n, input_ids=ids)
+        sequence = TokenSequence(
+            sample, None, ids, None, everywhere, everywhere, "none", "none", {}
+        )
+        score = SequenceScore(sequence, np.full(10, 1.0), everywhere, ids)
+        examined.add(RecordedScore(score, np.full(10, -1.0), None))
+    assert [each.sample.id for each in examined._rows] == ["0", "16", "32"]
+    assert examined.diagnosis().n_sequences == 3
