@@ -123,7 +123,7 @@ def test_a_real_shell_runs_them_too(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [*examples("cond"), *examples("rank"), *examples("diverge"), *examples("mask")[:2],
+    [*examples("cond"), *examples("rank"), *examples("diverge"), *examples("mask")[:2], *examples("check"),
      *examples("score")[:3], *examples("summarize")[1:], *examples("compare")[:1],
      examples("objective")[0], *examples("plot")[1:], *examples("report")[1:]],
     ids=str.split,
@@ -204,7 +204,7 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
 def test_options_named_in_the_readme_exist() -> None:
     known = in_process("--help").stdout + "".join(
         in_process(name, "--help", COLUMNS="200").stdout
-        for name in ("score", "cond", "rank", "diverge", "mask", "summarize", "compare",
+        for name in ("score", "cond", "rank", "diverge", "mask", "check", "summarize", "compare",
                      "objective", "plot", "report", "select")
     )  # fmt: skip
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):

@@ -144,7 +144,7 @@ LOGIT_SHAPE = TokenColumn(
     "internal",
     arrays=("log_normalisers", "tempered_log_sums", "top_logits"),
 )
-"""How a distribution changes with temperature and truncation: ln Σ exp(z), ln Σ exp(z / T) at each
+"""Logits as far as temperature and truncation go by them: ln Σ exp(z), ln Σ exp(z / T) at each
 of `TEMPERATURES`, and the greatest logits."""
 TEMPERATURES = tuple(math.exp(0.16 * n) for n in range(-10, 8))
 """From 0.2 to 3.06, so near to each other that a cubic spline over ln T errs by about 1e-5 nats

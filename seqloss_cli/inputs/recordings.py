@@ -53,7 +53,7 @@ class _Values:
     pieces: list[bytes] | None = None
     """The tokens' bytes, where it holds these."""
     n_prompt_chars: list[int] | None = None
-    """Where each token begins in prompt and answer, in characters (`echo`)."""
+    """Characters of prompt and answer before each token (`echo`)."""
 
 
 def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
@@ -70,11 +70,10 @@ def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
     after = next((parts[name] for name in names if name not in _PROMPT_VALUES), None)
     if before is not None and prompt is None and own is None:
         prompt = before.ids
-    if after is not None and response is None and not _is_of(own, after):
-        if after.ids is not None or after.pieces is not None:
-            prompt, own, response = (own if prompt is None else prompt), None, after.ids
-            if response is None:
-                return _of_pieces(whole, prompt, after), used
+    if after is not None and response is None and _is_answer(own, after):
+        prompt, own, response = (own if prompt is None else prompt), None, after.ids
+        if response is None:
+            return _of_pieces(whole, prompt, after), used
     ids = own if own is not None else [*(prompt or ()), *(response or ())]
     if not ids:
         known = "; ids are read from 'input_ids', or 'prompt_ids' and 'response_ids'"
@@ -85,14 +84,16 @@ def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
     return _trimmed(whole, np.array(ids, dtype=np.int64), log_probs, sampled, n_prompt), used
 
 
-def _is_of(own: list[int] | None, values: _Values) -> bool:
-    """Return whether values are of the row's own ids, and not of an answer to these."""
-    if own is None or len(values.log_probs) not in (len(own), len(own) - 1):
+def _is_answer(own: list[int] | None, values: _Values) -> bool:
+    """Return whether values bring their own tokens, which are not the row's ids."""
+    if values.ids is None and values.pieces is None:
         return False
+    if own is None or len(values.log_probs) not in (len(own), len(own) - 1):
+        return True
     if values.ids is not None:
-        return own[len(own) - len(values.ids) :] == values.ids
+        return own[len(own) - len(values.ids) :] != values.ids
     # OpenAI's `content` is an answer's; completions may have the prompt in theirs.
-    return values.pieces is None or values.n_prompt_chars is not None
+    return values.n_prompt_chars is None
 
 
 def _unwrapped(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

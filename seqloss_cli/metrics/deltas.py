@@ -163,7 +163,8 @@ def kl_terms(deltas: Floats) -> dict[str, Floats]:
 
 
 def effective_sample_size(log_weights: Floats) -> float | None:
-    """Return (Σw)² / (n Σw²) of n weights, given as ln w, shape n; None without any.
+    """Return (Σw)² / (n Σw²) of n weights, given as ln w, shape n, nats; None without
+    any.
 
     It is 1 where all weights are equal, and 1/n where one of them is all there is.
     """

@@ -38,7 +38,7 @@ LEAST_TOKENS = 16
 """Fewer tokens are too few to fit anything to."""
 _TOLERANCE, _WRONG = 1e-3, 0.05
 _SENTINEL = -9999.0
-"""What vLLM writes for minus infinity."""
+"""The value that vLLM writes for minus infinity."""
 _BF16_BITS, _ON_GRID = 8, 0.99
 Verdict = Literal["nothing", "exact", "noise", "explained", "in part", "unknown"]
 
@@ -55,7 +55,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the differences come from."""
+    """The faults of a recording, and what they come to."""
 
     verdict: Verdict
     faults: tuple[Fault, ...] = ()
@@ -65,7 +65,7 @@ class Diagnosis:
     mean_abs: float | None = None
     """Mean |Δ| of these, nats."""
     mean_abs_left: float | None = None
-    """The same when what was found is undone."""
+    """Mean |Δ| once what was found is undone, nats."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Observed:
     """Rows of a recording side by side."""
 
     recorded: Floats
-    """Shape M: as written; NaN where there is none."""
+    """Shape M: as written, nats if it is right; NaN where there is none."""
     scored: Floats
     """Shape M: ln p, nats; NaN where not scored or infinite."""
     sampled: Bools
@@ -86,7 +86,7 @@ class Observed:
     """Shape M."""
     eos_id: int | None = None
     shapes: LogitShapes | None = None
-    """Of the compared tokens alone, in their order."""
+    """Logits of the compared tokens alone, in their order."""
 
     @cached_property
     def compared(self) -> Bools:
@@ -122,7 +122,7 @@ class _Fit:
 
     @property
     def left(self) -> Floats:
-        """What all of them leave."""
+        """Differences that all of them leave, shape M, nats."""
         return self.residuals[-1]
 
 
@@ -477,7 +477,7 @@ def _grain(search: _Search) -> None:
 
 
 def is_bfloat16(values: Floats) -> NDArray[np.bool_]:
-    """Return which of the values, any shape, are numbers of bfloat16."""
+    """Return which of the values, any shape and unit, are numbers of bfloat16."""
     single = values.astype(np.float32)
     found: NDArray[np.bool_] = (single == values) & ((single.view(np.uint32) & 0xFFFF) == 0)
     return found

@@ -99,7 +99,7 @@ class Truncation:
     name: str
     values: Sequence[float]
     kept: Callable[[LogitShapes, Floats, float, Floats], tuple[Ints, Floats]]
-    """Of shapes, masses (M x K), T and C values: the number of ids that are kept, and their
+    """Gives of shapes, masses (M x K), T and C values the number of ids that are kept, and their
     probability where that number is beyond K (NaN: not known), both M x C."""
 
     def log_probs(self, shapes: LogitShapes, temperature: float, values: Floats) -> Floats:
@@ -183,7 +183,7 @@ class SamplerFit:
 
 
 def fit_samplers(shapes: LogitShapes, recorded: Floats) -> Iterator[tuple[int, SamplerFit]]:
-    """Yield samplers fitted to M recorded values, nats, each with the number of its parameters."""
+    """Yield samplers fitted to recorded values, shape M, nats, with the number of parameters."""
     step = max(1, len(recorded) // _MOST_FITTED)
     some, values = shapes.take(slice(None, None, step)), recorded[::step]
     kinds = truncations(shapes.top.shape[1])
@@ -195,7 +195,7 @@ def fit_samplers(shapes: LogitShapes, recorded: Floats) -> Iterator[tuple[int, S
 
 
 def fit_scale(shapes: LogitShapes, recorded: Floats) -> float:
-    """Return the T at which z / T is nearest to M recorded values: logits of temperature T."""
+    """Return the T at which z / T is nearest to recorded values, shape M, nats."""
     known = np.abs(shapes.target) > 1e-3
     if not known.any():
         return 1.0

@@ -110,7 +110,7 @@ class Examined:
 
 @dataclass
 class Checking:
-    """What a check gathers beside its rows."""
+    """Figures and rows that a check gathers."""
 
     documents: DeltaDocuments
     examined: Examined
