@@ -123,7 +123,8 @@ def test_a_real_shell_runs_them_too(workplace: Path) -> None:
 
 @pytest.mark.parametrize(
     "example",
-    [*examples("cond"), *examples("rank"), *examples("diverge"), *examples("mask")[:2], *examples("check"),
+    [*examples("cond"), *examples("rank"), *examples("diverge"), *examples("check"),
+     *examples("mask")[:2],
      *examples("score")[:3], *examples("summarize")[1:], *examples("compare")[:1],
      examples("objective")[0], *examples("plot")[1:], *examples("report")[1:]],
     ids=str.split,
