@@ -11,6 +11,8 @@ import pytest
 
 from helpers import stub
 from helpers.elsewhere import FlakyFileSystem, flaky
+from seqloss_cli.cli.progress import ProgressBar
+from seqloss_cli.core.records import Sample
 from seqloss_cli.results.sinks import local_path
 
 URL = "flaky://out/results.jsonl"
@@ -123,3 +125,12 @@ def test_places_that_take_no_files(fs: FlakyFileSystem, tmp_path: Path) -> None:
     assert "https:// cannot be written to" in done.stderr
     done = ran("score samples/sentences.jsonl -o nosuch://a/b.jsonl", tmp_path, 2)
     assert "seqloss[remote]" in done.stderr
+
+
+def test_the_bar_of_a_shard_counts_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"0123456789" * 20)
+    bar = ProgressBar([str(path)], span=(100, 200))
+    for end, done in ((110, 0.1), (150, 0.5), (200, 1.0)):
+        bar.on_input(Sample(str(end), str(path), text="a", end=end))
+        assert bar.done == done
