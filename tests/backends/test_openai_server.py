@@ -208,6 +208,21 @@ def test_an_answer_about_other_tokens_rejects_its_row(
     assert [(each["line"], each["reason"]) for each in found["rejected"]] == [(2, reason)]
 
 
+def test_more_tokens_than_were_asked_for_are_left_out(texts_only: FakeServer) -> None:
+    """llama-cpp-python's server goes on where what it generates is part of a character."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if not isinstance(right, Broken):
+            for values in right["choices"][0]["logprobs"].values():
+                values += values[-1:] * 3
+            right["usage"]["completion_tokens"] += 3
+        return right
+
+    texts_only.fault = fault
+    (row,) = scored(texts_only, "--text", "The cat sat.")["sequences"]
+    assert row["token_losses"][2:] == pytest.approx(losses_of(row["token_ids"])[1:], abs=1e-12)
+
+
 def test_a_text_that_is_too_long_says_what_mends_it(texts_only: FakeServer) -> None:
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
         too_long = len(body["prompt"]) > 1000 and isinstance(body["prompt"], str)

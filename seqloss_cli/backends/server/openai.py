@@ -98,14 +98,12 @@ class OpenAi:
         n_asked = len(ids) - n_before
         if self.way.as_text:
             _, ids = self.pieces.text_of(ids, self.way.spells_bos)
-        self._require_length(answer, len(ids))
+        n_more = self._require_length(answer, len(ids))
         n = len(ids) - n_before
         found = require_entry(require_choice(answer).get("logprobs"), "logprobs")
         values = found.get("token_logprobs")
-        if isinstance(values, list) and n < len(values) <= n + _MAX_TOKENS:
-            n_listed = len(values)
-        else:
-            n_listed = n
+        n_found = len(values) if isinstance(values, list) else 0
+        n_listed = n_found if n < n_found <= n + n_more else n
         values = require_list(values, "token_logprobs", n_listed)
         texts = require_list(found.get("tokens"), "tokens", n_listed)[:n]
         if self.way.as_text:
@@ -129,16 +127,22 @@ class OpenAi:
         """Return the number of tokens that the lists leave out."""
         return int(self.way.drops_bos and self.pieces.begins_with_bos(ids))
 
-    def _require_length(self, answer: Any, n: int) -> None:
-        """Raises RowError where the answer is about another number of tokens: a BOS too many, a
-        prompt that was cut. Of a text the number must be known."""
+    def _require_length(self, answer: Any, n: int) -> int:
+        """Return the most tokens that follow the prompt in the lists.
+
+        Raises RowError where the answer is about another number of tokens: a BOS too many, a prompt
+        that was cut. Of a text the number must be known.
+        """
         usage = require_entry(answer, "an answer").get("usage")
-        theirs = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        counts = usage if isinstance(usage, dict) else {}
+        theirs, n_more = counts.get("prompt_tokens"), counts.get("completion_tokens")
         if theirs is None and self.way.as_text:
             raise wrong("length", "has no usage.prompt_tokens: the server takes texts only, and "
                         "may put a BOS in front or not")  # fmt: skip
         if theirs not in (None, n):
             raise wrong("length", f"is about {theirs} tokens, not {n} (usage.prompt_tokens)")
+        # llama-cpp-python's server goes on within a character, whatever it was asked for.
+        return max(_MAX_TOKENS, n_more) if isinstance(n_more, int) else _MAX_TOKENS
 
 
 def _alternatives(value: Any, n: int) -> Mapping[str, float]:
