@@ -11,7 +11,7 @@ import pytest
 
 from helpers.program import ROOT, in_process
 
-PAGES = ("membership", "select")
+PAGES = ("divergence", "membership", "select")
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 LEFT_OUT = "…"
 """A line of a page that stands for any number of lines."""

@@ -19,7 +19,8 @@ BACKENDS = {
     "server": "seqloss_cli.backends.server.opening",
 }
 """Name of a backend to its module, which has `open_model` with the arguments of `open_backend`;
-and `open_teacher` (student, teacher, windows, top_k) if it can compare whole distributions."""
+and `open_teacher` (student, teacher, windows, top_k, overlap_k) if it can compare whole
+distributions."""
 
 
 def open_backend(
@@ -45,9 +46,11 @@ def open_teacher(
     teacher: ModelChoice | TeacherFile,
     windows: WindowPolicy,
     top_k: int = 0,
+    overlap_k: int = 1,
 ) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student that the backend of this name runs.
-    With `top_k`, what a file keeps of the teacher is computed, too.
+    With `top_k`, what a file keeps of the teacher is computed, too; `overlap_k` is how many of the
+    most probable ids are compared.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
@@ -56,7 +59,7 @@ def open_teacher(
         raise UsageError(f"--teacher: it must be run by {name}, as the model that it is held to")
     if not hasattr(module, "open_teacher"):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
-    compared: StudentWithTeacher = module.open_teacher(student, teacher, windows, top_k)
+    compared: StudentWithTeacher = module.open_teacher(student, teacher, windows, top_k, overlap_k)
     return compared
 
 

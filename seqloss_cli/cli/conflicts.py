@@ -215,6 +215,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     *each("teacher_dtype teacher_adapter teacher_revision", "is for a --teacher that is a model",
           teacher=names_no_model),
     *idle("teacher_top_k", "goes with --save-teacher", save_teacher=absent),
+    *idle("draft_length overlap_k", "is for two models: give --teacher", "diverge",
+          teacher=absent),
     conflict("--save-teacher needs a --teacher that is a model",
              save_teacher=present, teacher=names_no_model),
     # what is shown

@@ -11,11 +11,13 @@ import typer
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.conflicts import names_no_model
+from seqloss_cli.cli.failures import say
 from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import A_MODEL, REFERENCE, command_record, option
+from seqloss_cli.core.policies import DEFAULT_OVERLAP_K
 from seqloss_cli.models.files import missing_hub, require_names
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ class ReferenceSettings:
     save_teacher: Path | None = option(None, "Keep the teacher's best ids in FILE, for --teacher.")
     teacher_top_k: int = option(64, "How many of them, at each token.", min=1)
 
+    draft_length: int | None = option(
+        None, "Tokens that are accepted of drafts of N by the model.", min=1, max=1000
+    )
+    overlap_k: int = option(DEFAULT_OVERLAP_K, "Most probable ids of both to compare.", min=1)
+
     def __post_init__(self) -> None:
         """Raises UsageError for a share of labels that is none."""
         smoothing = self.label_smoothing
@@ -67,7 +74,7 @@ class ReferenceSettings:
     o.OtherSettings,
 )
 def diverge(ctx: typer.Context) -> None:
-    """Measure how far a model is from a teacher: cross-entropy, KL, changed probabilities.
+    """Measure how far a model is from a teacher: cross-entropy, KL, acceptance of drafts.
 
     Both see the same tokens, and whole distributions are compared, a block at a time: what a
     quantised, pruned or distilled model lost. One vocabulary is needed. Intervals: documents.
@@ -77,6 +84,7 @@ def diverge(ctx: typer.Context) -> None:
         seqloss diverge README.md --lines --quantize int8 --teacher demo --summary
         seqloss diverge samples/texts.jsonl --label-smoothing 0.1 --json
         seqloss diverge README.md --quantize int8 --teacher demo --report page.html
+        seqloss diverge LICENSE --quantize int8 --teacher demo --draft-length 4
 
     """
     from seqloss_cli.cli.settings import load_scorer, output_choice, say_warnings
@@ -98,6 +106,8 @@ def diverge(ctx: typer.Context) -> None:
     inputs, scorer = i.text_inputs(ctx), load_scorer(ctx)
     teacher = _teacher_scorer(ctx, scorer)
     say_warnings(teacher.warnings)
+    if 0 < teacher.overlap_k < own.overlap_k:
+        say(f"note: the {teacher.overlap_k} most probable ids are compared: no more are known")
     write_with_page(
         ctx, choice, lambda choice: _diverge(ctx, choice, inputs, teacher), "Divergences of"
     )
@@ -119,16 +129,24 @@ def _diverge(
     from seqloss_cli.scoring.tasks import diverge_task
 
     own, documents, saved = o.given(ctx, ReferenceSettings), DocumentSums(), None
+    choice = replace(choice, draft_length=own.draft_length or 0)
     rows = recorded(choice, "text", "tokens", "summary")
+    # Only where they were given: records of older files do not have them.
+    rows |= {"draft_length": own.draft_length} if own.draft_length else {}
+    rows |= {"overlap_k": own.overlap_k} if own.overlap_k != DEFAULT_OVERLAP_K else {}
     with open_second(ctx, own.save_teacher) as sink:
         if sink is not None:
             header = teacher.file_header(own.teacher_top_k)
             saved = TeacherWriter(sink, header, str(teacher.run_info().model))
         measured = (lambda: None) if saved is None else saved.measured
         command = Command(
-            diverge_task(teacher, documents, None if saved is None else saved.add),
+            diverge_task(
+                teacher, documents, None if saved is None else saved.add, choice.draft_length
+            ),
             lambda options: divergence_rows(options, documents, measured, teacher.knows_in_part),
-            lambda console, options: DivergenceTableWriter(console, options, documents, measured),
+            lambda console, options: DivergenceTableWriter(
+                console, options, documents, measured, choice.draft_length, teacher.overlap_k
+            ),
             divergence_answer,
         )
         written = command.run(inputs, choice, rows)
@@ -148,7 +166,7 @@ def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
         return TeacherScorer.with_smoothing(scorer, settings.label_smoothing)
     teacher = settings.teacher or ""
     if looks_saved(teacher):
-        return TeacherScorer.with_saved_teacher(scorer, Path(teacher))
+        return TeacherScorer.with_saved_teacher(scorer, Path(teacher), settings.overlap_k)
     choice = model_choice(ctx, teacher)
     # Options of the model are not the teacher's: it has its own tokenizer, which is compared.
     choice = replace(
@@ -161,4 +179,4 @@ def _teacher_scorer(ctx: typer.Context, scorer: Scorer) -> TeacherScorer:
     )
     top_k = settings.teacher_top_k if settings.save_teacher else 0
     with loading(teacher):
-        return TeacherScorer.with_teacher(scorer, choice, top_k)
+        return TeacherScorer.with_teacher(scorer, choice, top_k, settings.overlap_k)

@@ -318,5 +318,7 @@ class StudentWithTeacher:
     """The teacher's part of the run record."""
     n_ids: int | None = None
     """Ids that both have logits for; None where the model's own vocabulary counts."""
+    overlap_k: int = 1
+    """Most probable ids of both that are compared: as many as were asked for, or as are known."""
     attach_teacher_rows: Callable[[Entry], Entry] | None = None
     """Adds to a sequence what a file knows of the teacher, or rejects it."""

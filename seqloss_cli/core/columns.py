@@ -118,9 +118,15 @@ DIVERGENCES = TokenColumn(
     "kls",
     "--teacher",
     "internal",
-    arrays=("kls", "teacher_losses", "teacher_entropies", "same_top1"),
+    arrays=(
+        *("kls", "teacher_losses", "teacher_entropies", "same_top1"),
+        *("reverse_kls", "jensen_shannons", "total_variations", "top_k_overlaps"),
+    ),
     # Where a teacher is known in part, and where the heads are of different widths.
-    optional_arrays=("kls_at_most", "student_cut", "teacher_cut"),
+    optional_arrays=(
+        *("kls_at_most", "reverse_kls_at_most", "jensen_shannons_at_most"),
+        *("total_variations_at_most", "student_cut", "teacher_cut"),
+    ),
 )
 """A teacher's losses and entropies, and the model's divergence from it."""
 SAVED_TEACHER = TokenColumn(

@@ -35,6 +35,7 @@ DEFAULT_MODEL = "demo"
 DEFAULT_CONTEXT = 2048
 """For a model whose configuration names none (rule 7)."""
 DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_OVERLAP_K = 10
 DEFAULT_MAX_BYTES = 16 * 1024 * 1024
 
 

@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
-from seqloss_cli.core.records import Bools, Floats, Sample, SequenceScore
-from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate, unknown
+from seqloss_cli.core.records import Bools, Floats, Ints, Sample, SequenceScore
+from seqloss_cli.metrics.intervals import (
+    Estimate,
+    ratio_estimate,
+    share_estimate,
+    unknown,
+    within_one,
+)
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
 from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
 
@@ -31,10 +37,24 @@ SUMS = ("cross_entropy", "teacher_entropy", "kl", "student_loss", "teacher_loss"
 """Sums over the scored tokens, nats."""
 OPTIONAL_SUMS = ("cross_entropy_at_most", "kl_at_most", "student_cut", "teacher_cut")
 """Sums that not every comparison has."""
-_IN_ORDER = (*SUMS, *OPTIONAL_SUMS, "delta_p", "squared_delta_p")
+MEASURES = ("reverse_kl", "jensen_shannon", "total_variation", "acceptance", "top_k_overlap")
+"""Other measures of two models, of which means are written: nats, nats, and three shares."""
+MEASURES_AT_MOST = tuple(f"{name}_at_most" for name in MEASURES[:-1])
+"""Their upper bounds, where a teacher is known in part."""
+SHARES = (*MEASURES[2:], *MEASURES_AT_MOST[2:])
+"""Measures between 0 and 1 at each token."""
+DRAFTS, DRAFTS_AT_MOST = "accepted_draft_tokens", "accepted_draft_tokens_at_most"
+_IN_ORDER = (
+    *(*SUMS, *OPTIONAL_SUMS, "delta_p", "squared_delta_p"),
+    *(*MEASURES, *MEASURES_AT_MOST, DRAFTS, DRAFTS_AT_MOST),
+)
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
 QUANTILE_FIGURES = ("delta_p", "kl")
 """Figures whose quantiles over tokens are known."""
+BINNED = ("kl", "acceptance")
+"""Figures whose means by position and by the teacher's entropy are known; `same_top1`, too."""
+ENTROPY_EDGES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, math.inf)
+"""Nats."""
 _MOST_SAMPLED, _RESAMPLES = 100_000, 200
 
 
@@ -62,7 +82,52 @@ def teacher_divergences(score: SequenceScore) -> Divergences:
     arrays = _arrays(
         score, found.get("kls", nothing), entropies, found.get("teacher_losses", nothing)
     )
-    return Divergences(arrays | bounds | cuts, found.get("same_top1", nothing > 0))
+    arrays |= bounds | cuts | _measures(found, nothing)
+    return Divergences(arrays, found.get("same_top1", nothing > 0))
+
+
+def _measures(found: Mapping[str, Floats], nothing: Floats) -> dict[str, Floats]:
+    """Return the arrays of other measures, shape N, nats or shares; lower bounds with upper ones
+    where the reference is known in part."""
+    variations = found.get("total_variations", nothing)
+    most = found.get("total_variations_at_most")
+    arrays = {
+        "reverse_kl": found.get("reverse_kls", nothing),
+        "jensen_shannon": found.get("jensen_shannons", nothing),
+        "total_variation": variations,
+        "acceptance": 1 - (variations if most is None else most),
+        "top_k_overlap": found.get("top_k_overlaps", nothing),
+    }
+    if most is not None:
+        arrays |= {f"{name}_at_most": found[f"{name}s_at_most"] for name in MEASURES[:3]}
+        arrays["acceptance_at_most"] = 1 - variations
+    return arrays
+
+
+def accepted_drafts(acceptances: Floats, counted: Bools, length: int) -> Floats:
+    """Return how many tokens of a draft are accepted on average from each start, shape starts.
+
+    A draft is of `length` tokens, of which the first i are accepted with the probability
+    Π α_t … α_{t+i-1}. `acceptances` are shares, shape N. Starts have as many counted tokens after
+    one another. Source: Leviathan, Kalman & Matias 2023, section 3.1, without its assumption that
+    α is the same at each token.
+    """
+    places = np.flatnonzero(counted)
+    starts = places[: max(0, len(places) - length + 1)]
+    # Where the last token of the draft is as far on as there are tokens, none between is left out.
+    starts = starts[places[length - 1 :][: len(starts)] == starts + length - 1]
+    total, product = np.zeros(len(starts)), np.ones(len(starts))
+    for n in range(length):
+        product = product * acceptances[starts + n]
+        total = total + product
+    return total
+
+
+def accepted_if_alike(acceptance: float, length: int) -> float:
+    """Return the tokens of a draft that are accepted if each is with the same probability."""
+    if acceptance == 1:
+        return float(length)
+    return acceptance * (1 - acceptance**length) / (1 - acceptance)
 
 
 def smoothing_divergences(score: SequenceScore, smoothing: float, vocab_size: int) -> Divergences:
@@ -116,9 +181,24 @@ class DivergenceScore:
         return self.score.sequence.sample
 
     def counted_values(self) -> dict[str, Floats]:
-        """Return the figures of `QUANTILE_FIGURES` at n counted tokens: shape n, nats or shares."""
-        arrays, counted = self.divergences.arrays, self.score.counted
-        return {name: arrays[name][counted] for name in QUANTILE_FIGURES}
+        """Return what `DocumentSums` is given of n counted tokens: shape n, nats or shares."""
+        found = self.divergences
+        return token_values(found.arrays, found.same_top1, self.score.counted)
+
+
+def token_values(
+    arrays: Mapping[str, Floats], same_top1: Bools | Floats, counted: Bools
+) -> dict[str, Floats]:
+    """Return the figures of tokens that quantiles and bins are made of, at n counted tokens.
+
+    The arrays have shape N, their figures are nats or shares; those that are returned shape n.
+    """
+    found = {name: arrays[name][counted] for name in QUANTILE_FIGURES}
+    if "acceptance" in arrays:
+        found |= {name: arrays[name][counted] for name in ("acceptance", "teacher_entropy")}
+        found["same_top1"] = same_top1[counted].astype(np.float64)
+        found["position"] = np.flatnonzero(counted).astype(np.float64)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +212,10 @@ class DivergenceTotals(SumRecord):
     units: Mapping[str, int] = field(default_factory=dict)
     """Name of a sum to its exact value, in the units of `totals`."""
     n_infinite: Mapping[str, int] = field(default_factory=dict)
-    """Name of a sum to its infinite terms; with any of them it is None."""
+    """Name of a sum to its terms that are infinite, or that an older file does not hold; with any
+    of them it is None."""
+    n_draft_starts: int = 0
+    """Tokens from which drafts are begun."""
     n_same_top1: int = 0
     flags: Mapping[str, int] = field(default_factory=dict)
 
@@ -143,9 +226,11 @@ class DivergenceTotals(SumRecord):
         return from_units(self.units.get(name, 0))
 
     def mean(self, name: str) -> float | None:
-        """Return a sum per scored token, nats per token."""
-        total = self.total(name)
-        return None if total is None else total / self.n_scored
+        """Return a sum per scored token, nats per token; of drafts per start."""
+        total, n = self.total(name), self.n_scored
+        if name in (DRAFTS, DRAFTS_AT_MOST):
+            n = self.n_draft_starts
+        return None if total is None or not n else total / n
 
     @property
     def same_top1(self) -> float | None:
@@ -153,12 +238,31 @@ class DivergenceTotals(SumRecord):
         return self.n_same_top1 / self.n_scored if self.n_scored else None
 
 
-def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
-    """Return the sums of one sequence, over its counted tokens."""
+def draft_sums(
+    arrays: Mapping[str, Floats], counted: Bools, length: int
+) -> tuple[dict[str, Floats], int]:
+    """Return the terms of sums over drafts, tokens, shape starts, by name; and the starts.
+
+    The arrays (shares among them) and the mask have shape N. Without a length there are none.
+    """
+    if not length or "acceptance" not in arrays:
+        return {}, 0
+    names = {DRAFTS: "acceptance", DRAFTS_AT_MOST: "acceptance_at_most"}
+    found = {
+        name: accepted_drafts(arrays[own], counted, length)
+        for name, own in names.items()
+        if own in arrays
+    }
+    return found, len(found[DRAFTS])
+
+
+def divergence_totals(diverged: DivergenceScore, draft_length: int = 0) -> DivergenceTotals:
+    """Return the sums of one sequence, over its counted tokens and drafts of a length."""
     score, counted = diverged.score, diverged.score.counted
+    arrays = diverged.divergences.arrays
+    drafts, n_starts = draft_sums(arrays, counted, draft_length)
     units, infinite = {}, {}
-    for name, values in diverged.divergences.arrays.items():
-        terms = values[counted]
+    for name, terms in ({n: values[counted] for n, values in arrays.items()} | drafts).items():
         # One infinite term makes the sum none: it is counted, and the others need no adding.
         if n := int(np.isinf(terms).sum()):
             infinite[name] = n
@@ -167,7 +271,7 @@ def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
     flags = {name: int(count) for name, count in score_flags(score).items()}
     flags |= {
         f"inf_{name}": infinite[name]
-        for name in ("kl", "kl_at_most", "teacher_loss")
+        for name in ("kl", "kl_at_most", "teacher_loss", "reverse_kl")
         if name in infinite
     }
     return DivergenceTotals(
@@ -178,6 +282,7 @@ def divergence_totals(diverged: DivergenceScore) -> DivergenceTotals:
         units=units,
         n_infinite=infinite,
         n_same_top1=int(diverged.divergences.same_top1[counted].sum()),
+        n_draft_starts=n_starts,
         flags=flags,
     )
 
@@ -188,12 +293,14 @@ class DocumentSums:
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._counts, self._same = array("d"), array("d")
+        self._starts = array("d")
+        self.positions, self.entropies = _BinSums(), _BinSums()
         self._sums: dict[str, array[float]] = {}
         self._tokens = {name: Reservoir(_MOST_SAMPLED, seed) for name in QUANTILE_FIGURES}
         self._has_tokens = True
 
     def add(self, totals: DivergenceTotals, tokens: Mapping[str, Floats] | None) -> None:
-        """Add a document: its sums, and the arrays of `QUANTILE_FIGURES` at its counted tokens.
+        """Add a document: its sums, and the arrays of `token_values` at its counted tokens.
 
         The arrays, in nats or shares, have shape n. There are no quantiles if those of one document
         are None.
@@ -204,20 +311,35 @@ class DocumentSums:
         document = float(len(self._counts))
         self._counts.append(totals.n_scored)
         self._same.append(totals.n_same_top1)
+        self._starts.append(totals.n_draft_starts)
         present = {*totals.units, *totals.n_infinite}
         # A set of strings goes by their hashes, which differ from run to run: the order of the
         # estimates in JSON would, too.
         for name in (name for name in _IN_ORDER if name in present):
             total = totals.total(name)
             self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
-        for name, values in (tokens or {}).items():
+        tokens = tokens or {}
+        if "position" in tokens:
+            # The exponent of a float64 is exact, where log2 of 2**k - 1 can round up to k.
+            self.positions.add(np.frexp(tokens["position"])[1] - 1, tokens)
+            edges = np.array(ENTROPY_EDGES[1:-1])
+            self.entropies.add(np.searchsorted(edges, tokens["teacher_entropy"], "right"), tokens)
+        for name in (name for name in QUANTILE_FIGURES if name in tokens):
+            values = tokens[name]
             # Each value with its document, since whole documents are drawn for the intervals.
             self._tokens[name].add(np.column_stack([values, np.full(len(values), document)]))
 
     def means(self) -> dict[str, Estimate]:
         """Estimate each sum per token, nats, and the figures that are made of two sums."""
         sums = {name: np.asarray(each) for name, each in self._sums.items()}
-        found = {name: self._mean(each, signed=name == "delta_p") for name, each in sums.items()}
+        found = {
+            name: self._of_drafts(each)
+            if name in (DRAFTS, DRAFTS_AT_MOST)
+            else self._share(each)
+            if name in SHARES
+            else self._mean(each, signed=name == "delta_p")
+            for name, each in sums.items()
+        }
         squares = found.pop("squared_delta_p", None)
         if squares is not None:
             found["rms_delta_p"] = squares.transform(math.sqrt)
@@ -238,5 +360,69 @@ class DocumentSums:
 
     def _mean(self, sums: Floats, signed: bool) -> Estimate:
         if np.isnan(sums).any():
-            return unknown(None, len(sums), "no interval: a term is infinite")
+            return unknown(None, len(sums), "no interval: a term is infinite, or not known")
         return ratio_estimate(sums, np.asarray(self._counts), signed=signed)
+
+    def _share(self, sums: Floats) -> Estimate:
+        return within_one(self._mean(sums, signed=True))
+
+    def _of_drafts(self, sums: Floats) -> Estimate:
+        starts = np.asarray(self._starts)
+        if np.isnan(sums).any():
+            return unknown(None, len(sums), "no interval: a term is not known")
+        # Documents shorter than a draft have none, and tell nothing.
+        return ratio_estimate(sums[starts > 0], starts[starts > 0])
+
+
+@dataclass(frozen=True, slots=True)
+class BinMeans:
+    """Figures of the tokens of one bin."""
+
+    low: float
+    """Position or entropy in nats; the high end of an entropy is in the next bin."""
+    high: float | None
+    """None where there is no end."""
+    n_scored: int
+    mean_kl: Estimate
+    mean_acceptance: Estimate
+    same_top1: Estimate
+
+
+class _BinSums:
+    """Sums of each document in bins of its tokens."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[array[float]]] = {}
+
+    def add(self, bins: Ints, tokens: Mapping[str, Floats]) -> None:
+        """Add a document's n tokens: numbers of bins and figures, shape n, nats or shares."""
+        counts = np.bincount(bins)
+        sums = [np.bincount(bins, tokens[name]) for name in (*BINNED, "same_top1")]
+        for n in np.flatnonzero(counts).tolist():
+            kept = self._parts.setdefault(n, [array("d") for _ in range(len(sums) + 1)])
+            for own, values in zip(kept, (counts, *sums), strict=True):
+                own.append(float(values[n]))
+
+    def means(self, ends: Callable[[int], tuple[float, float | None]]) -> list[BinMeans]:
+        """Return the bins that some token is in; `ends` are those of a bin by its number."""
+        found = []
+        for n, parts in sorted(self._parts.items()):
+            counts, kls, acceptances, same = map(np.asarray, parts)
+            kl = unknown(None, len(counts), "no interval: a term is infinite")
+            if np.isfinite(kls).all():
+                kl = ratio_estimate(kls, counts)
+            acceptance = within_one(ratio_estimate(acceptances, counts, signed=True))
+            means = kl, acceptance, share_estimate(same, counts)
+            found.append(BinMeans(*ends(n), int(counts.sum()), *means))
+        return found
+
+
+def position_ends(n: int) -> tuple[float, float]:
+    """Return the first and the last position of a bin; bins double."""
+    return 1 << n, (2 << n) - 1
+
+
+def entropy_ends(n: int) -> tuple[float, float | None]:
+    """Return the ends of a bin of entropies, nats."""
+    low, high = ENTROPY_EDGES[n : n + 2]
+    return low, None if math.isinf(high) else high

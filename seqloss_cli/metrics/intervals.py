@@ -192,6 +192,11 @@ def probability_estimate(probabilities: Floats, confidence: float = 0.95) -> Est
     """
     ones = np.ones_like(probabilities)
     plain = ratio_estimate(probabilities, ones, confidence=confidence, signed=True)
+    return within_one(plain, confidence)
+
+
+def within_one(plain: Estimate, confidence: float = 0.95) -> Estimate:
+    """Return an estimate of a mean between 0 and 1 with its interval on the scale of log odds."""
     p, error = plain.value, plain.standard_error
     if p is None or error is None or not 0 < p < 1:
         return plain

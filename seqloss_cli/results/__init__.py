@@ -32,5 +32,7 @@ class RowContents:
     regions: bool = False
     context_lengths: bool = False
     pmi: bool = False
+    draft_length: int = 0
+    """Tokens of a draft whose acceptance is told; 0 for none."""
     columns: tuple[TokenColumn, ...] = ()
     """The quantities of each token that were asked for beside its loss."""

@@ -99,12 +99,16 @@ def _rank_sums(run: Mapping[str, Any]) -> Sums:
 def _divergence_sums(run: Mapping[str, Any]) -> Sums:
     from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
     from seqloss_cli.results.schema import unscored_counts
-    from seqloss_cli.results.schema.divergences import divergence_totals_row, read_divergence
+    from seqloss_cli.results.schema.divergences import (
+        Asked,
+        divergence_totals_row,
+        read_divergence,
+    )
 
-    documents = DocumentSums()
+    documents, asked = DocumentSums(), Asked.of(run.get("teacher"), run.get("rows"))
 
     def read(row: Row, place: str) -> DivergenceTotals:
-        found = read_divergence(row, place)
+        found = read_divergence(row, place, asked)
         # In the order of the inputs: which values a reservoir keeps depends on all before.
         documents.add(found.sums, found.counted_values())
         return found.sums
@@ -112,7 +116,7 @@ def _divergence_sums(run: Mapping[str, Any]) -> Sums:
     def totals(sums: DivergenceTotals, rejected: Rejections, shards: Sequence[Row]) -> Row:
         counts = unscored_counts(rejected, _n_empty(shards))
         in_part = any(each.get("kl_is") == "at least" for each in shards)
-        return divergence_totals_row(sums, counts, documents, in_part)
+        return divergence_totals_row(sums, counts, documents, in_part, asked)
 
     return Sums(read, DivergenceTotals(), lambda sums: sums.total("kl"), "kl", totals)
 

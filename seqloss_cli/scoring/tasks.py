@@ -113,8 +113,12 @@ def diverge_task(
     scorer: TeacherScorer,
     documents: d.DocumentSums,
     on_score: Callable[[SequenceScore], None] | None,
+    draft_length: int = 0,
 ) -> Task[d.DivergenceScore, d.DivergenceTotals, Entry]:
-    """Return how far the model is from its teacher; what intervals need goes to `documents`."""
+    """Return how far the model is from its teacher; what intervals need goes to `documents`.
+
+    Drafts of `draft_length` tokens are summed up, too.
+    """
 
     def on_result(diverged: d.DivergenceScore, sums: d.DivergenceTotals) -> None:
         documents.add(sums, diverged.counted_values())
@@ -127,7 +131,7 @@ def diverge_task(
         lambda items, on_progress, finished: scorer.diverge(
             items, on_progress, finished.n, finished.on_input
         ),
-        d.divergence_totals,
+        lambda diverged: d.divergence_totals(diverged, draft_length),
         d.DivergenceTotals(),
         on_result,
     )

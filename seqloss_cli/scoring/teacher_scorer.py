@@ -13,7 +13,7 @@ from seqloss_cli.backends.teacher_files import TeacherFile
 from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.core.policies import DEFAULT_OVERLAP_K, ModelChoice
 from seqloss_cli.core.records import Entry, Item, Outcome, Rejected, SequenceScore
 from seqloss_cli.core.run_record import TOKEN_POLICIES, RunInfo, recorded
 from seqloss_cli.metrics import divergence
@@ -37,28 +37,46 @@ class TeacherScorer:
     """The teacher's part of the run record, where there is one."""
     warnings: Sequence[str] = ()
     """Messages for stderr on the teacher."""
+    overlap_k: int = 0
+    """Most probable ids of both that are compared; 0 without a teacher."""
 
     @classmethod
-    def with_teacher(cls, scorer: Scorer, choice: ModelChoice, top_k: int = 0) -> TeacherScorer:
-        """Load the teacher beside the model. With `top_k` what is to be saved of it is kept.
+    def with_teacher(
+        cls,
+        scorer: Scorer,
+        choice: ModelChoice,
+        top_k: int = 0,
+        overlap_k: int = DEFAULT_OVERLAP_K,
+    ) -> TeacherScorer:
+        """Load the teacher beside the model. With `top_k` what is to be saved of it is kept;
+        `overlap_k` is how many of the most probable ids of both are compared.
 
         Raises UsageError where the two have other vocabularies.
         """
-        return cls._beside(scorer, choice, "teacher", top_k)
+        return cls._beside(scorer, choice, "teacher", top_k, overlap_k)
 
     @classmethod
-    def with_saved_teacher(cls, scorer: Scorer, path: Path) -> TeacherScorer:
+    def with_saved_teacher(
+        cls, scorer: Scorer, path: Path, overlap_k: int = DEFAULT_OVERLAP_K
+    ) -> TeacherScorer:
         """Raises UsageError where the file is of other tokens or windows, or of more ids than the
         model has logits."""
         file = TeacherFile(path)
         file.require_fits(described_windows(scorer.run_info()), scorer.backend.vocab_size())
-        return cls._beside(scorer, file, "saved teacher")
+        return cls._beside(scorer, file, "saved teacher", overlap_k=overlap_k)
 
     @classmethod
     def _beside(
-        cls, scorer: Scorer, teacher: ModelChoice | TeacherFile, reference: str, top_k: int = 0
+        cls,
+        scorer: Scorer,
+        teacher: ModelChoice | TeacherFile,
+        reference: str,
+        top_k: int = 0,
+        overlap_k: int = DEFAULT_OVERLAP_K,
     ) -> TeacherScorer:
-        compared = open_teacher(scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k)
+        compared = open_teacher(
+            scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k, overlap_k
+        )
         requested = (
             Requested(internal=(DIVERGENCES, SAVED_TEACHER))
             if top_k
@@ -66,7 +84,13 @@ class TeacherScorer:
         )
         found, warnings = scorer.with_teacher(compared), compared.backend.warnings
         return cls(
-            found, reference, requested, divergence.teacher_divergences, compared.record, warnings
+            found,
+            reference,
+            requested,
+            divergence.teacher_divergences,
+            compared.record,
+            warnings,
+            compared.overlap_k,
         )
 
     @classmethod

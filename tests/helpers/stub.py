@@ -119,12 +119,19 @@ def stubbed() -> Iterator[None]:
         columns: dict[str, Any] = {
             "kls": 0.0625 * (mixed % 23),
             "same_top1": mixed % 3 > 0,
+            "reverse_kls": 0.0625 * (mixed % 17),
+            "jensen_shannons": 0.03125 * (mixed % 13),
+            "total_variations": 0.0625 * (mixed % 11),
+            "top_k_overlaps": 0.125 * (mixed % 9),
         }
         if self._teacher is None:
             columns |= {
                 "teacher_losses": batch.teacher_rows.losses,
                 "teacher_entropies": batch.teacher_rows.entropies,
                 "kls_at_most": 0.0625 * (mixed % 23 + mixed % 2),
+                "reverse_kls_at_most": np.full(len(losses), np.inf),
+                "jensen_shannons_at_most": 0.03125 * (mixed % 13 + mixed % 2),
+                "total_variations_at_most": 0.0625 * (mixed % 11 + mixed % 2),
             }
             return TokenScores(losses, columns)
         columns["teacher_losses"] = self._teacher.score(batch, Requested()).losses

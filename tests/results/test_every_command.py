@@ -24,6 +24,7 @@ from helpers.program import document, strictly
 from seqloss_cli.cli.main import app
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.metrics.divergence import MEASURES
 from seqloss_cli.results.formats import FORMATS, LEVELS
 from seqloss_cli.results.formats.parquet import read_parquet_rows
 from seqloss_cli.results.resume import require_same_run
@@ -52,6 +53,8 @@ LINES = {
 }
 """Commands whose default lines hold all that is asked for."""
 NOT_IN_LINES = {
+    *(f"{name}s" for name in MEASURES), *(f"{name}s_at_most" for name in MEASURES[1:4]),
+    "inf_reverse_kls",
     "choices", "orders", "tied", "answers", "correct", "turns", "regions", "words", "word_losses",
     "word_byte_offsets", "top_logprobs", "ranks", "entropies", "context_lengths", "inf_losses",
     "inf_teacher_losses", "inf_kls", "token_ids", "tokens", "token_losses", "byte_offsets",
@@ -182,6 +185,8 @@ TOKEN_COLUMNS = {
     "teacher_entropy": "teacher_entropies", "kl": "kls", "kl_at_most": "kls_at_most",
     "student_loss": "student_losses", "teacher_loss": "teacher_losses", "delta_p": "token_delta_p",
     "same_top1": "token_same_top1", "loss_mask": "loss_mask",
+    **{name: f"{name}s" for name in MEASURES},
+    **{f"{name}_at_most": f"{name}s_at_most" for name in MEASURES[1:4]},
 }  # fmt: skip
 TOKENS = {
     "score": "score corpus.jsonl broken.jsonl --ranks --entropy --context-lengths",
@@ -494,8 +499,10 @@ RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_r
 def test_every_option_is_recorded_or_changes_no_row(command: str, folder: Path) -> None:
     """Rows of two values of an option that no record names could be mixed in one file."""
     words = " --words --word-correction --varentropy" if command in ("score", "cond") else ""
+    drafts = " --draft-length 3 --overlap-k 4" if command == "diverge" else ""
     regions = " --regions samples/regions.jsonl" if words else ""
-    run = document(stub.run(f"{COMMANDS[command]}{words}{regions} --json", folder), 3)["run"]
+    line = f"{COMMANDS[command]}{words}{drafts}{regions} --json"
+    run = document(stub.run(line, folder), 3)["run"]
     own = RunInfo(**{name: value for name, value in run.items() if name != "schema_version"})
     # Of another value: whatever the record holds is named with its option.
     other = {

@@ -30,6 +30,7 @@ from seqloss_cli.core.backend import Requested
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import BatchPolicy
 from seqloss_cli.core.records import SavedTeacherRows
+from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.divergence import DocumentSums, divergence_totals
 from seqloss_cli.metrics.intervals import share_estimate
 from seqloss_cli.metrics.resampling import cluster_quantiles
@@ -49,6 +50,34 @@ def by_hand(student: torch.Tensor, teacher: torch.Tensor, ids: torch.Tensor) -> 
         "teacher_losses": -q.gather(1, ids[:, None])[:, 0].numpy(),
         "student_losses": -p.gather(1, ids[:, None])[:, 0].numpy(),
         "same_top1": (student.argmax(1) == teacher.argmax(1)).numpy(),
+        **measures_by_hand(p, q),
+    }
+
+
+OVERLAP_K = 4
+
+
+def measures_by_hand(p: torch.Tensor, q: torch.Tensor) -> dict[str, Any]:
+    """Reverse KL, Jensen-Shannon and the like of log-probabilities, as their papers have them."""
+    mean = (p.exp() + q.exp()) / 2
+
+    def kl(a: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        terms = [
+            [0.0 if x == -math.inf else math.exp(x) * (x - y) for x, y in zip(*rows, strict=True)]
+            for rows in zip(a.tolist(), of.tolist(), strict=True)
+        ]
+        return torch.tensor([math.fsum(row) for row in terms], dtype=torch.float64)
+
+    def best(a: torch.Tensor) -> list[set[int]]:
+        k = min(OVERLAP_K, a.shape[1])
+        return [{*sorted(range(len(row)), key=lambda v: -row[v])[:k]} for row in a.tolist()]
+
+    shared = [len(a & b) / len(a) for a, b in zip(best(p), best(q), strict=True)]
+    return {
+        "reverse_kls": kl(p, q).numpy(),
+        "jensen_shannons": (kl(p, mean.log()) / 2 + kl(q, mean.log()) / 2).numpy(),
+        "total_variations": 1 - torch.minimum(p.exp(), q.exp()).sum(1).numpy(),
+        "top_k_overlaps": np.array(shared),
     }
 
 
@@ -61,11 +90,11 @@ def test_figures_against_float64(
     n_rows: int, n_words: int, seed: int, in_blocks: bool, width: int
 ) -> None:
     student, teacher = random_logits(n_rows, n_words, seed), random_logits(n_rows, n_words, -seed)
-    ids = torch.arange(n_rows) % n_words
+    ids, k = torch.arange(n_rows) % n_words, min(OVERLAP_K, n_words)
     with pytest.MonkeyPatch.context() as patch:
         blocks = module.vocab_blocks
         patch.setattr(module, "_id_blocks", lambda n, ids: blocks(ids.stop, width))
-        found = diverge(lazy_logits(student, in_blocks), lazy_logits(teacher), ids, n_words)
+        found = diverge(lazy_logits(student, in_blocks), lazy_logits(teacher), ids, n_words, 0, k)
     expected = by_hand(student, teacher, ids)
     np.testing.assert_allclose(found.losses, expected.pop("student_losses"), atol=1e-5)
     for name, values in expected.items():
@@ -75,7 +104,9 @@ def test_figures_against_float64(
 def test_a_model_and_itself_have_exactly_no_divergence() -> None:
     logits = random_logits(50, 3000, 1)
     found = diverge(lazy_logits(logits), lazy_logits(logits), torch.arange(50), 3000)
-    assert (found.columns["kls"] == 0).all()
+    for name in ("kls", "reverse_kls", "jensen_shannons", "total_variations"):
+        assert (found.columns[name] == 0).all(), name
+    assert (found.columns["top_k_overlaps"] == 1).all()
     assert found.columns["same_top1"].all()
     assert (found.losses == found.columns["teacher_losses"]).all()
 
@@ -187,6 +218,92 @@ def test_what_is_saved_bounds_the_divergence(
         np.testing.assert_allclose(found.columns["kls_at_most"], kls, atol=1e-12 * scale)
 
 
+@given(
+    st.integers(2, 30), st.integers(1, 30), st.integers(0, 99), st.sampled_from([0.5, 3, 20, 60])
+)
+def test_what_is_saved_bounds_the_other_measures(
+    n_words: int, top_k: int, seed: int, scale: float
+) -> None:
+    top_k = min(top_k, n_words)
+    k = min(OVERLAP_K, top_k)
+    student, teacher = random_logits(5, n_words, seed, scale), random_logits(5, n_words, -seed - 1)
+    ids = torch.arange(5) % n_words
+    whole = diverge(lazy_logits(student), lazy_logits(teacher), ids, n_words, top_k, k).columns
+    names = ("top_ids", "top_log_probs", "rest_log_prob", "rest_p_log_p")
+    saved = SavedTeacherRows(
+        **{name: whole[f"teacher_{name}"] for name in names},
+        losses=whole["teacher_losses"],
+        entropies=whole["teacher_entropies"],
+    )
+    found = diverge_from_saved(lazy_logits(student), ids, saved, n_words, k).columns
+    for name in ("reverse_kls", "jensen_shannons", "total_variations"):
+        assert (found[name] <= whole[name] + 1e-12 * scale).all(), name
+        assert (whole[name] <= found[f"{name}_at_most"] + 1e-12 * scale).all(), name
+        if top_k == n_words:
+            for bound in (name, f"{name}_at_most"):
+                np.testing.assert_allclose(found[bound], whole[name], atol=1e-12 * scale)
+    assert (found["top_k_overlaps"] == whole["top_k_overlaps"]).all()
+    if top_k < n_words and scale < 20:
+        assert np.isinf(found["reverse_kls_at_most"]).all()
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-5])
+def test_small_measures_are_not_lost_in_rounding(size: float) -> None:
+    """To second order both KLs are V / 2 and Jensen-Shannon V / 8, V the variance of what
+    parts the logits."""
+    teacher = random_logits(20, 1000, 3).double()
+    gaps = size * random_logits(20, 1000, 4, 1.0).double()
+    found = diverge(
+        lazy_logits(teacher + gaps), lazy_logits(teacher), torch.arange(20), 1000
+    ).columns
+    q = teacher.softmax(1)
+    variance = (q * (gaps - (q * gaps).sum(1, keepdim=True)) ** 2).sum(1).numpy()
+    np.testing.assert_allclose(found["kls"], variance / 2, rtol=3 * size + 2e-3)
+    np.testing.assert_allclose(found["reverse_kls"], variance / 2, rtol=3 * size + 2e-3)
+    np.testing.assert_allclose(found["jensen_shannons"], variance / 8, rtol=3 * size + 2e-3)
+
+
+def test_models_that_share_no_word_are_as_far_apart_as_can_be() -> None:
+    student = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
+    teacher = torch.tensor([[-math.inf, -math.inf, 0.0, 0.0]])
+    found = diverge(lazy_logits(student), lazy_logits(teacher), torch.tensor([0]), 4, 0, 2).columns
+    assert found["total_variations"][0] == 1.0
+    assert found["jensen_shannons"][0] == pytest.approx(math.log(2))
+    assert found["reverse_kls"][0] == math.inf
+    assert found["top_k_overlaps"][0] == 0.0
+
+
+# -- drafts ---------------------------------------------------------------------------------------
+
+
+def accepted_by_hand(alphas: list[float], counted: list[bool], length: int) -> list[float]:
+    """Σ over i of Π over j of α, from each start with as many counted positions after it."""
+    found = []
+    for t in range(len(alphas) - length + 1):
+        if all(counted[t : t + length]):
+            found.append(math.fsum(math.prod(alphas[t : t + i]) for i in range(1, length + 1)))
+    return found
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 12),
+)
+def test_drafts_are_those_of_the_formula(tokens: list[tuple[float, bool]], length: int) -> None:
+    alphas, counted = [a for a, _ in tokens], [is_counted for _, is_counted in tokens]
+    found = d.accepted_drafts(np.array(alphas), np.array(counted), length)
+    assert found.tolist() == pytest.approx(accepted_by_hand(alphas, counted, length))
+
+
+@given(st.floats(0, 1), st.integers(1, 20))
+def test_drafts_of_tokens_that_are_alike(alpha: float, length: int) -> None:
+    counted = np.ones(length + 2, dtype=bool)
+    found = d.accepted_drafts(np.full(length + 2, alpha), counted, length)
+    assert len(found) == 3
+    assert found[0] == pytest.approx(d.accepted_if_alike(alpha, length), rel=1e-6, abs=1e-12)
+    assert d.accepted_if_alike(1.0, length) == length
+
+
 # -- models -------------------------------------------------------------------------------------
 
 
@@ -248,6 +365,107 @@ def test_the_command_against_one_forward_per_prefix(models: Path) -> None:
     assert found["run"]["teacher"]["weights_sha256"] != found["run"]["weights_sha256"]
     alone = document(in_process("score", "--text", TEXT, "-m", models / "b", "--json"))
     assert totals["student_loss"] == pytest.approx(alone["totals"]["total_loss"], rel=1e-6)
+
+
+def test_measures_of_the_command_are_those_of_one_forward_per_prefix(models: Path) -> None:
+    """Of rows, totals, bins and drafts, from the arrays of a float64 oracle."""
+    from transformers import AutoModelForCausalLM
+
+    words = ("diverge", "--model", models / "a", "--teacher", models / "b", "--json")
+    found = document(in_process(*words, "--text", TEXT, "--draft-length", "3", "--overlap-k", "4"))
+    (row,), totals = found["sequences"], found["totals"]
+    ids = row["token_ids"]
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float64)
+        for name in ("a", "b")
+    )
+    logits = []
+    for model in (student, teacher):
+        with torch.no_grad():
+            logits.append(model(torch.tensor([ids])).logits[0, :-1])
+    by_token = by_hand(*logits, torch.tensor(ids[1:]))
+    by_token["acceptances"] = 1 - by_token["total_variations"]
+    means = {
+        "reverse_kls": "mean_reverse_kl", "jensen_shannons": "mean_jensen_shannon",
+        "total_variations": "mean_total_variation", "acceptances": "mean_acceptance",
+        "top_k_overlaps": "mean_top_k_overlap",
+    }  # fmt: skip
+    for name, mean in means.items():
+        assert row[name][0] is None
+        assert row[name][1:] == pytest.approx(by_token[name].tolist(), abs=1e-5), name
+        assert row[mean] == totals[mean] == pytest.approx(by_token[name].mean(), abs=1e-5)
+    alphas = by_token["acceptances"].tolist()
+    drafts = accepted_by_hand(alphas, [True] * len(alphas), 3)
+    assert row["n_draft_starts"] == len(drafts) == len(alphas) - 2
+    assert totals["accepted_draft_tokens"] == pytest.approx(float(np.mean(drafts)), abs=1e-5)
+    assert totals["tokens_per_step"] == totals["accepted_draft_tokens"] + 1
+    alpha = float(np.mean(alphas))
+    alike = totals["accepted_draft_tokens_if_alike"]
+    assert alike == pytest.approx(alpha * (1 - alpha**3) / (1 - alpha), abs=1e-5)
+    assert totals["overlap_k"] == 4
+    positions = np.arange(1, len(ids))
+    for each in totals["by_position"]:
+        inside = (positions >= each["low"]) & (positions <= each["high"])
+        assert each["n_scored"] == inside.sum()
+        assert each["mean_acceptance"]["value"] == pytest.approx(
+            np.array(alphas)[inside].mean(), abs=1e-5
+        )
+    assert sum(each["n_scored"] for each in totals["by_position"]) == len(alphas)
+    entropies = by_token["teacher_entropies"]
+    for each in totals["by_teacher_entropy"]:
+        inside = (entropies >= each["low"]) & (entropies < (each["high"] or math.inf))
+        assert each["n_scored"] == inside.sum()
+        assert each["mean_kl"]["value"] == pytest.approx(by_token["kls"][inside].mean(), abs=1e-5)
+    assert sum(each["n_scored"] for each in totals["by_teacher_entropy"]) == len(alphas)
+
+
+def test_a_saved_teacher_bounds_the_other_measures(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.jsonl"
+    words = ("diverge", "--model", models / "a", "--text", TEXT, "--json", "--draft-length", "3")
+    saved = ("--save-teacher", path, "--teacher-top-k", "7", "--overlap-k", "4")
+    whole = document(in_process(*words, "--teacher", models / "b", *saved))["totals"]
+    done = in_process(*words, "--teacher", path, "--overlap-k", "4")
+    found = document(done)["totals"]
+    for name in ("jensen_shannon", "total_variation", "acceptance"):
+        assert found[f"mean_{name}"] <= whole[f"mean_{name}"] + 1e-12, name
+        assert whole[f"mean_{name}"] <= found[f"mean_{name}_at_most"] + 1e-12, name
+    assert found["mean_reverse_kl"] <= whole["mean_reverse_kl"]
+    assert found["mean_reverse_kl_at_most"] is None
+    assert found["mean_top_k_overlap"] == whole["mean_top_k_overlap"]
+    least, most = (
+        found[name] for name in ("accepted_draft_tokens", "accepted_draft_tokens_at_most")
+    )
+    assert least <= whole["accepted_draft_tokens"] <= most
+    assert "mean_acceptance_at_most" not in whole
+    done = in_process(*words, "--teacher", path)
+    assert document(done)["totals"]["overlap_k"] == 7
+    assert "the 7 most probable ids are compared" in done.stderr
+
+
+def test_drafts_of_resumed_runs_are_those_of_whole_ones(models: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"the cat {'sat ' * n}\n" for n in range(1, 7)))
+    words = ("diverge", "--model", models / "a", "--teacher", models / "b", "--lines", texts)
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    draft = ("--draft-length", "4")
+    assert in_process(*words, *draft, "-o", whole).exit_code == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    left = tmp_path / "part.jsonl.partial"
+    left.write_bytes(b"".join(lines[:4]))
+    done = in_process(*words, *draft, "-o", part, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert part.read_bytes().splitlines()[1:] == whole.read_bytes().splitlines()[1:]
+    part.unlink()
+    left.write_bytes(b"".join(lines[:4]))
+    done = in_process(*words, "--draft-length", "5", "-o", part, "--resume")
+    assert (done.exit_code, "--draft-length" in done.stderr) == (2, True)
+
+
+def test_drafts_need_a_teacher(models: Path) -> None:
+    words = ("diverge", "--model", models / "a", "--text", TEXT, "--label-smoothing", "0.1")
+    done = in_process(*words, "--draft-length", "4")
+    assert (done.exit_code, "is for two models" in done.stderr) == (2, True)
+    assert "mean_acceptance" not in document(in_process(*words, "--json"))["totals"]
 
 
 def test_identical_models_have_no_divergence_at_all(models: Path) -> None:

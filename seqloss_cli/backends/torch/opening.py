@@ -85,10 +85,15 @@ def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
 
 
 def open_teacher(
-    student: Backend, teacher: ModelChoice | TeacherFile, windows: WindowPolicy, top_k: int
+    student: Backend,
+    teacher: ModelChoice | TeacherFile,
+    windows: WindowPolicy,
+    top_k: int,
+    overlap_k: int = 1,
 ) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student. With `top_k`, what a file keeps of
-    the teacher is computed, too.
+    the teacher is computed, too; the `overlap_k` most probable ids are compared, or as many as are
+    known.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
@@ -98,8 +103,11 @@ def open_teacher(
     if not isinstance(student, TorchBackend):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
     if isinstance(teacher, TeacherFile):
-        backend = StudentTeacherBackend(student, None, teacher.vocab_size)
-        return StudentWithTeacher(backend, windows, teacher.record(), None, teacher.attach)
+        overlap_k = min(overlap_k, int(teacher.header["top_k"]), teacher.vocab_size)
+        backend = StudentTeacherBackend(student, None, teacher.vocab_size, 0, overlap_k)
+        return StudentWithTeacher(
+            backend, windows, teacher.record(), None, overlap_k, teacher.attach
+        )
     own, choice = student.checkpoint, teacher
     assert own is not None
     checkpoint = load_checkpoint(choice)
@@ -115,7 +123,8 @@ def open_teacher(
     vocab_size = _common_vocab_size(own, choice, widths, top_k)
     if top_k > vocab_size:
         raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
-    backend = StudentTeacherBackend(student, model, vocab_size, top_k)
+    overlap_k = min(overlap_k, vocab_size)
+    backend = StudentTeacherBackend(student, model, vocab_size, top_k, overlap_k)
     backend.warnings += [f"teacher: {each}" for each in (*model.warnings, *checkpoint.warnings)]
     record = {
         **identity_of(checkpoint),
@@ -126,7 +135,7 @@ def open_teacher(
         "saved_as": None,
         "top_k": None,
     }
-    return StudentWithTeacher(backend, windows, record, n_ids=vocab_size)
+    return StudentWithTeacher(backend, windows, record, vocab_size, overlap_k)
 
 
 def _common_vocab_size(

@@ -20,12 +20,18 @@ class StudentTeacherBackend:
     """A model and its teacher as one backend: the student's losses, and the divergences."""
 
     def __init__(
-        self, student: TorchBackend, teacher: TorchBackend | None, vocab_size: int, top_k: int = 0
+        self,
+        student: TorchBackend,
+        teacher: TorchBackend | None,
+        vocab_size: int,
+        top_k: int = 0,
+        overlap_k: int = 1,
     ) -> None:
         """The first `vocab_size` ids of both vocabularies count. With `top_k`, scores hold what a
-        file keeps of the teacher, too. Without a `teacher`, batches come with what a file knows."""
+        file keeps of the teacher, too. Without a `teacher`, batches come with what a file knows.
+        `overlap_k` is how many of the most probable ids are compared."""
         self._student, self._teacher = student, teacher
-        self._vocab_size, self._top_k = vocab_size, top_k
+        self._vocab_size, self._top_k, self._overlap_k = vocab_size, top_k, overlap_k
         self.warnings: list[str] = []
         """Messages on the teacher: those on the student came when it was loaded."""
         models = [student, *([] if teacher is None else [teacher])]
@@ -58,8 +64,10 @@ class StudentTeacherBackend:
         logits, targets_M = student.logits(batch), student.on_device(batch.targets)
         if self._teacher is None:
             assert batch.teacher_rows is not None
-            return diverge_from_saved(logits, targets_M, batch.teacher_rows, self._vocab_size)
-        sizes = self._vocab_size, self._top_k
+            return diverge_from_saved(
+                logits, targets_M, batch.teacher_rows, self._vocab_size, self._overlap_k
+            )
+        sizes = self._vocab_size, self._top_k, self._overlap_k
         return self._teacher.run_guarded(
             batch, lambda teacher: diverge(logits, teacher.logits(batch), targets_M, *sizes)
         )

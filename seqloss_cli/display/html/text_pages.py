@@ -19,7 +19,7 @@ from seqloss_cli.core.records import Bools, Floats
 from seqloss_cli.display.html import charts, page, sequences, spans
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES
-from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
+from seqloss_cli.metrics.divergence import SHARES, DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.results.files import ResultsFile, ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
@@ -212,6 +212,14 @@ _MEANS = {
     "student_loss": "model's loss",
     "teacher_loss": "gold's loss",
     "loss_difference": "difference",
+    "reverse_kl": "reverse KL",
+    "jensen_shannon": "Jensen-Shannon",
+    "jensen_shannon_at_most": "Jensen-Shannon ≤",
+    "total_variation": "total variation",
+    "total_variation_at_most": "total variation ≤",
+    "acceptance": "acceptance",
+    "acceptance_at_most": "acceptance ≤",
+    "top_k_overlap": "top-k overlap",
     "same_top1": "same favourite",
     "delta_p": "Δp",
     "rms_delta_p": "Δp, RMS",
@@ -223,7 +231,7 @@ _WAYS = {
     "delta_p": "The model's probability of the text's tokens is",
 }
 """Beginnings of sentences that say which way a difference points."""
-_PLAIN = ("same_top1", "delta_p", "rms_delta_p", "student_cut", "teacher_cut")
+_PLAIN = ("same_top1", "delta_p", "rms_delta_p", "student_cut", "teacher_cut", *SHARES)
 """Means that are not in nats."""
 _KEYS = {
     "kl": "kl",

@@ -15,6 +15,7 @@ from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions, Unit
 from seqloss_cli.display.terminal.tables import with_rows
 from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
+from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies
 from seqloss_cli.metrics.divergence import DivergenceScore, DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
@@ -47,6 +48,8 @@ def divergence_answer(sums: DivergenceTotals, unit: Unit) -> str:
     bound = "at least " if "kl_at_most" in sums.units else ""
     kl = f"{bound}{unit.figure(sums.mean('kl'), 'per token')}"
     same = f"same favourite {fmt.number(sums.same_top1)}"
+    if "acceptance" in sums.units:
+        same = f"acceptance {bound}{fmt.number(sums.mean('acceptance'))}, {same}"
     return f"mean KL {kl}, {same}, {sums.n_scored:,} tokens scored"
 
 
@@ -186,11 +189,22 @@ _MEANS = (
     ("loss_difference", "difference", "model's loss - gold's"),
     ("student_cut", "model cut", "probability of words that the gold has not"),
     ("teacher_cut", "gold cut", "probability of words that the model has not"),
+    ("reverse_kl", "reverse KL", "KL(model ‖ gold)"),
+    ("jensen_shannon", "Jensen-Shannon", "of both and their mean; ln 2 at most"),
+    ("jensen_shannon_at_most", "Jensen-Shannon at most", "gold is known in part"),
+    ("total_variation", "total variation", "½ Σ |p - q|"),
+    ("total_variation_at_most", "total variation at most", ""),
+    ("acceptance", "acceptance", "of a token that the model drafts, by gold at temperature 1"),
+    ("acceptance_at_most", "acceptance at most", ""),
+    ("top_k_overlap", "top-k overlap", "share of the most probable ids"),
     ("same_top1", "same favourite", "share of tokens"),
     ("delta_p", "delta p", "mean of p(model) - p(gold) of the text's token"),
     ("rms_delta_p", "delta p, RMS", "root of its mean square"),
 )
-_WITHOUT_UNIT = ("student_cut", "teacher_cut", "same_top1", "delta_p", "rms_delta_p")
+_WITHOUT_UNIT = (
+    *("student_cut", "teacher_cut", "same_top1", "delta_p", "rms_delta_p", "total_variation"),
+    *("total_variation_at_most", "acceptance", "acceptance_at_most", "top_k_overlap"),
+)
 _DIFFERENCES = ("loss_difference", "delta_p")
 _WITHOUT_INTERVAL = ("student_cut", "teacher_cut")
 _QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
@@ -207,11 +221,15 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         options: TableOptions,
         documents: DocumentSums,
         measured: Callable[[], dict[str, Any] | None],
+        draft_length: int = 0,
+        overlap_k: int = 0,
     ) -> None:
         """`documents` gives means and quantiles with intervals when all are scored, and `measured`
-        what a teacher that is saved in part leaves out."""
+        what a teacher that is saved in part leaves out. Drafts are of `draft_length` tokens, and
+        `overlap_k` ids are compared."""
         super().__init__(console, options)
         self._documents, self._measured = documents, measured
+        self._draft_length, self._overlap_k = draft_length, overlap_k
 
     def _show(self, scored: DivergenceScore, sums: DivergenceTotals) -> None:
         self._console.print(divergence_table(scored, self._options))
@@ -235,6 +253,13 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
         # Quantiles are of all tokens of the run, so they come last, whatever was shown before.
         self._console.print(self._quantiles())
         self._console.print()
+        for title, bins in (
+            ("by position in the sequence", self._documents.positions.means(d.position_ends)),
+            ("by gold's entropy, nats", self._documents.entropies.means(d.entropy_ends)),
+        ):
+            if bins:
+                self._console.print(self._binned(title, bins))
+                self._console.print()
 
     def _totals(self, sums: DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> Rows:
         beside = fmt.rejected_text(rejected) if rejected else ""
@@ -243,6 +268,7 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             yield "empty lines", f"{n_empty_lines:,}", ""
         yield "scored tokens", f"{sums.n_scored:,}", f"of {sums.n_tokens:,}"
         yield from self._means()
+        yield from self._drafts(sums)
         if sums.flags:
             yield "flags", "", fmt.counts_text(sums.flags)
         for name, value in self._provenance():
@@ -256,6 +282,8 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             # Of a teacher that was saved in part, the figure is a bound.
             if f"{name}_at_most" in means:
                 label += " ≥"
+            if name == "top_k_overlap":
+                label = f"top-{self._overlap_k} overlap"
             text, digits = fmt.number, fmt.digits_of(mean, None if name in _WITHOUT_UNIT else unit)
             if name in _DIFFERENCES:
                 text = fmt.signed
@@ -273,6 +301,43 @@ class DivergenceTableWriter(TerminalWriter[DivergenceScore, DivergenceTotals]):
             kl = means["kl"]
             mean = next((mean for mean in (kl, *means.values()) if mean.low is not None), kl)
             yield "intervals", "-" if mean.low is None else "95%", mean.method
+
+    def _drafts(self, sums: DivergenceTotals) -> Iterator[tuple[str, str, str]]:
+        length, means = self._draft_length, self._documents.means()
+        if not length or (accepted := means.get(d.DRAFTS)) is None:
+            return
+        bound = " ≥" if d.DRAFTS_AT_MOST in means else ""
+        what = f"of {length} that the model drafts, over {count_of(sums.n_draft_starts, 'start')}"
+        yield (
+            f"accepted{bound}", fmt.value_of(accepted), f"{fmt.interval(accepted)} {what}".lstrip()
+        )  # fmt: skip
+        if bound:
+            yield "accepted at most", fmt.value_of(means[d.DRAFTS_AT_MOST]), ""
+        if accepted.value is not None:
+            yield (
+                f"tokens per step{bound}",
+                fmt.number(accepted.value + 1),
+                "accepted, and one more",
+            )
+        if (acceptance := sums.mean("acceptance")) is not None:
+            alike = d.accepted_if_alike(acceptance, length)
+            yield (
+                f"accepted if alike{bound}",
+                fmt.number(alike),
+                "if acceptance were the same at each token",
+            )
+
+    def _binned(self, title: str, bins: list[d.BinMeans]) -> FiguresTable:
+        columns = [Column("from"), Column("to"), Column("scored", spare=3), Column("KL")]
+        columns += [Column("KL interval", spare=2), Column("acceptance")]
+        columns += [Column("same favourite", spare=1)]
+        table = FiguresTable(f"{title}; KL in {self._unit}", columns)
+        for each in bins:
+            ends = f"{each.low:g}", "" if each.high is None else f"{each.high:g}"
+            kl = fmt.value_of(each.mean_kl, self._unit), self._unit.interval(each.mean_kl)
+            shares = fmt.value_of(each.mean_acceptance), fmt.value_of(each.same_top1)
+            table.add_row(*ends, f"{each.n_scored:,}", *kl, *shares)
+        return table
 
     def _quantiles(self) -> FiguresTable:
         """Quantiles of tokens, with their intervals."""

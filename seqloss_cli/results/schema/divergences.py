@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.policies import DEFAULT_OVERLAP_K
 from seqloss_cli.core.records import Bools, Entry, Floats, Rejections
 from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.totals import Totals, to_units
@@ -27,6 +28,39 @@ _AT_MOST = tuple(name for name in d.OPTIONAL_SUMS if name.endswith("_at_most"))
 """Upper bounds, where a teacher is known in part."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The comparison that a run was to make, by its record."""
+
+    has_teacher: bool = False
+    is_saved: bool = False
+    """The teacher is known from a file."""
+    draft_length: int = 0
+    """Tokens of a draft; 0 for none."""
+    overlap_k: int = 0
+    """Most probable ids of both that were compared."""
+
+    @classmethod
+    def of(cls, teacher: s.Fields | None, rows: s.Fields | None) -> Asked:
+        """Return what the record says of its teacher and its rows; older ones say nothing."""
+        if teacher is None:
+            return cls()
+        rows, saved = rows or {}, bool(teacher.get("saved_as"))
+        least = [teacher.get("n_words"), teacher.get("top_k") if saved else None]
+        overlap_k = min(rows.get("overlap_k") or DEFAULT_OVERLAP_K, *filter(None, least))
+        return cls(True, saved, rows.get("draft_length") or 0, overlap_k)
+
+    def conditions(self) -> dict[str, bool]:
+        """Return the conditions of keys of totals, and which of them hold."""
+        drafts = self.has_teacher and bool(self.draft_length)
+        return {"teacher": self.has_teacher, "bounds": self.is_saved, "drafts": drafts}
+
+
+@dataclass
+class _View(q.SequenceView):
+    asked: Asked = field(default_factory=Asked)
+
+
 def divergence_rows(
     options: s.RowOptions,
     documents: d.DocumentSums,
@@ -38,6 +72,7 @@ def divergence_rows(
     `documents` are those of the rows, for the totals' intervals; `measured` gives at the end the
     error of a teacher's file that is saved beside. With `in_part` divergences are lower bounds.
     """
+    asked = Asked.of(options.run.teacher, options.run.rows)
 
     def kept_sums(row: s.Fields, place: str, entry: Entry) -> d.DivergenceTotals:
         # A mean times a count is not, to the last bit, the sum that was divided by it.
@@ -46,20 +81,20 @@ def divergence_rows(
                 f"--resume: {place} holds the mean of what a head was cut by, of which the sum "
                 "cannot be told to the last bit: --force starts anew"
             )
-        found = read_divergence(row, place)
+        found = read_divergence(row, place, asked)
         # In the order of the rows: which values a reservoir keeps depends on all before.
         documents.add(found.sums, found.counted_values())
         return found.sums
 
     def totals_row(sums: d.DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
         counts = s.unscored_counts(rejected, n_empty_lines)
-        return divergence_totals_row(sums, counts, documents, in_part, measured())
+        return divergence_totals_row(sums, counts, documents, in_part, asked, measured())
 
     return s.Rows(
         options,
         DIVERGENCE_KEYS,
         {"token": _TOKEN_COLUMNS},
-        lambda each, sums: q.SequenceView(options, each.score.sequence, each.score, sums, each),
+        lambda each, sums: _View(options, each.score.sequence, each.score, sums, each, asked),
         totals_row,
         lambda entry, row: q.of_input(entry, row, options),
         kept_sums,
@@ -71,16 +106,21 @@ def divergence_totals_row(
     counts: s.Row,
     documents: d.DocumentSums,
     in_part: bool,
+    asked: Asked,
     saved: s.Row | None = None,
 ) -> s.Row:
     """Return the totals of a run; `counts` are those of what was not scored."""
+    known = asked.conditions()
+    keys = [key for key in _SUM_KEYS if all(known.get(name, True) for name in key.when.split())]
     row: s.Row = {
         "n_sequences": sums.n_sequences,
         "n_sequences_scored": sums.n_sequences_scored,
         **counts,
-        **s.row_of(_SUM_KEYS, SimpleNamespace(sums=sums)),
+        **s.row_of(keys, SimpleNamespace(sums=sums, asked=asked)),
         "kl_is": "at least" if in_part else "whole",
     }
+    if asked.has_teacher:
+        row |= {"overlap_k": asked.overlap_k, **_bins(documents)}
     _add_estimates(row, documents)
     if saved is not None:
         row["saved"] = saved
@@ -103,8 +143,17 @@ def _add_estimates(row: s.Row, documents: d.DocumentSums) -> None:
     }
 
 
+def _bins(documents: d.DocumentSums) -> s.Row:
+    found = {
+        "by_position": documents.positions.means(d.position_ends),
+        "by_teacher_entropy": documents.entropies.means(d.entropy_ends),
+    }
+    return {name: [asdict(each) for each in bins] for name, bins in found.items()}
+
+
 def _estimate_name(name: str) -> str:
-    return name if name in ("same_top1", "rms_delta_p") else f"mean_{name}"
+    plain = ("same_top1", "rms_delta_p", d.DRAFTS, d.DRAFTS_AT_MOST)
+    return name if name in plain else f"mean_{name}"
 
 
 def _sum(name: str, prefix: str, of: Callable[[d.DivergenceTotals, str], float | None]) -> s.Key:
@@ -116,6 +165,26 @@ def _sum(name: str, prefix: str, of: Callable[[d.DivergenceTotals, str], float |
 
     when = "" if name in d.SUMS else "bounds" if name in _AT_MOST else "teacher"
     return s.real(prefix + name, value, when)
+
+
+def _measure(name: str) -> s.Key:
+    """Return the key of the mean of a measure."""
+    when = "bounds" if name in d.MEASURES_AT_MOST else "teacher"
+    return s.real(f"mean_{name}", lambda view: view.sums.mean(name), when)
+
+
+def _draft(name: str, value: Callable[[q.SequenceView], Any], when: str = "drafts") -> s.Key:
+    return s.real(name, value, when)
+
+
+def _tokens_per_step(view: q.SequenceView) -> float | None:
+    accepted = view.sums.mean(d.DRAFTS)
+    return None if accepted is None else accepted + 1
+
+
+def _accepted_if_alike(view: Any) -> float | None:
+    acceptance = view.sums.mean("acceptance")
+    return None if acceptance is None else d.accepted_if_alike(acceptance, view.asked.draft_length)
 
 
 def _of(sum_name: str) -> Callable[[q.SequenceView], Any]:
@@ -131,12 +200,28 @@ _COLUMNS = {
     "student_loss": "student_losses",
     "teacher_loss": "teacher_losses",
     "delta_p": "token_delta_p",
+    **{name: f"{name}s" for name in d.MEASURES},
+    **{f"{name}_at_most": f"{name}s_at_most" for name in d.MEASURES[1:-1]},
 }
 """Name of a sum, and of a column of lines that are a token each, to the array of its tokens."""
-_ARRAYS = {
-    name: q.token_array(key, _of(name), "tokens bounds" if name in _AT_MOST else "tokens")
-    for name, key in _COLUMNS.items()
-}
+
+
+def _when(name: str) -> str:
+    """Return the conditions of an array of tokens."""
+    if name.endswith("_at_most"):
+        return "tokens bounds"
+    return "tokens teacher" if name in d.MEASURES else "tokens"
+
+
+_ARRAYS = {name: q.token_array(key, _of(name), _when(name)) for name, key in _COLUMNS.items()}
+
+
+def _infinite_reverse_kls(view: q.SequenceView) -> Any:
+    values = _of("reverse_kl")(view)
+    assert view.score is not None
+    return s.ABSENT if values is None else s.infinite_places(values, view.score.scored)
+
+
 _SAME_TOP1 = q.token_array(
     "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools, length=0
 )
@@ -146,6 +231,12 @@ _SUM_KEYS = (
     *(_sum(name, "", d.DivergenceTotals.total) for name in (*d.SUMS, *_AT_MOST)),
     *(_sum(name, "mean_", d.DivergenceTotals.mean) for name in (*d.SUMS, *d.OPTIONAL_SUMS)),
     s.real("same_top1", "sums.same_top1"),
+    *map(_measure, (*d.MEASURES, *d.MEASURES_AT_MOST)),
+    s.whole("n_draft_starts", "sums.n_draft_starts", "drafts"),
+    _draft(d.DRAFTS, lambda view: view.sums.mean(d.DRAFTS)),
+    _draft(d.DRAFTS_AT_MOST, lambda view: view.sums.mean(d.DRAFTS_AT_MOST), "drafts bounds"),
+    _draft("tokens_per_step", _tokens_per_step),
+    _draft(f"{d.DRAFTS}_if_alike", _accepted_if_alike),
     s.nested("delta_p", lambda v: _delta_p(v.sums), cells=s.children("mean", "rms")),
 )
 """Sums, means and shares, of one sequence or many."""
@@ -156,6 +247,7 @@ DIVERGENCE_KEYS = (
     q.infinite_key("inf_losses", _of("student_loss")),
     q.infinite_key("inf_teacher_losses", _of("teacher_loss")),
     q.infinite_key("inf_kls", _of("kl")),
+    s.wholes("inf_reverse_kls", _infinite_reverse_kls, "teacher"),
     *q.TOKENS,
     *_ARRAYS.values(),
     _SAME_TOP1,
@@ -173,6 +265,7 @@ _TOKEN_COLUMNS = (
 """Columns of a line at `--level token`; its loss is the cross-entropy."""
 
 
+_SHARES = ("total_variation", "acceptance", "top_k_overlap")
 _LEAST = -1e-6
 """A divergence is not below 0, but for rounding."""
 
@@ -192,7 +285,8 @@ class DivergenceRow:
         """Return the figures for `DocumentSums` at n counted tokens: shape n, nats or shares."""
         if self.columns is None or self.row.tokens is None:
             return None
-        return {n: self.columns[n][self.row.tokens.counted] for n in d.QUANTILE_FIGURES}
+        same = np.array(self.row.fields[_SAME_TOP1.name], dtype=np.float64)
+        return d.token_values(self.columns, same, self.row.tokens.counted)
 
     def with_kls(self) -> ResultRow:
         """Return the row as if its divergences, nats, were its losses."""
@@ -202,8 +296,11 @@ class DivergenceRow:
         return ResultRow(self.row.place, self.row.fields, _totals(self.sums, "kl"), tokens)
 
 
-def read_divergence(fields: s.Fields, place: str) -> DivergenceRow:
+def read_divergence(fields: s.Fields, place: str, asked: Asked | None = None) -> DivergenceRow:
     """Return a row with its sums and arrays.
+
+    Sums of the other measures, and of the drafts that were asked for, are made of tokens, as rows
+    hold means. They are unknown of rows of an older file.
 
     Raises RowError for a field that is missing or of a wrong type, and for impossible figures: a
     divergence below 0, or that is not the sum of its tokens'.
@@ -218,11 +315,33 @@ def read_divergence(fields: s.Fields, place: str) -> DivergenceRow:
         columns, scored = _columns(fields, n_tokens)
         tokens = TokenLosses.of(columns["student_loss"], scored, fields)
         sums = _sums(fields, columns["delta_p"][tokens.counted])
+        asked = asked or Asked("mean_acceptance" in fields)
+        if asked.has_teacher:
+            sums = sums + _measures(columns, tokens.counted, asked.draft_length)
         # Null is an infinite sum; then one of the tokens is infinite, too, and so listed.
         kls = columns["kl"][tokens.counted]
         check_sum(kls, sums.n_scored, sums.total("kl"), "kl", "its tokens'")
     row = ResultRow(place, s.with_arrays(fields), _totals(sums, "student_loss"), tokens)
     return DivergenceRow(row, sums, columns)
+
+
+def _measures(
+    columns: Mapping[str, Floats], counted: Bools, draft_length: int
+) -> d.DivergenceTotals:
+    """Return the sums of measures of N tokens, nats or shares, shape N; of no sequence."""
+    drafts, n_starts = d.draft_sums(columns, counted, draft_length)
+    terms = {n: columns[n][counted] for n in (*d.MEASURES, *d.MEASURES_AT_MOST) if n in columns}
+    units, missing = {}, {}
+    for name, values in (terms | drafts).items():
+        if np.isinf(values).any():
+            missing[name] = int(np.isinf(values).sum())
+        else:
+            units[name] = to_units(math.fsum(values.tolist()))
+    asked = (*d.MEASURES, *([d.DRAFTS] if draft_length else []))
+    missing |= {name: 1 for name in asked if name not in units and name not in missing}
+    if "acceptance_at_most" in columns:
+        missing["reverse_kl_at_most"] = 1
+    return d.DivergenceTotals(units=units, n_infinite=missing, n_draft_starts=n_starts)
 
 
 def _columns(fields: s.Fields, n: int) -> tuple[dict[str, Floats], Bools]:
@@ -231,7 +350,7 @@ def _columns(fields: s.Fields, n: int) -> tuple[dict[str, Floats], Bools]:
     s.typed(fields, _SAME_TOP1.name, list)
     for name, key in _COLUMNS.items():
         written = fields.get(key)
-        if written is None and name == "kl_at_most":
+        if written is None and (name.endswith("_at_most") or name in d.MEASURES):
             continue
         if not isinstance(written, list) or len(written) != n:
             raise RowError("wrong_length", f"{key} is not as long as n_tokens {n} says")
@@ -253,7 +372,10 @@ def _is_figure(value: Any, name: str) -> bool:
     # JSON's `true` is an int to Python. Null is an infinite figure, or that of an unscored token.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value is None
-    return abs(value) <= 1 if name == "delta_p" else _LEAST <= value < s.LARGEST
+    if name == "delta_p":
+        return abs(value) <= 1
+    most = 1.0 if name.partition("_at_most")[0] in _SHARES else s.LARGEST
+    return _LEAST <= value <= most
 
 
 def _sums(fields: s.Fields, deltas: Floats | None) -> d.DivergenceTotals:
