@@ -163,6 +163,27 @@ def test_what_cannot_be_checked(rows: list[Any], tmp_path: Path) -> None:
     assert "no token was compared" in done.stderr
 
 
+SAMPLER = [
+    ("temperature", {"temperature": 0.7, "tokens": "sampled"}),
+    ("top_p", {"top_p": 0.9, "tokens": "sampled"}),
+]
+VLLM: dict[str, Any] = {
+    "processed_logprobs": SAMPLER,
+    "raw_logits": [("logits", {})],
+    "raw_logprobs": [],
+}
+
+
+@pytest.mark.parametrize("mode", VLLM)
+def test_answers_of_a_real_vllm(mode: str) -> None:
+    """At temperature 0.7 and top-p 0.9, by --logprobs-mode (tests/servers/record_vllm.py)."""
+    found = totals(ROOT / "tests" / "data" / f"vllm-{mode}.jsonl", "-m", "demo")
+    assert faults(found) == VLLM[mode]
+    assert found["verdict"] == ("explained" if VLLM[mode] else "exact")
+    assert found["diagnosed"]["mean_abs_delta_left"] < 1e-4
+    assert found["n_compared"] > found["n_sampled"] > 100
+
+
 def test_what_a_diagnosis_looks_at_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_TOKENS", 40)
     examined = recordings.Examined(None, 0)
