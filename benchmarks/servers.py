@@ -154,8 +154,9 @@ class Side:
         return seconds, found, n_bytes
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        assert self._process.stdin
+        self._process.stdin.close()  # it ends by itself, and so do vLLM's own processes
+        self._process.wait(120)
 
 
 def environment() -> dict[str, str]:
@@ -163,6 +164,8 @@ def environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # Else it keeps one core for other things.
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TRANSFORMERS_VERBOSITY": "error",
     }
@@ -189,13 +192,15 @@ def listening(command: list[str], url: str) -> Iterator[None]:
         process.wait(60)
 
 
-def rows_of(kind: str, number: int) -> tuple[list[Any], int]:
+def rows_of(kind: str, number: int, scale: int) -> tuple[list[Any], int]:
     """Return the rows of a round, and the number of their tokens, BOS included."""
     from workload import prompts_with_endings, ragged, tokenizer
 
-    rows: list[Any] = (
-        ragged(LONGEST, number) if kind == "documents" else prompts_with_endings(HELLASWAG, number)
-    )
+    rows: list[Any] = []
+    for n in range(number * scale, (number + 1) * scale):
+        rows += (
+            ragged(LONGEST, n) if kind == "documents" else prompts_with_endings(HELLASWAG, n % 16)
+        )
     texts = [row if isinstance(row, str) else "".join(row) for row in rows]
     return rows, sum(len(tokenizer().encode(text).ids) for text in texts)
 
@@ -203,6 +208,8 @@ def rows_of(kind: str, number: int) -> tuple[list[Any], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale", type=int, default=1, metavar="N",
+                        help="N times as many rows in a round: 16 documents, 48 pairs")  # fmt: skip
     parser.add_argument("--vllm", metavar="PYTHON", help="Python of an environment with vLLM")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
@@ -215,7 +222,7 @@ def main() -> None:
 
     folder = str(checkpoint("gpt2"))
     with ExitStack() as stack:
-        report(measure(start(stack, folder, options.vllm), options.rounds))
+        report(measure(start(stack, folder, options.vllm), options.rounds, options.scale))
 
 
 def start(stack: ExitStack, folder: str, vllm: str | None) -> dict[str, Side]:
@@ -224,7 +231,7 @@ def start(stack: ExitStack, folder: str, vllm: str | None) -> dict[str, Side]:
     command = [sys.executable, "-m", "seqloss_cli", "serve", "-m", folder, "--dtype", "float32",
                "--port", "8461"]  # fmt: skip
     stack.enter_context(listening(command, ours))
-    words = {LOCAL: (), SERVE: ("--engine", f"vllm+{ours}")}
+    words = {LOCAL: (), SERVE: ("--engine", ours)}
     pythons = dict.fromkeys(words, sys.executable)
     if vllm:
         command = [str(Path(vllm).with_name("vllm")), "serve", folder, "--host", "127.0.0.1",
@@ -242,7 +249,7 @@ def start(stack: ExitStack, folder: str, vllm: str | None) -> dict[str, Side]:
     return sides
 
 
-def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, Any]:
+def measure(sides: dict[str, Side], n_rounds: int, scale: int) -> dict[str, Any]:
     """Return rates, differences and bytes of each kind of rows."""
     found: dict[str, Any] = {}
     for kind in ("documents", "HellaSwag-like"):
@@ -250,7 +257,7 @@ def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, Any]:
         worst: dict[str, float] = dict.fromkeys(sides, 0.0)
         n_bytes: dict[str, list[float]] = {}
         for number in range(-1, n_rounds):  # the first one warms up
-            rows, n_tokens = rows_of(kind, number % 16)
+            rows, n_tokens = rows_of(kind, number % 16, scale)
             names = list(sides) if number % 2 else list(sides)[::-1]
             runs = {name: sides[name].run(kind, rows) for name in names}
             for name, (seconds, log_probs, sent) in runs.items():

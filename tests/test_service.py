@@ -166,6 +166,7 @@ def test_several_prompts_and_texts(served: Listening) -> None:
         ({"prompt_logprobs": 1.0}, "whole number"),
         ({"logprobs": True}, "whole number"),
         ({"prompt_logprob_start": -1}, "whole number"),
+        ({"prompt_logprob_ranks": 1}, "true or false"),
         ({"stream": True}, "answers are whole"),
         ({"n": 2}, "nothing is sampled"),
         ({"best_of": 2}, "nothing is sampled"),
@@ -300,6 +301,7 @@ def test_requests_of_all_kinds_together(scorer: Scorer) -> None:
         {"prompt": rows[0], "max_tokens": 1, "prompt_logprobs": 20},
         {"prompt": rows[1], "max_tokens": 1, "echo": True, "logprobs": 3},
         {"prompt": rows[1], "max_tokens": 0, "prompt_logprobs": 2, "prompt_logprob_start": 20},
+        {"prompt": rows[0], "max_tokens": 0, "prompt_logprobs": 0, "prompt_logprob_ranks": False},
         {"prompt": rows[2], "max_tokens": 1},
         {"prompt": rows[2][:1], "max_tokens": 1, "echo": True, "logprobs": 1},
         {"prompt": rows[2][:1], "max_tokens": 0, "prompt_logprobs": 1},
@@ -320,8 +322,13 @@ def test_requests_of_all_kinds_together(scorer: Scorer) -> None:
     assert alike(alone, together)
     assert [len(each[0].get("prompt_logprobs") or ()) for each in alone[:2]] == [36, 36]
     assert [alone[3][0]["prompt_logprobs"][n] is None for n in (19, 20)] == [True, False]
-    assert len(alone[5][0]["logprobs"]["token_logprobs"]) == 2
-    assert alone[6][0]["prompt_logprobs"] == [None]
+    assert len(alone[6][0]["logprobs"]["token_logprobs"]) == 2
+    assert alone[7][0]["prompt_logprobs"] == [None]
+    ranked, others = (alone[n][0]["prompt_logprobs"][1:] for n in (0, 4))
+    for entry, other in zip(ranked, others, strict=True):
+        ((_, a),), ((_, b),) = entry.items(), other.items()
+        assert (a["rank"] > 0, b["rank"]) == (True, None)
+        assert a["logprob"] == pytest.approx(b["logprob"], abs=1e-5)
 
 
 def test_tokens_by_their_ids(served: Listening) -> None:
@@ -408,7 +415,8 @@ def test_a_model_that_gives_no_number(
         found = score(batch, requested)
         if bad in batch.input_ids:
             found.losses[:] = np.nan
-            found.columns["top_log_probs"][:] = np.nan
+            for name in found.columns.keys() & {"top_log_probs"}:
+                found.columns[name][:] = np.nan
         return found
 
     monkeypatch.setattr(scorer.backend, "score", broken)
@@ -418,7 +426,8 @@ def test_a_model_that_gives_no_number(
             assert (found.status_code, "NaN" in found.text) == (422, True)
         file = tmp_path / "texts.txt"
         file.write_text("\n".join(texts))
-        words = ("score", file, "--lines", "--json", "--engine", served.url)
+        # One at a time: all rows of a broken batch are NaN here.
+        words = ("score", file, "--lines", "--json", "--engine", served.url, "--concurrency", 1)
         document_ = document(in_process(*words), 3)
     assert [each["line"] for each in document_["rejected"]] == [2]
     assert document_["rejected"][0]["reason"] == "server_refused"

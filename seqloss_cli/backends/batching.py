@@ -84,6 +84,10 @@ def plan_batches(
     shared: list[_PrefixRow] = []
     if policy.share_prefix and not capabilities.one_row_per_batch:
         shared, rows = _share_prefixes(rows, policy.tokens, capabilities.longest_shared)
+    if capabilities.one_row_per_batch and capabilities.n_concurrent_batches > 1:
+        # Many servers batch what comes at a time: rows that begin alike come together.
+        yield from (_row_batch([row]) for row in rows)
+        return
     tokens = 1 if capabilities.one_row_per_batch else policy.tokens
     # Longest rows first, so that a budget too large for the machine shows at once.
     for some_shared in _fill(shared, [each.width for each in shared], tokens):

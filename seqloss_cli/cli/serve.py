@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import IPPROTO_TCP, TCP_NODELAY
+
 import typer
 
 from seqloss_cli.cli import options as o
@@ -65,7 +67,7 @@ def serve(ctx: typer.Context) -> None:
             f"--host {settings.host}: others could use the server; give it a key in "
             "SEQLOSS_API_KEY or --api-key-file"
         )
-    scorer = load_scorer(ctx)
+    scorer = load_scorer(ctx, has_prompts=True)
     limits = ServiceLimits(
         longest_queue=settings.longest_queue,
         most_bytes=settings.most_bytes,
@@ -79,6 +81,9 @@ def serve(ctx: typer.Context) -> None:
     )  # fmt: skip
     server = uvicorn.Server(config)
     socket = config.bind_socket()
+    # Connections have it from here: asyncio sets it only where the socket names its protocol, and
+    # without it each answer would wait for an acknowledgement, 40 ms.
+    socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     say(
         f"serving {model_name(scorer)} at http://{settings.host}:{socket.getsockname()[1]} "
         "(Ctrl-C stops)"

@@ -67,7 +67,10 @@ class OutputPlan(RowContents):
 
 
 def load_scorer(
-    context: typer.Context, pairs: p.PairPolicy | None = None, model: str | None = None
+    context: typer.Context,
+    pairs: p.PairPolicy | None = None,
+    model: str | None = None,
+    has_prompts: bool = False,
 ) -> Scorer:
     """The model (or `model`) and policies that the options name; its warnings are reported."""
     from seqloss_cli.scoring.scorer import Scorer
@@ -75,7 +78,7 @@ def load_scorer(
     values, windows = context.params, given(context, p.WindowChoice)
     batches, speed = _measured_before(context)
     # mask --loss has pairs and no option for their prefixes: they are shared there.
-    share_prefix = pairs is not None and not values.get("no_share_prefix", False)
+    share_prefix = (pairs is not None or has_prompts) and not values.get("no_share_prefix", False)
     names = None if values.get("limit") else values.get("files") or values.get("data")
     choice = model_choice(context, model)
     require_names(choice)

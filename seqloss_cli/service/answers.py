@@ -62,7 +62,8 @@ def _choice(
         choice["logprobs"] = {**found_by_token, "text_offset": offsets}
     if request.prompt_logprobs is not None:
         k, first = request.prompt_logprobs, request.first
-        choice["prompt_logprobs"] = _entries(ids, found, k, first, tokens.name_token)
+        entries = _entries(ids, found, k, first, tokens.name_token, request.ranks)
+        choice["prompt_logprobs"] = entries
     if request.return_token_ids:
         choice |= {"prompt_token_ids": ids, "token_ids": greedy}
     return choice
@@ -81,21 +82,22 @@ def _joined(pieces: Sequence[bytes]) -> tuple[str, list[int]]:
 
 
 def _entries(
-    ids: list[int], found: RowScores, k: int, first: int, name: Any
+    ids: list[int], found: RowScores, k: int, first: int, name: Any, has_ranks: bool
 ) -> list[dict[str, Any] | None]:
     """Return vLLM's `prompt_logprobs`: for each token its own entry, then the alternatives."""
     log_probs, ranks = found.log_probs.tolist(), found.ranks.tolist()
     top_ids, top_probs = found.top_ids[:, :k].tolist(), found.top_log_probs[:, :k].tolist()
     entries: list[dict[str, Any] | None] = [None] * min(max(1, first), len(ids))
     for n in range(len(entries), len(ids)):
-        entry = {str(ids[n]): _vllm_entry(log_probs[n], ranks[n], name(ids[n]))}
+        rank = ranks[n] if has_ranks else None
+        entry = {str(ids[n]): _vllm_entry(log_probs[n], rank, name(ids[n]))}
         for rank, (i, p) in enumerate(zip(top_ids[n], top_probs[n], strict=True), start=1):
             entry.setdefault(str(i), _vllm_entry(p, rank, name(i)))
         entries.append(entry)
     return entries
 
 
-def _vllm_entry(log_prob: float, rank: int, text: str) -> dict[str, Any]:
+def _vllm_entry(log_prob: float, rank: int | None, text: str) -> dict[str, Any]:
     return {"logprob": _finite(log_prob), "rank": rank, "decoded_token": text}
 
 

@@ -103,7 +103,7 @@ class Service:
         self, request: Request, asked: CompletionRequest, deadline: float
     ) -> list[RowScores]:
         jobs = [
-            Job(prompt.ids, asked.first, asked.top_k, bool(asked.max_tokens), deadline)
+            Job(prompt.ids, asked.first, asked.top_k, asked.ranks, bool(asked.max_tokens), deadline)
             for prompt in asked.prompts
         ]
         self.queue.add(jobs)

@@ -30,7 +30,7 @@ class RowScores:
     log_probs: Floats
     """Shape L + 1, nats; NaN at the first place and the last."""
     ranks: Ints
-    """Shape L + 1."""
+    """Shape L + 1; zeros where nobody asked for them."""
     top_ids: Ints
     """Shape (L + 1) x K."""
     top_log_probs: Floats
@@ -46,11 +46,17 @@ class Job:
     first: int
     """The first position whose log-probability is asked for."""
     top_k: int
+    ranks: bool
+    """Ranks are asked for: they take a look at all probabilities more."""
     with_end: bool
     """The scores of whatever would follow the last token are asked for, too."""
     deadline: float
     """On the clock of `time.monotonic`."""
     answer: Future[RowScores] = field(default_factory=Future)
+
+
+PAUSE, LONGEST_PAUSE = 0.005, 0.05
+"""Seconds without a new row after which those that are there are scored, and the most of them."""
 
 
 class RowQueue:
@@ -110,12 +116,14 @@ class RowQueue:
 
     def _next(self) -> list[Job]:
         """Return jobs of some batches' tokens, in the order in which they came; none at the end."""
-        budget = 4 * self._scorer.batches.tokens
+        # Two batches' worth: as long as they are scored, answers and new rows are on their way.
+        budget = 2 * self._scorer.batches.tokens
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return []
+                self._wait_for_company(budget)
                 jobs = [self._waiting.popleft()]
                 used = len(jobs[0].row)
                 while self._waiting and used + len(self._waiting[0].row) <= budget:
@@ -126,12 +134,22 @@ class RowQueue:
             if kept := [job for job in jobs if _is_due(job, now)]:
                 return kept
 
+    def _wait_for_company(self, budget: int) -> None:
+        """Return once no row has come for a moment: those of one client are on their way together,
+        and rows of a batch take less time each, above all those that begin alike."""
+        deadline, n = time.monotonic() + LONGEST_PAUSE, 0
+        while len(self._waiting) > n and time.monotonic() < deadline and not self._closed:
+            n = len(self._waiting)
+            if sum(len(job.row) for job in self._waiting) >= budget:
+                return
+            self._changed.wait(PAUSE)
+
     def _score(self, jobs: Sequence[Job]) -> list[RowScores]:
-        scorer, k = self._scorer, max(1, *(job.top_k for job in jobs))
+        scorer, k = self._scorer, max(job.top_k for job in jobs)
         sequences = [_sequence(job) for job in jobs]
         scores = [_empty(len(job.row), k) for job in jobs]
         policy = replace(scorer.batches, share_prefix=True)
-        requested = Requested(ranks=True, top_k=k)
+        requested = Requested(ranks=any(job.ranks for job in jobs), top_k=k)
         capabilities = scorer.backend.capabilities
         for planned in plan_batches(sequences, scorer.windows, policy, capabilities):
             for batch, found in self._halved(planned, sequences, requested):
@@ -182,6 +200,6 @@ def _empty(n: int, k: int) -> RowScores:
 def _take(row: RowScores, targets: Ints, found: TokenScores, places: Any) -> None:
     # 0.0 - x: of a probability of one it is 0, not -0.
     row.log_probs[targets] = 0.0 - found.losses[places]
-    row.ranks[targets] = found.columns["ranks"][places]
-    row.top_ids[targets] = found.columns["top_ids"][places]
-    row.top_log_probs[targets] = found.columns["top_log_probs"][places]
+    for name in ("ranks", "top_ids", "top_log_probs"):
+        if name in found.columns:
+            getattr(row, name)[targets] = found.columns[name][places]

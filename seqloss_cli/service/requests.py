@@ -64,6 +64,8 @@ class CompletionRequest:
     """The first position whose log-probability is asked for."""
     prompt_logprobs: int | None
     """Alternatives in vLLM's shape; None where it is not asked for."""
+    ranks: bool
+    """Ranks are asked for, which are part of vLLM's shape."""
     echo_logprobs: int | None
     """Alternatives in OpenAI's shape; None where it is not asked for."""
     echo: bool
@@ -80,6 +82,7 @@ class CompletionRequest:
 _READ = frozenset(
     (
         *("model", "prompt", "max_tokens", "prompt_logprobs", "prompt_logprob_start", "echo"),
+        "prompt_logprob_ranks",
         *("logprobs", "return_token_ids", "return_tokens_as_token_ids", "add_special_tokens"),
         "user",
     )
@@ -125,7 +128,8 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
         prompts=prompts,
         max_tokens=max_tokens,
         first=_whole(body, "prompt_logprob_start") or 0,
-        prompt_logprobs=_whole(body, "prompt_logprobs", most),
+        prompt_logprobs=(wanted := _whole(body, "prompt_logprobs", most)),
+        ranks=_flag(body, "prompt_logprob_ranks", True) and wanted is not None,
         echo_logprobs=_whole(body, "logprobs", most),
         echo=_flag(body, "echo", False),
         return_token_ids=_flag(body, "return_token_ids", False),

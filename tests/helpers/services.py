@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import Any
@@ -21,6 +22,7 @@ class Listening:
         self.service = Service(scorer, key, ServiceLimits(**limits))
         config = uvicorn.Config(self.service.app, port=0, log_level="error", access_log=False)
         self._server, self._socket = uvicorn.Server(config), config.bind_socket()
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `serve` does
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True

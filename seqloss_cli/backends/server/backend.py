@@ -100,7 +100,7 @@ class ServerBackend:
         Raises RunError where the server gives no answer after all attempts.
         """
         ids, first, places = row_of(batch)
-        question = Question(ids, first, requested.top_k)
+        question = Question(ids, first, requested.top_k, requested.asks_for("ranks"))
         try:
             answer = self._server.ask(question)
             return _scores(answer, places, requested)

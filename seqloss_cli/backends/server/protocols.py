@@ -39,6 +39,7 @@ class Question:
     first: int
     """The first one that is scored, from 1 to L - 1; those after it are, too."""
     top_k: int = 0
+    ranks: bool = False
 
     @property
     def most_bytes(self) -> int:
@@ -167,15 +168,20 @@ class Vllm:
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. vLLM generates one token at least, which nobody reads."""
-        is_ours = self.name == "seqloss"
         return {
             "model": model,
             "prompt": list(question.ids),
-            "max_tokens": 0 if is_ours else 1,
+            "max_tokens": 0 if self.name == "seqloss" else 1,
             "temperature": 0,
             "prompt_logprobs": question.top_k,
             "return_token_ids": True,
-            **({"prompt_logprob_start": question.first} if is_ours else {}),
+            **(self._own_fields(question) if self.name == "seqloss" else {}),
+        }
+
+    def _own_fields(self, question: Question) -> dict[str, Any]:
+        return {
+            "prompt_logprob_start": question.first,
+            "prompt_logprob_ranks": question.ranks,
         }
 
     def read(self, answer: Any, question: Question) -> Answer:

@@ -59,7 +59,7 @@ class Transport:
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(choice.timeout, connect=min(10.0, choice.timeout)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.gate.most),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment cannot reach this machine's own loopback.
             trust_env=not is_local,
         )
@@ -167,6 +167,11 @@ class Gate:
         self._n_inside = self._n_answers = 0
         self._best, self._since = 0.0, time.monotonic()
         self._changed = threading.Condition()
+
+    def begin_with(self, n: int) -> None:
+        """Let in so many for a start, unless their number is fixed."""
+        if not self._is_fixed:
+            self._limit = self.most = n
 
     @contextmanager
     def passed(self) -> Iterator[None]:
