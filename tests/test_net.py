@@ -239,6 +239,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "check": (
         f"{CHECK} --summary", f"COLUMNS=200 {CHECK}", f"{CHECK} --fail-above 0.5 --unit bits",
     ),
+    "check-heat": (f"{CHECK} --view heat", f"{COLOUR} {AGAINST} --limit 1 --view heat"),
     "check-against": (AGAINST, f"{AGAINST} --fail-above 0.5 --summary"),
     "check-json": (f"{CHECK} --json", f"{AGAINST} --jsonl --no-tokens", f"{CHECK} -o out.parquet"),
     "check-csv": (f"{CHECK} --format csv", f"{AGAINST} --format tsv --level token"),

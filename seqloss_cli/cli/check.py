@@ -11,11 +11,14 @@ import typer
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.report import write_with_page
+from seqloss_cli.cli.results_io import check_places
 from seqloss_cli.core import policies as p
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import INPUT, STATISTICS, argument, command_record, option
 
 if TYPE_CHECKING:
+    from seqloss_cli.cli.settings import OutputPlan
     from seqloss_cli.inputs.rows import RecordingFields
     from seqloss_cli.inputs.side_files import RecordingFile
 
@@ -56,9 +59,11 @@ class CheckArguments:
     p.SpeedPolicy,
     o.only(CheckArguments, "threshold", "fail_above"),
     o.only(o.ShowSettings, "unit", "all_tokens", "summary"),
+    o.only(o.ShowSettings, "view", view="heat: the texts, each token's background by its Δ."),
+    o.only(o.ShowSettings, "theme", "show_whitespace"),
     o.only(o.OutputSettings, "json", "jsonl", "format"),
     o.only(o.OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
-    o.only(o.OutputSettings, "output", "force", "tokens"),
+    o.only(o.OutputSettings, "output", "force", "tokens", "report"),
     o.CONFIG,
     o.OtherSettings,
 )
@@ -83,6 +88,7 @@ def check(ctx: typer.Context) -> None:
     from seqloss_cli.results.schema.checks import check_rows
 
     own, choice = o.given(ctx, CheckArguments), output_choice(ctx)
+    check_places(ctx, "report")
     fields = RecordingFields(own.field)
     theirs = RecordingFields(own.against_field or own.field)
     names = i.input_names(ctx, own.files, "pipe rows in")
@@ -101,12 +107,15 @@ def check(ctx: typer.Context) -> None:
     rows = recorded(choice, "tokens", "summary") | recorded(
         own, "threshold", "against", "against_field"
     )
-    written = command.run(inputs, choice, rows)
-    if other is not None:
-        i.say_unused(other, other.source, limited=ctx.params["limit"] is not None)
-    failed = _fails(own, written.totals)
-    if failed or written.exit_code:
-        raise typer.Exit(REJECTED if failed else written.exit_code)
+
+    def write(choice: OutputPlan) -> int:
+        written = command.run(inputs, choice, rows)
+        if other is not None:
+            i.say_unused(other, other.source, limited=ctx.params["limit"] is not None)
+        return REJECTED if _fails(own, written.totals) else written.exit_code
+
+    title = None if own.against is None else f"Recorded, against {own.against}"
+    write_with_page(ctx, choice, write, "Recorded log-probabilities and", title)
 
 
 def _task(ctx: typer.Context, own: CheckArguments, other: RecordingFile | None) -> Any:

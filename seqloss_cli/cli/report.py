@@ -84,11 +84,12 @@ def write_with_page(
     choice: OutputPlan,
     write: Callable[[OutputPlan], int],
     what: str = "Losses under",
+    without_model: str | None = None,
 ) -> None:
     """Write results, and of them the page of --report; exits with the code that `write` returns.
 
     The page is made of -o's file where that holds all, else of rows that are written a second
-    time; its title then begins with `what`.
+    time; its title then begins with `what`, or is the one of a run `without_model`.
     """
     from seqloss_cli.display.html.page import PageOptions
 
@@ -101,7 +102,8 @@ def write_with_page(
             # Rows of -o will do where they can be read back: they are written once then.
             if rows is None or not (choice.format and choice.format.read) or choice.summary:
                 rows, called = Path(folder) / "results.jsonl", "the results"
-                title = f"{what} {o.given(context, ModelChoice).name or DEFAULT_MODEL}"
+                model = o.given(context, ModelChoice).name or DEFAULT_MODEL
+                title = without_model or f"{what} {model}"
                 choice = replace(choice, page_rows=rows)
             code = write(choice)
             # Where some inputs were rejected, the page is of the others, and the exit code stays.
@@ -113,21 +115,27 @@ def write_with_page(
 
 def _page_of_one(name: str, options: PageOptions, called: str | None = None) -> tuple[Page, int]:
     """The page of one file, which messages have as `called`, and how many rows are unusable."""
-    from seqloss_cli.display.html import ranking_page, text_pages
+    from seqloss_cli.display.html import check_page, ranking_page, text_pages
+    from seqloss_cli.display.terminal.checks import diagnosis_words
+    from seqloss_cli.results.schema.checks import CHECK_KINDS
     from seqloss_cli.results.schema.divergences import DIVERGENCE_KINDS
     from seqloss_cli.results.schema.rankings import RANKING_KINDS
     from seqloss_cli.results.schema.scores import loss_kinds
 
-    kinds: dict[str, RowKind[Any]] = {**loss_kinds(whole=True), **DIVERGENCE_KINDS, **RANKING_KINDS}
+    kinds: dict[str, RowKind[Any]] = {**loss_kinds(whole=True), **DIVERGENCE_KINDS}
+    kinds |= {**RANKING_KINDS, **CHECK_KINDS}
     file, reader = r.open_of(name, kinds, called or name), r.ResultsReader()
     command, rows = file.run["command"], reader.rows(file)
     if command in RANKING_KINDS:
         _refuse_for_rankings(options)
         ranked = ranking_page.gather_rankings(rows, file.run, options)
         page = ranking_page.ranking_page(file, ranked, options, reader.n_unusable)
+    elif command in CHECK_KINDS:
+        _refuse_by(options)
+        checked = check_page.gather_checks(rows, options)
+        page = check_page.check_page(file, checked, options, diagnosis_words, reader.n_unusable)
     elif command in DIVERGENCE_KINDS:
-        if options.by:
-            raise UsageError("--by is for pages of what score and cond wrote")
+        _refuse_by(options)
         diverged = text_pages.gather_divergences(rows, options)
         page = text_pages.divergence_page(file, diverged, options, reader.n_unusable)
     else:
@@ -138,6 +146,11 @@ def _page_of_one(name: str, options: PageOptions, called: str | None = None) -> 
             r.require_field("--by", field, n_without, n_rows, reader)
         page = text_pages.loss_page(file, found, options, reader.n_unusable)
     return page, reader.n_unusable
+
+
+def _refuse_by(options: PageOptions) -> None:
+    if options.by:
+        raise UsageError("--by is for pages of what score and cond wrote")
 
 
 def _refuse_for_rankings(options: PageOptions) -> None:

@@ -50,6 +50,8 @@ class ResultsOf(Generic[Row]):
     """Sum of their losses (of `kind.total`), in units of 2^-1074 nats."""
     whole_since: bool = True
     """All of them could be read, and their sums are numbers."""
+    totals: Run | None = None
+    """The last totals, as they were written."""
 
 
 ResultsFile = ResultsOf[ResultRow]
@@ -145,6 +147,7 @@ def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
         # Totals of a run that --strict stopped are not of all inputs.
         file.complete = not file.n_cut and "stopped_early" not in flags_of(record)
         _check_totals(file, record)
+        file.totals = record
     elif kind == "run":
         file.complete = False
         # Rows and then another run, without totals between: that run was cut off.

@@ -184,6 +184,35 @@ def test_answers_of_a_real_vllm(mode: str) -> None:
     assert found["n_compared"] > found["n_sampled"] > 100
 
 
+def test_a_page(tmp_path: Path) -> None:
+    """Texts coloured by |Δ|, and the faults in words; with --report and of the file."""
+    rows, one, two = tmp_path / "rows.jsonl", tmp_path / "one.html", tmp_path / "two.html"
+    arguments = ("--field", "rollout_log_probs", "-o", rows, "--report", one)
+    assert check(ROLLOUTS, *arguments, "-m", "demo").exit_code == 0
+    done = CliRunner().invoke(app, ["report", str(rows), "-o", str(two)])
+    assert done.exit_code == 0, done.stderr
+    for path in (one, two):
+        page = path.read_text()
+        assert "Temperature 0.7, not 1; explains 80." in page
+        assert "Tokens that differ most" in page
+        data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+        pane = data["panes"][0]
+        known = [abs(each) for each in pane["dl"] if each is not None]
+        assert [each for each in pane["l"] if each is not None] == pytest.approx(known, abs=1e-4)
+    by = CliRunner().invoke(app, ["report", str(rows), "-o", str(two), "--force", "--by", "id"])
+    assert by.exit_code == 2
+    broken = rows.read_text().replace('"n_compared":24', '"n_compared":25', 1)
+    rows.write_text(broken)
+    assert CliRunner().invoke(app, ["report", str(rows), "-o", str(tmp_path / "c.html")]).exit_code
+
+
+def test_texts_coloured_by_their_differences() -> None:
+    arguments = ("--field", "rollout_log_probs", "--view", "heat", "--limit", "1")
+    shown = check(ROLLOUTS, *arguments).stdout
+    assert "Steps of Δ, scored less recorded, in nats per token" in shown
+    assert "24 compared, mean |Δ| 0.5021 nats" in shown
+
+
 def test_what_a_diagnosis_looks_at_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_TOKENS", 40)
     examined = recordings.Examined(None, 0)

@@ -10,10 +10,14 @@ from rich.text import Text
 
 from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Rejections
+from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.display.scales import count_of
 from seqloss_cli.display.terminal import formatting as fmt
 from seqloss_cli.display.terminal.formatting import Column, FiguresTable, TableOptions, Unit
+from seqloss_cli.display.terminal.heat import Drawing
+from seqloss_cli.display.terminal.palette import DIFFERENCES
 from seqloss_cli.display.terminal.tables import with_rows
+from seqloss_cli.display.terminal.token_text import TokenText
 from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
 from seqloss_cli.metrics.deltas import (
     DeltaDocuments,
@@ -76,6 +80,15 @@ def fault_words(fault: Fault) -> str:
     return f"{words}; explains {100 * fault.explains:.3g} % of Σ|Δ|"
 
 
+def diagnosis_words(totals: Mapping[str, Any]) -> list[str]:
+    """Say in sentences what totals of a file name as faults; nothing of a file without totals."""
+    if "diagnosis" not in totals:
+        return []
+    faults = [Fault(e["fault"], e["parameters"], e["explains"]) for e in totals["diagnosis"]]
+    words = [fault_words(each) for each in faults] + [_VERDICTS.get(totals["verdict"], "")]
+    return [f"{each[0].upper()}{each[1:]}." for each in words if each]
+
+
 def check_answer(diagnosis: Callable[[], Diagnosis]) -> Callable[[DeltaTotals, Unit], str]:
     """Return what says in a few words what a run comes to."""
 
@@ -108,10 +121,42 @@ class CheckTableWriter(TerminalWriter[RecordedScore, DeltaTotals]):
         the file of the other recording."""
         super().__init__(console, options)
         self._documents, self._diagnosis, self._against = documents, diagnosis, against
+        self._drawing: Drawing | None = None
+        if options.heat is not None:
+            self._drawing = Drawing(console, options.heat, self._unit, DIFFERENCES)
+
+    def begin(self, run: RunInfo) -> None:
+        """Print the legend of colours."""
+        super().begin(run)
+        if self._drawing is not None and not self._options.summary:
+            legend = self._drawing.legend("Δ, scored less recorded,", "not compared")
+            self._drawing.show([*legend, Text()])
 
     def _show(self, found: RecordedScore, sums: DeltaTotals) -> None:
-        self._console.print(check_table(found, self._options))
+        if self._drawing is None:
+            self._console.print(check_table(found, self._options))
+        else:
+            self._show_heat(self._drawing, found, sums)
         self._console.print()
+
+    def _show_heat(self, drawing: Drawing, found: RecordedScore, sums: DeltaTotals) -> None:
+        """Print the text of a row, coloured by the Δ of each token, and how many are of each
+        step."""
+        pairs = zip(found.deltas.tolist(), found.compared.tolist(), strict=True)
+        values = [delta if known else None for delta, known in pairs]
+        texts = self._options.token_texts(found.score.sequence)
+        if self._against is not None:  # ids, which would run together
+            texts = [f"{each} " for each in texts]
+        # Of two tokens that share a character the greater difference is shown.
+        text = TokenText.of(texts, [each.encode() for each in texts], values, abs)
+        mean = self._unit.figure(sequence_deltas(found).mean_abs)
+        title = f"{escape(found.sample.id)}  ({sums.n_compared:,} compared, mean |Δ| {mean})"
+        boundary = found.n_prompt or None
+        drawing.show(drawing.prose(title, "bold"))
+        drawing.show(drawing.text(text, self._options.all_tokens, boundary))
+        sizes = [None if each is None else abs(each) for each in values]
+        figures = (drawing.by_position(sizes, "|Δ|"), drawing.histogram(drawing.counts(values)))
+        drawing.show([Text(), *(line for part in figures for line in part)])
 
     def _name(self, found: RecordedScore) -> str:
         return escape(found.sample.id)

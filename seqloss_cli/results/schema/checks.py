@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Rejections
+import numpy as np
+
+from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.records import Floats, Rejections
 from seqloss_cli.metrics import deltas as d
 from seqloss_cli.metrics.faults import Diagnosis
+from seqloss_cli.metrics.totals import to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
+from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_totals
 
 
 class CheckView(q.SequenceView):
@@ -143,3 +147,47 @@ _TOKEN_COLUMNS = (
     ),
 )
 """Columns of a line at `--level token`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """A sequence as a results file of `check` tells of it."""
+
+    row: ResultRow
+    """With |Δ| in the place of losses."""
+    columns: dict[str, Floats] | None
+    """`deltas`, `recorded_log_probs` and `scored_log_probs`, shape N, nats; NaN where there is
+    none. None if the row was written without tokens."""
+
+
+def read_check(fields: s.Fields, place: str) -> CheckRow:
+    """Return a row with its arrays. Raises RowError for a field that is missing or of a wrong
+    type."""
+    s.check_types(CHECK_KEYS, fields)
+    n, n_compared = s.count(fields, "n_tokens"), s.count(fields, "n_compared")
+    s.check_arrays(CHECK_KEYS, fields, n)
+    mean, columns, tokens = s.figure(fields, "mean_abs_delta"), None, None
+    if fields.get("deltas") is not None:
+        columns = {key.name: _numbers(fields, key.name) for key in (_DELTAS, _RECORDED, _SCORED)}
+        sizes = np.abs(columns["deltas"])
+        compared = np.isfinite(sizes)
+        if int(compared.sum()) != n_compared:
+            raise RowError("impossible", "n_compared is not the number of its deltas")
+        tokens = TokenLosses(np.where(compared, sizes, 0.0), compared, compared)
+    total = None if mean is None else mean * n_compared
+    sums = loss_totals(n_compared, total, n_tokens=n, n_without_text=1)
+    return CheckRow(ResultRow(place, s.with_arrays(fields), sums, tokens), columns)
+
+
+def _numbers(fields: s.Fields, name: str) -> Floats:
+    written = s.typed(fields, name, list)
+    if not all(each is None or s.number({name: each}, name) is not None for each in written):
+        raise RowError("wrong_type", f"field {name!r} holds what is no number")
+    return np.array(written, dtype=np.float64)
+
+
+CHECK_KINDS = {
+    "check": s.RowKind(
+        read_check, "n_compared", lambda row: to_units(float(row.row.totals.n_scored))
+    )
+}

@@ -21,6 +21,8 @@
     gold_entropy: { from: 'te', kind: 's', edges: 'loss' },
     gold_loss: { from: 'tl', kind: 's', edges: 'loss', adds: true },
     gap: { from: 'gap', kind: 'd', edges: 'difference', adds: true },
+    abs_delta: { from: 'l', kind: 's', edges: 'kl', adds: true },
+    delta: { from: 'dl', kind: 'd', edges: 'difference', adds: true },
   };
   for (const { name, key, whole, power } of data.columns) {
     METRICS[name] = { from: key, kind: whole ? 'r' : 's', edges: whole ? 'rank' : 'loss', power };
@@ -281,6 +283,7 @@
     if (loss === INFINITE) loss = Infinity;
     if (several) entries(list, [['token', visible(data.names[own.t[t]])]]);
     if (own.kl) return ofDivergence(list, own, t);
+    if (own.dl) return ofRecorded(list, own, t);
     if (own.w !== undefined) return ofWhole(list, own);
     entries(list, [['position', t], ['id', own.i && own.i[t]]]);
     if (loss === null) entries(list, [['loss', 'not scored']]);
@@ -321,6 +324,14 @@
     if (own.k) entries(list, [['counts', own.k[t] ? 'yes' : 'no']]);
     const difference = chance(own.l[t]) - chance(own.tl[t]);
     return [list, make('p', wayOf(difference, 'The model’s probability of it', 'gold’s'))];
+  }
+
+  /** A recorded log-probability beside the one that was scored. */
+  function ofRecorded(list, own, t) {
+    const said = (x) => (x === null ? 'none' : `${signed(inUnit(x, 1))} ${state.unit}`);
+    entries(list, [['position', t], ['id', own.i && own.i[t]], ['scored ln p', said(own.sc[t])],
+      ['recorded', said(own.re[t])], ['Δ', said(own.dl[t])]]);
+    return [list];
   }
 
   function alternatives(own, t) {
