@@ -77,7 +77,7 @@ def check(ctx: typer.Context) -> None:
     Examples:
         seqloss check samples/rollouts.jsonl --field old_log_probs
         seqloss check samples/rollouts.jsonl --field rollout_log_probs --summary
-        seqloss check samples/rollouts.jsonl --field old_log_probs --fail-above 0.01 --json
+        seqloss check samples/rollouts.jsonl --field old_log_probs --fail-above 0.01
 
     """
     from seqloss_cli.cli.run import Command

@@ -138,6 +138,10 @@ def _options_of(*records: type) -> str:
 
 
 _OF_MODEL = _options_of(ModelChoice, TokenPolicy, WindowChoice, BatchPolicy, SpeedPolicy)
+_OF_CHECKED_MODEL = " ".join(
+    name for name in _OF_MODEL.split() if name not in ("eos", "eos_token", "special_tokens")
+)
+"""`check` takes ids: no text is tokenized there."""
 _SCORING = f"{_options_of(Reading)} {_OF_MODEL}"
 
 # fmt: off
@@ -203,8 +207,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("compile devices batch_tokens no_share_prefix",
           "is for a model that is run here, and --engine runs it elsewhere", engine=present),
     # recordings
-    *idle(f"model {_OF_MODEL} chat_template", "is for a model, and --against has none", "check",
-          against=present),
+    *idle(f"model {_OF_CHECKED_MODEL} chat_template", "is for a model, and --against has none",
+          "check", against=present),
     conflict("--against-field goes with --against", against_field=present, against=absent),
     # diverge
     conflict("--teacher {teacher}: servers give 20 alternatives at most, and no whole "

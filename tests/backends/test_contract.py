@@ -125,7 +125,7 @@ def test_a_teacher_is_opened_by_the_backend_of_the_student(
         TeacherScorer.with_teacher(scorer, ModelChoice("large"))
     monkeypatch.setattr(losses_only, "open_teacher", open_teacher, raising=False)
     found = TeacherScorer.with_teacher(scorer, choice, 3)
-    assert found.teacher == {"asked": (choice, scorer.windows, 3)}
+    assert found.teacher == {"asked": (choice, scorer.windows, 3, 10)}
     knows_no_rest = Capabilities(quantities=frozenset([DIVERGENCES.name]))
     monkeypatch.setattr(LossesOnly, "capabilities", knows_no_rest)
     with pytest.raises(UsageError, match="--save-teacher"):

@@ -83,9 +83,9 @@ def test_options_and_commands(place: Path, line: str, expected: str) -> None:
         ("score text.jsonl", "text.jsonl: no such file; did you mean texts.jsonl?"),
         ("score note.txt nowhere.txt", "nowhere.txt: no such file"),
         ("score '' note.txt", "'' is an empty name, and no file"),
-        ("score folder", "folder: is a directory; name the files in it"),
+        ("score folder", "folder is a directory without a file to read"),
         ("score run/step-100", "or is it the model, --model run/step-100?"),
-        ("score table.parquet", "is Parquet"),
+        ("score table.parquet", "table.parquet: cannot be read as Parquet"),
         ("score packed.txt", "call it FILE.gz"),
         ("score pairs.jsonl", "has no field 'text' (its fields: 'prompt', 'response'); see "
          "--text-field; prompts with responses are for `seqloss cond` (all of its first 2 rows"),
