@@ -9,6 +9,7 @@ import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -169,6 +170,7 @@ def _score_to(
 
     say(f"scoring with {model}")
     scorer, inputs = load_scorer(context, model=model), file_inputs(context, names)
+    inputs = replace(inputs, items=scorer.verified(inputs.items))
     task = score_task(scorer, "score", Requested())
     # Texts are kept only for a page: they can be larger than all else in the file.
     with_texts = o.given(context, o.OutputSettings).report is not None

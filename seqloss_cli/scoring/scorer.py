@@ -178,7 +178,6 @@ class Scorer(_Tokens):
         engine, items = self._choice.engine, iter(items)
         if engine is None or not engine.verify:
             return items
-        first = list(islice(items, engine.verify))
         local = Scorer(
             replace(self._choice, backend="torch", engine=None),
             self.tokenization.policy,
@@ -187,15 +186,16 @@ class Scorer(_Tokens):
             pairs=self._pairs,
             speed=SpeedPolicy(compile="off"),
         )
-        both = zip(self.score(as_scored(first)), local.score(as_scored(first)), strict=True)
-        differences = [
-            float(np.abs(theirs.losses - ours.losses)[theirs.scored & ours.scored].max(initial=0.0))
-            for theirs, ours in both
-            if isinstance(theirs, SequenceScore) and isinstance(ours, SequenceScore)
-        ]
+        first, differences = list[Item](), list[float]()
+        # On to others where a row has no token that both scored: it verifies nothing.
+        while some := list(islice(items, max(0, engine.verify - len(differences)))):
+            first += some
+            differences += self._differences(local, as_scored(some))
         if not differences:
-            raise RunError("--verify: none of the first inputs could be scored by both")
-        worst, tolerance = max(differences), self.backend.describe()["engine"]["probe_tolerance"]
+            raise RunError("--verify: there is no input with a token that both scored")
+        # np.max, of which NaN is the greatest.
+        worst = float(np.max(differences))
+        tolerance = self.backend.describe()["engine"]["probe_tolerance"]
         if not worst <= tolerance:
             raise RunError(
                 f"--verify: the server's losses differ by {worst:.3g} nats from those of "
@@ -205,6 +205,15 @@ class Scorer(_Tokens):
         found = {"verified_rows": len(differences), "verified_worst_difference": worst}
         self._verified = found
         return chain(first, items)
+
+    def _differences(self, other: Scorer, items: Iterable[Item]) -> Iterator[float]:
+        """Yield the largest difference of a token's loss, nats, of each item with such a token."""
+        items = list(items)
+        for theirs, ours in zip(self.score(items), other.score(items), strict=True):
+            if isinstance(theirs, SequenceScore) and isinstance(ours, SequenceScore):
+                common = theirs.scored & ours.scored
+                if common.any():
+                    yield float(np.abs(theirs.losses - ours.losses)[common].max())
 
     def require_possible(self, requested: Requested) -> None:
         """Raise UsageError for a quantity that the backend cannot give, and for more alternatives

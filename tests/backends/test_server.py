@@ -527,6 +527,54 @@ def test_the_first_rows_are_scored_here_too(vllm: FakeServer, tmp_path: Path) ->
     assert found["run"]["engine"]["verified_worst_difference"] > 0.1
 
 
+@pytest.mark.parametrize("command", ["compare", "objective"])
+def test_models_that_are_compared_are_verified(
+    vllm: FakeServer, tmp_path: Path, command: str
+) -> None:
+    file, models = tmp_path / "texts.txt", (f"{vllm.url}#demo", "demo")
+    file.write_text("\n".join(TEXTS))
+    named = [word for model in models for word in ("-m", model)]
+    words = (command, *(named if command == "compare" else models), "--data", file, "--lines")
+    result = in_process(*words, "--verify", 1)
+    assert result.exit_code == 1
+    assert "--verify: the server's losses differ" in result.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_rows_without_a_scored_token_verify_nothing(vllm: FakeServer, tmp_path: Path) -> None:
+    """Their difference is none, not 0."""
+    file = tmp_path / "texts.txt"
+    file.write_text("a\nb\n" + TEXTS[0])
+    words = ("score", file, "--lines", "--bos", "never", "--engine", vllm.url, "--verify", 2)
+    result = in_process(*words)
+    assert result.exit_code == 1
+    assert "--verify: the server's losses differ" in result.stderr
+    file.write_text("a\nb\n")
+    assert "no input with a token that both scored" in in_process(*words).stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_model_that_is_there_no_more_ends_the_run(vllm: FakeServer) -> None:
+    """Its rows are not rejected one by one."""
+    vllm.fault = lambda *_: Broken(404)
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    assert "status 404" in result.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_every_error_of_a_server_is_asked_for_again(vllm: FakeServer, tmp_path: Path) -> None:
+    n_first = len(vllm.asked)
+    statuses = [500, 501, 520, 529]
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        return Broken(statuses.pop()) if statuses else right
+
+    vllm.fault = fault
+    scored(vllm, tmp_path)
+    assert len(vllm.asked) - n_first == 7
+
+
 # -- keys, addresses, load ------------------------------------------------------------------------
 
 

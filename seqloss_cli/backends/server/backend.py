@@ -42,6 +42,11 @@ class Server:
         try:
             found = self.transport.post(self.protocol.path, body, question.most_bytes)
         except Refused as error:
+            if error.status == 404:  # of the path or the model, which no row can help
+                raise RunError(
+                    f"{self.transport.url} has no {self.protocol.path}, or no model {self.model!r} "
+                    f"any more (status 404): {error.text}"
+                ) from None
             limit = (
                 "" if self.max_model_len else "; if it is too long, --context N sends N + 1 tokens"
             )

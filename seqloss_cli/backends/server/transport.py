@@ -26,7 +26,7 @@ LONGEST_WAIT = 30.0
 """Seconds between two attempts, unless the server asks for more (`Retry-After`)."""
 LONGEST_ASKED_WAIT = 300.0
 """Seconds that a server may ask to wait; a longer time ends the run."""
-_BUSY = (408, 429, 500, 502, 503, 504)
+_BUSY = (408, 429, *range(500, 600))
 """Codes of answers that may be other ones the next time."""
 # llama-cpp-python answers 500 to requests that it will never take.
 _FINAL = (b"validation error", b"logits_all")
