@@ -24,7 +24,7 @@ from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.inputs.streams import BOM
-from seqloss_cli.results.files import TEMPLATE_DATE
+from seqloss_cli.results.files import PROBED, TEMPLATE_DATE
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
 
 _RUN = b'{"type":"run"'
@@ -245,9 +245,8 @@ def _shown(value: object, longest: int = 60) -> str:
 
 
 _MAY_DIFFER = (
-    *("type", "started_at", "guesses", "engine.probed_at", "engine.probe_worst_difference"),
-    *("engine.normalised", "engine.verified_rows", "engine.verified_worst_difference"),
-    "engine.probe_tolerance",
+    *("type", "started_at", "guesses"),
+    *(f"engine.{key}" for key in PROBED),
 )
 # Keys that are not named as their parameters; `jsonl` would be the format of the output.
 _PARAMETERS = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.inputs.streams import bounded_lines, open_input, open_stored
-from seqloss_cli.results.files import run_differences
+from seqloss_cli.results.files import PROBED, run_differences
 from seqloss_cli.results.formats.parquet import parquet_totals, read_parquet_rows
 from seqloss_cli.results.schema import Row, parse_record
 
@@ -135,12 +135,18 @@ def require_all(files: Sequence[ShardFile]) -> None:
 
 def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     """Yield what makes two runs others: their numbers, their rows, or their inputs."""
-    yield from map(str, run_differences(first, other))
+    differences = list(map(str, run_differences(first, other)))
+    yield from differences
     known = {*_OWN, *_SPEED, "reading"}
-    named = {each.partition(" ")[0].rstrip(":") for each in map(str, run_differences(first, other))}
+    named = {each.partition(" ")[0].rstrip(":") for each in differences}
     for key in {**first, **other}:
         if key not in known | named and first.get(key) != other.get(key):
             yield f"{key} {first.get(key)!r:.60} and {other.get(key)!r:.60}"
+    # Shards may ask servers at several addresses, but not of another kind, or in another way.
+    here, there = (dict(run.get("engine") or {}) for run in (first, other))
+    for key in sorted({**here, **there}.keys() - {"url", *PROBED}):
+        if here.get(key) != there.get(key):
+            yield f"engine.{key}: {here.get(key)!r:.60} and {there.get(key)!r:.60}"
     one, two = (dict(run["reading"]) for run in (first, other))
     for reading in (one, two):
         reading["shard"] = {**reading["shard"], "index": None}

@@ -81,8 +81,7 @@ def score_samples(
 
     n_passed = 0
     shares = policy.share_prefix and not backend.capabilities.one_row_per_batch
-    n_concurrent = backend.capabilities.n_concurrent_batches
-    blocks = read_ahead(items, FIRST_SHARED_ROWS if shares else FIRST_BLOCK_ROWS * n_concurrent)
+    blocks = read_ahead(items, FIRST_SHARED_ROWS if shares else FIRST_BLOCK_ROWS)
     for block in prefetch(blocks, prepare) if policy.prefetch else map(prepare, blocks):
         # Blocks are cut, and one that is finished in part is scored, as without an earlier run: so
         # the outcomes of the others are those of one whole run, to the last bit.

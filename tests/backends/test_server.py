@@ -44,7 +44,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kept(server: Any, _: str) -> probing.Probe:
         way = openai.Way() if server.protocol.name == "openai" else None
-        return probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00", way)
+        return probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00", 0.0, way)
 
     monkeypatch.setattr(probing, "kept_probe", kept)
 
@@ -225,6 +225,60 @@ def test_a_probe_is_kept(server: FakeServer, tmp_path: Path) -> None:
     server.asked.clear()
     scored(server, tmp_path)
     assert len(server.asked) > 10
+
+
+def test_a_probe_under_a_loose_tolerance_is_none_for_a_strict_one(
+    vllm: FakeServer, tmp_path: Path
+) -> None:
+    """Its other checks may have passed only by it: here those of options of sampling."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body.get("top_p") == 0.5:
+            for entry in right["choices"][0]["prompt_logprobs"][1:]:
+                for each in entry.values():
+                    each["logprob"] -= 1
+        return right
+
+    vllm.fault = fault
+    words = ("score", "--text", "a b", "--engine", vllm.url)
+    assert in_process(*words, "--probe-tolerance", 10).exit_code == 0
+    strict = in_process(*words)
+    assert strict.exit_code == 1
+    assert "depend on options of sampling" in strict.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_shards_of_servers_of_two_kinds_are_not_merged(tmp_path: Path) -> None:
+    """Addresses may be others, and what probes found."""
+    file, shards = tmp_path / "texts.jsonl", [tmp_path / f"{n}.jsonl" for n in range(4)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    for n, kind in enumerate(("vllm", "vllm", "sglang")):
+        with serving(FakeServer(kind)) as found:
+            words = ("--shard", f"{min(n, 1)}/2", "-o", shards[n], "--engine")
+            assert in_process("score", file, *words, f"{kind}+{found.url}").exit_code == 0
+    assert in_process("merge", *shards[:2], "-o", shards[3]).exit_code == 0
+    other = in_process("merge", shards[0], shards[2], "-o", shards[3], "--force")
+    assert other.exit_code == 2
+    assert "engine.kind: 'vllm' and 'sglang'" in other.stderr
+
+
+@pytest.mark.usefixtures("trusted")
+def test_the_first_row_does_not_wait_for_others(vllm: FakeServer) -> None:
+    """As those of a pipe that is idle, however many are sent at a time."""
+    from seqloss_cli.core.policies import EngineChoice, ModelChoice
+    from seqloss_cli.core.records import Sample
+    from seqloss_cli.scoring.scorer import Scorer
+
+    scorer = Scorer(ModelChoice(backend="server", engine=EngineChoice(url=vllm.url)))
+    read: list[int] = []
+
+    def items() -> Iterator[Sample]:
+        for n in range(40):
+            read.append(n)
+            yield Sample(str(n), "made up", text=TEXTS[0])
+
+    next(scorer.score(items()))
+    assert len(read) <= 2
 
 
 def changed(kind: str, answer: Any, make: Any) -> Any:

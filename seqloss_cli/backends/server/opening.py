@@ -129,7 +129,8 @@ def _start(
     if tolerance is None:
         tolerance = TOLERANCES.get(server.dtype or "", DEFAULT_TOLERANCE)
     found = None if engine.probe else probing.kept_probe(server, tokens.sha256)
-    if found is None or found.worst_difference > tolerance:
+    # Not its worst difference, which is that of orders alone: other checks have theirs.
+    if found is None or found.tolerance > tolerance:
         found = _probed(server, tokens, longest, tolerance)
         probing.keep_probe(server, tokens.sha256, found)
     if found.way is not None:

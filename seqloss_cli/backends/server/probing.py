@@ -59,6 +59,8 @@ class Probe:
     that cannot be told."""
     at: str
     """UTC, ISO 8601."""
+    tolerance: float
+    """Nats, to which all that was asked was held."""
     way: Way | None = None
     """The way in which a server of OpenAI's shape is asked; None for others."""
 
@@ -152,7 +154,7 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Probe(worst, normalised, now)
+    return Probe(worst, normalised, now, tolerance)
 
 
 def _can_be_asked(server: Server, question: Question) -> bool:
@@ -249,7 +251,8 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
     try:
         found = orjson.loads(_place(server, tokenizer_sha256).read_bytes())
         way = None if found["way"] is None else Way(**found["way"])
-        kept = Probe(float(found["worst_difference"]), found["normalised"], str(found["at"]), way)
+        worst, tolerance = float(found["worst_difference"]), float(found["tolerance"])
+        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, way)
         age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
     except (OSError, ValueError, KeyError, TypeError):
         return None
