@@ -80,9 +80,10 @@ def test_there_are_few_modules() -> None:
     Scores of membership have one for their formulas, and one for documents; the choice of rows has
     three: conditions, rows, the command. Servers of OpenAI's shape have three: the shape, the proof
     of equal tokens, the place of values. Checks of recordings have seven: rows that are read and
-    written, differences, faults, fits of samplers, the task, the table, the command.
+    written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
+    parallelism have theirs.
     """
-    assert len(modules()) <= 189
+    assert len(modules()) <= 200
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -92,7 +93,8 @@ def test_there_are_few_lines_of_code() -> None:
     # data where it lives, and shards.
     # Scores of membership, and the choice of rows. Servers that take texts only; checks of
     # recordings, and their page; more measures of two models.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 28_900
+    # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 30_800
 
 
 # -- imports --------------------------------------------------------------------------------------

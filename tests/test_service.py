@@ -14,6 +14,7 @@ import pytest
 
 from helpers.program import ROOT, document, in_process
 from helpers.services import Held, Listening
+from seqloss_cli.backends.server.transport import Transport
 from seqloss_cli.core.policies import ModelChoice, TokenPolicy
 from seqloss_cli.core.records import Sample, SequenceScore
 from seqloss_cli.scoring.scorer import Scorer
@@ -70,6 +71,65 @@ def test_numbers_are_those_of_the_model_here(served: Listening, words: tuple[obj
     assert alike(numbers(here), numbers(there))
     assert there["run"]["engine"]["kind"] == "seqloss"
     assert there["run"]["context"] == here["run"]["context"]
+
+
+def spoiled(body: Any, answer: Any, token_id: int) -> Any:
+    """The answer, but for rows with a token: the last log-probability of each is missing."""
+    rows = body["prompt"]
+    # One row is not wrapped in a list.
+    for row, choice in zip(rows if isinstance(rows[0], list) else [rows], answer["choices"]):  # noqa: B905
+        if token_id in row:
+            choice["prompt_logprobs"][-1] = None
+    return answer
+
+
+def test_rows_come_together_and_a_wrong_one_costs_itself_alone(
+    served: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{word} is here." for word in ("one", "two", "three", "four", "five", "six")]
+    file = tmp_path / "rows.txt"
+    file.write_text("\n".join(texts))
+    here = document(in_process("score", file, "--lines", "--json"))
+    bad = here["sequences"][4]["token_ids"][1]
+    sent = list[Any]()
+    post = Transport.post
+
+    def noted(self: Transport, path: str, body: Any, most_bytes: int) -> Any:
+        sent.append(body)
+        return spoiled(body, post(self, path, body, most_bytes), bad)
+
+    words = ("cond", "samples/pairs.jsonl", "--json", "--engine", served.url)
+    in_process(*words)  # the probe is kept
+    monkeypatch.setattr(Transport, "post", noted)
+    in_process(*words)
+    n_pairs = sum(len(body["prompt"]) for body in sent if isinstance(body["prompt"][0], list))
+    assert n_pairs > len(sent)
+    result = in_process("score", file, "--lines", "--json", "--engine", served.url)
+    found = document(result, 3)
+    assert [each["line"] for each in found["rejected"]] == [5]
+    del here["sequences"][4]
+    assert alike(found["sequences"], here["sequences"])
+
+
+@pytest.mark.parametrize("starts", [[1], [1, 2, 3], [1, -1], [1, "2"], [[1], [2]]])
+def test_starts_are_as_many_as_prompts(served: Listening, starts: list[Any]) -> None:
+    answer = served.ask(
+        prompt=[[1, 2, 3], [4, 5, 6]], max_tokens=0, prompt_logprobs=0, prompt_logprob_start=starts
+    )
+    assert answer.status_code == 400
+    assert "prompt_logprob_start" in answer.json()["error"]["message"]
+
+
+def test_each_prompt_has_a_start_of_its_own(served: Listening) -> None:
+    rows = [[1, 2, 3, 4, 5], [6, 7, 8]]
+    asked = {"max_tokens": 0, "prompt_logprobs": 0}
+    both = served.ask(prompt=rows, prompt_logprob_start=[3, 1], **asked).json()["choices"]
+    for row, start, choice in zip(rows, [3, 1], both, strict=True):
+        alone = served.ask(prompt=row, prompt_logprob_start=start, **asked).json()["choices"][0]
+        assert alike(choice["prompt_logprobs"], alone["prompt_logprobs"])
+        assert [each is None for each in choice["prompt_logprobs"]] == [
+            n < start for n in range(len(row))
+        ]
 
 
 def test_the_model_here_agrees(served: Listening) -> None:

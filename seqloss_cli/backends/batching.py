@@ -23,7 +23,8 @@ WIDEST_SUFFIXES = 512
 LONGEST_SUFFIX = 2048
 """Tokens after a common prefix that may share it, if they are no more than the prefix or
 `WIDEST_SUFFIXES`: the mask of a suffix is its length times that of the whole row."""
-
+LEAST_ROW = 64
+"""Tokens that a short row counts as where rows are sent as they come: it bounds their number."""
 
 T = TypeVar("T")
 
@@ -81,13 +82,14 @@ def plan_batches(
     """Yield batches of at most `policy.tokens` tokens (one window at least), padding counted where
     rows are padded."""
     rows = [row for index, s in enumerate(sequences) for row in _rows_of(index, s, windows)]
+    if tokens := capabilities.tokens_as_they_come:
+        # In the order of the input, in which rows that begin alike are often neighbours.
+        for some in _runs(rows, [max(LEAST_ROW, len(row.ids)) for row in rows], tokens):
+            yield _row_batch(some)
+        return
     shared: list[_PrefixRow] = []
     if policy.share_prefix and not capabilities.one_row_per_batch:
         shared, rows = _share_prefixes(rows, policy.tokens, capabilities.longest_shared)
-    if capabilities.one_row_per_batch and capabilities.n_concurrent_batches > 1:
-        # Many servers batch what comes at a time: rows that begin alike come together.
-        yield from (_row_batch([row]) for row in rows)
-        return
     tokens = 1 if capabilities.one_row_per_batch else policy.tokens
     # Longest rows first, so that a budget too large for the machine shows at once.
     for some_shared in _fill(shared, [each.width for each in shared], tokens):

@@ -230,6 +230,9 @@ class Capabilities:
     """The longest row, in tokens, that is fed beside others without padding; 0 where none is."""
     longest_shared: int = 0
     """The longest sequence, in fed tokens, that can share its prefix; 0 where none can."""
+    tokens_as_they_come: int = 0
+    """Tokens that it takes at a time, row after row in the order of the input, since it puts them
+    together itself, as servers do; 1: row by row; 0 where it does not."""
     n_concurrent_batches: int = 1
     """Batches that it can score at the same time."""
     quantities: frozenset[str] = frozenset()
@@ -274,7 +277,8 @@ class Backend(Protocol):
         as `versions` those of the packages that only this model needs."""
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
-        """Score every target of the batch. Raises OutOfMemoryError when it does not fit."""
+        """Score every target of the batch. Raises OutOfMemoryError when it does not fit, BatchError
+        where its halves are to be scored instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

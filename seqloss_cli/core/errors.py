@@ -26,7 +26,11 @@ class RunError(SeqlossError):
     """The run failed: a model that cannot load, a full disk, memory too small."""
 
 
-class OutOfMemoryError(RunError):
+class BatchError(RunError):
+    """A batch of several rows cannot be scored as a whole; its halves may be."""
+
+
+class OutOfMemoryError(BatchError):
     """A batch did not fit; a smaller one may."""
 
 

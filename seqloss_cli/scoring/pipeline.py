@@ -17,7 +17,7 @@ import numpy as np
 
 from seqloss_cli.backends.batching import plan_batches, smaller_batches
 from seqloss_cli.core.backend import Backend, Batch, Requested, TokenScores
-from seqloss_cli.core.errors import OutOfMemoryError
+from seqloss_cli.core.errors import BatchError, OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
 from seqloss_cli.core.records import (
     Entry,
@@ -204,11 +204,11 @@ def _scored(
 def _score_or_halve(
     batch: Batch, sequences: Sequence[TokenSequence], backend: Backend, requested: Requested
 ) -> Iterator[tuple[Batch, TokenScores]]:
-    """Yield the batch with its scores, or halves of it where it does not fit in memory."""
+    """Yield the batch with its scores, or halves of it where it is not scored as a whole."""
     batch = _with_saved(batch, sequences)
     try:
         scores = backend.score(batch, requested)
-    except OutOfMemoryError:
+    except BatchError:
         halves = smaller_batches(batch, sequences)
         if not halves:
             raise

@@ -58,10 +58,10 @@ def _choice(
     }
     if request.echo_logprobs is not None:
         name = "token_id:{}".format if request.names_ids else tokens.name_token
-        found_by_token = _echoed(request, ids, greedy, found, name)
+        found_by_token = _echoed(request, prompt, greedy, found, name)
         choice["logprobs"] = {**found_by_token, "text_offset": offsets}
     if request.prompt_logprobs is not None:
-        k, first = request.prompt_logprobs, request.first
+        k, first = request.prompt_logprobs, prompt.first
         entries = _entries(ids, found, k, first, tokens.name_token, request.ranks)
         choice["prompt_logprobs"] = entries
     if request.return_token_ids:
@@ -110,17 +110,17 @@ def _finite(log_prob: float) -> float:
 
 
 def _echoed(
-    request: CompletionRequest, ids: list[int], greedy: list[int], found: RowScores, name: Any
+    request: CompletionRequest, prompt: Prompt, greedy: list[int], found: RowScores, name: Any
 ) -> dict[str, Any]:
     """Return OpenAI's `logprobs`: of the prompt where it is echoed, and of the greedy token."""
-    k = request.echo_logprobs or 0
+    k, ids = request.echo_logprobs or 0, prompt.ids.tolist()
     start = 0 if request.echo else len(ids)
     tokens = (ids + greedy)[start:]
     values, tops = list[Any](), list[Any]()
     for n, token_id in enumerate(tokens, start=start):
         # What follows the prompt is the greedy token itself.
         own = found.top_log_probs[n, 0] if n == len(ids) else found.log_probs[n]
-        if n == 0 or (n < len(ids) and n < request.first):
+        if n == 0 or (n < len(ids) and n < prompt.first):
             values.append(None)
             tops.append(None)
             continue

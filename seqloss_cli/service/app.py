@@ -47,7 +47,10 @@ class Service:
         limits: ServiceLimits | None = None,
         on_error: Callable[[Exception], object] = lambda _: None,
     ) -> None:
-        """With `key`, requests without it are refused. `on_error` is told of what is a bug."""
+        """With `key`, requests without it are refused. `on_error` is told of what is a bug.
+
+        Rows wait until `queue` is started, or run.
+        """
         self._on_error = on_error
         self.limits = limits or ServiceLimits()
         self._scorer, self._key = scorer, key
@@ -65,7 +68,8 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(self.queue.close)
+        self.queue.close()
+        await asyncio.to_thread(self.queue.wait)
 
     async def _completions(self, request: Request) -> Response:
         deadline = time.monotonic() + self.limits.seconds
@@ -103,7 +107,9 @@ class Service:
         self, request: Request, asked: CompletionRequest, deadline: float
     ) -> list[RowScores]:
         jobs = [
-            Job(prompt.ids, asked.first, asked.top_k, asked.ranks, bool(asked.max_tokens), deadline)
+            Job(
+                prompt.ids, prompt.first, asked.top_k, asked.ranks, bool(asked.max_tokens), deadline
+            )
             for prompt in asked.prompts
         ]
         self.queue.add(jobs)

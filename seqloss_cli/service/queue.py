@@ -60,18 +60,17 @@ PAUSE, LONGEST_PAUSE = 0.005, 0.05
 
 
 class RowQueue:
-    """Rows of all requests, scored together by one thread."""
+    """Rows of all requests, scored together by one thread: that which calls `run`, or one of its
+    own after `start`."""
 
     def __init__(self, scorer: Scorer, limits: ServiceLimits) -> None:
         self._scorer, self._limits = scorer, limits
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._ended = False, threading.Event()
         self.is_scoring = False
         self.n_tokens = 0
         """Tokens scored so far."""
-        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._thread.start()
 
     def __len__(self) -> int:
         """Return the number of rows that wait."""
@@ -88,17 +87,28 @@ class RowQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Score what waits, and stop."""
+        """Take no more rows: what waits is scored, and `run` returns."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
 
-    def _run(self) -> None:
-        while jobs := self._next():
-            self.is_scoring = True
-            self._answer(jobs)
-            self.is_scoring = False
+    def wait(self) -> None:
+        """Return once all is scored after `close`."""
+        self._ended.wait()
+
+    def start(self) -> None:
+        """Score rows on a thread of its own."""
+        threading.Thread(target=self.run, name="scoring", daemon=True).start()
+
+    def run(self) -> None:
+        """Score rows as they come, until `close`."""
+        try:
+            while jobs := self._next():
+                self.is_scoring = True
+                self._answer(jobs)
+                self.is_scoring = False
+        finally:
+            self._ended.set()
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Score jobs, and hand out results; of an error only the jobs that raise it are told."""

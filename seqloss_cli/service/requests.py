@@ -52,6 +52,8 @@ class Prompt:
     pieces: list[bytes]
     """The bytes that each token covers, of its text or of what it spells: of BOS and EOS that were
     put around a text, none. Length L."""
+    first: int = 0
+    """The first position whose log-probability is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,6 @@ class CompletionRequest:
 
     prompts: list[Prompt]
     max_tokens: int
-    first: int
-    """The first position whose log-probability is asked for."""
     prompt_logprobs: int | None
     """Alternatives in vLLM's shape; None where it is not asked for."""
     ranks: bool
@@ -121,13 +121,12 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
     max_tokens = _max_tokens(body)
     _refuse_fields(body, max_tokens)
     most = min(limits.most_alternatives, scorer.tokenization.n_ids)
-    prompts = _prompts(body, scorer, limits)
+    prompts = _from_starts(_prompts(body, scorer, limits), body)
     for prompt in prompts:
         _require_fitting(prompt.ids, max_tokens, scorer)
     return CompletionRequest(
         prompts=prompts,
         max_tokens=max_tokens,
-        first=_whole(body, "prompt_logprob_start") or 0,
         prompt_logprobs=(wanted := _whole(body, "prompt_logprobs", most)),
         ranks=_flag(body, "prompt_logprob_ranks", True) and wanted is not None,
         echo_logprobs=_whole(body, "logprobs", most),
@@ -135,6 +134,20 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
         return_token_ids=_flag(body, "return_token_ids", False),
         names_ids=_flag(body, "return_tokens_as_token_ids", False),
     )
+
+
+def _from_starts(prompts: list[Prompt], body: dict[str, Any]) -> list[Prompt]:
+    """Return prompts with the positions from which on each is scored: one for all, or one each."""
+    name = "prompt_logprob_start"
+    starts = body.get(name)
+    if not isinstance(starts, list):
+        starts = [starts] * len(prompts)
+    if len(starts) != len(prompts):
+        raise RequestError(400, f"{name!r} has {len(starts)} entries for {len(prompts)} prompts")
+    return [
+        replace(prompt, first=_whole({name: start}, name) or 0)
+        for prompt, start in zip(prompts, starts, strict=True)
+    ]
 
 
 def _max_tokens(body: dict[str, Any]) -> int:

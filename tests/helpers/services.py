@@ -20,6 +20,7 @@ class Listening:
 
     def __init__(self, scorer: Scorer, key: str | None = None, **limits: Any) -> None:
         self.service = Service(scorer, key, ServiceLimits(**limits))
+        self.service.queue.start()
         config = uvicorn.Config(self.service.app, port=0, log_level="error", access_log=False)
         self._server, self._socket = uvicorn.Server(config), config.bind_socket()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `serve` does

@@ -103,6 +103,7 @@ _SPOILED: dict[str, Callable[[bytes], bytes]] = {
 def main() -> None:
     port, share, seed = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     service = Service(Scorer(ModelChoice()), None, ServiceLimits())
+    service.queue.start()
     app = Faulty(service.app, share, seed)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical", access_log=False)
 

@@ -1,18 +1,22 @@
-"""A server as a `Backend`: one row a request, many at a time, each answer checked."""
+"""A server as a `Backend`: many requests at a time, of one row unless it is ours; each answer is
+checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from seqloss_cli.backends.server.protocols import Answer, Question, ServerProtocol, wrong
+from seqloss_cli.backends.server.protocols import Answer, Question, ServerProtocol, Vllm, wrong
 from seqloss_cli.backends.server.transport import Refused, Transport
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
-from seqloss_cli.core.errors import RowError, RunError
+from seqloss_cli.core.errors import BatchError, RowError, RunError
 from seqloss_cli.core.records import Ints
+
+TOKENS_TOGETHER = 4096
+"""Tokens of rows in one request, where several may be: about a batch of the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +35,32 @@ class Server:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every request beside the row's own: for probes."""
 
+    @property
+    def takes_several(self) -> bool:
+        """It takes several rows at a time, each scored from a token of its own on."""
+        return self.protocol.name == "seqloss"
+
     def ask(self, question: Question) -> Answer:
         """Return a checked answer. Raises RowError where it cannot be believed, or the server takes
         no such row; RunError where there is none."""
         return self.protocol.read(self.fetch(question), question)
 
+    def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return checked answers of several rows. Raises as `ask` does, for any of them."""
+        if len(questions) == 1:
+            return [self.ask(questions[0])]
+        assert isinstance(self.protocol, Vllm)
+        body = self.protocol.body_of_all(self.model, questions)
+        found = self._posted(body, sum(each.most_bytes for each in questions))
+        return self.protocol.read_all(found, questions)
+
     def fetch(self, question: Question) -> Any:
         """Return an answer as it came. Raises as `ask` does."""
-        body = {**self.protocol.body(self.model, question), **self.options}
+        return self._posted(self.protocol.body(self.model, question), question.most_bytes)
+
+    def _posted(self, body: Mapping[str, Any], most_bytes: int) -> Any:
         try:
-            found = self.transport.post(self.protocol.path, body, question.most_bytes)
+            found = self.transport.post(self.protocol.path, {**body, **self.options}, most_bytes)
         except Refused as error:
             if error.status == 404:  # of the path or the model, which no row can help
                 raise RunError(
@@ -77,7 +97,8 @@ class ServerBackend:
         self.n_too_large = 0
         """Always 0: the server's memory is its own."""
         self.capabilities = Capabilities(
-            one_row_per_batch=True,
+            one_row_per_batch=not server.takes_several,
+            tokens_as_they_come=TOKENS_TOGETHER if server.takes_several else 1,
             n_concurrent_batches=server.transport.gate.most,
             quantities=server.protocol.quantities,
             prefetch_helps=True,
@@ -100,16 +121,19 @@ class ServerBackend:
         }
 
     def score(self, batch: Batch, requested: Requested) -> TokenScores:
-        """Score every target of a batch of one row; a `failure` says why there are no scores.
+        """Score every target of a batch; a `failure` says why there are no scores of its one row.
 
-        Raises RunError where the server gives no answer after all attempts.
+        Raises BatchError where one of several rows may be the reason, RunError where the server
+        gives no answer after all attempts.
         """
-        ids, first, places = row_of(batch)
-        question = Question(ids, first, requested.top_k, requested.asks_for("ranks"))
+        rows = rows_of(batch)
+        asked = requested.top_k, requested.asks_for("ranks")
         try:
-            answer = self._server.ask(question)
-            return _scores(answer, places, requested)
+            answers = self._server.ask_all([Question(ids, first, *asked) for ids, first, _ in rows])
+            return _scores(answers, [places for _, _, places in rows], requested)
         except RowError as error:
+            if len(rows) > 1:
+                raise BatchError(error.message) from None
             return _failed(len(batch.targets), requested, error)
         except RunError as error:
             # Rows that are on their way would be asked for again and again. They all tell why:
@@ -118,32 +142,39 @@ class ServerBackend:
             raise
 
 
-def row_of(batch: Batch) -> tuple[list[int], int, Ints]:
-    """Return the ids to send (one more than are fed: the last target), the first that is scored,
-    and the places of the batch's targets among those from there on; shape M."""
-    assert len(batch.lengths) == 1
+def rows_of(batch: Batch) -> list[tuple[list[int], int, Ints]]:
+    """Return of each row the ids to send (one more than are fed: the last target), the first that
+    is scored, and the places of its targets among those from there on, shape: its targets."""
     assert not batch.suffixes
-    assert batch.source_positions[-1] == len(batch.input_ids) - 1, "the last token has a target"
-    sent = np.append(batch.input_ids, batch.targets[-1])
-    # Each target is the id that follows the place that predicts it.
-    assert (sent[batch.source_positions + 1] == batch.targets).all()
-    first = int(batch.source_positions[0]) + 1
-    return sent.tolist(), first, batch.source_positions + 1 - first
+    ends = np.cumsum(batch.lengths)
+    rows, n_targets = [], 0
+    for start, end, part in zip(ends - batch.lengths, ends, batch.parts, strict=True):
+        here = slice(n_targets, n_targets := n_targets + len(part.targets))
+        assert part.score_places == here
+        sources, targets = batch.source_positions[here] - start, batch.targets[here]
+        assert sources[-1] == end - start - 1, "the last token has a target"
+        sent = np.append(batch.input_ids[start:end], targets[-1])
+        # Each target is the id that follows the place that predicts it.
+        assert (sent[sources + 1] == targets).all()
+        first = int(sources[0]) + 1
+        rows.append((sent.tolist(), first, sources + 1 - first))
+    return rows
 
 
-def _scores(answer: Answer, places: Ints, requested: Requested) -> TokenScores:
+def _scores(answers: Sequence[Answer], places: Sequence[Ints], requested: Requested) -> TokenScores:
+    def joined(name: str) -> Any:
+        found = [getattr(answer, name) for answer in answers]
+        if any(each is None for each in found):
+            raise RowError("server_missing", f"the server's answer has no {name}")
+        return np.concatenate([each[at] for each, at in zip(found, places, strict=True)])
+
     arrays: dict[str, Any] = {}
     if requested.asks_for("ranks"):
-        if answer.ranks is None:
-            raise RowError("server_missing", "the server's answer has no ranks")
-        arrays["ranks"] = answer.ranks[places]
+        arrays["ranks"] = joined("ranks")
     if requested.asks_for("top_logprobs"):
-        assert answer.top_ids is not None
-        assert answer.top_log_probs is not None
-        arrays["top_ids"] = answer.top_ids[places]
-        arrays["top_log_probs"] = answer.top_log_probs[places]
+        arrays["top_ids"], arrays["top_log_probs"] = joined("top_ids"), joined("top_log_probs")
     # 0.0 - x: of a probability of one the loss is 0, not -0.
-    return TokenScores(0.0 - answer.log_probs[places], arrays)
+    return TokenScores(0.0 - joined("log_probs"), arrays)
 
 
 def _failed(n: int, requested: Requested, error: RowError) -> TokenScores:

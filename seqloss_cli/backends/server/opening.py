@@ -71,7 +71,7 @@ def open_model(
         dtype=found.dtype,
     )
     if found.kind == "seqloss":
-        transport.gate.begin_with(128)  # its queue takes twice as many, and batches them
+        transport.gate.begin_with(4)  # of many rows each: two are scored, two wait
     # C + 1 ids are sent; ours generates nothing, others one token.
     n_more = 1 if found.kind == "seqloss" else 2
     longest = None if found.max_model_len is None else found.max_model_len - n_more

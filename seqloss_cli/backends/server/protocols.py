@@ -178,6 +178,25 @@ class Vllm:
             **(self._own_fields(question) if self.name == "seqloss" else {}),
         }
 
+    def body_of_all(self, model: str, questions: Sequence[Question]) -> dict[str, Any]:
+        """Return the request of several rows, which `seqloss serve` alone takes: others start each
+        row at its first token."""
+        return {
+            **self.body(model, questions[0]),
+            "prompt": [list(each.ids) for each in questions],
+            "prompt_logprob_start": [each.first for each in questions],
+        }
+
+    def read_all(self, answer: Any, questions: Sequence[Question]) -> list[Answer]:
+        """Return what an answer says of several rows. Raises RowError as `read` does."""
+        given = require_entry(answer, "an answer").get("choices")
+        choices = require_list(given, "choices", len(questions))
+        for n, choice in enumerate(choices):
+            if (index := require_entry(choice, f"choices[{n}]").get("index")) != n:
+                raise wrong("answer", f"has {kind_of(index)} as the index of choices[{n}]")
+        pairs = zip(choices, questions, strict=True)
+        return [self.read({"choices": [choice]}, question) for choice, question in pairs]
+
     def _own_fields(self, question: Question) -> dict[str, Any]:
         return {
             "prompt_logprob_start": question.first,
