@@ -36,6 +36,7 @@ from seqloss_cli.core.records import (
     TokenSequence,
     rejection,
 )
+from seqloss_cli.core.run_record import WEIGHTS
 
 KIND, VERSION = "seqloss teacher", 1
 CHUNK = 2048
@@ -212,7 +213,7 @@ class TeacherFile:
 
     def record(self) -> dict[str, Any]:
         """Return what the run record says of the teacher."""
-        names = ("model", "revision", "weights_sha256", "adapter", "quantization", "dtype", "path")
+        names = ("model", *WEIGHTS, "dtype", "path")
         found = {name: self.header.get(name) for name in names}
         found |= {name: self.header[name] for name in ("n_words", "top_k")}
         return found | {"saved_as": str(self.path), "measured": self.measured}

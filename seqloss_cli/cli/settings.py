@@ -83,7 +83,7 @@ def load_scorer(
     choice = model_choice(context, model)
     require_names(choice)
     refuse_windows(context, choice)
-    with loading(choice.name):
+    with loading(choice.name or choice.tokenizer or p.DEFAULT_MODEL):
         scorer = Scorer(
             choice,
             given(context, p.TokenPolicy),
@@ -173,9 +173,12 @@ def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoi
     if name:
         return replace(choice, name=name)
     if not _names_model(context):
+        if choice.engine and choice.tokenizer:
+            return replace(choice, name="")
         what = "tokenizer" if choice.engine else "model"
         say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{p.DEFAULT_MODEL}' {what}")
-        return replace(choice, name=p.DEFAULT_MODEL)
+        # Of a server: what it is tells whether that tokenizer may be its own.
+        return replace(choice, name="" if choice.engine else p.DEFAULT_MODEL)
     return choice
 
 

@@ -224,7 +224,8 @@ class ModelChoice:
     backend: str = "torch"
     """The backend that runs it: a name of `backends.opening.BACKENDS`. From Python only."""
     engine: EngineChoice | None = None
-    """The server that runs it, for the backend `server`; the tokenizer alone is loaded then."""
+    """The server that runs it, for the backend `server`; the tokenizer alone is loaded then: with
+    an empty `name` that of `tokenizer`, or the demo's, if the server says that it has that one."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have; paths may be path objects."""

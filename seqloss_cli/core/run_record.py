@@ -11,6 +11,8 @@ _POLICY = {"is_policy": True}
 value a model has other numbers."""
 _OF_TOKENS = {"is_of_tokens": True}
 """Marks a field that a teacher's file must agree with, or it is of other tokens."""
+_OF_WEIGHTS = {"is_of_weights": True}
+"""Marks a field that tells which weights computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +28,11 @@ class RunInfo:
     """UTC, ISO 8601."""
     model: str | None = None
     """None, as with the other figures of the model, where no weights were loaded."""
-    revision: str | None = None
-    weights_sha256: str | None = None
-    adapter: str | None = None
+    revision: str | None = field(default=None, metadata=_OF_WEIGHTS)
+    weights_sha256: str | None = field(default=None, metadata=_OF_WEIGHTS)
+    adapter: str | None = field(default=None, metadata=_OF_WEIGHTS)
     """Put on the model beside its weights; its files count in `weights_sha256`."""
-    quantization: str | None = None
+    quantization: str | None = field(default=None, metadata=_OF_WEIGHTS)
     """The method and its kind, such as `torchao int8_weight_only (on load)`."""
     tokenizer: str
     tokenizer_sha256: str
@@ -101,4 +103,5 @@ def _marked(mark: str) -> tuple[str, ...]:
 
 POLICIES = _marked("is_policy")
 TOKEN_POLICIES = _marked("is_of_tokens")
+WEIGHTS = _marked("is_of_weights")
 """Names of the marked fields of run records, in order."""

@@ -62,7 +62,8 @@ def checkpoint_path(name: str) -> str:
 def require_names(choice: ModelChoice, flags: Sequence[str] = OF_MODEL) -> None:
     """Raise UsageError for a name that is nothing here, and nothing of the hub either. Reads no
     file, and imports nothing."""
-    require_checkpoint(choice.name, flags[0])
+    if choice.name or choice.engine is None:  # a server may need no name, or a tokenizer's alone
+        require_checkpoint(choice.name, flags[0])
     for name, other in ((choice.tokenizer, flags[1]), (choice.adapter, flags[2])):
         if name is not None:
             require_there(name, other)

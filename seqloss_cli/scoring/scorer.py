@@ -23,6 +23,7 @@ from seqloss_cli.core.backend import (
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.options import require_whole
 from seqloss_cli.core.policies import (
+    DEFAULT_MODEL,
     BatchPolicy,
     ModelChoice,
     PairPolicy,
@@ -173,13 +174,17 @@ class Scorer(_Tokens):
         """Return the items, the first of which were scored with the model itself, too, where
         --verify asks for it; `as_scored` makes what is scored of them.
 
-        Raises RunError where a server's losses differ by more than its tolerance.
+        Raises RunError where a server's losses differ by more than its tolerance, UsageError where
+        no model is named.
         """
         engine, items = self._choice.engine, iter(items)
         if engine is None or not engine.verify:
             return items
+        name = self._choice.name or (DEFAULT_MODEL if self._choice.tokenizer is None else "")
+        if not name:
+            raise UsageError("--verify scores with the model itself: name it with --model")
         local = Scorer(
-            replace(self._choice, backend="torch", engine=None),
+            replace(self._choice, name=name, backend="torch", engine=None),
             self.tokenization.policy,
             self.windows.context,
             self.windows.stride,
@@ -199,7 +204,7 @@ class Scorer(_Tokens):
         if not worst <= tolerance:
             raise RunError(
                 f"--verify: the server's losses differ by {worst:.3g} nats from those of "
-                f"{self._choice.name} here (--probe-tolerance {tolerance:g})"
+                f"{name} here (--probe-tolerance {tolerance:g})"
             )
         # Sequences that both scored: of an input that one of them rejects nothing is verified.
         found = {"verified_rows": len(differences), "verified_worst_difference": worst}

@@ -27,6 +27,7 @@ from seqloss_cli.service.requests import (
     CompletionRequest,
     RequestError,
     ServiceLimits,
+    identity,
     model_name,
     read_request,
 )
@@ -55,6 +56,13 @@ class Service:
         self.limits = limits or ServiceLimits()
         self._scorer, self._key = scorer, key
         self.queue = RowQueue(scorer, self.limits)
+        self._card = {
+            "id": model_name(scorer),
+            "object": "model",
+            "owned_by": OWNER,
+            "max_model_len": scorer.windows.context + 1,
+            **identity(scorer),
+        }
         self._statuses: Counter[int] = Counter()
         routes = [
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -160,15 +168,7 @@ class Service:
             self._require_key(request)
         except RequestError as error:
             return self._error(error.status, error.message)
-        longest = self._scorer.windows.context + 1
-        card = {
-            "id": model_name(self._scorer),
-            "object": "model",
-            "owned_by": OWNER,
-            "max_model_len": longest,
-            "dtype": self._scorer.backend.describe().get("dtype"),
-        }
-        return self._json(200, orjson.dumps({"object": "list", "data": [card]}))
+        return self._json(200, orjson.dumps({"object": "list", "data": [self._card]}))
 
     async def _version(self, request: Request) -> Response:
         return self._json(200, orjson.dumps({"version": version("seqloss")}))

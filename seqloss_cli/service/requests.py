@@ -17,6 +17,7 @@ from seqloss_cli.core.records import (
     Sample,
     TokenSequence,
 )
+from seqloss_cli.core.run_record import WEIGHTS
 from seqloss_cli.inputs.reading import text_sample
 from seqloss_cli.scoring.scorer import Scorer
 from seqloss_cli.tokenization.tokenizer import Tokenization
@@ -277,4 +278,17 @@ def _require_fitting(row: Ints, max_tokens: int, scorer: Scorer) -> None:
 
 def model_name(scorer: Scorer) -> str:
     """Return the model's name as the server tells it: without the folders before it."""
-    return str(scorer.backend.describe().get("model") or "model").rstrip("/").rsplit("/", 1)[-1]
+    return _last_part(str(scorer.backend.describe().get("model") or "model"))
+
+
+def identity(scorer: Scorer) -> dict[str, Any]:
+    """Return which weights and tokenizer are served, as run records say it."""
+    described = scorer.backend.describe()
+    found = {name: described.get(name) for name in (*WEIGHTS, "dtype")}
+    if (adapter := found["adapter"]) is not None:
+        found["adapter"] = _last_part(adapter)
+    return {**found, "tokenizer_sha256": scorer.tokenization.sha256}
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1]

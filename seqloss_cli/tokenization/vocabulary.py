@@ -122,7 +122,7 @@ class Vocabulary:
         Of several spellings, it is the one in which most tokens begin with white space.
         """
         stop = n_ids if self._fast is not None else min(n_ids, len(self.tokenizer))
-        known = [i for i in range(stop) if i not in self.control and self._string_of(i) is not None]
+        known = [i for i in range(stop) if i not in self.control and self.written(i) is not None]
         ways = [{i: self._bytes_of(i, spell) for i in known} for spell in self._spellings]
         best = max(ways, key=lambda way: sum(token[:1].isspace() for token in way.values()))
         return [best.get(i) for i in range(n_ids)]
@@ -156,14 +156,14 @@ class Vocabulary:
     def _spell_id(self, token_id: int, spell: byte_offsets.Spelling | None = None) -> bytes:
         if name := self._literal.get(token_id):
             return name.encode()
-        token = self._string_of(token_id)
+        token = self.written(token_id)
         # Heads are often wider than the vocabulary, to a multiple that suits the hardware.
         if token is None:
             return f"<id {token_id}>".encode()
         return (spell or self._spellings[0])(token)
 
-    def _string_of(self, token_id: int) -> str | None:
-        """The token as the vocabulary writes it."""
+    def written(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it; None where it has none."""
         if not 0 <= token_id < _MOST_IDS:  # labels of others hold such ids
             return None
         slow, fast = self.tokenizer, self._fast

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.program import ROOT, document, in_process
-from helpers.servers import Broken, FakeServer, log_probs_after, losses_of, serving
+from helpers.servers import Broken, FakeServer, log_probs_after, losses_of, serving, shown
 
 TEXTS = ["The cat sat on the mat.", "A list is sorted in place.", "The cat sat on a log."]
 
@@ -22,6 +22,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from seqloss_cli.backends.server import transport
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEQLOSS_MODEL", "demo")  # its tokenizer
     monkeypatch.setattr(transport, "_BACKOFF", 0.0)
 
 
@@ -290,7 +291,9 @@ def changed(kind: str, answer: Any, make: Any) -> Any:
                    for e, i in zip(choice["prompt_logprobs"], ids, strict=True)]  # fmt: skip
         entries = make(entries)
         choice["prompt_logprobs"] = [
-            None if p is None and n == 0 else {str(i): {"logprob": p, "rank": 1}}
+            None
+            if p is None and n == 0
+            else {str(i): {"logprob": p, "rank": 1, "decoded_token": shown(i)}}
             for n, (p, i) in enumerate(entries)
         ]
     elif kind == "sglang":

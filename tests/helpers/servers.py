@@ -49,7 +49,7 @@ def vllm_answer(body: dict[str, Any]) -> dict[str, Any]:
         chosen = [b, *(int(i) for i in np.argsort(-probs)[:k] if i != b)]
         entries.append({
             str(i): {"logprob": float(probs[i]), "rank": int((probs > probs[i]).sum()) + 1,
-                     "decoded_token": f"<{i}>"}
+                     "decoded_token": shown(i)}
             for i in chosen
         })  # fmt: skip
     choice = {"index": 0, "text": "x", "logprobs": None, "prompt_logprobs": entries,
@@ -59,12 +59,16 @@ def vllm_answer(body: dict[str, Any]) -> dict[str, Any]:
 
 def sglang_answer(body: dict[str, Any]) -> dict[str, Any]:
     ids, start, k = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]
-    triples: list[Any] = [[None, ids[start], None]]
+
+    def text(i: int) -> str | None:
+        return shown(i) if body.get("return_text_in_logprobs") else None
+
+    triples: list[Any] = [[None, ids[start], text(ids[start])]]
     tops: list[Any] = [None]
     for a, b in zip(ids[start:], ids[start + 1 :], strict=False):
         probs = log_probs_after(a)
         # The last id of the vocabulary comes back as 0.
-        triples.append([float(probs[b]), 0 if b == N_IDS - 1 else b, None])
+        triples.append([float(probs[b]), 0 if b == N_IDS - 1 else b, text(b)])
         tops.append([[float(probs[i]), int(i), None] for i in np.argsort(-probs)[:k]])
     meta = {"prompt_tokens": len(ids), "input_token_logprobs": triples,
             "input_top_logprobs": tops}  # fmt: skip

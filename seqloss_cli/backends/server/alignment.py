@@ -13,7 +13,7 @@ from dataclasses import replace
 from seqloss_cli.backends.server.backend import Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
-from seqloss_cli.backends.server.protocols import GIVE_NONE, Question, wrong
+from seqloss_cli.backends.server.protocols import GIVE_NONE, Question, hint_of, wrong
 from seqloss_cli.core.errors import RowError, RunError
 
 _N_ALTERNATIVES = 5
@@ -59,7 +59,8 @@ def _taken(server: Server, pieces: Pieces, row: Sequence[int]) -> Way:
         return _read(server, pieces, ways, question)
     except RowError as error:
         if error.reason != "server_refused":
-            raise RunError(f"{server.transport.url}: {error.message}; {GIVE_NONE}") from None
+            hint = hint_of(error.reason)
+            raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
     spelled = (False, True) if pieces.begins_with_bos(row) else (False,)
     failures = []
     for spells in spelled:

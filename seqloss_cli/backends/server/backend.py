@@ -32,6 +32,8 @@ class Server:
     """The most ids that it takes, with the one that it generates; None where it says nothing."""
     dtype: str | None
     """None where it does not say."""
+    weights: Mapping[str, str]
+    """Its word on its weights, by keys of run records."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every request beside the row's own: for probes."""
 
@@ -113,6 +115,7 @@ class ServerBackend:
         """Return its part of the run record."""
         server = self._server
         return {
+            **server.weights,
             "model": server.model,
             "dtype": server.dtype,
             "path": "server",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from urllib.parse import unquote
+
+import numpy as np
 
 from seqloss_cli.backends.server import alignment, probing
 from seqloss_cli.backends.server.backend import Server, ServerBackend
@@ -19,6 +22,7 @@ from seqloss_cli.core.backend import (
 )
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import (
+    DEFAULT_MODEL,
     BatchPolicy,
     ModelChoice,
     SpeedPolicy,
@@ -54,21 +58,34 @@ def open_model(
     """
     assert choice.engine is not None
     assert choice.engine.url is not None
-    kind, url = _parts(choice.engine.url)
-    loaded = load_tokenizer_only(choice)
+    kind, url, model = _parts(choice.engine.url)
+    is_named = bool(choice.name or choice.tokenizer)
+    loaded = load_tokenizer_only(_with_name(choice)) if is_named else None
     transport = Transport(url, choice.engine)
-    found = probing.identify(transport, kind)
+    found = probing.identify(transport, kind, model)
+    if loaded is None:
+        if found.kind != "seqloss":
+            raise UsageError(f"--engine: {url} serves {found.model} by {found.kind}: {_NAME_ONE}")
+        loaded = load_tokenizer_only(_with_name(choice))
     tokens = Tokenization(
         # Its own: the run's policy on special tokens is set in the tokenizer itself.
         deepcopy(loaded.tokenizer), TokenPolicy(), loaded.n_ids, loaded.bos_ids, loaded.eos_ids
     )  # fmt: skip
+    has_same = found.tokenizer_sha256 == tokens.sha256
+    if not has_same and not is_named:
+        raise UsageError(f"--engine: the tokenizer of {url} is not the demo's: {_NAME_ONE}")
+    if not has_same and found.tokenizer_sha256 is not None:
+        other = f"{url}: its tokenizer is not that of {loaded.tokenizer_name} (tokenizer_sha256)"
+        other += ": rows are rejected with a token that is shown to be another there"
+        loaded = replace(loaded, warnings=(*loaded.warnings, other))
     server = Server(
         transport=transport,
-        protocol=_protocol(found.kind, loaded.n_ids, Pieces(tokens)),
+        protocol=_protocol(found.kind, loaded.n_ids, Pieces(tokens), has_same),
         model=found.model,
         version=found.version,
         max_model_len=found.max_model_len,
         dtype=found.dtype,
+        weights=found.weights,
     )
     if found.kind == "seqloss":
         transport.gate.begin_with(4)  # of many rows each: two are scored, two wait
@@ -81,20 +98,36 @@ def open_model(
     return OpenedModel(loaded, windows, start)
 
 
-def _parts(url: str) -> tuple[str | None, str]:
-    """Return the kind that a URL names, None where it names none, and the URL without it."""
-    prefix, plus, rest = url.partition("+")
+_NAME_ONE = "name its tokenizer, a directory or hub name, with --model or --tokenizer"
+
+
+def _with_name(choice: ModelChoice) -> ModelChoice:
+    """Return the choice with a name: of the tokenizer, where nothing else is named, or the demo."""
+    # The demo's configuration beside another's tokenizer would be wrong: of lengths, and of ids.
+    if choice.name:
+        return choice
+    return replace(choice, name=choice.tokenizer or DEFAULT_MODEL, tokenizer=None)
+
+
+def _parts(url: str) -> tuple[str | None, str, str | None]:
+    """Return the kind that a URL names, the URL alone, and the model that it names; None where it
+    names none."""
+    address, _, model = url.partition("?model=")
+    if "?model=" in url and not model:
+        raise UsageError(f"--engine {url}: no name after ?model=")
+    prefix, plus, rest = address.partition("+")
     if not plus or "/" in prefix:
-        return None, url
+        return None, address, unquote(model) or None
     if prefix not in KINDS:
         raise UsageError(f"--engine {url}: {prefix}+… is none of {', '.join(KINDS)}")
-    return prefix, rest
+    return prefix, rest, unquote(model) or None
 
 
-def _protocol(kind: str, n_ids: int, pieces: Pieces) -> ServerProtocol:
+def _protocol(kind: str, n_ids: int, pieces: Pieces, is_known: bool) -> ServerProtocol:
+    """`is_known` says that the server's tokenizer is ours, so that no token need show it."""
     if kind in ("vllm", "seqloss"):
-        return Vllm(kind)
-    return Sglang(n_ids) if kind == "sglang" else OpenAi(pieces)
+        return Vllm(None if is_known else pieces.require_shown, kind)
+    return Sglang(n_ids, pieces.require_shown) if kind == "sglang" else OpenAi(pieces)
 
 
 def _windows(
@@ -164,10 +197,21 @@ def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float
         server = alignment.with_way(server, pieces, way)
         first = 1 + way.drops_bos
     if way is None or not way.as_text:
-        # Ids that no tokenizer gives: a server that makes a text of them gets other ones.
-        n_before = int(tokens.bos_id is not None)
-        rows.append(rows[0][:n_before] + rows[0][n_before:][::-1])
+        rows.append(_any_ids(tokens, len(rows[0])))
     return replace(probing.probe(server, rows, first, tolerance), way=way)
+
+
+def _any_ids(tokens: Tokenization, n: int) -> list[int]:
+    """Return a row of `n` ids, from all over the vocabulary.
+
+    No tokenizer gives them: a server that makes a text of them gets others. One of another
+    vocabulary shows it, as far as it has the same tokens for plain words.
+    """
+    known = tokens.vocabulary
+    before = [] if tokens.bos_id is None else [tokens.bos_id]
+    places = np.linspace(0, tokens.n_ids - 1, n).astype(int).tolist()
+    ids = [i for i in places if i not in known.special and known.written(i) is not None]
+    return (before + ids)[:n]
 
 
 def _described(way: Way | None) -> dict[str, str]:

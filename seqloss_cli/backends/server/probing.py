@@ -11,26 +11,30 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import orjson
 
 from seqloss_cli.backends.server.backend import Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
-from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question
+from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question, hint_of
 from seqloss_cli.backends.server.transport import Refused, Transport
-from seqloss_cli.core.errors import RowError, RunError
+from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.escaping import escape
 from seqloss_cli.core.records import Floats
+from seqloss_cli.core.run_record import WEIGHTS
 
 N_ALTERNATIVES = 20
 """Alternatives asked for in a probe: the most that servers give."""
+_MOST_SHOWN = 20
+"""Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
-_GIVE_LOGITS = "vLLM gives logits unless it has --logprobs-mode raw_logprobs, its default"
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
 _ROUNDING = 2e-3
@@ -46,6 +50,9 @@ class Identity:
     version: str | None
     max_model_len: int | None
     dtype: str | None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """By keys of run records; `seqloss serve` alone tells of them."""
+    tokenizer_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +72,31 @@ class Probe:
     """The way in which a server of OpenAI's shape is asked; None for others."""
 
 
-def identify(transport: Transport, kind: str | None) -> Identity:
-    """Ask a server what it is; `kind` is what the URL says, None for any.
+def identify(transport: Transport, kind: str | None, model: str | None) -> Identity:
+    """Ask a server what it is; `kind` and `model` are what the URL says, None for any kind, and for
+    the only model.
 
-    Raises RunError where it is none that gives log-probabilities of prompts.
+    Raises RunError where it is none that gives log-probabilities of prompts, UsageError where it
+    has no such model, or several.
     """
     listed = _asked(transport, "/v1/models")
     models = listed.get("data") if isinstance(listed, dict) else None
-    first = models[0] if isinstance(models, list) and models else None
-    card: Mapping[str, Any] = first if isinstance(first, dict) else {}
-    if kind in (None, "sglang") and not _is_vllm(card):
+    cards = (
+        [each for each in models if isinstance(each, dict) and each.get("id")]
+        if isinstance(models, list)
+        else []
+    )
+    if kind in (None, "sglang") and not any(map(_is_vllm, cards)):
         found = _asked(transport, "/get_model_info")
         if isinstance(found, dict) and "model_path" in found:
             more = _asked(transport, "/get_server_info")
-            return _sglang(found, more if isinstance(more, dict) else {})
-    if not card.get("id"):
+            served = _sglang(found, more if isinstance(more, dict) else {})
+            _require_model(transport, [served.model], model)  # /generate is of no other
+            return served
+    if not cards:
         what = "names no model at /v1/models" if listed is not None else "has no /v1/models"
         raise RunError(f"{transport.url} {what}: is it the right address? {GIVE_NONE}")
+    card = cards[_require_model(transport, [str(each["id"]) for each in cards], model)]
     version = None
     if kind in (None, "vllm", "openai"):
         found = _asked(transport, "/version")
@@ -91,11 +106,33 @@ def identify(transport: Transport, kind: str | None) -> Identity:
             kind = "seqloss"
     if kind == "openai" and version is None:
         version = _version_of(_asked(transport, "/openapi.json"))
-    length = card.get("max_model_len")
+    # vLLM's cards of LoRA modules name the model that they are for, and no length.
+    parents = [each for each in cards if each["id"] == card.get("parent")]
+    lengths = [each.get("max_model_len") for each in (card, *parents)]
+    said = {name: card[name] for name in (*WEIGHTS, "dtype", "tokenizer_sha256")
+            if isinstance(card.get(name), str)}  # fmt: skip
     return Identity(
-        kind, str(card["id"]), version, length if isinstance(length, int) else None,
-        card.get("dtype") if isinstance(card.get("dtype"), str) else None,
+        kind, str(card["id"]), version,
+        next((each for each in lengths if isinstance(each, int)), None),
+        said.pop("dtype", None), tokenizer_sha256=said.pop("tokenizer_sha256", None), weights=said,
     )  # fmt: skip
+
+
+def _require_model(transport: Transport, served: Sequence[str], named: str | None) -> int:
+    """Return the number of the model that is asked; UsageError where none is it, or several."""
+    if named is not None and named in served:
+        return served.index(named)
+    if named is None and len(served) == 1:
+        return 0
+    shown = ", ".join(escape(each) for each in served[:_MOST_SHOWN])
+    more = len(served) - _MOST_SHOWN
+    shown += f" and {more} more" if more > 0 else ""
+    if named is not None:
+        raise UsageError(f"--engine: {transport.url} has no model {named!r}, but {shown}")
+    raise UsageError(
+        f"--engine: {transport.url} has {len(served)} models: {shown}; name one: "
+        f"'{transport.url}?model={quote(served[0])}'"
+    )
 
 
 def _version_of(description: Any) -> str | None:
@@ -136,7 +173,7 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
     Raises RunError where the answers differ by more than `tolerance` nats, or are no
     log-probabilities.
     """
-    questions = [Question(row, first) for row in rows if len(row) > first]
+    questions = [Question(row, first, texts=True) for row in rows if len(row) > first]
     questions = [each for each in questions if _can_be_asked(server, each)]
     before = _answers(server, questions)
     orders = [
@@ -198,7 +235,7 @@ def _ask(server: Server, question: Question) -> Answer:
     try:
         return server.ask(question)
     except RowError as error:
-        hint = _GIVE_LOGITS if error.reason == "server_positive" else GIVE_NONE
+        hint = hint_of(error.reason)
         raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
 
 
@@ -274,7 +311,8 @@ def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
 
 def _place(server: Server, tokenizer_sha256: str) -> Path:
     facts = (server.transport.url, server.protocol.name, server.model, server.version,
-             server.max_model_len, tokenizer_sha256)  # fmt: skip
+             server.max_model_len, sorted(server.weights.items()), server.dtype,
+             tokenizer_sha256)  # fmt: skip
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "seqloss" / "probes" / f"{name}.json"

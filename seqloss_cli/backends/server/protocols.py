@@ -9,7 +9,7 @@ Shapes: L tokens that are sent, M of them scored (the last M), K alternatives.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,10 @@ GIVE_NONE = (
     "llama.cpp's llama-server, `transformers serve`, TGI, Ollama and trtllm-serve give no "
     "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
 )
+_HINTS = {
+    "server_positive": "vLLM gives logits unless it has --logprobs-mode raw_logprobs, its default",
+    "server_ids": "--model or --tokenizer names the tokenizer of the model that is served",
+}
 _BYTES_EACH = 512
 """Bytes of JSON for a token with its log-probability and text, generously."""
 
@@ -40,6 +44,8 @@ class Question:
     """The first one that is scored, from 1 to L - 1; those after it are, too."""
     top_k: int = 0
     ranks: bool = False
+    texts: bool = False
+    """The texts of its tokens are asked for, and held to ours, where an answer has none else."""
 
     @property
     def most_bytes(self) -> int:
@@ -61,6 +67,11 @@ class Answer:
     """Shape M x K, nats."""
 
 
+RequireShown = Callable[[Sequence[object], Sequence[int], str], None]
+"""Raises RowError where the first, what a server shows of tokens, is not of the second, their ids;
+the third names it."""
+
+
 class ServerProtocol(Protocol):
     """The requests and answers of a kind of server."""
 
@@ -74,6 +85,11 @@ class ServerProtocol(Protocol):
 
     def read(self, answer: Any, question: Question) -> Answer:
         """Return what an answer says. Raises RowError for one that cannot be believed."""
+
+
+def hint_of(reason: str) -> str:
+    """Return what may mend that no row is believed, by the reason of their rejection."""
+    return _HINTS.get(reason, GIVE_NONE)
 
 
 def wrong(reason: str, message: str) -> RowError:
@@ -162,9 +178,10 @@ class Vllm:
     path = "/v1/completions"
     quantities = frozenset({"ranks", "top_logprobs"})
 
-    def __init__(self, name: str = "vllm") -> None:
-        """`seqloss` is ours: it generates nothing, and leaves out what is not scored."""
-        self.name = name
+    def __init__(self, require_shown: RequireShown | None, name: str = "vllm") -> None:
+        """`require_shown` is None where the tokenizer is known to be ours. `seqloss` generates
+        nothing, and leaves out what is not scored."""
+        self._require_shown, self.name = require_shown, name
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. vLLM generates one token at least, which nobody reads."""
@@ -207,7 +224,7 @@ class Vllm:
         """Return what an answer says: entries by id, each with its log-probability and rank."""
         choice, ids, first = require_choice(answer), question.ids, question.first
         if choice.get("prompt_token_ids") is None:
-            raise wrong("ids", "has no prompt_token_ids: vLLM gives them from 0.10.2 on")
+            raise wrong("missing", "has no prompt_token_ids: vLLM gives them from 0.10.2 on")
         require_ids(choice["prompt_token_ids"], "prompt_token_ids", ids)
         entries = require_list(choice.get("prompt_logprobs"), "prompt_logprobs", len(ids))
         if entries[0] is not None:
@@ -220,6 +237,9 @@ class Vllm:
             own.append(require_entry(found, f"prompt_logprobs[{n}]"))
             if question.top_k:
                 tops.append([_vllm_alternative(key, each, n) for key, each in entry.items()])
+        if self._require_shown is not None:
+            shown = [each.get("decoded_token") for each in own]
+            self._require_shown(shown, ids[first:], "decoded_token")
         log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
         ranks = _ranks([each.get("rank") for each in own])
         if not question.top_k:
@@ -256,8 +276,8 @@ class Sglang:
     path = "/generate"
     quantities = frozenset({"top_logprobs"})
 
-    def __init__(self, n_ids: int) -> None:
-        self._n_ids = n_ids
+    def __init__(self, n_ids: int, require_shown: RequireShown) -> None:
+        self._n_ids, self._require_shown = n_ids, require_shown
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. Tokens before the first that is scored may come from the
@@ -268,6 +288,7 @@ class Sglang:
             "return_logprob": True,
             "logprob_start_len": question.first - 1,
             "top_logprobs_num": question.top_k,
+            **({"return_text_in_logprobs": True} if question.texts else {}),
         }
 
     def read(self, answer: Any, question: Question) -> Answer:
@@ -280,13 +301,17 @@ class Sglang:
         name = "input_token_logprobs"
         entries = require_list(meta.get(name), name, len(ids) - start)
         triples = [_triple(each, f"{name}[{n}]") for n, each in enumerate(entries)]
-        for n, (_, theirs) in enumerate(triples):
+        for n, (_, theirs, _) in enumerate(triples):
             ours = ids[start + n]
             # The last id of the vocabulary comes back as 0, as those beyond it, which are images.
             is_cut = theirs == 0 and ours >= self._n_ids - 1
             if theirs != ours and not is_cut:
                 raise wrong("ids", f"is about other tokens: {name}[{n}] is {theirs}, sent {ours}")
-        log_probs = require_log_probs([value for value, _ in triples[1:]], name)
+        if question.texts:
+            shown = [triple for triple in triples if triple[1] != 0]
+            texts = [each[2] for each in shown]
+            self._require_shown(texts, [each[1] for each in shown], f"texts of {name}")
+        log_probs = require_log_probs([value for value, _, _ in triples[1:]], name)
         if not question.top_k:
             return Answer(log_probs)
         tops = require_list(meta.get("input_top_logprobs"), "input_top_logprobs", len(entries))
@@ -294,14 +319,14 @@ class Sglang:
         return Answer(log_probs, None, *_alternatives(rows, question.top_k))
 
 
-def _triple(value: Any, name: str) -> tuple[Any, int]:
+def _triple(value: Any, name: str) -> tuple[Any, int, Any]:
     if not isinstance(value, list) or len(value) < 2 or not isinstance(value[1], int):
         raise wrong("answer", f"has {kind_of(value)} as {name}")
-    return value[0], value[1]
+    return value[0], value[1], value[2] if len(value) > 2 else None
 
 
 def _sglang_alternatives(value: Any, n: int) -> list[tuple[int, float]]:
     if not isinstance(value, list):
         raise wrong("answer", f"has {kind_of(value)} as alternatives of scored token {n}")
     found = [_triple(each, f"alternatives of scored token {n}") for each in value]
-    return [(token_id, require_log_prob(log_prob)) for log_prob, token_id in found]
+    return [(token_id, require_log_prob(log_prob)) for log_prob, token_id, _ in found]

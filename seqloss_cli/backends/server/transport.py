@@ -225,7 +225,7 @@ def _checked(url: str, insecure: bool) -> SplitResult:
             "or --api-key-file"
         )
     if parts.query or parts.fragment:
-        raise UsageError(f"--engine {shown}: no '?' or '#' belongs there")
+        raise UsageError(f"--engine {shown}: no '?' or '#' belongs there but ?model=NAME")
     if parts.scheme == "http" and host not in LOOPBACK and not insecure:
         raise UsageError(
             f"--engine {shown}: texts and key would go to {host} unencrypted; use https, or say "

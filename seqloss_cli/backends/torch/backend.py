@@ -21,12 +21,13 @@ from seqloss_cli.backends.torch.path_selection import (
 from seqloss_cli.core.backend import Batch, Requested, TokenScores
 from seqloss_cli.core.errors import OutOfMemoryError, RunError, SeqlossError
 from seqloss_cli.core.policies import BatchPolicy
+from seqloss_cli.core.run_record import WEIGHTS
 from seqloss_cli.models.checkpoint import Checkpoint
 from seqloss_cli.models.model_loading import is_out_of_memory
 from seqloss_cli.models.quantization import quantization_name
 
 T = TypeVar("T")
-_IDENTITY = ("revision", "weights_sha256", "adapter", "quantization", "dtype")
+_IDENTITY = (*WEIGHTS, "dtype")
 _PACKAGES = ("torchao", "bitsandbytes", "gguf")
 """Packages that compute with weights of their own kind."""
 GUESSES = ("head.block_size", "compile.saving", "prefetch")
