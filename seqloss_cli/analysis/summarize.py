@@ -17,6 +17,7 @@ import numpy as np
 from seqloss_cli.analysis.extremes import Extremes
 from seqloss_cli.analysis.membership import RESAMPLES, Membership, MembershipScores
 from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.metrics import intervals, resampling
 from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
@@ -156,7 +157,7 @@ class Summarizer:
         self._positions = PositionSums()
         self._tokens = resampling.Reservoir(seed=options.seed)
         self._extremes = Extremes(options.n_extremes)
-        self._seen: set[int] = set()
+        self._seen = DuplicateIds()
         self._n_duplicates = 0
         self._only: Floats | None = None  # token losses of the first document, while it is alone
         self._n_without_by = 0
@@ -173,11 +174,7 @@ class Summarizer:
             value = row.field(self._options.by)
             self._n_without_by += value is None
             self._groups.setdefault((type(value).__name__, value), GroupLosses()).add(row, cluster)
-        # a hash, and not the texts: a set of these for a million rows is small, and an equal hash
-        # of two rows only costs a wrong warning
-        same = hash((row.id, row.fields.get("text_sha256")))
-        self._n_duplicates += same in self._seen
-        self._seen.add(same)
+        self._n_duplicates += self._seen.seen_before((row.id, row.fields.get("text_sha256")))
         self._extremes.add_sequence(row)
         if self._membership is not None:
             self._membership.add(row, cluster)

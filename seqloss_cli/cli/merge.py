@@ -78,8 +78,6 @@ def merge(ctx: typer.Context) -> None:
     _write(ctx, name, merged)
     if merged.n_duplicate_ids:
         say(f"warning: {merged.n_duplicate_ids:,} ids came before")
-    if merged.n_unchecked_ids:
-        say(f"warning: {merged.n_unchecked_ids:,} ids were not checked for duplicates (too many)")
     n_rejected = merged.rejected.total()
     say(f"merged {len(files)} shards: {merged.n_sequences:,} sequences, {n_rejected:,} rejected")
     if n_rejected:

@@ -325,8 +325,6 @@ def _each_named(choice: OutputPlan) -> str:
 def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputPlan) -> None:
     if stats.n_duplicate_ids:
         say(f"warning: {stats.n_duplicate_ids:,} ids came before, first {stats.duplicate_id!r}")
-    if stats.n_unchecked_ids:
-        say(f"warning: {stats.n_unchecked_ids:,} ids were not checked for duplicates (too many)")
     _say_seams(stats)
     # With -o the answer at the end says so.
     if not written.n_sequences and choice.path is None:

@@ -1,39 +1,58 @@
-"""Find ids that come twice, in eight to thirty-two bytes an id."""
+"""Find ids that come twice: the first million in memory, more of them on disk."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from mmap import mmap
+from typing import TYPE_CHECKING
 
-_SMALLEST, _CAPACITY = 1 << 13, 4_000_000
+import numpy as np
+from numpy.typing import NDArray
+
+from seqloss_cli.core.errors import RunError
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+MOST_IN_MEMORY = 1 << 20
+_SMALLEST = 1 << 13
 _BITS = (1 << 64) - 1
+_CACHE_KIB = 1 << 15
 
 
 class DuplicateIds:
-    """Remembers a 64-bit hash of each id, up to a fixed number of them, and then `is_full`.
+    """Remembers a 64-bit hash of each id, however many come, in at most 50 MB of memory.
 
-    Two of a million different ids share a hash with a chance of one in forty million. The table is
-    one block of memory with open addressing; a set would take ten times as much.
+    Two of n different ids share a hash with a chance of n² / 2^65: one in 40 million of a million,
+    one in 370,000 of ten million. In memory the table is one block with open addressing, eight to
+    thirty-two bytes an id; a set would take ten times as much. On disk it takes about as much.
     """
 
-    def __init__(self) -> None:
-        self._table = _new_table(_SMALLEST)
+    def __init__(self, most_in_memory: int = MOST_IN_MEMORY) -> None:
+        self._most, self._table = most_in_memory, _new_table(_SMALLEST)
         self._n = 0
+        self._on_disk: _Disk | None = None
 
-    @property
-    def is_full(self) -> bool:
-        """No more ids are remembered."""
-        return self._n >= _CAPACITY
+    def seen_before(self, identity: Hashable) -> bool:
+        """Remember the id, and tell whether it was seen before.
 
-    def seen_before(self, identity: str) -> bool:
-        """Remembers the id, and tells whether it was seen before."""
+        Raises RunError when the directory for temporary files has no room left.
+        """
         # Python salts the hashes of strings for each process: nobody can make ids that collide.
         key = hash(identity) & _BITS or 1  # 0 marks a free place
+        if self._on_disk is not None:
+            return not self._on_disk.add(key)
         place = self._find(key)
         if self._table[place]:
             return True
         self._table[place] = key
         self._n += 1
-        if 2 * self._n > len(self._table):
+        if self._n >= self._most:
+            self._on_disk, self._table = _Disk(np.asarray(self._table)), _new_table(1)
+        elif 2 * self._n > len(self._table):
             self._grow()
         return False
 
@@ -59,3 +78,58 @@ def _new_table(size: int) -> memoryview:
     # A mapping of its own: the system has it back when a larger one takes its place, where the
     # heap would keep a hole.
     return memoryview(mmap(-1, 8 * size)).cast("Q")
+
+
+class _Disk:
+    """Keys in a database that SQLite keeps in a file without a name: it goes with the process."""
+
+    def __init__(self, table: NDArray[np.uint64]) -> None:
+        """Begin with the keys of a table, shape of its places, 0 where one is free. Raises RunError."""
+        # In SQLite's order, of signed numbers: a page is written once.
+        keys = np.sort(table[table != 0].view(np.int64))
+        self._n = len(keys)
+        with self._failures_told():
+            self._database = _temporary_database()
+            self._database.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY)")
+            rows = ((int(key),) for key in keys)
+            self._database.executemany("INSERT INTO seen VALUES (?)", rows)
+
+    def add(self, key: int) -> bool:
+        """Add a key, and return whether it is new. Raises RunError."""
+        with self._failures_told():
+            insert = "INSERT OR IGNORE INTO seen VALUES (?)"
+            is_new = self._database.execute(insert, (_signed(key),)).rowcount > 0
+        self._n += is_new
+        return is_new
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        from sqlite3 import Error
+
+        try:
+            yield
+        except Error as error:
+            place = os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir()
+            raise RunError(
+                f"ids that come twice cannot be found after {self._n:,} ids: {error}; their table "
+                f"is a file in the directory for temporary files ({place}): TMPDIR names one with "
+                "room, 30 bytes an id"
+            ) from error
+
+
+def _temporary_database() -> Connection:
+    import sqlite3
+
+    # An empty name is a file that is unlinked as soon as it is open. Read on a thread of its own.
+    database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    # Nothing of it outlives the process, so nothing is to be made safe.
+    for pragma in ("temp_store=FILE", "journal_mode=OFF", "synchronous=OFF"):
+        database.execute(f"PRAGMA {pragma}")
+    database.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    database.execute("BEGIN")
+    return database
+
+
+def _signed(key: int) -> int:
+    """Return a key as SQLite has whole numbers: from -2^63."""
+    return key - (key >> 63 << 64)

@@ -36,8 +36,6 @@ class ReadStats:
     n_duplicate_ids: int = 0
     duplicate_id: str | None = None
     """The first id that came twice."""
-    n_unchecked_ids: int = 0
-    """Ids that came after the memory for finding duplicates was full."""
     n_pairs: int = 0
     """Rows of plain texts before a response, or several."""
     n_run_together: int = 0
@@ -117,9 +115,7 @@ def read_inputs(
     items = (item for name, part in parts for item in read_one(name, options, stats, part))
     seen = DuplicateIds()
     for item in islice(items, options.limit):
-        if seen.is_full:
-            stats.n_unchecked_ids += 1
-        elif seen.seen_before(item.id):
+        if seen.seen_before(item.id):
             stats.n_duplicate_ids += 1
             stats.duplicate_id = stats.duplicate_id or item.id
             if isinstance(item, Sample):

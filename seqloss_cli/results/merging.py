@@ -1,6 +1,6 @@
 """Join the results of shards: rows in the order of the inputs, and the totals of the whole.
 
-One row of each shard is in memory. Sums of losses are exact, so that those of the rows, in whatever
+One row of each shard that is open is in memory. Sums of losses are exact, so that those of the rows, in whatever
 order, are the totals that one run over all inputs would have written.
 """
 
@@ -10,7 +10,7 @@ import heapq
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -143,7 +143,6 @@ class Merged:
     rejected: Counter[str] = field(default_factory=Counter)
     n_sequences: int = 0
     n_duplicate_ids: int = 0
-    n_unchecked_ids: int = 0
     totals: Row = field(default_factory=dict)
     """Once all rows were taken."""
 
@@ -153,8 +152,7 @@ class Merged:
         sums_kind = sums_of(self.files[0].run)
         seen, last = DuplicateIds(), None
         sums = {file.index: sums_kind.zero for file in self.files}
-        streams = [_placed(file) for file in self.files]
-        for place, file, record in heapq.merge(*streams, key=lambda each: each[0]):
+        for place, file, record in _in_order(self.files):
             if place == last:
                 # A file that broke off did so under each shard that came to read it.
                 if place[1] == _LATER and record.row["type"] == "rejected":
@@ -181,9 +179,6 @@ class Merged:
     def _marked(self, record: Record, seen: DuplicateIds) -> Record:
         """Return the row with the flag of an id that came before, in another shard, too."""
         row = record.row
-        if seen.is_full:
-            self.n_unchecked_ids += 1
-            return record
         if not seen.seen_before(str(row.get("id"))):
             return record
         self.n_duplicate_ids += 1
@@ -221,9 +216,38 @@ def _read(kind: Sums, row: Row, file: ShardFile) -> Any:
 
 Place = tuple[int, float, int]
 """Number of the input, number of the record in it, and of rows that stand behind that record."""
+Placed = tuple[Place, ShardFile, Record]
 
 
-def _placed(file: ShardFile) -> Iterator[tuple[Place, ShardFile, Record]]:
+def _in_order(files: Sequence[ShardFile]) -> Iterator[Placed]:
+    """Yield the rows of all shards by their places. A file is open from its first row to its last:
+    of shards that were cut by bytes one at a time, however many there are."""
+    waiting = sorted(((_first_place(file), n) for n, file in enumerate(files)), reverse=True)
+    # The number decides between equal places: rows are not compared.
+    rows: list[tuple[Place, int, Placed, Iterator[Placed]]] = []
+    while waiting or rows:
+        is_new = bool(waiting) and (not rows or waiting[-1][0] <= rows[0][0])
+        if is_new:
+            n = waiting.pop()[1]
+            stream = _placed(files[n])
+        else:
+            _, n, row, stream = rows[0]
+            yield row
+        if (following := next(stream, None)) is not None:
+            entry = following[0], n, following, stream
+            (heapq.heappush if is_new else heapq.heapreplace)(rows, entry)
+        elif not is_new:
+            heapq.heappop(rows)
+
+
+def _first_place(file: ShardFile) -> Place:
+    rows = _placed(file)
+    first = next(rows, None)
+    rows.close()
+    return (-1, 0, 0) if first is None else first[0]
+
+
+def _placed(file: ShardFile) -> Generator[Placed]:
     """Yield the rows of a shard with their places in the inputs, and check its totals."""
     sources = {name: n for n, name in enumerate(file.run["reading"]["inputs"])}
     last: Place = (-1, 0, 0)

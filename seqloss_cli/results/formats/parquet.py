@@ -19,9 +19,11 @@ from seqloss_cli.core.errors import RowError, load_pyarrow
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results.schema import REJECTED, Kind, Row, RowWriter, json_bytes, run_row, text
 
-MOST_ROWS = 4096
-MOST_WEIGHT = 1 << 21
-"""Characters and list entries of a row group at most: so much is in memory at a time."""
+MOST_ROWS, MOST_WEIGHT = 1 << 12, 1 << 20
+"""Rows, and their characters and list entries, that wait as objects of Python at most."""
+GROUP_ROWS, GROUP_WEIGHT = 1 << 15, 1 << 22
+"""Of a row group, whose columns are in memory until it is written. Smaller ones would be in memory
+longer: the end of the file, 50 KB for each, is there until the last."""
 
 
 class ParquetWriter(RowWriter):
@@ -39,15 +41,17 @@ class ParquetWriter(RowWriter):
         )
         self._waiting: list[Row] = []
         self._weight = 0
+        self._group: list[Any] = []
+        self._group_weight = 0
 
     def write_row(self, kind: str, row: Row) -> None:
-        """Take a row, after a group of those before if there are enough."""
+        """Take a row; those before it are written where there are enough of them."""
         row = {"type": kind, **row}
         cells = {name: _cell(value, self._columns[name]) for name, value in row.items()}
         weight = sum(len(value) for value in cells.values() if isinstance(value, str | list))
         # By weight, too: thousands of long texts with alternatives do not fit in memory.
         if len(self._waiting) >= MOST_ROWS or self._weight + weight > MOST_WEIGHT:
-            self._write_group()
+            self._make_columns()
         # A column is null for a key that is null and for one that is not there alike.
         cells["null_keys"] = [name for name, value in row.items() if value is None]
         self._waiting.append(cells)
@@ -55,16 +59,27 @@ class ParquetWriter(RowWriter):
 
     def write_totals(self, row: Row) -> None:
         """Write the last group, and run and totals as the file's metadata."""
+        self._make_columns()
         self._write_group()
         metadata = {"seqloss.run": self._run, "seqloss.totals": json_bytes(row)}
         self._file.add_key_value_metadata(metadata)
         self._file.close()
 
-    def _write_group(self) -> None:
+    def _make_columns(self) -> None:
+        """Make columns of the rows that wait, which take a tenth of the memory."""
+        n_rows = len(self._waiting) + sum(map(len, self._group))
+        if n_rows > GROUP_ROWS or self._group_weight + self._weight > GROUP_WEIGHT:
+            self._write_group()
         if self._waiting:
-            table = self._arrow.Table.from_pylist(self._waiting, schema=self._schema)
-            self._file.write_table(table, row_group_size=len(self._waiting))
+            self._group.append(self._arrow.Table.from_pylist(self._waiting, schema=self._schema))
+            self._group_weight += self._weight
         self._waiting, self._weight = [], 0
+
+    def _write_group(self) -> None:
+        if self._group:
+            table = self._arrow.concat_tables(self._group)
+            self._file.write_table(table, row_group_size=len(table))
+        self._group, self._group_weight = [], 0
 
 
 def _cell(value: Any, kind: Kind) -> Any:
