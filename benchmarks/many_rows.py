@@ -32,18 +32,21 @@ DISTINCT, SAME_ID_EVERY = 997, 100_003
 """Texts that come again and again; and of so many rows one has an id that came before."""
 
 
-def texts() -> list[str]:
-    """Return the distinct texts, of 3 to 12 words."""
+def contents(ids: bool) -> list[dict[str, Any]]:
+    """Return the distinct contents of rows: texts of 3 to 12 words, or as many ids."""
     draw = random.Random(1)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(DISTINCT)]
+    lengths = [draw.randint(3, 12) for _ in range(DISTINCT)]
+    if ids:
+        return [{"input_ids": [0, *draw.choices(range(300, 4000), k=k)]} for k in lengths]
+    return [{"text": " ".join(draw.choices(WORDS, k=k))} for k in lengths]
 
 
-def write_rows(path: Path, n_rows: int) -> None:
-    """Write rows of JSONL whose texts are those of `texts` in turn."""
-    some = [json.dumps(text) for text in texts()]
+def write_rows(path: Path, n_rows: int, ids: bool) -> None:
+    """Write rows of JSONL whose contents are those of `contents` in turn."""
+    some = [json.dumps(content)[1:] for content in contents(ids)]
     with path.open("w") as file:
         file.writelines(
-            f'{{"id":"doc-{7 if n % SAME_ID_EVERY == 7 else n}","text":{some[n % DISTINCT]}}}\n'
+            f'{{"id":"doc-{7 if n % SAME_ID_EVERY == 7 else n}",{some[n % DISTINCT]}\n'
             for n in range(n_rows)
         )
 
@@ -53,15 +56,15 @@ def n_same_ids(n_rows: int) -> int:
     return len(range(7, n_rows, SAME_ID_EVERY)) - 1 if n_rows > 7 else 0
 
 
-def expected(folder: Path, n_rows: int) -> dict[str, Any]:
+def expected(folder: Path, n_rows: int, ids: bool) -> dict[str, Any]:
     """Return the totals that follow from the distinct texts, scored once."""
     path, out = folder / "distinct.jsonl", folder / "distinct.out.jsonl"
-    write_rows(path, DISTINCT)
+    write_rows(path, DISTINCT, ids)
     _program(["score", str(path), "-o", str(out), "--force", "--no-tokens", "--no-text"], {})
     rows = [row for row in map(json.loads, out.open()) if row["type"] == "sequence"]
     times = [len(range(n, n_rows, DISTINCT)) for n in range(DISTINCT)]
     found: dict[str, Any] = {"n_sequences": n_rows, "n_rejected": 0}
-    for name in ("n_tokens", "n_scored", "n_bytes"):
+    for name in ("n_tokens", "n_scored") + (() if ids else ("n_bytes",)):
         found[name] = sum(n * row[name] for n, row in zip(times, rows, strict=True))
     total = sum(n * Fraction(row["total_loss"]) for n, row in zip(times, rows, strict=True))
     return found | {"total_loss": float(total)}
@@ -136,13 +139,13 @@ def main() -> None:
         old.unlink()
     path = options.folder / f"rows-{options.rows}.jsonl"
     if not path.exists():
-        write_rows(path, options.rows)
+        write_rows(path, options.rows, options.ids)
     shards, began = Shards(path, folder, options), time.perf_counter()
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(shards.run, range(options.shards)))
     scored = time.perf_counter() - began
     found = _merged(shards, options)
-    whole = expected(options.folder, options.rows)
+    whole = expected(options.folder, options.rows, options.ids)
     differences = {k: [v, found["totals"].get(k)] for k, v in whole.items()}
     found["differences"] = {k: v for k, v in differences.items() if v[0] != v[1]}
     found |= {"rows": options.rows, "shards": options.shards, "scored_s": scored}
@@ -186,6 +189,7 @@ def _last_line(path: Path) -> dict[str, Any]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--ids", action="store_true", help="rows of ids, which cost less than texts")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2, help="shards at a time")
     parser.add_argument("--rate", type=float, default=20_000, help="tokens per second of the model")

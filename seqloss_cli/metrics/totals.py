@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from operator import attrgetter
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -81,14 +83,24 @@ class SumRecord:
     """Sums over one sequence or many; `+` joins two sets of sequences, field by field."""
 
     def __add__(self, other: Self) -> Self:
-        # All fields, in order, since this record has none itself.
-        names: tuple[str, ...] = type(self).__slots__
-        return type(self)(*[_add(getattr(self, name), getattr(other, name)) for name in names])
+        # This runs once for each row, and nearly all fields are whole numbers.
+        fields_of = _getter(type(self))
+        return type(self)(*[
+            a + b if a.__class__ is int and b.__class__ is int else _add(a, b)
+            for a, b in zip(fields_of(self), fields_of(other), strict=True)
+        ])  # fmt: skip
+
+
+@cache
+def _getter(kind: type[SumRecord]) -> Callable[[SumRecord], tuple[Any, ...]]:
+    """Return what takes all fields of a record, in order."""
+    # Not of `SumRecord` itself, which has none.
+    names: Any = kind.__slots__
+    return attrgetter(*names)
 
 
 def _add(a: Any, b: Any) -> Any:
     """Add two sums, two records of sums, or two counts by name."""
-    # Most fields of most rows are 0, None or without names: this runs once for each row.
     if not b or not a:
         return a or b
     if isinstance(a, Mapping):

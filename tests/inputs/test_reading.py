@@ -22,7 +22,6 @@ from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.inputs import first_look, reading
 from seqloss_cli.inputs.choices import ChoiceFields
-from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs, text_sample
 from seqloss_cli.inputs.rows import PairFields
 from seqloss_cli.results.schema import json_bytes
@@ -561,13 +560,6 @@ def test_the_same_file_twice_is_flagged(path: Path) -> None:
 def test_other_flags_stay_beside_the_duplicate(path: Path) -> None:
     path.write_bytes(BOM.encode() + b"a")
     assert read(path, path)[1].flags == {"bom_dropped": True, "duplicate_id": True}
-
-
-def test_duplicates_are_found_far_apart() -> None:
-    ids = DuplicateIds()
-    assert not any(ids.seen_before(f"id {n}") for n in range(20_000))
-    assert all(ids.seen_before(f"id {n}") for n in range(20_000))
-    assert not ids.seen_before("id 20000")
 
 
 # -- memory -------------------------------------------------------------------------------------

@@ -165,8 +165,9 @@ def writer_of(sink: Any, row: Callable[[Any], dict[str, Any]]) -> Any:
 def test_row_groups_are_bounded_by_rows_and_by_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_module, "MOST_ROWS", 10)
-    monkeypatch.setattr(parquet_module, "MOST_WEIGHT", 1000)
+    for name, most in (("MOST_ROWS", 10), ("MOST_WEIGHT", 1000)):
+        monkeypatch.setattr(parquet_module, name, most)
+        monkeypatch.setattr(parquet_module, name.replace("MOST", "GROUP"), 2 * most)
     sizes = [1] * 25 + [400, 400, 400, 5000, 1, 1]
     with (tmp_path / "x.parquet").open("wb") as sink:
         writer = writer_of(sink, lambda n: {"id": "", "token_ids": list(range(n))})
@@ -176,7 +177,7 @@ def test_row_groups_are_bounded_by_rows_and_by_size(
         writer.end(None, {}, 0)
     file = pq.ParquetFile(tmp_path / "x.parquet")
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-    assert groups == [10, 10, 7, 1, 1, 2]
+    assert groups == [20, 8, 1, 2]
     _, *rows, totals = read_parquet_rows(tmp_path / "x.parquet")
     assert [len(row["token_ids"]) for row in rows] == sizes
     assert totals == {"type": "totals", "n": 0}
@@ -211,6 +212,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_pyarrow_is_quiet_about_a_run_that_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_module, "MOST_ROWS", 1)
+    monkeypatch.setattr(parquet_module, "GROUP_ROWS", 1)
     with io.BytesIO() as sink:
         writer = writer_of(sink, lambda n: {"line": n})
         writer.begin(FakeRun())

@@ -76,6 +76,39 @@ def test_merged_shards_are_the_whole_run(case: str, folder: Path) -> None:
     assert {*same} <= {*rows}
 
 
+@pytest.mark.parametrize(
+    ("files", "most"), [("corpus.jsonl broken.jsonl", 1), ("corpus.jsonl.gz broken.jsonl.gz", 4)]
+)
+def test_of_shards_that_were_cut_by_bytes_one_is_open_at_a_time(
+    files: str, most: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, at_once = Counter[str](), 0
+
+    def counted(name: str) -> Iterator[Any]:
+        nonlocal at_once
+        opened[name] += 1
+        at_once = max(at_once, opened.total())
+        yield from records_of(name)
+        opened[name] -= 1
+
+    names = shards_of(f"score {files}", folder, 4)
+    merged = Merged([open_shard(str(folder / name)) for name in names])
+    monkeypatch.setattr(merging, "_first_place", {file.name: _place_of(file) for file in merged.files}.get)
+    monkeypatch.setattr(merging, "records_of", counted)
+    assert len(list(merged.records())) == 9
+    assert at_once == most
+
+
+def test_ids_that_come_twice_are_found_on_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = COMMANDS["score-packed"]
+    whole = records(ran(f"{line} --jsonl", folder).stdout_bytes)
+    names = shards_of(line, folder, 3)
+    monkeypatch.setattr(merging, "DuplicateIds", partial(DuplicateIds, 2))
+    assert records(ran(f"merge {' '.join(names)}", folder).stdout_bytes) == whole
+
+
 def test_merged_formats_hold_the_same(folder: Path) -> None:
     line = "score corpus.jsonl broken.jsonl --keep-meta"
     names = " ".join(shards_of(line, folder, 3))

@@ -1,0 +1,97 @@
+"""Ids that come twice are found, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.program import in_process
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.records import Sample
+from seqloss_cli.inputs import duplicates, reading
+from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
+
+
+@given(st.lists(st.text("abc", max_size=3)), st.integers(1, 8))
+def test_they_are_those_of_a_set(names: list[str], most_in_memory: int) -> None:
+    ids, seen = DuplicateIds(most_in_memory), set[str]()
+    for name in names:
+        assert ids.seen_before(name) == (name in seen)
+        seen.add(name)
+
+
+def test_they_are_found_far_apart_and_on_both_sides_of_the_step_to_the_disk() -> None:
+    ids = DuplicateIds(10_000)
+    assert not any(ids.seen_before(f"id {n}") for n in range(20_000))
+    assert all(ids.seen_before(f"id {n}") for n in range(20_000))
+    assert not ids.seen_before("id 20000")
+
+
+def test_on_disk_no_id_takes_memory() -> None:
+    ids = DuplicateIds(100)
+    for n in range(1000):
+        ids.seen_before(str(n))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for n in range(1000, 11_000):
+            ids.seen_before(str(n))
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    finally:
+        tracemalloc.stop()
+    assert len(ids._table) == 1
+
+
+def test_a_disk_that_is_full_ends_the_run_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make = duplicates._temporary_database
+
+    def small() -> Any:
+        database = make()
+        database.execute("PRAGMA max_page_count = 4")
+        return database
+
+    monkeypatch.setattr(duplicates, "_temporary_database", small)
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
+    ids = DuplicateIds(4)
+    with pytest.raises(RunError, match=r"after [\d,]+ ids: database or disk is full") as caught:
+        for n in range(100_000):
+            ids.seen_before(str(n))
+    assert str(tmp_path) in str(caught.value)
+    assert "TMPDIR" in str(caught.value)
+
+
+def _rows(path: Path, ids: str) -> Path:
+    path.write_text("".join(json.dumps({"id": each, "text": "a b"}) + "\n" for each in ids))
+    return path
+
+
+def test_samples_are_flagged_beyond_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reading, "DuplicateIds", partial(DuplicateIds, 2))
+    stats = ReadStats()
+    items = read_inputs([str(_rows(tmp_path / "r.jsonl", "abcdeaed"))], ReadOptions(), stats)
+    flags = [isinstance(item, Sample) and "duplicate_id" in item.flags for item in items]
+    assert flags == [False] * 5 + [True] * 3
+    assert (stats.n_duplicate_ids, stats.duplicate_id) == (3, "a")
+
+
+def test_a_run_reads_on_another_thread_and_finds_them_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reading, "DuplicateIds", partial(DuplicateIds, 2))
+    found = in_process("score", str(_rows(tmp_path / "r.jsonl", "abcda")), "--jsonl", "--prefetch")
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    flagged = [row["id"] for row in rows if row.get("flags", {}).get("duplicate_id") is True]
+    assert flagged == ["a"]
+    assert "1 ids came before, first 'a'" in found.stderr
