@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from seqloss_cli.backends import opening
 from seqloss_cli.core.backend import Batch, Capabilities, OpenedModel, Requested, TokenScores
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy

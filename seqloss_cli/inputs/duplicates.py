@@ -84,7 +84,7 @@ class _Disk:
     """Keys in a database that SQLite keeps in a file without a name: it goes with the process."""
 
     def __init__(self, table: NDArray[np.uint64]) -> None:
-        """Begin with the keys of a table, shape of its places, 0 where one is free. Raises RunError."""
+        """Begin with a table, shape of its places, 0 where one is free. Raises RunError."""
         # In SQLite's order, of signed numbers: a page is written once.
         keys = np.sort(table[table != 0].view(np.int64))
         self._n = len(keys)

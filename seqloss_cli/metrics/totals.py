@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from operator import attrgetter
@@ -83,20 +83,17 @@ class SumRecord:
     """Sums over one sequence or many; `+` joins two sets of sequences, field by field."""
 
     def __add__(self, other: Self) -> Self:
-        # This runs once for each row, and nearly all fields are whole numbers.
-        fields_of = _getter(type(self))
+        # All fields, in order, since this record has none itself.
+        names: tuple[str, ...] = type(self).__slots__
+        fields_of = _getter(names)
+        # Once for each row, and nearly all fields are whole numbers: a call for each would be felt.
         return type(self)(*[
             a + b if a.__class__ is int and b.__class__ is int else _add(a, b)
             for a, b in zip(fields_of(self), fields_of(other), strict=True)
         ])  # fmt: skip
 
 
-@cache
-def _getter(kind: type[SumRecord]) -> Callable[[SumRecord], tuple[Any, ...]]:
-    """Return what takes all fields of a record, in order."""
-    # Not of `SumRecord` itself, which has none.
-    names: Any = kind.__slots__
-    return attrgetter(*names)
+_getter = cache(lambda names: attrgetter(*names))
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -1,7 +1,7 @@
 """Join the results of shards: rows in the order of the inputs, and the totals of the whole.
 
-One row of each shard that is open is in memory. Sums of losses are exact, so that those of the rows, in whatever
-order, are the totals that one run over all inputs would have written.
+One row of each open shard is in memory. Sums of losses are exact, so that those of the rows, in
+whatever order, are the totals that one run over all inputs would have written.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _in_order(files: Sequence[ShardFile]) -> Iterator[Placed]:
         is_new = bool(waiting) and (not rows or waiting[-1][0] <= rows[0][0])
         if is_new:
             n = waiting.pop()[1]
-            stream = _placed(files[n])
+            stream: Iterator[Placed] = _placed(files[n])
         else:
             _, n, row, stream = rows[0]
             yield row

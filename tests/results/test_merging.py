@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import pytest
 from helpers import stub
 from helpers.program import strictly
 from seqloss_cli.cli.merge import allow_open_files
+from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.results import merging
 from seqloss_cli.results.formats.parquet import read_parquet_rows
+from seqloss_cli.results.merging import Merged
+from seqloss_cli.results.shards import open_shard, records_of
 
 SMALL = "-m samples/checkpoints/step-600"
 COMMANDS = {
@@ -36,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with inputs, and a teacher's file."""
     found = tmp_path_factory.mktemp("merging")
     stub.furnish(found)
-    (found / "corpus.jsonl.gz").write_bytes(gzip.compress((found / "corpus.jsonl").read_bytes()))
+    for name in ("corpus.jsonl", "broken.jsonl"):
+        (found / f"{name}.gz").write_bytes(gzip.compress((found / name).read_bytes()))
     save = f"diverge corpus.jsonl {SMALL} --teacher demo --save-teacher teacher.jsonl --json"
     assert stub.run(f"{save} --teacher-top-k 4", found).exit_code in (0, 3)
     return found
@@ -82,21 +88,22 @@ def test_merged_shards_are_the_whole_run(case: str, folder: Path) -> None:
 def test_of_shards_that_were_cut_by_bytes_one_is_open_at_a_time(
     files: str, most: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, at_once = Counter[str](), 0
+    n_open, at_once = 0, 0
 
     def counted(name: str) -> Iterator[Any]:
-        nonlocal at_once
-        opened[name] += 1
-        at_once = max(at_once, opened.total())
-        yield from records_of(name)
-        opened[name] -= 1
+        nonlocal n_open, at_once
+        n_open += 1
+        at_once = max(at_once, n_open)
+        try:
+            yield from records_of(name)
+        finally:
+            n_open -= 1
 
     names = shards_of(f"score {files}", folder, 4)
     merged = Merged([open_shard(str(folder / name)) for name in names])
-    monkeypatch.setattr(merging, "_first_place", {file.name: _place_of(file) for file in merged.files}.get)
     monkeypatch.setattr(merging, "records_of", counted)
     assert len(list(merged.records())) == 9
-    assert at_once == most
+    assert (at_once, n_open) == (most, 0)
 
 
 def test_ids_that_come_twice_are_found_on_disk(
