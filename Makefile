@@ -7,11 +7,12 @@ INSTALLED := $(VENV)/.installed
 
 TRL := .venv-trl
 REMOTE := .venv-remote
+RAY := .venv-ray
 PEERS := .venv-bench
 VLLM := .venv-vllm
 LLAMA_CPP := .venv-llama-cpp
 
-.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-remote \
+.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
@@ -24,7 +25,7 @@ check: $(INSTALLED) format lint types layers tests
 
 quick: $(INSTALLED) format lint types layers  ## check without the tests that take over half a second
 	$(BIN)/python -m pytest -n 2 --dist worksteal \
-		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu and not servers and not remote'
+		-m 'not long and not trl and not slow and not peers and not browser and not fake_gpu and not servers and not remote and not ray'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +67,19 @@ test-remote:  ## object stores (moto's server on loopback) and data sets, in an 
 	$(REMOTE)/bin/python -m pip install --quiet --editable '.[parquet,remote,datasets]' 'torch==2.13.0' \
 		'hypothesis' 'pytest' 'pytest-xdist' --group remote
 	$(REMOTE)/bin/python -m pytest -m remote tests/cli/test_s3.py tests/inputs/test_datasets.py
+
+test-ray: $(RAY)/.installed  ## workers of a real Ray on this machine, killed, in an environment of its own
+	$(RAY)/bin/python -m pytest -m ray -n 0 tests/cli/test_ray.py
+
+ray-kills: $(RAY)/.installed  ## a million rows by them, with a worker, a node and the driver killed
+	$(RAY)/bin/python tools/ray_kills.py --rows 1000000
+
+$(RAY)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(RAY)/bin/python -m pip install --quiet --editable '.[parquet,ray]' 'torch==2.13.0' \
+		'hypothesis' 'pytest' 'pytest-xdist'
+	touch $@
 
 test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed
 	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
@@ -162,4 +176,4 @@ train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
 clean:
-	rm -rf $(VENV) $(TRL) $(REMOTE) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake
+	rm -rf $(VENV) $(TRL) $(REMOTE) $(RAY) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake

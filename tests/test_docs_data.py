@@ -26,7 +26,7 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(each, posix=False) for each in found]
 
 
-@pytest.mark.parametrize(("page", "at_least"), [("data", 6), ("shards", 8)])
+@pytest.mark.parametrize(("page", "at_least"), [("data", 6), ("shards", 8), ("ray", 2)])
 def test_commands_of_the_page_have_these_options(page: str, at_least: int) -> None:
     found = commands(page)
     assert len(found) >= at_least

@@ -180,6 +180,39 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("split dataset_config dataset_revision", "goes with --dataset", dataset=absent),
     *either("--shard is a part of files, not of what the command line gives", "",
             {"shard": present, "text": present}, {"shard": present, "prompt": present}),
+    # workers of a cluster
+    *idle("ray_address workers gpus_per_worker shard_dir", "goes with --distribute ray",
+          distribute=absent),
+    *either("--distribute is for files, not for what the command line gives", "",
+            {"distribute": present, "text": present}, {"distribute": present, "prompt": present}),
+    *each("shard", "and --distribute both cut the inputs: leave one out", distribute=present),
+    *each("limit", "takes the first of all inputs, and workers read them side by side: leave it "
+          "out of --distribute", distribute=present),
+    *each("strict", "stops at the first rejected input, and with --distribute there is no first: "
+          "leave it out", distribute=present),
+    *each("summary", "has no rows to merge: leave it out of --distribute, and `seqloss summarize "
+          "RESULTS` shows totals", distribute=present),
+    *each("report", "is made of results that are there: leave it out of --distribute, and "
+          "`seqloss report RESULTS -o FILE.html` makes it", distribute=present),
+    *each("output_ranked", "is a second file, which workers do not write: leave it out of "
+          "--distribute", distribute=present),
+    *each("verify", "is of one process: leave it out of --distribute, and score the first rows "
+          "with --limit N --verify N before", when=other_than(0), distribute=present),
+    *each("batch_tokens", "auto is measured, and workers may measure otherwise: with --distribute "
+          "give a number", when="auto", distribute=present),
+    *idle("worst", "is for the terminal: with --distribute leave it out, and `seqloss summarize "
+          "RESULTS` lists them", distribute=present),
+    *idle("devices", "is of one process: with --distribute give --gpus-per-worker",
+          distribute=present),
+    conflict("--device {device}: with --distribute each worker is given its GPUs: leave it out, "
+             "or --device cpu", distribute=present, device=other_than("auto", "cpu", "cuda")),
+    *idle("gpus_per_worker", "is for a model that workers load, and --engine has one of its own",
+          engine=present),
+    conflict("--distribute merges JSON lines, a JSON document or Parquet, not {writes}: give "
+             "-o FILE.jsonl, or --jsonl for stdout",
+             distribute=present, writes=other_than("jsonl", "json", "parquet")),
+    conflict("--distribute keeps shards in a directory beside -o FILE: give one, or --shard-dir "
+             "DIR", distribute=present, output=absent, shard_dir=absent),
     # policies
     conflict("--separator is for plain pairs; with --chat the template separates them",
              separator=other_than(""), chat=present),
@@ -238,11 +271,17 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("level", f"says what a line of --format {' or '.join(_WITH_LEVELS)} is",
           writes=other_than(*_WITH_LEVELS)),
     # what an interrupted run cannot go on with
-    conflict("--resume goes on with a file: give -o FILE.jsonl", resume=present, output=absent),
+    conflict("--resume goes on with a file: give -o FILE.jsonl", "diverge mask",
+             resume=present, output=absent),
+    conflict("--resume goes on with a file: give -o FILE.jsonl",
+             resume=present, output=absent, distribute=absent),
     conflict("--resume keeps what --force writes over: choose one of them",
              resume=present, force=present),
     conflict("--resume goes on line by line, which {writes} does not have: give -o FILE.jsonl or "
-             "--jsonl", resume=present, writes=other_than(*_RESUMABLE)),
+             "--jsonl", "diverge mask", resume=present, writes=other_than(*_RESUMABLE)),
+    # Shards are lines, whatever they are merged to.
+    conflict("--resume goes on line by line, which {writes} does not have: give -o FILE.jsonl or "
+             "--jsonl", resume=present, writes=other_than(*_RESUMABLE), distribute=absent),
     conflict("--resume needs the rows in the file: leave --summary out",
              resume=present, summary=present, writes=present),
     conflict("--resume makes intervals of the rows' tokens: leave --no-tokens out", "diverge",

@@ -41,6 +41,12 @@ def say(message: str) -> None:
         typer.echo(f"seqloss: {escape(message)}", err=True)
 
 
+def exit_with(code: int) -> None:
+    """End the command with an exit code; 0 is the end that comes by itself."""
+    if code:
+        raise typer.Exit(code)
+
+
 class RejectionReport:
     """Names on stderr the first inputs that are rejected for each reason, and counts all."""
 

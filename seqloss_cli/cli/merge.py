@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from seqloss_cli.cli import options as o
-from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.failures import REJECTED, RejectionReport, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.places import deliver, prepare
 from seqloss_cli.cli.progress import waiting
@@ -18,7 +18,9 @@ from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
 from seqloss_cli.core.options import INPUT, argument, command_record, option
 
 if TYPE_CHECKING:
+    from seqloss_cli.core.records import Rejected
     from seqloss_cli.results.merging import Merged
+    from seqloss_cli.results.schema import Row
     from seqloss_cli.results.shards import ShardFile
 
 _FORMATS = ("jsonl", "json", "parquet")
@@ -56,8 +58,6 @@ def merge(ctx: typer.Context) -> None:
         sbatch --array="$(seqloss merge --missing shards/*.jsonl)" job.sh
 
     """
-    from seqloss_cli.results import shards as m
-    from seqloss_cli.results.merging import Merged
     from seqloss_cli.results.sinks import local_path, refuse_to_overwrite
 
     own = o.given(ctx, MergeArguments)
@@ -70,18 +70,38 @@ def merge(ctx: typer.Context) -> None:
         refuse_to_overwrite(path, output.force)
     name = _format(output)
     files = [_opened(each) for each in own.results]
+    merged = merge_files(files, name, output.output, output.force)
+    if merged.rejected:
+        raise typer.Exit(REJECTED)
+
+
+def merge_files(
+    files: Sequence[ShardFile],
+    name: str,
+    output: Path | None,
+    force: bool,
+    more: Mapping[str, Any] | None = None,
+    report: RejectionReport | None = None,
+) -> Merged:
+    """Write the results of all shards in the format of a name, to a file or stdout.
+
+    The run's record has `more`, too, and `report` takes rejected inputs. Raises UsageError where
+    shards are missing or of several runs.
+    """
+    from seqloss_cli.results import shards as m
+    from seqloss_cli.results.merging import Merged
+
     m.require_all(files)
     if keys := m.speed_differences(files):
         say(f"note: not the same in all shards: {', '.join(keys)}; last digits may differ")
     allow_open_files(len(files))
     merged = Merged(files)
-    _write(ctx, name, merged)
+    _write(merged, name, output, force, more or {}, report)
     if merged.n_duplicate_ids:
         say(f"warning: {merged.n_duplicate_ids:,} ids came before")
     n_rejected = merged.rejected.total()
     say(f"merged {len(files)} shards: {merged.n_sequences:,} sequences, {n_rejected:,} rejected")
-    if n_rejected:
-        raise typer.Exit(REJECTED)
+    return merged
 
 
 def allow_open_files(n: int) -> None:
@@ -144,26 +164,42 @@ def _format(output: Any) -> str:
     return name
 
 
-def _write(ctx: typer.Context, name: str, merged: Merged) -> None:
+def _write(
+    merged: Merged,
+    name: str,
+    output: Path | None,
+    force: bool,
+    more: Mapping[str, Any],
+    report: RejectionReport | None,
+) -> None:
     """Write everything to -o or stdout."""
     from seqloss_cli.cli.progress import STATUS
     from seqloss_cli.results.merging import MergeWriter
     from seqloss_cli.results.shards import whole_run
     from seqloss_cli.results.sinks import local_path, open_sink
 
-    output = o.given(ctx, o.OutputSettings)
-    path = local_path(output.output)
+    path = local_path(output)
     with (
         waiting("merging", f"{len(merged.files)} shards") as wait,
-        open_sink(path, output.force, warn=say, keeps=False) as sink,
+        open_sink(path, force, warn=say, keeps=False) as sink,
     ):
         if path is None:
             STATUS.clear()
-        writer = MergeWriter(name, sink, whole_run(merged.files))
+        writer = MergeWriter(name, sink, {**whole_run(merged.files), **more})
         for record in merged.records():
             writer.write(record)
+            if report is not None and record.row["type"] == "rejected":
+                report.add(_rejected(record.row))
             wait.n_done += 1
         writer.end(merged.totals)
+    if report is not None:
+        report.end()
     if path is not None:
         say(f"wrote {path}")
-    deliver(output.output)
+    deliver(output)
+
+
+def _rejected(row: Row) -> Rejected:
+    from seqloss_cli.core.records import Rejected
+
+    return Rejected(*(row[key] for key in ("id", "source", "line", "reason", "message")))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from seqloss_cli.cli import distribute as d
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
-from seqloss_cli.cli.failures import say
+from seqloss_cli.cli.failures import exit_with, say
 from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places, open_second
 from seqloss_cli.core import policies as p
@@ -56,6 +57,7 @@ class RankSettings:
     o.only(p.PairPolicy, "pmi", pmi="Score responses without the prompt, too."),
     o.only(p.BatchPolicy, "share_prefix", "tokens"),
     p.SpeedPolicy,
+    d.DistributeSettings,
     o.only(RankSettings, "by"),
     o.only(o.ShowSettings, "unit", "all_tokens", "summary"),
     o.only(RankSettings, "output_ranked"),
@@ -87,10 +89,13 @@ def rank(ctx: typer.Context) -> None:
     _refuse_answer(ctx)
     # A page shows the losses of choices' tokens, whatever -o's rows are to hold.
     choice = replace(choice, tokens=choice.tokens or page is not None)
-    write_with_page(ctx, choice, lambda choice: _rank(ctx, choice), "Preferences of")
+    if d.is_asked(ctx):
+        exit_with(d.distribute(ctx, choice, rank_rows, i.choice_inputs))
+    else:
+        write_with_page(ctx, choice, lambda choice: rank_rows(ctx, choice), "Preferences of")
 
 
-def _rank(ctx: typer.Context, choice: OutputPlan) -> int:
+def rank_rows(ctx: typer.Context, choice: OutputPlan) -> int:
     """Rank everything and write it; returns the exit code."""
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import load_scorer

@@ -12,7 +12,7 @@ import typer
 
 from seqloss_cli.cli import options as o
 from seqloss_cli.cli import results_io as r
-from seqloss_cli.cli.failures import REJECTED, say
+from seqloss_cli.cli.failures import REJECTED, exit_with, say
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import SHOW, command_record, option
 from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice
@@ -109,8 +109,7 @@ def write_with_page(
             # Where some inputs were rejected, the page is of the others, and the exit code stays.
             page, _ = _page_of_one(str(rows), PageOptions(title), called)
             write_page(page, path, choice.force)
-    if code:
-        raise typer.Exit(code)
+    exit_with(code)
 
 
 def _page_of_one(name: str, options: PageOptions, called: str | None = None) -> tuple[Page, int]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from seqloss_cli.cli import distribute as d
 from seqloss_cli.cli import inputs as i
 from seqloss_cli.cli import options as o
+from seqloss_cli.cli.failures import exit_with
 from seqloss_cli.cli.report import write_with_page
 from seqloss_cli.cli.results_io import check_places
 from seqloss_cli.core import policies as p
@@ -18,6 +20,7 @@ from seqloss_cli.core import policies as p
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from seqloss_cli.cli.settings import OutputPlan
     from seqloss_cli.core.records import SequenceScore
     from seqloss_cli.display.terminal.formatting import TableOptions
     from seqloss_cli.metrics.totals import Totals
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     p.WindowChoice,
     o.only(p.BatchPolicy, "tokens"),
     p.SpeedPolicy,
+    d.DistributeSettings,
     o.quantities(),
     o.ShowSettings,
     o.OutputSettings,
@@ -54,7 +58,7 @@ def score(ctx: typer.Context) -> None:
         cat corpus.jsonl | seqloss score --jsonl-input --json --no-tokens | jq .totals
 
     """
-    _score(ctx, i.text_inputs)
+    _run(ctx, score_texts, i.text_inputs)
 
 
 @o.with_options(
@@ -71,6 +75,7 @@ def score(ctx: typer.Context) -> None:
     o.only(p.PairPolicy, "boundary", "truncate", "pmi", "marginal"),
     o.only(p.BatchPolicy, "share_prefix", "tokens"),
     p.SpeedPolicy,
+    d.DistributeSettings,
     o.quantities(),
     o.ShowSettings,
     o.OutputSettings,
@@ -89,15 +94,41 @@ def cond(ctx: typer.Context) -> None:
         seqloss cond samples/chats.jsonl --chat-template samples/chat.jinja --json
 
     """
-    _score(ctx, i.pair_inputs, i.pair_policy)
+    _run(ctx, score_pairs, i.pair_inputs)
+
+
+def _run(
+    ctx: typer.Context,
+    body: Callable[[typer.Context, OutputPlan], int],
+    inputs_of: Callable[[typer.Context], i.Inputs],
+) -> None:
+    """Score what the command was given, here or by workers, and write it."""
+    from seqloss_cli.cli.settings import output_choice
+
+    choice = output_choice(ctx)
+    check_places(ctx, "report")
+    if d.is_asked(ctx):
+        exit_with(d.distribute(ctx, choice, body, inputs_of))
+    else:
+        write_with_page(ctx, choice, lambda choice: body(ctx, choice))
+
+
+def score_texts(ctx: typer.Context, choice: OutputPlan) -> int:
+    """Score texts and write them; returns the exit code."""
+    return _score(ctx, choice, None, i.text_inputs)
+
+
+def score_pairs(ctx: typer.Context, choice: OutputPlan) -> int:
+    """Score responses given their prompts, and write them; returns the exit code."""
+    return _score(ctx, choice, i.pair_policy(ctx), i.pair_inputs)
 
 
 def _score(
     ctx: typer.Context,
+    choice: OutputPlan,
+    pairs: p.PairPolicy | None,
     inputs_of: Callable[[typer.Context], i.Inputs],
-    policy_of: Callable[[typer.Context], p.PairPolicy] | None = None,
-) -> None:
-    """Score texts, or pairs with their policy, and write them."""
+) -> int:
     from seqloss_cli.cli import settings
     from seqloss_cli.cli.run import Command, TeeWriter
     from seqloss_cli.core.run_record import recorded
@@ -108,9 +139,6 @@ def _score(
     from seqloss_cli.results.schema.scores import score_rows
     from seqloss_cli.scoring.tasks import score_task
 
-    choice = settings.output_choice(ctx)
-    check_places(ctx, "report")
-    pairs = None if policy_of is None else policy_of(ctx)
     inputs, scorer = inputs_of(ctx), settings.load_scorer(ctx, pairs)
     inputs = replace(inputs, items=scorer.verified(inputs.items))
     asked = settings.requested(ctx)
@@ -135,6 +163,4 @@ def _score(
         options = settings.table_options(task.tokenization, choice, ids)
         more.append(WorstTokensWriter(stdout, options, choice.worst))
     command = Command(task, score_rows, table, loss_answer, ids)
-    write_with_page(
-        ctx, choice, lambda choice: command.run(inputs, choice, described, more).exit_code
-    )
+    return command.run(inputs, choice, described, more).exit_code

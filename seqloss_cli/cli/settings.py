@@ -39,6 +39,8 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 if TYPE_CHECKING:
     from seqloss_cli.scoring.scorer import Scorer
 
+HELD = "seqloss.held"
+"""Key of a context to the scorer that a worker keeps from one shard to the next."""
 _FILE_WIDTH = 120
 """Columns of tables that go to a file: no terminal says how wide they may be."""
 
@@ -75,6 +77,9 @@ def load_scorer(
     """The model (or `model`) and policies that the options name; its warnings are reported."""
     from seqloss_cli.scoring.scorer import Scorer
 
+    held: dict[str, Scorer] | None = context.meta.get(HELD)
+    if held:
+        return held["scorer"]
     values, windows = context.params, given(context, p.WindowChoice)
     batches, speed = _measured_before(context)
     # mask --loss has pairs and no option for their prefixes: they are shared there.
@@ -94,6 +99,8 @@ def load_scorer(
             replace(speed, work_bytes=_work_bytes(names)),
         )
     say_warnings(scorer.warnings)
+    if held is not None:
+        held["scorer"] = scorer
     return scorer
 
 

@@ -20,7 +20,7 @@ from seqloss_cli.core.errors import UsageError
 T = TypeVar("T")
 INPUT, CHATS, REFERENCE, MODEL = "Input", "Chats", "Gold distributions", "Model"
 POLICIES, SPEED, STATISTICS, SHOW = "Policies", "Speed", "Statistics", "What to show"
-PAPER, OUTPUT, OTHER, SERVER = "Paper", "Output", "Other", "Server"
+PAPER, OUTPUT, OTHER, SERVER, CLUSTER = "Paper", "Output", "Other", "Server", "Cluster"
 """The panels of `--help`."""
 A_MODEL = "a directory, a .gguf file, a hub name or 'demo'"
 """The meaning of a string that shells complete as a model."""

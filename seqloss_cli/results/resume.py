@@ -247,6 +247,8 @@ def _shown(value: object, longest: int = 60) -> str:
 _MAY_DIFFER = (
     *("type", "started_at", "guesses"),
     *(f"engine.{key}" for key in PROBED),
+    # How a run was distributed, which says nothing of its rows.
+    *(f"distributed.{key}" for key in ("by", "shards", "input_bytes", "options")),
 )
 # Keys that are not named as their parameters; `jsonl` would be the format of the output.
 _PARAMETERS = {

@@ -92,17 +92,23 @@ def open_shard(name: str) -> ShardFile:
 
 def is_whole(file: ShardFile) -> bool:
     """Return whether a shard came to its end, by the end of its file."""
-    if _is_parquet(file.name):
-        with open_stored(file.name) as stored:
-            return ends({"type": "totals", **(parquet_totals(stored) or {"type": None})})
-    with open_stored(file.name) as stream:
+    return totals_at_end(file.name) is not None
+
+
+def totals_at_end(name: str) -> Row | None:
+    """Return the totals of a run that met all of its inputs; None where the file ends otherwise."""
+    if _is_parquet(name):
+        with open_stored(name) as stored:
+            totals = {"type": "totals", **(parquet_totals(stored) or {"type": None})}
+            return totals if ends(totals) else None
+    with open_stored(name) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - _TAIL))
         end = stream.read()
     # Totals are short; a line that begins before this is a row.
     last_line = end.rstrip(b"\n").rpartition(b"\n")[2]
     row = parse_record(last_line)
-    return end.endswith(b"\n") and isinstance(row, dict) and ends(row)
+    return row if end.endswith(b"\n") and isinstance(row, dict) and ends(row) else None
 
 
 def ends(row: Row) -> bool:
@@ -122,14 +128,19 @@ def require_all(files: Sequence[ShardFile]) -> None:
             )
         if (other := by_index.setdefault(file.index, file)) is not file:
             raise UsageError(f"{other.name} and {file.name} are both shard {file.place}")
-        if differences := list(_differences(first.run, file.run)):
-            raise UsageError(
-                f"{file.name} is of another run than {first.name}: {'; '.join(differences)}"
-            )
+        require_one_run(first, file)
     if missing := [n for n in range(first.of) if n not in by_index]:
         raise UsageError(
             f"{len(missing)} of {first.of} shards are missing: {shown_numbers(missing)}; run them, "
             "or `seqloss merge --missing` prints all that are to be run again"
+        )
+
+
+def require_one_run(first: ShardFile, other: ShardFile) -> None:
+    """Raise UsageError where two shards are of runs that are not one."""
+    if differences := list(_differences(first.run, other.run)):
+        raise UsageError(
+            f"{other.name} is of another run than {first.name}: {'; '.join(differences)}"
         )
 
 

@@ -47,6 +47,10 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+class BusyFileError(UsageError):
+    """Another process writes the file, or just finished it."""
+
+
 SYNC_SECONDS = 2.0
 """Seconds between two times that flushed lines are forced to the disk."""
 
@@ -144,7 +148,7 @@ def open_sink(
             refuse_to_overwrite(path, force)
             _end_renaming(path)
         elif earlier_output(path) == path:
-            raise UsageError(f"{path} came into being meanwhile; run the same command again")
+            raise BusyFileError(f"{path} came into being meanwhile; run the same command again")
         with _locked(partial, new=not (force or resume), warn=warn) as sink:
             if force:
                 # Only now that it is locked: O_TRUNC would have emptied a file that another writes.
@@ -231,7 +235,7 @@ def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
     # Locked is not enough: between our opening and our lock another may have ended and renamed it.
     is_ours = try_to_lock(descriptor)
     if is_ours is False or not _names(partial, descriptor):
-        raise UsageError(f"another process is writing {partial}, or just finished it")
+        raise BusyFileError(f"another process is writing {partial}, or just finished it")
     if is_ours is None:
         warn(
             f"warning: {partial} cannot be locked on this file system: make sure that no other "

@@ -477,11 +477,11 @@ def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None
 
 
 NOT_RECORDED = {
-    "all_tokens", "allow_pickle", "api_key_file", "concurrency", "config", "debug",
-    "engine_timeout", "force", "format", "insecure_http", "json", "jsonl", "level", "offline",
-    "output", "probe", "probe_tolerance", "prompt", "report", "resume", "response",
-    "show_whitespace", "strict", "text", "theme", "trust_remote_code", "unit", "verify", "view",
-    "worst",
+    "all_tokens", "allow_pickle", "api_key_file", "concurrency", "config", "debug", "distribute",
+    "engine_timeout", "force", "format", "gpus_per_worker", "insecure_http", "json", "jsonl",
+    "level", "offline", "output", "probe", "probe_tolerance", "prompt", "ray_address", "report",
+    "response", "resume", "shard_dir", "show_whitespace", "strict", "text", "theme",
+    "trust_remote_code", "unit", "verify", "view", "workers", "worst",
 }  # fmt: skip
 """Options that change no row, and texts in place of files, which the rows hold."""
 NOT_RESUMED = {
