@@ -81,7 +81,7 @@ def test_there_are_few_modules() -> None:
     three: conditions, rows, the command. Servers of OpenAI's shape have three: the shape, the proof
     of equal tokens, the place of values. Checks of recordings have seven: rows that are read and
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
-    parallelism have theirs.
+    parallelism have theirs, and what answers of servers say twice.
     """
     assert len(modules()) <= 200
 

@@ -283,18 +283,17 @@ def made_again(ids: list[int]) -> list[int]:
 
 
 def after_sampling(number: int, body: dict[str, Any], right: Any) -> Any:
-    heat = body["temperature"] or 1
-    return lists(lambda own, tops: ([p and p * heat for p in own], tops))(number, body, right)
+    return scaled(1 / (body["temperature"] or 1))(number, body, right)
 
 
-def with_penalty(number: int, body: dict[str, Any], right: Any) -> Any:
-    """Logits in the place of log-probabilities."""
+def scaled(factor: float) -> Callable[..., Any]:
+    """A fault: all values are others."""
     return lists(
         lambda own, tops: (
-            [p and p / 4 for p in own],
-            [top and {text: p / 4 for text, p in top.items()} for top in tops],
+            [p and p * factor for p in own],
+            [top and {text: p * factor for text, p in top.items()} for top in tops],
         )
-    )(number, body, right)
+    )
 
 
 FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -318,7 +317,7 @@ FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
     "ids taken modulo": (of_these(lambda ids: [i % 1000 for i in ids]), "other tokens"),
     "ids made anew of a text": (of_these(made_again), "entries|other tokens"),
     "values after sampling": (after_sampling, "options of sampling"),
-    "no probabilities": (with_penalty, "add up to"),
+    "logits": (scaled(1 / 4), "add up to"),
 }
 
 
@@ -356,7 +355,9 @@ def test_a_prompt_s_beginning_that_is_remembered_wrongly_ends_the_run(
 
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
         if any(body["prompt"][:60] == text[:60] and body["prompt"] != text for text in before[-1:]):
-            right["choices"][0]["logprobs"]["token_logprobs"][3] -= 0.5
+            found = right["choices"][0]["logprobs"]
+            found["token_logprobs"][3] -= 0.5
+            found["top_logprobs"][3][found["tokens"][3]] -= 0.5
         before.append(body["prompt"])
         return right
 

@@ -13,7 +13,11 @@ import pytest
 from helpers.program import ROOT, document, in_process
 from helpers.servers import Broken, FakeServer, log_probs_after, losses_of, serving, shown
 
-TEXTS = ["The cat sat on the mat.", "A list is sorted in place.", "The cat sat on a log."]
+TEXTS = [
+    "The cat sat on the mat.",
+    "A list is sorted in place, and stays so.",
+    "The cat sat on a log.",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -352,6 +356,39 @@ def test_an_answer_that_is_wrong_rejects_its_row(
     assert [row["line"] for row in found["sequences"]] == [1, 3]
     for row in found["sequences"]:
         assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_an_answer_that_contradicts_itself_rejects_its_row(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    """Another value of a token than its own rank or its alternatives allow."""
+    bad = ids_of(TEXTS[1])
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body.get("prompt", body.get("input_ids")) != bad:
+            return right
+        if server.kind == "openai":
+            right["choices"][0]["logprobs"]["token_logprobs"][2] = -0.5
+        elif server.kind == "vllm":
+            right["choices"][0]["prompt_logprobs"][2][str(bad[2])]["logprob"] = -0.5
+        else:
+            right["meta_info"]["input_token_logprobs"][2][0] = -0.5
+        return right
+
+    server.fault = fault
+    flags = {"vllm": ["--ranks"], "sglang": ["--top-k", 2], "openai": []}[server.kind]
+    found = scored(server, tmp_path, *flags, code=3)
+    assert [each["reason"] for each in found["rejected"]] == ["server_contradiction"]
+    assert [row["line"] for row in found["sequences"]] == [1, 3]
+
+
+def test_a_name_that_is_no_text_ends_the_run(server: FakeServer) -> None:
+    """Half of a character, which JSON may hold."""
+    server.model = "half \ud800"
+    result = in_process("score", "--text", "a b", "--engine", server.url)
+    assert result.exit_code == 1
+    assert "which is no text" in " ".join(result.stderr.split())
 
 
 @pytest.mark.usefixtures("trusted")

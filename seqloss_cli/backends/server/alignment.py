@@ -13,7 +13,7 @@ from dataclasses import replace
 from seqloss_cli.backends.server.backend import Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
-from seqloss_cli.backends.server.protocols import GIVE_NONE, Question, hint_of, wrong
+from seqloss_cli.backends.server.protocols import Question, hint_of, wrong
 from seqloss_cli.core.errors import RowError, RunError
 
 _N_ALTERNATIVES = 5
@@ -73,7 +73,7 @@ def _taken(server: Server, pieces: Pieces, row: Sequence[int]) -> Way:
     if "logits_all" in why:
         why += "; start llama-cpp-python's server with --logits_all true"
     elif failures[0].reason != "server_refused":
-        why += f"; {GIVE_NONE}"
+        why += f"; {hint_of(failures[0].reason)}"
     raise RunError(f"{server.transport.url} takes no ids, and of texts: {why}")
 
 

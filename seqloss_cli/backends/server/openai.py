@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seqloss_cli.backends.server.agreement import require_own, require_probabilities
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.backends.server.protocols import (
     Answer,
@@ -19,6 +20,7 @@ from seqloss_cli.backends.server.protocols import (
     require_choice,
     require_entry,
     require_list,
+    require_log_prob,
     require_log_probs,
     wrong,
 )
@@ -87,10 +89,16 @@ class OpenAi:
 
     def read(self, answer: Any, question: Question) -> Answer:
         """Return what an answer says of the tokens of the prompt."""
-        values, n_before = self.listed(answer, question).values, self._n_before(question.ids)
-        if values[0] is not None:
+        listed, n_before = self.listed(answer, question), self._n_before(question.ids)
+        if listed.values[0] is not None:
             raise wrong("length", "has a log-probability of the first token, which has none")
-        return Answer(require_log_probs(values[question.first - n_before :], "token_logprobs"))
+        start = question.first - n_before
+        log_probs = require_log_probs(listed.values[start:], "token_logprobs")
+        if listed.tops is not None:
+            places = zip(log_probs.tolist(), listed.texts[start:], listed.tops[start:], strict=True)
+            for n, (own, text, top) in enumerate(places):
+                require_own(own, text, _alternatives(top, n), n, self.pieces.is_shared)
+        return Answer(log_probs)
 
     def listed(self, answer: Any, question: Question) -> Listed:
         """Return the lists of an answer, checked to be about the prompt's tokens."""
@@ -146,8 +154,8 @@ class OpenAi:
 
 
 def _alternatives(value: Any, n: int) -> Mapping[str, float]:
+    """Return alternatives by their texts, checked to be log-probabilities."""
     found = require_entry(value, f"top_logprobs of scored token {n}")
-    for each in found.values():
-        if isinstance(each, bool) or not isinstance(each, int | float) or not each <= 0:
-            raise wrong("answer", f"has {each!r:.40} as a log-probability of an alternative")
+    found = {text: require_log_prob(each) for text, each in found.items()}
+    require_probabilities(found, n)
     return found

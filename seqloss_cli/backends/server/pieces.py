@@ -108,6 +108,17 @@ class Pieces:
         found = {raw.decode(errors="ignore"), raw.decode(errors="replace"), show_bytes(raw)}
         return found | {""} if raw in self._controls else found
 
+    def is_shared(self, text: str) -> bool:
+        """Tell whether several ids may be shown as this text."""
+        return self._n_shown[text.strip()] != 1
+
+    @cached_property
+    def _n_shown(self) -> Counter[str]:
+        """The number of ids that may be shown as each text, without the blanks around it."""
+        spelled = self._vocabulary.spelled_ids(self._tokens.n_ids)
+        shown = [self._forms(raw or b"") for raw in spelled]
+        return Counter(text for each in shown for text in {form.strip() for form in each})
+
     @cached_property
     def _controls(self) -> frozenset[bytes]:
         known = self._vocabulary

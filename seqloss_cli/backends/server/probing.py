@@ -37,7 +37,6 @@ KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
-_ROUNDING = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,21 @@ def identify(transport: Transport, kind: str | None, model: str | None) -> Ident
     the only model.
 
     Raises RunError where it is none that gives log-probabilities of prompts, UsageError where it
-    has no such model, or several.
+    has no such model, or several; and where its words are no texts: JSON may hold halves of
+    characters.
     """
+    found = _identified(transport, kind, model)
+    for each in (found.model, found.version, found.dtype, *found.weights.values()):
+        try:
+            (each or "").encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"{transport.url} says {each!r:.80} of itself, which is no text"
+            ) from None
+    return found
+
+
+def _identified(transport: Transport, kind: str | None, model: str | None) -> Identity:
     listed = _asked(transport, "/v1/models")
     models = listed.get("data") if isinstance(listed, dict) else None
     cards = (
@@ -248,21 +260,16 @@ def _is_normalised(server: Server, row: Sequence[int], first: int) -> bool | Non
     """Tell whether alternatives are probabilities; RunError where they are not."""
     # A row that repeats itself is predicted well: the alternatives hold nearly all.
     ids = [*row[:1], *list(row[1 : len(row) // 2]) * 2]
+    has_ranks = "ranks" in server.protocol.quantities
     try:
-        mass = _mass(server, Question(ids, first, N_ALTERNATIVES))
+        mass = _mass(server, Question(ids, first, N_ALTERNATIVES, has_ranks))
     except RowError as error:
         if error.reason not in ("server_refused", "server_text"):
-            raise RunError(f"{server.transport.url}: {error.message}") from None
+            raise RunError(
+                f"{server.transport.url}: {error.message}; {hint_of(error.reason)}"
+            ) from None
         return None  # it gives fewer alternatives
-    if mass is None:
-        return None
-    if mass.max() > 1 + _ROUNDING:
-        raise RunError(
-            f"{server.transport.url}: probabilities of {N_ALTERNATIVES} alternatives add up to "
-            f"{mass.max():.4g}: these are no log-probabilities (start vLLM with --logprobs-mode "
-            "raw_logprobs)"
-        )
-    return True if mass.max() >= _ALMOST_ALL else None
+    return True if mass is not None and mass.max() >= _ALMOST_ALL else None
 
 
 def _mass(server: Server, question: Question) -> Floats | None:

@@ -15,6 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from seqloss_cli.backends.server.agreement import (
+    GIVE_LOGITS,
+    SLACK,
+    contradiction,
+    require_agreement,
+)
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Floats, Ints
 
@@ -27,11 +33,17 @@ GIVE_NONE = (
     "log-probabilities of prompts; vLLM, SGLang, llama-cpp-python's server and `seqloss serve` do"
 )
 _HINTS = {
-    "server_positive": "vLLM gives logits unless it has --logprobs-mode raw_logprobs, its default",
+    "server_positive": GIVE_LOGITS,
+    "server_contradiction": GIVE_LOGITS,
     "server_ids": "--model or --tokenizer names the tokenizer of the model that is served",
 }
 _BYTES_EACH = 512
 """Bytes of JSON for a token with its log-probability and text, generously."""
+_MANY = 8
+"""Tokens of which a model is hardly ever certain all at once: of zeros alone they have no values.
+Probes have more of them, so a server that gives zeros for every row scores none."""
+_LARGEST = 2**31
+"""No id and no rank is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +132,34 @@ def require_ids(value: Any, name: str, ids: Sequence[int]) -> None:
 def require_log_probs(values: Sequence[Any], name: str) -> Floats:
     """Return log-probabilities, shape M, nats.
 
-    Raises RowError for a value that is none: missing, no number, positive, clamped, all zero.
+    Raises RowError for a value that is none: missing, no number, positive, clamped; and for a row
+    of zeros, unless it is so short that the model may be certain of all its tokens.
     """
     for n, value in enumerate(values):
         at = f"{name} of scored token {n}"
         if value is None:
             raise wrong("missing", f"has no {at}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong("answer", f"has {kind_of(value)} as {at}")
-        if not math.isfinite(value):
-            raise wrong("not_finite", f"has {value} as {at}")
-        if value > 0:
-            raise wrong("positive", f"has {value} as {at}, which is no log-probability")
-        if value <= LOWEST:
-            raise wrong("clamped", f"has {value} as {at}, which stands for what it does not know")
+        number = _number(value, at)
+        if not math.isfinite(number):
+            raise wrong("not_finite", f"has {number} as {at}")
+        if number > 0:
+            raise wrong("positive", f"has {number} as {at}, which is no log-probability")
+        if number <= LOWEST:
+            raise wrong("clamped", f"has {number} as {at}, which stands for what it does not know")
     found = np.array(values, dtype=np.float64)
-    if not found.any():
+    if len(found) >= _MANY and not found.any():
         raise wrong("zeros", f"has zeros only as {name}")
     return found
+
+
+def _number(value: Any, at: str) -> float:
+    """Return a number of JSON; one that no float holds is infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong("answer", f"has {kind_of(value)} as {at}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def kind_of(value: Any) -> str:
@@ -158,18 +180,56 @@ def require_choice(answer: Any) -> Mapping[str, Any]:
     return require_entry(found[0], "choices[0]")
 
 
-def _best(alternatives: Sequence[tuple[int, float]], k: int, n: int) -> list[tuple[int, float]]:
-    """Return K alternatives, best first, ties by id; RowError where there are fewer."""
-    if len(alternatives) < k:
-        raise wrong("length", f"has {len(alternatives)} alternatives at scored token {n}, not {k}")
-    return sorted(alternatives, key=lambda each: (-each[1], each[0]))[:k]
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A token that an answer names at a place, with what it says of it."""
+
+    token_id: int
+    log_prob: float
+    """Nats, which may be 0 or clamped."""
+    rank: int = 0
+    """0 where the answer has none."""
 
 
-def _alternatives(rows: Sequence[Sequence[tuple[int, float]]], k: int) -> tuple[Ints, Floats]:
-    best = [_best(row, k, n) for n, row in enumerate(rows)]
-    ids = np.array([[i for i, _ in row] for row in best], dtype=np.int64).reshape(-1, k)
-    probs = [require_log_probs([p for _, p in row], "alternatives") for row in best]
-    return ids, np.array(probs).reshape(-1, k)
+def _answer(
+    question: Question, log_probs: Floats, ranks: Ints | None, listed: Sequence[Sequence[_Listed]]
+) -> Answer:
+    """Return an answer of M scored tokens that does not contradict itself: their values, nats, and
+    what is listed at each place, where the token itself may be, too."""
+    k, ids = question.top_k, question.ids[question.first :]
+    others = [_others(row, *own) for row, *own in zip(listed, ids, log_probs.tolist(), strict=True)]
+    n_most = 1 + max(map(len, others))
+    values, told = np.full((len(ids), n_most), -np.inf), np.zeros((len(ids), n_most), np.int64)
+    values[:, 0], told[:, 0] = log_probs, 0 if ranks is None else ranks
+    for n, row in enumerate(others):
+        values[n, 1 : 1 + len(row)] = [each.log_prob for each in row]
+        told[n, 1 : 1 + len(row)] = [each.rank for each in row]
+    require_agreement(values, told, k)
+    if not k:
+        return Answer(log_probs, ranks)
+    best = [_best(row, k, n) for n, row in enumerate(listed)]
+    top_ids = np.array([[each.token_id for each in row] for row in best], dtype=np.int64)
+    names = [[each.log_prob for each in row] for row in best]
+    top = np.array([require_log_probs(row, "alternatives") for row in names])
+    return Answer(log_probs, ranks, top_ids, top)
+
+
+def _others(listed: Sequence[_Listed], token_id: int, log_prob: float) -> list[_Listed]:
+    """Return what is listed beside the token itself, which must be listed with its own value."""
+    found = [each for each in listed if each.token_id != token_id]
+    if len({each.token_id for each in listed}) < len(listed):
+        raise contradiction(f"it lists a token twice: {[each.token_id for each in listed]!r:.200}")
+    for each in listed:
+        if each.token_id == token_id and abs(each.log_prob - log_prob) > SLACK:
+            raise contradiction(f"token {token_id} has {log_prob}, and {each.log_prob} beside it")
+    return found
+
+
+def _best(listed: Sequence[_Listed], k: int, n: int) -> list[_Listed]:
+    """Return K alternatives, best first, ties by id; RowError where there are others in number."""
+    if not k <= len(listed) <= k + 1:  # the token itself may be one more
+        raise wrong("length", f"has {len(listed)} alternatives at scored token {n}, not {k}")
+    return sorted(listed, key=lambda each: (-each.log_prob, each.token_id))[:k]
 
 
 class Vllm:
@@ -229,44 +289,47 @@ class Vllm:
         entries = require_list(choice.get("prompt_logprobs"), "prompt_logprobs", len(ids))
         if entries[0] is not None:
             raise wrong("length", "has a log-probability of the first token, which has none")
-        own, tops = [], []
+        own, listed = [], []
         for n in range(first, len(ids)):
             entry = require_entry(entries[n], f"prompt_logprobs[{n}]")
             if (found := entry.get(str(ids[n]))) is None:
                 raise wrong("ids", f"is about other tokens: prompt_logprobs[{n}] lacks id {ids[n]}")
             own.append(require_entry(found, f"prompt_logprobs[{n}]"))
-            if question.top_k:
-                tops.append([_vllm_alternative(key, each, n) for key, each in entry.items()])
+            has_more = question.top_k or len(entry) > 1
+            listed.append([_vllm_listed(*each, n) for each in entry.items()] if has_more else [])
         if self._require_shown is not None:
             shown = [each.get("decoded_token") for each in own]
             self._require_shown(shown, ids[first:], "decoded_token")
         log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
-        ranks = _ranks([each.get("rank") for each in own])
-        if not question.top_k:
-            return Answer(log_probs, ranks)
-        return Answer(log_probs, ranks, *_alternatives(tops, question.top_k))
+        ranks = [_rank(each.get("rank"), n) for n, each in enumerate(own)]
+        if any(ranks) and not all(ranks):
+            raise wrong("missing", f"has no rank of scored token {ranks.index(0)}")
+        return _answer(question, log_probs, np.array(ranks) if any(ranks) else None, listed)
 
 
-def _vllm_alternative(key: str, value: Any, n: int) -> tuple[int, float]:
-    if not (key.isascii() and key.isdigit()):
+def _vllm_listed(key: str, value: Any, n: int) -> _Listed:
+    # No id has two spellings: a token would be listed twice.
+    if not (key.isascii() and key.isdigit() and len(key) <= 10 and key == str(int(key))):
         raise wrong("answer", f"has {key!r:.40} as an id of prompt_logprobs[{n}]")
-    return int(key), require_log_prob(require_entry(value, f"prompt_logprobs[{n}]").get("logprob"))
+    entry = require_entry(value, f"prompt_logprobs[{n}]")
+    return _Listed(int(key), require_log_prob(entry.get("logprob")), _rank(entry.get("rank"), n))
 
 
 def require_log_prob(value: Any) -> float:
     """Return one log-probability, nats, which may be 0 or clamped: of an alternative."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0:
+    found = _number(value, "a log-probability")
+    if not found <= 0:
         raise wrong("answer", f"has {kind_of(value)} as a log-probability")
-    return float(value)
+    return found
 
 
-def _ranks(values: Sequence[Any]) -> Ints | None:
-    if all(value is None for value in values):
-        return None
-    for n, value in enumerate(values):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise wrong("answer", f"has {kind_of(value)} as the rank of scored token {n}")
-    return np.array(values, dtype=np.int64)
+def _rank(value: Any, n: int) -> int:
+    """Return a rank, 0 where there is none."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _LARGEST:
+        raise wrong("answer", f"has {kind_of(value)} as a rank at prompt_logprobs[{n}]")
+    return value
 
 
 class Sglang:
@@ -311,22 +374,29 @@ class Sglang:
             shown = [triple for triple in triples if triple[1] != 0]
             texts = [each[2] for each in shown]
             self._require_shown(texts, [each[1] for each in shown], f"texts of {name}")
+        if triples[0][0] is not None:
+            # Else a list that is a place off would be taken for one of the right length.
+            raise wrong("length", f"has a log-probability in {name}[0], where none is asked for")
         log_probs = require_log_probs([value for value, _, _ in triples[1:]], name)
-        if not question.top_k:
-            return Answer(log_probs)
-        tops = require_list(meta.get("input_top_logprobs"), "input_top_logprobs", len(entries))
-        rows = [_sglang_alternatives(each, n) for n, each in enumerate(tops[1:])]
-        return Answer(log_probs, None, *_alternatives(rows, question.top_k))
+        listed: list[list[_Listed]] = [[] for _ in triples[1:]]
+        if question.top_k:
+            tops = require_list(meta.get("input_top_logprobs"), "input_top_logprobs", len(entries))
+            listed = [_sglang_listed(each, n) for n, each in enumerate(tops[1:])]
+        return _answer(question, log_probs, None, listed)
 
 
 def _triple(value: Any, name: str) -> tuple[Any, int, Any]:
-    if not isinstance(value, list) or len(value) < 2 or not isinstance(value[1], int):
+    if not isinstance(value, list) or len(value) < 2 or not _is_id(value[1]):
         raise wrong("answer", f"has {kind_of(value)} as {name}")
     return value[0], value[1], value[2] if len(value) > 2 else None
 
 
-def _sglang_alternatives(value: Any, n: int) -> list[tuple[int, float]]:
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < _LARGEST
+
+
+def _sglang_listed(value: Any, n: int) -> list[_Listed]:
     if not isinstance(value, list):
         raise wrong("answer", f"has {kind_of(value)} as alternatives of scored token {n}")
     found = [_triple(each, f"alternatives of scored token {n}") for each in value]
-    return [(token_id, require_log_prob(log_prob)) for log_prob, token_id, _ in found]
+    return [_Listed(token_id, require_log_prob(log_prob)) for log_prob, token_id, _ in found]
