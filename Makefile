@@ -12,7 +12,7 @@ PEERS := .venv-bench
 VLLM := .venv-vllm
 LLAMA_CPP := .venv-llama-cpp
 
-.PHONY: demo test check quick format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
+.PHONY: demo test check quick docs format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
@@ -85,6 +85,11 @@ test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-ge
 	command -v chromium > /dev/null || { apt-get update && apt-get install --yes chromium; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	$(BIN)/python -m pytest -m browser -s tests/display/test_browser.py
+
+docs: $(INSTALLED)  ## the site of docs/, in site/: warnings and dead links are errors
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python tools/commands_page.py
+	$(BIN)/zensical build --clean --strict
 
 picture: $(INSTALLED)  ## the README's picture of a page of results, with that Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser

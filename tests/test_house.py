@@ -35,18 +35,6 @@ def test_importing_the_command_line_loads_nothing_heavy(module):
     assert done.stdout.strip() == ""
 
 
-def test_the_file_map_of_the_readme_names_every_room_and_no_other():
-    readme = (ROOT / "README.md").read_text()
-    section = readme.split("## File map")[1].split("\n## ")[0]
-    named = set(re.findall(r"`(seqloss_cli/[\w/]+(?:\.py|/))`", section))
-    package = ROOT / "seqloss_cli"
-    present = {f"seqloss_cli/{path.name}" for path in package.glob("*.py")}
-    present |= {f"seqloss_cli/{path.name}/" for path in package.iterdir() if path.is_dir()} - {
-        "seqloss_cli/__pycache__/"
-    }
-    assert named == present - {"seqloss_cli/__init__.py", "seqloss_cli/__main__.py"}
-
-
 # -- docstrings and comments ----------------------------------------------------------------------
 
 

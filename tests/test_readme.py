@@ -1,4 +1,4 @@
-"""Every command of the README runs, and its tables name what exists."""
+"""The README, the site and examples of the help name what exists, and examples run."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import json
 import math
 import os
 import re
-import shlex
 import subprocess
 import sys
-from contextlib import chdir
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
-from helpers.program import ROOT, in_process
+from helpers.program import ROOT
 from helpers.results import diverged_row, ranked_row, row, write, write_divergences, write_rankings
+from helpers.shown import commands, shell
 from seqloss_cli.cli import main
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+WRITTEN = "".join(text for name, text in PAGES.items() if name != "commands")
 
 
 def examples(command: str) -> list[str]:
@@ -48,69 +44,8 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@dataclass(frozen=True)
-class Done:
-    """How the last program of a line ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-def shell(line: str, folder: Path) -> Done:
-    """Run a line as bash would, with every program in this process: `seqloss`, `cat` and `jq`."""
-    done = Done(0, "", "")
-    with chdir(folder):
-        for pipeline in line.split(" && "):
-            done = _pipeline(pipeline)
-            if done.exit_code:
-                break
-    return done
-
-
-def _pipeline(line: str) -> Done:
-    line, _, target = line.partition(" > ")
-    data, said = None, ""
-    for program in line.split(" | "):
-        name, *words = [each for word in shlex.split(program) for each in _expanded(word)]
-        if name == "seqloss":
-            done = in_process(*words, stdin=data, COLUMNS="80")
-            data, said = done.stdout_bytes, said + done.stderr
-            if done.exit_code:
-                return Done(done.exit_code, done.stdout, said)
-        elif name == "cat":
-            data = b"".join(Path(word).read_bytes() for word in words)
-        else:
-            data = _jq(data or b"", words)
-    if target:
-        Path(target).write_bytes(data or b"")
-    return Done(0, "" if target else (data or b"").decode(), said)
-
-
-def _expanded(word: str) -> list[str]:
-    return sorted(map(str, Path().glob(word))) if "*" in word else [word]
-
-
-def _jq(data: bytes, words: list[str]) -> bytes:
-    """A path of keys, which is all that the README asks of the real one."""
-    value, (path,) = json.loads(data), words
-    for key in path.strip(".").split("."):
-        value = value[key]
-    return json.dumps(value).encode()
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command: str, workplace: Path) -> None:
-    done = shell(command, workplace)
-    assert done.exit_code == 0, done.stderr
-    shown = done.stdout or (workplace / "results.jsonl").read_text()
-    assert "total" in shown or "nats per token" in shown or "\tloss\t" in shown
-    for name in re.findall(r"-o (\S+\.(?:svg|png|pdf))", command):
-        assert (workplace / name).stat().st_size
-
-
-def test_a_real_shell_runs_them_too(workplace: Path) -> None:
-    (command,) = [each for each in COMMANDS if each.startswith("cat ")]
+def test_a_real_shell_runs_pipelines_too(workplace: Path) -> None:
+    command = next(line for line, _ in commands(PAGES["score"]) if line.startswith("cat "))
     program = f'seqloss() {{ {sys.executable} -m seqloss_cli "$@"; }}; '
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", program + command],
@@ -159,7 +94,7 @@ def test_totals_of_the_readme_are_those_of_the_oracle(workplace: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    totals = json.loads(shell("seqloss score README.md --json | jq .totals", workplace).stdout)
+    totals = json.loads(shell("seqloss score README.md --json | jq -c .totals", workplace).stdout)
     folder = ROOT / "seqloss_cli" / "demo"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     ids = AutoTokenizer.from_pretrained(folder)(readme)["input_ids"]
@@ -193,7 +128,7 @@ def test_the_python_example_runs(workplace: Path) -> None:
 
 
 def test_the_configuration_example_is_valid(workplace: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGES["configuration"], re.DOTALL)
     (workplace / "seqloss.yaml").write_text(example)
     done = shell("seqloss score --text x --json", workplace)
     run = json.loads(done.stdout)["run"]
@@ -202,14 +137,32 @@ def test_the_configuration_example_is_valid(workplace: Path) -> None:
     assert "built-in" not in done.stderr
 
 
-def test_options_named_in_the_readme_exist() -> None:
-    known = in_process("--help").stdout + "".join(
-        in_process(name, "--help", COLUMNS="200").stdout
-        for name in ("score", "cond", "rank", "diverge", "mask", "check", "summarize", "compare",
-                     "objective", "plot", "report", "select")
-    )  # fmt: skip
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
-        assert option in known, option
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+OF_OTHERS = {
+    *("--array", "--from", "--gres", "--logits_all", "--logprobs-mode", "--model_args"),
+    *(
+        "--n_ctx",
+        "--num_fewshot",
+        "--no-enable-prefix-caching",
+        "--requeue",
+        "--tasks",
+        "--torch-backend",
+        "--type_k",
+    ),
+    "--type_v",
+}
+"""Options of other programs that pages name."""
+
+
+def test_options_that_pages_name_exist() -> None:
+    group: Any = typer.main.get_command(main.app)
+    parameters = [each for command in group.commands.values() for each in command.params]
+    known = {name for each in parameters for name in each.opts} | {"--help", "--install-completion"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*\w(?![\w-])", README + WRITTEN))
+    assert sorted(named - known - OF_OTHERS) == []
 
 
 def test_the_table_of_speed_is_that_of_the_report() -> None:
@@ -219,5 +172,7 @@ def test_the_table_of_speed_is_that_of_the_report() -> None:
         text=True,
         check=True,
     )
-    shown = README.split("<!-- made by benchmarks/summary.py -->")[1].split("<!-- end -->")[0]
+    shown = (
+        PAGES["speed"].split("<!-- made by benchmarks/summary.py -->")[1].split("<!-- end -->")[0]
+    )
     assert shown.strip() == made.stdout.strip()
