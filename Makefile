@@ -12,7 +12,7 @@ PEERS := .venv-bench
 VLLM := .venv-vllm
 LLAMA_CPP := .venv-llama-cpp
 
-.PHONY: demo test check quick docs format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
+.PHONY: demo test check quick docs docs-version format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts train-demo picture clean
 
@@ -91,7 +91,12 @@ docs: $(INSTALLED)  ## the site of docs/, in site/: warnings and dead links are 
 	$(BIN)/python tools/commands_page.py
 	$(BIN)/zensical build --clean --strict
 
-picture: $(INSTALLED)  ## the README's picture of a page of results, with that Chromium
+SITES ?= sites
+
+docs-version: docs  ## this version's site, beside those of others in SITES
+	$(BIN)/python tools/docs_versions.py $(SITES)
+
+picture: $(INSTALLED)  ## the README's pictures of a heat map and of a page of results, with that Chromium
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	$(BIN)/python tools/report_picture.py
 

@@ -1,6 +1,6 @@
 """Build the site of docs/ for a version, beside those that were built before.
 
-    python tools/docs_versions.py FOLDER VERSION
+    python tools/docs_versions.py FOLDER [VERSION]
 
 FOLDER gets `VERSION/`, `versions.json`, of which the pages make their list, and an `index.html`
 that leads to the version that was built last.
@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +21,8 @@ INDEX = '<!doctype html>\n<meta http-equiv="refresh" content="0; url={0}/index.h
 
 def main() -> None:
     """Build, and add to the list of versions."""
-    folder, version = Path(sys.argv[1]), sys.argv[2]
+    folder = Path(sys.argv[1])
+    version = sys.argv[2] if len(sys.argv) > 2 else metadata.version("seqloss")
     program = Path(sys.executable).with_name("zensical")
     # Pages that open from disk find no list of versions, and would complain.
     versioned = ROOT / "mkdocs-versioned.yml"

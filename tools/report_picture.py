@@ -1,21 +1,28 @@
-"""The README's picture of a page of results, docs/report.png: `make picture`.
+"""The README's pictures: a page of results, docs/report.png, and a heat map, docs/heat.svg.
 
-Scores a sample text with the built-in model, makes the page, and takes its picture in the Chromium
-of the system (see `make test-browser`), with the pointer on a token.
+`make picture` scores sample texts with the built-in model, makes the page, and takes its picture in
+the Chromium of the system (see `make test-browser`), with the pointer on a token. The heat map is
+what `--view heat` prints to a terminal of all colours.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
+from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "report.png"
+HEAT_MAP, COLUMNS, LINES = ROOT / "docs" / "heat.svg", 88, 14
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 WIDTH, HEIGHT, POINTED_AT = 1320, 1210, 17
 
@@ -31,7 +38,25 @@ def make_page(folder: Path) -> Path:
     return page
 
 
+def draw_heat_map() -> None:
+    words = ["score", "samples/text.txt", "--view", "heat", "--theme", "dark"]
+    colours = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": str(COLUMNS)}
+    printed = subprocess.run(
+        [sys.executable, "-m", "seqloss_cli", *words],
+        cwd=ROOT, env=os.environ | colours, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    console = Console(file=io.StringIO(), record=True, width=COLUMNS, force_terminal=True)
+    for line in printed.splitlines()[:LINES]:
+        console.print(Text.from_ansi(line))
+    drawn = console.export_svg(title="seqloss " + " ".join(words[:4]), theme=SVG_EXPORT_THEME)
+    # The picture loads nothing: without rich's fonts of elsewhere it takes those of the reader.
+    HEAT_MAP.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))
+
+
 def main() -> None:
+    draw_heat_map()
+    from playwright.sync_api import sync_playwright
+
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = make_page(Path(folder))
         browser = playwright.chromium.launch(
