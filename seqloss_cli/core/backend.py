@@ -233,6 +233,9 @@ class Capabilities:
     tokens_as_they_come: int = 0
     """Tokens that it takes at a time, row after row in the order of the input, since it puts them
     together itself, as servers do; 1: row by row; 0 where it does not."""
+    confirm: Callable[[], None] | None = None
+    """Called when rows were scored, before they are handed out. Raises RunError where it is no
+    longer sure that all of them are of the model that the run began with."""
     n_concurrent_batches: int = 1
     """Batches that it can score at the same time."""
     quantities: frozenset[str] = frozenset()

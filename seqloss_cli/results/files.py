@@ -234,13 +234,6 @@ class Difference:
         return f"{self.key} {_shown(self.first)} and {_shown(self.second)}"
 
 
-PROBED = (
-    *("probed_at", "probe_tolerance", "probe_worst_difference", "normalised"),
-    *("verified_rows", "verified_worst_difference"),
-)
-"""Keys of `engine` that tell what was found when a server was asked: other ones each time."""
-
-
 def run_differences(
     first: Mapping[str, Any],
     second: Mapping[str, Any],

@@ -22,9 +22,10 @@ import orjson
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Rejected
-from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.core.run_record import WEIGHTS, RunInfo
 from seqloss_cli.inputs.streams import BOM
-from seqloss_cli.results.files import PROBED, TEMPLATE_DATE
+from seqloss_cli.results.engines import FOUND, doubts, engine_differences
+from seqloss_cli.results.files import TEMPLATE_DATE
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
 
 _RUN = b'{"type":"run"'
@@ -246,7 +247,7 @@ def _shown(value: object, longest: int = 60) -> str:
 
 _MAY_DIFFER = (
     *("type", "started_at", "guesses"),
-    *(f"engine.{key}" for key in PROBED),
+    *(f"engine.{key}" for key in FOUND),
     # How a run was distributed, which says nothing of its rows.
     *(f"distributed.{key}" for key in ("by", "shards", "input_bytes", "options")),
 )
@@ -267,7 +268,7 @@ _OTHER_ADVICE = {
     "weights_sha256": "the same weights",
     "gold": "the same --teacher or --label-smoothing",
     "engine.version": "the same server",
-    "quantization": "--quantize as it was given then",
+    "quantization": "the same weights; --quantize makes them of others",
 }
 _NOT_OF_SERVERS = ("batch_tokens", "versions.torch", "versions.transformers")
 """Keys that runs with a server once had, though they said nothing of its numbers."""
@@ -294,7 +295,11 @@ def require_same_run(
         pairs.pop(TEMPLATE_DATE, None)
     if run.engine is not None:
         pairs = {k: v for k, v in pairs.items() if k not in _NOT_OF_SERVERS}
+    if run.engine is not None:  # flags of weights are for models that are loaded here
+        flags = {name: flag for name, flag in flags.items() if name not in WEIGHTS}
     differences = [_difference(key, a, b, flags) for key, (a, b) in pairs.items() if a != b]
+    if (then := recorded.get("engine")) and (now := own.get("engine")):
+        differences += [*engine_differences(then, now), *doubts(then, now)]
     if differences:
         raise UsageError(
             f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.inputs.streams import bounded_lines, open_input, open_stored
-from seqloss_cli.results.files import PROBED, run_differences
+from seqloss_cli.results.engines import FOUND, engine_differences, worst_of
+from seqloss_cli.results.files import run_differences
 from seqloss_cli.results.formats.parquet import parquet_totals, read_parquet_rows
 from seqloss_cli.results.schema import Row, parse_record
 
@@ -155,9 +156,10 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator
             yield f"{key} {first.get(key)!r:.60} and {other.get(key)!r:.60}"
     # Shards may ask servers at several addresses, but not of another kind, or in another way.
     here, there = (dict(run.get("engine") or {}) for run in (first, other))
-    for key in sorted({**here, **there}.keys() - {"url", *PROBED}):
+    for key in sorted({**here, **there}.keys() - {"url", *FOUND}):
         if here.get(key) != there.get(key):
             yield f"engine.{key}: {here.get(key)!r:.60} and {there.get(key)!r:.60}"
+    yield from engine_differences(here, there)
     one, two = (dict(run["reading"]) for run in (first, other))
     for reading in (one, two):
         reading["shard"] = {**reading["shard"], "index": None}
@@ -186,6 +188,8 @@ def whole_run(files: Sequence[ShardFile]) -> Row:
     """Return the run's record of all shards together."""
     ordered = sorted(files, key=lambda file: file.index)
     run = dict(ordered[0].run)
+    if run.get("engine"):
+        run["engine"] = worst_of([file.run["engine"] for file in ordered])
     run["started_at"] = min(str(file.run.get("started_at")) for file in files)
     run["reading"] = {k: v for k, v in run["reading"].items() if k != "shard"}
     # `mask` tells of its inputs only where they were cut.

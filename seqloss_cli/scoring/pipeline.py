@@ -168,6 +168,8 @@ def _outcomes(
             assemblers[part.sequence].take(part, scores)
             n_done += len(part.targets)
         on_progress(len(scores.losses), n_done / n_targets, block.last, n_inputs)
+    if n_targets and (confirm := backend.capabilities.confirm) is not None:
+        confirm()
     finished = iter(assemblers)
     for entry in block.entries:
         yield _outcome(entry, finished) if isinstance(entry, TokenSequence) else entry

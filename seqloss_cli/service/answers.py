@@ -16,9 +16,9 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 def completion(
-    request: CompletionRequest, scores: Sequence[RowScores], scorer: Scorer
+    request: CompletionRequest, scores: Sequence[RowScores], scorer: Scorer, fingerprint: str
 ) -> dict[str, Any]:
-    """Return the JSON of an answer: a choice for each prompt.
+    """Return the JSON of an answer: a choice for each prompt; `fingerprint` is of what is served.
 
     Raises RequestError where the model gives no number.
     """
@@ -31,6 +31,7 @@ def completion(
         "object": "text_completion",
         "created": int(time.time()),
         "model": model_name(scorer),
+        "system_fingerprint": fingerprint,
         "choices": choices,
         "usage": {
             "prompt_tokens": n_prompt,

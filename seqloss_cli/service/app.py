@@ -27,6 +27,7 @@ from seqloss_cli.service.requests import (
     CompletionRequest,
     RequestError,
     ServiceLimits,
+    fingerprint,
     identity,
     model_name,
     read_request,
@@ -63,6 +64,7 @@ class Service:
             "max_model_len": scorer.windows.context + 1,
             **identity(scorer),
         }
+        self._card["system_fingerprint"] = fingerprint(self._card)
         self._statuses: Counter[int] = Counter()
         routes = [
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -101,7 +103,9 @@ class Service:
         asked = await asyncio.to_thread(self._read, content)
         scores = await self._scored(request, asked, deadline)
         return await asyncio.to_thread(
-            lambda: orjson.dumps(completion(asked, scores, self._scorer))
+            lambda: orjson.dumps(
+                completion(asked, scores, self._scorer, self._card["system_fingerprint"])
+            )
         )
 
     def _read(self, content: bytes) -> CompletionRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -288,6 +290,11 @@ def identity(scorer: Scorer) -> dict[str, Any]:
     if (adapter := found["adapter"]) is not None:
         found["adapter"] = _last_part(adapter)
     return {**found, "tokenizer_sha256": scorer.tokenization.sha256}
+
+
+def fingerprint(card: Mapping[str, Any]) -> str:
+    """Return a hash of what is served: it stands in the server's card, and in each answer."""
+    return hashlib.sha256(repr(sorted(card.items())).encode()).hexdigest()[:16]
 
 
 def _last_part(name: str) -> str:

@@ -219,3 +219,241 @@ def test_a_name_may_be_said_of_the_only_model(kind: str, n: int) -> None:
         assert "has no model 'lora', but fake" in said(result)
         empty = in_process(*WORDS, f"{server.url}?model=", "-m", "demo")
         assert "no name after ?model=" in said(empty)
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+def with_other_weights(number: int, body: dict[str, Any], right: Any) -> Any:
+    """The answer of another model, for each kind of server."""
+    if "meta_info" in right:
+        for triple in right["meta_info"]["input_token_logprobs"][1:]:
+            triple[0] = triple[0] * 1.5 - 0.1
+        return right
+    choice = right["choices"][0]
+    if choice["logprobs"] is not None:
+        found = choice["logprobs"]
+        found["token_logprobs"] = [p and p * 1.5 - 0.1 for p in found["token_logprobs"]]
+        found["top_logprobs"] = [
+            tops and {text: p * 1.5 - 0.1 for text, p in tops.items()}
+            for tops in found["top_logprobs"]
+        ]
+        return right
+    for entry in choice["prompt_logprobs"][1:]:
+        for each in entry.values():
+            each["logprob"] = each["logprob"] * 1.5 - 0.1
+    return right
+
+
+def many(tmp_path: Path, n: int = 20) -> Path:
+    file = tmp_path / "many.txt"
+    file.write_text("".join(f"The cat {n} sat on the mat.\n" for n in range(n)))
+    return file
+
+
+def rows_of(path: Path) -> list[Any]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in found if row["type"] == "sequence"]
+
+
+def begun(server: FakeServer, tmp_path: Path, *flags: object) -> tuple[object, ...]:
+    """The words of a run, which left two rows of twenty."""
+    out = tmp_path / "out.jsonl"
+    words = ("score", many(tmp_path), "--lines", "-m", "demo", "-o", out, "--engine", server.url)
+    assert in_process(*words, *flags).exit_code == 0
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.unlink()
+    Path(f"{out}.partial").write_bytes(b"".join(lines[:3]))
+    return words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_weights_do_not_go_on_with_a_file(kind: str, tmp_path: Path) -> None:
+    with serving(FakeServer(kind)) as server:
+        words = begun(server, tmp_path)
+        server.fault = with_other_weights
+        refused = in_process(*words, "--resume")
+        assert refused.exit_code == 2
+        assert "another model, or other weights, which were probed anew" in said(refused)
+        assert "engine.probe_row: the log-probabilities of one row differ by" in said(refused)
+        server.fault = None
+        again = in_process(*words, "--resume")
+        assert again.exit_code == 0, again.stderr
+        for row in rows_of(tmp_path / "out.jsonl"):
+            expected = losses_of(row["token_ids"])
+            assert row["token_losses"][1:] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_change_in_the_middle_end_the_run(kind: str, tmp_path: Path) -> None:
+    """No row of them is written, so that --resume may go on with the file."""
+    out = tmp_path / "out.jsonl"
+    with serving(FakeServer(kind)) as server:
+        words = (
+            "score",
+            many(tmp_path),
+            "--lines",
+            "-m",
+            "demo",
+            "-o",
+            out,
+            "--engine",
+            server.url,
+        )
+        assert in_process(*WORDS, server.url, "-m", "demo").exit_code == 0
+        n = len(server.asked)
+        server.fault = lambda number, body, right: (
+            with_other_weights(number, body, right) if number > n + 12 else right
+        )
+        failed = in_process(*words)
+        assert failed.exit_code == 1
+        assert "differ by" in said(failed)
+        assert "other weights under the name 'fake'" in said(failed)
+        left = rows_of(Path(f"{out}.partial"))
+        assert 0 < len(left) < 20
+        for row in left:
+            expected = losses_of(row["token_ids"])
+            assert row["token_losses"][1:] == pytest.approx(expected, abs=1e-12)
+
+
+def test_weights_that_change_after_the_last_row_end_the_run(vllm: FakeServer) -> None:
+    words = (*WORDS, vllm.url, "-m", "demo")
+    assert in_process(*words).exit_code == 0
+    n = len(vllm.asked)  # of these the known row comes first, then the text, then that row again
+    assert in_process(*words).exit_code == 0
+    assert len(vllm.asked) == n + 3
+    vllm.fault = lambda number, body, right: (
+        with_other_weights(number, body, right) if number == n + 5 else right
+    )
+    failed = in_process(*words, "--json")
+    assert failed.exit_code == 1
+    assert "token_losses" not in failed.stdout
+
+
+def test_a_known_row_that_is_answered_wrongly_is_asked_for_again(vllm: FakeServer) -> None:
+    words = (*WORDS, vllm.url, "-m", "demo")
+    assert in_process(*words).exit_code == 0
+    n = len(vllm.asked)
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if n + 2 <= number < n + 2 + n_faults:
+            right["choices"][0]["prompt_token_ids"][-1] ^= 1
+        return right
+
+    vllm.fault, n_faults = fault, 2
+    assert in_process(*words).exit_code == 0
+    n, n_faults = len(vllm.asked), 3
+    assert "is about other tokens" in said(in_process(*words))
+
+
+def test_shards_of_other_weights_are_not_merged(vllm: FakeServer, tmp_path: Path) -> None:
+    shards = [tmp_path / f"{n}.jsonl" for n in range(3)]
+    file = many(tmp_path)
+    words = ("score", file, "--lines", "-m", "demo", "--engine", vllm.url)
+    for n in range(2):
+        flags = ["--probe-tolerance", 0.07] if n else []
+        assert in_process(*words, *flags, "--shard", f"{n}/2", "-o", shards[n]).exit_code == 0
+    out = tmp_path / "all.jsonl"
+    assert in_process("merge", *shards[:2], "-o", out).exit_code == 0
+    engine = json.loads(out.read_text().splitlines()[0])["engine"]
+    assert engine["probe_tolerance"] == 0.07  # what holds of both
+    vllm.fault = with_other_weights
+    assert in_process(*words, "--shard", "1/2", "-o", shards[2]).exit_code == 0
+    refused = in_process("merge", shards[0], shards[2], "-o", out, "--force")
+    assert refused.exit_code == 2
+    assert "engine.probe_row: the log-probabilities of one row differ by" in said(refused)
+
+
+def test_a_record_of_all_shards_says_the_worst() -> None:
+    from seqloss_cli.results.engines import worst_of
+
+    one = {"url": "a", "probed_at": "2026-02-01", "probe_tolerance": 0.05, "normalised": True,
+           "probe_worst_difference": 1e-6, "verified_rows": 3, "verified_worst_difference": 0.01,
+           "probe_row": {"token_ids": [1, 2]}}  # fmt: skip
+    other = {"url": "b", "probed_at": "2026-01-01", "probe_tolerance": None, "normalised": None,
+             "probe_worst_difference": 1e-3}  # fmt: skip
+    assert worst_of([one, other]) == one | {
+        "probed_at": "2026-01-01", "probe_tolerance": float("inf"), "normalised": None,
+        "probe_worst_difference": 1e-3,
+    }  # fmt: skip
+    assert worst_of([one, one])["verified_rows"] == 6
+    assert worst_of([one, one])["normalised"] is True
+
+
+# -- the first run's word -------------------------------------------------------------------------
+
+
+def test_a_looser_tolerance_does_not_go_on_with_a_file(vllm: FakeServer, tmp_path: Path) -> None:
+    words = begun(vllm, tmp_path)
+    looser = in_process(*words, "--resume", "--probe-tolerance", 1)
+    assert looser.exit_code == 2
+    assert "engine.probe_tolerance is 0.05 there and 1 here (give --probe-tolerance 0.05)" in said(
+        looser
+    )
+    assert in_process(*words, "--resume", "--probe-tolerance", 0.01).exit_code == 0
+
+
+def test_log_probabilities_that_are_no_longer_shown_to_be_some_end_it(
+    vllm: FakeServer, tmp_path: Path
+) -> None:
+    words = begun(vllm, tmp_path)
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body["prompt_logprobs"]:  # its alternatives are none that hold nearly all
+            for entry, own in zip(
+                right["choices"][0]["prompt_logprobs"][1:], body["prompt"][1:], strict=True
+            ):
+                for token, each in entry.items():
+                    each["logprob"] -= 3 * (token != str(own))
+        return right
+
+    vllm.fault = fault
+    refused = in_process(*words, "--resume", "--probe")
+    assert refused.exit_code == 2
+    assert "engine.normalised is True there, and here nothing shows it" in said(refused)
+
+
+# -- `seqloss serve` ------------------------------------------------------------------------------
+
+
+def test_a_client_of_ours_records_the_weights(served: Listening, scorer: Scorer) -> None:
+    n_answers = served.service._statuses[200]
+    run = document(in_process(*WORDS, served.url, "-m", "demo", "--json"))["run"]
+    n_first = served.service._statuses[200] - n_answers
+    described = scorer.backend.describe()
+    assert run["weights_sha256"] == described["weights_sha256"]
+    assert run["dtype"] == described["dtype"]
+    again = document(in_process(*WORDS, served.url, "-m", "demo", "--json"))["run"]
+    # Two requests for what it is, one for the row that is known, one for the text.
+    assert served.service._statuses[200] - n_answers - n_first == 4
+    assert again["engine"]["probe_row"]["token_ids"] == run["engine"]["probe_row"]["token_ids"]
+
+
+@pytest.mark.parametrize("kind", ["", "vllm+", "openai+"])
+def test_a_server_of_ours_tells_of_other_weights(
+    kind: str, served: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its card, in the place of the kept probe, and in each answer."""
+    file, out, url = many(tmp_path, 3), tmp_path / "out.jsonl", f"{kind}{served.url}"
+    words = ("score", file, "--lines", "-m", "demo", "-o", out, "--engine", url)
+    assert in_process(*words).exit_code == 0
+    card = served.service._card
+    Path(f"{out}.partial").write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    out.unlink()
+    with monkeypatch.context() as other:
+        other.setitem(card, "quantization", "torchao int8_weight_only (on load)")
+        other.setitem(card, "adapter", "lora")
+        refused = in_process(*words, "--resume")
+    assert refused.exit_code == 2
+    assert "quantization is None there and 'torchao int8_weight_only (on load)'" in said(refused)
+    assert "adapter is None there and 'lora' here" in said(refused)
+    real = served.service._read
+
+    def then_others(content: bytes) -> Any:
+        monkeypatch.setitem(card, "system_fingerprint", "another")
+        return real(content)
+
+    monkeypatch.setattr(served.service, "_read", then_others)
+    changed = in_process(*words, "--resume")
+    assert changed.exit_code == 1
+    assert "serves another model, or other weights, than when the run began" in said(changed)

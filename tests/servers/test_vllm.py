@@ -192,7 +192,16 @@ def test_the_server_itself_refuses_one_token_more(url_of: Callable[[str], str]) 
 
 
 def test_rows_are_verified(url_of: Callable[[str], str]) -> None:
-    words = ("score", "samples/text.txt", "--lines", "--json", "--engine", url_of("demo"))
+    words = (
+        "score",
+        "samples/text.txt",
+        "--lines",
+        "--json",
+        "-m",
+        MODELS["demo"],
+        "--engine",
+        url_of("demo"),
+    )
     engine = document(in_process(*words, "--verify", 3, "--probe-tolerance", TOLERANCE))["run"][
         "engine"
     ]

@@ -4,7 +4,7 @@ checked."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Server:
     """None where it does not say."""
     weights: Mapping[str, str]
     """Its word on its weights, by keys of run records."""
+    fingerprint: str | None = None
+    """A hash that stands in each answer of `seqloss serve`; None for others."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every request beside the row's own: for probes."""
 
@@ -76,10 +78,41 @@ class Server:
                 "server_refused",
                 f"the server does not take it (status {error.status}): {error.text}{limit}",
             ) from None
-        theirs = found.get("model") if isinstance(found, dict) else None
+        said = found if isinstance(found, dict) else {}
+        if self.fingerprint is not None and said.get("system_fingerprint") != self.fingerprint:
+            raise RunError(
+                f"{self.transport.url} serves another model, or other weights, than when the run "
+                "began; what came before is written, and --resume goes on once it is as it was"
+            )
+        theirs = said.get("model")
         if theirs not in (None, self.model):
             raise wrong("model", f"is of the model {theirs!r:.80}, not {self.model!r:.80}")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRow:
+    """A row that a server was asked for: asked again, it tells whether the numbers are the same."""
+
+    token_ids: list[int]
+    first: int
+    """The first that is scored."""
+    log_probs: list[float]
+    """Nats, of those from there on."""
+
+    def again(self, server: Server) -> KnownRow:
+        """Return the row as the server gives it now. Raises as `Server.ask` does."""
+        answer = server.ask(Question(self.token_ids, self.first, texts=True))
+        return replace(self, log_probs=answer.log_probs.tolist())
+
+    def apart(self, other: KnownRow) -> float:
+        """Return the largest difference of a log-probability of the same row, nats."""
+        return float(np.abs(np.subtract(self.log_probs, other.log_probs)).max())
+
+
+_TRIES = 3
+"""Times that the known row is asked for where answers cannot be believed, which may be an accident
+of one answer."""
 
 
 class ServerBackend:
@@ -91,16 +124,20 @@ class ServerBackend:
         n_ids: int,
         record: Mapping[str, Any],
         warnings: list[str],
+        known: KnownRow,
         scores_after_bos: bool = True,
     ) -> None:
-        """`record` is what run records say of the server."""
-        self._server, self._n_ids, self._record = server, n_ids, record
+        """`record` is what run records say of the server; `known` was asked for at the start."""
+        self._server, self._n_ids, self._known = server, n_ids, known
+        self._record = {**record, "probe_row": asdict(known)}
         self.warnings = warnings
         self.n_too_large = 0
         """Always 0: the server's memory is its own."""
         self.capabilities = Capabilities(
             one_row_per_batch=not server.takes_several,
             tokens_as_they_come=TOKENS_TOGETHER if server.takes_several else 1,
+            # Each answer tells it otherwise.
+            confirm=None if server.fingerprint is not None else self._confirm,
             n_concurrent_batches=server.transport.gate.most,
             quantities=server.protocol.quantities,
             prefetch_helps=True,
@@ -110,6 +147,25 @@ class ServerBackend:
     def vocab_size(self) -> int:
         """Return the number of ids of the tokenizer: the server tells no other."""
         return self._n_ids
+
+    def _confirm(self) -> None:
+        """Raises RunError where the server gives other numbers than at the start."""
+        for n in range(_TRIES):
+            try:
+                apart = self._known.apart(self._known.again(self._server))
+                break
+            except RowError as error:
+                if n + 1 == _TRIES:
+                    raise RunError(f"{self._server.transport.url}: {error.message}") from None
+        tolerance = self._record["probe_tolerance"]
+        if not apart <= tolerance:
+            raise RunError(
+                f"{self._server.transport.url}: log-probabilities of the same row differ by "
+                f"{apart:.2g} nats from those at the start of the run (--probe-tolerance "
+                f"{tolerance:g}): the server has other weights under the name "
+                f"{self._server.model!r:.80}; rows since the last such check are not written, and "
+                "--resume goes on once it is as it was"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record."""

@@ -20,7 +20,7 @@ from seqloss_cli.core.backend import (
     LoadedTokenizer,
     OpenedModel,
 )
-from seqloss_cli.core.errors import RunError, UsageError
+from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.policies import (
     DEFAULT_MODEL,
     BatchPolicy,
@@ -86,6 +86,7 @@ def open_model(
         max_model_len=found.max_model_len,
         dtype=found.dtype,
         weights=found.weights,
+        fingerprint=found.fingerprint,
     )
     if found.kind == "seqloss":
         transport.gate.begin_with(4)  # of many rows each: two are scored, two wait
@@ -161,18 +162,18 @@ def _start(
     tolerance = engine.probe_tolerance
     if tolerance is None:
         tolerance = TOLERANCES.get(server.dtype or "", DEFAULT_TOLERANCE)
-    found = None if engine.probe else probing.kept_probe(server, tokens.sha256)
-    # Not its worst difference, which is that of orders alone: other checks have theirs.
-    if found is None or found.tolerance > tolerance:
+    found, warnings = None, list[str]()
+    if not engine.probe:
+        found, warnings = _kept(server, tokens, tolerance)
+    if found is None:
         found = _probed(server, tokens, longest, tolerance)
         probing.keep_probe(server, tokens.sha256, found)
-    if found.way is not None:
-        server = alignment.with_way(server, Pieces(tokens), found.way)
-        if found.way.drops_bos and windows.stride >= windows.context:
-            raise UsageError(
-                f"--context {windows.context} with --stride {windows.stride}: the server gives no "
-                "log-probability of a token right after BOS, so --stride is less than --context"
-            )
+    server = _asked_as(server, tokens, found.way)
+    if found.way is not None and found.way.drops_bos and windows.stride >= windows.context:
+        raise UsageError(
+            f"--context {windows.context} with --stride {windows.stride}: the server gives no "
+            "log-probability of a token right after BOS, so --stride is less than --context"
+        )
     record = {
         "url": engine.url,
         "kind": server.protocol.name,
@@ -184,9 +185,36 @@ def _start(
         "normalised": found.normalised,
         **_described(found.way),
     }
-    warnings = _warnings(server.transport.url, found, choice)
+    warnings += _warnings(server.transport.url, found, choice)
     after_bos = found.way is None or not found.way.drops_bos
-    return ServerBackend(server, tokens.n_ids, record, warnings, after_bos), batches
+    backend = ServerBackend(server, tokens.n_ids, record, warnings, found.known, after_bos)
+    return backend, batches
+
+
+def _kept(
+    server: Server, tokens: Tokenization, tolerance: float
+) -> tuple[probing.Probe | None, list[str]]:
+    """Return the result of an earlier probe with its row as the server gives it now, and warnings;
+    None where there is none, or the server gives other numbers since."""
+    found = probing.kept_probe(server, tokens.sha256)
+    # Not its worst difference, which is that of orders alone: other checks have theirs.
+    if found is None or found.tolerance > tolerance:
+        return None, []
+    try:
+        known = found.known.again(_asked_as(server, tokens, found.way))
+    except RowError:  # which the probe says better
+        return None, []
+    if (apart := known.apart(found.known)) <= tolerance:
+        return replace(found, known=known), []
+    return None, [
+        f"{server.transport.url}: log-probabilities of the same row differ by {apart:.2g} nats "
+        f"from those of {found.at}: another model, or other weights, which were probed anew"
+    ]
+
+
+def _asked_as(server: Server, tokens: Tokenization, way: Way | None) -> Server:
+    """Return the server, asked in the way that was found; None for those that have one only."""
+    return server if way is None else alignment.with_way(server, Pieces(tokens), way)
 
 
 def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float) -> probing.Probe:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from seqloss_cli.backends.server.backend import Server
+from seqloss_cli.backends.server.backend import KnownRow, Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question, hint_of
 from seqloss_cli.backends.server.transport import Refused, Transport
@@ -31,6 +31,8 @@ from seqloss_cli.core.run_record import WEIGHTS
 
 N_ALTERNATIVES = 20
 """Alternatives asked for in a probe: the most that servers give."""
+_KNOWN_TOKENS = 65
+"""Tokens of the row that is asked for again: the longer, the more surely other weights show."""
 _MOST_SHOWN = 20
 """Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
@@ -52,6 +54,8 @@ class Identity:
     weights: Mapping[str, str] = field(default_factory=dict)
     """By keys of run records; `seqloss serve` alone tells of them."""
     tokenizer_sha256: str | None = None
+    fingerprint: str | None = None
+    """`Server` has it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class Probe:
     """UTC, ISO 8601."""
     tolerance: float
     """Nats, to which all that was asked was held."""
+    known: KnownRow
     way: Way | None = None
     """The way in which a server of OpenAI's shape is asked; None for others."""
 
@@ -121,12 +126,14 @@ def _identified(transport: Transport, kind: str | None, model: str | None) -> Id
     # vLLM's cards of LoRA modules name the model that they are for, and no length.
     parents = [each for each in cards if each["id"] == card.get("parent")]
     lengths = [each.get("max_model_len") for each in (card, *parents)]
-    said = {name: card[name] for name in (*WEIGHTS, "dtype", "tokenizer_sha256")
-            if isinstance(card.get(name), str)}  # fmt: skip
+    said = {name: value for name, value in card.items() if isinstance(value, str)}
+    is_ours = card.get("owned_by") == "seqloss"
     return Identity(
         kind, str(card["id"]), version,
-        next((each for each in lengths if isinstance(each, int)), None),
-        said.pop("dtype", None), tokenizer_sha256=said.pop("tokenizer_sha256", None), weights=said,
+        next((each for each in lengths if isinstance(each, int)), None), said.get("dtype"),
+        {name: said[name] for name in WEIGHTS if is_ours and name in said},
+        said.get("tokenizer_sha256") if is_ours else None,
+        said.get("system_fingerprint") if is_ours else None,
     )  # fmt: skip
 
 
@@ -203,7 +210,17 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Probe(worst, normalised, now, tolerance)
+    return Probe(worst, normalised, now, tolerance, _known(server, rows[0], first))
+
+
+def _known(server: Server, row: Sequence[int], first: int) -> KnownRow:
+    """Return the beginning of a row with its log-probabilities."""
+    lengths = range(min(len(row), _KNOWN_TOKENS), first, -1)
+    questions = [Question(row[:n], first, texts=True) for n in lengths]
+    # Of texts, not each beginning can be asked for.
+    question = next(each for each in questions if _can_be_asked(server, each))
+    answer = _ask(server, question)
+    return KnownRow(list(question.ids), first, answer.log_probs.tolist())
 
 
 def _can_be_asked(server: Server, question: Question) -> bool:
@@ -296,7 +313,8 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
         found = orjson.loads(_place(server, tokenizer_sha256).read_bytes())
         way = None if found["way"] is None else Way(**found["way"])
         worst, tolerance = float(found["worst_difference"]), float(found["tolerance"])
-        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, way)
+        row = KnownRow(**found["known"])
+        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, row, way)
         age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
     except (OSError, ValueError, KeyError, TypeError):
         return None
