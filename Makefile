@@ -54,6 +54,10 @@ long-tests: $(INSTALLED)  ## write the list of tests over half a second anew (on
 test-kill: $(INSTALLED)  ## kill -9 at fifty random moments, and resume (minutes)
 	$(BIN)/python -m pytest -m slow tests/results/test_resume.py
 
+.PHONY: test-parts
+test-parts: $(INSTALLED)  ## Parts of every type of model that is said to have been compared with the whole
+	$(BIN)/python -m pytest -n 0 -m slow tests/backends/test_tensor_parallel.py
+
 test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 	$(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -51,6 +51,7 @@ def score(
     batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
     compile: CompileChoice = "auto",
     devices: int = 1,
+    tensor_parallel: int = 1,
     **options: Any,
 ) -> Iterator[Outcome]:
     """Score texts (or samples) with a model; yields a `SequenceScore` or `Rejected` for each.
@@ -65,7 +66,8 @@ def score(
     """
     requested = _requested(options)
     choice, policy = _choices("score", model, options)
-    batches, speed = _batches(batch_tokens), SpeedPolicy(compile, None, devices)
+    batches = _batches(batch_tokens)
+    speed = SpeedPolicy(compile, None, devices, tensor_parallel)
     scorer = _warned(Scorer(choice, policy, context, stride, batches, speed=speed))
     return scorer.score(as_samples(texts), requested)
 
@@ -78,6 +80,7 @@ def cond(
     batch_tokens: int | Literal["auto"] = DEFAULT_BATCH_TOKENS,
     compile: CompileChoice = "auto",
     devices: int = 1,
+    tensor_parallel: int = 1,
     share_prefix: bool = True,
     **options: Any,
 ) -> Iterator[Outcome]:
@@ -89,7 +92,8 @@ def cond(
     requested = _requested(options)
     pair_policy = _taken(PairPolicy, options)
     choice, policy = _choices("cond", model, options)
-    batches, speed = _batches(batch_tokens, share_prefix), SpeedPolicy(compile, None, devices)
+    batches = _batches(batch_tokens, share_prefix)
+    speed = SpeedPolicy(compile, None, devices, tensor_parallel)
     scorer = _warned(Scorer(choice, policy, context, None, batches, pair_policy, speed))
     return scorer.score(as_pairs(pairs, pair_policy.separator), requested)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("dtype device threads quantize adapter allow_pickle",
           "is for a model that is loaded here; --engine has one of its own, which --verify loads, "
           "too", engine=present, verify=(0,)),
-    *idle("compile devices batch_tokens no_share_prefix",
+    *idle("compile devices tensor_parallel batch_tokens no_share_prefix",
           "is for a model that is run here, and --engine runs it elsewhere", engine=present),
     # recordings
     *idle(f"model {_OF_CHECKED_MODEL} chat_template", "is for a model, and --against has none",
@@ -391,6 +392,18 @@ def idle_engine(context: typer.Context, of_file: str | None) -> str | None:
         return None
     hint = "" if "model" in values else "; a server among models is URL#TOKENIZER"
     return f"{place} is for score, cond and rank: {context.command.name} runs models here{hint}"
+
+
+def refuse_idle_processes(context: typer.Context) -> None:
+    """Raises UsageError where torchrun started processes for a command that runs models in one."""
+    torchrun = sys.modules.get("seqloss_cli.backends.torch.torchrun")
+    meeting, values = getattr(torchrun, "meeting", None), context.params
+    runs_models = any(name in values for name in ("model", "models", "checkpoints"))
+    if meeting is not None and runs_models and "tensor_parallel" not in values:
+        raise UsageError(
+            f"{context.command.name} runs its models in one process, and torchrun started "
+            f"{meeting.place.size}: start it without"
+        )
 
 
 def refuse_conflicts(context: typer.Context, **derived: Any) -> None:

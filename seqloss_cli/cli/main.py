@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,6 +260,31 @@ for command in (
 def main() -> None:
     """Run the program. Commands see to their own errors; what escapes from parsing is a bug."""
     _forget_impossible_sizes()  # here, too: --help is printed before the callback runs
+    with _among_others() as is_first:
+        if is_first:
+            _run()
+
+
+@contextmanager
+def _among_others() -> Iterator[bool]:
+    """Yield False in a process that torchrun started to follow the first one, once it has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield True
+        return
+    from seqloss_cli.backends.torch import torchrun
+
+    try:
+        if (place := torchrun.join()) is not None:
+            from seqloss_cli.backends.torch.following import follow_torchrun
+
+            follow_torchrun(place)
+        yield place is None
+    finally:
+        if torchrun.meeting is not None:
+            torchrun.meeting.end()
+
+
+def _run() -> None:
     try:
         app(obj=ALONE)
     except SystemExit as stop:

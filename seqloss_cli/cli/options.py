@@ -185,6 +185,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
             from seqloss_cli.cli.conflicts import (
                 idle_engine,
                 refuse_conflicts,
+                refuse_idle_processes,
                 refuse_repeated_results,
                 refuse_shared_files,
                 refuse_unknown_variables,
@@ -192,6 +193,7 @@ def with_options(*groups: type | Group) -> Callable[[Callable[..., None]], Calla
 
             with command_errors(ctx), first_sign(ctx.params):
                 refuse_unknown_variables(ctx)
+                refuse_idle_processes(ctx)
                 refuse_conflicts(ctx)
                 refuse_shared_files(ctx)
                 refuse_repeated_results(ctx)

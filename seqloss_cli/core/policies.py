@@ -253,6 +253,10 @@ class SpeedPolicy:
     """Bytes of text to be scored, where that is known."""
     devices: int = option(1, "GPUs that share the work, each with the model.", min=1)
     """GPUs of this machine, each with the whole model, that share the batches."""
+    tensor_parallel: int = option(
+        1, "Processes that have a part of the model each, on a GPU each.", min=1
+    )
+    """Processes of this machine, each with its part of every layer and of the vocabulary."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that no option could have."""

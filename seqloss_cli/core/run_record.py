@@ -9,6 +9,8 @@ from typing import Any
 _POLICY = {"is_policy": True}
 """Marks a field that decides what the tokens of a text are, or which of them count: with another
 value a model has other numbers."""
+_SELDOM = ("tensor_parallel", "guesses", "engine")
+"""Fields that are left out where they say nothing."""
 _OF_TOKENS = {"is_of_tokens": True}
 """Marks a field that a teacher's file must agree with, or it is of other tokens."""
 _OF_WEIGHTS = {"is_of_weights": True}
@@ -75,14 +77,16 @@ class RunInfo:
     """The inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None
     """The parts of a sequence's row; None where no command wrote it."""
+    tensor_parallel: int | None = None
+    """Processes that had a part of the model each; None where one had the whole of it."""
     guesses: Sequence[str] | None = None
     """Settings of speed that nobody measured on such a device."""
     engine: Mapping[str, Any] | None = None
     """The server that computed the losses, and how its answers were checked."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields by name, without `guesses` and `engine` where there are none."""
-        return {k: v for k, v in asdict(self).items() if v or k not in ("guesses", "engine")}
+        """Return the fields by name, without those of `_SELDOM` where there are none."""
+        return {k: v for k, v in asdict(self).items() if v or k not in _SELDOM}
 
     @property
     def made_of(self) -> str:

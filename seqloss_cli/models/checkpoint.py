@@ -20,7 +20,8 @@ from seqloss_cli.core.policies import DEFAULT_CONTEXT, ModelChoice, WindowPolicy
 from seqloss_cli.models import files
 from seqloss_cli.models.adapters import adapter_files
 from seqloss_cli.models.gguf import read_gguf
-from seqloss_cli.models.model_loading import find_devices, load_config, load_model
+from seqloss_cli.models.model_loading import find_device, find_devices, load_config, load_model
+from seqloss_cli.models.parts import refuse_model
 from seqloss_cli.models.plain_tokenizer import plain_config, plain_tokenizer
 from seqloss_cli.models.quantization import quantization_name
 from seqloss_cli.models.tokenizer_loading import load_tokenizer
@@ -53,8 +54,9 @@ class Checkpoint(LoadedTokenizer):
     """Copies of the model on further devices."""
 
 
-def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
-    """Load weights, once for each device, and tokenizer.
+def load_checkpoint(choice: ModelChoice, n_devices: int = 1, n_parts: int = 1) -> Checkpoint:
+    """Load weights, once for each device, and tokenizer. With `n_parts` the weights of this process
+    are a part of them; others load the rest at the same time.
 
     Raises RunError or UsageError with what mends it.
     """
@@ -68,7 +70,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
     adapter = adapter_files(choice)
     config = load_config(path, choice)
     device, *more_devices = find_devices(choice.device, n_devices)
-    model, warnings = load_model(path, config, choice, device)
+    model, warnings = load_model(path, config, choice, device, n_parts)
     # Loaded anew for each device: packed weights may refuse to be moved.
     copies = [load_model(path, config, choice, other)[0] for other in more_devices]
     tokenizer, more_warnings = load_tokenizer(choice)
@@ -88,6 +90,27 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1) -> Checkpoint:
         copies=tuple(copies),
         **_configured(config, model.get_input_embeddings().weight.shape[0], warnings),
     )
+
+
+def load_part(choice: ModelChoice, n_parts: int) -> Any:
+    """Load this process's part of a model, as `load_checkpoint` does in the first process."""
+    path = files.checkpoint_path(choice.name)
+    choice, _ = _prepare(choice, path)
+    import torch
+
+    if choice.threads is not None:
+        torch.set_num_threads(choice.threads)
+    config = load_config(path, choice)
+    return load_model(path, config, choice, find_device(choice.device), n_parts)[0]
+
+
+def refuse_checkpoint(choice: ModelChoice, n_parts: int) -> None:
+    """Raise UsageError for a checkpoint that cannot be cut into so many parts, before its weights
+    are loaded; RunError where it is no model."""
+    files.require_names(choice)
+    path = files.checkpoint_path(choice.name)
+    choice, _ = _prepare(choice, path)
+    refuse_model(choice.name, load_config(path, choice), n_parts)
 
 
 def load_tokenizer_only(choice: ModelChoice, spare_torch: bool = False) -> LoadedTokenizer:

@@ -20,6 +20,7 @@ from seqloss_cli.core.policies import ModelChoice
 from seqloss_cli.models import files
 from seqloss_cli.models.adapters import attach_adapter
 from seqloss_cli.models.gguf import complete_model, gguf_source, read_gguf, refuse_unread_scaling
+from seqloss_cli.models.parts import cut, unchecked
 from seqloss_cli.models.quantization import (
     quantization_name,
     quantization_on_load,
@@ -112,8 +113,11 @@ def find_devices(requested: str, n_devices: int) -> list[str]:
     return [f"cuda:{n}" for n in range(n_devices)]
 
 
-def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tuple[Any, list[str]]:
-    """Load the model in eval mode on its device; returns it with warnings.
+def load_model(
+    path: str, config: Any, choice: ModelChoice, device: str, n_parts: int = 1
+) -> tuple[Any, list[str]]:
+    """Load the model in eval mode on its device, or of `n_parts` the one of this process; returns
+    it with warnings.
 
     Raises RunError where it is not whole, does not fit into memory, or is no model.
     """
@@ -124,7 +128,7 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     file = read_gguf(path)
     if file is not None:
         refuse_unread_scaling(file, config)
-    arguments = _loading_arguments(path, config, choice, device)
+    arguments = _loading_arguments(path, config, choice, device) | cut(n_parts)
     try:
         model, loading = _from_pretrained(arguments, config, choice, device)
     except Exception as error:
@@ -151,6 +155,8 @@ def load_model(path: str, config: Any, choice: ModelChoice, device: str) -> tupl
     # Where a class of the text part alone was made, all other parts are left over.
     if unused and not (is_part and type(model.config) is not type(config)):
         warnings += [f"{len(unused)} weights of {path} have no place in the model: {unused[0]} …"]
+    if n_parts > 1 and (doubt := unchecked(config)) is not None:
+        warnings.append(doubt)
     warnings += attach_adapter(model, choice)
     if device == "cpu":
         keep_freed_memory()
@@ -248,7 +254,7 @@ def _from_pretrained(
             if not loading["missing_keys"]:
                 break
     # Quantised weights are on the device by `device_map`: some kinds refuse to be moved.
-    if "device_map" not in arguments:
+    if not {"device_map", "distributed_config"} & arguments.keys():
         model = model.to(device)
     model = model.eval()
     fuse_activations(model)

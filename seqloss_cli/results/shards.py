@@ -18,7 +18,17 @@ _TAIL = 1 << 16
 _OWN = ("started_at", "guesses", "engine", "versions", "type")
 """Keys of runs that differ between shards of one run."""
 _SPEED = (
-    *("device", "threads", "batch_tokens", "path", "compiled", "devices", "share_prefix", "model"),
+    *(
+        "device",
+        "threads",
+        "batch_tokens",
+        "path",
+        "compiled",
+        "devices",
+        "tensor_parallel",
+        "share_prefix",
+        "model",
+    ),
     *("revision", "context_source"),
 )
 """Keys that change the last digits of losses at most, or names of the same weights."""

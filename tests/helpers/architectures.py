@@ -39,6 +39,50 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 PADDED = {"bloom", "falcon-h1", "gemma2", "mamba", "rwkv"}
 """Whose attention wants more than causality, or whose states do not come from attention alone."""
 
+EIGHT = GROUPED | {"head_dim": 8}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4} | {
+    "num_experts_per_tok": 2
+}
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+SLIDING, WHOLE = {"sliding_window": 16}, {"sliding_window": None}
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("Apertus", GROUPED),
+    "arcee": ("Arcee", GROUPED),
+    "cohere2": ("Cohere2", GROUPED | SLIDING),
+    "deepseek_v2": ("DeepseekV2", SMALL | LATENT),
+    "deepseek_v3": ("DeepseekV3", SMALL | LATENT),
+    "ernie4_5": ("Ernie4_5", EIGHT),
+    "gemma": ("Gemma", EIGHT),
+    "gemma3": ("Gemma3", EIGHT | SLIDING),
+    "glm": ("Glm", EIGHT),
+    "glm4": ("Glm4", EIGHT),
+    "glm4_moe": ("Glm4Moe", EIGHT | LATENT | EXPERTS | {"num_key_value_heads": 2}),
+    "granitemoe": ("GraniteMoe", GROUPED | EXPERTS),
+    "helium": ("Helium", EIGHT),
+    "llama4": ("Llama4", EIGHT | EXPERTS | {"intermediate_size_mlp": 48}),
+    "minimax_m2": ("MiniMaxM2", EIGHT | EXPERTS),
+    "mistral": ("Mistral", GROUPED | WHOLE),
+    "nemotron": ("Nemotron", GROUPED),
+    "olmo2": ("Olmo2", GROUPED),
+    "olmo3": ("Olmo3", GROUPED | SLIDING),
+    "olmoe": ("Olmoe", GROUPED | EXPERTS),
+    "phi": ("Phi", SMALL),
+    "phimoe": ("Phimoe", GROUPED | EXPERTS),
+    "qwen2": ("Qwen2", GROUPED | {"tie_word_embeddings": True}),
+    "qwen2_moe": ("Qwen2Moe", GROUPED | EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "qwen3_moe": ("Qwen3Moe", EIGHT | EXPERTS),
+    "qwen3_next": ("Qwen3Next", EIGHT | EXPERTS),
+    "seed_oss": ("SeedOss", EIGHT),
+    "smollm3": ("SmolLM3", GROUPED),
+    "starcoder2": ("Starcoder2", GROUPED),
+}
+"""Those that are run in parts alone."""
+
 
 TEXT = IDS | GROUPED
 VISION = {
@@ -193,10 +237,10 @@ def build_wrapper(name: str) -> Any:
 
 def build(name: str, **config: Any) -> Any:
     """A random model, sharp enough that a wrong position or scale moves a loss by nats."""
-    family, settings = ARCHITECTURES[name]
+    family, settings = (ARCHITECTURES | FURTHER)[name]
     model_class = getattr(hf, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
     torch.manual_seed(0)
-    model = model_class(model_class.config_class(**IDS, **(settings | config))).eval()
+    model = model_class(model_class.config_class(**(IDS | settings | config))).eval()
     with torch.no_grad():
         if name not in ("mamba", "rwkv"):  # which are sharp enough as they are
             for parameter in model.parameters():

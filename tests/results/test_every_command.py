@@ -486,11 +486,12 @@ NOT_RECORDED = {
 """Options that change no row, and texts in place of files, which the rows hold."""
 NOT_RESUMED = {
     "dataset", "dataset_config", "dataset_revision", "engine", "output_ranked", "save_teacher",
-    "shard", "split", "teacher_top_k",
+    "shard", "split", "teacher_top_k", "tensor_parallel",
 }  # fmt: skip
-"""Options of second files, which --resume does not go on with; and the server, the shard and the
-data set, which are recorded where there are such (tests/backends/test_server.py,
-tests/results/test_merging.py, tests/inputs/test_datasets.py)."""
+"""Options of second files, which --resume does not go on with; and the server, the shard, the data
+set and the parts of a model, which are recorded where there are such
+(tests/backends/test_server.py, tests/results/test_merging.py, tests/inputs/test_datasets.py,
+tests/backends/test_tensor_parallel.py)."""
 RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_revision"}
 """Options that are recorded as those of the prompts' field and of the teacher."""
 

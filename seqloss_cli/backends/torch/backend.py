@@ -56,6 +56,9 @@ def prefetch_helps(device_type: str) -> bool:
 class TorchBackend:
     """A transformers causal LM. `warnings` names what it had to fall back to, and why."""
 
+    n_parts = 1
+    """Processes that have a part of the model each."""
+
     def __init__(
         self,
         model: Any,
@@ -73,6 +76,7 @@ class TorchBackend:
         self.model, self.checkpoint = model, checkpoint
         self.selector = PathSelector(model, max_tokens)
         self.model_forward = self.selector.model_forward
+        self.n_parts = self.model_forward.n_parts
         self.warnings = self.selector.warnings
         self.n_too_large = 0
         """Batches that did not fit in memory."""
@@ -163,7 +167,7 @@ class TorchBackend:
         """Return how many logits the model has."""
         probe = probe_of(probe_ids(2, self.selector.n_ids))
         (batch,) = probe_batches([probe], self.model_forward.capabilities, BatchPolicy())
-        return self.model_forward.logits(batch).vocab_size
+        return self.model_forward.vocab_size(batch)
 
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record: which checkpoint, and how it is run."""
@@ -173,6 +177,7 @@ class TorchBackend:
             "path": self.path,
             "compiled": self.compiled,
             "devices": 1,
+            "tensor_parallel": self.n_parts if self.n_parts > 1 else None,
             "guesses": GUESSES if found.get("device", "").startswith("cuda") else None,
         }
 

@@ -67,6 +67,8 @@ def choose_batch_tokens(backend: TorchBackend, context: int) -> int:
     if backend.capabilities.one_row_per_batch:
         return DEFAULT_BATCH_TOKENS
     free = _MEMORY_SHARE * free_memory(backend.model)
+    if backend.model.device.type == "cpu":
+        free /= backend.n_parts  # the processes of all parts share it
     allowed = max(int(free) // token_bytes(backend.model), 1)
     best_rate, best = 0.0, min(DEFAULT_BATCH_TOKENS, allowed)
     n_too_large = backend.n_too_large
@@ -106,7 +108,10 @@ def _peak_bytes(model: Any) -> int | None:
     where the device does not count them."""
     if model.device.type != "cuda":
         return None
-    return int(torch.cuda.max_memory_allocated(model.device)) - int(model.get_memory_footprint())
+    # Of a model in parts the weights in this process alone.
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = sum(int(getattr(each, "_local_tensor", each).nbytes) for each in tensors)
+    return int(torch.cuda.max_memory_allocated(model.device)) - weights
 
 
 def token_bytes(model: Any) -> int:

@@ -224,8 +224,7 @@ def _chunks(n_rows: int, *models: LazyLogits) -> Iterator[slice]:
 
 def _id_blocks(n_rows: int, ids: slice) -> Iterator[slice]:
     """Yield the ids in blocks."""
-    for block in vocab_blocks(ids.stop - ids.start, max(LEAST_WIDTH, BLOCK_LOGITS // n_rows)):
-        yield slice(ids.start + block.start, ids.start + block.stop)
+    return vocab_blocks(ids, max(LEAST_WIDTH, BLOCK_LOGITS // n_rows))
 
 
 def _block(logits: LazyLogits, rows: slice) -> Block:

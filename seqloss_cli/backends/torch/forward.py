@@ -47,6 +47,9 @@ class _BackboneOutput:
 class ModelForward:
     """A transformers causal LM and the way it is run."""
 
+    n_parts = 1
+    """Processes that have a part of the model each."""
+
     def __init__(self, model: Any, longest_packed: int) -> None:
         """Rows longer than `longest_packed` tokens are padded on the packed path, too."""
         self.model, self.longest_packed = model, longest_packed
@@ -77,6 +80,10 @@ class ModelForward:
         """Score the M targets of a batch."""
         logits, targets_M = self.logits(batch), self.on_device(batch.targets)
         return score_logits(logits, targets_M, requested, self.block_width)
+
+    def vocab_size(self, batch: Batch) -> int:
+        """Return how many logits the model has, which a batch shows."""
+        return self.logits(batch).vocab_size
 
     def logits(self, batch: Batch) -> LazyLogits:
         """Run the backbone on a batch; the head runs when the logits are asked for."""
@@ -219,11 +226,16 @@ class ModelForward:
         if ids is None:
             return nullcontext()
         layer = self.model.get_output_embeddings()
-        weight, bias = layer.weight[ids], None if layer.bias is None else layer.bias[ids]
+        weight, bias = self._rows_of_head(ids)
         # Half-precision logits carry an error of about 0.03: a GPU can leave them unrounded.
         on_gpu = weight.is_cuda and weight.dtype in _HALF
         product = _float32_product if on_gpu else product_of(layer)
         return replaced_forward(layer, lambda hidden: product(hidden, weight, bias))
+
+    def _rows_of_head(self, ids: slice) -> tuple[Tensor, Tensor | None]:
+        """Return the weights, B x D, and biases, B, of the output layer for some ids."""
+        layer = self.model.get_output_embeddings()
+        return layer.weight[ids], None if layer.bias is None else layer.bias[ids]
 
     def on_device(self, array: Ints) -> Tensor:
         """Copy an array to the device of the model; the shape stays."""
@@ -256,7 +268,20 @@ def _float32_product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def can_run_in_blocks(model: Any) -> bool:
     """Return whether the output layer is a plain matrix, of which some rows can be taken."""
-    return type(model.get_output_embeddings()) in (torch.nn.Linear, OneDnnLinear)
+    layer = model.get_output_embeddings()
+    if type(layer) not in (torch.nn.Linear, OneDnnLinear):
+        return False
+    # Of processes that share a model each may have some columns of all rows.
+    return all(each.is_shard(0) for each in getattr(layer.weight, "placements", ()))
+
+
+def possible_backbones(model: Any) -> list[Any]:
+    """Return the modules that may turn ids into hidden states; trying finds the one that does."""
+    found = []
+    for candidate in (model.get_decoder(), model.base_model):
+        if candidate is not None and candidate is not model and candidate not in found:
+            found.append(candidate)
+    return found
 
 
 def compiled_forwards(backbone: nn.Module) -> list[tuple[nn.Module, Callable[..., Any]]]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqloss_cli.backends.torch.quantities import quantities_of
+from seqloss_cli.backends.torch.quantities import Gather, quantities_of
 from seqloss_cli.backends.torch.softmax import StreamingSoftmax
 from seqloss_cli.core.backend import Requested, TokenScores
 
@@ -47,6 +47,11 @@ class LazyLogits:
     vocab_size: int
     in_blocks: bool
     """True where a part of the vocabulary can be asked for."""
+    own: slice | None = None
+    """The ids whose logits this process computes, where others compute the rest, in the order of
+    their ids; None of all."""
+    gather: Gather | None = None
+    """Gathers what each of these processes made of its ids."""
 
 
 def score_logits(
@@ -65,8 +70,11 @@ def score_logits(
         rows = slice(start, min(start + step, len(targets_M)))
         softmax = StreamingSoftmax(targets_M[rows], quantities_of(requested, targets_M[rows]))
         if logits.in_blocks:
-            for ids in vocab_blocks(logits.vocab_size, width or _width(rows, targets_M)):
+            own = logits.own or slice(0, logits.vocab_size)
+            for ids in vocab_blocks(own, width or _width(rows, targets_M)):
                 softmax.add(logits.compute(rows, ids), ids.start)
+            if logits.gather is not None:
+                softmax.join(logits.gather)
         else:
             softmax.add(logits.compute(rows, None), 0)
         parts.append(softmax.result())
@@ -88,10 +96,10 @@ def _width(rows: slice, targets_M: Tensor) -> int:
     return max(LEAST_WIDTH, (GPU_BLOCK_LOGITS if targets_M.is_cuda else BLOCK_LOGITS) // n_rows)
 
 
-def vocab_blocks(vocab_size: int, width: int) -> Iterator[slice]:
-    """Yield the vocabulary in blocks of so many ids; the last one may be smaller."""
-    for first in range(0, vocab_size, width):
-        yield slice(first, min(first + width, vocab_size))
+def vocab_blocks(ids: slice, width: int) -> Iterator[slice]:
+    """Yield ids in blocks of so many; the last one may be smaller."""
+    for first in range(ids.start, ids.stop, width):
+        yield slice(first, min(first + width, ids.stop))
 
 
 def to_host(parts: Sequence[Mapping[str, Tensor]]) -> TokenScores:

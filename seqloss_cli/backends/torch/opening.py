@@ -20,7 +20,13 @@ from seqloss_cli.core.backend import (
 )
 from seqloss_cli.core.errors import RunError, UsageError
 from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
-from seqloss_cli.models.checkpoint import Checkpoint, load_checkpoint, window_policy
+from seqloss_cli.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    refuse_checkpoint,
+    window_policy,
+)
+from seqloss_cli.models.parts import device_of_parts, refuse_settings
 
 if TYPE_CHECKING:
     from seqloss_cli.backends.torch.backend import TorchBackend
@@ -37,10 +43,29 @@ def open_model(
 
     Raises RunError when it cannot be loaded, and UsageError when options do not fit it.
     """
-    checkpoint = load_checkpoint(choice, speed.devices)
+    checkpoint = _load(choice, speed)
     windows = window_policy(checkpoint, context, stride)
     start = partial(_start, checkpoint, windows.context, batches, speed)
     return OpenedModel(checkpoint, windows, start)
+
+
+def _load(choice: ModelChoice, speed: SpeedPolicy) -> Checkpoint:
+    """Load a checkpoint, whole or in parts. Raises UsageError where it cannot be cut in parts."""
+    n_parts = speed.tensor_parallel
+    if n_parts == 1:
+        return load_checkpoint(choice, speed.devices)
+    refuse_settings(choice, speed)
+    device_type = device_of_parts(choice, n_parts)
+    from seqloss_cli.backends.torch.processes import lead_processes
+
+    refuse_checkpoint(choice, n_parts)
+    leader = lead_processes(n_parts, device_type)
+    choice = replace(choice, threads=choice.threads or leader.threads)
+    return leader.load(
+        (choice, n_parts),
+        lambda: load_checkpoint(choice, n_parts=n_parts),
+        lambda checkpoint: checkpoint.model,
+    )
 
 
 def _start(
@@ -68,9 +93,13 @@ def _compile(backends: Sequence[TorchBackend], speed: SpeedPolicy) -> None:
     from seqloss_cli.backends.torch.batch_budget import compiling_pays
 
     first = backends[0]
-    if speed.compile == "off" or (
-        speed.compile == "auto"
-        and not (first.path == "packed" and compiling_pays(first.model, speed.work_bytes))
+    if (
+        speed.compile == "off"
+        or first.n_parts > 1
+        or (
+            speed.compile == "auto"
+            and not (first.path == "packed" and compiling_pays(first.model, speed.work_bytes))
+        )
     ):
         return
     try:
@@ -102,6 +131,11 @@ def open_teacher(
 
     if not isinstance(student, TorchBackend):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
+    if student.n_parts > 1:
+        raise UsageError(
+            f"--tensor-parallel {student.n_parts}: each process has a part of the distributions "
+            "that --teacher compares; leave one of them out"
+        )
     if isinstance(teacher, TeacherFile):
         overlap_k = min(overlap_k, int(teacher.header["top_k"]), teacher.vocab_size)
         backend = StudentTeacherBackend(student, None, teacher.vocab_size, 0, overlap_k)

@@ -24,7 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqloss_cli.backends.batching import plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX
-from seqloss_cli.backends.torch.forward import PATHS, ModelForward, RunPath, can_run_in_blocks
+from seqloss_cli.backends.torch.forward import (
+    PATHS,
+    RunPath,
+    can_run_in_blocks,
+    possible_backbones,
+)
+from seqloss_cli.backends.torch.tensor_parallel import forward_of
 from seqloss_cli.core.backend import Batch, Capabilities, Requested
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
@@ -61,7 +67,7 @@ class PathSelector:
         self.model, self.warnings = model, list[str]()
         self.longest = longest_unwindowed_row(model, max_tokens)
         """The longest row of which every token sees all before it."""
-        self.model_forward = ModelForward(model, self.longest)
+        self.model_forward = forward_of(model, self.longest)
         self.backbones = possible_backbones(model)
         self._rounding = activation_quantization(model.config)
         self._last_error = ""
@@ -276,12 +282,3 @@ def has_length_dependent_rope(model: Any) -> bool:
     # A probe of a few tokens cannot see it: the factors switch beyond a length of thousands.
     written = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
     return any(f"'{kind}'" in written for kind in _LENGTH_DEPENDENT_ROPE)
-
-
-def possible_backbones(model: Any) -> list[Any]:
-    """Return the modules that may turn ids into hidden states; trying finds the one that does."""
-    found = []
-    for candidate in (model.get_decoder(), model.base_model):
-        if candidate is not None and candidate is not model and candidate not in found:
-            found.append(candidate)
-    return found

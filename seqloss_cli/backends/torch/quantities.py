@@ -9,17 +9,23 @@ Shape letters: M positions, V vocabulary, B ids of a block, K alternatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from seqloss_cli.core.backend import Requested, WordBoundaryIds
 from seqloss_cli.core.columns import N_TOP_LOGITS, TEMPERATURES
 
 _EXACT_AT_ONCE = 1 << 20
 """Logits that are taken in float64 at a time: 8 MiB."""
+_NO_ID = 1 << 50
+"""Stands in a state where there are fewer ids than alternatives; float64 holds it exactly."""
+Gather = Callable[[Tensor], Sequence[Tensor]]
+"""Gives M x W of every part of the vocabulary, in the order of their ids, for that of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,20 @@ class Sums:
         return self.log_sum + self.greatest
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the vocabulary among all, and how its sums change to the greatest logit of all."""
+
+    state: Tensor
+    """M x W, float64: what `Quantity.state` made there."""
+    drop: Tensor
+    """M x 1, float64: the greatest logit of the part less that of all, <= 0."""
+    scale: Tensor
+    """M x 1, float64: exp(drop)."""
+    total: Tensor
+    """M x 1, float64: Σ exp(z - max) of the part, with its own max."""
+
+
 class Quantity:
     """A quantity at M positions while the vocabulary goes by. Subclasses do what they need."""
 
@@ -77,6 +97,17 @@ class Quantity:
     def take_weights(self, block: Block, shifted_MB: Tensor, weights_MB: Tensor) -> None:
         """Look at z - max and exp(z - max) of a block, M x B."""
 
+    def state(self) -> Tensor | None:
+        """Return the sums over the ids so far, M x W in float64; None where there are none."""
+        return None
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Put the sums of all parts of the vocabulary in the place of this part's, in order."""
+
+    def look_back(self, sums: Sums, gather: Gather) -> None:
+        """Compare this part's logits with the whole softmax, whose sums have shape M x 1; `gather`
+        does so with other parts."""
+
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the arrays of the column by name, of shape M or M x K; none by default."""
         return {}
@@ -88,15 +119,26 @@ class Ranks(Quantity):
     def __init__(self, targets_M: Tensor, requested: Requested) -> None:
         # All logits are kept: the target's, which they are compared with, may be in the last block.
         self._blocks: list[Tensor] = []
+        self._elsewhere_M1 = torch.zeros_like(targets_M[:, None])
 
     def take_logits(self, block: Block) -> None:
         """Keep the logits."""
         self._blocks.append(block.logits.clone())
 
+    def look_back(self, sums: Sums, gather: Gather) -> None:
+        """Count the logits of all parts above the target's, M x 1."""
+        counts = gather(self._above(sums.target))
+        self._blocks, self._elsewhere_M1 = [], torch.stack(list(counts)).sum(dim=0)
+
+    def _above(self, target_M1: Tensor) -> Tensor:
+        above_M1 = self._elsewhere_M1
+        for block_MB in self._blocks:
+            above_M1 = above_M1 + (block_MB > target_M1.to(block_MB.dtype)).sum(dim=1, keepdim=True)
+        return above_M1
+
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the ranks, shape M."""
-        above = [(block_MB > sums.target).sum(dim=1) for block_MB in self._blocks]
-        return {"ranks": 1 + torch.stack(above).sum(dim=0)}
+        return {"ranks": 1 + self._above(sums.target)[:, 0]}
 
 
 class Entropies(Quantity):
@@ -118,6 +160,18 @@ class Entropies(Quantity):
         moved_M1 = self._spread_M1 + block.drop * block.sum_before
         moved_M1 = torch.where(block.scale > 0, moved_M1, 0.0)
         self._spread_M1 = block.scale * moved_M1 + products_MB.sum(dim=1, keepdim=True)
+
+    def state(self) -> Tensor:
+        """Return u, M x 1."""
+        return self._spread_M1
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Add up e^d (u + d s) of the parts."""
+        self._spread_M1 = torch.zeros_like(self._spread_M1)
+        for part in parts:
+            moved_M1 = part.scale * (part.state + part.drop * part.total)
+            # A part without a possible id has d = -inf and s = 0, whose product is NaN.
+            self._spread_M1 += torch.where(part.scale == 0, 0.0, moved_M1)
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the entropies, shape M, nats."""
@@ -157,10 +211,30 @@ class Varentropies(Quantity):
         mean_M1 = (weights_MB * shifted_MB).sum(dim=1, keepdim=True) / sum_M1
         mean_M1 = torch.where(sum_M1 == 0, 0.0, mean_M1)  # a block of impossible ids has none
         squares_M1 = (weights_MB * (shifted_MB - mean_M1).square_()).sum(dim=1, keepdim=True)
+        self._add_sums(sum_M1, mean_M1, squares_M1)
+
+    def _add_sums(self, sum_M1: Tensor, mean_M1: Tensor, squares_M1: Tensor) -> None:
+        """Take in the sums of other ids, with the base of those so far."""
         total_M1, gap_M1 = self._sum_M1 + sum_M1, mean_M1 - self._mean_M1
         share_M1 = torch.where(total_M1 == 0, 0.0, sum_M1 / total_M1)
         self._squares_M1 += squares_M1 + gap_M1.square() * self._sum_M1 * share_M1
         self._mean_M1, self._sum_M1 = self._mean_M1 + gap_M1 * share_M1, total_M1
+
+    def state(self) -> Tensor:
+        """Return base, sum, mean and squares, M x 4."""
+        return torch.cat([self._base_M1, self._sum_M1, self._mean_M1, self._squares_M1], dim=1)
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Move the parts to one base, and add them up as blocks are."""
+        states = [torch.split(part.state, 1, dim=1) for part in parts]
+        possible = [torch.where(own[1] > 0, own[0], -torch.inf) for own in states]
+        base_M1 = torch.stack(possible).amax(dim=0)
+        for each in (self._sum_M1, self._mean_M1, self._squares_M1):
+            each.zero_()
+        for own_base_M1, sum_M1, mean_M1, squares_M1 in states:
+            drop_M1 = torch.where(sum_M1 > 0, own_base_M1 - base_M1, 0.0)
+            shrunk_M1 = drop_M1.exp()
+            self._add_sums(shrunk_M1 * sum_M1, mean_M1 + drop_M1, shrunk_M1 * squares_M1)
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the variances, shape M, nats²."""
@@ -183,6 +257,24 @@ class Alternatives(Quantity):
         values, order = values.sort(dim=1, descending=True, stable=True)
         ids = torch.cat([self._ids_MK, ids + block.first], dim=1).gather(1, order)
         self._logits_MK, self._ids_MK = values[:, : self._k], ids[:, : self._k]
+
+    def state(self) -> Tensor:
+        """Return K logits and their ids, M x 2 K; what is missing is -inf, of no id."""
+        missing = self._k - self._ids_MK.shape[1]
+        logits_MK = pad(self._logits_MK.double(), (0, missing), value=-torch.inf)
+        return torch.cat([logits_MK, pad(self._ids_MK.double(), (0, missing), value=_NO_ID)], 1)
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Keep the best of all parts."""
+        logits, ids = (
+            torch.cat([part.state[:, some] for part in parts], dim=1)
+            for some in (slice(self._k), slice(self._k, None))
+        )
+        # By ids first, so that what is missing stands after impossible ids.
+        ids, order = ids.sort(dim=1)
+        logits, best = logits.gather(1, order).sort(dim=1, descending=True, stable=True)
+        self._logits_MK = logits[:, : self._k]
+        self._ids_MK = ids.gather(1, best)[:, : self._k].long()
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the ids and their log-probabilities, M x K each, nats."""
@@ -215,6 +307,21 @@ class LogitShape(Quantity):
             weights = (shifted_MB / temperature).exp_()
             self._sums_MQ[:, n] += weights.sum(dim=1, dtype=torch.float64)
 
+    def state(self) -> Tensor:
+        """Return the sums, the greatest logits, and their number, shape M x (Q + K + 1)."""
+        n_kept = self._top_MK.shape[1]
+        top_MK = pad(self._top_MK.double(), (0, N_TOP_LOGITS - n_kept), value=-torch.inf)
+        return pad(torch.cat([self._sums_MQ, top_MK], dim=1), (0, 1), value=n_kept)
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Add up the sums, and keep the greatest logits of all."""
+        n = len(TEMPERATURES)
+        scaled = [part.state[:, :n] * (part.drop / self._temperatures).exp() for part in parts]
+        self._sums_MQ = torch.stack(scaled).sum(dim=0)
+        tops = torch.cat([part.state[:, n:-1] for part in parts], dim=1)
+        n_kept = sum(int(part.state[0, -1]) for part in parts)
+        self._top_MK = tops.topk(min(N_TOP_LOGITS, n_kept), dim=1).values
+
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the sums, shapes M and M x Q, and the logits, M x K, greatest first."""
         return {
@@ -234,6 +341,15 @@ class MeanLogProb(Quantity):
         """Add up the logits."""
         self._total_M1 += block.logits.sum(dim=1, keepdim=True, dtype=torch.float64)
         self._vocab_size += block.logits.shape[1]
+
+    def state(self) -> Tensor:
+        """Return the sum of the logits and their number, M x 2."""
+        return pad(self._total_M1, (0, 1), value=self._vocab_size)
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Add up sums and numbers."""
+        added_M2 = torch.stack([part.state for part in parts]).sum(dim=0)
+        self._total_M1, self._vocab_size = added_M2[:, :1], int(added_M2[0, 1])
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the means, shape M, nats."""
@@ -273,6 +389,14 @@ class WordBoundaries(Quantity):
         own_ML = spaced_ML * (self._bare_ids[here] == self._targets_M1)
         sums_M3 = torch.cat([sums_M2, own_ML.sum(dim=1, keepdim=True)], dim=1)
         self._sums_M3 = block.scale * self._sums_M3 + sums_M3
+
+    def state(self) -> Tensor:
+        """Return the sums, M x 3."""
+        return self._sums_M3
+
+    def join(self, parts: Sequence[Part]) -> None:
+        """Add up the sums."""
+        self._sums_M3 = torch.stack([part.scale * part.state for part in parts]).sum(dim=0)
 
     def result(self, sums: Sums) -> dict[str, Tensor]:
         """Return the log-probabilities, M x 3, nats."""

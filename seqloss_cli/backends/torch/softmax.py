@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seqloss_cli.backends.torch.quantities import Block, Quantity, Sums
+from seqloss_cli.backends.torch.quantities import Block, Gather, Part, Quantity, Sums
 
 
 class StreamingSoftmax:
@@ -61,6 +61,34 @@ class StreamingSoftmax:
         for quantity in self._quantities:
             quantity.take_weights(block, shifted_MB, weights_MB)
         return weights_MB, block.scale
+
+    def join(self, gather: Gather) -> None:
+        """Put the sums over all parts of a vocabulary in the place of those over this one, in each
+        of the processes that have a part.
+
+        Every process does the same with the same numbers, so that all have them to the last bit.
+        """
+        states = [quantity.state() for quantity in self._quantities]
+        widths = [0 if state is None else state.shape[1] for state in states]
+        # Of a target in another part this one has 0.
+        own = [self._max_M1.double(), self._sum_M1, self._target_M1.double()]
+        gathered = gather(torch.cat([*own, *(s for s in states if s is not None)], dim=1))
+        maxima, totals, targets, *others = zip(
+            *(torch.split(part, [1, 1, 1, *widths], dim=1) for part in gathered), strict=True
+        )
+        greatest_M1 = torch.stack(maxima).amax(dim=0)
+        base_M1 = greatest_M1.masked_fill(greatest_M1 == -torch.inf, 0.0)
+        drops = [max_M1 - base_M1 for max_M1 in maxima]
+        scales = [drop_M1.exp() for drop_M1 in drops]
+        scaled = [scale * total for scale, total in zip(scales, totals, strict=True)]
+        self._sum_M1 = torch.stack(scaled).sum(dim=0)
+        self._target_M1 = torch.stack(targets).sum(dim=0)
+        self._max_M1 = greatest_M1
+        for quantity, of_parts in zip(self._quantities, others, strict=True):
+            parts = zip(of_parts, drops, scales, totals, strict=True)
+            quantity.join([Part(*each) for each in parts])
+        for quantity in self._quantities:
+            quantity.look_back(self.sums, gather)
 
     def result(self) -> dict[str, Tensor]:
         """Return `losses`, ln Σ_v exp(z_v) - z_target of the targets (shape M, nats, float64), and

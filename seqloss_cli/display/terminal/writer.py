@@ -361,7 +361,8 @@ def _place(run: RunInfo) -> str:
 def _device(run: RunInfo) -> str:
     n_others = (run.devices or 1) - 1
     devices = f" and {n_others} more" if n_others else ""
-    return f"{run.device}{devices}, {run.path}" + (", compiled" if run.compiled else "")
+    parts = f" in {run.tensor_parallel} parts" if run.tensor_parallel else ""
+    return f"{run.device}{devices}{parts}, {run.path}" + (", compiled" if run.compiled else "")
 
 
 def _pair_policies(run: RunInfo, pairs: Mapping[str, Any]) -> str:
