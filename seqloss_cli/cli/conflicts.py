@@ -203,6 +203,8 @@ CONFLICTS: tuple[Conflict, ...] = (
           "give a number", when="auto", distribute=present),
     *idle("worst", "is for the terminal: with --distribute leave it out, and `seqloss summarize "
           "RESULTS` lists them", distribute=present),
+    *each("tensor_parallel", "starts processes that Ray does not count: leave --distribute out",
+          when=other_than(1), distribute=present),
     *idle("devices", "is of one process: with --distribute give --gpus-per-worker",
           distribute=present),
     conflict("--device {device}: with --distribute each worker is given its GPUs: leave it out, "
