@@ -143,6 +143,7 @@ def test_the_readme_is_short() -> None:
 
 OF_OTHERS = {
     *("--array", "--from", "--gres", "--logits_all", "--logprobs-mode", "--model_args"),
+    "--nproc-per-node",
     *(
         "--n_ctx",
         "--num_fewshot",
