@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -28,6 +29,7 @@ _LOCAL = {
 _STORE_BYTES = 100 << 20
 """Memory of Ray's store on this machine: numbers of shards alone go through it."""
 _WORKERS_HERE = 2
+_CONNECT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ def _joined(address: str | None, wanted: Wanted, debug: bool) -> tuple[Pool, lis
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level}
     with nullcontext() if debug else _native_words_hidden():
         if address is not None:
+            _require_answer(address)
             ray.init(address, **options)
             nodes = _nodes(ray.nodes())
             return pool_of(wanted, nodes), nodes
@@ -200,6 +203,17 @@ def _joined(address: str | None, wanted: Wanted, debug: bool) -> tuple[Pool, lis
             **options,
         )
         return pool, []
+
+
+def _require_answer(address: str) -> None:
+    """Raise ConnectionError where nothing answers: Ray itself would try for many minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():  # `auto`, which Ray finds by itself
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error.strerror or error})") from error
 
 
 @contextmanager

@@ -6,7 +6,9 @@ are whole stay, and those that are not have the rows that were finished.
 
 from __future__ import annotations
 
+import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,6 +41,7 @@ FREE = (
     *("view", "theme", "show_whitespace", "verify", "probe_tolerance", "engine"),
 )
 """Parameters that another run may have otherwise, and go on with the same shards."""
+_NUMBERS = re.compile(r"\d[\d,.]*")
 _PER_WORKER, _PER_WORKER_READ_THROUGH = 8, 2
 """Shards for each worker: what a lost worker or a slow one costs is a part of one. Of inputs that
 each shard reads from their beginning there are few."""
@@ -89,6 +92,10 @@ class _Run:
     """Names what the shards are of; it stands beside them."""
     first: ShardFile | None = None
     """A shard that is whole: others must be of its run."""
+    n_replaced: int = 0
+    """Shards of an earlier run that --force writes over."""
+    told: Counter[str] = field(default_factory=Counter)
+    """Messages of workers, without their numbers, and how often each came."""
     wait: Wait = field(default_factory=lambda: Wait("starting", "Ray"))
 
     @property
@@ -113,8 +120,8 @@ def distribute(
     run = _prepared(context, choice, body, _inputs(context, inputs_of))
     if _is_merged(run):
         return _nothing_to_do(run)
-    choice_of_model = model_choice(context)
-    require_names(choice_of_model)
+    _drop_half_merged(run)
+    require_names(model_choice(context))
     whole = _whole_shards(run)
     try:
         if not whole or len(whole) < run.n_shards:
@@ -149,7 +156,7 @@ def _prepared(context: typer.Context, choice: OutputPlan, body: Body, inputs: In
 
     Raises UsageError where shards of another run, or without --resume, are in its directory.
     """
-    from seqloss_cli.results.shard_folders import ShardFolder
+    from seqloss_cli.results.shard_folders import ShardFolder, require_same_plan
 
     own = given(context, DistributeSettings)
     place = own.shard_dir or Path(f"{context.params['output']}.shards")
@@ -167,14 +174,14 @@ def _prepared(context: typer.Context, choice: OutputPlan, body: Body, inputs: In
     if there is None:
         return run
     if choice.force:
-        folder.clear(int(there["shards"]))
+        run.n_replaced = int(there["shards"])
         return run
     if not choice.resume:
         raise UsageError(
             f"{folder.shown} holds shards of an earlier run: --resume goes on with them, --force "
             "begins anew"
         )
-    _require_same_plan(run, there)
+    require_same_plan(there, run.plan, folder.shown)
     run.plan = dict(there)
     return run
 
@@ -202,26 +209,6 @@ def _options(context: typer.Context) -> dict[str, Any]:
     }
 
 
-def _require_same_plan(run: _Run, there: Mapping[str, Any], what: str = "") -> None:
-    """Raise UsageError with every difference between a plan that is there and this run's."""
-    differences = [
-        f"{key.replace('_', ' ')} {there.get(key)!r:.80} there and {run.plan[key]!r:.80} here"
-        for key in ("command", "inputs", "input_bytes")
-        if there.get(key) != run.plan[key]
-    ]
-    options, own = there.get("options") or {}, run.plan["options"]
-    differences += [
-        f"{flag} {options.get(flag, 'not given')} there and {own.get(flag, 'not given')} here"
-        for flag in sorted({**options, **own})
-        if options.get(flag) != own.get(flag)
-    ]
-    if differences:
-        raise UsageError(
-            f"--resume: {what or run.folder.shown} is of another run: {'; '.join(differences)}. "
-            "Give what was given then, or --force to begin anew"
-        )
-
-
 # -- scoring ---------------------------------------------------------------------------------------
 
 
@@ -232,6 +219,7 @@ def _whole_shards(run: _Run) -> dict[int, int]:
     with waiting("reading", f"shards in {run.folder.shown}"):
         whole = run.folder.whole(run.n_shards)
     say(f"going on with {run.folder.shown}: {len(whole)} of {run.n_shards} shards are whole")
+    run.first = next((_opened(run, index) for index in whole), None)
     return whole
 
 
@@ -244,24 +232,23 @@ def _score(run: _Run, whole: Mapping[int, int]) -> None:
     with connected(own.ray_address, _wanted(run.context), debug) as (pool, nodes, ray):
         if "shards" not in run.plan:
             run.plan["shards"] = n_shards_of(pool.workers, run.inputs.span is not None)
+        run.folder.clear(run.n_replaced)
         run.folder.write_plan(run.plan)
         missing = [n for n in range(run.n_shards) if n not in whole]
         _say_pool(run, pool, len(missing))
         if nodes and (n := n_fitting(pool, nodes)) < pool.workers:
             each = f"{pool.cpus} CPUs" + (f" and {pool.gpus:g} GPUs" if pool.gpus else "")
             say(f"note: the cluster has room for {n} of {pool.workers} workers of {each} as it is")
-        run.wait = Wait("scoring", f"{len(missing)} shards")
-        run.wait.n_done = sum(whole.values())
-        STATUS.show(run.wait.line)
-        done, told = len(whole), set[str]()
-        for answer in answers(_call(run, pool), missing, pool):
-            _take(run, answer, told, ray)
-            done += 1
-            run.wait.n_done += int(answer["n_rows"])
-            STATUS.say_plain(
-                lambda n=done: f"{n} of {run.n_shards} shards, {run.wait.n_done:,} rows"  # type: ignore[misc]
-            )
+        wait = run.wait = Wait("scoring", f"{len(whole)} of {run.n_shards} shards")
+        wait.n_done = sum(whole.values())
+        STATUS.show(wait.line)
+        for n, answer in enumerate(answers(_call(run, pool), missing, pool), len(whole) + 1):
+            _take(run, answer, ray)
+            wait.name = f"{n} of {run.n_shards} shards"
+            wait.n_done += int(answer["n_rows"])
+            STATUS.say_plain(lambda: f"{wait.name}, {wait.n_done:,} rows")
     STATUS.clear()
+    _say_more(run)
 
 
 def _wanted(context: typer.Context) -> Wanted:
@@ -310,7 +297,7 @@ def _call(run: _Run, pool: Pool) -> Call:
     )
 
 
-def _take(run: _Run, answer: Mapping[str, Any], told: set[str], ray: RayMessages) -> None:
+def _take(run: _Run, answer: Mapping[str, Any], ray: RayMessages) -> None:
     """Report what a worker tells of its shard. Raises RunError where the shard failed."""
     from seqloss_cli.results.shards import require_one_run
 
@@ -323,8 +310,8 @@ def _take(run: _Run, answer: Mapping[str, Any], told: set[str], ray: RayMessages
             f"({why}); {worker} went on with it"
         )
     for message in answer["messages"]:
-        if message not in told:
-            told.add(message)
+        run.told[kind := _NUMBERS.sub("N", message)] += 1
+        if run.told[kind] == 1:
             say(message)
     if "error" in answer:
         kept = run.folder.has_rows(run.n_shards)
@@ -336,6 +323,13 @@ def _take(run: _Run, answer: Mapping[str, Any], told: set[str], ray: RayMessages
     file = _opened(run, int(answer["shard"]))
     run.first = run.first or file
     require_one_run(run.first, file)
+
+
+def _say_more(run: _Run) -> None:
+    """Report how often messages came of which the first was told."""
+    for kind, n in run.told.items():
+        if n > 1:
+            say(f"{kind.partition(':')[0]}: {n - 1:,} more of other shards like {kind[:60]!r}…")
 
 
 def _opened(run: _Run, index: int) -> ShardFile:
@@ -369,6 +363,7 @@ def _merge(run: _Run) -> int:
     files = [_opened(run, index) for index in range(run.n_shards)]
     format = run.choice.format
     assert format is not None
+    _drop_half_merged(run)
     output, more = run.context.params["output"], {"distributed": record}
     merged = merge_files(files, format.name, output, run.choice.force, more, RejectionReport())
     if run.choice.place is None:
@@ -378,6 +373,28 @@ def _merge(run: _Run) -> int:
     return REJECTED if merged.rejected.total() else 0
 
 
+def _drop_half_merged(run: _Run) -> None:
+    """Remove what a driver that was killed while it merged left of the file.
+
+    Raises UsageError for rows of a run that was not distributed: they would be lost.
+    """
+    from seqloss_cli.results.resume import recorded_run
+    from seqloss_cli.results.sinks import partial_path
+
+    path, format = run.choice.path, run.choice.format
+    if path is None or not run.choice.resume or not (partial := partial_path(path)).exists():
+        return
+    # Of other formats none is gone on with.
+    if format is not None and format.resumable:
+        there = recorded_run(partial)
+        if there is not None and "distributed" not in there:
+            raise UsageError(
+                f"--resume: {partial} is of a run without --distribute, which alone goes on with "
+                "it; --force writes over it"
+            )
+    partial.unlink()
+
+
 def _is_merged(run: _Run) -> bool:
     path = run.choice.path
     return run.choice.resume and path is not None and path.exists()
@@ -385,6 +402,8 @@ def _is_merged(run: _Run) -> bool:
 
 def _nothing_to_do(run: _Run) -> int:
     """Say that a finished file is the one that was asked for. Raises UsageError where it is not."""
+    from seqloss_cli.results.shard_folders import require_same_plan
+
     path = str(run.choice.path)
     record, totals = _record_and_totals(run)
     there = record.get("distributed")
@@ -394,7 +413,7 @@ def _nothing_to_do(run: _Run) -> int:
         )
     reading = record.get("reading") or {}
     plan = {"command": record.get("command"), "inputs": reading.get("inputs"), **there}
-    _require_same_plan(run, plan, path)
+    require_same_plan(plan, run.plan, path)
     say(
         f"{path} is whole: {totals['n_sequences']:,} sequences, {totals['n_rejected']:,} rejected; "
         "nothing to do"

@@ -159,7 +159,7 @@ class Wait:
     """Something that takes a while, with the seconds that it takes: `loading NAME… 3 s`."""
 
     def __init__(self, doing: str, name: str) -> None:
-        self._doing, self._name, self._began = doing, escape(name), time.monotonic()
+        self._doing, self.name, self._began = doing, escape(name), time.monotonic()
         self.n_done = 0
         """Rows that were read so far."""
 
@@ -175,7 +175,7 @@ class Wait:
         after = f"{between}{self.n_done:,} rows" if self.n_done else ""
         before, after = f"{sign} {self._doing} ", f"{after}{between}{self.seconds:.0f} s"
         room = max(0, width - len(before) - len(after))
-        name = self._name
+        name = self.name
         if len(name) > room:
             name = (dots + name[len(name) - room + len(dots) :])[:room]
         return before + name + after

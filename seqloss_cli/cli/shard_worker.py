@@ -59,8 +59,11 @@ class Call:
     seqloss: str = field(default_factory=lambda: version("seqloss"))
     key: str | None = field(default_factory=lambda: os.environ.get(_KEY), repr=False)
 
-    def context(self, index: int, meta: dict[str, Any]) -> typer.Context:
-        """Return the context of the command for one shard, as if it had been given `--shard`."""
+    def context(
+        self, index: int, meta: dict[str, Any], closers: list[Callable[[], object]]
+    ) -> typer.Context:
+        """Return the context of the command for one shard, as if it had been given `--shard`;
+        `closers` take what is to be called at its end."""
         own = {
             "shard": f"{index}/{self.n_shards}",
             "output": Path(self.folder.shard(index, self.n_shards)),
@@ -83,7 +86,7 @@ class Call:
             meta=meta,
             obj=None,
             get_parameter_source=sources.get,
-            call_on_close=lambda _: None,
+            call_on_close=closers.append,
         )
         return cast("typer.Context", made)
 
@@ -177,9 +180,12 @@ class ShardWorker:
 
     def _attempt(self, index: int) -> None:
         for is_last in (False, True):
-            context = self._call.context(index, self._meta)
+            closers = list[Callable[[], object]]()
+            context = self._call.context(index, self._meta, closers)
             try:
                 self._call.body(context, output_choice(context))
+                for close in closers:
+                    close()
                 return
             except BusyFileError:
                 raise

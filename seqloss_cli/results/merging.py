@@ -215,7 +215,8 @@ def _read(kind: Sums, row: Row, file: ShardFile) -> Any:
 
 
 Place = tuple[int, float, int]
-"""Number of the input, number of the record in it, and of rows that stand behind that record."""
+"""Number of the input, number of the record in it, and of rows that stand behind that record, or
+below 0 before it."""
 Placed = tuple[Place, ShardFile, Record]
 
 
@@ -249,21 +250,13 @@ def _first_place(file: ShardFile) -> Place:
 
 def _placed(file: ShardFile) -> Generator[Placed]:
     """Yield the rows of a shard with their places in the inputs, and check its totals."""
-    sources = {name: n for n, name in enumerate(file.run["reading"]["inputs"])}
-    last: Place = (-1, 0, 0)
+    last: Place | None = None
     counts = Counter[str]()
     try:
-        for record in records_of(file.name):
+        for place, record in _with_places(file):
             row = record.row
-            if row["type"] == "totals":
-                file.totals = row
-            if row["type"] not in _ROWS:
-                continue
-            if file.totals is not None:
-                raise RowError("torn_row", "goes on behind its totals")
             counts[row["type"]] += 1
-            place = _place(row, sources, last)
-            if place <= last:
+            if last is not None and place <= last:
                 raise RowError(
                     "torn_row", f"has {row.get('source')}:{row.get('line')} out of order"
                 )
@@ -282,13 +275,35 @@ def _placed(file: ShardFile) -> Generator[Placed]:
         )
 
 
-def _place(row: Row, sources: Mapping[str, int], last: Place) -> Place:
-    number, source = row.get("line"), row.get("source")
+def _with_places(file: ShardFile) -> Iterator[tuple[Place, Record]]:
+    """Yield the rows of a shard with their places; its totals are noted when they come."""
+    sources = {name: n for n, name in enumerate(file.run["reading"]["inputs"])}
+    # It may have been read before, for the place of its first row.
+    file.totals, last = None, None
     # What a file beside the inputs has no row for, is told of that file: it stays behind its
-    # neighbour.
-    if source not in sources:
-        return last[0], last[1], last[2] + 1
-    return sources[str(source)], _LATER if number is None else number, 0
+    # neighbour, or where it is the first before the one that comes.
+    first = list[Record]()
+    for record in records_of(file.name):
+        row = record.row
+        if row["type"] == "totals":
+            file.totals = row
+        if row["type"] not in _ROWS:
+            continue
+        if file.totals is not None:
+            raise RowError("torn_row", "goes on behind its totals")
+        if row.get("source") in sources:
+            number = row.get("line")
+            last = sources[str(row["source"])], _LATER if number is None else number, 0
+            for n, each in enumerate(first, -len(first)):
+                yield (last[0], last[1], n), each
+            first.clear()
+        elif last is None:
+            first.append(record)
+            continue
+        else:
+            last = last[0], last[1], last[2] + 1
+        yield last, record
+    yield from (((-1, file.index, n), each) for n, each in enumerate(first))
 
 
 # -- writing ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from seqloss_cli.core.errors import RowError, RunError, UsageError
 from seqloss_cli.core.urls import is_url, shown_name, url_of
 from seqloss_cli.inputs.streams import open_stored
-from seqloss_cli.results.shards import open_shard, totals_at_end
+from seqloss_cli.results.shards import totals_at_end
 from seqloss_cli.results.sinks import partial_path
 
 _PLAN = "plan.json"
@@ -95,7 +95,10 @@ class ShardFolder:
         return any(each.exists() or partial_path(each).exists() for each in names)
 
     def clear(self, of: int) -> None:
-        """Remove the shards and the plan, and a directory that is empty then."""
+        """Remove the shards and the plan, and a directory that is empty then; without shards do
+        nothing."""
+        if not of:
+            return
         names = [self.shard(index, of) for index in range(of)]
         if is_url(self.place):
             from seqloss_cli.inputs.remote import file_system
@@ -139,9 +142,21 @@ def note_try(path: Path, run: str, host: str) -> None:
         stream.write(json.dumps({"run": run, "host": host, "pid": os.getpid()}) + "\n")
 
 
-def run_of(name: str) -> Mapping[str, Any]:
-    """Return the run record of a shard's file. Raises RunError where there is none."""
-    try:
-        return open_shard(name).run
-    except RowError as error:
-        raise RunError(f"{shown_name(name)}: {error.message}") from error
+def require_same_plan(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
+    """Raise UsageError with every difference between the plan of `what` and that of this run."""
+    differences = [
+        f"{key.replace('_', ' ')} {there.get(key)!r:.80} there and {here[key]!r:.80} here"
+        for key in ("command", "inputs", "input_bytes")
+        if there.get(key) != here[key]
+    ]
+    given, own = there.get("options") or {}, here["options"]
+    differences += [
+        f"{flag} {given.get(flag, 'not given')} there and {own.get(flag, 'not given')} here"
+        for flag in sorted({**given, **own})
+        if given.get(flag) != own.get(flag)
+    ]
+    if differences:
+        raise UsageError(
+            f"--resume: {what} is of another run: {'; '.join(differences)}. Give what was given "
+            "then, or --force to begin anew"
+        )

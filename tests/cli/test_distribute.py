@@ -210,6 +210,73 @@ def test_a_shard_of_another_run_ends_the_run_at_once(folder: Path, workers: Work
     assert "is of another run than" in refused.stderr
 
 
+def test_a_driver_that_was_killed_while_it_merged(folder: Path, workers: Workers) -> None:
+    line = f"score corpus.jsonl -o out.jsonl {RAY}"
+    ran(line, folder)
+    whole = (folder / "out.jsonl").read_bytes()
+    (folder / "out.jsonl").unlink()
+    (folder / "out.jsonl.partial").write_bytes(whole[:1500])
+    assert "out.jsonl.partial exists" in ran(line, folder, 2).stderr
+    ran(f"{line} --resume", folder)
+    assert records((folder / "out.jsonl").read_bytes()) == records(whole)
+    # Rows of a plain run are not thrown away without a word.
+    (folder / "out.jsonl").unlink()
+    ran("score corpus.jsonl -o out.jsonl", folder)
+    (folder / "out.jsonl").rename(folder / "out.jsonl.partial")
+    refused = ran(f"{line} --resume", folder, 2)
+    assert "is of a run without --distribute, which alone goes on with it" in refused.stderr
+
+
+def test_shards_that_are_there_are_held_to_new_ones(folder: Path, workers: Workers) -> None:
+    """An engine may be at another address, but its losses are not those of a model here."""
+    line = f"score corpus.jsonl --shard-dir parts --jsonl {RAY}"
+    ran(line, folder)
+    names = sorted((folder / "parts").glob("0*"))
+    raw = names[0].read_bytes().replace(b'"dtype":"float32"', b'"dtype":"bfloat16"')
+    names[0].write_bytes(raw)
+    names[5].unlink()
+    refused = ran(f"{line} --resume", folder, 2)
+    assert "dtype bfloat16 and float32" in refused.stderr
+    assert workers.n_scored == 9
+
+
+def test_force_keeps_shards_until_others_are_begun(folder: Path, workers: Workers) -> None:
+    line = f"score corpus.jsonl --shard-dir parts --jsonl {RAY}"
+    ran(line, folder)
+    ran(f"{line} --force -m ./nowhere", folder, 2)
+    assert "8 of 8 shards are whole" in ran(f"{line} --resume", folder).stderr
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_regions_that_fit_no_row_of_a_shard(folder: Path, workers: Workers) -> None:
+    """Rejections tell of the file of regions: where nothing else is in a shard, too."""
+    write_rows(folder / "many.jsonl", [{"id": n, "text": "a " * (n + 1)} for n in range(24)])
+    fits = {0, 1, 2, 5, 23}
+    regions = [{"id": n, "regions": ["a " * (n + 1) if n in fits else "b"]} for n in range(24)]
+    write_rows(folder / "regions.jsonl", regions)
+    line = "score many.jsonl --regions regions.jsonl"
+    whole = records(ran(f"{line} --jsonl", folder).stdout_bytes)
+    ran(f"{line} -o out.jsonl {RAY}", folder)
+    found = records((folder / "out.jsonl").read_bytes())
+    assert len(found) == len(whole) == 26
+    assert sorted(map(str, found)) == sorted(map(str, whole))
+    scored = [[row for row in each if row["type"] == "sequence"] for each in (found, whole)]
+    assert scored[0] == scored[1]
+
+
+def test_messages_of_workers_are_told_once(folder: Path, workers: Workers) -> None:
+    pairs = [{"prompt": "The list", "response": f"is number {n}."} for n in range(24)]
+    write_rows(folder / "pairs.jsonl", pairs)
+    done = ran(f"cond pairs.jsonl -o out.jsonl {RAY}", folder)
+    said = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert len(said) == 2, done.stderr
+    assert "no white space parts two words" in said[0]
+    assert "7 more of other shards like 'warning: in N of N rows" in said[1]
+
+
 # -- workers ---------------------------------------------------------------------------------------
 
 
