@@ -457,3 +457,50 @@ def test_a_server_of_ours_tells_of_other_weights(
     changed = in_process(*words, "--resume")
     assert changed.exit_code == 1
     assert "serves another model, or other weights, than when the run began" in said(changed)
+
+
+# -- texts of tokens ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Any:
+    from seqloss_cli.backends.server.pieces import Pieces
+    from seqloss_cli.core.policies import TokenPolicy
+    from seqloss_cli.models.checkpoint import load_tokenizer_only
+    from seqloss_cli.tokenization.tokenizer import Tokenization
+
+    found = load_tokenizer_only(ModelChoice())
+    return Pieces(Tokenization(found.tokenizer, TokenPolicy(), found.n_ids, (), ()))
+
+
+def is_shown(pieces: Any, text: str, token_id: int) -> bool:
+    from seqloss_cli.core.errors import RowError
+
+    try:
+        pieces.require_shown([text], [token_id], "text")
+    except RowError:
+        return False
+    return True
+
+
+def test_what_vllm_shows_of_tokens_is_ours(pieces: Any) -> None:
+    """Recorded of vLLM 0.32."""
+    n = 0
+    for file in sorted((ROOT / "tests" / "data").glob("vllm-*.jsonl")):
+        for line in file.read_text().splitlines():
+            for choice in json.loads(line)["choices"]:
+                for entry in choice["prompt_logprobs"][1:]:
+                    for key, each in entry.items():
+                        assert is_shown(pieces, each["decoded_token"], int(key))
+                        n += 1
+    assert n > 100
+
+
+def test_texts_of_tokens_tell_ids_apart(pieces: Any) -> None:
+    """Each id's own decoded text, and its string in the vocabulary, are taken; few others are."""
+    tokenizer = demo_tokenizer()
+    texts = [tokenizer.decode([i], skip_special_tokens=False) for i in range(4096)]
+    assert all(is_shown(pieces, text, i) for i, text in enumerate(texts))
+    assert all(is_shown(pieces, tokenizer.id_to_token(i), i) for i in range(4096))
+    shifted = sum(is_shown(pieces, texts[(i + 500) % 4096], i) for i in range(4096))
+    assert shifted < 0.08 * 4096  # parts of characters, which all look alike
