@@ -36,17 +36,30 @@ def log_probs_after(previous: int) -> NDArray[np.float64]:
     return found
 
 
+@lru_cache(maxsize=4096)
+def best_after(previous: int) -> list[int]:
+    """The 32 most probable ids after one, best first."""
+    return [int(i) for i in np.argsort(-log_probs_after(previous))[:32]]
+
+
 def losses_of(ids: list[int]) -> list[float]:
     """Losses of all tokens but the first, nats."""
     return [-float(log_probs_after(a)[b]) for a, b in pairwise(ids)]
 
 
-def vllm_answer(body: dict[str, Any]) -> dict[str, Any]:
+def places(ids: list[int], shift: int) -> list[tuple[int, int]]:
+    """Pairs of ids: those of which the second has its probability after the first. It is the one
+    before, `shift` 1, unless a server takes that of another place."""
+    n = len(ids)
+    return [(ids[min(n - 1, max(0, t - shift))], ids[t]) for t in range(1, n)]
+
+
+def vllm_answer(body: dict[str, Any], shift: int = 1) -> dict[str, Any]:
     ids, k = body["prompt"], body["prompt_logprobs"]
     entries: list[Any] = [None]
-    for a, b in pairwise(ids):
+    for a, b in places(ids, shift):
         probs = log_probs_after(a)
-        chosen = [b, *(int(i) for i in np.argsort(-probs)[:k] if i != b)]
+        chosen = [b, *(i for i in best_after(a)[:k] if i != b)]
         entries.append({
             str(i): {"logprob": float(probs[i]), "rank": int((probs > probs[i]).sum()) + 1,
                      "decoded_token": shown(i)}
@@ -57,7 +70,20 @@ def vllm_answer(body: dict[str, Any]) -> dict[str, Any]:
     return {"object": "text_completion", "model": body["model"], "choices": [choice]}
 
 
-def sglang_answer(body: dict[str, Any]) -> dict[str, Any]:
+def seqloss_answer(body: dict[str, Any]) -> dict[str, Any]:
+    """As `seqloss serve` answers: one or several rows, each from a place of its own on."""
+    prompts, starts = body["prompt"], body["prompt_logprob_start"]
+    if not isinstance(starts, list):
+        prompts, starts = [prompts], [starts]
+    choices = []
+    for n, (ids, start) in enumerate(zip(prompts, starts, strict=True)):
+        (choice,) = vllm_answer({**body, "prompt": ids})["choices"]
+        choice["prompt_logprobs"][:start] = [None] * start
+        choices.append({**choice, "index": n})
+    return {"object": "text_completion", "model": body["model"], "choices": choices}
+
+
+def sglang_answer(body: dict[str, Any], shift: int = 1) -> dict[str, Any]:
     ids, start, k = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]
 
     def text(i: int) -> str | None:
@@ -65,12 +91,12 @@ def sglang_answer(body: dict[str, Any]) -> dict[str, Any]:
 
     triples: list[Any] = [[None, ids[start], text(ids[start])]]
     tops: list[Any] = [None]
-    for a, b in zip(ids[start:], ids[start + 1 :], strict=False):
+    for a, b in places(ids, shift)[start:]:
         probs = log_probs_after(a)
         # The last id of the vocabulary comes back as 0.
         triples.append([float(probs[b]), 0 if b == N_IDS - 1 else b, text(b)])
-        tops.append([[float(probs[i]), int(i), None] for i in np.argsort(-probs)[:k]])
-    meta = {"prompt_tokens": len(ids), "input_token_logprobs": triples,
+        tops.append([[float(probs[i]), i, None] for i in best_after(a)[:k]])
+    meta = {"id": body.get("rid"), "prompt_tokens": len(ids), "input_token_logprobs": triples,
             "input_top_logprobs": tops}  # fmt: skip
     return {"text": "", "meta_info": meta}
 
@@ -102,17 +128,19 @@ def shown(token_id: int) -> str:
     return bytes_of(token_id).decode(errors="ignore")
 
 
-def _top(probs: NDArray[np.float64], own: int, k: int) -> dict[str, float]:
-    best = {shown(int(i)): float(probs[i]) for i in np.argsort(-probs)[:k]}
+def _top(previous: int, own: int, k: int) -> dict[str, float]:
+    probs = log_probs_after(previous)
+    best = {shown(i): float(probs[i]) for i in best_after(previous)[:k]}
     return best | {shown(own): float(probs[own])}
 
 
-def openai_answer(body: dict[str, Any]) -> dict[str, Any]:
+def openai_answer(body: dict[str, Any], shift: int = 1) -> dict[str, Any]:
     ids, n, k = body["prompt"], body["max_tokens"], body["logprobs"]
-    after = [log_probs_after(i) for i in ids]
-    tokens = [*ids, *([int(after[-1].argmax())] * n)]
-    own = [None, *(float(p[i]) for p, i in zip(after, tokens[1:], strict=False))]
-    tops = [None, *(_top(p, i, k) for p, i in zip(after, tokens[1:], strict=False))]
+    before = [a for a, _ in places([*ids, 0], shift)]
+    tokens = [*ids, *(best_after(before[-1])[:n])]
+    pairs = list(zip(before, tokens[1:], strict=False))
+    own = [None, *(float(log_probs_after(a)[b]) for a, b in pairs)]
+    tops = [None, *(_top(a, b, k) for a, b in pairs)]
     logprobs = {"tokens": [*map(shown, tokens)], "token_logprobs": own, "top_logprobs": tops}
     usage = {"prompt_tokens": len(ids), "completion_tokens": n}
     return {"model": body["model"], "choices": [{"index": 0, "logprobs": logprobs}], "usage": usage}
@@ -123,11 +151,10 @@ def llama_cpp_answer(body: dict[str, Any], adds_bos: bool) -> dict[str, Any]:
     after the n-th token of the prompt beside the n-th of the list, and makes the first one null."""
     ids = demo_tokenizer().encode(body["prompt"], add_special_tokens=False).ids
     prompt = [0] * adds_bos + ids
-    after = [log_probs_after(i) for i in prompt]
-    tokens = [*prompt[prompt[0] == 0 :], int(after[-1].argmax())]
-    pairs = [(p, i) for p, i in zip(after, tokens, strict=False) if i != 0]
-    own: list[Any] = [float(p[i]) for p, i in pairs]
-    tops: list[Any] = [_top(p, i, body["logprobs"]) for p, i in pairs]
+    tokens = [*prompt[prompt[0] == 0 :], best_after(prompt[-1])[0]]
+    pairs = [(a, b) for a, b in zip(prompt, tokens, strict=False) if b != 0]
+    own: list[Any] = [float(log_probs_after(a)[b]) for a, b in pairs]
+    tops: list[Any] = [_top(a, b, body["logprobs"]) for a, b in pairs]
     own[0] = tops[0] = None
     logprobs = {"tokens": [shown(i) for _, i in pairs], "token_logprobs": own, "top_logprobs": tops}
     usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
@@ -179,7 +206,7 @@ class FakeServer:
         if path == "/v1/models" and self.kind != "sglang":
             card = {"id": self.model, "owned_by": self.kind, "max_model_len": self.max_model_len}
             return {"data": [card]}
-        if path == "/version" and self.kind == "vllm":
+        if path == "/version" and self.kind in ("vllm", "seqloss"):
             return {"version": "0.32.0"}
         if path == "/get_model_info" and self.kind == "sglang":
             return {"model_path": self.model}
@@ -206,7 +233,8 @@ class FakeServer:
             if not isinstance(body["prompt"], str):
                 return Broken(500, content=b'{"error": {"message": "4 validation errors: ..."}}')
             return llama_cpp_answer(body, self.adds_bos)
-        answers = {"vllm": vllm_answer, "sglang": sglang_answer, "openai": openai_answer}
+        answers = {"vllm": vllm_answer, "sglang": sglang_answer, "openai": openai_answer,
+                   "seqloss": seqloss_answer}  # fmt: skip
         return answers[self.kind](body)
 
 

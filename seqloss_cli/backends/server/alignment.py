@@ -1,19 +1,21 @@
-"""Find out how a server of OpenAI's shape is asked, and which token each of its values belongs to.
+"""Find out which token each value of a server belongs to, and how one of OpenAI's shape is asked.
 
 The alternatives that stand beside a token are those of the place before it. So they are the same
-for two rows that differ in their last token alone. Where they are not, values are one place off.
+for two rows that differ in their last token alone, and others where the token before it differs.
+Where they are not, values are one place off.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from seqloss_cli.backends.server.backend import Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
-from seqloss_cli.backends.server.protocols import Question, hint_of, wrong
+from seqloss_cli.backends.server.protocols import Answer, Question, hint_of, wrong
 from seqloss_cli.core.errors import RowError, RunError
 
 _N_ALTERNATIVES = 5
@@ -32,11 +34,27 @@ def find_way(
     """
     way = _taken(server, pieces, rows[0])
     found = with_way(server, pieces, way)
-    if trouble := _misplaced(found, rows, tolerance):
+    if trouble := _trouble(found, pieces, rows, tolerance):
         has_bos = pieces.begins_with_bos(rows[0])
         raise RunError(f"{server.transport.url}: {trouble}{'' if has_bos else _WITHOUT_BOS}")
     bare = [row[1:] for row in rows if pieces.begins_with_bos(row)]
-    return replace(way, needs_bos=bool(bare and _misplaced(found, bare, tolerance)))
+    return replace(way, needs_bos=bool(bare and _trouble(found, pieces, bare, tolerance)))
+
+
+def require_placed(
+    server: Server, pieces: Pieces, rows: Sequence[Sequence[int]], tolerance: float
+) -> None:
+    """Raises RunError where values of a server that shows ids are not of the tokens beside them."""
+    if "top_logprobs" not in server.protocol.quantities:
+        return
+    try:
+        trouble = _misplaced(server, pieces, rows, tolerance)
+    except RowError as error:
+        if error.reason == "server_refused":
+            return  # it gives fewer alternatives: then nothing shows what its numbers are, either
+        trouble = f"{error.message}; {hint_of(error.reason)}"
+    if trouble:
+        raise RunError(f"{server.transport.url}: {trouble}")
 
 
 _WITHOUT_BOS = (
@@ -92,57 +110,109 @@ def _read(server: Server, pieces: Pieces, ways: Sequence[Way], question: Questio
     raise failure
 
 
-def _misplaced(server: Server, rows: Sequence[Sequence[int]], tolerance: float) -> str | None:
-    """Return what shows that values are not those of the tokens that they stand beside, or that it
-    cannot be told; None where they are."""
-    row = rows[0]
-    lengths = [n for n in _LENGTHS if n <= len(row)] or [len(row)]
+def _trouble(
+    server: Server, pieces: Pieces, rows: Sequence[Sequence[int]], tolerance: float
+) -> str | None:
+    """Return what `_misplaced` does, or why it cannot be told."""
     try:
-        worst = max(_dependence(server, row[:n], [*row[n:], *row[: n - 1]]) for n in lengths)
+        return _misplaced(server, pieces, rows, tolerance)
     except RowError as error:
         return error.message
-    if worst <= tolerance:
-        return None
-    return (
-        f"the alternatives to a row's last token depend on that token (by {worst:.2g} nats, "
-        f"--probe-tolerance {tolerance:g}): its values are not those of the tokens that they stand "
-        "beside"
-    )
 
 
-def _dependence(server: Server, row: Sequence[int], others: Sequence[int]) -> float:
-    """Return by how much the alternatives to the last token of a row differ, nats, where another of
-    `others` stands in its place. Raises RowError."""
-    first = _beside_last(server, row)
-    second = _beside_last(server, _exchanged(server, row, others))
-    # The most probable one stands beside both; others may have given way to the token itself.
-    texts = {max(each, key=lambda text: each[text]) for each in (first, second)}
-    texts |= first.keys() & second.keys()
-    return max(abs(first.get(text, -math.inf) - second.get(text, -math.inf)) for text in texts)
+def _misplaced(
+    server: Server, pieces: Pieces, rows: Sequence[Sequence[int]], tolerance: float
+) -> str | None:
+    """Return what shows that values are not those of the tokens that they stand beside; None where
+    they are. Raises RowError where it cannot be told."""
+    row = rows[0]
+    lengths = [n for n in _LENGTHS if n <= len(row)] or [len(row)]
+    places = [_Place(server, pieces, row[:n], [*row[n:], *row[: n - 1]]) for n in lengths]
+    if (worst := max(place.apart_with(1) for place in places)) > tolerance:
+        return (
+            f"the alternatives to a row's last token depend on that token (by {worst:.2g} nats, "
+            f"--probe-tolerance {tolerance:g}): its values are not those of the tokens that they "
+            "stand beside"
+        )
+    if (worst := max(place.own_apart() for place in places)) > tolerance:
+        return (
+            f"a row's last token has another log-probability than as an alternative (by "
+            f"{worst:.2g} nats, --probe-tolerance {tolerance:g})"
+        )
+    # A model whose numbers depend on neither token is one of single tokens: nothing is misplaced.
+    longer = [place for place in places if len(place.row) >= 4]
+    if all(place.apart_with(2) <= tolerance for place in longer) and any(
+        place.apart_with(3) > tolerance for place in longer
+    ):
+        return (
+            "the alternatives to a row's last token do not depend on the token before it, but on "
+            "the one before that: its values are a place late"
+        )
+    return None
 
 
-def _beside_last(server: Server, row: Sequence[int]) -> Mapping[str, float]:
-    """Return the alternatives to the last token of a row, by their texts; raises RowError."""
-    protocol, question = server.protocol, Question(row, len(row) - 1, _N_ALTERNATIVES)
-    assert isinstance(protocol, OpenAi)
-    answer = server.fetch(question)
-    (found,) = protocol.alternatives(answer, question)
-    text, value = protocol.listed(answer, question).last
-    if text not in found or found[text] != value:
-        raise wrong("position", f"has {value} for its last token {text!r:.40}, which its own "
-                    f"alternatives do not say: {dict(found)!r:.200}")  # fmt: skip
-    return found
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The last place of a row, of which alternatives are asked for."""
 
+    server: Server
+    pieces: Pieces
+    row: Sequence[int]
+    others: Sequence[int]
+    """Ids that stand in the place of one of the row's."""
 
-def _exchanged(server: Server, row: Sequence[int], others: Sequence[int]) -> Sequence[int]:
-    """Return the row with another last token, one that can be asked for; raises RowError."""
-    failure = RowError("server_text", "the tokenizer makes too few tokens to probe the server")
-    for other in others:
-        try:
-            found = [*row[:-1], other]
-            if other != row[-1]:
-                server.protocol.body(server.model, Question(found, 1))
-                return found
-        except RowError as error:
-            failure = error
-    raise failure
+    def apart_with(self, n: int) -> float:
+        """Return by how much the alternatives differ, nats, where the token n places before the end
+        is another. Raises RowError."""
+        first, second = self._beside(self.row), self._beside(self._exchanged(n))
+        # The most probable one stands beside both; others may have given way to the token itself.
+        names = {max(each, key=lambda name: each[name]) for each in (first, second)}
+        names |= first.keys() & second.keys()
+        return max(abs(first.get(name, -math.inf) - second.get(name, -math.inf)) for name in names)
+
+    def own_apart(self) -> float:
+        """Return by how much the value of an alternative differs, nats, from that of the same
+        token where it stands last; 0 where alternatives have no ids. Raises RowError."""
+        if isinstance(self.server.protocol, OpenAi):
+            return 0.0  # each answer was held to its own alternatives
+        found = self._beside(self.row)
+        known = [name for name in found if name != self.row[-1] and self.pieces.is_plain(name)]
+        return max(
+            (abs(self._answer([*self.row[:-1], n]).log_probs[-1] - found[n]) for n in known[:1]),
+            default=0.0,
+        )
+
+    def _answer(self, row: Sequence[int]) -> Answer:
+        return self.server.ask(Question(row, len(row) - 1, _N_ALTERNATIVES))
+
+    def _beside(self, row: Sequence[int]) -> Mapping[Any, float]:
+        """Return the alternatives to the last token of a row, by their texts or ids, best first
+        where these are ids; raises RowError."""
+        protocol, question = self.server.protocol, Question(row, len(row) - 1, _N_ALTERNATIVES)
+        if not isinstance(protocol, OpenAi):
+            answer = self._answer(row)
+            assert answer.top_ids is not None
+            assert answer.top_log_probs is not None
+            pairs = zip(answer.top_ids[0].tolist(), answer.top_log_probs[0].tolist(), strict=True)
+            return dict(pairs)
+        answer = self.server.fetch(question)
+        (found,) = protocol.alternatives(answer, question)
+        text, value = protocol.listed(answer, question).last
+        if text not in found or found[text] != value:
+            raise wrong("position", f"has {value} for its last token {text!r:.40}, which its own "
+                        f"alternatives do not say: {dict(found)!r:.200}")  # fmt: skip
+        return found
+
+    def _exchanged(self, n: int) -> Sequence[int]:
+        """Return the row with another token n places before its end, one that can be asked for;
+        raises RowError."""
+        failure = RowError("server_text", "the tokenizer makes too few tokens to probe the server")
+        for other in self.others:
+            try:
+                found = [*self.row[:-n], other, *self.row[len(self.row) - n + 1 :]]
+                if other != self.row[-n]:
+                    self.server.protocol.body(self.server.model, Question(found, 1))
+                    return found
+            except RowError as error:
+                failure = error
+        raise failure

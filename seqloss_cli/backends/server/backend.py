@@ -5,11 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
-from seqloss_cli.backends.server.protocols import Answer, Question, ServerProtocol, Vllm, wrong
+from seqloss_cli.backends.server.protocols import (
+    Answer,
+    Question,
+    ServerProtocol,
+    Vllm,
+    answered_id,
+    kind_of,
+    wrong,
+)
 from seqloss_cli.backends.server.transport import Refused, Transport
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import BatchError, RowError, RunError
@@ -63,8 +72,10 @@ class Server:
         return self._posted(self.protocol.body(self.model, question), question.most_bytes)
 
     def _posted(self, body: Mapping[str, Any], most_bytes: int) -> Any:
+        id_field, own_id = self.protocol.id_field, token_hex(8)
+        sent = {**body, **self.options, **({id_field: own_id} if id_field else {})}
         try:
-            found = self.transport.post(self.protocol.path, {**body, **self.options}, most_bytes)
+            found = self.transport.post(self.protocol.path, sent, most_bytes, id_field)
         except Refused as error:
             if error.status == 404:  # of the path or the model, which no row can help
                 raise RunError(
@@ -87,6 +98,8 @@ class Server:
         theirs = said.get("model")
         if theirs not in (None, self.model):
             raise wrong("model", f"is of the model {theirs!r:.80}, not {self.model!r:.80}")
+        if id_field and not str(answered_id(found)).startswith(own_id):
+            raise wrong("answer", f"is to another request: {kind_of(answered_id(found))}")
         return found
 
 

@@ -65,6 +65,8 @@ class OpenAi:
     name = "openai"
     path = "/v1/completions"
     quantities = frozenset[str]()
+    id_field: str | None = None
+    sends_first = False
 
     def __init__(self, pieces: Pieces, way: Way | None = None) -> None:
         self.pieces, self.way = pieces, way or Way()

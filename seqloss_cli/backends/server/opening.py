@@ -41,8 +41,11 @@ _PROBE_TEXT = (
     "winds both, writes 17:45 in a book (page 203), and walks home along the quay. Nobody asks "
     "why the hands disagree, for the boats leave with the water and the letters with the rails. "
 )
-"""For probes: two halves of it begin rows that have a common beginning."""
-_LONGEST_PROBE = 96
+"""For probes, as often as rows are to be long."""
+_LONGEST_PROBE = 288
+"""Tokens: vLLM's cache has blocks of 128 on CPUs, and a row has two of them and a part."""
+_LONGEST_TEXT = 96
+"""Tokens of a row that is sent as a text: such servers know no blocks, and are slow."""
 
 
 def open_model(
@@ -224,9 +227,14 @@ def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float
         way = alignment.find_way(server, pieces, rows, tolerance)
         server = alignment.with_way(server, pieces, way)
         first = 1 + way.drops_bos
+        if way.as_text:
+            rows = _probe_rows(tokens, min(longest, _LONGEST_TEXT))
     if way is None or not way.as_text:
         rows.append(_any_ids(tokens, len(rows[0])))
-    return replace(probing.probe(server, rows, first, tolerance), way=way)
+    found = probing.probe(server, rows, first, tolerance)
+    if way is None:
+        alignment.require_placed(server, Pieces(tokens), rows, tolerance)
+    return replace(found, way=way)
 
 
 def _any_ids(tokens: Tokenization, n: int) -> list[int]:
@@ -278,13 +286,13 @@ def _probe_rows(tokens: Tokenization, longest: int) -> list[list[int]]:
 
     Raises RunError where the tokenizer makes no tokens of a text.
     """
-    words = (_PROBE_TEXT * 3).split()
-    half, back = words[: len(words) // 6], words[::-1]
+    before = [] if tokens.bos_id is None else [tokens.bos_id]
+    n = longest + 1 - len(before)
+    words = (_PROBE_TEXT * (1 + n // 50)).split()
+    half, back = words[: 1 + n // 3], words[::-1]
     encoded = tokens.encode([" ".join(each) for each in (words, half + back, back)])
     if not all(isinstance(each, list) and len(each) > 2 for each in encoded):
         raise RunError("the tokenizer makes no tokens of a plain text; name one with --tokenizer")
-    before = [] if tokens.bos_id is None else [tokens.bos_id]
-    n = longest + 1 - len(before)
     whole, others, backwards = ([*each][:n] for each in encoded if isinstance(each, list))
     rows = [whole, others, backwards, whole[: max(2, n // 2)], whole[: max(2, n - 1)]]
     return [before + row for row in rows if len(before) + len(row) >= 2]

@@ -33,6 +33,12 @@ class Pieces:
         """Tell whether the first id is the BOS."""
         return self.bos_id is not None and ids[0] == self.bos_id
 
+    def is_plain(self, token_id: int) -> bool:
+        """Tell whether an id has a token that is no control token."""
+        known = self._vocabulary
+        is_one = 0 <= token_id < self._tokens.n_ids and token_id not in known.control
+        return is_one and known.written(token_id) is not None
+
     def text_of(self, ids: Sequence[int], with_bos: bool) -> tuple[str, list[int]]:
         """Return a text that makes these ids, and the ids that it makes: these and perhaps some
         after them. A BOS at the beginning is spelled out with `with_bos`, else left to the server.

@@ -37,6 +37,8 @@ _MOST_SHOWN = 20
 """Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
+_CHECKS = 2
+"""Raised with each check that is added: a result of an older version holds for less."""
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
 
@@ -194,6 +196,8 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
     """
     questions = [Question(row, first, texts=True) for row in rows if len(row) > first]
     questions = [each for each in questions if _can_be_asked(server, each)]
+    ends = _ends(rows) if server.protocol.sends_first else []
+    cold = _answers(server, ends)  # before anything else: nothing of them is remembered
     before = _answers(server, questions)
     orders = [
         _answers(server, questions[::-1])[::-1],
@@ -206,6 +210,8 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
             f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): vLLM with a prefix "
             "cache does that; start it with --no-enable-prefix-caching"
         )
+    if ends:
+        worst = max(worst, _require_same_ends(server, ends, cold, tolerance))
     if server.protocol.name in ("vllm", "openai"):
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
@@ -221,6 +227,40 @@ def _known(server: Server, row: Sequence[int], first: int) -> KnownRow:
     question = next(each for each in questions if _can_be_asked(server, each))
     answer = _ask(server, question)
     return KnownRow(list(question.ids), first, answer.log_probs.tolist())
+
+
+def _ends(rows: Sequence[Sequence[int]]) -> list[Question]:
+    """Return questions after ends of rows, whose beginnings a server may remember: of the same row
+    twice, of two with a common beginning, and of two that differ in their beginnings alone."""
+    whole, alike, other = rows[:3]
+    n, half = len(whole), len(whole) // 2
+    other_begun = [*other[:half], *whole[len(other[:half]) :]]
+    asked = [(whole, half + 1), (whole, half + 1), (alike, half + 1), (other_begun, half + 1),
+             (alike, n - 1), (other_begun, n - 1), (whole, n - 1)]  # fmt: skip
+    return [Question(row, first) for row, first in asked if 1 <= first < len(row)]
+
+
+def _require_same_ends(
+    server: Server, ends: Sequence[Question], cold: Sequence[Answer], tolerance: float
+) -> float:
+    """Return by how much ends of rows have other log-probabilities, nats, where no more of the row
+    is asked for. `cold` are answers from before the server knew the rows.
+
+    Raises RunError beyond the tolerance.
+    """
+    whole = [_ask(server, replace(each, first=1)).log_probs for each in ends]
+    right = [Answer(probs[each.first - 1 :]) for probs, each in zip(whole, ends, strict=True)]
+    others = [cold, _answers(server, ends), _at_once(server, ends)]
+    if server.takes_several:
+        others.append(_together(server, ends))
+    worst = max((_difference(right, each) for each in others), default=0.0)
+    if worst > tolerance:
+        raise RunError(
+            f"{server.transport.url}: the end of a row has log-probabilities that differ by "
+            f"{worst:.2g} nats where no more of the row is asked for (--probe-tolerance "
+            f"{tolerance:g}): a cache of beginnings does that (SGLang: --disable-radix-cache)"
+        )
+    return worst
 
 
 def _can_be_asked(server: Server, question: Question) -> bool:
@@ -266,6 +306,16 @@ def _ask(server: Server, question: Question) -> Answer:
     except RowError as error:
         hint = hint_of(error.reason)
         raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
+
+
+def _together(server: Server, questions: Sequence[Question]) -> list[Answer]:
+    """Return answers to questions that are sent in one request. Raises RunError."""
+    try:
+        return server.ask_all(questions)
+    except RowError as error:
+        raise RunError(
+            f"{server.transport.url}: {error.message}; {hint_of(error.reason)}"
+        ) from None
 
 
 def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:
@@ -335,7 +385,7 @@ def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
 
 
 def _place(server: Server, tokenizer_sha256: str) -> Path:
-    facts = (server.transport.url, server.protocol.name, server.model, server.version,
+    facts = (_CHECKS, server.transport.url, server.protocol.name, server.model, server.version,
              server.max_model_len, sorted(server.weights.items()), server.dtype,
              tokenizer_sha256)  # fmt: skip
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

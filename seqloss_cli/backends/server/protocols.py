@@ -91,6 +91,12 @@ class ServerProtocol(Protocol):
     path: str
     quantities: frozenset[str]
     """Columns that it can give beside losses."""
+    id_field: str | None
+    """The request's own name, which stands in the answer, too; None where it has none."""
+
+    @property
+    def sends_first(self) -> bool:
+        """The server is told where the scored tokens begin, and may remember those before."""
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request."""
@@ -237,11 +243,17 @@ class Vllm:
 
     path = "/v1/completions"
     quantities = frozenset({"ranks", "top_logprobs"})
+    id_field: str | None = None
 
     def __init__(self, require_shown: RequireShown | None, name: str = "vllm") -> None:
         """`require_shown` is None where the tokenizer is known to be ours. `seqloss` generates
         nothing, and leaves out what is not scored."""
         self._require_shown, self.name = require_shown, name
+
+    @property
+    def sends_first(self) -> bool:
+        """`seqloss serve` is told, and computes common beginnings once."""
+        return self.name == "seqloss"
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. vLLM generates one token at least, which nobody reads."""
@@ -338,6 +350,8 @@ class Sglang:
     name = "sglang"
     path = "/generate"
     quantities = frozenset({"top_logprobs"})
+    id_field: str | None = "rid"
+    sends_first = True
 
     def __init__(self, n_ids: int, require_shown: RequireShown) -> None:
         self._n_ids, self._require_shown = n_ids, require_shown
@@ -383,6 +397,11 @@ class Sglang:
             tops = require_list(meta.get("input_top_logprobs"), "input_top_logprobs", len(entries))
             listed = [_sglang_listed(each, n) for n, each in enumerate(tops[1:])]
         return _answer(question, log_probs, None, listed)
+
+
+def answered_id(answer: Any) -> Any:
+    """Return the request that an answer of SGLang is to."""
+    return require_entry(require_entry(answer, "an answer").get("meta_info"), "meta_info").get("id")
 
 
 def _triple(value: Any, name: str) -> tuple[Any, int, Any]:

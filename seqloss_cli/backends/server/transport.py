@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,23 @@ class Transport:
         """Return the JSON of an answer. Raises Refused, and RunError where there is no answer."""
         return self._send("GET", path, None, 1 << 22)
 
-    def post(self, path: str, body: Any, most_bytes: int) -> Any:
+    def post(
+        self, path: str, body: Mapping[str, Any], most_bytes: int, id_field: str | None = None
+    ) -> Any:
         """Return the JSON of an answer of at most `most_bytes`.
+
+        The body's `id_field` gets the number of the attempt: a server may still be busy with the
+        one before, and takes no id twice.
 
         Raises Refused; RowError for an answer that is no JSON or too long; RunError where there is
         none after all attempts.
         """
-        return self._send("POST", path, orjson.dumps(body), most_bytes)
+
+        def content(attempt: int) -> bytes:
+            own = {} if id_field is None else {id_field: f"{body[id_field]}-{attempt}"}
+            return orjson.dumps({**body, **own})
+
+        return self._send("POST", path, content, most_bytes)
 
     def close(self, why: str = "closed") -> None:
         """Send nothing more: requests that wait give up, with the first reason that was given."""
@@ -82,14 +92,16 @@ class Transport:
         self._stopped.set()
         self._client.close()
 
-    def _send(self, method: str, path: str, body: bytes | None, most_bytes: int) -> Any:
+    def _send(
+        self, method: str, path: str, content: Callable[[int], bytes] | None, most_bytes: int
+    ) -> Any:
         failure = ""
         for attempt in range(ATTEMPTS):
             self._raise_if_stopped()
-            asked = None
+            asked, body = None, content(attempt) if content else None
             try:
                 with self.gate.passed():
-                    status, asked, content = self._once(method, path, body, most_bytes)
+                    status, asked, answer = self._once(method, path, body, most_bytes)
             except (httpx.HTTPError, RuntimeError) as error:
                 # Another request failed, and the client was closed: RuntimeError in the end.
                 self._raise_if_stopped()
@@ -98,9 +110,9 @@ class Transport:
                 failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 if status < 300:
-                    return _json(content)
-                failure = f"status {status}: {_shown(content)}"
-                self._raise_if_final(status, content)
+                    return _json(answer)
+                failure = f"status {status}: {_shown(answer)}"
+                self._raise_if_final(status, answer)
             self.gate.failed()
             if attempt + 1 < ATTEMPTS:
                 self._wait(attempt, asked)

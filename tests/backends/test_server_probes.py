@@ -1,0 +1,271 @@
+"""Probes of servers: numbers that are of another place, or that a cache of beginnings has spoilt,
+end the run before its first row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.program import document, in_process
+from helpers.servers import (
+    Broken,
+    FakeServer,
+    losses_of,
+    openai_answer,
+    serving,
+    sglang_answer,
+    vllm_answer,
+)
+
+Answers = Callable[..., dict[str, Any]]
+BY_KIND: dict[str, Answers] = {
+    "vllm": vllm_answer,
+    "sglang": sglang_answer,
+    "openai": openai_answer,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are kept for this test alone, and nobody waits between attempts."""
+    from seqloss_cli.backends.server import transport
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(transport, "_BACKOFF", 0.0)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Responses whose prompts a server may remember."""
+    file = tmp_path / "pairs.jsonl"
+    rows = [("The cat sat on the", " mat."), ("The cat sat on the", " mat."),
+            ("A dog sat on the", " mat.")]  # fmt: skip
+    file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in rows))
+    return file
+
+
+def refused(server: FakeServer, *words: object) -> str:
+    """The message of a run that ends before its first row."""
+    result = in_process(*words, "-m", "demo", "--engine", server.url, "--probe-tolerance", "1e-4")
+    assert result.exit_code == 1, result.stdout
+    return " ".join(result.stderr.split())
+
+
+# -- values of another place ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [(0, "depend on that token"), (2, "its values are a place late")],
+    ids=["early", "late"],
+)
+def test_values_of_another_place_end_the_run(kind: str, shift: int, said: str) -> None:
+    """All that an answer says agrees with itself: its distributions are those of a place beside."""
+    with serving(FakeServer(kind)) as server:
+        server.fault = lambda number, body, right: BY_KIND[kind](body, shift)
+        assert said in refused(server, "score", "--text", "The cat sat.")
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_value_that_its_token_has_where_it_stands_alone_ends_the_run(kind: str) -> None:
+    """Where a token is that of the row it is less probable than as an alternative."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if kind == "vllm":
+            for entry, own in zip(
+                right["choices"][0]["prompt_logprobs"][1:], body["prompt"][1:], strict=True
+            ):
+                entry[str(own)]["logprob"] -= 0.01
+                for each in entry.values():
+                    each["rank"] = None
+        else:
+            tops = right["meta_info"]["input_top_logprobs"]
+            for triple, top in zip(right["meta_info"]["input_token_logprobs"], tops, strict=True):
+                for each in [triple, *(e for e in top or [] if e[1] == triple[1])]:
+                    each[0] = each[0] and each[0] - 0.01
+        return right
+
+    with serving(FakeServer(kind, fault=fault)) as server:
+        assert "than as an alternative" in refused(server, "score", "--text", "The cat sat.")
+
+
+def test_a_server_of_few_alternatives_is_not_held_to_them() -> None:
+    """Then nothing shows what its numbers are, which is said."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        return Broken(400, content=b'{"error": "at most 0"}') if body["prompt_logprobs"] else right
+
+    with serving(FakeServer(fault=fault)) as server:
+        words = ("score", "--text", "The cat sat.", "-m", "demo", "--json")
+        result = in_process(*words, "--engine", server.url)
+    (row,) = document(result)["sequences"]
+    assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]))
+    assert "nothing shows that its numbers are log-probabilities" in " ".join(result.stderr.split())
+
+
+# -- beginnings that are remembered ----------------------------------------------------------------
+
+
+def start_of(body: dict[str, Any]) -> Any:
+    """The first place that is asked for, of each row."""
+    found = body.get("logprob_start_len")
+    return body.get("prompt_logprob_start") if found is None else found + 1
+
+
+def lowered(right: Any, by: float = 0.5) -> Any:
+    """An answer of which all scored tokens are less probable."""
+    for triple in right.get("meta_info", {}).get("input_token_logprobs", [])[1:]:
+        triple[0] -= by
+    for choice in right.get("choices", []):
+        for entry in choice["prompt_logprobs"]:
+            for each in (entry or {}).values():
+                each["logprob"] -= by
+    return right
+
+
+def seen_before() -> Callable[..., Any]:
+    """As a cache that spoils what comes after a beginning that it knows."""
+    seen = set[str]()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        start = start_of(body)
+        if isinstance(start, list) or start < 5:
+            return right
+        key = str((body.get("prompt") or body.get("input_ids"))[: start - 1])
+        if key in seen:
+            return lowered(right)
+        seen.add(key)
+        return right
+
+    return fault
+
+
+def at_first() -> Callable[..., Any]:
+    """Wrong ends of rows that are not yet known, as from places that are counted anew."""
+    known = set[str]()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        row, start = str(body.get("prompt") or body.get("input_ids")), start_of(body)
+        if start == 1 or isinstance(start, list):
+            known.add(row)
+        return right if row in known else lowered(right)
+
+    return fault
+
+
+def of_another_beginning() -> Callable[..., Any]:
+    """Answers that are kept by the length and the end of a row alone."""
+    kept: dict[str, Any] = {}
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        ids, start = body.get("prompt") or body.get("input_ids"), start_of(body)
+        if isinstance(start, list) or start < 5:
+            return right
+        found = kept.setdefault(str((len(ids), ids[start - 1 :])), number)
+        return right if found == number else lowered(right, 0.25)
+
+    return fault
+
+
+CACHES = {"seen before": seen_before, "at first": at_first, "another's": of_another_beginning}
+
+
+@pytest.mark.parametrize("kind", ["sglang", "seqloss"])
+@pytest.mark.parametrize("name", CACHES)
+def test_ends_of_rows_that_depend_on_what_is_remembered_end_the_run(
+    kind: str, name: str, pairs: Path
+) -> None:
+    with serving(FakeServer(kind, fault=CACHES[name]())) as server:
+        assert "where no more of the row is asked for" in refused(server, "cond", pairs)
+
+
+def test_rows_of_one_request_that_depend_on_each_other_end_the_run(pairs: Path) -> None:
+    """As a beginning that rows have in common, and that is computed once."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        return lowered(right) if len(right["choices"]) > 1 else right
+
+    with serving(FakeServer("seqloss", fault=fault)) as server:
+        assert "where no more of the row is asked for" in refused(server, "cond", pairs)
+
+
+@pytest.mark.parametrize("kind", ["sglang", "seqloss"])
+def test_a_server_that_remembers_rightly_is_believed(kind: str, pairs: Path) -> None:
+    with serving(FakeServer(kind)) as server:
+        words = ("cond", pairs, "-m", "demo", "--json", "--engine", server.url)
+        rows = document(in_process(*words))["sequences"]
+        asked = [start_of(body) for body in server.asked]
+    for row in rows:
+        ids = row["token_ids"]
+        n = sum(row["loss_mask"])
+        assert -row["log_prob_y_given_x"] == pytest.approx(sum(losses_of(ids)[-n:]), abs=1e-9)
+    assert sum(isinstance(start, int) and start > 100 for start in asked) > 10
+
+
+def test_rows_are_longer_than_the_blocks_of_a_cache() -> None:
+    """vLLM's has blocks of 128 tokens on CPUs: what follows a block that it knows is spoilt."""
+    blocks = set[str]()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        ids = body["prompt"]
+        for n in range(128, len(ids), 128):
+            block = str(ids[:n])
+            if block in blocks:
+                for entry in right["choices"][0]["prompt_logprobs"][n + 1 :]:
+                    for each in entry.values():
+                        each["logprob"] -= 0.5
+            blocks.add(block)
+        return right
+
+    with serving(FakeServer(fault=fault)) as server:
+        assert "in another order" in refused(server, "score", "--text", "The cat sat.")
+    rows = {tuple(body["prompt"]) for body in server.asked}
+    assert max(map(len, rows)) > 256
+    alike = [row[:128] for row in rows if len(row) > 128]
+    assert len(set(alike)) < len(alike)
+
+
+# -- answers to others -----------------------------------------------------------------------------
+
+
+def test_an_answer_to_another_request_rejects_its_row(tmp_path: Path) -> None:
+    """Rows with other beginnings have the same end, which is all that SGLang shows."""
+    file = tmp_path / "choices.jsonl"
+    prompts = ("The cat sat on", "The dog sat on")
+    rows = [{"prompt": prompt, "choices": [" yes", " no"]} for prompt in prompts]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept: dict[str, Any] = {}
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        return kept.setdefault(str(body["input_ids"][body["logprob_start_len"] :]), right)
+
+    with serving(FakeServer("sglang")) as server:
+        words = ("rank", file, "-m", "demo", "--json", "--engine", server.url)
+        assert in_process(*words).exit_code == 0  # the probe's result is kept
+        server.fault = fault
+        found = document(in_process(*words, "--concurrency", 1), 3)
+    assert [each["line"] for each in found["sequences"]] == [1]
+    (rejected,) = found["rejected"]
+    assert (rejected["line"], rejected["reason"]) == (2, "server_answer")
+    assert "is to another request" in rejected["message"]
+
+
+def test_no_two_attempts_have_the_same_name() -> None:
+    """SGLang refuses one that it is still busy with."""
+    seen = set[str]()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body["rid"] in seen:
+            return Broken(400, content=b"Duplicate request ID")
+        seen.add(body["rid"])
+        return Broken(500) if number % 2 else right
+
+    with serving(FakeServer("sglang", fault=fault)) as server:
+        words = ("score", "--text", "The cat sat.", "-m", "demo", "--json")
+        (row,) = document(in_process(*words, "--engine", server.url))["sequences"]
+    assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]))
