@@ -94,9 +94,9 @@ def test_rows_come_together_and_a_wrong_one_costs_itself_alone(
     sent = list[Any]()
     post = Transport.post
 
-    def noted(self: Transport, path: str, body: Any, most_bytes: int) -> Any:
+    def noted(self: Transport, path: str, body: Any, *more: Any) -> Any:
         sent.append(body)
-        return spoiled(body, post(self, path, body, most_bytes), bad)
+        return spoiled(body, post(self, path, body, *more), bad)
 
     words = ("cond", "samples/pairs.jsonl", "--json", "--engine", served.url)
     in_process(*words)  # the probe is kept

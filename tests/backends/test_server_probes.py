@@ -242,7 +242,8 @@ def test_an_answer_to_another_request_rejects_its_row(tmp_path: Path) -> None:
     kept: dict[str, Any] = {}
 
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
-        return kept.setdefault(str(body["input_ids"][body["logprob_start_len"] :]), right)
+        start = body["logprob_start_len"]
+        return kept.setdefault(str(body["input_ids"][start:]), right) if start else right
 
     with serving(FakeServer("sglang")) as server:
         words = ("rank", file, "-m", "demo", "--json", "--engine", server.url)
