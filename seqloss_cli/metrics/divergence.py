@@ -12,7 +12,6 @@ Shapes: N tokens of a sequence, n of them counted.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,12 +22,14 @@ from seqloss_cli.core.columns import DIVERGENCES, MEAN_LOG_PROB
 from seqloss_cli.core.records import Bools, Floats, Ints, Sample, SequenceScore
 from seqloss_cli.metrics.intervals import (
     Estimate,
+    exact_total,
     ratio_estimate,
     share_estimate,
     unknown,
     within_one,
 )
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
+from seqloss_cli.metrics.series import Series
 from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
 
 SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
@@ -292,10 +293,14 @@ class DocumentSums:
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._counts, self._same = array("d"), array("d")
-        self._starts = array("d")
+        self._counts, self._same = Series(), Series()
+        self._drafted = {DRAFTS: Series(), DRAFTS_AT_MOST: Series()}
+        """Starts of drafts of the documents that have some: those shorter than a draft have none,
+        and tell nothing."""
         self.positions, self.entropies = _BinSums(), _BinSums()
-        self._sums: dict[str, array[float]] = {}
+        self._sums: dict[str, Series] = {}
+        self._unknown = set[str]()
+        """Sums with a term that is infinite, or not known."""
         self._tokens = {name: Reservoir(_MOST_SAMPLED, seed) for name in QUANTILE_FIGURES}
         self._has_tokens = True
 
@@ -311,13 +316,15 @@ class DocumentSums:
         document = float(len(self._counts))
         self._counts.append(totals.n_scored)
         self._same.append(totals.n_same_top1)
-        self._starts.append(totals.n_draft_starts)
         present = {*totals.units, *totals.n_infinite}
         # A set of strings goes by their hashes, which differ from run to run: the order of the
         # estimates in JSON would, too.
         for name in (name for name in _IN_ORDER if name in present):
-            total = totals.total(name)
-            self._sums.setdefault(name, array("d")).append(math.nan if total is None else total)
+            self._add(name, totals.total(name), totals.n_draft_starts)
+        if "student_loss" in present:
+            own, teacher = totals.total("student_loss"), totals.total("teacher_loss")
+            difference = None if own is None or teacher is None else own - teacher
+            self._add("loss_difference", difference, 0)
         tokens = tokens or {}
         if "position" in tokens:
             # The exponent of a float64 is exact, where log2 of 2**k - 1 can round up to k.
@@ -329,24 +336,24 @@ class DocumentSums:
             # Each value with its document, since whole documents are drawn for the intervals.
             self._tokens[name].add(np.column_stack([values, np.full(len(values), document)]))
 
+    def _add(self, name: str, total: float | None, n_starts: int) -> None:
+        series = self._sums.setdefault(name, Series())
+        if total is None:
+            self._unknown.add(name)
+        elif name not in self._drafted or n_starts:
+            series.append(total)
+            if name in self._drafted:
+                self._drafted[name].append(n_starts)
+
     def means(self) -> dict[str, Estimate]:
         """Estimate each sum per token, nats, and the figures that are made of two sums."""
-        sums = {name: np.asarray(each) for name, each in self._sums.items()}
-        found = {
-            name: self._of_drafts(each)
-            if name in (DRAFTS, DRAFTS_AT_MOST)
-            else self._share(each)
-            if name in SHARES
-            else self._mean(each, signed=name == "delta_p")
-            for name, each in sums.items()
-        }
+        found = {name: self._mean(name) for name in self._sums}
         squares = found.pop("squared_delta_p", None)
         if squares is not None:
             found["rms_delta_p"] = squares.transform(math.sqrt)
-        if sums:
-            differences = sums["student_loss"] - sums["teacher_loss"]
-            found["loss_difference"] = self._mean(differences, signed=True)
-            found["same_top1"] = share_estimate(np.asarray(self._same), np.asarray(self._counts))
+        if found:
+            found["loss_difference"] = found.pop("loss_difference")
+            found["same_top1"] = share_estimate(self._same, self._counts)
         return found
 
     def quantiles(self, name: str) -> dict[float, Estimate]:
@@ -358,20 +365,18 @@ class DocumentSums:
             drawn[:, 0], drawn[:, 1].astype(np.int64), QUANTILES, _RESAMPLES, self._seed
         )
 
-    def _mean(self, sums: Floats, signed: bool) -> Estimate:
-        if np.isnan(sums).any():
-            return unknown(None, len(sums), "no interval: a term is infinite, or not known")
-        return ratio_estimate(sums, np.asarray(self._counts), signed=signed)
-
-    def _share(self, sums: Floats) -> Estimate:
-        return within_one(self._mean(sums, signed=True))
-
-    def _of_drafts(self, sums: Floats) -> Estimate:
-        starts = np.asarray(self._starts)
-        if np.isnan(sums).any():
-            return unknown(None, len(sums), "no interval: a term is not known")
-        # Documents shorter than a draft have none, and tell nothing.
-        return ratio_estimate(sums[starts > 0], starts[starts > 0])
+    def _mean(self, name: str) -> Estimate:
+        sums, n = self._sums[name], len(self._counts)
+        if name in self._drafted:
+            if name in self._unknown:
+                return unknown(None, n, "no interval: a term is not known")
+            return ratio_estimate(sums, self._drafted[name])
+        if name in self._unknown:
+            return unknown(None, n, "no interval: a term is infinite, or not known")
+        if name in SHARES:
+            return within_one(ratio_estimate(sums, self._counts, signed=True))
+        signed = name in ("delta_p", "loss_difference")
+        return ratio_estimate(sums, self._counts, signed=signed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,14 +397,14 @@ class _BinSums:
     """Sums of each document in bins of its tokens."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, list[array[float]]] = {}
+        self._parts: dict[int, list[Series]] = {}
 
     def add(self, bins: Ints, tokens: Mapping[str, Floats]) -> None:
         """Add a document's n tokens: numbers of bins and figures, shape n, nats or shares."""
         counts = np.bincount(bins)
         sums = [np.bincount(bins, tokens[name]) for name in (*BINNED, "same_top1")]
         for n in np.flatnonzero(counts).tolist():
-            kept = self._parts.setdefault(n, [array("d") for _ in range(len(sums) + 1)])
+            kept = self._parts.setdefault(n, [Series() for _ in range(len(sums) + 1)])
             for own, values in zip(kept, (counts, *sums), strict=True):
                 own.append(float(values[n]))
 
@@ -407,13 +412,13 @@ class _BinSums:
         """Return the bins that some token is in; `ends` are those of a bin by its number."""
         found = []
         for n, parts in sorted(self._parts.items()):
-            counts, kls, acceptances, same = map(np.asarray, parts)
+            counts, kls, acceptances, same = parts
             kl = unknown(None, len(counts), "no interval: a term is infinite")
-            if np.isfinite(kls).all():
+            if all(np.isfinite(each).all() for each in kls.chunks()):
                 kl = ratio_estimate(kls, counts)
             acceptance = within_one(ratio_estimate(acceptances, counts, signed=True))
             means = kl, acceptance, share_estimate(same, counts)
-            found.append(BinMeans(*ends(n), int(counts.sum()), *means))
+            found.append(BinMeans(*ends(n), int(exact_total(counts)), *means))
         return found
 
 

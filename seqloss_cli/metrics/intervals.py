@@ -18,14 +18,16 @@ Shapes: D documents, in arrays that run parallel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.metrics.series import Numbers, chunks_of
 from seqloss_cli.metrics.totals import exp_or_none
 
 FEW_UNITS = 30
@@ -96,8 +98,8 @@ def too_few(value: float | None, n: int, unit: str) -> Estimate | None:
 
 
 def ratio_estimate(
-    y: Floats,
-    m: Floats,
+    y: Numbers,
+    m: Numbers,
     clusters: Ints | None = None,
     confidence: float = 0.95,
     signed: bool = False,
@@ -105,20 +107,26 @@ def ratio_estimate(
     """Estimate sum(y) / sum(m) over documents, with the linearised standard error.
 
     All are of shape D: y in nats, say, m in tokens; `clusters` numbers the documents' clusters
-    from 0. `signed` values, such as differences, may be below zero, and so may their interval.
+    from 0, those of arrays. `signed` values, such as differences, may be below zero, and so may
+    their interval.
     """
-    total = math.fsum(m.tolist())
+    total = exact_total(m)
     if total == 0:
         return unknown(None, len(y), "nothing to divide by")
-    value = math.fsum(y.tolist()) / total
-    # Summed over clusters first: documents of one cluster err in the same direction.
-    residuals = sum_clusters(y - value * m, clusters)
-    n, unit = len(residuals), "document" if clusters is None else "cluster"
+    value = exact_total(y) / total
+
+    def residuals() -> Iterator[Floats]:
+        for own, weights in zip(chunks_of(y), chunks_of(m), strict=True):
+            # Summed over clusters first: documents of one cluster err in the same direction.
+            yield sum_clusters(own - value * weights, clusters)
+
+    n, unit = sum(map(len, residuals())), "document" if clusters is None else "cluster"
     if few := too_few(value, n, unit):
         return few
     # Squares of losses near 1e300 would overflow.
-    scaled, exponent = scale_down(residuals)
-    root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
+    exponent = math.frexp(max(_greatest(each) for each in residuals()))[1]
+    scaled = (np.ldexp(each, -exponent) for each in residuals())
+    root = math.sqrt(n / (n - 1) * sum(float(each @ each) for each in scaled))
     error = math.ldexp(root, exponent) / abs(total)
     reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
@@ -164,7 +172,7 @@ def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estim
 
 
 def share_estimate(
-    y: Floats, m: Floats, clusters: Ints | None = None, confidence: float = 0.95
+    y: Numbers, m: Numbers, clusters: Ints | None = None, confidence: float = 0.95
 ) -> Estimate:
     """Estimate sum(y) / sum(m) where y counts some of m, shape D, with an interval within 0 and 1.
 
@@ -175,7 +183,7 @@ def share_estimate(
     plain = ratio_estimate(y, m, clusters, confidence, signed=True)
     if plain.value is None or plain.standard_error is None:
         return plain
-    p, most = plain.value, float(m.sum())
+    p, most = plain.value, exact_total(m)
     # At a share of 0 or 1 the standard error is 0, and tells nothing.
     n_effective = float(plain.n)
     if 0 < p < 1:
@@ -231,8 +239,18 @@ def scale_down(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
     Their squares stay within a float64, and figures made of them keep the bits that they would have
     had without: a power of two changes no digit.
     """
-    exponent = math.frexp(float(np.abs(values).max(initial=0.0)))[1]
+    exponent = math.frexp(_greatest(values))[1]
     return np.ldexp(values, -exponent), exponent
+
+
+def _greatest(values: NDArray[Any]) -> float:
+    """Return the greatest magnitude of values, of any shape and unit; 0 of none."""
+    return float(np.abs(values).max(initial=0.0))
+
+
+def exact_total(numbers: Numbers) -> float:
+    """Return the sum of numbers, shape D, in their unit, rounded once."""
+    return math.fsum(chain.from_iterable(each.tolist() for each in chunks_of(numbers)))
 
 
 def _wilson(p: float, n: float, z: float) -> tuple[float, float]:

@@ -1,0 +1,75 @@
+"""Numbers of documents, one after another: the first in memory, and on disk once there are many."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import BinaryIO
+
+import numpy as np
+
+from seqloss_cli.core.errors import RunError
+from seqloss_cli.core.records import Floats
+
+CHUNK = 1 << 17
+"""Numbers of a series that are in memory at most: 1 MB."""
+
+
+class Series:
+    """Float64s that are added one by one and read in chunks."""
+
+    def __init__(self) -> None:
+        self._last = array("d")
+        self._file: BinaryIO | None = None
+        self._n_on_disk = 0
+
+    def __len__(self) -> int:
+        return self._n_on_disk + len(self._last)
+
+    def append(self, value: float) -> None:
+        """Add a number. Raises RunError when the directory for temporary files has no room."""
+        self._last.append(value)
+        if len(self._last) >= CHUNK:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            if self._file is None:
+                # Without a name: it goes with the process.
+                self._file = tempfile.TemporaryFile(prefix="seqloss-")  # noqa: SIM115
+            self._file.seek(0, 2)
+            self._file.write(self._last)
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                if self._file is not None:
+                    self._file.close()
+            raise RunError(
+                f"sums of {len(self):,} documents do not fit into the directory for temporary "
+                f"files ({tempfile.gettempdir()}): {error.strerror}; TMPDIR names another one"
+            ) from error
+        self._n_on_disk += len(self._last)
+        self._last = array("d")
+
+    def chunks(self) -> Iterator[Floats]:
+        """Yield the numbers in order, at most `CHUNK` at a time."""
+        for start in range(0, self._n_on_disk, CHUNK):
+            assert self._file is not None
+            self._file.seek(8 * start)
+            yield np.frombuffer(self._file.read(8 * CHUNK))
+        if self._last:
+            yield np.array(self._last)
+
+
+Numbers = Floats | Series
+"""Float64s of documents, shape D."""
+
+
+def chunks_of(numbers: Numbers) -> Iterator[Floats]:
+    """Yield the numbers in order: those of a series in chunks, an array as it is."""
+    if isinstance(numbers, Series):
+        yield from numbers.chunks()
+    else:
+        yield numbers
