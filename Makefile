@@ -14,7 +14,7 @@ LLAMA_CPP := .venv-llama-cpp
 
 .PHONY: demo test check quick docs docs-version format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
-	bench-full bench-start bench-page bench-prompts train-demo picture clean
+	bench-full bench-start bench-page bench-prompts bench-scaling bench-many-rows train-demo picture clean
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -178,6 +178,16 @@ VLLM_PYTHON ?=
 
 bench-servers: $(INSTALLED)  ## scoring here, through `seqloss serve`, and through and in vLLM
 	$(BIN)/python benchmarks/servers.py $(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON))
+
+bench-scaling: $(INSTALLED)  ## costs and rates of shards here, and what they come to on many GPUs
+	$(BIN)/python benchmarks/scaling.py costs
+	$(BIN)/python benchmarks/scaling.py rates
+	$(BIN)/python benchmarks/scaling.py tables
+
+ROWS ?= 100000
+
+bench-many-rows: $(INSTALLED)  ## ROWS rows on a stub engine, with failures drawn at random
+	$(BIN)/python benchmarks/many_rows.py --ids --rows $(ROWS)
 
 bench-page: $(INSTALLED)  ## a page of 50,000 tokens in Chromium (see test-browser)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser

@@ -5,7 +5,7 @@
     python benchmarks/scaling.py tables    # prints the tables of the page
 
 Costs around the model are CPU time of one process on the stub engine (stub_engine.py); rates are
-wall time of 1, 2 and 4 shards at a time (xargs -P), with the built-in model in each process, or
+those of 1, 2 and 4 shards at a time (xargs -P), with the built-in model in each process, or
 with `seqloss serve` in one that all of them ask.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,9 @@ FOUND = HERE / "scaling.json"
 WORKERS = (1, 2, 4)
 SHORT, LONG = (4000, 6), (400, 300)
 """Rows of the files that costs are fitted to, and the words of each."""
-RATE_ROWS = (1200, 60)
+MOST_LOAD = 1.0
+"""Load of the machine, before, with which wall time tells anything."""
+RATE_ROWS = (3000, 60)
 WORKLOADS = (
     Workload("10^9 tokens, rows of 1,000", 1e9, 1e6, 8e9),
     Workload("10^12 tokens, rows of 1,000", 1e12, 1e9, 8e9),
@@ -125,27 +128,44 @@ class Bench:
             bare,
         )  # fmt: skip
 
-    def rates(self, engine: str, extra: list[str]) -> dict[str, Any]:
-        """Return tokens per second of 1, 2 and 4 shards at a time, start-up taken off."""
+    def rates(self, engine: str, extra: list[str], server: int | None = None) -> dict[str, Any]:
+        """Return tokens per second of 1, 2 and 4 shards at a time, start-up taken off: of CPU time,
+        that of a server's process counted, and of wall time."""
         write(self.folder / "rows.jsonl", *RATE_ROWS)
-        found: dict[str, Any] = {"engine": engine}
+        found: dict[str, Any] = {"engine": engine, "load": os.getloadavg()[0]}
+        start, start_cpu, _ = self._shards("few.jsonl", 1, extra, server)
         for n in WORKERS:
-            start, _ = self._shards("few.jsonl", n, extra)
-            seconds, tokens = self._shards("rows.jsonl", n, extra)
-            found[str(n)] = {"start_s": start, "tokens_per_s": tokens / (seconds - start)}
-        return found
+            seconds, cpu, tokens = self._shards("rows.jsonl", n, extra, server)
+            found[str(n)] = {
+                "tokens_per_cpu_s": tokens / (cpu - n * start_cpu),
+                "tokens_per_s": tokens / (seconds - start),
+            }
+        return found | {"start_cpu_s": start_cpu}
 
-    def _shards(self, name: str, n: int, extra: list[str]) -> tuple[float, int]:
-        """Return the seconds of n shards at a time, as xargs runs them, and their tokens."""
+    def _shards(
+        self, name: str, n: int, extra: list[str], server: int | None
+    ) -> tuple[float, float, int]:
+        """Return the wall and CPU seconds of n shards at a time, as xargs runs them, and their
+        tokens."""
         for old in self.folder.glob("shard-*"):
             old.unlink()
         program = f"{sys.executable} -m seqloss_cli score {name} {' '.join(extra)}"
         line = f"{program} --shard {{}}/{n} -o shard-{{}}.jsonl --no-text"
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), _cpu(server)
         self._run(["sh", "-c", f"seq 0 {n - 1} | xargs -P {n} -I{{}} {line}"], {})
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, _cpu(server) - cpu
         ends = [json.loads(p.read_bytes().splitlines()[-1]) for p in self.folder.glob("shard-*")]
-        return seconds, sum(int(each["n_tokens"]) for each in ends)
+        return seconds, cpu, sum(int(each["n_tokens"]) for each in ends)
+
+
+def _cpu(server: int | None) -> float:
+    """Return the CPU seconds of processes that were waited for, and of one that runs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = used.ru_utime + used.ru_stime
+    if server is not None:
+        fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+        own += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own
 
 
 def measure(what: str) -> dict[str, Any]:
@@ -155,27 +175,34 @@ def measure(what: str) -> dict[str, Any]:
         if what == "costs":
             return {"costs": asdict(bench.costs()), "machine": describe(1)}
         rates = [bench.rates("torch", ["--model", "demo", "--threads", "1"])]
-        with served(Path(folder)) as url:
-            rates.append(bench.rates("seqloss serve", ["--model", "demo", "--engine", url]))
+        with Served(Path(folder)) as served:
+            extra = ["--model", "demo", "--engine", served.url]
+            rates.append(bench.rates("seqloss serve", extra, served.pid))
     return {"rates": rates, "machine": describe(1)}
 
 
-class served:  # noqa: N801
+class Served:
     """`seqloss serve` of the built-in model on loopback, while a block lasts."""
+
+    url: str
+    pid: int
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "serve.log"
 
-    def __enter__(self) -> str:
+    def __enter__(self) -> Served:
         command = [sys.executable, "-m", "seqloss_cli", "serve", "-m", "demo", "--port", "0"]
         self._process = subprocess.Popen(
             command, stderr=self._log.open("w"), env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
-        for _ in range(600):
+        self.pid = self._process.pid
+        for _ in range(1200):
             time.sleep(0.1)
             for word in self._log.read_text().split():
                 if word.startswith("http://127"):
-                    return word.rstrip(",.;:")
+                    self.url = word.rstrip(",.;:")
+                    return self
+        self._process.terminate()
         raise RuntimeError(self._log.read_text())
 
     def __exit__(self, *_: object) -> None:
@@ -214,15 +241,19 @@ def _costs_table(costs: Costs) -> Iterator[str]:
 
 
 def _rates_table(rates: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| engine | " + " | ".join(f"{n} at a time" for n in WORKERS) + " |"
-    yield "|---" * (1 + len(WORKERS)) + "|"
+    heads = [f"{n} at a time" for n in WORKERS]
+    yield "| engine | start, CPU s | tokens per CPU second | to it: " + " | ".join(heads) + " |"
+    yield "|---" * (3 + len(WORKERS)) + "|"
     for each in rates:
-        one = each["1"]["tokens_per_s"]
-        cells = [
-            f"{each[str(n)]['tokens_per_s'] / one:.2f} (start {each[str(n)]['start_s']:.0f} s)"
-            for n in WORKERS
-        ]
-        yield f"| {each['engine']}: {one:,.0f} tokens/s | " + " | ".join(cells) + " |"
+        some = [each[str(n)] for n in WORKERS]
+        one = some[0]["tokens_per_cpu_s"]
+        ratios = " | ".join(f"{each['tokens_per_cpu_s'] / one:.2f}" for each in some)
+        yield f"| {each['engine']} | {each['start_cpu_s']:.1f} | {one:,.0f} | {ratios} |"
+        # Others' work on the machine would be in wall time.
+        if each["load"] < MOST_LOAD:
+            one = some[0]["tokens_per_s"]
+            ratios = " | ".join(f"{each['tokens_per_s'] / one:.2f}" for each in some)
+            yield f"| {each['engine']}, wall time | | {one:,.0f} | {ratios} |"
 
 
 def _predictions(costs: Costs) -> Iterator[str]:

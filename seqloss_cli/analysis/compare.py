@@ -20,6 +20,7 @@ from seqloss_cli.analysis.summarize import Clusters, GroupLosses
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import resampling
 from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
+from seqloss_cli.metrics.series import as_array
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 Unit = Literal["token", "byte"]
@@ -210,16 +211,19 @@ class _Pair:
 
     def test(self, n_flips: int) -> resampling.SignFlip:
         """Test the differences of documents, or of clusters of them."""
-        differences = np.array(self._b.losses) - np.array(self._a.losses)
+        differences = as_array(self._b.losses) - as_array(self._a.losses)
         if self._options.cluster and len(differences):
-            differences = np.bincount(self._a.clusters, weights=differences)
+            clusters = as_array(self._a.clusters).astype(np.int64)
+            differences = np.bincount(clusters, differences).astype(np.float64)
         return resampling.sign_flip_test(differences, n_flips, self._options.seed)
 
     def comparison(self, test: resampling.SignFlip, p_adjusted: float) -> Comparison:
         options, by_token = self._options, self._same_tokenizer
-        a, b = np.array(self._a.losses), np.array(self._b.losses)
-        units, d = np.array(self._a.n_scored if by_token else self._a.n_bytes), b - a
-        clusters = np.array(self._a.clusters) if options.cluster and len(a) else None
+        a, b = as_array(self._a.losses), as_array(self._b.losses)
+        units, d = as_array(self._a.n_scored if by_token else self._a.n_bytes), b - a
+        clusters = None
+        if options.cluster and len(a):
+            clusters = as_array(self._a.clusters).astype(np.int64)
         # per unit, so that a long document is no difference for its length alone
         ties = np.abs(d) <= TIE * units
         totals: Sequence[float | None] = [math.fsum(y.tolist()) for y in (a, b)]

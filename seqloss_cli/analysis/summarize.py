@@ -1,14 +1,14 @@
 """Summarize rows of results: sums, means with intervals, quantiles and extremes.
 
-Also by group and by position in the sequence. Of each document a few numbers are kept, so that
-files of any size can be read; of tokens a sample.
+Also by group and by position in the sequence. Of each document a few numbers are kept, on disk once
+there are many, so that files of any size can be read; of tokens a sample. Bootstraps and clusters
+take those numbers into memory.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,11 +19,14 @@ from seqloss_cli.analysis.membership import RESAMPLES, Membership, MembershipSco
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.metrics import intervals, resampling
+from seqloss_cli.metrics.series import Derived, Series, as_array
 from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_RESAMPLES = 2000
+MOST_SORTED = 1_000_000
+"""Documents of which quantiles are taken; of more a uniform sample is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,11 @@ class GroupLosses:
     """Losses (nats), scored tokens and bytes of each document: of a group, or of a checkpoint."""
 
     totals: Totals = field(default_factory=Totals)
-    losses: array[float] = field(default_factory=lambda: array("d"))
-    n_scored: array[float] = field(default_factory=lambda: array("d"))
-    n_bytes: array[float] = field(default_factory=lambda: array("d"))
+    losses: Series = field(default_factory=Series)
+    n_scored: Series = field(default_factory=Series)
+    n_bytes: Series = field(default_factory=Series)
     """NaN of a document with bytes that no token stands for: no rate per byte is made of it."""
-    clusters: array[int] = field(default_factory=lambda: array("q"))
+    clusters: Series = field(default_factory=Series)
 
     def add(self, row: ResultRow, cluster: int) -> None:
         """Add a row; one where nothing is scored counts in the totals only."""
@@ -112,12 +115,18 @@ class GroupLosses:
 
     def mean(self, clustered: bool, confidence: float, why_unknown: str) -> intervals.Estimate:
         """Return the mean loss in nats per token, with its interval over documents or clusters."""
-        losses, n_scored = np.array(self.losses), np.array(self.n_scored)
-        # one infinite loss makes every sum that holds it unknown (rule 3)
-        if not len(losses) or not np.isfinite(losses).all():
-            return intervals.unknown(None, len(losses), why_unknown)
-        clusters = numbered_anew(self.clusters) if clustered else None
-        return intervals.ratio_estimate(losses, n_scored, clusters, confidence)
+        if not self.is_known:
+            return intervals.unknown(None, len(self.losses), why_unknown)
+        if not clustered:
+            return intervals.ratio_estimate(self.losses, self.n_scored, None, confidence)
+        losses, n_scored, clusters = map(as_array, (self.losses, self.n_scored, self.clusters))
+        return intervals.ratio_estimate(losses, n_scored, numbered_anew(clusters), confidence)
+
+    @property
+    def is_known(self) -> bool:
+        """There are losses, and none of them is infinite: it would make sums unknown (rule 3)."""
+        finite = (bool(np.isfinite(each).all()) for each in self.losses.chunks())
+        return len(self.losses) > 0 and all(finite)
 
 
 class Clusters:
@@ -211,26 +220,35 @@ class Summarizer:
         )
 
     def _summed(self, value: Any, group: GroupLosses) -> GroupSummary:
-        y, m = np.array(group.losses), np.array(group.n_scored)
-        # one infinite loss makes every sum that holds it unknown (rule 3)
-        known = bool(len(y)) and bool(np.isfinite(y).all())
+        known, n = group.is_known, len(group.losses)
         only = self._only if group is self._whole else None
         estimates = dict(_estimates(group, only, self._options)) if known else {}
         quantiles = {}
-        if known and len(y) > 1:
-            quantiles = {q: self._quantile(y / m, q) for q in QUANTILES}
+        if known and n > 1:
+            # More of them would be sorted in memory: a uniform sample is, and it is said.
+            sample = resampling.Reservoir(MOST_SORTED, self._options.seed)
+            for losses, n_scored in zip(
+                group.losses.chunks(), group.n_scored.chunks(), strict=True
+            ):
+                sample.add(losses / n_scored)
+            means = sample.values()
+            quantiles = {q: self._quantile(means, q, n) for q in QUANTILES}
         mean = estimates.get("mean_loss")
-        notes = intervals.interval_notes(mean, len(y)) if mean else []
+        notes = intervals.interval_notes(mean, n) if mean else []
         # of the exact sums (rule 1): a mean of floats could differ in its last bits
         values = {name: getattr(group.totals, name) for name in estimates}
         exact = {n: replace(e, value=values[n]) for n, e in estimates.items()}
         return GroupSummary(value, group.totals, exact, quantiles, notes)
 
-    def _quantile(self, means: Floats, share: float) -> intervals.Estimate:
+    def _quantile(self, means: Floats, share: float, n: int) -> intervals.Estimate:
+        """Return a quantile of mean losses of documents, nats per token: a sample of n at most."""
         if self._options.cluster:
             why = "no interval: order statistics know no clusters"
-            return intervals.unknown(float(np.quantile(means, share)), len(means), why)
-        return intervals.quantile_estimate(means, share, self._options.confidence)
+            found = intervals.unknown(float(np.quantile(means, share)), len(means), why)
+        else:
+            found = intervals.quantile_estimate(means, share, self._options.confidence)
+        of_sample = f", of a uniform sample of {len(means):,}" if len(means) < n else ""
+        return replace(found, method=found.method + of_sample)
 
 
 def _estimates(
@@ -240,8 +258,8 @@ def _estimates(
 
     `only` holds the token losses of a single document, (n) nats: its interval is over blocks.
     """
-    y, m = np.array(group.losses), np.array(group.n_scored)
-    ones, n_docs = np.ones(len(y)), len(y)
+    y, m = group.losses, group.n_scored
+    ones, n_docs = Derived(np.ones_like, y), len(y)
     if n_docs == 1 and only is not None:
         mean = _of_one_text(only, options)
     else:
@@ -249,31 +267,37 @@ def _estimates(
     yield "mean_loss", mean
     yield "perplexity", mean.exp()
     if group.totals.bits_per_byte is not None:
-        per_byte = NATS_PER_BIT * np.array(group.n_bytes)
+        per_byte = Derived(lambda n_bytes: NATS_PER_BIT * n_bytes, group.n_bytes)
         if n_docs == 1:  # the interval over blocks, in another unit
-            yield "bits_per_byte", mean.times(float(m[0] / per_byte[0]))
+            yield "bits_per_byte", mean.times(float(as_array(m)[0] / as_array(per_byte)[0]))
         else:
             yield "bits_per_byte", _ratio(y, per_byte, group, options)
     each = _ratio(y, ones, group, options)
     yield "total_loss", each.times(n_docs)
     yield "mean_sequence_loss", each
-    yield "mean_of_mean_losses", _ratio(y / m, ones, group, options)
+    yield "mean_of_mean_losses", _ratio(Derived(np.divide, y, m), ones, group, options)
 
 
-def _ratio(y: Floats, m: Floats, group: GroupLosses, options: SummaryOptions) -> intervals.Estimate:
+def _ratio(
+    y: Series | Derived, m: Series | Derived, group: GroupLosses, options: SummaryOptions
+) -> intervals.Estimate:
     """Return Σ y / Σ m over the documents whose m is known."""
-    known = ~np.isnan(m)
-    y, m, clusters = y[known], m[known], None
+    own = Derived(lambda y, m: y[~np.isnan(m)], y, m)
+    weights = Derived(lambda m: m[~np.isnan(m)], m)
+    if not options.cluster and not options.bootstrap:
+        return intervals.ratio_estimate(own, weights, None, options.confidence)
+    clusters = None
     if options.cluster:
-        clusters = numbered_anew(np.array(group.clusters)[known])
+        clusters = numbered_anew(as_array(group.clusters)[~np.isnan(as_array(m))])
     if options.bootstrap:
         return resampling.bootstrap_ratio(
-            y, m, options.bootstrap, options.seed, clusters, options.confidence
-        )
-    return intervals.ratio_estimate(y, m, clusters, options.confidence)
+            as_array(own), as_array(weights), options.bootstrap, options.seed, clusters,
+            options.confidence,
+        )  # fmt: skip
+    return intervals.ratio_estimate(as_array(own), as_array(weights), clusters, options.confidence)
 
 
-def numbered_anew(clusters: Sequence[int] | Ints) -> Ints:
+def numbered_anew(clusters: Floats | Ints) -> Ints:
     """Return the clusters of n documents, shape n, numbered from 0 without a gap."""
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
@@ -335,7 +359,7 @@ class PositionSums:
         """Return the bins that some document reaches, in nats per token."""
         return [
             PositionLoss(
-                1 << n, (2 << n) - 1, int(math.fsum(sums.n_scored)),
+                1 << n, (2 << n) - 1, int(intervals.exact_total(sums.n_scored)),
                 sums.mean(clustered, confidence, "an infinite loss"),
             )
             for n, sums in enumerate(self._bins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -63,13 +63,34 @@ class Series:
             yield np.array(self._last)
 
 
-Numbers = Floats | Series
+class Derived:
+    """Numbers made of those of series that run parallel, as they are read."""
+
+    def __init__(self, make: Callable[..., Floats], *series: Series | Derived) -> None:
+        """`make` takes a chunk of each."""
+        self._make, self._series = make, series
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks()))
+
+    def chunks(self) -> Iterator[Floats]:
+        """Yield the numbers in order, a chunk at a time."""
+        for parts in zip(*(each.chunks() for each in self._series), strict=True):
+            yield self._make(*parts)
+
+
+Numbers = Floats | Series | Derived
 """Float64s of documents, shape D."""
 
 
 def chunks_of(numbers: Numbers) -> Iterator[Floats]:
-    """Yield the numbers in order: those of a series in chunks, an array as it is."""
-    if isinstance(numbers, Series):
-        yield from numbers.chunks()
-    else:
+    """Yield the numbers in order: an array as it is, others in chunks."""
+    if isinstance(numbers, np.ndarray):
         yield numbers
+    else:
+        yield from numbers.chunks()
+
+
+def as_array(numbers: Numbers) -> Floats:
+    """Return all of the numbers, shape D, in memory."""
+    return np.concatenate([np.empty(0), *chunks_of(numbers)])

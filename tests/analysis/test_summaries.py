@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.results import RUN, open_results, row, write
+from helpers.results import RUN, open_results, row, rows_of, write
+from seqloss_cli.analysis import summarize as summarize_module
 from seqloss_cli.analysis.plot_data import without_directories
 from seqloss_cli.analysis.summarize import Summary, SummaryOptions, summarize
+from seqloss_cli.metrics import series
 from seqloss_cli.results.schema.scores import totals_of_row
 
 Run = Callable[..., Any]
@@ -37,6 +39,40 @@ def scored(run_cli: Run, path: Path, *arguments: str) -> dict[str, Any]:
     assert done.exit_code in (0, 3), done.stderr
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return {k: v for k, v in lines[-1].items() if k != "type"}
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster": "id"}, {"bootstrap": 100}], ids=str)
+def test_figures_of_documents_on_disk_are_those_of_memory(
+    options: dict[str, Any], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = [row(f"d{n}", [None, 3.0 + n], unspelled_bytes=3) for n in range(3)]
+    write(path, [*rows_of(40), *dropped])
+    expected = summary_of(path, by="source", **options)
+    monkeypatch.setattr(series, "CHUNK", 7)
+    found = summary_of(path, by="source", **options)
+    for one, other in zip(
+        (found.whole, *found.groups), (expected.whole, *expected.groups), strict=True
+    ):
+        assert one.totals == other.totals
+        assert one.quantiles == other.quantiles
+        assert list(one.estimates) == list(other.estimates)
+        for name, estimate in one.estimates.items():
+            assert (estimate.value, estimate.n) == (
+                other.estimates[name].value, other.estimates[name].n
+            )  # fmt: skip
+            assert estimate.low == pytest.approx(other.estimates[name].low, rel=1e-12)
+    assert len(found.positions) == len(expected.positions)
+    for bin, own in zip(found.positions, expected.positions, strict=True):
+        assert (bin.n_scored, bin.mean_loss.value) == (own.n_scored, own.mean_loss.value)
+
+
+def test_quantiles_of_a_sample_say_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, rows_of(60))
+    assert "sample" not in summary_of(path).whole.quantiles[0.5].method
+    monkeypatch.setattr(summarize_module, "MOST_SORTED", 50)
+    median = summary_of(path).whole.quantiles[0.5]
+    assert median.method == "order statistics of documents, of a uniform sample of 50"
+    assert median.n == 50
 
 
 def test_bits_per_byte_are_of_the_rows_that_tokens_spell(path: Path) -> None:
