@@ -134,7 +134,7 @@ def main() -> None:
     options = _options()
     folder = options.folder / f"rows-{options.rows}"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.jsonl*"):
+    for old in () if options.keep else folder.glob("*.jsonl*"):
         old.unlink()
     path = options.folder / f"rows-{options.rows}.jsonl"
     if not path.exists():
@@ -200,6 +200,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--most-deaths", type=int, default=3, help="of one shard")
     parser.add_argument("--stragglers", type=float, default=0.1, help="share of attempts")
     parser.add_argument("--slowness", type=float, default=3, help="of a straggler")
+    parser.add_argument("--keep", action="store_true", help="go on with what is there")
     parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=HERE / ".cache")

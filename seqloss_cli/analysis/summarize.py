@@ -298,7 +298,7 @@ def _ratio(
 
 
 def numbered_anew(clusters: Floats | Ints) -> Ints:
-    """Return the clusters of n documents, shape n, numbered from 0 without a gap."""
+    """Return numbers of clusters of n documents, shape n, without a unit, from 0 without a gap."""
     return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
 
 

@@ -54,7 +54,7 @@ class Series:
         self._last = array("d")
 
     def chunks(self) -> Iterator[Floats]:
-        """Yield the numbers in order, at most `CHUNK` at a time."""
+        """Yield the numbers in order, any unit, in chunks of shape n, at most `CHUNK`."""
         for start in range(0, self._n_on_disk, CHUNK):
             assert self._file is not None
             self._file.seek(8 * start)
@@ -74,7 +74,7 @@ class Derived:
         return sum(map(len, self.chunks()))
 
     def chunks(self) -> Iterator[Floats]:
-        """Yield the numbers in order, a chunk at a time."""
+        """Yield the numbers in order, any unit, in chunks of shape n."""
         for parts in zip(*(each.chunks() for each in self._series), strict=True):
             yield self._make(*parts)
 
@@ -84,7 +84,7 @@ Numbers = Floats | Series | Derived
 
 
 def chunks_of(numbers: Numbers) -> Iterator[Floats]:
-    """Yield the numbers in order: an array as it is, others in chunks."""
+    """Yield numbers of any unit, in order: an array, shape D, as it is, others in chunks."""
     if isinstance(numbers, np.ndarray):
         yield numbers
     else:
@@ -92,5 +92,5 @@ def chunks_of(numbers: Numbers) -> Iterator[Floats]:
 
 
 def as_array(numbers: Numbers) -> Floats:
-    """Return all of the numbers, shape D, in memory."""
+    """Return all of the numbers, shape D, any unit, in memory."""
     return np.concatenate([np.empty(0), *chunks_of(numbers)])
