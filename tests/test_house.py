@@ -70,8 +70,9 @@ def test_there_are_few_modules() -> None:
     of equal tokens, the place of values. Checks of recordings have seven: rows that are read and
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
+    Numbers of documents that are kept on disk.
     """
-    assert len(modules()) <= 200
+    assert len(modules()) <= 201
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -82,7 +83,7 @@ def test_there_are_few_lines_of_code() -> None:
     # Scores of membership, and the choice of rows. Servers that take texts only; checks of
     # recordings, and their page; more measures of two models.
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 31_300
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 31_500
 
 
 # -- imports --------------------------------------------------------------------------------------
