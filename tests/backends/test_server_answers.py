@@ -3,6 +3,7 @@ they hold, and those that contradict themselves are not."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from helpers.program import ROOT
 from seqloss_cli.backends.server.agreement import require_agreement, require_own
 from seqloss_cli.backends.server.protocols import Answer, Question, Sglang, Vllm
 from seqloss_cli.core.errors import RowError
@@ -77,6 +79,27 @@ def test_true_answers_are_taken(
             assert found.top_log_probs is not None
             best = [sorted(probs, reverse=True)[:k] for probs in places]
             assert found.top_log_probs.tolist() == best
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits"])
+def test_answers_of_a_real_vllm(mode: str) -> None:
+    """What `tests/servers/record_vllm.py` wrote down: its logits alone are refused."""
+    lines = (ROOT / "tests" / "data" / f"vllm-{mode}.jsonl").read_text().splitlines()
+    assert len(lines) == 10
+    for line in lines:
+        answer = json.loads(line)
+        choice = answer["choices"][0]
+        ids, entries = choice["prompt_token_ids"], choice["prompt_logprobs"]
+        question = Question(ids, 1)
+        if mode == "raw_logits":
+            with pytest.raises(RowError):
+                Vllm(None).read(answer, question)
+            continue
+        found = Vllm(None).read(answer, question)
+        pairs = list(zip(ids[1:], entries[1:], strict=True))
+        assert found.log_probs.tolist() == [entry[str(i)]["logprob"] for i, entry in pairs]
+        assert found.ranks is not None
+        assert found.ranks.tolist() == [entry[str(i)]["rank"] for i, entry in pairs]
 
 
 # -- answers that cannot be true -------------------------------------------------------------------
