@@ -98,7 +98,7 @@ def _rank_sums(run: Mapping[str, Any]) -> Sums:
 
 def _divergence_sums(run: Mapping[str, Any]) -> Sums:
     from seqloss_cli.metrics.divergence import DivergenceTotals, DocumentSums
-    from seqloss_cli.results.schema import unscored_counts
+    from seqloss_cli.results.schema import TotalsView
     from seqloss_cli.results.schema.divergences import (
         Asked,
         divergence_totals_row,
@@ -114,9 +114,9 @@ def _divergence_sums(run: Mapping[str, Any]) -> Sums:
         return found.sums
 
     def totals(sums: DivergenceTotals, rejected: Rejections, shards: Sequence[Row]) -> Row:
-        counts = unscored_counts(rejected, _n_empty(shards))
+        counts = TotalsView(sums, rejected, _n_empty(shards))
         in_part = any(each.get("kl_is") == "at least" for each in shards)
-        return divergence_totals_row(sums, counts, documents, in_part, asked)
+        return divergence_totals_row(counts, documents, in_part, asked)
 
     return Sums(read, DivergenceTotals(), lambda sums: sums.total("kl"), "kl", totals)
 

@@ -3,7 +3,8 @@
 The keys of a command's rows stand in a module of their own, in the order of the JSON objects. The
 columns of Parquet and CSV are the keys that a row of the run can have. A key that is not declared
 cannot be written. When a row is read back, a key marked `checked` is held to its type, one with a
-`length` to that length. Readers check others by name.
+`length` to that length. Readers check others by name. `seqloss schema` prints JSON Schema of them
+(`results/schema/published.py`).
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ class Summable(Protocol):
         """Return the sums of both."""
 
 
+@dataclass(frozen=True, slots=True)
+class Either:
+    """The type of what is of one of several, of which some are keys of objects."""
+
+    types: tuple[Any, ...]
+
+
 class Kind(StrEnum):
     """Kinds of a key's values, beside null."""
 
@@ -75,6 +83,21 @@ class Kind(StrEnum):
     bools = "bools"
     spans = "spans"
     """Pairs of whole numbers."""
+
+
+OF_KIND: Mapping[Kind, Any] = {
+    Kind.text: str,
+    Kind.whole: int,
+    # What is not known or infinite is null.
+    Kind.real: float | None,
+    Kind.nested: Any,
+    Kind.texts: list[str],
+    Kind.wholes: list[int],
+    Kind.reals: list[float | None],
+    Kind.bools: list[bool | None],
+    Kind.spans: list[tuple[int, int]],
+}
+"""Types of the values of each kind; a key that says nothing else is never null."""
 
 
 # Numbers are not among them: `count` and `number` check these where they are used.
@@ -137,6 +160,18 @@ class Key:
     """Entries of a checked array beyond the row's tokens; None where it is not checked."""
     bulky: bool = False
     """Dropped when a row is read back, unless all is asked for: rows wait in memory."""
+    of: Any = None
+    """Type of its value, or the keys of the object that it is, where its kind does not tell: of
+    what is nested, and of what may be null though others of its kind are not."""
+    optional: bool = False
+    """Some rows lack it though `when` holds: it is ABSENT of them."""
+    about: str | tuple[type, str] = ""
+    """Its meaning, with its unit; or the class and the name of what has it as a docstring."""
+
+    @property
+    def type(self) -> Any:
+        """Return the type of its value."""
+        return OF_KIND[self.kind] if self.of is None else self.of
 
     def row_cells(self) -> Cells:
         """Return the columns of CSV that hold it; none for what no cell can hold."""
@@ -236,10 +271,36 @@ class Rows(Generic[Result, Sums, Unscored]):
         return reason in self.found_by_scoring or reason.startswith(SERVER_REASON)
 
 
-def unscored_counts(rejected: Rejections, n_empty_lines: int) -> Row:
-    """Return the counts of what was not scored, as totals have them: by reason where there are."""
-    by_reason = {"rejections": {**rejected}} if rejected else {}
-    return {"n_rejected": sum(rejected.values()), **by_reason, "n_empty_lines": n_empty_lines}
+@dataclass(frozen=True, slots=True)
+class TotalsView:
+    """The sums of a run, and what was not scored: keys of totals take their values from here."""
+
+    sums: Any
+    rejected: Rejections
+    n_empty_lines: int
+
+
+def only_if(condition: Callable[[Any], Any], *keys: Key) -> tuple[Key, ...]:
+    """Return the keys; views of which the condition does not hold have none of them."""
+
+    def only(key: Key) -> Key:
+        return replace(key, value=lambda v: key.value(v) if condition(v) else ABSENT, optional=True)
+
+    return tuple(map(only, keys))
+
+
+UNSCORED = (
+    whole("n_rejected", lambda v: sum(v.rejected.values()), about="Inputs that were rejected."),
+    nested(
+        "rejections",
+        lambda v: {**v.rejected} or ABSENT,
+        of=dict[str, int],
+        optional=True,
+        about="The same by reason.",
+    ),
+    whole("n_empty_lines", "n_empty_lines", about="Blank lines among the inputs."),
+)
+"""Keys of what was not scored, of a `TotalsView`."""
 
 
 class RowWriter(ABC):
@@ -367,7 +428,10 @@ def rejected_row(rejected: Rejected) -> Row:
     return attributes(rejected, "id", "source", "line", "reason", "message")
 
 
-REJECTED = (text("reason", _itself), text("message", _itself))
+REJECTED = (
+    text("reason", _itself, about="Why: a word that scripts can match."),
+    text("message", _itself, about="The same for people."),
+)
 """Keys of rejected inputs beside their identity."""
 
 

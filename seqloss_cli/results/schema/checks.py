@@ -15,7 +15,8 @@ import numpy as np
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Floats, Rejections
 from seqloss_cli.metrics import deltas as d
-from seqloss_cli.metrics.faults import Diagnosis
+from seqloss_cli.metrics.faults import Diagnosis, Verdict
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
@@ -64,27 +65,116 @@ def check_totals(
     found: Diagnosis,
 ) -> s.Row:
     """Return the totals of a run."""
-    estimates, worst = documents.estimates(), documents.max_abs
-    counts = ("n_tokens", "n_recorded", "n_compared", "n_sampled", "n_beyond")
-    row: s.Row = s.attributes(sums, "n_sequences", "n_sequences_compared")
-    row |= s.unscored_counts(rejected, n_empty_lines) | s.attributes(sums, *counts)
-    row |= {name: each.value for name, each in estimates.items()}
-    row |= {"threshold": documents.threshold, "share_beyond": sums.share_beyond}
-    row["max_abs_delta"] = None if worst is None else worst[0]
-    row["max_abs_delta_at"] = None if worst is None else {"id": worst[1], "position": worst[2]}
-    row |= documents.weights()
-    row["verdict"] = found.verdict
-    row["diagnosis"] = [
-        {"fault": each.name, "parameters": {**each.parameters}, "explains": each.explains}
-        for each in found.faults
-    ]
-    row["diagnosed"] = {
-        **s.attributes(found, "n_sequences", "n_tokens"),
-        "mean_abs_delta": found.mean_abs,
-        "mean_abs_delta_left": found.mean_abs_left,
-    }
-    row["estimates"] = {name: asdict(each) for name, each in estimates.items()}
-    return row | {"flags": sums.flags}
+    view = _CheckTotals(sums, rejected, n_empty_lines, documents, found)
+    return s.row_of(CHECK_TOTALS, view)
+
+
+@dataclass(frozen=True)
+class _CheckTotals(s.TotalsView):
+    """The sums of a run, its documents and what was found: keys of totals take values from here."""
+
+    documents: d.DeltaDocuments
+    found: Diagnosis
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """Return figures of all documents, nats, with their intervals."""
+        return self.documents.estimates()
+
+    @cached_property
+    def weights(self) -> dict[str, Any]:
+        """Return figures of the weights of importance sampling."""
+        return self.documents.weights()
+
+
+def _worst(view: _CheckTotals) -> s.Row | None:
+    worst = view.documents.max_abs
+    return None if worst is None else {"id": worst[1], "position": worst[2]}
+
+
+def _estimate(name: str) -> s.Key:
+    return s.real(name, lambda v: v.estimates[name].value, about="Over all documents: nats.")
+
+
+def _count(name: str) -> s.Key:
+    return s.whole(name, f"sums.{name}", about=(d.DeltaTotals, name))
+
+
+def _of_drawn(name: str) -> s.Key:
+    """Return the key of a quantile over tokens, which none has without a token."""
+    return s.only_if(lambda v: name in v.estimates, _estimate(name))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class WorstPlace:
+    """The place of the greatest difference."""
+
+    id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRow:
+    """A fault that explains differences."""
+
+    fault: str
+    parameters: dict[str, Any]
+    explains: float | None
+    """Share of the mean of |Δ| that goes with it."""
+
+
+_DIAGNOSED = (
+    s.whole("n_sequences", "n_sequences"),
+    s.whole("n_tokens", "n_tokens"),
+    s.real("mean_abs_delta", "mean_abs", about="Mean of |Δ| before any fault, nats."),
+    s.real("mean_abs_delta_left", "mean_abs_left", about="The same beyond the faults, nats."),
+)
+_COUNTS = ("n_tokens", "n_recorded", "n_compared", "n_sampled", "n_beyond")
+CHECK_TOTALS = (
+    _count("n_sequences"),
+    _count("n_sequences_compared"),
+    *s.UNSCORED,
+    *map(_count, _COUNTS),
+    _estimate("mean_delta"),
+    _estimate("mean_abs_delta"),
+    *map(_of_drawn, ("median_delta", "median_abs_delta", "p99_abs_delta")),
+    *map(_estimate, d.KLS),
+    s.real("share_beyond", "sums.share_beyond", about="Share of tokens beyond the threshold."),
+    s.real("threshold", "documents.threshold", of=float, about="--threshold, nats."),
+    s.real("max_abs_delta", lambda v: v.documents.max_abs and v.documents.max_abs[0]),
+    s.nested("max_abs_delta_at", _worst, of=WorstPlace | None),
+    s.nested(
+        "effective_sample_size",
+        lambda v: v.weights["effective_sample_size"],
+        of=dict[str, float | None],
+        about="(Σw)² / (n Σw²) of the weights w = e^Δ of tokens and of sequences.",
+    ),
+    s.nested(
+        "weight_quantiles",
+        lambda v: v.weights["weight_quantiles"],
+        of=dict[str, dict[str, float | None]],
+        about="Quantiles of these weights.",
+    ),
+    s.text("verdict", "found.verdict", of=Verdict, about="What the differences come to."),
+    s.nested(
+        "diagnosis",
+        lambda v: [
+            {"fault": each.name, "parameters": {**each.parameters}, "explains": each.explains}
+            for each in v.found.faults
+        ],
+        of=list[FaultRow],
+        about="Faults that explain them, the first one first.",
+    ),
+    s.nested("diagnosed", lambda v: s.row_of(_DIAGNOSED, v.found), of=_DIAGNOSED),
+    s.nested(
+        "estimates",
+        lambda v: {name: asdict(each) for name, each in v.estimates.items()},
+        of=dict[str, Estimate],
+        about="The figures above with their intervals over documents.",
+    ),
+    q.flags_key("sums.flags"),
+)
+"""Keys of totals."""
 
 
 def _at_compared(name: str, of: Callable[[d.RecordedScore], Any]) -> s.Key:
@@ -100,7 +190,7 @@ def _sampled(view: CheckView) -> Any:
 
 
 def _kl(name: str) -> s.Key:
-    return s.real(name, lambda v: v.figures.kls[name])
+    return s.real(name, lambda v: v.figures.kls[name], about="Estimate of KL, nats per token.")
 
 
 _RECORDED = s.reals(
@@ -108,25 +198,30 @@ _RECORDED = s.reals(
     lambda v: s.numbers_or_null(v.result.log_probs, v.result.recorded),
     "tokens",
     length=0,
+    about="The log-probability of each token as it was recorded, nats.",
 )
-_SCORED = q.token_array("scored_log_probs", lambda v: v.result.scored_log_probs, length=0)
+_SCORED = q.token_array(
+    "scored_log_probs",
+    lambda v: v.result.scored_log_probs,
+    length=0,
+    about="The same as it was scored, nats.",
+)
 _DELTAS = _at_compared("deltas", lambda found: found.deltas)
-_SAMPLED = s.wholes("sampled_mask", _sampled, "tokens", length=0)
+_SAMPLED = s.wholes(
+    "sampled_mask", _sampled, "tokens", length=0, optional=True, about="1 where it was sampled."
+)
 CHECK_KEYS = (
     *q.IDENTITY,
     q.META,
     *q.BOS_AND_EOS,
-    *(
-        s.whole(name, f"sums.{name}")
-        for name in ("n_tokens", "n_recorded", "n_compared", "n_sampled", "n_beyond")
-    ),
-    s.real("mean_delta", "figures.mean"),
-    s.real("median_delta", "figures.median"),
-    s.real("mean_abs_delta", "figures.mean_abs"),
-    s.real("max_abs_delta", "figures.max_abs"),
-    s.whole("max_abs_delta_at", "figures.max_abs_at"),
+    *map(_count, _COUNTS),
+    s.real("mean_delta", "figures.mean", about="Mean of Δ, scored less recorded, nats."),
+    s.real("median_delta", "figures.median", about="Its median, nats."),
+    s.real("mean_abs_delta", "figures.mean_abs", about="Mean of |Δ|, nats."),
+    s.real("max_abs_delta", "figures.max_abs", about="The greatest |Δ|, nats."),
+    s.whole("max_abs_delta_at", "figures.max_abs_at", of=int | None, about="Its token."),
     *(_kl(name) for name in d.KLS),
-    s.real("log_weight", "figures.log_weight"),
+    s.real("log_weight", "figures.log_weight", about=(d.SequenceDeltas, "log_weight")),
     q.flags_key("sums.flags"),
     q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
     *q.TOKENS,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.policies import DEFAULT_OVERLAP_K
 from seqloss_cli.core.records import Bools, Entry, Floats, Rejections
 from seqloss_cli.metrics import divergence as d
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import Totals, to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
@@ -87,8 +88,8 @@ def divergence_rows(
         return found.sums
 
     def totals_row(sums: d.DivergenceTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
-        counts = s.unscored_counts(rejected, n_empty_lines)
-        return divergence_totals_row(sums, counts, documents, in_part, asked, measured())
+        counts = s.TotalsView(sums, rejected, n_empty_lines)
+        return divergence_totals_row(counts, documents, in_part, asked, measured())
 
     return s.Rows(
         options,
@@ -102,29 +103,37 @@ def divergence_rows(
 
 
 def divergence_totals_row(
-    sums: d.DivergenceTotals,
-    counts: s.Row,
+    counts: s.TotalsView,
     documents: d.DocumentSums,
     in_part: bool,
     asked: Asked,
     saved: s.Row | None = None,
 ) -> s.Row:
-    """Return the totals of a run; `counts` are those of what was not scored."""
+    """Return the totals of a run; with `in_part` divergences are lower bounds."""
     known = asked.conditions()
-    keys = [key for key in _SUM_KEYS if all(known.get(name, True) for name in key.when.split())]
-    row: s.Row = {
-        "n_sequences": sums.n_sequences,
-        "n_sequences_scored": sums.n_sequences_scored,
-        **counts,
-        **s.row_of(keys, SimpleNamespace(sums=sums, asked=asked)),
-        "kl_is": "at least" if in_part else "whole",
-    }
-    if asked.has_teacher:
-        row |= {"overlap_k": asked.overlap_k, **_bins(documents)}
-    _add_estimates(row, documents)
-    if saved is not None:
-        row["saved"] = saved
-    return row | {"flags": sums.flags}
+    keys = [key for key in TOTALS_KEYS if all(known.get(name, True) for name in key.when.split())]
+    own = counts.sums, counts.rejected, counts.n_empty_lines
+    return s.row_of(keys, _TotalsView(*own, documents, in_part, asked, saved))
+
+
+@dataclass(frozen=True)
+class _TotalsView(s.TotalsView):
+    """The sums of a run and its documents: keys of totals take their values from here."""
+
+    documents: d.DocumentSums
+    in_part: bool
+    asked: Asked
+    saved: s.Row | None
+
+    @cached_property
+    def delta_ps(self) -> dict[float, Estimate]:
+        """Return quantiles of changes of a probability, of no unit."""
+        return self.documents.quantiles("delta_p")
+
+    @cached_property
+    def kls(self) -> dict[float, Estimate]:
+        """Return quantiles of KL, nats."""
+        return self.documents.quantiles("kl")
 
 
 def _delta_p(totals: d.DivergenceTotals) -> s.Row:
@@ -133,27 +142,47 @@ def _delta_p(totals: d.DivergenceTotals) -> s.Row:
     return {"mean": totals.mean("delta_p"), "rms": root}
 
 
-def _add_estimates(row: s.Row, documents: d.DocumentSums) -> None:
-    means, deltas, kls = documents.means(), *map(documents.quantiles, ("delta_p", "kl"))
-    row["delta_p"] |= {"quantiles": {str(q): each.value for q, each in deltas.items()}}
-    row["kl_quantiles"] = {str(q): each.value for q, each in kls.items()}
-    row["estimates"] = {_estimate_name(name): asdict(each) for name, each in means.items()} | {
+def _delta_p_of_all(view: Any) -> s.Row:
+    found = {str(q): each.value for q, each in view.delta_ps.items()}
+    return _delta_p(view.sums) | {"quantiles": found}
+
+
+def _estimates(view: Any) -> s.Row:
+    means, deltas, kls = view.documents.means(), view.delta_ps, view.kls
+    return {_estimate_name(name): asdict(each) for name, each in means.items()} | {
         "delta_p_quantiles": {str(q): asdict(each) for q, each in deltas.items()},
         "kl_quantiles": {str(q): asdict(each) for q, each in kls.items()},
     }
 
 
-def _bins(documents: d.DocumentSums) -> s.Row:
-    found = {
-        "by_position": documents.positions.means(d.position_ends),
-        "by_teacher_entropy": documents.entropies.means(d.entropy_ends),
-    }
-    return {name: [asdict(each) for each in bins] for name, bins in found.items()}
+def _bins(sums: str, ends: Callable[[int], tuple[float, float | None]]) -> Callable[[Any], Any]:
+    return lambda v: [asdict(each) for each in getattr(v.documents, sums).means(ends)]
 
 
 def _estimate_name(name: str) -> str:
     plain = ("same_top1", "rms_delta_p", d.DRAFTS, d.DRAFTS_AT_MOST)
     return name if name in plain else f"mean_{name}"
+
+
+_MEANINGS = {
+    "cross_entropy": "Mean of H(q, p), q the teacher and p the model, nats.",
+    "teacher_entropy": "Mean of H(q), nats.",
+    "kl": "Mean of KL(q ‖ p), nats.",
+    "student_loss": "Mean of the model's losses on the text itself, nats.",
+    "teacher_loss": "Mean of the teacher's losses on the text itself, nats.",
+    "student_cut": "Mean of the model's probability beyond the ids that both have.",
+    "teacher_cut": "Mean of the teacher's probability beyond the ids that both have.",
+    "delta_p": "Mean of the change of the probability of each token.",
+    "reverse_kl": "Mean of KL(p ‖ q), nats.",
+    "jensen_shannon": "Mean of the Jensen-Shannon divergence, nats.",
+    "total_variation": "Mean of ½ Σ |p - q|.",
+    "acceptance": "Mean of Σ min(p, q).",
+    "top_k_overlap": "Mean of the share of the most probable ids that both have.",
+}
+_MEANINGS |= {
+    name: f"{_MEANINGS[name.removesuffix('_at_most')]} An upper bound."
+    for name in (*_AT_MOST, *d.MEASURES_AT_MOST)
+}
 
 
 def _sum(name: str, prefix: str, of: Callable[[d.DivergenceTotals, str], float | None]) -> s.Key:
@@ -164,17 +193,21 @@ def _sum(name: str, prefix: str, of: Callable[[d.DivergenceTotals, str], float |
         return of(view.sums, name) if known else s.ABSENT
 
     when = "" if name in d.SUMS else "bounds" if name in _AT_MOST else "teacher"
-    return s.real(prefix + name, value, when)
+    about = _MEANINGS[name]
+    about = about if prefix else about.replace("Mean of ", "Sum of ")
+    return s.real(prefix + name, value, when, optional=name not in d.SUMS, about=about)
 
 
 def _measure(name: str) -> s.Key:
     """Return the key of the mean of a measure."""
     when = "bounds" if name in d.MEASURES_AT_MOST else "teacher"
-    return s.real(f"mean_{name}", lambda view: view.sums.mean(name), when)
+    return s.real(f"mean_{name}", lambda view: view.sums.mean(name), when, about=_MEANINGS[name])
 
 
-def _draft(name: str, value: Callable[[q.SequenceView], Any], when: str = "drafts") -> s.Key:
-    return s.real(name, value, when)
+def _draft(
+    name: str, value: Callable[[q.SequenceView], Any], about: str, when: str = "drafts"
+) -> s.Key:
+    return s.real(name, value, when, about=about)
 
 
 def _tokens_per_step(view: q.SequenceView) -> float | None:
@@ -213,7 +246,10 @@ def _when(name: str) -> str:
     return "tokens teacher" if name in d.MEASURES else "tokens"
 
 
-_ARRAYS = {name: q.token_array(key, _of(name), _when(name)) for name, key in _COLUMNS.items()}
+_ARRAYS = {
+    name: q.token_array(key, _of(name), _when(name), about=_MEANINGS[name].removeprefix("Mean of "))
+    for name, key in _COLUMNS.items()
+}
 
 
 def _infinite_reverse_kls(view: q.SequenceView) -> Any:
@@ -223,23 +259,105 @@ def _infinite_reverse_kls(view: q.SequenceView) -> Any:
 
 
 _SAME_TOP1 = q.token_array(
-    "token_same_top1", lambda v: v.result.divergences.same_top1, declare=s.bools, length=0
+    "token_same_top1",
+    lambda v: v.result.divergences.same_top1,
+    declare=s.bools,
+    length=0,
+    optional=False,
+    about="Both hold the same token most probable.",
 )
+_DELTA_P = (s.real("mean", "mean"), s.real("rms", "rms", about="Root mean square."))
 _SUM_KEYS = (
     *q.SIZES,
     # Of what heads were cut by, rows hold means only.
     *(_sum(name, "", d.DivergenceTotals.total) for name in (*d.SUMS, *_AT_MOST)),
     *(_sum(name, "mean_", d.DivergenceTotals.mean) for name in (*d.SUMS, *d.OPTIONAL_SUMS)),
-    s.real("same_top1", "sums.same_top1"),
+    s.real("same_top1", "sums.same_top1", about=(d.DivergenceTotals, "same_top1")),
     *map(_measure, (*d.MEASURES, *d.MEASURES_AT_MOST)),
-    s.whole("n_draft_starts", "sums.n_draft_starts", "drafts"),
-    _draft(d.DRAFTS, lambda view: view.sums.mean(d.DRAFTS)),
-    _draft(d.DRAFTS_AT_MOST, lambda view: view.sums.mean(d.DRAFTS_AT_MOST), "drafts bounds"),
-    _draft("tokens_per_step", _tokens_per_step),
-    _draft(f"{d.DRAFTS}_if_alike", _accepted_if_alike),
-    s.nested("delta_p", lambda v: _delta_p(v.sums), cells=s.children("mean", "rms")),
+    s.whole(
+        "n_draft_starts", "sums.n_draft_starts", "drafts", about="Tokens that a draft begins at."
+    ),
+    _draft(
+        d.DRAFTS,
+        lambda view: view.sums.mean(d.DRAFTS),
+        "Mean of the tokens of a draft that are accepted.",
+    ),
+    _draft(
+        d.DRAFTS_AT_MOST,
+        lambda view: view.sums.mean(d.DRAFTS_AT_MOST),
+        "Its upper bound.",
+        "drafts bounds",
+    ),
+    _draft("tokens_per_step", _tokens_per_step, "Accepted tokens, and one more."),
+    _draft(
+        f"{d.DRAFTS}_if_alike",
+        _accepted_if_alike,
+        "Accepted tokens if each is with the mean acceptance.",
+    ),
+    s.nested(
+        "delta_p",
+        lambda v: _delta_p(v.sums),
+        cells=s.children("mean", "rms"),
+        of=_DELTA_P,
+        about="Change of the probability of each token, the model's less the teacher's.",
+    ),
 )
 """Sums, means and shares, of one sequence or many."""
+_BY_BIN = "KL, acceptance and same_top1 of the tokens in bins of "
+TOTALS_KEYS = (
+    s.whole("n_sequences", "sums.n_sequences"),
+    s.whole("n_sequences_scored", "sums.n_sequences_scored"),
+    *s.UNSCORED,
+    *_SUM_KEYS[:-1],
+    s.nested(
+        "delta_p",
+        _delta_p_of_all,
+        of=(*_DELTA_P, s.nested("quantiles", "quantiles", of=dict[str, float | None])),
+        about=_SUM_KEYS[-1].about,
+    ),
+    s.text(
+        "kl_is",
+        lambda v: "at least" if v.in_part else "whole",
+        of=Literal["whole", "at least"],
+        about="Whether divergences are lower bounds.",
+    ),
+    s.whole("overlap_k", "asked.overlap_k", "teacher", about="Ids of top-k overlap."),
+    s.nested(
+        "by_position",
+        _bins("positions", d.position_ends),
+        "teacher",
+        of=list[d.BinMeans],
+        about=f"{_BY_BIN}positions.",
+    ),
+    s.nested(
+        "by_teacher_entropy",
+        _bins("entropies", d.entropy_ends),
+        "teacher",
+        of=list[d.BinMeans],
+        about=f"{_BY_BIN}the teacher's entropy.",
+    ),
+    s.nested(
+        "kl_quantiles",
+        lambda v: {str(q): each.value for q, each in v.kls.items()},
+        of=dict[str, float | None],
+        about="Of KL over tokens, nats.",
+    ),
+    s.nested(
+        "estimates",
+        _estimates,
+        of=dict[str, Estimate | dict[str, Estimate]],
+        about="The figures above with their intervals over documents.",
+    ),
+    s.nested(
+        "saved",
+        lambda v: s.ABSENT if v.saved is None else v.saved,
+        of=dict[str, Any],
+        optional=True,
+        about="With --save-teacher: what the file leaves out.",
+    ),
+    q.flags_key("sums.flags"),
+)
+"""Keys of totals, in their order; those that are not known are left out by what was asked for."""
 DIVERGENCE_KEYS = (
     *q.FIRST_KEYS,
     *_SUM_KEYS,
@@ -247,7 +365,13 @@ DIVERGENCE_KEYS = (
     q.infinite_key("inf_losses", _of("student_loss")),
     q.infinite_key("inf_teacher_losses", _of("teacher_loss")),
     q.infinite_key("inf_kls", _of("kl")),
-    s.wholes("inf_reverse_kls", _infinite_reverse_kls, "teacher"),
+    s.wholes(
+        "inf_reverse_kls",
+        _infinite_reverse_kls,
+        "teacher",
+        optional=True,
+        about="Tokens whose reverse KL is infinite.",
+    ),
     *q.TOKENS,
     *_ARRAYS.values(),
     _SAME_TOP1,

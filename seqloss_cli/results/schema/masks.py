@@ -6,20 +6,23 @@ declarations of keys, `q` the keys that all sequences have.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Rejected, Rejections
-from seqloss_cli.metrics.chain_rule import turn_scores
+from seqloss_cli.core.records import Boundary, Rejected, Rejections
+from seqloss_cli.metrics.chain_rule import TurnScore, turn_scores
 from seqloss_cli.metrics.masks import Mask, MaskTotals, mask_totals
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import written_loss
+from seqloss_cli.tokenization.labels import Finding
 from seqloss_cli.tokenization.trl import NAME as TRAINER_NAME
 
 
@@ -73,9 +76,7 @@ def _require_same_parts(options: s.RowOptions, row: s.Fields) -> None:
 
 def mask_totals_row(sums: MaskTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
-    inputs = s.unscored_counts(rejected, n_empty_lines)
-    own = s.row_of(_TOTALS, SimpleNamespace(sums=sums))
-    return {"n_sequences": sums.n_sequences, **inputs, **own}
+    return s.row_of(MASK_TOTALS, s.TotalsView(sums, rejected, n_empty_lines))
 
 
 def _turns(view: q.SequenceView) -> Any:
@@ -83,14 +84,16 @@ def _turns(view: q.SequenceView) -> Any:
     boundary, counts = view.sequence.prompt_boundary, view.sequence.loss_mask
     if boundary is None or not boundary.turns:
         return s.ABSENT
-    rows = [
-        q.turn_row(turn) | {"n_counted": int(counts[turn.start : turn.end].sum())}
-        for turn in boundary.turns
+    scores = itertools.repeat(None) if view.score is None else turn_scores(view.score)
+    return [
+        s.row_of(
+            _TURN,
+            SimpleNamespace(
+                turn=turn, n_counted=int(counts[turn.start : turn.end].sum()), score=score
+            ),
+        )
+        for turn, score in zip(boundary.turns, scores, strict=False)
     ]
-    if view.score is not None:
-        for row, found in zip(rows, turn_scores(view.score), strict=True):
-            row |= {"loss": found.loss, "mean_loss": found.mean_loss}
-    return rows
 
 
 def _trainer(view: q.SequenceView) -> Any:
@@ -117,14 +120,55 @@ def _part(name: str, path: str) -> s.Key:
         totals = getattr(view.sums, path)
         return s.ABSENT if totals is None else s.attributes(totals, *_LOSS)
 
-    return s.nested(name, value, "losses", cells=s.children(*_LOSS))
+    return s.nested(
+        name,
+        value,
+        "losses",
+        cells=s.children(*_LOSS),
+        of=_LOSS_KEYS,
+        optional=True,
+        about=(MaskTotals, path),
+    )
 
 
 _LOSS = ("n_scored", "total_loss", "mean_loss")
+_LOSS_KEYS = (
+    s.whole("n_scored", "n_scored"),
+    *(s.real(name, name, about=(Totals, name)) for name in _LOSS[1:]),
+)
+_TURN = (
+    *q.TURN,
+    s.whole("n_counted", "n_counted", about="Its tokens that count."),
+    *s.only_if(
+        lambda v: v.score is not None,
+        s.real("loss", "score.loss", "losses", about=(TurnScore, "loss")),
+        s.real("mean_loss", "score.mean_loss", "losses", about=(TurnScore, "mean_loss")),
+    ),
+)
+"""Keys of each message of a chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerRow:
+    """The labels that a trainer makes of an input."""
+
+    name: str
+    input_ids: list[int] | None
+    labels: list[int] | None
+    """None where the trainer drops the input."""
+    not_trained: str | None
+    """Why it drops it."""
+    differences: list[Finding]
+
+
 _COUNTS = (
-    s.whole("n_tokens", "sums.n_tokens"),
-    s.whole("n_prompt_tokens", lambda v: v.sums.n_tokens - v.sums.n_counted),
-    s.whole("n_response_tokens", "sums.n_counted"),
+    q.N_TOKENS,
+    s.whole(
+        "n_prompt_tokens",
+        lambda v: v.sums.n_tokens - v.sums.n_counted,
+        about="Tokens that do not count.",
+    ),
+    s.whole("n_response_tokens", "sums.n_counted", about="Tokens that count."),
 )
 _LOSSES = (
     _part("response", "responses"),
@@ -133,29 +177,54 @@ _LOSSES = (
         "prompt_share",
         lambda v: s.ABSENT if v.sums.all_tokens is None else v.sums.prompt_share,
         "losses",
+        optional=True,
+        about=(MaskTotals, "prompt_share"),
     ),
 )
+
+
+def _of_totals(name: str, of: Any = int) -> s.Key:
+    declare = s.whole if of is int else s.nested
+    own = {"check": "findings", "trainer": "trainer_findings"}.get(name, name)
+    return declare(name, f"sums.{own}", of=of, about=(MaskTotals, own))
+
+
 _TOTALS = (
     *_COUNTS,
     *_LOSSES,
-    *(s.whole(name, f"sums.{name}") for name in ("n_checked", "n_different")),
-    s.nested("check", "sums.findings"),
-    *(s.whole(name, f"sums.{name}") for name in ("n_not_trained", "n_trainer_different")),
-    s.nested("trainer", "sums.trainer_findings"),
+    *map(_of_totals, ("n_checked", "n_different")),
+    _of_totals("check", dict[str, int]),
+    *map(_of_totals, ("n_not_trained", "n_trainer_different")),
+    _of_totals("trainer", dict[str, int]),
 )
+MASK_TOTALS = (s.whole("n_sequences", "sums.n_sequences"), *s.UNSCORED, *_TOTALS)
 """Keys of the totals."""
-_TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, "tokens losses")
+_TOKEN_LOSSES = q.token_array(
+    "token_losses", lambda v: v.score.losses, "tokens losses", about="Loss of each token, nats."
+)
 _OF_LOSSES = ("response", "all_tokens", "prompt_share", "token_losses", "turns")
 """Keys that only scoring tells of; turns hold losses, too."""
 MASK_KEYS = (
     *q.FIRST_KEYS,
-    s.text("boundary", "sequence.prompt_boundary.boundary"),
+    s.text(
+        "boundary",
+        "sequence.prompt_boundary.boundary",
+        of=Boundary | None,
+        about="How the tokens of the two texts meet (rule 9); null of chats.",
+    ),
     *_COUNTS,
-    s.nested("turns", _turns),
+    s.nested("turns", _turns, of=[_TURN], optional=True, about="Of a chat: its messages."),
     q.flags_key("sequence.flags"),
     # A second `response`: with --loss the object takes the text's place in the row.
     *_LOSSES,
-    s.nested("check", lambda v: [*map(asdict, v.result.findings)], cells={"": _kinds_cell}),
+    s.nested(
+        "check",
+        lambda v: [*map(asdict, v.result.findings)],
+        cells={"": _kinds_cell},
+        of=list[Finding],
+        optional=True,
+        about="With --check: how the labels of the file differ.",
+    ),
     s.nested(
         "trainer",
         _trainer,
@@ -163,6 +232,9 @@ MASK_KEYS = (
             ".not_trained": lambda theirs: theirs["not_trained"],
             ".differences": lambda theirs: _kinds_cell(theirs["differences"]),
         },
+        of=TrainerRow,
+        optional=True,
+        about="With --like: the labels that the trainer makes.",
     ),
     *q.TOKENS,
     *q.MASKS,

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes
 from seqloss_cli.core.errors import RowError
-from seqloss_cli.core.records import Bools, Floats, Rejected, Rejections, SequenceScore
+from seqloss_cli.core.records import Bools, Boundary, Floats, Rejected, Rejections, SequenceScore
 from seqloss_cli.metrics import ranking as r
 from seqloss_cli.metrics.accuracy import RankTotals, accuracies, row_counts
+from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import Totals, score_flags, to_units
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
@@ -79,18 +80,44 @@ def _chances(choices: Sequence[r.ChoiceFigures]) -> list[float | None]:
 
 def rank_totals_row(totals: RankTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run."""
-    return {
-        "n_sequences": totals.n_rows,
-        **s.unscored_counts(rejected, n_empty_lines),
-        **s.attributes(totals, "n_choices", "n_tokens", "boundaries", "n_with_answer"),
-        "accuracies": {name: asdict(each) for name, each in accuracies(totals).items()},
-        "chance": totals.chance,
-        "n_tied": {n: totals.n_tied.get(n, 0) for n in r.SCORES if n in totals.n_ordered},
-        "n_ordered": totals.n_ordered,
-        "flags": totals.flags,
-    }
+    return s.row_of(RANK_TOTALS, s.TotalsView(totals, rejected, n_empty_lines))
 
 
+def _n_tied(view: s.TotalsView) -> s.Row:
+    totals: RankTotals = view.sums
+    return {n: totals.n_tied.get(n, 0) for n in r.SCORES if n in totals.n_ordered}
+
+
+def _of_totals(name: str, of: Any = int) -> s.Key:
+    declare = s.whole if of is int else s.nested
+    return declare(name, f"sums.{name}", of=of, about=(RankTotals, name))
+
+
+RANK_TOTALS = (
+    s.whole("n_sequences", "sums.n_rows", about="Rows that were ranked."),
+    *s.UNSCORED,
+    *map(_of_totals, ("n_choices", "n_tokens")),
+    _of_totals("boundaries", dict[str, int]),
+    _of_totals("n_with_answer"),
+    s.nested(
+        "accuracies",
+        lambda v: {name: asdict(each) for name, each in accuracies(v.sums).items()},
+        of=dict[str, Estimate],
+        about="Share of rows whose best choice is among the answers, by accuracy.",
+    ),
+    s.real("chance", "sums.chance", about=(RankTotals, "chance")),
+    s.nested("n_tied", _n_tied, of=dict[str, int], about=(RankTotals, "n_tied")),
+    _of_totals("n_ordered", dict[str, int]),
+    q.flags_key("sums.flags"),
+)
+"""Keys of the totals."""
+
+
+def _finite(name: str, view: ChoiceView) -> float | None:
+    return s.finite(getattr(view.result, name))
+
+
+_OF_RESPONSE = "Of the response, without the separator."
 _LENGTHS = ("n_tokens", "n_bytes", "n_chars")
 _TOKEN_IDS = s.wholes(
     "token_ids", lambda v: s.ints(v.sequence.token_ids[v.stretch]), "tokens", length=0
@@ -98,16 +125,29 @@ _TOKEN_IDS = s.wholes(
 _TOKENS = s.texts(
     "tokens", lambda v: v.options.token_texts(v.sequence)[v.stretch], "tokens", length=0
 )
-_TOKEN_LOSSES = s.reals("token_losses", lambda v: s.numbers_or_null(*v.losses), "tokens", length=0)
+_TOKEN_LOSSES = s.reals(
+    "token_losses",
+    lambda v: s.numbers_or_null(*v.losses),
+    "tokens",
+    length=0,
+    about="Loss of each token, nats; null where it does not count or is infinite.",
+)
 _FLAGS = q.flags_key(lambda v: score_flags(v.score))
 _RESPONSE = s.text("response", "sample.pair.response", "text")
 _FIGURES = (
-    s.real("log_prob", lambda v: s.finite(v.result.log_prob)),
-    s.real("probability", "probability"),
-    *(s.whole(name, f"result.{name}") for name in _LENGTHS),
-    s.text("boundary", "sequence.prompt_boundary.boundary"),
-    s.real("log_prob_y", lambda v: s.finite(v.result.log_prob_y), "pmi"),
-    s.real("log_prob_alone", lambda v: s.finite(v.result.log_prob_alone), "pmi"),
+    s.real("log_prob", lambda v: s.finite(v.result.log_prob), about=(r.ChoiceFigures, "log_prob")),
+    s.real("probability", "probability", about="Softmax of the choices' log_prob."),
+    *(s.whole(name, f"result.{name}", about=_OF_RESPONSE) for name in _LENGTHS),
+    s.text(
+        "boundary",
+        "sequence.prompt_boundary.boundary",
+        of=Boundary | None,
+        about="How the tokens of prompt and choice meet (rule 9); null of chats.",
+    ),
+    *(
+        s.real(name, partial(_finite, name), "pmi", about=(r.ChoiceFigures, name))
+        for name in ("log_prob_y", "log_prob_alone")
+    ),
 )
 CHOICE_KEYS = (
     _RESPONSE,
@@ -115,38 +155,66 @@ CHOICE_KEYS = (
     s.nested(
         "scores",
         lambda v: {name: s.finite(v.result.score_by(name)) for name in v.result.score_names},
+        of=dict[str, float | None],
+        about="Name of each score to its value, nats or nats per unit.",
     ),
-    s.whole("unspelled_bytes", lambda v: v.result.unspelled_bytes or s.ABSENT),
+    s.whole(
+        "unspelled_bytes",
+        lambda v: v.result.unspelled_bytes or s.ABSENT,
+        optional=True,
+        about=(r.ChoiceFigures, "unspelled_bytes"),
+    ),
     _FLAGS,
     _TOKEN_IDS,
     _TOKENS,
     _TOKEN_LOSSES,
-    s.wholes("inf_losses", lambda v: s.infinite_places(*v.losses), "tokens"),
+    s.wholes("inf_losses", lambda v: s.infinite_places(*v.losses), "tokens", optional=True),
     s.wholes(
         "byte_offsets",
         lambda v: v.token_bytes and s.ints(v.token_bytes.offsets),
         "tokens",
         length=1,
+        of=list[int] | None,
+        about="Token t covers the bytes [t, t + 1) of this array in `text`.",
     ),
     s.text(
-        "text", lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT, "tokens text"
+        "text",
+        lambda v: v.token_bytes.text.decode() if v.token_bytes else s.ABSENT,
+        "tokens text",
+        optional=True,
+        about="What these tokens cover.",
     ),
 )
 """Keys of a choice, in the order of its object."""
 _PROMPT = (
     s.text("prompt", "sample.choices.prompt", "text"),
-    s.text("separator", lambda v: v.sample.choices.separator or s.ABSENT, "text"),
+    s.text("separator", lambda v: v.sample.choices.separator or s.ABSENT, "text", optional=True),
 )
-_ANSWERS = s.wholes("answers", lambda v: v.sample.choices.answers and [*v.sample.choices.answers])
+_ANSWERS = s.wholes(
+    "answers",
+    lambda v: v.sample.choices.answers and [*v.sample.choices.answers],
+    of=list[int] | None,
+    about="Numbers of the right choices, from 0; null where none is known.",
+)
 RANK_KEYS = (
     *q.SAMPLE,
     *_PROMPT,
     q.META,
-    s.nested("choices", "choices"),
-    s.nested("orders", lambda v: {name: [*each] for name, each in v.ranking.orders.items()}),
-    s.texts("tied", lambda v: [*v.ranking.tied]),
+    s.nested("choices", "choices", of=[CHOICE_KEYS], about="In the order of the input."),
+    s.nested(
+        "orders",
+        lambda v: {name: [*each] for name, each in v.ranking.orders.items()},
+        of=dict[str, list[int]],
+        about="Score to the numbers of the choices, best first.",
+    ),
+    s.texts("tied", lambda v: [*v.ranking.tied], about="Scores whose best choice has an equal."),
     _ANSWERS,
-    s.nested("correct", "ranking.correct"),
+    s.nested(
+        "correct",
+        "ranking.correct",
+        of=dict[str, bool | None] | None,
+        about="Accuracy to whether the best choice is among the answers.",
+    ),
     q.flags_key("ranking.flags"),
 )
 """Keys of a row, in the order of its JSON object."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
 from seqloss_cli.core.columns import COLUMNS, TokenColumn, cell_columns
-from seqloss_cli.core.records import Rejections, SequenceScore
+from seqloss_cli.core.records import Boundary, Rejections, SequenceScore
 from seqloss_cli.metrics import chain_rule as c
 from seqloss_cli.metrics import totals as t
 from seqloss_cli.metrics.words import RegionLosses, WordLosses, region_losses, word_losses
@@ -22,7 +22,6 @@ from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
 
 _RULE = ("log_prob_x", "log_prob_y_given_x", "log_prob_xy")
-_COUNTS = ("n_tokens", "n_scored", *t.TEXT_COUNTS)
 
 
 @dataclass
@@ -71,25 +70,7 @@ class ScoreView(q.SequenceView):
 
 def totals_row(totals: t.Totals, rejected: Rejections, n_empty_lines: int) -> s.Row:
     """Return the totals of a run, with the counts of what was not scored."""
-    own = partial(s.attributes, totals)
-    # The order of keys is part of the file: what is resumed is to be the same byte for byte.
-    row = own("n_sequences", "n_sequences_scored")
-    row |= s.unscored_counts(rejected, n_empty_lines) | own("n_without_text")
-    if totals.n_pairs:
-        row |= own("n_prompt_tokens", "n_response_tokens", "boundaries")
-        if totals.response_only is not None:
-            row["log_prob_y"] = c.log_prob_y(totals)
-            row["pmi"] = c.pointwise_mutual_information(totals)
-            row["ifd"] = c.instruction_following_difficulty(totals)
-        if totals.separate_tokenization is not None:
-            row["separate"] = _separate(totals)
-            row["separate_minus_joint"] = c.boundary_difference(totals)
-        row["loss"] = totals.total_loss
-    row |= own(*_COUNTS, *t.RATES)
-    if totals.n_unspelled_sequences:
-        row |= own("unspelled_bytes", "n_unspelled_sequences")
-    row |= own("mean_sequence_loss", "mean_of_mean_losses")
-    return row | {"flags": t.corpus_flags(totals)}
+    return s.row_of(TOTALS_KEYS, s.TotalsView(totals, rejected, n_empty_lines))
 
 
 def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list[s.Row] | None]:
@@ -113,7 +94,12 @@ def top_log_probs(score: SequenceScore, name: Callable[[int], str]) -> list[list
 
 def _text_count(name: str) -> s.Key:
     """Return the key of a count that is null of a row without a text: it is not known."""
-    return s.whole(name, lambda v: None if v.sums.n_without_text else getattr(v.sums, name))
+    return s.whole(
+        name,
+        lambda v: None if v.sums.n_without_text else getattr(v.sums, name),
+        of=int | None,
+        about=(t.Totals, name),
+    )
 
 
 def _n_inf_losses_y(view: ScoreView) -> Any:
@@ -122,12 +108,7 @@ def _n_inf_losses_y(view: ScoreView) -> Any:
 
 
 def _turns(view: ScoreView) -> Any:
-    found = [
-        q.turn_row(each.turn)
-        | {"n_scored": each.n_scored, "loss": each.loss, "mean_loss": each.mean_loss}
-        for each in c.turn_scores(view.score)
-    ]
-    return found or s.ABSENT
+    return [s.row_of(_TURN, each) for each in c.turn_scores(view.score)] or s.ABSENT
 
 
 def _or_absent(value: Callable[[t.Totals], Any]) -> Callable[[ScoreView], Any]:
@@ -137,19 +118,26 @@ def _or_absent(value: Callable[[t.Totals], Any]) -> Callable[[ScoreView], Any]:
 
 def _separate(totals: t.Totals) -> s.Row:
     """Return the same responses with prompt and response tokenized apart."""
-    # Without its own bytes and words: the text is that of the pair.
-    names = {"n_scored": "n_scored", "loss": "total_loss", "mean_loss": "mean_loss"}
-    names["log_prob_y_given_x"] = "log_prob"
-    return {name: getattr(totals.separate_tokenization, own) for name, own in names.items()}
+    return s.row_of(_SEPARATE, totals.separate_tokenization)
 
 
 def _column_key(column: TokenColumn) -> s.Key:
     # Rows have no such key where nothing of them was scored: no window came to the backend.
     name, when = column.name, f"tokens {column.name}"
     if column.kind == "alternatives":
-        return s.nested(name, _alternatives, when, bulky=True)
+        lists: Any = list[list[Alternative] | None]
+        return s.nested(
+            name, _alternatives, when, bulky=True, of=lists, optional=True, about=column.help
+        )
     declare = {"whole": s.wholes, "real": s.reals}[column.kind]
-    return q.token_array(name, lambda v: v.score.columns.get(name), when, declare, bulky=True)
+    return q.token_array(
+        name,
+        lambda v: v.score.columns.get(name),
+        when,
+        declare,
+        bulky=True,
+        about=column.help,
+    )
 
 
 def _alternatives(view: ScoreView) -> Any:
@@ -169,50 +157,186 @@ def _region_objects(view: ScoreView) -> list[s.Row] | None:
     return [dict(zip(names, values, strict=True)) for values in entries]
 
 
-TOKEN_LOSSES = q.token_array("token_losses", lambda v: v.score.losses, length=0, bulky=True)
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that the model had in mind."""
+
+    id: int
+    token: str
+    log_prob: float | None
+    """Nats; None where its probability is 0."""
+
+
+# Of bytes and words there are none of its own: the text is that of the pair.
+_SEPARATE = (
+    s.whole("n_scored", "n_scored"),
+    s.real("loss", "total_loss", about=(t.Totals, "total_loss")),
+    s.real("mean_loss", "mean_loss", about=(t.Totals, "mean_loss")),
+    s.real("log_prob_y_given_x", "log_prob", about=(t.Totals, "log_prob")),
+)
+"""Keys of the responses of pairs whose parts were tokenized apart."""
+_TURN = (
+    *q.TURN,
+    s.whole("n_scored", "n_scored", about="Its tokens that count."),
+    s.real("loss", "loss", about=(c.TurnScore, "loss")),
+    s.real("mean_loss", "mean_loss", about=(c.TurnScore, "mean_loss")),
+)
+TOKEN_LOSSES = q.token_array(
+    "token_losses",
+    lambda v: v.score.losses,
+    length=0,
+    bulky=True,
+    optional=False,
+    about="Loss of each token, nats; null where it is not scored or infinite.",
+)
 _CONTEXTS = q.token_array(
     "context_lengths",
     lambda v: v.score.context_lengths,
     "tokens context_lengths",
     s.wholes,
     bulky=True,
+    about="Tokens that each token was predicted from, BOS included.",
 )
-_WORDS = s.texts("words", _of_words(lambda w: w.words), "words", bulky=True)
-_WORD_LOSSES = s.reals("word_losses", _of_words(lambda w: w.losses), "words", bulky=True)
+_WORDS = s.texts(
+    "words",
+    _of_words(lambda w: w.words),
+    "words",
+    bulky=True,
+    of=list[str] | None,
+    about="Words of `text.split()`; null of rows of ids.",
+)
+_OF_WORDS: Any = list[float | None] | None
+_WORD_LOSSES = s.reals(
+    "word_losses",
+    _of_words(lambda w: w.losses),
+    "words",
+    bulky=True,
+    of=_OF_WORDS,
+    about="Sum of the losses of each word's tokens, nats.",
+)
 _CORRECTED = s.reals(
-    "corrected_word_losses", _of_words(lambda w: w.corrected), "words corrected", bulky=True
+    "corrected_word_losses",
+    _of_words(lambda w: w.corrected),
+    "words corrected",
+    bulky=True,
+    of=_OF_WORDS,
+    about="The same, with the probability that a word ends moved to that word.",
 )
 _WORD_KEYS = (
     _WORDS,
     _WORD_LOSSES,
     _CORRECTED,
-    s.spans("word_byte_offsets", _of_words(lambda w: w.byte_offsets.tolist()), "words", bulky=True),
+    s.spans(
+        "word_byte_offsets",
+        _of_words(lambda w: w.byte_offsets.tolist()),
+        "words",
+        bulky=True,
+        of=list[tuple[int, int]] | None,
+        about="Bytes [start, end) of each word in the text.",
+    ),
 )
-SCORE_KEYS = (
-    *q.FIRST_KEYS,
-    q.RESPONSE_SHA256,
-    s.text("boundary", "sequence.prompt_boundary.boundary", "pairs"),
-    s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs"),
-    q.N_RESPONSE_TOKENS,
-    *(s.real(name, f"rule.{name}", "pairs") for name in _RULE),
-    s.real("log_prob_y", lambda v: c.log_prob_y(v.sums), "pmi"),
-    s.real("pmi", lambda v: c.pointwise_mutual_information(v.sums), "pmi"),
-    s.real("ifd", lambda v: c.instruction_following_difficulty(v.sums), "pmi"),
-    s.whole("n_inf_losses_y", _n_inf_losses_y, "pmi"),
-    s.nested("turns", _turns, "pairs", bulky=True),
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRow:
+    """A region of a text, and its losses."""
+
+    name: str
+    start: int
+    """First character."""
+    end: int
+    """The character after the last."""
+    text: str = field(metadata={"is_optional": True})
+    n_tokens: int
+    loss: float | None
+    """Sum over the tokens that begin in it, nats."""
+    mean_loss: float | None
+    """Nats per token."""
+    corrected_loss: float | None = field(metadata={"is_optional": True})
+    """With --word-correction: nats."""
+
+
+_OF_PAIRS = (
+    *(s.real(name, f"rule.{name}", "pairs", about=(c.ChainRule, name)) for name in _RULE),
+    s.real(
+        "log_prob_y",
+        lambda v: c.log_prob_y(v.sums),
+        "pmi",
+        about="ln Pr of the response's ids after BOS alone, nats.",
+    ),
+    s.real(
+        "pmi",
+        lambda v: c.pointwise_mutual_information(v.sums),
+        "pmi",
+        about="log_prob_y_given_x - log_prob_y, nats.",
+    ),
+    s.real(
+        "ifd",
+        lambda v: c.instruction_following_difficulty(v.sums),
+        "pmi",
+        about="Mean loss over that of the response's ids after BOS alone.",
+    ),
+)
+_SEPARATE_KEYS = (
     s.nested(
         "separate",
         _or_absent(_separate),
         "compared",
-        cells=s.children("n_scored", "loss", "mean_loss", "log_prob_y_given_x"),
+        cells=s.children(*(key.name for key in _SEPARATE)),
+        of=_SEPARATE,
+        optional=True,
+        about="Figures of prompt and response tokenized apart.",
     ),
-    s.real("separate_minus_joint", _or_absent(c.boundary_difference), "compared"),
-    s.real("loss", "sums.total_loss", "pairs"),
+    s.real(
+        "separate_minus_joint",
+        _or_absent(c.boundary_difference),
+        "compared",
+        optional=True,
+        about="Its loss minus the joint one's, nats.",
+    ),
+)
+# mean_loss, perplexity, bits_per_byte and their like, by the names of the properties of totals
+_RATE_KEYS = tuple(s.real(name, f"sums.{name}", about=(t.Totals, name)) for name in t.RATES)
+SCORE_KEYS = (
+    *q.FIRST_KEYS,
+    q.RESPONSE_SHA256,
+    s.text(
+        "boundary",
+        "sequence.prompt_boundary.boundary",
+        "pairs",
+        of=Boundary | None,
+        about="How the tokens of the two texts meet (rule 9); null of chats.",
+    ),
+    s.whole("n_prompt_tokens", "sums.n_prompt_tokens", "pairs", about="The prompt's; BOS is its."),
+    q.N_RESPONSE_TOKENS,
+    *_OF_PAIRS,
+    s.whole(
+        "n_inf_losses_y",
+        _n_inf_losses_y,
+        "pmi",
+        optional=True,
+        about="Infinite losses of the response without its prompt.",
+    ),
+    s.nested(
+        "turns",
+        _turns,
+        "pairs",
+        bulky=True,
+        of=[_TURN],
+        optional=True,
+        about="Of a chat: its messages.",
+    ),
+    *_SEPARATE_KEYS,
+    s.real("loss", "sums.total_loss", "pairs", about="The response's: total_loss."),
     *q.SIZES,
     *(_text_count(name) for name in t.TEXT_COUNTS),
-    s.whole("unspelled_bytes", lambda v: v.sums.unspelled_bytes or s.ABSENT),
-    # mean_loss, perplexity, bits_per_byte and their like, by the names of the properties of totals
-    *(s.real(name, f"sums.{name}") for name in t.RATES),
+    s.whole(
+        "unspelled_bytes",
+        lambda v: v.sums.unspelled_bytes or s.ABSENT,
+        optional=True,
+        about=(t.Totals, "unspelled_bytes"),
+    ),
+    *_RATE_KEYS,
     q.flags_key("flags"),
     q.infinite_key("inf_losses", lambda v: v.score.losses, checked=True),
     *q.TOKENS,
@@ -221,9 +345,53 @@ SCORE_KEYS = (
     *(_column_key(column) for column in COLUMNS),
     _CONTEXTS,
     *_WORD_KEYS,
-    s.nested("regions", _region_objects, "regions", bulky=True),
+    s.nested(
+        "regions",
+        _region_objects,
+        "regions",
+        bulky=True,
+        of=list[RegionRow] | None,
+        about="Losses of the regions that --regions names; null where the input has none.",
+    ),
 )
 """Keys of a row, in the order of its JSON object."""
+
+
+def _count(name: str) -> s.Key:
+    return s.whole(name, f"sums.{name}", about=(t.Totals, name))
+
+
+# The order of keys is part of the file: what is resumed is to be the same byte for byte.
+TOTALS_KEYS = (
+    _count("n_sequences"),
+    _count("n_sequences_scored"),
+    *s.UNSCORED,
+    _count("n_without_text"),
+    *s.only_if(
+        lambda v: v.sums.n_pairs,
+        _count("n_prompt_tokens"),
+        _count("n_response_tokens"),
+        s.nested(
+            "boundaries", "sums.boundaries", of=dict[str, int], about=(t.Totals, "boundaries")
+        ),
+        *s.only_if(lambda v: v.sums.response_only is not None, *_OF_PAIRS[len(_RULE) :]),
+        *_SEPARATE_KEYS,
+        s.real("loss", "sums.total_loss", "pairs", about="That of the responses: total_loss."),
+    ),
+    *map(_count, ("n_tokens", "n_scored", *t.TEXT_COUNTS)),
+    *_RATE_KEYS,
+    *s.only_if(
+        lambda v: v.sums.n_unspelled_sequences,
+        _count("unspelled_bytes"),
+        _count("n_unspelled_sequences"),
+    ),
+    *(
+        s.real(name, f"sums.{name}", about=(t.Totals, name))
+        for name in ("mean_sequence_loss", "mean_of_mean_losses")
+    ),
+    q.flags_key(lambda v: t.corpus_flags(v.sums)),
+)
+"""Keys of totals, of a `TotalsView`."""
 
 
 def _bits(key: s.Key) -> s.Key:

@@ -107,12 +107,6 @@ def _edges(name: str) -> Callable[[Any], Any]:
     return found
 
 
-def turn_row(turn: r.Turn) -> Row:
-    """Return what rows hold of each turn of a chat."""
-    n_tokens = turn.end - turn.start
-    return {"role": turn.role, "start": turn.start, "end": turn.end, "n_tokens": n_tokens}
-
-
 def token_array(
     name: str,
     values: Callable[[Any], NDArray[Any] | None],
@@ -129,7 +123,9 @@ def token_array(
         found = values(view)
         return ABSENT if found is None else s.numbers_or_null(found, view.score.scored)
 
-    return declare(name, value, when, **settings)
+    number = int if declare is s.wholes else bool if declare is s.bools else float
+    of = list[number | None]  # type: ignore[valid-type]
+    return declare(name, value, when, **{"of": of, "optional": True} | settings)
 
 
 def infinite_key(name: str, values: Callable[[Any], r.Floats], **settings: Any) -> Key:
@@ -138,60 +134,130 @@ def infinite_key(name: str, values: Callable[[Any], r.Floats], **settings: Any) 
     def places(view: Any) -> Any:
         return s.infinite_places(values(view), view.score.scored)
 
-    return s.wholes(name, places, **settings)
+    about = "Tokens whose figure is infinite: null in its array."
+    return s.wholes(name, places, optional=True, about=about, **settings)
 
 
 def flags_key(value: str | Callable[[Any], Any]) -> Key:
     """Return the key of a row's flags."""
-    return s.nested("flags", value, cells={"": s.flags_cell})
+    return s.nested(
+        "flags", value, cells={"": s.flags_cell}, of=dict[str, int | bool],
+        about="Name of each flag that was raised to how often, or true where it is not counted.",
+    )  # fmt: skip
 
 
+TURN = (
+    s.text("role", "turn.role"),
+    s.whole("start", "turn.start", about="The message's first token."),
+    s.whole("end", "turn.end", about="The token after its last."),
+    s.whole("n_tokens", lambda v: v.turn.end - v.turn.start),
+)
+"""Keys of each message of a chat, of a view with its `turn`."""
 SAMPLE = (
-    s.text("id", "sample.id", checked=True),
-    s.text("source", "sample.source", checked=True),
-    s.whole("line", "sample.line", checked=True),
+    s.text("id", "sample.id", checked=True, about="The input's own id, else SOURCE:LINE."),
+    s.text("source", "sample.source", checked=True, about="Where the input was read."),
+    s.whole(
+        "line",
+        "sample.line",
+        checked=True,
+        of=int | None,
+        about="Its line, or number of row; null of a text as a whole.",
+    ),
 )
 """Keys of the place where an input was read."""
 IDENTITY = (
     *SAMPLE,
-    s.text("text_sha256", lambda v: _sha256(v.sequence.text), checked=True),
-    s.text("ids_sha256", _ids_sha256, checked=True),
+    s.text(
+        "text_sha256",
+        lambda v: _sha256(v.sequence.text),
+        checked=True,
+        of=str | None,
+        about="SHA-256 of the text; null of rows of ids.",
+    ),
+    s.text(
+        "ids_sha256",
+        _ids_sha256,
+        checked=True,
+        optional=True,
+        about="Of rows of ids, in its place: SHA-256 of the ids and of which of them count.",
+    ),
 )
 """Keys that tell the inputs of rows apart."""
 TEXTS = (
-    s.text("prompt", _of_pair("prompt"), "text pairs", bulky=True),
-    s.text("response", _of_pair("response"), "text pairs", bulky=True),
-    s.text("separator", lambda v: _of_pair("separator")(v) or ABSENT, "text pairs"),
-    s.text("text", _text, "text", bulky=True),
+    s.text("prompt", _of_pair("prompt"), "text pairs", bulky=True, optional=True),
+    s.text("response", _of_pair("response"), "text pairs", bulky=True, optional=True),
+    s.text(
+        "separator",
+        lambda v: _of_pair("separator")(v) or ABSENT,
+        "text pairs",
+        optional=True,
+        about="Between prompt and response.",
+    ),
+    s.text(
+        "text",
+        _text,
+        "text",
+        bulky=True,
+        of=str | None,
+        optional=True,
+        about="The text; of a chat the rendered template; null of rows of ids.",
+    ),
 )
 META = s.nested(
     "meta",
     lambda v: ABSENT if v.sample.meta is None else v.sample.meta,
     cells={"": lambda meta: s.json_bytes(meta).decode()},
     checked=True,
+    of=dict[str, Any],
+    optional=True,
+    about="With --keep-meta: the other fields of the input's row.",
 )
 """Fields that are carried through from an input's row."""
-BOS_AND_EOS = (s.text("bos", "sequence.bos"), s.text("eos", "sequence.eos"))
+BOS_AND_EOS = (
+    s.text("bos", "sequence.bos", about="Whether BOS stands in front, and who put it there."),
+    s.text("eos", "sequence.eos", about="The same of EOS at the end."),
+)
 RESPONSE_SHA256 = s.text(
     "response_sha256",
     lambda v: v.sample.pair and _sha256(v.sample.pair.response),
     "pairs",
     checked=True,
+    of=str | None,
+    about="SHA-256 of the response; null of chats.",
 )
-N_RESPONSE_TOKENS = s.whole("n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs")
-SIZES = (s.whole("n_tokens", "sums.n_tokens"), s.whole("n_scored", "sums.n_scored"))
+N_RESPONSE_TOKENS = s.whole(
+    "n_response_tokens", lambda v: int(v.sequence.loss_mask.sum()), "pairs",
+    about="Tokens that count as the response; EOS is its.",
+)  # fmt: skip
+N_TOKENS = s.whole(
+    "n_tokens", "sums.n_tokens", about="Tokens that the model saw, BOS and EOS included."
+)
+N_SCORED = s.whole(
+    "n_scored", "sums.n_scored",
+    about="Tokens that have a loss and count; sums, means and rates are over exactly these.",
+)  # fmt: skip
+SIZES = (N_TOKENS, N_SCORED)
 FIRST_KEYS = (*IDENTITY, *TEXTS, META, *BOS_AND_EOS)
 """The first keys of every row of a sequence."""
 TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
 _TEXTS_OF_TOKENS = s.texts(
-    "tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0
-)
+    "tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0,
+    about="The text of each token, for people: bytes that are no character are escaped.",
+)  # fmt: skip
 TOKENS = (TOKEN_IDS, _TEXTS_OF_TOKENS)
 BYTE_OFFSETS = s.wholes(
-    "byte_offsets", lambda v: s.ints(v.sequence.byte_offsets), "tokens", length=1
-)
-LOSS_MASK = s.wholes("loss_mask", _if_masked(_mask), "tokens", length=0, bulky=True)
-LABELS = s.wholes("labels", _if_masked(_labels), "tokens", bulky=True)
+    "byte_offsets", lambda v: s.ints(v.sequence.byte_offsets), "tokens", length=1,
+    of=list[int] | None,
+    about="Token t covers the bytes [t, t + 1) of this array; null of rows of ids.",
+)  # fmt: skip
+LOSS_MASK = s.wholes(
+    "loss_mask", _if_masked(_mask), "tokens", length=0, bulky=True, optional=True,
+    about="1 where the loss counts; not there where all tokens count.",
+)  # fmt: skip
+LABELS = s.wholes(
+    "labels", _if_masked(_labels), "tokens", bulky=True, optional=True,
+    about="The id of each token that counts, unshifted, and -100 of the others.",
+)  # fmt: skip
 MASKS = (BYTE_OFFSETS, LOSS_MASK, LABELS)
 _OF_INPUTS = (*TEXTS, META, RESPONSE_SHA256, N_RESPONSE_TOKENS, TOKEN_IDS, LOSS_MASK)
 
