@@ -24,6 +24,7 @@ from seqloss_cli.cli.objective import objective
 from seqloss_cli.cli.plot import plot
 from seqloss_cli.cli.rank import rank
 from seqloss_cli.cli.report import report
+from seqloss_cli.cli.schema import schema
 from seqloss_cli.cli.score import cond, score
 from seqloss_cli.cli.select import select
 from seqloss_cli.cli.serve import serve
@@ -252,7 +253,7 @@ def _forget_impossible_sizes() -> None:
 app.callback(help=inspect.getdoc(seqloss))(seqloss)
 for command in (
     score, cond, rank, diverge, mask, check, merge, summarize, compare, objective, plot, report,
-    select, serve,
+    select, schema, serve,
 ):  # fmt: skip
     app.command(cls=HelpfulCommand, help=inspect.getdoc(command))(command)
 

@@ -9,12 +9,12 @@ from typing import Any
 _POLICY = {"is_policy": True}
 """Marks a field that decides what the tokens of a text are, or which of them count: with another
 value a model has other numbers."""
-_SELDOM = ("tensor_parallel", "guesses", "engine")
-"""Fields that are left out where they say nothing."""
 _OF_TOKENS = {"is_of_tokens": True}
 """Marks a field that a teacher's file must agree with, or it is of other tokens."""
 _OF_WEIGHTS = {"is_of_weights": True}
 """Marks a field that tells which weights computed."""
+_SOMETIMES = {"is_optional": True}
+"""Marks a field that is not written where it is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +77,17 @@ class RunInfo:
     """The inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None
     """The parts of a sequence's row; None where no command wrote it."""
-    tensor_parallel: int | None = None
+    tensor_parallel: int | None = field(default=None, metadata=_SOMETIMES)
     """Processes that had a part of the model each; None where one had the whole of it."""
-    guesses: Sequence[str] | None = None
+    guesses: Sequence[str] | None = field(default=None, metadata=_SOMETIMES)
     """Settings of speed that nobody measured on such a device."""
-    engine: Mapping[str, Any] | None = None
+    engine: Mapping[str, Any] | None = field(default=None, metadata=_SOMETIMES)
     """The server that computed the losses, and how its answers were checked."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields by name, without those of `_SELDOM` where there are none."""
-        return {k: v for k, v in asdict(self).items() if v or k not in _SELDOM}
+        """Return the fields by name, without those of `_SOMETIMES` where there are none."""
+        sometimes = _marked("is_optional")
+        return {k: v for k, v in asdict(self).items() if v or k not in sometimes}
 
     @property
     def made_of(self) -> str:

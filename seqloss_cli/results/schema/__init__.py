@@ -69,6 +69,13 @@ class Either:
     types: tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The type of what is one of these texts."""
+
+    values: tuple[str, ...]
+
+
 class Kind(StrEnum):
     """Kinds of a key's values, beside null."""
 

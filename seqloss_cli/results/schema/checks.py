@@ -49,7 +49,7 @@ def check_rows(
     return s.Rows(
         options,
         CHECK_KEYS,
-        {"token": _TOKEN_COLUMNS},
+        LEVELS,
         lambda found, sums: CheckView(options, found.score.sequence, found.score, sums, found),
         totals,
         lambda entry, row: {},
@@ -242,6 +242,7 @@ _TOKEN_COLUMNS = (
     ),
 )
 """Columns of a line at `--level token`."""
+LEVELS = {"token": _TOKEN_COLUMNS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def divergence_rows(
     return s.Rows(
         options,
         DIVERGENCE_KEYS,
-        {"token": _TOKEN_COLUMNS},
+        LEVELS,
         lambda each, sums: _View(options, each.score.sequence, each.score, sums, each, asked),
         totals_row,
         lambda entry, row: q.of_input(entry, row, options),
@@ -387,6 +387,7 @@ _TOKEN_COLUMNS = (
     s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)]),
 )
 """Columns of a line at `--level token`; its loss is the cross-entropy."""
+LEVELS = {"token": _TOKEN_COLUMNS}
 
 
 _SHARES = ("total_variation", "acceptance", "top_k_overlap")

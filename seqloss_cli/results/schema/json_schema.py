@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from seqloss_cli.core.columns import COLUMNS
-from seqloss_cli.results.schema import Either, Key, Kind
+from seqloss_cli.results.schema import Either, Key, Kind, OneOf
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -51,8 +51,12 @@ class Shapes:
         """Return the schema of a type, or of an object with the keys of a tuple."""
         if isinstance(kind, tuple):
             return self.of_keys(kind)
+        if isinstance(kind, list):  # objects with the keys of a tuple, in an array
+            return {"type": "array", "items": self.of(kind[0])}
         if isinstance(kind, Either):
             return self._union(kind.types)
+        if isinstance(kind, OneOf):
+            return {"enum": [*kind.values]}
         if kind in _PLAIN:
             return {"type": _PLAIN[kind]}
         origin, inner = get_origin(kind), get_args(kind)
@@ -70,14 +74,12 @@ class Shapes:
             return {"type": "array", "items": self.of(inner[0])}
         if isinstance(kind, type) and is_dataclass(kind):
             return self._reference(kind)
-        if isinstance(kind, list):  # objects with these keys, in an array
-            return {"type": "array", "items": self.of(kind[0])}
         assert kind is Any, kind
         return {}
 
     def of_keys(self, keys: Iterable[Key]) -> Schema:
         """Return the schema of an object with these keys: those that a run can have."""
-        possible = [key for key in keys if all(self._known.get(n, True) for n in key.when.split())]
+        possible = [*filter(self.is_possible, keys)]
         required = [key.name for key in possible if self.is_sure(key)]
         properties: dict[str, Schema] = {}
         for key in possible:
@@ -87,9 +89,14 @@ class Shapes:
             properties[key.name] = found if before is None else {"anyOf": [before, found]}
         return {"type": "object", "properties": properties, "required": [*dict.fromkeys(required)]}
 
+    def is_possible(self, key: Key) -> bool:
+        """Return whether a run can have the key."""
+        return all(self._known.get(name, True) for name in key.when.split())
+
     def is_sure(self, key: Key) -> bool:
         """Return whether every row has the key, whatever was asked for."""
-        return not key.optional and all(self._known.get(name, False) for name in key.when.split())
+        asked = all(self._known.get(name, False) for name in key.when.split())
+        return asked and not key.optional
 
     def of_key(self, key: Key, kind: Any = None) -> Schema:
         """Return the schema of a key's value, with its meaning; `kind` stands for its type."""
@@ -112,10 +119,11 @@ class Shapes:
         name = kind.__name__.lstrip("_")
         if name not in self.definitions:
             self.definitions[name] = {}
-            self.definitions[name].update(self._of_dataclass(kind))
+            self.definitions[name].update(self.of_record(kind))
         return {"$ref": f"#/$defs/{name}"}
 
-    def _of_dataclass(self, kind: type) -> Schema:
+    def of_record(self, kind: Any) -> Schema:
+        """Return the schema of the fields of a dataclass."""
         hints, told = get_type_hints(kind), meanings(kind)
         own = [each for each in fields(kind) if not each.metadata.get("is_left_out")]
         properties = {}

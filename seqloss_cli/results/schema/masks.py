@@ -52,7 +52,7 @@ def mask_rows(
     return s.Rows(
         options,
         keys,
-        {"token": _TOKEN_COLUMNS},
+        LEVELS,
         view,
         mask_totals_row,
         of_input,
@@ -255,6 +255,7 @@ _TOKEN_COLUMNS = (
     *q.EDGES,
 )
 """Columns of a line at `--level token`."""
+LEVELS = {"token": _TOKEN_COLUMNS}
 
 
 def kept_mask_totals(row: s.Fields, with_losses: bool) -> MaskTotals:

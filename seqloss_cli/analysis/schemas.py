@@ -1,0 +1,292 @@
+"""JSON Schema of everything that commands write for machines, made of the declarations of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqloss_cli.analysis import json_summaries as j
+from seqloss_cli.analysis.confidence import CalibrationPlot
+from seqloss_cli.analysis.membership import RocPlot
+from seqloss_cli.analysis.objective import CurvePlot
+from seqloss_cli.analysis.plot_data import (
+    GroupsPlot,
+    HistogramPlot,
+    PositionPlot,
+    ScatterPlot,
+)
+from seqloss_cli.analysis.select import BUCKET
+from seqloss_cli.core.errors import UsageError
+from seqloss_cli.core.records import SCHEMA_VERSION
+from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.results import schema as s
+from seqloss_cli.results.formats import LEVELS
+from seqloss_cli.results.schema import checks, divergences, masks, rankings, score_keys
+from seqloss_cli.results.schema import sequences as q
+from seqloss_cli.results.schema.json_schema import DIALECT, Schema, Shapes, element
+
+_PLOTS = (
+    CurvePlot,
+    HistogramPlot,
+    PositionPlot,
+    CalibrationPlot,
+    GroupsPlot,
+    ScatterPlot,
+    RocPlot,
+)
+_VERSION = s.nested("schema_version", int, of=int, about="Grows when a key changes its meaning.")
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOf:
+    """The keys of what a command writes of each input and of all."""
+
+    keys: tuple[s.Key, ...]
+    totals: tuple[s.Key, ...]
+    levels: Mapping[str, tuple[s.Key, ...]]
+    known: Mapping[str, bool]
+    """Conditions of keys that are sure to hold, or not to."""
+    of_run: tuple[s.Key, ...] = field(default=())
+    """Further keys of the run's record."""
+
+
+def _scores(pairs: bool) -> RowsOf:
+    others = {} if pairs else {"pmi": False, "compared": False}
+    known = {"pairs": pairs, "losses": True, **others}
+    return RowsOf(score_keys.SCORE_KEYS, score_keys.TOTALS_KEYS, score_keys.SCORE_LEVELS, known)
+
+
+def _selected() -> RowsOf:
+    """Return the keys of rows that were kept: of both commands, and those of the selection."""
+    bucket = s.whole(
+        BUCKET, int, of=int | None, optional=True, about="With --buckets: 1 has the least values."
+    )
+    selection = s.nested(
+        "selection", dict, of=dict[str, Any], about="The options that rows were chosen by."
+    )
+    keys = (*score_keys.SCORE_KEYS, bucket)
+    return RowsOf(keys, score_keys.TOTALS_KEYS, {}, {"losses": True}, (selection,))
+
+
+ROWS: Mapping[str, RowsOf] = {
+    "score": _scores(pairs=False),
+    "cond": _scores(pairs=True),
+    "rank": RowsOf(rankings.RANK_KEYS, rankings.RANK_TOTALS, rankings.RANK_LEVELS, {}),
+    "diverge": RowsOf(
+        divergences.DIVERGENCE_KEYS,
+        divergences.TOTALS_KEYS,
+        divergences.LEVELS,
+        {"pairs": False},
+    ),
+    "mask": RowsOf(masks.MASK_KEYS, masks.MASK_TOTALS, masks.LEVELS, {"pairs": True}),
+    "check": RowsOf(checks.CHECK_KEYS, checks.CHECK_TOTALS, checks.LEVELS, {"pairs": False}),
+}
+"""Commands that write rows."""
+DOCUMENTS: Mapping[str, tuple[s.Key, ...]] = {
+    "summarize": j.SUMMARY_KEYS,
+    "compare": j.COMPARISON_KEYS,
+    "objective": j.OBJECTIVE_KEYS,
+}
+"""Commands that write one document."""
+MERGED = ("score", "cond", "rank", "diverge", "mask")
+_OF_ROWS = ("jsonl", "json", "parquet", "csv")
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(ROWS, _OF_ROWS),
+    "merge": _OF_ROWS[:3],
+    "select": ("jsonl",),
+    **dict.fromkeys((*DOCUMENTS, "plot"), ("json",)),
+}
+"""Command to the formats that it writes, the default first; TSV has the columns of CSV."""
+
+
+def schema_of(command: str, format: str | None = None, level: str | None = None) -> Schema:
+    """Return the schema of what a command writes: of a document, or of one line or row.
+
+    Other keys are allowed: later versions add some. Raises UsageError for a format or level that
+    the command does not have.
+    """
+    formats = FORMATS[command]
+    name = formats[0] if format is None else format
+    if name not in formats:
+        raise UsageError(f"{command} has no format {name}: {' or '.join(formats)}")
+    if level is not None and (name != "csv" or level not in LEVELS[command]):
+        levels = " or ".join(LEVELS.get(command, ())) if name == "csv" else "of CSV"
+        raise UsageError(f"--level {level}: lines of {command} in {name} have levels {levels}")
+    maker = _Maker(command)
+    body = maker.body(name, level)
+    what = {"json": "the document", "csv": "a line", "jsonl": "a line", "parquet": "a row"}[name]
+    level_told = f", a {level or LEVELS[command][0]} each" if name == "csv" else ""
+    return {
+        "$schema": DIALECT,
+        "title": f"seqloss {command}, {name}{level_told}: {what}",
+        "$comment": f"schema_version {SCHEMA_VERSION}",
+        **body,
+        **({"$defs": maker.shapes.definitions} if maker.shapes.definitions else {}),
+    }
+
+
+class _Maker:
+    """Makes the schema of one command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._rows = _selected() if command == "select" else ROWS.get(command)
+        self.shapes = Shapes({} if self._rows is None else self._rows.known)
+
+    def body(self, format: str, level: str | None) -> Schema:
+        if self.command == "merge":
+            return {"anyOf": [self._of(name, format) for name in MERGED]}
+        if self.command == "plot":
+            return {"oneOf": [*map(self._plot, _PLOTS)]}
+        if self._rows is None:
+            return self.shapes.of_keys((_VERSION, *DOCUMENTS[self.command]))
+        make: Mapping[str, Callable[[RowsOf], Schema]] = {
+            "jsonl": self._jsonl,
+            "json": self._json,
+            "parquet": self._parquet,
+            "csv": lambda rows: self._csv(rows, level or LEVELS[self.command][0]),
+        }
+        return make[format](self._rows)
+
+    def _of(self, command: str, format: str) -> Schema:
+        """Return another command's schema; its definitions join these."""
+        maker = _Maker(command)
+        maker.shapes.definitions = self.shapes.definitions
+        return maker.body(format, None)
+
+    # -- parts of results --------------------------------------------------------------------------
+
+    def _run(self, rows: RowsOf, *first: s.Key) -> Schema:
+        record = self.shapes.of_record(RunInfo)
+        further = self.shapes.of_keys((*first, *rows.of_run))
+        return {
+            **record,
+            "properties": {**further["properties"], **record["properties"]},
+            "required": [*further["required"], *record["required"]],
+        }
+
+    def _rejected(self, *first: s.Key) -> Schema:
+        return self.shapes.of_keys((*first, *q.SAMPLE, *s.REJECTED))
+
+    def _jsonl(self, rows: RowsOf) -> Schema:
+        def named(kind: str) -> s.Key:
+            return s.text("type", str, of=_constant(kind))
+
+        return {
+            "oneOf": [
+                self._run(rows, named("run"), _VERSION),
+                self.shapes.of_keys((named("sequence"), *rows.keys)),
+                self._rejected(named("rejected")),
+                self.shapes.of_keys((named("totals"), *rows.totals)),
+            ]
+        }
+
+    def _json(self, rows: RowsOf) -> Schema:
+        whole = {
+            "schema_version": self.shapes.of_key(_VERSION),
+            "run": self._run(rows),
+            "sequences": {"type": "array", "items": self.shapes.of_keys(rows.keys)},
+            "rejected": {"type": "array", "items": self._rejected()},
+            "totals": self.shapes.of_keys(rows.totals),
+        }
+        return {"type": "object", "properties": whole, "required": [*whole]}
+
+    def _parquet(self, rows: RowsOf) -> Schema:
+        columns: Schema = {
+            "type": self.shapes.of(_constant("sequence", "rejected")),
+        }
+        sure = [key.name for key in rows.keys if self.shapes.is_sure(key)]
+        for key in (*rows.keys, *s.REJECTED):
+            if self.shapes.is_possible(key):
+                columns[key.name] = _or_null(self._column(key))
+        columns["null_keys"] = {
+            "description": "Keys that the row has and that are null; others it does not have.",
+            "type": "array",
+            "items": {"type": "string"},
+        }
+        self.shapes.definitions["Run"] = self._run(rows, _VERSION)
+        self.shapes.definitions["Totals"] = self.shapes.of_keys(rows.totals)
+        told = "Metadata: seqloss.run is the JSON of #/$defs/Run, seqloss.totals of #/$defs/Totals."
+        return {
+            "description": told,
+            "type": "object",
+            "properties": columns,
+            "required": ["type", *dict.fromkeys(sure), "reason", "message", "null_keys"],
+        }
+
+    def _column(self, key: s.Key) -> Schema:
+        found = self.shapes.of_key(key)
+        if key.kind is not s.Kind.nested:
+            return found
+        told: Schema = {
+            name: found.pop(name) for name in ("description", "$comment") if name in found
+        }
+        as_text: Schema = {"type": "string", "contentMediaType": "application/json"}
+        return {**told, **as_text, "contentSchema": found}
+
+    def _csv(self, rows: RowsOf, level: str) -> Schema:
+        if (parts := rows.levels.get(level)) is not None:
+            keys = [*q.SAMPLE[::2], *parts, s.REJECTED[0]]
+            cells = {
+                key.name: (key, self._cell(key, "")) for key in keys if self.shapes.is_possible(key)
+            }
+        else:
+            own = [*filter(self.shapes.is_possible, rows.keys)]
+            cells = {
+                key.name + suffix: (key, self._cell(key, suffix))
+                for key in (*own, *s.REJECTED)
+                for suffix in key.row_cells()
+            }
+        sure = [name for name, (key, _) in cells.items() if self.shapes.is_sure(key)]
+        told = "Cells as numbers where they are numbers; null is an empty cell."
+        return {
+            "description": told,
+            "type": "object",
+            "properties": {name: found for name, (_, found) in cells.items()},
+            "required": sure,
+        }
+
+    def _cell(self, key: s.Key, suffix: str) -> Schema:
+        if key.kind is not s.Kind.nested:
+            return self.shapes.of_key(key, element(key))
+        inner = key.of if isinstance(key.of, tuple) else ()
+        found = next((each for each in inner if f".{each.name}" == suffix), None)
+        if found is None:
+            return self.shapes.of_key(key, str | None)
+        return self.shapes.of_key(found, element(found))
+
+    def _plot(self, kind: Any) -> Schema:
+        numbers = self.shapes.of_record(kind)
+        first = self.shapes.of_keys(
+            (
+                _VERSION,
+                s.text("kind", str, of=_constant(kind.kind)),
+                s.nested("files", list, of=list[dict[str, Any]]),
+                s.real("confidence", float, of=float),
+                s.whole("n_unusable", int),
+            )
+        )
+        return {
+            **numbers,
+            "properties": {**first["properties"], **numbers["properties"]},
+            "required": [*first["required"], *numbers["required"]],
+        }
+
+
+def _constant(*values: str) -> Any:
+    return s.OneOf(values)
+
+
+def _or_null(schema: Schema) -> Schema:
+    """Return the schema of a column, which is null of rows that lack its key."""
+    kind = schema.get("type")
+    if isinstance(kind, str):
+        return {**schema, "type": [kind, "null"]}
+    if isinstance(kind, list):
+        return {**schema, "type": [*dict.fromkeys([*kind, "null"])]}
+    if "enum" in schema:
+        return {**schema, "enum": [*dict.fromkeys([*schema["enum"], None])]}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    return schema
