@@ -69,7 +69,7 @@ test-remote:  ## object stores (moto's server on loopback) and data sets, in an 
 	$(PYTHON) -m venv $(REMOTE)
 	$(REMOTE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(REMOTE)/bin/python -m pip install --quiet --editable '.[parquet,remote,datasets]' 'torch==2.13.0' \
-		'hypothesis' 'pytest' 'pytest-xdist' --group remote
+		'hypothesis' 'jsonschema' 'pytest' 'pytest-xdist' --group remote
 	$(REMOTE)/bin/python -m pytest -m remote tests/cli/test_s3.py tests/inputs/test_datasets.py
 
 test-ray: $(RAY)/.installed  ## workers of a real Ray on this machine, killed, in an environment of its own
@@ -144,8 +144,8 @@ test-fake-gpu:  ## every path of the engine on a GPU of shapes alone (gigabytes,
 	for torch in $(FAKE_TORCH); do \
 		$(FAKE_PYTHON) -m venv .venv-fake && \
 		.venv-fake/bin/python -m pip install --quiet --upgrade 'pip>=25.1' && \
-		.venv-fake/bin/python -m pip install --quiet "torch==$$torch" . 'hypothesis' 'pytest' \
-			'pytest-xdist' && \
+		.venv-fake/bin/python -m pip install --quiet "torch==$$torch" . 'hypothesis' 'jsonschema' \
+			'pytest' 'pytest-xdist' && \
 		.venv-fake/bin/python -m pytest -n 2 -m fake_gpu tests/backends/test_fake_tensors.py \
 			|| exit 1; \
 		rm -rf .venv-fake; \

@@ -23,7 +23,7 @@ TESTS = [f"tests/{room}" for room in ("backends", "metrics", "models", "results"
 TESTS += ["tests/cli/test_cli_score.py", "tests/cli/test_cond.py", "tests/scoring"]
 TESTS += ["tests/test_service.py"]
 """Engine, products, numbers, formats and commands; not the displays, nor output byte for byte."""
-RUNNERS = ("hypothesis", "pytest", "pytest-xdist")
+RUNNERS = ("hypothesis", "jsonschema", "pytest", "pytest-xdist")
 
 
 def requirements() -> Iterator[Requirement]:

@@ -41,7 +41,7 @@ _FIRST = (
     "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
     "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
     "resume", "limit", "missing", "force", "config", "host", "port", "context", "dtype", "device",
-    "batch_tokens",
+    "batch_tokens", "format", "level",
 )  # fmt: skip
 """Parameters that people need first, in this order: `-h` shows the first ten that a command has."""
 _N_FIRST = 10

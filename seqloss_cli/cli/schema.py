@@ -43,7 +43,7 @@ def schema(ctx: typer.Context) -> None:
     Examples:
         seqloss schema score
         seqloss schema rank --format json > rank.schema.json
-        seqloss schema cond --format csv --level token | jq '.properties | keys_unsorted'
+        seqloss schema cond --format csv --level token
 
     """
     import orjson

@@ -23,6 +23,7 @@ class RankTotals(SumRecord):
     n_tokens: int = 0
     """Tokens of prompts and choices together, of a prompt as often as it has choices."""
     n_with_answer: int = 0
+    """Rows with an answer."""
     n_compared: Mapping[str, int] = field(default_factory=dict)
     """Accuracy to the rows whose best choice could be compared with an answer."""
     n_correct: Mapping[str, int] = field(default_factory=dict)

@@ -81,9 +81,12 @@ class DeltaTotals(SumRecord):
 
     n_sequences: int = 0
     n_sequences_compared: int = 0
+    """Sequences with a compared token."""
     n_tokens: int = 0
     n_recorded: int = 0
+    """Tokens with a recorded value."""
     n_compared: int = 0
+    """Tokens with a recorded value and a scored one."""
     n_sampled: int = 0
     """Compared tokens that were sampled."""
     n_beyond: int = 0

@@ -51,6 +51,7 @@ class MaskTotals(SumRecord):
     n_counted: int = 0
     """Tokens that the loss falls on."""
     n_checked: int = 0
+    """Sequences whose labels were compared."""
     n_different: int = 0
     """Checked sequences with a finding."""
     findings: Mapping[str, int] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class MaskTotals(SumRecord):
     n_not_trained: int = 0
     """Sequences that the trainer drops or stops at."""
     trainer_findings: Mapping[str, int] = field(default_factory=dict)
+    """Kind of finding in the trainer's labels to the number of sequences."""
     responses: Totals | None = None
     """Losses of the tokens that count."""
     all_tokens: Totals | None = None

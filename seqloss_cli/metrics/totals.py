@@ -115,12 +115,19 @@ class Totals(SumRecord):
     n_sequences_scored: int = 0
     """Sequences with at least one scored token; means over sequences are over these."""
     n_tokens: int = 0
+    """Tokens that the model saw, BOS and EOS included."""
     n_scored: int = 0
+    """Tokens that have a loss and count."""
     n_bytes: int = 0
+    """Bytes of the text in UTF-8."""
     n_scored_bytes: int = 0
+    """Bytes that scored tokens cover."""
     n_chars: int = 0
+    """Code points of the text."""
     n_scored_chars: int = 0
+    """Code points whose last byte a scored token covers."""
     n_words: int = 0
+    """Words of `text.split()`; of pairs and chats those of the response."""
     n_without_text: int = 0
     """Sequences given as ids: with any of them, rates per byte, character and word are unknown."""
     n_unscored_text_tokens: int = 0

@@ -40,7 +40,7 @@ def _hold_to_schemas(words: list[str], stdout: bytes) -> None:
     path = Path(given.get("-o") or given.get("--output") or "")
     name = given.get("--format") or path.suffix.removeprefix(".")
     made = path.is_file()
-    if name in ("csv", "tsv"):
+    if name in ("csv", "tsv") and words[0] != "schema":
         text = (path.read_bytes() if made else stdout).decode()
         hold_csv(text, words[0], given.get("--level"), "," if name == "csv" else "\t")
     elif name == "parquet" and made:

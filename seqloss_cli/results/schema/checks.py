@@ -141,8 +141,12 @@ CHECK_TOTALS = (
     *map(_estimate, d.KLS),
     s.real("share_beyond", "sums.share_beyond", about="Share of tokens beyond the threshold."),
     s.real("threshold", "documents.threshold", of=float, about="--threshold, nats."),
-    s.real("max_abs_delta", lambda v: v.documents.max_abs and v.documents.max_abs[0]),
-    s.nested("max_abs_delta_at", _worst, of=WorstPlace | None),
+    s.real(
+        "max_abs_delta",
+        lambda v: v.documents.max_abs and v.documents.max_abs[0],
+        about="The greatest |Δ|, nats.",
+    ),
+    s.nested("max_abs_delta_at", _worst, of=WorstPlace | None, about="Where it is."),
     s.nested(
         "effective_sample_size",
         lambda v: v.weights["effective_sample_size"],
@@ -165,7 +169,12 @@ CHECK_TOTALS = (
         of=list[FaultRow],
         about="Faults that explain them, the first one first.",
     ),
-    s.nested("diagnosed", lambda v: s.row_of(_DIAGNOSED, v.found), of=_DIAGNOSED),
+    s.nested(
+        "diagnosed",
+        lambda v: s.row_of(_DIAGNOSED, v.found),
+        of=_DIAGNOSED,
+        about="What the faults were looked for in.",
+    ),
     s.nested(
         "estimates",
         lambda v: {name: asdict(each) for name, each in v.estimates.items()},
@@ -180,7 +189,11 @@ CHECK_TOTALS = (
 def _at_compared(name: str, of: Callable[[d.RecordedScore], Any]) -> s.Key:
     """Return the key of an array of shape N, null where not both values are there."""
     return s.reals(
-        name, lambda v: s.numbers_or_null(of(v.result), v.result.compared), "tokens", length=0
+        name,
+        lambda v: s.numbers_or_null(of(v.result), v.result.compared),
+        "tokens",
+        length=0,
+        about="Δ of each token, scored less recorded, nats.",
     )
 
 
