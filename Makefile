@@ -14,7 +14,8 @@ LLAMA_CPP := .venv-llama-cpp
 
 .PHONY: demo test check quick docs docs-version format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
-	bench-full bench-start bench-page bench-prompts bench-scaling bench-many-rows train-demo picture clean
+	bench-full bench-start bench-page bench-prompts bench-scaling bench-many-rows train-demo picture clean \
+	help dist man licences try-wheel try-completion release-check
 
 demo: $(INSTALLED)  ## set up, then score a sample text with the built-in model
 	$(BIN)/seqloss score samples/text.txt
@@ -199,5 +200,38 @@ bench-start: $(INSTALLED)  ## start-up times against bare scripts
 train-demo: $(INSTALLED)  ## train the built-in model again (under an hour)
 	$(BIN)/python tools/train_demo.py
 
+# -- releases --------------------------------------------------------------------------------------
+
+RELEASE := $(VENV)/.release
+
+$(RELEASE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group release
+	touch $@
+
+dist: $(RELEASE)  ## build the wheel and the sdist
+	rm -rf dist
+	$(BIN)/python -m build --installer=pip --outdir dist .
+
+man: $(INSTALLED)  ## man pages of the program's own help, in build/man
+	$(BIN)/python tools/man_page.py
+
+licences: $(RELEASE)  ## list all licences, and check that they are compatible with ours
+	$(BIN)/python tools/licences.py
+
+try-wheel: dist  ## score with wheel and sdist in empty environments of every Python that is there
+	$(BIN)/python tools/try_wheel.py $(TRY)
+
+try-completion: $(INSTALLED)  ## complete in bash, zsh and fish, as far as they are installed
+	$(BIN)/python tools/try_completion.py
+
+TAG ?=
+
+release-check: $(RELEASE)  ## all of these, the version, workflows and container; prints what is missing
+	$(BIN)/python tools/release_check.py $(if $(TAG),--tag $(TAG))
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1: \2/p' Makefile
+
 clean:
+	rm -rf dist build
 	rm -rf $(VENV) $(TRL) $(REMOTE) $(RAY) $(PEERS) .venv-vllm .venv-llama-cpp .venv-fake
