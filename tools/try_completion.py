@@ -51,9 +51,9 @@ def main() -> int:
         if shutil.which(shell) is None:
             print(f"missing: {shell} is not installed: not tried", file=sys.stderr)
             continue
-        shown = subprocess.run(
-            [SEQLOSS, "--show-completion", shell], capture_output=True, text=True, check=False
-        )
+        # What --show-completion prints where this is the shell that runs it.
+        env = {**os.environ, "_SEQLOSS_COMPLETE": f"source_{shell}"}
+        shown = subprocess.run([SEQLOSS], capture_output=True, text=True, check=False, env=env)
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / f"seqloss.{shell}"
             script.write_text(shown.stdout)

@@ -133,6 +133,7 @@ class _Maker:
         self.command = command
         self._rows = _selected() if command == "select" else ROWS.get(command)
         self.shapes = Shapes({} if self._rows is None else self._rows.known)
+        self.merged = False
 
     def body(self, format: str, level: str | None) -> Schema:
         if self.command == "merge":
@@ -152,6 +153,8 @@ class _Maker:
     def _of(self, command: str, format: str) -> Schema:
         """Return another command's schema; its definitions join these."""
         maker = _Maker(command)
+        # Columns of a merged Parquet file are all keys, whatever was asked for.
+        maker.shapes, maker.merged = Shapes(), True
         maker.shapes.definitions = self.shapes.definitions
         return maker.body(format, None)
 
@@ -205,9 +208,13 @@ class _Maker:
             "type": "array",
             "items": {"type": "string"},
         }
-        self.shapes.definitions["Run"] = self._run(rows, _VERSION)
-        self.shapes.definitions["Totals"] = self.shapes.of_keys(rows.totals)
-        told = "Metadata: seqloss.run is the JSON of #/$defs/Run, seqloss.totals of #/$defs/Totals."
+        run, totals = ((f"{n}_{self.command}" if self.merged else n) for n in ("Run", "Totals"))
+        self.shapes.definitions[run] = self._run(rows, _VERSION)
+        self.shapes.definitions[totals] = self.shapes.of_keys(rows.totals)
+        told = (
+            f"Metadata: seqloss.run is the JSON of #/$defs/{run}, seqloss.totals of "
+            f"#/$defs/{totals}."
+        )
         return {
             "description": told,
             "type": "object",

@@ -44,7 +44,7 @@ def _hold_to_schemas(words: list[str], stdout: bytes) -> None:
         text = (path.read_bytes() if made else stdout).decode()
         hold_csv(text, words[0], given.get("--level"), "," if name == "csv" else "\t")
     elif name == "parquet" and made:
-        hold_parquet(path)
+        hold_parquet(path, merged=words[0] == "merge")
     elif made:
         hold_text(path.read_bytes())
 

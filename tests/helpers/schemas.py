@@ -83,7 +83,7 @@ def _hold_lines(text: bytes) -> Iterator[None]:
             yield
 
 
-def hold_parquet(path: Path) -> None:
+def hold_parquet(path: Path, merged: bool = False) -> None:
     import pyarrow.parquet as pq
 
     stored = pq.read_metadata(path).metadata
@@ -91,7 +91,7 @@ def hold_parquet(path: Path) -> None:
     hold(run, run["command"], "parquet", "Run")
     hold(json.loads(stored[b"seqloss.totals"]), run["command"], "parquet", "Totals")
     for row in pq.read_table(path).to_pylist():
-        hold(row, run["command"], "parquet")
+        hold(row, "merge" if merged else run["command"], "parquet")
 
 
 def hold_csv(text: str, command: str, level: str | None, delimiter: str = ",") -> int:
