@@ -83,7 +83,8 @@ def test_there_are_few_lines_of_code() -> None:
     # Scores of membership, and the choice of rows. Servers that take texts only; checks of
     # recordings, and their page; more measures of two models.
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 31_500
+    # Types and meanings of keys, which `seqloss schema` prints: half a thousand.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_000
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = (
     *("README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "SECURITY.md", "CONTRIBUTING.md"),
-    *("AGENTS.md", "Containerfile", "docs/schemas.md", "seqloss_cli/py.typed"),
+    *("AGENTS.md", "Containerfile", "seqloss_cli/py.typed"),
     *(".github/workflows/ci.yml", ".github/workflows/release.yml"),
 )
 Found = Iterator[tuple[str, str]]

@@ -49,6 +49,8 @@ class RowsOf:
     """Conditions of keys that are sure to hold, or not to."""
     of_run: tuple[s.Key, ...] = field(default=())
     """Further keys of the run's record."""
+    read_back: bool = False
+    """Rows and run are those that another version may have written: no key of theirs is sure."""
 
 
 def _scores(pairs: bool) -> RowsOf:
@@ -66,7 +68,7 @@ def _selected() -> RowsOf:
         "selection", dict, of=dict[str, Any], about="The options that rows were chosen by."
     )
     keys = (*score_keys.SCORE_KEYS, bucket)
-    return RowsOf(keys, score_keys.TOTALS_KEYS, {}, {"losses": True}, (selection,))
+    return RowsOf(keys, score_keys.TOTALS_KEYS, {}, {"losses": True}, (selection,), True)
 
 
 ROWS: Mapping[str, RowsOf] = {
@@ -176,14 +178,12 @@ class _Maker:
         def named(kind: str) -> s.Key:
             return s.text("type", str, of=_constant(kind))
 
-        return {
-            "oneOf": [
-                self._run(rows, named("run"), _VERSION),
-                self.shapes.of_keys((named("sequence"), *rows.keys)),
-                self._rejected(named("rejected")),
-                self.shapes.of_keys((named("totals"), *rows.totals)),
-            ]
-        }
+        run = self._run(rows, named("run"), _VERSION)
+        sequence = self.shapes.of_keys((named("sequence"), *rows.keys))
+        if rows.read_back:
+            run, sequence = ({**each, "required": ["type"]} for each in (run, sequence))
+        totals = self.shapes.of_keys((named("totals"), *rows.totals))
+        return {"oneOf": [run, sequence, self._rejected(named("rejected")), totals]}
 
     def _json(self, rows: RowsOf) -> Schema:
         whole = {
