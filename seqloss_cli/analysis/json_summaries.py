@@ -141,7 +141,7 @@ _GROUP_KEYS = (
     s.nested("totals", _group_totals, of=_GROUP_TOTALS),
     *_ESTIMATE_KEYS,
 )
-_RUN = s.nested("run", lambda v: v.files[0].run, of=RunInfo, about="The first file's.")
+_RUN = s.nested("run", lambda v: v.files[0].run, of=s.ReadBack(RunInfo), about="The first file's.")
 _FILES = s.nested("files", lambda v: [*map(file_row, v.files)], of=[FILE_KEYS])
 _RUNS_DIFFER = s.nested(
     "runs_differ",
@@ -149,7 +149,7 @@ _RUNS_DIFFER = s.nested(
     of=dict[str, list[Difference]],
     about="File to what its run has other than the first.",
 )
-_RUNS = s.nested("runs", lambda v: [file.run for file in v.files], of=list[RunInfo])
+_RUNS = s.nested("runs", lambda v: [file.run for file in v.files], of=[s.ReadBack(RunInfo)])
 _CLUSTER = s.text(
     "cluster", "options.cluster", of=str | None, about="--cluster: what is drawn as one."
 )

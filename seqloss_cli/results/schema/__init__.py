@@ -76,6 +76,14 @@ class OneOf:
     values: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """The type of a record of this class that an earlier version or a later one may have written:
+    none of its keys is sure."""
+
+    record: type
+
+
 class Kind(StrEnum):
     """Kinds of a key's values, beside null."""
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from seqloss_cli.core.columns import COLUMNS
-from seqloss_cli.results.schema import Either, Key, Kind, OneOf
+from seqloss_cli.results.schema import Either, Key, Kind, OneOf, ReadBack
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -55,6 +55,10 @@ class Shapes:
             return {"type": "array", "items": self.of(kind[0])}
         if isinstance(kind, Either):
             return self._union(kind.types)
+        if isinstance(kind, ReadBack):
+            found = {**self.of_record(kind.record), "additionalProperties": True}
+            del found["required"]
+            return found
         if isinstance(kind, OneOf):
             return {"enum": [*kind.values]}
         if kind in _PLAIN:
