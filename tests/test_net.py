@@ -329,7 +329,7 @@ CASES: dict[str, tuple[str, ...]] = {
     **{
         f"help-{name}": (f"COLUMNS=100 {name} --help",)
         for name in ("score", "cond", "rank", "diverge", "mask", "check", "summarize", "compare",
-                     "objective", "plot", "report", "merge", "select")
+                     "objective", "plot", "report", "merge", "select", "schema")
     },
 }  # fmt: skip
 

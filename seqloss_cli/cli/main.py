@@ -40,8 +40,8 @@ _FIRST = (
     "no_prompt", "lines", "chat_template", "score", "pmi", "loss", "worst",
     "top_k", "output", "report", "json", "summary", "membership", "view", "unit", "metric",
     "tokens", "output_ranked", "title", "allow_different", "confidence", "cluster", "ranks",
-    "resume", "limit", "missing", "force", "config", "host", "port", "context", "dtype", "device",
-    "batch_tokens", "format", "level",
+    "resume", "limit", "missing", "force", "format", "level", "config", "host", "port", "context",
+    "dtype", "device", "batch_tokens",
 )  # fmt: skip
 """Parameters that people need first, in this order: `-h` shows the first ten that a command has."""
 _N_FIRST = 10
