@@ -72,7 +72,7 @@ def test_there_are_few_modules() -> None:
     parallelism have theirs, and what answers of servers say twice.
     Numbers of documents that are kept on disk.
     """
-    assert len(modules()) <= 201
+    assert len(modules()) <= 204
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -84,7 +84,7 @@ def test_there_are_few_lines_of_code() -> None:
     # recordings, and their page; more measures of two models.
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_000
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_500
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 TEXT = "The quick brown fox jumps over the lazy dog."
-LOSS = 76.80
+LOSS = 114.6506
 """Of the text under the demo model, nats; rounding of other builds is below 0.01."""
 EXPECTED = 0.01
 
