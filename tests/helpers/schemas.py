@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -57,6 +58,24 @@ def hold_text(text: bytes) -> int:
         return 0
     hold_document(document)
     return 1
+
+
+def hold_output(words: list[str], stdout: bytes) -> None:
+    """Hold the results on stdout, and those in the file of -o, of a command that was run here."""
+    hold_text(stdout)
+    given = {
+        a: b for a, b in itertools.pairwise(words) if a in ("-o", "--output", "--format", "--level")
+    }
+    path = Path(given.get("-o") or given.get("--output") or "")
+    name = given.get("--format") or path.suffix.removeprefix(".")
+    made = path.is_file()
+    if name in ("csv", "tsv") and words[0] != "schema":
+        text = (path.read_bytes() if made else stdout).decode()
+        hold_csv(text, words[0], given.get("--level"), "," if name == "csv" else "\t")
+    elif name == "parquet" and made:
+        hold_parquet(path, merged=words[0] == "merge")
+    elif made:
+        hold_text(path.read_bytes())
 
 
 def hold_document(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from helpers.program import ROOT, in_process
+from helpers.schemas import hold_output
 
 INFINITE, NAN = 4094, 4095
 """Ids whose losses are so."""
@@ -215,7 +216,10 @@ def furnish(folder: Path, prepared: Path | None = None) -> None:
 
 
 def run(line: str, folder: Path) -> Any:
-    """Run a line as a shell would: variables, words, and `< FILE` at its end."""
+    """Run a line as a shell would: variables, words, and `< FILE` at its end.
+
+    Results are held to the schema that the program prints of them.
+    """
     line, _, source = line.partition(" < ")
     words = shlex.split(line)
     own = ("FORCE_COLOR", "NO_COLOR", "COLORFGBG", "COLORTERM")
@@ -232,6 +236,9 @@ def run(line: str, folder: Path) -> Any:
     os.chdir(folder)
     try:
         with stubbed():
-            return in_process(*words, stdin=Path(source).read_bytes() if source else None, **env)
+            done = in_process(*words, stdin=Path(source).read_bytes() if source else None, **env)
+        if done.exit_code in (0, 3):
+            hold_output(words, done.stdout_bytes)
+        return done
     finally:
         os.chdir(before)
