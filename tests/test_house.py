@@ -84,7 +84,7 @@ def test_there_are_few_lines_of_code() -> None:
     # recordings, and their page; more measures of two models.
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_500
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_600
 
 
 # -- imports --------------------------------------------------------------------------------------
