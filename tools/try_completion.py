@@ -27,16 +27,20 @@ zpty -w shell 'autoload -Uz compinit && compinit -u -D; unsetopt zle_bracketed_p
 zpty -w shell 'LISTMAX=1000; PS1=; source "$SCRIPT"; echo ready'
 zpty -r -m shell out '*ready*ready*' > /dev/null
 zpty -w -n shell "$LINE"$'\\t\\t'
-sleep 4
-while zpty -r -t shell out; do print -rn -- "$out"; done
+for second in {1..60}; do
+    sleep 1
+    while zpty -r -t shell out; do print -rn -- "$out"; seen+=$out; done
+    [[ $seen == *$WANTED* ]] && break
+done
 zpty -d shell
 """
 FISH = 'source "$SCRIPT"; complete -C "$LINE"'
 
 
-def ask(shell: str, program: str, line: str, script: Path) -> str:
+def ask(shell: str, program: str, line: str, wanted: str, script: Path) -> str:
     path = f"{SEQLOSS.parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "SCRIPT": str(script), "LINE": line, "TERM": "xterm"}
+    env = {**os.environ, "PATH": path, "TERM": "xterm"}
+    env |= {"SCRIPT": str(script), "LINE": line, "WANTED": wanted}
     quiet = ["--norc"] if shell == "bash" else ["-f"] if shell == "zsh" else ["--no-config"]
     done = subprocess.run(
         [shell, *quiet, "-c", program], env=env, capture_output=True, text=True, timeout=120,
@@ -58,7 +62,7 @@ def main() -> int:
             script = Path(folder) / f"seqloss.{shell}"
             script.write_text(shown.stdout)
             for line, wanted in ASKS.items():
-                found = ask(shell, program, line, script)
+                found = ask(shell, program, line, wanted[-1], script)
                 lacks = [each for each in wanted if each not in found]
                 print(f"{shell}: {line!r} {'lacks ' + ', '.join(lacks) if lacks else 'completes'}")
                 if lacks:
