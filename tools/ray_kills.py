@@ -167,6 +167,8 @@ def _near(one: Any, other: Any, is_sum: bool) -> bool:
         return len(one) == len(other) and all(
             _near(x, y, is_sum) for x, y in zip(one, other, strict=True)
         )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_near(one[k], other[k], is_sum) for k in one)
     return bool(one == other)
 
 

@@ -20,6 +20,7 @@ import typer
 from seqloss_cli.cli.failures import INTERRUPTED, REJECTED, RejectionReport, say
 from seqloss_cli.cli.inputs import STDIN, Inputs
 from seqloss_cli.cli.options import OtherSettings, given
+from seqloss_cli.cli.places import deliver
 from seqloss_cli.cli.progress import STATUS, Wait, waiting
 from seqloss_cli.core.errors import RunError, SeqlossError, UsageError
 from seqloss_cli.core.options import CLUSTER, command_record, option
@@ -418,6 +419,8 @@ def _nothing_to_do(run: _Run) -> int:
         f"{path} is whole: {totals['n_sequences']:,} sequences, {totals['n_rejected']:,} rejected; "
         "nothing to do"
     )
+    # Of a URL it was fetched, or never put there.
+    deliver(run.choice.place, unless_there=True)
     if run.folder.read_plan() is not None:
         run.folder.clear(int(run.plan.get("shards") or there["shards"]))
     return REJECTED if totals["n_rejected"] else 0

@@ -125,6 +125,35 @@ def test_formats_and_stdout(folder: Path, workers: Workers) -> None:
     assert workers.n_scored == 3 * 8
 
 
+def test_shards_under_a_url(
+    folder: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not whole grows in the directory for temporary files of its machine."""
+    import fsspec
+
+    (folder / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "tmp"))
+    system = fsspec.filesystem("memory")
+    whole = records(ran("score corpus.jsonl --jsonl", folder).stdout_bytes)
+    line = f"score corpus.jsonl -o memory://bucket/out.jsonl {RAY} --resume"
+
+    def end(call: Call, index: int) -> None:
+        if index == 3:
+            raise KeyboardInterrupt
+
+    workers.before = end
+    ran(line, folder, 130)
+    assert len(system.ls("/bucket/out.jsonl.shards")) == 1 + 4
+    workers.before = lambda call, index: None
+    done = ran(line, folder)
+    assert "4 of 8 shards are whole" in done.stderr
+    assert records(system.cat("/bucket/out.jsonl")) == whole
+    assert system.find("/bucket") == ["/bucket/out.jsonl"]
+    assert "nothing to do" in ran(line, folder).stderr
+    assert list((folder / "tmp").glob("seqloss*")) == []
+    system.rm("/bucket", recursive=True)
+
+
 def test_parquet_and_files_that_are_read_through(folder: Path, workers: Workers) -> None:
     table = pa.table({"text": [f"text number {n}" for n in range(30)]})
     pa.parquet.write_table(table, folder / "rows.parquet", row_group_size=4)
