@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +25,8 @@ CHECKED = frozenset((
 ))  # fmt: skip
 """Types of models (`model_type` of the text part) whose two parts give the numbers of the whole:
 `make test-parts` holds all of them to that."""
+LEAST_TRANSFORMERS = [5, 17]
+"""Earlier ones cut models in another way."""
 _KEYS = ("k_proj", "qkv_proj", "query_key_value")
 _QUERIES = ("q_proj", *_KEYS[1:])
 """Names of layers whose outputs are heads."""
@@ -114,15 +115,12 @@ def _numbers(text_config: Any, key: str) -> list[int]:
 
 
 def _require_transformers(flag: str) -> None:
-    try:
-        from transformers.distributed import DistributedConfig
-    except ImportError:
-        known: set[str] = set()
-    else:
-        known = {field.name for field in fields(DistributedConfig)}
-    if "tp_size" not in known:
+    found = version("transformers")
+    numbers = [int(part) for part in found.split(".")[:2] if part.isdigit()]
+    if numbers < LEAST_TRANSFORMERS:
+        least = ".".join(map(str, LEAST_TRANSFORMERS))
         raise UsageError(
-            f"{flag} needs a newer transformers than {version('transformers')}: pip install "
+            f"{flag} needs transformers {least} or later, and {found} is installed: pip install "
             "--upgrade transformers"
         )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.architectures import ARCHITECTURES, FURTHER, build
 from helpers.builders import byte_tokenizer, lazy_logits, save_checkpoint
 from helpers.oracles import assert_true
-from helpers.program import document, in_process
+from helpers.program import ROOT, document, in_process, strictly
 from helpers.runs import random_rows, scores_by
 from seqloss_cli.backends.opening import open_backend
 from seqloss_cli.backends.torch import processes, torchrun
@@ -30,6 +34,10 @@ from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy
 from seqloss_cli.models import parts
 
 UNEVEN = {"vocab_size": 259}
+pytestmark = pytest.mark.skipif(
+    list(map(int, transformers.__version__.split(".")[:2])) < parts.LEAST_TRANSFORMERS,
+    reason="earlier versions cut models in another way",
+)
 TWO = SpeedPolicy(tensor_parallel=2)
 
 # -- any split of the vocabulary gives what the whole gives ----------------------------------------
@@ -292,6 +300,86 @@ def test_errors_of_other_processes_are_raised_here() -> None:
             processes._raise_first(own, [good, ("memory", "full")])
 
 
+class Told(processes.Leader):
+    """A leader whose others are made up: what they say is given."""
+
+    def __init__(self, *answers: tuple[str, str]) -> None:
+        self.place, self._others, self._folder = torchrun.Place(0, 2, 0), [], None
+        self._lock, self._gone = threading.RLock(), []
+        self.is_in_step, self._waits, self._ended = True, False, False
+        self.told, self._given = list[Any](), list(answers)
+
+    def _tell(self, *commands: Any) -> None:
+        self.told += commands
+
+    def answer(self, error: Exception | None, slow: bool) -> list[tuple[str, str]]:
+        if not self._given:
+            raise RuntimeError("timed out")
+        return [super().kind_of(error), self._given.pop(0)]
+
+
+def full() -> None:
+    raise torch.OutOfMemoryError("full")
+
+
+def test_a_batch_that_fits_in_no_process_may_be_halved() -> None:
+    leader = Told(("memory", "full"), ("", ""))
+    with pytest.raises(torch.OutOfMemoryError):
+        leader.lead("a batch", full)
+    assert leader.lead("half of it", lambda: 7) == 7
+    assert leader.told == ["a batch", "half of it"]
+
+
+def test_processes_that_are_out_of_step_end_the_run() -> None:
+    """Memory did not suffice here, and the others wait for this one in the midst of a layer."""
+    leader = Told()
+    with pytest.raises(RunError, match=r"out of memory in one .* lower --batch-tokens"):
+        leader.lead("a batch", full)
+    with pytest.raises(RunError, match="out of step"):
+        leader.lead("the next", lambda: 7)
+    assert leader.told == ["a batch"]
+
+
+def test_an_interrupt_leaves_them_out_of_step() -> None:
+    leader = Told()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leader.lead("a batch", interrupt)
+    leader.close()  # does not wait for them
+    assert leader.told == ["a batch"]
+
+
+def test_parts_of_models_that_are_gone_go_from_all_processes() -> None:
+    leader = Told(("", ""), ("", ""))
+    leader._gone.append(3)
+    leader.lead("a batch", lambda: None)
+    leader.lead("another", lambda: None)
+    assert leader.told == [("drop", (3,)), "a batch", "another"]
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """Even where that one is killed: its end of the pipe closes."""
+    folder = tmp_path / "meeting"
+    folder.mkdir()
+    process = processes._start(1, 2, "cpu", folder)
+    processes._wait_until_ready([process], folder)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert not folder.exists()
+
+
+def test_a_process_that_does_not_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "process-1.log").write_text("Traceback:\n  there\nImportError: no torch\n")
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    process.wait()
+    with pytest.raises(RunError, match=r"process 1 .* did not start: ImportError: no torch"):
+        processes._wait_until_ready([process], tmp_path)
+
+
 def test_a_process_that_is_killed_ends_the_run_with_a_message(tmp_path: Path) -> None:
     leader = processes.lead_processes(2, "cpu")
     opened = open_backend(ModelChoice(name="demo"), None, None, BatchPolicy(), TWO)
@@ -303,3 +391,81 @@ def test_a_process_that_is_killed_ends_the_run_with_a_message(tmp_path: Path) ->
         with pytest.raises(RunError, match=r"process 1 of --tensor-parallel 2 ended \(SIGKILL"):
             scores_by(backend, rows, BatchPolicy(), Requested())
     assert processes.lead_processes(2, "cpu") is not leader
+
+
+# -- torchrun -------------------------------------------------------------------------------------
+
+OF_TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def test_variables_of_others_are_not_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's prologues set some of them, and torchrun's reach programs that it did not start."""
+    for name, value in OF_TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert torchrun.place_of_torchrun() is None  # pytest is not a child of torchrun's
+    monkeypatch.setattr(torchrun, "_is_launcher", lambda pid: True)
+    assert torchrun.place_of_torchrun() == torchrun.Place(1, 2, 1)
+    for name in OF_TORCHRUN:
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            assert torchrun.place_of_torchrun() is None, name
+    monkeypatch.setenv("RANK", "first")
+    assert torchrun.place_of_torchrun() is None
+
+
+def test_torchrun_is_known_by_its_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = {
+        b"/usr/bin/python\0/opt/bin/torchrun\0--nproc-per-node\0002\0": True,
+        b"python\0-m\0torch.distributed.run\0-m\0seqloss_cli\0": True,
+        b"bash\0job.sh\0": False,
+        b"python\0train.py\0": False,
+    }
+    for line, expected in lines.items():
+        monkeypatch.setattr(Path, "read_bytes", lambda path, line=line: line)
+        assert torchrun._is_launcher(1) == expected, line
+
+
+def test_torchrun_runs_one_program_in_two_processes(tmp_path: Path) -> None:
+    words = ("--nproc-per-node", "2", "-m", "seqloss_cli", "score", "-", "--json", "-m", "demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        input=b"The cat sat on the mat.",
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "SLURM_PROCID": "1", "SLURM_NTASKS": "4", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = strictly(done.stdout)  # of one process: two documents would be no JSON
+    assert found["run"]["tensor_parallel"] == 2
+    one = document(in_process("score", "--text", "The cat sat on the mat.", "--json", "-m", "demo"))
+    assert found["totals"]["total_loss"] == pytest.approx(one["totals"]["total_loss"], abs=1e-5)
+
+
+# -- GPUs, which are none here ---------------------------------------------------------------------
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert parts.device_of_parts(ModelChoice(), 2) == "cuda"
+    with pytest.raises(UsageError, match="there are 2 CUDA devices"):
+        parts.device_of_parts(ModelChoice(), 4)
+    with pytest.raises(UsageError, match="the parts are put on cuda here; CUDA_VISIBLE_DEVICES="):
+        parts.device_of_parts(ModelChoice(device="cpu"), 2)
+    called: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_device", called.append)
+    monkeypatch.setattr(
+        processes.dist, "init_process_group", lambda backend, **named: called.append(backend)
+    )
+    monkeypatch.setattr(
+        processes.dist, "new_group", lambda **named: called.append(named["backend"])
+    )
+    processes.Processes(torchrun.Place(3, 4, 3), None, "cuda")
+    assert called == [3, "cpu:gloo,cuda:nccl", "gloo", "gloo"]

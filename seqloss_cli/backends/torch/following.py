@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -97,7 +98,7 @@ def follow_parent() -> None:
     """Be one of the processes that another one started; ends with it."""
     rank, n, device_type, folder = *map(int, sys.argv[1:3]), sys.argv[3], Path(sys.argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first one
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    threading.Thread(target=_end_with_stdin, args=(folder,), daemon=True).start()
     (folder / f"ready-{rank}").touch()
     store = file_store(folder, n)
     follow(Processes(Place(rank, n, rank), store, device_type))
@@ -112,6 +113,8 @@ def follow_torchrun(place: Place) -> None:
             follow(Processes(place, store, device_type))
 
 
-def _end_with_stdin() -> None:
+def _end_with_stdin(folder: Path) -> None:
     sys.stdin.buffer.read()
+    # Where the first process was killed, nobody else removes it.
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)

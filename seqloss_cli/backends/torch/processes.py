@@ -35,7 +35,7 @@ from seqloss_cli.models.model_loading import is_out_of_memory
 T = TypeVar("T")
 COLLECTIVE_SECONDS = 600
 """Seconds that one sum over processes may take: the others compute a layer in the meantime."""
-ANSWER_SECONDS = 120
+ANSWER_SECONDS = 60
 """Seconds until a process is out of step that does not say how its part of a batch went."""
 START_SECONDS = 300
 """Seconds that the others may take to start."""
@@ -80,11 +80,16 @@ class Processes:
 
     def answer(self, error: Exception | None, slow: bool) -> list[tuple[str, str]]:
         """Exchange how it went: for each process a kind of error, or nothing, and its text."""
-        kind = "" if error is None else "memory" if is_out_of_memory(error) else "error"
-        own = kind, " ".join(str(error or "").split())[:500]
         found: list[Any] = [None] * self.place.size
-        dist.all_gather_object(found, own, group=self._commands if slow else self._answers)
+        group = self._commands if slow else self._answers
+        dist.all_gather_object(found, self.kind_of(error), group=group)
         return found
+
+    @staticmethod
+    def kind_of(error: Exception | None) -> tuple[str, str]:
+        """Return what other processes are told of an error."""
+        kind = "" if error is None else "memory" if is_out_of_memory(error) else "error"
+        return kind, " ".join(str(error or "").split())[:500]
 
     def leave(self) -> None:
         """End what processes have in common, in each of them."""
@@ -196,8 +201,7 @@ class Leader(Processes):
             how += ", as the system ends what takes too much memory" if code == -9 else ""
         last = ""
         if self._folder is not None and (log := _log(self._folder, rank)).is_file():
-            lines = log.read_bytes()[-_TAIL:].decode("utf-8", "replace").strip().splitlines()
-            last = f"; its last words: {lines[-1]}" if lines else ""
+            last = _last_words(log, "; its last words: ")
         return f"process {rank} of --tensor-parallel {self.place.size} ended ({how}){last}"
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
@@ -307,6 +311,14 @@ def _log(folder: Path, rank: int) -> Path:
     return folder / f"process-{rank}.log"
 
 
+def _last_words(log: Path, before: str) -> str:
+    """Return the last line of a log, behind something else; nothing where there is none."""
+    # Lines of tracebacks are indented.
+    lines = log.read_bytes()[-_TAIL:].decode("utf-8", "replace").splitlines()
+    lines = [line for line in lines if line[:1].strip()]
+    return before + lines[-1] if lines else ""
+
+
 def _wait_until_ready(others: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     missing = dict(enumerate(others, start=1))
@@ -315,8 +327,7 @@ def _wait_until_ready(others: Sequence[subprocess.Popen[bytes]], folder: Path) -
             if (folder / f"ready-{rank}").exists():
                 del missing[rank]
             elif process.poll() is not None or time.monotonic() > deadline:
-                lines = _log(folder, rank).read_text("utf-8", "replace").strip().splitlines()
-                last = f": {lines[-1]}" if lines else ""
+                last = _last_words(_log(folder, rank), ": ")
                 raise RunError(f"process {rank} of --tensor-parallel did not start{last}")
         time.sleep(0.02)
 
