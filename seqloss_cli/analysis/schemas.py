@@ -37,6 +37,11 @@ _PLOTS = (
 )
 _VERSION = s.nested("schema_version", int, of=int, about="Grows when a key changes its meaning.")
 
+_DISTRIBUTED = s.nested(
+    "distributed", dict, of=dict[str, Any], optional=True,
+    about="With --distribute: who scored the shards, their number, and what they are of.",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class RowsOf:
@@ -56,7 +61,8 @@ class RowsOf:
 def _scores(pairs: bool) -> RowsOf:
     others = {} if pairs else {"pmi": False, "compared": False}
     known = {"pairs": pairs, "losses": True, **others}
-    return RowsOf(score_keys.SCORE_KEYS, score_keys.TOTALS_KEYS, score_keys.SCORE_LEVELS, known)
+    keys = score_keys.SCORE_KEYS, score_keys.TOTALS_KEYS, score_keys.SCORE_LEVELS
+    return RowsOf(*keys, known, (_DISTRIBUTED,))
 
 
 def _selected() -> RowsOf:
@@ -74,7 +80,9 @@ def _selected() -> RowsOf:
 ROWS: Mapping[str, RowsOf] = {
     "score": _scores(pairs=False),
     "cond": _scores(pairs=True),
-    "rank": RowsOf(rankings.RANK_KEYS, rankings.RANK_TOTALS, rankings.RANK_LEVELS, {}),
+    "rank": RowsOf(
+        rankings.RANK_KEYS, rankings.RANK_TOTALS, rankings.RANK_LEVELS, {}, (_DISTRIBUTED,)
+    ),
     "diverge": RowsOf(
         divergences.DIVERGENCE_KEYS,
         divergences.TOTALS_KEYS,

@@ -107,6 +107,7 @@ def hold_parquet(path: Path, merged: bool = False) -> None:
 
     stored = pq.read_metadata(path).metadata
     run = json.loads(stored[b"seqloss.run"])
+    merged = merged or "distributed" in run
     hold(run, run["command"], "parquet", "Run")
     hold(json.loads(stored[b"seqloss.totals"]), run["command"], "parquet", "Totals")
     for row in pq.read_table(path).to_pylist():
