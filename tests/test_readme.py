@@ -142,7 +142,7 @@ def test_the_readme_is_short() -> None:
 
 
 OF_OTHERS = {
-    *("--array", "--from", "--gres", "--logits_all", "--logprobs-mode", "--model_args"),
+    *("--array", "--from", "--gres", "--logits_all", "--logprobs-mode", "--mean-life"),
     "--nproc-per-node",
     *(
         "--n_ctx",
@@ -153,7 +153,7 @@ OF_OTHERS = {
         "--torch-backend",
         "--type_k",
     ),
-    "--type_v",
+    *("--model_args", "--rate", "--type_v"),
 }
 """Options of other programs that pages name."""
 
