@@ -55,7 +55,7 @@ def test_the_first_page_and_pages_of_jobs_show_outputs() -> None:
     }
     assert n_shown["README"] >= 3
     jobs = ("score", "checkpoints", "quantisation", "masks", "choices", "reading", "looking",
-            "pipelines", "conditional", "divergence", "membership", "select")  # fmt: skip
+            "pipelines", "conditional", "divergence", "membership", "select", "check")  # fmt: skip
     assert [name for name in jobs if not n_shown[name]] == []
 
 

@@ -70,9 +70,9 @@ def test_there_are_few_modules() -> None:
     of equal tokens, the place of values. Checks of recordings have seven: rows that are read and
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
-    Numbers of documents that are kept on disk.
+    Numbers of documents that are kept on disk. Several models beside one teacher have two.
     """
-    assert len(modules()) <= 204
+    assert len(modules()) <= 206
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -82,9 +82,10 @@ def test_there_are_few_lines_of_code() -> None:
     # data where it lives, and shards.
     # Scores of membership, and the choice of rows. Servers that take texts only; checks of
     # recordings, and their page; more measures of two models.
-    # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk.
+    # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk;
+    # several models beside one teacher.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 32_600
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_200
 
 
 # -- imports --------------------------------------------------------------------------------------

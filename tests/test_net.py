@@ -47,6 +47,7 @@ REGIONS = "score samples/sentences.jsonl --regions samples/regions.jsonl"
 DIVERGE = f"diverge {DOCUMENTS} --limit 5 -m samples/checkpoints/step-600 --teacher demo"
 CHECK = "check samples/rollouts.jsonl --limit 5 --field rollout_log_probs"
 AGAINST = f"{CHECK} --against samples/rollouts.jsonl --against-field old_log_probs"
+ONE = AGAINST.replace("--limit 5", "--limit 1")
 DATA = "--data samples/sentences.jsonl --data samples/texts.jsonl"
 STEPS = "samples/checkpoints/step-100 samples/checkpoints/step-600 demo"
 COLOUR = "FORCE_COLOR=1"
@@ -239,7 +240,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "check": (
         f"{CHECK} --summary", f"COLUMNS=200 {CHECK}", f"{CHECK} --fail-above 0.5 --unit bits",
     ),
-    "check-heat": (f"{CHECK} --view heat", f"{COLOUR} {AGAINST} --limit 1 --view heat"),
+    "check-heat": (f"{CHECK} --view heat", f"{COLOUR} {ONE} --view heat"),
     "check-against": (AGAINST, f"{AGAINST} --fail-above 0.5 --summary"),
     "check-json": (f"{CHECK} --json", f"{AGAINST} --jsonl --no-tokens", f"{CHECK} -o out.parquet"),
     "check-csv": (f"{CHECK} --format csv", f"{AGAINST} --format tsv --level token"),

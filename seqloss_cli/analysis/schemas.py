@@ -22,7 +22,14 @@ from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.formats import LEVELS
-from seqloss_cli.results.schema import checks, divergences, masks, rankings, score_keys
+from seqloss_cli.results.schema import (
+    checks,
+    diverged_models,
+    divergences,
+    masks,
+    rankings,
+    score_keys,
+)
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.json_schema import DIALECT, Schema, Shapes, element
 
@@ -54,6 +61,8 @@ class RowsOf:
     """Conditions of keys that are sure to hold, or not to."""
     of_run: tuple[s.Key, ...] = field(default=())
     """Further keys of the run's record."""
+    totals_of_models: tuple[s.Key, ...] = ()
+    """Keys of the totals where several models are compared."""
     read_back: bool = False
     """Rows and run are those that another version may have written: no key of theirs is sure."""
 
@@ -74,7 +83,7 @@ def _selected() -> RowsOf:
         "selection", dict, of=dict[str, Any], about="The options that rows were chosen by."
     )
     keys = (*score_keys.SCORE_KEYS, bucket)
-    return RowsOf(keys, score_keys.TOTALS_KEYS, {}, {"losses": True}, (selection,), True)
+    return RowsOf(keys, score_keys.TOTALS_KEYS, {}, {"losses": True}, (selection,), read_back=True)
 
 
 ROWS: Mapping[str, RowsOf] = {
@@ -88,6 +97,7 @@ ROWS: Mapping[str, RowsOf] = {
         divergences.TOTALS_KEYS,
         divergences.LEVELS,
         {"pairs": False},
+        totals_of_models=diverged_models.MODELS_TOTALS_KEYS,
     ),
     "mask": RowsOf(masks.MASK_KEYS, masks.MASK_TOTALS, masks.LEVELS, {"pairs": True}),
     "check": RowsOf(checks.CHECK_KEYS, checks.CHECK_TOTALS, checks.LEVELS, {"pairs": False}),
@@ -179,6 +189,12 @@ class _Maker:
             "required": [*further["required"], *record["required"]],
         }
 
+    def _totals(self, rows: RowsOf, *first: s.Key) -> Schema:
+        found = self.shapes.of_keys((*first, *rows.totals))
+        if not rows.totals_of_models:
+            return found
+        return {"anyOf": [found, self.shapes.of_keys((*first, *rows.totals_of_models))]}
+
     def _rejected(self, *first: s.Key) -> Schema:
         return self.shapes.of_keys((*first, *q.SAMPLE, *s.REJECTED))
 
@@ -190,7 +206,7 @@ class _Maker:
         sequence = self.shapes.of_keys((named("sequence"), *rows.keys))
         if rows.read_back:
             run, sequence = ({**each, "required": ["type"]} for each in (run, sequence))
-        totals = self.shapes.of_keys((named("totals"), *rows.totals))
+        totals = self._totals(rows, named("totals"))
         return {"oneOf": [run, sequence, self._rejected(named("rejected")), totals]}
 
     def _json(self, rows: RowsOf) -> Schema:
@@ -199,7 +215,7 @@ class _Maker:
             "run": self._run(rows),
             "sequences": {"type": "array", "items": self.shapes.of_keys(rows.keys)},
             "rejected": {"type": "array", "items": self._rejected()},
-            "totals": self.shapes.of_keys(rows.totals),
+            "totals": self._totals(rows),
         }
         return {"type": "object", "properties": whole, "required": [*whole]}
 
@@ -218,7 +234,7 @@ class _Maker:
         }
         run, totals = ((f"{n}_{self.command}" if self.merged else n) for n in ("Run", "Totals"))
         self.shapes.definitions[run] = self._run(rows, _VERSION)
-        self.shapes.definitions[totals] = self.shapes.of_keys(rows.totals)
+        self.shapes.definitions[totals] = self._totals(rows)
         told = (
             f"Metadata: seqloss.run is the JSON of #/$defs/{run}, seqloss.totals of "
             f"#/$defs/{totals}."

@@ -6,6 +6,7 @@ second to import, and may not be installed beside another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -47,10 +48,11 @@ def open_teacher(
     windows: WindowPolicy,
     top_k: int = 0,
     overlap_k: int = 1,
+    others: Sequence[Backend] = (),
 ) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student that the backend of this name runs.
     With `top_k`, what a file keeps of the teacher is computed, too; `overlap_k` is how many of the
-    most probable ids are compared.
+    most probable ids are compared. `others` are more students, which share its passes.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
@@ -59,7 +61,10 @@ def open_teacher(
         raise UsageError(f"--teacher: it must be run by {name}, as the model that it is held to")
     if not hasattr(module, "open_teacher"):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
-    compared: StudentWithTeacher = module.open_teacher(student, teacher, windows, top_k, overlap_k)
+    more = {"others": others} if others else {}
+    compared: StudentWithTeacher = module.open_teacher(
+        student, teacher, windows, top_k, overlap_k, **more
+    )
     return compared
 
 

@@ -1,9 +1,9 @@
 """The options that exclude or need each other: one table, read before anything is loaded.
 
-A row is a message with a condition for each parameter. Five parameters are derived by their
-command. `writes` is the format that its options settle on. The others are of plots: `draws` is the
-kind, `suffix` the ending of the file's name, `n_files` the number of results. `objective` is true
-where the plot is of a report of `objective`.
+A row is a message with a condition for each parameter. Six parameters are derived by their
+command. `writes` is the format that its options settle on, `n_models` the models of `diverge`. The
+others are of plots: `draws` is the kind, `suffix` the ending of the file's name, `n_files` the
+number of results. `objective` is true where the plot is of a report of `objective`.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def more_than(n: int) -> Callable[[list[str] | None], bool]:
 def fewer_than(n: int) -> Callable[[list[str] | None], bool]:
     """The list has fewer than `n` entries, or is not given."""
     return lambda values: len(values or ()) < n
+
+
+def several(n: int) -> bool:
+    """There are two or more."""
+    return n > 1
 
 
 def names_stdin(values: list[str] | None) -> bool:
@@ -257,6 +262,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("teacher_top_k", "goes with --save-teacher", save_teacher=absent),
     *idle("draft_length overlap_k", "is for two models: give --teacher", "diverge",
           teacher=absent),
+    conflict("{n_models} --model are compared with a teacher: give --teacher", "diverge",
+             n_models=several, label_smoothing=present),
+    *either("of {n_models} --model rows belong to no single run: leave --resume and --shard out, "
+            "or run diverge once for each model", "diverge",
+            {"n_models": several, "resume": present}, {"n_models": several, "shard": present}),
+    conflict("--save-teacher is measured with one model, and {n_models} are named", "diverge",
+             n_models=several, save_teacher=present),
+    conflict("--report shows one model, and {n_models} are named: run diverge once for each",
+             "diverge", n_models=several, report=present),
     conflict("--save-teacher needs a --teacher that is a model",
              save_teacher=present, teacher=names_no_model),
     # what is shown
@@ -474,7 +488,7 @@ def refuse_shared_files(context: typer.Context) -> None:
     for (flag, path), (other, its) in combinations(written.items(), 2):
         if not _names_of(path).isdisjoint(_names_of(its)):
             raise UsageError(f"{flag} {path} and {other} are one file")
-    for name in _names_read(context.params):
+    for name in (*_names_read(context.params), *context.meta.get("seqloss.models", ())):
         for flag, path in written.items():
             # While it grows it has another name, under which something may be there, too.
             if any(_reads(name, each) for each in (path, partial_path(path))):

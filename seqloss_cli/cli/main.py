@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from seqloss_cli.cli.check import check
 from seqloss_cli.cli.compare import compare
@@ -21,6 +21,7 @@ from seqloss_cli.cli.failures import ALONE, close_stdout_quietly, own_words, rep
 from seqloss_cli.cli.mask import mask
 from seqloss_cli.cli.merge import merge
 from seqloss_cli.cli.objective import objective
+from seqloss_cli.cli.options import MODELS, SEVERAL
 from seqloss_cli.cli.plot import plot
 from seqloss_cli.cli.rank import rank
 from seqloss_cli.cli.report import report
@@ -30,6 +31,7 @@ from seqloss_cli.cli.select import select
 from seqloss_cli.cli.serve import serve
 from seqloss_cli.cli.summarize import summarize
 from seqloss_cli.core.errors import did_you_mean
+from seqloss_cli.core.urls import shown_name
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,15 +49,37 @@ _FIRST = (
 _N_FIRST = 10
 _WIDEST, _HELP_COLUMN = 100, 26
 _SHORT_HELP = "seqloss_cli.short_help"
+_LONGEST_VALUE = 40
+"""Characters of a value that a message shows."""
 
 
 class HelpfulCommand(TyperCommand):
     """A command whose help fits 80 columns: `-h` has what is needed first, `--help` all."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note which of the two was asked for: they are names of one option."""
+        """Note which of the two was asked for: they are names of one option. Then read the options.
+
+        Raises BadParameter for one with two values, of which the parser would take the last.
+        """
         ctx.meta[_SHORT_HELP] = "-h" in args
+        # A shell that completes a line is told of no error; it has none to show.
+        if not ctx.resilient_parsing:
+            self._refuse_repeated(ctx, list(args))
         return super().parse_args(ctx, args)
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
+        parser, single = self.make_parser(ctx), []
+        for each in self.params:
+            if isinstance(each, TyperOption) and not (each.is_flag or each.multiple):
+                single.append(each)
+                parser.add_option(each, each.opts, each.name, action="append", nargs=each.nargs)
+        given, _, _ = parser.parse_args(args)
+        for each in single:
+            if len(values := given.get(each.name, ())) > 1 and not given.get("help"):
+                if (self.name, each.name) in SEVERAL:
+                    ctx.meta[MODELS] = values
+                    continue
+                raise typer.BadParameter(_repeated(each.opts[0], values, ctx), ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return what stands behind the command's name, here and in messages."""
@@ -108,6 +132,25 @@ def examples_of(command: object) -> list[str]:
     """Return the examples at the end of a command's docstring."""
     _, _, examples = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
     return [line.strip() for line in examples.splitlines()]
+
+
+def _repeated(flag: str, values: list[str], ctx: Any) -> str:
+    """Return the message about an option that takes one value and was given several."""
+    commands = ctx.find_root().command.commands.items()
+    taking_several = [
+        name
+        for name, command in commands
+        if any(
+            flag in each.opts and (getattr(each, "multiple", False) or (name, each.name) in SEVERAL)
+            for each in command.params
+        )
+    ]
+    shown = ", ".join(repr(shown_name(value[:_LONGEST_VALUE])) for value in values)
+    others = f"; {' and '.join(taking_several)} can take several" if taking_several else ""
+    return (
+        f"{flag} takes one value, and is given {len(values)}: {shown}; leave all but one out, or "
+        f"run {ctx.command.name} once for each{others}"
+    )
 
 
 def _in_lines(lines: Iterable[str | Text]) -> str:

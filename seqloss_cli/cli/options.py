@@ -46,6 +46,10 @@ LOCAL_FILE = Path("seqloss.yaml")
 Group = Mapping[str, tuple[Any, Any]]
 """Name of a parameter to its annotation and default."""
 Record = TypeVar("Record")
+SEVERAL = (("diverge", "model"),)
+"""Command and option of one value that the command line may give again, and nothing else."""
+MODELS = "seqloss.models"
+"""Key of a context to the values of that option."""
 ENGINE_OF_FILE = "seqloss.engine_of_file"
 """Key of a context to the file that names a server, for a command that takes none."""
 

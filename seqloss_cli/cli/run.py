@@ -78,6 +78,8 @@ class Command(Generic[Result, Sums, Unscored]):
     """The figure that the run was for, in a few words: for the end of a run into a file."""
     word_boundary_ids: WordBoundaryIds | None = None
     """For corrected losses of words."""
+    as_rows: Callable[[Writer[Any, Any]], Writer[Any, Any]] = lambda writer: writer
+    """Makes, of a writer of rows, that of results which are several rows each."""
 
     def run(
         self,
@@ -147,7 +149,7 @@ class Command(Generic[Result, Sums, Unscored]):
         self, rows: Rows[Result, Sums, Unscored], sink: BinaryIO, choice: OutputPlan
     ) -> Writer[Result, Sums]:
         if choice.format is not None:
-            return choice.format.write(sink, rows, choice.level)
+            return self.as_rows(choice.format.write(sink, rows, choice.level))
         tokens, ids = self.task.tokenization, self.word_boundary_ids
         options = table_options(tokens, choice, ids)
         return self.table(console(choice.path, sink), options)

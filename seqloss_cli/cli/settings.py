@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast, get_args
 
 import typer
 from rich.console import Console
@@ -178,7 +178,7 @@ def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoi
     if name and "://" in name:
         return _engine_choice(context, choice, name)
     if name:
-        return replace(choice, name=name)
+        return _as_stored(replace(choice, name=name))
     if not _names_model(context):
         if choice.engine and choice.tokenizer:
             return replace(choice, name="")
@@ -186,7 +186,20 @@ def model_choice(context: typer.Context, name: str | None = None) -> p.ModelChoi
         say(f"no --model, SEQLOSS_MODEL or configuration: the built-in '{p.DEFAULT_MODEL}' {what}")
         # Of a server: what it is tells whether that tokenizer may be its own.
         return replace(choice, name="" if choice.engine else p.DEFAULT_MODEL)
-    return choice
+    return choice if choice.engine else _as_stored(choice)
+
+
+def _as_stored(choice: p.ModelChoice) -> p.ModelChoice:
+    """The checkpoint as `NAME#int8` or `NAME#bfloat16` has it: one model in several kinds."""
+    name, mark, kind = str(choice.name).rpartition("#")
+    if not mark or Path(str(choice.name)).exists():
+        return choice
+    if kind in get_args(p.QuantizeChoice):
+        return replace(choice, name=name, quantize=cast(Any, kind))
+    if kind in get_args(p.DtypeChoice):
+        return replace(choice, name=name, dtype=cast(Any, kind))
+    known = ", ".join((*get_args(p.QuantizeChoice), *get_args(p.DtypeChoice)))
+    raise UsageError(f"--model {choice.name}: {kind!r} after # is none of {known}")
 
 
 def _engine_choice(context: typer.Context, choice: p.ModelChoice, name: str) -> p.ModelChoice:

@@ -126,6 +126,8 @@ DIVERGENCES = TokenColumn(
     optional_arrays=(
         *("kls_at_most", "reverse_kls_at_most", "jensen_shannons_at_most"),
         *("total_variations_at_most", "student_cut", "teacher_cut"),
+        # Where several models are compared: the arrays have a column for each then.
+        "student_losses",
     ),
 )
 """A teacher's losses and entropies, and the model's divergence from it."""

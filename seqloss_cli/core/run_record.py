@@ -83,6 +83,9 @@ class RunInfo:
     """Settings of speed that nobody measured on such a device."""
     engine: Mapping[str, Any] | None = field(default=None, metadata=_SOMETIMES)
     """The server that computed the losses, and how its answers were checked."""
+    models: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_SOMETIMES)
+    """Models that one pass of the teacher was compared with: each as its rows name it, and the
+    fields above that are its own. The first is that of those fields."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields by name, without those of `_SOMETIMES` where there are none."""

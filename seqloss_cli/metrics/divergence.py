@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from seqloss_cli.metrics.intervals import (
     within_one,
 )
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
-from seqloss_cli.metrics.series import Series
+from seqloss_cli.metrics.series import Derived, Series
 from seqloss_cli.metrics.totals import SumRecord, from_units, score_flags, to_units
 
 SMOOTHING_REQUEST = Requested(top_k=1, internal=(MEAN_LOG_PROB,))
@@ -175,6 +175,8 @@ class DivergenceScore:
 
     score: SequenceScore
     divergences: Divergences
+    model: str | None = None
+    """Its name, where several are compared."""
 
     @property
     def sample(self) -> Sample:
@@ -199,6 +201,34 @@ def token_values(
         found |= {name: arrays[name][counted] for name in ("acceptance", "teacher_entropy")}
         found["same_top1"] = same_top1[counted].astype(np.float64)
         found["position"] = np.flatnonzero(counted).astype(np.float64)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsScore:
+    """A sequence with the divergences of each of several models."""
+
+    scores: tuple[DivergenceScore, ...]
+
+    @property
+    def sample(self) -> Sample:
+        """The input that was scored."""
+        return self.scores[0].sample
+
+
+def score_of_each(score: SequenceScore, n_models: int) -> list[SequenceScore]:
+    """Return a model's score for each column of the arrays, shape N x models, of a joint one."""
+    found = []
+    for n in range(n_models):
+        columns = {
+            name: np.ascontiguousarray(values[:, n]) for name, values in score.columns.items()
+        }
+        losses = columns.pop("student_losses", score.losses)
+        # One that only other models have: NaN of a model itself would have rejected the text.
+        columns = {
+            k: v for k, v in columns.items() if not (v.size and np.isnan(v[score.scored]).any())
+        }
+        found.append(replace(score, losses=losses, columns=columns))
     return found
 
 
@@ -237,6 +267,28 @@ class DivergenceTotals(SumRecord):
     def same_top1(self) -> float | None:
         """Share of the scored tokens at which both have the same top-1 token."""
         return self.n_same_top1 / self.n_scored if self.n_scored else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsTotals:
+    """Sums of several models, over the same tokens."""
+
+    parts: tuple[DivergenceTotals, ...]
+    flags: Mapping[str, int] = field(default_factory=dict)
+    """Flags of the run; the sums have their own."""
+
+    def __add__(self, other: ModelsTotals) -> ModelsTotals:
+        """Return the sums of both sets of sequences, model by model."""
+        parts = zip(self.parts, other.parts, strict=True)
+        names = dict.fromkeys((*self.flags, *other.flags))
+        flags = {name: self.flags.get(name, 0) + other.flags.get(name, 0) for name in names}
+        return ModelsTotals(tuple(a + b for a, b in parts), flags)
+
+    @property
+    def best(self) -> int | None:
+        """Number of the model of the least mean KL, the first of equals; None without any."""
+        kls = {n: kl for n, each in enumerate(self.parts) if (kl := each.mean("kl")) is not None}
+        return min(kls, key=kls.__getitem__) if kls else None
 
 
 def draft_sums(
@@ -355,6 +407,14 @@ class DocumentSums:
             found["loss_difference"] = found.pop("loss_difference")
             found["same_top1"] = share_estimate(self._same, self._counts)
         return found
+
+    def kl_less(self, other: DocumentSums) -> Estimate:
+        """Estimate the mean KL less that of another model on the same documents, nats per token:
+        documents are pairs."""
+        if "kl" in self._unknown | other._unknown:
+            return unknown(None, len(self._counts), "no interval: a term is infinite")
+        differences = Derived(np.subtract, self._sums["kl"], other._sums["kl"])
+        return ratio_estimate(differences, self._counts, signed=True)
 
     def quantiles(self, name: str) -> dict[float, Estimate]:
         """Estimate the `QUANTILES` of a figure over tokens; intervals resample documents."""

@@ -392,10 +392,16 @@ def _of_logits(observed: Observed, scope: Bools) -> Iterator[tuple[int, _Fit]]:
     values, own = observed.recorded[observed.compared][in_scope], observed.shapes.take(in_scope)
     plain = _spread(observed, in_scope, values - own.target)
     yield 0, _fit("logits", {}, plain)
-    scale = fit_scale(own, values)
-    tempered = _spread(observed, in_scope, values - own.target / scale)
-    parts: Any = (("logits", {}), ("temperature", {"temperature": _rounded(scale)}))
-    yield 2, _Fit(parts, (plain, tempered))
+    scopes: list[tuple[Bools, Mapping[str, Any]]] = [(scope, {})]
+    if LEAST_TOKENS <= (sampled := scope & observed.sampled).sum() < scope.sum():
+        # Those of the prompt are logits, too, but as they are.
+        scopes.append((sampled, {"tokens": "sampled"}))
+    for some, told in scopes:
+        chosen = some[observed.compared][in_scope]
+        scale = fit_scale(own.take(chosen), values[chosen])
+        tempered = _spread(observed, in_scope, values - own.target / scale)
+        parts: Any = (("logits", {}), ("temperature", {"temperature": _rounded(scale), **told}))
+        yield 2, _Fit(parts, (plain, np.where(some, tempered, plain)))
 
 
 def _spread(observed: Observed, in_scope: Bools, values: Floats) -> Floats:

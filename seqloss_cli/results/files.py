@@ -105,6 +105,12 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
         raise RowError("no_results", message)
     for name in ("pairs", "teacher", "versions", "reading", "rows"):
         typed(record, name, Mapping | None)
+    if models := typed(record, "models", list | None):
+        raise RowError(
+            "several_models",
+            f"holds rows of {len(models)} models for each input; its totals compare them. Run "
+            "diverge with each --model alone for a file of its own",
+        )
     if (record.get("rows") or {}).get("summary") is True:
         raise RowError(
             "no_rows",

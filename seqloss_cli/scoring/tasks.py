@@ -7,7 +7,7 @@ over as far as they can be told without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -107,6 +107,30 @@ def rank_task(
         return queue.rankings(scored)
 
     return Task(scorer.run_info("rank"), scorer, results, rank_totals, RankTotals())
+
+
+def models_task(
+    scorer: TeacherScorer, documents: Sequence[d.DocumentSums], draft_length: int = 0
+) -> Task[d.ModelsScore, d.ModelsTotals, Entry]:
+    """Return how far several models are from their teacher; each has `documents` of its own."""
+
+    def totals(result: d.ModelsScore) -> d.ModelsTotals:
+        parts = tuple(d.divergence_totals(each, draft_length) for each in result.scores)
+        unspelled = {k: n for k, n in parts[0].flags.items() if k == "unspelled_text"}
+        return d.ModelsTotals(parts, unspelled)
+
+    def on_result(result: d.ModelsScore, sums: d.ModelsTotals) -> None:
+        for own, score, part in zip(documents, result.scores, sums.parts, strict=True):
+            own.add(part, score.counted_values())
+
+    return Task(
+        scorer.run_info("diverge"),
+        scorer.scorer,
+        lambda items, on_progress, finished: scorer.diverge_each(items, on_progress),
+        totals,
+        d.ModelsTotals(tuple(d.DivergenceTotals() for _ in documents)),
+        on_result,
+    )
 
 
 def diverge_task(

@@ -15,7 +15,7 @@ from seqloss_cli.core.columns import DIVERGENCES, SAVED_TEACHER
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.policies import DEFAULT_OVERLAP_K, ModelChoice
 from seqloss_cli.core.records import Entry, Item, Outcome, Rejected, SequenceScore
-from seqloss_cli.core.run_record import TOKEN_POLICIES, RunInfo, recorded
+from seqloss_cli.core.run_record import TOKEN_POLICIES, WEIGHTS, RunInfo, recorded
 from seqloss_cli.metrics import divergence
 from seqloss_cli.scoring.pipeline import OnProgress, ignore_finished, ignore_progress
 from seqloss_cli.scoring.scorer import Scorer
@@ -39,6 +39,8 @@ class TeacherScorer:
     """Messages for stderr on the teacher."""
     overlap_k: int = 0
     """Most probable ids of both that are compared; 0 without a teacher."""
+    models: Sequence[Mapping[str, Any]] = ()
+    """Records of several models that share the teacher's passes: the scorer's own is the first."""
 
     @classmethod
     def with_teacher(
@@ -47,23 +49,30 @@ class TeacherScorer:
         choice: ModelChoice,
         top_k: int = 0,
         overlap_k: int = DEFAULT_OVERLAP_K,
+        models: Mapping[str, Scorer] | None = None,
     ) -> TeacherScorer:
         """Load the teacher beside the model. With `top_k` what is to be saved of it is kept;
-        `overlap_k` is how many of the most probable ids of both are compared.
+        `overlap_k` is how many of the most probable ids of both are compared. `models`, by their
+        names, of which `scorer` is the first, share the teacher's passes in `diverge_each`.
 
-        Raises UsageError where the two have other vocabularies.
+        Raises UsageError where two of them have other vocabularies or, of the models, windows.
         """
-        return cls._beside(scorer, choice, "teacher", top_k, overlap_k)
+        return cls._beside(scorer, choice, "teacher", top_k, overlap_k, models)
 
     @classmethod
     def with_saved_teacher(
-        cls, scorer: Scorer, path: Path, overlap_k: int = DEFAULT_OVERLAP_K
+        cls,
+        scorer: Scorer,
+        path: Path,
+        overlap_k: int = DEFAULT_OVERLAP_K,
+        models: Mapping[str, Scorer] | None = None,
     ) -> TeacherScorer:
-        """Raises UsageError where the file is of other tokens or windows, or of more ids than the
-        model has logits."""
+        """Raises UsageError where the file is of other tokens or windows, or of more ids than a
+        model has logits; `models` are as in `with_teacher`."""
         file = TeacherFile(path)
-        file.require_fits(described_windows(scorer.run_info()), scorer.backend.vocab_size())
-        return cls._beside(scorer, file, "saved teacher", overlap_k=overlap_k)
+        for each in (models or {"": scorer}).values():
+            file.require_fits(described_windows(each.run_info()), each.backend.vocab_size())
+        return cls._beside(scorer, file, "saved teacher", overlap_k=overlap_k, models=models)
 
     @classmethod
     def _beside(
@@ -73,9 +82,19 @@ class TeacherScorer:
         reference: str,
         top_k: int = 0,
         overlap_k: int = DEFAULT_OVERLAP_K,
+        models: Mapping[str, Scorer] | None = None,
     ) -> TeacherScorer:
+        others = {name: each for name, each in (models or {}).items() if each is not scorer}
+        for name, other in others.items():
+            _require_same_tokens(scorer, other, name)
         compared = open_teacher(
-            scorer.backend_name, scorer.backend, teacher, scorer.windows, top_k, overlap_k
+            scorer.backend_name,
+            scorer.backend,
+            teacher,
+            scorer.windows,
+            top_k,
+            overlap_k,
+            [other.backend for other in others.values()],
         )
         requested = (
             Requested(internal=(DIVERGENCES, SAVED_TEACHER))
@@ -91,6 +110,7 @@ class TeacherScorer:
             compared.record,
             warnings,
             compared.overlap_k,
+            [_record_of(name, each) for name, each in models.items()] if models else (),
         )
 
     @classmethod
@@ -125,6 +145,25 @@ class TeacherScorer:
         scores = self.scorer.score(items, self.requested, on_progress, n_finished, on_finished)
         return (self._measured(outcome) for outcome in scores)
 
+    def diverge_each(
+        self,
+        items: Iterable[Item],
+        on_progress: OnProgress = ignore_progress,
+    ) -> Iterator[divergence.ModelsScore | Rejected]:
+        """Yield for each item the divergences of all `models`, or a rejection, in order."""
+        scores = self.scorer.score(items, self.requested, on_progress)
+        return (self._each_measured(outcome) for outcome in scores)
+
+    def _each_measured(self, outcome: Outcome) -> divergence.ModelsScore | Rejected:
+        if isinstance(outcome, Rejected):
+            return outcome
+        scores = divergence.score_of_each(outcome, len(self.models))
+        found = [divergence.DivergenceScore(each, self.divergences_of(each)) for each in scores]
+        names = [record["name"] for record in self.models]
+        return divergence.ModelsScore(
+            tuple(replace(each, model=name) for each, name in zip(found, names, strict=True))
+        )
+
     def _measured(self, outcome: Outcome) -> divergence.DivergenceScore | Rejected:
         if isinstance(outcome, Rejected):
             return outcome
@@ -132,12 +171,36 @@ class TeacherScorer:
 
     def run_info(self, command: str = "api") -> RunInfo:
         """Return the run record, with the reference."""
-        return replace(self.scorer.run_info(command), gold=self.reference, teacher=self.teacher)
+        found = self.scorer.run_info(command)
+        models = self.models or None
+        return replace(found, gold=self.reference, teacher=self.teacher, models=models)
 
     def file_header(self, top_k: int) -> dict[str, Any]:
         """Return the first line of a file of this teacher."""
         assert self.teacher is not None
         return {**self.teacher, **described_windows(self.run_info()), "top_k": top_k}
+
+
+def _record_of(name: str, scorer: Scorer) -> dict[str, Any]:
+    """Return a model's part of the run record, under the name of its rows."""
+    return {"name": name, **recorded(scorer.run_info(), "model", *WEIGHTS, "dtype", "path")}
+
+
+def _require_same_tokens(first: Scorer, other: Scorer, name: str) -> None:
+    """Raises UsageError where the models would not see the same tokens in the same windows."""
+    own, its = (described_windows(each.run_info()) for each in (first, other))
+    if own == its:
+        return
+    key = next(key for key in own if own[key] != its[key])
+    mends = {
+        "tokenizer_sha256": "--tokenizer NAME gives all of them one",
+        "context": "--context N gives all of them one",
+        "stride": "--stride N gives all of them one",
+    }
+    raise UsageError(
+        f"--model {name}: its {key} is {its[key]}, and that of the first model {own[key]}: "
+        f"models beside one teacher see the same tokens; {mends.get(key, 'run it alone')}"
+    )
 
 
 def described_windows(run: RunInfo) -> dict[str, Any]:

@@ -168,6 +168,7 @@ SAMPLER = [
     ("top_p", {"top_p": 0.9, "tokens": "sampled"}),
 ]
 VLLM: dict[str, Any] = {
+    "processed_logits": [("logits", {}), SAMPLER[0]],
     "processed_logprobs": SAMPLER,
     "raw_logits": [("logits", {})],
     "raw_logprobs": [],

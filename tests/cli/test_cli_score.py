@@ -726,11 +726,17 @@ def test_windows_that_the_configuration_does_not_allow_show_before_a_model_is_lo
 ) -> None:
     monkeypatch.setattr("seqloss_cli.cli.settings.loading", lambda *_: pytest.fail("loaded"))
     for words, said in (
-        (("--context", 513), "--context 513 is more than the model takes (max_position_emb"),
-        (("--stride", 513), "--stride 513 is more than the context of 512 (--context)"),
+        (
+            ("--context", 513, "-m", "demo"),
+            "--context 513 is more than the model takes (max_position_emb",
+        ),
+        (
+            ("--stride", 513, "-m", "demo"),
+            "--stride 513 is more than the context of 512 (--context)",
+        ),
         (("--context", 8, "--stride", 9, "-m", "no/such"), "--stride 9 is more than the context"),
     ):
-        result = score("--text", "a", "-m", "demo", *words)
+        result = score("--text", "a", *words)
         assert (result.exit_code, result.stdout) == (2, "")
         assert said in result.stderr
 

@@ -803,8 +803,9 @@ def test_a_summary_is_the_totals_only(cond: Cond, tmp_path: Path) -> None:
 
 
 def test_figures_that_are_unknown_are_said_to_be(cond: Cond) -> None:
-    for options in (("--no-marginal",), ("--bos", "never", "--prompt", "The")):
-        lines = lines_of_table(cond(*ONE, *options))
+    short = ("--prompt", "The", "--response", RESPONSE)
+    for options in ((*ONE, "--no-marginal"), (*short, "--bos", "never")):
+        lines = lines_of_table(cond(*options))
         (x,) = [line for line in lines if line.startswith("ln Pr(x) ")]
         (xy,) = [line for line in lines if line.startswith("ln Pr(x,y) ")]
         assert re.match(r"ln Pr\(x\) +- ", x)

@@ -13,13 +13,13 @@ from seqloss_cli import BatchPolicy, ModelChoice, PairPolicy, TokenPolicy, Usage
 from seqloss_cli.cli.conflicts import CONFLICTS
 from seqloss_cli.cli.inputs import ChoiceArguments
 from seqloss_cli.cli.main import app
-from seqloss_cli.cli.options import OutputSettings
+from seqloss_cli.cli.options import SEVERAL, OutputSettings
 from seqloss_cli.core.options import Option, option_fields
 from seqloss_cli.core.policies import SpeedPolicy
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 PARAMETERS = {name: {p.name: p for p in command.params} for name, command in COMMANDS.items()}
-DERIVED = {"writes", "draws", "suffix", "objective", "n_files"}
+DERIVED = {"writes", "draws", "suffix", "objective", "n_files", "n_models"}
 """Parameters that a command works out for the table."""
 
 
@@ -42,6 +42,39 @@ def test_a_file_is_not_compared_with_itself(tmp_path: Path) -> None:
             done = in_process(*command, path, other)
             assert (done.exit_code, done.stdout) == (2, "")
             assert f"{path} {said}: it does not differ from itself" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_of_one_value_is_not_given_two(name: str) -> None:
+    options = [each for each in COMMANDS[name].params if each.param_type_name == "option"]
+    # All go one way: some of each command.
+    for each in [each for each in options if not (each.is_flag or each.multiple)][::9]:
+        if (name, each.name) in SEVERAL:
+            continue
+        # By any of its names, and before a value is looked at.
+        done = in_process(name, each.opts[0], "first", each.opts[-1], "second")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"{each.opts[0]} takes one value, and is given 2: 'first', 'second'" in done.stderr
+        assert f"leave all but one out, or run {name} once for each" in done.stderr
+
+
+def test_what_may_be_given_twice_is(tmp_path: Path) -> None:
+    summary = ("score", "--text", "a", "--json", "--summary")
+    once = document(in_process(*summary))
+    assert document(in_process(*summary, "--json", "--summary"))["totals"] == once["totals"]
+    # A flag goes before a variable and a file, and is one value.
+    (tmp_path / "a.yaml").write_text("model: nowhere\n")
+    flags = ("--model", "demo", "--config", tmp_path / "a.yaml")
+    done = in_process(*summary, *flags, SEQLOSS_MODEL="elsewhere")
+    assert document(done)["totals"] == once["totals"]
+    # Help is given whatever else there is.
+    assert "Usage" in in_process("score", "--text", "a", "--text", "b", "--help").stdout
+
+
+def test_of_two_values_no_secret_is_shown_and_commands_that_take_them_are_named() -> None:
+    done = in_process("score", "--model", "https://me:secret@host/a?token=b", "-m", "b")
+    assert "'https://host/a', 'b'" in done.stderr
+    assert "diverge and compare can take several" in done.stderr
 
 
 @pytest.mark.parametrize("record", [BatchPolicy, ModelChoice, PairPolicy, SpeedPolicy, TokenPolicy])

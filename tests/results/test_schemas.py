@@ -51,7 +51,9 @@ SELF_EVIDENT = {
 @pytest.mark.parametrize("command", ROWS)
 def test_keys_of_rows_and_totals_say_what_they_mean(command: str) -> None:
     rows = ROWS[command]
-    silent = {key.name for key in (*rows.keys, *rows.totals) if not meaning(key)}
+    silent = {
+        key.name for key in (*rows.keys, *rows.totals, *rows.totals_of_models) if not meaning(key)
+    }
     assert silent - SELF_EVIDENT == set()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from helpers.builders import (
     save_checkpoint,
 )
 from helpers.program import document, in_process
+from helpers.schemas import hold_csv, hold_document, hold_parquet, hold_text
 from seqloss_cli import ModelChoice, Scorer
 from seqloss_cli.backends import teacher_files
 from seqloss_cli.backends.torch import divergence as module
@@ -648,14 +651,14 @@ def test_a_teacher_that_gives_nan_rejects_the_row(models: Path, tmp_path: Path) 
 def test_what_is_infinite_is_null_and_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from seqloss_cli.backends.torch import teacher as teaching
 
-    plain = teaching.diverge
+    plain = teaching.diverge_each
 
     def odd(*arguments: Any) -> Any:
-        found = plain(*arguments)
+        (found,) = plain(*arguments)
         found.columns["kls"][2] = found.columns["teacher_losses"][3] = math.inf
-        return found
+        return [found]
 
-    monkeypatch.setattr(teaching, "diverge", odd)
+    monkeypatch.setattr(teaching, "diverge_each", odd)
     words = ["diverge", "--text", TEXT, "-m", models / "b", "--teacher", models / "a"]
     found = document(in_process(*words, "--json"))
     (row,), totals = found["sequences"], found["totals"]
@@ -731,14 +734,14 @@ def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.Monkey
     from seqloss_cli.backends.torch import teacher as teaching
 
     texts = [TEXT[n:] for n in range(6)]
-    plain, n_failed = teaching.diverge, 0
+    plain, n_failed = teaching.diverge_each, 0
 
-    def scarce(student: Any, teacher: Any, targets: Any, *rest: Any) -> Any:
+    def scarce(students: Any, teacher: Any, targets: Any, *rest: Any) -> Any:
         nonlocal n_failed
         if len(targets) > 100:
             n_failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(student, teacher, targets, *rest)
+        return plain(students, teacher, targets, *rest)
 
     def kls() -> list[float]:
         scorer = Scorer(ModelChoice(str(models / "b")), batches=BatchPolicy())
@@ -748,7 +751,7 @@ def test_out_of_memory_halves_the_batch(models: Path, monkeypatch: pytest.Monkey
         return [divergence_totals(each).total("kl") for each in gold.diverge(as_samples(texts))]  # type: ignore[arg-type,misc]
 
     expected = kls()
-    monkeypatch.setattr(teaching, "diverge", scarce)
+    monkeypatch.setattr(teaching, "diverge_each", scarce)
     assert kls() == pytest.approx(expected, abs=1e-3)
     assert n_failed
 
@@ -833,3 +836,206 @@ def test_estimates_are_over_documents(models: Path) -> None:
     difference = whole.mean("student_loss") - whole.mean("teacher_loss")  # type: ignore[operator]
     assert means["loss_difference"].value == pytest.approx(difference)
     assert means["rms_delta_p"].value == pytest.approx(whole.mean("squared_delta_p") ** 0.5)  # type: ignore[operator]
+
+
+# -- several models beside one teacher ------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(2, 40), min_size=1, max_size=3), st.integers(2, 40), st.integers(0, 99),
+    st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_each_of_several_students_is_as_if_it_were_alone(
+    widths: list[int], width: int, seed: int, in_blocks: bool, of_teacher: bool
+) -> None:
+    """To the last bit, heads of other widths included; the teacher computes no id twice."""
+    computed: list[tuple[int, int, int, int]] = []
+    ids, whole = torch.arange(7) % min(*widths, width), random_logits(7, width, -seed - 1)
+
+    def compute(rows: slice, some: slice | None) -> torch.Tensor:
+        some = some or slice(0, width)
+        computed.append((rows.start, rows.stop, some.start, some.stop))
+        return whole[rows, some]
+
+    teacher = LazyLogits(compute, width, of_teacher)
+    heads = [(lazy_logits(random_logits(7, n, seed + k), in_blocks), min(n, width))
+             for k, n in enumerate(widths)]  # fmt: skip
+    k = min(OVERLAP_K, width, *widths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_id_blocks", lambda n, ids: module.vocab_blocks(ids, 5))
+        patch.setattr(module, "BLOCK_ROWS", 3)
+        together = module.diverge_each(heads, teacher, ids, 0, k)
+        assert len(widths) == 1 or len(set(computed)) == len(computed)
+        alone = [diverge(head, teacher, ids, n, 0, k) for head, n in heads]
+    for one, other in zip(together, alone, strict=True):
+        assert one.columns.keys() == other.columns.keys()
+        np.testing.assert_array_equal(one.losses, other.losses)
+        for name, values in other.columns.items():
+            np.testing.assert_array_equal(one.columns[name], values)
+
+
+TEXTS = ("the cat sat on the mat, and the dog on the cat", "x", "", "a dog, a cat and a mat: " * 5)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+def run_of(texts: Path, teacher: object, *names: object, options: tuple[object, ...] = ()) -> Any:
+    flags = [word for name in names for word in ("-m", name)]
+    words = ("diverge", texts, *flags, "--teacher", teacher, "--draft-length", 2, *options)
+    found = document(in_process(*words, "--json"), exit_code=3)
+    hold_document(found)
+    return found
+
+
+@pytest.mark.parametrize("options", [("--context", "16", "--stride", "5"), ("--batch-tokens", "9")])
+def test_several_models_have_the_figures_of_runs_alone(
+    models: Path, texts: Path, options: tuple[object, ...]
+) -> None:
+    names = [f"{models / 'a'}#float64", models / "b", models / "padded"]
+    found = run_of(texts, models / "b", *names, options=options)
+    rows, totals = found["sequences"], found["totals"]
+    assert [row["model"] for row in rows[:3]] == list(map(str, names))
+    assert [each["name"] for each in found["run"]["models"]] == list(map(str, names))
+    assert [each["dtype"] for each in found["run"]["models"]] == ["float64", "float32", "float32"]
+    assert (totals["n_sequences"], totals["n_rejected"], len(rows)) == (3, 1, 9)
+    assert totals["best"] == str(models / "b")
+    for n, name in enumerate(names):
+        alone = run_of(texts, models / "b", name, options=options)
+        own = [{k: v for k, v in row.items() if k != "model"} for row in rows[n::3]]
+        assert own == alone["sequences"]
+        part = {k: v for k, v in totals["models"][n].items() if k != "model"}
+        counts = ("n_rejected", "rejections", "n_empty_lines")
+        assert part == {k: v for k, v in alone["totals"].items() if k not in counts}
+    assert len(found["rejected"]) == 1
+
+
+def test_differences_of_models_are_of_documents_in_pairs(
+    models: Path, texts: Path, tmp_path: Path
+) -> None:
+    names, text = (models / "a", models / "b", models / "padded"), texts.read_text()
+    many = tmp_path / "many.jsonl"
+    many.write_text(text + "".join(json.dumps({"text": TEXT[n:]}) + "\n" for n in range(12)))
+    found = run_of(many, models / "b", *names)
+    kls = [np.array([row["kl"] for row in found["sequences"][n::3]]) for n in range(3)]
+    counts = np.array([row["n_scored"] for row in found["sequences"][::3]])
+    differences = found["totals"]["kl_differences"]
+    assert [each["model"] for each in differences] == [str(names[0]), str(names[2])]
+    for n, each in zip((0, 2), differences, strict=True):
+        mean = (kls[n] - kls[1]).sum() / counts.sum()
+        assert each["value"] == pytest.approx(mean)
+        # The linearised variance of a ratio (Cochran 1977, section 6.3).
+        rest = kls[n] - kls[1] - mean * counts
+        variance = len(counts) / (len(counts) - 1) * (rest**2).sum() / counts.sum() ** 2
+        assert each["standard_error"] == pytest.approx(math.sqrt(variance))
+        assert each["less"] == str(models / "b")
+
+
+def test_several_models_beside_a_saved_teacher(models: Path, texts: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "t.jsonl"
+    words = ("--save-teacher", saved, "--teacher-top-k", 9)
+    run_of(texts, models / "b", models / "a", options=words)
+    names = (models / "a", models / "b")
+    found = run_of(texts, saved, *names)
+    for n, name in enumerate(names):
+        alone = run_of(texts, saved, name)
+        own = [{k: v for k, v in row.items() if k != "model"} for row in found["sequences"][n::2]]
+        assert own == alone["sequences"]
+        assert found["totals"]["models"][n]["kl_at_most"] == alone["totals"]["kl_at_most"]
+        assert found["totals"]["models"][n]["kl_is"] == "at least"
+
+
+def test_a_row_that_one_model_cannot_score_is_of_none(models: Path, tmp_path: Path) -> None:
+    broken = llama()
+    with torch.no_grad():
+        broken.lm_head.weight[5] = torch.nan
+    folder = save_checkpoint(tmp_path / "nan", broken, byte_tokenizer())
+    words = ("diverge", "--text", TEXT, "-m", models / "a", "-m", folder, "--teacher", models / "b")
+    found = document(in_process(*words, "--json"), exit_code=3)
+    assert found["rejected"][0]["reason"] == "nan_loss"
+    assert (found["sequences"], found["totals"]["best"]) == ([], None)
+
+
+def test_lines_and_tables_of_several_models(models: Path, texts: Path, tmp_path: Path) -> None:
+    words = ("diverge", texts, "-m", models / "a", "-m", models / "b", "--teacher", models / "b")
+    by_row = in_process(*words, "--format", "csv").stdout
+    assert hold_text(in_process(*words, "--jsonl").stdout.encode()) == 9
+    assert hold_csv(by_row, "diverge", None) == 7
+    lines = list(csv.DictReader(StringIO(by_row)))
+    kept = [str(models / "a"), str(models / "b")]
+    assert [line["model"] for line in lines if not line["reason"]] == kept * 3
+    by_token = in_process(*words, "--format", "csv", "--level", "token").stdout
+    hold_csv(by_token, "diverge", "token")
+    tokens = [line for line in csv.DictReader(StringIO(by_token)) if not line["reason"]]
+    assert {line["model"] for line in tokens} == {*kept}
+    assert len(tokens) == sum(int(line["n_tokens"]) for line in lines if not line["reason"])
+    shown = in_process(*words, COLUMNS="200").stdout
+    assert "least KL: b; models by the ends of their paths" in shown
+    assert all(each in shown for each in ("perplexity", "reverse KL", "the teacher"))
+    rows = tmp_path / "rows.parquet"
+    done = in_process(*words, "-o", rows)
+    hold_parquet(rows)
+    assert "2 models, least mean KL 0" in done.stderr
+    refused = in_process("report", rows, "-o", tmp_path / "page.html")
+    assert refused.exit_code != 0
+    assert "rows of 2 models" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--resume", "-o", "x.jsonl"), "of 2 --model rows belong to no single run"),
+        (("--save-teacher", "x.jsonl"), "--save-teacher is measured with one model"),
+        (("--report", "x.html"), "--report shows one model"),
+        (("--shard", "1/2"), "of 2 --model rows"),
+    ],
+)
+def test_what_several_models_do_not_go_with(
+    models: Path, texts: Path, options: tuple[str, ...], said: str
+) -> None:
+    words = ("diverge", texts, "-m", models / "a", "-m", models / "b", "--teacher", models / "b")
+    done = in_process(*words, *options)
+    assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+
+
+def test_models_that_cannot_stand_beside_each_other(models: Path, tmp_path: Path) -> None:
+    def error(*words: object, n: int = 2) -> str:
+        done = in_process("diverge", "--text", TEXT, *words)
+        assert done.exit_code == n, done.stderr
+        return str(done.stderr)
+
+    a, teacher = models / "a", ("--teacher", models / "b")
+    assert "is named twice" in error("-m", a, "-m", a, *teacher)
+    short = llama()
+    short.config.max_position_embeddings = 32
+    folder = save_checkpoint(tmp_path / "short", short, byte_tokenizer())
+    said = error("-m", a, "-m", folder, *teacher)
+    assert "its context is 32" in said
+    assert "--context N gives all of them one" in said
+    assert in_process(
+        "diverge", "--text", TEXT, "-m", a, "-m", folder, *teacher, "--context", "32", "--summary"
+    ).exit_code == 0  # fmt: skip
+    assert "its tokenizer_sha256 is" in error("-m", a, "-m", models / "other", *teacher)
+    assert "'int3' after # is none of int8, auto" in error("-m", f"{a}#int3", "-m", a, *teacher)
+    assert "give --teacher" in error("-m", a, "-m", models / "b", "--label-smoothing", "0.1")
+
+
+def test_the_page_has_bins_and_drafts(models: Path, texts: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    found = run_of(texts, models / "b", models / "a", options=("--report", page))
+    totals, shown = found["totals"], page.read_text()
+    for title in ("By position in the sequence", "By gold&#39;s entropy, nats", "Drafts of 2"):
+        assert title in shown, title
+    for figure in (totals["accepted_draft_tokens"], totals["tokens_per_step"]):
+        assert f"{figure:.4f}" in shown
+    for each in (*totals["by_position"], *totals["by_teacher_entropy"]):
+        assert f"{each['mean_acceptance']['value']:.4f}" in shown
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(found | {"totals": totals | {"n_draft_starts": "many"}}))
+    refused = in_process("report", broken, "-o", page, "--force")
+    assert refused.exit_code == 2
+    assert "its totals: field 'n_draft_starts' is not a count: 'many'" in refused.stderr

@@ -139,9 +139,7 @@ class TorchBackend:
         return self.run_guarded(batch, lambda forward: forward.score(batch, requested))
 
     @torch.inference_mode()
-    def run_guarded(
-        self, batch: Batch, compute: Callable[[ModelForward], TokenScores]
-    ) -> TokenScores:
+    def run_guarded(self, batch: Batch, compute: Callable[[ModelForward], T]) -> T:
         """Compute scores of a batch from its forward; raises as `score` does."""
         try:
             return compute(self.model_forward)

@@ -19,7 +19,7 @@ Shape letters: M positions, R of them at a time, B ids of a block, K ids that a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -64,25 +64,65 @@ def diverge(
     the columns that a file keeps of the teacher, and the KL that would be known from them. Ids from
     `vocab_size` on are left out of both distributions, which are normalised without them.
     """
-    parts = []
-    for rows in _chunks(len(targets_M), student, teacher):
-        both = _StudentAndTeacher(targets_M[rows], top_k, overlap_k)
-        of_student, of_teacher = _block(student, rows), _block(teacher, rows)
-        for ids in _id_blocks(len(targets_M[rows]), slice(0, vocab_size)):
-            both.add(of_student(ids), of_teacher(ids), ids.start)
-        found = both.result()
-        cuts = (("student_cut", student, of_student), ("teacher_cut", teacher, of_teacher))
-        if student.vocab_size != vocab_size or teacher.vocab_size != vocab_size:
-            for name, logits, block in cuts:
-                found[name] = _cut_share(block, targets_M[rows], vocab_size, logits.vocab_size)
-        if top_k:
-            by_teacher = _probabilities_of(of_teacher, found["teacher_top_ids"], vocab_size)
-            by_student = _probabilities_of(of_student, found["teacher_top_ids"], vocab_size)
-            rest = ("rest_log_prob", "rest_p_log_p")
-            found |= {f"teacher_{name}": by_teacher[name] for name in rest}
-            found["kls_in_part"], _ = kl_bounds(by_teacher, by_student)
-        parts.append(found)
-    return to_host(parts)
+    return diverge_each([(student, vocab_size)], teacher, targets_M, top_k, overlap_k)[0]
+
+
+def diverge_each(
+    students: Sequence[tuple[LazyLogits, int]],
+    teacher: LazyLogits,
+    targets_M: Tensor,
+    top_k: int = 0,
+    overlap_k: int = 1,
+) -> list[TokenScores]:
+    """Compare students with a teacher at M targets, as `diverge` does one; nats, shape M each.
+
+    With each student comes the number of its ids that count. The teacher's logits are computed
+    once: those of some rows are held, beside one student's.
+    """
+    parts: list[list[dict[str, Tensor]]] = [[] for _ in students]
+    for rows in _chunks(len(targets_M), *(each for each, _ in students), teacher):
+        of_teacher = _block(teacher, rows)
+        if len(students) > 1:
+            of_teacher = _held(of_teacher)
+        for own, (student, vocab_size) in zip(parts, students, strict=True):
+            blocks = _block(student, rows), of_teacher
+            found = _compared(blocks, targets_M[rows], vocab_size, top_k, overlap_k)
+            if student.vocab_size != vocab_size or teacher.vocab_size != vocab_size:
+                widths = {"student_cut": student.vocab_size, "teacher_cut": teacher.vocab_size}
+                for (name, width), block in zip(widths.items(), blocks, strict=True):
+                    found[name] = _cut_share(block, targets_M[rows], vocab_size, width)
+            own.append(found)
+    return [to_host(each) for each in parts]
+
+
+def _held(block: Block) -> Block:
+    """Return a block that computes the same ids once."""
+    known: dict[tuple[int, int], Tensor] = {}
+
+    def of(ids: slice) -> Tensor:
+        key = ids.start, ids.stop
+        if key not in known:
+            known[key] = block(ids)
+        return known[key]
+
+    return of
+
+
+def _compared(
+    blocks: tuple[Block, Block], targets_R: Tensor, vocab_size: int, top_k: int, overlap_k: int
+) -> dict[str, Tensor]:
+    """Return the columns of `diverge` at R targets, of a student and its teacher."""
+    both, (of_student, of_teacher) = _StudentAndTeacher(targets_R, top_k, overlap_k), blocks
+    for ids in _id_blocks(len(targets_R), slice(0, vocab_size)):
+        both.add(of_student(ids), of_teacher(ids), ids.start)
+    found = both.result()
+    if top_k:
+        by_teacher = _probabilities_of(of_teacher, found["teacher_top_ids"], vocab_size)
+        by_student = _probabilities_of(of_student, found["teacher_top_ids"], vocab_size)
+        rest = ("rest_log_prob", "rest_p_log_p")
+        found |= {f"teacher_{name}": by_teacher[name] for name in rest}
+        found["kls_in_part"], _ = kl_bounds(by_teacher, by_student)
+    return found
 
 
 def diverge_from_saved(
@@ -214,7 +254,7 @@ def _overlap(ids_RK: Tensor, others_RK: Tensor) -> Tensor:
 
 
 def _chunks(n_rows: int, *models: LazyLogits) -> Iterator[slice]:
-    """Yield the positions, as many at a time as have room for the logits of all models."""
+    """Yield the positions, as many at a time as have room for the logits of the largest model."""
     # Those of a student alone, which is compared with a file, are not held.
     held = [m for m in models if len(models) > 1 or not m.in_blocks]
     step = min([BLOCK_ROWS, *(rows_at_once(m.vocab_size) for m in held)])

@@ -119,17 +119,19 @@ def open_teacher(
     windows: WindowPolicy,
     top_k: int,
     overlap_k: int = 1,
+    others: Sequence[Backend] = (),
 ) -> StudentWithTeacher:
     """Put a teacher, or a file that knows one, beside a student. With `top_k`, what a file keeps of
     the teacher is computed, too; the `overlap_k` most probable ids are compared, or as many as are
-    known.
+    known. `others` are more students, which share the teacher's passes.
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
     from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
     from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
 
-    if not isinstance(student, TorchBackend):
+    students = [each for each in (student, *others) if isinstance(each, TorchBackend)]
+    if not isinstance(student, TorchBackend) or len(students) <= len(others):
         raise UsageError("--teacher: this backend gives no whole distributions to compare")
     if student.n_parts > 1:
         raise UsageError(
@@ -138,14 +140,15 @@ def open_teacher(
         )
     if isinstance(teacher, TeacherFile):
         overlap_k = min(overlap_k, int(teacher.header["top_k"]), teacher.vocab_size)
-        backend = StudentTeacherBackend(student, None, teacher.vocab_size, 0, overlap_k)
+        more = [(each, teacher.vocab_size) for each in students[1:]]
+        backend = StudentTeacherBackend(student, None, teacher.vocab_size, 0, overlap_k, more)
         return StudentWithTeacher(
             backend, windows, teacher.record(), None, overlap_k, teacher.attach
         )
-    own, choice = student.checkpoint, teacher
-    assert own is not None
+    choice = teacher
     checkpoint = load_checkpoint(choice)
-    _require_same_ids(own, checkpoint)
+    for each in students:
+        _require_same_ids(_checkpoint_of(each), checkpoint)
     windows = _windows_for_both(windows, checkpoint)
     model = TorchBackend(checkpoint.model, windows.context)
     if student.compiled:
@@ -154,11 +157,16 @@ def open_teacher(
         except RunError as error:
             model.warnings.append(f"not compiled: {error}")
     widths = student.vocab_size(), model.vocab_size()
-    vocab_size = _common_vocab_size(own, choice, widths, top_k)
+    vocab_sizes = [
+        _common_vocab_size(_checkpoint_of(each), choice, (each.vocab_size(), widths[1]), top_k)
+        for each in students
+    ]
+    vocab_size = vocab_sizes[0]
     if top_k > vocab_size:
         raise UsageError(f"--teacher-top-k {top_k}: there are {vocab_size} words")
-    overlap_k = min(overlap_k, vocab_size)
-    backend = StudentTeacherBackend(student, model, vocab_size, top_k, overlap_k)
+    overlap_k = min(overlap_k, *vocab_sizes)
+    more = list(zip(students[1:], vocab_sizes[1:], strict=True))
+    backend = StudentTeacherBackend(student, model, vocab_size, top_k, overlap_k, more)
     backend.warnings += [f"teacher: {each}" for each in (*model.warnings, *checkpoint.warnings)]
     record = {
         **identity_of(checkpoint),
@@ -169,7 +177,12 @@ def open_teacher(
         "saved_as": None,
         "top_k": None,
     }
-    return StudentWithTeacher(backend, windows, record, vocab_size, overlap_k)
+    return StudentWithTeacher(backend, windows, record, min(vocab_sizes), overlap_k)
+
+
+def _checkpoint_of(student: TorchBackend) -> Checkpoint:
+    assert student.checkpoint is not None
+    return student.checkpoint
 
 
 def _common_vocab_size(

@@ -15,12 +15,15 @@ import numpy as np
 
 from seqloss_cli.analysis.extremes import Chosen, Selection
 from seqloss_cli.analysis.summarize import GroupSummary, Summarizer, Summary, SummaryOptions
+from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.records import Bools, Floats
 from seqloss_cli.display.html import charts, page, sequences, spans
 from seqloss_cli.display.html.page import Cell, Column
 from seqloss_cli.display.scales import KL_EDGES, LOSS_EDGES
+from seqloss_cli.metrics import divergence as d
 from seqloss_cli.metrics.divergence import SHARES, DivergenceTotals, DocumentSums
 from seqloss_cli.metrics.intervals import Estimate
+from seqloss_cli.results import schema as s
 from seqloss_cli.results.files import ResultsFile, ResultsOf
 from seqloss_cli.results.schema.divergences import DivergenceRow
 from seqloss_cli.results.schema.scores import ResultRow
@@ -327,7 +330,11 @@ def divergence_page(
         subtitle=sequences.subtitle_of(file),
         notes=notes,
         figures=_mean_figures(means, found.sums, in_part),
-        tables=_quantiles(found.documents, kl),
+        tables=[
+            *_quantiles(found.documents, kl),
+            *_binned(found.documents, kl, in_part),
+            *_drafts(file, found.sums),
+        ],
         charts=[*filter(None, drawn)],
         places=spans.linked(by_kl.worst, anchors, "s", KL_EDGES),
         places_header=[kl],
@@ -390,6 +397,54 @@ def _quantiles(documents: DocumentSums, kl: str) -> list[page.Table]:
     ]
     shares = [share for share in _QUANTILES if share in kls]
     return [page.Table("Quantiles of tokens", columns, shares)] if shares else []
+
+
+def _binned(documents: DocumentSums, kl: str, in_part: bool) -> list[page.Table]:
+    columns = [
+        Column("from", lambda each: f"{each.low:g}"),
+        Column("to", lambda each: "" if each.high is None else f"{each.high:g}"),
+        Column("scored tokens", lambda each: f"{each.n_scored:,}"),
+        Column(kl, lambda each: Cell.of(each.mean_kl), is_loss=True),
+        Column("acceptance" + " ≥" * in_part, lambda each: Cell.of(each.mean_acceptance)),
+        Column("same favourite", lambda each: Cell.of(each.same_top1)),
+    ]
+    bins = {
+        "By position in the sequence": documents.positions.means(d.position_ends),
+        "By gold's entropy, nats": documents.entropies.means(d.entropy_ends),
+    }
+    return [page.Table(title, columns, rows) for title, rows in bins.items() if rows]
+
+
+def _drafts(file: ResultsOf[DivergenceRow], sums: DivergenceTotals) -> list[page.Table]:
+    """Return the table of drafts that the run's totals have: rows do not say where drafts begin."""
+    totals = file.totals or {}
+    # Of shards that stand in one file the last totals are of the last shard.
+    if d.DRAFTS not in totals or totals.get("n_scored") != sums.n_scored:
+        return []
+    length, bound = (file.run.get("rows") or {}).get("draft_length"), d.DRAFTS_AT_MOST in totals
+    at_least = " ≥" * bound
+    try:
+        estimates = s.typed(totals, "estimates", Mapping)
+        written = s.typed(estimates, d.DRAFTS, Mapping)
+        value, low, high = (s.number(written, name) for name in ("value", "low", "high"))
+        figures = {
+            "accepted at most": s.number(totals, d.DRAFTS_AT_MOST),
+            f"tokens per step{at_least}": s.figure(totals, "tokens_per_step"),
+            f"accepted if alike{at_least}": s.figure(totals, f"{d.DRAFTS}_if_alike"),
+        }
+        starts = s.count(totals, "n_draft_starts")
+    except RowError as error:
+        raise UsageError(f"{file.name}: its totals: {error}") from error
+    rows: list[tuple[str, str | Cell]] = [
+        (f"accepted of {length}{at_least}", Cell.of(Estimate(value, low, high))),
+        *((name, Cell(value)) for name, value in list(figures.items())[not bound :]),
+        ("starts", f"{starts:,}"),
+    ]
+    columns = [
+        Column("figure", lambda row: row[0], is_text=True),
+        Column("mean", lambda row: row[1]),
+    ]
+    return [page.Table(f"Drafts of {length} tokens by the model", columns, rows)]
 
 
 def _divergence_columns(kl: str, in_part: bool, has_flags: bool) -> list[Column]:

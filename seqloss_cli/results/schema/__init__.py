@@ -148,6 +148,7 @@ class RowOptions(RowContents):
             # A model was run: `mask` needs none.
             "losses": run.model is not None,
             "teacher": run.teacher is not None,
+            "models": bool(run.models),
             "drafts": bool(self.draft_length) and run.teacher is not None,
             # The teacher is known from a file, and so in part.
             "bounds": bool((run.teacher or {}).get("saved_as")),

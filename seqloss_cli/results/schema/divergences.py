@@ -358,8 +358,11 @@ TOTALS_KEYS = (
     q.flags_key("sums.flags"),
 )
 """Keys of totals, in their order; those that are not known are left out by what was asked for."""
+_MODEL = s.text("model", "result.model", "models", about="Its name, as it was typed.")
+"""Only where a row is of an input and one of several models."""
 DIVERGENCE_KEYS = (
     *q.FIRST_KEYS,
+    _MODEL,
     *_SUM_KEYS,
     q.flags_key("sums.flags"),
     q.infinite_key("inf_losses", _of("student_loss")),
@@ -381,6 +384,12 @@ DIVERGENCE_KEYS = (
 """Keys of a row, in the order of its JSON object."""
 _TOKEN_COLUMNS = (
     *q.TOKEN,
+    s.texts(
+        "model",
+        lambda v: [v.result.model] * v.sequence.n_tokens,
+        "models",
+        about=_MODEL.about,
+    ),
     s.as_column(_ARRAYS["cross_entropy"], "loss"),
     *q.SCORED,
     *(s.as_column(key, name) for name, key in _ARRAYS.items() if name != "cross_entropy"),

@@ -33,6 +33,7 @@ _ASKED_BY = {
     "losses": "with --loss",
     "teacher": "with --teacher",
     "drafts": "with --draft-length",
+    "models": "with several --model",
     "bounds": "of a saved teacher",
     **{column.name: f"with {column.flag}" for column in COLUMNS},
 }
