@@ -247,7 +247,6 @@ def assert_like(found: Any, expected: Any, place: str = "") -> None:
         (("--devices", 2), "--devices 2 has the whole model on each device"),
         (("--device", "cuda:1"), "--device cuda:1 is one device"),
         (("--device", "cuda"), "the parts are put on cpu here; there is no cuda"),
-        (("--tensor-parallel", 3), "4 heads of attention"),
         (("--engine", "http://127.0.0.1:1"), "is for a model that is run here"),
     ],
 )
@@ -259,6 +258,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(
     assert result.exit_code == 2
     assert "--tensor-parallel" in result.stderr
     assert said in result.stderr
+
+
+def test_heads_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "lead_processes", None)
+    result = in_process("score", "--text", "x", "--tensor-parallel", 3, "--model", "demo")
+    assert (result.exit_code, "4 heads of attention" in result.stderr) == (2, True)
 
 
 def test_gguf_files_are_refused(tmp_path: Path) -> None:
