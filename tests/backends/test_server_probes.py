@@ -242,8 +242,9 @@ def test_an_answer_to_another_request_rejects_its_row(tmp_path: Path) -> None:
     kept: dict[str, Any] = {}
 
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
-        start = body["logprob_start_len"]
-        return kept.setdefault(str(body["input_ids"][start:]), right) if start else right
+        start, ids = body["logprob_start_len"], body["input_ids"]
+        is_choice = start and len(ids) < 20  # and not the row that is known
+        return kept.setdefault(str(ids[start:]), right) if is_choice else right
 
     with serving(FakeServer("sglang")) as server:
         words = ("rank", file, "-m", "demo", "--json", "--engine", server.url)
@@ -270,3 +271,54 @@ def test_no_two_attempts_have_the_same_name() -> None:
         words = ("score", "--text", "The cat sat.", "-m", "demo", "--json")
         (row,) = document(in_process(*words, "--engine", server.url))["sequences"]
     assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]))
+
+
+# -- what changed since a probe that was kept ------------------------------------------------------
+
+
+def shifted(body: Any, right: Any, by: float, is_meant: Callable[[list[int], int], bool]) -> Any:
+    """The answer of kind sglang or seqloss, values of the rows that are meant moved by nats."""
+    if "meta_info" in right:
+        if is_meant(body["input_ids"], body["logprob_start_len"] + 1):
+            for each in right["meta_info"]["input_token_logprobs"][1:]:
+                each[0] = min(0.0, each[0] + by)
+        return right
+    starts = body.get("prompt_logprob_start", 1)
+    for n, choice in enumerate(right["choices"]):
+        start = starts[n] if isinstance(starts, list) else starts
+        if is_meant(choice["prompt_token_ids"], start):
+            for entry in filter(None, choice["prompt_logprobs"]):
+                for each in entry.values():
+                    each["logprob"], each["rank"] = min(0.0, each["logprob"] + by), None
+    return right
+
+
+@pytest.mark.parametrize("kind", ["sglang", "seqloss"])
+def test_a_cache_that_goes_wrong_after_the_probe(kind: str, pairs: Path) -> None:
+    with serving(FakeServer(kind)) as server:
+        words = ("cond", pairs, "--json", "-m", "demo", "--engine", server.url)
+        assert in_process(*words).exit_code == 0
+        server.fault = lambda n, body, right: shifted(body, right, -2, lambda ids, at: at > 1)
+        result = in_process(*words)
+    assert result.exit_code == 1
+    assert "a cache of beginnings does that" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["sglang", "seqloss"])
+def test_zeros_of_few_tokens_are_asked_for_again(kind: str, tmp_path: Path) -> None:
+    words = ("score", "--text", "The cat sat", "--json", "-m", "demo", "--engine")
+    with serving(FakeServer(kind)) as server:
+        assert in_process(*words, server.url).exit_code == 0
+        server.fault = lambda n, body, right: shifted(
+            body, right, 1e3, lambda ids, at: len(ids) < 20 and "texts" not in body
+        )
+        result = in_process(*words, server.url)
+    assert result.exit_code == 3
+    assert "server_contradiction" in result.stderr or "server_zeros" in result.stderr
+
+
+@pytest.mark.parametrize("longest", [2, 3, 4])
+def test_windows_of_two_or_three_tokens(longest: int) -> None:
+    with serving(FakeServer("seqloss", max_model_len=longest)) as server:
+        words = ("--text", "The cat sat", "--json", "-m", "demo", "--engine", server.url)
+        assert in_process("score", *words).exit_code == 0

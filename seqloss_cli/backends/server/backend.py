@@ -49,6 +49,11 @@ class Server:
     """Fields of every request beside the row's own: for probes."""
 
     @property
+    def remembers_beginnings(self) -> bool:
+        """It may keep what rows begin with, and compute what is asked for alone."""
+        return self.protocol.name in ("seqloss", "sglang")
+
+    @property
     def takes_several(self) -> bool:
         """It takes several rows at a time, each scored from a token of its own on."""
         return self.protocol.name == "seqloss"
@@ -114,9 +119,21 @@ class KnownRow:
     """Nats, of those from there on."""
 
     def again(self, server: Server) -> KnownRow:
-        """Return the row as the server gives it now. Raises as `Server.ask` does."""
-        answer = server.ask(Question(self.token_ids, self.first, texts=True))
-        return replace(self, log_probs=answer.log_probs.tolist())
+        """Return the row as the server gives it now: of values that are asked for twice, those
+        that are farther from these. Raises as `Server.ask` does."""
+        whole = Question(self.token_ids, self.first, texts=True)
+        middle = (self.first + len(self.token_ids)) // 2
+        if not server.remembers_beginnings or middle <= self.first:
+            return replace(self, log_probs=server.ask(whole).log_probs.tolist())
+        # What a server remembers of a beginning is read only where that is not asked for.
+        both = [whole, replace(whole, first=middle)]
+        asked = server.ask_all(both) if server.takes_several else map(server.ask, both)
+        found, end = (each.log_probs for each in asked)
+        n_before = middle - self.first
+        there, known = found[n_before:], np.array(self.log_probs)[n_before:]
+        is_farther = np.abs(end - known) > np.abs(there - known)
+        farthest = np.concatenate([found[:n_before], np.where(is_farther, end, there)])
+        return replace(self, log_probs=farthest.tolist())
 
     def apart(self, other: KnownRow) -> float:
         """Return the largest difference of a log-probability of the same row, nats."""
@@ -180,6 +197,18 @@ class ServerBackend:
                 "--resume goes on once it is as it was"
             )
 
+    def _require_certain(self, question: Question, answer: Answer) -> None:
+        """Raises RowError where all values are zeros, and the server's alternatives deny it."""
+        if (
+            answer.log_probs.any()
+            or question.top_k
+            or "top_logprobs" not in (self._server.protocol.quantities)
+        ):
+            return
+        # Few tokens, of which a model may be certain: alternatives are held to their values.
+        if self._server.ask(replace(question, top_k=1)).log_probs.any():
+            raise wrong("zeros", "has zeros only, and other values when it is asked again")
+
     def describe(self) -> dict[str, Any]:
         """Return its part of the run record."""
         server = self._server
@@ -201,7 +230,10 @@ class ServerBackend:
         rows = rows_of(batch)
         asked = requested.top_k, requested.asks_for("ranks")
         try:
-            answers = self._server.ask_all([Question(ids, first, *asked) for ids, first, _ in rows])
+            questions = [Question(ids, first, *asked) for ids, first, _ in rows]
+            answers = self._server.ask_all(questions)
+            for question, answer in zip(questions, answers, strict=True):
+                self._require_certain(question, answer)
             return _scores(answers, [places for _, _, places in rows], requested)
         except RowError as error:
             if len(rows) > 1:

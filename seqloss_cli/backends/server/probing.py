@@ -39,6 +39,8 @@ KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
 _CHECKS = 2
 """Raised with each check that is added: a result of an older version holds for less."""
+_SHORTEST_TWICE = 4
+"""Ids of a row of which there is a part to repeat."""
 _ALMOST_ALL = 0.9
 """Mass of the alternatives from which on a sum of more than 1 would show."""
 
@@ -252,7 +254,8 @@ def _require_same_ends(
     right = [Answer(probs[each.first - 1 :]) for probs, each in zip(whole, ends, strict=True)]
     others = [cold, _answers(server, ends), _at_once(server, ends)]
     if server.takes_several:
-        others.append(_together(server, ends))
+        # In two orders: values that two rows of one request exchange show in one of them.
+        others += [_together(server, ends), _together(server, ends[::-1])[::-1]]
     worst = max((_difference(right, each) for each in others), default=0.0)
     if worst > tolerance:
         raise RunError(
@@ -309,10 +312,15 @@ def _ask(server: Server, question: Question) -> Answer:
 
 
 def _together(server: Server, questions: Sequence[Question]) -> list[Answer]:
-    """Return answers to questions that are sent in one request. Raises RunError."""
+    """Return answers to questions that are sent in one request, or in as few as the server takes.
+
+    Raises RunError.
+    """
     try:
         return server.ask_all(questions)
     except RowError as error:
+        if error.reason == "server_refused" and (half := len(questions) // 2):
+            return _together(server, questions[:half]) + _together(server, questions[half:])
         raise RunError(
             f"{server.transport.url}: {error.message}; {hint_of(error.reason)}"
         ) from None
@@ -325,6 +333,8 @@ def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:
 
 def _is_normalised(server: Server, row: Sequence[int], first: int) -> bool | None:
     """Tell whether alternatives are probabilities; RunError where they are not."""
+    if len(row) < _SHORTEST_TWICE:
+        return None
     # A row that repeats itself is predicted well: the alternatives hold nearly all.
     ids = [*row[:1], *list(row[1 : len(row) // 2]) * 2]
     has_ranks = "ranks" in server.protocol.quantities
