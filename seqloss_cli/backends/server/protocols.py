@@ -37,7 +37,6 @@ _HINTS = {
     "server_contradiction": GIVE_LOGITS,
     "server_refused": "its own limits may be smaller than a probe's rows (seqloss serve: "
     "--longest-queue, --most-bytes)",
-    "server_answer": "is it the right address?",
     "server_ids": "--model or --tokenizer names the tokenizer of the model that is served",
 }
 _BYTES_EACH = 512
