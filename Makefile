@@ -94,6 +94,7 @@ test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-ge
 docs: $(INSTALLED)  ## the site of docs/, in site/: warnings and dead links are errors
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	$(BIN)/python tools/commands_page.py
+	$(BIN)/python tools/columns_page.py
 	$(BIN)/zensical build --clean --strict
 
 SITES ?= sites

@@ -84,8 +84,9 @@ def test_there_are_few_lines_of_code() -> None:
     # recordings, and their page; more measures of two models.
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk;
     # several models beside one teacher.
-    # Types and meanings of keys, which `seqloss schema` prints: half a thousand.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_200
+    # Types and meanings of keys, which `seqloss schema` prints: half a thousand; then of every
+    # column of CSV and of documents.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_350
 
 
 # -- imports --------------------------------------------------------------------------------------

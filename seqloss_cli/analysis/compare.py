@@ -51,12 +51,15 @@ class DocumentDifference:
     """A document on which two models differ; losses in nats per token (or byte) of it."""
 
     id: str
+    """The input's id."""
     line: int | None
+    """Its line; None of a text as a whole."""
     difference: float
-    """B - A."""
+    """B - A, nats per unit."""
     first: float
-    """Loss of A."""
+    """Loss of A, nats per unit."""
     second: float
+    """Loss of B, nats per unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +67,25 @@ class TokenDifference:
     """A token on which two models differ; losses in nats."""
 
     id: str
+    """The input's id."""
     line: int | None
+    """Its line; None of a text as a whole."""
     position: int
+    """The token's place, from 0."""
     token: str | None
+    """Its text; None where it is not known."""
     difference: float
-    """B - A."""
+    """B - A, nats."""
     first: float
-    """Loss of A."""
+    """Loss of A, nats."""
     second: float
+    """Loss of B, nats."""
     before: str | None = None
     """Text before it; None where none is known."""
     within: str | None = None
     """The whole characters that it is in part of; None where it is of whole ones."""
     after: str | None = None
+    """Text after it; None where none is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ class Comparison:
     second: int
     unit: Unit
     n_documents: int
+    """Documents that are compared."""
     n_units: int
     """Scored tokens or bytes of the rows that are compared."""
     totals: Sequence[float | None]
@@ -100,11 +110,13 @@ class Comparison:
     """The difference with the interval of the bootstrap."""
     test: resampling.SignFlip
     p_adjusted: float
-    """By Holm's method where several pairs are compared."""
+    """p by Holm's method where several pairs are compared."""
     n_lower: int
     """Documents on which B is lower by more than a tie."""
     n_tied: int
+    """Documents on which they are tied."""
     n_higher: int
+    """Documents on which B is higher by more than a tie."""
     correlation: float | None
     """Pearson's, of the documents' losses per unit."""
     is_significant: bool
@@ -114,6 +126,7 @@ class Comparison:
     tokens: list[TokenDifference]
     """Tokens with the largest differences."""
     notes: list[str]
+    """Reasons to doubt a figure."""
 
 
 @dataclass(frozen=True, slots=True)

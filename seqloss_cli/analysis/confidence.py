@@ -57,13 +57,15 @@ class CalibrationBin:
     """Tokens whose top-1 has a probability above `low`, and at most `high`."""
 
     low: float
-    """Exclusive, but for the first bin."""
+    """A probability; exclusive, but for the first bin."""
     high: float
+    """A probability; inclusive."""
     n_tokens: int
+    """Tokens of the bin."""
     confidence: float | None
     """Mean probability of the top-1; None in an empty bin."""
     accuracy: Estimate | None
-    """Share of tokens that are the top-1, with its interval over documents."""
+    """Share of tokens that are the top-1, over documents; None in an empty bin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,20 @@ class CalibrationSeries:
     """The bins of a results file, and what they come to."""
 
     label: str
+    """Name of the file."""
     expected_calibration_error: Estimate
     """Biased upward: chance alone makes gaps, too."""
     resampling_bias: float | None
-    """Distance of resamples above the error, on average; its own bias is about that, or more. None
-    without an interval."""
+    """Distance of resamples above the error, on average, a share; its own bias is about that, or
+    more. None without an interval."""
     accuracy: float | None
-    """Over all tokens; None, as the confidence, where nothing is scored."""
+    """Share of all tokens that are the top-1; None where nothing is scored."""
     confidence: float | None
+    """Mean probability of the top-1."""
     n_tokens: int
+    """Tokens of the bins."""
     bins: list[CalibrationBin]
+    """The bins, from the least probability on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,9 @@ class CalibrationPlot:
     bins_by: str
     """`width` or `mass`."""
     series: list[CalibrationSeries]
+    """One for each file."""
     n_without_cluster: int
+    """Rows without the field of --cluster."""
 
 
 def calibration_plot(

@@ -25,11 +25,17 @@ class SequenceExtreme:
     """A sequence among those of the highest or lowest mean loss; losses in nats."""
 
     id: str
+    """The input's id."""
     source: str
+    """File that it was read from."""
     line: int | None
+    """Its line; None of a text as a whole."""
     n_scored: int
+    """Tokens that have a loss."""
     total_loss: float
+    """Nats."""
     mean_loss: float
+    """Nats per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,15 @@ class TokenExtreme:
     """A token among those of the highest or lowest loss."""
 
     id: str
+    """The input's id."""
     source: str
+    """File that it was read from."""
     line: int | None
+    """Its line; None of a text as a whole."""
     position: int
+    """The token's place, from 0."""
     token: str | None
+    """Its text; None where it is not known."""
     loss: float
     """Nats."""
     before: str | None = None
@@ -48,6 +59,7 @@ class TokenExtreme:
     within: str | None = None
     """The whole characters that it is in part of; None where it is of whole ones."""
     after: str | None = None
+    """Text after it; None where none is known."""
 
 
 class Largest:

@@ -36,6 +36,7 @@ class RowsUsed:
     n_joined: int
     """Rows that all files have."""
     n_used: int
+    """Rows that the figure is made of."""
     left_out: dict[str, int]
     """Rows that all files have and that are of no use, by reason."""
     n_alone: list[int]

@@ -97,20 +97,28 @@ def _token_quantiles_of(view: Any) -> Row:
 
 
 def _extremes(name: str, of: Any) -> s.Key:
-    return s.nested(name, lambda v: [*map(asdict, v.summary.extremes[name])], of=list[of])
+    figure = "mean loss" if of is SequenceExtreme else "loss"
+    about = f"--worst N: the {name.replace('_', ' ')}, by their {figure}."
+    return s.nested(
+        name, lambda v: [*map(asdict, v.summary.extremes[name])], of=list[of], about=about
+    )
 
 
 _CountOrNull = int | None
 _GROUP_TOTALS = tuple(
-    replace(key, of=_CountOrNull) if key.name in ("n_rejected", "n_empty_lines") else key
+    replace(key, of=_CountOrNull, about=f"{key.about}"[:-1] + "; null of a group.")
+    if key.name in ("n_rejected", "n_empty_lines")
+    else key
     for key in TOTALS_KEYS
 )
+_MODEL = "The model of its run; null where none was loaded."
+_REJECTED = "Inputs that its run rejected."
 FILE_KEYS = (
-    s.text("file", "name"),
-    s.text("model", lambda v: v.run.get("model"), of=str | None),
+    s.text("file", "name", about="Its name."),
+    s.text("model", lambda v: v.run.get("model"), of=str | None, about=_MODEL),
     s.nested("complete", "complete", of=bool, about="Its last line, the totals, is there."),
-    s.whole("n_sequences", "n_sequences"),
-    s.whole("n_rejected", lambda v: v.rejected.total()),
+    s.whole("n_sequences", "n_sequences", about="Sequences in it."),
+    s.whole("n_rejected", lambda v: v.rejected.total(), about=_REJECTED),
 )
 """Keys of a results file, of which a document is made."""
 _ESTIMATE_KEYS = (
@@ -134,36 +142,47 @@ _QUANTILES_OF = (
     s.text(
         "method",
         lambda v: "descriptive: no interval, as tokens of a text are not independent",
+        about="Why there is no interval.",
     ),
 )
 _GROUP_KEYS = (
     s.nested("value", "group.value", of=Any, about="Value of the field of --by."),
-    s.nested("totals", _group_totals, of=_GROUP_TOTALS),
+    s.nested("totals", _group_totals, of=_GROUP_TOTALS, about="Totals of the group."),
     *_ESTIMATE_KEYS,
 )
 _RUN = s.nested("run", lambda v: v.files[0].run, of=s.ReadBack(RunInfo), about="The first file's.")
-_FILES = s.nested("files", lambda v: [*map(file_row, v.files)], of=[FILE_KEYS])
+_FILES = s.nested(
+    "files", lambda v: [*map(file_row, v.files)], of=[FILE_KEYS], about="The results files."
+)
 _RUNS_DIFFER = s.nested(
     "runs_differ",
     _differences,
     of=dict[str, list[Difference]],
     about="File to what its run has other than the first.",
 )
-_RUNS = s.nested("runs", lambda v: [file.run for file in v.files], of=[s.ReadBack(RunInfo)])
+_RUNS = s.nested(
+    "runs",
+    lambda v: [file.run for file in v.files],
+    of=[s.ReadBack(RunInfo)],
+    about="Of each file.",
+)
 _CLUSTER = s.text(
-    "cluster", "options.cluster", of=str | None, about="--cluster: what is drawn as one."
+    "cluster",
+    "options.cluster",
+    of=str | None,
+    about="--cluster: what is drawn as one; null without it.",
 )
 _CONFIDENCE = s.real("confidence", "options.confidence", of=float, about="Of each interval.")
 SUMMARY_KEYS = (
     _FILES,
     _RUN,
     _RUNS_DIFFER,
-    s.text("by", "options.by", of=str | None, about="--by: the field of groups."),
+    s.text("by", "options.by", of=str | None, about="--by: the field of groups; null without it."),
     _CLUSTER,
     _CONFIDENCE,
     s.whole("n_unusable", "n_unusable", about="Rows that could not be read back."),
     s.whole("n_duplicates", "summary.n_duplicates", about="Rows that came before."),
-    s.nested("totals", "totals", of=TOTALS_KEYS),
+    s.nested("totals", "totals", of=TOTALS_KEYS, about="Totals of all files together."),
     *(replace(key, value=partial(_of_whole, key)) for key in _ESTIMATE_KEYS),
     s.nested(
         "groups",
@@ -171,6 +190,7 @@ SUMMARY_KEYS = (
             s.row_of(_GROUP_KEYS, SimpleNamespace(group=group)) for group in v.summary.groups
         ],
         of=[_GROUP_KEYS],
+        about="With --by: the groups.",
     ),
     s.nested(
         "token_quantiles",
@@ -178,7 +198,9 @@ SUMMARY_KEYS = (
         of=dict[str, float],
         about="Quantiles of the tokens' losses, nats.",
     ),
-    s.nested("token_quantiles_of", _token_quantiles_of, of=_QUANTILES_OF),
+    s.nested(
+        "token_quantiles_of", _token_quantiles_of, of=_QUANTILES_OF, about="What they are of."
+    ),
     s.nested(
         "positions",
         lambda v: [*map(asdict, v.summary.positions)],
@@ -249,7 +271,7 @@ def _side(name: str, place: int) -> s.Key:
         run = {"file": file.name, "model": file.run.get("model")}
         return run | {"total_loss": pair.totals[place], "loss_per_unit": asdict(pair.means[place])}
 
-    return s.nested(name, value, of=Side)
+    return s.nested(name, value, of=Side, about=f"Model {name.upper()}.")
 
 
 def _n_units(unit: str) -> tuple[s.Key, ...]:
@@ -265,7 +287,9 @@ class Side:
     """One of the two models of a comparison."""
 
     file: str
+    """Name of the file."""
     model: str | None
+    """Its model; None where none was loaded."""
     total_loss: float | None
     """Nats."""
     loss_per_unit: Estimate
@@ -277,7 +301,9 @@ class NotJoined:
     """Rows of a file that no other file has."""
 
     file: str
+    """Name of the file."""
     n: int
+    """Number of these rows."""
     ids: list[str]
     """The first of them."""
 
@@ -287,7 +313,9 @@ class LeftOut:
     """Rows that are in no figure."""
 
     reason: str
+    """Why."""
     n: int
+    """Number of these rows."""
     ids: list[str]
     """The first of them."""
 
@@ -296,9 +324,12 @@ PAIR_KEYS = (
     _side("a", 0),
     _side("b", 1),
     s.text(
-        "unit", lambda v: f"nats per {v.pair.unit}", of=Literal["nats per token", "nats per byte"]
+        "unit",
+        lambda v: f"nats per {v.pair.unit}",
+        of=Literal["nats per token", "nats per byte"],
+        about="Unit of losses and differences.",
     ),
-    s.whole("n_documents", "pair.n_documents"),
+    s.whole("n_documents", "pair.n_documents", about=(Comparison, "n_documents")),
     *_n_units("token"),
     *_n_units("byte"),
     s.nested(
@@ -313,17 +344,17 @@ PAIR_KEYS = (
         of=Estimate,
         about=(Comparison, "bootstrap"),
     ),
-    s.real("p", "pair.test.p"),
+    s.real("p", "pair.test.p", about="p value that there is no difference; null of few documents."),
     s.real("p_adjusted", "pair.p_adjusted", about=(Comparison, "p_adjusted")),
-    s.text("p_method", lambda v: test_method(v.pair)),
+    s.text("p_method", lambda v: test_method(v.pair), about="The test."),
     s.whole("n_b_lower", "pair.n_lower", about=(Comparison, "n_lower")),
     s.whole("n_tied", "pair.n_tied", about=(Comparison, "n_tied")),
-    s.whole("n_b_higher", "pair.n_higher"),
+    s.whole("n_b_higher", "pair.n_higher", about=(Comparison, "n_higher")),
     s.real("correlation", "pair.correlation", about=(Comparison, "correlation")),
     s.nested(
         "difference_shown", "pair.is_significant", of=bool, about=(Comparison, "is_significant")
     ),
-    s.texts("notes", "pair.notes"),
+    s.texts("notes", "pair.notes", about=(Comparison, "notes")),
     s.nested(
         "documents",
         lambda v: [*map(asdict, v.pair.documents)],
@@ -341,15 +372,15 @@ PAIR_KEYS = (
 _SETTINGS = (
     _CONFIDENCE,
     s.whole("bootstrap", "options.bootstrap", about="Resamples."),
-    s.whole("seed", "options.seed"),
+    s.whole("seed", "options.seed", about="Seed of these."),
     _CLUSTER,
     s.real("tie", lambda v: TIE, of=float, about="Differences below it are ties, nats."),
 )
 _JOINED = s.whole("n_joined", "joined.n_joined", about="Rows that every file has.")
 _LEFT_OUT = (
-    s.nested("not_joined", _not_joined, of=list[NotJoined]),
-    s.nested("left_out", _left_out, of=list[LeftOut]),
-    s.whole("n_without_cluster", "joined.n_without_cluster"),
+    s.nested("not_joined", _not_joined, of=list[NotJoined], about="Rows that a file lacks."),
+    s.nested("left_out", _left_out, of=list[LeftOut], about="Joined rows that are in no figure."),
+    s.whole("n_without_cluster", "joined.n_without_cluster", about="Rows without that field."),
 )
 COMPARISON_KEYS = (
     _FILES,
@@ -362,6 +393,7 @@ COMPARISON_KEYS = (
         "comparisons",
         lambda v: [comparison_row(pair, v.files) for pair in v.found.pairs],
         of=[PAIR_KEYS],
+        about="B against A, each pair.",
     ),
     _RUNS,
 )
@@ -410,36 +442,46 @@ def _total(name: str, declare: Callable[..., s.Key] = s.real) -> s.Key:
 
 
 CHECKPOINT_KEYS = (
-    s.text("model", lambda v: _checkpoint_name(v.file)),
+    s.text("model", lambda v: _checkpoint_name(v.file), about="Its name."),
     s.whole(
         "step",
         lambda v: training_step(_checkpoint_name(v.file)),
         of=int | None,
-        about="Training step, read off its name.",
+        about="Training step, read off its name; null where that tells none.",
     ),
     _total("total_loss"),
     # Of the exact sums (rule 1): the estimate's own value is a mean of floats.
     _total("mean_loss"),
-    s.real("mean_loss_low", "mean.low", about="Low end of its interval."),
-    s.real("mean_loss_high", "mean.high", about="High end of its interval."),
-    s.text("interval_method", "mean.method"),
+    s.real("mean_loss_low", "mean.low", about="Low end of its interval, nats per token."),
+    s.real("mean_loss_high", "mean.high", about="High end of its interval, nats per token."),
+    s.text("interval_method", "mean.method", about="How it was made."),
     _total("perplexity"),
     _total("bits_per_byte"),
     _total("n_sequences", s.whole),
     _total("n_scored", s.whole),
-    s.whole("n_rejected", lambda v: v.file.rejected.total()),
-    s.text("weights_sha256", lambda v: v.file.run.get("weights_sha256"), of=str | None),
+    s.whole("n_rejected", lambda v: v.file.rejected.total(), about=_REJECTED),
+    s.text(
+        "weights_sha256",
+        lambda v: v.file.run.get("weights_sha256"),
+        of=str | None,
+        about=(RunInfo, "weights_sha256"),
+    ),
 )
 """Keys of a checkpoint."""
 OBJECTIVE_KEYS = (
     s.texts("data", "data", about="Names of the inputs."),
-    s.nested("checkpoints", _checkpoints, of=[CHECKPOINT_KEYS]),
-    s.text("best", _best, of=str | None, about="The one of the lowest mean loss."),
+    s.nested("checkpoints", _checkpoints, of=[CHECKPOINT_KEYS], about="In the order of the files."),
+    s.text(
+        "best",
+        _best,
+        of=str | None,
+        about="The one of the lowest mean loss; null where none is known.",
+    ),
     s.nested(
         "lead",
         _lead,
         of=s.Either((PAIR_KEYS, type(None))),
-        about="The best against the next.",
+        about="The best against the next; null of one checkpoint.",
     ),
     _JOINED,
     *_LEFT_OUT,

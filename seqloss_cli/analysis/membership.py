@@ -49,12 +49,14 @@ class ScoreSummary:
     """Documents without it, by the reason."""
     mean: Estimate
     mean_of_members: Estimate | None
-    """None, as all below, without labels."""
+    """Mean score of members; None without labels."""
     mean_of_non_members: Estimate | None
+    """Mean score of others; None without labels."""
     auroc: Estimate | None
-    """Area under the curve of the score, turned so that higher means member."""
+    """Area under the curve of the score, turned so that higher means member; None without
+    labels."""
     tpr_at_fpr: dict[str, Estimate] | None
-    """True positive rates by false positive rates."""
+    """True positive rates by false positive rates; None without labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,25 @@ class Membership:
     """Scores of membership of all documents."""
 
     min_k_percent: float
+    """--min-k, percent."""
     pair: str | None
+    """--pair: the field of pairs; None without it."""
     label: str | None
+    """--label: the field of labels; None without it."""
     n_documents: int
     """Sequences with a scored token; of a pair the text as it was."""
     n_members: int | None
+    """Documents labelled 1; None without labels."""
     n_non_members: int | None
+    """Documents labelled 0; None without labels."""
     n_unlabelled: int | None
-    """Documents without the field of labels."""
+    """Documents without the field of labels; None where none was named."""
     n_without_pair: int | None
-    """Documents that no other shares the field of pairs with."""
+    """Documents that no other shares the field of pairs with; None without pairs."""
     scores: dict[str, ScoreSummary]
+    """Name of a score to what it comes to."""
     notes: list[str]
+    """Reasons to doubt a figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,9 @@ class RocSeries:
     label: str
     """Name of the score."""
     auroc: Estimate
+    """Area under the curve."""
     false_positive_rates: list[float]
+    """At falling thresholds."""
     true_positive_rates: list[float]
     """At the same thresholds; of very many a part, the most of them where rates are low."""
 
@@ -94,9 +105,13 @@ class RocPlot:
 
     kind: ClassVar[str] = "roc"
     n_members: int
+    """Documents labelled 1."""
     n_non_members: int
+    """Documents labelled 0."""
     n_unlabelled: int
+    """Documents without the field of labels."""
     series: list[RocSeries]
+    """One for each score."""
 
 
 _Scores = dict[str, float | str]

@@ -99,8 +99,11 @@ class CurvePoint:
     """A checkpoint on a curve."""
 
     model: str
+    """Name of the checkpoint."""
     label: str
+    """Name on the axis."""
     step: int | None
+    """Training step; None where its name tells none."""
     estimate: Estimate
     """In the unit of the axis."""
 
@@ -111,13 +114,17 @@ class CurvePlot:
 
     kind: ClassVar[str] = "curve"
     axis: str
+    """Name and unit of the axis."""
     points: list[CurvePoint]
     """By training step where each checkpoint has one of its own, else as they were given."""
     by_step: bool
+    """True where the axis is the training step."""
     n_documents: int
+    """Documents of every checkpoint."""
     rows: joining.RowsUsed | None
-    """None for what `objective` wrote, which tells of its rows itself."""
+    """Rows that the points are of; None for what `objective` wrote, which tells of them itself."""
     notes: list[str]
+    """Reasons to doubt an interval."""
 
 
 def curve_of_results(

@@ -99,13 +99,15 @@ class HistogramSeries:
     """The spread of the losses of a results file."""
 
     label: str
+    """Name of the file."""
     shares: list[float]
     """Share of the scored tokens in each bin; with `share_beyond` they sum to 1."""
     share_beyond: float
     """Share of tokens at or above the last edge, infinite losses among them."""
     n_tokens: int
+    """Scored tokens."""
     mean: float | None
-    """None where a loss is infinite."""
+    """Mean loss; None where a loss is infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class HistogramPlot:
     unit: str
     """Unit of losses: nats or bits."""
     edges: list[float]
+    """Edges of the bins, in that unit."""
     series: list[HistogramSeries]
+    """One for each file."""
 
 
 def histogram_plot(
@@ -156,7 +160,9 @@ class PositionSeries:
     """Losses of a results file by position, in the unit of the axis."""
 
     label: str
+    """Name of the file."""
     positions: list[PositionLoss]
+    """From the first position on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +171,11 @@ class PositionPlot:
 
     kind: ClassVar[str] = "position"
     axis: str
+    """Name and unit of the axis."""
     series: list[PositionSeries]
+    """One for each file."""
     notes: list[str]
+    """Reasons to doubt an interval."""
 
 
 def position_plot(
@@ -215,7 +224,9 @@ class GroupsPlot:
 
     kind: ClassVar[str] = "groups"
     axis: str
+    """Name and unit of the axis."""
     by: str
+    """Field of the groups."""
     labels: list[str]
     """Names of the series."""
     groups: list[GroupBar]
@@ -227,8 +238,11 @@ class GroupsPlot:
     without_bar: list[tuple[str, str]]
     """Series and group where there is none: a loss is infinite, or nothing is scored."""
     n_rows: int
+    """Rows that were read."""
     n_without_by: int
+    """Rows without the field of groups."""
     n_without_cluster: int
+    """Rows without the field of --cluster."""
     baseline: float
     """Begin of the axis: 0, or a round figure from which the groups can be told apart."""
 
@@ -292,6 +306,7 @@ class ScatterPlot:
     unit: str
     """Unit of both axes: nats or bits, per token or byte."""
     labels: tuple[str, str]
+    """Names of A and B."""
     of: PointOf
     """The thing that a point is."""
     first: list[float]
@@ -303,8 +318,11 @@ class ScatterPlot:
     n_lower: int
     """Points where B is lower by more than a tie."""
     n_tied: int
+    """Points where they are tied."""
     n_higher: int
+    """Points where B is higher by more than a tie."""
     rows: RowsUsed
+    """Rows that the points are made of."""
 
 
 def scatter_plot(

@@ -77,7 +77,11 @@ def _scores(pairs: bool) -> RowsOf:
 def _selected() -> RowsOf:
     """Return the keys of rows that were kept: of both commands, and those of the selection."""
     bucket = s.whole(
-        BUCKET, int, of=int | None, optional=True, about="With --buckets: 1 has the least values."
+        BUCKET,
+        int,
+        of=int | None,
+        optional=True,
+        about="With --buckets: its bucket, 1 of the least values; null where it has none.",
     )
     selection = s.nested(
         "selection", dict, of=dict[str, Any], about="The options that rows were chosen by."
@@ -292,10 +296,10 @@ class _Maker:
         first = self.shapes.of_keys(
             (
                 _VERSION,
-                s.text("kind", str, of=_constant(kind.kind)),
-                s.nested("files", list, of=list[dict[str, Any]]),
-                s.real("confidence", float, of=float),
-                s.whole("n_unusable", int),
+                s.text("kind", str, of=_constant(kind.kind), about="--kind."),
+                s.nested("files", list, of=list[dict[str, Any]], about="The results files."),
+                s.real("confidence", float, of=float, about="Of each interval."),
+                s.whole("n_unusable", int, about="Rows that could not be read back."),
             )
         )
         return {

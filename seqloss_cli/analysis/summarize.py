@@ -332,7 +332,9 @@ class PositionLoss:
     first: int
     """Position in the sequence that the model saw; BOS, where there is one, stands at 0."""
     last: int
+    """The last position."""
     n_scored: int
+    """Tokens that have a loss."""
     mean_loss: intervals.Estimate
     """Nats per token, over documents that reach so far."""
 

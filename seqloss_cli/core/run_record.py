@@ -26,32 +26,47 @@ class RunInfo:
     """
 
     command: str = field(metadata=_POLICY)
+    """The command that scored."""
     started_at: str
     """UTC, ISO 8601."""
     model: str | None = None
-    """None, as with the other figures of the model, where no weights were loaded."""
+    """Its name, as it was typed; None where no weights were loaded."""
     revision: str | None = field(default=None, metadata=_OF_WEIGHTS)
+    """Commit of the hub; None where it is not known."""
     weights_sha256: str | None = field(default=None, metadata=_OF_WEIGHTS)
+    """SHA-256 over those of the weight files, sorted, and of an adapter; None without weights."""
     adapter: str | None = field(default=None, metadata=_OF_WEIGHTS)
-    """Put on the model beside its weights; its files count in `weights_sha256`."""
+    """Put on the model beside its weights, and in `weights_sha256`; None without one."""
     quantization: str | None = field(default=None, metadata=_OF_WEIGHTS)
-    """The method and its kind, such as `torchao int8_weight_only (on load)`."""
+    """The method and its kind, such as `torchao int8_weight_only (on load)`; None without."""
     tokenizer: str
+    """Name of the tokenizer."""
     tokenizer_sha256: str
+    """SHA-256 of its serialized form."""
     dtype: str | None = None
+    """Type of the weights in memory; None without any."""
     device: str | None = None
+    """Device that computed; None without weights."""
     threads: int | None = None
+    """Threads of the CPU; None without weights."""
     bos: str = field(metadata=_POLICY | _OF_TOKENS)
     """The policy; what was done stands in each sequence."""
     bos_token_id: int | None = field(metadata=_OF_TOKENS)
+    """Its id; None where there is none."""
     bos_token: str | None
+    """Its text; None where there is none."""
     eos: bool = field(metadata=_POLICY | _OF_TOKENS)
+    """True with --eos."""
     eos_token_id: int | None
+    """Its id; None where there is none."""
     special_tokens: str = field(metadata=_POLICY | _OF_TOKENS)
+    """The policy for special tokens that stand in texts."""
     context: int | None = None
+    """Tokens that a window holds; None without a model."""
     context_source: str | None = None
+    """The key or option that number comes from; None without a model."""
     stride: int | None = None
-    """None where a sequence must fit the context."""
+    """Tokens that windows advance by; None where a sequence must fit the context."""
     boundary: str | None = field(default=None, metadata=_POLICY)
     """The policy for the boundary of prompt and response; None where there is none."""
     pairs: Mapping[str, Any] | None = field(default=None, metadata=_POLICY)
@@ -59,20 +74,20 @@ class RunInfo:
     share_prefix: bool = False
     """True where prompts that rows have in common are computed once."""
     batch_tokens: int | None = None
-    """None where a server computed the losses, row by row."""
+    """Tokens of a batch; None where a server computed the losses, row by row."""
     path: str | None = None
-    """`packed`, `batched`, `single` or `plain`: how the model was run."""
+    """`packed`, `batched`, `single` or `plain`: how the model was run; None without weights."""
     compiled: bool | None = None
-    """True where its layers were compiled: packed rows go through them; suffixes of a common prompt
-    and rows beyond a sliding window do not."""
+    """True where its layers were compiled: packed rows go through them, suffixes of a common prompt
+    and rows beyond a sliding window do not; None without weights."""
     devices: int | None = None
-    """Number of devices that shared the batches."""
+    """Devices that shared the batches; None without weights."""
     gold: str | None = field(default=None, metadata=_POLICY)
-    """The reference distribution that losses are taken against."""
+    """The reference distribution that losses are taken against; None without losses."""
     versions: Mapping[str, str]
     """Versions of the packages that numbers come from; with a server, of those that make tokens."""
     teacher: Mapping[str, Any] | None = field(default=None, metadata=_POLICY)
-    """The teacher, where the reference is one: its weights, and how they are known."""
+    """The teacher, its weights, and how they are known; None where the reference is none."""
     reading: Mapping[str, Any] | None = None
     """The inputs, and how they are read; None where no command read them."""
     rows: Mapping[str, Any] | None = None
@@ -80,12 +95,12 @@ class RunInfo:
     tensor_parallel: int | None = field(default=None, metadata=_SOMETIMES)
     """Processes that had a part of the model each; None where one had the whole of it."""
     guesses: Sequence[str] | None = field(default=None, metadata=_SOMETIMES)
-    """Settings of speed that nobody measured on such a device."""
+    """Settings of speed that nobody measured on such a device; None where all were."""
     engine: Mapping[str, Any] | None = field(default=None, metadata=_SOMETIMES)
-    """The server that computed the losses, and how its answers were checked."""
+    """The server that computed the losses, and how its answers were checked; None without one."""
     models: Sequence[Mapping[str, Any]] | None = field(default=None, metadata=_SOMETIMES)
     """Models that one pass of the teacher was compared with: each as its rows name it, and the
-    fields above that are its own. The first is that of those fields."""
+    fields above that are its own. The first is that of those fields; None of one model."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields by name, without those of `_SOMETIMES` where there are none."""

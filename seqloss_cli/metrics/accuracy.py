@@ -20,6 +20,7 @@ class RankTotals(SumRecord):
 
     n_rows: int = 0
     n_choices: int = 0
+    """Choices of these rows."""
     n_tokens: int = 0
     """Tokens of prompts and choices together, of a prompt as often as it has choices."""
     n_with_answer: int = 0

@@ -30,11 +30,11 @@ class ChainRule:
     """
 
     log_prob_x: float | None
-    """Marginal ln Pr(x)."""
+    """Marginal ln Pr(x), nats; None where it is infinite or nothing is scored."""
     log_prob_y_given_x: float | None
-    """Conditional ln Pr(y | x)."""
+    """Conditional ln Pr(y | x), nats; None where it is infinite or nothing is scored."""
     log_prob_xy: float | None
-    """Joint ln Pr(x, y)."""
+    """Joint ln Pr(x, y), nats; None where it is infinite or a part of it is unknown."""
 
     def __post_init__(self) -> None:
         x, y, xy = self.log_prob_x, self.log_prob_y_given_x, self.log_prob_xy

@@ -80,9 +80,11 @@ class DeltaTotals(SumRecord):
     """Counts of sequences and tokens."""
 
     n_sequences: int = 0
+    """Sequences: inputs that were not rejected."""
     n_sequences_compared: int = 0
     """Sequences with a compared token."""
     n_tokens: int = 0
+    """Tokens of these."""
     n_recorded: int = 0
     """Tokens with a recorded value."""
     n_compared: int = 0
@@ -128,7 +130,7 @@ class SequenceDeltas:
     max_abs_at: int | None
     """Position of the greatest |Δ|."""
     log_weight: float | None
-    """Sum of Δ over the sampled tokens: ln w of the sequence."""
+    """Sum of Δ over the sampled tokens, nats: ln w of the sequence."""
     kls: Mapping[str, float | None]
     """Means of k1, k2 and k3 over the sampled tokens."""
 

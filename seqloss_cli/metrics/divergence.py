@@ -446,11 +446,15 @@ class BinMeans:
     low: float
     """Position or entropy in nats; the high end of an entropy is in the next bin."""
     high: float | None
-    """None where there is no end."""
+    """High end; None where there is none."""
     n_scored: int
+    """Tokens of the bin."""
     mean_kl: Estimate
+    """Mean over these, nats per token."""
     mean_acceptance: Estimate
+    """Mean over these."""
     same_top1: Estimate
+    """Share of these."""
 
 
 class _BinSums:

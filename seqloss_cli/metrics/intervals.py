@@ -44,12 +44,17 @@ class Estimate:
     """A figure with its interval; None where there is none."""
 
     value: float | None
+    """The figure; None where it is not known."""
     low: float | None = None
+    """Low end of its interval; None where there is none."""
     high: float | None = None
+    """High end; None where there is none."""
     standard_error: float | None = None
+    """In the figure's unit; None where there is none."""
     n: int = 0
     """Units that were drawn: documents, clusters or blocks."""
     method: str = ""
+    """Words on how the interval was made."""
 
     @property
     def half_width(self) -> float | None:

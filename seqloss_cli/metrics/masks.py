@@ -47,6 +47,7 @@ class MaskTotals(SumRecord):
     """Counts and losses over sequences."""
 
     n_sequences: int = 0
+    """Sequences: inputs that were not rejected."""
     n_tokens: int = 0
     n_counted: int = 0
     """Tokens that the loss falls on."""

@@ -112,6 +112,7 @@ class Totals(SumRecord):
     """Counts and exact sums of losses, and the rates made from them."""
 
     n_sequences: int = 0
+    """Sequences: inputs that were not rejected."""
     n_sequences_scored: int = 0
     """Sequences with at least one scored token; means over sequences are over these."""
     n_tokens: int = 0
@@ -190,7 +191,7 @@ class Totals(SumRecord):
 
     @property
     def perplexity(self) -> float | None:
-        """e to the mean loss; None where it overflows (Jelinek et al. 1977)."""
+        """e to the mean loss (Jelinek et al. 1977); None where it overflows."""
         return exp_or_none(self.mean_loss)
 
     @property
@@ -207,12 +208,13 @@ class Totals(SumRecord):
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per UTF-8 byte of the source text that the scored tokens cover (rule 10)."""
+        """Bits per UTF-8 byte of the source text that the scored tokens cover (rule 10); None
+        without a text."""
         return self._bits_per("n_scored_bytes")
 
     @property
     def bits_per_char(self) -> float | None:
-        """Bits per code point whose last byte lies in a scored token."""
+        """Bits per code point whose last byte lies in a scored token; None without a text."""
         return self._bits_per("n_scored_chars")
 
     @property
@@ -225,7 +227,7 @@ class Totals(SumRecord):
 
     @property
     def word_perplexity(self) -> float | None:
-        """e to the loss per word of `text.split()`; None where it overflows."""
+        """e to the loss per word of `text.split()`; None without a text, and where it overflows."""
         return exp_or_none(self.word_loss)
 
     def _sum(self, units: int) -> float | None:

@@ -228,8 +228,11 @@ class Difference:
     """A key of two run records with another value in each."""
 
     key: str
+    """Key of the run's record."""
     first: Any
+    """Its value in the first run."""
     second: Any
+    """Its value in this one."""
 
     def __str__(self) -> str:
         if isinstance(self.first, Mapping) and isinstance(self.second, Mapping):

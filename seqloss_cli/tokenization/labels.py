@@ -32,7 +32,8 @@ class Finding:
     kind: str
     """A word that scripts can match, such as `loss_on_prompt`."""
     position: int | None
-    """The first token that it is about: in our sequence, or in theirs where we have none."""
+    """The first token that it is about: in our sequence, or in theirs where we have none. None of
+    what is about no token."""
     count: int
     """Number of tokens that it is about."""
     message: str

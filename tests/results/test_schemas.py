@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+import columns_page
 from helpers.program import in_process
 from helpers.schemas import hold, hold_csv, hold_text
 from seqloss_cli.analysis.schemas import FORMATS, ROWS, schema_of
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.results.formats import LEVELS
-from seqloss_cli.results.schema.json_schema import closed, meaning
+from seqloss_cli.results.schema.json_schema import closed
 
 EVERY = [(command, name) for command, formats in FORMATS.items() for name in formats]
 ROW = {"id": "a", "source": "a.txt", "line": 1, "choice": 0, "position": 0}
@@ -41,20 +42,56 @@ def references(value: Any) -> Iterator[str]:
             yield from references(each)
 
 
-SELF_EVIDENT = {
-    *("prompt", "response", "separator", "token_ids", "n_tokens"),
-    *("n_sequences", "n_sequences_scored", "n_choices"),
+PLAIN = {
+    *("perplexity", "word_perplexity", "p", "p_adjusted", "correlation", "min_k_percent"),
+    # Counts on average; of any figure; of an axis.
+    *("accepted_draft_tokens", "accepted_draft_tokens_at_most", "accepted_draft_tokens_if_alike"),
+    *("tokens_per_step", "value", "low", "high", "standard_error", "baseline", "mean"),
+    "confidence",
 }
-"""Keys of which the name is the meaning."""
+"""Numbers without a unit, or in one that the place tells."""
+ENVELOPE = ("run", "sequences", "rejected", "totals", "response", "type")
+"""Keys that need no words."""
 
 
-@pytest.mark.parametrize("command", ROWS)
-def test_keys_of_rows_and_totals_say_what_they_mean(command: str) -> None:
-    rows = ROWS[command]
-    silent = {
-        key.name for key in (*rows.keys, *rows.totals, *rows.totals_of_models) if not meaning(key)
-    }
-    assert silent - SELF_EVIDENT == set()
+def properties(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key of the objects of a schema, but for those of CSV and of records that were read."""
+    if isinstance(schema, list):
+        schema = dict(enumerate(schema))
+    if isinstance(schema, dict):
+        if isinstance(own := schema.get("properties"), dict) and "type" in schema:
+            yield from own.items()
+        for each in schema.values():
+            yield from properties(each)
+
+
+def test_keys_say_what_they_mean_in_which_unit_and_when_they_are_null() -> None:
+    silent, unitless, unsaid = set(), set(), set()
+    for command in FORMATS:
+        schema = schema_of(command, "json" if command in ROWS else None)
+        for name, each in properties(schema):
+            text, null, _ = columns_page.told(each)
+            kind = columns_page.type_of(each)
+            if not text and "$ref" not in each and name not in ENVELOPE:
+                silent.add((command, name))
+            if kind == "number" and name not in PLAIN and not columns_page.unit_of(text, kind):
+                unitless.add((command, name, text))
+            if columns_page.nulls(each)[0] and "number" not in kind and not null:
+                unsaid.add((command, name, text))
+    assert silent == set()
+    assert unitless == set()
+    assert unsaid == set()
+
+
+def test_the_page_of_columns_has_every_column_of_csv() -> None:
+    made = columns_page.page()
+    for command in LEVELS:
+        for level in LEVELS[command]:
+            _, _, section = made.partition(f"### CSV of {command}: a {level} each\n")
+            section, _, _ = section.partition("\n#")
+            for name, each in schema_of(command, "csv", level)["properties"].items():
+                assert f"`{name}`" in section, (command, level, name)
+                assert columns_page.told(each)[0], (command, level, name)
 
 
 @pytest.mark.parametrize("command", ROWS)

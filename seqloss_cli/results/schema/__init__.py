@@ -181,8 +181,9 @@ class Key:
     what is nested, and of what may be null though others of its kind are not."""
     optional: bool = False
     """Some rows lack it though `when` holds: it is ABSENT of them."""
-    about: str | tuple[type, str] = ""
-    """Its meaning, with its unit; or the class and the name of what has it as a docstring."""
+    about: str | tuple[type, str] | tuple[type, str, str] = ""
+    """Its meaning, with its unit, and when it is null; or the class and the name of what has it as
+    a docstring, and what is to be added."""
 
     @property
     def type(self) -> Any:
@@ -445,7 +446,7 @@ def rejected_row(rejected: Rejected) -> Row:
 
 
 REJECTED = (
-    text("reason", _itself, about="Why: a word that scripts can match."),
+    text("reason", _itself, about="Why it was rejected: a word that scripts can match."),
     text("message", _itself, about="The same for people."),
 )
 """Keys of rejected inputs beside their identity."""

@@ -110,7 +110,9 @@ class WorstPlace:
     """The place of the greatest difference."""
 
     id: str
+    """The input's id."""
     position: int
+    """The token's place, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +120,16 @@ class FaultRow:
     """A fault that explains differences."""
 
     fault: str
+    """Its name."""
     parameters: dict[str, Any]
+    """Names to values that were found, such as a temperature."""
     explains: float | None
     """Share of the mean of |Δ| that goes with it."""
 
 
 _DIAGNOSED = (
-    s.whole("n_sequences", "n_sequences"),
-    s.whole("n_tokens", "n_tokens"),
+    s.whole("n_sequences", "n_sequences", about="Sequences that were looked at."),
+    s.whole("n_tokens", "n_tokens", about="Tokens of these."),
     s.real("mean_abs_delta", "mean_abs", about="Mean of |Δ| before any fault, nats."),
     s.real("mean_abs_delta_left", "mean_abs_left", about="The same beyond the faults, nats."),
 )
@@ -146,7 +150,12 @@ CHECK_TOTALS = (
         lambda v: v.documents.max_abs and v.documents.max_abs[0],
         about="The greatest |Δ|, nats.",
     ),
-    s.nested("max_abs_delta_at", _worst, of=WorstPlace | None, about="Where it is."),
+    s.nested(
+        "max_abs_delta_at",
+        _worst,
+        of=WorstPlace | None,
+        about="Where it is; null where nothing is compared.",
+    ),
     s.nested(
         "effective_sample_size",
         lambda v: v.weights["effective_sample_size"],
@@ -203,7 +212,11 @@ def _sampled(view: CheckView) -> Any:
 
 
 def _kl(name: str) -> s.Key:
-    return s.real(name, lambda v: v.figures.kls[name], about="Estimate of KL, nats per token.")
+    return s.real(
+        name,
+        lambda v: v.figures.kls[name],
+        about="Estimate of KL, nats per token; null where nothing is compared.",
+    )
 
 
 _RECORDED = s.reals(
@@ -232,7 +245,12 @@ CHECK_KEYS = (
     s.real("median_delta", "figures.median", about="Its median, nats."),
     s.real("mean_abs_delta", "figures.mean_abs", about="Mean of |Δ|, nats."),
     s.real("max_abs_delta", "figures.max_abs", about="The greatest |Δ|, nats."),
-    s.whole("max_abs_delta_at", "figures.max_abs_at", of=int | None, about="Its token."),
+    s.whole(
+        "max_abs_delta_at",
+        "figures.max_abs_at",
+        of=int | None,
+        about="Its token; null where nothing is compared.",
+    ),
     *(_kl(name) for name in d.KLS),
     s.real("log_weight", "figures.log_weight", about=(d.SequenceDeltas, "log_weight")),
     q.flags_key("sums.flags"),
@@ -252,6 +270,7 @@ _TOKEN_COLUMNS = (
     s.wholes(
         "sampled",
         lambda v: [None] * len(v.result.log_probs) if v.result.sampled is None else _sampled(v),
+        about="1 where the token was sampled, else 0; null where the row does not tell.",
     ),
 )
 """Columns of a line at `--level token`."""

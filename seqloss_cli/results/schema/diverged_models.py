@@ -10,6 +10,7 @@ from typing import Any
 from seqloss_cli.core.records import Rejections
 from seqloss_cli.metrics.divergence import DocumentSums, ModelsTotals
 from seqloss_cli.metrics.intervals import Estimate
+from seqloss_cli.metrics.totals import Totals
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.divergences import (
@@ -77,17 +78,23 @@ _NAME = s.text("model", str, about="Its name, as it was typed.")
 _ESTIMATE_KEYS = (
     s.real("value", float, about="Difference of mean KL, nats per token."),
     *(s.real(name, float, about=about) for name, about in (
-        ("low", "Lower end of its interval."), ("high", "Upper end of its interval."),
+        ("low", "Lower end of its interval, nats per token."),
+        ("high", "Upper end of its interval, nats per token."),
     )),
-    s.real("standard_error", float, about="Of the difference."),
+    s.real("standard_error", float, about="Of the difference, nats per token."),
     s.whole("n", int, about=(Estimate, "n")),
     s.text("method", str, about="How the interval was made."),
 )  # fmt: skip
 assert [key.name for key in _ESTIMATE_KEYS] == [each.name for each in fields(Estimate)]
 MODELS_TOTALS_KEYS = (
-    s.whole("n_sequences", lambda v: v.sums.parts[0].n_sequences),
+    s.whole("n_sequences", lambda v: v.sums.parts[0].n_sequences, about=(Totals, "n_sequences")),
     *s.UNSCORED,
-    s.text("best", _best, of=str | None, about="Name of the model of the least mean KL."),
+    s.text(
+        "best",
+        _best,
+        of=str | None,
+        about="Name of the model of the least mean KL; null where none is known.",
+    ),
     s.nested(
         "models",
         _models,

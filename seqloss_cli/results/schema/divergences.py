@@ -175,8 +175,8 @@ _MEANINGS = {
     "delta_p": "Mean of the change of the probability of each token.",
     "reverse_kl": "Mean of KL(p ‖ q), nats.",
     "jensen_shannon": "Mean of the Jensen-Shannon divergence, nats.",
-    "total_variation": "Mean of ½ Σ |p - q|.",
-    "acceptance": "Mean of Σ min(p, q).",
+    "total_variation": "Mean of ½ Σ |p - q|, a probability.",
+    "acceptance": "Mean of Σ min(p, q), a probability.",
     "top_k_overlap": "Mean of the share of the most probable ids that both have.",
 }
 _MEANINGS |= {
@@ -246,8 +246,13 @@ def _when(name: str) -> str:
     return "tokens teacher" if name in d.MEASURES else "tokens"
 
 
+def _of_token(name: str) -> str:
+    about = _MEANINGS[name].removeprefix("Mean of ")
+    return about[:1].upper() + about[1:]
+
+
 _ARRAYS = {
-    name: q.token_array(key, _of(name), _when(name), about=_MEANINGS[name].removeprefix("Mean of "))
+    name: q.token_array(key, _of(name), _when(name), about=_of_token(name))
     for name, key in _COLUMNS.items()
 }
 
@@ -266,7 +271,10 @@ _SAME_TOP1 = q.token_array(
     optional=False,
     about="Both hold the same token most probable.",
 )
-_DELTA_P = (s.real("mean", "mean"), s.real("rms", "rms", about="Root mean square."))
+_DELTA_P = (
+    s.real("mean", "mean", about="Mean, a probability."),
+    s.real("rms", "rms", about="Root mean square, a probability."),
+)
 _SUM_KEYS = (
     *q.SIZES,
     # Of what heads were cut by, rows hold means only.
@@ -305,14 +313,18 @@ _SUM_KEYS = (
 """Sums, means and shares, of one sequence or many."""
 _BY_BIN = "KL, acceptance and same_top1 of the tokens in bins of "
 TOTALS_KEYS = (
-    s.whole("n_sequences", "sums.n_sequences"),
-    s.whole("n_sequences_scored", "sums.n_sequences_scored"),
+    *(s.whole(n, f"sums.{n}", about=(Totals, n)) for n in ("n_sequences", "n_sequences_scored")),
     *s.UNSCORED,
     *_SUM_KEYS[:-1],
     s.nested(
         "delta_p",
         _delta_p_of_all,
-        of=(*_DELTA_P, s.nested("quantiles", "quantiles", of=dict[str, float | None])),
+        of=(
+            *_DELTA_P,
+            s.nested(
+                "quantiles", "quantiles", of=dict[str, float | None], about="Quantiles over tokens."
+            ),
+        ),
         about=_SUM_KEYS[-1].about,
     ),
     s.text(
@@ -393,7 +405,11 @@ _TOKEN_COLUMNS = (
     s.as_column(_ARRAYS["cross_entropy"], "loss"),
     *q.SCORED,
     *(s.as_column(key, name) for name, key in _ARRAYS.items() if name != "cross_entropy"),
-    s.wholes("same_top1", lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)]),
+    s.wholes(
+        "same_top1",
+        lambda v: [n if n is None else int(n) for n in _SAME_TOP1.value(v)],
+        about="1 where both hold the same token most probable, else 0; null where not scored.",
+    ),
 )
 """Columns of a line at `--level token`; its loss is the cross-entropy."""
 LEVELS = {"token": _TOKEN_COLUMNS}

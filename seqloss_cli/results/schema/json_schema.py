@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -161,8 +162,9 @@ def meaning(key: Key) -> str:
     """Return what a key means."""
     if isinstance(key.about, str):
         return key.about
-    kind, name = key.about
-    return meanings(kind).get(name, "")
+    kind, name, *more = key.about
+    text = meanings(kind).get(name, "")
+    return "; ".join([text.removesuffix("."), *more]) if more else text
 
 
 @lru_cache
@@ -187,8 +189,8 @@ def _docstring(node: ast.stmt | None) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """Return the first paragraph of a docstring, in one line."""
-    return " ".join(text.strip().partition("\n\n")[0].split())
+    """Return the first paragraph of a docstring, in one line; None is null there."""
+    return re.sub(r"\bNone\b", "null", " ".join(text.strip().partition("\n\n")[0].split()))
 
 
 def element(key: Key) -> Any:

@@ -133,7 +133,7 @@ def _part(name: str, path: str) -> s.Key:
 
 _LOSS = ("n_scored", "total_loss", "mean_loss")
 _LOSS_KEYS = (
-    s.whole("n_scored", "n_scored"),
+    s.whole("n_scored", "n_scored", about="Tokens that have a loss."),
     *(s.real(name, name, about=(Totals, name)) for name in _LOSS[1:]),
 )
 _TURN = (
@@ -153,12 +153,15 @@ class TrainerRow:
     """The labels that a trainer makes of an input."""
 
     name: str
+    """Its name and version."""
     input_ids: list[int] | None
+    """Ids that it trains on; None where it drops the input."""
     labels: list[int] | None
-    """None where the trainer drops the input."""
+    """Its labels; None where it drops the input."""
     not_trained: str | None
-    """Why it drops it."""
+    """Why it drops the input; None where it does not."""
     differences: list[Finding]
+    """Differences of its labels from ours."""
 
 
 _COUNTS = (
@@ -197,7 +200,7 @@ _TOTALS = (
     *map(_of_totals, ("n_not_trained", "n_trainer_different")),
     _of_totals("trainer", dict[str, int]),
 )
-MASK_TOTALS = (s.whole("n_sequences", "sums.n_sequences"), *s.UNSCORED, *_TOTALS)
+MASK_TOTALS = (_of_totals("n_sequences"), *s.UNSCORED, *_TOTALS)
 """Keys of the totals."""
 _TOKEN_LOSSES = q.token_array(
     "token_losses", lambda v: v.score.losses, "tokens losses", about="Loss of each token, nats."

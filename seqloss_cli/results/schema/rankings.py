@@ -117,13 +117,25 @@ def _finite(name: str, view: ChoiceView) -> float | None:
     return s.finite(getattr(view.result, name))
 
 
-_OF_RESPONSE = "Of the response, without the separator."
+_OF_RESPONSE = {
+    f"n_{unit}": f"{said} of the response, without the separator."
+    for unit, said in (("tokens", "Tokens"), ("bytes", "Bytes"), ("chars", "Code points"))
+}
+_SOFTMAX = "Its probability among the choices; null where all of them are impossible."
 _LENGTHS = ("n_tokens", "n_bytes", "n_chars")
 _TOKEN_IDS = s.wholes(
-    "token_ids", lambda v: s.ints(v.sequence.token_ids[v.stretch]), "tokens", length=0
+    "token_ids",
+    lambda v: s.ints(v.sequence.token_ids[v.stretch]),
+    "tokens",
+    length=0,
+    about="Id of each token of the choice.",
 )
 _TOKENS = s.texts(
-    "tokens", lambda v: v.options.token_texts(v.sequence)[v.stretch], "tokens", length=0
+    "tokens",
+    lambda v: v.options.token_texts(v.sequence)[v.stretch],
+    "tokens",
+    length=0,
+    about="The text of each, for people.",
 )
 _TOKEN_LOSSES = s.reals(
     "token_losses",
@@ -133,11 +145,11 @@ _TOKEN_LOSSES = s.reals(
     about="Loss of each token, nats; null where it does not count or is infinite.",
 )
 _FLAGS = q.flags_key(lambda v: score_flags(v.score))
-_RESPONSE = s.text("response", "sample.pair.response", "text")
+_RESPONSE = s.text("response", "sample.pair.response", "text", about="The choice's text.")
 _FIGURES = (
     s.real("log_prob", lambda v: s.finite(v.result.log_prob), about=(r.ChoiceFigures, "log_prob")),
-    s.real("probability", "probability", about="Softmax of the choices' log_prob."),
-    *(s.whole(name, f"result.{name}", about=_OF_RESPONSE) for name in _LENGTHS),
+    s.real("probability", "probability", about=_SOFTMAX),
+    *(s.whole(name, f"result.{name}", about=_OF_RESPONSE[name]) for name in _LENGTHS),
     s.text(
         "boundary",
         "sequence.prompt_boundary.boundary",
@@ -168,14 +180,20 @@ CHOICE_KEYS = (
     _TOKEN_IDS,
     _TOKENS,
     _TOKEN_LOSSES,
-    s.wholes("inf_losses", lambda v: s.infinite_places(*v.losses), "tokens", optional=True),
+    s.wholes(
+        "inf_losses",
+        lambda v: s.infinite_places(*v.losses),
+        "tokens",
+        optional=True,
+        about="Tokens whose loss is infinite: null in its array.",
+    ),
     s.wholes(
         "byte_offsets",
         lambda v: v.token_bytes and s.ints(v.token_bytes.offsets),
         "tokens",
         length=1,
         of=list[int] | None,
-        about="Token t covers the bytes [t, t + 1) of this array in `text`.",
+        about="Token t covers the bytes [t, t + 1) of this array in `text`; null of rows of ids.",
     ),
     s.text(
         "text",
@@ -187,8 +205,14 @@ CHOICE_KEYS = (
 )
 """Keys of a choice, in the order of its object."""
 _PROMPT = (
-    s.text("prompt", "sample.choices.prompt", "text"),
-    s.text("separator", lambda v: v.sample.choices.separator or s.ABSENT, "text", optional=True),
+    s.text("prompt", "sample.choices.prompt", "text", about="The prompt of all choices."),
+    s.text(
+        "separator",
+        lambda v: v.sample.choices.separator or s.ABSENT,
+        "text",
+        optional=True,
+        about="Between prompt and choice.",
+    ),
 )
 _ANSWERS = s.wholes(
     "answers",
@@ -213,7 +237,7 @@ RANK_KEYS = (
         "correct",
         "ranking.correct",
         of=dict[str, bool | None] | None,
-        about="Accuracy to whether the best choice is among the answers.",
+        about="Accuracy to whether the best choice is among the answers; null where none is known.",
     ),
     q.flags_key("ranking.flags"),
 )
@@ -238,6 +262,9 @@ def _of_choices(key: s.Key) -> s.Key:
     return _column(key, lambda v: [each.get(key.name) for each in v.choices])
 
 
+_ORDER = "Its place by that score, 1 the best; null where a choice has no such score."
+
+
 def _score_columns(score: str) -> tuple[s.Key, s.Key]:
     """Return the columns of a score, and of the place that it gives a choice: 1 is the best."""
 
@@ -248,8 +275,13 @@ def _score_columns(score: str) -> tuple[s.Key, s.Key]:
     # The last two compare with the response scored without its prompt.
     when = "pmi" if score in r.NEED_PMI else ""
     return (
-        s.reals(f"score.{score}", lambda v: [each["scores"][score] for each in v.choices], when),
-        s.wholes(f"order.{score}", places, when),
+        s.reals(
+            f"score.{score}",
+            lambda v: [each["scores"][score] for each in v.choices],
+            when,
+            about=f"{r.MEANINGS[score]}, nats.",
+        ),
+        s.wholes(f"order.{score}", places, when, about=_ORDER),
     )
 
 
@@ -262,34 +294,46 @@ def _of_tokens(
     name: str,
     value: Callable[[Any], Sequence[Any] | None],
     declare: Callable[..., s.Key] = s.wholes,
+    about: str = "",
 ) -> s.Key:
     """Return a column of the tokens of all choices, from the view of each; None is unknown."""
 
     def cells(view: RankingView) -> list[Any]:
         return [x for v in view.views for x in value(v) or [None] * len(v.losses[0])]
 
-    return declare(name, cells)
+    return declare(name, cells, about=about)
 
 
+_CHOICE = "Number of the choice in its row, from 0."
 RANK_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
     "choice": (
-        s.wholes("choice", lambda v: range(len(v.choices))),
+        s.wholes("choice", lambda v: range(len(v.choices)), about=_CHOICE),
         *map(_of_row, ("source", "prompt", "separator")),
         _of_choices(_RESPONSE),
-        s.wholes("answer", _is_answer),
+        s.wholes(
+            "answer", _is_answer, about="1 where it is right, else 0; null where none is known."
+        ),
         *map(_of_choices, _FIGURES),
         *(key for score in r.SCORES for key in _score_columns(score)),
         _of_choices(_FLAGS),
         _of_row("meta"),
     ),
     "token": (
-        _of_tokens("choice", lambda v: [v.place] * len(v.losses[0])),
-        _of_tokens("position", lambda v: range(len(v.losses[0]))),
-        _of_tokens("token_id", _TOKEN_IDS.value),
-        _of_tokens("token", _TOKENS.value, s.texts),
-        _of_tokens("loss", _TOKEN_LOSSES.value, s.reals),
-        _of_tokens("start", lambda v: v.token_bytes and v.token_bytes.starts.tolist()),
-        _of_tokens("end", lambda v: v.token_bytes and v.token_bytes.ends.tolist()),
+        _of_tokens("choice", lambda v: [v.place] * len(v.losses[0]), about=_CHOICE),
+        _of_tokens("position", lambda v: range(len(v.losses[0])), about="Its place, from 0."),
+        _of_tokens("token_id", _TOKEN_IDS.value, about="Its id."),
+        _of_tokens("token", _TOKENS.value, s.texts, "Its text, for people."),
+        _of_tokens("loss", _TOKEN_LOSSES.value, s.reals, str(_TOKEN_LOSSES.about)),
+        _of_tokens(
+            "start",
+            lambda v: v.token_bytes and v.token_bytes.starts.tolist(),
+            about="First byte in the text of the choice's tokens; null of rows of ids.",
+        ),
+        _of_tokens(
+            "end",
+            lambda v: v.token_bytes and v.token_bytes.ends.tolist(),
+            about="The byte after its last; null of rows of ids.",
+        ),
     ),
 }
 """Parts of a row that a line can be of, to their columns."""

@@ -98,7 +98,7 @@ def _text_count(name: str) -> s.Key:
         name,
         lambda v: None if v.sums.n_without_text else getattr(v.sums, name),
         of=int | None,
-        about=(t.Totals, name),
+        about=(t.Totals, name, "null of rows of ids."),
     )
 
 
@@ -121,13 +121,17 @@ def _separate(totals: t.Totals) -> s.Row:
     return s.row_of(_SEPARATE, totals.separate_tokenization)
 
 
+def _about(column: TokenColumn) -> str:
+    return f"{column.help.removesuffix('.')}{column.unit and f', {column.unit}'}."
+
+
 def _column_key(column: TokenColumn) -> s.Key:
     # Rows have no such key where nothing of them was scored: no window came to the backend.
     name, when = column.name, f"tokens {column.name}"
     if column.kind == "alternatives":
         lists: Any = list[list[Alternative] | None]
         return s.nested(
-            name, _alternatives, when, bulky=True, of=lists, optional=True, about=column.help
+            name, _alternatives, when, bulky=True, of=lists, optional=True, about=_about(column)
         )
     declare = {"whole": s.wholes, "real": s.reals}[column.kind]
     return q.token_array(
@@ -136,7 +140,7 @@ def _column_key(column: TokenColumn) -> s.Key:
         when,
         declare,
         bulky=True,
-        about=column.help,
+        about=_about(column),
     )
 
 
@@ -162,14 +166,16 @@ class Alternative:
     """A token that the model had in mind."""
 
     id: int
+    """The token's id."""
     token: str
+    """Its text."""
     log_prob: float | None
     """Nats; None where its probability is 0."""
 
 
 # Of bytes and words there are none of its own: the text is that of the pair.
 _SEPARATE = (
-    s.whole("n_scored", "n_scored"),
+    s.whole("n_scored", "n_scored", about="Tokens of the response that have a loss."),
     s.real("loss", "total_loss", about=(t.Totals, "total_loss")),
     s.real("mean_loss", "mean_loss", about=(t.Totals, "mean_loss")),
     s.real("log_prob_y_given_x", "log_prob", about=(t.Totals, "log_prob")),
@@ -212,7 +218,7 @@ _WORD_LOSSES = s.reals(
     "words",
     bulky=True,
     of=_OF_WORDS,
-    about="Sum of the losses of each word's tokens, nats.",
+    about="Sum of the losses of each word's tokens, nats; null where one has none.",
 )
 _CORRECTED = s.reals(
     "corrected_word_losses",
@@ -220,7 +226,8 @@ _CORRECTED = s.reals(
     "words corrected",
     bulky=True,
     of=_OF_WORDS,
-    about="The same, with the probability that a word ends moved to that word.",
+    about="The same, nats, with the probability that a word ends moved to that word; null where "
+    "a word has none.",
 )
 _WORD_KEYS = (
     _WORDS,
@@ -232,9 +239,12 @@ _WORD_KEYS = (
         "words",
         bulky=True,
         of=list[tuple[int, int]] | None,
-        about="Bytes [start, end) of each word in the text.",
+        about="Bytes [start, end) of each word in the text; null of rows of ids.",
     ),
 )
+
+
+_SHARED = "1 where another region has bytes of one of its tokens, too, else 0."
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +252,15 @@ class RegionRow:
     """A region of a text, and its losses."""
 
     name: str
+    """Its name."""
     start: int
     """First character."""
     end: int
     """The character after the last."""
     text: str = field(metadata={"is_optional": True})
+    """Its text."""
     n_tokens: int
+    """Tokens that begin in it."""
     loss: float | None
     """Sum over the tokens that begin in it, nats."""
     mean_loss: float | None
@@ -274,7 +287,7 @@ _OF_PAIRS = (
         "ifd",
         lambda v: c.instruction_following_difficulty(v.sums),
         "pmi",
-        about="Mean loss over that of the response's ids after BOS alone.",
+        about="Mean loss over that of the response's ids after BOS alone, a ratio.",
     ),
 )
 _SEPARATE_KEYS = (
@@ -292,7 +305,7 @@ _SEPARATE_KEYS = (
         _or_absent(c.boundary_difference),
         "compared",
         optional=True,
-        about="Its loss minus the joint one's, nats.",
+        about="Loss with prompt and response tokenized apart, less the joint one, nats.",
     ),
 )
 # mean_loss, perplexity, bits_per_byte and their like, by the names of the properties of totals
@@ -327,7 +340,7 @@ SCORE_KEYS = (
         about="Of a chat: its messages.",
     ),
     *_SEPARATE_KEYS,
-    s.real("loss", "sums.total_loss", "pairs", about="The response's: total_loss."),
+    s.real("loss", "sums.total_loss", "pairs", about="The response's: total_loss, nats."),
     *q.SIZES,
     *(_text_count(name) for name in t.TEXT_COUNTS),
     s.whole(
@@ -376,7 +389,9 @@ TOTALS_KEYS = (
         ),
         *s.only_if(lambda v: v.sums.response_only is not None, *_OF_PAIRS[len(_RULE) :]),
         *_SEPARATE_KEYS,
-        s.real("loss", "sums.total_loss", "pairs", about="That of the responses: total_loss."),
+        s.real(
+            "loss", "sums.total_loss", "pairs", about="That of the responses: total_loss, nats."
+        ),
     ),
     *map(_count, ("n_tokens", "n_scored", *t.TEXT_COUNTS)),
     *_RATE_KEYS,
@@ -399,17 +414,18 @@ def _bits(key: s.Key) -> s.Key:
         nats = key.value(view)
         return nats and [None if loss is None else loss / t.NATS_PER_BIT for loss in nats]
 
-    return s.reals("bits", value)
+    return s.reals("bits", value, about="The same in bits.")
 
 
 def _asked(name: str) -> s.Key:
     """Return the column of what an input says of all its regions."""
     value = attrgetter(f"sample.regions.{name}")
-    return s.texts(name, lambda v: [value(v)] * len(v.regions.regions))
+    about = f"The {name} that the input names; null where it names none."
+    return s.texts(name, lambda v: [value(v)] * len(v.regions.regions), about=about)
 
 
 def _region(name: str, declare: Callable[..., s.Key] = s.reals, when: str = "") -> s.Key:
-    return declare(name, lambda v: v.region_columns[name], when)
+    return declare(name, lambda v: v.region_columns[name], when, about=(RegionRow, name))
 
 
 SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
@@ -422,18 +438,20 @@ SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
         s.as_column(_CONTEXTS, "context_length"),
     ),
     "word": (
-        s.wholes("position", _of_words(lambda w: range(len(w.words)))),
+        s.wholes("position", _of_words(lambda w: range(len(w.words))), about="Its place, from 0."),
         s.as_column(_WORDS, "word"),
         s.as_column(_WORD_LOSSES, "loss"),
         _bits(_WORD_LOSSES),
         s.as_column(_CORRECTED, "corrected_loss"),
-        s.wholes("start", _of_words(lambda w: s.ints(w.byte_offsets[:, 0]))),
-        s.wholes("end", _of_words(lambda w: s.ints(w.byte_offsets[:, 1]))),
+        s.wholes("start", _of_words(lambda w: s.ints(w.byte_offsets[:, 0])), about="First byte."),
+        s.wholes("end", _of_words(lambda w: s.ints(w.byte_offsets[:, 1])), about="The byte after."),
     ),
     "region": (
         _asked("item"),
         _asked("condition"),
-        s.wholes("region", lambda v: range(1, len(v.regions.regions) + 1)),
+        s.wholes(
+            "region", lambda v: range(1, len(v.regions.regions) + 1), about="Its number, from 1."
+        ),
         _region("name", s.texts),
         _region("text", s.texts, "text"),
         _region("n_tokens", s.wholes),
@@ -441,7 +459,7 @@ SCORE_LEVELS: Mapping[str, tuple[s.Key, ...]] = {
         _bits(_region("loss")),
         _region("mean_loss"),
         _region("corrected_loss", when="corrected"),
-        s.wholes("shared", lambda v: list(map(int, v.regions.shared))),
+        s.wholes("shared", lambda v: list(map(int, v.regions.shared)), about=_SHARED),
         *(_region(name, s.wholes) for name in ("start", "end")),
     ),
 }

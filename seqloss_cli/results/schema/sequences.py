@@ -147,10 +147,10 @@ def flags_key(value: str | Callable[[Any], Any]) -> Key:
 
 
 TURN = (
-    s.text("role", "turn.role"),
+    s.text("role", "turn.role", about="Who speaks, such as `user`."),
     s.whole("start", "turn.start", about="The message's first token."),
     s.whole("end", "turn.end", about="The token after its last."),
-    s.whole("n_tokens", lambda v: v.turn.end - v.turn.start),
+    s.whole("n_tokens", lambda v: v.turn.end - v.turn.start, about="Tokens of the message."),
 )
 """Keys of each message of a chat, of a view with its `turn`."""
 SAMPLE = (
@@ -184,8 +184,17 @@ IDENTITY = (
 )
 """Keys that tell the inputs of rows apart."""
 TEXTS = (
-    s.text("prompt", _of_pair("prompt"), "text pairs", bulky=True, optional=True),
-    s.text("response", _of_pair("response"), "text pairs", bulky=True, optional=True),
+    s.text(
+        "prompt", _of_pair("prompt"), "text pairs", bulky=True, optional=True, about="The prompt."
+    ),
+    s.text(
+        "response",
+        _of_pair("response"),
+        "text pairs",
+        bulky=True,
+        optional=True,
+        about="The response.",
+    ),
     s.text(
         "separator",
         lambda v: _of_pair("separator")(v) or ABSENT,
@@ -239,7 +248,13 @@ N_SCORED = s.whole(
 SIZES = (N_TOKENS, N_SCORED)
 FIRST_KEYS = (*IDENTITY, *TEXTS, META, *BOS_AND_EOS)
 """The first keys of every row of a sequence."""
-TOKEN_IDS = s.wholes("token_ids", lambda v: v.sequence.token_ids.tolist(), "tokens", length=0)
+TOKEN_IDS = s.wholes(
+    "token_ids",
+    lambda v: v.sequence.token_ids.tolist(),
+    "tokens",
+    length=0,
+    about="Id of each token.",
+)
 _TEXTS_OF_TOKENS = s.texts(
     "tokens", lambda v: v.options.token_texts(v.sequence), "tokens", length=0,
     about="The text of each token, for people: bytes that are no character are escaped.",
@@ -263,15 +278,23 @@ _OF_INPUTS = (*TEXTS, META, RESPONSE_SHA256, N_RESPONSE_TOKENS, TOKEN_IDS, LOSS_
 
 # Columns of lines that are a token each.
 TOKEN = (
-    s.wholes("position", lambda v: range(v.sequence.n_tokens)),
+    s.wholes("position", lambda v: range(v.sequence.n_tokens), about="The token's place, from 0."),
     s.as_column(TOKEN_IDS, "token_id"),
     s.as_column(_TEXTS_OF_TOKENS, "token"),
 )
-PAIR_PART = s.texts("part", lambda v: ["y" if n else "x" for n in v.sequence.loss_mask], "pairs")
-EDGES = (s.wholes("start", _edges("starts")), s.wholes("end", _edges("ends")))
+PAIR_PART = s.texts(
+    "part",
+    lambda v: ["y" if n else "x" for n in v.sequence.loss_mask],
+    "pairs",
+    about="`x` of the prompt, `y` of the response.",
+)
+EDGES = (
+    s.wholes("start", _edges("starts"), about="First byte in the text; null of rows of ids."),
+    s.wholes("end", _edges("ends"), about="The byte after its last; null of rows of ids."),
+)
 SCORED = (
-    s.wholes("scored", lambda v: s.ints(v.score.scored)),
+    s.wholes("scored", lambda v: s.ints(v.score.scored), about="1 where it has a loss, else 0."),
     # 1 where a token counts: of every sequence, where JSON has it of some.
-    s.wholes("loss_mask", _mask),
+    s.wholes("loss_mask", _mask, about="1 where the loss counts, else 0."),
     *EDGES,
 )
