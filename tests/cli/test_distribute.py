@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from helpers import stub
 from helpers.program import strictly
+from helpers.servers import FakeServer, serving
 from seqloss_cli.cli import cluster, distribute
 from seqloss_cli.cli.cluster import Node, Pool, RayMessages, Wanted, n_fitting, pool_here, pool_of
 from seqloss_cli.cli.distribute import FREE, n_shards_of
@@ -152,6 +153,21 @@ def test_shards_under_a_url(
     assert "nothing to do" in ran(line, folder).stderr
     assert list((folder / "tmp").glob("seqloss*")) == []
     system.rm("/bucket", recursive=True)
+
+
+def test_workers_that_ask_a_server(
+    folder: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    write_rows(folder / "rows.jsonl", [{"text": f"The cat number {n}."} for n in range(12)])
+    with serving(FakeServer()) as server:
+        line = f"score rows.jsonl -m demo --engine {server.url}"
+        whole = records(ran(f"{line} --jsonl", folder).stdout_bytes)
+        ran(f"{line} -o out.jsonl {RAY}", folder)
+    found = records((folder / "out.jsonl").read_bytes())
+    assert found[1:] == whole[1:]
+    assert found[0]["engine"]["url"] == server.url
+    assert found[0]["device"] is None
 
 
 def test_parquet_and_files_that_are_read_through(folder: Path, workers: Workers) -> None:
