@@ -82,8 +82,8 @@ ray-kills: $(RAY)/.installed  ## a million rows by them, with a worker, a node a
 $(RAY)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(RAY)/bin/python -m pip install --quiet --editable '.[parquet,ray]' 'torch==2.13.0' \
-		'hypothesis' 'pytest' 'pytest-xdist'
+	$(RAY)/bin/python -m pip install --quiet --editable '.[parquet,ray,serve]' 'torch==2.13.0' \
+		'hypothesis' 'jsonschema' 'pytest' 'pytest-xdist'
 	touch $@
 
 test-browser: $(INSTALLED)  ## pages of results in a real Chromium, which apt-get installs if needed

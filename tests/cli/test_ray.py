@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 import ray_kills as k
+from helpers.services import Listening
+from seqloss_cli.core.policies import ModelChoice
+from seqloss_cli.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.ray
 SCORE = ("score", "rows.parquet", "-m", k.MODEL, "--threads", 1)
@@ -93,6 +96,20 @@ def test_pairs_and_choices_on_a_cluster(folder: Path, cluster: Any) -> None:
         (folder / "merged-one.jsonl").write_text(done.stdout)
         found = k.differences(folder / "plain-one.jsonl", folder / "merged-one.jsonl")
         assert list(found) == []
+
+
+def test_workers_that_ask_a_server(folder: Path) -> None:
+    """One service for all of them; a worker is killed."""
+    k.make_rows(folder / "asked.parquet", 3_000)
+    with Listening(Scorer(ModelChoice(name=str(k.MODEL)))) as server:
+        words = ("score", "asked.parquet", "-m", k.MODEL, "--engine", server.url)
+        assert ran(folder, *words, "-o", "one-asks.jsonl").returncode == 3
+        driver = k.Driver(folder, *words, "-o", "workers-ask.jsonl", "--distribute", "ray")
+        driver.wait_for_shards(2)
+        os.kill(driver.worker(), signal.SIGKILL)
+        assert driver.end() == 3, driver.said()
+    found = k.differences(folder / "one-asks.jsonl", folder / "workers-ask.jsonl")
+    assert list(found) == []
 
 
 def test_more_workers_than_a_cluster_has_room_for(folder: Path, cluster: Any) -> None:
