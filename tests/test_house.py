@@ -85,8 +85,8 @@ def test_there_are_few_lines_of_code() -> None:
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk;
     # several models beside one teacher.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand; then of every
-    # column of CSV and of documents.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_350
+    # column of CSV and of documents. What changes at a server since its probe, and busy servers.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_550
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -345,11 +345,15 @@ def test_a_queue_that_is_full_answers_429(scorer: Scorer) -> None:
         held.waiting(2)
         full = served.ask(prompt=[0, 1], max_tokens=0)
         assert (full.status_code, full.headers["Retry-After"]) == (429, "1")
+        queue = served.service.queue
+        queue.n_tokens, queue._seconds = 100, 250.0  # and four tokens wait
+        assert served.ask(prompt=[0, 1], max_tokens=0).headers["Retry-After"] == "10"
+        queue.n_tokens, queue._seconds = 0, 0.0
         held.let_go()
         assert {first.result().status_code, others.result().status_code} == {200}
         assert served.ask(prompt="a" * 1000, max_tokens=0).status_code == 413
         metrics = httpx.get(f"{served.url}/metrics").text
-        assert 'seqloss_answers_total{status="429"} 1' in metrics
+        assert 'seqloss_answers_total{status="429"} 2' in metrics
         assert "seqloss_tokens_total 6" in metrics
 
 

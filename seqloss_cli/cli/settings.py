@@ -98,10 +98,20 @@ def load_scorer(
             pairs,
             replace(speed, work_bytes=_work_bytes(names)),
         )
+    if choice.engine:
+        _say_kind(choice.engine.url or "", scorer)
     say_warnings(scorer.warnings)
     if held is not None:
         held["scorer"] = scorer
     return scorer
+
+
+def _say_kind(url: str, scorer: Scorer) -> None:
+    """Say which kind of server a plain URL was found to be."""
+    if url.startswith(("http:", "https:")):
+        found = scorer.backend.describe()["engine"]
+        version = "" if found["version"] is None else f", version {found['version']}"
+        say(f"note: {url} is a server of kind {found['kind']}{version}")
 
 
 def refuse_windows(context: typer.Context, choice: p.ModelChoice) -> None:

@@ -299,6 +299,8 @@ class LoadedTokenizer:
     """The longest sequence that the configuration names, in tokens."""
     max_context_key: str | None = None
     """The key of the configuration that names it."""
+    configuration_sha256: str | None = None
+    """Hash of the model's configuration as it was loaded; None without a model."""
     warnings: tuple[str, ...]
     """For stderr: nothing here changes silently."""
 

@@ -5,6 +5,7 @@ Does not score.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -69,6 +70,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1, n_parts: int = 1) -
         torch.set_num_threads(choice.threads)
     adapter = adapter_files(choice)
     config = load_config(path, choice)
+    configuration = _configuration_sha256(config)  # before loading marks it
     device, *more_devices = find_devices(choice.device, n_devices)
     model, warnings = load_model(path, config, choice, device, n_parts)
     # Loaded anew for each device: packed weights may refuse to be moved.
@@ -83,6 +85,7 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1, n_parts: int = 1) -
         tokenizer_name=choice.tokenizer or choice.name,
         revision=revision,
         weights_sha256=files.weights_sha256(files.weights_path(path, revision), *adapter),
+        configuration_sha256=configuration,
         adapter=choice.adapter,
         quantization=_quantization(path, config, model, choice),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -90,6 +93,14 @@ def load_checkpoint(choice: ModelChoice, n_devices: int = 1, n_parts: int = 1) -
         copies=tuple(copies),
         **_configured(config, model.get_input_embeddings().weight.shape[0], warnings),
     )
+
+
+def _configuration_sha256(config: Any) -> str:
+    """Return a hash of what a configuration says, wherever the model lies."""
+    found = config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        found.pop(name, None)
+    return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_part(choice: ModelChoice, n_parts: int) -> Any:

@@ -20,6 +20,8 @@ def engine_differences(first: Engine, second: Engine) -> Iterator[str]:
     """Yield by what the numbers of two servers are not of the same model: a row that both gave."""
     a, b = first.get("probe_row"), second.get("probe_row")
     if a is None or b is None:
+        if first and second and a != b:
+            yield "engine.probe_row: missing in one of them, so nothing tells of other weights"
         return
     if (a["token_ids"], a["first"]) != (b["token_ids"], b["first"]):
         yield "engine.probe_row: of other tokens"
@@ -48,8 +50,10 @@ def doubts(there: Engine, here: Engine) -> Iterator[str]:
 
 
 def worst_of(engines: Sequence[Engine]) -> dict[str, Any]:
-    """Return the first server's record with what holds of all."""
+    """Return the first server's record with what holds of all, and the addresses of several."""
     found = dict(engines[0])
+    if len(urls := list(dict.fromkeys(str(each.get("url")) for each in engines))) > 1:
+        found["urls"] = urls
     found["probed_at"] = min(str(each.get("probed_at")) for each in engines)
     found["probe_tolerance"] = max(map(_tolerance, engines))
     found["normalised"] = True if all(each.get("normalised") is True for each in engines) else None

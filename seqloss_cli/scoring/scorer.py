@@ -116,6 +116,7 @@ class Scorer(_Tokens):
         )
         super().__init__(opened.loaded, policy)
         self.backend_name, self.windows = choice.backend, opened.windows
+        self.configuration_sha256 = opened.loaded.configuration_sha256
         self._choice, self._pairs, self._verified = choice, pairs, dict[str, Any]()
         if pairs is not None:
             self._set_pairing(pairs, self.windows)

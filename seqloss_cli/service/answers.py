@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -16,9 +16,13 @@ from seqloss_cli.tokenization.tokenizer import Tokenization
 
 
 def completion(
-    request: CompletionRequest, scores: Sequence[RowScores], scorer: Scorer, fingerprint: str
+    request: CompletionRequest,
+    scores: Sequence[RowScores],
+    scorer: Scorer,
+    marks: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the JSON of an answer: a choice for each prompt; `fingerprint` is of what is served.
+    """Return the JSON of an answer: a choice for each prompt; `marks` say what is served, and by
+    which process.
 
     Raises RequestError where the model gives no number.
     """
@@ -31,7 +35,7 @@ def completion(
         "object": "text_completion",
         "created": int(time.time()),
         "model": model_name(scorer),
-        "system_fingerprint": fingerprint,
+        **marks,
         "choices": choices,
         "usage": {
             "prompt_tokens": n_prompt,

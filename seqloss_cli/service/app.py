@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from secrets import token_hex
 
 import orjson
 from starlette.applications import Starlette
@@ -65,6 +66,8 @@ class Service:
             **identity(scorer),
         }
         self._card["system_fingerprint"] = fingerprint(self._card)
+        # After it: the same model started again has another one, by which clients see that.
+        self._card["instance"] = token_hex(8)
         self._statuses: Counter[int] = Counter()
         routes = [
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -102,10 +105,9 @@ class Service:
         # Off the loop: a long prompt's tokens and JSON take tens of milliseconds.
         asked = await asyncio.to_thread(self._read, content)
         scores = await self._scored(request, asked, deadline)
+        marks = {name: self._card[name] for name in ("system_fingerprint", "instance")}
         return await asyncio.to_thread(
-            lambda: orjson.dumps(
-                completion(asked, scores, self._scorer, self._card["system_fingerprint"])
-            )
+            lambda: orjson.dumps(completion(asked, scores, self._scorer, marks))
         )
 
     def _read(self, content: bytes) -> CompletionRequest:
@@ -202,5 +204,7 @@ class Service:
         found = {"error": {"message": message, "type": "invalid_request_error", "code": status}}
         response = self._json(status, orjson.dumps(found))
         if status in (429, 503):
-            response.headers["Retry-After"] = "1"
+            # Of a queue that is full: when there may be places again.
+            seconds = self.queue.seconds_left() if status == 429 else 1
+            response.headers["Retry-After"] = str(seconds)
         return response

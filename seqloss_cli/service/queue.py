@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,8 @@ class RowQueue:
         self.is_scoring = False
         self.n_tokens = 0
         """Tokens scored so far."""
+        self._seconds = 0.0
+        """Time that it took."""
 
     def __len__(self) -> int:
         """Return the number of rows that wait."""
@@ -85,6 +88,13 @@ class RowQueue:
                 raise RequestError(429, f"{len(self._waiting)} rows wait already")
             self._waiting.extend(jobs)
             self._changed.notify()
+
+    def seconds_left(self) -> int:
+        """Return in about how many seconds the rows that wait are scored: 1 to 60."""
+        with self._changed:
+            n_waiting = sum(len(job.row) for job in self._waiting)
+        seconds = n_waiting * self._seconds / max(1, self.n_tokens)
+        return min(60, max(1, ceil(seconds)))
 
     def close(self) -> None:
         """Take no more rows: what waits is scored, and `run` returns."""
@@ -104,8 +114,9 @@ class RowQueue:
         """Score rows as they come, until `close`."""
         try:
             while jobs := self._next():
-                self.is_scoring = True
+                self.is_scoring, begun = True, time.monotonic()
                 self._answer(jobs)
+                self._seconds += time.monotonic() - begun
                 self.is_scoring = False
         finally:
             self._ended.set()

@@ -284,12 +284,17 @@ def model_name(scorer: Scorer) -> str:
 
 
 def identity(scorer: Scorer) -> dict[str, Any]:
-    """Return which weights and tokenizer are served, as run records say it."""
+    """Return which weights and tokenizer are served, as run records say it, and the hash of the
+    configuration, which decides numbers, too."""
     described = scorer.backend.describe()
     found = {name: described.get(name) for name in (*WEIGHTS, "dtype")}
     if (adapter := found["adapter"]) is not None:
         found["adapter"] = _last_part(adapter)
-    return {**found, "tokenizer_sha256": scorer.tokenization.sha256}
+    return {
+        **found,
+        "config_sha256": scorer.configuration_sha256,
+        "tokenizer_sha256": scorer.tokenization.sha256,
+    }
 
 
 def fingerprint(card: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     def kept(server: Any, _: str) -> probing.Probe:
         way = openai.Way() if server.protocol.name == "openai" else None
         row = KnownRow(ids, 1, [-loss for loss in losses_of(ids)])
-        return probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00", 0.0, row, way)
+        return probing.Probe(0.0, True, "2026-01-01T00:00:00+00:00", 0.0, [row], way)
 
     monkeypatch.setattr(probing, "kept_probe", kept)
 
@@ -93,8 +94,11 @@ def test_the_server_is_sent_no_text(server: FakeServer, tmp_path: Path) -> None:
 
 
 def test_a_plain_url_asks_what_the_server_is(server: FakeServer, tmp_path: Path) -> None:
-    found = document(in_process("score", "--text", TEXTS[0], "--json", "--engine", server.url))
-    assert found["run"]["engine"]["kind"] == server.kind
+    result = in_process("score", "--text", TEXTS[0], "--json", "--engine", server.url)
+    assert document(result)["run"]["engine"]["kind"] == server.kind
+    assert f"note: {server.url} is a server of kind {server.kind}" in result.stderr
+    named = in_process("score", "--text", "a", "--engine", f"{server.kind}+{server.url}")
+    assert "is a server of kind" not in named.stderr
 
 
 def test_special_tokens_are_text_where_they_are_to_be(server: FakeServer) -> None:
@@ -124,8 +128,8 @@ def test_windows_hold_at_the_servers_limit(vllm: FakeServer, context: int | None
     if context == 1:
         expected = [losses_of([ids[0], i])[0] for i in ids[1:]]
     assert row["token_losses"][1:] == pytest.approx(expected, abs=1e-12)
-    known, *rows = [body["prompt"] for body in vllm.asked]
-    assert max(len(row) for row in rows if row != known) == 1 + (context or 7)
+    first, second, *rows = [body["prompt"] for body in vllm.asked]  # which are known
+    assert max(len(row) for row in rows if row not in (first, second)) == 1 + (context or 7)
     too_long = in_process("score", "--text", text, "--engine", vllm.url, "--context", 8)
     assert too_long.exit_code == 2
     assert "max_model_len: 7" in too_long.stderr.replace("\n", " ")
@@ -138,7 +142,7 @@ def test_pairs_and_choices(server: FakeServer, tmp_path: Path) -> None:
     losses = losses_of(row["token_ids"])
     n_response = sum(row["loss_mask"])
     assert -row["log_prob_y_given_x"] == pytest.approx(sum(losses[-n_response:]), abs=1e-9)
-    words = (*words, "--response", " wet.")
+    words = (*words, "--response", " wet.", "--concurrency", 1)
     ranked = document(in_process("rank", *words, "--json", "--engine", server.url))
     assert ranked["sequences"][0]["choices"][0]["scores"]["sum"] == pytest.approx(
         row["log_prob_y_given_x"], abs=1e-9
@@ -217,7 +221,7 @@ def test_options_of_a_server_need_one(name: str, value: str | None) -> None:
 
 
 def n_known(server: FakeServer) -> int:
-    """The requests for the known row: whole, and its end where beginnings may be remembered."""
+    """The requests for a known row: whole, and its end where beginnings may be remembered."""
     return 2 if server.kind == "sglang" else 1
 
 
@@ -232,8 +236,8 @@ def n_probes(server: FakeServer, tmp_path: Path) -> int:
 
 def test_a_probe_is_kept(server: FakeServer, tmp_path: Path) -> None:
     assert n_probes(server, tmp_path) > 10
-    # A row that is known at the start, and after each of two blocks.
-    assert len(server.asked) == 3 + 3 * n_known(server)
+    # Two rows that are known and one of them again at the start, one after each of two blocks.
+    assert len(server.asked) == 3 + (3 + 2) * n_known(server)
     server.asked.clear()
     scored(server, tmp_path, "--probe")
     assert len(server.asked) > 10
@@ -314,7 +318,7 @@ def changed(kind: str, answer: Any, make: Any) -> Any:
     elif kind == "sglang":
         meta = answer["meta_info"]
         entries = make([(p, i) for p, i, _ in meta["input_token_logprobs"]])
-        meta["input_token_logprobs"] = [[p, i, None] for p, i in entries]
+        meta["input_token_logprobs"] = [[p, i, shown(i)] for p, i in entries]
     else:
         found = answer["choices"][0]["logprobs"]
         entries = make(list(zip(found["token_logprobs"], found["tokens"], strict=True)))
@@ -417,9 +421,9 @@ def test_other_ids_than_those_sent_reject_the_row(vllm: FakeServer, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "broken",
-    [Broken(content=b"<html>"), Broken(content=b"[]"), Broken(content=b'{"choices": null}'),
+    [Broken(content=b"[]"), Broken(content=b'{"choices": null}'),
      Broken(endless=True), Broken(400, content=b'{"error": "too long"}')],
-    ids=["html", "list", "null", "endless", "400"],
+    ids=["list", "null", "endless", "400"],
 )  # fmt: skip
 @pytest.mark.usefixtures("trusted")
 def test_no_answer_of_the_kind_rejects_the_row(
@@ -445,8 +449,11 @@ def test_no_answer_of_the_kind_rejects_the_row(
         Broken(429, {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
         Broken(cut_headers=True),
         Broken(content=b'{"a": 1}', cut_body=True),
+        Broken(content=b'{"choices": ['),  # cut where the end of the connection is its end
+        Broken(content=b""),
+        Broken(content=b"<html>"),
     ],
-    ids=["500", "503", "429", "429-date", "cut-headers", "cut-body"],
+    ids=["500", "503", "429", "429-date", "cut-headers", "cut-body", "cut", "empty", "html"],
 )
 @pytest.mark.usefixtures("trusted")
 def test_a_request_that_failed_is_sent_again(
@@ -468,6 +475,78 @@ def test_a_request_that_failed_is_sent_again(
     assert len(server.asked) == 2 * (3 + n_known(server)) + 2 * n_known(server)
     for row in found["sequences"]:
         assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_page_in_the_place_of_answers_ends_the_run(vllm: FakeServer) -> None:
+    vllm.fault = lambda number, body, right: Broken(content=b"<html>try later</html>")
+    result = in_process("score", "--text", "a b", "--engine", vllm.url)
+    assert result.exit_code == 1
+    found = " ".join(result.stderr.split())
+    assert "after 6 attempts, the last: the answer is no JSON: <html>try later</html>" in found
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_busy_server_is_waited_for(vllm: FakeServer, tmp_path: Path) -> None:
+    """However often it says so: these are no failures."""
+    n_first = len(vllm.asked)
+    busy = Broken(429, {"Retry-After": "0"})
+    vllm.fault = lambda number, body, right: busy if number < n_first + 20 else right
+    scored(vllm, tmp_path)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_server_that_stays_busy_ends_the_run(
+    vllm: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqloss_cli.backends.server import transport
+
+    class Clock:
+        """A second passes whenever somebody looks."""
+
+        monotonic = count().__next__
+
+    monkeypatch.setattr(transport, "time", Clock)
+    vllm.fault = lambda number, body, right: Broken(429, {"Retry-After": "0"})
+    words = ("score", "--text", "a b", "--engine", vllm.url, "--engine-timeout", 100)
+    result = in_process(*words)
+    assert result.exit_code == 1
+    assert "too busy for 100 s (--engine-timeout): status 429" in " ".join(result.stderr.split())
+
+
+def rows_asked_for(server: FakeServer, tmp_path: Path, broken: Broken, most: int) -> list[int]:
+    """Rows in each request of a run, of which one of more than `most` is answered otherwise."""
+    file, sizes = tmp_path / "many.txt", list[int]()
+    file.write_text("\n".join(f"{text} {n}" for n in range(20) for text in TEXTS))
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        sizes.append(len(right["choices"]))
+        return right if sizes[-1] <= most else broken
+
+    words = ("--json", "--concurrency", 1, "--engine", server.url)
+    assert in_process("score", "--text", "a b", *words).exit_code == 0
+    server.fault = fault
+    found = document(in_process("score", file, "--lines", *words))
+    assert [row["line"] for row in found["sequences"]] == list(range(1, 61))
+    for row in found["sequences"]:
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+    return sizes
+
+
+def test_a_number_of_rows_that_was_refused_is_not_asked_for_again(tmp_path: Path) -> None:
+    with serving(FakeServer("seqloss")) as server:
+        sizes = rows_asked_for(server, tmp_path, Broken(400, content=b"too many"), 5)
+    assert [n for n in sizes if n > 5] == [8]
+    assert max(sizes[sizes.index(8) + 1 :]) == 4
+
+
+def test_fewer_rows_are_asked_for_while_a_server_is_busy(tmp_path: Path) -> None:
+    """A request needs places for all of its rows at once."""
+    with serving(FakeServer("seqloss")) as server:
+        sizes = rows_asked_for(server, tmp_path, Broken(429, {"Retry-After": "0"}), 5)
+    halves = {n: sizes[at + 1] for at, n in enumerate(sizes[:-1]) if n > 5}
+    assert halves
+    assert all(after == n // 2 for n, after in halves.items())
 
 
 @pytest.mark.usefixtures("trusted")

@@ -116,6 +116,44 @@ def test_each_row_of_vllm_shows_its_tokens(vllm: FakeServer) -> None:
     assert [each["reason"] for each in found["rejected"]] == ["server_ids"]
 
 
+@pytest.fixture(scope="module")
+def two_exchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's tokenizer with two ids, of ` passed` and ` possible`, that stand for each other's
+    tokens; no row of a probe has them."""
+    folder = tmp_path_factory.mktemp("exchanged")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    ids = whole["model"]["vocab"]
+    a, b = "\u0120passed", "\u0120possible"
+    ids[a], ids[b] = ids[b], ids[a]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_a_tokenizer_that_differs_in_few_ids(
+    kind: str, two_exchanged: Path, tmp_path: Path
+) -> None:
+    """Each id is shown once to be ours, those of prompts, too."""
+    rows = [("We saw it", " and then here."), ("We saw it", " and passed here."),
+            ("We saw possible", " and then here."), ("We saw it", " and then here.")]  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in rows))
+    words = ("cond", file, "--json", "--concurrency", 1, "--engine")
+    with serving(FakeServer(kind)) as server:
+        found = document(in_process(*words, server.url, "-m", two_exchanged), 3)
+        asked = list(server.asked)
+        assert in_process(*words, server.url, "-m", "demo").exit_code == 0
+    assert [row["line"] for row in found["sequences"]] == [1, 4]
+    rejected = [(row["line"], row["reason"]) for row in found["rejected"]]
+    assert rejected == [(2, "server_ids"), (3, "server_ids")]
+    if kind == "sglang":  # all were shown by then: no text is asked for
+        ids = found["sequences"][-1]["token_ids"]
+        last = [body for body in asked if body["input_ids"] == ids][-1]
+        assert "return_text_in_logprobs" not in last
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_of_others_needs_a_tokenizer(kind: str) -> None:
     with serving(FakeServer(kind)) as server:
@@ -320,11 +358,11 @@ def test_weights_that_change_in_the_middle_end_the_run(kind: str, tmp_path: Path
 def test_weights_that_change_after_the_last_row_end_the_run(vllm: FakeServer) -> None:
     words = (*WORDS, vllm.url, "-m", "demo")
     assert in_process(*words).exit_code == 0
-    n = len(vllm.asked)  # of these the known row comes first, then the text, then that row again
+    n = len(vllm.asked)  # three of known rows, then the text, then one of them again
     assert in_process(*words).exit_code == 0
-    assert len(vllm.asked) == n + 3
+    assert len(vllm.asked) == n + 5
     vllm.fault = lambda number, body, right: (
-        with_other_weights(number, body, right) if number == n + 5 else right
+        with_other_weights(number, body, right) if number == n + 9 else right
     )
     failed = in_process(*words, "--json")
     assert failed.exit_code == 1
@@ -337,7 +375,7 @@ def test_a_known_row_that_is_answered_wrongly_is_asked_for_again(vllm: FakeServe
     n = len(vllm.asked)
 
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
-        if n + 2 <= number < n + 2 + n_faults:
+        if n + 4 <= number < n + 4 + n_faults:
             right["choices"][0]["prompt_token_ids"][-1] ^= 1
         return right
 
@@ -363,6 +401,13 @@ def test_shards_of_other_weights_are_not_merged(vllm: FakeServer, tmp_path: Path
     refused = in_process("merge", shards[0], shards[2], "-o", out, "--force")
     assert refused.exit_code == 2
     assert "engine.probe_row: the log-probabilities of one row differ by" in said(refused)
+    first, *rest = shards[1].read_text().splitlines(keepends=True)
+    record = json.loads(first)
+    del record["engine"]["probe_row"]
+    shards[1].write_text("".join([json.dumps(record) + "\n", *rest]))
+    unknown = in_process("merge", *shards[:2], "-o", out, "--force")
+    assert unknown.exit_code == 2
+    assert "engine.probe_row: missing in one of them" in said(unknown)
 
 
 def test_a_record_of_all_shards_says_the_worst() -> None:
@@ -375,7 +420,7 @@ def test_a_record_of_all_shards_says_the_worst() -> None:
              "probe_worst_difference": 1e-3}  # fmt: skip
     assert worst_of([one, other]) == one | {
         "probed_at": "2026-01-01", "probe_tolerance": float("inf"), "normalised": None,
-        "probe_worst_difference": 1e-3,
+        "probe_worst_difference": 1e-3, "urls": ["a", "b"],
     }  # fmt: skip
     assert worst_of([one, one])["verified_rows"] == 6
     assert worst_of([one, one])["normalised"] is True
@@ -456,6 +501,96 @@ def test_a_server_of_ours_tells_of_other_weights(
     changed = in_process(*words, "--resume")
     assert changed.exit_code == 1
     assert "serves another model, or other weights, than when the run began" in said(changed)
+
+
+def test_the_configuration_is_part_of_what_is_served(
+    served: Listening, scorer: Scorer, tmp_path: Path
+) -> None:
+    from seqloss_cli.models.checkpoint import load_checkpoint
+    from seqloss_cli.service.requests import fingerprint
+
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(DEMO, folder)
+    choice, own = ModelChoice(name=str(folder)), scorer.configuration_sha256
+    assert load_checkpoint(choice).configuration_sha256 == own is not None
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 500.0
+    (folder / "config.json").write_text(json.dumps(config))
+    other = load_checkpoint(choice)
+    assert other.configuration_sha256 != own
+    card = {**served.service._card}
+    assert card.pop("instance")
+    found = card.pop("system_fingerprint")
+    assert found == fingerprint(card)
+    assert found != fingerprint(card | {"config_sha256": other.configuration_sha256})
+
+
+class Restarted:
+    """A service of which other processes answer from the fourth request on."""
+
+    def __init__(self, served: Listening, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+        self.n_asked, self.by = 0, 0.0
+        service = served.service
+        read, score, card = service._read, service.queue._score, service._card
+
+        def counted(content: bytes) -> Any:
+            self.n_asked += 1
+            if 4 <= self.n_asked < 4 + n:
+                monkeypatch.setitem(card, "instance", f"another {self.n_asked}")
+            return read(content)
+
+        def lowered(jobs: Any) -> Any:
+            found = score(jobs)
+            for row in found if self.n_asked >= 4 else ():
+                row.log_probs[:] -= self.by
+                row.top_log_probs[:] -= self.by
+            return found
+
+        monkeypatch.setattr(service, "_read", counted)
+        monkeypatch.setattr(service.queue, "_score", lowered)
+
+
+@pytest.mark.parametrize("kind", ["", "vllm+", "openai+"])
+@pytest.mark.parametrize("by", [0.0, 0.5])
+def test_a_server_of_ours_that_is_started_again_is_asked_for_its_row(
+    kind: str, by: float, served: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights and its configuration are the same; the program may be another."""
+    out = tmp_path / "out.jsonl"
+    words = ("score", many(tmp_path, 6), "--lines", "-m", "demo", "-o", out, "--engine")
+    words = (*words, f"{kind}{served.url}")
+    assert in_process(*words).exit_code == 0
+    right = rows_of(out)
+
+    def n_asked(n_restarts: int) -> int:
+        with monkeypatch.context() as patch:
+            counts = Restarted(served, patch, n_restarts)
+            assert in_process(*words, "--force").exit_code == 0
+        assert rows_of(out) == right
+        return counts.n_asked
+
+    if not by:
+        # The known row, and again the rows that were on their way.
+        assert n_asked(1) >= n_asked(0) + 2
+        return
+    out.unlink()
+    Restarted(served, monkeypatch, 1).by = by
+    failed = in_process(*words)
+    assert failed.exit_code == 1
+    assert f"differ by {by:.2g} nats from those at the start of the run" in said(failed)
+    left = rows_of(Path(f"{out}.partial"))
+    assert left == right[: len(left)]
+
+
+def test_a_server_of_ours_with_ever_other_processes_ends_the_run(
+    served: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*WORDS, served.url, "-m", "demo")
+    assert in_process(*words).exit_code == 0
+    Restarted(served, monkeypatch, 1000).n_asked = 2
+    failed = in_process(*words)
+    assert failed.exit_code == 1
+    assert "processes of the server that had not answered before" in said(failed)
 
 
 # -- texts of tokens ------------------------------------------------------------------------------

@@ -304,6 +304,74 @@ def test_a_cache_that_goes_wrong_after_the_probe(kind: str, pairs: Path) -> None
     assert "a cache of beginnings does that" in result.stderr
 
 
+def spoilt_blocks() -> Callable[..., Any]:
+    """As vLLM's cache with blocks of 128 tokens, where what follows one that it knows is wrong."""
+    seen = set[str]()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        ids = body["prompt"]
+        known = [n for n in range(128, len(ids), 128) if str(ids[:n]) in seen]
+        seen.update(str(ids[:n]) for n in range(128, len(ids), 128))
+        if "echo" in body:
+            found = right["choices"][0]["logprobs"]
+            for n in range(max(known, default=len(ids)) + 1, len(ids)):
+                found["token_logprobs"][n] -= 0.5
+                found["top_logprobs"][n] = {k: v - 0.5 for k, v in found["top_logprobs"][n].items()}
+            return right
+        for entry in right["choices"][0]["prompt_logprobs"][max(known, default=len(ids)) + 1 :]:
+            for each in entry.values():
+                each["logprob"] -= 0.5
+        return right
+
+    return fault
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_a_cache_of_blocks_that_is_turned_on_after_the_probe(kind: str) -> None:
+    """Its rows that are known begin alike: each reads what the other one left."""
+    words = ("score", "--text", "The cat sat.", "-m", "demo", "--engine")
+    with serving(FakeServer(kind)) as server:
+        assert in_process(*words, server.url).exit_code == 0
+        server.asked.clear()
+        assert in_process(*words, server.url).exit_code == 0
+        first, second, third, _, last = (body["prompt"] for body in server.asked)
+        assert first == third != second == last
+        assert first[:257] == second[:257]
+        server.fault = spoilt_blocks()
+        message = refused(server, *words[:3])
+    assert "--no-enable-prefix-caching" in message
+
+
+def test_a_cache_of_blocks_that_is_turned_on_within_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("A list is sorted.\n" * 12)
+    with serving(FakeServer()) as server:
+        words = ("score", file, "--lines", "-m", "demo", "--engine", server.url)
+        assert in_process(*words).exit_code == 0
+        n, spoil = len(server.asked), spoilt_blocks()
+        server.fault = lambda number, body, right: (
+            spoil(number, body, right) if number > n + 3 else right
+        )
+        result = in_process(*words)
+    assert result.exit_code == 1
+    assert "differ by 0.5 nats from those at the start" in " ".join(result.stderr.split())
+
+
+def test_two_rows_of_one_request_that_exchange_their_values_end_the_run() -> None:
+    def exchanged(number: int, body: dict[str, Any], right: Any) -> Any:
+        lists = [[e for e in each["prompt_logprobs"] if e] for each in right["choices"]]
+        for entry in (entry for each in lists for entry in each):
+            for each in entry.values():
+                each["rank"] = None
+        for one, other in zip(*lists[:2], strict=False) if len(lists) > 1 else ():
+            (a,), (b,) = one.values(), other.values()
+            a["logprob"], b["logprob"] = b["logprob"], a["logprob"]
+        return right
+
+    with serving(FakeServer("seqloss", fault=exchanged)) as server:
+        assert "no more of the row is asked for" in refused(server, "score", "--text", "The cat.")
+
+
 @pytest.mark.parametrize("kind", ["sglang", "seqloss"])
 def test_zeros_of_few_tokens_are_asked_for_again(kind: str, tmp_path: Path) -> None:
     words = ("score", "--text", "The cat sat", "--json", "-m", "demo", "--engine")
@@ -317,8 +385,10 @@ def test_zeros_of_few_tokens_are_asked_for_again(kind: str, tmp_path: Path) -> N
     assert "server_contradiction" in result.stderr or "server_zeros" in result.stderr
 
 
-@pytest.mark.parametrize("longest", [2, 3, 4])
-def test_windows_of_two_or_three_tokens(longest: int) -> None:
-    with serving(FakeServer("seqloss", max_model_len=longest)) as server:
+@pytest.mark.parametrize(
+    ("kind", "longest"), [("seqloss", 2), ("seqloss", 3), ("seqloss", 4), ("openai", 4)]
+)
+def test_windows_of_two_or_three_tokens(kind: str, longest: int) -> None:
+    with serving(FakeServer(kind, max_model_len=longest)) as server:
         words = ("--text", "The cat sat", "--json", "-m", "demo", "--engine", server.url)
         assert in_process("score", *words).exit_code == 0

@@ -22,8 +22,7 @@ from seqloss_cli.service.app import Service
 from seqloss_cli.service.requests import ServiceLimits
 
 KINDS = ("error", "busy", "cut_headers", "cut_body", "no_json", "wrong_ids", "nan", "short")
-BELIEVED = ("error", "busy", "cut_headers", "cut_body")
-"""Faults after which the same request is sent again; the others reject their row."""
+"""After the first five the same request is sent again; the others reject their row."""
 
 
 class Faulty:

@@ -207,7 +207,8 @@ class _Place:
         """Return the row with another token n places before its end, one that can be asked for;
         raises RowError."""
         failure = RowError("server_text", "the tokenizer makes too few tokens to probe the server")
-        for other in self.others:
+        # Control tokens last: they may be shown as parts of characters are, by nothing.
+        for other in sorted(self.others, key=self.pieces.is_plain, reverse=True):
             try:
                 found = [*self.row[:-n], other, *self.row[len(self.row) - n + 1 :]]
                 if other != self.row[-n]:

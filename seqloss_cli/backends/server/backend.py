@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import cycle
 from secrets import token_hex
 from typing import Any
 
@@ -19,13 +20,38 @@ from seqloss_cli.backends.server.protocols import (
     kind_of,
     wrong,
 )
-from seqloss_cli.backends.server.transport import Refused, Transport
+from seqloss_cli.backends.server.transport import Busy, Refused, Transport
 from seqloss_cli.core.backend import Batch, Capabilities, Requested, TokenScores
 from seqloss_cli.core.errors import BatchError, RowError, RunError
 from seqloss_cli.core.records import Ints
 
 TOKENS_TOGETHER = 4096
 """Tokens of rows in one request, where several may be: about a batch of the server."""
+
+
+class RowLimit:
+    """Rows in one request, at most: as many as the server was found to take, and fewer while it is
+    busy."""
+
+    def __init__(self) -> None:
+        self._most = self.now = 1 << 30
+
+    def refuse(self, n_taken: int) -> None:
+        """Take note of the most that were taken where more were refused."""
+        self._most = self.now = min(self._most, n_taken)
+
+    def shrink(self, n: int) -> None:
+        """Ask for half of `n` next, for which there was no place."""
+        self.now = max(1, n // 2)
+
+    def grow(self, n: int) -> None:
+        """Ask for up to twice as many again where `n` had a place."""
+        if n >= self.now:
+            self.now = min(self._most, 2 * n)
+
+
+class AnotherProcess(Exception):  # noqa: N818
+    """The server was started again, or there are several: these have not been held to a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +73,12 @@ class Server:
     """A hash that stands in each answer of `seqloss serve`; None for others."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every request beside the row's own: for probes."""
-
-    @property
-    def remembers_beginnings(self) -> bool:
-        """It may keep what rows begin with, and compute what is asked for alone."""
-        return self.protocol.name in ("seqloss", "sglang")
-
-    @property
-    def takes_several(self) -> bool:
-        """It takes several rows at a time, each scored from a token of its own on."""
-        return self.protocol.name == "seqloss"
+    rows: RowLimit = field(default_factory=RowLimit)
+    """For servers that take several rows in a request."""
+    processes: set[str] = field(default_factory=set)
+    """Processes of the server that have answered; `seqloss serve` alone names its own."""
+    is_settled: bool = False
+    """An answer of another process is none: it raises AnotherProcess."""
 
     def ask(self, question: Question) -> Answer:
         """Return a checked answer. Raises RowError where it cannot be believed, or the server takes
@@ -64,23 +86,42 @@ class Server:
         return self.protocol.read(self.fetch(question), question)
 
     def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return checked answers of several rows. Raises as `ask` does, for any of them."""
+        """Return checked answers of several rows, in one request unless it is too much for the
+        server. Raises as `ask` does, for any of them."""
+        answers: list[Answer] = []
+        while len(answers) < len(questions):
+            some = questions[len(answers) :][: self.rows.now]
+            try:
+                answers += self._ask_together(some)
+            except Busy:
+                self.rows.shrink(len(some))
+            except RowError as error:
+                if error.reason != "server_refused" or len(some) == 1:
+                    raise
+                half = (len(some) + 1) // 2
+                answers += self.ask_all(some[:half]) + self.ask_all(some[half:])
+                self.rows.refuse(half)  # no row was the reason: it was their number, or their bytes
+            else:
+                self.rows.grow(len(some))
+        return answers
+
+    def _ask_together(self, questions: Sequence[Question]) -> list[Answer]:
         if len(questions) == 1:
             return [self.ask(questions[0])]
         assert isinstance(self.protocol, Vllm)
         body = self.protocol.body_of_all(self.model, questions)
-        found = self._posted(body, sum(each.most_bytes for each in questions))
+        found = self._posted(body, sum(each.most_bytes for each in questions), may_be_cut=True)
         return self.protocol.read_all(found, questions)
 
     def fetch(self, question: Question) -> Any:
         """Return an answer as it came. Raises as `ask` does."""
         return self._posted(self.protocol.body(self.model, question), question.most_bytes)
 
-    def _posted(self, body: Mapping[str, Any], most_bytes: int) -> Any:
+    def _posted(self, body: Mapping[str, Any], most_bytes: int, may_be_cut: bool = False) -> Any:
         id_field, own_id = self.protocol.id_field, token_hex(8)
         sent = {**body, **self.options, **({id_field: own_id} if id_field else {})}
         try:
-            found = self.transport.post(self.protocol.path, sent, most_bytes, id_field)
+            found = self.transport.post(self.protocol.path, sent, most_bytes, id_field, may_be_cut)
         except Refused as error:
             if error.status == 404:  # of the path or the model, which no row can help
                 raise RunError(
@@ -100,6 +141,11 @@ class Server:
                 f"{self.transport.url} serves another model, or other weights, than when the run "
                 "began; what came before is written, and --resume goes on once it is as it was"
             )
+        process = said.get("instance")
+        if isinstance(process, str) or self.processes:
+            if self.is_settled and str(process) not in self.processes:
+                raise AnotherProcess
+            self.processes.add(str(process))
         theirs = said.get("model")
         if theirs not in (None, self.model):
             raise wrong("model", f"is of the model {theirs!r:.80}, not {self.model!r:.80}")
@@ -123,11 +169,12 @@ class KnownRow:
         that are farther from these. Raises as `Server.ask` does."""
         whole = Question(self.token_ids, self.first, texts=True)
         middle = (self.first + len(self.token_ids)) // 2
-        if not server.remembers_beginnings or middle <= self.first:
+        if not server.protocol.sends_first or middle <= self.first:
             return replace(self, log_probs=server.ask(whole).log_probs.tolist())
         # What a server remembers of a beginning is read only where that is not asked for.
         both = [whole, replace(whole, first=middle)]
-        asked = server.ask_all(both) if server.takes_several else map(server.ask, both)
+        is_one = server.protocol.takes_several
+        asked = server.ask_all(both) if is_one else map(server.ask, both)
         found, end = (each.log_probs for each in asked)
         n_before = middle - self.first
         there, known = found[n_before:], np.array(self.log_probs)[n_before:]
@@ -139,10 +186,30 @@ class KnownRow:
         """Return the largest difference of a log-probability of the same row, nats."""
         return float(np.abs(np.subtract(self.log_probs, other.log_probs)).max())
 
+    def beginning(self, n: int) -> KnownRow:
+        """Return its first `n` tokens."""
+        return KnownRow(self.token_ids[:n], self.first, self.log_probs[: n - self.first])
 
+
+def ask_again(known: Sequence[KnownRow], server: Server) -> tuple[list[KnownRow], float]:
+    """Return known rows as the server gives them now, and by how much they differ, nats.
+
+    The first one once more after the others: what a cache keeps of one that begins alike is read.
+    Raises as `Server.ask` does.
+    """
+    turns = [*known, *(known[:1] if len(known) > 1 else ())]
+    found = [each.again(server) for each in turns]
+    apart = max(now.apart(then) for now, then in zip(found, turns, strict=True))
+    return found[: len(known)], apart
+
+
+RECORDED_TOKENS = 65
+"""Tokens of the known row that stand in records: the longer, the more surely other weights show."""
 _TRIES = 3
 """Times that the known row is asked for where answers cannot be believed, which may be an accident
 of one answer."""
+_MOST_PROCESSES = 16
+"""Times that rows are asked for where another process of the server answers each time."""
 
 
 class ServerBackend:
@@ -154,20 +221,21 @@ class ServerBackend:
         n_ids: int,
         record: Mapping[str, Any],
         warnings: list[str],
-        known: KnownRow,
+        known: Sequence[KnownRow],
         scores_after_bos: bool = True,
     ) -> None:
         """`record` is what run records say of the server; `known` was asked for at the start."""
-        self._server, self._n_ids, self._known = server, n_ids, known
-        self._record = {**record, "probe_row": asdict(known)}
+        self._server, self._n_ids = replace(server, is_settled=True), n_ids
+        self._turns = cycle(reversed(known))
+        self._record = {**record, "probe_row": asdict(known[0].beginning(RECORDED_TOKENS))}
         self.warnings = warnings
         self.n_too_large = 0
         """Always 0: the server's memory is its own."""
         self.capabilities = Capabilities(
-            one_row_per_batch=not server.takes_several,
-            tokens_as_they_come=TOKENS_TOGETHER if server.takes_several else 1,
-            # Each answer tells it otherwise.
-            confirm=None if server.fingerprint is not None else self._confirm,
+            one_row_per_batch=not server.protocol.takes_several,
+            tokens_as_they_come=TOKENS_TOGETHER if server.protocol.takes_several else 1,
+            # Where each answer names its process, that is asked as soon as it is another one.
+            confirm=None if server.processes else self._confirm,
             n_concurrent_batches=server.transport.gate.most,
             quantities=server.protocol.quantities,
             prefetch_helps=True,
@@ -179,10 +247,12 @@ class ServerBackend:
         return self._n_ids
 
     def _confirm(self) -> None:
-        """Raises RunError where the server gives other numbers than at the start."""
+        """Raises RunError where the server gives other numbers than at the start. Of several rows
+        that are known each time another one is asked for."""
+        known, server = next(self._turns), replace(self._server, is_settled=False, processes=set())
         for n in range(_TRIES):
             try:
-                apart = self._known.apart(self._known.again(self._server))
+                apart = known.apart(known.again(server))
                 break
             except RowError as error:
                 if n + 1 == _TRIES:
@@ -196,6 +266,36 @@ class ServerBackend:
                 f"{self._server.model!r:.80}; rows since the last such check are not written, and "
                 "--resume goes on once it is as it was"
             )
+        self._server.processes.update(server.processes)
+
+    def _answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return checked answers, of processes of the server that give the known row's numbers.
+
+        Raises RowError, and RunError as `_confirm` does.
+        """
+        for _ in range(_MOST_PROCESSES):
+            try:
+                found = self._server.ask_all([self._to_show(each) for each in questions])
+                pairs = zip(questions, found, strict=True)
+                answers = [answer.last(len(each.ids) - each.first) for each, answer in pairs]
+                for question, answer in zip(questions, answers, strict=True):
+                    self._require_certain(question, answer)
+                return answers
+            except AnotherProcess:
+                self._confirm()
+        raise RunError(
+            f"{self._server.transport.url}: {_MOST_PROCESSES} answers in turn were of processes "
+            "of the server that had not answered before"
+        )
+
+    def _to_show(self, question: Question) -> Question:
+        """Return the question so that its answer shows tokens that none has shown: those before the
+        first scored one decide its number, too."""
+        has_shown = self._server.protocol.has_shown
+        if has_shown(question.ids):
+            return question
+        first = question.first if has_shown(question.ids[: question.first]) else 1
+        return replace(question, first=first, texts=True)
 
     def _require_certain(self, question: Question, answer: Answer) -> None:
         """Raises RowError where all values are zeros, and the server's alternatives deny it."""
@@ -231,9 +331,7 @@ class ServerBackend:
         asked = requested.top_k, requested.asks_for("ranks")
         try:
             questions = [Question(ids, first, *asked) for ids, first, _ in rows]
-            answers = self._server.ask_all(questions)
-            for question, answer in zip(questions, answers, strict=True):
-                self._require_certain(question, answer)
+            answers = self._answers(questions)
             return _scores(answers, [places for _, _, places in rows], requested)
         except RowError as error:
             if len(rows) > 1:

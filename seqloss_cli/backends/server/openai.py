@@ -66,10 +66,14 @@ class OpenAi:
     path = "/v1/completions"
     quantities = frozenset[str]()
     id_field: str | None = None
-    sends_first = False
+    sends_first = takes_several = False
 
     def __init__(self, pieces: Pieces, way: Way | None = None) -> None:
         self.pieces, self.way = pieces, way or Way()
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell that no text need be asked for: each answer shows those of all tokens."""
+        return True
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. Raises RowError where it cannot be asked for."""

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from seqloss_cli.backends.server import alignment, probing
-from seqloss_cli.backends.server.backend import Server, ServerBackend
+from seqloss_cli.backends.server.backend import Server, ServerBackend, ask_again
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.backends.server.protocols import ServerProtocol, Sglang, Vllm
@@ -91,7 +91,7 @@ def open_model(
         weights=found.weights,
         fingerprint=found.fingerprint,
     )
-    if found.kind == "seqloss":
+    if server.protocol.takes_several:
         transport.gate.begin_with(4)  # of many rows each: two are scored, two wait
     # C + 1 ids are sent; ours generates nothing, others one token.
     n_more = 1 if found.kind == "seqloss" else 2
@@ -130,8 +130,8 @@ def _parts(url: str) -> tuple[str | None, str, str | None]:
 def _protocol(kind: str, n_ids: int, pieces: Pieces, is_known: bool) -> ServerProtocol:
     """`is_known` says that the server's tokenizer is ours, so that no token need show it."""
     if kind in ("vllm", "seqloss"):
-        return Vllm(None if is_known else pieces.require_shown, kind)
-    return Sglang(n_ids, pieces.require_shown) if kind == "sglang" else OpenAi(pieces)
+        return Vllm(None if is_known else pieces, kind)
+    return Sglang(n_ids, pieces) if kind == "sglang" else OpenAi(pieces)
 
 
 def _windows(
@@ -204,10 +204,10 @@ def _kept(
     if found is None or found.tolerance > tolerance:
         return None, []
     try:
-        known = found.known.again(_asked_as(server, tokens, found.way))
+        known, apart = ask_again(found.known, _asked_as(server, tokens, found.way))
     except RowError:  # which the probe says better
         return None, []
-    if (apart := known.apart(found.known)) <= tolerance:
+    if apart <= tolerance:
         return replace(found, known=known), []
     return None, [
         f"{server.transport.url}: log-probabilities of the same row differ by {apart:.2g} nats "
@@ -289,8 +289,11 @@ def _probe_rows(tokens: Tokenization, longest: int) -> list[list[int]]:
     before = [] if tokens.bos_id is None else [tokens.bos_id]
     n = longest + 1 - len(before)
     words = (_PROBE_TEXT * (1 + n // 50)).split()
-    half, back = words[: 1 + n // 3], words[::-1]
-    encoded = tokens.encode([" ".join(each) for each in (words, half + back, back)])
+    plain = tokens.encode([" ".join(words)])
+    # Two rows have all but a sixteenth in common: blocks of a cache, if they are so long.
+    n_tokens = max(1, len(plain[0]) if isinstance(plain[0], list) else 0)
+    alike, back = words[: max(1, len(words) * n * 15 // 16 // n_tokens)], words[::-1]
+    encoded = [*plain, *tokens.encode([" ".join(each) for each in (alike + back, back)])]
     if not all(isinstance(each, list) and len(each) > 2 for each in encoded):
         raise RunError("the tokenizer makes no tokens of a plain text; name one with --tokenizer")
     whole, others, backwards = ([*each][:n] for each in encoded if isinstance(each, list))

@@ -28,6 +28,7 @@ class Pieces:
         self.bos_id = tokens.bos_id
         self._shown = set[tuple[str, int]]()
         """Texts and ids that were found to be of one token: most come again and again."""
+        self._ids_shown = set[int]()
 
     def begins_with_bos(self, ids: Sequence[int]) -> bool:
         """Tell whether the first id is the BOS."""
@@ -77,6 +78,11 @@ class Pieces:
             if not isinstance(theirs, str) or not self._may_be(theirs, token_id):
                 raise self._other(name, n, theirs, token_id)
             self._shown.add((theirs, token_id))
+            self._ids_shown.add(token_id)
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell whether a text was shown for each id, and was its own."""
+        return self._ids_shown.issuperset(ids)
 
     def require_same_cut(self, shown: Sequence[object], ids: Sequence[int], name: str) -> None:
         """Raises RowError unless what is shown for each id leaves one way to cut the text: ours."""

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from seqloss_cli.backends.server.backend import KnownRow, Server
+from seqloss_cli.backends.server.backend import RECORDED_TOKENS, KnownRow, Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question, hint_of
 from seqloss_cli.backends.server.transport import Refused, Transport
@@ -31,13 +31,11 @@ from seqloss_cli.core.run_record import WEIGHTS
 
 N_ALTERNATIVES = 20
 """Alternatives asked for in a probe: the most that servers give."""
-_KNOWN_TOKENS = 65
-"""Tokens of the row that is asked for again: the longer, the more surely other weights show."""
 _MOST_SHOWN = 20
 """Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
-_CHECKS = 2
+_CHECKS = 3
 """Raised with each check that is added: a result of an older version holds for less."""
 _SHORTEST_TWICE = 4
 """Ids of a row of which there is a part to repeat."""
@@ -75,7 +73,8 @@ class Probe:
     """UTC, ISO 8601."""
     tolerance: float
     """Nats, to which all that was asked was held."""
-    known: KnownRow
+    known: list[KnownRow]
+    """One, or two that begin alike."""
     way: Way | None = None
     """The way in which a server of OpenAI's shape is asked; None for others."""
 
@@ -218,17 +217,23 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Probe(worst, normalised, now, tolerance, _known(server, rows[0], first))
+    return Probe(worst, normalised, now, tolerance, _known(server, rows, first))
 
 
-def _known(server: Server, row: Sequence[int], first: int) -> KnownRow:
-    """Return the beginning of a row with its log-probabilities."""
-    lengths = range(min(len(row), _KNOWN_TOKENS), first, -1)
-    questions = [Question(row[:n], first, texts=True) for n in lengths]
-    # Of texts, not each beginning can be asked for.
-    question = next(each for each in questions if _can_be_asked(server, each))
-    answer = _ask(server, question)
-    return KnownRow(list(question.ids), first, answer.log_probs.tolist())
+def _known(server: Server, rows: Sequence[Sequence[int]], first: int) -> list[KnownRow]:
+    """Return rows with their log-probabilities: two that begin alike, or the beginning of one."""
+    # Of what `seqloss serve` computes nothing is kept for another request: a short row does there,
+    # and each start is sooner. Caches keep whole blocks: rows for others are as long as may be.
+    short = server.protocol.takes_several
+    found: list[Question] = []
+    for row in rows[: 1 if short else 2]:
+        lengths = range(min(len(row), RECORDED_TOKENS) if short else len(row), first, -1)
+        questions = [Question(row[:n], first, texts=True) for n in lengths]
+        # Of texts, not each beginning can be asked for.
+        question = next((each for each in questions if _can_be_asked(server, each)), None)
+        if question is not None and question not in found:
+            found.append(question)
+    return [KnownRow(list(q.ids), first, _ask(server, q).log_probs.tolist()) for q in found]
 
 
 def _ends(rows: Sequence[Sequence[int]]) -> list[Question]:
@@ -237,8 +242,9 @@ def _ends(rows: Sequence[Sequence[int]]) -> list[Question]:
     whole, alike, other = rows[:3]
     n, half = len(whole), len(whole) // 2
     other_begun = [*other[:half], *whole[len(other[:half]) :]]
-    asked = [(whole, half + 1), (whole, half + 1), (alike, half + 1), (other_begun, half + 1),
-             (alike, n - 1), (other_begun, n - 1), (whole, n - 1)]  # fmt: skip
+    # Beside each other stand places of different numbers of tokens; the last two are of one.
+    asked = [(whole, half + 1), (alike, n - 1), (whole, half + 1), (other_begun, n - 1),
+             (whole, n - 1), (alike, half + 1), (other_begun, half + 1)]  # fmt: skip
     return [Question(row, first) for row, first in asked if 1 <= first < len(row)]
 
 
@@ -253,9 +259,11 @@ def _require_same_ends(
     whole = [_ask(server, replace(each, first=1)).log_probs for each in ends]
     right = [Answer(probs[each.first - 1 :]) for probs, each in zip(whole, ends, strict=True)]
     others = [cold, _answers(server, ends), _at_once(server, ends)]
-    if server.takes_several:
-        # In two orders: values that two rows of one request exchange show in one of them.
+    if server.protocol.takes_several:
+        # In three orders: values that two rows of one request exchange show in one of them.
         others += [_together(server, ends), _together(server, ends[::-1])[::-1]]
+        rotated = _together(server, [*ends[1:], ends[0]])
+        others.append([rotated[-1], *rotated[:-1]])
     worst = max((_difference(right, each) for each in others), default=0.0)
     if worst > tolerance:
         raise RunError(
@@ -312,18 +320,12 @@ def _ask(server: Server, question: Question) -> Answer:
 
 
 def _together(server: Server, questions: Sequence[Question]) -> list[Answer]:
-    """Return answers to questions that are sent in one request, or in as few as the server takes.
-
-    Raises RunError.
-    """
+    """Return answers to questions that are sent in one request; raises RunError."""
     try:
         return server.ask_all(questions)
     except RowError as error:
-        if error.reason == "server_refused" and (half := len(questions) // 2):
-            return _together(server, questions[:half]) + _together(server, questions[half:])
-        raise RunError(
-            f"{server.transport.url}: {error.message}; {hint_of(error.reason)}"
-        ) from None
+        hint = hint_of(error.reason)
+        raise RunError(f"{server.transport.url}: {error.message}; {hint}") from None
 
 
 def _difference(some: Sequence[Answer], others: Sequence[Answer]) -> float:
@@ -373,12 +375,12 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
         found = orjson.loads(_place(server, tokenizer_sha256).read_bytes())
         way = None if found["way"] is None else Way(**found["way"])
         worst, tolerance = float(found["worst_difference"]), float(found["tolerance"])
-        row = KnownRow(**found["known"])
-        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, row, way)
+        rows = [KnownRow(**each) for each in found["known"]]
+        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, rows, way)
         age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return kept if 0 <= age < KEPT_SECONDS else None
+    return kept if rows and 0 <= age < KEPT_SECONDS else None
 
 
 def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
@@ -397,7 +399,7 @@ def keep_probe(server: Server, tokenizer_sha256: str, found: Probe) -> None:
 def _place(server: Server, tokenizer_sha256: str) -> Path:
     facts = (_CHECKS, server.transport.url, server.protocol.name, server.model, server.version,
              server.max_model_len, sorted(server.weights.items()), server.dtype,
-             tokenizer_sha256)  # fmt: skip
+             server.fingerprint, tokenizer_sha256)  # fmt: skip
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "seqloss" / "probes" / f"{name}.json"

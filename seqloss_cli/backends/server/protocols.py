@@ -9,7 +9,7 @@ Shapes: L tokens that are sent, M of them scored (the last M), K alternatives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,10 +80,23 @@ class Answer:
     top_log_probs: Floats | None = None
     """Shape M x K, nats."""
 
+    def last(self, n: int) -> Answer:
+        """Return the answer of the last `n` tokens."""
 
-RequireShown = Callable[[Sequence[object], Sequence[int], str], None]
-"""Raises RowError where the first, what a server shows of tokens, is not of the second, their ids;
-the third names it."""
+        def cut(array: Any) -> Any:
+            return None if array is None else array[-n:]
+
+        return Answer(*map(cut, (self.log_probs, self.ranks, self.top_ids, self.top_log_probs)))
+
+
+class Shown(Protocol):
+    """Texts that servers show of tokens, held to ours."""
+
+    def require_shown(self, shown: Sequence[object], ids: Sequence[int], name: str) -> None:
+        """Raises RowError where a text is not of its id; `name` is what the server calls them."""
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell whether each id was shown to be ours."""
 
 
 class ServerProtocol(Protocol):
@@ -99,6 +112,13 @@ class ServerProtocol(Protocol):
     @property
     def sends_first(self) -> bool:
         """The server is told where the scored tokens begin, and may remember those before."""
+
+    @property
+    def takes_several(self) -> bool:
+        """It takes several rows in a request, each scored from a token of its own on."""
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell whether each id needs no text, or was shown in an answer to be ours."""
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request."""
@@ -133,7 +153,7 @@ def require_ids(value: Any, name: str, ids: Sequence[int]) -> None:
     """Raises RowError unless the ids are those that were sent."""
     found = require_list(value, name, len(ids))
     for n, (theirs, ours) in enumerate(zip(found, ids, strict=True)):
-        if theirs != ours:
+        if type(theirs) is not int or theirs != ours:
             raise wrong("ids", f"is about other tokens: {name}[{n}] is {theirs!r:.40}, sent {ours}")
 
 
@@ -247,15 +267,24 @@ class Vllm:
     quantities = frozenset({"ranks", "top_logprobs"})
     id_field: str | None = None
 
-    def __init__(self, require_shown: RequireShown | None, name: str = "vllm") -> None:
-        """`require_shown` is None where the tokenizer is known to be ours. `seqloss` generates
+    def __init__(self, shown: Shown | None, name: str = "vllm") -> None:
+        """`shown` is None where the tokenizer is known to be ours. `seqloss` generates
         nothing, and leaves out what is not scored."""
-        self._require_shown, self.name = require_shown, name
+        self._shown, self.name = shown, name
 
     @property
     def sends_first(self) -> bool:
         """`seqloss serve` is told, and computes common beginnings once."""
         return self.name == "seqloss"
+
+    @property
+    def takes_several(self) -> bool:
+        """`seqloss serve` does; others start each row at its first token."""
+        return self.name == "seqloss"
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell whether each id but the first, of which nothing is shown, was shown to be ours."""
+        return self._shown is None or self._shown.has_shown(ids[1:])
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. vLLM generates one token at least, which nobody reads."""
@@ -270,8 +299,7 @@ class Vllm:
         }
 
     def body_of_all(self, model: str, questions: Sequence[Question]) -> dict[str, Any]:
-        """Return the request of several rows, which `seqloss serve` alone takes: others start each
-        row at its first token."""
+        """Return the request of several rows."""
         return {
             **self.body(model, questions[0]),
             "prompt": [list(each.ids) for each in questions],
@@ -283,7 +311,8 @@ class Vllm:
         given = require_entry(answer, "an answer").get("choices")
         choices = require_list(given, "choices", len(questions))
         for n, choice in enumerate(choices):
-            if (index := require_entry(choice, f"choices[{n}]").get("index")) != n:
+            index = require_entry(choice, f"choices[{n}]").get("index")
+            if type(index) is not int or index != n:
                 raise wrong("answer", f"has {kind_of(index)} as the index of choices[{n}]")
         pairs = zip(choices, questions, strict=True)
         return [self.read({"choices": [choice]}, question) for choice, question in pairs]
@@ -311,9 +340,9 @@ class Vllm:
             own.append(require_entry(found, f"prompt_logprobs[{n}]"))
             has_more = question.top_k or len(entry) > 1
             listed.append([_vllm_listed(*each, n) for each in entry.items()] if has_more else [])
-        if self._require_shown is not None:
+        if self._shown is not None:
             shown = [each.get("decoded_token") for each in own]
-            self._require_shown(shown, ids[first:], "decoded_token")
+            self._shown.require_shown(shown, ids[first:], "decoded_token")
         log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
         ranks = [_rank(each.get("rank"), n) for n, each in enumerate(own)]
         if any(ranks) and not all(ranks):
@@ -353,10 +382,14 @@ class Sglang:
     path = "/generate"
     quantities = frozenset({"top_logprobs"})
     id_field: str | None = "rid"
-    sends_first = True
+    sends_first, takes_several = True, False
 
-    def __init__(self, n_ids: int, require_shown: RequireShown) -> None:
-        self._n_ids, self._require_shown = n_ids, require_shown
+    def __init__(self, n_ids: int, shown: Shown) -> None:
+        self._n_ids, self._shown = n_ids, shown
+
+    def has_shown(self, ids: Sequence[int]) -> bool:
+        """Tell whether each id was shown to be ours, but for two that come back as 0."""
+        return self._shown.has_shown([each for each in ids if 0 < each < self._n_ids - 1])
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the request of one row. Tokens before the first that is scored may come from the
@@ -389,7 +422,7 @@ class Sglang:
         if question.texts:
             shown = [triple for triple in triples if triple[1] != 0]
             texts = [each[2] for each in shown]
-            self._require_shown(texts, [each[1] for each in shown], f"texts of {name}")
+            self._shown.require_shown(texts, [each[1] for each in shown], f"texts of {name}")
         if triples[0][0] is not None:
             # Else a list that is a place off would be taken for one of the right length.
             raise wrong("length", f"has a log-probability in {name}[0], where none is asked for")

@@ -26,12 +26,14 @@ LONGEST_WAIT = 30.0
 """Seconds between two attempts, unless the server asks for more (`Retry-After`)."""
 LONGEST_ASKED_WAIT = 300.0
 """Seconds that a server may ask to wait; a longer time ends the run."""
-_BUSY = (408, 429, *range(500, 600))
+_FULL = 429
+_BUSY = (408, _FULL, *range(500, 600))
 """Codes of answers that may be other ones the next time."""
 # llama-cpp-python answers 500 to requests that it will never take.
 _FINAL = (b"validation error", b"logits_all")
 """Words of answers with such a code that no other attempt changes."""
 _NO_KEY, _REDIRECTS = (401, 403), (301, 302, 303, 307, 308)
+_NONE = object()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -41,6 +43,10 @@ class Refused(Exception):  # noqa: N818
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
         self.status, self.text = status, text
+
+
+class Busy(Exception):  # noqa: N818
+    """The server has no place for a request now; it may have one for a smaller one."""
 
 
 class Transport:
@@ -69,22 +75,27 @@ class Transport:
         return self._send("GET", path, None, 1 << 22)
 
     def post(
-        self, path: str, body: Mapping[str, Any], most_bytes: int, id_field: str | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        most_bytes: int,
+        id_field: str | None = None,
+        may_be_cut: bool = False,
     ) -> Any:
         """Return the JSON of an answer of at most `most_bytes`.
 
         The body's `id_field` gets the number of the attempt: a server may still be busy with the
         one before, and takes no id twice.
 
-        Raises Refused; RowError for an answer that is no JSON or too long; RunError where there is
-        none after all attempts.
+        Raises Refused; RowError for an answer that is too long; RunError where there is none after
+        all attempts; with `may_be_cut` Busy where the server was too busy, after a while.
         """
 
         def content(attempt: int) -> bytes:
             own = {} if id_field is None else {id_field: f"{body[id_field]}-{attempt}"}
             return orjson.dumps({**body, **own})
 
-        return self._send("POST", path, content, most_bytes)
+        return self._send("POST", path, content, most_bytes, may_be_cut)
 
     def close(self, why: str = "closed") -> None:
         """Send nothing more: requests that wait give up, with the first reason that was given."""
@@ -93,12 +104,18 @@ class Transport:
         self._client.close()
 
     def _send(
-        self, method: str, path: str, content: Callable[[int], bytes] | None, most_bytes: int
+        self,
+        method: str,
+        path: str,
+        content: Callable[[int], bytes] | None,
+        most_bytes: int,
+        may_be_cut: bool = False,
     ) -> Any:
-        failure = ""
-        for attempt in range(ATTEMPTS):
+        failure, n_sent, n_failed, busy_since = "", 0, 0, None
+        while n_failed < ATTEMPTS:
             self._raise_if_stopped()
-            asked, body = None, content(attempt) if content else None
+            status, asked, body = 0, None, content(n_sent) if content else None
+            n_sent += 1
             try:
                 with self.gate.passed():
                     status, asked, answer = self._once(method, path, body, most_bytes)
@@ -109,16 +126,34 @@ class Transport:
                     raise
                 failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
-                if status < 300:
-                    return _json(answer)
-                failure = f"status {status}: {_shown(answer)}"
-                self._raise_if_final(status, answer)
+                if status >= 300:
+                    failure = f"status {status}: {_shown(answer)}"
+                    self._raise_if_final(status, answer)
+                elif (found := _json(answer)) is not _NONE:
+                    return found
+                else:  # it was cut, or is a page of a proxy
+                    failure = f"the answer is no JSON: {_shown(answer)}"
+                    if method == "GET":  # other programs have pages there
+                        raise RowError("server_answer", failure)
             self.gate.failed()
-            if attempt + 1 < ATTEMPTS:
-                self._wait(attempt, asked)
-        raise RunError(
-            f"{self.url}{path}: no answer after {ATTEMPTS} attempts, the last: {failure}; what "
-            "came before is written, and --resume goes on"
+            if status == _FULL:
+                # No attempt: it is there, and has other work.
+                busy_since = busy_since or time.monotonic()
+                if time.monotonic() - busy_since > self._timeout:
+                    raise self._given_up(
+                        path, f"too busy for {self._timeout:g} s (--engine-timeout)", failure
+                    )
+                self._wait(n_sent, asked)
+                if may_be_cut:
+                    raise Busy
+            elif (n_failed := n_failed + 1) < ATTEMPTS:
+                self._wait(n_failed - 1, asked)
+        raise self._given_up(path, f"no answer after {ATTEMPTS} attempts, the last", failure)
+
+    def _given_up(self, path: str, tried: str, failure: str) -> RunError:
+        return RunError(
+            f"{self.url}{path}: {tried}: {failure}; what came before is written, and --resume goes "
+            "on"
         )
 
     def _raise_if_stopped(self) -> None:
@@ -164,7 +199,8 @@ class Transport:
         if asked is not None and asked > LONGEST_ASKED_WAIT:
             raise RunError(f"{self.url} asks to wait {asked:g} s (Retry-After): try again then")
         # Full jitter: clients that failed together would come back together.
-        drawn = random.uniform(0, min(LONGEST_WAIT, _BACKOFF * 2**attempt))
+        longest = LONGEST_WAIT if asked is None else max(1.0, asked)
+        drawn = random.uniform(0, min(longest, _BACKOFF * 2.0 ** min(attempt, 20)))
         self._stopped.wait(drawn if asked is None else asked + drawn)
 
 
@@ -277,6 +313,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _json(content: bytes) -> Any:
+    """Return what JSON says; _NONE where it is none."""
     import json
 
     try:
@@ -286,7 +323,7 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content)  # takes NaN and Infinity, which are looked for later
     except ValueError:
-        raise RowError("server_answer", f"the answer is no JSON: {_shown(content)}") from None
+        return _NONE
 
 
 def _shown(content: bytes) -> str:
