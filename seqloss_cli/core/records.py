@@ -120,8 +120,9 @@ class Recording:
     """Tokens before the response; None where the row does not tell."""
     # OpenAI's servers give texts of tokens: ids are found once there is a tokenizer. Until then
     # N counts these alone, and `input_ids` of the sample are the prompt's.
-    pieces: tuple[bytes, ...] = ()
-    """Bytes of the N tokens, where the row has no ids of them."""
+    pieces: tuple[bytes | int, ...] = ()
+    """Bytes of the N tokens where the row has no ids of them, or their ids where the prompt has
+    none."""
 
 
 @dataclass(frozen=True, slots=True)

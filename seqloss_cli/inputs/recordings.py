@@ -7,8 +7,8 @@ response. Shape letters: N tokens of a row, P of its prompt, R of its response.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Bools, Chat, Floats, Recording
+from seqloss_cli.inputs.recorded_values import Values, values_of
 from seqloss_cli.inputs.rows import (
     Content,
     RecordingFields,
@@ -39,30 +40,15 @@ FIELDS = (*_ENGINE, *_SAMPLER, *_TRAINER, *_PROMPT_VALUES)
 """Fields that hold log-probabilities, by the names that engines and trainers give them."""
 _TOGETHER = {"logprobs": "prompt_logprobs", "output_token_logprobs": "input_token_logprobs"}
 """Fields of one engine's answer: the response's values, and its prompt's."""
-_AS_ID = b"token_id:"
-"""Begins the text of a token where vLLM writes ids as texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """The values of one field."""
-
-    log_probs: list[float | None]
-    ids: list[int] | None = None
-    """Beside them, where the field holds ids, too."""
-    pieces: list[bytes] | None = None
-    """The tokens' bytes, where it holds these."""
-    n_prompt_chars: list[int] | None = None
-    """Characters of prompt and answer before each token (`echo`)."""
 
 
 def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
     """The ids of a row with its recording, and the fields that were used. Raises RowError."""
     whole, used = _unwrapped(row)
     names = _names_of_values(whole, fields.field)
-    prompt, response, own = _ids(whole)
+    prompt, response, own = _ids(whole, is_answer=bool(used & {"choices", "outputs"}))
     parts = {
-        name: _values_of(name, whole[name], _ids_for(name, prompt, response, own)) for name in names
+        name: values_of(name, whole[name], _ids_for(name, prompt, response, own)) for name in names
     }
     used |= {*names, *_PROMPTS, *_RESPONSES, *_MASKS, "input_ids", "token_ids", "attention_mask"}
     used |= {"prompt_mask", "prompt", "messages"}
@@ -74,17 +60,25 @@ def recording_content(row: dict[str, Any], fields: RecordingFields) -> Content:
         prompt, own, response = (own if prompt is None else prompt), None, after.ids
         if response is None:
             return _of_pieces(whole, prompt, after), used
+        if prompt is None and _is_echo(after):
+            own, response = response, None
     ids = own if own is not None else [*(prompt or ()), *(response or ())]
     if not ids:
         known = "; ids are read from 'input_ids', or 'prompt_ids' and 'response_ids'"
         raise missing_field(whole, "input_ids", f"--field{known}")
     n_prompt = None if prompt is None or response is None else len(prompt)
+    is_alone = own is None and prompt is None
+    if is_alone:
+        n_prompt = 0
+        if after is not None and len(after.log_probs) != len(ids):
+            raise _wrong_length(names[-1], len(after.log_probs), len(ids), len(ids))
     log_probs = _aligned(names, before, after, len(ids), n_prompt)
     sampled = _sampled(whole, len(ids), n_prompt)
-    return _trimmed(whole, np.array(ids, dtype=np.int64), log_probs, sampled, n_prompt), used
+    found = _trimmed(whole, np.array(ids, dtype=np.int64), log_probs, sampled, n_prompt)
+    return (_with_prompt(whole, found) if is_alone else found), used
 
 
-def _is_answer(own: list[int] | None, values: _Values) -> bool:
+def _is_answer(own: list[int] | None, values: Values) -> bool:
     """Return whether values bring their own tokens, which are not the row's ids."""
     if values.ids is None and values.pieces is None:
         return False
@@ -94,6 +88,11 @@ def _is_answer(own: list[int] | None, values: _Values) -> bool:
         return own[len(own) - len(values.ids) :] != values.ids
     # OpenAI's `content` is an answer's; completions may have the prompt in theirs.
     return values.n_prompt_chars is None
+
+
+def _is_echo(values: Values) -> bool:
+    """Return whether an answer begins with its prompt: the first of all tokens has no value."""
+    return values.log_probs[0] is None
 
 
 def _unwrapped(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -140,15 +139,20 @@ def _kind(name: str) -> str:
     return "sampler" if name in _SAMPLER else "trainer" if name in _TRAINER else ""
 
 
-def _ids(row: dict[str, Any]) -> tuple[list[int] | None, list[int] | None, list[int] | None]:
+def _ids(
+    row: dict[str, Any], is_answer: bool
+) -> tuple[list[int] | None, list[int] | None, list[int] | None]:
     """The ids of prompt, response and whole row, each None where the row has none."""
     prompt, response = _first(row, _PROMPTS), _first(row, _RESPONSES)
     own, tokens = _first(row, ("input_ids",)), _first(row, ("token_ids",))
-    # A choice's `token_ids` are the response's where the prompt's stand beside them.
-    if tokens is not None and response is None and (prompt is not None or own is not None):
+    # A choice's `token_ids` are the response's, and others where a prompt stands beside them.
+    is_answer = is_answer or prompt is not None or own is not None or _text_prompt(row)
+    if tokens is not None and response is None and is_answer:
         response = tokens
     elif tokens is not None and own is None:
         own = tokens
+    if own is None and prompt is None and any(row.get(name) == [] for name in _PROMPTS):
+        prompt = []
     if response is not None and own is not None:
         if prompt is None and own[len(own) - len(response) :] == response != own:
             prompt = own[: len(own) - len(response)]
@@ -159,6 +163,11 @@ def _ids(row: dict[str, Any]) -> tuple[list[int] | None, list[int] | None, list[
     elif prompt is not None and own is not None and own[: len(prompt)] == prompt:
         response = own[len(prompt) :] or None
     return prompt, response, own
+
+
+def _text_prompt(row: dict[str, Any]) -> bool:
+    """Whether the prompt is a text, or turns of a chat."""
+    return isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
 
 
 def _first(row: dict[str, Any], names: Sequence[str]) -> list[int] | None:
@@ -182,115 +191,8 @@ def _ids_for(
     return [each for each in lists if each]
 
 
-def _values_of(name: str, value: Any, ids: list[list[int]]) -> _Values:
-    """The values of a field of any shape."""
-    if isinstance(value, dict) and isinstance(value.get("content"), list):
-        return _openai(name, value["content"])
-    if isinstance(value, dict) and isinstance(value.get("token_logprobs"), list):
-        return _completions(value)
-    if not isinstance(value, list):
-        raise RowError("wrong_type", f"field {name!r:.40} holds no log-probabilities")
-    first = next((each for each in value if each is not None), None)
-    if isinstance(first, dict) and "logprob" in first:
-        return _openai(name, value)
-    if isinstance(first, dict):
-        return _dicts(name, value, ids)
-    if isinstance(first, list):
-        return _triples(name, value)
-    return _Values([_number(name, each) for each in value])
-
-
-def _number(name: str, value: Any) -> float | None:
-    # JSON's `true` is an int to Python.
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
-    raise RowError("wrong_type", f"field {name!r:.40} holds {value!r:.40}, which is no number")
-
-
-def _openai(name: str, content: list[Any]) -> _Values:
-    """Values of OpenAI's `logprobs.content`: objects with `token`, `bytes` and `logprob`."""
-    pieces, values = [], []
-    for each in content:
-        if not isinstance(each, dict) or not isinstance(each.get("token"), str):
-            raise RowError("wrong_type", f"field {name!r:.40} holds an entry without a token")
-        raw, text = each.get("bytes"), each["token"].encode()
-        pieces.append(text if raw is None or text.startswith(_AS_ID) else _bytes(name, raw))
-        values.append(_number(name, each.get("logprob")))
-    return _with_ids(values, pieces)
-
-
-def _bytes(name: str, raw: Any) -> bytes:
-    try:
-        return bytes(raw)
-    except (TypeError, ValueError):
-        raise RowError("wrong_type", f"field {name!r:.40}: bytes are no bytes") from None
-
-
-def _completions(value: Mapping[str, Any]) -> _Values:
-    """Values of the completions' object: `tokens`, `token_logprobs`, `text_offset`."""
-    values = [_number("token_logprobs", each) for each in value["token_logprobs"]]
-    tokens, starts = value.get("tokens"), value.get("text_offset")
-    if not isinstance(tokens, list) or len(tokens) != len(values):
-        return _Values(values)
-    if not all(isinstance(each, str) for each in tokens):
-        raise RowError("wrong_type", "field 'tokens' holds what is no text")
-    is_known = isinstance(starts, list) and len(starts) == len(tokens)
-    found = _with_ids(values, [each.encode() for each in tokens])
-    return replace(found, n_prompt_chars=starts if is_known else None)
-
-
-def _with_ids(values: list[float | None], pieces: list[bytes]) -> _Values:
-    """Values of tokens whose texts are `token_id:N`, or that are known by their bytes."""
-    if pieces and all(piece.startswith(_AS_ID) for piece in pieces):
-        try:
-            return _Values(values, [int(piece.removeprefix(_AS_ID)) for piece in pieces])
-        except ValueError:
-            raise RowError("wrong_type", "a token is called token_id: and has no id") from None
-    return _Values(values, None, pieces)
-
-
-def _dicts(name: str, value: list[Any], ids: list[list[int]]) -> _Values:
-    """Values of vLLM's dicts, one for each token: an id to its log-probability."""
-    known = next((each for each in ids if len(each) in (len(value), len(value) + 1)), None)
-    behind = 0 if known is None else len(known) - len(value)
-    values: list[float | None] = []
-    found: list[int | None] = []
-    for n, each in enumerate(value):
-        if each is None:
-            values.append(None)
-            found.append(None if known is None else known[n + behind])
-            continue
-        if not isinstance(each, dict) or not each:
-            raise RowError("wrong_type", f"field {name!r:.40} holds at {n} what is no dict of ids")
-        key = next(iter(each)) if known is None else str(known[n + behind])
-        if known is None and len(each) > 1:
-            what = f"{name!r:.40} gives {len(each)} ids at {n}, and the row does not say which"
-            raise RowError("missing_field", f"{what} one came: give its ids, too")
-        if key not in each:
-            raise RowError("other_ids", f"{name!r:.40} has at {n} no value of the row's id {key}")
-        entry = each[key]
-        values.append(_number(name, entry.get("logprob") if isinstance(entry, dict) else entry))
-        found.append(int(key) if key.isascii() and key.isdigit() else None)
-    if known is not None:
-        return _Values(values)
-    # Of a first token without a value no id is known either: what is known begins after it.
-    start = 1 if found and found[0] is None else 0
-    if any(each is None for each in found[start:]):
-        raise RowError("missing_field", f"field {name!r:.40} holds no ids of all its tokens")
-    return _Values(values[start:], [each for each in found[start:] if each is not None])
-
-
-def _triples(name: str, value: list[Any]) -> _Values:
-    """Values of SGLang's triples: log-probability, id, text."""
-    for each in value:
-        if not isinstance(each, list) or len(each) < 2 or type(each[1]) is not int:
-            what = "is no log-probability with an id"
-            raise RowError("wrong_type", f"field {name!r:.40} holds {each!r:.40}, which {what}")
-    return _Values([_number(name, each[0]) for each in value], [each[1] for each in value])
-
-
 def _aligned(
-    names: list[str], before: _Values | None, after: _Values | None, n: int, n_prompt: int | None
+    names: list[str], before: Values | None, after: Values | None, n: int, n_prompt: int | None
 ) -> Floats:
     """The values at the tokens that they are of, shape N; NaN where there are none."""
     found = np.full(n, np.nan)
@@ -357,47 +259,75 @@ def _trimmed(
     is left."""
     n = len(ids)
     kept = np.ones(n, dtype=bool)
+    if row.get("prompt_mask") is not None and n_prompt is not None:
+        kept[:n_prompt] &= _mask(row, "prompt_mask", (n_prompt,))
     if row.get("attention_mask") is not None:
         lengths = (n, None if n_prompt is None else n - n_prompt)
         own = _mask(row, "attention_mask", lengths)
-        kept[n - len(own) :] = own
-    if row.get("prompt_mask") is not None and n_prompt is not None:
-        kept[:n_prompt] &= _mask(row, "prompt_mask", (n_prompt,))
-    # A mask ends in zeros where the row is padded: with one id, again and again.
-    if sampled is not None and any(row.get(name) is not None for name in _MASKS):
+        kept[n - len(own) :] &= own
+    # A mask ends in zeros where the row is padded: with one id, again and again. Where another
+    # mask says what is padding, these are of a tool; and one alone may be an EOS that has a value.
+    elif sampled is not None and any(row.get(name) is not None for name in _MASKS):
         behind = len([*takewhile(lambda one: not one, sampled[::-1])])
-        if 0 < behind < n and len({*ids[n - behind :].tolist()}) == 1:
+        is_value = behind == 1 and np.isfinite(log_probs[-1]) and log_probs[-1] != 0
+        if 0 < behind < n and len({*ids[n - behind :].tolist()}) == 1 and not is_value:
             kept[n - behind :] = False
     if not kept.any():
         raise RowError("empty", "its masks leave no token")
     before = None if n_prompt is None else int(kept[:n_prompt].sum())
-    recording = Recording(log_probs[kept], None if sampled is None else sampled[kept], before)
-    n_padding = int((~kept).sum())
-    flags = {"flags": {"padding_dropped": n_padding}} if n_padding else {}
-    if not np.isfinite(recording.log_probs).any():
-        raise RowError("nothing_recorded", "holds no log-probability, nulls only")
-    return {"input_ids": ids[kept], "recording": recording} | flags
+    values = log_probs[kept]
+    if not np.isfinite(values).any():
+        raise RowError("nothing_recorded", "holds no log-probability that is finite")
+    counts = {
+        "padding_dropped": int((~kept).sum()),
+        "recorded_not_finite": int(np.isinf(values).sum()),
+    }
+    flags = {name: count for name, count in counts.items() if count}
+    values = np.where(np.isinf(values), np.nan, values)
+    recording = Recording(values, None if sampled is None else sampled[kept], before)
+    return {"input_ids": ids[kept], "recording": recording} | ({"flags": flags} if flags else {})
 
 
-def _of_pieces(row: dict[str, Any], prompt: list[int] | None, values: _Values) -> dict[str, Any]:
+def _of_pieces(row: dict[str, Any], prompt: list[int] | None, values: Values) -> dict[str, Any]:
     """The fields of a sample whose tokens are known by their bytes: ids are found later."""
     pieces = tuple(values.pieces or ())
     if not pieces:
         raise RowError("empty", "has no tokens")
-    sampled = np.ones(len(pieces), dtype=bool)
+    sampled: Bools | None = np.ones(len(pieces), dtype=bool)
     fields: dict[str, Any] = {}
-    starts, text = values.n_prompt_chars, row.get("prompt")
+    starts, text, n_prompt = values.n_prompt_chars, row.get("prompt"), 0
     if prompt is not None:
         fields["input_ids"] = np.array(prompt, dtype=np.int64)
-    elif isinstance(row.get("messages"), list):
+    elif isinstance(text, str) and starts and starts[0] == 0 and _begins(pieces, text):
+        sampled = np.array(starts) >= len(text)
+        n_prompt = int((~sampled).sum())
+    elif _text_prompt(row) or not _is_echo(values):
+        fields |= _prompt_of(row)
+    else:
+        sampled = None
+    log_probs = _floats(values.log_probs)
+    if n_infinite := int(np.isinf(log_probs).sum()):
+        fields["flags"] = {"recorded_not_finite": n_infinite}
+    log_probs = np.where(np.isinf(log_probs), np.nan, log_probs)
+    return fields | {"recording": Recording(log_probs, sampled, n_prompt, pieces)}
+
+
+def _begins(pieces: Sequence[bytes], text: str) -> bool:
+    return b"".join(pieces).startswith(text.encode())
+
+
+def _prompt_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The field of a sample with its prompt, a text or a chat. Raises RowError without one."""
+    if isinstance(row.get("messages"), list):
         messages = messages_of(row["messages"], "field 'messages'")
-        fields["chat"] = Chat(messages, row.get("tools") or None, n_prompt=len(messages))
-    elif isinstance(text, str):
-        # With `echo` the prompt's tokens are among those of the answer.
-        if starts and starts[0] == 0 and b"".join(pieces).startswith(text.encode()):
-            sampled = np.array(starts) >= len(text)
-        else:
-            fields["text"] = string_field(row, "prompt")
-    n_prompt = int((~sampled).sum())
-    recording = Recording(_floats(values.log_probs), sampled, n_prompt, pieces)
-    return fields | {"recording": recording}
+        return {"chat": Chat(messages, row.get("tools") or None, n_prompt=len(messages))}
+    if isinstance(row.get("prompt"), str):
+        return {"text": string_field(row, "prompt")}
+    what = "has a response, whose probabilities are given a prompt, and no prompt"
+    raise RowError("missing_field", f"{what}: give its ids ('prompt_ids', [] if it is empty)")
+
+
+def _with_prompt(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a sample whose response alone has ids."""
+    recording = replace(found["recording"], pieces=tuple(found.pop("input_ids").tolist()))
+    return {**found, **_prompt_of(row), "recording": recording}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import orjson
 from seqloss_cli.core.errors import RowError, load_pyarrow
 from seqloss_cli.core.records import WrittenNumber
 from seqloss_cli.inputs.options import ARROW, PARQUET, ReadOptions, suffix_of
+from seqloss_cli.inputs.rows import RecordingFields
 from seqloss_cli.inputs.shards import WHOLE, Part
 from seqloss_cli.inputs.streams import open_input
 
@@ -171,6 +173,7 @@ def _row_maker(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RowError("bad_table", f"has two columns {twice!r}")
     nested = [name for name, kind in zip(names, schema.types, strict=True) if kind.num_fields]
+    is_recording = isinstance(options.pairs, RecordingFields)
 
     def made(row: dict[str, Any]) -> tuple[bytes | RowError, frozenset[str]]:
         nulls = frozenset(name for name, value in row.items() if value is None)
@@ -179,6 +182,8 @@ def _row_maker(
         for name in nested:
             if name in row:
                 row[name] = _without_nulls(row[name])
+                if is_recording:
+                    row[name] = _told_apart(row[name])
         return _as_json(row, options.max_bytes), nulls
 
     def rows(batch: Any) -> Iterator[tuple[bytes | RowError, frozenset[str]]]:
@@ -219,6 +224,15 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], dict | list | type(None)):
         return [_without_nulls(inner) for inner in value]
     return value
+
+
+def _told_apart(value: Any) -> Any:
+    """Return a nested value with words for NaN and infinity, which JSON would have as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _told_apart(inner) for key, inner in value.items()}
+    return [*map(_told_apart, value)] if isinstance(value, list | tuple) else value
 
 
 def _as_json(row: dict[str, Any], max_bytes: int) -> bytes | RowError:

@@ -221,7 +221,9 @@ class _Resolver:
         puts = tokenization.policy.bos != "never" and bos is not None and ids[:1] != [bos]
         return [bos, *ids] if puts and bos is not None else ids
 
-    def _id_of(self, place: int, piece: bytes) -> int:
+    def _id_of(self, place: int, piece: bytes | int) -> int:
+        if isinstance(piece, int):
+            return piece
         if self._ids is None:
             self._ids = _ids_by_bytes(self._tokenization)
         found = self._ids.get(piece)
@@ -291,7 +293,11 @@ class RecordedTokens:
         if recording is None or not recording.pieces:
             return sample
         # Negative: no id of a vocabulary.
-        ids = [self._pieces.setdefault(p, -1 - len(self._pieces)) for p in recording.pieces]
+        ids = [
+            piece if isinstance(piece, int)
+            else self._pieces.setdefault(piece, -1 - len(self._pieces))
+            for piece in recording.pieces
+        ]  # fmt: skip
         prompt = [] if sample.input_ids is None else sample.input_ids.tolist()
         return _with_ids(sample, prompt, ids)
 
@@ -361,6 +367,8 @@ def _beside(sample: Sample, other: Sample, row: tuple[int, Sample]) -> RecordedS
 
 def _how_ids_differ(ids: NDArray[Any], theirs: NDArray[Any], row: tuple[int, Sample]) -> str:
     place = f"{row[1].source}:{row[0]}"
+    if ids.min(initial=0) < 0 or theirs.min(initial=0) < 0:
+        return f"and {place} are not of the same tokens: those that are known by bytes have no ids"
     if len(ids) != len(theirs):
         return f"has {len(ids)} ids, and {place} has {len(theirs)}"
     at = int(np.argmax(ids != theirs))

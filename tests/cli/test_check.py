@@ -124,7 +124,7 @@ def test_tokens_that_are_known_by_their_bytes(rows: list[Any], tmp_path: Path) -
         made.append({"id": row["id"], "prompt": prompt,
                      "choices": [{"logprobs": {"content": content}}]})  # fmt: skip
     unknown = {"token": "?", "bytes": [240, 159, 144, 149, 240], "logprob": -1.0}
-    made.append({"id": "x", "choices": [{"logprobs": {"content": [unknown]}}]})
+    made.append({"id": "x", "prompt": "A", "choices": [{"logprobs": {"content": [unknown]}}]})
     path = write(tmp_path / "openai.jsonl", made)
     found = document(check(path, "--json"), 3)
     assert found["totals"]["verdict"] == "exact"
@@ -133,6 +133,17 @@ def test_tokens_that_are_known_by_their_bytes(rows: list[Any], tmp_path: Path) -
     assert ids == [row["prompt_ids"] + row["response_ids"] for row in rows]
     # Without a model the bytes themselves are compared.
     assert totals(path, "--against", write(tmp_path / "copy.jsonl", made))["mean_abs_delta"] == 0
+
+
+def test_ids_of_responses_to_prompts_that_are_texts(rows: list[Any], tmp_path: Path) -> None:
+    made = []
+    for row in rows:
+        prompt = b"".join(spelled(row["prompt_ids"][1:])).decode()
+        answer = {"token_ids": row["response_ids"], "logprobs": row["old_log_probs"]}
+        made.append({"id": row["id"], "prompt": prompt, "outputs": [answer]})
+    totals = document(check(write(tmp_path / "texts.jsonl", made), "--json"))["totals"]
+    assert totals["verdict"] == "exact"
+    assert totals["n_sampled"] == totals["n_compared"] == sum(len(r["response_ids"]) for r in rows)
 
 
 def test_the_answer_of_a_chat(tmp_path: Path) -> None:

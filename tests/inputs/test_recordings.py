@@ -104,9 +104,13 @@ def test_vllm_dicts() -> None:
          "cumulative_logprob": -3.0}
     ]}  # fmt: skip
     assert read(both) == {**EXPECTED, "values": [None, -3.0, -1.0, -2.0]}
-    alone = {"prompt_logprobs": [None, {"5": entry(-3.0)}, {"6": -1.0}]}
-    assert read(alone)["ids"] == [5, 6]
-    assert read(alone)["values"] == [-3.0, -1.0]
+    alone = {"prompt_logprobs": [{"1": entry(-2.0)}, {"5": entry(-3.0)}, {"6": -1.0}]}
+    assert read(alone)["ids"] == [1, 5, 6]
+    assert read(alone)["values"] == [-2.0, -3.0, -1.0]
+    # Of the first token nothing is known, and the others depend on it.
+    first = refused({"prompt_logprobs": [None, {"5": entry(-3.0)}, {"6": -1.0}]})
+    assert first.reason == "missing_field"
+    assert "no id of token 0" in first.message
     only_prompt = {"prompt_token_ids": [1, 5], "prompt_logprobs": prompt}
     assert read(only_prompt)["values"] == [None, -3.0]
     assert refused({"prompt_logprobs": prompt}).reason == "missing_field"
@@ -191,6 +195,69 @@ def test_a_dump_of_trl() -> None:
     assert read(row) == EXPECTED | {"flags": {"padding_dropped": 3}}
 
 
+def test_a_response_needs_its_prompt() -> None:
+    """Its probabilities are given the prompt: it is no text of its own."""
+    alone = {"response_ids": [6, 7], "logprobs": [-1, -2]}
+    assert refused(alone).reason == "missing_field"
+    assert "prompt_ids" in refused(alone).message
+    inside = {"outputs": [{"token_ids": [6, 7], "logprobs": [{"6": -1.0}, {"7": -2.0}]}]}
+    assert refused(inside).reason == "missing_field"
+    none = read(alone | {"prompt_ids": []})
+    assert (none["ids"], none["values"], none["n_prompt"]) == ([6, 7], [-1, -2], 0)
+    for row in (alone, inside, {"token_ids": [6, 7], "logprobs": [-1, -2]}):
+        fields, _ = recording_content({"prompt": "Say", **row}, RecordingFields())
+        assert fields["text"] == "Say"
+        assert fields["recording"].pieces == (6, 7)
+        assert fields["recording"].log_probs.tolist() == [-1, -2]
+        assert fields["recording"].sampled.tolist() == [True, True]
+    padded = alone | {"response_ids": [6, 7, 0, 0], "logprobs": [-1, -2, 0, 0]}
+    fields, _ = recording_content(
+        padded | {"response_mask": [1, 1, 0, 0], "messages": [{"role": "user", "content": "x"}]},
+        RecordingFields(),
+    )
+    assert fields["chat"].n_prompt == 1
+    assert fields["recording"].pieces == (6, 7)
+    assert fields["flags"] == {"padding_dropped": 2}
+    assert refused({"prompt": "Say", **padded, "logprobs": [-1]}).reason == "wrong_length"
+    assert refused(openai(("a", -1.0))).reason == "missing_field"
+
+
+def test_an_echoed_text_is_whole_without_a_prompt() -> None:
+    """Its first token has no value: it is the first of all."""
+    logprobs = {"tokens": ["token_id:1", "token_id:5"], "token_logprobs": [None, -1]}
+    row = read({"choices": [{"logprobs": logprobs}]})
+    assert (row["ids"], row["values"], row["sampled"]) == ([1, 5], [None, -1], None)
+    texts = {"choices": [{"logprobs": logprobs | {"tokens": ["a", "b"]}}]}
+    fields, _ = recording_content(texts, RecordingFields())
+    assert fields["recording"].sampled is None
+    assert fields["recording"].pieces == (b"a", b"b")
+
+
+def test_values_that_are_not_finite() -> None:
+    """Of tables they come as words: JSON's null would say that there was none."""
+    row = read(SPLIT | {"response_ids": [6, 7, 8], "logprobs": ["-inf", -1.0, "NaN"]})
+    assert row["values"] == [None, None, None, -1, None]
+    assert row["flags"] == {"recorded_not_finite": 2}
+    answer = openai(("a", -1.0), ("b", -2.0))
+    answer["choices"][0]["logprobs"]["content"][0]["logprob"] = "-Infinity"
+    fields, _ = recording_content(answer | {"prompt_ids": [1]}, RecordingFields())
+    assert np.isnan(fields["recording"].log_probs).tolist() == [True, False]
+    assert fields["flags"] == {"recorded_not_finite": 1}
+    assert refused(FLAT | {"logprobs": [None, 1e39, -1]}).reason == "wrong_type"
+    assert read(FLAT | {"logprobs": [None, -3.4e38, -1]})["values"][1] == -3.4e38
+
+
+def test_a_last_token_that_is_not_trained_on_is_no_padding() -> None:
+    row = SPLIT | {"logprobs": [-1, -2], "loss_mask": [1, 0]}
+    assert read(row) == EXPECTED | {"sampled": [0, 0, 1, 0]}
+    assert read(row | {"logprobs": [-1, 0]})["ids"] == [1, 5, 6]
+    # Of a tool, as another mask says.
+    tool = {"prompt_ids": [1], "response_ids": [6, 7, 7], "response_mask": [1, 0, 0]}
+    tool |= {"attention_mask": [1, 1, 1, 1], "logprobs": [-1, -2, -3]}
+    assert read(tool)["values"] == [None, -1, -2, -3]
+    assert read(tool)["sampled"] == [0, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -233,3 +300,23 @@ def test_files_of_rows(tmp_path: Path) -> None:
     line, row = beside.find_row(one[0])  # type: ignore[misc]
     assert (line, row.id) == (1, "r0")
     assert isinstance(beside.find_row(one[3]), Rejected)
+
+
+def test_tables_of_maps_and_of_values_that_are_not_finite(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    maps = pa.list_(pa.map_(pa.int32(), pa.float64()))
+    kinds = {"prompt_ids": pa.list_(pa.int32()), "response_ids": pa.list_(pa.int32())}
+    values = [[(6, -1.0), (9, -2.0)], [(7, float("-inf"))]]
+    table = pa.Table.from_pylist(
+        [SPLIT | {"logprobs": values}], pa.schema({**kinds, "logprobs": maps})
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    options = ReadOptions(pairs=RecordingFields())
+    (found,) = read_inputs([str(tmp_path / "a.parquet")], options, ReadStats())
+    assert isinstance(found, Sample)
+    assert found.recording is not None
+    assert found.recording.log_probs[2] == -1
+    assert np.isnan(found.recording.log_probs[3])
+    assert found.flags == {"recorded_not_finite": 1}
