@@ -85,6 +85,8 @@ class Condition:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             why = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
             raise self._error(f"is no condition: {why}") from None
+        if len(tree) == 1 and isinstance(tree[0], ast.Expr) and _is_null(tree[0].value):
+            raise self._error("is neither true nor false")
         if len(tree) != 1 or not isinstance(tree[0], ast.Expr):
             near = "; == compares" if tree and isinstance(tree[0], ast.Assign) else ""
             raise self._error(f"is no condition{near}")
@@ -99,6 +101,8 @@ class Condition:
             self._refuse_null(node)
         if isinstance(node, ast.Name) and node.id in _LITERALS:
             return
+        if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | None):
+            raise self._error(f"may not hold {ast.unparse(node)!r}")
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             yield node, self._path(node)
             return
@@ -197,7 +201,7 @@ class Condition:
         """Return whether two values can be compared."""
         if not self._known(a, b):
             return False
-        if not (isinstance(a, str) and isinstance(b, str)) and not (_is_plain(a) and _is_plain(b)):
+        if not _alike(a, b):
             raise ConditionError(f"{a!r:.40} cannot be compared with {b!r:.40}")
         return True
 
@@ -206,9 +210,11 @@ class Condition:
             return False
         if isinstance(b, str) and isinstance(a, str):
             return a in b
-        if not isinstance(b, list):
+        others = [each for each in b if each is not None] if isinstance(b, list) else None
+        # One of its kind is enough: a column that is both has lists of both.
+        if others is None or (others and not any(_alike(a, each) for each in others)):
             raise ConditionError(f"{a!r:.40} cannot be in {b!r:.40}")
-        return a in b
+        return a in others
 
     def _error(self, what: str) -> UsageError:
         return UsageError(f"{self._flag} {self._text!r:.200} {what}")
@@ -227,5 +233,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _alike(a: Any, b: Any) -> bool:
+    """Return whether two values are texts, or numbers."""
+    return any(isinstance(a, kind) and isinstance(b, kind) for kind in (str, (int, float)))

@@ -104,7 +104,7 @@ class Chooser:
         if sampling is not None and sampling.by is not None:
             self._columns[sampling.by] = "--by"
         self._columns |= dict.fromkeys(condition.columns if condition else (), "--where")
-        self._unseen = {path for path in self._columns if path[0] == _META}
+        self._unseen = {path for path in self._columns if path[0] in (_META, _FLAGS)}
         self._heaps: dict[Any, list[tuple[float, int, Chosen]]] = {}
         self._generator = np.random.default_rng(sampling.seed if sampling else 0)
 
@@ -167,7 +167,7 @@ class Chooser:
     def _group_of(self, row: ResultRow, by: Path) -> Any:
         own = by == (BUCKET,) and self.buckets is not None
         value = self.bucket_of(row) if own else value_at(row.fields, by)
-        return json_bytes(value) if isinstance(value, list | dict) else value
+        return json_bytes(value).decode() if isinstance(value, list | dict) else value
 
     def drawn(self) -> tuple[set[int], list[Chosen]]:
         """Return the numbers of the rows that were drawn, and what was told of them."""
@@ -176,9 +176,15 @@ class Chooser:
 
     def require_seen(self, drops_fields: bool) -> None:
         """Raise UsageError where no row had a field of `meta` that was named."""
-        for path in sorted(self._unseen) if self.counts.n_rows else ():
+        unseen = [path for path in self._unseen if path[0] == _META]
+        for path in sorted(unseen) if self.counts.n_rows else ():
             kept = "; those of the inputs need --keep-meta" if drops_fields else ""
             raise UsageError(f"{self._columns[path]}: no row has {'.'.join(path)}{kept}")
+
+    @property
+    def unseen_flags(self) -> list[str]:
+        """Flags that were named and that no row has: each is 0 everywhere."""
+        return sorted(".".join(path) for path in self._unseen if path[0] == _FLAGS)
 
     def _check(self, row: ResultRow) -> None:
         """Raise UsageError for a column that rows of this run have not."""
@@ -328,6 +334,8 @@ class ChosenInputs:
         )
         self._buckets, self._adds_bucket = np.array(buckets)[first], adds_bucket
         self.n_written = 0
+        self.n_alike = 0
+        """Inputs that a chosen row may have come from, too: their id and text are the same."""
 
     def lines(self, rows: Iterable[tuple[Item, bytes | None]]) -> Iterator[bytes]:
         """Yield the bytes of those of the rows that were chosen, in order.
@@ -357,7 +365,10 @@ class ChosenInputs:
     def _taken(self, key: int) -> int | None:
         """Return the place of a key that is left, which is taken; None where there is none."""
         place = int(np.searchsorted(self._keys, np.uint64(key)))
-        if place == len(self._keys) or int(self._keys[place]) != key or not self._left[place]:
+        if place == len(self._keys) or int(self._keys[place]) != key:
+            return None
+        if not self._left[place]:
+            self.n_alike += 1
             return None
         self._left[place] -= 1
         return place

@@ -170,6 +170,8 @@ def what_it_takes(error: Any) -> str:
         takes += f" from {least} to {most}"
     elif least is not None:
         takes += f" of at least {least}"
+    elif most is not None:
+        takes += f" of at most {most}"
     return f"takes {takes}, not {value!r}"
 
 

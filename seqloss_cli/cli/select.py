@@ -160,10 +160,12 @@ class _Run:
     def write_inputs(self, sink: Any, chooser: Chooser, names: Sequence[str]) -> int:
         """Write the inputs whose rows are chosen; returns how many of those were not found."""
         from seqloss_cli.analysis.select import ChosenInputs, key_of_row
+        from seqloss_cli.inputs.names import expanded
         from seqloss_cli.inputs.options import Kind
         from seqloss_cli.inputs.reading import read_written
 
         options = _read_options(self.run)
+        names = expanded(names, say)
         for name in names:
             if options.kind_of(name) is Kind.text:
                 raise UsageError(f"--inputs {name}: was scored as one text, and has no rows")
@@ -193,13 +195,18 @@ class _Run:
         self.n_written = chosen.n_written
         if n_by_id:
             say(f"note: {n_by_id:,} rows are of chats or ids: joined without a hash of their text")
+        if chosen.n_alike:
+            say(
+                f"note: inputs left out that have the id and text of one that is written: "
+                f"{chosen.n_alike:,}; the first are written"
+            )
         if missing := chosen.n_missing:
             if not chosen.n_written:
                 raise UsageError(
                     f"--inputs {names[0]}: none of the {missing:,} rows that are kept came from "
                     "it: no input has their id and text"
                 )
-            say(f"warning: {missing:,} rows that are kept are in none of --inputs")
+            say(f"warning: rows that are kept and are in none of --inputs: {missing:,}")
         return missing
 
 
@@ -281,8 +288,10 @@ def _say_counts(chooser: Chooser, n_written: int, path: Any) -> None:
         columns = ", ".join(f"{name} {n:,}" for name, n in counts.nulls.most_common())
         say(
             f"note: in {counts.n_null_rows:,} rows a comparison was with null, and false: null is "
-            f"{columns}"
+            f"{columns or 'what is divided by 0, or too large'}"
         )
+    if flags := ", ".join(chooser.unseen_flags):
+        say(f"note: no row has {flags}, which is 0 then")
     if counts.n_without_bucket:
         say(f"note: {counts.n_without_bucket:,} rows have no bucket: the column is null")
     if sampling is None or sampling.by is None:

@@ -22,6 +22,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -39,7 +40,8 @@ _ROUNDING = 1e-12
 
 def least_mean(values: Floats, percent: float) -> float:
     """Return the mean of the least `percent` of n values, shape n, at least one; in their unit."""
-    k = max(1, math.floor(percent * len(values) / 100))
+    # As the percentage is written: the float of 4.6, times 1500, is below 6900.
+    k = max(1, math.floor(Fraction(repr(float(percent))) * len(values) / 100))
     return math.fsum(np.partition(values, k - 1)[:k].tolist()) / k
 
 

@@ -37,6 +37,7 @@ def asked(text: str, row: dict[tuple[str, ...], Any] = ROW) -> tuple[bool, bool]
         ("n > 1 and x < 1", False), ("n > 1 or x < 1", True), ("not n > 1", False),
         ("n * 2 - 1 == 5 and n / 2 == x", True), ("-x < 0", True), ("id == 'a b'", True),
         ('"b" in id', True), ("n in [1, 3]", True), ("n not in [1, 3]", False),
+        ("n in []", False), ("n in ['3', 3]", True), ("2 in meta.tags", True),
         ("meta.ok", True), ("meta.ok == true and not meta.ok == false", True),
         ("meta['a-b'] == 'c'", True), ("meta.deep.er > 6", True), ("'x' in meta.tags", True),
         ("none is null", True), ("n is null", False), ("n is not null", True),
@@ -71,7 +72,7 @@ def test_comparisons_are_those_of_numbers(a: Any, b: Any, name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["id < 3", "n == 'x'", "n", "n and true", "id + 'x' == 'y'", "n in 3", "meta.tags == 1",
-     "meta.ok + 1 > 0", "not n"],
+     "meta.ok + 1 > 0", "not n", "n in ['3', '4']", "id in [1, 2]", "id not in [1]"],
 )  # fmt: skip
 def test_texts_are_no_numbers(text: str) -> None:
     with pytest.raises(ConditionError):
@@ -88,6 +89,8 @@ def test_texts_are_no_numbers(text: str) -> None:
         ("n == null", "`is null` asks for it"), ("null < n", "`is null` asks for it"),
         ("n is 3", "`is`, which is for null"), ("f'{n}' == 'x'", "may not hold"),
         ("meta[n] == 1", "names columns as"), ("(n := 3)", "may not hold"),
+        ("... is null", "may not hold"), ("n < 1j", "may not hold '1j'"), ("id == b'a'", "may not"),
+        ("null", "is neither true nor false"), ("None", "is neither true nor false"),
         ("n == 3 " + "or n == 3 " * 2000, "more than 10,000 characters"),
         ("(" * 500 + "n" + ")" * 500, "is no condition"), ("import os", "is no condition"),
     ],

@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ SCORES = st.lists(st.integers(-4, 4).map(float), min_size=2, max_size=40)
 
 def least(values: Sequence[float], percent: float) -> float:
     """Shi et al. 2024, equation 1: the mean over the k % of tokens with the least probability."""
-    k = max(1, int(percent * len(values) // 100))
+    k = max(1, math.floor(Fraction(repr(percent)) * len(values) / 100))
     return sum(sorted(values)[:k]) / k
 
 
@@ -72,6 +73,8 @@ def test_fewer_tokens_than_a_share_of_one_are_one() -> None:
     assert m.least_mean(np.arange(10.0), 20) == 0.5
     assert m.least_mean(np.arange(9.0), 20) == 0.0
     assert m.least_mean(np.arange(4.0), 100) == 1.5
+    # 4.6 * 1500 is below 6900 to a float.
+    assert m.least_mean(np.arange(1500.0), 4.6) == 34.0
 
 
 def test_standardised_scores_are_those_of_whole_distributions() -> None:
@@ -265,6 +268,13 @@ def test_what_is_refused(
     done = run_on(run_cli, tmp_path, rows, "--label", "meta.member", "--pair", "meta.doc")
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_percentage_beyond_all(run_cli: Run, tmp_path: Path, rows: list[dict]) -> None:
+    assert (
+        "--min-k takes a number of at most 100, not '101'"
+        in run_on(run_cli, tmp_path, rows, "--min-k", "101").stderr
+    )
 
 
 def test_pairs_that_are_none(run_cli: Run, tmp_path: Path, rows: list[dict]) -> None:

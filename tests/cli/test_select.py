@@ -84,6 +84,18 @@ def test_nulls_are_counted(run_cli: Run, results: Path) -> None:
     assert said in " ".join(done.stderr.split())
 
 
+def test_what_is_null_without_a_column_and_flags_of_no_row(run_cli: Run, results: Path) -> None:
+    done = run_cli("select", str(results), "--where", "n_tokens / 0 > 1 or flags.typo > 0")
+    assert "null is what is divided by 0" in done.stderr
+    assert "no row has flags.typo, which is 0 then" in done.stderr
+
+
+def test_groups_of_objects_are_named_as_json(run_cli: Run, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [row("a", [None, 1.0], "A", {"nest": {"b": 1}})])
+    done = run_cli("select", str(path), "--sample", "9", "--by", "meta.nest")
+    assert done.stderr.rstrip().endswith('--sample 9: {"b":1} 1')
+
+
 def test_what_is_kept_is_a_results_file(run_cli: Run, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "kept.jsonl"
     done = run_cli("select", str(results), "--where", "meta.k >= 50", "-o", str(out))
@@ -320,12 +332,33 @@ def test_inputs_of_other_texts_are_none(run_cli: Run, data: Path, tmp_path: Path
     data.write_text(data.read_text().replace("Row 5", "Row five"))
     done = run_cli("select", str(results), "--where", "n_tokens > 0", "--inputs", str(data))
     assert done.exit_code == 3
-    assert "1 rows that are kept are in none of --inputs" in done.stderr
+    assert "rows that are kept and are in none of --inputs: 1" in done.stderr
     assert len(done.stdout.splitlines()) == 9
     data.write_text('{"id": "d0", "text": "Another."}\n')
     done = run_cli("select", str(results), "--where", "n_tokens > 0", "--inputs", str(data))
     assert done.exit_code == 2
     assert "no input has their id and text" in done.stderr
+
+
+def test_inputs_that_differ_in_other_fields_alone_are_said(run_cli: Run, tmp_path: Path) -> None:
+    data = tmp_path / "alike.jsonl"
+    rows = [{"id": "a", "text": "One text.", "k": k} for k in range(3)]
+    data.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    results = scored(run_cli, tmp_path, "score", str(data), "--keep-meta")
+    words = ("select", str(results), "--inputs", str(data), "--where")
+    done = run_cli(*words, "meta.k == 2")
+    assert [json.loads(line)["k"] for line in done.stdout.splitlines()] == [0]
+    assert "have the id and text of one that is written: 2; the first" in done.stderr
+    assert "first are written" not in run_cli(*words, "meta.k < 9").stderr
+
+
+def test_inputs_may_be_a_directory(run_cli: Run, data: Path, tmp_path: Path) -> None:
+    results = scored(run_cli, tmp_path, "score", str(data))
+    (folder := tmp_path / "folder").mkdir()
+    (folder / "a.jsonl").write_bytes(data.read_bytes())
+    done = run_cli("select", str(results), "--where", "n_tokens > 0", "--inputs", str(folder))
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 10
 
 
 def test_pairs_chats_lines_and_tables(run_cli: Run, tmp_path: Path) -> None:
