@@ -70,9 +70,10 @@ def test_there_are_few_modules() -> None:
     of equal tokens, the place of values. Checks of recordings have seven: rows that are read and
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
-    Numbers of documents that are kept on disk. Several models beside one teacher have two.
+    Numbers of documents that are kept on disk. Several models beside one teacher have two. Values
+    of recordings, in all their shapes, have one.
     """
-    assert len(modules()) <= 206
+    assert len(modules()) <= 207
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -86,7 +87,8 @@ def test_there_are_few_lines_of_code() -> None:
     # several models beside one teacher.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand; then of every
     # column of CSV and of documents. What changes at a server since its probe, and busy servers.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_550
+    # Prompts of recordings that are texts, values that are not finite, two truncations at once.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_700
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def _ids(
 
 
 def _text_prompt(row: dict[str, Any]) -> bool:
-    """Whether the prompt is a text, or turns of a chat."""
+    """Return whether the prompt is a text, or turns of a chat."""
     return isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
 
 

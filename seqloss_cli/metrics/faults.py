@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqloss_cli.core.records import Bools, Floats, Ints
-from seqloss_cli.metrics.sampling_fits import LogitShapes, SamplerFit, fit_samplers, fit_scale
+from seqloss_cli.metrics.sampling_fits import (
+    LogitShapes,
+    SamplerFit,
+    fit_samplers,
+    fit_scale,
+    truncations,
+)
 
 EXPLAINS, MOST = 0.6, 0.8
 """Least share of the differences that a fault takes away; and the share from which on it is all
@@ -180,15 +186,17 @@ def diagnose(observed: Observed) -> Diagnosis:
             _whole_recording(search)
             _what_remains(search)
     n_rows = len(np.unique(observed.rows[compared]))
-    verdict = _verdict(mean, search.mean, bool(search.found))
+    verdict = _verdict(mean, search.mean, [each.name for each in search.found])
     return Diagnosis(verdict, tuple(search.found), n_rows, search.n, mean, search.mean)
 
 
-def _verdict(before: float, after: float, found: bool) -> Verdict:
+def _verdict(before: float, after: float, found: list[str]) -> Verdict:
     if before <= EXACT:
         return "explained" if found else "exact"
     if found:
-        return "explained" if after <= max(NOISE, (1 - MOST) * before) else "in part"
+        # Of two truncations one that is another may take most away: it must leave rounding alone.
+        share = 0.0 if {"top_k", "top_p", "min_p"} & {*found} else 1 - MOST
+        return "explained" if after <= max(NOISE, share * before) else "in part"
     return "noise" if after <= NOISE else "unknown"
 
 
@@ -374,9 +382,13 @@ def _of_samplers(
     for n, sampler in fit_samplers(own, values):
         faults, residuals = list[tuple[str, Mapping[str, Any]]](), list[Floats]()
         kind = sampler.truncation
-        if kind is None or n > 1:
+        if kind is None or n > 1 + bool(kind.top_k):
             faults.append(("temperature", {"temperature": _rounded(sampler.temperature)}))
             residuals.append(residual(replace(sampler, truncation=None)))
+        if kind is not None and kind.top_k:
+            of_k = next(each for each in truncations(kind.top_k + 1) if each.name == "top_k")
+            faults.append(("top_k", {"top_k": kind.top_k}))
+            residuals.append(residual(replace(sampler, truncation=of_k, value=float(kind.top_k))))
         if kind is not None:
             value = int(sampler.value) if kind.name == "top_k" else sampler.value
             faults.append((kind.name, {kind.name: value}))

@@ -28,6 +28,8 @@ tokens one is looked at."""
 _HOPELESS = 0.6
 """Share of the differences that temperatures 2 % apart may leave for nearer ones to be tried."""
 TOP_PS = (*(round(0.01 * n, 2) for n in range(5, 100)), 0.995, 0.999)
+TOP_KS = (5, 10, 20, 30, 40, 50, 64, 100)
+"""Values of k that stand before a top-p: of other k's only a k alone is told."""
 MIN_PS = (0.001, 0.002, 0.005, *(round(0.01 * n, 2) for n in range(1, 51)))
 """Values that people write: finer ones are not told apart."""
 _FAR = 256.0
@@ -101,6 +103,8 @@ class Truncation:
     kept: Callable[[LogitShapes, Floats, float, Floats], tuple[Ints, Floats]]
     """Gives of shapes, masses (M x K), T and C values the number of ids that are kept, and their
     probability where that number is beyond K (NaN: not known), both M x C."""
+    top_k: int = 0
+    """Ids that a top-k before it keeps; 0 without one."""
 
     def log_probs(self, shapes: LogitShapes, temperature: float, values: Floats) -> Floats:
         """Return ln p of the tokens, M x C, nats, for C values; as without truncation where the
@@ -127,6 +131,18 @@ def _top_p(
 ) -> tuple[Ints, Floats]:
     """The fewest ids with p together: beyond K of them, p is exceeded by less than 1/K."""
     return 1 + _count_below(masses, values, "left"), values[None, :]
+
+
+def _top_p_of(top_k: int) -> Callable[..., tuple[Ints, Floats]]:
+    """Return what keeps the fewest of `top_k` ids with p of what these have together."""
+
+    def kept(
+        shapes: LogitShapes, masses: Floats, temperature: float, values: Floats
+    ) -> tuple[Ints, Floats]:
+        shares = masses[:, :top_k] / masses[:, top_k - 1 : top_k]
+        return 1 + _count_below(shares, values, "left"), np.array(np.nan)
+
+    return kept
 
 
 def _min_p(
@@ -157,6 +173,12 @@ def truncations(n_known: int) -> tuple[Truncation, ...]:
         Truncation("top_p", TOP_PS, _top_p),
         Truncation("min_p", MIN_PS, _min_p),
     )
+
+
+def top_ps_after_top_k(n_known: int) -> tuple[Truncation, ...]:
+    """Return top-p of the ids that a top-k keeps, as engines have both by default."""
+    ks = [k for k in TOP_KS if k <= n_known]
+    return tuple(Truncation("top_p", TOP_PS, _top_p_of(k), k) for k in ks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +212,15 @@ def fit_samplers(shapes: LogitShapes, recorded: Floats) -> Iterator[tuple[int, S
     yield 1, _zoom(some, values, None)
     for kind in kinds:
         yield 1, _best_at(some, values, 1.0, kind)[1]
+    both = top_ps_after_top_k(shapes.top.shape[1])
+    yield 2, _best_of(some, values, [1.0], both)
+    of_two = list[SamplerFit]()
     for kind in kinds:
-        yield 2, _zoom(some, values, kind)
+        yield 2, (found := _zoom(some, values, kind))
+        of_two.append(found)
+    # Near the temperatures that one truncation alone is found with.
+    rough = _best_of(some, values, [each.temperature for each in of_two], both)
+    yield 3, _zoom(some, values, rough.truncation, rough)
 
 
 def fit_scale(shapes: LogitShapes, recorded: Floats) -> float:
@@ -207,11 +236,22 @@ def fit_scale(shapes: LogitShapes, recorded: Floats) -> float:
     return 1 / slope if slope > 0 else 1.0
 
 
-def _zoom(shapes: LogitShapes, recorded: Floats, kind: Truncation | None) -> SamplerFit:
-    """Return the best sampler, of temperatures nearer and nearer to the best so far."""
+def _best_of(
+    shapes: LogitShapes, recorded: Floats, temperatures: Sequence[float], kinds: Any
+) -> SamplerFit:
+    """Return the best sampler of some temperatures and kinds of truncation."""
+    tried = [_best_at(shapes, recorded, t, kind) for t in temperatures for kind in kinds]
+    return min(tried, key=lambda one: one[0])[1] if tried else SamplerFit(1.0)
+
+
+def _zoom(
+    shapes: LogitShapes, recorded: Floats, kind: Truncation | None, near: SamplerFit | None = None
+) -> SamplerFit:
+    """Return the best sampler, of temperatures nearer and nearer to the best so far, or to one that
+    is near."""
     low, high = math.log(TEMPERATURES[0]), math.log(TEMPERATURES[-1])
-    plain, best = SamplerFit(1.0), (math.inf, SamplerFit(1.0))
-    for n, reach, step in _ZOOMS:
+    plain, best = SamplerFit(1.0), (math.inf, SamplerFit(1.0) if near is None else near)
+    for n, reach, step in _ZOOMS if near is None else _ZOOMS[1:]:
         tried = np.linspace(low, high, n)
         if reach is not None:
             centre = math.log(best[1].temperature)

@@ -19,9 +19,9 @@ def kept(logits: Any, temperature: float = 1.0, **truncation: float) -> Any:
     found = logits / temperature
     for row in found:
         order = np.argsort(-row)
-        probabilities = np.exp(log_softmax(row))
         if "top_k" in truncation:
             row[order[int(truncation["top_k"]) :]] = -np.inf
+        probabilities = np.exp(log_softmax(row))
         if "top_p" in truncation:
             n = 1 + int((np.cumsum(probabilities[order]) < truncation["top_p"]).sum())
             row[order[n:]] = -np.inf

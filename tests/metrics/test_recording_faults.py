@@ -96,6 +96,30 @@ def test_temperature_and_truncation_are_told_apart(case: str) -> None:
     assert sum(each.explains or 0 for each in diagnosis.faults) > 0.998
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_top_p_of_what_top_k_keeps(temperature: float) -> None:
+    """Both stand in the defaults of many models: neither alone explains it, nor does min-p."""
+    made = Made.of(15, temperature=temperature, top_k=20, top_p=0.8)
+    diagnosis = diagnosed(made, made.drawn(temperature, top_k=20, top_p=0.8))
+    names = [("top_k", {"top_k": 20}), ("top_p", {"top_p": 0.8})]
+    if temperature != 1:
+        names.insert(0, ("temperature", {"temperature": temperature}))
+    assert found(diagnosis) == names
+    assert diagnosis.verdict == "explained"
+    assert (diagnosis.mean_abs_left or 0) < 1e-3
+
+
+def test_truncations_that_leave_more_than_rounding_do_not_explain_it() -> None:
+    """Of rows of two engines the better half is not all, though it is four fifths."""
+    made = Made.of(16, temperature=0.5, top_p=0.9)
+    two = np.where(made.rows % 2, made.drawn(0.5, top_p=0.9), made.drawn(0.5, top_p=0.75))
+    diagnosis = diagnosed(made, np.where(np.isfinite(two), two, np.nan))
+    assert diagnosis.mean_abs is not None
+    assert diagnosis.mean_abs_left is not None
+    assert 0.03 < diagnosis.mean_abs_left < 0.2 * diagnosis.mean_abs
+    assert diagnosis.verdict == "in part"
+
+
 def test_faults_of_sampled_tokens_alone() -> None:
     """Engines leave the log-probabilities of prompts as they are."""
     made = Made.of(4, temperature=0.7, top_p=0.9)
