@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from helpers.program import ROOT, Run, in_process
+from helpers.schemas import hold_output
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny products wait for each other on busy cores
@@ -90,6 +91,23 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _outputs_are_held_to_their_schemas() -> Iterator[None]:
+    """Results of every command that a test runs in this process; `seqloss` has them of others."""
+    from typer.testing import CliRunner
+
+    def checked(self: CliRunner, app: Any, args: Any = None, **settings: Any) -> Any:
+        done = invoke(self, app, args, **settings)
+        if done.exit_code in (0, 3):
+            hold_output([*map(str, args or ())], done.stdout_bytes)
+        return done
+
+    invoke = CliRunner.invoke
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CliRunner, "invoke", checked)
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo() -> Any:
     """The built-in model, loaded once."""
@@ -112,7 +130,7 @@ def seqloss(tmp_path: Path) -> Run:
     def run(
         *arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None, **env: str
     ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "seqloss_cli", *map(str, arguments)],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
@@ -122,5 +140,8 @@ def seqloss(tmp_path: Path) -> Run:
             timeout=120,
             check=False,
         )
+        if done.returncode in (0, 3):
+            hold_output([*map(str, arguments)], done.stdout, cwd or tmp_path)
+        return done
 
     return run

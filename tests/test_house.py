@@ -86,9 +86,10 @@ def test_there_are_few_lines_of_code() -> None:
     # Identities of servers; Ray, models over several GPUs, and what many rows keep on disk;
     # several models beside one teacher.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand; then of every
-    # column of CSV and of documents. What changes at a server since its probe, and busy servers.
+    # column of CSV and of documents, and three further formats.
+    # What changes at a server since its probe, and busy servers.
     # Prompts of recordings that are texts, values that are not finite, two truncations at once.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_700
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_790
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -209,13 +209,18 @@ def unit_of(meaning: str, kind: str) -> str:
 
 # -- the page --------------------------------------------------------------------------------------
 
+FURTHER = {
+    "openai": "`--format openai`",
+    "ranked": "Lines of `--output-ranked`",
+    "scores": "Lines of `--scores`",
+}
+"""Formats that have a table of their own."""
 REJECTED, RUN = "Rejected inputs", "The run"
 
 
 def page() -> str:
     """Return the page."""
-    whole = {command: schema_of(command, FORMATS[command][-1]) for command in (*DOCUMENTS, "plot")}
-    whole |= {command: schema_of(command, "json") for command in ROWS}
+    whole = {command: schema_of(command, "json") for command in (*ROWS, *DOCUMENTS, "plot")}
     records = {name: each for schema in whole.values() for name, each in schema["$defs"].items()}
     tables, run = Tables(), whole["score"]["properties"]["run"]
     tables.add(RUN, run)
@@ -235,6 +240,10 @@ def page() -> str:
                 parts += [f"### {title}", "", *_table(tables.lines(kind))]
         else:
             parts += _others(tables, command)
+        for name in FORMATS[command][-1:]:
+            if name in FURTHER:
+                parts += [f"### {FURTHER[name]} of {command}", ""]
+                parts += _table(tables.lines(schema_of(command, name)))
     parts += [f"## {RUN}", "", "In the JSON document and in the first line of JSONL.", ""]
     parts += _table(tables.lines(run))
     parts += [f"## {REJECTED}", "", *_table(tables.lines(_rejected()))]

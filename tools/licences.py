@@ -36,6 +36,7 @@ MEANT = {
     "apache 2.0 license": "Apache-2.0",
     "apache": "Apache-2.0",
     "apache-2": "Apache-2.0",
+    "3-clause bsd license": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
     "bsd": "BSD-3-Clause",
     "isc license (iscl)": "ISC",
@@ -131,7 +132,7 @@ def main() -> int:
         print(f"{name:{wide}}  {version:12}  {' '.join(licence.split())}")
     if absent:
         told = ", ".join(sorted(absent))
-        print(f"not installed here, and so not read: {told}", file=sys.stderr)
+        print(f"missing: not installed here, and so not read: {told}", file=sys.stderr)
     for each in problems:
         print(f"problem: {each}", file=sys.stderr)
     print(f"{len(found)} packages, {len(problems)} problems", file=sys.stderr)

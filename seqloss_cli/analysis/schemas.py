@@ -20,6 +20,7 @@ from seqloss_cli.analysis.select import BUCKET
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import SCHEMA_VERSION
 from seqloss_cli.core.run_record import RunInfo
+from seqloss_cli.metrics.membership import SCORES
 from seqloss_cli.results import schema as s
 from seqloss_cli.results.formats import LEVELS
 from seqloss_cli.results.schema import (
@@ -113,15 +114,69 @@ DOCUMENTS: Mapping[str, tuple[s.Key, ...]] = {
     "objective": j.OBJECTIVE_KEYS,
 }
 """Commands that write one document."""
+_OPENAI_CHOICE = (
+    s.whole("index", int, about="Its place among the choices, from 0."),
+    q.SAMPLE[0],
+    s.text("text", str, of=str | None, about="The text; null of rows of ids, and with --no-text."),
+    s.text("finish_reason", str, of=s.OneOf(("length",)), about="As servers write it."),
+    s.nested(
+        "logprobs",
+        dict,
+        of=(
+            s.texts("tokens", list, about="The text of each token."),
+            s.reals("token_logprobs", list, about="Log-probability of each token, nats."),
+            s.nested(
+                "top_logprobs",
+                list,
+                of=list[dict[str, float | None] | None] | None,
+                about="Alternatives to their log-probabilities, nats; null without --top-k.",
+            ),
+            s.wholes(
+                "text_offset",
+                list,
+                of=list[int] | None,
+                about="First character of each token; null of rows of ids.",
+            ),
+        ),
+        about="Figures of its tokens.",
+    ),
+)
+_RANKED = (
+    s.text("id", str, about="The row's id."),
+    s.nested("prompt", str, of=str | list[Any], about="The prompt, or the messages of a chat."),
+    s.text("separator", str, about="Between prompt and choice."),
+    s.texts("choices", list, about="Best first."),
+    s.text("by", str, about="--by: the score that they are in the order of."),
+    s.reals("scores", list, about="Their scores, nats; null where a row has no such order."),
+    s.wholes("places", list, about="Their numbers in the input, from 0."),
+    s.nested(
+        "answer", int, of=int | list[int], optional=True,
+        about="Numbers of right choices in this order, from 0; a single one is no list.",
+    ),
+)  # fmt: skip
+"""Keys of a line of `rank --output-ranked`, beside those of the row."""
+_MEMBERSHIP = (
+    s.text("id", str, about="The document's id."),
+    s.nested(
+        "member", bool, of=bool | None, optional=True,
+        about="With --label: true of a member; null without a label.",
+    ),
+    *(s.real(name, float, about=f"Score {name}, as docs/membership.md has it.") for name in SCORES),
+)  # fmt: skip
+"""Keys of a line of `summarize --scores`."""
 MERGED = ("score", "cond", "rank", "diverge", "mask")
 _OF_ROWS = ("jsonl", "json", "parquet", "csv")
 FORMATS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(ROWS, _OF_ROWS),
+    **dict.fromkeys(("score", "cond"), (*_OF_ROWS, "openai")),
+    "rank": (*_OF_ROWS, "ranked"),
     "merge": _OF_ROWS[:3],
     "select": ("jsonl",),
     **dict.fromkeys((*DOCUMENTS, "plot"), ("json",)),
+    "summarize": ("json", "scores"),
 }
-"""Command to the formats that it writes, the default first; TSV has the columns of CSV."""
+"""Command to the formats that it writes, the default first; TSV has the columns of CSV. `ranked`
+are lines of --output-ranked, `scores` of --scores."""
 
 
 def schema_of(command: str, format: str | None = None, level: str | None = None) -> Schema:
@@ -139,7 +194,9 @@ def schema_of(command: str, format: str | None = None, level: str | None = None)
         raise UsageError(f"--level {level}: lines of {command} in {name} have levels {levels}")
     maker = _Maker(command)
     body = maker.body(name, level)
-    what = {"json": "the document", "csv": "a line", "jsonl": "a line", "parquet": "a row"}[name]
+    what = {"json": "the document", "openai": "the document", "parquet": "a row"}.get(
+        name, "a line"
+    )
     level_told = f", a {level or LEVELS[command][0]} each" if name == "csv" else ""
     return {
         "$schema": DIALECT,
@@ -164,12 +221,17 @@ class _Maker:
             return {"anyOf": [self._of(name, format) for name in MERGED]}
         if self.command == "plot":
             return {"oneOf": [*map(self._plot, _PLOTS)]}
+        if format in ("ranked", "scores"):
+            # The other keys of a ranked line are those of the input's own row.
+            found = self.shapes.of_keys(_RANKED if format == "ranked" else _MEMBERSHIP)
+            return found | ({"additionalProperties": True} if format == "ranked" else {})
         if self._rows is None:
             return self.shapes.of_keys((_VERSION, *DOCUMENTS[self.command]))
         make: Mapping[str, Callable[[RowsOf], Schema]] = {
             "jsonl": self._jsonl,
             "json": self._json,
             "parquet": self._parquet,
+            "openai": self._openai,
             "csv": lambda rows: self._csv(rows, level or LEVELS[self.command][0]),
         }
         return make[format](self._rows)
@@ -220,6 +282,20 @@ class _Maker:
             "sequences": {"type": "array", "items": self.shapes.of_keys(rows.keys)},
             "rejected": {"type": "array", "items": self._rejected()},
             "totals": self._totals(rows),
+        }
+        return {"type": "object", "properties": whole, "required": [*whole]}
+
+    def _openai(self, rows: RowsOf) -> Schema:
+        own = {
+            "run": self._run(rows),
+            "rejected": {"type": "array", "items": self._rejected()},
+            "totals": self._totals(rows),
+        }
+        whole = {
+            "object": {"enum": ["text_completion"]},
+            "model": {"description": "Name of the model.", "type": "string"},
+            "choices": {"type": "array", "items": self.shapes.of_keys(_OPENAI_CHOICE)},
+            "seqloss": {"type": "object", "properties": own, "required": [*own]},
         }
         return {"type": "object", "properties": whole, "required": [*whole]}
 

@@ -24,8 +24,8 @@ class SchemaArguments:
     command: Described | None = argument(
         "COMMAND", f"One of {', '.join(get_args(Described))}; without it, all of them."
     )
-    format: Literal["jsonl", "json", "parquet", "csv"] | None = option(
-        None, "Format of the output; by default jsonl of rows, json of documents."
+    format: Literal["jsonl", "json", "parquet", "csv", "openai", "ranked", "scores"] | None = (
+        option(None, "Format of the output; by default jsonl of rows, json of documents.")
     )
     level: Literal["sequence", "token", "word", "region", "choice"] | None = option(
         None, "What a line of CSV is, as after --level."
@@ -38,7 +38,7 @@ def schema(ctx: typer.Context) -> None:
 
     Of JSONL, Parquet and CSV the schema is of one line or row, of --json of the document. It is
     made of the declarations that rows are written by. Other keys are allowed: later versions may
-    add some.
+    add some. `ranked` are lines of --output-ranked, `scores` of summarize --scores.
 
     Examples:
         seqloss schema score

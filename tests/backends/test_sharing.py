@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from helpers.architectures import ARCHITECTURES, build
 from helpers.builders import llama
@@ -17,6 +18,7 @@ from seqloss_cli import PairPolicy, Sample
 from seqloss_cli.backends.batching import WIDEST_SUFFIXES, plan_batches
 from seqloss_cli.backends.prefix_sharing import SHORTEST_PREFIX, group_by_prefix
 from seqloss_cli.backends.torch.backend import TorchBackend
+from seqloss_cli.backends.torch.forward import cache_keyword
 from seqloss_cli.core.backend import Capabilities, Requested
 from seqloss_cli.core.errors import OutOfMemoryError
 from seqloss_cli.core.policies import BatchPolicy, WindowPolicy
@@ -189,3 +191,14 @@ def test_groups_share_what_they_say(rows: list[list[int]], shortest: int) -> Non
 def test_texts_that_grow_word_by_word_need_no_deep_recursion() -> None:
     groups = group_by_prefix([np.arange(n) for n in range(SHORTEST_PREFIX, 1024)])
     assert saved(groups) > 0
+
+
+def test_models_are_given_caches_by_the_name_that_they_know() -> None:
+    class Before(nn.Module):
+        def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
+
+    class After(nn.Module):
+        def forward(self, input_ids: Any, cache: Any = None) -> None: ...
+
+    assert cache_keyword(Before()) == "past_key_values"
+    assert cache_keyword(After()) == "cache"

@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from seqloss_cli.analysis.schemas import FORMATS, schema_of
+from seqloss_cli.results.formats import LEVELS
 from seqloss_cli.results.schema.json_schema import closed
 
+_SECOND = (("--output-ranked", "rank", "ranked"), ("--scores", "summarize", "scores"))
+_NAMED = ("-o", "--output", "--format", "--level", "--output-ranked", "--scores")
 _BRANCHES = {"run": 0, "sequence": 1, "rejected": 2, "totals": 3}
 _DOCUMENTS = {"comparisons": "compare", "checkpoints": "objective", "positions": "summarize"}
 
@@ -50,7 +53,7 @@ def hold_text(text: bytes) -> int:
     first = text[:64].lstrip()
     if first.startswith(b'{"type":"run"'):
         return sum(1 for _ in _hold_lines(text))
-    if not first.startswith(b'{"schema_version"'):
+    if not first.startswith((b'{"schema_version"', b'{"object":"text_completion"')):
         return 0
     try:
         document = json.loads(text)
@@ -60,16 +63,20 @@ def hold_text(text: bytes) -> int:
     return 1
 
 
-def hold_output(words: list[str], stdout: bytes) -> None:
-    """Hold the results on stdout, and those in the file of -o, of a command that was run here."""
+def hold_output(words: Sequence[str], stdout: bytes, folder: Path = Path()) -> None:
+    """Hold results on stdout, and those in the file of -o, of a command that ran in a folder."""
+    if not words or words[0] not in FORMATS:
+        return
     hold_text(stdout)
-    given = {
-        a: b for a, b in itertools.pairwise(words) if a in ("-o", "--output", "--format", "--level")
-    }
-    path = Path(given.get("-o") or given.get("--output") or "")
+    given = {a: b for a, b in itertools.pairwise(words) if a in _NAMED}
+    for option, command, format in _SECOND:
+        if words[0] == command and (path := folder / given.get(option, "")).is_file():
+            for line in path.read_bytes().splitlines():
+                hold(json.loads(line), command, format)
+    path = folder / (given.get("-o") or given.get("--output") or "")
     name = given.get("--format") or path.suffix.removeprefix(".")
     made = path.is_file()
-    if name in ("csv", "tsv") and words[0] != "schema":
+    if name in ("csv", "tsv") and words[0] in LEVELS:
         text = (path.read_bytes() if made else stdout).decode()
         hold_csv(text, words[0], given.get("--level"), "," if name == "csv" else "\t")
     elif name == "parquet" and made:
@@ -79,7 +86,9 @@ def hold_output(words: list[str], stdout: bytes) -> None:
 
 
 def hold_document(document: dict[str, Any]) -> None:
-    if "sequences" in document:
+    if "choices" in document:
+        hold(document, document["seqloss"]["run"]["command"], "openai")
+    elif "sequences" in document:
         hold(document, document["run"]["command"], "json")
     elif "kind" in document:
         hold(document, "plot", "json")

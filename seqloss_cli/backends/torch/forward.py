@@ -6,6 +6,7 @@ time, D hidden, V vocabulary; in masks S tokens of a row's suffixes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ class _BackboneOutput:
         if name.startswith("__"):
             raise AttributeError(name)
         return
+
+
+def cache_keyword(backbone: nn.Module) -> str:
+    """Return the name under which a model takes its cache: transformers 5.24 renamed it, and warns
+    of the other on stderr until it is gone."""
+    taken = inspect.signature(backbone.forward).parameters
+    return "cache" if "cache" in taken and "past_key_values" not in taken else "past_key_values"
 
 
 class ModelForward:
@@ -166,7 +174,8 @@ class ModelForward:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        hidden = [self.backbone(input_ids=ids_BT, past_key_values=cache, use_cache=True)[0]]
+        kept = {cache_keyword(self.backbone): cache}
+        hidden = [self.backbone(input_ids=ids_BT, use_cache=True, **kept)[0]]
         lengths_B = self.on_device(batch.lengths)
         for suffixes in batch.suffixes:
             hidden.append(
@@ -174,8 +183,8 @@ class ModelForward:
                     input_ids=self.on_device(suffixes.input_ids),
                     position_ids=self.on_device(suffixes.position_ids),
                     attention_mask=self._mask(lengths_B, width, suffixes),
-                    past_key_values=cache,
                     use_cache=True,
+                    **kept,
                 )[0]
             )
             # The prefixes' keys stay; a cache that was repeated for each suffix would copy them.
