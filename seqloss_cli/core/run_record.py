@@ -38,7 +38,7 @@ class RunInfo:
     adapter: str | None = field(default=None, metadata=_OF_WEIGHTS)
     """Put on the model beside its weights, and in `weights_sha256`; None without one."""
     quantization: str | None = field(default=None, metadata=_OF_WEIGHTS)
-    """The method and its kind, such as `torchao int8_weight_only (on load)`; None without."""
+    """The method and its kind, such as `torchao int8_weight_only (on load)`; None without one."""
     tokenizer: str
     """Name of the tokenizer."""
     tokenizer_sha256: str
