@@ -127,6 +127,18 @@ def test_the_python_example_runs(workplace: Path) -> None:
     assert len(done.stdout.splitlines()) >= 2
 
 
+def test_the_page_on_python_shows_what_its_examples_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", PAGES["python"], re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for example, shown in blocks:
+        exec(example, names)
+        assert capsys.readouterr().out == shown
+
+
 def test_the_configuration_example_is_valid(workplace: Path) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGES["configuration"], re.DOTALL)
     (workplace / "seqloss.yaml").write_text(example)
