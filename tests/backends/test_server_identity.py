@@ -520,6 +520,7 @@ def test_the_configuration_is_part_of_what_is_served(
     assert other.configuration_sha256 != own
     card = {**served.service._card}
     assert card.pop("instance")
+    assert card["config_sha256"] == own
     found = card.pop("system_fingerprint")
     assert found == fingerprint(card)
     assert found != fingerprint(card | {"config_sha256": other.configuration_sha256})
