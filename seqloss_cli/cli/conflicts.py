@@ -186,6 +186,8 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("split dataset_config dataset_revision", "goes with --dataset", dataset=absent),
     *either("--shard is a part of files, not of what the command line gives", "",
             {"shard": present, "text": present}, {"shard": present, "prompt": present}),
+    *idle("output json force", "is for what is merged, and --missing merges nothing", "merge",
+          missing=present),
     # workers of a cluster
     *idle("ray_address workers gpus_per_worker shard_dir", "goes with --distribute ray",
           distribute=absent),

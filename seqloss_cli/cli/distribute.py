@@ -187,9 +187,9 @@ def _prepared(context: typer.Context, choice: OutputPlan, body: Body, inputs: In
     return run
 
 
-def _input_bytes(inputs: Inputs) -> int:
+def _input_bytes(inputs: Inputs) -> list[int | None]:
     shard = (inputs.reading or {}).get("shard") or {}
-    return int(shard.get("input_bytes", 0))
+    return [*shard.get("input_bytes", ())]
 
 
 def _options(context: typer.Context) -> dict[str, Any]:

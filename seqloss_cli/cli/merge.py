@@ -14,8 +14,9 @@ from seqloss_cli.cli.failures import REJECTED, RejectionReport, say
 from seqloss_cli.cli.inputs import STDIN
 from seqloss_cli.cli.places import deliver, prepare
 from seqloss_cli.cli.progress import waiting
-from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
+from seqloss_cli.core.errors import RowError, RunError, UsageError, did_you_mean_file
 from seqloss_cli.core.options import INPUT, argument, command_record, option
+from seqloss_cli.core.urls import is_url, shown_name
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
@@ -58,18 +59,21 @@ def merge(ctx: typer.Context) -> None:
         sbatch --array="$(seqloss merge --missing shards/*.jsonl)" job.sh
 
     """
+    from seqloss_cli.inputs.names import expanded
     from seqloss_cli.results.sinks import local_path, refuse_to_overwrite
 
     own = o.given(ctx, MergeArguments)
+    # No shell knows the names of other file systems, and of many its lines are too long.
+    names = expanded(own.results, say)
     if own.missing:
-        _print_missing(own.results)
+        _print_missing(names)
         return
     output = o.given(ctx, o.OutputSettings)
     prepare(output.output, output.force, resume=False)
     if (path := local_path(output.output)) is not None:
         refuse_to_overwrite(path, output.force)
     name = _format(output)
-    files = [_opened(each) for each in own.results]
+    files = [_opened(each) for each in names]
     merged = merge_files(files, name, output.output, output.force)
     if merged.rejected:
         raise typer.Exit(REJECTED)
@@ -130,13 +134,20 @@ def _opened(name: str) -> ShardFile:
 
 def _print_missing(names: Sequence[str]) -> None:
     """Print the numbers of shards that no whole file is of."""
-    from seqloss_cli.results.shards import ShardFile, is_whole, open_shard, shown_numbers
+    from seqloss_cli.results.shards import (
+        ShardFile,
+        is_whole,
+        open_shard,
+        require_one_run,
+        shown_numbers,
+    )
 
     files = list[ShardFile]()
     for name in names:
         try:
             files.append(open_shard(name))
         except RowError as error:
+            _require_reached(name, error)
             say(f"note: {name}: {error.message}")
     if not files:
         raise UsageError("none of these files tells how many shards there are: run all of them")
@@ -145,6 +156,10 @@ def _print_missing(names: Sequence[str]) -> None:
         raise UsageError(f"these are shards of runs of {said} shards: name those of one")
     done = set[int]()
     for file in files:
+        try:
+            require_one_run(files[0], file)
+        except UsageError as error:
+            say(f"warning: {error}")
         if is_whole(file):
             done.add(file.index)
         else:
@@ -153,6 +168,14 @@ def _print_missing(names: Sequence[str]) -> None:
     say(f"{len(missing)} of {files[0].of} shards are missing")
     if missing:
         typer.echo(shown_numbers(missing))
+
+
+def _require_reached(name: str, error: RowError) -> None:
+    """Raise RunError where a file could not be asked for: whether it is whole is not known."""
+    if error.reason == "unreadable" and (
+        is_url(name) or isinstance(error.__cause__, PermissionError)
+    ):
+        raise RunError(f"{shown_name(name)} {error.message}: whether it is whole is not known")
 
 
 def _format(output: Any) -> str:

@@ -144,6 +144,8 @@ class ResultsReader:
         unusable.end()
         if not file.complete and not quiet:
             say(f"warning: {file.name} is not complete: its run did not come to its end")
+        if file.part and not quiet:
+            say(f"warning: {file.name} {file.part}")
 
     def each(self, quiet: bool = False) -> list[Iterator[ResultRow]]:
         """The usable rows of each file."""

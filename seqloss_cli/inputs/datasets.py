@@ -40,14 +40,14 @@ def _opened(options: ReadOptions) -> Any:
     """Return the split; of the hub it is not fetched but streamed."""
     datasets = load_extra("datasets", "--dataset", "datasets")
     name, split = str(options.dataset), options.split
+    is_saved = any((Path(name) / each).is_file() for each in _SAVED)
+    if Path(name).is_dir() and options.dataset_revision is not None:
+        raise UsageError(f"--dataset-revision is for the hub, and {name} is a directory here")
+    if is_saved and options.dataset_config is not None:
+        raise UsageError(f"--dataset-config: {name} has none, as save_to_disk wrote it")
     try:
-        if any((Path(name) / each).is_file() for each in _SAVED):
-            found = datasets.load_from_disk(name)
-            if not isinstance(found, dict):
-                return found
-            if split not in found:
-                raise UsageError(f"--split {split}: {name} has {', '.join(found)}")
-            return found[split]
+        if is_saved:
+            return _split_of(datasets.load_from_disk(name), name, str(split))
         return datasets.load_dataset(
             name,
             options.dataset_config,
@@ -59,6 +59,18 @@ def _opened(options: ReadOptions) -> Any:
         raise
     except Exception as error:
         raise UsageError(f"--dataset {name}, --split {split}: {_words(error)}") from error
+
+
+def _split_of(saved: Any, name: str, split: str) -> Any:
+    """Return the split of what was saved. Raises UsageError where it has another."""
+    if isinstance(saved, dict):
+        if split not in saved:
+            raise UsageError(f"--split {split}: {name} has {', '.join(saved)}")
+        return saved[split]
+    # One that was made of rows has no name; where one is needed, the package calls it train.
+    if split != (own := str(saved.split or "train")):
+        raise UsageError(f"--split {split}: {name} has {own}")
+    return saved
 
 
 def _words(error: Exception) -> str:

@@ -134,18 +134,22 @@ class RemoteFile(io.RawIOBase):
         except _FINAL:
             raise
         except Exception:
-            self._require_unchanged()
+            self.require_unchanged()
             raise
         if len(data) > end - first:
             raise LastingError("cannot be read in parts, as its server knows no ranges of bytes")
         if len(data) < end - first:
-            self._require_unchanged()
+            self.require_unchanged()
             raise OSError(f"{len(data)} bytes came of {end - first} that were asked for")
         return data
 
-    def _require_unchanged(self) -> None:
-        about = self._info()
-        for key in ("size", "ETag", "etag", "generation", "mtime", "LastModified"):
+    def require_unchanged(self) -> None:
+        """Raise OSError where the file is another one than when it was opened."""
+        try:
+            about = self._info()
+        except FileNotFoundError:
+            raise LastingError("was removed while it was read") from None
+        for key in ("size", "ETag", "etag", "generation", "blob_id", "mtime", "LastModified"):
             if about.get(key) != self._about.get(key):
                 raise LastingError("changed while it was read")
 

@@ -136,14 +136,16 @@ class Cuts:
         self._sizes: dict[str, int] = {}
         self.n_bytes = 0
         """Bytes of the files that are cut by bytes."""
+        self._all_sizes: list[int | None] = []
         if shard is None:
             return
         for name in names:
             if name in self._starts:
                 raise UsageError(f"--shard: {shown_name(name)} is named twice")
-            size = stored_size(name) if self._is_cut_by_bytes(name) else None
+            size = None if self._kinds[name] is Kind.dataset else stored_size(name)
+            self._all_sizes.append(size)
             self._starts[name] = self.n_bytes
-            if size is not None:
+            if size is not None and self._is_cut_by_bytes(name):
                 self._sizes[name] = size
                 self.n_bytes += size
 
@@ -173,10 +175,13 @@ class Cuts:
         return self.n_bytes * index // of, self.n_bytes * (index + 1) // of
 
     def described(self) -> dict[str, Any]:
-        """Return what the run's record tells of the shard: cuts follow from these."""
+        """Return what the run's record tells of the shard: cuts follow from these.
+
+        Sizes of all files show that one changed, however it is cut.
+        """
         if self.shard is None:
             return {}
-        cut = {"index": self.shard.index, "of": self.shard.of, "input_bytes": self.n_bytes}
+        cut = {"index": self.shard.index, "of": self.shard.of, "input_bytes": self._all_sizes}
         return {"shard": cut}
 
     def _is_cut_by_bytes(self, name: str) -> bool:

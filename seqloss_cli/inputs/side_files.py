@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
+from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.inputs.rows import (
     masked,
     own_id_of,
@@ -20,7 +23,7 @@ from seqloss_cli.inputs.rows import (
     string_or_whole,
     whole_numbers,
 )
-from seqloss_cli.inputs.streams import BOM, bounded_lines, open_input
+from seqloss_cli.inputs.streams import BOM, STDIN, bounded_lines, open_input
 from seqloss_cli.metrics.chain_rule import ChainRule
 from seqloss_cli.tokenization.labels import Labels
 
@@ -57,12 +60,14 @@ class SideFile(Generic[T]):
         `is_part`: not all inputs will be asked for."""
         self._is_part = is_part
         self._name, self.source, self._noun, self._parse = name, shown_path(name), noun, parse
-        self._rows = self._read(max_bytes)
+        self._rows: Iterator[SideRow[T]] = self._read(max_bytes)
         self._by_id: bool | None = None
         self._kept: dict[str, list[SideRow[T]]] = {}
         self._failed: RowError | None = None
         self.unmatched: list[str] = []
         """Rows that were unreadable and, ids being looked for, belong to no input."""
+        if is_part:
+            self._require_ids_once(max_bytes)
 
     def find_row(self, item: Item) -> tuple[int, T] | Rejected:
         """Line and content of an input's row, or why there is none.
@@ -89,20 +94,45 @@ class SideFile(Generic[T]):
         return sum(map(len, self._kept.values())) + n_left
 
     def _row(self, identity: str) -> SideRow[T] | None:
+        if self._by_id is None:
+            self._look_for_ids()
         if self._by_id and self._kept.get(identity):
             return self._kept[identity].pop(0)
         while (row := self._next_row()) is not None:
-            if self._by_id is None and not isinstance(row.content, RowError):
-                self._by_id = row.id is not None
-                if self._is_part and not self._by_id:
-                    raise UsageError(
-                        f"--shard: rows of {self.source} have no id, and go by the order of all "
-                        "inputs: give each the id of its input"
-                    )
             if not self._by_id or row.id == identity:
                 return row
             self._keep(row)
         return None
+
+    def _look_for_ids(self) -> None:
+        """Read on to the first readable row, which tells whether rows have ids."""
+        ahead = list[SideRow[T]]()
+        while (row := self._next_row()) is not None:
+            ahead.append(row)
+            if not isinstance(row.content, RowError):
+                self._by_id = row.id is not None
+                break
+        self._rows = chain(ahead, self._rows)
+        if self._is_part and self._by_id is False:
+            raise UsageError(
+                f"--shard: rows of {self.source} have no id, and go by the order of all inputs: "
+                "give each the id of its input"
+            )
+
+    def _require_ids_once(self, max_bytes: int) -> None:
+        """Raise UsageError for an id of two rows: which input has which tells the order of all."""
+        if self._name == STDIN:
+            raise UsageError(f"--shard: {self._noun} cannot come by stdin, which is read once")
+        seen = DuplicateIds()
+        with suppress(RowError), open_input(self._name) as (stream, _):
+            for raw in filter(None, bounded_lines(stream, max_bytes)):
+                with suppress(RowError):
+                    identity = own_id_of(parse_object(raw.removeprefix(BOM)))
+                    if identity is not None and seen.seen_before(identity):
+                        raise UsageError(
+                            f"--shard: {self.source} has the id {identity!r:.60} twice: which row "
+                            "is of which input is told by the order of all inputs"
+                        )
 
     def _keep(self, row: SideRow[T]) -> None:
         if row.id is not None:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from seqloss_cli.core.errors import LFS_MESSAGE, LFS_POINTER, RowError
 from seqloss_cli.core.escaping import shown_path
@@ -61,6 +61,9 @@ def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Ca
             position = stored.tell if stored.seekable() else lambda: 0
             stream = _decompressed(stored, suffix)
             yield _checked(stream, name, "" if in_lines else suffix), position
+            if is_url(name):
+                # Ranges of bytes are requests of their own: some may be of a newer file.
+                cast(Any, stored).raw.require_unchanged()
     except IsADirectoryError:
         raise RowError("directory", "is a directory; name the files in it") from None
     except FileNotFoundError:

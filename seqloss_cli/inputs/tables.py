@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import re
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ _ROWS_AT_ONCE, _ROWS_OF_BYTES = 128, 8
 _BUFFER = 1 << 20
 _RESULTS = b"seqloss.run"
 _MISSING = re.compile(r"has no field '(.*?)'")
+_PIECE = 1 << 20
+_PLAIN = re.compile(r'[^",\t\r\n]+')
+"""Signs that mean nothing to a reader of delimited rows."""
 _KEPT_NULLS = ("content",)
 """Names in nested objects where null is not nothing: messages with calls of tools have it."""
 
@@ -240,9 +244,11 @@ def _as_json(row: dict[str, Any], max_bytes: int) -> bytes | RowError:
         raw = orjson.dumps(row, _plain, orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
         return RowError("wrong_type", f"holds a value that is no JSON: {error}")
-    if len(raw) > max_bytes:
-        return RowError("too_long", f"row is longer than --max-bytes {max_bytes}")
-    return raw
+    return _too_long(max_bytes) if len(raw) > max_bytes else raw
+
+
+def _too_long(max_bytes: int) -> RowError:
+    return RowError("too_long", f"row is longer than --max-bytes {max_bytes}")
 
 
 def _plain(value: Any) -> Any:
@@ -274,35 +280,97 @@ def _delimited_rows(
 ) -> Iterator[TableRow]:
     # surrogateescape: bytes that are not UTF-8 cost their row, not all rows after it.
     text = io.TextIOWrapper(cast(Any, stream), "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    lines = _Lines(text, options.max_bytes)
+    reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     # The limit is of the process, and too small for a text.
-    csv.field_size_limit(options.max_bytes)
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        raise RowError("bad_table", f"its header is no row: {error}") from None
-    if header is None:
-        raise RowError("empty", "holds nothing")
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise RowError("bad_table", f"its header names {twice!r} twice: a header must name columns")
+    csv.field_size_limit(max(csv.field_size_limit(), lines.most))
+    header = _header(reader, lines, options.max_bytes)
     needed, is_empty = _may_be_empty(options), True
+    _refuse_other_separator(header, needed, reader.dialect.delimiter)
     for number in count(1):
         began, wrong = reader.line_num + 1, None
+        lines.begin_row()
         try:
             cells = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            lines = f"line {began}"
+            at = f"line {began}"
             if began < reader.line_num:
-                lines = f"lines {began} to {reader.line_num}"
-            wrong = RowError("bad_row", f"is no row of the table ({lines}): {error}")
+                at = f"lines {began} to {reader.line_num}"
+            wrong = RowError("bad_row", f"is no row of the table ({at}): {error}")
+        if lines.is_cut and wrong is None:
+            wrong = _too_long(options.max_bytes)
         is_empty = is_empty and wrong is None and not cells
         if part.has(number):
             content = wrong or _cells(header, cells, needed, options.max_bytes)
             yield TableRow(number, content, end=position())
     if is_empty and part.owns_file:
         raise RowError("empty", "holds nothing")
+
+
+def _header(reader: Any, lines: _Lines, max_bytes: int) -> list[str]:
+    """Return the first row that is not blank. Raises RowError for what names no columns."""
+    try:
+        header: list[str] | None = next(filter(None, reader), None)
+    except csv.Error as error:
+        raise RowError("bad_table", f"its header is no row: {error}") from None
+    if lines.is_cut:
+        raise RowError("bad_table", f"its header is longer than --max-bytes {max_bytes}")
+    if header is None:
+        raise RowError("empty", "holds nothing")
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise RowError("bad_table", f"its header names {twice!r} twice: a header must name columns")
+    return header
+
+
+def _refuse_other_separator(header: list[str], needed: frozenset[str], separator: str) -> None:
+    """Raise RowError for a header that is one column, as others part its cells."""
+    for other in ";\t,|":
+        if len(header) == 1 and other in header[0] and not needed.intersection(header):
+            raise RowError(
+                "bad_table",
+                f"its header is the one column {header[0]!r:.60}: {separator!r} parts cells under "
+                f"this extension, and not {other!r}",
+            )
+
+
+class _Lines:
+    """Lines for a reader of delimited rows, of which a row that is too long is cut.
+
+    The reader must see where such a row ends, or what is left of it would be rows: each stretch
+    of its signs but those that part cells and rows becomes one.
+    """
+
+    def __init__(self, text: io.TextIOWrapper, max_bytes: int) -> None:
+        # Two signs for the quotes of each cell and one between: no shorter than the row's JSON.
+        self._text, self.most = text, min(4 * max_bytes + (1 << 12), sys.maxsize)
+        self._n = 0
+        self.is_cut = False
+        """The row that was begun last was too long."""
+
+    def begin_row(self) -> None:
+        """Note that the next line begins a row."""
+        self._n, self.is_cut = 0, False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_PIECE)
+        if not line:
+            raise StopIteration
+        pieces = [self._kept(line)]
+        # Of CR LF the first may be the last of a piece.
+        while len(line) == _PIECE and not line.endswith("\n"):
+            line = self._text.readline(_PIECE)
+            pieces.append(self._kept(line))
+        return "".join(pieces)
+
+    def _kept(self, line: str) -> str:
+        self._n += len(line)
+        self.is_cut = self.is_cut or self._n > self.most
+        return _PLAIN.sub("x", line) if self.is_cut else line
 
 
 def _cells(

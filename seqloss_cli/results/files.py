@@ -42,6 +42,8 @@ class ResultsOf(Generic[Row]):
     n_empty_lines: int = 0
     complete: bool = False
     """Every run in it came to its end: its totals are there."""
+    shards: list[Any] = field(default_factory=list)
+    """What each run record in it says of its shard; None of a run that was not cut."""
     n_cut: int = 0
     """Runs in it that did not."""
     n_since: int = 0
@@ -52,6 +54,28 @@ class ResultsOf(Generic[Row]):
     """All of them could be read, and their sums are numbers."""
     totals: Run | None = None
     """The last totals, as they were written."""
+
+    def note_shard(self, run: Run) -> None:
+        """Note of which shard the rows behind a run record are."""
+        shard = (run.get("reading") or {}).get("shard")
+        self.shards.append(shard if isinstance(shard, Mapping) else None)
+
+    @property
+    def part(self) -> str | None:
+        """Return of which part of a run its rows are; None where they are of all of it."""
+        cut = [shard for shard in self.shards if shard is not None]
+        if not cut:
+            return None
+        if len({shard.get("of") for shard in cut}) > 1 or len(cut) < len(self.shards):
+            return "holds shards of several runs"
+        numbers, of = [shard.get("index") for shard in cut], cut[0].get("of")
+        if len(numbers) == 1 and of != 1:
+            return f"is shard {numbers[0]}/{of}, a part of its run"
+        twice = sorted({n for n in numbers if numbers.count(n) > 1}, key=str)
+        here = f"holds {len({*numbers})} of {of} shards of its run"
+        if twice:
+            return f"{here}, and {', '.join(map(str, twice))} more than once"
+        return here if len(numbers) != of else None
 
 
 ResultsFile = ResultsOf[ResultRow]
@@ -84,11 +108,13 @@ def open_any(
     run = _checked_run(first, kinds)
     # The rows tell the file of what they come across, so that it is there before them.
     file = ResultsOf[Any](source, run, kinds[run["command"]], iter(()))
+    file.note_shard(run)
     file.rows = _rows(file, records)
     return file
 
 
-def _checked_run(record: Run, commands: Collection[str]) -> Run:
+def check_version(record: Run) -> None:
+    """Raise RowError for a run record that this version cannot read."""
     version = record.get("schema_version")
     if not isinstance(version, int) or version < 1:
         raise RowError("no_results", f"has no schema_version, but {version!r:.40}")
@@ -98,6 +124,10 @@ def _checked_run(record: Run, commands: Collection[str]) -> Run:
             f"was written by a newer seqloss: schema version {version}, and this one knows up to "
             f"{SCHEMA_VERSION}; update seqloss",
         )
+
+
+def _checked_run(record: Run, commands: Collection[str]) -> Run:
+    check_version(record)
     if (command := typed(record, "command", str)) not in commands:
         known = " or ".join(commands)
         known += "; `seqloss report` reads it" if command in ("rank", "diverge") else ""
@@ -160,6 +190,7 @@ def _take(file: ResultsOf[Row], line: int, record: Run) -> Row | None:
         file.n_cut += file.n_since > 0
         file.n_since, file.loss_since, file.whole_since = 0, 0, True
         _require_same_run(file, line, record)
+        file.note_shard(record)
     else:
         raise RowError("bad_row", f"has no known type, but {kind!r:.40}")
     return None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from seqloss_cli.core.errors import RowError, UsageError
+from seqloss_cli.core.errors import RowError, RunError, UsageError
+from seqloss_cli.core.urls import bare_name, shown_name
+from seqloss_cli.inputs.options import COMPRESSED
 from seqloss_cli.inputs.streams import bounded_lines, open_input, open_stored
 from seqloss_cli.results.engines import FOUND, engine_differences, worst_of
-from seqloss_cli.results.files import run_differences
+from seqloss_cli.results.files import check_version, run_differences
 from seqloss_cli.results.formats.parquet import parquet_totals, read_parquet_rows
 from seqloss_cli.results.schema import Row, parse_record
 
@@ -93,12 +96,16 @@ def open_shard(name: str) -> ShardFile:
     run: Mapping[str, Any] = {} if first is None else first.row
     if run.get("type") != "run":
         raise RowError("no_results", "holds no results of seqloss that stand in lines, or Parquet")
+    check_version(run)
     shard = (run.get("reading") or {}).get("shard")
     if not isinstance(shard, dict):
         raise RowError("no_shard", "was written without --shard: there is nothing to merge it with")
+    index, of = shard.get("index"), shard.get("of")
+    if not (isinstance(index, int) and isinstance(of, int) and 0 <= index < of):
+        raise RowError("no_shard", f"its run record is damaged: it tells of shard {shard!r:.60}")
     if (run.get("rows") or {}).get("summary") is True:
         raise RowError("no_rows", "was written with --summary: it holds no rows to merge")
-    return ShardFile(name, run, int(shard["index"]), int(shard["of"]))
+    return ShardFile(name, run, index, of)
 
 
 def is_whole(file: ShardFile) -> bool:
@@ -107,19 +114,42 @@ def is_whole(file: ShardFile) -> bool:
 
 
 def totals_at_end(name: str) -> Row | None:
-    """Return the totals of a run that met all of its inputs; None where the file ends otherwise."""
+    """Return the totals of a run that met all of its inputs; None where the file ends otherwise.
+
+    Raises FileNotFoundError, and RunError where the file cannot be read.
+    """
+    try:
+        return _totals_at_end(name)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"{shown_name(name)} cannot be read: {error.strerror or error}") from error
+
+
+def _totals_at_end(name: str) -> Row | None:
     if _is_parquet(name):
         with open_stored(name) as stored:
             totals = {"type": "totals", **(parquet_totals(stored) or {"type": None})}
             return totals if ends(totals) else None
-    with open_stored(name) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - _TAIL))
-        end = stream.read()
-    # Totals are short; a line that begins before this is a row.
-    last_line = end.rstrip(b"\n").rpartition(b"\n")[2]
+    # Totals are short; a line that begins before these bytes is a row.
+    last_line = _end(name).rstrip(b"\n").rpartition(b"\n")[2]
     row = parse_record(last_line)
-    return row if end.endswith(b"\n") and isinstance(row, dict) and ends(row) else None
+    return row if isinstance(row, dict) and ends(row) else None
+
+
+def _end(name: str) -> bytes:
+    """Return the last bytes of a file; of one that is compressed, which is read through, of its
+    content, and nothing where that breaks off."""
+    if not bare_name(name).endswith(COMPRESSED):
+        with open_stored(name) as stream:
+            stream.seek(max(0, stream.seek(0, 2) - _TAIL))
+            return stream.read()
+    end = b""
+    with suppress(RowError), open_input(name) as (stream, _):
+        while piece := stream.read(_TAIL):
+            end = (end + piece)[-_TAIL:]
+        return end
+    return b""
 
 
 def ends(row: Row) -> bool:
@@ -175,8 +205,18 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator
         reading["shard"] = {**reading["shard"], "index": None}
     for key in {**one, **two}:
         if one.get(key) != two.get(key):
-            what = "files that changed between runs" if key == "shard" else f"reading.{key}"
-            yield f"{what}: {one.get(key)!r:.80} and {two.get(key)!r:.80}"
+            values = f"{one.get(key)!r:.80} and {two.get(key)!r:.80}"
+            yield _changed_file(one, two) if key == "shard" else f"reading.{key}: {values}"
+
+
+def _changed_file(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """Return the first file whose size is not the same in two records of how inputs were read."""
+    sizes = [reading["shard"].get("input_bytes") for reading in (one, two)]
+    if one.get("inputs") == two.get("inputs") and all(isinstance(each, list) for each in sizes):
+        for name, here, there in zip(one["inputs"], *sizes, strict=False):
+            if here != there:
+                return f"{name} changed between runs: {here} bytes and {there}"
+    return f"reading.shard.input_bytes: {sizes[0]!r:.80} and {sizes[1]!r:.80}"
 
 
 def speed_differences(files: Sequence[ShardFile]) -> list[str]:

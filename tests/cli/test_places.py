@@ -117,6 +117,12 @@ def test_shards_elsewhere_are_merged(fs: FlakyFileSystem, tmp_path: Path) -> Non
     assert without_time(fs.cat_file("/out/all.jsonl")) == without_time(whole)
     fs.pipe_file("/out/2.jsonl", fs.cat_file("/out/2.jsonl")[:-9])
     assert ran(f"merge --missing {names}", tmp_path).stdout == "2\n"
+    # A store that is down tells of no shard whether it is whole.
+    fs.faults["cat_file"] = 99
+    done = ran(f"merge --missing {names}", tmp_path, 1)
+    assert "whether it is whole is not known" in done.stderr
+    assert not done.stdout
+    fs.faults.clear()
     assert "all.jsonl exists" in ran(f"merge {names} -o flaky://out/all.jsonl", tmp_path, 2).stderr
 
 

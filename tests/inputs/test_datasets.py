@@ -80,6 +80,9 @@ def test_pairs_and_ids_of_a_data_set(folder: Path) -> None:
     [
         ("--dataset saved", "--split says which rows"),
         ("--dataset saved --split none", "saved has train, test"),
+        ("--dataset one --split test", "one has train"),
+        ("--dataset saved --split train --dataset-config a", "saved has none"),
+        ("--dataset lines --split train --dataset-revision a", "lines is a directory here"),
         ("--dataset lines --split none", "--dataset lines, --split none: "),
         ("--dataset gone-away --split train", "--dataset gone-away, --split train: "),
         ("--dataset saved --split test", "has no field 'text'"),

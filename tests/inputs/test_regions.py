@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from helpers.program import ROOT, document, in_process, strictly
 from seqloss_cli import Sample, SequenceScore
+from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Region, Regions, Rejected, TokenSequence
 from seqloss_cli.inputs.side_files import RegionFile
 from seqloss_cli.metrics.words import region_losses
@@ -184,6 +185,28 @@ def test_rows_are_matched_by_id_or_by_order(tmp_path: Path) -> None:
     path = write(tmp_path / "order.jsonl", {"regions": ["a"]}, {"regions": ["b"]})
     assert all(isinstance(item, Sample) for item in attached(path, "a", "b"))
     assert [item.reason for item in attached(path, "b", "a")] == ["regions_mismatch"] * 2
+
+
+def test_a_bad_row_before_rows_with_ids_belongs_to_no_input(tmp_path: Path) -> None:
+    file = RegionFile(
+        str(write(tmp_path / "regions.jsonl", {"regions": []}, {"id": "b", "regions": ["b"]})),
+        1 << 20,
+        is_part=True,
+    )
+    samples = [Sample("a", "a", text="a"), Sample("b", "b", text="b")]
+    first, second = file.attach(samples)
+    assert isinstance(first, Rejected)
+    assert first.reason == "no_regions"
+    assert spans_of(second) == [("1", 0, 1)]  # type: ignore[arg-type]
+    assert "regions.jsonl:1" in file.unmatched[0]
+
+
+def test_shards_take_no_ids_that_come_twice(tmp_path: Path) -> None:
+    rows = [{"id": each, "regions": ["a"]} for each in "abca"]
+    path = str(write(tmp_path / "regions.jsonl", *rows))
+    with pytest.raises(UsageError, match="has the id 'a' twice"):
+        RegionFile(path, 1 << 20, is_part=True)
+    assert not RegionFile(path, 1 << 20).unmatched
 
 
 @pytest.mark.parametrize(

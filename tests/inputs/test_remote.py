@@ -83,17 +83,28 @@ def test_a_server_that_stays_away_costs_the_file(fs: FlakyFileSystem) -> None:
         first_look(["flaky://in/gone.jsonl"], ReadOptions())
 
 
+@pytest.mark.parametrize("content", [LINES[: len(LINES) // 2], LINES + LINES, None])
 def test_a_file_that_changes_while_it_is_read(
-    fs: FlakyFileSystem, monkeypatch: pytest.MonkeyPatch
+    content: bytes | None, fs: FlakyFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told = "changed" if content else "removed"
     monkeypatch.setattr(remote, "BLOCK", 1000)
     fs.pipe_file("/in/a.jsonl", LINES)
     items = iter(read_inputs(["flaky://in/a.jsonl"], ReadOptions(), ReadStats()))
     next(items)
-    fs.pipe_file("/in/a.jsonl", LINES[: len(LINES) // 2])
+    if content is None:
+        # What was read ahead holds the rest.
+        monkeypatch.setattr(type(fs), "info", _gone)
+    else:
+        fs.pipe_file("/in/a.jsonl", content)
     *_, last = items
     assert isinstance(last, Rejected)
-    assert "changed while it was read" in last.message
+    assert (last.line, last.reason) == (None, "unreadable")
+    assert f"{told} while it was read" in last.message
+
+
+def _gone(*args: Any, **kwargs: Any) -> Any:
+    raise FileNotFoundError
 
 
 def test_reading_holds_one_range(fs: FlakyFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:

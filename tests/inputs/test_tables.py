@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Item, Rejected, Sample
+from seqloss_cli.inputs import tables
 from seqloss_cli.inputs.choices import ChoiceFields
 from seqloss_cli.inputs.first_look import first_look
 from seqloss_cli.inputs.options import Kind, ReadOptions
@@ -186,6 +187,36 @@ def test_bad_rows_of_csv(tmp_path: Path) -> None:
     assert "3 cells under a header of 2" in found[1].message
     path.write_bytes(b'text\n"never ends\n' + b"a\n" * 99)
     assert "lines 2 to 101" in items(path)[0].message
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_a_cell_that_is_too_long_ends_where_it_ends(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_PIECE", piece)
+    path, most = tmp_path / "rows.csv", 100
+    long = 'a line, "quoted"\r\n' * 999 + "one line" * 999
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["id", "text"], [1, "before"], [2, long], [3, "after"], [4, "b" * most]])
+    found = items(path, max_bytes=most)
+    assert reasons(found) == [1, (2, "too_long"), 3, (4, "too_long")]
+    # An unended cell is told as what it is.
+    path.write_text('text\n"' + "a line\n" * 9999)
+    assert [(each.line, each.reason) for each in items(path, max_bytes=most)] == [(1, "bad_row")]
+    path.write_text("text," + "b" * 9999 + "\na,b\n")
+    assert "header is longer" in items(path, max_bytes=most)[0].message
+
+
+def test_headers_of_csv(tmp_path: Path) -> None:
+    (tmp_path / "blank.csv").write_text("\n\ntext,n\na,1\n")
+    assert [(each.line, each.text) for each in items(tmp_path / "blank.csv")] == [(1, "a")]
+    (tmp_path / "semicolons.csv").write_text("id;text\n1;a\n")
+    assert "and not ';'" in refused(tmp_path / "semicolons.csv")
+    (tmp_path / "commas.tsv").write_text("id,text\n1,a\n")
+    assert "and not ','" in refused(tmp_path / "commas.tsv")
+    only = items(tmp_path / "semicolons.csv", text_field="id;text")
+    assert [each.text for each in only] == ["1;a"]
 
 
 def test_a_table_that_breaks_off_is_rejected_after_its_rows(tmp_path: Path) -> None:

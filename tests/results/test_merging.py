@@ -225,14 +225,24 @@ def test_shards_that_are_missing_doubled_or_foreign(folder: Path, names: list[st
         assert said in message, more
 
 
-def test_a_file_that_changed_between_shards(folder: Path) -> None:
-    (folder / "grows.jsonl").write_text('{"text": "a b"}\n' * 4)
-    ran("score grows.jsonl --shard 0/2 -o grown-0.jsonl", folder)
-    (folder / "grows.jsonl").write_text('{"text": "a b"}\n' * 6)
-    ran("score grows.jsonl --shard 1/2 -o grown-1.jsonl", folder)
+@pytest.mark.parametrize("names", ["grows.jsonl", "grows.csv", "grows.jsonl.gz", "a.txt grows.txt"])
+def test_a_file_that_changed_between_shards(names: str, folder: Path) -> None:
+    *_, last = names.split()
+
+    def write(n_rows: int) -> None:
+        lines = b"text\n" + b"a b\n" * n_rows
+        if "jsonl" in last:
+            lines = b"".join(b'{"text": "a %d"}\n' % n**9 for n in range(n_rows))
+        (folder / last).write_bytes(gzip.compress(lines) if last.endswith("gz") else lines)
+        # All files together are of one size.
+        (folder / "a.txt").write_bytes(b"a b\n" * (9 - n_rows))
+
+    write(4)
+    ran(f"score {names} --shard 0/2 -o grown-0.jsonl --force", folder)
+    write(6)
+    ran(f"score {names} --shard 1/2 -o grown-1.jsonl --force", folder)
     message = refusal("grown-0.jsonl grown-1.jsonl", folder)
-    assert "files that changed between runs" in message
-    assert "input_bytes" in message
+    assert f"{names.split()[0]} changed between runs: " in message
 
 
 @pytest.mark.parametrize(
@@ -277,6 +287,56 @@ def test_other_files_are_refused(folder: Path, names: list[str]) -> None:
     ran("merge sums.jsonl --missing", folder, (2,))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b'"schema_version":1', b'"schema_version":9', "by a newer seqloss"),
+        (b'"index":1', b'"index":4', "record is damaged"),
+        (b'"index":1', b'"index":"1"', "record is damaged"),
+        (b'"index":1,', b"", "record is damaged"),
+    ],
+)
+def test_records_that_cannot_be_read(
+    old: bytes, new: bytes, said: str, folder: Path, names: list[str]
+) -> None:
+    raw = (folder / names[1]).read_bytes()
+    assert raw.count(old) == 1
+    (folder / "odd.jsonl").write_bytes(raw.replace(old, new))
+    assert said in refusal("odd.jsonl", folder)
+    assert said in ran(f"merge --missing {names[0]} odd.jsonl", folder).stderr
+
+
+def test_patterns_name_shards(folder: Path, names: list[str]) -> None:
+    whole = ran(f"merge {' '.join(names)}", folder).stdout_bytes
+    assert ran("merge 'shard-?-of-4.jsonl'", folder).stdout_bytes == whole
+    assert "no file fits" in refusal("'none-*.jsonl'", folder)
+    assert "0 of 4" in ran("merge --missing 'shard-*-of-4.jsonl'", folder).stderr
+
+
+def test_what_merge_missing_does_not_take(folder: Path, names: list[str]) -> None:
+    for option in ("-o a.jsonl", "--json", "--force"):
+        assert "--missing merges nothing" in refusal(f"--missing {option} {names[0]}", folder)
+
+
+def test_parts_of_a_run_are_not_taken_for_it(folder: Path, names: list[str]) -> None:
+    one = ran("score corpus.jsonl --shard 1/4", folder).stdout
+    assert "a part of them: shard 1/4" in one
+    assert "a part of them" in ran("mask mixed.jsonl --shard 0/2 --summary", folder).stdout
+    assert "is shard 1/4, a part" in ran(f"summarize {names[1]}", folder).stderr
+    parts = [(folder / name).read_bytes() for name in names]
+    for numbers, said in (
+        ("0123", ""), ("013", "holds 3 of 4 shards"), ("01223", "and 2 more than once"),
+    ):  # fmt: skip
+        (folder / "joined.jsonl").write_bytes(b"".join(parts[int(n)] for n in numbers))
+        told = ran("summarize joined.jsonl", folder).stderr
+        assert (said in told) if said else ("shard" not in told)
+    ran("report joined.jsonl -o joined.html --force", folder)
+    assert "and 2 more than once" in (folder / "joined.html").read_text()
+    others = (folder / shards_of("score corpus.jsonl", folder, 2)[0]).read_bytes()
+    (folder / "joined.jsonl").write_bytes(parts[0] + others)
+    assert "shards of several runs" in ran("summarize joined.jsonl", folder).stderr
+
+
 def test_missing_shards_are_printed(folder: Path, names: list[str]) -> None:
     done = ran(f"merge --missing {' '.join(names)}", folder)
     assert (done.stdout, done.exit_code) == ("", 0)
@@ -288,6 +348,15 @@ def test_missing_shards_are_printed(folder: Path, names: list[str]) -> None:
     assert "torn.jsonl: shard 1/4 is not whole" in done.stderr
     packed = shards_of("score corpus.jsonl", folder, 2, "parquet")
     assert ran(f"merge --missing {packed[1]}", folder).stdout == "0\n"
+    raw = gzip.compress((folder / names[1]).read_bytes())
+    (folder / "packed.jsonl.gz").write_bytes(raw)
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress((folder / names[3]).read_bytes())[:-20])
+    done = ran(f"merge --missing packed.jsonl.gz cut.jsonl.gz {names[0]}", folder)
+    assert done.stdout == "2,3\n"
+    assert ran(f"merge {names[0]} packed.jsonl.gz {names[2]} {names[3]}", folder).stdout
+    ran("score corpus.jsonl --shard 3/4 --ranks -o ranks.jsonl --force", folder)
+    done = ran(f"merge --missing {names[0]} ranks.jsonl", folder)
+    assert "ranks.jsonl is of another run" in done.stderr
     assert "how many shards" in ran("merge --missing gone.jsonl", folder, (2,)).stderr
 
 

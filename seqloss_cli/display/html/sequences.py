@@ -269,6 +269,8 @@ def notes_of(file: ResultsOf[Any], n_unusable: int, name: str = "") -> list[str]
     found = []
     if not file.complete:
         found.append("The run did not come to its end: rows may be missing.")
+    if file.part:
+        found.append(f"The file {file.part}.")
     if n := file.rejected.total():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in file.rejected.items())
         found.append(f"{n:,} inputs were rejected by the run ({reasons}), and are in no figure.")

@@ -178,6 +178,8 @@ class MaskTableWriter(TerminalWriter[Mask, MaskTotals]):
             differ = f"{sums.n_trainer_different:,} of {sums.n_sequences:,} differ{dropped}"
             yield self._trainer, differ + _kinds(sums.trainer_findings)
         run, pairs = self._run, self._run.pairs or {}
+        if shard := (run.reading or {}).get("shard"):
+            yield "inputs", f"a part of them: shard {shard['index']}/{shard['of']}"
         yield "tokenizer", run.tokenizer
         if run.model is not None:
             yield "model", f"{run.model}{run.made_of}, {run.dtype} on {run.device}, {run.path}"

@@ -340,6 +340,8 @@ def _figure(value: float | None, what: str) -> str:
 
 def run_rows(run: RunInfo) -> Iterator[tuple[str, str]]:
     """Yield what the run did, a name and a line each."""
+    if shard := (run.reading or {}).get("shard"):
+        yield "inputs", f"a part of them: shard {shard['index']}/{shard['of']}"
     bos = f"{run.bos} ({run.bos_token})" if run.bos_token else f"{run.bos} (model has none)"
     stride = "" if run.stride is None else f", stride {run.stride}"
     yield "model", f"{run.model}{run.made_of}, {_place(run)}"
