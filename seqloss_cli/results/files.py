@@ -43,7 +43,7 @@ class ResultsOf(Generic[Row]):
     complete: bool = False
     """Every run in it came to its end: its totals are there."""
     shards: list[Any] = field(default_factory=list)
-    """What each run record in it says of its shard; None of a run that was not cut."""
+    """The shard of each run record in it; None of a run that was not cut."""
     n_cut: int = 0
     """Runs in it that did not."""
     n_since: int = 0
