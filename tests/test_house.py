@@ -89,7 +89,8 @@ def test_there_are_few_lines_of_code() -> None:
     # column of CSV and of documents, and three further formats.
     # What changes at a server since its probe, and busy servers.
     # Prompts of recordings that are texts, values that are not finite, two truncations at once.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_790
+    # Cells that are too long, files that change, and shards that are missing where many are read.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_940
 
 
 # -- imports --------------------------------------------------------------------------------------
