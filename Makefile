@@ -12,7 +12,7 @@ PEERS := .venv-bench
 VLLM := .venv-vllm
 LLAMA_CPP := .venv-llama-cpp
 
-.PHONY: demo test check quick docs docs-version format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills \
+.PHONY: demo test check quick docs docs-version format lint types layers tests long-tests test-kill test-trl test-remote test-ray ray-kills array-kills \
 	test-browser test-peers test-servers test-floors test-newest test-fake-gpu gpu-check bench bench-quick \
 	bench-full bench-start bench-page bench-prompts bench-scaling bench-many-rows train-demo picture clean \
 	help dist man licences try-wheel try-completion release-check
@@ -78,6 +78,9 @@ test-ray: $(RAY)/.installed  ## workers of a real Ray on this machine, killed, i
 
 ray-kills: $(RAY)/.installed  ## a million rows by them, with a worker, a node and the driver killed
 	$(RAY)/bin/python tools/ray_kills.py --rows 1000000
+
+array-kills: $(INSTALLED)  ## a million rows by an array of tasks that xargs starts, some of them killed
+	$(BIN)/python tools/array_kills.py --rows 1000000
 
 $(RAY)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(RAY)
