@@ -31,7 +31,7 @@ ODD = [
     "a<|end_of_text|>b",
 ]  # fmt: skip
 CASES = {
-    "lines": ("score", "README.md", "--lines", "--limit", "30"),
+    "lines": ("score", "docs/numbers.md", "--lines", "--limit", "30"),
     "odd": ("score", "ODD", "--lines"),
     "windows": ("score", "BEGINNING", "--context", "100"),
     "longest": ("score", "BEGINNING"),
