@@ -145,7 +145,7 @@ def sequence_deltas(found: RecordedScore) -> SequenceDeltas:
     sizes = np.abs(deltas)
     at = int(np.flatnonzero(found.compared)[np.argmax(sizes)])
     return SequenceDeltas(
-        _mean(deltas), float(np.median(deltas)), _mean(sizes), float(sizes.max()), at,
+        _mean(deltas), _quantile(deltas, _MEDIAN), _mean(sizes), float(sizes.max()), at,
         log_weight, kls,
     )  # fmt: skip
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers import stub
 from helpers.elsewhere import FlakyFileSystem, flaky
+from helpers.stub import ran, without_time
 from seqloss_cli.cli.progress import ProgressBar
 from seqloss_cli.core.records import Sample
 from seqloss_cli.results.sinks import local_path
@@ -26,16 +25,6 @@ def fs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyFileSys
     stub.furnish(tmp_path)
     with flaky() as system:
         yield system
-
-
-def ran(line: str, folder: Path, code: int = 0) -> Any:
-    done = stub.run(line, folder)
-    assert done.exit_code == code, done.stderr
-    return done
-
-
-def without_time(raw: bytes) -> bytes:
-    return re.sub(rb'"started_at":"[^"]*"', b"", raw)
 
 
 def left(folder: Path) -> list[str]:

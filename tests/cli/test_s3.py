@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from helpers import stub
+from helpers.stub import ran, without_time
 from seqloss_cli.inputs import remote
 
 pytestmark = pytest.mark.remote
@@ -85,16 +85,6 @@ def server() -> Iterator[Faults]:
         yield app
     running.shutdown()
     thread.join()
-
-
-def ran(line: str, folder: Path, code: int = 0) -> Any:
-    done = stub.run(line, folder)
-    assert done.exit_code == code, done.stderr
-    return done
-
-
-def without_time(raw: bytes) -> bytes:
-    return re.sub(rb'"started_at":"[^"]*"', b"", raw)
 
 
 def rows(raw: bytes) -> list[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -235,3 +236,15 @@ def run(line: str, folder: Path) -> Any:
             return in_process(*words, stdin=Path(source).read_bytes() if source else None, **env)
     finally:
         os.chdir(before)
+
+
+def ran(line: str, folder: Path, code: int = 0) -> Any:
+    """Run a line, which ends with this code."""
+    done = run(line, folder)
+    assert done.exit_code == code, done.stderr
+    return done
+
+
+def without_time(raw: bytes) -> bytes:
+    """Results without the time at which they were begun."""
+    return re.sub(rb'"started_at":"[^"]*"', b"", raw)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from helpers import stub
 from helpers.program import strictly
+from helpers.stub import ran
 
 pytestmark = pytest.mark.remote
 ROWS = [{"id": f"row-{n}", "text": f"row number {n}", "kind": "odd" * (n % 2)} for n in range(300)]
@@ -35,12 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         part.write_text("".join(json.dumps(row) + "\n" for row in ROWS[100 * n : 100 * (n + 1)]))
     (found / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return found
-
-
-def ran(line: str, folder: Path, code: int = 0) -> Any:
-    done = stub.run(line, folder)
-    assert done.exit_code == code, done.stderr
-    return done
 
 
 def rows(raw: bytes) -> list[Any]:

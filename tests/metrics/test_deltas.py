@@ -40,7 +40,11 @@ def test_tokens_that_are_compared() -> None:
 
 def test_the_figures_of_a_row() -> None:
     found = d.sequence_deltas(ROW)
-    assert (found.mean, found.median, found.mean_abs) == (0.125, 0.125, 0.375)
+    # Of two deltas the lower one is the median, as it is in totals.
+    assert (found.mean, found.median, found.mean_abs) == (0.125, -0.25, 0.375)
+    documents = d.DeltaDocuments(0.3)
+    documents.add(ROW)
+    assert documents.estimates()["median_delta"].value == found.median
     assert (found.max_abs, found.max_abs_at) == (0.5, 1)
     assert found.log_weight == 0.25
     assert found.kls["k1"] == -0.125
