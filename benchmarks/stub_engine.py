@@ -21,7 +21,7 @@ from typing import Any
 
 from seqloss_cli.backends import opening
 from seqloss_cli.core.backend import Batch, Capabilities, OpenedModel, Requested, TokenScores
-from seqloss_cli.core.policies import BatchPolicy, ModelChoice, SpeedPolicy, WindowPolicy
+from seqloss_cli.core.policies import BatchPolicy, ModelChoice, WindowPolicy
 from seqloss_cli.models.checkpoint import load_tokenizer_only, window_policy
 
 _BEGAN = time.perf_counter()
@@ -79,11 +79,7 @@ ENGINES: list[StubEngine] = []
 
 
 def open_model(
-    choice: ModelChoice,
-    context: int | None,
-    stride: int | None,
-    batches: BatchPolicy,
-    speed: SpeedPolicy,
+    choice: ModelChoice, context: int | None, stride: int | None, batches: BatchPolicy, *_: object
 ) -> OpenedModel:
     """In place of `backends.torch.opening`: the tokenizer is real."""
     loaded = load_tokenizer_only(choice, spare_torch=True)

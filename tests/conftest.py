@@ -145,3 +145,24 @@ def seqloss(tmp_path: Path) -> Run:
         return done
 
     return run
+
+
+# -- the demo model behind HTTP --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Any:
+    """The demo model."""
+    from seqloss_cli.core.policies import ModelChoice
+    from seqloss_cli.scoring.scorer import Scorer
+
+    return Scorer(ModelChoice())
+
+
+@pytest.fixture(scope="module")
+def served(scorer: Any) -> Iterator[Any]:
+    """The same behind HTTP."""
+    from helpers.services import Listening
+
+    with Listening(scorer) as found:
+        yield found

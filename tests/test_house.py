@@ -71,9 +71,9 @@ def test_there_are_few_modules() -> None:
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
     Numbers of documents that are kept on disk. Several models beside one teacher have two. Values
-    of recordings, in all their shapes, have one.
+    of recordings, in all their shapes, have one; fits of faults have one.
     """
-    assert len(modules()) <= 207
+    assert len(modules()) <= 208
 
 
 def test_there_are_few_lines_of_code() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,6 @@ from seqloss_cli.core.records import Sample, SequenceScore
 from seqloss_cli.scoring.scorer import Scorer
 
 TEXTS = (ROOT / "samples" / "text.txt").read_text().splitlines()[:6]
-
-
-@pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return Scorer(ModelChoice())
-
-
-@pytest.fixture(scope="module")
-def served(scorer: Scorer) -> Iterator[Listening]:
-    with Listening(scorer) as found:
-        yield found
 
 
 @pytest.fixture(autouse=True)

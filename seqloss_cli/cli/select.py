@@ -96,7 +96,7 @@ class _Run:
     """Results files that are read once, or twice for a sample, and what is written of them."""
 
     def __init__(self, arguments: r.ResultsArguments) -> None:
-        self._names, self.n_written = arguments.results, 0
+        self._names, self.n_written, self._n_by_id = arguments.results, 0, 0
         self._line: bytes | None = None
         files = self._open()
         found = r.differences(files)
@@ -157,9 +157,22 @@ class _Run:
             if number in numbers:
                 yield row
 
+    def _held(self, chooser: Chooser) -> Iterator[Chosen]:
+        """Yield the keys of rows of which the condition holds, after they took part in a draw."""
+        from seqloss_cli.analysis.select import key_of_row
+
+        for row in self._rows(self._files, False):
+            if chooser.holds(row):
+                key, has_text = key_of_row(row.fields)
+                self._n_by_id += not has_text
+                told = key, chooser.bucket_of(row)
+                if chooser.sampling is not None:
+                    chooser.draw(row, told)
+                yield told
+
     def write_inputs(self, sink: Any, chooser: Chooser, names: Sequence[str]) -> int:
         """Write the inputs whose rows are chosen; returns how many of those were not found."""
-        from seqloss_cli.analysis.select import ChosenInputs, key_of_row
+        from seqloss_cli.analysis.select import ChosenInputs
         from seqloss_cli.inputs.names import expanded
         from seqloss_cli.inputs.options import Kind
         from seqloss_cli.inputs.reading import read_written
@@ -170,31 +183,22 @@ class _Run:
             if options.kind_of(name) is Kind.text:
                 raise UsageError(f"--inputs {name}: was scored as one text, and has no rows")
         # Lines of text have no place for it.
-        n_by_id, adds = 0, chooser.buckets is not None and not options.lines
-
-        def held() -> Iterator[Chosen]:
-            nonlocal n_by_id
-            for row in self._rows(self._files, False):
-                if chooser.holds(row):
-                    key, has_text = key_of_row(row.fields)
-                    n_by_id += not has_text
-                    told = key, chooser.bucket_of(row)
-                    if chooser.sampling is not None:
-                        chooser.draw(row, told)
-                    yield told
-
-        if chooser.sampling is None:
-            chosen = ChosenInputs(held(), adds)
-        else:
-            deque(held(), maxlen=0)
-            chosen = ChosenInputs(chooser.drawn()[1], adds)
+        adds = chooser.buckets is not None and not options.lines
+        held = self._held(chooser)
+        if chooser.sampling is not None:
+            deque(held, maxlen=0)
+            held = iter(chooser.drawn()[1])
+        chosen = ChosenInputs(held, adds)
         chooser.require_seen(self.reader.drops_fields)
         for name in names:
             for line in chosen.lines(read_written(name, options)):
                 sink.write(line + b"\n")
         self.n_written = chosen.n_written
-        if n_by_id:
-            say(f"note: {n_by_id:,} rows are of chats or ids: joined without a hash of their text")
+        if self._n_by_id:
+            say(
+                f"note: {self._n_by_id:,} rows are of chats or ids: joined without a hash of "
+                "their text"
+            )
         if chosen.n_alike:
             say(
                 f"note: inputs left out that have the id and text of one that is written: "

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -153,26 +153,20 @@ def separation(
         return Separation(none, dict.fromkeys(FALSE_POSITIVE_RATES, none), n_members, n_others)
     sums = RocSums(scores, is_member)
     seen = sums.counts(np.ones((1, len(scores))))
-    drawn_areas, drawn_rates = list[Floats](), {x: list[Floats]() for x in FALSE_POSITIVE_RATES}
     n, unit = (
         (len(scores), "document") if clusters is None else (int(clusters.max()) + 1, "cluster")
     )
     least = min(n_members, n_others) if clusters is None else n
-    if least >= LEAST_UNITS:
-        for weights in _weights(is_member, clusters, n_resamples, seed):
-            counts = sums.counts(weights)
-            drawn_areas.append(areas(*counts))
-            for x, drawn in drawn_rates.items():
-                drawn.append(rates_at(*counts, x))
+    drawn = None if least < LEAST_UNITS else _drawn(sums, is_member, clusters, n_resamples, seed)
     within = "documents, within members and non-members" if clusters is None else "clusters"
     method = f"bootstrap over {within}, percentiles of {n_resamples} resamples, seed {seed}"
 
-    def estimate(value: float, drawn: Sequence[Floats]) -> Estimate:
-        if not drawn:
+    def estimate(value: float, rate: float | None) -> Estimate:
+        if drawn is None:
             few = too_few(value, least, unit)
             assert few is not None
             return few
-        found = np.concatenate(drawn)
+        found = drawn[rate]
         found = found[np.isfinite(found)]
         # Where the classes are wholly apart they are in each resample, too.
         if found.min() == found.max():
@@ -180,12 +174,24 @@ def separation(
         return percentiles(value, found, confidence, n, method)
 
     rates = {}
-    for x, drawn in drawn_rates.items():
+    for x in FALSE_POSITIVE_RATES:
         needed = round(1 / x)
         why = f"fewer than {needed:,} non-members ({n_others:,})"
         few = n_others < needed
-        rates[x] = unknown(None, n, why) if few else estimate(float(rates_at(*seen, x)[0]), drawn)
-    return Separation(estimate(float(areas(*seen)[0]), drawn_areas), rates, n_members, n_others)
+        rates[x] = unknown(None, n, why) if few else estimate(float(rates_at(*seen, x)[0]), x)
+    return Separation(estimate(float(areas(*seen)[0]), None), rates, n_members, n_others)
+
+
+def _drawn(
+    sums: RocSums, is_member: Bools, clusters: Ints | None, n_resamples: int, seed: int
+) -> dict[float | None, Floats]:
+    """Return true positive rates of R resamples by false positive rate, and areas by None."""
+    found: dict[float | None, list[Floats]] = {x: [] for x in (None, *FALSE_POSITIVE_RATES)}
+    for weights in _weights(is_member, clusters, n_resamples, seed):
+        counts = sums.counts(weights)
+        for x, parts in found.items():
+            parts.append(areas(*counts) if x is None else rates_at(*counts, x))
+    return {x: np.concatenate(parts) for x, parts in found.items()}
 
 
 def _weights(

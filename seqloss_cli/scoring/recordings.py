@@ -35,7 +35,8 @@ from seqloss_cli.metrics.deltas import (
     RecordedScore,
     delta_totals,
 )
-from seqloss_cli.metrics.faults import Diagnosis, Observed, diagnose
+from seqloss_cli.metrics.fault_fits import Observed
+from seqloss_cli.metrics.faults import Diagnosis, diagnose
 from seqloss_cli.metrics.sampling_fits import LogitShapes
 from seqloss_cli.scoring.pipeline import OnProgress
 from seqloss_cli.scoring.scorer import Scorer

@@ -37,17 +37,6 @@ def vllm() -> Iterator[FakeServer]:
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return Scorer(ModelChoice())
-
-
-@pytest.fixture(scope="module")
-def served(scorer: Scorer) -> Iterator[Listening]:
-    with Listening(scorer) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def permuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's tokenizer with a thousand ids that stand for each other's tokens."""
     folder = tmp_path_factory.mktemp("permuted")

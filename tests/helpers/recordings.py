@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from seqloss_cli.core.columns import N_TOP_LOGITS, TEMPERATURES
-from seqloss_cli.metrics.faults import Observed
+from seqloss_cli.metrics.fault_fits import Observed
 from seqloss_cli.metrics.sampling_fits import LogitShapes
 
 

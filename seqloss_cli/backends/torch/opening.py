@@ -127,7 +127,7 @@ def open_teacher(
 
     Raises UsageError when their vocabularies differ, or the teacher takes less than --context.
     """
-    from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
+    from seqloss_cli.backends.torch.backend import TorchBackend
     from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
 
     students = [each for each in (student, *others) if isinstance(each, TorchBackend)]
@@ -145,8 +145,20 @@ def open_teacher(
         return StudentWithTeacher(
             backend, windows, teacher.record(), None, overlap_k, teacher.attach
         )
-    choice = teacher
-    checkpoint = load_checkpoint(choice)
+    return _beside_model(students, teacher, windows, top_k, overlap_k)
+
+
+def _beside_model(
+    students: Sequence[TorchBackend],
+    choice: ModelChoice,
+    windows: WindowPolicy,
+    top_k: int,
+    overlap_k: int,
+) -> StudentWithTeacher:
+    from seqloss_cli.backends.torch.backend import TorchBackend, identity_of
+    from seqloss_cli.backends.torch.teacher import StudentTeacherBackend
+
+    student, checkpoint = students[0], load_checkpoint(choice)
     for each in students:
         _require_same_ids(_checkpoint_of(each), checkpoint)
     windows = _windows_for_both(windows, checkpoint)
