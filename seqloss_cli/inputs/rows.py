@@ -107,6 +107,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         # Its own text would name line 1 of what is one line of a file.
         what = f"{error.msg} (column {error.colno})"
+        if error.doc.startswith(("NaN", "Infinity"), error.pos):
+            what += "; JSON has no such number: write null"
         raise RowError("bad_json", f"is not JSON: {what}") from None
     if not isinstance(row, dict):
         raise RowError("wrong_type", "is not a JSON object")

@@ -15,7 +15,7 @@ from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.records import Rejected, Sample
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.inputs.recordings import recording_content
-from seqloss_cli.inputs.rows import RecordingFields
+from seqloss_cli.inputs.rows import RecordingFields, parse_object
 from seqloss_cli.inputs.side_files import RecordingFile
 
 NAN = None
@@ -300,6 +300,13 @@ def test_files_of_rows(tmp_path: Path) -> None:
     line, row = beside.find_row(one[0])  # type: ignore[misc]
     assert (line, row.id) == (1, "r0")
     assert isinstance(beside.find_row(one[3]), Rejected)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"Infinity"])
+def test_numbers_that_json_has_not(number: bytes) -> None:
+    """Python's json writes them."""
+    with pytest.raises(RowError, match="no such number: write null"):
+        parse_object(b'{"logprobs": [-1.0, ' + number + b"]}")
 
 
 def test_tables_of_maps_and_of_values_that_are_not_finite(tmp_path: Path) -> None:
