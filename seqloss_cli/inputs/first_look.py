@@ -12,10 +12,10 @@ from typing import Any
 
 from seqloss_cli.core.errors import RowError, UsageError, did_you_mean_file
 from seqloss_cli.core.records import Item, Rejected, Sample
-from seqloss_cli.core.urls import bare_name, shown_name
+from seqloss_cli.core.urls import shown_name
 from seqloss_cli.inputs import rows
 from seqloss_cli.inputs.datasets import dataset_rows
-from seqloss_cli.inputs.options import Kind, ReadOptions
+from seqloss_cli.inputs.options import Kind, ReadOptions, suffix_of
 from seqloss_cli.inputs.reading import ReadStats, plain_text, read_one
 from seqloss_cli.inputs.shards import WHOLE
 from seqloss_cli.inputs.streams import BOM, STDIN, open_input
@@ -75,7 +75,7 @@ def _is_stored(name: str) -> bool:
 
 
 def _first_rows(name: str, options: ReadOptions) -> list[Item]:
-    if options.kind_of(name) is Kind.text and not bare_name(name).endswith(".json"):
+    if options.kind_of(name) is Kind.text and suffix_of(name) != ".json":
         return [_first_block(name)]
     most = min(FIRST_ROWS, options.limit or FIRST_ROWS)
     return list(islice(read_one(name, options, ReadStats()), most))

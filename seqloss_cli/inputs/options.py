@@ -54,17 +54,21 @@ class ReadOptions(Reading):
         if self.lines or self.jsonl:
             return Kind.lines
         suffix = suffix_of(name)
-        packed = bare_name(name).endswith(COMPRESSED)
-        if suffix in DELIMITED or (suffix in (*PARQUET, *ARROW) and not packed):
+        if suffix in DELIMITED or (suffix in (*PARQUET, *ARROW) and not is_packed(name)):
             return Kind.table
         is_rows = self.pairs is not None or suffix in _JSONL
         return Kind.lines if is_rows else Kind.text
 
 
 def suffix_of(name: str) -> str:
-    """Return the extension of a name, before that of its compression."""
-    path = PurePath(bare_name(name))
+    """Return the extension of a name in small letters, before that of its compression."""
+    path = PurePath(bare_name(name).lower())
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def is_packed(name: str) -> bool:
+    """Return whether a file of this name is unpacked as it is read."""
+    return bare_name(name).lower().endswith(COMPRESSED)
 
 
 def described(names: Sequence[str], options: ReadOptions) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 from seqloss_cli.core.errors import RowError
 from seqloss_cli.core.policies import DEFAULT_MAX_BYTES
 from seqloss_cli.core.records import Choices, Item, Pair, Rejected, Sample
-from seqloss_cli.core.urls import bare_name, shown_name
+from seqloss_cli.core.urls import shown_name
 from seqloss_cli.inputs import rows
 from seqloss_cli.inputs.choices import checked_choices, choice_content
 from seqloss_cli.inputs.duplicates import DuplicateIds
-from seqloss_cli.inputs.options import COMPRESSED, Kind
+from seqloss_cli.inputs.options import Kind, suffix_of
 from seqloss_cli.inputs.options import ReadOptions as ReadOptions
 from seqloss_cli.inputs.recordings import recording_content
 from seqloss_cli.inputs.shards import WHOLE, Cuts, Part
@@ -197,7 +197,7 @@ def read_written(name: str, options: ReadOptions) -> Iterator[tuple[Item, bytes 
 def _text_of_file(name: str, source: str, options: ReadOptions) -> Sample:
     with open_input(name) as (stream, position):
         text, flags = _whole_text(stream, options.max_bytes)
-        if bare_name(name).endswith((".json", *(f".json{packed}" for packed in COMPRESSED))):
+        if suffix_of(name) == ".json":
             rows.refuse_document(text)
         place: dict[str, Any] = {"end": position(), "n_bytes_read": len(text.encode())}
         return Sample(source, source, text=text, flags=flags, **place)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.urls import bare_name, shown_name
-from seqloss_cli.inputs.options import COMPRESSED, PARQUET, Kind, ReadOptions, suffix_of
+from seqloss_cli.core.urls import shown_name
+from seqloss_cli.inputs.options import PARQUET, Kind, ReadOptions, is_packed, suffix_of
 from seqloss_cli.inputs.streams import stored_size
 
 VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
@@ -187,6 +187,6 @@ class Cuts:
     def _is_cut_by_bytes(self, name: str) -> bool:
         kind = self._kinds[name]
         if kind is Kind.lines:
-            return not bare_name(name).endswith(COMPRESSED)
+            return not is_packed(name)
         is_parquet = kind is Kind.table and suffix_of(name) in PARQUET
         return kind is Kind.text or is_parquet

@@ -55,7 +55,7 @@ def open_input(name: str, in_lines: bool = False) -> Iterator[tuple[BinaryIO, Ca
             stdin = _own_stdin()
             yield _checked(_decompressed(stdin, _suffix_by_magic(stdin)), "FILE"), lambda: 0
             return
-        suffix = Path(bare_name(name)).suffix
+        suffix = Path(bare_name(name)).suffix.lower()
         with open_stored(name) as stored:
             # A named pipe has no position.
             position = stored.tell if stored.seekable() else lambda: 0

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from seqloss_cli.core.errors import RowError, RunError, UsageError
-from seqloss_cli.core.urls import bare_name, shown_name
-from seqloss_cli.inputs.options import COMPRESSED
+from seqloss_cli.core.urls import shown_name
+from seqloss_cli.inputs.options import is_packed
 from seqloss_cli.inputs.streams import bounded_lines, open_input, open_stored
 from seqloss_cli.results.engines import FOUND, engine_differences, worst_of
 from seqloss_cli.results.files import check_version, run_differences
@@ -140,7 +140,7 @@ def _totals_at_end(name: str) -> Row | None:
 def _end(name: str) -> bytes:
     """Return the last bytes of a file; of one that is compressed, which is read through, of its
     content, and nothing where that breaks off."""
-    if not bare_name(name).endswith(COMPRESSED):
+    if not is_packed(name):
         with open_stored(name) as stream:
             stream.seek(max(0, stream.seek(0, 2) - _TAIL))
             return stream.read()

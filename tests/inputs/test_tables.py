@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -274,4 +275,18 @@ def test_the_kind_of_a_file_is_that_of_its_name() -> None:
     }  # fmt: skip
     assert {name: ReadOptions().kind_of(name) for name in kinds} == kinds
     assert ReadOptions(lines=True).kind_of("a.csv") is Kind.lines
+    for name, kind in {
+        "A.CSV": Kind.table,
+        "A.Parquet": Kind.table,
+        "A.JSONL.GZ": Kind.lines,
+    }.items():
+        assert ReadOptions().kind_of(name) is kind
+
+
+def test_extensions_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text("text\na\nb\n")
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
+    write_parquet(tmp_path / "A.PARQUET", [{"text": "a"}, {"text": "b"}])
+    for path in tmp_path.iterdir():
+        assert [each.text for each in items(path)] == ["a", "b"]  # type: ignore[union-attr]
     assert ReadOptions(pairs=PairFields()).kind_of("-") is Kind.lines
