@@ -107,11 +107,19 @@ def rows_of_batches(
         own = [n for n in range(batch.num_rows) if part.has(before + n + 1)]
         if not own:
             continue
-        some = batch if len(own) == batch.num_rows else batch.take(own)
+        some = batch if len(own) == batch.num_rows else _taken(arrow, batch, own)
         for n, (content, nulls) in zip(own, make(some), strict=True):
             yield TableRow(before + n + 1, content, nulls)
     if is_empty and part.owns_file:
         raise RowError("empty", "holds nothing")
+
+
+def _taken(arrow: Any, batch: Any, own: list[int]) -> Any:
+    """Return rows of a batch."""
+    try:
+        return batch.take(own)
+    except NotImplementedError:  # of views of strings, which polars writes
+        return arrow.Table.from_batches([batch.slice(n, 1) for n in own])
 
 
 def _parquet(arrow: Any, stream: BinaryIO, part: Part) -> tuple[int, Batches]:

@@ -149,6 +149,14 @@ def test_rows_of_groups_are_each_in_one_part(groups: list[tuple[int, int]], n: i
     ]
 
 
+def test_views_of_strings_have_shards(tmp_path: Path) -> None:
+    texts = pa.array([f"a text of row {n}" for n in range(20)], pa.string_view())
+    table, path = pa.table({"text": texts}), tmp_path / "views.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    require_whole([str(path)], 3, in_order=False)
+
+
 # -- what is told of a file as a whole -----------------------------------------------------------
 
 
