@@ -556,7 +556,8 @@ def test_a_server_of_ours_that_is_started_again_is_asked_for_its_row(
         with monkeypatch.context() as patch:
             counts = Restarted(served, patch, n_restarts)
             assert in_process(*words, "--force").exit_code == 0
-        assert rows_of(out) == right
+        for row, other in zip(rows_of(out), right, strict=True):
+            assert row["token_losses"] == pytest.approx(other["token_losses"], abs=1e-4)
         return counts.n_asked
 
     if not by:

@@ -14,12 +14,18 @@ from helpers.program import document, in_process
 from helpers.servers import (
     Broken,
     FakeServer,
+    bytes_of,
     losses_of,
     openai_answer,
     serving,
     sglang_answer,
     vllm_answer,
 )
+from seqloss_cli.backends.server.backend import ServerBackend
+from seqloss_cli.backends.server.pieces import Pieces
+from seqloss_cli.core.policies import ModelChoice, TokenPolicy
+from seqloss_cli.models.checkpoint import load_tokenizer_only
+from seqloss_cli.tokenization.tokenizer import Tokenization
 
 Answers = Callable[..., dict[str, Any]]
 BY_KIND: dict[str, Answers] = {
@@ -392,3 +398,97 @@ def test_windows_of_two_or_three_tokens(kind: str, longest: int) -> None:
     with serving(FakeServer(kind, max_model_len=longest)) as server:
         words = ("--text", "The cat sat", "--json", "-m", "demo", "--engine", server.url)
         assert in_process("score", *words).exit_code == 0
+
+
+# -- what the probe itself cannot see -------------------------------------------------------------
+
+
+def test_a_cache_that_the_probe_has_warmed_is_refused_again() -> None:
+    """Rows of a probe are new each time: what is kept of old ones would agree with itself."""
+    with serving(FakeServer("vllm")) as server:
+        server.fault = spoilt_blocks()
+        for words in (("--text", "a b"), ("--text", "a b"), ("--text", "a b", "--probe")):
+            assert "--no-enable-prefix-caching" in refused(server, "score", *words)
+
+
+def lowered(body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer as other weights would give it: each value of the row a nat lower."""
+    for entry in answer["choices"][0]["prompt_logprobs"][1:]:
+        for value in entry.values():
+            value["logprob"] -= 1.0
+    return answer
+
+
+@pytest.mark.parametrize("n_right", [40, 10**6])
+def test_other_weights_for_some_requests_end_the_run(
+    n_right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a replica behind the address that is never asked when nothing else is."""
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(f"The cat {n} sat on the mat." for n in range(80)) + "\n")
+    monkeypatch.setattr(ServerBackend, "_confirm", lambda _: None)
+    with serving(FakeServer("vllm")) as server:
+        server.fault = lambda n, body, right: lowered(body, right) if n > n_right else right
+        words = ("score", file, "--lines", "-m", "demo", "--json", "--engine", server.url)
+        result = in_process(*words)
+    if n_right > 80:
+        assert result.exit_code == 0
+        return
+    assert result.exit_code == 1
+    assert "or several servers are behind the address" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(("kind", "what"), [("openai", "top_logprobs"), ("vllm", "rank")])
+def test_what_a_server_has_shown_is_missed_where_it_is_not(
+    kind: str, what: str, tmp_path: Path
+) -> None:
+    """Zeros of a short row are believed where alternatives and ranks do not deny them."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if len(body["prompt"]) > 8:
+            return right
+        choice = right["choices"][0]
+        if kind == "openai":
+            listed = choice["logprobs"]
+            listed["token_logprobs"] = [None, *(0.0 for _ in listed["token_logprobs"][1:])]
+            listed["top_logprobs"] = None
+        else:
+            for entry in choice["prompt_logprobs"][1:]:
+                for value in entry.values():
+                    value |= {"logprob": 0.0, "rank": None}
+        return right
+
+    with serving(FakeServer(kind)) as server:
+        words = ("--text", "The cat sat", "-m", "demo", "--json", "--engine")
+        assert in_process("score", *words, f"{kind}+{server.url}").exit_code == 0
+        server.fault = fault
+        result = in_process("score", *words, f"{kind}+{server.url}")
+    assert result.exit_code == 3
+    assert document(result)["rejected"][0]["reason"] == "server_missing"
+
+
+def test_a_text_that_is_not_that_of_the_ids() -> None:
+    """Lists show nothing of parts of characters; the echo does, of servers that have one."""
+    loaded = load_tokenizer_only(ModelChoice(name="demo"))
+    tokens = Tokenization(loaded.tokenizer, TokenPolicy(), loaded.n_ids)
+    pieces, rows = Pieces(tokens), tokens.encode(["日本", "中国"])
+    assert pieces.is_within("日本 and more", rows[0]) is True
+    assert pieces.is_within("日本 and more", rows[1]) is False
+    assert pieces.is_within("\ufffd", rows[1]) is None
+    assert pieces.is_within("any", [0]) is None
+
+
+def test_an_echo_of_another_request_rejects_the_row(tmp_path: Path) -> None:
+    def echoed(text: str, right: dict[str, Any]) -> dict[str, Any]:
+        right["choices"][0]["text"] = text
+        return right
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        own = b"".join(map(bytes_of, body["prompt"])).decode(errors="ignore")
+        return echoed(own if "日" not in own else "中国", right)
+
+    with serving(FakeServer("openai")) as server:
+        server.fault = fault
+        words = ("score", "--text", "日本", "-m", "demo", "--json", "--engine")
+        result = in_process(*words, f"openai+{server.url}")
+    assert document(result)["rejected"][0]["reason"] == "server_text"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import cycle
+from itertools import count, cycle
 from secrets import token_hex
 from typing import Any
 
@@ -119,7 +119,8 @@ class Server:
 
     def _posted(self, body: Mapping[str, Any], most_bytes: int, may_be_cut: bool = False) -> Any:
         id_field, own_id = self.protocol.id_field, token_hex(8)
-        sent = {**body, **self.options, **({id_field: own_id} if id_field else {})}
+        # A field that nobody reads, so that no cache of answers in between knows the request.
+        sent = {**body, **self.options, (id_field or "user"): own_id}
         try:
             found = self.transport.post(self.protocol.path, sent, most_bytes, id_field, may_be_cut)
         except Refused as error:
@@ -208,6 +209,8 @@ RECORDED_TOKENS = 65
 _TRIES = 3
 """Times that the known row is asked for where answers cannot be believed, which may be an accident
 of one answer."""
+_CANARY_EVERY = 16
+"""Of so many requests one has a known row beside it, which takes the same way to the server."""
 _MOST_PROCESSES = 16
 """Times that rows are asked for where another process of the server answers each time."""
 
@@ -227,7 +230,8 @@ class ServerBackend:
         """`record` is what run records say of the server; `known` was asked for at the start."""
         self._server, self._n_ids = replace(server, is_settled=True), n_ids
         self._turns = cycle(reversed(known))
-        self._record = {**record, "probe_row": asdict(known[0].beginning(RECORDED_TOKENS))}
+        self._canary, self._asked = known[0].beginning(RECORDED_TOKENS), count(1)
+        self._record = {**record, "probe_row": asdict(self._canary)}
         self.warnings = warnings
         self.n_too_large = 0
         """Always 0: the server's memory is its own."""
@@ -257,16 +261,31 @@ class ServerBackend:
             except RowError as error:
                 if n + 1 == _TRIES:
                     raise RunError(f"{self._server.transport.url}: {error.message}") from None
+        self._require_near(apart)
+        self._server.processes.update(server.processes)
+
+    def _require_near(self, apart: float) -> None:
+        """Raises RunError where a known row has other numbers, nats, than at the start."""
         tolerance = self._record["probe_tolerance"]
         if not apart <= tolerance:
             raise RunError(
                 f"{self._server.transport.url}: log-probabilities of the same row differ by "
                 f"{apart:.2g} nats from those at the start of the run (--probe-tolerance "
                 f"{tolerance:g}): the server has other weights under the name "
-                f"{self._server.model!r:.80}; rows since the last such check are not written, and "
-                "--resume goes on once it is as it was"
+                f"{self._server.model!r:.80}, or several servers are behind the address; rows "
+                "since the last such check are not written, and --resume goes on once it is as it "
+                "was"
             )
-        self._server.processes.update(server.processes)
+
+    def _ask_canary(self) -> None:
+        """Ask for a known row among the others, over any of the connections and as busy as the
+        server is: replicas and fall-backs with other weights show. Raises RunError, RowError."""
+        if self.capabilities.confirm is None or next(self._asked) % _CANARY_EVERY:
+            return
+        known = self._canary
+        found = self._server.ask(Question(known.token_ids, known.first, texts=True)).log_probs
+        # Their mean: batches of a busy server in bfloat16 differ by more at a single token.
+        self._require_near(float(np.abs(found - np.array(known.log_probs)).mean()))
 
     def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         """Return checked answers, of processes of the server that give the known row's numbers.
@@ -280,6 +299,7 @@ class ServerBackend:
                 answers = [answer.last(len(each.ids) - each.first) for each, answer in pairs]
                 for question, answer in zip(questions, answers, strict=True):
                     self._require_certain(question, answer)
+                self._ask_canary()
                 return answers
             except AnotherProcess:
                 self._confirm()

@@ -70,6 +70,7 @@ class OpenAi:
 
     def __init__(self, pieces: Pieces, way: Way | None = None) -> None:
         self.pieces, self.way = pieces, way or Way()
+        self._has_tops = self._has_echo = False
 
     def has_shown(self, ids: Sequence[int]) -> bool:
         """Tell that no text need be asked for: each answer shows those of all tokens."""
@@ -100,7 +101,11 @@ class OpenAi:
             raise wrong("length", "has a log-probability of the first token, which has none")
         start = question.first - n_before
         log_probs = require_log_probs(listed.values[start:], "token_logprobs")
-        if listed.tops is not None:
+        if listed.tops is None:
+            if self._has_tops:
+                raise wrong("missing", "has no top_logprobs, which others of this server have")
+        else:
+            self._has_tops = True
             places = zip(log_probs.tolist(), listed.texts[start:], listed.tops[start:], strict=True)
             for n, (own, text, top) in enumerate(places):
                 require_own(own, text, _alternatives(top, n), n, self.pieces.is_shared)
@@ -124,10 +129,19 @@ class OpenAi:
             self.pieces.require_same_cut(texts, ids[n_before:], "tokens")
         else:
             self.pieces.require_shown(texts, ids[n_before:], "tokens")
+            self._require_echo(require_choice(answer).get("text"), ids)
         tops = found.get("top_logprobs")
         if tops is not None:
             tops = require_list(tops, "top_logprobs", n_listed)[:n_asked]
         return Listed(values[:n_asked], texts[:n_asked], tops)
+
+    def _require_echo(self, text: Any, ids: Sequence[int]) -> None:
+        """Raises RowError where the text of an answer is not that of the ids, if texts of this
+        server were before: parts of characters are shown by nothing in its lists."""
+        echo = self.pieces.is_within(text, ids) if isinstance(text, str) else None
+        if echo is False and self._has_echo:
+            raise wrong("text", f"is about another text: {text!r:.80}")
+        self._has_echo = self._has_echo or bool(echo)
 
     def alternatives(self, answer: Any, question: Question) -> list[Mapping[str, float]]:
         """Return the alternatives at each scored token, by their texts. Raises RowError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from random import SystemRandom
 from urllib.parse import unquote
 
 import numpy as np
@@ -229,9 +230,11 @@ def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float
         first = 1 + way.drops_bos
         if way.as_text:
             rows = _probe_rows(tokens, min(longest, _LONGEST_TEXT))
+    # What a cache keeps of an earlier probe would agree with itself.
+    drawn = _probe_rows(tokens, len(rows[0]) - 1, are_drawn=True)
     if way is None or not way.as_text:
-        rows.append(_any_ids(tokens, len(rows[0])))
-    found = probing.probe(server, rows, first, tolerance)
+        drawn.append(_any_ids(tokens, len(rows[0])))
+    found = probing.probe(server, drawn, rows, first, tolerance)
     if way is None:
         alignment.require_placed(server, Pieces(tokens), rows, tolerance)
     return replace(found, way=way)
@@ -281,14 +284,17 @@ def _warnings(url: str, found: probing.Probe, choice: ModelChoice) -> list[str]:
     return warnings
 
 
-def _probe_rows(tokens: Tokenization, longest: int) -> list[list[int]]:
+def _probe_rows(tokens: Tokenization, longest: int, are_drawn: bool = False) -> list[list[int]]:
     """Return rows of ids of texts, some with a common beginning, each at most `longest` + 1 long.
+    With `are_drawn` they are others each time.
 
     Raises RunError where the tokenizer makes no tokens of a text.
     """
     before = [] if tokens.bos_id is None else [tokens.bos_id]
     n = longest + 1 - len(before)
     words = (_PROBE_TEXT * (1 + n // 50)).split()
+    if are_drawn:
+        SystemRandom().shuffle(words)
     plain = tokens.encode([" ".join(words)])
     # Two rows have all but a sixteenth in common: blocks of a cache, if they are so long.
     n_tokens = max(1, len(plain[0]) if isinstance(plain[0], list) else 0)

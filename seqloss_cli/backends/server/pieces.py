@@ -80,6 +80,14 @@ class Pieces:
             self._shown.add((theirs, token_id))
             self._ids_shown.add(token_id)
 
+    def is_within(self, text: str, ids: Sequence[int]) -> bool | None:
+        """Tell whether a text holds that of these ids, but for blanks and control tokens; None
+        where it shows parts of characters by a sign, or the ids have no text."""
+        plain = [each for each in ids if self.is_plain(each)]
+        ours = b"".join(map(self._vocabulary.bytes_of, plain)).decode(errors="ignore")
+        ours, theirs = "".join(ours.split()), "".join(text.split())
+        return None if "\ufffd" in theirs or not ours else ours in theirs
+
     def has_shown(self, ids: Sequence[int]) -> bool:
         """Tell whether a text was shown for each id, and was its own."""
         return self._ids_shown.issuperset(ids)

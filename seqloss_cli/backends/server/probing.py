@@ -35,7 +35,7 @@ _MOST_SHOWN = 20
 """Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
-_CHECKS = 3
+_CHECKS = 4
 """Raised with each check that is added: a result of an older version holds for less."""
 _SHORTEST_TWICE = 4
 """Ids of a row of which there is a part to repeat."""
@@ -188,9 +188,16 @@ def _asked(transport: Transport, path: str) -> Any:
 # -- probes --------------------------------------------------------------------------------------
 
 
-def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: float) -> Probe:
+def probe(
+    server: Server,
+    rows: Sequence[Sequence[int]],
+    known: Sequence[Sequence[int]],
+    first: int,
+    tolerance: float,
+) -> Probe:
     """Ask for the same rows in several orders, alone and at once, and with options of sampling that
-    must not matter. `first` is the first target that the server has values of.
+    must not matter. `known` are asked for at later starts; `first` is the first target that the
+    server has values of.
 
     Raises RunError where the answers differ by more than `tolerance` nats, or are no
     log-probabilities.
@@ -209,7 +216,8 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
         raise RunError(
             f"{server.transport.url}: the same rows in another order have log-probabilities that "
             f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): vLLM with a prefix "
-            "cache does that; start it with --no-enable-prefix-caching"
+            "cache does that (start it with --no-enable-prefix-caching), and so do several "
+            "servers of other weights behind one address"
         )
     if ends:
         worst = max(worst, _require_same_ends(server, ends, cold, tolerance))
@@ -217,7 +225,7 @@ def probe(server: Server, rows: Sequence[Sequence[int]], first: int, tolerance: 
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Probe(worst, normalised, now, tolerance, _known(server, rows, first))
+    return Probe(worst, normalised, now, tolerance, _known(server, known, first))
 
 
 def _known(server: Server, rows: Sequence[Sequence[int]], first: int) -> list[KnownRow]:

@@ -271,6 +271,7 @@ class Vllm:
         """`shown` is None where the tokenizer is known to be ours. `seqloss` generates
         nothing, and leaves out what is not scored."""
         self._shown, self.name = shown, name
+        self._has_ranks = False
 
     @property
     def sends_first(self) -> bool:
@@ -345,8 +346,9 @@ class Vllm:
             self._shown.require_shown(shown, ids[first:], "decoded_token")
         log_probs = require_log_probs([each.get("logprob") for each in own], "logprob")
         ranks = [_rank(each.get("rank"), n) for n, each in enumerate(own)]
-        if any(ranks) and not all(ranks):
+        if not all(ranks) and (any(ranks) or (self._has_ranks and self.name != "seqloss")):
             raise wrong("missing", f"has no rank of scored token {ranks.index(0)}")
+        self._has_ranks = self._has_ranks or any(ranks)
         return _answer(question, log_probs, np.array(ranks) if any(ranks) else None, listed)
 
 

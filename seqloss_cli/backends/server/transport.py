@@ -63,7 +63,10 @@ class Transport:
         key = read_key(choice.api_key_file)
         is_local = parts.hostname in LOOPBACK
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={
+                "Cache-Control": "no-store",
+                **({"Authorization": f"Bearer {key}"} if key else {}),
+            },
             timeout=httpx.Timeout(choice.timeout, connect=min(10.0, choice.timeout)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment cannot reach this machine's own loopback.
@@ -129,7 +132,9 @@ class Transport:
                 if status >= 300:
                     failure = f"status {status}: {_shown(answer)}"
                     self._raise_if_final(status, answer)
-                elif (found := _json(answer)) is not _NONE:
+                elif _is_failure(found := _json(answer)):  # of a gateway that says 200 to all
+                    failure = f"an error in place of an answer: {_shown(answer)}"
+                elif found is not _NONE:
                     return found
                 else:  # it was cut, or is a page of a proxy
                     failure = f"the answer is no JSON: {_shown(answer)}"
@@ -310,6 +315,13 @@ def _retry_after(response: httpx.Response) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def _is_failure(answer: Any) -> bool:
+    """Tell whether an answer is an error that may be none the next time, by its own code."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    code = error.get("code") if isinstance(error, dict) and "choices" not in answer else None
+    return str(code) in map(str, _BUSY)
 
 
 def _json(content: bytes) -> Any:
