@@ -411,7 +411,7 @@ def test_a_cache_that_the_probe_has_warmed_is_refused_again() -> None:
             assert "--no-enable-prefix-caching" in refused(server, "score", *words)
 
 
-def lowered(body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+def of_other_weights(answer: dict[str, Any]) -> dict[str, Any]:
     """The answer as other weights would give it: each value of the row a nat lower."""
     for entry in answer["choices"][0]["prompt_logprobs"][1:]:
         for value in entry.values():
@@ -428,7 +428,7 @@ def test_other_weights_for_some_requests_end_the_run(
     file.write_text("\n".join(f"The cat {n} sat on the mat." for n in range(80)) + "\n")
     monkeypatch.setattr(ServerBackend, "_confirm", lambda _: None)
     with serving(FakeServer("vllm")) as server:
-        server.fault = lambda n, body, right: lowered(body, right) if n > n_right else right
+        server.fault = lambda n, body, right: of_other_weights(right) if n > n_right else right
         words = ("score", file, "--lines", "-m", "demo", "--json", "--engine", server.url)
         result = in_process(*words)
     if n_right > 80:

@@ -225,11 +225,12 @@ def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float
     rows, way, first = _probe_rows(tokens, longest), None, 1
     if server.protocol.name == OpenAi.name:
         pieces = Pieces(tokens)
-        way = alignment.find_way(server, pieces, rows, tolerance)
+        short = _probe_rows(tokens, min(longest, _LONGEST_TEXT))
+        way = alignment.find_way(server, pieces, short, tolerance)
         server = alignment.with_way(server, pieces, way)
         first = 1 + way.drops_bos
         if way.as_text:
-            rows = _probe_rows(tokens, min(longest, _LONGEST_TEXT))
+            rows = short
     # What a cache keeps of an earlier probe would agree with itself.
     drawn = _probe_rows(tokens, len(rows[0]) - 1, are_drawn=True)
     if way is None or not way.as_text:
