@@ -464,7 +464,7 @@ def test_what_a_server_has_shown_is_missed_where_it_is_not(
         server.fault = fault
         result = in_process("score", *words, f"{kind}+{server.url}")
     assert result.exit_code == 3
-    assert document(result)["rejected"][0]["reason"] == "server_missing"
+    assert document(result, 3)["rejected"][0]["reason"] == "server_missing"
 
 
 def test_a_text_that_is_not_that_of_the_ids() -> None:
@@ -491,4 +491,4 @@ def test_an_echo_of_another_request_rejects_the_row(tmp_path: Path) -> None:
         server.fault = fault
         words = ("score", "--text", "日本", "-m", "demo", "--json", "--engine")
         result = in_process(*words, f"openai+{server.url}")
-    assert document(result)["rejected"][0]["reason"] == "server_text"
+    assert document(result, 3)["rejected"][0]["reason"] == "server_text"

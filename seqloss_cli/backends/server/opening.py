@@ -166,13 +166,13 @@ def _start(
     tolerance = engine.probe_tolerance
     if tolerance is None:
         tolerance = TOLERANCES.get(server.dtype or "", DEFAULT_TOLERANCE)
-    found, warnings = None, list[str]()
+    found, warnings, asked = None, list[str](), server
     if not engine.probe:
-        found, warnings = _kept(server, tokens, tolerance)
+        found, warnings, asked = _kept(server, tokens, tolerance)
     if found is None:
-        found = _probed(server, tokens, longest, tolerance)
+        found, asked = _probed(server, tokens, longest, tolerance)
         probing.keep_probe(server, tokens.sha256, found)
-    server = _asked_as(server, tokens, found.way)
+    server = asked  # which has seen what such answers hold
     if found.way is not None and found.way.drops_bos and windows.stride >= windows.context:
         raise UsageError(
             f"--context {windows.context} with --stride {windows.stride}: the server gives no "
@@ -197,31 +197,33 @@ def _start(
 
 def _kept(
     server: Server, tokens: Tokenization, tolerance: float
-) -> tuple[probing.Probe | None, list[str]]:
-    """Return the result of an earlier probe with its row as the server gives it now, and warnings;
-    None where there is none, or the server gives other numbers since."""
+) -> tuple[probing.Probe | None, list[str], Server]:
+    """Return the result of an earlier probe with its row as the server gives it now, warnings, and
+    the server as it was asked; None where there is none, or it gives other numbers since."""
     found = probing.kept_probe(server, tokens.sha256)
     # Not its worst difference, which is that of orders alone: other checks have theirs.
     if found is None or found.tolerance > tolerance:
-        return None, []
+        return None, [], server
+    asked = server
+    if found.way is not None:
+        asked = alignment.with_way(server, Pieces(tokens), found.way)
     try:
-        known, apart = ask_again(found.known, _asked_as(server, tokens, found.way))
+        known, apart = ask_again(found.known, asked)
     except RowError:  # which the probe says better
-        return None, []
+        return None, [], server
     if apart <= tolerance:
-        return replace(found, known=known), []
-    return None, [
+        return replace(found, known=known), [], asked
+    since = (
         f"{server.transport.url}: log-probabilities of the same row differ by {apart:.2g} nats "
         f"from those of {found.at}: another model, or other weights, which were probed anew"
-    ]
+    )
+    return None, [since], server
 
 
-def _asked_as(server: Server, tokens: Tokenization, way: Way | None) -> Server:
-    """Return the server, asked in the way that was found; None for those that have one only."""
-    return server if way is None else alignment.with_way(server, Pieces(tokens), way)
-
-
-def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float) -> probing.Probe:
+def _probed(
+    server: Server, tokens: Tokenization, longest: int, tolerance: float
+) -> tuple[probing.Probe, Server]:
+    """Return a probe's result, and the server as it was asked: in the way that was found."""
     rows, way, first = _probe_rows(tokens, longest), None, 1
     if server.protocol.name == OpenAi.name:
         pieces = Pieces(tokens)
@@ -238,7 +240,7 @@ def _probed(server: Server, tokens: Tokenization, longest: int, tolerance: float
     found = probing.probe(server, drawn, rows, first, tolerance)
     if way is None:
         alignment.require_placed(server, Pieces(tokens), rows, tolerance)
-    return replace(found, way=way)
+    return replace(found, way=way), server
 
 
 def _any_ids(tokens: Tokenization, n: int) -> list[int]:
