@@ -87,10 +87,10 @@ def test_there_are_few_lines_of_code() -> None:
     # several models beside one teacher.
     # Types and meanings of keys, which `seqloss schema` prints: half a thousand; then of every
     # column of CSV and of documents, and three further formats.
-    # What changes at a server since its probe, and busy servers.
+    # What changes at a server since its probe, busy servers, and several behind one address.
     # Prompts of recordings that are texts, values that are not finite, two truncations at once.
     # Cells that are too long, files that change, and shards that are missing where many are read.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 33_940
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_050
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_the_readme_is_short() -> None:
 
 
 OF_OTHERS = {
-    *("--array", "--from", "--gres", "--logits_all", "--logprobs-mode", "--mean-life"),
+    *("--array", "--from", "--gres", "--ids", "--logits_all", "--logprobs-mode", "--mean-life"),
     "--nproc-per-node",
     *(
         "--n_ctx",

@@ -210,7 +210,7 @@ _TRIES = 3
 """Times that the known row is asked for where answers cannot be believed, which may be an accident
 of one answer."""
 _CANARY_EVERY = 16
-"""Of so many requests one has a known row beside it, which takes the same way to the server."""
+"""Requests of which one has a known row beside it, which takes the same way to the server."""
 _MOST_PROCESSES = 16
 """Times that rows are asked for where another process of the server answers each time."""
 
