@@ -323,7 +323,8 @@ def test_a_broken_first_row_does_not_hide_the_ids_of_the_others(
     found = document(done)
     assert [row["check"] for row in found["sequences"]] == [[]] * 4
     (rejected,) = found["rejected"]
-    assert (rejected["id"], rejected["reason"], rejected["line"]) == ("sorted", "bad_json", 1)
+    assert (rejected["id"], rejected["reason"], rejected["line"]) == ("sorted", "no_labels", 1)
+    assert b"labels.jsonl:1: " in b" ".join(done.stderr.split())
     ordered = write_rows(tmp_path / "ordered.jsonl", [{**json.loads(line)} for line in good])
     lines = ordered.read_text().splitlines()
     swapped = [json.dumps({k: v for k, v in json.loads(lines[0]).items() if k != "id"}), *lines[2:]]
