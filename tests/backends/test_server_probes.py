@@ -21,7 +21,7 @@ from helpers.servers import (
     sglang_answer,
     vllm_answer,
 )
-from seqloss_cli.backends.server.backend import ServerBackend
+from seqloss_cli.backends.server.backend import RECORDED_TOKENS, ServerBackend
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.core.policies import ModelChoice, TokenPolicy
 from seqloss_cli.models.checkpoint import load_tokenizer_only
@@ -436,6 +436,34 @@ def test_other_weights_for_some_requests_end_the_run(
         return
     assert result.exit_code == 1
     assert "or several servers are behind the address" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("n_broken", [1, 10**6])
+def test_an_unbelievable_answer_to_a_known_row_costs_no_row_of_the_run(
+    n_broken: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(f"The cat {n} sat on the mat." for n in range(40)) + "\n")
+    n_left = [0]
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if len(body["prompt"]) == RECORDED_TOKENS and n_left[0]:
+            n_left[0] -= 1
+            right["choices"][0]["prompt_logprobs"][1] = None
+        return right
+
+    with serving(FakeServer("vllm")) as server:
+        server.fault = fault
+        words = ("score", file, "--lines", "-m", "demo", "--json", "--engine", server.url)
+        assert in_process(*words).exit_code == 0
+        n_left[0] = n_broken
+        result = in_process(*words)
+    if n_broken == 1:
+        assert n_left == [0]
+        assert document(result)["rejected"] == []
+    else:
+        assert result.exit_code == 1
+        assert "(server_" not in result.stderr
 
 
 @pytest.mark.parametrize(("kind", "what"), [("openai", "top_logprobs"), ("vllm", "rank")])

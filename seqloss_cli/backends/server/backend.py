@@ -3,7 +3,7 @@ checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, cycle
 from secrets import token_hex
@@ -85,6 +85,14 @@ class Server:
         no such row; RunError where there is none."""
         return self.protocol.read(self.fetch(question), question)
 
+    def can_be_asked(self, question: Question) -> bool:
+        """Tell whether the row has a text, where texts are sent."""
+        try:
+            self.protocol.body(self.model, question)
+        except RowError:
+            return False
+        return True
+
     def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
         """Return checked answers of several rows, in one request unless it is too much for the
         server. Raises as `ask` does, for any of them."""
@@ -165,10 +173,15 @@ class KnownRow:
     log_probs: list[float]
     """Nats, of those from there on."""
 
+    @property
+    def question(self) -> Question:
+        """The whole row, its texts asked for."""
+        return Question(self.token_ids, self.first, texts=True)
+
     def again(self, server: Server) -> KnownRow:
         """Return the row as the server gives it now: of values that are asked for twice, those
         that are farther from these. Raises as `Server.ask` does."""
-        whole = Question(self.token_ids, self.first, texts=True)
+        whole = self.question
         middle = (self.first + len(self.token_ids)) // 2
         if not server.protocol.sends_first or middle <= self.first:
             return replace(self, log_probs=server.ask(whole).log_probs.tolist())
@@ -230,8 +243,11 @@ class ServerBackend:
         """`record` is what run records say of the server; `known` was asked for at the start."""
         self._server, self._n_ids = replace(server, is_settled=True), n_ids
         self._turns = cycle(reversed(known))
-        self._canary, self._asked = known[0].beginning(RECORDED_TOKENS), count(1)
-        self._record = {**record, "probe_row": asdict(self._canary)}
+        recorded = known[0].beginning(RECORDED_TOKENS)
+        # Of texts, not each beginning can be asked for; such known rows are short.
+        can_be_asked = server.can_be_asked(recorded.question)
+        self._canary, self._asked = recorded if can_be_asked else known[0], count(1)
+        self._record = {**record, "probe_row": asdict(recorded)}
         self.warnings = warnings
         self.n_too_large = 0
         """Always 0: the server's memory is its own."""
@@ -254,15 +270,18 @@ class ServerBackend:
         """Raises RunError where the server gives other numbers than at the start. Of several rows
         that are known each time another one is asked for."""
         known, server = next(self._turns), replace(self._server, is_settled=False, processes=set())
-        for n in range(_TRIES):
-            try:
-                apart = known.apart(known.again(server))
-                break
-            except RowError as error:
-                if n + 1 == _TRIES:
-                    raise RunError(f"{self._server.transport.url}: {error.message}") from None
-        self._require_near(apart)
+        self._require_near(self._told(lambda: known.apart(known.again(server))))
         self._server.processes.update(server.processes)
+
+    def _told(self, ask: Callable[[], float]) -> float:
+        """Return what `ask` does, in a few tries. Raises RunError where no answer is believed: that
+        is of no row of the run."""
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except RowError as error:
+                message = error.message
+        raise RunError(f"{self._server.transport.url}: {message}")
 
     def _require_near(self, apart: float) -> None:
         """Raises RunError where a known row has other numbers, nats, than at the start."""
@@ -279,13 +298,17 @@ class ServerBackend:
 
     def _ask_canary(self) -> None:
         """Ask for a known row among the others, over any of the connections and as busy as the
-        server is: replicas and fall-backs with other weights show. Raises RunError, RowError."""
+        server is: replicas and fall-backs with other weights show. Raises RunError."""
         if self.capabilities.confirm is None or next(self._asked) % _CANARY_EVERY:
             return
         known = self._canary
-        found = self._server.ask(Question(known.token_ids, known.first, texts=True)).log_probs
-        # Their mean: batches of a busy server in bfloat16 differ by more at a single token.
-        self._require_near(float(np.abs(found - np.array(known.log_probs)).mean()))
+
+        def apart() -> float:
+            found = self._server.ask(known.question).log_probs
+            # Their mean: batches of a busy server in bfloat16 differ by more at a single token.
+            return float(np.abs(found - np.array(known.log_probs)).mean())
+
+        self._require_near(self._told(apart))
 
     def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         """Return checked answers, of processes of the server that give the known row's numbers.

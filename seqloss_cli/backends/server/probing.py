@@ -203,7 +203,7 @@ def probe(
     log-probabilities.
     """
     questions = [Question(row, first, texts=True) for row in rows if len(row) > first]
-    questions = [each for each in questions if _can_be_asked(server, each)]
+    questions = [each for each in questions if server.can_be_asked(each)]
     ends = _ends(rows) if server.protocol.sends_first else []
     cold = _answers(server, ends)  # before anything else: nothing of them is remembered
     before = _answers(server, questions)
@@ -238,7 +238,7 @@ def _known(server: Server, rows: Sequence[Sequence[int]], first: int) -> list[Kn
         lengths = range(min(len(row), RECORDED_TOKENS) if short else len(row), first, -1)
         questions = [Question(row[:n], first, texts=True) for n in lengths]
         # Of texts, not each beginning can be asked for.
-        question = next((each for each in questions if _can_be_asked(server, each)), None)
+        question = next((each for each in questions if server.can_be_asked(each)), None)
         if question is not None and question not in found:
             found.append(question)
     return [KnownRow(list(q.ids), first, _ask(server, q).log_probs.tolist()) for q in found]
@@ -280,15 +280,6 @@ def _require_same_ends(
             f"{tolerance:g}): a cache of beginnings does that (SGLang: --disable-radix-cache)"
         )
     return worst
-
-
-def _can_be_asked(server: Server, question: Question) -> bool:
-    """Tell whether the row has a text, where texts are sent."""
-    try:
-        server.protocol.body(server.model, question)
-    except RowError:
-        return False
-    return True
 
 
 def _require_unsampled(

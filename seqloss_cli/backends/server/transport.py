@@ -319,9 +319,8 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 def _is_failure(answer: Any) -> bool:
     """Tell whether an answer is an error that may be none the next time, by its own code."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    code = error.get("code") if isinstance(error, dict) and "choices" not in answer else None
-    return str(code) in map(str, _BUSY)
+    error = answer.get("error") if isinstance(answer, dict) and "choices" not in answer else None
+    return isinstance(error, dict) and str(error.get("code")) in map(str, _BUSY)
 
 
 def _json(content: bytes) -> Any:
