@@ -90,7 +90,8 @@ def test_there_are_few_lines_of_code() -> None:
     # What changes at a server since its probe, busy servers, and several behind one address.
     # Prompts of recordings that are texts, values that are not finite, two truncations at once.
     # Cells that are too long, files that change, and shards that are missing where many are read.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_050
+    # What is kept of documents, and rows that wait for partners, on disk where there are many.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_250
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ drops out. With one tokenizer they are per token; across tokenizers per byte of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,8 +18,15 @@ from seqloss_cli.analysis.joining import JoinReport, cluster_of, join_usable, n_
 from seqloss_cli.analysis.summarize import Clusters, GroupLosses
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics import resampling
-from seqloss_cli.metrics.intervals import Estimate, interval_notes, ratio_estimate, unknown
-from seqloss_cli.metrics.series import as_array
+from seqloss_cli.metrics.intervals import (
+    Estimate,
+    exact_total,
+    interval_notes,
+    ratio_estimate,
+    sum_clusters,
+    unknown,
+)
+from seqloss_cli.metrics.series import Derived, Numbers, chunks_of, zeros
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
 Unit = Literal["token", "byte"]
@@ -224,22 +230,20 @@ class _Pair:
 
     def test(self, n_flips: int) -> resampling.SignFlip:
         """Test the differences of documents, or of clusters of them."""
-        differences = as_array(self._b.losses) - as_array(self._a.losses)
-        if self._options.cluster and len(differences):
-            clusters = as_array(self._a.clusters).astype(np.int64)
-            differences = np.bincount(clusters, differences).astype(np.float64)
-        return resampling.sign_flip_test(differences, n_flips, self._options.seed)
+        differences = Derived(np.subtract, self._b.losses, self._a.losses)
+        of_units = sum_clusters(differences, self._clusters)
+        return resampling.sign_flip_test(of_units, n_flips, self._options.seed)
+
+    @property
+    def _clusters(self) -> Numbers | None:
+        return self._a.clusters if self._options.cluster else None
 
     def comparison(self, test: resampling.SignFlip, p_adjusted: float) -> Comparison:
         options, by_token = self._options, self._same_tokenizer
-        a, b = as_array(self._a.losses), as_array(self._b.losses)
-        units, d = as_array(self._a.n_scored if by_token else self._a.n_bytes), b - a
-        clusters = None
-        if options.cluster and len(a):
-            clusters = as_array(self._a.clusters).astype(np.int64)
-        # per unit, so that a long document is no difference for its length alone
-        ties = np.abs(d) <= TIE * units
-        totals: Sequence[float | None] = [math.fsum(y.tolist()) for y in (a, b)]
+        a, b, clusters = self._a.losses, self._b.losses, self._clusters
+        units, d = self._a.n_scored if by_token else self._a.n_bytes, Derived(np.subtract, b, a)
+        n_lower, n_tied, n_higher = _signs(d, units)
+        totals: Sequence[float | None] = [exact_total(y) for y in (a, b)]
         if not len(a):
             difference = bootstrap = unknown(None, 0, "no rows to compare")
             totals, means = (None, None), [difference, difference]
@@ -261,17 +265,17 @@ class _Pair:
             second=self.second,
             unit="token" if by_token else "byte",
             n_documents=len(a),
-            n_units=int(units.sum()),
+            n_units=int(exact_total(units)),
             totals=totals,
             means=means,
             difference=difference,
             bootstrap=bootstrap,
             test=test,
             p_adjusted=p_adjusted,
-            n_lower=int(((d < 0) & ~ties).sum()),
-            n_tied=int(ties.sum()),
-            n_higher=int(((d > 0) & ~ties).sum()),
-            correlation=_correlation(a / units, b / units) if len(a) > 1 else None,
+            n_lower=n_lower,
+            n_tied=n_tied,
+            n_higher=n_higher,
+            correlation=_correlation([Derived(np.divide, y, units) for y in (a, b)], len(a)),
             is_significant=_is_significant(difference, p_adjusted, 1 - options.confidence, len(a)),
             documents=self._documents.items(),
             tokens=self._tokens.items(),
@@ -291,11 +295,34 @@ def _is_significant(difference: Estimate, p: float, alpha: float, n: int) -> boo
     return not difference.low <= 0 <= difference.high and (p < alpha or n == 1)
 
 
-def _correlation(a: Floats, b: Floats) -> float | None:
-    # where all documents have one loss, numpy would divide by 0, and warn
-    if not (a.std() > 0 and b.std() > 0):
+def _signs(differences: Numbers, units: Numbers) -> tuple[int, ...]:
+    """Return how many differences of documents, shape D, nats, are below 0, ties, and above 0."""
+    found: tuple[int, ...] = 0, 0, 0
+    for own, weights in zip(chunks_of(differences), chunks_of(units), strict=True):
+        # per unit, so that a long document is no difference for its length alone
+        ties = np.abs(own) <= TIE * weights
+        each = (own < 0) & ~ties, ties, (own > 0) & ~ties
+        found = tuple(n + int(some.sum()) for n, some in zip(found, each, strict=True))
+    return found
+
+
+def _correlation(losses: Sequence[Numbers], n: int) -> float | None:
+    """Return Pearson's correlation of losses of n documents, two of shape n, nats per unit."""
+    # as `numpy.corrcoef` has it to the last bit, which holds all of them in memory several times
+    both = zeros(2 * n).reshape(2, n)
+    for row, own in zip(both, losses, strict=True):
+        for part, values in zip(chunks_of(row), chunks_of(own), strict=True):
+            part[:] = values
+        mean = row.mean() if n else 0.0
+        for part in chunks_of(row):
+            part -= mean
+    products = np.dot(both, both.T)
+    # where all documents have one loss, there is nothing to divide by
+    if n < 2 or not (np.diag(products) > 0).all():
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    products *= np.true_divide(1, n - 1)
+    errors = np.sqrt(np.diag(products))
+    return float(np.clip((products / errors[:, None] / errors[None, :])[0, 1], -1, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ class _BinSums:
         parts = np.array(self._parts).reshape(-1, 5).T
         numbers, (n, confidence, correct) = parts[0].astype(np.int64), parts[2:]
         # units without a scored token are in no bin: no resample may draw them
-        units = numbered_anew(parts[1].tolist())
+        units = numbered_anew(parts[1])
         gaps = CalibrationGaps(units, numbers, correct - confidence, n)
         unit = "cluster" if options.cluster else "document"
         error, bias = calibration_error_estimate(
@@ -210,7 +210,7 @@ def _bin(low: float, high: float, parts: Floats, options: CalibrationOptions) ->
         return CalibrationBin(low, high, 0, None, None)
     n, confidences, correct = parts[1:]
     # without clusters each part is a document of its own, and needs no number
-    units = numbered_anew(parts[0].tolist()) if options.cluster else None
+    units = numbered_anew(parts[0]) if options.cluster else None
     accuracy = share_estimate(correct, n, units, options.confidence)
     total = math.fsum(n.tolist())
     confidence = math.fsum(confidences.tolist()) / total

@@ -1,8 +1,7 @@
 """Summarize rows of results: sums, means with intervals, quantiles and extremes.
 
 Also by group and by position in the sequence. Of each document a few numbers are kept, on disk once
-there are many, so that files of any size can be read; of tokens a sample. Bootstraps and clusters
-take those numbers into memory.
+there are many, so that files of any size can be read; of tokens a sample.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from seqloss_cli.analysis.membership import RESAMPLES, Membership, MembershipSco
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.inputs.duplicates import DuplicateIds
 from seqloss_cli.metrics import intervals, resampling
-from seqloss_cli.metrics.series import Derived, Series, as_array
+from seqloss_cli.metrics.series import Derived, Numbers, Series, as_array, chunks_of, zeros
 from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
@@ -119,8 +118,8 @@ class GroupLosses:
             return intervals.unknown(None, len(self.losses), why_unknown)
         if not clustered:
             return intervals.ratio_estimate(self.losses, self.n_scored, None, confidence)
-        losses, n_scored, clusters = map(as_array, (self.losses, self.n_scored, self.clusters))
-        return intervals.ratio_estimate(losses, n_scored, numbered_anew(clusters), confidence)
+        clusters = numbered_anew(self.clusters)
+        return intervals.ratio_estimate(self.losses, self.n_scored, clusters, confidence)
 
     @property
     def is_known(self) -> bool:
@@ -284,22 +283,30 @@ def _ratio(
     """Return Σ y / Σ m over the documents whose m is known."""
     own = Derived(lambda y, m: y[~np.isnan(m)], y, m)
     weights = Derived(lambda m: m[~np.isnan(m)], m)
-    if not options.cluster and not options.bootstrap:
-        return intervals.ratio_estimate(own, weights, None, options.confidence)
     clusters = None
     if options.cluster:
-        clusters = numbered_anew(as_array(group.clusters)[~np.isnan(as_array(m))])
+        clusters = numbered_anew(Derived(lambda n, m: n[~np.isnan(m)], group.clusters, m))
     if options.bootstrap:
         return resampling.bootstrap_ratio(
-            as_array(own), as_array(weights), options.bootstrap, options.seed, clusters,
-            options.confidence,
-        )  # fmt: skip
-    return intervals.ratio_estimate(as_array(own), as_array(weights), clusters, options.confidence)
+            own, weights, options.bootstrap, options.seed, clusters, options.confidence
+        )
+    return intervals.ratio_estimate(own, weights, clusters, options.confidence)
 
 
-def numbered_anew(clusters: Floats | Ints) -> Ints:
+def numbered_anew(clusters: Numbers) -> Ints:
     """Return numbers of clusters of n documents, shape n, without a unit, from 0 without a gap."""
-    return np.unique(np.array(clusters, dtype=np.int64), return_inverse=True)[1]
+    numbers = as_array(clusters)
+    found = zeros(len(numbers), np.int64)
+    new = zeros(1 + int(max((each.max() for each in chunks_of(numbers)), default=-1)), np.int64)
+    for each in chunks_of(numbers):
+        new[each.astype(np.int64)] = 1
+    n = 0
+    for each in chunks_of(new):
+        each[:] = n - 1 + np.cumsum(each)
+        n = int(each[-1]) + 1
+    for own, each in zip(chunks_of(found), chunks_of(numbers), strict=True):
+        own[:] = new[each.astype(np.int64)]
+    return found
 
 
 def _of_one_text(losses: Floats, options: SummaryOptions) -> intervals.Estimate:

@@ -18,7 +18,7 @@ Shapes: D documents, in arrays that run parallel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.metrics.series import Numbers, chunks_of
+from seqloss_cli.core.records import Floats
+from seqloss_cli.metrics.series import Derived, Numbers, as_array, chunks_of, zeros
 from seqloss_cli.metrics.totals import exp_or_none
 
 FEW_UNITS = 30
@@ -105,33 +105,28 @@ def too_few(value: float | None, n: int, unit: str) -> Estimate | None:
 def ratio_estimate(
     y: Numbers,
     m: Numbers,
-    clusters: Ints | None = None,
+    clusters: Numbers | None = None,
     confidence: float = 0.95,
     signed: bool = False,
 ) -> Estimate:
     """Estimate sum(y) / sum(m) over documents, with the linearised standard error.
 
     All are of shape D: y in nats, say, m in tokens; `clusters` numbers the documents' clusters
-    from 0, those of arrays. `signed` values, such as differences, may be below zero, and so may
-    their interval.
+    from 0. `signed` values, such as differences, may be below zero, and so may their interval.
     """
     total = exact_total(m)
     if total == 0:
         return unknown(None, len(y), "nothing to divide by")
     value = exact_total(y) / total
-
-    def residuals() -> Iterator[Floats]:
-        for own, weights in zip(chunks_of(y), chunks_of(m), strict=True):
-            # Summed over clusters first: documents of one cluster err in the same direction.
-            yield sum_clusters(own - value * weights, clusters)
-
-    n, unit = sum(map(len, residuals())), "document" if clusters is None else "cluster"
+    # Summed over clusters first: documents of one cluster err in the same direction.
+    residuals = sum_clusters(Derived(lambda own, each: own - value * each, y, m), clusters)
+    n, unit = len(residuals), "document" if clusters is None else "cluster"
     if few := too_few(value, n, unit):
         return few
     # Squares of losses near 1e300 would overflow.
-    exponent = math.frexp(max(_greatest(each) for each in residuals()))[1]
-    scaled = (np.ldexp(each, -exponent) for each in residuals())
-    root = math.sqrt(n / (n - 1) * sum(float(each @ each) for each in scaled))
+    exponent = math.frexp(max(map(_greatest, chunks_of(residuals))))[1]
+    scaled = as_array(Derived(lambda each: np.ldexp(each, -exponent), residuals))
+    root = math.sqrt(n / (n - 1) * float(scaled @ scaled))
     error = math.ldexp(root, exponent) / abs(total)
     reach = student_quantile(n - 1, 0.5 + confidence / 2) * error
     method = f"linearised ratio over {unit}s, t on {n - 1} degrees of freedom"
@@ -177,7 +172,7 @@ def proportion_estimate(n_right: int, n: int, confidence: float = 0.95) -> Estim
 
 
 def share_estimate(
-    y: Numbers, m: Numbers, clusters: Ints | None = None, confidence: float = 0.95
+    y: Numbers, m: Numbers, clusters: Numbers | None = None, confidence: float = 0.95
 ) -> Estimate:
     """Estimate sum(y) / sum(m) where y counts some of m, shape D, with an interval within 0 and 1.
 
@@ -233,9 +228,15 @@ def normal_quantile(share: float) -> float:
     return float(ndtri(share))
 
 
-def sum_clusters(values: Floats, clusters: Ints | None) -> Floats:
+def sum_clusters(values: Numbers, clusters: Numbers | None) -> Floats:
     """Sum values of documents, shape D, any unit, over each cluster; unchanged without clusters."""
-    return values if clusters is None else np.bincount(clusters, values).astype(np.float64)
+    values = as_array(values)
+    if clusters is None:
+        return values
+    sums = zeros(1 + int(max((each.max() for each in chunks_of(clusters)), default=-1)))
+    for numbers, own in zip(chunks_of(clusters), chunks_of(values), strict=True):
+        np.add.at(sums, numbers.astype(np.int64), own)
+    return sums
 
 
 def scale_down(values: NDArray[Any]) -> tuple[NDArray[Any], int]:

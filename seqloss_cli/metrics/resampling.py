@@ -9,7 +9,7 @@ Shapes: D documents, U units, T tokens, in arrays that run parallel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.intervals import (
     Estimate,
+    exact_total,
     normal_quantile,
     scale_down,
     student_quantile,
@@ -26,20 +27,23 @@ from seqloss_cli.metrics.intervals import (
     too_few,
     unknown,
 )
+from seqloss_cli.metrics.series import Numbers, chunks_of
 
 _MOST_ENTRIES = 1 << 21
 """Numbers drawn at a time: more resamples at once would take more memory and be no faster."""
 _MOST_EXACT = 16
 """Up to so many differences every choice of signs is tried."""
 _ROUNDING = 1e-12
+_MOST_SMALL = 1 << 12
+"""Arrays that a sample holds as they came."""
 
 
 def bootstrap_ratio(
-    y: Floats,
-    m: Floats,
+    y: Numbers,
+    m: Numbers,
     n_resamples: int,
     seed: int,
-    clusters: Ints | None = None,
+    clusters: Numbers | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
     """Estimate sum(y) / sum(m), shape D each, with the percentiles of resampled documents.
@@ -47,20 +51,45 @@ def bootstrap_ratio(
     y is in nats, say, and m in tokens. With `clusters` (shape D, numbers from 0) whole clusters are
     drawn. Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    value = math.fsum(y.tolist()) / math.fsum(m.tolist()) if m.sum() else None
-    y, m = sum_clusters(y, clusters), sum_clusters(m, clusters)
-    n, unit = len(y), "document" if clusters is None else "cluster"
+    total = exact_total(m)
+    value = exact_total(y) / total if total else None
+    sums = sum_clusters(y, clusters), sum_clusters(m, clusters)
+    n, unit = len(sums[0]), "document" if clusters is None else "cluster"
     if value is None:
         return unknown(None, n, "nothing to divide by")
     if few := too_few(value, n, unit):
         return few
     # A resample of documents without a token has no ratio, and is left out.
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.concatenate(
-            [y[drawn].sum(1) / m[drawn].sum(1) for drawn in draws(n, n, n_resamples, seed)]
-        )
+        found = np.divide(*_resampled_sums(sums, n_resamples, seed))
     method = f"bootstrap over {unit}s, percentiles of {n_resamples} resamples, seed {seed}"
     return percentiles(value, found[np.isfinite(found)], confidence, n, method)
+
+
+def _resampled_sums(columns: Sequence[Floats], n_resamples: int, seed: int) -> Floats:
+    """Return sums of C columns of n units, drawn with replacement: C x resamples."""
+    n = len(columns[0])
+    if n <= _MOST_ENTRIES:
+        drawn_sums = [
+            [each[drawn].sum(1) for each in columns] for drawn in draws(n, n, n_resamples, seed)
+        ]
+        return np.concatenate(drawn_sums, axis=1)
+    generator = np.random.default_rng(seed)
+
+    def part(size: int) -> Floats:
+        drawn = generator.integers(0, n, size)
+        return np.array([each[drawn].sum() for each in columns])
+
+    return np.stack([_pairwise(n, part) for _ in range(n_resamples)], axis=1)
+
+
+def _pairwise(n: int, part: Callable[[int], Floats]) -> Floats:
+    """Return the sum of n numbers, of which `part` sums the next so many: any shape and unit."""
+    if n <= _MOST_ENTRIES:
+        return part(n)
+    # The halves that numpy sums each by itself: the same bits as those of one array.
+    half = n // 2 - n // 2 % 8
+    return _pairwise(half, part) + _pairwise(n - half, part)
 
 
 def default_block(n_tokens: int) -> int:
@@ -269,7 +298,7 @@ def sign_flip_test(differences: Floats, n_flips: int = 9_999, seed: int = 0) -> 
     """
     n, seen = len(differences), abs(float(differences.sum()))
     # Sums of the same numbers in another order differ in the last bits, and count as equal.
-    edge = seen - _ROUNDING * float(np.abs(differences).sum())
+    edge = seen - _ROUNDING * sum(float(np.abs(each).sum()) for each in chunks_of(differences))
     if n <= _MOST_EXACT:
         numbers = np.arange(1 << n)[:, None] >> np.arange(n)
         sums = (1 - 2 * (numbers & 1)) @ differences
@@ -277,8 +306,12 @@ def sign_flip_test(differences: Floats, n_flips: int = 9_999, seed: int = 0) -> 
     generator, as_far = np.random.default_rng(seed), 1
     step = max(1, _MOST_ENTRIES // n)
     for start in range(0, n_flips, step):
-        flips = generator.integers(0, 2, (min(step, n_flips - start), n), dtype=np.int8)
-        sums = (1 - 2 * flips) @ differences
+        rows = min(step, n_flips - start)
+        sums = np.zeros(rows)
+        # More differences than entries: one row, in parts.
+        for own in (differences[at : at + _MOST_ENTRIES] for at in range(0, n, _MOST_ENTRIES)):
+            flips = generator.integers(0, 2, (rows, len(own)), dtype=np.int8)
+            sums = sums + (1 - 2 * flips) @ own
         as_far += int((np.abs(sums) >= edge).sum())
     return SignFlip(as_far / (n_flips + 1), False, n_flips + 1)
 
@@ -307,7 +340,7 @@ class Reservoir:
         self._size, self._generator = size, np.random.default_rng(seed)
         self._values: list[Floats] = []
         self._keys: list[Floats] = []
-        self._n_held = self.n_seen = 0
+        self._n_held = self._n_small = self.n_seen = 0
 
     def add(self, values: Floats) -> None:
         """Add values of any shape and unit; each row of the first dimension is one."""
@@ -317,6 +350,12 @@ class Reservoir:
         self._keys.append(self._generator.random(len(values)))
         self.n_seen += len(values)
         self._n_held += len(values)
+        self._n_small += 1
+        # Arrays of a few values take ten times the memory of the values.
+        if self._n_small > _MOST_SMALL:
+            for own in (self._values, self._keys):
+                own[-self._n_small :] = [np.concatenate(own[-self._n_small :])]
+            self._n_small = 0
         # Not at every value: to select anew costs as much as all that is held.
         if self._n_held > 2 * self._size:
             self._shrink()
@@ -331,4 +370,4 @@ class Reservoir:
         values, keys = np.concatenate(self._values), np.concatenate(self._keys)
         kept = np.argpartition(keys, self._size)[: self._size]
         self._values, self._keys = [values[kept]], [keys[kept]]
-        self._n_held = len(kept)
+        self._n_held, self._n_small = len(kept), 0

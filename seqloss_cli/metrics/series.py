@@ -5,16 +5,49 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import BinaryIO
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Floats
 
 CHUNK = 1 << 17
 """Numbers of a series that are in memory at most: 1 MB."""
+
+
+@contextmanager
+def _failures_told(n: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"sums of {n:,} documents do not fit into the directory for temporary files "
+            f"({tempfile.gettempdir()}): {error.strerror}; TMPDIR names another one"
+        ) from error
+
+
+def _new_file() -> BinaryIO:
+    # Without a name: it goes with the process.
+    return tempfile.TemporaryFile(prefix="seqloss-")
+
+
+def zeros(n: int, kind: type[Any] = np.float64) -> NDArray[Any]:
+    """Return zeros, shape n, without a unit: in memory, or a map of a file where there are many.
+
+    Raises RunError when the directory for temporary files has no room.
+    """
+    if n <= CHUNK:
+        return np.zeros(n, kind)
+    with _failures_told(n), _new_file() as file:
+        # Written: a place of a map that has no room on the disk ends the process by a signal.
+        for start in range(0, n, CHUNK):
+            file.write(np.zeros(min(CHUNK, n - start), kind).data)
+        file.flush()
+        return np.frombuffer(mmap(file.fileno(), 0), kind)
 
 
 class Series:
@@ -33,25 +66,15 @@ class Series:
         self._last.append(value)
         if len(self._last) >= CHUNK:
             self._write()
+            self._n_on_disk += len(self._last)
+            self._last = array("d")
 
     def _write(self) -> None:
-        try:
-            if self._file is None:
-                # Without a name: it goes with the process.
-                self._file = tempfile.TemporaryFile(prefix="seqloss-")  # noqa: SIM115
-            self._file.seek(0, 2)
+        with _failures_told(len(self)):
+            self._file = self._file or _new_file()
+            self._file.seek(8 * self._n_on_disk)
             self._file.write(self._last)
             self._file.flush()
-        except OSError as error:
-            with suppress(OSError):
-                if self._file is not None:
-                    self._file.close()
-            raise RunError(
-                f"sums of {len(self):,} documents do not fit into the directory for temporary "
-                f"files ({tempfile.gettempdir()}): {error.strerror}; TMPDIR names another one"
-            ) from error
-        self._n_on_disk += len(self._last)
-        self._last = array("d")
 
     def chunks(self) -> Iterator[Floats]:
         """Yield the numbers in order, any unit, in chunks of shape n, at most `CHUNK`."""
@@ -62,11 +85,20 @@ class Series:
         if self._last:
             yield np.array(self._last)
 
+    def array(self) -> Floats:
+        """Return the numbers, shape n, any unit: where there are many, a map of their file."""
+        if not self._n_on_disk:
+            return np.array(self._last)
+        # Those in memory are written, and stay there: chunks of parallel series end together.
+        self._write()
+        assert self._file is not None
+        return np.frombuffer(mmap(self._file.fileno(), 8 * len(self), access=ACCESS_READ))
+
 
 class Derived:
-    """Numbers made of those of series that run parallel, as they are read."""
+    """Numbers made of others that run parallel, as they are read."""
 
-    def __init__(self, make: Callable[..., Floats], *series: Series | Derived) -> None:
+    def __init__(self, make: Callable[..., Floats], *series: Numbers) -> None:
         """`make` takes a chunk of each."""
         self._make, self._series = make, series
 
@@ -75,22 +107,34 @@ class Derived:
 
     def chunks(self) -> Iterator[Floats]:
         """Yield the numbers in order, any unit, in chunks of shape n."""
-        for parts in zip(*(each.chunks() for each in self._series), strict=True):
+        for parts in zip(*map(chunks_of, self._series), strict=True):
             yield self._make(*parts)
 
 
-Numbers = Floats | Series | Derived
-"""Float64s of documents, shape D."""
+Numbers = NDArray[Any] | Series | Derived
+"""Numbers of documents, shape D."""
 
 
-def chunks_of(numbers: Numbers) -> Iterator[Floats]:
-    """Yield numbers of any unit, in order: an array, shape D, as it is, others in chunks."""
+def chunks_of(numbers: Numbers) -> Iterator[NDArray[Any]]:
+    """Yield numbers of any unit, in order, in chunks of shape n: of an array, shape D, views."""
     if isinstance(numbers, np.ndarray):
-        yield numbers
+        yield from (numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK))
     else:
         yield from numbers.chunks()
 
 
-def as_array(numbers: Numbers) -> Floats:
-    """Return all of the numbers, shape D, any unit, in memory."""
-    return np.concatenate([np.empty(0), *chunks_of(numbers)])
+def as_array(numbers: Numbers) -> NDArray[Any]:
+    """Return all of the numbers, shape D, any unit: where there are many, a map of a file.
+
+    What numpy makes of one is what it makes of an array in memory, to the last bit.
+    """
+    if isinstance(numbers, np.ndarray):
+        return numbers
+    if isinstance(numbers, Series):
+        return numbers.array()
+    found = zeros(len(numbers))
+    place = 0
+    for each in numbers.chunks():
+        found[place : place + len(each)] = each
+        place += len(each)
+    return found

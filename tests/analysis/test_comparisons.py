@@ -13,6 +13,7 @@ from scipy import stats
 
 from helpers.results import open_results, row, write
 from seqloss_cli.analysis.objective import training_step
+from seqloss_cli.metrics import series
 
 Run = Callable[..., Any]
 STEPS = ["samples/checkpoints/step-100", "samples/checkpoints/step-600"]
@@ -390,6 +391,19 @@ def test_options_of_scoring_are_not_for_results(run_cli: Run, files: tuple[Path,
     done = run_cli("compare", *map(str, files), "--context", "5")
     assert done.exit_code == 2
     assert "--context is for --model" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--cluster", "meta.g"]], ids=str)
+def test_numbers_on_disk_are_those_of_memory(
+    options: list[str], run_cli: Run, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, model in zip(files, "AB", strict=True):
+        rows = made(40, 0.03 * (model == "B"))
+        write(path, [each | {"meta": {"g": n % 9}} for n, each in enumerate(rows)], model=model)
+    arguments = [*map(str, files), "--bootstrap", "100", *options]
+    expected = report(run_cli, *arguments)
+    monkeypatch.setattr(series, "CHUNK", 7)
+    assert report(run_cli, *arguments) == expected
 
 
 def test_stdin_cannot_be_read_by_several(run_cli: Run) -> None:

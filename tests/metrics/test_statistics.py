@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers.program import ROOT
+from seqloss_cli.metrics import resampling
 from seqloss_cli.metrics.intervals import probability_estimate, quantile_estimate, ratio_estimate
 from seqloss_cli.metrics.resampling import (
     Reservoir,
@@ -189,6 +190,30 @@ def test_the_bootstrap_agrees_with_scipy() -> None:
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
     assert bootstrap_ratio(y, m, 100, seed=3) == bootstrap_ratio(y, m, 100, seed=3)
+
+
+def test_many_units_are_drawn_in_parts_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, m = draw(np.random.default_rng(7), 3001)
+    clusters = np.arange(3001) // 2
+    found = [bootstrap_ratio(y, m, 100, 1, each) for each in (None, clusters)]
+    # Signs are drawn four at a time: of whole fours, rows do not depend on how many come together.
+    differences = (y - y.mean())[:3000] + 0.01 * y.std()
+    p = sign_flip_test(differences, 200, seed=3)
+    monkeypatch.setattr(resampling, "_MOST_ENTRIES", 256)
+    assert [bootstrap_ratio(y, m, 100, 1, each) for each in (None, clusters)] == found
+    assert sign_flip_test(differences, 200, seed=3) == p
+    assert 0.05 < p.p < 0.95
+
+
+def test_a_sample_of_many_small_arrays_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (50, 1000):
+        samples = [Reservoir(size, 1), Reservoir(size, 1)]
+        for most, sample in zip((1 << 12, 3), samples, strict=True):
+            monkeypatch.setattr(resampling, "_MOST_SMALL", most)
+            for part in np.split(np.arange(330.0), 110):
+                sample.add(part)
+                assert len(sample._values) <= most + 1 + sample.n_seen // 9
+        assert samples[0].values().tolist() == samples[1].values().tolist()
 
 
 def test_blocks_see_what_neighbours_have_in_common() -> None:
