@@ -164,7 +164,7 @@ _MEMBERSHIP = (
     *(s.real(name, float, about=f"Score {name}, as docs/membership.md has it.") for name in SCORES),
 )  # fmt: skip
 """Keys of a line of `summarize --scores`."""
-MERGED = ("score", "cond", "rank", "diverge", "mask")
+MERGED = ("score", "cond", "rank", "diverge", "mask", "check")
 _OF_ROWS = ("jsonl", "json", "parquet", "csv")
 FORMATS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(ROWS, _OF_ROWS),

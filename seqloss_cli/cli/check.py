@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class CheckArguments:
 
 @o.with_options(
     o.only(CheckArguments, "files", "field", "against", "against_field"),
-    o.only(p.Reading, "keep_meta", "limit", "max_bytes"),
+    o.only(p.Reading, "keep_meta", "limit", "max_bytes", *p.ROWS_ELSEWHERE),
     o.only(i.PairArguments, "chat_template"),
     p.ModelChoice,
     o.only(p.TokenPolicy, "bos", "bos_token"),
@@ -63,7 +63,7 @@ class CheckArguments:
     o.only(o.ShowSettings, "theme", "show_whitespace"),
     o.only(o.OutputSettings, "json", "jsonl", "format"),
     o.only(o.OutputSettings, "level", level="What a line of CSV or TSV is: sequence or token."),
-    o.only(o.OutputSettings, "output", "force", "tokens", "report"),
+    o.only(o.OutputSettings, "output", "force", "tokens", "resume", "report"),
     o.CONFIG,
     o.OtherSettings,
 )
@@ -78,8 +78,11 @@ def check(ctx: typer.Context) -> None:
         seqloss check samples/rollouts.jsonl --field old_log_probs
         seqloss check samples/rollouts.jsonl --field rollout_log_probs --summary
         seqloss check samples/rollouts.jsonl --field old_log_probs --fail-above 0.01
+        seqloss check samples/rollouts.jsonl --field old_log_probs --shard 0/2 --json
 
     """
+    from hashlib import sha256
+
     from seqloss_cli.cli.run import Command
     from seqloss_cli.cli.settings import output_choice
     from seqloss_cli.core.run_record import recorded
@@ -93,39 +96,42 @@ def check(ctx: typer.Context) -> None:
     theirs = RecordingFields(own.against_field or own.field)
     names = i.input_names(ctx, own.files, "pipe rows in")
     other = None if own.against is None else _other(ctx, own.against, names, theirs)
-    inputs = i.file_inputs(ctx, names, fields)
-    task, checking = _task(ctx, own, other)
-    documents, diagnosis = checking.documents, checking.diagnosis
+    inputs = _with_size(i.file_inputs(ctx, names, fields), own.against)
+    template = i.pair_policy(ctx).chat_template
+    task, checking = _task(ctx, own, other, template)
     command: Command[Any, Any, Any] = Command(
         task,
-        lambda options: check_rows(options, documents, diagnosis),
-        lambda console, options: CheckTableWriter(
-            console, options, documents, diagnosis, own.against
-        ),
-        check_answer(diagnosis),
+        lambda options: check_rows(options, checking),
+        lambda console, options: CheckTableWriter(console, options, checking, own.against),
+        check_answer(checking.diagnosis),
     )
     rows = recorded(choice, "tokens", "summary") | recorded(
         own, "threshold", "against", "against_field"
     )
+    if template is not None:
+        rows["chat_template_sha256"] = sha256(template.encode()).hexdigest()
 
     def write(choice: OutputPlan) -> int:
         written = command.run(inputs, choice, rows)
         if other is not None:
-            i.say_unused(other, other.source, limited=ctx.params["limit"] is not None)
+            reading = o.given(ctx, p.Reading)
+            is_limited = reading.limit is not None or reading.shard is not None
+            i.say_unused(other, other.source, is_limited)
         return REJECTED if _fails(own, written.totals) else written.exit_code
 
     title = None if own.against is None else f"Recorded, against {own.against}"
     write_with_page(ctx, choice, write, "Recorded log-probabilities and", title)
 
 
-def _task(ctx: typer.Context, own: CheckArguments, other: RecordingFile | None) -> Any:
+def _task(
+    ctx: typer.Context, own: CheckArguments, other: RecordingFile | None, template: str | None
+) -> Any:
     """Return the task of a model, or of another recording, and what it gathers."""
     from seqloss_cli.cli.settings import load_scorer
     from seqloss_cli.scoring.recordings import against_task, check_task
 
     if other is not None:
         return against_task(other.find_row, own.threshold)
-    template = i.pair_policy(ctx).chat_template
     return check_task(load_scorer(ctx), own.threshold, template)
 
 
@@ -143,9 +149,23 @@ def _other(
         raise UsageError(f"--against {name}: is the recording itself; see --against-field")
     if name != i.STDIN and not Path(name).exists():
         raise UsageError(f"--against {name}: no such file")
-    options = ReadOptions(max_bytes=o.given(ctx, p.Reading).max_bytes, pairs=fields)
+    reading = o.given(ctx, p.Reading)
+    options = ReadOptions(max_bytes=reading.max_bytes, pairs=fields)
     first_look([name], options)
-    return RecordingFile(name, partial(read_one, name, options, ReadStats()))
+    # Each reading has statistics of its own: an id of the second is not one that came before.
+    items = lambda: read_one(name, options, ReadStats())  # noqa: E731
+    return RecordingFile(name, items, is_part=reading.shard is not None)
+
+
+def _with_size(inputs: i.Inputs, against: str | None) -> i.Inputs:
+    """Return inputs whose record of a shard has the size of --against, so that `merge` sees a file
+    that changed."""
+    shard = (inputs.reading or {}).get("shard")
+    if shard is None or against is None:
+        return inputs
+    size = Path(against).stat().st_size
+    reading = {**(inputs.reading or {}), "shard": {**shard, "against_bytes": size}}
+    return replace(inputs, reading=reading)
 
 
 def _fails(own: CheckArguments, totals: Any) -> bool:

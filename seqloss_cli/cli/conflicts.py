@@ -253,6 +253,13 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle(f"model {_OF_CHECKED_MODEL} chat_template", "is for a model, and --against has none",
           "check", against=present),
     conflict("--against-field goes with --against", against_field=present, against=absent),
+    conflict("shards of check are merged by their tokens: leave --no-tokens out", "check",
+             shard=present, no_tokens=present),
+    conflict("--fail-above is of all rows, and --shard is a part of them: leave it out, and look "
+             "at share_beyond of what `seqloss merge` writes", "check",
+             shard=present, fail_above=present),
+    conflict("--resume goes on with a shard, whose rows hold what the diagnosis is made of: give "
+             "--shard, too (--shard 0/1 is all of it)", "check", resume=present, shard=absent),
     # diverge
     conflict("--teacher {teacher}: servers give 20 alternatives at most, and no whole "
              "distributions; name a model", teacher=names_server),
@@ -290,14 +297,14 @@ CONFLICTS: tuple[Conflict, ...] = (
     *idle("level", f"says what a line of --format {' or '.join(_WITH_LEVELS)} is",
           writes=other_than(*_WITH_LEVELS)),
     # what an interrupted run cannot go on with
-    conflict("--resume goes on with a file: give -o FILE.jsonl", "diverge mask",
+    conflict("--resume goes on with a file: give -o FILE.jsonl", "check diverge mask",
              resume=present, output=absent),
     conflict("--resume goes on with a file: give -o FILE.jsonl",
              resume=present, output=absent, distribute=absent),
     conflict("--resume keeps what --force writes over: choose one of them",
              resume=present, force=present),
     conflict("--resume goes on line by line, which {writes} does not have: give -o FILE.jsonl or "
-             "--jsonl", "diverge mask", resume=present, writes=other_than(*_RESUMABLE)),
+             "--jsonl", "check diverge mask", resume=present, writes=other_than(*_RESUMABLE)),
     # Shards are lines, whatever they are merged to.
     conflict("--resume goes on line by line, which {writes} does not have: give -o FILE.jsonl or "
              "--jsonl", resume=present, writes=other_than(*_RESUMABLE), distribute=absent),

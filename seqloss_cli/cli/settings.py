@@ -292,6 +292,8 @@ def output_choice(context: typer.Context) -> OutputPlan:
         earlier_output(choice.path)
     elif choice.path is not None:
         resumable = "resume" in values and format is not None and format.resumable
+        # Rows of a check that is no shard lack what its diagnosis is made of.
+        resumable = resumable and (command != "check" or bool(values["shard"]))
         resumable = resumable and not choice.summary
         refuse_to_overwrite(choice.path, choice.force, resumable)
     return choice

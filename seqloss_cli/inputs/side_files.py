@@ -124,15 +124,20 @@ class SideFile(Generic[T]):
         if self._name == STDIN:
             raise UsageError(f"--shard: {self._noun} cannot come by stdin, which is read once")
         seen = DuplicateIds()
-        with suppress(RowError), open_input(self._name) as (stream, _):
+        with suppress(RowError):
+            for identity in self._own_ids(max_bytes):
+                if identity is not None and seen.seen_before(identity):
+                    raise UsageError(
+                        f"--shard: {self.source} has the id {identity!r:.60} twice: which row is "
+                        "of which input is told by the order of all inputs"
+                    )
+
+    def _own_ids(self, max_bytes: int) -> Iterator[str | None]:
+        """Yield the ids of rows. Raises RowError where the file breaks off."""
+        with open_input(self._name) as (stream, _):
             for raw in filter(None, bounded_lines(stream, max_bytes)):
                 with suppress(RowError):
-                    identity = own_id_of(parse_object(raw.removeprefix(BOM)))
-                    if identity is not None and seen.seen_before(identity):
-                        raise UsageError(
-                            f"--shard: {self.source} has the id {identity!r:.60} twice: which row "
-                            "is of which input is told by the order of all inputs"
-                        )
+                    yield own_id_of(parse_object(raw.removeprefix(BOM)))
 
     def _keep(self, row: SideRow[T]) -> None:
         if row.id is not None:
@@ -215,22 +220,30 @@ def _parse_labels(row: dict[str, Any]) -> Labels | None:
 class RecordingFile(SideFile[Sample]):
     """Finds the recording of each input in another file of recordings."""
 
-    def __init__(self, name: str, items: Callable[[], Iterator[Item]]) -> None:
-        """`items` reads the file."""
+    def __init__(
+        self, name: str, items: Callable[[], Iterator[Item]], is_part: bool = False
+    ) -> None:
+        """`items` reads the file. `is_part`: not all inputs will be asked for."""
         self._items = items
-        super().__init__(name, 0, "recording", lambda row: None, is_part=False)
+        super().__init__(name, 0, "recording", lambda row: None, is_part)
+
+    def _own_ids(self, max_bytes: int) -> Iterator[str | None]:
+        return map(_own_id, self._items())
 
     def _read(self, max_bytes: int) -> Iterator[SideRow[Sample]]:
         for item in self._items():
             if isinstance(item, Rejected) and item.line is None:
                 raise RowError(item.reason, item.message)
-            # Without an id of its own a row is called by its file and number.
-            own_id = None if item.id == f"{item.source}:{item.line}" else item.id
-            line = item.line or 0
+            own_id, line = _own_id(item), item.line or 0
             if isinstance(item, Rejected):
                 yield SideRow(line, own_id, RowError(item.reason, item.message))
             else:
                 yield SideRow(line, own_id, item)
+
+
+def _own_id(item: Item) -> str | None:
+    # Without an id of its own a row is called by its file and number.
+    return None if item.id == f"{item.source}:{item.line}" else item.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ Shapes: N tokens of a sequence, n of them compared.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.records import Bools, Floats, Sample, SequenceScore
+from seqloss_cli.core.records import (
+    Bools,
+    Floats,
+    Recording,
+    Sample,
+    SequenceScore,
+    TokenSequence,
+)
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate, unknown
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
+from seqloss_cli.metrics.series import Series, as_array
 from seqloss_cli.metrics.totals import SumRecord, exp_or_none, score_flags
 
 WEIGHT_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
@@ -73,6 +80,19 @@ class RecordedScore:
         """Δ of each token, shape N, nats; 0 where none is known."""
         both = self.scored_log_probs - np.where(self.compared, self.log_probs, 0.0)
         return np.where(self.compared, both, 0.0)
+
+
+def aligned(sequence: TokenSequence) -> Recording:
+    """Return the recording of a sequence, shape N, which may have a BOS more than was recorded."""
+    recording = sequence.sample.recording
+    assert recording is not None
+    n_more = sequence.n_tokens - len(recording.log_probs)
+    before = np.full(n_more, np.nan)
+    sampled = recording.sampled
+    if sampled is not None:
+        sampled = np.concatenate([np.zeros(n_more, dtype=bool), sampled])
+    n_prompt = None if recording.n_prompt is None else recording.n_prompt + n_more
+    return Recording(np.concatenate([before, recording.log_probs]), sampled, n_prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +205,12 @@ class DeltaDocuments:
     def __init__(self, threshold: float, seed: int = 0) -> None:
         """`threshold` is in nats."""
         self.threshold, self._seed = threshold, seed
-        self._counts, self._sampled_counts = array("d"), array("d")
-        self._beyond, self._log_weights = array("d"), array("d")
-        self._sums = {name: array("d") for name in (*_MEANS, *KLS)}
+        self._counts, self._sampled_counts = Series(), Series()
+        self._beyond, self._log_weights = Series(), Series()
+        self._sums = {name: Series() for name in (*_MEANS, *KLS)}
+        self._infinite = set[str]()
+        """Sums with a term that is infinite."""
+        self._n_sampled = 0
         self._tokens, self._sampled = (Reservoir(_MOST_SAMPLED, seed) for _ in range(2))
         self._log_sums = np.array([-np.inf, -np.inf])
         """ln Σw and ln Σw² over the sampled tokens."""
@@ -203,10 +226,13 @@ class DeltaDocuments:
         terms = {"delta": deltas, "abs_delta": sizes, **kl_terms(sampled)}
         self._counts.append(len(deltas))
         self._sampled_counts.append(len(sampled))
+        self._n_sampled += len(sampled)
         self._beyond.append(int((sizes > self.threshold).sum()))
         for name, values in terms.items():
-            known = bool(np.isfinite(values).all())
-            self._sums[name].append(math.fsum(values.tolist()) if known else math.nan)
+            if np.isfinite(values).all():
+                self._sums[name].append(math.fsum(values.tolist()))
+            else:
+                self._infinite.add(name)
         self._tokens.add(np.column_stack([deltas, np.full(len(deltas), document)]))
         if len(sampled):
             self._sampled.add(sampled)
@@ -220,22 +246,20 @@ class DeltaDocuments:
 
     def estimates(self) -> dict[str, Estimate]:
         """Estimate means and quantiles, nats, and the share beyond the threshold."""
-        counts = np.asarray(self._counts)
-        found = {f"mean_{name}": self._ratio(name, counts) for name in _MEANS}
+        found = {f"mean_{name}": self._ratio(name, self._counts) for name in _MEANS}
         drawn = self._tokens.values()
         if len(drawn):
             deltas, documents = drawn[:, 0], drawn[:, 1].astype(np.int64)
             sizes = self._quantiles(np.abs(deltas), documents, (_MEDIAN, _HIGH))
             found["median_delta"] = self._quantiles(deltas, documents, (_MEDIAN,))[_MEDIAN]
             found |= {"median_abs_delta": sizes[_MEDIAN], "p99_abs_delta": sizes[_HIGH]}
-        sampled = np.asarray(self._sampled_counts)
-        found |= {name: self._ratio(name, sampled) for name in KLS}
-        found["share_beyond"] = share_estimate(np.asarray(self._beyond), counts)
+        found |= {name: self._ratio(name, self._sampled_counts) for name in KLS}
+        found["share_beyond"] = share_estimate(self._beyond, self._counts)
         return found
 
     def weights(self) -> dict[str, Any]:
         """Return effective sample sizes and quantiles of w, of tokens and of sequences."""
-        n, sequences = int(sum(self._sampled_counts)), np.asarray(self._log_weights)
+        n, sequences = self._n_sampled, as_array(self._log_weights)
         of_tokens = None
         if n:
             of_tokens = math.exp(2 * self._log_sums[0] - self._log_sums[1] - math.log(n))
@@ -248,11 +272,10 @@ class DeltaDocuments:
         }
         return {"effective_sample_size": sizes, "weight_quantiles": quantiles}
 
-    def _ratio(self, name: str, counts: Floats) -> Estimate:
-        sums = np.asarray(self._sums[name])
-        if np.isnan(sums).any():
-            return unknown(None, len(sums), "no interval: a term is infinite")
-        return ratio_estimate(sums, counts, signed=name in ("delta", "k1"))
+    def _ratio(self, name: str, counts: Series) -> Estimate:
+        if name in self._infinite:
+            return unknown(None, len(counts), "no interval: a term is infinite")
+        return ratio_estimate(self._sums[name], counts, signed=name in ("delta", "k1"))
 
     def _quantiles(
         self, values: Floats, documents: Any, shares: tuple[float, ...]

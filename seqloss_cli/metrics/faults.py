@@ -10,6 +10,8 @@ Shapes: M tokens of all rows together, one row after another.
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,13 +20,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from seqloss_cli.core.columns import LOGIT_SHAPE
 from seqloss_cli.core.records import Bools, Floats, Ints
+from seqloss_cli.metrics.deltas import DeltaDocuments, RecordedScore
 from seqloss_cli.metrics.fault_fits import LEAST_TOKENS, Fit, Observed, clamps, fits
+from seqloss_cli.metrics.sampling_fits import LogitShapes
 
 EXPLAINS, MOST = 0.6, 0.8
 """Least share of the differences that a fault takes away; and the share from which on it is all
 that there is to say. Of noise alone the best of all fits takes less than a tenth (a test says so),
 and of one fault in a bfloat16 engine the engine's own noise is the rest."""
+MOST_TOKENS = 1 << 15
+"""Tokens that a diagnosis looks at."""
 HALVES = 0.5
 """A second parameter must leave no more than this of what the first one left."""
 LITTLE = 0.02
@@ -296,3 +303,107 @@ def is_bfloat16(values: Floats) -> NDArray[np.bool_]:
     single = values.astype(np.float32)
     found: NDArray[np.bool_] = (single == values) & ((single.view(np.uint32) & 0xFFFF) == 0)
     return found
+
+
+# -- rows that are looked at ------------------------------------------------------------------
+
+
+class Examined:
+    """Rows for a diagnosis, in bounded memory: the same ones however the inputs are cut.
+
+    Rows are ordered by a hash of their ids, and the first ones are kept, as many as `MOST_TOKENS`
+    have room for, at least one. A row that is kept of all inputs is kept of any part of them.
+    """
+
+    def __init__(self, eos_id: int | None) -> None:
+        self._eos_id = eos_id
+        # Negated, since the last of the order leaves first. Numbers of rows decide between equal
+        # hashes; the order of a shard's rows is that of the whole.
+        self._rows: list[tuple[int, int, RecordedScore]] = []
+        self._end: tuple[int, int] | None = None
+        """The first place of the order that there was no room for."""
+        self._n_seen = self._n_tokens = 0
+
+    def add(self, found: RecordedScore) -> bool:
+        """Take a row; returns whether it is among those that are kept so far."""
+        ids = found.score.sequence.token_ids.astype("<i8")
+        digest = hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
+        place = (int.from_bytes(digest), self._n_seen)
+        self._n_seen += 1
+        if self._end is not None and place >= self._end:
+            return False
+        heapq.heappush(self._rows, (-place[0], -place[1], found))
+        self._n_tokens += len(ids)
+        while self._n_tokens > MOST_TOKENS and len(self._rows) > 1:
+            digits, number, last = heapq.heappop(self._rows)
+            self._end = (-digits, -number)
+            self._n_tokens -= len(last.log_probs)
+        return self._end is None or place < self._end
+
+    def rows(self) -> list[RecordedScore]:
+        """Return the rows that are kept, in the order of the inputs."""
+        return [found for _, _, found in sorted(self._rows, key=lambda each: -each[1])]
+
+    def diagnosis(self) -> Diagnosis:
+        """Return what is wrong with these rows."""
+        rows = self.rows()
+        if not rows:
+            return Diagnosis("nothing")
+        lengths = [len(each.log_probs) for each in rows]
+        # Of all tokens, recorded or not: a value may be that of a neighbour.
+        known = [each.score.scored & np.isfinite(each.score.losses) for each in rows]
+        scored = [
+            np.where(mask, each.scored_log_probs, np.nan)
+            for each, mask in zip(rows, known, strict=True)
+        ]
+        none = [np.zeros(n, dtype=bool) for n in lengths]
+        sampled = [n if r.sampled is None else r.sampled for r, n in zip(rows, none, strict=True)]
+        prompts = [-1 if each.n_prompt is None else each.n_prompt for each in rows]
+        return diagnose(
+            Observed(
+                np.concatenate([each.log_probs for each in rows]),
+                np.concatenate(scored),
+                np.concatenate(sampled),
+                np.repeat(np.arange(len(rows)), lengths),
+                np.repeat(np.array(prompts), lengths),
+                np.concatenate([each.score.sequence.token_ids for each in rows]),
+                self._eos_id,
+                _shapes(rows),
+            )
+        )
+
+
+def _shapes(rows: list[RecordedScore]) -> LogitShapes | None:
+    """Return the logits of compared tokens, as far as they are known; None where no model ran."""
+    rows = [each for each in rows if each.compared.any()]
+    if not rows or not all(each.score.columns for each in rows):
+        return None
+    columns = {
+        name: np.concatenate([each.score.columns[name][each.compared] for each in rows])
+        for name in LOGIT_SHAPE.array_names
+    }
+    log_probs = np.concatenate([each.scored_log_probs[each.compared] for each in rows])
+    return LogitShapes.of(log_probs, columns)
+
+
+@dataclass
+class Checking:
+    """Figures and rows that a check gathers."""
+
+    documents: DeltaDocuments
+    examined: Examined
+    has_kept: bool = field(default=False, init=False)
+    """The last row is among those that the diagnosis looks at, so far."""
+    _diagnosis: Diagnosis | None = field(default=None, init=False)
+
+    def add(self, found: RecordedScore) -> None:
+        """Add a row; rows come in the order of the inputs."""
+        self.documents.add(found)
+        self.has_kept = self.examined.add(found)
+
+    def diagnosis(self) -> Diagnosis:
+        """Return what is wrong with the recording: to be asked for when all rows are there."""
+        # Asked for by the table and by --fail-above's message, and it takes a second.
+        if self._diagnosis is None:
+            self._diagnosis = self.examined.diagnosis()
+        return self._diagnosis

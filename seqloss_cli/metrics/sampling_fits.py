@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seqloss_cli.core.columns import TEMPERATURES
+from seqloss_cli.core.columns import N_TOP_LOGITS, TEMPERATURES
 from seqloss_cli.core.records import Floats, Ints
 
 _MOST_FITTED = 256
@@ -52,11 +52,11 @@ class LogitShapes:
     """K is the whole vocabulary."""
 
     @classmethod
-    def of(cls, log_probs: Floats, columns: dict[str, Any], n_ids: int) -> LogitShapes:
+    def of(cls, log_probs: Floats, columns: dict[str, Any]) -> LogitShapes:
         """Return what columns of M tokens tell; `log_probs` are the tokens' own, shape M, nats."""
         top = columns["top_logits"].astype(np.float64)
         target = log_probs + columns["log_normalisers"]
-        return cls(target, columns["tempered_log_sums"], top, top.shape[1] >= n_ids)
+        return cls(target, columns["tempered_log_sums"], top, top.shape[1] < N_TOP_LOGITS)
 
     def take(self, places: Any) -> LogitShapes:
         """Return the tokens at these places (indexes or a mask of shape M)."""

@@ -46,6 +46,8 @@ class Sums:
     """Its name in the totals."""
     totals: Callable[[Any, Rejections, Sequence[Row]], Row]
     """Returns the totals, of all sums and rejections and the totals of all shards."""
+    of_shards: tuple[str, ...] = ()
+    """Keys of rows that those of a run that was not cut lack."""
 
 
 def sums_of(run: Mapping[str, Any]) -> Sums:
@@ -53,7 +55,7 @@ def sums_of(run: Mapping[str, Any]) -> Sums:
     command = run.get("command")
     makers = {
         "score": _loss_sums, "cond": _loss_sums, "rank": _rank_sums,
-        "diverge": _divergence_sums, "mask": _mask_sums,
+        "diverge": _divergence_sums, "mask": _mask_sums, "check": _check_sums,
     }  # fmt: skip
     if command not in makers:
         raise UsageError(f"results of {command!r} cannot be merged")
@@ -135,6 +137,27 @@ def _mask_sums(run: Mapping[str, Any]) -> Sums:
     )
 
 
+def _check_sums(run: Mapping[str, Any]) -> Sums:
+    from seqloss_cli.metrics.deltas import DeltaDocuments, DeltaTotals
+    from seqloss_cli.metrics.faults import Checking, Examined
+    from seqloss_cli.results.schema.checks import OF_SHARDS, check_totals, take_row
+
+    threshold = (run.get("rows") or {}).get("threshold")
+    if not isinstance(threshold, int | float):
+        raise UsageError(f"the run's record is damaged: its threshold is {threshold!r:.40}")
+    checking = Checking(DeltaDocuments(threshold), Examined(run.get("eos_token_id")))
+    with_logits = run.get("model") is not None
+    return Sums(
+        # In the order of the inputs, as the run that was not cut would have taken them.
+        lambda row, place: take_row(row, checking, with_logits),
+        DeltaTotals(),
+        lambda sums: sums.n_compared,
+        "n_compared",
+        lambda sums, rejected, shards: check_totals(sums, rejected, _n_empty(shards), checking),
+        OF_SHARDS,
+    )
+
+
 @dataclass(slots=True)
 class Merged:
     """All rows of shards, in the order of the inputs, and what they come to."""
@@ -152,6 +175,7 @@ class Merged:
         sums_kind = sums_of(self.files[0].run)
         seen, last = DuplicateIds(), None
         sums = {file.index: sums_kind.zero for file in self.files}
+        flags = dict[str, None]()
         for place, file, record in _in_order(self.files):
             if place == last:
                 # A file that broke off did so under each shard that came to read it.
@@ -165,8 +189,10 @@ class Merged:
                 self.rejected[str(record.row.get("reason"))] += 1
             else:
                 self.n_sequences += 1
-                sums[file.index] += _read(sums_kind, record.row, file)
-            yield record
+                found = _read(sums_kind, record.row, file)
+                sums[file.index] += found
+                flags |= dict.fromkeys(getattr(found, "flags", ()))
+            yield _without(record, sums_kind.of_shards)
         for file in self.files:
             found, said = sums_kind.figure(sums[file.index]), (file.totals or {})[sums_kind.name]
             # Sums are exact, whatever the order of rows: any difference is a damaged file.
@@ -175,6 +201,9 @@ class Merged:
         whole = sum(sums.values(), sums_kind.zero)
         shards = [file.totals or {} for file in self.files]
         self.totals = sums_kind.totals(whole, self.rejected, shards)
+        if "flags" in self.totals:
+            # In the order of the rows, as one run would have come across them.
+            self.totals["flags"] = {name: self.totals["flags"][name] for name in flags}
 
     def _marked(self, record: Record, seen: DuplicateIds) -> Record:
         """Return the row with the flag of an id that came before, in another shard, too."""
@@ -192,6 +221,17 @@ class Merged:
             _mark(exact)
             raw = json_bytes(exact)
         return Record(raw, row)
+
+
+def _without(record: Record, names: Sequence[str]) -> Record:
+    """Return the row without some of its keys."""
+    if not any(name in record.row for name in names):
+        return record
+    row = {name: value for name, value in record.row.items() if name not in names}
+    if record.raw is None:
+        return Record(None, row)
+    exact = _exact(record).items()
+    return Record(json_bytes({k: value for k, value in exact if k not in names}), row)
 
 
 def _mark(row: Row) -> None:
@@ -359,9 +399,10 @@ def _exact(record: Record) -> Row:
 
 def _keys(command: str) -> Sequence[Key]:
     """Return all keys that rows of a command can have."""
-    from seqloss_cli.results.schema import divergences, masks, rankings, score_keys
+    from seqloss_cli.results.schema import checks, divergences, masks, rankings, score_keys
 
     return {
+        "check": tuple(key for key in checks.CHECK_KEYS if key.name not in checks.OF_SHARDS),
         "rank": rankings.RANK_KEYS,
         "diverge": divergences.DIVERGENCE_KEYS,
         "mask": masks.MASK_KEYS,

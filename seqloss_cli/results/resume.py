@@ -264,6 +264,7 @@ _OTHER_ADVICE = {
     "reading.shard": "the same --shard, and files that did not change",
     "reading.regions_sha256": "--regions FILE with the same content",
     "pairs.chat_template_sha256": "--chat-template FILE with the same template",
+    "rows.chat_template_sha256": "--chat-template FILE with the same template",
     "schema_version": "the seqloss that began it",
     "weights_sha256": "the same weights",
     "gold": "the same --teacher or --label-smoothing",

@@ -216,6 +216,9 @@ def _changed_file(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
         for name, here, there in zip(one["inputs"], *sizes, strict=False):
             if here != there:
                 return f"{name} changed between runs: {here} bytes and {there}"
+    against = [reading["shard"].get("against_bytes") for reading in (one, two)]
+    if against[0] != against[1]:
+        return f"--against changed between runs: {against[0]} bytes and {against[1]}"
     return f"reading.shard.input_bytes: {sizes[0]!r:.80} and {sizes[1]!r:.80}"
 
 

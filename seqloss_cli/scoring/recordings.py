@@ -5,9 +5,10 @@ Shapes: N tokens of a sequence.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -33,101 +34,21 @@ from seqloss_cli.metrics.deltas import (
     DeltaDocuments,
     DeltaTotals,
     RecordedScore,
+    aligned,
     delta_totals,
 )
-from seqloss_cli.metrics.fault_fits import Observed
-from seqloss_cli.metrics.faults import Diagnosis, diagnose
-from seqloss_cli.metrics.sampling_fits import LogitShapes
+from seqloss_cli.metrics.faults import Checking, Examined
 from seqloss_cli.scoring.pipeline import OnProgress
 from seqloss_cli.scoring.scorer import Scorer
 from seqloss_cli.scoring.tasks import FinishedInputs, Task
 from seqloss_cli.tokenization.chat_templates import ChatTemplate
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
-MOST_TOKENS = 1 << 15
-"""Tokens that a diagnosis looks at: of more, every second row is left out, then every fourth, …"""
+_NO_ID = 1 << 40
+"""No vocabulary has as many ids. Numbers of tokens that are known by their bytes are from here on;
+they fit into a float64."""
 CHECK_REQUEST = Requested(internal=(LOGIT_SHAPE,))
 CheckTask = Task[RecordedScore, DeltaTotals, Any]
-
-
-class Examined:
-    """Rows for a diagnosis, in bounded memory: evenly from all, the same ones in each run."""
-
-    def __init__(self, eos_id: int | None, n_ids: int) -> None:
-        """`n_ids` is the size of the vocabulary; 0 where no model is run."""
-        self._eos_id, self._n_ids = eos_id, n_ids
-        self._rows: list[RecordedScore] = []
-        self._every, self._n_seen, self._n_tokens = 1, 0, 0
-
-    def add(self, found: RecordedScore) -> None:
-        """Add a row, if it is among those that are kept."""
-        if self._n_seen % self._every == 0:
-            self._rows.append(found)
-            self._n_tokens += len(found.log_probs)
-        self._n_seen += 1
-        while self._n_tokens > MOST_TOKENS and len(self._rows) > 1:
-            self._rows, self._every = self._rows[::2], 2 * self._every
-            self._n_tokens = sum(len(each.log_probs) for each in self._rows)
-
-    def diagnosis(self) -> Diagnosis:
-        """Return what is wrong with these rows."""
-        rows = self._rows
-        if not rows:
-            return Diagnosis("nothing")
-        lengths = [len(each.log_probs) for each in rows]
-        # Of all tokens, recorded or not: a value may be that of a neighbour.
-        known = [each.score.scored & np.isfinite(each.score.losses) for each in rows]
-        scored = [
-            np.where(mask, each.scored_log_probs, np.nan)
-            for each, mask in zip(rows, known, strict=True)
-        ]
-        none = [np.zeros(n, dtype=bool) for n in lengths]
-        sampled = [n if r.sampled is None else r.sampled for r, n in zip(rows, none, strict=True)]
-        prompts = [-1 if each.n_prompt is None else each.n_prompt for each in rows]
-        return diagnose(
-            Observed(
-                np.concatenate([each.log_probs for each in rows]),
-                np.concatenate(scored),
-                np.concatenate(sampled),
-                np.repeat(np.arange(len(rows)), lengths),
-                np.repeat(np.array(prompts), lengths),
-                np.concatenate([each.score.sequence.token_ids for each in rows]),
-                self._eos_id,
-                self._shapes(),
-            )
-        )
-
-    def _shapes(self) -> LogitShapes | None:
-        rows = [each for each in self._rows if each.compared.any()]
-        if not self._n_ids or not rows:
-            return None
-        columns = {
-            name: np.concatenate([each.score.columns[name][each.compared] for each in rows])
-            for name in LOGIT_SHAPE.array_names
-        }
-        log_probs = np.concatenate([each.scored_log_probs[each.compared] for each in rows])
-        return LogitShapes.of(log_probs, columns, self._n_ids)
-
-
-@dataclass
-class Checking:
-    """Figures and rows that a check gathers."""
-
-    documents: DeltaDocuments
-    examined: Examined
-    _diagnosis: Diagnosis | None = field(default=None, init=False)
-
-    def add(self, found: RecordedScore, sums: DeltaTotals) -> None:
-        """Add a row."""
-        self.documents.add(found)
-        self.examined.add(found)
-
-    def diagnosis(self) -> Diagnosis:
-        """Return what is wrong with the recording: to be asked for when all rows are there."""
-        # Asked for by the table and by --fail-above's message, and it takes a second.
-        if self._diagnosis is None:
-            self._diagnosis = self.examined.diagnosis()
-        return self._diagnosis
 
 
 def check_task(
@@ -144,12 +65,13 @@ def check_task(
     def results(
         items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Any]
     ) -> Iterator[RecordedScore | Rejected]:
-        scored = scorer.score(map(resolve, items), CHECK_REQUEST, on_progress)
+        scored = scorer.score(
+            map(resolve, items), CHECK_REQUEST, on_progress, finished.n, finished.on_input
+        )
         # A generator: the loop that writes closes it, and with it a thread that reads ahead.
         return (_recorded(outcome) for outcome in scored)
 
-    examined = Examined(tokenization.eos_id, scorer.backend.vocab_size())
-    checking = Checking(DeltaDocuments(threshold), examined)
+    checking = Checking(DeltaDocuments(threshold), Examined(tokenization.eos_id))
     return _task(scorer.run_info("check"), scorer, results, checking), checking
 
 
@@ -161,7 +83,7 @@ def _task(run: RunInfo, source: Any, results: Any, checking: Checking) -> CheckT
         results,
         lambda found: delta_totals(found, threshold),
         DeltaTotals(),
-        checking.add,
+        lambda found, sums: checking.add(found),
     )
 
 
@@ -169,15 +91,8 @@ def _recorded(outcome: Outcome) -> RecordedScore | Rejected:
     """Lay the recording beside the score, which may have a BOS more."""
     if isinstance(outcome, Rejected):
         return outcome
-    recording = outcome.sample.recording
-    assert recording is not None
-    n_more = len(outcome.losses) - len(recording.log_probs)
-    before = np.full(n_more, np.nan)
-    sampled = recording.sampled
-    if sampled is not None:
-        sampled = np.concatenate([np.zeros(n_more, dtype=bool), sampled])
-    n_prompt = None if recording.n_prompt is None else recording.n_prompt + n_more
-    return RecordedScore(outcome, np.concatenate([before, recording.log_probs]), sampled, n_prompt)
+    recording = aligned(outcome.sequence)
+    return RecordedScore(outcome, recording.log_probs, recording.sampled, recording.n_prompt)
 
 
 class _Resolver:
@@ -274,13 +189,12 @@ class RecordedTokens:
 
     def __init__(self) -> None:
         self.tokenization: Any = self
-        self._pieces: dict[bytes, int] = {}
+        self._pieces: dict[int, bytes] = {}
 
     def token_texts(self, sequence: TokenSequence) -> list[str]:
         """Return a text for each token: its bytes where it is known by these, else its id."""
-        names = {number: piece for piece, number in self._pieces.items()}
         return [
-            names[i].decode(errors="backslashreplace") if i in names else str(i)
+            self._pieces[i].decode(errors="backslashreplace") if i in self._pieces else str(i)
             for i in sequence.token_ids.tolist()
         ]
 
@@ -293,14 +207,16 @@ class RecordedTokens:
         recording = sample.recording
         if recording is None or not recording.pieces:
             return sample
-        # Negative: no id of a vocabulary.
-        ids = [
-            piece if isinstance(piece, int)
-            else self._pieces.setdefault(piece, -1 - len(self._pieces))
-            for piece in recording.pieces
-        ]  # fmt: skip
+        ids = [each if isinstance(each, int) else self._number(each) for each in recording.pieces]
         prompt = [] if sample.input_ids is None else sample.input_ids.tolist()
         return _with_ids(sample, prompt, ids)
+
+    def _number(self, piece: bytes) -> int:
+        """Return the number of a piece: the same in every run, and no id of a vocabulary."""
+        digest = hashlib.blake2b(piece, digest_size=6).digest()
+        number = _NO_ID + int.from_bytes(digest)
+        self._pieces[number] = piece
+        return number
 
     def run_info(self) -> RunInfo:
         """Return the run record, in which nothing is known of tokens."""
@@ -331,16 +247,20 @@ def against_task(
     def results(
         items: Iterable[Item], on_progress: OnProgress, finished: FinishedInputs[Any]
     ) -> Iterator[RecordedScore | Rejected]:
-        for item in items:
+        for number, item in enumerate(items):
             row = find(item)
             if isinstance(item, Rejected):
-                yield item
+                found: RecordedScore | Rejected = item
             elif isinstance(row, Rejected):
-                yield replace(row, end=item.end, n_bytes_read=item.n_bytes_read)
+                found = replace(row, end=item.end, n_bytes_read=item.n_bytes_read)
             else:
-                yield _beside(tokens.with_ids(item), tokens.with_ids(row[1]), row)
+                found = _beside(tokens.with_ids(item), tokens.with_ids(row[1]), row)
+            if number < finished.n:
+                finished.on_input(found)
+            else:
+                yield found
 
-    checking = Checking(DeltaDocuments(threshold), Examined(None, 0))
+    checking = Checking(DeltaDocuments(threshold), Examined(None))
     return _task(tokens.run_info(), tokens, results, checking), checking
 
 
@@ -368,7 +288,7 @@ def _beside(sample: Sample, other: Sample, row: tuple[int, Sample]) -> RecordedS
 
 def _how_ids_differ(ids: NDArray[Any], theirs: NDArray[Any], row: tuple[int, Sample]) -> str:
     place = f"{row[1].source}:{row[0]}"
-    if ids.min(initial=0) < 0 or theirs.min(initial=0) < 0:
+    if max(ids.max(initial=0), theirs.max(initial=0)) >= _NO_ID:
         return f"and {place} are not of the same tokens: those that are known by bytes have no ids"
     if len(ids) != len(theirs):
         return f"has {len(ids)} ids, and {place} has {len(theirs)}"

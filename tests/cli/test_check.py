@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from helpers.program import ROOT, document
 from seqloss_cli.cli.main import app
-from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
-from seqloss_cli.metrics.deltas import RecordedScore
-from seqloss_cli.scoring import recordings
 
 ROLLOUTS = ROOT / "samples" / "rollouts.jsonl"
 
@@ -223,18 +219,3 @@ def test_texts_coloured_by_their_differences() -> None:
     shown = check(ROLLOUTS, *arguments).stdout
     assert "Steps of Δ, scored less recorded, in nats per token" in shown
     assert "24 compared, mean |Δ| 0.5021 nats" in shown
-
-
-def test_what_a_diagnosis_looks_at_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "MOST_TOKENS", 40)
-    examined = recordings.Examined(None, 0)
-    ids, everywhere = np.arange(10), np.ones(10, dtype=bool)
-    for n in range(37):
-        sample = Sample(str(n), "a", n, input_ids=ids)
-        sequence = TokenSequence(
-            sample, None, ids, None, everywhere, everywhere, "none", "none", {}
-        )
-        score = SequenceScore(sequence, np.full(10, 1.0), everywhere, ids)
-        examined.add(RecordedScore(score, np.full(10, -1.0), None))
-    assert [each.sample.id for each in examined._rows] == ["0", "16", "32"]
-    assert examined.diagnosis().n_sequences == 3

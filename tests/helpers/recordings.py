@@ -96,7 +96,7 @@ class Made:
                 "tempered_log_sums": np.stack([logsumexp(z / t, axis=1) for t in TEMPERATURES], 1),
                 "top_logits": -np.sort(-z, axis=1)[:, :N_TOP_LOGITS],
             }
-            shapes = LogitShapes.of(scored[known], columns, z.shape[1])
+            shapes = LogitShapes.of(scored[known], columns)
         fields = {
             "sampled": self.sampled,
             "rows": self.rows,

@@ -480,9 +480,9 @@ def test_what_rows_of_mask_leave_out(case: str, part: str, folder: Path) -> None
 
 NOT_RECORDED = {
     "all_tokens", "allow_pickle", "api_key_file", "concurrency", "config", "debug", "distribute",
-    "engine_timeout", "force", "format", "gpus_per_worker", "insecure_http", "json", "jsonl",
-    "level", "offline", "output", "probe", "probe_tolerance", "prompt", "ray_address", "report",
-    "response", "resume", "shard_dir", "show_whitespace", "strict", "text", "theme",
+    "engine_timeout", "fail_above", "force", "format", "gpus_per_worker", "insecure_http", "json",
+    "jsonl", "level", "offline", "output", "probe", "probe_tolerance", "prompt", "ray_address",
+    "report", "response", "resume", "shard_dir", "show_whitespace", "strict", "text", "theme",
     "trust_remote_code", "unit", "verify", "view", "workers", "worst",
 }  # fmt: skip
 """Options that change no row, and texts in place of files, which the rows hold."""
@@ -498,14 +498,15 @@ RECORDED_TOGETHER = {"no_prompt", "teacher_adapter", "teacher_dtype", "teacher_r
 """Options that are recorded as those of the prompts' field and of the teacher."""
 
 
-@pytest.mark.parametrize("command", ["score", "cond", "rank", "diverge"])
+@pytest.mark.parametrize("command", ["score", "cond", "rank", "diverge", "check"])
 def test_every_option_is_recorded_or_changes_no_row(command: str, folder: Path) -> None:
     """Rows of two values of an option that no record names could be mixed in one file."""
     words = " --words --word-correction --varentropy" if command in ("score", "cond") else ""
     drafts = " --draft-length 3 --overlap-k 4" if command == "diverge" else ""
     regions = " --regions samples/regions.jsonl" if words else ""
-    line = f"{COMMANDS[command]}{words}{drafts}{regions} --json"
-    run = document(stub.run(line, folder), 3)["run"]
+    template = f" {stub.CHAT}" if command == "check" else ""
+    line = f"{COMMANDS[command]}{words}{drafts}{regions}{template} --json"
+    run = document(stub.run(line, folder), 0 if command == "check" else 3)["run"]
     own = RunInfo(**{name: value for name, value in run.items() if name != "schema_version"})
     # Of another value: whatever the record holds is named with its option.
     other = {

@@ -19,13 +19,8 @@ from seqloss_cli.display.terminal.palette import DIFFERENCES
 from seqloss_cli.display.terminal.tables import with_rows
 from seqloss_cli.display.terminal.token_text import TokenText
 from seqloss_cli.display.terminal.writer import LineFigure, Rows, TerminalWriter, run_rows
-from seqloss_cli.metrics.deltas import (
-    DeltaDocuments,
-    DeltaTotals,
-    RecordedScore,
-    sequence_deltas,
-)
-from seqloss_cli.metrics.faults import Diagnosis, Fault
+from seqloss_cli.metrics.deltas import DeltaTotals, RecordedScore, sequence_deltas
+from seqloss_cli.metrics.faults import Checking, Diagnosis, Fault
 
 _FIGURES = (
     ("mean_delta", "mean Δ", "scored less recorded"),
@@ -113,14 +108,14 @@ class CheckTableWriter(TerminalWriter[RecordedScore, DeltaTotals]):
         self,
         console: Console,
         options: TableOptions,
-        documents: DeltaDocuments,
-        diagnosis: Callable[[], Diagnosis],
+        checking: Checking,
         against: str | None,
     ) -> None:
-        """`documents` and `diagnosis` give the figures of all rows when all are there; `against` is
-        the file of the other recording."""
+        """`checking` gives the figures of all rows when all are there; `against` is the file of the
+        other recording."""
         super().__init__(console, options)
-        self._documents, self._diagnosis, self._against = documents, diagnosis, against
+        self._documents, self._diagnosis = checking.documents, checking.diagnosis
+        self._against = against
         self._drawing: Drawing | None = None
         if options.heat is not None:
             self._drawing = Drawing(console, options.heat, self._unit, DIFFERENCES)

@@ -152,6 +152,7 @@ class RowOptions(RowContents):
             "drafts": bool(self.draft_length) and run.teacher is not None,
             # The teacher is known from a file, and so in part.
             "bounds": bool((run.teacher or {}).get("saved_as")),
+            "shard": bool((run.reading or {}).get("shard")),
         }
 
 

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from seqloss_cli.core.errors import RowError, UsageError
-from seqloss_cli.core.records import Floats, Rejections
+from seqloss_cli.core.columns import LOGIT_SHAPE, TEMPERATURES
+from seqloss_cli.core.errors import RowError
+from seqloss_cli.core.records import Floats, Rejections, Sample, SequenceScore, TokenSequence
 from seqloss_cli.metrics import deltas as d
-from seqloss_cli.metrics.faults import Diagnosis, Verdict
+from seqloss_cli.metrics.faults import Checking, Diagnosis, Verdict
 from seqloss_cli.metrics.intervals import Estimate
 from seqloss_cli.metrics.totals import to_units
 from seqloss_cli.results import schema as s
@@ -23,11 +25,12 @@ from seqloss_cli.results.schema import sequences as q
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses, loss_totals
 
 
+@dataclass
 class CheckView(q.SequenceView):
     """A sequence beside its recording: keys take their values from here."""
 
-    result: d.RecordedScore
-    sums: d.DeltaTotals
+    is_examined: bool = False
+    """The diagnosis may look at it."""
 
     @cached_property
     def figures(self) -> d.SequenceDeltas:
@@ -36,37 +39,60 @@ class CheckView(q.SequenceView):
 
 
 def check_rows(
-    options: s.RowOptions, documents: d.DeltaDocuments, diagnosis: Callable[[], Diagnosis]
+    options: s.RowOptions, checking: Checking
 ) -> s.Rows[d.RecordedScore, d.DeltaTotals, Any]:
-    """Return the rows of a run of `check`; `diagnosis` is asked for when all rows are written."""
+    """Return the rows of a run of `check`, of which `checking` gathers figures."""
+    with_logits = options.run.model is not None
 
-    def kept(row: s.Fields, place: str, entry: Any) -> d.DeltaTotals:
-        raise UsageError(f"{place}: --resume does not go on with a check")
+    def view_of(found: d.RecordedScore, sums: d.DeltaTotals) -> CheckView:
+        own = options, found.score.sequence, found.score, sums, found
+        return CheckView(*own, is_examined=checking.has_kept)
 
-    def totals(sums: d.DeltaTotals, rejected: Rejections, n_empty_lines: int) -> s.Row:
-        return check_totals(sums, rejected, n_empty_lines, documents, diagnosis())
+    def of_input(entry: Any, row: s.Fields) -> s.Row:
+        if isinstance(entry, TokenSequence):
+            return _of_recording(entry, row, options)
+        # Of two recordings all of a row follows from them.
+        sums = d.delta_totals(entry, checking.documents.threshold)
+        return s.row_of(
+            rows.keys, CheckView(options, entry.score.sequence, entry.score, sums, entry)
+        )
 
-    return s.Rows(
+    rows = s.Rows[d.RecordedScore, d.DeltaTotals, Any](
         options,
         CHECK_KEYS,
         LEVELS,
-        lambda found, sums: CheckView(options, found.score.sequence, found.score, sums, found),
-        totals,
-        lambda entry, row: {},
-        kept,
+        view_of,
+        lambda sums, rejected, n_empty_lines: check_totals(sums, rejected, n_empty_lines, checking),
+        of_input,
+        lambda row, place, entry: take_row(row, checking, with_logits),
     )
+    return rows
 
 
 def check_totals(
-    sums: d.DeltaTotals,
-    rejected: Rejections,
-    n_empty_lines: int,
-    documents: d.DeltaDocuments,
-    found: Diagnosis,
+    sums: d.DeltaTotals, rejected: Rejections, n_empty_lines: int, checking: Checking
 ) -> s.Row:
     """Return the totals of a run."""
-    view = _CheckTotals(sums, rejected, n_empty_lines, documents, found)
+    found = checking.diagnosis()
+    view = _CheckTotals(sums, rejected, n_empty_lines, checking.documents, found)
     return s.row_of(CHECK_TOTALS, view)
+
+
+def _of_recording(entry: TokenSequence, row: s.Fields, options: s.RowOptions) -> s.Row:
+    """Return what a row of this input holds before it is scored."""
+    view, recording = q.SequenceView(options, entry), d.aligned(entry)
+    there = [key for key in (q.META,) if key.name in row]
+    return {
+        **s.row_of(q.IDENTITY, view),
+        **s.row_with_nulls(there, view),
+        "n_tokens": entry.n_tokens,
+        "n_prompt_tokens": recording.n_prompt,
+        "token_ids": entry.token_ids.tolist(),
+        "recorded_log_probs": s.numbers_or_null(
+            recording.log_probs, np.isfinite(recording.log_probs)
+        ),
+        "sampled_mask": s.ints(recording.sampled),
+    }
 
 
 @dataclass(frozen=True)
@@ -236,11 +262,60 @@ _DELTAS = _at_compared("deltas", lambda found: found.deltas)
 _SAMPLED = s.wholes(
     "sampled_mask", _sampled, "tokens", length=0, optional=True, about="1 where it was sampled."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LogitShapeRow:
+    """Logits of the M compared tokens of a row, as far as a diagnosis goes by them."""
+
+    log_sums: str
+    """Base64 of M x 19 float64s: ln Σ exp(z), and ln Σ exp(z / T) at each of 18 temperatures."""
+    top_logits: str
+    """Base64 of M x K numbers: the greatest logits, 128 or all."""
+    of: str
+    """Their type: `float32` or `float64`, little-endian."""
+
+
+def _logits(view: CheckView) -> Any:
+    """Return the logits of a row that the diagnosis may look at, once shards are merged."""
+    compared, columns = view.result.compared, view.result.score.columns
+    if not (view.is_examined and columns and compared.any()):
+        return s.ABSENT
+    normalisers, tempered, top = (columns[name][compared] for name in LOGIT_SHAPE.array_names)
+    # As exact as they are: what is merged is to name the same faults.
+    is_single = np.array_equal(top.astype(np.float32), top)
+    return {
+        "log_sums": _base64(np.column_stack([normalisers, tempered]), "float64"),
+        "top_logits": _base64(top, of := "float32" if is_single else "float64"),
+        "of": of,
+    }
+
+
+def _base64(values: Any, of: str) -> str:
+    """Return numbers of any shape and unit as text."""
+    return base64.b64encode(np.asarray(values, _type(of)).tobytes()).decode()
+
+
+def _type(of: str) -> Any:
+    # Of one byte order on every machine.
+    return np.dtype(of).newbyteorder("<")
+
+
+_LOGITS = s.nested(
+    "logit_shape", _logits, "tokens shard", of=LogitShapeRow, bulky=True, optional=True,
+    about="In shards, of rows that the diagnosis may look at: logits of their compared tokens.",
+)  # fmt: skip
 CHECK_KEYS = (
     *q.IDENTITY,
     q.META,
     *q.BOS_AND_EOS,
     *map(_count, _COUNTS),
+    s.whole(
+        "n_prompt_tokens",
+        lambda v: s.ABSENT if v.result.n_prompt is None else v.result.n_prompt,
+        optional=True,
+        about="Tokens before the response; not there where the row does not tell.",
+    ),
     s.real("mean_delta", "figures.mean", about="Mean of Δ, scored less recorded, nats."),
     s.real("median_delta", "figures.median", about="Its median, nats."),
     s.real("mean_abs_delta", "figures.mean_abs", about="Mean of |Δ|, nats."),
@@ -260,8 +335,11 @@ CHECK_KEYS = (
     _SCORED,
     _DELTAS,
     _SAMPLED,
+    _LOGITS,
 )
 """Keys of a row, in the order of its JSON object."""
+OF_SHARDS = (_LOGITS.name,)
+"""Keys of rows of shards that rows of a whole run lack."""
 _TOKEN_COLUMNS = (
     *q.TOKEN,
     s.as_column(_RECORDED, "recorded_log_prob"),
@@ -312,6 +390,73 @@ def _numbers(fields: s.Fields, name: str) -> Floats:
     if not all(each is None or s.number({name: each}, name) is not None for each in written):
         raise RowError("wrong_type", f"field {name!r} holds what is no number")
     return np.array(written, dtype=np.float64)
+
+
+def take_row(fields: s.Fields, checking: Checking, with_logits: bool) -> d.DeltaTotals:
+    """Add a row that was read back to what a check gathers; returns its sums.
+
+    Rows come in the order of the inputs; `with_logits` where a model was run. Raises RowError for
+    a row without its tokens, or whose figures contradict them.
+    """
+    found = _recorded_score(fields)
+    sums = d.delta_totals(found, checking.documents.threshold)
+    for name in _COUNTS:
+        if s.count(fields, name) != getattr(sums, name):
+            raise RowError("impossible", f"{name} is not {getattr(sums, name)}, as its tokens say")
+    checking.add(found)
+    if with_logits and checking.has_kept and found.compared.any() and not found.score.columns:
+        raise RowError("missing_field", f"has no field {_LOGITS.name!r}, which the diagnosis needs")
+    return replace(sums, flags={name: int(n) for name, n in s.flags_of(fields).items()})
+
+
+def _recorded_score(fields: s.Fields) -> d.RecordedScore:
+    """Return the scores of a row that was read back, beside what was recorded."""
+    s.check_types(CHECK_KEYS, fields)
+    n = s.count(fields, "n_tokens")
+    s.check_arrays(CHECK_KEYS, fields, n)
+    for key in (*q.BOS_AND_EOS, q.TOKEN_IDS, _RECORDED, _SCORED):
+        if fields.get(key.name) is None:
+            raise RowError("missing_field", f"has no field {key.name!r}")
+    recorded, scored = (_numbers(fields, key.name) for key in (_RECORDED, _SCORED))
+    known, losses = np.isfinite(scored), np.where(np.isfinite(scored), 0.0 - scored, 0.0)
+    infinite = np.array(fields.get("inf_losses") or (), dtype=np.int64)
+    known[infinite], losses[infinite] = True, np.inf
+    everywhere, ids = np.ones(n, dtype=bool), np.array(fields["token_ids"], dtype=np.int64)
+    identity, source = (s.typed(fields, name, str) for name in ("id", "source"))
+    sample = Sample(identity, source, fields.get("line"))
+    sequence = TokenSequence(
+        sample, None, ids, None, everywhere, everywhere, fields["bos"], fields["eos"], {}
+    )
+    mask = fields.get("sampled_mask")
+    sampled = None if mask is None else np.array(mask, dtype=bool)
+    n_prompt = s.count(fields, "n_prompt_tokens") if "n_prompt_tokens" in fields else None
+    score = SequenceScore(sequence, losses, known, np.arange(n))
+    found = d.RecordedScore(score, recorded, sampled, n_prompt)
+    columns = _columns_of(fields.get(_LOGITS.name), found.compared)
+    return replace(found, score=replace(score, columns=columns)) if columns else found
+
+
+def _columns_of(written: Any, compared: Any) -> Mapping[str, Any]:
+    """Return the columns of `LOGIT_SHAPE`, of N tokens; 0 where nothing is compared."""
+    if written is None:
+        return {}
+    n, n_compared = len(compared), int(compared.sum())
+    try:
+        if written["of"] not in ("float32", "float64"):
+            raise ValueError(f"it is of {written['of']!r:.40}")
+        parts = [
+            np.frombuffer(base64.b64decode(written[name], validate=True), _type(of))
+            for name, of in (("log_sums", "float64"), ("top_logits", written["of"]))
+        ]
+        sums, top = (part.reshape(n_compared, -1) for part in parts)
+        wide = [np.zeros((n, each.shape[1])) for each in (sums, top)]
+        wide[0][compared], wide[1][compared] = sums, top
+    except (TypeError, ValueError, KeyError) as error:
+        raise RowError("wrong_type", f"field {_LOGITS.name!r} is damaged: {error}") from error
+    if wide[0].shape[1] != 1 + len(TEMPERATURES):
+        raise RowError("wrong_length", f"field {_LOGITS.name!r} is of other temperatures")
+    columns = (wide[0][:, 0], wide[0][:, 1:], wide[1])
+    return dict(zip(LOGIT_SHAPE.array_names, columns, strict=True))
 
 
 CHECK_KINDS = {

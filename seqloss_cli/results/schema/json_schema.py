@@ -36,6 +36,7 @@ _ASKED_BY = {
     "drafts": "with --draft-length",
     "models": "with several --model",
     "bounds": "of a saved teacher",
+    "shard": "with --shard",
     **{column.name: f"with {column.flag}" for column in COLUMNS},
 }
 """Condition of keys to what a user does to have them."""
