@@ -23,11 +23,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from seqloss_cli.analysis.summarize import Clusters, numbered_anew
+from seqloss_cli.analysis.summarize import Clusters
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.records import Floats
 from seqloss_cli.metrics.accuracy import RankTotals
-from seqloss_cli.metrics.intervals import Estimate, probability_estimate, share_estimate
+from seqloss_cli.metrics.intervals import (
+    Estimate,
+    numbered_anew,
+    probability_estimate,
+    share_estimate,
+)
 from seqloss_cli.metrics.ranking import SCORES
 from seqloss_cli.metrics.resampling import CalibrationGaps, Reservoir, calibration_error_estimate
 from seqloss_cli.results.schema.rankings import RankedRow

@@ -1,22 +1,25 @@
 """Score documents of results for membership, and hold the scores to labels where there are some.
 
-Of each document a few numbers are kept. Field names of the records are keys of JSON.
+Of each document a few numbers are kept, on disk once there are many. Field names of the records are
+keys of JSON.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from seqloss_cli.core.errors import UsageError
-from seqloss_cli.core.records import Bools, Floats, Ints
+from seqloss_cli.core.records import Bools, Floats
+from seqloss_cli.inputs.duplicates import Table
 from seqloss_cli.metrics import membership as m
-from seqloss_cli.metrics.intervals import FEW_UNITS, Estimate, ratio_estimate
+from seqloss_cli.metrics.intervals import FEW_UNITS, Estimate, numbered_anew, ratio_estimate
+from seqloss_cli.metrics.series import Derived, Series, as_array
 from seqloss_cli.results.schema.scores import ResultRow
 
 RESAMPLES = 1000
@@ -114,12 +117,13 @@ class RocPlot:
     """One for each score."""
 
 
+_Chooses = Callable[[Floats], Bools]
+"""Tells of labels, shape n, which are meant."""
 _Scores = dict[str, float | str]
 """Name of a score to its value, or to the word for why there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Half:
+class _Half(NamedTuple):
     """The first row of a pair, as far as it is needed to know the second."""
 
     document: int
@@ -137,13 +141,21 @@ class MembershipScores:
     def __init__(self, options: MembershipOptions, keeps_ids: bool = False) -> None:
         """With `keeps_ids` the `rows` name their documents."""
         self._options = options
-        self._values = {name: array("d") for name in m.SCORES}
-        self._whys = {name: array("b") for name in m.SCORES}
+        self._values = {name: Series() for name in m.SCORES}
+        self._whys = {name: Series() for name in m.SCORES}
         self._reasons = [""]
-        self._members, self._clusters = array("b"), array("q")
-        self._halves: dict[Any, _Half] = {}
-        self._ids: list[str] | None = [] if keeps_ids else None
-        self.n_rows = self.n_without_label = self.n_without_pair_field = 0
+        self._members, self._clusters = Series(), Series()
+        """1 of a member, 0 of another, -1 where that is not known; and numbers of clusters."""
+        self._halves, self._ids = Table[_Half](), Table[str]() if keeps_ids else None
+        self.n_rows = self.n_without_pair_field = 0
+
+    @property
+    def n_without_label(self) -> int:
+        """Return how many documents lack the field of labels; 0 where none was named."""
+        return 0 if self._options.label is None else self._count(-1)
+
+    def _count(self, label: int) -> int:
+        return sum(int((each == label).sum()) for each in self._members.chunks())
 
     def add(self, row: ResultRow, cluster: int = 0) -> None:
         """Add a row; one where nothing is scored is no document.
@@ -189,35 +201,24 @@ class MembershipScores:
         first = self._halves.get(key)
         if first is None:
             own = hash(text), hash(text.lower()), scores["mean_loss"]
-            self._halves[key] = _Half(document, *own)
+            self._halves.put(key, _Half(document, *own))
             return None
         if first.is_joined:
             raise UsageError(
                 f"--pair {field}: {value!r:.60} is the value of a third row, {row.place}; it joins "
                 "two, a text and its lower case"
             )
-        self._halves[key] = replace(first, is_joined=True)
+        self._halves.put(key, first._replace(is_joined=True))
         return first
 
     def _set(self, document: int, row: ResultRow, scores: _Scores, cluster: int) -> None:
         """Set what is known of a document, a new one or one that is there."""
         field = self._options.label
         label = None if field is None else _label(row, field)
-        member = -1 if label is None else int(label)
-        self.n_without_label += field is not None and label is None
-        if document == len(self._members):
-            self._members.append(member)
-            self._clusters.append(cluster)
-            for name in m.SCORES:
-                self._values[name].append(math.nan)
-                self._whys[name].append(0)
-            if self._ids is not None:
-                self._ids.append(row.id)
-        else:
-            self.n_without_label -= field is not None and self._members[document] < 0
-            self._members[document], self._clusters[document] = member, cluster
-            if self._ids is not None:
-                self._ids[document] = row.id
+        self._members[document] = -1 if label is None else int(label)
+        self._clusters[document] = cluster
+        if self._ids is not None:
+            self._ids.put(document, row.id)
         for name, score in ({"lower_ratio": "no_pair"} | scores).items():
             self._put(document, name, score)
 
@@ -230,58 +231,58 @@ class MembershipScores:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the scores of each document, by the keys of JSON."""
-        for number, id in enumerate(self._ids or ()):
-            row: dict[str, Any] = {"id": id}
+        documents = zip(self._members, *self._values.values(), strict=True)
+        for number, (member, *values) in enumerate(documents if self._ids else ()):
+            row: dict[str, Any] = {"id": self._ids.get(number) if self._ids else None}
             if self._options.label is not None:
-                member = self._members[number]
                 row["member"] = None if member < 0 else bool(member)
-            values = {name: self._values[name][number] for name in m.SCORES}
-            yield row | {n: None if math.isnan(value) else value for n, value in values.items()}
+            known = zip(m.SCORES, values, strict=True)
+            yield row | {n: None if math.isnan(value) else value for n, value in known}
 
     def summary(
         self, n_resamples: int, seed: int, clustered: bool, confidence: float
     ) -> Membership:
         """Return the figures of all documents."""
-        labels, options = np.array(self._members), self._options
+        options, is_labelled = self._options, self._options.label is not None
         scores = {
-            name: self._summed(name, labels, n_resamples, seed, clustered, confidence)
-            for name in m.SCORES
+            name: self._summed(name, n_resamples, seed, clustered, confidence) for name in m.SCORES
         }
-        is_labelled = options.label is not None
+        n_of = {label: self._count(label) for label in (1, 0, -1)}
         return Membership(
             min_k_percent=options.min_k,
             pair=options.pair,
             label=options.label,
-            n_documents=len(labels),
-            n_members=int((labels == 1).sum()) if is_labelled else None,
-            n_non_members=int((labels == 0).sum()) if is_labelled else None,
-            n_unlabelled=int((labels < 0).sum()) if is_labelled else None,
+            n_documents=len(self._members),
+            n_members=n_of[1] if is_labelled else None,
+            n_non_members=n_of[0] if is_labelled else None,
+            n_unlabelled=n_of[-1] if is_labelled else None,
             n_without_pair=None
             if options.pair is None
             else scores["lower_ratio"].n_null.get("no_pair", 0),
             scores=scores,
-            notes=_few(labels) if is_labelled else [],
+            notes=_few(n_of[1], n_of[0]) if is_labelled else [],
         )
 
     def _summed(
-        self, name: str, labels: Ints, n: int, seed: int, clustered: bool, confidence: float
+        self, name: str, n: int, seed: int, clustered: bool, confidence: float
     ) -> ScoreSummary:
-        values, why = np.array(self._values[name]), np.array(self._whys[name])
-        clusters = np.array(self._clusters) if clustered else None
-        known = ~np.isnan(values)
+        values = self._values[name]
 
-        def mean(chosen: Bools) -> Estimate:
-            numbers = None if clusters is None else _numbered_anew(clusters[chosen])
-            ones = np.ones(int(chosen.sum()))
-            return ratio_estimate(values[chosen], ones, numbers, confidence, signed=True)
+        def mean(is_chosen: _Chooses) -> Estimate:
+            chosen = partial(self._chosen, name, is_chosen)
+            numbers = numbered_anew(chosen(self._clusters)) if clustered else None
+            ones = Derived(np.ones_like, chosen(values))
+            return ratio_estimate(chosen(values), ones, numbers, confidence, signed=True)
 
-        counts = np.bincount(why[~known], minlength=len(self._reasons)).tolist()
+        counts = np.zeros(len(self._reasons), np.int64)
+        for why in Derived(lambda why, own: why[np.isnan(own)], self._whys[name], values).chunks():
+            counts += np.bincount(why.astype(np.int64), minlength=len(counts))
         is_lower = name in m.LOWER_IS_MEMBER
         found = ScoreSummary(
             member_is="lower" if is_lower else "higher",
-            n=int(known.sum()),
-            n_null={reason: k for reason, k in zip(self._reasons, counts, strict=True) if k},
-            mean=mean(known),
+            n=len(values) - int(counts.sum()),
+            n_null={why: k for why, k in zip(self._reasons, counts.tolist(), strict=True) if k},
+            mean=mean(lambda labels: labels >= -1),
             mean_of_members=None,
             mean_of_non_members=None,
             auroc=None,
@@ -289,37 +290,52 @@ class MembershipScores:
         )
         if self._options.label is None:
             return found
-        judged = known & (labels >= 0)
-        numbers = None if clusters is None else _numbered_anew(clusters[judged])
-        scores, is_member = m.turned(name, values[judged]), labels[judged] == 1
+        scores, is_member, clusters = self._judged(name)
+        numbers = numbered_anew(clusters) if clustered else None
         separated = m.separation(scores, is_member, n, seed, numbers, confidence)
         return replace(
             found,
-            mean_of_members=mean(known & (labels == 1)),
-            mean_of_non_members=mean(known & (labels == 0)),
+            mean_of_members=mean(lambda labels: labels == 1),
+            mean_of_non_members=mean(lambda labels: labels == 0),
             auroc=separated.auroc,
             tpr_at_fpr={f"{x:g}": rate for x, rate in separated.true_positive_rates.items()},
         )
 
+    def _chosen(self, name: str, is_chosen: _Chooses, numbers: Series) -> Derived:
+        """Return the numbers of the documents that have a score, and labels of that kind."""
+        return Derived(
+            lambda own, score, labels: own[~np.isnan(score) & is_chosen(labels)],
+            numbers,
+            self._values[name],
+            self._members,
+        )
+
+    def _judged(self, name: str) -> list[Floats]:
+        """Return scores of documents with a label, higher for members, who these are, and their
+        clusters."""
+        columns = self._values[name], self._members, self._clusters
+        scores, members, clusters = (
+            as_array(self._chosen(name, lambda labels: labels >= 0, each)) for each in columns
+        )
+        return [as_array(Derived(partial(m.turned, name), scores)), members, clusters]
+
     def plot(self, n_resamples: int, seed: int, clustered: bool, confidence: float) -> RocPlot:
         """Return the curve of each score that both classes have; without labels there is none."""
-        labels, series = np.array(self._members), []
+        series = []
         found = self.summary(n_resamples, seed, clustered, confidence)
         for name, score in found.scores.items():
-            values = np.array(self._values[name])
-            judged = ~np.isnan(values) & (labels >= 0)
-            is_member = labels[judged] == 1
+            scores, is_member, _ = self._judged(name)
             if score.auroc is None or is_member.all() or not is_member.any():
                 continue
-            rates = m.roc_curve(m.turned(name, values[judged]), is_member)
+            rates = m.roc_curve(scores, is_member)
             series.append(RocSeries(name, score.auroc, *map(_thinned, rates)))
         counts = found.n_members or 0, found.n_non_members or 0, found.n_unlabelled or 0
         return RocPlot(*counts, series)
 
 
-def _few(labels: Ints) -> list[str]:
-    """Return a note where there are few of a class, by the labels of D documents, shape D."""
-    n_of = {"members": int((labels == 1).sum()), "non-members": int((labels == 0).sum())}
+def _few(n_members: int, n_others: int) -> list[str]:
+    """Return a note where there are few documents of a class."""
+    n_of = {"members": n_members, "non-members": n_others}
     few = [f"{n} {name}" for name, n in n_of.items() if n < FEW_UNITS]
     return [f"few documents ({', '.join(few)}): the intervals may be too narrow"] if few else []
 
@@ -331,10 +347,6 @@ def _thinned(rates: Floats) -> list[float]:
         places = np.unique(np.geomspace(1, len(rates), _MOST_POINTS).round().astype(np.int64) - 1)
     thinned: list[float] = rates[places].tolist()
     return thinned
-
-
-def _numbered_anew(clusters: Ints) -> Ints:
-    return np.unique(clusters, return_inverse=True)[1]
 
 
 def document_scores(row: ResultRow, min_k: float, text: str | None) -> _Scores:

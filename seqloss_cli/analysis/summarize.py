@@ -15,10 +15,10 @@ import numpy as np
 
 from seqloss_cli.analysis.extremes import Extremes
 from seqloss_cli.analysis.membership import RESAMPLES, Membership, MembershipScores
-from seqloss_cli.core.records import Floats, Ints
-from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.core.records import Floats
+from seqloss_cli.inputs.duplicates import DuplicateIds, Table
 from seqloss_cli.metrics import intervals, resampling
-from seqloss_cli.metrics.series import Derived, Numbers, Series, as_array, chunks_of, zeros
+from seqloss_cli.metrics.series import Derived, Series, as_array
 from seqloss_cli.metrics.totals import NATS_PER_BIT, Totals
 from seqloss_cli.results.schema.scores import ResultRow, TokenLosses
 
@@ -118,7 +118,7 @@ class GroupLosses:
             return intervals.unknown(None, len(self.losses), why_unknown)
         if not clustered:
             return intervals.ratio_estimate(self.losses, self.n_scored, None, confidence)
-        clusters = numbered_anew(self.clusters)
+        clusters = intervals.numbered_anew(self.clusters)
         return intervals.ratio_estimate(self.losses, self.n_scored, clusters, confidence)
 
     @property
@@ -133,8 +133,8 @@ class Clusters:
 
     def __init__(self, field: str | None) -> None:
         self._field = field
-        self._numbers: dict[Any, int] = {}
-        self._n_rows = self.n_without = 0
+        self._numbers = Table[int]()
+        self._n = self.n_without = 0
 
     def number(self, row: ResultRow) -> int:
         """Return the number of the row's cluster; 0 where no field is named."""
@@ -144,13 +144,17 @@ class Clusters:
         """Return the number of the cluster of a row whose field has that value."""
         if not self._field:
             return 0
-        self._n_rows += 1
         # by type, too: 1, 1.0 and True are equal, but not one value of a field
         key = (type(value).__name__, value)
+        number = None if value is None else self._numbers.get(key)
+        if number is not None:
+            return number
         if value is None:  # a cluster of its own
             self.n_without += 1
-            key = ("row", self._n_rows)
-        return self._numbers.setdefault(key, len(self._numbers))
+        else:
+            self._numbers.put(key, self._n)
+        self._n += 1
+        return self._n - 1
 
 
 class Summarizer:
@@ -285,28 +289,13 @@ def _ratio(
     weights = Derived(lambda m: m[~np.isnan(m)], m)
     clusters = None
     if options.cluster:
-        clusters = numbered_anew(Derived(lambda n, m: n[~np.isnan(m)], group.clusters, m))
+        known = Derived(lambda n, m: n[~np.isnan(m)], group.clusters, m)
+        clusters = intervals.numbered_anew(known)
     if options.bootstrap:
         return resampling.bootstrap_ratio(
             own, weights, options.bootstrap, options.seed, clusters, options.confidence
         )
     return intervals.ratio_estimate(own, weights, clusters, options.confidence)
-
-
-def numbered_anew(clusters: Numbers) -> Ints:
-    """Return numbers of clusters of n documents, shape n, without a unit, from 0 without a gap."""
-    numbers = as_array(clusters)
-    found = zeros(len(numbers), np.int64)
-    new = zeros(1 + int(max((each.max() for each in chunks_of(numbers)), default=-1)), np.int64)
-    for each in chunks_of(numbers):
-        new[each.astype(np.int64)] = 1
-    n = 0
-    for each in chunks_of(new):
-        each[:] = n - 1 + np.cumsum(each)
-        n = int(each[-1]) + 1
-    for own, each in zip(chunks_of(found), chunks_of(numbers), strict=True):
-        own[:] = new[each.astype(np.int64)]
-    return found
 
 
 def _of_one_text(losses: Floats, options: SummaryOptions) -> intervals.Estimate:

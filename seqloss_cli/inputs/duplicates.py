@@ -1,13 +1,14 @@
-"""Find ids that come twice: the first million in memory, more of them on disk."""
+"""Ids that come twice, and what is known by a key: the first in memory, more of them on disk."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from mmap import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 MOST_IN_MEMORY = 1 << 20
+MOST_KEYS = 1 << 17
 _SMALLEST = 1 << 13
 _BITS = (1 << 64) - 1
 _CACHE_KIB = 1 << 15
+Value = TypeVar("Value")
 
 
 class DuplicateIds:
@@ -88,33 +91,78 @@ class _Disk:
         # In SQLite's order, of signed numbers: a page is written once.
         keys = np.sort(table[table != 0].view(np.int64))
         self._n = len(keys)
-        with self._failures_told():
+        with _failures_told(self._task):
             self._database = _temporary_database()
             self._database.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY)")
             rows = ((int(key),) for key in keys)
             self._database.executemany("INSERT INTO seen VALUES (?)", rows)
 
+    @property
+    def _task(self) -> str:
+        return f"ids that come twice cannot be found after {self._n:,} ids"
+
     def add(self, key: int) -> bool:
         """Add a key, and return whether it is new. Raises RunError."""
-        with self._failures_told():
+        with _failures_told(self._task):
             insert = "INSERT OR IGNORE INTO seen VALUES (?)"
             is_new = self._database.execute(insert, (_signed(key),)).rowcount > 0
         self._n += is_new
         return is_new
 
-    @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        from sqlite3 import Error
 
-        try:
-            yield
-        except Error as error:
-            place = os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir()
-            raise RunError(
-                f"ids that come twice cannot be found after {self._n:,} ids: {error}; their table "
-                f"is a file in the directory for temporary files ({place}): TMPDIR names one with "
-                "room, 30 bytes an id"
-            ) from error
+class Table(Generic[Value]):
+    """Remembers values by keys: the first `MOST_KEYS` in memory, the others in a table on disk.
+
+    Keys are told apart by their `repr`.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[Any, Value] = {}
+        self._database: Connection | None = None
+        self._n = 0
+
+    def get(self, key: Any) -> Value | None:
+        """Return what is known by the key; None where nothing is. Raises RunError."""
+        if self._database is None or key in self._memory:
+            return self._memory.get(key)
+        with _failures_told(self._task):
+            query = "SELECT value FROM known WHERE key = ?"
+            found = self._database.execute(query, (repr(key),)).fetchone()
+        return None if found is None else pickle.loads(found[0])
+
+    @property
+    def _task(self) -> str:
+        return f"no more than {len(self._memory) + self._n:,} keys can be kept"
+
+    def put(self, key: Any, value: Value) -> None:
+        """Remember this of the key, in the place of what was known.
+
+        Raises RunError when the directory for temporary files has no room left.
+        """
+        if key in self._memory or len(self._memory) < MOST_KEYS:
+            self._memory[key] = value
+            return
+        with _failures_told(self._task):
+            if self._database is None:
+                self._database = _temporary_database()
+                self._database.execute("CREATE TABLE known (key PRIMARY KEY, value) WITHOUT ROWID")
+            insert = "INSERT OR REPLACE INTO known VALUES (?, ?)"
+            self._database.execute(insert, (repr(key), pickle.dumps(value)))
+        self._n += 1
+
+
+@contextmanager
+def _failures_told(failure: str) -> Iterator[None]:
+    from sqlite3 import Error
+
+    try:
+        yield
+    except Error as error:
+        place = os.environ.get("SQLITE_TMPDIR") or tempfile.gettempdir()
+        raise RunError(
+            f"{failure}: {error}; their table is a file in the directory for temporary files "
+            f"({place}): TMPDIR names one with room, 30 bytes an id"
+        ) from error
 
 
 def _temporary_database() -> Connection:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqloss_cli.core.records import Floats
+from seqloss_cli.core.records import Floats, Ints
 from seqloss_cli.metrics.series import Derived, Numbers, as_array, chunks_of, zeros
 from seqloss_cli.metrics.totals import exp_or_none
 
@@ -237,6 +237,22 @@ def sum_clusters(values: Numbers, clusters: Numbers | None) -> Floats:
     for numbers, own in zip(chunks_of(clusters), chunks_of(values), strict=True):
         np.add.at(sums, numbers.astype(np.int64), own)
     return sums
+
+
+def numbered_anew(clusters: Numbers) -> Ints:
+    """Return numbers of clusters of n documents, shape n, without a unit, from 0 without a gap."""
+    numbers = as_array(clusters)
+    found = zeros(len(numbers), np.int64)
+    new = zeros(1 + int(max((each.max() for each in chunks_of(numbers)), default=-1)), np.int64)
+    for each in chunks_of(numbers):
+        new[each.astype(np.int64)] = 1
+    n = 0
+    for each in chunks_of(new):
+        each[:] = n - 1 + np.cumsum(each)
+        n = int(each[-1]) + 1
+    for own, each in zip(chunks_of(found), chunks_of(numbers), strict=True):
+        own[:] = new[each.astype(np.int64)]
+    return found
 
 
 def scale_down(values: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -12,8 +12,8 @@ holds. With the least likely k % of a text's n tokens, max(1, ⌊k n / 100⌋ of
   mean loss of the text in lower case over that of the text (Carlini et al., Extracting Training
   Data from Large Language Models, 2021).
 
-Shapes: n tokens of a text, D documents, R resamples, T thresholds. Losses and
-log-probabilities are in nats.
+Shapes: n tokens of a text, D documents, U units that are drawn, R resamples, t thresholds. Losses
+and log-probabilities are in nats.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from seqloss_cli.core.records import Bools, Floats, Ints
-from seqloss_cli.metrics.intervals import LEAST_UNITS, Estimate, too_few, unknown
-from seqloss_cli.metrics.resampling import draws, percentiles, times_drawn
+from seqloss_cli.core.records import Floats, Ints
+from seqloss_cli.metrics.intervals import LEAST_UNITS, Estimate, exact_total, too_few, unknown
+from seqloss_cli.metrics.resampling import percentiles, times_drawn
+from seqloss_cli.metrics.series import Numbers, as_array, chunks_of, zeros
 
 SCORES = ("mean_loss", "min_k", "min_k_plus_plus", "zlib_ratio", "lower_ratio")
 LOWER_IS_MEMBER = ("mean_loss", "zlib_ratio")
@@ -36,6 +37,8 @@ LOWER_IS_MEMBER = ("mean_loss", "zlib_ratio")
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 _ZLIB_LEVEL = 6
 _ROUNDING = 1e-12
+_MOST_ENTRIES = 1 << 18
+"""Counts that are looked at together."""
 
 
 def least_mean(values: Floats, percent: float) -> float:
@@ -78,63 +81,90 @@ class Separation:
 
 
 class RocSums:
-    """Counts of D documents at each threshold that their scores make, the highest score first."""
+    """Documents by falling scores, of which members and others are counted at each threshold."""
 
-    def __init__(self, scores: Floats, is_member: Bools) -> None:
-        """Both of shape D; a higher score, in any unit, is that of a member."""
-        self._order = np.argsort(-scores, kind="stable")
-        ordered = scores[self._order]
-        # Equal scores are on one side of every threshold.
-        self._starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        self._members = is_member[self._order].astype(np.float64)
+    def __init__(self, scores: Numbers, is_member: Numbers, units: Numbers) -> None:
+        """All of shape D; a higher score, in any unit, is that of a member. `units` numbers what is
+        drawn, from 0: documents, or clusters of them."""
+        scores, is_member, units = map(as_array, (scores, is_member, units))
+        n_units = 1 + int(units.max())
+        self._members, self._others = zeros(n_units), zeros(n_units)
+        # Sorted where they lie: a score is the real part, unit and class are the other one.
+        self._sorted = zeros(len(scores), np.complex128)
+        columns = map(chunks_of, (self._sorted, scores, is_member, units))
+        for place, own, member, unit in zip(*columns, strict=True):
+            place.real, place.imag = -own, 2 * unit + member
+            for counts, each in ((self._members, member), (self._others, 1.0 - member)):
+                np.add.at(counts, unit.astype(np.int64), each)
+        self._sorted.sort()
 
-    def counts(self, weights_RD: Floats) -> tuple[Floats, Floats]:
-        """Return members and others from the highest score to each threshold, R x T.
+    def parts(self, weights_RU: Floats) -> Iterator[list[Floats]]:
+        """Yield members and others at thresholds, both R x t, from the highest score on, some at a
+        time.
 
-        `weights_RD`, of shape R x D, says how often each document counts. No unit.
+        `weights_RU`, of shape R x U, says how often each unit counts. No unit.
         """
-        ordered = weights_RD[:, self._order]
-        of_members = ordered * self._members
-        both = of_members, ordered - of_members
-        members, others = (np.add.reduceat(each, self._starts, axis=1) for each in both)
-        return members.cumsum(axis=1), others.cumsum(axis=1)
+        held, score, step = None, None, max(1, _MOST_ENTRIES // len(weights_RU))
+        for start in range(0, len(self._sorted), step):
+            some = self._sorted[start : start + step]
+            codes = some.imag.astype(np.int64)
+            # Equal scores are on one side of every threshold.
+            starts = np.flatnonzero(np.r_[True, some.real[1:] != some.real[:-1]])
+            both = weights_RU[:, codes >> 1]
+            members = both * (codes & 1)
+            new = [np.add.reduceat(each, starts, axis=1) for each in (members, both - members)]
+            if held is not None and some.real[0] == score:
+                for each, before in zip(new, held, strict=True):
+                    each[:, :1] += before
+            elif held is not None:
+                yield held
+            held, score = [each[:, -1:] for each in new], some.real[-1]
+            yield [each[:, :-1] for each in new]
+        if held is not None:
+            yield held
+
+    def figures(self, weights_RU: Floats) -> dict[float | None, Floats]:
+        """Return true positive rates by false positive rate, and areas under the curve by None.
+
+        Of weights of R x U, all have shape R, and no unit. A figure is NaN where a class has no
+        document. Sums are of whole numbers, and exact: parts may be of any size.
+        """
+        n_members, n_others = weights_RU @ self._members, weights_RU @ self._others
+        most = {x: (x * n_others * (1 + _ROUNDING))[:, None] for x in FALSE_POSITIVE_RATES}
+        rows = len(weights_RU)
+        members, others, area = np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros(rows)
+        found = {x: np.zeros(rows) for x in FALSE_POSITIVE_RATES}
+        for new_members, new_others in self.parts(weights_RU):
+            if not new_members.size:
+                continue
+            all_members = members + new_members.cumsum(axis=1)
+            all_others = others + new_others.cumsum(axis=1)
+            # Of a member, others below its threshold count whole, those at it half.
+            beaten = n_others[:, None] - all_others + new_others / 2
+            area += (new_members * beaten).sum(1)
+            for x, best in found.items():
+                np.maximum(best, np.where(all_others <= most[x], all_members, 0.0).max(1), out=best)
+            members, others = all_members[:, -1:], all_others[:, -1:]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            area = area / (n_members * n_others)
+            return {None: area} | {x: best / n_members for x, best in found.items()}
 
 
-def areas(members: Floats, others: Floats) -> Floats:
-    """Return the area under each of R curves, shape R, of counts of shape R x T; no unit.
-
-    It is NaN where a class has no document.
-    """
-    new_members = np.diff(members, axis=1, prepend=0.0)
-    # Of a member, others below its threshold count whole, those at it half.
-    beaten = others[:, -1:] - others + np.diff(others, axis=1, prepend=0.0) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((new_members * beaten).sum(1) / (members[:, -1] * others[:, -1]))
-
-
-def rates_at(members: Floats, others: Floats, false_positive_rate: float) -> Floats:
-    """Return the true positive rate of each of R curves, shape R, of counts of shape R x T.
-
-    Rates have no unit. One is NaN where a class has no document.
-    """
-    most = false_positive_rate * others[:, -1:] * (1 + _ROUNDING)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.where(others <= most, members, 0.0).max(axis=1) / members[:, -1]
-        return np.asarray(found)
-
-
-def roc_curve(scores: Floats, is_member: Bools) -> tuple[Floats, Floats]:
+def roc_curve(scores: Numbers, is_member: Numbers) -> tuple[Floats, Floats]:
     """Return false and true positive rates at each threshold, from 0 to 1; both classes are there.
 
     The arrays that are given have shape D; a higher score, in any unit, is that of a member.
     """
-    members, others = RocSums(scores, is_member).counts(np.ones((1, len(scores))))
-    return np.r_[0.0, others[0] / others[0, -1]], np.r_[0.0, members[0] / members[0, -1]]
+    n = len(scores)
+    parts = RocSums(scores, is_member, np.arange(n)).parts(np.ones((1, n)))
+    members, others = (np.concatenate(each, axis=1)[0] for each in zip(*parts, strict=True))
+    rates = (np.r_[0.0, each.cumsum() / each.sum()] for each in (others, members))
+    return next(rates), next(rates)
 
 
 def separation(
-    scores: Floats,
-    is_member: Bools,
+    scores: Numbers,
+    is_member: Numbers,
     n_resamples: int,
     seed: int,
     clusters: Ints | None = None,
@@ -146,22 +176,28 @@ def separation(
     (shape D, numbers from 0) whole clusters. A rate at a false positive rate of 1 in N is unknown
     with fewer than N non-members.
     """
-    n_members, n_others = int(is_member.sum()), int((~is_member).sum())
+    n_members = int(exact_total(is_member))
+    n_others = len(scores) - n_members
     if not n_members or not n_others:
         missing = "members" if not n_members else "non-members"
         none = unknown(None, len(scores), f"there are no {missing}")
         return Separation(none, dict.fromkeys(FALSE_POSITIVE_RATES, none), n_members, n_others)
-    sums = RocSums(scores, is_member)
-    seen = sums.counts(np.ones((1, len(scores))))
-    n, unit = (
-        (len(scores), "document") if clusters is None else (int(clusters.max()) + 1, "cluster")
-    )
+    units, unit = clusters, "cluster"
+    if units is None:
+        units, unit = _numbered_by_class(as_array(is_member), n_members), "document"
+    sums, n = RocSums(scores, is_member, units), int(units.max()) + 1
+    weights = zeros(n)[None]
+    for each in chunks_of(weights[0]):
+        each += 1
+    seen = {x: float(each[0]) for x, each in sums.figures(weights).items()}
     least = min(n_members, n_others) if clusters is None else n
-    drawn = None if least < LEAST_UNITS else _drawn(sums, is_member, clusters, n_resamples, seed)
+    classes = [n_members, n_others] if clusters is None else [n]
+    drawn = None if least < LEAST_UNITS else _drawn(sums, classes, n_resamples, seed)
     within = "documents, within members and non-members" if clusters is None else "clusters"
     method = f"bootstrap over {within}, percentiles of {n_resamples} resamples, seed {seed}"
 
-    def estimate(value: float, rate: float | None) -> Estimate:
+    def estimate(rate: float | None) -> Estimate:
+        value = seen[rate]
         if drawn is None:
             few = too_few(value, least, unit)
             assert few is not None
@@ -178,38 +214,28 @@ def separation(
         needed = round(1 / x)
         why = f"fewer than {needed:,} non-members ({n_others:,})"
         few = n_others < needed
-        rates[x] = unknown(None, n, why) if few else estimate(float(rates_at(*seen, x)[0]), x)
-    return Separation(estimate(float(areas(*seen)[0]), None), rates, n_members, n_others)
+        rates[x] = unknown(None, n, why) if few else estimate(x)
+    return Separation(estimate(None), rates, n_members, n_others)
+
+
+def _numbered_by_class(is_member: Numbers, n_members: int) -> Ints:
+    """Return numbers of D documents, shape D, no unit, in their order: members first."""
+    numbers = zeros(len(is_member), np.int64)
+    next_member, next_other = 0, n_members
+    for own, member in zip(chunks_of(numbers), chunks_of(is_member), strict=True):
+        members = np.cumsum(member).astype(np.int64)
+        others = np.arange(1, len(own) + 1) - members
+        own[:] = np.where(member, next_member + members, next_other + others) - 1
+        next_member, next_other = next_member + int(members[-1]), next_other + int(others[-1])
+    return numbers
 
 
 def _drawn(
-    sums: RocSums, is_member: Bools, clusters: Ints | None, n_resamples: int, seed: int
+    sums: RocSums, classes: list[int], n_resamples: int, seed: int
 ) -> dict[float | None, Floats]:
-    """Return true positive rates of R resamples by false positive rate, and areas by None."""
+    """Return figures of R resamples, shape R: units are drawn within each class, of so many."""
     found: dict[float | None, list[Floats]] = {x: [] for x in (None, *FALSE_POSITIVE_RATES)}
-    for weights in _weights(is_member, clusters, n_resamples, seed):
-        counts = sums.counts(weights)
-        for x, parts in found.items():
-            parts.append(areas(*counts) if x is None else rates_at(*counts, x))
-    return {x: np.concatenate(parts) for x, parts in found.items()}
-
-
-def _weights(
-    is_member: Bools, clusters: Ints | None, n_resamples: int, seed: int
-) -> Iterator[Floats]:
-    """Yield how often each of D documents is drawn, R x D, some resamples at a time."""
-    if clusters is not None:
-        n = int(clusters.max()) + 1
-        for drawn in draws(n, n, n_resamples, seed):
-            yield times_drawn(drawn, n)[:, clusters]
-        return
-    classes = np.flatnonzero(is_member), np.flatnonzero(~is_member)
-    # Another seed for each class; as many at a time as the larger one allows, or they would
-    # not come in pieces of one length.
-    most = max(map(len, classes))
-    both = (draws(len(own), len(own), n_resamples, seed + k, most) for k, own in enumerate(classes))
-    for of_members, of_others in zip(*both, strict=True):
-        weights = np.empty((len(of_members), len(is_member)))
-        weights[:, classes[0]] = times_drawn(of_members, len(classes[0]))
-        weights[:, classes[1]] = times_drawn(of_others, len(classes[1]))
-        yield weights
+    for weights in times_drawn(classes, n_resamples, seed):
+        for x, each in sums.figures(weights).items():
+            found[x].append(each)
+    return {x: np.concatenate(each) for x, each in found.items()}

@@ -27,7 +27,7 @@ from seqloss_cli.metrics.intervals import (
     too_few,
     unknown,
 )
-from seqloss_cli.metrics.series import Numbers, chunks_of
+from seqloss_cli.metrics.series import Numbers, chunks_of, zeros
 
 _MOST_ENTRIES = 1 << 21
 """Numbers drawn at a time: more resamples at once would take more memory and be no faster."""
@@ -159,24 +159,38 @@ def cluster_quantiles(
     return {share: Estimate(v, low, high, None, n, method) for share, v, low, high in ends}
 
 
-def draws(
-    n_units: int, n_drawn: int, n_resamples: int, seed: int, most: int | None = None
-) -> Iterator[Ints]:
-    """Yield numbers of units drawn with replacement, shape resamples x n_drawn, some at a time.
-
-    As many resamples come at a time as if `most` units were drawn in each.
-    """
+def draws(n_units: int, n_drawn: int, n_resamples: int, seed: int) -> Iterator[Ints]:
+    """Yield numbers of units drawn with replacement, shape resamples x n_drawn, some at a time."""
     generator = np.random.default_rng(seed)
-    step = max(1, _MOST_ENTRIES // (most or n_drawn))
+    step = max(1, _MOST_ENTRIES // n_drawn)
     for start in range(0, n_resamples, step):
         yield generator.integers(0, n_units, (min(step, n_resamples - start), n_drawn))
 
 
-def times_drawn(drawn: Ints, n_units: int) -> Floats:
-    """Return how often each unit is among those drawn, shape resamples x n_units."""
-    rows = len(drawn)
-    numbers = (drawn + n_units * np.arange(rows)[:, None]).ravel()
-    return np.bincount(numbers, minlength=rows * n_units).reshape(rows, n_units).astype(np.float64)
+def times_drawn(classes: Sequence[int], n_resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each of U units is drawn, shape resamples x U, some resamples at a time.
+
+    Units are drawn with replacement within each class, of so many; each has a seed of its own. The
+    array is used again.
+    """
+    generators = [np.random.default_rng(seed + k) for k in range(len(classes))]
+    n_units, step = sum(classes), max(1, _MOST_ENTRIES // max(classes))
+    times = np.empty((step, n_units)) if n_units <= 2 * _MOST_ENTRIES else zeros(n_units)[None]
+    for start in range(0, n_resamples, step):
+        rows, first = min(step, n_resamples - start), 0
+        for n, generator in zip(classes, generators, strict=True):
+            own = times[:rows, first : first + n]
+            first += n
+            if n <= _MOST_ENTRIES:
+                drawn = generator.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+                own[:] = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+                continue
+            # One row, drawn in parts.
+            own[:] = 0
+            for at in range(0, n, _MOST_ENTRIES):
+                drawn = generator.integers(0, n, min(n - at, _MOST_ENTRIES))
+                np.add.at(own[0], drawn, 1.0)
+        yield times[:rows]
 
 
 def percentiles(
@@ -272,8 +286,7 @@ def _resampled_gaps(
 
     gaps = csr_array((parts.gaps, (parts.bins, parts.units)), shape=(int(parts.bins.max()) + 1, n))
     counts = np.bincount(parts.units, parts.counts, n)
-    for drawn in draws(n, n, n_resamples, seed):
-        times = times_drawn(drawn, n).T
+    for times in (each.T for each in times_drawn([n], n_resamples, seed)):
         yield (gaps @ times) / (times.T * counts).sum(1)
 
 

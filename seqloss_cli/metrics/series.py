@@ -69,6 +69,21 @@ class Series:
             self._n_on_disk += len(self._last)
             self._last = array("d")
 
+    def __setitem__(self, n: int, value: float) -> None:
+        """Set a number, or add one at the end."""
+        if n < self._n_on_disk:
+            assert self._file is not None
+            self._file.seek(8 * n)
+            self._file.write(array("d", [value]))
+        elif n < len(self):
+            self._last[n - self._n_on_disk] = value
+        else:
+            self.append(value)
+
+    def __iter__(self) -> Iterator[float]:
+        for each in self.chunks():
+            yield from each.tolist()
+
     def _write(self) -> None:
         with _failures_told(len(self)):
             self._file = self._file or _new_file()

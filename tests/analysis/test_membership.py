@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from helpers.program import document
 from helpers.results import row, write
+from seqloss_cli.inputs import duplicates
 from seqloss_cli.metrics import membership as m
+from seqloss_cli.metrics import resampling, series
 from seqloss_cli.metrics.intervals import Estimate
 
 Run = Callable[..., Any]
@@ -101,12 +103,20 @@ def test_bytes_that_zlib_makes() -> None:
 # -- how well they separate ------------------------------------------------------------------------
 
 
-@given(SCORES, st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.2, 0.5, 1.0]))
-def test_area_and_rates_are_those_of_all_pairs(scores: list[float], seed: int, most: float) -> None:
+@given(
+    SCORES, st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.2, 0.5, 1.0]), st.integers(1, 50)
+)
+def test_area_and_rates_are_those_of_all_pairs(
+    scores: list[float], seed: int, most: float, at_a_time: int
+) -> None:
     members = np.random.default_rng(seed).permutation(len(scores)) % 2 == 0
-    counts = m.RocSums(np.array(scores), members).counts(np.ones((1, len(scores))))
-    assert m.areas(*counts)[0] == pytest.approx(area(scores, members.tolist()))
-    assert m.rates_at(*counts, most)[0] == pytest.approx(best_rate(scores, members.tolist(), most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(m, "FALSE_POSITIVE_RATES", (most,))
+        patch.setattr(m, "_MOST_ENTRIES", at_a_time)
+        sums = m.RocSums(np.array(scores), members, np.arange(len(scores)))
+        found = sums.figures(np.ones((1, len(scores))))
+    assert found[None][0] == pytest.approx(area(scores, members.tolist()))
+    assert found[most][0] == pytest.approx(best_rate(scores, members.tolist(), most))
 
 
 @given(SCORES)
@@ -124,9 +134,9 @@ def test_resampled_counts_are_those_of_documents_written_out() -> None:
     """A document that is drawn twice counts as two of them."""
     scores, members = np.array([3.0, 1.0, 2.0, 2.0, 0.0]), np.array([1, 1, 1, 0, 0], dtype=bool)
     weights = np.array([[2.0, 0.0, 1.0, 1.0, 3.0]])
-    counts = m.RocSums(scores, members).counts(weights)
+    found = m.RocSums(scores, members, np.arange(5)).figures(weights)
     places = np.repeat(np.arange(5), weights[0].astype(int))
-    assert m.areas(*counts)[0] == pytest.approx(area(scores[places], members[places]))
+    assert found[None][0] == pytest.approx(area(scores[places], members[places]))
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -229,6 +239,37 @@ def test_figures_of_each_document(run_cli: Run, tmp_path: Path, rows: list[dict]
     assert totals["scores"]["mean_loss"]["auroc"]["value"] == 1.0
     assert totals["scores"]["lower_ratio"]["auroc"]["value"] == 1.0
     assert totals["scores"]["mean_loss"]["tpr_at_fpr"]["0.01"]["value"] is None
+
+
+@pytest.mark.parametrize("options", [(), ("--cluster", "meta.doc"), ("--pair", "meta.doc")])
+def test_numbers_on_disk_are_those_of_memory(
+    run_cli: Run, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [each | {"meta": {**each["meta"], "doc": n % 20}} for n, each in enumerate(labelled(40))]
+    for each in rows[20:] if "--pair" in options else ():
+        each["text"] = rows[rows.index(each) - 20]["text"].lower()
+    rows.append(made("none", [1.0], None, "Alone", None))
+    scores, found = tmp_path / "scores.jsonl", []
+    words = ("--label", "meta.member", "--scores", str(scores), "--force", "--json", *options)
+    for most in (1 << 17, 3):
+        monkeypatch.setattr(series, "CHUNK", most)
+        monkeypatch.setattr(duplicates, "MOST_KEYS", most)
+        done = run_on(run_cli, tmp_path, rows, "--bootstrap", "100", *words)
+        assert done.exit_code == 0, done.stderr
+        found.append((document(done), scores.read_text()))
+    assert found[0] == found[1]
+    summed = found[0][0]["membership"]["scores"]
+    assert summed["lower_ratio"]["n"] == 20 * ("--pair" in options)
+    assert summed["mean_loss"]["auroc"]["low"] is not None
+
+
+def test_many_documents_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(5)
+    scores, members = generator.normal(0, 1, 400).round(1), generator.random(400) < 0.4
+    found = [m.separation(scores, members, 100, 0, c) for c in (None, np.arange(400) // 2)]
+    monkeypatch.setattr(resampling, "_MOST_ENTRIES", 64)
+    assert [m.separation(scores, members, 100, 0, c) for c in (None, np.arange(400) // 2)] == found
+    assert found[0].auroc.low is not None
 
 
 def test_why_there_is_no_score(run_cli: Run, tmp_path: Path) -> None:

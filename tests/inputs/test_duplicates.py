@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Sample
 from seqloss_cli.inputs import duplicates, reading
-from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.duplicates import DuplicateIds, Table
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.scoring.prefetch import prefetch
 
@@ -33,6 +33,19 @@ def test_they_are_found_far_apart_and_on_both_sides_of_the_step_to_the_disk() ->
     assert not any(ids.seen_before(f"id {n}") for n in range(20_000))
     assert all(ids.seen_before(f"id {n}") for n in range(20_000))
     assert not ids.seen_before("id 20000")
+
+
+@given(st.lists(st.tuples(st.text("a\ud800'\n", max_size=2), st.integers(0, 3))), st.integers(0, 5))
+def test_a_table_is_a_dict(entries: list[tuple[str, int]], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "MOST_KEYS", most)
+        table, expected = Table[tuple[int, str]](), {}
+        for key, value in entries:
+            assert table.get((key, 1)) == expected.get(key)
+            table.put((key, 1), (value, key))
+            expected[key] = value, key
+        assert all(table.get((key, 1)) == value for key, value in expected.items())
+        assert len(table._memory) <= most
 
 
 def test_on_disk_no_id_takes_memory() -> None:
@@ -67,6 +80,10 @@ def test_a_disk_that_is_full_ends_the_run_with_its_place(
         any(ids.seen_before(str(n)) for n in range(100_000))
     assert str(tmp_path) in str(caught.value)
     assert "TMPDIR" in str(caught.value)
+    monkeypatch.setattr(duplicates, "MOST_KEYS", 4)
+    table = Table[str]()
+    with pytest.raises(RunError, match=r"no more than \d+ keys can be kept: database or disk"):
+        any(table.put(n, "x" * 1000) for n in range(100_000))  # type: ignore[func-returns-value]
 
 
 def _rows(path: Path, ids: str) -> Path:

@@ -65,6 +65,9 @@ def test_numbers_on_disk_are_an_array_and_more_may_come(monkeypatch: pytest.Monk
     assert found.array().tolist() == [1, 2, 3, 4, 5, 6]
     assert as_array(Derived(np.subtract, found, other)).tolist() == [0.0] * 6
     assert as_array(Derived(lambda each: each[each > 2], found)).tolist() == [3, 4, 5, 6]
+    for n, value in ((0, 7.0), (5, 8.0), (6, 9.0)):
+        found[n] = value
+    assert list(found) == [7, 2, 3, 4, 5, 8, 9] == found.array().tolist()
     assert not isinstance(zeros(4).base, np.ndarray)
     assert zeros(4).tolist() == [0.0] * 4
 
