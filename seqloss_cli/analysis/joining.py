@@ -1,14 +1,13 @@
 """Join rows of several files that are of one input; align losses within one text.
 
 Files are read side by side. While they have the same inputs in the same order, nothing waits; a row
-that has not met its partners yet is kept until it does, or the files end. Losses of two models
-are aligned on the bytes of a text, whatever its tokens are.
+that has not met its partners yet is kept until it does, or the files end, on disk where many are.
+Losses of two models are aligned on the bytes of a text, whatever its tokens are.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
@@ -18,11 +17,16 @@ import numpy as np
 
 from seqloss_cli.core.byte_spans import TokenBytes, TokenSpan
 from seqloss_cli.core.errors import UsageError
+from seqloss_cli.inputs.duplicates import Waiting
 from seqloss_cli.results.schema.scores import ResultRow
 
 Key = tuple[Any, ...]
 JoinedRows = tuple[ResultRow, ...]
 """One row of each file, of the same input."""
+_SIZE = 64
+"""Tokens that take the memory of a row without any, about."""
+MOST_IDS = 20
+"""Ids that are remembered of rows in no figure."""
 UNSPELLED = "text that no token of a model stands for"
 WhyNot = Callable[[JoinedRows, bool], str | None]
 """Returns in a few words why joined rows are of no use, or None. The flag says whether the files
@@ -49,16 +53,33 @@ class RowsUsed:
 
 
 @dataclass(slots=True)
+class SomeIds:
+    """Counts rows of a kind, and remembers the ids of the first."""
+
+    first: list[str] = field(default_factory=list)
+    n: int = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def add(self, identity: str) -> None:
+        """Count a row."""
+        self.n += 1
+        if len(self.first) < MOST_IDS:
+            self.first.append(identity)
+
+
+@dataclass(slots=True)
 class JoinReport:
     """The fate of the rows of several files; complete once all of them were read."""
 
     n_joined: int = 0
     n_joined_by_order: int = 0
     """Rows with one text whose ids agree in no two files: joined in the order of the files."""
-    without_partner: list[list[str]] = field(default_factory=list)
-    """For each file the ids of rows that some other file lacks."""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Ids of joined rows that could not be used, by reason."""
+    without_partner: list[SomeIds] = field(default_factory=list)
+    """For each file the rows that some other file lacks."""
+    left_out: dict[str, SomeIds] = field(default_factory=dict)
+    """Joined rows that could not be used, by reason."""
     n_without_cluster: int = 0
     """Joined rows that lack the field of clusters in every file."""
 
@@ -69,59 +90,35 @@ class JoinReport:
         return RowsUsed(self.n_joined, n_used, left_out, [len(ids) for ids in self.without_partner])
 
 
-class _Waiting:
-    """Rows of one file that have not met their partners, by text and then by id."""
-
-    def __init__(self) -> None:
-        self._rows: dict[Key, dict[str, deque[ResultRow]]] = {}
-
-    def add(self, row: ResultRow) -> None:
-        self._rows.setdefault(text_key(row), {}).setdefault(row.id, deque()).append(row)
-
-    def has(self, key: Key, identity: str | None = None) -> bool:
-        return key in self._rows and (identity is None or identity in self._rows[key])
-
-    def take(self, key: Key, identity: str | None = None) -> ResultRow:
-        """Remove and return the row with that id, else the one that came first."""
-        by_id = self._rows[key]
-        identity = next(iter(by_id)) if identity is None else identity
-        row = by_id[identity].popleft()
-        if not by_id[identity]:
-            del by_id[identity]
-        if not by_id:
-            del self._rows[key]
-        return row
-
-    def text_keys(self) -> list[Key]:
-        return list(self._rows)
-
-    def ids(self) -> list[str]:
-        return [row.id for by_id in self._rows.values() for rows in by_id.values() for row in rows]
-
-
 def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[JoinedRows]:
     """Yield rows with the same text, one of each file. Rows with the same id, too, come first.
 
     Losses are compared for the same text only (docs/numbers.md, rule 15). Files are read side by
     side, so that a row waits no longer than until its last partner arrives.
     """
-    waiting = [_Waiting() for _ in files]
+    waiting = [Waiting[ResultRow]() for _ in files]
     for step in zip_longest(*files):
         arrived = [(n, row) for n, row in enumerate(step) if row is not None]
-        for n, row in arrived:
-            waiting[n].add(row)
         # rows of one step often have one key: it is tried once, in the order of the files
-        for key, identity in dict.fromkeys((text_key(row), row.id) for _, row in arrived):
+        names = dict.fromkeys((repr(text_key(row)), row.id) for _, row in arrived)
+        is_one = len(names) == 1 and len(arrived) == len(files)
+        if is_one and not any(own.has(*name) for own in waiting for name in names):
+            report.n_joined += 1
+            yield tuple(row for _, row in arrived)
+            continue
+        for n, row in arrived:
+            waiting[n].add(repr(text_key(row)), row.id, row, _SIZE + row.totals.n_tokens)
+        for key, identity in names:
             if all(own.has(key, identity) for own in waiting):
                 report.n_joined += 1
                 yield tuple(own.take(key, identity) for own in waiting)
     # rows remain whose ids differ between the files: by their text they belong together
-    for key in waiting[0].text_keys():
+    for key in waiting[0].all_keys():
         while all(own.has(key) for own in waiting):
             report.n_joined += 1
             report.n_joined_by_order += 1
             yield tuple(own.take(key) for own in waiting)
-    report.without_partner = [own.ids() for own in waiting]
+    report.without_partner = [SomeIds(own.ids(MOST_IDS), len(own)) for own in waiting]
 
 
 def text_key(row: ResultRow) -> Key:
@@ -171,15 +168,15 @@ def join_usable(
     n_used = 0
     for rows in join(files, report):
         if reason := why_not(rows, same_tokenizer):
-            report.left_out.setdefault(reason, []).append(rows[0].id)
+            report.left_out.setdefault(reason, SomeIds()).add(rows[0].id)
         else:
             n_used += 1
             yield rows
     if not n_used and (ids := report.left_out.pop(UNSPELLED, None)):
         others = (f"; of {len(ids)} {why}" for why, ids in report.left_out.items())
         raise UsageError(
-            f"nothing to compare: {len(ids)} rows hold {UNSPELLED}, first {ids[0]!r}; a loss per "
-            "byte of text that was not predicted means nothing (see unspelled_bytes in the rows)"
+            f"nothing to compare: {len(ids)} rows hold {UNSPELLED}, first {ids.first[0]!r}; a loss "
+            "per byte of text that was not predicted means nothing (see unspelled_bytes in rows)"
             f"{''.join(others)}"
         )
 

@@ -33,8 +33,6 @@ from seqloss_cli.results.files import Difference, ResultsFile
 from seqloss_cli.results.schema.score_keys import TOTALS_KEYS, totals_row
 
 Row = dict[str, Any]
-_MOST_IDS = 20
-"""Ids of rows that are left out, of each kind; all of them are counted."""
 
 
 def summary_bytes(report: Row) -> bytes:
@@ -239,14 +237,14 @@ def comparison_json(
 def _not_joined(view: Any) -> list[Row]:
     """Return the rows that are in no figure, with the first ids of each kind."""
     return [
-        {"file": file.name, "n": len(ids), "ids": ids[:_MOST_IDS]}
+        {"file": file.name, "n": len(ids), "ids": ids.first}
         for file, ids in zip(view.files, view.joined.without_partner, strict=True)
     ]
 
 
 def _left_out(view: Any) -> list[Row]:
     return [
-        {"reason": reason, "n": len(ids), "ids": ids[:_MOST_IDS]}
+        {"reason": reason, "n": len(ids), "ids": ids.first}
         for reason, ids in view.joined.left_out.items()
     ]
 

@@ -290,10 +290,10 @@ def say_what_was_left_out(report: JoinReport, files: list[ResultsFile]) -> None:
     """Report rows without a partner, rows that are left out, and rows that are joined by order."""
     for file, ids in zip(files, report.without_partner, strict=True):
         if ids:
-            few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+            few = ", ".join(ids.first[:3]) + (", …" if len(ids) > 3 else "")
             say(f"warning: {file.name}: {len(ids)} rows have no partner: {few}")
     for reason, ids in report.left_out.items():
-        say(f"warning: {len(ids)} rows are left out: {reason} (first {ids[0]})")
+        say(f"warning: {len(ids)} rows are left out: {reason} (first {ids.first[0]})")
     if n := report.n_joined_by_order:
         say(f"note: {n} rows of one text under other ids, taken in order")
 

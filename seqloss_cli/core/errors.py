@@ -54,6 +54,9 @@ class RowError(SeqlossError):
         self.row_id: str | None = None
         """The row's own id, when it was read before the row turned out to be wrong."""
 
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        return RowError, (self.reason, self.message)
+
 
 def did_you_mean(
     word: str, known: Iterable[str], shown: str = "{}", least_alike: float = 0.6

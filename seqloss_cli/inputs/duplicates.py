@@ -1,12 +1,14 @@
-"""Ids that come twice, and what is known by a key: the first in memory, more of them on disk."""
+"""Ids that come twice, values by key, items that wait for others: on disk where there are many."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import tempfile
+from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 MOST_IN_MEMORY = 1 << 20
-MOST_KEYS = 1 << 17
+MOST_KEYS, MOST_WAITING = 1 << 17, 1 << 20
+"""Keys of a table in memory; and the size, in tokens, of all that waits there."""
 _SMALLEST = 1 << 13
 _BITS = (1 << 64) - 1
 _CACHE_KIB = 1 << 15
@@ -149,6 +152,112 @@ class Table(Generic[Value]):
             insert = "INSERT OR REPLACE INTO known VALUES (?, ?)"
             self._database.execute(insert, (repr(key), pickle.dumps(value)))
         self._n += 1
+
+
+class Waiting(Generic[Value]):
+    """Holds items that wait for others, by a key and then by an id, in the order of their coming.
+
+    All go to the disk once they are larger than `MOST_WAITING`.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, dict[str, deque[tuple[Value, int]]]] = {}
+        self._database: Connection | None = None
+        self._size = self._n = self._n_ever = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def add(self, key: str, identity: str, item: Value, size: int) -> None:
+        """Let an item wait. Raises RunError when the directory for temporary files has no room."""
+        self._n += 1
+        if self._database is not None:
+            self._insert(key, identity, item)
+            return
+        self._memory.setdefault(key, {}).setdefault(identity, deque()).append((item, size))
+        self._size += size
+        if self._size > MOST_WAITING:
+            self._database = _temporary_database()
+            columns = "number INTEGER PRIMARY KEY, key, id, born, since, item"
+            self._query(f"CREATE TABLE waiting ({columns})")
+            self._query("CREATE INDEX places ON waiting (key, id)")
+            for key, by_id in self._memory.items():
+                for identity, items in by_id.items():
+                    for item, _ in items:
+                        self._insert(key, identity, item)
+            self._memory = {}
+
+    def _insert(self, key: str, identity: str, item: Value) -> None:
+        self._n_ever += 1
+        # Since when the key waits, and since when its id, without a gap: the order of a dict.
+        self._query(
+            "INSERT INTO waiting VALUES (?1, ?2, ?3,"
+            " COALESCE((SELECT born FROM waiting WHERE key = ?2 LIMIT 1), ?1),"
+            " COALESCE((SELECT since FROM waiting WHERE key = ?2 AND id = ?3 LIMIT 1), ?1), ?4)",
+            *(self._n_ever, key, _encoded(identity), pickle.dumps(item)),
+        )
+
+    def has(self, key: str, identity: str | None = None) -> bool:
+        """Tell whether an item of the key waits, or one of the key and the id."""
+        if self._database is None:
+            return key in self._memory and (identity is None or identity in self._memory[key])
+        return self._first(key, identity) is not None
+
+    def take(self, key: str, identity: str | None = None) -> Value:
+        """Remove and return the item with that id, else one of the id that came first."""
+        self._n -= 1
+        if self._database is not None:
+            number, stored = self._first(key, identity)
+            self._query("DELETE FROM waiting WHERE number = ?", number)
+            found: Value = pickle.loads(stored)
+            return found
+        by_id = self._memory[key]
+        identity = next(iter(by_id)) if identity is None else identity
+        item, size = by_id[identity].popleft()
+        self._size -= size
+        if not by_id[identity]:
+            del by_id[identity]
+        if not by_id:
+            del self._memory[key]
+        return item
+
+    def all_keys(self) -> Iterator[str]:
+        """Yield the keys in the order of their coming; their items may be taken meanwhile."""
+        if self._database is None:
+            yield from list(self._memory)
+        else:
+            # Sorted by a column without an index: all are read before the first is given.
+            query = "SELECT key, MIN(born) AS first FROM waiting GROUP BY key ORDER BY first"
+            yield from (key for key, _ in self._query(query))
+
+    def ids(self, most: int) -> list[str]:
+        """Return the ids of the first items."""
+        if self._database is None:
+            each = (i for by_id in self._memory.values() for i, own in by_id.items() for _ in own)
+            return list(islice(each, most))
+        query = "SELECT id FROM waiting ORDER BY born, since, number LIMIT ?"
+        return [_decoded(identity) for (identity,) in self._query(query, most)]
+
+    def _first(self, key: str, identity: str | None) -> Any:
+        """Return number and item; None where there is none."""
+        of_id = "" if identity is None else "AND id = ?"
+        values = [key] if identity is None else [key, _encoded(identity)]
+        query = f"SELECT number, item FROM waiting WHERE key = ? {of_id} ORDER BY since, number"
+        return self._query(f"{query} LIMIT 1", *values).fetchone()
+
+    def _query(self, query: str, *values: Any) -> Any:
+        assert self._database is not None
+        with _failures_told(f"no more than {self._n:,} rows can wait for their partners"):
+            return self._database.execute(query, values)
+
+
+def _encoded(identity: str) -> bytes:
+    # SQLite takes no half of a surrogate pair.
+    return identity.encode("utf-8", "surrogatepass")
+
+
+def _decoded(identity: bytes) -> str:
+    return identity.decode("utf-8", "surrogatepass")
 
 
 @contextmanager

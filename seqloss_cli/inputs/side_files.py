@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from seqloss_cli.core.errors import RowError, UsageError
 from seqloss_cli.core.escaping import shown_path
 from seqloss_cli.core.records import Item, Region, Regions, Rejected, Sample
-from seqloss_cli.inputs.duplicates import DuplicateIds
+from seqloss_cli.inputs.duplicates import DuplicateIds, Waiting
 from seqloss_cli.inputs.rows import (
     masked,
     own_id_of,
@@ -29,6 +29,8 @@ from seqloss_cli.tokenization.labels import Labels
 
 _MISMATCH = "regions_mismatch"
 _SHOWN = 40
+_SIZE = 512
+"""Tokens that a row is taken to be of, where rows wait."""
 T = TypeVar("T")
 
 
@@ -45,7 +47,8 @@ class SideFile(Generic[T]):
     """Finds the row of each input: by `id` where the first readable row has one, else by order.
 
     By order there is a row for each input, the rejected ones too. By id, rows that come before the
-    one that is looked for are kept in memory. Rows of which `parse` makes None are passed over.
+    one that is looked for wait, on disk where many do. Rows of which `parse` makes None are passed
+    over.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class SideFile(Generic[T]):
         self._name, self.source, self._noun, self._parse = name, shown_path(name), noun, parse
         self._rows: Iterator[SideRow[T]] = self._read(max_bytes)
         self._by_id: bool | None = None
-        self._kept: dict[str, list[SideRow[T]]] = {}
+        self._kept = Waiting[SideRow[T]]()
         self._failed: RowError | None = None
         self.unmatched: list[str] = []
         """Rows that were unreadable and, ids being looked for, belong to no input."""
@@ -91,13 +94,13 @@ class SideFile(Generic[T]):
         n_left = 0
         while self._next_row() is not None:
             n_left += 1
-        return sum(map(len, self._kept.values())) + n_left
+        return len(self._kept) + n_left
 
     def _row(self, identity: str) -> SideRow[T] | None:
         if self._by_id is None:
             self._look_for_ids()
-        if self._by_id and self._kept.get(identity):
-            return self._kept[identity].pop(0)
+        if self._by_id and self._kept.has(identity):
+            return self._kept.take(identity)
         while (row := self._next_row()) is not None:
             if not self._by_id or row.id == identity:
                 return row
@@ -141,7 +144,7 @@ class SideFile(Generic[T]):
 
     def _keep(self, row: SideRow[T]) -> None:
         if row.id is not None:
-            self._kept.setdefault(row.id, []).append(row)
+            self._kept.add(row.id, "", row, _SIZE)
             return
         why = "has no id, while the first row has one"
         if isinstance(row.content, RowError):

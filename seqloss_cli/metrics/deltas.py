@@ -10,7 +10,7 @@ Shapes: N tokens of a sequence, n of them compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from seqloss_cli.core.records import (
 )
 from seqloss_cli.metrics.intervals import Estimate, ratio_estimate, share_estimate, unknown
 from seqloss_cli.metrics.resampling import Reservoir, cluster_quantiles
-from seqloss_cli.metrics.series import Series, as_array
+from seqloss_cli.metrics.series import Numbers, Series, chunks_of, zeros
 from seqloss_cli.metrics.totals import SumRecord, exp_or_none, score_flags
 
 WEIGHT_QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
@@ -187,7 +187,7 @@ def kl_terms(deltas: Floats) -> dict[str, Floats]:
         }
 
 
-def effective_sample_size(log_weights: Floats) -> float | None:
+def effective_sample_size(log_weights: Numbers) -> float | None:
     """Return (Σw)² / (n Σw²) of n weights, given as ln w, shape n, nats; None without
     any.
 
@@ -195,7 +195,10 @@ def effective_sample_size(log_weights: Floats) -> float | None:
     """
     if not len(log_weights):
         return None
-    first, second = (np.logaddexp.reduce(log_weights * power) for power in (1, 2))
+    first = second = -np.inf
+    for each in chunks_of(log_weights):
+        first = np.logaddexp.reduce(each, initial=first)
+        second = np.logaddexp.reduce(each * 2, initial=second)
     return float(np.exp(2 * first - second - math.log(len(log_weights))))
 
 
@@ -259,14 +262,14 @@ class DeltaDocuments:
 
     def weights(self) -> dict[str, Any]:
         """Return effective sample sizes and quantiles of w, of tokens and of sequences."""
-        n, sequences = self._n_sampled, as_array(self._log_weights)
+        n, sequences = self._n_sampled, self._log_weights
         of_tokens = None
         if n:
             of_tokens = math.exp(2 * self._log_sums[0] - self._log_sums[1] - math.log(n))
         sizes = {"tokens": of_tokens, "sequences": effective_sample_size(sequences)}
-        both = {"tokens": self._sampled.values(), "sequences": sequences}
+        both: dict[str, Numbers] = {"tokens": self._sampled.values(), "sequences": sequences}
         quantiles = {
-            name: {str(q): exp_or_none(_quantile(logs, q)) for q in WEIGHT_QUANTILES}
+            name: {str(q): exp_or_none(v) for q, v in quantiles_of(logs, WEIGHT_QUANTILES).items()}
             for name, logs in both.items()
             if len(logs)
         }
@@ -286,3 +289,14 @@ class DeltaDocuments:
 def _quantile(values: Floats, share: float) -> float:
     """Return the least of the values, any unit, that so large a share does not exceed."""
     return float(np.quantile(values, share, method="inverted_cdf"))
+
+
+def quantiles_of(values: Numbers, shares: Sequence[float]) -> dict[float, float]:
+    """Return the least of n values, shape n, any unit, that each share does not exceed."""
+    # As numpy's inverted_cdf, which copies all: sorted where they lie, once for all shares.
+    ordered, place = zeros(len(values)), 0
+    for each in chunks_of(values):
+        ordered[place : place + len(each)] = each
+        place += len(each)
+    ordered.sort()
+    return {q: float(ordered[max(0, math.ceil(len(ordered) * q - 1))]) for q in shares}

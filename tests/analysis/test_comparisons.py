@@ -13,6 +13,7 @@ from scipy import stats
 
 from helpers.results import open_results, row, write
 from seqloss_cli.analysis.objective import training_step
+from seqloss_cli.inputs import duplicates
 from seqloss_cli.metrics import series
 
 Run = Callable[..., Any]
@@ -404,6 +405,26 @@ def test_numbers_on_disk_are_those_of_memory(
     expected = report(run_cli, *arguments)
     monkeypatch.setattr(series, "CHUNK", 7)
     assert report(run_cli, *arguments) == expected
+
+
+def test_rows_that_wait_on_disk_join_as_in_memory(
+    run_cli: Run, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = made(60, 0.02)
+    for each in rows[40:50]:  # one text of several ids, which differ between the files
+        each |= {"text_sha256": "same", "id": f"{each['id']}-{each['id'][-1]}"}
+    write(files[0], [*rows[::2], *rows[1::2], row("alone", [None, 2.0])], model="A")
+    others = [each | {"id": each["id"].split("-")[0]} for each in [*rows[30:][::-1], *rows[:30:3]]]
+    write(files[1], others, model="B")
+    arguments = [*map(str, files), "--bootstrap", "100"]
+    expected = report(run_cli, *arguments)
+    # Rows of one text are taken in order, and eight of them are of other lengths.
+    assert expected["comparisons"][0]["n_documents"] == 32
+    assert expected["left_out"][0]["n"] == 8
+    assert expected["not_joined"][0]["n"] == 21
+    for most in (0, 900):
+        monkeypatch.setattr(duplicates, "MOST_WAITING", most)
+        assert report(run_cli, *arguments) == expected
 
 
 def test_stdin_cannot_be_read_by_several(run_cli: Run) -> None:

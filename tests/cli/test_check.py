@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from helpers.program import ROOT, document
 from seqloss_cli.cli.main import app
+from seqloss_cli.inputs import duplicates
+from seqloss_cli.metrics import series
 
 ROLLOUTS = ROOT / "samples" / "rollouts.jsonl"
 
@@ -27,6 +29,12 @@ def totals(*arguments: str | Path, code: int = 0) -> Any:
 def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def untimed(document: str) -> Any:
+    found = json.loads(document)
+    del found["run"]["started_at"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,20 @@ def test_rows_that_are_not_of_the_same_ids(rows: list[Any], tmp_path: Path) -> N
     assert reasons == ["other_ids", "other_ids", "no_recording"]
     assert "has id" in found["rejected"][0]["message"]
     assert "1 rows of" in done.stderr
+
+
+def test_rows_wait_on_disk_as_in_memory(
+    rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the other recording in another order; and numbers of documents on disk."""
+    bad = {**rows[3], "old_log_probs": "none"}
+    other = write(tmp_path / "b.jsonl", [*rows[4:][::-1], bad, *rows[:3]])
+    words = (ROLLOUTS, "--against", other, "--field", "old_log_probs", "--json")
+    expected = check(*words).stdout
+    monkeypatch.setattr(duplicates, "MOST_WAITING", 0)
+    monkeypatch.setattr(series, "CHUNK", 3)
+    assert untimed(check(*words).stdout) == untimed(expected)
+    assert json.loads(expected)["rejected"][0]["source"] == str(other)
 
 
 def test_a_bos_that_is_put_before(rows: list[Any], tmp_path: Path) -> None:

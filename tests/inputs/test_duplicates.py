@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seqloss_cli.core.errors import RunError
 from seqloss_cli.core.records import Sample
 from seqloss_cli.inputs import duplicates, reading
-from seqloss_cli.inputs.duplicates import DuplicateIds, Table
+from seqloss_cli.inputs.duplicates import DuplicateIds, Table, Waiting
 from seqloss_cli.inputs.reading import ReadOptions, ReadStats, read_inputs
 from seqloss_cli.scoring.prefetch import prefetch
 
@@ -46,6 +46,39 @@ def test_a_table_is_a_dict(entries: list[tuple[str, int]], most: int) -> None:
             expected[key] = value, key
         assert all(table.get((key, 1)) == value for key, value in expected.items())
         assert len(table._memory) <= most
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from("ab'"), st.sampled_from(["", "x", "\ud800"]), st.integers()),
+        st.tuples(st.sampled_from("ab'"), st.sampled_from([None, "x"])),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS, st.integers(0, 40))
+def test_items_wait_on_disk_as_in_memory(steps: list[Any], most: int) -> None:
+    """The order of dicts in dicts, with ids that are taken and come again."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = Waiting[int]()
+        patch.setattr(duplicates, "MOST_WAITING", most)
+        other = Waiting[int]()
+        for step in steps:
+            patch.setattr(duplicates, "MOST_WAITING", 1 << 20)
+            if len(step) == 3:
+                one.add(*step, 1)
+                patch.setattr(duplicates, "MOST_WAITING", most)
+                other.add(*step, 1)
+            elif one.has(*step):
+                assert other.has(*step)
+                assert one.take(*step) == other.take(*step)
+            else:
+                assert not other.has(*step)
+            assert list(one.all_keys()) == list(other.all_keys())
+            assert (len(one), one.ids(5)) == (len(other), other.ids(5))
+    assert one._database is None
+    assert other._database is not None or other._size <= most
 
 
 def test_on_disk_no_id_takes_memory() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from seqloss_cli.core.records import Sample, SequenceScore, TokenSequence
 from seqloss_cli.metrics import deltas as d
+from seqloss_cli.metrics import series
 from seqloss_cli.metrics.intervals import ratio_estimate
 
 
@@ -84,6 +85,21 @@ def test_the_effective_sample_size(logs: list[float], shift: float) -> None:
     # Weights far beyond a float64 have one, too.
     moved = d.effective_sample_size(np.array(logs) + shift)
     assert moved == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=20), st.lists(st.floats(0, 1), max_size=5))
+def test_figures_of_weights_on_disk_are_those_of_numpy(
+    logs: list[float], shares: list[float]
+) -> None:
+    values = np.array(logs)
+    size = d.effective_sample_size(values)
+    shares = [*shares, *d.WEIGHT_QUANTILES, *(k / len(logs) for k in range(len(logs) + 1))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series, "CHUNK", 3)
+        assert d.effective_sample_size(values) == size
+        found = d.quantiles_of(values, shares)
+    for share in shares:
+        assert found[share] == np.quantile(values, share, method="inverted_cdf")
 
 
 def test_the_effective_sample_size_of_equal_weights_and_of_one() -> None:
