@@ -75,9 +75,9 @@ def compare(ctx: typer.Context) -> None:
         files = [r.open_one(name) for name in results]
         _compare(ctx, files, 0, heat, [(name, name) for name in results])
         return
-    with score_models(ctx, models) as (names, n_rejected):
-        known = list(zip(names, models, strict=True))
-        _compare(ctx, [r.open_one(*each) for each in known], n_rejected, heat, known)
+    with score_models(ctx, models) as scored:
+        known = list(zip(scored.paths, models, strict=True))
+        _compare(ctx, [r.open_one(*each) for each in known], scored.n_rejected, heat, known)
 
 
 def _refuse_directories(results: Sequence[str]) -> None:

@@ -86,6 +86,11 @@ def names_server(teacher: str | None) -> bool:
     return "://" in (teacher or "")
 
 
+def names_models(names: list[str] | None) -> bool:
+    """One of the names is of a checkpoint, and not of a results file."""
+    return not all(Path(name).is_file() and not name.endswith(".gguf") for name in names or ())
+
+
 def names_no_model(teacher: str | None) -> bool:
     """There is no teacher, or its distributions are read from a file."""
     from seqloss_cli.backends.teacher_files import looks_saved
@@ -328,13 +333,16 @@ CONFLICTS: tuple[Conflict, ...] = (
              models=lambda names: len(names or ()) == 1),
     conflict("name two or more RESULTS files, or --model A --model B --data FILE",
              models=absent, results=fewer_than(2)),
-    *either("--data FILE says what is scored", "",
-            {"models": present, "data": absent}, {"checkpoints": present, "data": absent}),
+    conflict("--data FILE says what is scored", models=present, data=absent),
+    conflict("--data FILE says what is scored; without it all names are of RESULTS that are there",
+             checkpoints=names_models, data=absent),
     *either("--data - can be read once only: put it in a file for several models", "",
             {"models": more_than(1), "data": names_stdin},
             {"checkpoints": more_than(1), "data": names_stdin}),
     *idle(f"data {_SCORING}", "is for --model A --model B; RESULTS are scored already",
           models=absent),
+    *idle(_SCORING, "is for checkpoints and --data; RESULTS are scored already", "objective",
+          data=absent),
     conflict("-o FILE.html says where the page goes", "report", output=absent),
     *idle("min_k label pair scores", "is for scores of membership: give --membership, too",
           "summarize", membership=absent),
@@ -475,7 +483,7 @@ WRITTEN = {
 _READ = (
     *("files", "data", "results", "prompt", "response", "regions", "check", "chat_template"),
     *("config", "model", "models", "checkpoints", "tokenizer", "adapter"),
-    *("teacher", "teacher_adapter", "inputs", "reference"),
+    *("teacher", "teacher_adapter", "inputs", "reference", "against"),
 )
 """Parameters that name files; `prompt` and `response` do so after an @."""
 _OF_CHECKPOINTS = (
@@ -512,9 +520,12 @@ def refuse_shared_files(context: typer.Context) -> None:
 
 def refuse_repeated_results(context: typer.Context) -> None:
     """Raises UsageError where a file is to be compared with itself, by whatever name."""
-    if context.command.name not in ("compare", "report"):
+    values = context.params
+    # A checkpoint may be named twice.
+    names = values.get("results") if "checkpoints" not in values else values["checkpoints"]
+    if context.command.name not in ("compare", "report", "objective") or values.get("data"):
         return
-    for name, other in combinations(context.params["results"] or [], 2):
+    for name, other in combinations(names or [], 2):
         if STDIN not in (name, other) and _reads(other, Path(name)):
             twice = (
                 f"{name} is named twice" if name == other else f"{name} and {other} are one file"

@@ -186,8 +186,17 @@ def _other_option(option: str, context: Any) -> str:
         if any(option in parameter.opts for parameter in command.params)
     ]
     if others:
-        return f": it is one of {', '.join(others)}"
+        way = _WAYS.get((str(context.command.name), option), "")
+        return f": it is one of {', '.join(others)}{way}"
     return did_you_mean(option, own)
+
+
+_BY_SHARDS = (
+    "; score the data with each model by `seqloss score FILE -m MODEL --shard I/N -o I.jsonl`, "
+    "join its shards by `seqloss merge`, and compare what comes of it: `seqloss {} A.jsonl B.jsonl`"
+)
+_WAYS = {(name, "--shard"): _BY_SHARDS.format(name) for name in ("compare", "objective")}
+"""Command and an option that it has not, to what does the same."""
 
 
 def report_bug(error: Exception, debug: bool) -> int:

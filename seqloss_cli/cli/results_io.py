@@ -196,15 +196,16 @@ def differences(files: Sequence[ResultsFile], *keys: Sequence[str]) -> dict[str,
 
 
 def require_same(
-    files: Sequence[ResultsFile], found: Mapping[str, Sequence[Difference]], why: str
+    files: Sequence[ResultsFile],
+    found: Mapping[str, Sequence[Difference]],
+    why: str,
+    mend: str = " (--allow-different)",
 ) -> None:
     """Raises UsageError naming what differs between the first run and another."""
     for name, each in found.items():
         if each:
             named = "; ".join(map(str, each))
-            raise UsageError(
-                f"{name} and {files[0].name} differ: {named}; {why} (--allow-different)"
-            )
+            raise UsageError(f"{name} and {files[0].name} differ: {named}; {why}{mend}")
 
 
 def say_differences(

@@ -175,6 +175,54 @@ def test_a_file_that_breaks_off_is_rejected_once(folder: Path) -> None:
     assert found[-1]["rejections"] == whole[-1]["rejections"]
 
 
+@pytest.mark.parametrize("command", ["compare", "objective"])
+def test_models_whose_shards_are_merged_are_compared_as_those_that_are_scored(
+    command: str, folder: Path
+) -> None:
+    models = ["samples/checkpoints/step-600", "demo"]
+    for name, model in zip("ab", models, strict=True):
+        names = shards_of(f"score corpus.jsonl broken.jsonl -m {model} --keep-meta", folder, 3)
+        ran(f"merge {' '.join(names)} -o {name}.jsonl --force", folder)
+    named = " ".join(models) if command == "objective" else f"-m {models[0]} -m {models[1]}"
+    data = "--data corpus.jsonl --data broken.jsonl --keep-meta --bootstrap 100"
+    direct = ran(f"{command} {named} {data} --json", folder)
+    of_files = ran(f"{command} a.jsonl b.jsonl --bootstrap 100 --json", folder)
+    found, expected = (strictly(done.stdout) for done in (of_files, direct))
+    for name, model in zip("ab", models, strict=True):
+        text = json.dumps(found).replace(f'"{name}.jsonl"', f'"{model}"')
+        found = json.loads(text)
+    for document in (found, expected):
+        for run in document["runs"]:
+            assert run.pop("started_at")
+            run.pop("rows")
+    assert found == expected
+    refused = ran(f"{command} {named} {data} --shard 0/2", folder, (2,))
+    assert f"`seqloss {command} A.jsonl B.jsonl`" in refused.stderr
+
+
+def test_the_objective_of_results(folder: Path) -> None:
+    for name, more in (("a", ""), ("b", SMALL), ("c", "--eos")):
+        ran(f"score corpus.jsonl {more} -o {name}.jsonl --force", folder)
+    shown = ran("objective a.jsonl b.jsonl", folder).stdout
+    assert "step-600     600" in shown
+    for words, said in (
+        ("a.jsonl c.jsonl", "totals are not of the same tokens"),
+        ("a.jsonl demo", "--data FILE says what is scored; without it all names are of RESULTS"),
+        ("a.jsonl ./a.jsonl", "are one file"),
+        ("a.jsonl b.jsonl --lines", "RESULTS are scored already"),
+        ("a.jsonl b.jsonl --data corpus.jsonl", "a.jsonl is a file, and no CHECKPOINT"),
+        ("a.jsonl corpus.jsonl", "corpus.jsonl: holds no results"),
+    ):
+        assert said in ran(f"objective {words}", folder, (2,)).stderr, words
+
+
+def test_patterns_of_data_are_recorded_as_their_files(folder: Path) -> None:
+    done = ran("objective demo --data 'corpu[s].jsonl' --json", folder)
+    found = strictly(done.stdout)
+    assert found["data"] == found["runs"][0]["reading"]["inputs"] == ["corpus.jsonl"]
+    assert found["checkpoints"][0]["n_rejected"] == 1
+
+
 # -- resuming --------------------------------------------------------------------------------------
 
 
