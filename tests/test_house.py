@@ -71,9 +71,10 @@ def test_there_are_few_modules() -> None:
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
     Numbers of documents that are kept on disk. Several models beside one teacher have two. Values
-    of recordings, in all their shapes, have one; fits of faults have one.
+    of recordings, in all their shapes, have one; fits of faults have one. How a server is asked, and
+    rows beside those of a run, came out of its backend.
     """
-    assert len(modules()) <= 208
+    assert len(modules()) <= 210
 
 
 def test_there_are_few_lines_of_code() -> None:
@@ -89,10 +90,11 @@ def test_there_are_few_lines_of_code() -> None:
     # column of CSV and of documents, and three further formats.
     # What changes at a server since its probe, busy servers, and several behind one address.
     # Prompts of recordings that are texts, values that are not finite, two truncations at once.
+    # Long rows and routers are held to themselves.
     # Cells that are too long, files that change, and shards that are missing where many are read.
     # What is kept of documents, and rows that wait for partners, on disk where there are many.
     # Shards of checks, whose diagnosis is made of rows that are read back.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_480
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_650
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -486,6 +486,21 @@ def test_a_model_that_gives_no_number(
     assert [each["line"] for each in document_["sequences"]] == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (["a", "b", ""], "prompt 2 of 3: holds no text"),
+        ([[1, 2], [1, -1]], "prompt 1 of 2: -1 is no id"),
+        ([[], [1, 2]], "prompt 0 of 2: a prompt of 0 tokens"),
+        ([""], "holds no text"),
+    ],
+)
+def test_one_of_several_prompts_is_named(served: Listening, prompts: list[Any], said: str) -> None:
+    answer = served.ask(prompt=prompts, max_tokens=0, echo=True, logprobs=0)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(said)
+
+
 def test_no_more_alternatives_than_ids(
     served: Listening, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,8 +125,7 @@ def read_request(body: Any, scorer: Scorer, limits: ServiceLimits) -> Completion
     _refuse_fields(body, max_tokens)
     most = min(limits.most_alternatives, scorer.tokenization.n_ids)
     prompts = _from_starts(_prompts(body, scorer, limits), body)
-    for prompt in prompts:
-        _require_fitting(prompt.ids, max_tokens, scorer)
+    _each(prompts, lambda prompt: _require_fitting(prompt.ids, max_tokens, scorer))
     return CompletionRequest(
         prompts=prompts,
         max_tokens=max_tokens,
@@ -225,10 +224,22 @@ def _prompts(body: dict[str, Any], scorer: Scorer, limits: ServiceLimits) -> lis
         raise RequestError(400, f"{len(prompts)} prompts: at most {limits.longest_queue} at a time")
     tokenization = _text_tokenization(scorer, _flag(body, "add_special_tokens", True))
     if all(isinstance(each, str) for each in prompts):
-        return [_text_prompt(each, tokenization) for each in prompts]
+        return _each(prompts, lambda text: _text_prompt(text, tokenization))
     if all(isinstance(each, list) for each in prompts):
-        return [_ids_prompt(each, tokenization) for each in prompts]
+        return _each(prompts, lambda ids: _ids_prompt(ids, tokenization))
     raise RequestError(400, "'prompt' is a text, ids, or a list of these, not of both")
+
+
+def _each(prompts: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
+    """Return what `do` makes of each prompt. Raises RequestError that names the one of several."""
+    found = []
+    for n, prompt in enumerate(prompts):
+        try:
+            found.append(do(prompt))
+        except RequestError as error:
+            which = f"prompt {n} of {len(prompts)}: " if len(prompts) > 1 else ""
+            raise RequestError(error.status, f"{which}{error.message}") from None
+    return found
 
 
 def _text_tokenization(scorer: Scorer, adds_special_tokens: bool) -> Tokenization:

@@ -158,6 +158,19 @@ def test_a_tokenizer_without_bos_ends_the_run(texts_only: FakeServer, tmp_path: 
         assert "--tokenizer names another" in message
 
 
+def test_known_rows_among_texts(texts_only: FakeServer, tmp_path: Path) -> None:
+    """A text has no drawn end, which may have other tokens."""
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join(f"The cat {n} sat on the mat." for n in range(40)) + "\n")
+    scored(texts_only, "--text", "a b")
+    texts_only.asked.clear()
+    assert scored(texts_only, file, "--lines")["rejected"] == []
+    asked = [body["prompt"] for body in texts_only.asked]
+    at_the_start, after_blocks, among_rows = 3, 6, 40 // 16
+    n_known = sum(each[:40] == asked[0][:40] for each in asked)
+    assert n_known == at_the_start + after_blocks + among_rows
+
+
 def test_a_bos_within_a_text_is_not_shown(texts_only: FakeServer) -> None:
     text = "The cat<|begin_of_text|> sat."
     (rejected,) = scored(texts_only, "--text", text, code=3)["rejected"]

@@ -4,13 +4,15 @@ end the run before its first row."""
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.program import document, in_process
+from helpers.program import ROOT, document, in_process
 from helpers.servers import (
     Broken,
     FakeServer,
@@ -21,12 +23,13 @@ from helpers.servers import (
     sglang_answer,
     vllm_answer,
 )
-from seqloss_cli.backends.server.backend import RECORDED_TOKENS, ServerBackend
+from seqloss_cli.backends.server.known_rows import RECORDED_TOKENS, Watch
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.core.policies import ModelChoice, TokenPolicy
 from seqloss_cli.models.checkpoint import load_tokenizer_only
 from seqloss_cli.tokenization.tokenizer import Tokenization
 
+DEMO = ROOT / "seqloss_cli" / "demo"
 Answers = Callable[..., dict[str, Any]]
 BY_KIND: dict[str, Answers] = {
     "vllm": vllm_answer,
@@ -310,14 +313,15 @@ def test_a_cache_that_goes_wrong_after_the_probe(kind: str, pairs: Path) -> None
     assert "a cache of beginnings does that" in result.stderr
 
 
-def spoilt_blocks() -> Callable[..., Any]:
-    """As vLLM's cache with blocks of 128 tokens, where what follows one that it knows is wrong."""
+def spoilt_blocks(length: int = 128) -> Callable[..., Any]:
+    """As vLLM's cache with blocks of `length` tokens, where what follows one that it knows is
+    wrong."""
     seen = set[str]()
 
     def fault(number: int, body: dict[str, Any], right: Any) -> Any:
         ids = body["prompt"]
-        known = [n for n in range(128, len(ids), 128) if str(ids[:n]) in seen]
-        seen.update(str(ids[:n]) for n in range(128, len(ids), 128))
+        known = [n for n in range(length, len(ids), length) if str(ids[:n]) in seen]
+        seen.update(str(ids[:n]) for n in range(length, len(ids), length))
         if "echo" in body:
             found = right["choices"][0]["logprobs"]
             for n in range(max(known, default=len(ids)) + 1, len(ids)):
@@ -346,6 +350,83 @@ def test_a_cache_of_blocks_that_is_turned_on_after_the_probe(kind: str) -> None:
         server.fault = spoilt_blocks()
         message = refused(server, *words[:3])
     assert "--no-enable-prefix-caching" in message
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's tokenizer with windows of more than 512 tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 4096
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+def test_rows_much_longer_than_those_of_the_probe_are_held_to_themselves(
+    kind: str, long_model: Path
+) -> None:
+    """Once a day, for each length that is more than twice as long as those before."""
+    text = "The keeper winds both clocks and walks home. " * 90
+    with serving(FakeServer(kind, max_model_len=2050)) as server:
+        words = ("score", "--text", text, "-m", long_model, "--json", "--engine", server.url)
+        n_long = []
+        for _ in range(2):
+            server.asked.clear()
+            (row,) = document(in_process(*words))["sequences"]
+            sizes = [len(body.get("prompt", body.get("input_ids"))) for body in server.asked]
+            n_long.append(sum(n > 500 for n in sizes))
+        assert max(sizes) == len(row["token_ids"]) > 2 * 289
+        assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+    n_kept = n_long[1]
+    assert n_long == [n_kept + 3, n_kept]
+
+
+@pytest.mark.parametrize("length", [300, 600])
+def test_blocks_of_a_cache_that_are_longer_than_rows_of_the_probe(
+    length: int, long_model: Path
+) -> None:
+    text = "The keeper winds both clocks and walks home. " * 90
+    with serving(FakeServer("vllm", max_model_len=2050)) as server:
+        server.fault = spoilt_blocks(length)
+        words = ("score", "--text", text, "-m", long_model, "--engine", server.url)
+        result = in_process(*words)
+    assert result.exit_code == 1
+    assert "asked for again or without its end" in " ".join(result.stderr.split())
+
+
+def routed(n: int) -> Callable[..., Any]:
+    """As a router of what has the same `n` tokens after BOS, before servers of two weights."""
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        is_other = zlib.crc32(str(body["prompt"][: 1 + n]).encode()) % 2
+        return of_other_weights(right) if is_other else right
+
+    return fault
+
+
+@pytest.mark.parametrize("n", [1, 5, 30])
+def test_a_router_by_beginnings_before_other_weights(n: int) -> None:
+    with serving(FakeServer("vllm")) as server:
+        server.fault = routed(n)
+        message = refused(server, "score", "--text", "The cat sat.")
+    # Others show in the first rows whose last token alone differs.
+    said = "several servers of other weights", "the alternatives to a row's last token depend on"
+    assert any(each in message for each in said)
+
+
+def test_servers_that_take_few_alternatives_are_held_to_values() -> None:
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        if body["prompt_logprobs"] > 2:
+            return Broken(400, content=b'{"error": "at most 2"}')
+        return routed(5)(number, body, right)
+
+    with serving(FakeServer("vllm")) as server:
+        server.fault = fault
+        message = refused(server, "score", "--text", "The cat sat.")
+    assert "several servers of other weights are behind the address" in message
 
 
 def test_a_cache_of_blocks_that_is_turned_on_within_a_run(tmp_path: Path) -> None:
@@ -419,14 +500,14 @@ def of_other_weights(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize("n_right", [40, 10**6])
+@pytest.mark.parametrize("n_right", [70, 10**6])
 def test_other_weights_for_some_requests_end_the_run(
     n_right: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a replica behind the address that is never asked when nothing else is."""
     file = tmp_path / "lines.txt"
     file.write_text("\n".join(f"The cat {n} sat on the mat." for n in range(80)) + "\n")
-    monkeypatch.setattr(ServerBackend, "_confirm", lambda _: None)
+    monkeypatch.setattr(Watch, "confirm", lambda _: None)
     with serving(FakeServer("vllm")) as server:
         server.fault = lambda n, body, right: of_other_weights(right) if n > n_right else right
         words = ("score", file, "--lines", "-m", "demo", "--json", "--engine", server.url)

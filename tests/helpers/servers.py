@@ -245,6 +245,8 @@ def serving(server: FakeServer) -> Iterator[FakeServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body are two packets: the second would wait 40 ms for a delayed ACK.
+        disable_nagle_algorithm = True
 
         def log_message(self, *args: Any) -> None:
             """Write nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,16 @@ def test_a_single_token_without_bos_has_nothing_scored(backend):
     (score,) = run(backend, ["a"], policy=TokenPolicy(bos="never"))
     assert not score.scored.any()
     assert totals_of(score).total_loss is None
+
+
+def test_threads_share_a_backend(backend):
+    texts = [[f"{n} and {k} " * (1 + (3 * n + k) % 5) for n in range(12)] for k in range(6)]
+    alone = [run(backend, each) for each in texts]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda each: run(backend, each), texts))
+    for scores, expected in zip(found, alone, strict=True):
+        for score, other in zip(scores, expected, strict=True):
+            np.testing.assert_array_equal(score.losses, other.losses)
 
 
 def test_read_ahead_is_bounded_lazy_and_keeps_order():

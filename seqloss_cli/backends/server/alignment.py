@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seqloss_cli.backends.server.backend import Server
+from seqloss_cli.backends.server.asking import Server
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.backends.server.protocols import Answer, Question, hint_of, wrong

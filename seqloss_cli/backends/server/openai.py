@@ -72,6 +72,11 @@ class OpenAi:
         self.pieces, self.way = pieces, way or Way()
         self._has_tops = self._has_echo = False
 
+    @property
+    def takes_ids(self) -> bool:
+        """It takes any ids, and no texts."""
+        return not self.way.as_text
+
     def has_shown(self, ids: Sequence[int]) -> bool:
         """Tell that no text need be asked for: each answer shows those of all tokens."""
         return True

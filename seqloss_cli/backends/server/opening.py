@@ -11,7 +11,9 @@ from urllib.parse import unquote
 import numpy as np
 
 from seqloss_cli.backends.server import alignment, probing
-from seqloss_cli.backends.server.backend import Server, ServerBackend, ask_again
+from seqloss_cli.backends.server.asking import Server
+from seqloss_cli.backends.server.backend import ServerBackend
+from seqloss_cli.backends.server.known_rows import Watch, ask_again
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.pieces import Pieces
 from seqloss_cli.backends.server.protocols import ServerProtocol, Sglang, Vllm
@@ -191,8 +193,14 @@ def _start(
     }
     warnings += _warnings(server.transport.url, found, choice)
     after_bos = found.way is None or not found.way.drops_bos
-    backend = ServerBackend(server, tokens.n_ids, record, warnings, found.known, after_bos)
-    return backend, batches
+
+    def keep_longest(n: int) -> None:
+        probing.keep_probe(server, tokens.sha256, replace(found, longest=n))
+
+    server = replace(server, is_settled=True)
+    watch = Watch(server, found.known, tolerance, found.longest, keep_longest)
+    known = found.known[0]
+    return ServerBackend(server, tokens.n_ids, record, warnings, known, watch, after_bos), batches
 
 
 def _kept(
@@ -240,6 +248,8 @@ def _probed(
     found = probing.probe(server, drawn, rows, first, tolerance)
     if way is None:
         alignment.require_placed(server, Pieces(tokens), rows, tolerance)
+    if not server.processes:  # of which each answer of `seqloss serve` names its own
+        found = probing.require_one(server, found)
     return replace(found, way=way), server
 
 

@@ -20,7 +20,12 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from seqloss_cli.backends.server.backend import RECORDED_TOKENS, KnownRow, Server
+from seqloss_cli.backends.server.asking import Server
+from seqloss_cli.backends.server.known_rows import (
+    RECORDED_TOKENS,
+    KnownRow,
+    difference_of_beginnings,
+)
 from seqloss_cli.backends.server.openai import OpenAi, Way
 from seqloss_cli.backends.server.protocols import GIVE_NONE, Answer, Question, hint_of
 from seqloss_cli.backends.server.transport import Refused, Transport
@@ -35,7 +40,7 @@ _MOST_SHOWN = 20
 """Models of a server that are listed."""
 KEPT_SECONDS = 24 * 3600
 """Seconds for which a probe's result holds: a server may be started again with other options."""
-_CHECKS = 4
+_CHECKS = 5
 """Raised with each check that is added: a result of an older version holds for less."""
 _SHORTEST_TWICE = 4
 """Ids of a row of which there is a part to repeat."""
@@ -75,6 +80,8 @@ class Probe:
     """Nats, to which all that was asked was held."""
     known: list[KnownRow]
     """One, or two that begin alike."""
+    longest: int
+    """Tokens of the longest row that was held to itself."""
     way: Way | None = None
     """The way in which a server of OpenAI's shape is asked; None for others."""
 
@@ -215,9 +222,7 @@ def probe(
     if worst > tolerance:
         raise RunError(
             f"{server.transport.url}: the same rows in another order have log-probabilities that "
-            f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): vLLM with a prefix "
-            "cache does that (start it with --no-enable-prefix-caching), and so do several "
-            "servers of other weights behind one address"
+            f"differ by {worst:.2g} nats (--probe-tolerance {tolerance:g}): {_causes(server)}"
         )
     if ends:
         worst = max(worst, _require_same_ends(server, ends, cold, tolerance))
@@ -225,7 +230,36 @@ def probe(
         _require_unsampled(server, questions, before, tolerance)
     normalised = _is_normalised(server, rows[0], first)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Probe(worst, normalised, now, tolerance, _known(server, known, first))
+    return Probe(
+        worst, normalised, now, tolerance, _known(server, known, first), max(map(len, rows))
+    )
+
+
+def _causes(server: Server) -> str:
+    """Return what makes numbers of a row depend on others."""
+    several = "several servers of other weights behind one address"
+    if server.protocol.takes_several:  # ours, which keeps nothing between requests
+        return f"{several} do that; name one of them"
+    return (
+        "vLLM with a prefix cache does that (start it with --no-enable-prefix-caching), and so do "
+        f"{several}"
+    )
+
+
+def require_one(server: Server, found: Probe) -> Probe:
+    """Return the result with the difference of rows that begin alike; RunError beyond the
+    tolerance."""
+    try:
+        apart = difference_of_beginnings(server, found.known[0])
+    except RowError as error:
+        raise RunError(f"{server.transport.url}: {error.message}") from None
+    if apart > found.tolerance:
+        raise RunError(
+            f"{server.transport.url}: rows that begin alike have log-probabilities there that "
+            f"differ by {apart:.2g} nats (--probe-tolerance {found.tolerance:g}): several servers "
+            "of other weights are behind the address; name one of them"
+        )
+    return replace(found, worst_difference=max(apart, found.worst_difference))
 
 
 def _known(server: Server, rows: Sequence[Sequence[int]], first: int) -> list[KnownRow]:
@@ -375,7 +409,8 @@ def kept_probe(server: Server, tokenizer_sha256: str) -> Probe | None:
         way = None if found["way"] is None else Way(**found["way"])
         worst, tolerance = float(found["worst_difference"]), float(found["tolerance"])
         rows = [KnownRow(**each) for each in found["known"]]
-        kept = Probe(worst, found["normalised"], str(found["at"]), tolerance, rows, way)
+        at, longest = str(found["at"]), int(found["longest"])
+        kept = Probe(worst, found["normalised"], at, tolerance, rows, longest, way)
         age = (datetime.now(UTC) - datetime.fromisoformat(kept.at)).total_seconds()
     except (OSError, ValueError, KeyError, TypeError):
         return None

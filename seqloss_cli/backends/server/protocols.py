@@ -117,6 +117,10 @@ class ServerProtocol(Protocol):
     def takes_several(self) -> bool:
         """It takes several rows in a request, each scored from a token of its own on."""
 
+    @property
+    def takes_ids(self) -> bool:
+        """It takes any ids, and no texts."""
+
     def has_shown(self, ids: Sequence[int]) -> bool:
         """Tell whether each id needs no text, or was shown in an answer to be ours."""
 
@@ -266,6 +270,7 @@ class Vllm:
     path = "/v1/completions"
     quantities = frozenset({"ranks", "top_logprobs"})
     id_field: str | None = None
+    takes_ids = True
 
     def __init__(self, shown: Shown | None, name: str = "vllm") -> None:
         """`shown` is None where the tokenizer is known to be ours. `seqloss` generates
@@ -384,7 +389,7 @@ class Sglang:
     path = "/generate"
     quantities = frozenset({"top_logprobs"})
     id_field: str | None = "rid"
-    sends_first, takes_several = True, False
+    sends_first, takes_several, takes_ids = True, False, True
 
     def __init__(self, n_ids: int, shown: Shown) -> None:
         self._n_ids, self._shown = n_ids, shown

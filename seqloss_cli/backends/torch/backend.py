@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -80,6 +81,8 @@ class TorchBackend:
         self.warnings = self.selector.warnings
         self.n_too_large = 0
         """Batches that did not fit in memory."""
+        # A forward keeps what it was last fed for its attention: batches of two threads would mix.
+        self._turn = threading.RLock()
         if path is None:
             self._at_load(lambda: self.selector.choose_path(min(12, max_tokens)))
         elif path != "plain":
@@ -140,9 +143,11 @@ class TorchBackend:
 
     @torch.inference_mode()
     def run_guarded(self, batch: Batch, compute: Callable[[ModelForward], T]) -> T:
-        """Compute scores of a batch from its forward; raises as `score` does."""
+        """Compute scores of a batch from its forward, one thread at a time; raises as `score`
+        does."""
         try:
-            return compute(self.model_forward)
+            with self._turn:
+                return compute(self.model_forward)
         except (RuntimeError, MemoryError, IndexError) as error:
             rows, width = len(batch.lengths), int(batch.lengths.max())
             if re.search("index .*out of (range|bounds)", str(error)):
