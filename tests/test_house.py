@@ -71,8 +71,8 @@ def test_there_are_few_modules() -> None:
     written, differences, faults, fits of samplers, the task, the table, the command. Ray and tensor
     parallelism have theirs, and what answers of servers say twice.
     Numbers of documents that are kept on disk. Several models beside one teacher have two. Values
-    of recordings, in all their shapes, have one; fits of faults have one. How a server is asked, and
-    rows beside those of a run, came out of its backend.
+    of recordings, in all their shapes, have one; fits of faults have one. How a server is asked,
+    and rows beside those of a run, came out of its backend.
     """
     assert len(modules()) <= 210
 

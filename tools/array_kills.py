@@ -15,12 +15,11 @@ import random
 import shlex
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ray_kills import MODEL, differences, environment, make_rows, program
+from ray_kills import MODEL, Tell, differences, environment, program, run_in_folder
 
 SCORE = ("score", "rows.parquet", "-m", MODEL, "--threads", 1)
 _TASK = """SLURM_ARRAY_TASK_ID={{}} {command} --shard auto/{of} -o shards/{{}}.jsonl --resume \
@@ -32,7 +31,7 @@ _TORN = 100
 class Array:
     """An array of tasks, of which each is a shard."""
 
-    def __init__(self, folder: Path, of: int, tell: Callable[..., None]) -> None:
+    def __init__(self, folder: Path, of: int, tell: Tell) -> None:
         self.folder, self.of, self.tell = folder, of, tell
         for name in ("shards", "pids"):
             (folder / name).mkdir()
@@ -82,7 +81,7 @@ class Array:
         )
 
 
-def kill_and_merge(folder: Path, n_shards: int, tell: Callable[..., None]) -> list[str]:
+def kill_and_merge(folder: Path, n_shards: int, tell: Tell) -> list[str]:
     """Run the array of `rows.parquet`, and return what is not the same in a plain run."""
     array = Array(folder, n_shards, tell)
     chosen = random.Random(0).sample(range(n_shards), max(1, n_shards // 4))
@@ -103,24 +102,10 @@ def kill_and_merge(folder: Path, n_shards: int, tell: Callable[..., None]) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--folder", type=Path, help="An empty one, kept; else a temporary one.")
-    options = parser.parse_args()
-    began = time.monotonic()
-
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(exist_ok=True)
-        make_rows(folder / "rows.parquet", options.rows)
-        tell(f"{options.rows:,} rows, {(folder / 'rows.parquet').stat().st_size:,} bytes")
-        found = kill_and_merge(folder, options.shards, tell)
-        tell(f"{len(found)} differences")
-        print(*found[:20], sep="\n")
-        assert not found
+    run_in_folder(
+        parser, lambda folder, options, tell: kill_and_merge(folder, options.shards, tell)
+    )
 
 
 if __name__ == "__main__":

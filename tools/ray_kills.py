@@ -123,7 +123,7 @@ class Driver:
 
 
 def kill_all_kinds(
-    made: Any, folder: Path, words: Sequence[object], tell: Callable[..., None]
+    made: Any, folder: Path, words: Sequence[object], tell: Callable[[str], None]
 ) -> int:
     """Run the command, and kill a worker, a node and the driver; returns the second run's code."""
     driver = Driver(folder, *words)
@@ -172,10 +172,34 @@ def _near(one: Any, other: Any, is_sum: bool) -> bool:
     return bool(one == other)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+Tell = Callable[[str], None]
+"""Prints a line with the seconds since the start."""
+
+
+def kill_all_kinds_and_merge(folder: Path, tell: Tell) -> list[str]:
+    """Run a cluster on `rows.parquet`, and return what is not the same in a plain run."""
+    score = ("score", "rows.parquet", "-m", MODEL, "--threads", 1)
+    with cluster(2) as made:
+        words = (*score, "-o", "merged.jsonl", "--resume", "--distribute", "ray",
+                 "--ray-address", made.address, "--workers", 2)  # fmt: skip
+        code = kill_all_kinds(made, folder, words, tell)
+        tell(f"merged: exit code {code}")
+    print((folder / "driver.log").read_text())
+    plain = subprocess.run(
+        program(*score, "-o", "plain.jsonl", "--force"), cwd=folder, env=environment()
+    )
+    tell(f"plain run: exit code {plain.returncode}")
+    assert code == plain.returncode == 3
+    return list(differences(folder / "plain.jsonl", folder / "merged.jsonl"))
+
+
+def run_in_folder(
+    parser: argparse.ArgumentParser,
+    run: Callable[[Path, argparse.Namespace, Tell], list[str]],
+) -> None:
+    """Make rows in a folder, and print what `run` finds there that is not the same."""
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="Kept; else a temporary one.")
+    parser.add_argument("--folder", type=Path, help="An empty one, kept; else a temporary one.")
     options = parser.parse_args()
     began = time.monotonic()
 
@@ -187,22 +211,15 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         make_rows(folder / "rows.parquet", options.rows)
         tell(f"{options.rows:,} rows, {(folder / 'rows.parquet').stat().st_size:,} bytes")
-        score = ("score", "rows.parquet", "-m", MODEL, "--threads", 1)
-        with cluster(2) as made:
-            words = (*score, "-o", "merged.jsonl", "--resume", "--distribute", "ray",
-                     "--ray-address", made.address, "--workers", 2)  # fmt: skip
-            code = kill_all_kinds(made, folder, words, tell)
-            tell(f"merged: exit code {code}")
-        print((folder / "driver.log").read_text())
-        plain = subprocess.run(
-            program(*score, "-o", "plain.jsonl", "--force"), cwd=folder, env=environment()
-        )
-        tell(f"plain run: exit code {plain.returncode}")
-        assert code == plain.returncode == 3
-        found = list(differences(folder / "plain.jsonl", folder / "merged.jsonl"))
+        found = run(folder, options, tell)
         tell(f"{len(found)} differences")
         print(*found[:20], sep="\n")
         assert not found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    run_in_folder(parser, lambda folder, _, tell: kill_all_kinds_and_merge(folder, tell))
 
 
 if __name__ == "__main__":

@@ -380,7 +380,7 @@ def _drop_half_merged(run: _Run) -> None:
     Raises UsageError for rows of a run that was not distributed: they would be lost.
     """
     from seqloss_cli.results.resume import recorded_run
-    from seqloss_cli.results.sinks import partial_path
+    from seqloss_cli.results.sinks import named, partial_path
 
     path, format = run.choice.path, run.choice.format
     if path is None or not run.choice.resume or not (partial := partial_path(path)).exists():
@@ -390,8 +390,8 @@ def _drop_half_merged(run: _Run) -> None:
         there = recorded_run(partial)
         if there is not None and "distributed" not in there:
             raise UsageError(
-                f"--resume: {partial} is of a run without --distribute, which alone goes on with "
-                "it; --force writes over it"
+                f"--resume: {named(partial)} is of a run without --distribute, which alone goes on "
+                "with it; --force writes over it"
             )
     partial.unlink()
 
@@ -404,8 +404,9 @@ def _is_merged(run: _Run) -> bool:
 def _nothing_to_do(run: _Run) -> int:
     """Say that a finished file is the one that was asked for. Raises UsageError where it is not."""
     from seqloss_cli.results.shard_folders import require_same_plan
+    from seqloss_cli.results.sinks import named
 
-    path = str(run.choice.path)
+    path = "" if run.choice.path is None else named(run.choice.path)
     record, totals = _record_and_totals(run)
     there = record.get("distributed")
     if not isinstance(there, dict) or totals is None:

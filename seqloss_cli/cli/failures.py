@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from seqloss_cli.cli.progress import STATUS
 from seqloss_cli.core.errors import SeqlossError, UsageError, did_you_mean
 from seqloss_cli.core.escaping import escape
-from seqloss_cli.results.sinks import local_path, partial_path
+from seqloss_cli.results.sinks import local_path, named, partial_path
 
 if TYPE_CHECKING:
     from seqloss_cli.core.records import Rejected
@@ -95,7 +95,7 @@ def command_errors(context: typer.Context) -> Iterator[None]:
         if output is not None and context.params.get("summary"):
             kept = "; nothing is kept of it: --summary writes totals alone, when all is done"
         elif partial is not None and partial.exists():
-            kept = f"; what was finished is in {partial}"
+            kept = f"; what was finished is in {named(partial)}"
         say(f"interrupted{kept}")
         raise typer.Exit(INTERRUPTED) from None
     except SeqlossError as error:

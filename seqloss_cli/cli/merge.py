@@ -199,7 +199,7 @@ def _write(
     from seqloss_cli.cli.progress import STATUS
     from seqloss_cli.results.merging import MergeWriter
     from seqloss_cli.results.shards import whole_run
-    from seqloss_cli.results.sinks import local_path, open_sink
+    from seqloss_cli.results.sinks import local_path, open_sink, place_of
 
     path = local_path(output)
     with (
@@ -217,9 +217,9 @@ def _write(
         writer.end(merged.totals)
     if report is not None:
         report.end()
-    if path is not None:
-        say(f"wrote {path}")
     deliver(output)
+    if output is not None:
+        say(f"wrote {place_of(output)}")
 
 
 def _rejected(row: Row) -> Rejected:

@@ -13,8 +13,8 @@ from seqloss_cli.results.sinks import local_path, partial_path
 def prepare(output: Path | None, force: bool, resume: bool) -> None:
     """Look at what is there under the URL of an output, before anything is loaded.
 
-    Raises UsageError for one that is taken, unless `force`; with `resume` it is fetched, so that
-    it can be compared with the run.
+    Raises UsageError for one that is taken, unless `force`, and where nothing can be put there;
+    with `resume` it is fetched, so that it can be compared with the run.
     """
     url, local = None if output is None else url_of(output), local_path(output)
     if url is None or local is None:
@@ -23,11 +23,12 @@ def prepare(output: Path | None, force: bool, resume: bool) -> None:
 
     try:
         remote.require_writable(url)
-        if force or remote.remote_size(url) is None:
-            return
-        if not resume:
+        is_there = not force and remote.remote_size(url) is not None
+        if not is_there:
+            remote.try_to_write(url)
+        elif not resume:
             raise UsageError(f"{shown_name(url)} exists; --force writes over it")
-        if not local.exists() and not partial_path(local).exists():
+        elif not local.exists() and not partial_path(local).exists():
             remote.fetch_whole(url, local)
     except OSError as error:
         raise RunError(f"{shown_name(url)}: {error}") from error
@@ -54,5 +55,5 @@ def deliver(output: Path | None, unless_there: bool = False) -> None:
             "--resume puts them there"
         ) from error
     local.unlink()
-    if not is_there:
-        say(f"put {local.name} at {shown_name(url)}")
+    if unless_there and not is_there:
+        say(f"put it at {shown_name(url)}")

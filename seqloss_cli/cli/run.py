@@ -26,7 +26,14 @@ from seqloss_cli.inputs.reading import ReadStats
 from seqloss_cli.results.formats import FORMATS, Writer
 from seqloss_cli.results.resume import KeptRows, PartialFile, inspect_partial, require_same_run
 from seqloss_cli.results.schema import RowOptions, Rows, Summable
-from seqloss_cli.results.sinks import cut, earlier_output, open_sink, partial_path
+from seqloss_cli.results.sinks import (
+    cut,
+    earlier_output,
+    named,
+    open_sink,
+    partial_path,
+    place_of,
+)
 from seqloss_cli.scoring.tasks import FinishedInputs, Task
 
 
@@ -94,7 +101,8 @@ class Command(Generic[Result, Sums, Unscored]):
         `described` is what rows hold, for the run's record; `more_writers` get every result, too.
         """
         written = self._run(inputs, choice, described, more_writers)
-        deliver(choice.place, unless_there=written.was_done)
+        if written.was_done:
+            deliver(choice.place, unless_there=True)
         return written
 
     def _run(
@@ -127,6 +135,8 @@ class Command(Generic[Result, Sums, Unscored]):
             writer = TeeWriter(own, *others) if others else own
             report = RejectionReport(elsewhere=_each_named(choice))
             written = write_all(self.task, inputs, record, writer, bar, kept, choice.strict, report)
+        # First: until it is in its place nothing was written there.
+        deliver(choice.place)
         _say_what_was_written(written, inputs.stats, choice)
         if n := getattr(written.totals, "flags", {}).get("unspelled_text"):
             why = "no rate per byte, character or word is made of them"
@@ -138,7 +148,7 @@ class Command(Generic[Result, Sums, Unscored]):
             say(f"warning: {n} batches did not fit in memory and were halved (see --batch-tokens)")
         if choice.path is not None:
             answer = self.answer(written.totals, Unit(choice.bits))
-            say(f"{answer}, in {shown_seconds(bar.seconds)}: {choice.path}")
+            say(f"{answer}, in {shown_seconds(bar.seconds)}: {_place_of(choice)}")
         return written
 
     def _rows(self, run: RunInfo, choice: OutputPlan) -> Rows[Result, Sums, Unscored]:
@@ -182,15 +192,15 @@ class Command(Generic[Result, Sums, Unscored]):
         # As the run that is continued would have stopped there.
         if choice.strict and file.n_rejected:
             raise StrictStopError(
-                f"--strict: {partial} holds {file.n_rejected} rejected inputs; leave --strict out "
-                "to go on after them"
+                f"--strict: {named(partial)} holds {file.n_rejected} rejected inputs; leave "
+                "--strict out to go on after them"
             )
         # No row will be checked, after the last of which it would be done.
         if not file.n_rows:
             _cut_off(sink, file)
         if file.run is None:
             return None
-        say(f"going on with {partial}: {file.n_rows:,} rows are kept")
+        say(f"going on with {named(partial)}: {file.n_rows:,} rows are kept")
         return KeptRows(file, rows, self.task.zero, lambda: _cut_off(sink, file))
 
     def _nothing_to_do(
@@ -207,7 +217,7 @@ class Command(Generic[Result, Sums, Unscored]):
         deque(self.task.results(inputs.items, lambda *_: None, finished), maxlen=0)
         kept.require_all_checked()
         say(
-            f"{file.path} is whole: {count_of(kept.n_sequences, 'sequence')}, "
+            f"{named(file.path)} is whole: {count_of(kept.n_sequences, 'sequence')}, "
             f"{kept.rejected.total():,} rejected; nothing to do"
         )
         return RunSummary(kept.sums, kept.n_sequences, kept.rejected, kept.n_rows, was_done=True)
@@ -321,7 +331,13 @@ def _each_named(choice: OutputPlan) -> str:
     """Return where each rejected input is named; empty where stdout does."""
     if choice.format is None:
         return "--jsonl names each"
-    return "" if choice.path is None else f"{choice.path} names each"
+    return "" if choice.path is None else f"{_place_of(choice)} names each"
+
+
+def _place_of(choice: OutputPlan) -> str:
+    """Return the file of results as it is called once it is whole."""
+    where = choice.place or choice.path
+    return "" if where is None else place_of(where)
 
 
 def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: OutputPlan) -> None:
@@ -335,7 +351,7 @@ def _say_what_was_written(written: RunSummary[Any], stats: ReadStats, choice: Ou
         kept = f" ({count_of(written.n_kept, 'row')} kept)" if written.n_kept else ""
         totals_of, no_rows = ("totals of ", " (--summary: no rows)") if choice.summary else ("", "")
         say(
-            f"wrote {choice.path}: {totals_of}{count_of(written.n_sequences, 'sequence')}, "
+            f"wrote {_place_of(choice)}: {totals_of}{count_of(written.n_sequences, 'sequence')}, "
             f"{written.n_rejected:,} rejected{kept or no_rows}"
         )
 
@@ -366,8 +382,8 @@ def already_complete(choice: OutputPlan, run: RunInfo) -> PartialFile | None:
     file = inspect_partial(path)
     if file.run is None or not file.has_totals or file.n_torn:
         raise UsageError(
-            f"--resume: {path} is not whole; rename it to {path}.partial to go on with it, or give "
-            "--force to start anew"
+            f"--resume: {named(path)} is not whole; rename it to {path}.partial to go on with it, "
+            "or give --force to start anew"
         )
     require_same_run(path, file.run, run, choice.flags)
     return file
@@ -377,8 +393,8 @@ def _cut_off(sink: BinaryIO, file: PartialFile) -> None:
     cut(sink, file.length)
     if file.n_lost:
         say(
-            f"warning: {file.path}:{file.torn_line} is damaged: cut {file.n_torn} bytes off, with "
-            f"{file.n_lost} whole rows behind it, which are scored again"
+            f"warning: {named(file.path)}:{file.torn_line} is damaged: cut {file.n_torn} bytes "
+            f"off, with {file.n_lost} whole rows behind it, which are scored again"
         )
     elif file.n_torn:
-        say(f"cut {file.n_torn} bytes of a torn end off {file.path}")
+        say(f"cut {file.n_torn} bytes of a torn end off {named(file.path)}")

@@ -19,6 +19,7 @@ from seqloss_cli.results.formats import extensions
 
 if TYPE_CHECKING:
     from seqloss_cli.analysis.select import Buckets, Chooser, Chosen, Sampling
+    from seqloss_cli.inputs.options import ReadOptions
     from seqloss_cli.results.files import ResultsOf
     from seqloss_cli.results.schema.scores import ResultRow
 
@@ -39,7 +40,9 @@ class SelectSettings:
         None, "With --sample: N of each value of this column.", metavar="COLUMN"
     )
     inputs: list[str] | None = option(
-        None, "Write the rows of FILE that the results came from; may be given several times."
+        None,
+        "Write the rows of FILE, a pattern or a directory that the results came from; may be "
+        "given several times.",
     )
     buckets: int | None = option(
         None, "Number N equal parts of --reference; a row gets its `bucket`.", min=2, max=1000
@@ -173,15 +176,10 @@ class _Run:
     def write_inputs(self, sink: Any, chooser: Chooser, names: Sequence[str]) -> int:
         """Write the inputs whose rows are chosen; returns how many of those were not found."""
         from seqloss_cli.analysis.select import ChosenInputs
-        from seqloss_cli.inputs.names import expanded
-        from seqloss_cli.inputs.options import Kind
         from seqloss_cli.inputs.reading import read_written
 
         options = _read_options(self.run)
-        names = expanded(names, say)
-        for name in names:
-            if options.kind_of(name) is Kind.text:
-                raise UsageError(f"--inputs {name}: was scored as one text, and has no rows")
+        names = [file for name in names for file in _files_with_rows(name, options)]
         # Lines of text have no place for it.
         adds = chooser.buckets is not None and not options.lines
         held = self._held(chooser)
@@ -212,6 +210,23 @@ class _Run:
                 )
             say(f"warning: rows that are kept and are in none of --inputs: {missing:,}")
         return missing
+
+
+def _files_with_rows(name: str, options: ReadOptions) -> list[str]:
+    """Return the files of a name, a pattern or a directory; texts among the latter are left out.
+
+    Raises UsageError where all are texts.
+    """
+    from seqloss_cli.inputs.names import expanded
+    from seqloss_cli.inputs.options import Kind
+
+    files = expanded([name], say)
+    with_rows = [each for each in files if options.kind_of(each) is not Kind.text]
+    if not with_rows:
+        raise UsageError(f"--inputs {name}: was scored as one text, and has no rows")
+    if n := len(files) - len(with_rows):
+        say(f"note: --inputs {name}: {n} files that were scored as one text each are left out")
+    return with_rows
 
 
 def _read_options(run: Mapping[str, Any]) -> Any:

@@ -34,6 +34,9 @@ _FINAL = (
 """Errors that no second attempt mends."""
 _STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "tos")
 """File systems that show a file only when all of it was put."""
+_UNTRIED = ("hf", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "tos")
+"""File systems where an attempt to write would leave something (a commit), or might: none of these
+was there to be tried."""
 _READ_ONLY = ("http", "https", "github", "git", "zip", "tar")
 
 
@@ -202,6 +205,31 @@ def require_writable(url: str) -> None:
     if scheme in _READ_ONLY:
         raise UsageError(f"-o {shown_name(url)}: {scheme}:// cannot be written to")
     file_system(url)
+
+
+def try_to_write(url: str) -> None:
+    """Raise UsageError where no file can be put under a URL: there is no such bucket or directory,
+    or it is not allowed. Nothing is left there. Raises OSError where a store cannot be asked."""
+    system, path = file_system(url)
+    scheme = url.partition("://")[0].lower()
+    if scheme in _UNTRIED:
+        return
+    try:
+        retried(lambda: _try(system, f"{path}.try", scheme in _STORES))
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"-o {shown_name(url)}: cannot be written to: {why:.200}") from error
+
+
+def _try(system: Any, path: str, is_store: bool) -> None:
+    if not is_store:
+        system.pipe_file(path, b"")
+        system.rm_file(path)
+        return
+    # An upload in parts that is begun, and given up: no object ever comes of it.
+    upload = system.open(path, "wb", autocommit=False)
+    upload.flush(force=True)
+    upload.discard()
 
 
 def expanded_url(url: str) -> list[str] | None:

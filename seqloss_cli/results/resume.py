@@ -27,6 +27,7 @@ from seqloss_cli.inputs.streams import BOM
 from seqloss_cli.results.engines import FOUND, doubts, engine_differences
 from seqloss_cli.results.files import TEMPLATE_DATE
 from seqloss_cli.results.schema import Row, Rows, Sums, Unscored, json_bytes, parse_record, run_row
+from seqloss_cli.results.sinks import named
 
 _RUN = b'{"type":"run"'
 _ROWS = ("sequence", "rejected")
@@ -95,8 +96,8 @@ def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
     start = stream.peek(len(_RUN))[: len(_RUN)].rstrip(b"\0")
     if not _RUN.startswith(start):
         raise UsageError(
-            f"--resume: {path} holds no results of seqloss: it does not begin with a run; --force "
-            "writes over it"
+            f"--resume: {named(path)} holds no results of seqloss: it does not begin with a run; "
+            "--force writes over it"
         )
     line = _whole_line(stream)
     if line is not None and line["type"] == "run":
@@ -104,8 +105,8 @@ def _run_line(stream: BufferedReader, path: Path) -> Mapping[str, Any] | None:
     stream.seek(0)
     if n_whole := _n_whole_rows(stream):
         raise UsageError(
-            f"--resume: {path}:1 is damaged, and only that line tells of which run the {n_whole} "
-            "whole rows after it are; --force starts anew and writes over them"
+            f"--resume: {named(path)}:1 is damaged, and only that line tells of which run the "
+            f"{n_whole} whole rows after it are; --force starts anew and writes over them"
         )
     return None
 
@@ -183,11 +184,11 @@ class KeptRows(Generic[Sums, Unscored]):
         row = next(self._rows, None)
         if row is None:
             raise UsageError(
-                f"--resume: {self.path} has rows of {self.n_rows} inputs, and now there are more, "
-                f"first {_named(entry)}; {_MEND}"
+                f"--resume: {named(self.path)} has rows of {self.n_rows} inputs, and now there are "
+                f"more, first {_named(entry)}; {_MEND}"
             )
         # Lines count from 1, and the first is that of the run.
-        place = f"{self.path}:{self.n_checked + 2}"
+        place = f"{named(self.path)}:{self.n_checked + 2}"
         try:
             expected = self._of.expected(entry, row)
         except UsageError as error:
@@ -221,7 +222,7 @@ class KeptRows(Generic[Sums, Unscored]):
         n_checked = self.n_checked
         if n_checked < self.n_rows:
             raise UsageError(
-                f"--resume: the inputs end after {n_checked}, and {self.path} has rows of "
+                f"--resume: the inputs end after {n_checked}, and {named(self.path)} has rows of "
                 f"{self.n_rows}, the next in line {n_checked + 2}; {_MEND}"
             )
 
@@ -285,8 +286,8 @@ def require_same_run(
     """
     if (recorded.get("rows") or {}).get("summary") is True:
         raise UsageError(
-            f"--resume: {path} was written with --summary: it holds no rows to go on with; --force "
-            "writes over it"
+            f"--resume: {named(path)} was written with --summary: it holds no rows to go on with; "
+            "--force writes over it"
         )
     # Through JSON, as what is there has been: tuples are lists in it.
     own = orjson.loads(json_bytes(run_row(run)))
@@ -303,8 +304,8 @@ def require_same_run(
         differences += [*engine_differences(then, now), *doubts(then, now)]
     if differences:
         raise UsageError(
-            f"--resume: {path} was begun in another way: {'; '.join(differences)}. Give what was "
-            "given then, or --force to start anew"
+            f"--resume: {named(path)} was begun in another way: {'; '.join(differences)}. Give "
+            "what was given then, or --force to start anew"
         )
 
 

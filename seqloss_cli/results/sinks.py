@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seqloss_cli.core.errors import RunError, UsageError
-from seqloss_cli.core.urls import url_of
+from seqloss_cli.core.urls import shown_name, url_of
 
 RENAMES_OPEN_FILES = sys.platform != "win32"
 if sys.platform == "win32":
@@ -79,7 +79,7 @@ def refuse_to_overwrite(path: Path, force: bool, resumable: bool = False, flag: 
     for existing in (path, partial):
         if existing.exists() and not force:
             other = "--resume goes on with it, " if resumable and existing == partial else ""
-            raise UsageError(f"{existing} exists; {other}--force writes over it")
+            raise UsageError(f"{named(existing)} exists; {other}--force writes over it")
 
 
 def earlier_output(path: Path) -> Path | None:
@@ -96,8 +96,8 @@ def earlier_output(path: Path) -> Path | None:
         return path if path.exists() else None
     if path.exists():
         raise UsageError(
-            f"both {path} and {partial} exist; --resume goes on with the partial one once the "
-            "other is away, --force writes over both"
+            f"both {named(path)} and {partial} exist; --resume goes on with the partial one once "
+            "the other is away, --force writes over both"
         )
     return partial
 
@@ -114,7 +114,25 @@ def local_path(output: Path | None) -> Path | None:
         return output
     # By the whole URL: the same command finds what it left there.
     name = f"seqloss-{hashlib.sha256(url.encode()).hexdigest()[:12]}-{output.name}"
-    return Path(tempfile.gettempdir()) / name
+    path = Path(tempfile.gettempdir()) / name
+    _URLS[path] = url
+    return path
+
+
+_URLS = dict[Path, str]()
+"""Files here to the URLs that they go to."""
+
+
+def named(path: Path) -> str:
+    """Return a file as messages name it: of what goes elsewhere its URL, and where it is now."""
+    url = _URLS.get(Path(str(path).removesuffix(".partial")))
+    return str(path) if url is None else f"{shown_name(url)} (here {path})"
+
+
+def place_of(output: Path) -> str:
+    """Return an output as it is called once it is whole: by its URL, where it has one."""
+    url = url_of(output)
+    return str(output) if url is None else shown_name(url)
 
 
 @contextmanager
@@ -148,7 +166,9 @@ def open_sink(
             refuse_to_overwrite(path, force)
             _end_renaming(path)
         elif earlier_output(path) == path:
-            raise BusyFileError(f"{path} came into being meanwhile; run the same command again")
+            raise BusyFileError(
+                f"{named(path)} came into being meanwhile; run the same command again"
+            )
         with _locked(partial, new=not (force or resume), warn=warn) as sink:
             if force:
                 # Only now that it is locked: O_TRUNC would have emptied a file that another writes.
@@ -174,7 +194,7 @@ def open_sink(
         # Of stdout or stderr, written to meanwhile: no fault of this file.
         if isinstance(error, BrokenPipeError):
             raise
-        raise RunError(f"{partial} cannot be written: {error.strerror}") from error
+        raise RunError(f"{named(partial)} cannot be written: {error.strerror}") from error
 
 
 def cut(sink: BinaryIO, length: int) -> None:
@@ -216,7 +236,9 @@ def _locked(
     try:
         descriptor = os.open(partial, flags | (os.O_EXCL if new else 0), 0o666)
     except FileExistsError:
-        raise UsageError(f"{partial} came into being: another process is writing it") from None
+        raise UsageError(
+            f"{named(partial)} came into being: another process is writing it"
+        ) from None
     with _SyncedFile(io.FileIO(descriptor, "wb")) as sink:
         if sink.is_regular:
             _hold(partial, descriptor, warn)
@@ -235,11 +257,11 @@ def _hold(partial: Path, descriptor: int, warn: Callable[[str], None]) -> None:
     # Locked is not enough: between our opening and our lock another may have ended and renamed it.
     is_ours = try_to_lock(descriptor)
     if is_ours is False or not _names(partial, descriptor):
-        raise BusyFileError(f"another process is writing {partial}, or just finished it")
+        raise BusyFileError(f"another process is writing {named(partial)}, or just finished it")
     if is_ours is None:
         warn(
-            f"warning: {partial} cannot be locked on this file system: make sure that no other "
-            "seqloss writes it"
+            f"warning: {named(partial)} cannot be locked on this file system: make sure that no "
+            "other seqloss writes it"
         )
 
 
@@ -323,7 +345,9 @@ def rename_partial(partial: Path, path: Path, force: bool) -> None:
         else:
             _rename_to_free_name(partial, path)
     except FileExistsError:
-        raise RunError(f"{path} came into being meanwhile; the results are in {partial}") from None
+        raise RunError(
+            f"{named(path)} came into being meanwhile; the results are in {partial}"
+        ) from None
     _sync_names(path)
 
 

@@ -35,7 +35,10 @@ def test_results_are_put_there_when_they_are_whole(fs: FlakyFileSystem, tmp_path
     ran("score samples/sentences.jsonl -o here.jsonl", tmp_path)
     expected = without_time((tmp_path / "here.jsonl").read_bytes())
     done = ran(f"score samples/sentences.jsonl -o {URL}", tmp_path)
-    assert f"at {URL}" in done.stderr
+    assert f"wrote {URL}: " in done.stderr
+    assert f": {URL}\n" in done.stderr
+    # The file that grew here is of no concern to anyone.
+    assert str(tmp_path) not in done.stderr
     assert without_time(fs.cat_file("/out/results.jsonl")) == expected
     assert fs.find("/out") == ["/out/results.jsonl"]
     assert left(tmp_path) == []
@@ -61,6 +64,30 @@ def test_faults_while_it_is_put_there(fault: str, fs: FlakyFileSystem, tmp_path:
     assert fs.cat_file("/out/results.jsonl").rpartition(b'{"type":"totals"')[1]
 
 
+@pytest.mark.parametrize("more", ["", " --force", " --shard 0/2 --resume"])
+@pytest.mark.parametrize("fault", ["refused", "missing"])
+def test_what_takes_no_results_is_found_before_the_first_row(
+    fault: str, more: str, fs: FlakyFileSystem, tmp_path: Path
+) -> None:
+    fs.faults[fault] = 1
+    done = ran(f"score samples/sentences.jsonl -o {URL}{more}", tmp_path, 2)
+    assert f"-o {URL}: cannot be written to: {fault}" in done.stderr
+    assert "built-in" not in done.stderr  # no model was looked for
+    assert (left(tmp_path), fs.find("/")) == ([], [])
+
+
+def test_an_attempt_to_write_is_made_again_and_leaves_nothing(
+    fs: FlakyFileSystem, tmp_path: Path
+) -> None:
+    fs.faults["pipe_file"] = 2
+    ran(f"score samples/sentences.jsonl -o {URL}", tmp_path)
+    assert fs.find("/") == ["/out/results.jsonl"]
+    assert not +fs.faults
+    fs.faults["pipe_file"] = 99
+    done = ran("score samples/sentences.jsonl -o flaky://out/b.jsonl", tmp_path, 1)
+    assert "flaky://out/b.jsonl: pipe_file: connection reset (after 3 attempts)" in done.stderr
+
+
 @pytest.mark.parametrize("fault", ["put_file", "half", "mv"])
 def test_what_cannot_be_put_there_stays_here(
     fault: str, fs: FlakyFileSystem, tmp_path: Path
@@ -83,15 +110,15 @@ def test_a_run_that_stopped_goes_on(fs: FlakyFileSystem, tmp_path: Path) -> None
     whole = fs.cat_file("/out/results.jsonl")
     fs.rm("/out/results.jsonl")
     local = local_path(Path(URL))
-    Path(f"{local}.partial").write_bytes(b"".join(whole.splitlines(True)[:3]))
-    assert (
-        "exists; --resume goes on"
-        in ran(f"score samples/sentences.jsonl -o {URL}", tmp_path, 2).stderr
-    )
-    assert (
-        "2 rows are kept"
-        in ran(f"score samples/sentences.jsonl -o {URL} --resume", tmp_path).stderr
-    )
+    partial = Path(f"{local}.partial")
+    partial.write_bytes(b"".join(whole.splitlines(True)[:3]))
+    told = f"{URL} (here {partial})"
+    done = ran(f"score samples/sentences.jsonl -o {URL}", tmp_path, 2)
+    assert f"{told} exists; --resume goes on with it" in done.stderr
+    done = ran(f"score samples/sentences.jsonl --eos -o {URL} --resume", tmp_path, 2)
+    assert f"--resume: {told} was begun in another way" in done.stderr
+    done = ran(f"score samples/sentences.jsonl -o {URL} --resume", tmp_path)
+    assert f"going on with {told}: 2 rows are kept" in done.stderr
     assert fs.cat_file("/out/results.jsonl") == whole
 
 
@@ -102,7 +129,9 @@ def test_shards_elsewhere_are_merged(fs: FlakyFileSystem, tmp_path: Path) -> Non
     for n, suffix in enumerate(("jsonl", "parquet", "jsonl")):
         ran(f"{line} --shard {n}/3 -o flaky://out/{n}.{suffix}", tmp_path)
     names = "flaky://out/0.jsonl flaky://out/1.parquet flaky://out/2.jsonl"
-    ran(f"merge {names} -o flaky://out/all.jsonl", tmp_path)
+    done = ran(f"merge {names} -o flaky://out/all.jsonl", tmp_path)
+    assert "wrote flaky://out/all.jsonl\n" in done.stderr
+    assert str(tmp_path) not in done.stderr
     assert without_time(fs.cat_file("/out/all.jsonl")) == without_time(whole)
     fs.pipe_file("/out/2.jsonl", fs.cat_file("/out/2.jsonl")[:-9])
     assert ran(f"merge --missing {names}", tmp_path).stdout == "2\n"

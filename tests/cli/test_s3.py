@@ -39,6 +39,9 @@ class Faults:
         if self._due(f"{method} 503"):
             start("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>slow down</Message></Error>"]
+        if self._due(f"{method} 403"):
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         if self._due(f"{method} 500"):
             start("500 Internal Server Error", [("Content-Type", "application/xml")])
             return [b"<Error><Code>InternalError</Code><Message>again</Message></Error>"]
@@ -149,6 +152,23 @@ def test_results_are_put_there_over_faults(server: Faults, folder: Path) -> None
     server.left = Counter()
     assert "nothing to do" in ran(f"score in/a.jsonl -o {url} --resume", folder).stderr
     assert len(rows(system.cat_file(f"{BUCKET}/out/results.jsonl"))) == 300
+
+
+def test_what_takes_no_results_is_found_before_the_first_row(server: Faults, folder: Path) -> None:
+    system, _ = remote.file_system(f"s3://{BUCKET}/a")
+    before = system.find(BUCKET)
+    done = ran("score in/a.jsonl -o s3://gone/results.jsonl", folder, 2)
+    assert "-o s3://gone/results.jsonl: cannot be written to: The specified bucket" in done.stderr
+    server.left = Counter({"POST 403": 1})
+    done = ran(f"score in/a.jsonl -o s3://{BUCKET}/out/no.jsonl --force", folder, 2)
+    assert "no.jsonl: cannot be written to: Access" in done.stderr
+    server.left, server.seen = Counter(), Counter()
+    remote.try_to_write(f"s3://{BUCKET}/out/no.jsonl")
+    assert server.seen == {"POST": 1, "DELETE": 1}
+    system.invalidate_cache()
+    assert system.find(BUCKET) == before
+    assert "Uploads" not in system.call_s3("list_multipart_uploads", Bucket=BUCKET)
+    assert [*(folder / "tmp").iterdir()] == []
 
 
 def test_large_results_come_in_parts(server: Faults, folder: Path) -> None:

@@ -361,6 +361,22 @@ def test_inputs_may_be_a_directory(run_cli: Run, data: Path, tmp_path: Path) -> 
     assert len(done.stdout.splitlines()) == 10
 
 
+def test_inputs_may_be_a_pattern(run_cli: Run, data: Path, tmp_path: Path) -> None:
+    results = scored(run_cli, tmp_path, "score", str(data))
+    (folder := tmp_path / "folder").mkdir()
+    (folder / "a.jsonl").write_bytes(data.read_bytes())
+    (folder / "b.jsonl").write_text('{"id": "else", "text": "Of no row."}\n')
+    (folder / "note.txt").write_text("One text.")
+    for name in (f"{folder}/*", str(folder)):
+        done = run_cli("select", str(results), "--where", "n_tokens > 0", "--inputs", name)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.encode() == data.read_bytes().replace(b"\n\n", b"\n")
+        assert f"--inputs {name}: 1 files that were scored as one text" in done.stderr
+    for name, said in ((f"{folder}/*.txt", "was scored as one text"), ("*.none", "no file fits")):
+        done = run_cli("select", str(results), "--where", "n_tokens > 0", "--inputs", name)
+        assert (done.exit_code, said in done.stderr) == (2, True)
+
+
 def test_pairs_chats_lines_and_tables(run_cli: Run, tmp_path: Path) -> None:
     pairs = scored(run_cli, tmp_path, "cond", "samples/pairs.jsonl", "--pmi")
     where = ("--where", "pmi > 0", "--inputs", "samples/pairs.jsonl")

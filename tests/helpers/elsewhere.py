@@ -57,6 +57,14 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
         self._fail("put_file")
         super().put_file(lpath, rpath, **kwargs)
 
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        self._fail("pipe_file")
+        for kind, error in (("refused", PermissionError), ("missing", FileNotFoundError)):
+            if self.faults[kind] > 0:
+                self.faults[kind] -= 1
+                raise error(f"{kind}: {path}")
+        super().pipe_file(path, value, **kwargs)
+
     def mv(self, path1: str, path2: str, **kwargs: Any) -> None:
         self._fail("mv")
         super().mv(path1, path2, **kwargs)
