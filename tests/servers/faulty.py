@@ -38,7 +38,7 @@ class Faulty:
             return
         self._n_asked += 1
         # The probe's rows come first: a fault there ends the run, which other tests hold.
-        if self._n_asked <= 60 or self._random.random() >= self._share:
+        if self._n_asked <= 80 or self._random.random() >= self._share:
             await self._app(scope, receive, send)
             return
         await self._fault(self._random.choice(KINDS), scope, receive, send)
@@ -74,20 +74,33 @@ class Faulty:
 
 def _wrong_ids(body: bytes) -> bytes:
     found = orjson.loads(body)
-    found["choices"][0]["prompt_token_ids"][-1] ^= 1
+    choice = found["choices"][0]
+    if choice["logprobs"]:
+        choice["logprobs"]["tokens"] = ["x" for _ in choice["logprobs"]["tokens"]]
+    else:
+        choice["prompt_token_ids"][-1] ^= 1
     return orjson.dumps(found)
 
 
 def _nan(body: bytes) -> bytes:
     found = orjson.loads(body)
-    for entry in found["choices"][0]["prompt_logprobs"][-1].values():
-        entry["logprob"] = "here"
+    choice = found["choices"][0]
+    if choice["logprobs"]:
+        values = choice["logprobs"]["token_logprobs"]
+        values[1:] = ["here" for _ in values[1:]]
+    else:
+        for entry in choice["prompt_logprobs"][-1].values():
+            entry["logprob"] = "here"
     return orjson.dumps(found).replace(b'"here"', b"NaN")
 
 
 def _short(body: bytes) -> bytes:
     found = orjson.loads(body)
-    found["choices"][0]["prompt_logprobs"].pop()
+    choice = found["choices"][0]
+    shortened = choice["logprobs"]["token_logprobs"] if choice["logprobs"] else (
+        choice["prompt_logprobs"]
+    )  # fmt: skip
+    shortened.pop()
     return orjson.dumps(found)
 
 

@@ -67,8 +67,8 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "seqloss_cli", "score", str(data), "-o", str(out), *more]
 
 
-def client(data: Path, out: Path, port: int, *more: str) -> subprocess.Popen[bytes]:
-    words = command(data, out, "--engine", f"vllm+http://127.0.0.1:{port}", *more)
+def client(data: Path, out: Path, url: str, *more: str) -> subprocess.Popen[bytes]:
+    words = command(data, out, "-m", "demo", "--engine", url, *more)
     words += ["--concurrency", "32"]
     return subprocess.Popen(words, cwd=ROOT, env=own_environment(), stderr=subprocess.PIPE)
 
@@ -89,20 +89,23 @@ def lines_of(out: Path) -> list[Any]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_nothing_is_lost_or_doubled_by_faults_and_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["openai", "vllm"])
+def test_nothing_is_lost_or_doubled_by_faults_and_kills(kind: str, tmp_path: Path) -> None:
+    """One row in a request, and many: `vllm+` finds that the server is ours."""
     data, local, out = (tmp_path / name for name in ("rows.jsonl", "local.jsonl", "out.jsonl"))
     rows(data)
     subprocess.run(command(data, local), cwd=ROOT, env=own_environment(), check=True)
 
     port = free_port()
+    url = f"{kind}+http://127.0.0.1:{port}"
     with serving(port, 0.01, seed=1) as server:
         # Another client is killed after a third of the rows, then the server after two thirds.
-        process = client(data, out, port)
+        process = client(data, out, url)
         wait_for(out, N_ROWS // 3, process)
         process.kill()
         process.wait()
         assert not out.exists()
-        process = client(data, out, port, "--resume")
+        process = client(data, out, url, "--resume")
         wait_for(out, 2 * N_ROWS // 3, process)
         server.kill()
         _, words = process.communicate()
@@ -110,7 +113,7 @@ def test_nothing_is_lost_or_doubled_by_faults_and_kills(tmp_path: Path) -> None:
         assert b"--resume goes on" in words
         assert not out.exists()
     with serving(port, 0.01, seed=2):
-        process = client(data, out, port, "--resume")
+        process = client(data, out, url, "--resume")
         _, words = process.communicate()
         assert process.returncode in (0, 3), words
 
@@ -127,6 +130,7 @@ def test_nothing_is_lost_or_doubled_by_faults_and_kills(tmp_path: Path) -> None:
             assert line["token_ids"] == other["token_ids"]
             pairs = zip(line["token_losses"][1:], other["token_losses"][1:], strict=True)
             worst = max(worst, *(abs(a - b) for a, b in pairs))
-    assert rejected
-    assert worst < 1e-5
-    print(f"{len(rejected)} rejected rows, worst difference {worst:.2g} nats")
+    # Of many rows in a request each is asked for again, alone at last: none need be rejected.
+    assert rejected or kind == "vllm"
+    assert worst < 1e-4  # batches differ
+    print(f"{kind}: {len(rejected)} rejected rows, worst difference {worst:.2g} nats")
