@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 MOST_IN_MEMORY = 1 << 20
-MOST_KEYS, MOST_WAITING = 1 << 17, 1 << 20
+MOST_KEYS, MOST_WAITING = 1 << 16, 1 << 20
 """Keys of a table in memory; and the size, in tokens, of all that waits there."""
 _SMALLEST = 1 << 13
 _BITS = (1 << 64) - 1

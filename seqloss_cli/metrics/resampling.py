@@ -380,7 +380,8 @@ class Reservoir:
         return np.concatenate(self._values) if self._values else np.empty(0)
 
     def _shrink(self) -> None:
-        values, keys = np.concatenate(self._values), np.concatenate(self._keys)
+        values, self._values = np.concatenate(self._values), []
+        keys, self._keys = np.concatenate(self._keys), []
         kept = np.argpartition(keys, self._size)[: self._size]
         self._values, self._keys = [values[kept]], [keys[kept]]
         self._n_held, self._n_small = len(kept), 0
