@@ -148,6 +148,8 @@ class Table(Generic[Value]):
         with _failures_told(self._task):
             if self._database is None:
                 self._database = _temporary_database()
+                # Keys come together more often than at random: a fourth of the memory is enough.
+                self._database.execute(f"PRAGMA cache_size=-{_CACHE_KIB // 4}")
                 self._database.execute("CREATE TABLE known (key PRIMARY KEY, value) WITHOUT ROWID")
             insert = "INSERT OR REPLACE INTO known VALUES (?, ?)"
             self._database.execute(insert, (repr(key), pickle.dumps(value)))
