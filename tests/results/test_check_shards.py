@@ -28,6 +28,8 @@ def made(seed: int, n: int) -> list[dict[str, Any]]:
     random, rows = np.random.default_rng(seed), list[dict[str, Any]]()
     for number in range(n):
         ids = random.integers(4, 40, random.integers(2, 9)).tolist()
+        if number in (3, 8):
+            ids[-1] = stub.INFINITE if number == 3 else stub.NAN
         values = [None, *(-random.exponential(2, len(ids) - 1)).round(3).tolist()]
         rows.append({"id": f"r{number % 7}", "input_ids": ids, "logprobs": values, "n": number})
         if number % 3 == 0:

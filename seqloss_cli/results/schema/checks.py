@@ -382,7 +382,9 @@ def read_check(fields: s.Fields, place: str) -> CheckRow:
         tokens = TokenLosses(np.where(compared, sizes, 0.0), compared, compared)
     total = None if mean is None else mean * n_compared
     sums = loss_totals(n_compared, total, n_tokens=n, n_without_text=1)
-    return CheckRow(ResultRow(place, s.with_arrays(fields), sums, tokens), columns)
+    # Rows wait in memory, and nothing but `merge` looks at logits.
+    kept = {name: value for name, value in fields.items() if name not in OF_SHARDS}
+    return CheckRow(ResultRow(place, s.with_arrays(kept), sums, tokens), columns)
 
 
 def _numbers(fields: s.Fields, name: str) -> Floats:
