@@ -66,12 +66,13 @@ test-trl:  ## hold `mask --like trl` to TRL itself, in an environment of its own
 		--requirement benchmarks/trl-requirements.txt
 	$(TRL)/bin/python -m pytest -m trl tests/tokenization/test_trl.py
 
-test-remote:  ## object stores (moto's server on loopback) and data sets, in an environment of its own
+test-remote:  ## object stores, a hub (servers on loopback) and data sets, in an environment of its own
 	$(PYTHON) -m venv $(REMOTE)
 	$(REMOTE)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(REMOTE)/bin/python -m pip install --quiet --editable '.[parquet,remote,datasets]' 'torch==2.13.0' \
 		'hypothesis' 'jsonschema' 'pytest' 'pytest-xdist' --group remote
-	$(REMOTE)/bin/python -m pytest -m remote tests/cli/test_s3.py tests/inputs/test_datasets.py
+	$(REMOTE)/bin/python -m pytest -m remote tests/cli/test_s3.py tests/cli/test_gs.py \
+		tests/cli/test_hub.py tests/inputs/test_datasets.py
 
 test-ray: $(RAY)/.installed  ## workers of a real Ray on this machine, killed, in an environment of its own
 	$(RAY)/bin/python -m pytest -m ray -n 0 tests/cli/test_ray.py

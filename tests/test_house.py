@@ -94,7 +94,8 @@ def test_there_are_few_lines_of_code() -> None:
     # Cells that are too long, files that change, and shards that are missing where many are read.
     # What is kept of documents, and rows that wait for partners, on disk where there are many.
     # Shards of checks, whose diagnosis is made of rows that are read back.
-    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_800
+    # What services of Google and of the hub say, and what helps.
+    assert sum(code_lines(path.read_text()) for path in modules()) <= 34_900
 
 
 # -- imports --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from seqloss_cli.cli.options import given
 from seqloss_cli.core.errors import UsageError
 from seqloss_cli.core.options import CHATS, INPUT, argument, command_record, option
 from seqloss_cli.core.policies import DEFAULT_MODEL, ModelChoice, PairPolicy, Reading
+from seqloss_cli.core.urls import is_of_hub
 
 if TYPE_CHECKING:
     import typer
@@ -123,9 +124,10 @@ def file_inputs(
     from seqloss_cli.inputs.shards import Cuts, Shard
 
     options, stats = r.ReadOptions(**asdict(given(context, Reading)), pairs=fields), r.ReadStats()
-    names = expanded(names, say) if options.dataset is None else [options.dataset_name]
-    if options.dataset is not None and given(context, ModelChoice).offline:
+    asks_hub = options.dataset is not None or any(map(is_of_hub, names))
+    if asks_hub and given(context, ModelChoice).offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the package reads it when it is imported
+    names = expanded(names, say) if options.dataset is None else [options.dataset_name]
     # Before a model is loaded, which takes seconds, and before any output is begun.
     if isinstance(sample, Rejected):
         is_text = given(context, TextArguments).text is not None

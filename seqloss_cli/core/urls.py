@@ -24,6 +24,11 @@ def is_url(name: str) -> bool:
     return "://" in name and _URL.match(name) is not None
 
 
+def is_of_hub(name: str) -> bool:
+    """Return whether a name is a URL of the hub, hf://."""
+    return is_url(name) and name[:3].lower() == "hf:"
+
+
 def shown_name(name: str) -> str:
     """Return a name as messages and rows have it: of a URL without what lets others in."""
     if not is_url(name):

@@ -168,6 +168,54 @@ def test_patterns_and_directories_here(tmp_path: Path, monkeypatch: pytest.Monke
     assert expanded(["model"], said.append) == ["model"]
 
 
+class _StatusError(Exception):
+    """An error of a package that tells the status of HTTP."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answer {status}")
+        self.code = status
+
+
+def test_only_what_may_pass_is_asked_for_again(
+    fs: FlakyFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def ask(status: int) -> None:
+        calls.append(status)
+        raise _StatusError(status)
+
+    for status, kind, n in (
+        (400, remote.LastingError, 1), (401, PermissionError, 1), (403, PermissionError, 1),
+        (404, FileNotFoundError, 1), (408, OSError, 3), (429, OSError, 3), (503, OSError, 3),
+    ):  # fmt: skip
+        calls.clear()
+        with pytest.raises(kind, match=f"answer {status}") as caught:
+            remote.retried(lambda status=status: ask(status), "hf://datasets/a/b")  # type: ignore[misc]
+        assert type(caught.value) is kind
+        assert len(calls) == n
+        assert ("HF_TOKEN" in str(caught.value)) is (kind is PermissionError)
+        assert ("after 3 attempts" in str(caught.value)) is (n == 3)
+    # A package that made attempts of its own, which took longer than this.
+    monkeypatch.setattr(remote, "LONGEST", -1.0)
+    calls.clear()
+    with pytest.raises(OSError, match=r"answer 503$"):
+        remote.retried(lambda: ask(503))
+    assert len(calls) == 1
+
+
+def test_requests_to_an_emulator_of_google_are_anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.config import conf
+
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "true")  # put back after the test
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT")
+    asked = remote._google_options.__wrapped__
+    assert asked() == {"token": "anon"}
+    monkeypatch.setitem(conf, "gcs", {"token": "mine"})
+    assert asked() == {}
+
+
 def test_urls_are_shown_without_what_lets_others_in() -> None:
     assert shown_name("https://u:p@host/a.jsonl?X-Amz-Signature=1") == "https://host/a.jsonl"
     assert shown_name("https://host/get?id=1") == "https://host/get?id=1"
