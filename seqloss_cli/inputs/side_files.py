@@ -29,8 +29,8 @@ from seqloss_cli.tokenization.labels import Labels
 
 _MISMATCH = "regions_mismatch"
 _SHOWN = 40
-_SIZE = 512
-"""Tokens that a row is taken to be of, where rows wait."""
+_SIZE = 64
+"""Tokens that take the memory of a row without any, about."""
 T = TypeVar("T")
 
 
@@ -144,7 +144,8 @@ class SideFile(Generic[T]):
 
     def _keep(self, row: SideRow[T]) -> None:
         if row.id is not None:
-            self._kept.add(row.id, "", row, _SIZE)
+            ids = getattr(row.content, "input_ids", None)
+            self._kept.add(row.id, "", row, _SIZE + (0 if ids is None else len(ids)))
             return
         why = "has no id, while the first row has one"
         if isinstance(row.content, RowError):
