@@ -69,7 +69,8 @@ def _google_options() -> dict[str, Any]:
     """Return what gcsfs is to be opened with, where nobody said it by variables or files of fsspec.
 
     Without credentials it asks the metadata server over and over, and then the kind of each bucket
-    by another protocol, which an emulator does not speak.
+    by another protocol, which an emulator does not speak. Raises UsageError for a file of
+    credentials that is named and is none.
     """
     from fsspec.config import conf
 
@@ -85,9 +86,13 @@ def _google_options() -> dict[str, Any]:
             return {}
         if Path("~/.gcs_tokens").expanduser().exists():
             return {}
-        with suppress(google.auth.exceptions.DefaultCredentialsError):
+        try:
             google.auth.default()
             return {}
+        except google.auth.exceptions.DefaultCredentialsError as error:
+            if file := os.environ.get(variable := "GOOGLE_APPLICATION_CREDENTIALS"):
+                why = " ".join(str(error).split())
+                raise UsageError(f"{variable}={file} cannot be used: {why:.300}") from error
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     return {"token": "anon"}
 

@@ -207,6 +207,20 @@ def test_what_takes_no_results_is_found_before_the_first_row(system: Any, folder
     assert [*(folder / "tmp").iterdir()] == []
 
 
+def test_a_file_of_credentials_that_is_none_is_said(
+    system: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setattr(remote, "_google_options", remote._google_options.__wrapped__)
+    file = folder / "key.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    for content in (None, "", "{}"):
+        if content is not None:
+            file.write_text(content)
+        done = ran(f"score gs://{BUCKET}/in/a.jsonl", folder, 2)
+        assert f"GOOGLE_APPLICATION_CREDENTIALS={file} cannot be used: " in done.stderr
+
+
 def test_large_results_come_in_parts(system: Any, folder: Path) -> None:
     large = folder / "large.bin"
     large.write_bytes(bytes(range(256)) * (56 << 10))  # 14 MiB
