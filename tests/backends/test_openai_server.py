@@ -166,7 +166,7 @@ def test_known_rows_among_texts(texts_only: FakeServer, tmp_path: Path) -> None:
     texts_only.asked.clear()
     assert scored(texts_only, file, "--lines")["rejected"] == []
     asked = [body["prompt"] for body in texts_only.asked]
-    at_the_start, after_blocks, among_rows = 3, 6, 40 // 16
+    at_the_start, after_blocks, among_rows = 3, 6, 4 + 40 // 16
     n_known = sum(each[:40] == asked[0][:40] for each in asked)
     assert n_known == at_the_start + after_blocks + among_rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import math
 from collections.abc import Iterator
 from itertools import count
@@ -149,8 +150,12 @@ def test_pairs_and_choices(server: FakeServer, tmp_path: Path) -> None:
         row["log_prob_y_given_x"], abs=1e-9
     )
     if server.kind == "sglang":  # what comes before the response may be the cache's
-        response = server.asked[-1 - n_known(server)]  # the last are of the known row
-        assert response["logprob_start_len"] > 0
+        # Of known rows the beginning is asked for, of some of them the end alone, too.
+        known = server.asked[0]["input_ids"][:3]
+        starts = [
+            body["logprob_start_len"] for body in server.asked if body["input_ids"][:3] != known
+        ]
+        assert starts[-1] > 0
 
 
 def test_ranks_and_alternatives(tmp_path: Path) -> None:
@@ -237,8 +242,9 @@ def n_probes(server: FakeServer, tmp_path: Path) -> int:
 
 def test_a_probe_is_kept(server: FakeServer, tmp_path: Path) -> None:
     assert n_probes(server, tmp_path) > 10
-    # Two rows that are known and one of them again at the start, one after each of two blocks.
-    assert len(server.asked) == 3 + (3 + 2) * n_known(server)
+    # Two rows that are known and one of them again at the start, one after each of two blocks; one
+    # beside the first row and the second.
+    assert len(server.asked) == 3 + (3 + 2) * n_known(server) + 2
     server.asked.clear()
     scored(server, tmp_path, "--probe")
     assert len(server.asked) > 10
@@ -484,8 +490,8 @@ def test_a_request_that_failed_is_sent_again(
     server.fault = fault
     server.asked.clear()
     found = scored(server, tmp_path)
-    # Three rows and the known one, which is asked for twice more.
-    assert len(server.asked) == 2 * (3 + n_known(server)) + 2 * n_known(server)
+    # Three rows and the known one, which is asked for twice more, and beside two rows.
+    assert len(server.asked) == 2 * (3 + n_known(server)) + 2 * n_known(server) + 2
     for row in found["sequences"]:
         assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
 
@@ -771,7 +777,42 @@ def test_every_error_of_a_server_is_asked_for_again(vllm: FakeServer, tmp_path: 
 
     vllm.fault = fault
     scored(vllm, tmp_path)
-    assert len(vllm.asked) - n_first == 3 + 3 + 4
+    assert len(vllm.asked) - n_first == 3 + 3 + 2 + 4
+
+
+def test_requests_on_their_way_end_where_another_one_ends_the_run(vllm: FakeServer) -> None:
+    """Threads that wait for an answer are woken: the server gives none."""
+    from seqloss_cli.backends.server.transport import Transport
+    from seqloss_cli.core.errors import RunError
+    from seqloss_cli.core.policies import EngineChoice
+
+    is_asked, is_over = threading.Semaphore(0), threading.Event()
+
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        is_asked.release()
+        is_over.wait(60)
+        return right
+
+    vllm.fault = fault
+    transport = Transport(vllm.url, EngineChoice(concurrency=8))
+    body = {"model": "fake", "prompt": [0, 5], "prompt_logprobs": 0}
+    said = list[str]()
+
+    def ask() -> None:
+        with pytest.raises(RunError) as found:
+            transport.post("/v1/completions", body, 1 << 16)
+        said.append(str(found.value))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert is_asked.acquire(timeout=30)
+    transport.close("for this reason")
+    for thread in threads:
+        thread.join(30)
+    is_over.set()
+    assert said == ["for this reason"] * 8
 
 
 # -- keys, addresses, load ------------------------------------------------------------------------

@@ -347,11 +347,11 @@ def test_weights_that_change_in_the_middle_end_the_run(kind: str, tmp_path: Path
 def test_weights_that_change_after_the_last_row_end_the_run(vllm: FakeServer) -> None:
     words = (*WORDS, vllm.url, "-m", "demo")
     assert in_process(*words).exit_code == 0
-    n = len(vllm.asked)  # three of known rows, then the text, then one of them again
+    n = len(vllm.asked)  # three of known rows, the text, one beside it, then one of them again
     assert in_process(*words).exit_code == 0
-    assert len(vllm.asked) == n + 5
+    assert len(vllm.asked) == n + 6
     vllm.fault = lambda number, body, right: (
-        with_other_weights(number, body, right) if number == n + 9 else right
+        with_other_weights(number, body, right) if number == n + 11 else right
     )
     failed = in_process(*words, "--json")
     assert failed.exit_code == 1

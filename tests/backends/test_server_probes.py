@@ -344,7 +344,7 @@ def test_a_cache_of_blocks_that_is_turned_on_after_the_probe(kind: str) -> None:
         assert in_process(*words, server.url).exit_code == 0
         server.asked.clear()
         assert in_process(*words, server.url).exit_code == 0
-        first, second, third, _, last = (body["prompt"] for body in server.asked)
+        first, second, third, _, _, last = (body["prompt"] for body in server.asked)
         assert first == third != second == last
         assert first[:257] == second[:257]
         server.fault = spoilt_blocks()
@@ -368,7 +368,7 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_much_longer_than_those_of_the_probe_are_held_to_themselves(
     kind: str, long_model: Path
 ) -> None:
-    """Once a day, for each length that is more than twice as long as those before."""
+    """Once a day, for each length that is more than a quarter longer than those before."""
     text = "The keeper winds both clocks and walks home. " * 90
     with serving(FakeServer(kind, max_model_len=2050)) as server:
         words = ("score", "--text", text, "-m", long_model, "--json", "--engine", server.url)
@@ -394,7 +394,20 @@ def test_blocks_of_a_cache_that_are_longer_than_rows_of_the_probe(
         words = ("score", "--text", text, "-m", long_model, "--engine", server.url)
         result = in_process(*words)
     assert result.exit_code == 1
-    assert "asked for again or without its end" in " ".join(result.stderr.split())
+    assert "asked for again, without its end" in " ".join(result.stderr.split())
+
+
+def test_long_rows_that_go_to_other_weights(long_model: Path) -> None:
+    """As by a gateway with a fall-back for long prompts."""
+    text = "The keeper winds both clocks and walks home. " * 60
+    with serving(FakeServer("vllm", max_model_len=2050)) as server:
+        server.fault = lambda n, body, right: (
+            of_other_weights(right) if len(body["prompt"]) > 400 else right
+        )
+        words = ("score", "--text", text, "-m", long_model, "--engine", server.url)
+        result = in_process(*words)
+    assert result.exit_code == 1
+    assert "after a known beginning" in " ".join(result.stderr.split())
 
 
 def routed(n: int) -> Callable[..., Any]:

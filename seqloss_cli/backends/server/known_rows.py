@@ -23,13 +23,19 @@ _TRIES = 3
 """Times that the known row is asked for where answers cannot be believed, which may be an accident
 of one answer."""
 _CANARY_EVERY = 16
-"""Requests of which one has a known row beside it, which takes the same way to the server."""
+"""Requests of which one has a known row beside it, which takes the same way to the server; so have
+the first, second, fourth and eighth one."""
+_MUCH_LONGER = 1.25
+"""Rows that are so many times as long as any before are held to themselves first."""
 _COMMON = (1, 2, 4, 8, 16, 32)
 """Tokens that rows have in common with a known row, which a router may take for the whole."""
-_ALIKE, _DRAWN = 3, 8
-"""Rows with each common beginning, and tokens of each that are drawn."""
+_ALIKE, _DRAWN = 4, 8
+"""Rows with each common beginning, of one token twice as many, and the tokens that are drawn of
+every other one: the rest is as long as the known row, for routers by whole blocks."""
 _TOGETHER = 64
 """Tokens over which differences of a long row are averaged."""
+_SINGLE = 10
+"""Times the tolerance by which a single token may differ."""
 _draw = SystemRandom()
 
 
@@ -123,7 +129,8 @@ class Watch:
     def ask_canary(self) -> None:
         """Ask for a known row among the others, over any of the connections and as busy as the
         server is: replicas and fall-backs with other weights show. Raises RunError."""
-        if next(self._asked) % _CANARY_EVERY:
+        n_asked = next(self._asked)
+        if n_asked % _CANARY_EVERY and n_asked not in (1, 2, 4, 8):
             return
         known = self._known[0].beginning(RECORDED_TOKENS)
         n = len(known.token_ids)
@@ -138,19 +145,18 @@ class Watch:
 
         def apart() -> float:
             found = self._server.ask(row).log_probs[: len(known.log_probs)]
-            # Their mean: batches of a busy server in bfloat16 differ by more at a single token.
-            return float(np.abs(np.subtract(found, known.log_probs)).mean())
+            return _largest_mean(np.abs(np.subtract(found, known.log_probs)))
 
         self._require_near(self._told(apart))
 
     def require_length(self, ids: Sequence[int]) -> None:
-        """Ask for a row of more than twice as many tokens as any before, twice and cut, before a
-        number of it counts: blocks of a cache and parts of prompts may be longer than rows of the
-        probe. Raises RunError where it depends on that."""
-        if len(ids) <= 2 * self._longest or not self._server.protocol.takes_ids:
+        """Ask for a row that is much longer than any before twice and cut, before a number of it
+        counts: blocks of a cache and parts of prompts may be longer than rows of the probe, and
+        long rows may be sent to another server. Raises RunError where it depends on that."""
+        if len(ids) <= _MUCH_LONGER * self._longest:
             return
         with self._lock:
-            if len(ids) <= 2 * self._longest:
+            if len(ids) <= _MUCH_LONGER * self._longest:
                 return
             try:
                 apart = self._length_apart(ids)
@@ -160,26 +166,38 @@ class Watch:
                 raise RunError(
                     f"{self._server.transport.url}: a row of {len(ids)} tokens has "
                     f"log-probabilities that differ by {apart:.2g} nats, a mean of up to "
-                    f"{_TOGETHER} tokens, where it is asked for again or without its end "
-                    f"(--probe-tolerance {self._tolerance:g}): a cache of beginnings does that "
-                    "(vLLM: --no-enable-prefix-caching, SGLang: --disable-radix-cache), and so "
-                    "do several servers of other weights behind one address"
+                    f"{_TOGETHER} tokens, where it is asked for again, without its end, or after a "
+                    f"known beginning (--probe-tolerance {self._tolerance:g}): a cache of "
+                    "beginnings does that (vLLM: --no-enable-prefix-caching, SGLang: "
+                    "--disable-radix-cache), and so do several servers of other weights behind one "
+                    "address"
                 )
             self._longest = len(ids)
             self._keep_longest(len(ids))
 
     def _length_apart(self, ids: Sequence[int]) -> float:
         """Return the largest mean difference of neighbours in a row like `ids`, nats."""
-        first, drawn = self._known[0].first, _draw.choices(self._known[0].token_ids[1:], k=_DRAWN)
-        row = [*ids[:1], *drawn, *ids[1 + _DRAWN :]][: len(ids)]
-        cut = _draw.randrange(len(row) // 2, len(row))
-        whole = Question(row, first)
-        cold = self._server.ask(whole).log_probs
+        known, ask = self._known[0], self._server.ask
+        if not self._server.protocol.takes_ids:  # a text of drawn tokens may have other ones
+            whole = Question(ids, known.first)
+            cold = ask(whole).log_probs
+            ask(known.question)
+            return _largest_mean(np.abs(cold - ask(whole).log_probs))
+        known = known.beginning(min(RECORDED_TOKENS, len(ids) // 2))
+        # What follows is new to the server: what it keeps of the row itself would be the same.
+        drawn = _draw.choices(known.token_ids[1:], k=_DRAWN)
+        row = [*known.token_ids, *drawn, *ids[len(known.token_ids) + _DRAWN :]][: len(ids)]
+        whole, cut = Question(row, known.first), _draw.randrange(len(row) // 2 + 1, len(row))
+        cold = ask(whole).log_probs
         # What a server remembers of a beginning is read only where that is not asked for.
         again = replace(whole, first=cut) if self._server.protocol.sends_first else whole
-        warm = self._server.ask(again).log_probs
-        short = self._server.ask(replace(whole, ids=row[:cut])).log_probs
-        differences = cold[again.first - first :] - warm, cold[: cut - first] - short
+        warm = ask(again).log_probs
+        short = ask(replace(whole, ids=row[:cut])).log_probs
+        differences = (
+            cold[again.first - known.first :] - warm,
+            cold[: cut - known.first] - short,
+            cold[: len(known.log_probs)] - known.log_probs,
+        )
         return max(_largest_mean(np.abs(each)) for each in differences)
 
     def _told(self, ask: Callable[[], float]) -> float:
@@ -206,10 +224,11 @@ class Watch:
 
 
 def _largest_mean(differences: Floats) -> float:
-    """Return the largest mean of neighbours: batches in bfloat16 differ by more at one token."""
+    """Return the largest mean of neighbours, or a part of a single one that is larger: batches of a
+    busy server in bfloat16 differ by more at one token."""
     n = min(_TOGETHER, len(differences))
     sums = np.concatenate([[0.0], differences.cumsum()])
-    return float((sums[n:] - sums[:-n]).max() / n)
+    return float(max((sums[n:] - sums[:-n]).max() / n, differences.max() / _SINGLE))
 
 
 def difference_of_beginnings(server: Server, known: KnownRow) -> float:
@@ -222,8 +241,9 @@ def difference_of_beginnings(server: Server, known: KnownRow) -> float:
     if not server.protocol.takes_ids:
         return 0.0  # a text of drawn tokens may have other ones
     common = [n for n in _COMMON if known.first <= n < len(known.token_ids)]
-    common = [n for n in common for _ in range(_ALIKE)]
-    asked = [known.with_drawn_end(n, _DRAWN) for n in common]
+    common = [n for n in common for _ in range(_ALIKE * (2 if n == common[0] else 1))]
+    drawn = [len(known.token_ids) if at % 2 else _DRAWN for at in range(len(common))]
+    asked = [known.with_drawn_end(n, n_drawn) for n, n_drawn in zip(common, drawn, strict=True)]
     if "top_logprobs" in server.protocol.quantities:
         try:
             with_tops = [replace(each, top_k=_DRAWN) for each in asked]
@@ -246,7 +266,7 @@ def _apart(
         n = common[at] - known.first  # values that all with this beginning have
         if n:
             means.append(np.abs(answer.log_probs[:n] - known.log_probs[:n]).mean())
-        if asked[at].top_k and at % _ALIKE:
+        if asked[at].top_k and at and common[at - 1] == common[at]:
             means.append(_alternatives_apart(answers[at - 1], answer, n))
     return float(max(means))
 

@@ -242,7 +242,8 @@ def _causes(server: Server) -> str:
         return f"{several} do that; name one of them"
     return (
         "vLLM with a prefix cache does that (start it with --no-enable-prefix-caching), and so do "
-        f"{several}"
+        f"{several}; batches in half precision may differ, too: then give a larger "
+        "--probe-tolerance"
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -60,6 +61,7 @@ class Transport:
         self.gate = Gate(choice.concurrency)
         self._timeout = choice.timeout
         self._stopped, self._why = threading.Event(), ""
+        self._sockets = set[Any]()
         key = read_key(choice.api_key_file)
         is_local = parts.hostname in LOOPBACK
         self._client = httpx.Client(
@@ -104,7 +106,18 @@ class Transport:
         """Send nothing more: requests that wait give up, with the first reason that was given."""
         self._why = self._why or why
         self._stopped.set()
-        self._client.close()
+        # A thread that waits for a socket which another one closes may wait on: its number may be
+        # that of the next connection. One that is shut down wakes it.
+        for each in list(self._sockets):
+            _shut_down(each)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the sockets of connections that are opened."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            found = info["return_value"].get_extra_info("socket")
+            self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {found}
+            if self._stopped.is_set():
+                _shut_down(found)
 
     def _send(
         self,
@@ -172,7 +185,10 @@ class Transport:
         deadline = time.monotonic() + self._timeout
         headers = {"Content-Type": "application/json"} if body is not None else {}
         url, content = self.url + path, bytearray()
-        with self._client.stream(method, url, content=body, headers=headers) as response:
+        own = {"trace": self._trace}
+        with self._client.stream(
+            method, url, content=body, headers=headers, extensions=own
+        ) as response:
             if response.status_code in _REDIRECTS:
                 place = response.headers.get("location", "")
                 raise RunError(
@@ -207,6 +223,12 @@ class Transport:
         longest = LONGEST_WAIT if asked is None else max(1.0, asked)
         drawn = random.uniform(0, min(longest, _BACKOFF * 2.0 ** min(attempt, 20)))
         self._stopped.wait(drawn if asked is None else asked + drawn)
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed
+        # Not SSLSocket's own, which would leave the reader without its session.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class Gate:
