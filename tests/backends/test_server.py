@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import math
+import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
