@@ -144,6 +144,25 @@ def test_a_tokenizer_that_differs_in_few_ids(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_words_that_are_exchanged_with_the_same_after_a_blank(kind: str, tmp_path: Path) -> None:
+    """Some servers leave blanks out; of one that has shown some they tell words apart."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    ids = whole["model"]["vocab"]
+    blank = "\u0120"
+    pairs = [each for each in ids if each[0] == blank and each[1:].isalpha() and each[1:] in ids]
+    assert len(pairs) > 100
+    for each in pairs:
+        ids[each], ids[each[1:]] = ids[each[1:]], ids[each]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with serving(FakeServer(kind)) as server:
+        result = in_process(*WORDS, server.url, "-m", tmp_path)
+    assert result.exit_code == 1
+    assert "is about other tokens" in said(result)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_server_of_others_needs_a_tokenizer(kind: str) -> None:
     with serving(FakeServer(kind)) as server:
         result = in_process(*WORDS, server.url)

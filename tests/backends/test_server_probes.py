@@ -397,6 +397,20 @@ def test_blocks_of_a_cache_that_are_longer_than_rows_of_the_probe(
     assert "asked for again, without its end" in " ".join(result.stderr.split())
 
 
+def test_a_server_that_does_not_say_what_it_takes_is_probed_within_the_context() -> None:
+    def fault(number: int, body: dict[str, Any], right: Any) -> Any:
+        is_long = len(body["prompt"]) > 100
+        return Broken(400, content=b'{"error": "too long"}') if is_long else right
+
+    words = ("score", "--text", "The cat sat. " * 60, "-m", "demo", "--json", "--engine")
+    with serving(FakeServer("vllm", max_model_len=None, fault=fault)) as server:
+        refused_ = in_process(*words, server.url)
+        assert refused_.exit_code == 1
+        assert "--context N" in refused_.stderr
+        (row,) = document(in_process(*words, server.url, "--context", 64))["sequences"]
+    assert row["token_losses"][1:] == pytest.approx(losses_of(row["token_ids"]), abs=1e-12)
+
+
 def test_long_rows_that_go_to_other_weights(long_model: Path) -> None:
     """As by a gateway with a fall-back for long prompts."""
     text = "The keeper winds both clocks and walks home. " * 60

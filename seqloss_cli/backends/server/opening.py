@@ -100,7 +100,8 @@ def open_model(
     n_more = 1 if found.kind == "seqloss" else 2
     longest = None if found.max_model_len is None else found.max_model_len - n_more
     windows = _windows(loaded, longest, context, stride)
-    longest = min(filter(None, (longest, loaded.max_context, _LONGEST_PROBE)))
+    # Of a server that does not say what it takes, the option is the only word on it.
+    longest = min(longest or windows.context, loaded.max_context or _LONGEST_PROBE, _LONGEST_PROBE)
     start = partial(_start, server, tokens, windows, choice, batches, longest)
     return OpenedModel(loaded, windows, start)
 

@@ -29,6 +29,8 @@ class Pieces:
         self._shown = set[tuple[str, int]]()
         """Texts and ids that were found to be of one token: most come again and again."""
         self._ids_shown = set[int]()
+        self._shows_blanks = False
+        """The server has shown the blank before a word: a word without one is another token."""
 
     def begins_with_bos(self, ids: Sequence[int]) -> bool:
         """Tell whether the first id is the BOS."""
@@ -79,6 +81,9 @@ class Pieces:
                 raise self._other(name, n, theirs, token_id)
             self._shown.add((theirs, token_id))
             self._ids_shown.add(token_id)
+            is_word = theirs.startswith(" ") and theirs[1:2].isalnum() and self.is_plain(token_id)
+            if is_word and theirs.encode() == self._vocabulary.bytes_of(token_id):
+                self._shows_blanks = True
 
     def is_within(self, text: str, ids: Sequence[int]) -> bool | None:
         """Tell whether a text holds that of these ids, but for blanks and control tokens; None
@@ -114,9 +119,15 @@ class Pieces:
         if theirs == self._vocabulary.written(token_id):  # as older versions of vLLM show it
             return True
         try:
-            # Some leave blanks out, of tokens that are nothing else, too.
+            # Some leave blanks out, of tokens that are nothing else, too; none adds one. Others
+            # only those before signs (transformers' clean_up_tokenization_spaces).
             ours = raw.decode()
-            return ours.strip() == theirs.strip() and bool(ours.strip() or ours.endswith(theirs))
+            is_word = ours.strip()[:1].isalnum() and "'" not in ours
+            if ours == theirs or (self._shows_blanks and is_word):
+                return ours == theirs
+            if not ours.strip():
+                return not theirs.strip() and ours.endswith(theirs)
+            return ours.strip() == theirs.strip() and ours.rstrip().endswith(theirs.rstrip())
         except UnicodeDecodeError:
             # vLLM shows a character where its last byte is.
             shown = theirs.encode(errors="replace")
