@@ -30,8 +30,8 @@ _MUCH_LONGER = 1.25
 _COMMON = (1, 2, 4, 8, 16, 32)
 """Tokens that rows have in common with a known row, which a router may take for the whole."""
 _ALIKE, _DRAWN = 4, 8
-"""Rows with each common beginning, of one token twice as many, and the tokens that are drawn of
-every other one: the rest is as long as the known row, for routers by whole blocks."""
+"""Rows with each common beginning, of one token four times as many, and the tokens that are drawn.
+Every other one but those is as long as the known row, for routers by whole blocks."""
 _TOGETHER = 64
 """Tokens over which differences of a long row are averaged."""
 _SINGLE = 10
@@ -79,7 +79,8 @@ class KnownRow:
     def with_drawn_end(self, n: int, n_more: int) -> Question:
         """Return its first `n` tokens, and at most `n_more` of all of them, drawn at random; no
         longer row than this one."""
-        drawn = _draw.choices(self.token_ids[1:], k=min(n_more, len(self.token_ids) - n))
+        unlike = sorted({*self.token_ids[1:]})  # frequent ones would be drawn again and again
+        drawn = _draw.choices(unlike, k=min(n_more, len(self.token_ids) - n))
         return Question([*self.token_ids[:n], *drawn], self.first)
 
     def beginning(self, n: int) -> KnownRow:
@@ -241,8 +242,9 @@ def difference_of_beginnings(server: Server, known: KnownRow) -> float:
     if not server.protocol.takes_ids:
         return 0.0  # a text of drawn tokens may have other ones
     common = [n for n in _COMMON if known.first <= n < len(known.token_ids)]
-    common = [n for n in common for _ in range(_ALIKE * (2 if n == common[0] else 1))]
-    drawn = [len(known.token_ids) if at % 2 else _DRAWN for at in range(len(common))]
+    shortest, whole = common[0], len(known.token_ids)
+    common = [n for n in common for _ in range(_ALIKE * (4 if n == shortest else 1))]
+    drawn = [whole if at % 2 and n > shortest else _DRAWN for at, n in enumerate(common)]
     asked = [known.with_drawn_end(n, n_drawn) for n, n_drawn in zip(common, drawn, strict=True)]
     if "top_logprobs" in server.protocol.quantities:
         try:

@@ -119,15 +119,13 @@ class Pieces:
         if theirs == self._vocabulary.written(token_id):  # as older versions of vLLM show it
             return True
         try:
-            # Some leave blanks out, of tokens that are nothing else, too; none adds one. Others
-            # only those before signs (transformers' clean_up_tokenization_spaces).
+            # Some leave blanks out, of tokens that are nothing else, too. Others only those before
+            # signs (transformers' clean_up_tokenization_spaces).
             ours = raw.decode()
             is_word = ours.strip()[:1].isalnum() and "'" not in ours
             if ours == theirs or (self._shows_blanks and is_word):
                 return ours == theirs
-            if not ours.strip():
-                return not theirs.strip() and ours.endswith(theirs)
-            return ours.strip() == theirs.strip() and ours.rstrip().endswith(theirs.rstrip())
+            return ours.strip() == theirs.strip() and bool(ours.strip() or ours.endswith(theirs))
         except UnicodeDecodeError:
             # vLLM shows a character where its last byte is.
             shown = theirs.encode(errors="replace")
