@@ -137,7 +137,7 @@ def test_other_tools_find_the_columns_and_the_metadata(run: Run, tmp_path: Path)
 class FakeRun:
     """A record with no fields."""
 
-    pairs, boundary, model, teacher, models = None, None, None, None, None
+    pairs, boundary, model, teacher, models, reading = None, None, None, None, None, None
 
     def as_json(self) -> dict[str, Any]:
         return {}
