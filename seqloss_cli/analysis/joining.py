@@ -23,8 +23,6 @@ from seqloss_cli.results.schema.scores import ResultRow
 Key = tuple[Any, ...]
 JoinedRows = tuple[ResultRow, ...]
 """One row of each file, of the same input."""
-_SIZE = 64
-"""Tokens that take the memory of a row without any, about."""
 MOST_IDS = 20
 """Ids that are remembered of rows in no figure."""
 UNSPELLED = "text that no token of a model stands for"
@@ -107,7 +105,7 @@ def join(files: Sequence[Iterable[ResultRow]], report: JoinReport) -> Iterator[J
             yield tuple(row for _, row in arrived)
             continue
         for n, row in arrived:
-            waiting[n].add(repr(text_key(row)), row.id, row, _SIZE + row.totals.n_tokens)
+            waiting[n].add(repr(text_key(row)), row.id, row, row.totals.n_tokens)
         for key, identity in names:
             if all(own.has(key, identity) for own in waiting):
                 report.n_joined += 1

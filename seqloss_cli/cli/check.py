@@ -160,11 +160,13 @@ def _other(
 def _with_size(inputs: i.Inputs, against: str | None) -> i.Inputs:
     """Return inputs whose record of a shard has the size of --against, so that `merge` sees a file
     that changed."""
+    from seqloss_cli.inputs.streams import stored_size
+
     shard = (inputs.reading or {}).get("shard")
     if shard is None or against is None:
         return inputs
-    size = Path(against).stat().st_size
-    reading = {**(inputs.reading or {}), "shard": {**shard, "against_bytes": size}}
+    with_size = {**shard, "against_bytes": stored_size(against)}
+    reading = {**(inputs.reading or {}), "shard": with_size}
     return replace(inputs, reading=reading)
 
 

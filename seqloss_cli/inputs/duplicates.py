@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sqlite3 import Connection
 
 MOST_IN_MEMORY = 1 << 20
+_OWN_SIZE = 64
+"""Tokens that take the memory of an item without any, about."""
 MOST_KEYS, MOST_WAITING = 1 << 16, 1 << 20
 """Keys of a table in memory; and the size, in tokens, of all that waits there."""
 _SMALLEST = 1 << 13
@@ -171,13 +173,14 @@ class Waiting(Generic[Value]):
         return self._n
 
     def add(self, key: str, identity: str, item: Value, size: int) -> None:
-        """Let an item wait. Raises RunError when the directory for temporary files has no room."""
+        """Let an item of `size` tokens wait. Raises RunError when the directory for temporary files
+        has no room."""
         self._n += 1
         if self._database is not None:
             self._insert(key, identity, item)
             return
         self._memory.setdefault(key, {}).setdefault(identity, deque()).append((item, size))
-        self._size += size
+        self._size += _OWN_SIZE + size
         if self._size > MOST_WAITING:
             self._database = _temporary_database()
             columns = "number INTEGER PRIMARY KEY, key, id, born, since, item"
@@ -216,7 +219,7 @@ class Waiting(Generic[Value]):
         by_id = self._memory[key]
         identity = next(iter(by_id)) if identity is None else identity
         item, size = by_id[identity].popleft()
-        self._size -= size
+        self._size -= _OWN_SIZE + size
         if not by_id[identity]:
             del by_id[identity]
         if not by_id:

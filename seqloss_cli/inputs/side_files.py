@@ -29,8 +29,6 @@ from seqloss_cli.tokenization.labels import Labels
 
 _MISMATCH = "regions_mismatch"
 _SHOWN = 40
-_SIZE = 64
-"""Tokens that take the memory of a row without any, about."""
 T = TypeVar("T")
 
 
@@ -145,7 +143,7 @@ class SideFile(Generic[T]):
     def _keep(self, row: SideRow[T]) -> None:
         if row.id is not None:
             ids = getattr(row.content, "input_ids", None)
-            self._kept.add(row.id, "", row, _SIZE + (0 if ids is None else len(ids)))
+            self._kept.add(row.id, "", row, 0 if ids is None else len(ids))
             return
         why = "has no id, while the first row has one"
         if isinstance(row.content, RowError):

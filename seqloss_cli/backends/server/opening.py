@@ -196,7 +196,8 @@ def _start(
     after_bos = found.way is None or not found.way.drops_bos
 
     def keep_longest(n: int) -> None:
-        probing.keep_probe(server, tokens.sha256, replace(found, longest=n))
+        if tolerance <= found.tolerance:  # else stricter runs would believe what was loosely held
+            probing.keep_probe(server, tokens.sha256, replace(found, longest=n))
 
     server = replace(server, is_settled=True)
     watch = Watch(server, found.known, tolerance, found.longest, keep_longest)

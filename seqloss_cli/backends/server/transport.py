@@ -61,7 +61,7 @@ class Transport:
         self.gate = Gate(choice.concurrency)
         self._timeout = choice.timeout
         self._stopped, self._why = threading.Event(), ""
-        self._sockets = set[Any]()
+        self._sockets, self._of_sockets = set[Any](), threading.Lock()
         key = read_key(choice.api_key_file)
         is_local = parts.hostname in LOOPBACK
         self._client = httpx.Client(
@@ -108,16 +108,18 @@ class Transport:
         self._stopped.set()
         # A thread that waits for a socket which another one closes may wait on: its number may be
         # that of the next connection. One that is shut down wakes it.
-        for each in list(self._sockets):
-            _shut_down(each)
+        with self._of_sockets:
+            for each in self._sockets:
+                _shut_down(each)
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         """Keep the sockets of connections that are opened."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             found = info["return_value"].get_extra_info("socket")
-            self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {found}
-            if self._stopped.is_set():
-                _shut_down(found)
+            with self._of_sockets:
+                self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {found}
+                if self._stopped.is_set():
+                    _shut_down(found)
 
     def _send(
         self,
